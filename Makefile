@@ -1,0 +1,73 @@
+# Every command of the project. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# Extra words for pip, such as the index of a torch build for your hardware.
+PIP_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export RAY_AUTH_MODE := token
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup check format test demo up down ui clean lock
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv with the pinned packages; does nothing when it is up to date
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make setup PYTHON=python3.11" % v)'
+	@test -x $(BIN)/python || { echo "set-up: making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@echo "set-up: installing the packages pinned in constraints.txt (the first time takes minutes)"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt setuptools
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+	@echo "set-up: done"
+
+check: setup ## lint, format, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## rewrite the code in the house format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+test: setup ## run the tests; PYTEST_ARGS="-k crops" narrows them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup ## the whole main job on this machine: real data, local cluster
+	ORCHESTRATOR_RUNS='$(CURDIR)/runs' $(BIN)/python jobs/train_ensemble.py
+
+up: setup ## start Ray and MLflow on loopback
+	$(BIN)/python cluster/local.py up
+
+down: setup ## stop them
+	$(BIN)/python cluster/local.py down
+
+ui: setup ## the MLflow page over the runs of this clone
+	$(BIN)/python cluster/local.py ui
+
+clean: ## remove caches of builds and tools; never runs/ or data
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./data \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# The comment at the head of constraints.txt is kept; a build's local tag (as in 2.13.0+cpu) is dropped.
+lock: ## write the versions in .venv to constraints.txt
+	@{ grep '^#' constraints.txt; \
+	   $(BIN)/python -m pip freeze --all --exclude-editable \
+	   | grep -v -i -E '^(pip|googlenet-orchestrator)(==| @)' | sed -E 's/^([^#]+==[^+ ]+)\+.*/\1/' | LC_ALL=C sort -f; \
+	} > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
+	@echo "lock: $$(grep -c == constraints.txt) packages in constraints.txt"

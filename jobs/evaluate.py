@@ -1,0 +1,20 @@
+"""Score finished models as one ensemble with 1 / 10 / 144 crops; what was scored before is not scored again.
+
+python jobs/evaluate.py googlenet-digits-x7-0123456789
+    all members of an ensemble
+python jobs/evaluate.py googlenet-digits-m1-0123456789 googlenet-digits-m2-0123456789
+    any subset of models
+"""
+
+from orchestrator.config.cli import Preset, parse
+from orchestrator.ensemble.config import Evaluate
+
+PROG = "evaluate.py"
+
+if __name__ == "__main__":
+    config = parse(PROG, "Score finished runs on 1 / 10 / 144 crops.", {"runs": Preset(Evaluate())}, "runs")
+    # Heavy rooms (torch, ray, mlflow) only now: help and refusals are quick.
+    from orchestrator.ensemble import command
+    from orchestrator.launch.command import guarded
+
+    raise SystemExit(guarded(PROG, lambda: command.evaluate(config)))

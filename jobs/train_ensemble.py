@@ -1,0 +1,26 @@
+"""Train an ensemble of independent models, score it with 1 / 10 / 144 crops, record everything in MLflow.
+
+python jobs/train_ensemble.py
+    seven GoogLeNets on the embedded handwritten digits, on this machine
+ray job submit --working-dir . -- python jobs/train_ensemble.py googlenet-imagenet --data s3://bucket/imagenet
+    the paper's ensemble on a cluster
+"""
+
+from orchestrator.config.cli import Preset, parse
+from orchestrator.ensemble.config import TrainEnsemble
+from orchestrator.recipe import presets
+
+PROG = "train_ensemble.py"
+
+if __name__ == "__main__":
+    config = parse(
+        PROG,
+        "Train an ensemble, score it with 1 / 10 / 144 crops, record it in MLflow.",
+        {name: Preset(TrainEnsemble(recipe=make()), presets.summary(name)) for name, make in presets.PRESETS.items()},
+        presets.DEFAULT,
+    )
+    # Heavy rooms (torch, ray, mlflow) only now: help and refusals are quick.
+    from orchestrator.ensemble import command
+    from orchestrator.launch.command import guarded
+
+    raise SystemExit(guarded(PROG, lambda: command.train_ensemble(config)))

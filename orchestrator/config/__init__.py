@@ -1,0 +1,1 @@
+"""Frozen configurations: strict parsing, dotted overrides, fingerprints, command lines."""

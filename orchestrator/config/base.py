@@ -1,0 +1,88 @@
+"""The base of every configuration in the project."""
+
+import json
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orchestrator.config.errors import ConfigError, explain
+from orchestrator.config.tree import branches
+
+
+class Config(BaseModel):
+    """A frozen set of values that refuses unknown keys, wrong types and numbers that are not finite.
+
+    Strict: "1", 1.5 and True are no int, but an int is a fine float. The string under a field is its
+    description. Variants of a union carry `kind: Literal["..."]` and are told apart by it.
+
+    Building one in Python, `Recipe(epochs=-1)`, raises pydantic.ValidationError (a ValueError) and takes
+    tuples and enum members only; `from_dict` also takes lists and strings, and raises ConfigError.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse fields that would not survive `to_dict` and `from_dict`.
+
+        Raises:
+            TypeError: for a field declared as a Path; our own slip, found when the class is made.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            if any(isinstance(b, type) and issubclass(b, PurePath) for b in branches(field.annotation)):
+                # A place may be a URL, and pydantic's JSON mode refuses a Path as a default.
+                raise TypeError(f"{cls.__name__}.{name}: {field.annotation} is refused: declare places as str")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON knows them: tuples as lists, enums and paths as strings."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """Indented JSON with sorted keys; equal configurations give equal text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` or a JSON file describes; absent keys take their defaults.
+
+        Raises:
+            ConfigError: one line naming every refused field, its value and what is wrong with it.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{cls.__name__} must be a mapping of its fields, not {type(data).__name__}")
+        try:
+            # By way of JSON text, because only pydantic's JSON mode is strict about numbers and yet
+            # reads lists as tuples and strings as enums.
+            return cls.model_validate_json(json.dumps(dict(data), default=plain))
+        except ValidationError as error:
+            raise explain(error, cls) from None
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__} holds a value that JSON cannot: {error}") from None
+
+
+def plain(value: object) -> Any:
+    """The JSON form of a Config, enum, path or mapping; meant as `default` of json.dumps.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form")

@@ -1,0 +1,200 @@
+"""Command lines: presets as sub-commands, every field a flag, every refusal one line and exit status 2."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from orchestrator.config import flags
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError, Problem, show, suggestion
+from orchestrator.config.overrides import apply, draft
+from orchestrator.config.tree import KIND
+
+C = TypeVar("C", bound=Config)
+
+_REFUSED = 2  # exit status of every user error, as argparse and the shells have it
+_HELP = ("--help", "-h")
+_TRUTHS = {"true": "", "false": "no_"}  # a word, and what its flag begins with
+_FLAG = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Preset(Generic[C]):
+    """A named starting point: the whole configuration, and one line that says what it is."""
+
+    value: C
+    summary: str = ""
+
+
+def parse(
+    prog: str,
+    description: str,
+    presets: Mapping[str, Preset[C]],
+    default: str,
+    argv: Sequence[str] | None = None,
+) -> C:
+    """The configuration that the command line asks for: a preset with its flags in place.
+
+    The first argument names the preset, with hyphens or underscores; without one the default is taken.
+    `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
+    `PROG: error: FIELD: VALUE is refused: why`, and exits with status 2; help exits with 0.
+
+    Args:
+        prog: name of the program for help and errors.
+        description: head of the help.
+        presets: name (with hyphens) to preset, all of one class.
+        default: name of the preset taken when none is given.
+        argv: arguments without the program's name; those of the process when None.
+
+    Raises:
+        ValueError: when the default is no preset; our own slip, not the user's.
+    """
+    if default not in presets:
+        raise ValueError(f"default: {default!r} is refused: must be one of {', '.join(presets)}")
+    try:
+        return _parse(prog, description, presets, default, list(sys.argv[1:] if argv is None else argv))
+    except ConfigError as error:
+        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+        raise SystemExit(_REFUSED) from None
+
+
+def _parse(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, arguments: list[str]) -> C:
+    name = default
+    if arguments and not arguments[0].startswith("-"):
+        named = _named(arguments[0], presets)
+        if named is not None:
+            name = named
+            arguments = arguments[1:]
+        elif not any(flags.is_positional(f) for f in type(presets[default].value).model_fields.values()):
+            raise ConfigError(
+                Problem(arguments[0], "unknown preset" + suggestion(arguments[0], list(presets), "presets"))
+            )
+    elif arguments and arguments[0] in _HELP and len(presets) > 1:
+        sys.stdout.write(_listing(prog, description, presets, default))
+        raise SystemExit(0)
+    preset = presets[name].value
+    chosen, arguments = _take_kinds(preset, arguments)
+    shape = draft(preset, chosen)
+    given = flags.typed(f"{prog} {name}", description, shape, _spelled_out(shape, arguments))
+    try:
+        return apply(preset, {**chosen, **given})
+    except ConfigError as error:
+        shown = flags.names(shape)
+        raise ConfigError(*(Problem(_flag_of(p.path, shown), p.reason) for p in error.problems)) from None
+
+
+def _named(argument: str, presets: Mapping[str, Preset[C]]) -> str | None:
+    wanted = argument.replace("_", "-")
+    return next((name for name in presets if name.replace("_", "-") == wanted), None)
+
+
+def _listing(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str) -> str:
+    width = max(len(name) for name in presets)
+    lines = []
+    for name, preset in presets.items():
+        summary = (preset.summary.strip().splitlines() or [""])[0]
+        mark = " (default)" if name == default else ""
+        lines.append(f"  {name:<{width}}  {summary}{mark}".rstrip())
+    return "\n".join(
+        [
+            f"usage: {prog} [PRESET] [--FLAG VALUE ...]",
+            "",
+            description.strip(),
+            "",
+            "presets:",
+            *lines,
+            "",
+            f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
+            "",
+        ]
+    )
+
+
+def _take_kinds(preset: Config, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Kinds by dotted path, and the arguments without them: they decide which flags there are."""
+
+    def is_kind(flag: str) -> bool:
+        return flag.rpartition(".")[2] == KIND
+
+    def take(flag: str, kind: str) -> list[str]:
+        taken[flag] = kind
+        return []
+
+    taken: dict[str, str] = {}
+    rest = _replaced(arguments, is_kind, lambda value: not value.startswith("--"), take)
+    chosen: dict[str, Any] = {}
+    for flag in sorted(taken, key=lambda flag: flag.count(".")):
+        # An outer kind may bring the union that an inner one is about.
+        shape = draft(preset, chosen)
+        shown = flags.names(shape)
+        if flag not in shown:
+            raise flags.unknown(shape, "--" + flag.replace("_", "-"))
+        try:
+            draft(preset, {**chosen, shown[flag]: taken[flag]})
+        except ConfigError as error:
+            raise ConfigError(*(Problem(_flag_of(p.path, shown), p.reason) for p in error.problems)) from None
+        chosen[shown[flag]] = taken[flag]
+    return chosen, rest
+
+
+def _spelled_out(shape: Config, arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--flag=true` and `--flag false` as --flag and --no-flag, all that tyro knows."""
+    shown = flags.names(shape)
+
+    def is_truth(flag: str) -> bool:
+        owner: Any = shape
+        *branch, last = shown.get(flag, "").split(".")
+        for name in branch:
+            owner = getattr(owner, name)
+        field = type(owner).model_fields.get(last)
+        return field is not None and field.annotation is bool
+
+    def spelled(flag: str, value: str) -> list[str]:
+        if value.lower() not in _TRUTHS:
+            raise ConfigError(Problem(flag, f"{show(value)} is refused: must be true or false"))
+        branch, dot, last = flag.rpartition(".")
+        return [f"--{branch}{dot}{_TRUTHS[value.lower()]}{last}"]
+
+    return _replaced(arguments, is_truth, lambda value: value.lower() in _TRUTHS, spelled)
+
+
+def _replaced(
+    arguments: Sequence[str],
+    wanted: Callable[[str], bool],
+    is_value: Callable[[str], bool],
+    instead: Callable[[str, str], list[str]],
+) -> list[str]:
+    """The arguments, with what `instead(flag, value)` says in place of every wanted flag and its value."""
+    result: list[str] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        following = arguments[position + 1] if position + 1 < len(arguments) else None
+        position += 1
+        if argument == "--":  # what follows is no flag, whatever it looks like
+            return [*result, *arguments[position - 1 :]]
+        match = _FLAG.fullmatch(argument)
+        flag = match["name"].replace("-", "_") if match else ""
+        if match is None or not wanted(flag):
+            result.append(argument)
+        elif match["value"] is not None:
+            result.extend(instead(flag, match["value"]))
+        elif following is not None and is_value(following):
+            result.extend(instead(flag, following))
+            position += 1
+        else:
+            result.append(argument)
+    return result
+
+
+def _flag_of(path: str, shown: Mapping[str, str]) -> str:
+    """A dotted path as the user sees it: without the levels that its flag leaves out."""
+    for flag, leaf in shown.items():
+        if path == leaf or path.startswith(leaf + "."):
+            return flag + path[len(leaf) :]
+        if leaf.startswith(path + "."):
+            below = leaf[len(path) :].count(".")
+            return ".".join(flag.split(".")[:-below])
+    return path

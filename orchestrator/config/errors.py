@@ -1,0 +1,217 @@
+"""One-line explanations of refused configurations."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from orchestrator.config.tree import KIND, Models, branches, kind_of, models_in
+
+_LONGEST_VALUE = 60
+_LONGEST_HINT = 90
+_MOST_KEYS = 12
+
+# pydantic's error types, told in the user's words; the braces are filled from the error's context.
+_REASONS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "none_required": "must be none",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping of its fields",
+    "model_attributes_type": "must be a mapping of its fields",
+    "too_short": "must have at least {min_length} item(s), has {actual_length}",
+    "too_long": "must have at most {max_length} item(s), has {actual_length}",
+    "string_too_short": "must have at least {min_length} character(s)",
+    "string_too_long": "must have at most {max_length} character(s)",
+    "string_pattern_mismatch": "must match {pattern}",
+    "union_tag_not_found": "must be given",
+    "value_error": "{error}",
+    "json_invalid": "holds text that is no valid Unicode",  # the JSON is our own, its texts are the user's
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One refused place: its dotted path (empty for the whole configuration) and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class ConfigError(ValueError):
+    """A configuration, override or command line that is refused.
+
+    Its text is one line; `problems` holds the same place by place. It survives pickling, so that it may
+    cross processes.
+    """
+
+    def __init__(self, *problems: Problem | str) -> None:
+        super().__init__(*problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Every refused place, in the order in which the fields are declared."""
+        return tuple(p if isinstance(p, Problem) else Problem("", str(p)) for p in self.args)
+
+    def __str__(self) -> str:
+        return "; ".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error is: its visible path, the models that own the last key, and the field if known."""
+
+    parts: tuple[str, ...]
+    owners: Models
+    field: FieldInfo | None
+
+
+def show(value: Any) -> str:
+    """A value as one short line: text quoted, None as none, long values cut."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value) if isinstance(value, str | int | float) else json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+    """Up to three known names that look like `name`; hyphens, underscores and case do not count.
+
+    Names are compared as a whole first, then by their last dotted part, so that `decay_factor` finds
+    `schedule.decay_factor`, then by their beginnings, so that `poly` finds `polynomial`.
+    """
+    wanted = _plain(name)
+    by_plain = {_plain(candidate): candidate for candidate in candidates}
+    keys: tuple[Callable[[str], str], ...] = (
+        lambda plain: plain,
+        lambda plain: plain.rpartition(".")[2],
+        lambda plain: plain[: len(wanted) + 1],
+    )
+    for key in keys:
+        close = get_close_matches(key(wanted), {key(plain) for plain in by_plain}, n=3, cutoff=0.7)
+        if close:
+            return [known for match in close for plain, known in by_plain.items() if key(plain) == match][:3]
+    return []
+
+
+def suggestion(name: str, known: Sequence[str], noun: str) -> str:
+    """`; did you mean a or b?` when something is near, else the first known names."""
+    near = near_misses(name, known)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    listed = ", ".join(known[:_MOST_KEYS]) + (", ..." if len(known) > _MOST_KEYS else "")
+    return f"; known {noun}: {listed}" if listed else ""
+
+
+def one_of(value: str, choices: Iterable[str]) -> str:
+    """`must be one of a, b`, and which of them `value` looks like."""
+    listed = list(choices)
+    near = near_misses(value, listed)
+    return f"must be one of {', '.join(listed)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def explain(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
+    """The one-line ConfigError for what pydantic refused.
+
+    Args:
+        error: pydantic's account; its input dump and links are left out.
+        root: the class or annotation that was validated; it tells union tags from field names.
+        prefix: dotted path of `root` inside the user's configuration, empty for the top.
+    """
+    reasons: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    hints: dict[str, str] = {}
+    for details in error.errors(include_url=False):
+        place = _locate(details["loc"], root)
+        tag = (KIND,) if details["type"].startswith("union_tag") else ()
+        path = ".".join((*(prefix.split(".") if prefix else ()), *place.parts, *tag))
+        reason = _reason(details, place)
+        if reason not in reasons.setdefault(path, []):
+            reasons[path].append(reason)
+        values.setdefault(path, _refused(details))
+        hints.setdefault(path, "" if tag or details["type"] == "value_error" else _hint(place))
+    # Several reasons at one place are the branches of a union, each of which says what it would take.
+    return ConfigError(
+        *(Problem(path, values[path] + " or ".join(found) + hints[path]) for path, found in reasons.items())
+    )
+
+
+def _locate(loc: tuple[int | str, ...], root: Any) -> _Place:
+    annotation, owners, field = root, models_in(root), None
+    parts: list[str] = []
+    for item in loc:
+        tagged = [model for model in owners if len(owners) > 1 and kind_of(model) == item]
+        known = owners[0].model_fields.get(str(item)) if len(owners) == 1 else None
+        if tagged:
+            owners, field = tuple(tagged), None
+        elif isinstance(item, int):
+            parts.append(str(item))
+        elif known is not None:
+            parts.append(item)
+            field, annotation = known, known.annotation
+            owners = models_in(annotation)
+        # pydantic names the branch of a plain union ("float", "str") as if it were a key.
+        elif owners or any(get_origin(branch) in (dict, Mapping) for branch in branches(annotation)):
+            parts.append(item)
+    return _Place(tuple(parts), owners, field)
+
+
+def _reason(details: ErrorDetails, place: _Place) -> str:
+    kind = details["type"]
+    # Bounds come as floats even where an int was declared: 1.0 reads better as 1.
+    context = {key: f"{v:g}" if isinstance(v, float) else v for key, v in details.get("ctx", {}).items()}
+    if kind == "missing":
+        return "must be given"
+    if kind == "extra_forbidden":
+        known = list(place.owners[0].model_fields) if place.owners else []
+        return "unknown key" + suggestion(place.parts[-1], known, "keys")
+    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        listed = str(context.get("expected") or context["expected_tags"]).replace(" or ", ", ")
+        choices = [choice.strip("'") for choice in listed.split(", ")]
+        return one_of(str(context.get("tag", details["input"])), choices)
+    return " ".join(_REASONS.get(kind, details["msg"]).format_map(context).split())
+
+
+def _refused(details: ErrorDetails) -> str:
+    """The offending value, where showing it helps: not for a whole mapping or an absent key."""
+    if details["type"] == "union_tag_invalid":
+        return f"{show(details['ctx']['tag'])} is refused: "
+    if details["type"] in ("missing", "extra_forbidden", "union_tag_not_found", "json_invalid"):
+        return ""
+    if isinstance(details["input"], dict | BaseModel):
+        return ""
+    return f"{show(details['input'])} is refused: "
+
+
+def _hint(place: _Place) -> str:
+    """The field's own description in brackets, its first line only."""
+    description = place.field.description if place.field is not None else None
+    if not description:
+        return ""
+    line = description.strip().splitlines()[0].rstrip(".")
+    return f" ({line if len(line) <= _LONGEST_HINT else line[: _LONGEST_HINT - 3] + '...'})"
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()

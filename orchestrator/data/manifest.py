@@ -1,0 +1,77 @@
+"""manifest.json: what a dataset holds, shard by shard. It is written last, so a dataset with one is complete."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import fingerprint
+from orchestrator.data.errors import DataError
+from orchestrator.storage import files, urls
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+
+class Shard(Config):
+    """One WebDataset tar and its index, both relative to the manifest."""
+
+    name: str = Field(description="path of the tar below the dataset's folder")
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str = Field(description="of the tar")
+    index_sha256: str = Field(description="of the index file, NAME.index.json")
+
+
+class Manifest(Config):
+    """A dataset: class names in label order, and the shards of each split."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    splits: dict[str, tuple[Shard, ...]]
+
+    def digest(self) -> str:
+        """A short hash of everything in it: the dataset's identity, wherever it lies."""
+        return fingerprint(self, length=16)
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """The shards of a split. Raises DataError when the dataset has no such split."""
+        if split not in self.splits:
+            raise DataError(f"{self.name}: no split {split!r}; it has {', '.join(sorted(self.splits))}")
+        return self.splits[split]
+
+    def samples(self, split: str) -> int:
+        """Number of samples of a split."""
+        return sum(shard.samples for shard in self.shards(split))
+
+
+def load(url: str) -> Manifest:
+    """The manifest of the dataset at `url`. Raises DataError when it is missing, damaged or of another version."""
+    where = files.join(url, NAME)
+    shown = urls.redact(where)
+    try:
+        data = files.read_bytes(where)
+    except FileNotFoundError:
+        raise DataError(
+            f"data: {shown}: no manifest there: {urls.redact(url)} is no packed dataset, or its packing did not finish"
+        ) from None
+    try:
+        raw = json.loads(data)
+        version = raw["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"data: {shown}: damaged: {error!r}; pack the dataset again") from None
+    if version != FORMAT_VERSION:
+        raise DataError(f"data: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
+    try:
+        return Manifest.from_dict(raw)
+    except ConfigError as error:
+        raise DataError(f"data: {shown}: damaged: {error}; pack the dataset again") from None
+
+
+def save(url: str, manifest: Manifest) -> None:
+    """Write the manifest, which declares the dataset complete."""
+    files.write_bytes(files.join(url, NAME), (manifest.to_json() + "\n").encode())

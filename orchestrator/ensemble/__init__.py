@@ -1,0 +1,1 @@
+"""Seven models as one: members, their training, their scores, the table."""

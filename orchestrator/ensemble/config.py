@@ -1,0 +1,28 @@
+"""The command lines of the ensemble's jobs; importable without torch or ray."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.ensemble.members import EnsembleConfig
+from orchestrator.launch.config import Destination, JobConfig, Placement
+
+
+class TrainEnsemble(JobConfig):
+    """What the command line of train_ensemble.py sets."""
+
+    ensemble: EnsembleConfig = Field(EnsembleConfig(), description="how the members come from the recipe")
+
+
+class Evaluate(Config):
+    """What the command line of evaluate.py sets."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+        (), description="names of finished runs, or of ensembles for all their members"
+    )
+    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    placement: Placement = Placement()

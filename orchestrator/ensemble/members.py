@@ -1,0 +1,55 @@
+"""The members of an ensemble (arXiv 1409.4842, section 7): what they share, what differs, which is wider."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.recipe.config import Recipe
+
+
+class EnsembleConfig(Config):
+    """How the members come from the base recipe."""
+
+    members: int = Field(7, ge=1, le=1000, description="independently trained models (section 7: 7)")
+    wider: float = Field(
+        1.25, ge=1, le=8, description="width of the last member relative to the base (section 7: one is wider; 1: none)"
+    )
+    vary_crops: bool = Field(
+        True,
+        description="members differ in the range of training crops (section 6: some saw smaller, some larger ones)",
+    )
+
+
+# Parts of the base's range of crop areas that members in turn draw from: all of it, its smaller and its larger three
+# quarters. Section 6 says that some models were trained on smaller relative crops and others on larger ones.
+AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
+
+
+def recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
+    """The members' recipes. All share policy and initial weights; order, augmentation, dropout and crops differ."""
+    return tuple(_member(base, config, number) for number in range(config.members))
+
+
+def _member(base: Recipe, config: EnsembleConfig, number: int) -> Recipe:
+    seeds = base.seeds.model_copy(
+        update={
+            "order": base.seeds.order + number,
+            "augmentation": base.seeds.augmentation + number,
+            "dropout": base.seeds.dropout + number,
+        }
+    )
+    low, high = base.augmentation.area
+    begin, end = AREA_PARTS[number % len(AREA_PARTS)] if config.vary_crops else AREA_PARTS[0]
+    area = (round(low + begin * (high - low), 6), round(low + end * (high - low), 6))
+    is_wider = config.wider > 1 and number == config.members - 1 and config.members > 1
+    width = base.model.width * (config.wider if is_wider else 1.0)
+    changed = base.model_copy(
+        update={
+            "name": f"{base.name}-m{number + 1}" + ("-wide" if is_wider else ""),
+            "seeds": seeds,
+            "augmentation": base.augmentation.model_copy(update={"area": area}),
+            "model": base.model.model_copy(update={"width": width}),
+        }
+    )
+    return Recipe.from_dict(changed.to_dict())  # validated as a whole; model_copy validates nothing

@@ -1,0 +1,117 @@
+"""The table for people and for machines: text, Markdown, JSON, picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from orchestrator.evaluation.table3 import Cell, Table3
+from orchestrator.storage import files
+from orchestrator.tracking import plots
+from orchestrator.tracking.plots import EnsembleCell
+
+HEADER = (
+    "models crops",
+    "cost",
+    "top-1 %",
+    "95% interval",
+    "top-5 %",
+    "95% interval",
+    "vs 1x1",
+    "paper top-5 %",
+    "vs 1x1",
+)
+
+
+def rows(table: Table3) -> list[tuple[str, ...]]:
+    """A row of text for each cell, in the order of HEADER; differences are in points of top-5 error."""
+    base = table.cells[0]
+    return [_row(cell, base) for cell in table.cells]
+
+
+def text(table: Table3) -> str:
+    """The table in plain text; each row begins with models and crops."""
+    body = [HEADER, *rows(table)]
+    widths = [max(len(row[column]) for row in body) for column in range(len(HEADER))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in body
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown(table: Table3) -> str:
+    """The table in Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(table)]
+    return "\n".join(lines) + "\n"
+
+
+def columns(table: Table3) -> dict[str, list[object]]:
+    """The table as columns, for a tracker."""
+    base = table.cells[0]
+    return {
+        "models": [cell.models for cell in table.cells],
+        "crops": [cell.crops for cell in table.cells],
+        "cost": [cell.cost for cell in table.cells],
+        "top1_error": [round(cell.top1_error, 4) for cell in table.cells],
+        "top1_low": [round(cell.top1_interval[0], 4) for cell in table.cells],
+        "top1_high": [round(cell.top1_interval[1], 4) for cell in table.cells],
+        "top5_error": [round(cell.top5_error, 4) for cell in table.cells],
+        "top5_low": [round(cell.top5_interval[0], 4) for cell in table.cells],
+        "top5_high": [round(cell.top5_interval[1], 4) for cell in table.cells],
+        "top5_vs_base": [round(cell.top5_error - base.top5_error, 4) for cell in table.cells],
+        "paper_top5_error": [cell.paper_top5 for cell in table.cells],
+    }
+
+
+def picture(table: Table3, path: str) -> None:
+    """The table as a PNG at a local path."""
+    plots.ensemble_table(
+        [
+            EnsembleCell(
+                cell.models, cell.crops, cell.top1_error, *cell.top1_interval, cell.top5_error, *cell.top5_interval,
+                cell.paper_top5,
+            )
+            for cell in table.cells
+        ],
+        path,
+    )  # fmt: skip
+
+
+def write(
+    folder: str, table: Table3, about: dict[str, object], curves: Mapping[str, Sequence[tuple[float, float]]]
+) -> None:
+    """Write table.json, table.md, table.txt, table.png and curves.png below `folder`."""
+    content = {"about": about, "images": table.images, "bad_images": table.bad_images, "table": columns(table)}
+    files.write_bytes(files.join(folder, "table.json"), json.dumps(content, indent=1).encode())
+    files.write_bytes(files.join(folder, "table.md"), markdown(table).encode())
+    files.write_bytes(files.join(folder, "table.txt"), (text(table) + "\n").encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        picture(table, os.path.join(scratch, "table.png"))
+        plots.curves(
+            curves, "Validation error of the members", "epoch", "top-1 error, %", os.path.join(scratch, "curves.png")
+        )
+        for name in sorted(os.listdir(scratch)):
+            with open(os.path.join(scratch, name), "rb") as file:
+                files.write_bytes(files.join(folder, name), file.read())
+
+
+def _row(cell: Cell, base: Cell) -> tuple[str, ...]:
+    paper = (cell.paper_top5, base.paper_top5)
+    return (
+        f"{cell.models} {cell.crops}",
+        str(cell.cost),
+        f"{cell.top1_error:.2f}",
+        "{:.2f} - {:.2f}".format(*cell.top1_interval),
+        f"{cell.top5_error:.2f}",
+        "{:.2f} - {:.2f}".format(*cell.top5_interval),
+        "base" if cell is base else f"{cell.top5_error - base.top5_error:+.2f}",
+        "-" if paper[0] is None else f"{paper[0]:.2f}",
+        "base" if cell is base else "-" if paper[0] is None or paper[1] is None else f"{paper[0] - paper[1]:+.2f}",
+    )

@@ -1,0 +1,1 @@
+"""Scores of many models on many crops: stored per image, combined into the paper's table."""

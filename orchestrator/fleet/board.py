@@ -1,0 +1,98 @@
+"""What is known of each run while it runs, read from the journals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.fleet.supervisor import RunStatus
+from orchestrator.launch.config import RunSpec
+from orchestrator.storage.files import StorageError
+from orchestrator.tracking import journal
+from orchestrator.tracking.events import Event
+from orchestrator.tracking.journal import Cursor
+from orchestrator.training.job import journal_of
+
+
+@dataclass
+class Row:
+    """One run as the board knows it."""
+
+    spec: RunSpec
+    status: RunStatus = "waiting"
+    message: str = ""
+    epoch: int = 0
+    images_per_second: float | None = None
+    top1_error: float | None = None
+    top5_error: float | None = None
+    loss: float | None = None
+    restarts: int = 0
+    seconds_per_epoch: float | None = None
+    cursor: Cursor | None = None
+    attempt_began: tuple[float, int] | None = None  # unix seconds, epoch
+    curve: list[tuple[float, float]] = field(default_factory=list)  # epoch, top-1 error in percent
+
+
+class Board:
+    """The rows of a fleet; `poll` brings them up to date."""
+
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
+        self.rows = {spec.name: Row(spec) for spec in specs}
+        self.began = time.time()
+
+    def change(self, spec: RunSpec, status: RunStatus, message: str) -> None:
+        """A run changed its state."""
+        row = self.rows[spec.name]
+        row.status, row.message = status, message
+
+    def poll(self) -> list[tuple[Row, Event]]:
+        """Read what is new in the journals; the new events with their rows, each row already up to date."""
+        news = []
+        for row in self.rows.values():
+            if row.status == "waiting":
+                continue
+            try:
+                events, row.cursor = journal.read(journal_of(row.spec.folder), row.cursor)
+            except (journal.JournalError, StorageError):
+                # Looking is not worth a failure: what is missed now is seen at the next poll.
+                continue
+            for event in events:
+                _apply(row, event)
+                news.append((row, event))
+        return news
+
+    def eta_seconds(self, at_once: int) -> float | None:
+        """Seconds until the last run ends, from the measured speed; None before the first epoch."""
+        speeds = [row.seconds_per_epoch for row in self.rows.values() if row.seconds_per_epoch]
+        if not speeds:
+            return None
+        usual = sum(speeds) / len(speeds)
+        left = [
+            (row.spec.recipe.epochs - row.epoch) * (row.seconds_per_epoch or usual)
+            for row in self.rows.values()
+            if row.status in ("waiting", "running")
+        ]
+        return max([sum(left) / at_once, *left], default=0.0)
+
+
+def _apply(row: Row, event: Event) -> None:
+    values = event.values
+    if event.kind == "started":
+        row.attempt_began = (event.time, row.epoch)
+    elif event.kind == "incident":
+        row.restarts += 1
+    elif event.kind == "epoch":
+        row.epoch = int(_number(values.get("train/epoch")) or row.epoch)
+        row.loss = _number(values.get("train/loss"))
+        row.images_per_second = _number(values.get("train/images_per_second"))
+        kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
+        if (top1 := _number(values.get(f"validation/{kind}_top1_error"))) is not None:
+            row.top1_error, row.top5_error = top1, _number(values.get(f"validation/{kind}_top5_error"))
+            row.curve.append((float(row.epoch), top1))
+        if row.attempt_began is not None and row.epoch > row.attempt_began[1]:
+            row.seconds_per_epoch = (event.time - row.attempt_began[0]) / (row.epoch - row.attempt_began[1])
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

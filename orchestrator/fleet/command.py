@@ -1,0 +1,29 @@
+"""The job that trains one model."""
+
+from __future__ import annotations
+
+from orchestrator.fleet import fleet
+from orchestrator.launch import dryrun
+from orchestrator.launch.command import FAILED, console
+from orchestrator.launch.config import JobConfig
+from orchestrator.launch.session import opened
+
+
+def train(config: JobConfig) -> int:
+    """Train the config's recipe; the exit status."""
+    screen = console()
+    if config.dry_run:
+        dryrun.show([config.recipe], config.destination.resolved(), config.placement, screen)
+        return 0
+    with opened(config.destination, config.placement, screen) as session:
+        spec = config.spec(config.recipe, session.destination, session.manifest.digest())
+        result = fleet.train(session, [spec])
+        session.tell_places(spec.folder, session.key(spec.name))
+        if session.interruption.event.is_set():
+            session.say("stopped; the same command goes on from the last checkpoint")
+            return session.interruption.exit_status
+        end = result.ended[spec.name]
+        if end.outcome is not None:
+            for name, value in sorted(end.outcome.metrics.items()):
+                session.say(f"{name:32} {value:.4g}")
+        return 0 if end.status == "finished" else FAILED

@@ -1,0 +1,104 @@
+"""What people see while a fleet runs: a live table in a terminal, a line per epoch in a log."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.fleet.board import Board, Row
+from orchestrator.tracking.events import Event
+
+POLL_SECONDS = 1.0
+
+
+def duration(seconds: float | None) -> str:
+    """1:02:03, 2:03, or "-" when unknown."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Shows a board in the background while its `with` block runs."""
+
+    def __init__(self, board: Board, at_once: int, console: Console) -> None:
+        self._board, self._at_once, self._console = board, at_once, console
+        self._ended = threading.Event()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._show()
+        if self._live is not None:
+            self._live.stop()
+            self._console.print(self.table())
+
+    def table(self) -> Table:
+        """The board as a table that fits 100 columns."""
+        eta = duration(self._board.eta_seconds(self._at_once))
+        table = Table(title=f"{self._at_once} at once, {eta} left", title_justify="left")
+        columns = ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "restarts")
+        for name in columns:
+            table.add_column(name, justify="left" if name in ("model", "state") else "right", no_wrap=True)
+        for row in self._board.rows.values():
+            table.add_row(*_cells(row))
+        return table
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        news = self._board.poll()
+        if self._live is not None:
+            self._live.update(self.table(), refresh=True)
+            return
+        for row, event in news:
+            if (line := _line(row, event)) is not None:
+                left = duration(self._board.eta_seconds(self._at_once))
+                self._console.print(f"{row.spec.name}: {line}, all done in about {left}", highlight=False)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.spec.name,
+        row.status,
+        f"{row.epoch}/{row.spec.recipe.epochs}",
+        _shown(row.loss, ".3f"),
+        _shown(row.top1_error, ".2f"),
+        _shown(row.top5_error, ".2f"),
+        _shown(row.images_per_second, ".0f"),
+        str(row.restarts),
+    )
+
+
+def _line(row: Row, event: Event) -> str | None:
+    if event.kind == "epoch":
+        return (
+            f"epoch {row.epoch}/{row.spec.recipe.epochs}, loss {_shown(row.loss, '.3f')}, "
+            f"top-1 error {_shown(row.top1_error, '.2f')}%, {_shown(row.images_per_second, '.0f')} images/s"
+        )
+    if event.kind == "incident":
+        return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"
+    if event.kind == "started" and event.values.get("resumed"):
+        return f"resumed after {event.samples} samples"
+    return None
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

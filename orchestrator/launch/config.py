@@ -1,0 +1,126 @@
+"""Where a run goes: hardware and places. None of it changes a result. Importable without torch or ray."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import fingerprint
+from orchestrator.recipe.config import Recipe
+from orchestrator.storage import files, urls
+from orchestrator.training.job import Cadence
+
+# The one environment variable that the project defines: where runs land by default.
+RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
+EMBEDDED = "digits"
+
+
+class Placement(Config):
+    """How much of the cluster a run uses and how patient it is."""
+
+    workers: int = Field(1, ge=1, le=65536, description="DDP workers of each model")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and threads, of each worker")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of each worker; by default 1 where the cluster has any, else 0"
+    )
+    at_once: int | None = Field(None, ge=1, description="most models trained at once; by default as many as fit")
+    max_restarts: int = Field(3, ge=0, description="restarts of a model's workers before it counts as failed")
+    wait_seconds: float = Field(
+        0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
+    )
+    autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
+    poll_seconds: float = Field(0.2, gt=0, le=10, description="seconds between looks at the workers' health")
+
+
+class Destination(Config):
+    """Where data comes from and results go, as absolute URLs."""
+
+    data: str = Field(EMBEDDED, description="URL of a packed dataset, or 'digits' for the embedded one")
+    storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
+    tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
+    experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
+
+    def resolved(self) -> Self:
+        """The same with every default filled in and every place absolute.
+
+        Raises ConfigError for a relative path, or when the tracking default needs a local storage folder.
+        """
+        try:
+            chosen = self.storage or os.environ.get(RUNS_VARIABLE) or "~/orchestrator-runs"
+            storage = urls.absolute(chosen, "storage" if self.storage else RUNS_VARIABLE)
+            data = files.join(storage, "data", EMBEDDED) if self.data == EMBEDDED else urls.absolute(self.data, "data")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        tracking = self.tracking
+        if not tracking:
+            if not urls.is_local(storage):
+                raise ConfigError(
+                    f"tracking: needed when storage is {urls.redact(storage)}: give the URI of an MLflow server, "
+                    "such as --tracking http://HOST:5000"
+                )
+            tracking = "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
+        return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
+
+
+class RunSpec(Config):
+    """One training run: what (recipe, dataset), where (placement, destination), how often (cadence)."""
+
+    recipe: Recipe
+    placement: Placement
+    destination: Destination
+    cadence: Cadence = Cadence()
+    dataset_digest: str
+    generation: int = Field(0, ge=0, description="raised by --new, so that a run starts afresh under another name")
+
+    @model_validator(mode="after")
+    def _lanes_suffice(self) -> Self:
+        if self.placement.workers > self.recipe.order.lanes:
+            raise ValueError(
+                f"placement.workers {self.placement.workers} is refused: more than order.lanes "
+                f"({self.recipe.order.lanes})"
+            )
+        return self
+
+    @property
+    def identity(self) -> str:
+        """What the run is, wherever it runs: recipe and dataset, never URLs or hardware."""
+        return fingerprint(self.recipe, self.dataset_digest, self.generation)
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its folder."""
+        return f"{self.recipe.name}-{self.identity}"
+
+    @property
+    def folder(self) -> str:
+        """URL of the run's folder."""
+        return files.join(self.destination.storage, "models", self.name)
+
+
+class JobConfig(Config):
+    """What the command lines of training jobs have in common."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    placement: Placement = Placement()
+    cadence: Cadence = Cadence()
+    new: int = Field(
+        0, ge=0, description="train afresh as generation N beside what was trained before; the same N resumes it"
+    )
+    dry_run: bool = Field(False, description="print the plan and stop; nothing is started or written")
+
+    def spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:
+        """The run of `recipe` under this command line."""
+        return RunSpec(
+            recipe=recipe,
+            placement=self.placement,
+            destination=destination,
+            cadence=self.cadence,
+            dataset_digest=dataset_digest,
+            generation=self.new,
+        )

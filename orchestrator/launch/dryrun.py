@@ -1,0 +1,63 @@
+"""What a job would do, without starting or writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.data import manifest, order
+from orchestrator.data.errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.launch.config import Destination, Placement
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.schedule import rate_at
+from orchestrator.storage import urls
+
+
+def show(recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console) -> None:
+    """Print runs, steps, rates, resources and places."""
+    found = _manifest(destination)
+    table = Table(title="plan", title_justify="left")
+    for name in ("model", "width", "crop area", "epochs", "steps", "rate first", "half-way"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    for recipe in recipes:
+        steps = "?" if found is None else str(recipe.epochs * _steps(found, recipe))
+        low, high = recipe.augmentation.area
+        rates = [rate_at(recipe.schedule, share * recipe.epochs, recipe.epochs) for share in (0.0, 0.5)]
+        table.add_row(
+            recipe.name,
+            f"{recipe.model.width:g}",
+            f"{low:g} - {high:g}",
+            str(recipe.epochs),
+            steps,
+            *(f"{rate:.5f}" for rate in rates),
+        )
+    console.print(table)
+    gpus = "1 GPU if there is any" if placement.gpus_per_worker is None else f"{placement.gpus_per_worker:g} GPU"
+    data = (
+        "not there yet"
+        if found is None
+        else f"{found.name}, digest {found.digest()}, "
+        + ", ".join(f"{found.samples(split)} {split}" for split in sorted(found.splits))
+    )
+    lines = (
+        f"each model: {placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
+        f"data:       {urls.redact(destination.data)} ({data})",
+        f"storage:    {urls.redact(destination.storage)}",
+        f"tracking:   {urls.redact(destination.tracking)}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _steps(found: Manifest, recipe: Recipe) -> int:
+    return order.steps_per_epoch(found.samples("train"), recipe.batch_size)
+
+
+def _manifest(destination: Destination) -> Manifest | None:
+    try:
+        return manifest.load(destination.data)
+    except DataError:
+        return None

@@ -1,0 +1,72 @@
+"""Ctrl-C, SIGTERM and stop flags turned into one event, with things to do at once when it is set."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_log = logging.getLogger(__name__)
+
+
+class Interruption:
+    """Set once by a signal or by `request`; `ray job stop` kills 3 s after its SIGTERM, so actions are quick."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.signal: int | None = None
+        self._actions: list[Callable[[], None]] = []
+        self._lock = threading.RLock()
+
+    def on_set(self, action: Callable[[], None]) -> None:
+        """Call `action`, from a thread of its own, when the event is set; at once when it is already."""
+        with self._lock:
+            self._actions.append(action)
+            if self.event.is_set():
+                threading.Thread(target=self._act, args=([action],), name="interrupt", daemon=True).start()
+
+    def request(self, number: int | None = None) -> None:
+        """Set the event, as a signal would."""
+        with self._lock:
+            if self.event.is_set():
+                return
+            self.signal = number
+            self.event.set()
+            threading.Thread(target=self._act, args=(list(self._actions),), name="interrupt", daemon=True).start()
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number, as shells have it; that of SIGTERM for a stop flag."""
+        return 128 + (self.signal or signal.SIGTERM)
+
+    def _act(self, actions: list[Callable[[], None]]) -> None:
+        for action in actions:
+            try:
+                action()
+            except Exception:  # one action's failure must not keep the others from being done
+                _log.exception("interrupt: an action failed")
+
+
+@contextmanager
+def handled() -> Iterator[Interruption]:
+    """An Interruption fed by SIGINT and SIGTERM while the block runs; a second signal ends the process at once.
+
+    Must be entered in the main thread. Training code runs in other threads, where no handler would be called.
+    """
+    interruption = Interruption()
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        if interruption.event.is_set():
+            os._exit(128 + number)
+        interruption.request(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,149 @@
+"""A lease: one driver at a time may run a run; with heartbeat, owner, and the flag that asks for a stop.
+
+Lease number n is the file `n.json`, taken by conditional create, so two takers cannot both have it; the highest
+number owns the run. `n.beat` is overwritten by a heartbeat, `n.released` says that the owner is done, `n.stop`
+asks it to stop. An owner is dead when its heartbeat does not change for a while by the taker's own clock (clocks
+of machines differ), or at once when it was a process of this machine that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+
+from orchestrator.storage import files
+
+BEAT_SECONDS = 3.0
+STALE_SECONDS = 15.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who runs a run."""
+
+    host: str
+    pid: int
+    job: str
+    since: float  # unix seconds
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
+        return f"{self.job} (process {self.pid} on {self.host}, since {since})"
+
+
+class LeaseHeldError(RuntimeError):
+    """Another live driver runs this run; the message names it and says what can be done."""
+
+    def __init__(self, folder: str, owner: Owner, stop_flag: str) -> None:
+        attach = f"ray job logs --follow {owner.job}" if owner.job.startswith("raysubmit_") else "look at its terminal"
+        super().__init__(
+            f"{folder} is being run by {owner}: attach ({attach}), or stop it "
+            f"(ray job stop, Ctrl-C there, or create the file {stop_flag}) and submit again"
+        )
+
+
+def this_owner() -> Owner:
+    """This process as an owner; a submitted Ray job is named by its submission id."""
+    job = os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_ID") or f"local process {os.getpid()}"
+    return Owner(socket.gethostname(), os.getpid(), job, time.time())
+
+
+class Lease:
+    """A lease that is held: beats in the background until it is released."""
+
+    def __init__(self, folder: str, number: int) -> None:
+        self._folder, self.number = folder, number
+        self._released = threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def stop_flag(self) -> str:
+        """URL of the file that asks this lease's holder, and its workers, to save and stop."""
+        return self._url("stop")
+
+    def request_stop(self) -> None:
+        """Ask whoever works under this lease to save and stop."""
+        files.write_bytes(self.stop_flag, b"")
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked."""
+        return files.exists(self.stop_flag)
+
+    def release(self) -> None:
+        """Give the run free for the next driver."""
+        self._released.set()
+        self._thread.join()
+        files.write_bytes(self._url("released"), b"")
+
+    def _url(self, kind: str) -> str:
+        return files.join(self._folder, f"{self.number:06d}.{kind}")
+
+    def _beat(self) -> None:
+        files.write_bytes(self._url("beat"), json.dumps({"time": time.time()}).encode())
+
+    def _run(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            try:
+                self._beat()
+            except OSError as error:
+                _log.warning("lease: heartbeat not written, tried again in %g s: %s", BEAT_SECONDS, error)
+
+
+def take(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
+    """The lease on the run folder `folder`, at once if it is free, after `stale_seconds` if its owner looks dead.
+
+    Raises LeaseHeldError when a live driver has it.
+    """
+    leases = files.join(folder, "lease")
+    while True:
+        numbers = [int(name[:6]) for name in files.list_names(leases) if name.endswith(".json")]
+        last = max(numbers, default=0)
+        if last:
+            _check_free(folder, leases, last, stale_seconds)
+        owner = json.dumps(asdict(this_owner())).encode()
+        if files.create_bytes(files.join(leases, f"{last + 1:06d}.json"), owner):
+            return Lease(leases, last + 1)
+
+
+def _check_free(folder: str, leases: str, number: int, stale_seconds: float) -> None:
+    """Return when lease `number` is released or its owner dead; raise LeaseHeldError when it lives."""
+    stem = files.join(leases, f"{number:06d}")
+    if files.exists(stem + ".released"):
+        return
+    owner = Owner(**json.loads(files.read_bytes(stem + ".json")))
+    if owner.host == socket.gethostname() and not _alive(owner.pid):
+        return
+    first = _beat_of(stem)
+    deadline = time.monotonic() + stale_seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, stale_seconds / 4))
+        if files.exists(stem + ".released"):
+            return
+        if _beat_of(stem) != first:
+            raise LeaseHeldError(folder, owner, stem + ".stop")
+
+
+def _beat_of(stem: str) -> bytes:
+    try:
+        return files.read_bytes(stem + ".beat")
+    except FileNotFoundError:
+        return b""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

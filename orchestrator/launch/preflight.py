@@ -1,0 +1,114 @@
+"""Everything that can be known to be wrong before work starts, found in seconds and told at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.data import digits, manifest
+from orchestrator.data.errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.launch.config import EMBEDDED, Destination
+from orchestrator.storage import files, probe, urls
+
+NODE_SECONDS = 25.0
+
+Check = Callable[[], str | None]
+
+
+class PreflightError(RuntimeError):
+    """What must be put right before the job can run, a line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+def dataset(asked: Destination, resolved: Destination) -> Manifest:
+    """The dataset's manifest; the embedded digits are packed on first use.
+
+    Raises PreflightError when it is missing or damaged.
+    """
+    try:
+        if asked.data == EMBEDDED and not files.exists(files.join(resolved.data, manifest.NAME)):
+            digits.pack_digits(resolved.data)
+        found = manifest.load(resolved.data)
+        _check_shards(resolved.data, found)
+    except (DataError, OSError) as error:
+        raise PreflightError([str(error)]) from None
+    return found
+
+
+def together(checks: Sequence[Check]) -> None:
+    """Run checks at the same time. Raises PreflightError naming all problems they found."""
+    with ThreadPoolExecutor(len(checks)) as pool:
+        problems = [problem for problem in pool.map(lambda check: check(), checks) if problem]
+    if problems:
+        raise PreflightError(problems)
+
+
+def writable(destination: Destination) -> str | None:
+    """A problem with the storage as this process sees it."""
+    problem = probe.problem(destination.storage)
+    return f"storage: {problem}" if problem else None
+
+
+def reachable_from_nodes(destination: Destination) -> str | None:
+    """A problem with data or storage as the cluster's nodes see them; nothing to ask on a single node."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) < 2:
+        return None
+    mark = files.join(destination.storage, f"probe-shared-{time.time_ns()}")
+    files.write_bytes(mark, b"seen")
+    try:
+        references = [
+            ray.remote(_node_problem)
+            .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+            .remote(destination.to_dict(), mark, node["NodeManagerAddress"])
+            for node in nodes
+        ]
+        done, late = ray.wait(references, num_returns=len(references), timeout=NODE_SECONDS)
+        problems = [problem for problem in ray.get(done) if problem]
+        if late:
+            problems.append(f"{len(late)} node(s) did not answer within {NODE_SECONDS:g} s")
+    finally:
+        files.remove(mark)
+    return "; ".join(problems) or None
+
+
+def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:
+    destination = Destination.from_dict(raw)
+    try:
+        if not files.exists(mark):
+            return (
+                f"node {node}: storage {urls.redact(destination.storage)} is not the driver's: use a URL or a file "
+                "system that all nodes share"
+            )
+        manifest.load(destination.data)
+    except (DataError, OSError) as error:
+        return f"node {node}: {error}"
+    problem = probe.problem(destination.storage)
+    return f"node {node}: storage: {problem}" if problem else None
+
+
+def _check_shards(url: str, found: Manifest) -> None:
+    """Raise DataError when a shard that the manifest lists is missing or has another size."""
+    for shards in found.splits.values():
+        folders = {shard.name.rpartition("/")[0] for shard in shards}
+        sizes = {
+            files.join(folder, name) if folder else name: size
+            for folder in folders
+            for name, size in files.sizes(files.join(url, folder) if folder else url).items()
+        }
+        for shard in shards:
+            if shard.name not in sizes:
+                raise DataError(f"data: {urls.redact(files.join(url, shard.name))}: missing, the manifest lists it")
+            if sizes[shard.name] != shard.bytes:
+                raise DataError(
+                    f"data: {urls.redact(files.join(url, shard.name))}: {sizes[shard.name]} bytes, the manifest says "
+                    f"{shard.bytes}: truncated or replaced; pack the dataset again"
+                )

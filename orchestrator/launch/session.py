@@ -1,0 +1,200 @@
+"""What every job needs around its work: places, preflight, cluster, tracking, signals, leases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from rich.console import Console
+
+from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.overrides import paths
+from orchestrator.data.manifest import Manifest
+from orchestrator.launch import cluster, interrupt, lease, preflight
+from orchestrator.launch.cluster import Capacity
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.launch.interrupt import Interruption
+from orchestrator.launch.lease import Lease
+from orchestrator.launch.preflight import PreflightError
+from orchestrator.launch.trainer import launch
+from orchestrator.storage import urls
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.replay import Replayer
+from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.training.job import Outcome, journal_of
+
+FLAG_SECONDS = 2.0
+CLOSE_SECONDS = 60.0
+KILLED_CLOSE_SECONDS = 10.0
+
+
+@dataclass
+class Session:
+    """An open connection to everything; made by `opened`."""
+
+    destination: Destination
+    placement: Placement
+    manifest: Manifest
+    capacity: Capacity
+    gpus: float  # of each worker
+    replayer: Replayer
+    tracker: MlflowTracker
+    interruption: Interruption
+    console: Console
+    statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
+    _open: set[str] = field(default_factory=set)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, highlight=False)
+
+    def tell_places(self, folder: str, key: str) -> None:
+        """Say where everything is."""
+        self.replayer.drain(CLOSE_SECONDS)
+        try:
+            where = self.tracker.run_url(self.replayer.run_id(key, 1.0))
+        except TrackingError as error:
+            where = f"not recorded yet: {error}"
+        self.say(f"results: {urls.redact(folder)}")
+        self.say(f"MLflow:  {where}")
+
+    def key(self, name: str, parent: str = "") -> str:
+        """Identity of a run in the tracker: a run of the same name in another storage is another run."""
+        return f"{parent}/{name}@{fingerprint(self.destination.storage)}"
+
+    def follow(self, spec: RunSpec, parent: str | None = None) -> str:
+        """Record a run from its journal, nested under the run of key `parent`; its key."""
+        key = self.key(spec.name, parent or "")
+        params = {path: str(value) for path, value in paths(spec.recipe).items()}
+        tags = {
+            "orchestrator.folder": urls.redact(spec.folder),
+            "orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}",
+        }
+        self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
+        self._open.add(key)
+        return key
+
+    def opened_run(self, run: TrackedRun) -> None:
+        """Record a run that has no journal of its own."""
+        self.replayer.follow(run, None)
+        self._open.add(run.key)
+
+    def closing(self, key: str, status: FinalStatus) -> None:
+        """The status with which the session will close a run; members before their parent."""
+        self.statuses[key] = status
+
+    def kill_open_runs(self) -> None:
+        """Mark every run without a status KILLED now: there may be no time for it later."""
+        for key in self._open - self.statuses.keys():
+            self.replayer.submit(partial(self._kill, key))
+
+    def _kill(self, key: str, tracker: Tracker) -> None:
+        tracker.close_run(self.replayer.run_id(key, 1.0), "KILLED")
+
+    @contextmanager
+    def leased(self, folder: str) -> Iterator[Lease]:
+        """The lease on a run's folder; its stop flag, or a signal, stops this session's work.
+
+        Raises LeaseHeldError when another driver runs it.
+        """
+        held = lease.take(folder)
+        self.interruption.on_set(held.request_stop)
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(held, ended), name="lease-flag", daemon=True)
+        watch.start()
+        try:
+            yield held
+        finally:
+            ended.set()
+            watch.join()
+            held.release()
+
+    def train(self, spec: RunSpec) -> Outcome:
+        """Train a run under its lease. Raises LeaseHeldError or RunFailedError."""
+        with self.leased(spec.folder) as held:
+            return launch(spec, held, self.gpus)
+
+    def _watch(self, held: Lease, ended: threading.Event) -> None:
+        while not ended.wait(FLAG_SECONDS):
+            try:
+                if held.stop_requested():
+                    self.interruption.request()
+                    return
+            except OSError:
+                continue  # a failed query stops nothing
+
+
+@contextmanager
+def opened(asked: Destination, placement: Placement, console: Console) -> Iterator[Session]:
+    """A session; all that is wrong is told at once by a PreflightError (or ConfigError, ClusterError).
+
+    On leaving, every run gets its final status in the tracker: that which was set, else FAILED, or KILLED when the
+    session was interrupted.
+    """
+    destination = asked.resolved()
+    with ThreadPoolExecutor(3, thread_name_prefix="preflight") as pool:
+        data = pool.submit(preflight.dataset, asked, destination)
+        tracker = pool.submit(_tracker, destination)
+        storage = pool.submit(preflight.writable, destination)
+        with cluster.connected(placement):
+            checked = _all_or_problems(data, tracker, storage)
+            with interrupt.handled() as interruption:
+                capacity = cluster.wait_for(placement, lambda text: console.print(text, highlight=False))
+                if (problem := preflight.reachable_from_nodes(destination)) is not None:
+                    raise PreflightError([problem])
+                session = Session(
+                    destination,
+                    placement,
+                    checked[0],
+                    capacity,
+                    cluster.gpus_per_worker(placement, capacity),
+                    Replayer(lambda: checked[1]),
+                    checked[1],
+                    interruption,
+                    console,
+                )
+                interruption.on_set(session.kill_open_runs)
+                try:
+                    yield session
+                finally:
+                    _close(session)
+
+
+def _tracker(destination: Destination) -> MlflowTracker:
+    tracker = MlflowTracker(destination.tracking, destination.experiment)
+    tracker.check()
+    return tracker
+
+
+def _all_or_problems(
+    data: Future[Manifest], tracker: Future[MlflowTracker], storage: Future[str | None]
+) -> tuple[Manifest, MlflowTracker]:
+    """What the checks found, or all their problems in one PreflightError."""
+    problems: list[str] = []
+    if (problem := storage.result()) is not None:
+        problems.append(problem)
+    elif (error := data.exception()) is not None:
+        if not isinstance(error, PreflightError):
+            raise error
+        problems.extend(error.problems)
+    if (error := tracker.exception()) is not None:
+        if not isinstance(error, TrackingError):
+            raise error
+        problems.append(f"tracking: {error}")
+    if problems:
+        raise PreflightError(problems)
+    return data.result(), tracker.result()
+
+
+def _close(session: Session) -> None:
+    interrupted = session.interruption.event.is_set()
+    missing: FinalStatus = "KILLED" if interrupted else "FAILED"
+    # Runs that were given a status keep their place: members before their parent.
+    unset: Mapping[str, FinalStatus] = dict.fromkeys(sorted(session._open - session.statuses.keys()), missing)
+    seconds = KILLED_CLOSE_SECONDS if interrupted else CLOSE_SECONDS
+    if not session.replayer.stop({**session.statuses, **unset}, seconds):
+        session.say("MLflow did not take everything; the journals have it: the same command again records it.")

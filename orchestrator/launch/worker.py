@@ -1,0 +1,30 @@
+"""What runs on each Ray Train worker: our training entry inside Ray's context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from orchestrator.training import entry, world
+from orchestrator.training.job import TrainJob
+
+
+class RayContext:
+    """Reports to Ray Train: metrics only, no checkpoint of ours ever (design: training on the cluster)."""
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """One report per epoch and rank."""
+        ray.train.report(metrics)
+
+
+def train(payload: dict[str, Any]) -> dict[str, Any]:
+    """Train as this worker; the outcome as a plain dict."""
+    job = TrainJob.from_dict(payload)
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return entry.run(job, world.current(device), RayContext()).to_dict()

@@ -1,0 +1,173 @@
+"""GoogLeNet built from Table 1 (arXiv 1409.4842, section 5), with its two auxiliary heads."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from orchestrator.models import table1
+from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.models.inception import InceptionNaive, InceptionReduced
+from orchestrator.models.layers import ConvReLU, LocalResponseNorm, max_pool
+from orchestrator.models.table1 import Convolution, Inception, MaxPool
+
+
+class Logits(NamedTuple):
+    """What a forward pass gives: class scores, and those of the auxiliary heads while training."""
+
+    main: Tensor  # N x classes
+    auxiliary: tuple[Tensor, ...] = ()  # each N x classes, in the order of table1.AUX_AFTER
+
+
+class AuxiliaryHead(nn.Module):
+    """Average pool 5x5/3, 1x1 convolution with 128 filters, linear 1024, dropout 70%, linear (section 5)."""
+
+    def __init__(self, inputs: int, side: int, classes: int, width: float) -> None:
+        super().__init__()
+        # A small preset's map may be smaller than the paper's 14 x 14: the window then is the whole map.
+        self.kernel = min(table1.AUX_POOL_KERNEL, side)
+        pooled = (side - self.kernel) // table1.AUX_POOL_STRIDE + 1
+        filters = scaled(table1.AUX_FILTERS, width)
+        hidden = scaled(table1.AUX_HIDDEN, width)
+        self.conv = ConvReLU(inputs, filters, 1)
+        self.hidden = nn.Linear(filters * pooled * pooled, hidden)
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """N x inputs x side x side -> N x classes; `mask` N x hidden multiplies the hidden units."""
+        x = functional.avg_pool2d(x, self.kernel, table1.AUX_POOL_STRIDE)
+        x = functional.relu(self.hidden(self.conv(x).flatten(1)))
+        out: Tensor = self.classifier(x if mask is None else x * mask)
+        return out
+
+
+Masks = dict[str, Tensor]  # dropout masks by place, each N x units, scaled by 1 / (1 - p)
+
+
+class GoogLeNet(nn.Module):
+    """The network. Auxiliary heads run only in training mode; `drop_auxiliary` removes them for good."""
+
+    def __init__(self, config: GoogLeNetConfig, classes: int) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes: {classes} is refused: a classifier needs at least 2")
+        self.config = config
+        self.stages = nn.ModuleDict()
+        self.norms = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        channels, side = 3, config.image_size
+        for row in table1.TABLE_1:
+            stage, channels, side = _stage(row, channels, side, config)
+            self.stages[row.name] = stage
+            if config.lrn and row.name in table1.LRN_AFTER:
+                self.norms[row.name] = LocalResponseNorm(channels)
+            if config.auxiliary and row.name in table1.AUX_AFTER:
+                self.heads[row.name] = AuxiliaryHead(channels, side, classes, config.width)
+        self.final_side = side
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor, masks: Masks | None = None) -> Logits:
+        """N x 3 x image_size x image_size (mean subtracted) -> Logits.
+
+        `masks` are the dropout masks of this batch (see dropout.py); without them nothing is dropped, which
+        is what inference wants, since masks are scaled while training.
+        """
+        x, auxiliary = images, []
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self.norms:
+                x = self.norms[name](x)
+            if self.training and name in self.heads:
+                auxiliary.append(self.heads[name](x, None if masks is None else masks[name]))
+        x = functional.avg_pool2d(x, self.final_side).flatten(1)
+        if masks is not None:
+            x = x * masks["main"]
+        return Logits(self.classifier(x), tuple(auxiliary))
+
+    def dropout_units(self) -> dict[str, tuple[int, float]]:
+        """Units and drop probability of each place that drops: "main" and the auxiliary heads."""
+        places = {"main": (self.classifier.in_features, self.config.dropout)}
+        for name, head in self.heads.items():
+            assert isinstance(head, AuxiliaryHead)
+            places[name] = (head.classifier.in_features, self.config.auxiliary_dropout)
+        return places
+
+    def drop_auxiliary(self) -> None:
+        """Throw the auxiliary heads away, as the paper does at inference (section 5)."""
+        self.heads = nn.ModuleDict()
+
+
+class _MaxPool(nn.Module):
+    def __init__(self, row: MaxPool) -> None:
+        super().__init__()
+        self.row = row
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool(x, self.row.kernel, self.row.stride)
+
+
+def scaled(filters: int, width: float) -> int:
+    """Filters times the width multiplier, a whole number and at least 1."""
+    return max(1, round(filters * width))
+
+
+def build(config: GoogLeNetConfig, classes: int, seed: int) -> GoogLeNet:
+    """A network whose initial weights depend on config, classes and seed only.
+
+    Glorot-uniform weights as in the Caffe replication ("xavier": variance 1 / fan-in) and biases of 0.2 would
+    saturate a deep plain net of another width; He's variance (arXiv 1502.01852) with zero biases trains at
+    every width, so it is taken; the paper names no initialisation.
+    """
+    # The modules' own initialisation, replaced below, draws from the global generator: leave that as it was.
+    with torch.random.fork_rng(devices=[]):
+        model = GoogLeNet(config, classes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                gain = 1.0 if _is_classifier(module, model) else math.sqrt(2.0)
+                module.weight.normal_(0.0, gain / math.sqrt(fan_in), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+    return model
+
+
+def _is_classifier(module: nn.Module, model: GoogLeNet) -> bool:
+    return module is model.classifier or any(module is head.classifier for head in model.heads.values())
+
+
+def _stage(row: table1.Row, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
+    """The module of a row with its output channels and side."""
+    if isinstance(row, MaxPool):
+        # Caffe's and torch's ceil mode: the last window must start inside the map.
+        return _MaxPool(row), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
+    if isinstance(row, Convolution):
+        filters = scaled(row.filters, config.width)
+        after = math.ceil(side / row.stride)
+        if row.reduce == 0:
+            return ConvReLU(channels, filters, row.kernel, row.stride), filters, after
+        reduce = scaled(row.reduce, config.width)
+        pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))
+        return nn.Sequential(*pair), filters, after
+    scaled_row = scale_row(row, config.width)
+    make = InceptionReduced if config.module == "reduced" else InceptionNaive
+    module = make(channels, scaled_row)
+    return module, module.filters, side
+
+
+def scale_row(row: Inception, width: float) -> Inception:
+    """The row with every filter count multiplied."""
+    return Inception(
+        row.name,
+        conv1=scaled(row.conv1, width),
+        reduce3=scaled(row.reduce3, width),
+        conv3=scaled(row.conv3, width),
+        reduce5=scaled(row.reduce5, width),
+        conv5=scaled(row.conv5, width),
+        pool_proj=scaled(row.pool_proj, width),
+    )

@@ -1,0 +1,21 @@
+"""The training loss: classifier plus weighted auxiliary heads (arXiv 1409.4842, section 5)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.models.googlenet import Logits
+from orchestrator.recipe.config import LossConfig
+
+
+def summed(logits: Logits, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
+    """Sum (never the mean) over the N samples of weight x cross-entropy, auxiliary heads included.
+
+    The caller divides by the global batch size, a constant, so that ranks with fewer samples, and samples of
+    weight 0, count for just what they are.
+    """
+    total = functional.cross_entropy(logits.main.float(), labels, reduction="none")
+    for head in logits.auxiliary:
+        total = total + config.auxiliary_weight * functional.cross_entropy(head.float(), labels, reduction="none")
+    return (total * weights).sum()

@@ -1,0 +1,192 @@
+"""Whole-file operations by URL: read, range, atomic write, conditional create, list, remove.
+
+Local files are handled with the standard library (temp file, fsync, rename or link); everything else by
+fsspec. Filesystem objects are made in the process and thread that uses them, never carried over a fork
+(s3fs is not fork-safe: https://github.com/fsspec/s3fs/issues/369).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+
+from orchestrator.storage import urls
+from orchestrator.storage.retry import retrying
+
+join = urls.join
+
+
+class StorageError(OSError):
+    """Storage answered with an error that retries did not mend; the message names the object."""
+
+
+def read_bytes(url: str) -> bytes:
+    """All bytes of an object. Raises FileNotFoundError when it is absent, StorageError otherwise."""
+    with _named("read", url):
+        if urls.is_local(url):
+            with open(urls.local_path(url), "rb") as file:
+                return file.read()
+        return bytes(retrying(lambda: _filesystem(url).cat_file(_path(url))))
+
+
+def read_range(url: str, start: int, length: int) -> bytes:
+    """Exactly `length` bytes from byte `start`. Raises StorageError when the object ends before that."""
+    with _named("read", url):
+        if urls.is_local(url):
+            with open(urls.local_path(url), "rb") as file:
+                data = os.pread(file.fileno(), length, start)
+        else:
+            data = bytes(retrying(lambda: _filesystem(url).cat_file(_path(url), start=start, end=start + length)))
+    if len(data) != length:
+        raise StorageError(
+            f"{urls.redact(url)}: truncated: bytes {start} to {start + length} wanted, {len(data)} of {length} there"
+        )
+    return data
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Replace an object in one step: readers see the old bytes or the new ones, nothing between."""
+    with _named("write", url):
+        if urls.is_local(url):
+            path = urls.local_path(url)
+            temp = _write_temp(path, data)
+            os.replace(temp, path)
+        else:
+            retrying(lambda: _filesystem(url).pipe_file(_path(url), data))
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Create an object only if there is none; False when there is one already (whoever made it).
+
+    One creator wins, also between machines: link(2) locally, If-None-Match on S3.
+    """
+    with _named("create", url):
+        if urls.is_local(url):
+            path = urls.local_path(url)
+            temp = _write_temp(path, data)
+            try:
+                os.link(temp, path)
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(temp)
+            return True
+        try:
+            # Not retried: after a lost answer a second try could not tell our own object from another's.
+            _filesystem(url).pipe_file(_path(url), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+
+def exists(url: str) -> bool:
+    """Whether an object or folder is there."""
+    with _named("look for", url):
+        if urls.is_local(url):
+            return os.path.exists(urls.local_path(url))
+        return bool(retrying(lambda: _fresh(url).exists(_path(url))))
+
+
+def size(url: str) -> int:
+    """Bytes of an object. Raises FileNotFoundError when it is absent."""
+    with _named("measure", url):
+        if urls.is_local(url):
+            return os.path.getsize(urls.local_path(url))
+        return int(retrying(lambda: _fresh(url).size(_path(url))))
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Bytes of each object directly below a folder, by name; empty when there is no such folder."""
+    with _named("list", url):
+        if urls.is_local(url):
+            path = urls.local_path(url)
+            if not os.path.isdir(path):
+                return {}
+            return {entry.name: entry.stat().st_size for entry in os.scandir(path) if entry.is_file()}
+        try:
+            found = retrying(lambda: _fresh(url).ls(_path(url), detail=True))
+        except FileNotFoundError:
+            return {}
+        return {urls.name(entry["name"]): int(entry["size"]) for entry in found if entry["type"] == "file"}
+
+
+def list_names(url: str) -> list[str]:
+    """Sorted names directly below a folder; empty when there is no such folder."""
+    with _named("list", url):
+        if urls.is_local(url):
+            path = urls.local_path(url)
+            if not os.path.isdir(path):
+                return []
+            return sorted(name for name in os.listdir(path) if not name.startswith(_TEMP))
+        try:
+            found = retrying(lambda: _fresh(url).ls(_path(url), detail=False))
+        except FileNotFoundError:
+            return []
+        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found}
+        return sorted(names - {urls.name(url)})
+
+
+def remove(url: str) -> None:
+    """Remove an object or a whole folder; nothing happens when it is absent."""
+    with _named("remove", url):
+        if urls.is_local(url):
+            path = urls.local_path(url)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path, ignore_errors=False)
+            elif os.path.lexists(path):
+                os.unlink(path)
+            return
+        filesystem = _fresh(url)
+        if filesystem.exists(_path(url)):
+            retrying(lambda: filesystem.rm(_path(url), recursive=True))
+
+
+_TEMP = ".tmp-"
+
+
+def _write_temp(path: str, data: bytes) -> str:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temp = os.path.join(folder, f"{_TEMP}{uuid.uuid4().hex}")
+    descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(temp)
+        raise
+    return temp
+
+
+def _filesystem(url: str) -> Any:
+    return fsspec.filesystem(urls.scheme(url))
+
+
+def _fresh(url: str) -> Any:
+    """The filesystem without remembered listings: another machine may have written since."""
+    filesystem = _filesystem(url)
+    filesystem.invalidate_cache()
+    return filesystem
+
+
+def _path(url: str) -> str:
+    return str(_filesystem(url)._strip_protocol(url))
+
+
+@contextmanager
+def _named(verb: str, url: str) -> Iterator[None]:
+    """Give every storage failure the object's name; FileNotFoundError stays what it is."""
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except Exception as error:
+        raise StorageError(f"cannot {verb} {urls.redact(url)}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,33 @@
+"""Bounded retries with backoff for storage calls that may work a moment later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+T = TypeVar("T")
+
+# What a second try cannot mend.
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    ValueError,
+)
+
+
+def retrying(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float = 0.2) -> T:
+    """The call's result; transient errors are retried with exponential backoff and jitter.
+
+    Raises the last error when all attempts failed, and at once when a retry cannot help.
+    """
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_random_exponential(multiplier=first_wait_seconds, max=5.0),
+        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, _FINAL)),
+        reraise=True,
+    )(call)

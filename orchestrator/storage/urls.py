@@ -1,0 +1,69 @@
+"""URLs of places that hold bytes: local paths (absolute) and anything fsspec can open."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+# A scheme has at least two letters, so that a Windows drive is no scheme.
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def scheme(url: str) -> str:
+    """The scheme of a URL, "file" for plain paths."""
+    match = _SCHEME.match(url)
+    return match.group(1).lower() if match else "file"
+
+
+def is_local(url: str) -> bool:
+    """True for plain paths and file:// URLs."""
+    return scheme(url) == "file"
+
+
+def local_path(url: str) -> str:
+    """The path of a local URL. Raises ValueError for any other URL."""
+    if not is_local(url):
+        raise ValueError(f"{redact(url)} is no local path")
+    return url.removeprefix("file://")
+
+
+def join(url: str, *parts: str) -> str:
+    """A URL below another one; parts are relative, joined by single slashes."""
+    pieces = [url.rstrip("/") if url.strip("/") else url]
+    for part in parts:
+        if part.startswith("/") or _SCHEME.match(part):
+            raise ValueError(f"{part!r} cannot be joined to {redact(url)}: it is not relative")
+        pieces.append(part.strip("/"))
+    return "/".join(pieces)
+
+
+def name(url: str) -> str:
+    """The last component of a URL."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def absolute(url: str, field: str) -> str:
+    """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process.
+
+    A submitted job runs in a temporary copy of its working directory: what it wrote to a relative
+    path would vanish with it (design: where things land).
+    """
+    if not is_local(url):
+        return url.rstrip("/")
+    path = os.path.expanduser(local_path(url))
+    if not os.path.isabs(path):
+        raise ValueError(
+            f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
+            f"give an absolute path such as {os.path.abspath(path)!r} or a URL"
+        )
+    return os.path.normpath(path)
+
+
+def redact(url: str) -> str:
+    """The URL without user, password and query, fit for logs and errors."""
+    if not _SCHEME.match(url):
+        return url
+    parts = urlsplit(url)
+    netloc = parts.netloc.rsplit("@", 1)[-1]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

@@ -1,0 +1,86 @@
+"""One event of a run, and its form as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# JSON has no NaN or infinity, and a diverging run must be able to say so: they travel as these strings.
+_NON_FINITE = re.compile(r"\\*(nan|inf|-inf)")
+
+
+class JournalError(ValueError):
+    """A journal object that cannot be read, or a value that cannot be written; the message names it."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    kind: what happened, for example "metrics", "epoch", "incident", "finished".
+    time: unix seconds.
+    samples: samples seen by training at that moment (the clock of a run), None where there is no clock.
+    values: JSON scalars, lists and mappings with string keys; floats may be non-finite.
+    """
+
+    kind: str
+    time: float
+    samples: int | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+def encode(event: Event) -> str:
+    """The event as one line of strict JSON without the line end.
+
+    Raises JournalError naming the value that JSON cannot hold.
+    """
+    record = {"kind": event.kind, "time": event.time, "samples": event.samples}
+    record["values"] = {key: _pack(value, f"{event.kind}.{key}") for key, value in event.values.items()}
+    try:
+        return json.dumps(record, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise JournalError(
+            f"event {event.kind!r}, time {event.time!r}, samples {event.samples!r} cannot be written as JSON"
+            f" ({error}): time must be a finite float, samples an int or None"
+        ) from error
+
+
+def decode(line: str) -> Event:
+    """The event of a line made by encode. Raises ValueError, KeyError or TypeError for anything else."""
+    record = json.loads(line)
+    values = {str(key): _unpack(value) for key, value in record["values"].items()}
+    return Event(str(record["kind"]), float(record["time"]), record["samples"], values)
+
+
+def _pack(value: object, where: str) -> object:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, str):
+        # A text that reads "nan" must come back as a text: such texts get a backslash in front.
+        return "\\" + value if _NON_FINITE.fullmatch(value) else value
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise JournalError(f"{where}: key {key!r} is a {type(key).__name__}; give a string")
+        return {key: _pack(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_pack(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise JournalError(
+        f"{where}: {value!r} is a {type(value).__name__}; give a bool, int, float, str, None, list or mapping"
+        " (tensors and numpy scalars: .item() or float())"
+    )
+
+
+def _unpack(value: object) -> object:
+    if isinstance(value, str) and _NON_FINITE.fullmatch(value):
+        return value[1:] if value.startswith("\\") else float(value)
+    if isinstance(value, dict):
+        return {key: _unpack(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item) for item in value]
+    return value

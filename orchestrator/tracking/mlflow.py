@@ -1,0 +1,300 @@
+"""The Tracker that writes to MLflow. Only drivers import this file: mlflow costs seconds to import."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.tracking import environment
+
+# Before the imports below: mlflow reads some of it while it is imported.
+environment.prepare()
+
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+from orchestrator.tracking import uri as uris  # noqa: E402
+from orchestrator.tracking.tracker import (  # noqa: E402
+    FinalStatus,
+    Point,
+    TrackedRun,
+    TrackerUnreachable,
+    TrackingError,
+)
+
+_log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+
+KEY_TAG = "orchestrator.key"
+HEARTBEAT_TAG = "orchestrator.heartbeat"
+REAPED_TAG = "orchestrator.reaped"
+_HEARTBEAT_SECONDS = 10.0
+_METRICS_PER_BATCH = 1000
+_ITEMS_PER_BATCH = 100
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 5000  # older servers; newer ones take 8000
+_NOT_IN_A_NAME = re.compile(r"[^\w.\-/: ]", re.ASCII)
+_CONNECT_SECONDS = 5.0
+_PAGE = 1000
+
+
+class MlflowTracker:
+    """Records runs in one experiment of one MLflow store. See the Tracker protocol for the methods.
+
+    One MLflow run holds one key for life. Nothing is contacted before the first call.
+    """
+
+    def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
+        """uri: http(s)://..., sqlite:////absolute/path.db or an SQL database.
+
+        artifact_root: URL under which a new experiment keeps its artifacts; None is the server's choice, or a
+        folder beside the sqlite file.
+
+        Raises TrackingError for a URI that is refused.
+        """
+        self._uri = uris.parse(uri)
+        self._experiment_name = experiment
+        self._artifact_root = artifact_root
+        self._connected: tuple[MlflowClient, str] | None = None
+        self._steps: dict[str, _LastSteps] = {}
+        self._beats: dict[str, float] = {}
+        # With it in the environment, MLflow nests new runs wrongly (mlflow#15713).
+        if os.environ.pop("MLFLOW_RUN_ID", None) is not None:
+            _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
+
+    def check(self) -> None:
+        """Connect and find or make the experiment; about 10 s for a server that is not there."""
+        with environment.impatience(), self._guard("check"):
+            client, experiment_id = self._connect()
+            client.get_experiment(experiment_id)
+
+    def open_run(self, run: TrackedRun) -> str:
+        """The id of the run of this key, new or set back to RUNNING; params already there stay."""
+        if "'" in run.key or "`" in run.key:
+            raise TrackingError(f"run key {run.key!r} has a quote in it; MLflow cannot search for that")
+        tags = {**run.tags, KEY_TAG: run.key, HEARTBEAT_TAG: _beat()}
+        if run.parent_id is not None:
+            tags["mlflow.parentRunId"] = run.parent_id
+        with self._guard(f"open run {run.name!r}"):
+            client, experiment_id = self._connect()
+            found = client.search_runs(
+                [experiment_id], f"tags.`{KEY_TAG}` = '{run.key}'", max_results=1, order_by=["start_time ASC"]
+            )
+            if found:
+                client.update_run(found[0].info.run_id, status="RUNNING")
+                mlflow_run = found[0]
+            else:
+                short = {name: text[:_TAG_LENGTH] for name, text in tags.items()}
+                mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
+            run_id = str(mlflow_run.info.run_id)
+            self._send_tags(client, run_id, tags)
+            self._send_params(client, mlflow_run, run.params)
+            self._steps[run_id] = _LastSteps(client, mlflow_run)
+            self._beats[run_id] = time.monotonic()
+        return run_id
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        """Add the points that are past the last recorded step of their name; with none, a heartbeat."""
+        with self._guard(f"log to run {run_id}"):
+            client, _ = self._connect()
+            if run_id not in self._steps:
+                self._steps[run_id] = _LastSteps(client, client.get_run(run_id))
+            try:
+                fresh = self._steps[run_id].fresh(points)
+                for batch in _batches(fresh, _METRICS_PER_BATCH):
+                    client.log_batch(run_id, metrics=batch, synchronous=True)
+                if time.monotonic() - self._beats.get(run_id, -_HEARTBEAT_SECONDS) >= _HEARTBEAT_SECONDS:
+                    self._send_tags(client, run_id, {HEARTBEAT_TAG: _beat()})
+                    self._beats[run_id] = time.monotonic()
+            except BaseException:
+                # A batch whose answer was lost may have been recorded: ask MLflow next time.
+                del self._steps[run_id]
+                raise
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set or replace tags, each cut to 5000 characters."""
+        with self._guard(f"tag run {run_id}"):
+            self._send_tags(self._connect()[0], run_id, tags)
+
+    def log_text(self, run_id: str, path: str, text: str) -> None:
+        """Store a text as the artifact `path`."""
+        with self._guard(f"store {path} of run {run_id}"):
+            self._connect()[0].log_text(run_id, text, path)
+
+    def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
+        """Store a local file under its own name in the artifact folder."""
+        if not os.path.isfile(local_path):
+            raise TrackingError(f"artifact {local_path!r} is not a file; give the path of an existing one")
+        with self._guard(f"store {local_path} of run {run_id}"):
+            self._connect()[0].log_artifact(run_id, local_path, artifact_folder or None)
+
+    def log_table(self, run_id: str, path: str, columns: Mapping[str, Sequence[object]]) -> None:
+        """Store a table that MLflow's page shows as one; path ends in .json.
+
+        MLflow's own log_table appends to an older table, so a second call would double the rows.
+        """
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1 or not path.endswith(".json"):
+            raise TrackingError(f"table {path!r}: give equally long columns ({lengths}) and a .json path")
+        table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+        with self._guard(f"store {path} of run {run_id}"):
+            client, _ = self._connect()
+            client.log_text(run_id, json.dumps(table), path)
+            shown = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            entry = {"path": path, "type": "table"}
+            if entry not in shown:
+                self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*shown, entry])})
+
+    def close_run(self, run_id: str, status: FinalStatus) -> None:
+        """Set the final status and the end time."""
+        with self._guard(f"close run {run_id}"):
+            self._connect()[0].set_terminated(run_id, status)
+        self._steps.pop(run_id, None)
+        self._beats.pop(run_id, None)
+
+    def run_url(self, run_id: str) -> str:
+        """A link, or for a database the command that serves the page and the link it will have."""
+        with self._guard(f"look up run {run_id}"):
+            page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
+        if self._uri.sqlite_path is None and self._uri.database is None:
+            return self._uri.link + page
+        return f"mlflow server --backend-store-uri {self._uri.shown}  # then http://127.0.0.1:5000{page}"
+
+    def reap(self, stale_seconds: float) -> list[str]:
+        """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""
+        reaped = []
+        with self._guard("reap stale runs"):
+            client, experiment_id = self._connect()
+            for run in list(_running(client, experiment_id)):
+                heartbeat = float(run.data.tags.get(HEARTBEAT_TAG, "inf"))
+                if run.info.run_id not in self._steps and heartbeat < time.time() - stale_seconds:
+                    self._send_tags(client, run.info.run_id, {REAPED_TAG: _beat()})
+                    client.set_terminated(run.info.run_id, "KILLED", end_time=int(heartbeat * 1000))
+                    reaped.append(str(run.info.run_id))
+        return reaped
+
+    def _connect(self) -> tuple[MlflowClient, str]:
+        if self._connected is None:
+            root = self._artifact_root
+            if self._uri.sqlite_path is not None:
+                folder = Path(self._uri.sqlite_path).parent
+                folder.mkdir(parents=True, exist_ok=True)
+                # Otherwise mlflow retries "unable to open database file" for minutes.
+                if not os.access(folder, os.W_OK):
+                    raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
+                # MLflow's own default is ./mlruns of whatever folder the process is in.
+                root = root or str(folder / "mlflow-artifacts")
+            if self._uri.database is not None:
+                socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
+            client = MlflowClient(self._uri.raw, self._uri.raw)
+            self._connected = client, self._experiment(client, root)
+        return self._connected
+
+    def _experiment(self, client: MlflowClient, root: str | None) -> str:
+        found = client.get_experiment_by_name(self._experiment_name)
+        if found is None:
+            try:
+                return str(client.create_experiment(self._experiment_name, artifact_location=root))
+            except MlflowException:
+                # Another driver may have made it in between; anything else is a real error.
+                found = client.get_experiment_by_name(self._experiment_name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"experiment {self._experiment_name!r} was deleted; restore it (mlflow experiments restore"
+                f" --experiment-id {found.experiment_id}) or give another name"
+            )
+        return str(found.experiment_id)
+
+    def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
+        known = run.data.params
+        wanted = {_NOT_IN_A_NAME.sub("_", name): text[:_PARAM_LENGTH] for name, text in params.items()}
+        changed = sorted(name for name, text in wanted.items() if known.get(name, text) != text)
+        if changed:
+            _log.warning("run %s: params cannot change, old values stay: %s", run.info.run_id, changed)
+        new = [Param(name, text) for name, text in wanted.items() if name not in known]
+        for batch in _batches(new, _ITEMS_PER_BATCH):
+            client.log_batch(run.info.run_id, params=batch, synchronous=True)
+
+    def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+        items = [RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()]
+        for batch in _batches(items, _ITEMS_PER_BATCH):
+            client.log_batch(run_id, tags=batch, synchronous=True)
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600].rstrip(". ") + "."
+            if _is_final(error):
+                raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
+            advice = "Is the server up, the address right (try ADDRESS/health)? Or give another URI"
+            if self._uri.sqlite_path is not None:
+                advice = "Is the folder writable, the disk full, the file a database of this MLflow version?"
+            raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text} {advice}") from None
+
+
+class _LastSteps:
+    """The last step that MLflow holds of each metric of a run; asked once per name, then kept."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._client = client
+        self._run_id = run.info.run_id
+        self._unasked = set(run.data.metrics)
+        self._last: dict[str, int] = {}
+
+    def fresh(self, points: Sequence[Point]) -> list[Metric]:
+        """Metrics for the points past the last step; from now on these steps count as recorded."""
+        metrics = []
+        for point in points:
+            name = _NOT_IN_A_NAME.sub("_", point.name)
+            if name in self._unasked:
+                history = self._client.get_metric_history(self._run_id, name)
+                self._last[name] = max(metric.step for metric in history)
+                self._unasked.discard(name)
+            if name not in self._last or point.step > self._last[name]:
+                metrics.append(Metric(name, float(point.value), int(point.time * 1000), point.step))
+                self._last[name] = point.step
+        return metrics
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the answer would be the same later: a request that MLflow understood and refused."""
+    if not isinstance(error, MlflowException):
+        return False
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return status < 500 and status != 429
+
+
+def _running(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], "attributes.status = 'RUNNING'", ViewType.ACTIVE_ONLY, _PAGE, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _batches(items: list[_Item], length: int) -> Iterator[list[_Item]]:
+    for start in range(0, len(items), length):
+        yield items[start : start + length]
+
+
+def _beat() -> str:
+    return f"{time.time():.1f}"

@@ -1,0 +1,241 @@
+"""The driver's thread that replays journals into a tracker, and is the only one to talk to it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+
+from orchestrator.tracking.events import Event
+from orchestrator.tracking.followed import FollowedRun
+from orchestrator.tracking.tracker import (
+    FinalStatus,
+    TrackedRun,
+    Tracker,
+    TrackerUnreachable,
+    TrackingError,
+)
+from orchestrator.tracking.trouble import Trouble
+
+_log = logging.getLogger(__name__)
+Request = Callable[[Tracker], None]
+# While somebody waits in drain() or stop(), a tracker that is down is asked again this often.
+_HURRIED_SECONDS = 0.5
+# A request that the tracker refuses is not the tracker's outage; it must not hold up the others for good.
+_REQUEST_TRIES = 3
+# Of the time given to stop(): what draining may take, so that some is left to close the runs.
+_DRAIN_SHARE = 0.8
+
+
+class Replayer:
+    """Replays the journals of runs into a tracker while training goes on, whatever the tracker does.
+
+    Opening the tracker (importing mlflow, migrating a database: seconds) happens in the thread, so training
+    starts meanwhile. Nothing is lost in an outage: events leave the queue only once they are delivered, and a
+    delivery that is repeated makes no duplicates because the tracker drops steps it already has.
+    """
+
+    def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 1.0) -> None:
+        """tracker_factory: called in the thread, again after a failure. poll_seconds: between reads."""
+        self._factory = tracker_factory
+        self._poll_seconds = poll_seconds
+        self._changed = threading.Condition()
+        self._followed: dict[str, FollowedRun] = {}
+        self._outage = Trouble("tracker")
+        self._requests: deque[tuple[Request, Future[None], list[Exception]]] = deque()
+        self._tracker: Tracker | None = None
+        self._hurried = 0
+        self._stopping = False
+        self._ended = False
+        self._nudged = False
+        self._clean_since = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="replayer", daemon=True)
+        self._thread.start()
+
+    def follow(self, run: TrackedRun, journal_folder: str | None, parent_key: str | None = None) -> None:
+        """Record a run and replay its journal (None: it has none).
+
+        Following a key again changes nothing, but for a closed run, which is opened again.
+        parent_key: key of a followed run to nest under, whose tracker id need not be known yet.
+        Raises ValueError for a parent that is not followed.
+        """
+        with self._changed:
+            if parent_key is not None and parent_key not in self._followed:
+                raise ValueError(f"parent_key {parent_key!r} of {run.key!r} is not followed; follow it first")
+            if run.key not in self._followed:
+                parent = None if parent_key is None else self._followed[parent_key]
+                self._followed[run.key] = FollowedRun(run, journal_folder, parent)
+            self._followed[run.key].reopen()
+            self._nudge()
+
+    def submit(self, request: Request) -> Future[None]:
+        """Have the thread call request(tracker), in order of submission, after an outage if there is one.
+
+        A request that fails otherwise than by an outage is tried three times, logged, and its future fails.
+        """
+        future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # it cannot be cancelled
+        with self._changed:
+            if self._stopping:
+                raise RuntimeError("the replayer was stopped; submit before stop()")
+            self._requests.append((request, future, []))
+            self._nudge()
+        return future
+
+    def run_id(self, key: str, timeout: float) -> str:
+        """The tracker's id of a followed run. Raises TrackingError when not open in `timeout` seconds."""
+        followed = self._get(key)
+        with self._changed:
+            self._changed.wait_for(lambda: followed.run_id is not None, timeout)
+        if followed.run_id is None:
+            last = self._outage.last or followed.serving.last or "still opening"
+            raise TrackingError(f"run {key!r} is not in the tracker after {timeout:g} s: {last}")
+        return followed.run_id
+
+    def outcome(self, key: str) -> Event | None:
+        """The last finished / stopped / failed event of a run that the tracker has been told of."""
+        return self._get(key).outcome
+
+    def behind(self) -> int:
+        """Events and requests that wait for the tracker (of a long outage: those read so far)."""
+        with self._changed:
+            return sum(followed.waiting for followed in self._followed.values()) + len(self._requests)
+
+    def drain(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds; True when all that is in the journals by now is in the tracker."""
+        called = time.monotonic()
+        with self._changed:
+            self._hurried += 1
+            self._nudge()
+            self._changed.wait_for(lambda: self._ended or self._clean_since >= called, timeout)
+            self._hurried -= 1
+            return self._clean_since >= called
+
+    def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
+        """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all worked.
+
+        Runs without a status stay open. Raises ValueError for a key that is not followed.
+        """
+        for key in statuses:
+            self._get(key)
+        if self._stopping:
+            return not statuses
+        deadline = time.monotonic() + timeout
+        drained = self.drain(timeout * _DRAIN_SHARE)
+        futures = {key: self.submit(partial(self._close, key, status)) for key, status in statuses.items()}
+        with self._changed:
+            self._hurried += 1
+            self._nudge()
+            left_seconds = max(0.0, deadline - time.monotonic())
+            self._changed.wait_for(lambda: all(future.done() for future in futures.values()), left_seconds)
+            self._stopping = True
+            self._nudge()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        left = [key for key, future in futures.items() if not future.done() or future.exception() is not None]
+        if not drained or left:
+            _log.error(
+                "tracker: stopped with %d events not recorded, runs not closed: %s; the journals keep all,"
+                " starting the same job again records them",
+                self.behind(),
+                left or "none",
+            )
+        return drained and not left
+
+    def _get(self, key: str) -> FollowedRun:
+        with self._changed:
+            if key not in self._followed:
+                raise ValueError(f"run key {key!r} is not followed; followed are {sorted(self._followed)}")
+            return self._followed[key]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._nudged = False
+            started = time.monotonic()
+            clean = self._round()
+            with self._changed:
+                if clean:
+                    self._clean_since = started
+                self._changed.notify_all()
+                if self._stopping:
+                    break
+                self._changed.wait_for(lambda: self._nudged, self._pause())
+
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        for _, future, _ in self._requests:
+            future.set_exception(TrackingError("the replayer was stopped before this request was served"))
+
+    def _nudge(self) -> None:
+        """Start the next round now. The caller holds the lock."""
+        self._nudged = True
+        self._changed.notify_all()
+
+    def _pause(self) -> float:
+        """Seconds to the next round: none while there is a backlog that the tracker takes."""
+        if self._outage.failures:
+            return _HURRIED_SECONDS if self._hurried else self._outage.wait_seconds
+        if any(followed.waiting and not followed.serving.failures for followed in self._followed.values()):
+            return 0.0
+        return min(self._poll_seconds, _HURRIED_SECONDS) if self._hurried else self._poll_seconds
+
+    def _round(self) -> bool:
+        """Read every journal, then talk to the tracker; True when nothing is left over and nothing failed."""
+        with self._changed:
+            runs, hurried = list(self._followed.values()), self._hurried > 0
+        # Reading comes first and for all, so that behind() is true in an outage.
+        clean = [run.reading.attempt(run.read, hurried) for run in runs]
+        try:
+            tracker = self._open()
+            for run in runs:
+                # An outage is no trouble of this run: it ends the round.
+                clean.append(run.serving.attempt(partial(run.serve, tracker), hurried, TrackerUnreachable))
+                with self._changed:
+                    self._changed.notify_all()
+            clean.append(self._serve_requests(tracker))
+        except Exception as error:
+            # The thread must outlive whatever a tracker raises.
+            self._outage.failed(error)
+            return False
+        self._outage.worked()
+        return all(clean)
+
+    def _open(self) -> Tracker:
+        if self._tracker is None:
+            tracker = self._factory()
+            tracker.check()
+            self._tracker = tracker
+        return self._tracker
+
+    def _serve_requests(self, tracker: Tracker) -> bool:
+        """Serve in order; True when the queue is empty, False when one must be tried again."""
+        while self._requests:
+            request, future, errors = self._requests[0]
+            try:
+                request(tracker)
+            except TrackerUnreachable:
+                raise
+            except Exception as error:
+                errors.append(error)
+                if len(errors) < _REQUEST_TRIES:
+                    return False
+                _log.error("tracker request given up after %d tries: %s", len(errors), error, exc_info=error)
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+            with self._changed:
+                self._requests.popleft()
+                self._changed.notify_all()
+        return True
+
+    def _close(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
+        run = self._get(key)
+        if run.run_id is None:
+            raise TrackingError(f"run {key!r} was never opened in the tracker, so it cannot be closed")
+        tracker.close_run(run.run_id, status)
+        run.closed = True

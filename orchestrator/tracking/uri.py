@@ -1,0 +1,88 @@
+"""Tracking URIs: which are accepted, and how they are shown without their secrets."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.tracking.tracker import TrackingError
+
+_SERVERS = ("http", "https")
+_DATABASES = ("postgresql", "mysql", "mssql")
+_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+
+
+@dataclass(frozen=True)
+class TrackingUri:
+    """An accepted URI.
+
+    raw: as given, with secrets. shown: for people and logs. sqlite_path: absolute path, or None.
+    database: (host, port) of a database server that is talked to directly, or None.
+    """
+
+    raw: str
+    shown: str
+    sqlite_path: str | None
+    database: tuple[str, int] | None
+    secrets: tuple[str, ...]
+
+    @property
+    def link(self) -> str:
+        """The URI without user, password and query, to be followed by a path."""
+        return _USERINFO.sub("", self.raw.partition("?")[0]).rstrip("/")
+
+    def redact(self, text: str) -> str:
+        """The text without this URI's user and password, in whatever form they show up."""
+        text = text.replace(self.raw, self.shown)
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return _USERINFO.sub("***@", text)
+
+
+def parse(uri: str) -> TrackingUri:
+    """Accept http(s), sqlite with an absolute path, and SQL database URIs.
+
+    Raises TrackingError for anything else, with the reason and what to give instead.
+    """
+    bare, _, query = uri.partition("?")
+    shown = _USERINFO.sub("***@", bare) + ("?***" if query else "")
+    scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
+    if scheme == "sqlite":
+        return TrackingUri(uri, shown, _sqlite_path(uri), None, ())
+    if scheme not in _SERVERS + _DATABASES:
+        raise TrackingError(_refusal(shown, scheme))
+    parts = urlsplit(uri)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise TrackingError(f"tracking uri {shown!r}: {error}; give scheme://host:port") from None
+    if not host:
+        raise TrackingError(f"tracking uri {shown!r} has no host; give for example http://mlflow:5000")
+    # Without a password the user name may be a token; with one it is a name, and too common a word to hide.
+    given = (parts.password or parts.username, query)
+    secrets = tuple(form for secret in given if secret for form in (secret, unquote(secret)))
+    database = (host, port or _DEFAULT_PORTS[scheme]) if scheme in _DATABASES else None
+    return TrackingUri(uri, shown, None, database, secrets)
+
+
+def _sqlite_path(uri: str) -> str:
+    path = uri.partition("sqlite:///")[2].partition("?")[0]
+    if not path.startswith("/"):
+        raise TrackingError(
+            f"tracking uri {uri!r} has no absolute path: a relative or in-memory database would vanish with"
+            " the job's working folder; give sqlite:////absolute/path/mlflow.db (four slashes)"
+        )
+    return posixpath.normpath(path)
+
+
+def _refusal(shown: str, scheme: str) -> str:
+    advice = "give http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
+    if scheme == "file" or not scheme:
+        return (
+            f"tracking uri {shown!r} is a folder: MLflow has retired its file store (it raises unless"
+            f" MLFLOW_ALLOW_FILE_STORE is set) and it corrupts under concurrent runs; {advice}"
+        )
+    return f"tracking uri {shown!r}: scheme {scheme!r} is not supported; {advice}"

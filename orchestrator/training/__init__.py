@@ -1,0 +1,1 @@
+"""One process of a training run: world, progress, step, loop, validation, entry. Knows no Ray."""

@@ -1,0 +1,148 @@
+"""The entry of one training process: build, resume, train, write the outcome."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+
+import torch
+
+from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.data import manifest as manifests
+from orchestrator.data import order
+from orchestrator.data.errors import DataError
+from orchestrator.data.loader import Batch, Loader
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.reader import SampleReader
+from orchestrator.storage import files
+from orchestrator.tracking import journal
+from orchestrator.training import state as states
+from orchestrator.training.job import Context, Outcome, TrainJob, checkpoints_of, final_of, outcome_of
+from orchestrator.training.loop import Parts, train
+from orchestrator.training.recorder import Recorder, last_event
+from orchestrator.training.saver import Saver
+from orchestrator.training.state import TrainState
+from orchestrator.training.step import Stepper
+from orchestrator.training.world import World
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def run(job: TrainJob, world: World, context: Context) -> Outcome:
+    """Train `job` as rank `world.rank`; the outcome, which rank 0 also writes to the run's folder.
+
+    Causes that would only repeat (bad data, bad checkpoint, divergence, a wish to stop) are outcomes; whatever
+    else raises is kept as a traceback in the run's folder and raised on, so that the launcher tries again.
+    """
+    torch.set_num_threads(job.threads)
+    attempt = _attempt(job, world)
+    previous = last_event(job) if world.leads and attempt > 1 else None
+    recorder = Recorder(job, world, attempt)
+    try:
+        try:
+            outcome = _run(job, world, context, recorder, attempt, previous)
+        except DataError as error:
+            outcome = Outcome(status="bad-data", message=str(error))
+        except CheckpointError as error:
+            outcome = Outcome(status="bad-checkpoint", message=str(error))
+        outcome = outcome.model_copy(update={"attempt": attempt})
+        recorder.ended(outcome)
+        if world.leads:
+            files.write_bytes(outcome_of(job.folder), outcome.to_json().encode())
+        return outcome
+    except Exception:
+        name = f"attempt-{attempt:06d}-rank-{world.rank:05d}.txt"
+        files.write_bytes(files.join(job.folder, "tracebacks", name), traceback.format_exc().encode())
+        raise
+    finally:
+        recorder.close()
+
+
+def _run(
+    job: TrainJob, world: World, context: Context, recorder: Recorder, attempt: int, previous: journal.Event | None
+) -> Outcome:
+    manifest = _dataset(job)
+    counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
+    order.check(counts, job.recipe.order.lanes, job.recipe.batch_size, world.workers)
+    steps = order.steps_per_epoch(sum(counts), job.recipe.batch_size)
+    state = states.fresh(job.recipe, len(manifest.classes), steps, world.device)
+    stepper = Stepper(job.recipe, state, states.wrapped(state.model, world.workers), world)
+    if world.workers > 1:
+        stepper.settle(_blank_batch(job))
+    passed_over = _resume(job, world, state)
+    recorder.started(state.progress, world, previous, passed_over)
+    parts = Parts(
+        job,
+        world,
+        context,
+        state,
+        stepper,
+        training=_loader(job, manifest, TRAIN, world),
+        validation=_loader(job, manifest, VALIDATION, world),
+        training_counts=counts,
+        validation_counts=tuple(shard.samples for shard in manifest.shards(VALIDATION)),
+        recorder=recorder,
+        saver=Saver(job, attempt),
+    )
+    outcome = train(parts)
+    if outcome.status == "finished" and world.leads:
+        averaged, raw = state.final_weights()
+        weights.save(final_of(job.folder), averaged, raw, job.recipe.to_dict(), manifest.classes)
+        files.remove(checkpoints_of(job.folder))
+    return outcome
+
+
+def _dataset(job: TrainJob) -> Manifest:
+    manifest = manifests.load(job.data)
+    if manifest.digest() != job.dataset_digest:
+        raise DataError(
+            f"data: {job.data}: its digest is {manifest.digest()}, the run was started on {job.dataset_digest}: "
+            "the dataset changed; give the old one, or start anew with --new"
+        )
+    return manifest
+
+
+def _resume(job: TrainJob, world: World, state: TrainState) -> list[str]:
+    """Load the newest complete checkpoint, which rank 0 picks for all; what was passed over and why."""
+    folder = checkpoints_of(job.folder)
+    passed_over: list[str] = []
+    chosen = [-1.0, -1.0]
+    if world.leads and (found := checkpoint_format.newest(folder)) is not None:
+        place, _, passed_over = found
+        chosen = [float(place.samples), float(place.attempt)]
+    # Only rank 0 contributes, so the sum is its choice on every rank.
+    samples, attempt = world.sum(chosen if world.leads else [0.0, 0.0])
+    for place in checkpoint_format.places(folder) if samples >= 0 else []:
+        if (place.samples, place.attempt) == (samples, attempt):
+            saved = checkpoint_format.load(place.url, str(world.device))
+            if saved["recipe"] != job.recipe.to_dict():
+                raise CheckpointError(f"{place.url}: is of another recipe; start anew with --new")
+            state.restore(saved)
+    return passed_over
+
+
+def _attempt(job: TrainJob, world: World) -> int:
+    """The number of this attempt, taken by rank 0 with a conditional create, the same on every rank."""
+    number = 0
+    if world.leads:
+        folder = files.join(job.folder, "attempts")
+        number = len(files.list_names(folder)) + 1
+        about = json.dumps({"workers": world.workers, "time": time.time()}).encode()
+        while not files.create_bytes(files.join(folder, f"{number:06d}.json"), about):
+            number += 1
+    return int(world.sum([float(number)])[0])
+
+
+def _loader(job: TrainJob, manifest: Manifest, split: str, world: World) -> Loader:
+    reader = SampleReader(job.data, manifest, split)
+    return Loader(reader, job.recipe.model.image_size, job.threads, pin=world.device.type == "cuda")
+
+
+def _blank_batch(job: TrainJob) -> Batch:
+    """One black image of weight 0."""
+    size = job.recipe.model.image_size
+    images = torch.zeros((1, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return Batch(images, torch.zeros(1, dtype=torch.int64), torch.zeros(1), torch.zeros(1, dtype=torch.int64))

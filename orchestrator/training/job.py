@@ -1,0 +1,73 @@
+"""What one process of a run is given and what it gives back; both travel as plain dicts. Importable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.recipe.config import Recipe
+from orchestrator.storage import files
+
+
+class Cadence(Config):
+    """How often things happen that do not change the result."""
+
+    checkpoint_seconds: float = Field(30.0, gt=0, description="seconds between checkpoints: the most a death replays")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
+    validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
+    pulse_steps: int = Field(10, ge=1, description="steps between looks at the stop flag and at the loss")
+    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves")
+
+
+class TrainJob(Config):
+    """One run for the processes that train it."""
+
+    recipe: Recipe
+    cadence: Cadence = Cadence()
+    data: str = Field(description="URL of the packed dataset")
+    dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
+    folder: str = Field(description="URL of the run's folder")
+    stop_flag: str = Field(description="URL of a file whose existence asks the run to save and stop")
+    threads: int = Field(1, ge=1, description="CPU threads of each worker, for the network and for decoding")
+
+
+Status = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint"]
+
+
+class Outcome(Config):
+    """How a run ended, for causes that would only repeat if it were tried again; crashes raise instead."""
+
+    status: Status
+    message: str = ""
+    samples: int = Field(0, ge=0)
+    attempt: int = Field(1, ge=1)
+    metrics: dict[str, float] = Field({}, description="of the last epoch")
+
+
+class Context(Protocol):
+    """What a worker needs of whatever launched it."""
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell the launcher that an epoch ended; every rank calls it equally often."""
+
+
+def checkpoints_of(folder: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return files.join(folder, "checkpoints")
+
+
+def final_of(folder: str) -> str:
+    """Where a finished run keeps its final weights."""
+    return files.join(folder, "final")
+
+
+def journal_of(folder: str) -> str:
+    """Where a run keeps its journal."""
+    return files.join(folder, "journal")
+
+
+def outcome_of(folder: str) -> str:
+    """Where rank 0 writes how the run ended."""
+    return files.join(folder, "outcome.json")

@@ -1,0 +1,127 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from orchestrator.data.loader import Loader
+from orchestrator.data.order import EpochOrder
+from orchestrator.recipe.schedule import rate_at
+from orchestrator.training.job import Context, Outcome, TrainJob
+from orchestrator.training.meter import Meter
+from orchestrator.training.recorder import Recorder
+from orchestrator.training.saver import Saver
+from orchestrator.training.state import TrainState
+from orchestrator.training.step import Stepper
+from orchestrator.training.validate import validate
+from orchestrator.training.world import World
+
+
+@dataclass
+class Parts:
+    """What the loop works with; built by entry.py."""
+
+    job: TrainJob
+    world: World
+    context: Context
+    state: TrainState
+    stepper: Stepper
+    training: Loader
+    validation: Loader
+    training_counts: tuple[int, ...]
+    validation_counts: tuple[int, ...]
+    recorder: Recorder
+    saver: Saver
+
+
+def train(parts: Parts) -> Outcome:
+    """Train to the last epoch, or until asked to stop or diverged. Every rank returns the same status."""
+    job, world, state = parts.job, parts.world, parts.state
+    metrics: dict[str, float] = {}
+    while state.progress.epoch < job.recipe.epochs:
+        epoch = state.progress.epoch
+        meter = Meter(world.device)
+        status = _run_epoch(parts, epoch, meter)
+        if status is not None:
+            return status
+        metrics = _epoch_metrics(parts, meter)
+        if (epoch + 1) % job.cadence.validate_epochs == 0 or epoch + 1 == job.recipe.epochs:
+            metrics |= _validate(parts)
+        parts.recorder.epoch(state.progress, metrics)
+        parts.context.report({"epoch": epoch + 1, "samples": state.progress.samples, **metrics})
+    parts.saver.wait()
+    return Outcome(status="finished", samples=state.progress.samples, metrics=metrics)
+
+
+def _run_epoch(parts: Parts, epoch: int, meter: Meter) -> Outcome | None:
+    """The rest of an epoch; an Outcome when the run must end before it does."""
+    job, world, state = parts.job, parts.world, parts.state
+    recipe, cadence = job.recipe, job.cadence
+    order = EpochOrder(parts.training_counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+    steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
+    batches = parts.training.training(
+        order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers
+    )
+    for batch in meter.timed(batches):
+        meter.add(parts.stepper(batch), float(batch.weights.sum()))
+        if world.leads and parts.saver.due():
+            parts.saver.save(state)
+        if state.progress.step % cadence.pulse_steps == 0:
+            loss, weight, stop = world.sum([meter.loss(), meter.weight, float(parts.recorder.stop_requested())])
+            if not math.isfinite(loss):
+                return Outcome(status="diverged", message=_diverged(parts), samples=state.progress.samples)
+            if stop:
+                return _stop(parts)
+            if state.progress.step % cadence.log_steps == 0:
+                parts.recorder.point(state.progress, loss / max(weight, 1.0), _rate(parts))
+    return None
+
+
+def _epoch_metrics(parts: Parts, meter: Meter) -> dict[str, float]:
+    loss, weight = parts.world.sum([meter.loss(), meter.weight])
+    return {
+        "train/loss": loss / max(weight, 1.0),
+        "train/rate": _rate(parts),
+        "train/images_per_second": weight / meter.seconds,
+        "train/data_wait_share": meter.waited_seconds / meter.seconds,
+        "train/bad_samples": float(len(parts.training.ledger)),
+        "train/epoch": float(parts.state.progress.epoch),
+    }
+
+
+def _validate(parts: Parts) -> dict[str, float]:
+    state = parts.state
+    weights: dict[str, dict[str, Tensor]] = {"raw": {}} | (
+        {"averaged": state.average.mean} if state.average.mean else {}
+    )
+    run = partial(validate, state.model, weights, parts.validation, parts.validation_counts)
+    counts = run(parts.stepper.normalise, parts.world)
+    found = {}
+    for name, counted in counts.items():
+        found[f"validation/{name}_top1_error"] = 100 * counted.top1_error
+        found[f"validation/{name}_top5_error"] = 100 * counted.top5_error
+    return found
+
+
+def _stop(parts: Parts) -> Outcome:
+    """Save and say that the run was asked to stop."""
+    if parts.world.leads:
+        parts.saver.save(parts.state)
+        parts.saver.wait()
+    return Outcome(status="stopped", message="asked to stop", samples=parts.state.progress.samples)
+
+
+def _rate(parts: Parts) -> float:
+    recipe = parts.job.recipe
+    return rate_at(recipe.schedule, parts.state.progress.epochs_done, recipe.epochs)
+
+
+def _diverged(parts: Parts) -> str:
+    return (
+        f"the loss is not finite after {parts.state.progress.samples} samples at learning rate {_rate(parts):g}: "
+        "lower schedule.base_rate or lengthen schedule.warmup_epochs"
+    )

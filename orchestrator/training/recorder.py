@@ -1,0 +1,96 @@
+"""Rank 0's side of a run's record: journal events, the stop flag, tracebacks. On other ranks it does nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from orchestrator.storage import files
+from orchestrator.tracking import journal
+from orchestrator.tracking.journal import JournalWriter
+from orchestrator.training.job import Outcome, TrainJob, journal_of
+from orchestrator.training.progress import Progress
+from orchestrator.training.world import World
+
+POLL_SECONDS = 1.0
+CLOSE_SECONDS = 30.0
+
+
+class Recorder:
+    """Writes what happens in this attempt."""
+
+    def __init__(self, job: TrainJob, world: World, attempt: int) -> None:
+        self._stop_flag = job.stop_flag
+        self._attempt = attempt
+        self._stopped = threading.Event()
+        self._closing = threading.Event()
+        self._journal = JournalWriter(journal_of(job.folder), attempt) if world.leads else None
+        if world.leads:
+            threading.Thread(target=self._watch, name="stop-flag", daemon=True).start()
+
+    def started(self, progress: Progress, world: World, previous: journal.Event | None, passed_over: list[str]) -> None:
+        """An attempt begins; when the one before ended without a word, that is an incident."""
+        if self._journal is None:
+            return
+        if previous is not None and previous.kind not in ("finished", "stopped", "failed"):
+            replayed = max(0, (previous.samples or 0) - progress.samples)
+            self._journal.append(
+                "incident",
+                progress.samples,
+                cause="the attempt before ended without an outcome: worker or node lost, or driver gone",
+                seconds_since_last_event=round(time.time() - previous.time, 3),
+                samples_replayed=replayed,
+                attempt=self._attempt,
+                checkpoints_passed_over=passed_over,
+            )
+        self._journal.append(
+            "started",
+            progress.samples,
+            attempt=self._attempt,
+            workers=world.workers,
+            device=str(world.device),
+            resumed=progress.samples > 0,
+        )
+
+    def stop_requested(self) -> bool:
+        """Whether somebody set the stop flag; always False on ranks other than 0."""
+        return self._stopped.is_set()
+
+    def point(self, progress: Progress, loss: float, rate: float) -> None:
+        """A point of the curves between two epoch ends."""
+        if self._journal is not None:
+            values = {"train/loss": loss, "train/rate": rate}
+            self._journal.append("metrics", progress.samples, **values)
+
+    def epoch(self, progress: Progress, metrics: dict[str, float]) -> None:
+        """The metrics of an epoch that ended."""
+        if self._journal is not None:
+            self._journal.append("epoch", progress.samples, **metrics)
+
+    def ended(self, outcome: Outcome) -> None:
+        """The attempt ended with an outcome."""
+        if self._journal is not None:
+            kind = outcome.status if outcome.status in ("finished", "stopped") else "failed"
+            self._journal.append(kind, outcome.samples, status=outcome.status, message=outcome.message)
+
+    def close(self) -> None:
+        """Bring the journal to storage and stop watching."""
+        self._closing.set()
+        if self._journal is not None:
+            self._journal.close(CLOSE_SECONDS)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(POLL_SECONDS):
+            try:
+                if files.exists(self._stop_flag):
+                    self._stopped.set()
+                    return
+            except OSError:
+                # Not to know is not to stop: a failed query ends no healthy run (pitfalls E44).
+                continue
+
+
+def last_event(job: TrainJob) -> journal.Event | None:
+    """The last event of earlier attempts, None for a first one."""
+    events, _ = journal.read(journal_of(job.folder))
+    return events[-1] if events else None

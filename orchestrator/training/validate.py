@@ -1,0 +1,45 @@
+"""Validation with exact counts: every sample of the split once, over all ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from orchestrator.data.loader import Loader
+from orchestrator.models.googlenet import GoogLeNet, Logits
+from orchestrator.recipe.metrics import Counts, count
+from orchestrator.training.step import Normaliser
+from orchestrator.training.world import World
+
+BATCH = 256  # images of a forward pass; does not change the counts
+
+
+def validate(
+    model: GoogLeNet, weights: dict[str, dict[str, Tensor]], loader: Loader, counts: tuple[int, ...],
+    normalise: Normaliser, world: World,
+) -> dict[str, Counts]:  # fmt: skip
+    """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).
+
+    Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing.
+    """
+    local = {name: Counts() for name in weights}
+    bad = 0
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader.evaluation(counts, BATCH, world.rank, world.workers):
+            images = normalise(batch.images.to(world.device, non_blocking=True))
+            labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
+            bad += int((batch.weights == 0).sum())
+            for name, override in weights.items():
+                logits: Logits = functional_call(model, override, (images,))
+                local[name] = local[name] + count(logits, labels, sample_weights)
+    model.train()
+    flat = [float(value) for each in local.values() for value in (each.samples, each.wrong_top1, each.wrong_top5)]
+    *summed, all_bad = world.sum([*flat, float(bad)])
+    whole = iter(int(value) for value in summed)
+    found = {name: Counts(next(whole), next(whole), next(whole)) for name in weights}
+    for name, counted in found.items():
+        if counted.samples + int(all_bad) != sum(counts):
+            raise RuntimeError(f"validation of {name} saw {counted.samples} samples of {sum(counts)}")
+    return found

@@ -1,0 +1,45 @@
+"""Who this process is among the workers of a run, and the few collectives that training needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, number of workers and device; collectives are no-ops for a single worker."""
+
+    rank: int
+    workers: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which writes journal and checkpoints."""
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sums over all ranks (float64); every rank must call it."""
+        if self.workers == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def agree(self, flag: bool) -> bool:
+        """Rank 0's flag, on every rank; every rank must call it."""
+        if self.workers == 1:
+            return flag
+        tensor = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(tensor, src=0)
+        return bool(tensor.item())
+
+
+def current(device: torch.device) -> World:
+    """The world of the initialised process group, or a world of one."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(0, 1, device)

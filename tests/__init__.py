@@ -1,0 +1,1 @@
+"""Tests of the project, room by room; tests/support has the fakes."""

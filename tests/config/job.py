@@ -1,0 +1,14 @@
+"""A job as small as they get, run in a process of its own by test_cli.py."""
+
+import json
+import sys
+
+from orchestrator.config.cli import Preset, parse
+from tests.config.samples import Train
+
+if __name__ == "__main__":
+    presets = {
+        "digits": Preset(Train(), "Minutes on a laptop.\nNot shown."),
+        "googlenet-imagenet": Preset(Train(data="s3://imagenet"), "The paper."),
+    }
+    json.dump(parse("train", "Trains one model.", presets, "digits").to_dict(), sys.stdout)

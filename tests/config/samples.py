@@ -1,0 +1,104 @@
+"""Configurations small enough to hold in the head, with every feature the real ones use."""
+
+from enum import Enum
+from typing import Annotated, Literal, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Config
+
+
+class Pooling(Enum):
+    """How crops are pooled."""
+
+    MEAN = "mean"
+    MAX = "max"
+
+
+class StepDecay(Config):
+    """Falls by a factor every few epochs."""
+
+    kind: Literal["step"] = "step"
+    base_rate: float = Field(0.01, gt=0)
+    """Learning rate at the start."""
+    decay_factor: float = Field(0.96, gt=0, le=1)
+    """What the rate is multiplied by."""
+    decay_epochs: int = Field(8, gt=0)
+
+
+class Polynomial(Config):
+    """Falls to zero along a power of what is left."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    base_rate: float = Field(0.02, gt=0)
+    power: float = Field(0.5, gt=0)
+
+
+class Plain(Config):
+    """Pixels as they are."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class Scheduled(Config):
+    """Noise that falls as a schedule says."""
+
+    kind: Literal["scheduled"] = "scheduled"
+    noise: Annotated[StepDecay | Polynomial, Field(discriminator="kind")] = StepDecay()
+    pair: tuple[int, str] = (1, "a")
+
+
+class Augment(Config):
+    """A union whose variant holds a union, and one that may be absent."""
+
+    ops: Annotated[Plain | Scheduled, Field(discriminator="kind")] = Plain()
+    other: Annotated[StepDecay | Polynomial, Field(discriminator="kind")] | None = None
+
+
+class Member(Config):
+    """One model of an ensemble."""
+
+    seed: int = 0
+    width: float = 1.0
+
+
+class Recipe(Config):
+    """What changes results."""
+
+    schedule: Annotated[StepDecay | Polynomial, Field(discriminator="kind")] = StepDecay()
+    """How the learning rate falls."""
+    scales: tuple[float, ...] = (0.08, 1)
+    """Share of the image's area that a crop covers."""
+    epochs: int = Field(90, gt=0)
+    clip: float | None = None
+    pooling: Pooling = Pooling.MEAN
+    loss: Literal["softmax", "logistic"] = "softmax"
+    members: tuple[Member, ...] = (Member(),)
+
+    @model_validator(mode="after")
+    def _epochs_suffice(self) -> Self:
+        if isinstance(self.schedule, StepDecay) and self.epochs < self.schedule.decay_epochs:
+            least = self.schedule.decay_epochs
+            raise ValueError(f"epochs: {self.epochs} is refused: a step schedule needs {least} or more")
+        return self
+
+
+class Train(Config):
+    """A job."""
+
+    data: str = "data"
+    """URL of the shards."""
+    storage: str | None = None
+    cache: str = "cache"
+    dry_run: bool = False
+    """Print the plan only."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe()
+
+
+class Predict(Config):
+    """A job with positional arguments."""
+
+    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files to look at."""
+    top: int = Field(5, gt=0)

@@ -1,0 +1,125 @@
+"""The shape of the code base: rooms on their floors, short files, short functions, no hidden imports."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "orchestrator"
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50
+MAX_JOB_LINES = 60
+VAGUE_NAMES = {"utils", "util", "helpers", "misc", "common"}
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def functions(path: Path) -> Iterator[Function]:
+    """Yield every function and method of a file, inner ones too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def imported_packages(path: Path) -> Iterator[str]:
+    """Yield the top-level name of every absolute import of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def num_lines(path: Path) -> int:
+    """Return the lines of a file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_every_room_has_a_floor() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (floors,) = (contract for contract in contracts if contract["type"] == "layers")
+    placed = {room for layer in floors["layers"] for room in re.findall(r"\w+", layer)}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms, f"no rooms under {PACKAGE}"
+    assert rooms - placed == set(), "rooms without a floor: add them to the layers contract in pyproject.toml"
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}, "modules belong in a room"
+
+
+def test_every_imported_package_is_declared() -> None:
+    declared = {re.split(r"[\[<>=~! ]", line)[0].lower() for line in PYPROJECT["project"]["dependencies"]}
+    ours = {"orchestrator", "jobs", "pydantic_core"}  # the last is pydantic's own other half
+    wanted = {name for path in (*FILES, *JOBS) for name in imported_packages(path)}
+    homes = packages_distributions()
+    undeclared = {
+        name
+        for name in wanted - sys.stdlib_module_names - ours
+        if not declared & {home.lower().replace("_", "-") for home in homes.get(name, [name])}
+    }
+    assert undeclared == set(), "name their packages in pyproject.toml and docs/dependencies.md"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = PYPROJECT["project"]
+    declared = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
+    told = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    silent = {
+        name for name in (re.split(r"[<>=~!]", line)[0] for line in declared) if f"| {name} |" not in told
+    }
+    assert silent == set(), "say in docs/dependencies.md what they are for"
+
+
+def test_every_folder_of_the_package_is_a_package() -> None:
+    bare = {path.parent for path in FILES if not (path.parent / "__init__.py").is_file()}
+    assert bare == set()
+
+
+@each_file
+def test_file_is_short(path: Path) -> None:
+    assert num_lines(path) <= MAX_FILE_LINES
+
+
+@each_file
+def test_functions_are_short(path: Path) -> None:
+    spans = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions(path)}
+    assert {name: span for name, span in spans.items() if span > MAX_FUNCTION_LINES} == {}
+
+
+@each_file
+def test_imports_stand_at_the_top(path: Path) -> None:
+    hidden = {
+        f"line {node.lineno}, in {function.name}"
+        for function in functions(path)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert hidden == set()
+
+
+@each_file
+def test_name_says_something(path: Path) -> None:
+    assert not VAGUE_NAMES & {path.stem, path.parent.name}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.name == "__init__.py"], ids=lambda path: path.parent.name
+)
+def test_init_holds_a_docstring_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "say in a line what the room is for"
+    assert len(tree.body) == 1
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_job_is_an_entry_point_and_no_more(path: Path) -> None:
+    assert num_lines(path) < MAX_JOB_LINES

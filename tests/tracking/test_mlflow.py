@@ -1,0 +1,321 @@
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric, Run, ViewType
+from mlflow.tracking import MlflowClient
+
+from orchestrator.tracking.mlflow import HEARTBEAT_TAG, KEY_TAG, MlflowTracker
+from orchestrator.tracking.tracker import Point, TrackedRun, TrackerUnreachable, TrackingError
+
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the file: a fresh one costs two seconds of migrations."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/deep/mlflow.db"
+
+
+@pytest.fixture
+def tracker(database: str, request: pytest.FixtureRequest) -> MlflowTracker:
+    return MlflowTracker(database, request.node.name)
+
+
+@pytest.fixture
+def again(database: str, request: pytest.FixtureRequest) -> Callable[[], MlflowTracker]:
+    """Another driver on the same experiment."""
+    return lambda: MlflowTracker(database, request.node.name)
+
+
+@pytest.fixture
+def client(database: str) -> MlflowClient:
+    return MlflowClient(database, database)
+
+
+def run_named(name: str, **more: object) -> TrackedRun:
+    return TrackedRun(f"key-{name}", name, **more)  # type: ignore[arg-type]
+
+
+def curve(*steps: int, name: str = "loss") -> list[Point]:
+    return [Point(name, float(step) / 2, step, NOW + step) for step in steps]
+
+
+def steps(client: MlflowClient, run_id: str, name: str = "loss") -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+
+def test_new_run(tracker: MlflowTracker, client: MlflowClient) -> None:
+    tracker.check()
+    run_id = tracker.open_run(run_named("a", params={"lr": "0.1", "long": "x" * 7000}, tags={"host": "h1"}))
+    tracker.log(run_id, [*curve(10, 20), Point("bad", math.nan, 20, NOW), Point("huge", math.inf, 20, NOW)])
+    run = client.get_run(run_id)
+    assert run.info.run_name == "a"
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {"lr": "0.1", "long": "x" * 6000}
+    assert run.data.tags["host"] == "h1"
+    assert run.data.tags[KEY_TAG] == "key-a"
+    assert float(run.data.tags[HEARTBEAT_TAG]) == pytest.approx(time.time(), abs=60)
+    (first, second) = client.get_metric_history(run_id, "loss")
+    assert isinstance(first, Metric)
+    assert (first.value, first.step, first.timestamp) == (5.0, 10, 1_700_000_010_000)
+    assert second.step == 20
+    assert math.isnan(run.data.metrics["bad"])
+    assert run.data.metrics["huge"] > 1e300
+
+
+def test_key_finds_its_run_for_life(
+    tracker: MlflowTracker,
+    again: Callable[[], MlflowTracker],
+    client: MlflowClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run_id = tracker.open_run(run_named("a", params={"lr": "0.1"}))
+    tracker.log(run_id, curve(10, 20, 30))
+    tracker.close_run(run_id, "KILLED")
+    ended = client.get_run(run_id).info
+    assert ended.status == "KILLED"
+    assert ended.end_time / 1000 == pytest.approx(time.time(), abs=60)
+
+    later = again()
+    assert later.open_run(run_named("a", params={"lr": "0.2", "new": "1"}, tags={"host": "h2"})) == run_id
+    later.log(run_id, curve(20, 30, 40))
+    later.log(run_id, curve(30, 40, 50))
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {"lr": "0.1", "new": "1"}
+    assert "['lr']" in caplog.text
+    assert run.data.tags["host"] == "h2"
+    assert steps(client, run_id) == [10, 20, 30, 40, 50]
+
+
+def test_replay_of_part_of_the_metrics_makes_no_duplicates(
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    tracker.log(run_id, [*curve(10, 20), *curve(10, name="top5")])
+    later = again()
+    later.log(run_id, [*curve(10, 20, 30), *curve(10, 20, 30, name="top5"), *curve(5, name="new")])
+    assert steps(client, run_id) == [10, 20, 30]
+    assert steps(client, run_id, "top5") == [10, 20, 30]
+    assert steps(client, run_id, "new") == [5]
+
+
+def test_lost_answer_makes_no_duplicates(
+    tracker: MlflowTracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    real = MlflowClient.log_batch
+
+    def lose_answer(self: MlflowClient, *args: object, **kwargs: object) -> None:
+        real(self, *args, **kwargs)  # type: ignore[arg-type]
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", lose_answer)
+        with pytest.raises(TrackerUnreachable, match="the answer was lost"):
+            tracker.log(run_id, curve(10, 20))
+    # Same steps, other values: only the last-step rule can tell that they are there already.
+    tracker.log(run_id, [Point("loss", 99.0, step, NOW + step) for step in (10, 20, 30)])
+    assert [metric.value for metric in client.get_metric_history(run_id, "loss")] == [5.0, 10.0, 99.0]
+
+
+def test_many_points_params_and_tags(tracker: MlflowTracker, client: MlflowClient) -> None:
+    many = {f"name{index}": str(index) for index in range(250)}
+    run_id = tracker.open_run(run_named("a", params=many, tags=many))
+    tracker.log(run_id, curve(*range(2500)))
+    tracker.set_tags(run_id, {"long": "y" * 9000})
+    run = client.get_run(run_id)
+    assert run.data.params == many
+    assert many.items() <= run.data.tags.items()
+    assert run.data.tags["long"] == "y" * 5000
+    assert steps(client, run_id) == list(range(2500))
+
+
+def test_names_that_mlflow_refuses_are_mended(tracker: MlflowTracker, client: MlflowClient) -> None:
+    run_id = tracker.open_run(run_named("a", params={"lr(base)": "1"}))
+    tracker.log(run_id, [Point("top5@144 crops %", 7.9, 1, NOW)])
+    tracker.log(run_id, [Point("top5@144 crops %", 7.9, 1, NOW)])
+    assert client.get_run(run_id).data.params == {"lr_base_": "1"}
+    assert steps(client, run_id, "top5_144 crops _") == [1]
+
+
+def test_nesting(tracker: MlflowTracker, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = tracker.open_run(run_named("ensemble"))
+    child = tracker.open_run(run_named("member", parent_id=parent))
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
+    assert parent != child
+
+
+def test_run_id_in_the_environment_is_scrubbed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
+    MlflowTracker(database, "x")
+    assert "MLFLOW_RUN_ID" not in os.environ
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_final_status(tracker: MlflowTracker, client: MlflowClient, status: str) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    tracker.close_run(run_id, status)  # type: ignore[arg-type]
+    assert client.get_run(run_id).info.status == status
+
+
+def test_artifacts_lie_beside_the_database(
+    tracker: MlflowTracker,
+    client: MlflowClient,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plot.png").write_bytes(b"png")
+    run_id = tracker.open_run(run_named("a"))
+    tracker.log_text(run_id, "incidents.json", "[]")
+    tracker.log_text(run_id, "incidents.json", "[1]")
+    tracker.log_file(run_id, str(tmp_path / "plot.png"), "plots")
+    for _ in range(2):
+        tracker.log_table(run_id, "tables/crops.json", {"crops": [1, 10], "top5": [10.1, 9.2]})
+    beside = Path(database.removeprefix("sqlite:///")).parent / "mlflow-artifacts"
+    found = {
+        str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file() and run_id in str(path)
+    }
+    base = f"{run_id}/artifacts"
+    assert found == {f"{base}/incidents.json", f"{base}/plots/plot.png", f"{base}/tables/crops.json"}
+    assert (beside / base / "incidents.json").read_text() == "[1]"
+    table = json.loads((beside / base / "tables/crops.json").read_text())
+    assert table == {"columns": ["crops", "top5"], "data": [[1, 10.1], [10, 9.2]]}
+    shown = client.get_run(run_id).data.tags["mlflow.loggedArtifacts"]
+    assert json.loads(shown) == [{"path": "tables/crops.json", "type": "table"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_what_cannot_be_stored_is_said(tracker: MlflowTracker, tmp_path: Path) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    with pytest.raises(TrackingError, match="not a file"):
+        tracker.log_file(run_id, str(tmp_path / "absent.png"))
+    with pytest.raises(TrackingError, match="equally long"):
+        tracker.log_table(run_id, "t.json", {"a": [1], "b": [1, 2]})
+    with pytest.raises(TrackingError, match="refused to log"):
+        tracker.log("no-such-run", curve(1))
+    with pytest.raises(TrackingError, match="quote"):
+        tracker.open_run(TrackedRun("it's", "a"))
+
+
+def test_reap_closes_stale_runs_and_no_others(
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+) -> None:
+    stale, fresh, done = (tracker.open_run(run_named(name)) for name in ("stale", "fresh", "done"))
+    old = time.time() - 1000
+    for run_id in (stale, done):
+        tracker.set_tags(run_id, {HEARTBEAT_TAG: str(old)})
+    tracker.close_run(done, "FINISHED")
+    experiment_id = client.get_run(fresh).info.experiment_id
+    foreign = client.create_run(experiment_id).info.run_id
+    assert tracker.reap(600) == []  # its own
+    assert again().reap(600) == [stale]
+    assert again().reap(600) == []
+    ended = client.get_run(stale).info
+    assert ended.status == "KILLED"
+    assert ended.end_time / 1000 == pytest.approx(old, abs=1)
+    states = {run_id: client.get_run(run_id).info.status for run_id in (fresh, done, foreign)}
+    assert states == {fresh: "RUNNING", done: "FINISHED", foreign: "RUNNING"}
+
+
+def test_heartbeat_without_points(
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    tracker.set_tags(run_id, {HEARTBEAT_TAG: "1.0"})
+    tracker.log(run_id, [])
+    assert client.get_run(run_id).data.tags[HEARTBEAT_TAG] == "1.0"  # at most every 10 s
+    again().log(run_id, [])
+    assert float(client.get_run(run_id).data.tags[HEARTBEAT_TAG]) > NOW
+
+
+def test_deleted_runs_and_experiments(
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    client.delete_run(run_id)
+    other = again().open_run(run_named("a"))
+    assert other != run_id
+    run = client.get_run(other)
+    assert isinstance(run, Run)
+    assert len(client.search_runs([run.info.experiment_id], run_view_type=ViewType.ALL)) == 2
+    client.delete_experiment(run.info.experiment_id)
+    with pytest.raises(TrackingError, match="mlflow experiments restore"):
+        again().check()
+
+
+def test_url_of_a_database_is_a_command(tracker: MlflowTracker, database: str) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    url = tracker.run_url(run_id)
+    assert f"mlflow server --backend-store-uri {database}" in url
+    assert url.endswith(f"/runs/{run_id}")
+
+
+def test_closed_port_is_said_quickly_and_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(TrackerUnreachable) as caught:
+        MlflowTracker(f"http://ann:geh%40im@127.0.0.1:{port}", "x").check()
+    assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert f"http://***@127.0.0.1:{port}" in message
+    assert "give another URI" in message
+    assert "geh" not in message
+    assert caught.value.__suppress_context__
+    assert "Retrying" not in caplog.text
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        yield server.getsockname()[1]
+
+
+def test_silent_server_is_said_in_about_ten_seconds(silent_port: int) -> None:
+    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    started = time.monotonic()
+    with pytest.raises(TrackerUnreachable):
+        MlflowTracker(f"http://127.0.0.1:{silent_port}", "x").check()
+    assert time.monotonic() - started < 15
+    assert os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT") == before
+
+
+def test_unusable_database_file(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is not a database, it is a text" * 100)
+    with pytest.raises(TrackingError, match=r"mlflow\.db"):
+        MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "x").check()
+
+
+def test_fresh_database_keeps_the_terminal_clean(tmp_path: Path) -> None:
+    program = (
+        "from orchestrator.tracking.mlflow import MlflowTracker; from orchestrator.tracking.tracker import *;"
+        f"t = MlflowTracker('sqlite:///{tmp_path}/a/mlflow.db', 'x');"
+        "i = t.open_run(TrackedRun('k', 'n')); t.close_run(i, 'FINISHED')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
+    environment["PYTHONPATH"] = os.getcwd()
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout + answer.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,308 @@
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.storage import files
+from orchestrator.tracking import followed, trouble
+from orchestrator.tracking.journal import JournalWriter
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.replay import Replayer
+from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackingError
+from tests.support.tracker import RecordingTracker
+
+POLL = 0.02
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trouble, "_FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(trouble, "_LONGEST_WAIT_SECONDS", 0.1)
+
+
+@pytest.fixture
+def tracker() -> RecordingTracker:
+    return RecordingTracker()
+
+
+@pytest.fixture
+def replayer(tracker: RecordingTracker) -> Iterator[Replayer]:
+    made = Replayer(lambda: tracker, POLL)
+    yield made
+    made.stop({}, 5)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[JournalWriter]:
+    made = JournalWriter(str(tmp_path / "journal"), 0, flush_seconds=0.01)
+    yield made
+    made.close(5)
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.005)
+
+
+def follow(replayer: Replayer, tmp_path: Path, key: str = "a") -> None:
+    replayer.follow(TrackedRun(key, f"run {key}"), str(tmp_path / "journal"))
+
+
+def test_events_become_points_incidents_and_an_outcome(
+    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+) -> None:
+    follow(replayer, tmp_path)
+    writer.append("metrics", samples=128, loss=2.5, note="text", good=True, deep={"a": 1})
+    writer.append("metrics", loss=9.0)  # no clock: not on a curve
+    writer.append("incident", samples=128, cause="worker lost", seconds=float("nan"))
+    writer.append("epoch", samples=256, loss=2, top5=10.5)
+    writer.append("finished", samples=256)
+    assert writer.flush(5)
+    assert replayer.drain(5)
+    run = tracker.runs[replayer.run_id("a", 5)]
+    found = [(point.name, point.value, point.step) for point in run.points]
+    assert found == [("loss", 2.5, 128), ("loss", 2.0, 256), ("top5", 10.5, 256)]
+    assert run.tags["orchestrator.incidents"] == "1"
+    (incident,) = json.loads(run.texts["incidents.json"])
+    assert incident["samples"] == 128
+    assert incident["values"] == {"cause": "worker lost", "seconds": "nan"}
+    outcome = replayer.outcome("a")
+    assert outcome is not None
+    assert outcome.kind == "finished"
+    assert replayer.behind() == 0
+    writer.append("incident", samples=300, cause="again")
+    assert writer.flush(5)
+    assert replayer.drain(5)
+    assert run.tags["orchestrator.incidents"] == "2"
+    assert len(json.loads(run.texts["incidents.json"])) == 2
+
+
+def test_outage_loses_nothing_and_is_said_once(
+    tracker: RecordingTracker,
+    replayer: Replayer,
+    writer: JournalWriter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracker.down = True
+    follow(replayer, tmp_path)
+    for step in range(1, 501):
+        writer.append("metrics", samples=step, loss=float(step))
+    assert writer.flush(5)
+    until(lambda: replayer.behind() == 500)
+    assert not replayer.drain(0.3)
+    with pytest.raises(TrackingError, match="recording tracker is down"):
+        replayer.run_id("a", 0.01)
+    tracker.down = False
+    assert replayer.drain(5)
+    assert replayer.run_id("a", 5) == "id-a"
+    tracker.down = True
+    writer.append("metrics", samples=501, loss=501.0)
+    assert writer.flush(5)
+    until(lambda: replayer.behind() == 1)
+    tracker.down = False
+    assert replayer.drain(5)
+    assert [point.step for point in tracker.runs["id-a"].points] == list(range(1, 502))
+    lines = [record.getMessage() for record in caplog.records if record.name == trouble.__name__]
+    assert [line for line in lines if "trying again" in line] == [line for line in lines if "down" in line]
+    assert len(lines) == 4, lines
+
+
+def test_lost_answer_makes_no_duplicates(
+    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+) -> None:
+    tracker.lossy = True
+    follow(replayer, tmp_path)
+    for step in range(1, 6001):  # more than one delivery
+        writer.append("metrics", samples=step, loss=float(step))
+    assert writer.flush(5)
+    assert replayer.drain(10)
+    assert [point.step for point in tracker.runs["id-a"].points] == list(range(1, 6001))
+
+
+def test_second_driver_replays_from_the_start_without_duplicates(
+    tracker: RecordingTracker, writer: JournalWriter, tmp_path: Path
+) -> None:
+    for step in (1, 2):
+        writer.append("metrics", samples=step, loss=0.0)
+        writer.append("incident", cause=str(step))
+        assert writer.flush(5)
+        replayer = Replayer(lambda: tracker, POLL)
+        follow(replayer, tmp_path)
+        assert replayer.stop({"a": "KILLED"}, 5)
+    run = tracker.runs["id-a"]
+    assert [point.step for point in run.points] == [1, 2]
+    assert run.tags["orchestrator.incidents"] == "2"
+
+
+def test_slow_opening_holds_nobody_up(tracker: RecordingTracker, tmp_path: Path) -> None:
+    release, fails = threading.Event(), [ValueError("bad uri"), OSError("not yet")]
+
+    def factory() -> Tracker:
+        release.wait(20)
+        if fails:
+            raise fails.pop()
+        return tracker
+
+    started = time.monotonic()
+    replayer = Replayer(factory, POLL)
+    follow(replayer, tmp_path)
+    future = replayer.submit(lambda given: given.set_tags("id-a", {"x": "1"}))
+    assert time.monotonic() - started < 1
+    release.set()
+    assert replayer.run_id("a", 5) == "id-a"
+    future.result(5)
+    assert tracker.runs["id-a"].tags["x"] == "1"
+    assert replayer.stop({"a": "FINISHED"}, 5)
+
+
+def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: Replayer) -> None:
+    replayer.follow(TrackedRun("parent", "ensemble"), None)
+    for n in range(7):
+        replayer.follow(TrackedRun(f"m{n}", f"member {n}"), None, parent_key="parent")
+    assert replayer.drain(5)
+    assert [tracker.runs[f"id-m{n}"].run.parent_id for n in range(7)] == ["id-parent"] * 7
+    with pytest.raises(ValueError, match="'nobody'"):
+        replayer.follow(TrackedRun("x", "x"), None, parent_key="nobody")
+    with pytest.raises(ValueError, match="followed are"):
+        replayer.outcome("nobody")
+
+
+def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: Replayer) -> None:
+    replayer.follow(TrackedRun("a", "a"), None)
+    replayer.run_id("a", 5)
+    tracker.down = True
+    done: list[int] = []
+
+    def request(n: int) -> Callable[[Tracker], None]:
+        def act(given: Tracker) -> None:
+            given.log_text("id-a", "f", str(n))
+            done.append(n)
+
+        return act
+
+    futures = [replayer.submit(request(n)) for n in range(5)]
+    time.sleep(0.2)
+    assert (done, replayer.behind()) == ([], 5)
+    tracker.down = False
+    for future in futures:
+        future.result(5)
+    assert done == [0, 1, 2, 3, 4]
+
+
+def test_request_that_never_works_is_given_up(replayer: Replayer, caplog: pytest.LogCaptureFixture) -> None:
+    tries: list[int] = []
+
+    def broken(_: Tracker) -> None:
+        tries.append(1)
+        raise KeyError("bug")
+
+    first, second = replayer.submit(broken), replayer.submit(lambda tracker: tracker.check())
+    assert isinstance(first.exception(5), KeyError)
+    assert second.result(5) is None
+    assert len(tries) == 3
+    assert "given up" in caplog.text
+
+
+def test_trouble_of_one_run_stays_with_it(
+    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+) -> None:
+    real = tracker.open_run
+
+    def open_run(run: TrackedRun) -> str:
+        if run.key == "bad":
+            raise TrackingError("refused")
+        return real(run)
+
+    tracker.open_run = open_run  # type: ignore[method-assign]
+    replayer.follow(TrackedRun("bad", "bad"), None)
+    follow(replayer, tmp_path)
+    writer.append("metrics", samples=1, loss=0.0)
+    assert writer.flush(5)
+    until(lambda: bool(tracker.runs.get("id-a") and tracker.runs["id-a"].points))
+    assert not replayer.drain(0.2)
+    with pytest.raises(TrackingError, match="refused"):
+        replayer.run_id("bad", 0.01)
+    assert not replayer.stop({"a": "FINISHED", "bad": "FAILED"}, 2)
+    assert tracker.runs["id-a"].status == "FINISHED"
+
+
+def test_stop_closes_and_a_closed_run_can_be_followed_again(
+    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+) -> None:
+    follow(replayer, tmp_path)
+    assert replayer.drain(5)
+    replayer.submit(lambda given: None).result(5)
+    replayer._close("a", "FAILED", tracker)
+    calls = tracker.calls.count("log")
+    assert replayer.drain(5)
+    assert tracker.calls.count("log") == calls  # no heartbeat of a closed run
+    follow(replayer, tmp_path)
+    assert replayer.drain(5)
+    assert tracker.runs["id-a"].status == "RUNNING"
+    writer.append("metrics", samples=1, loss=0.0)
+    assert writer.flush(5)
+    assert replayer.stop({"a": "FINISHED"}, 5)
+    assert tracker.runs["id-a"].status == "FINISHED"
+    assert len(tracker.runs["id-a"].points) == 1
+    with pytest.raises(RuntimeError, match="stopped"):
+        replayer.submit(lambda given: None)
+
+
+def test_stop_in_an_outage_says_what_is_left(
+    tracker: RecordingTracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker.down = True
+    replayer = Replayer(lambda: tracker, POLL)
+    follow(replayer, tmp_path)
+    waiting = replayer.submit(lambda given: None)
+    started = time.monotonic()
+    assert not replayer.stop({"a": "FINISHED"}, 1)
+    assert time.monotonic() - started < 3
+    assert "not closed: ['a']" in caplog.text
+    assert isinstance(waiting.exception(5), TrackingError)
+
+
+def test_damaged_segment_is_given_up_and_said(
+    tracker: RecordingTracker,
+    replayer: Replayer,
+    writer: JournalWriter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writer.append("metrics", samples=1, loss=0.0)
+    assert writer.close(5)
+    files.create_bytes(str(tmp_path / "journal" / "000000-000002.jsonl"), b"torn")
+    later = JournalWriter(str(tmp_path / "journal"), 1, flush_seconds=0.01)
+    later.append("metrics", samples=2, loss=0.0)
+    assert later.close(5)
+    with caplog.at_level(logging.ERROR, followed.__name__):
+        follow(replayer, tmp_path)
+        until(lambda: len(tracker.runs["id-a"].points) == 2 if "id-a" in tracker.runs else False)
+    assert "000000-000002.jsonl" in caplog.text
+    assert replayer.drain(5)
+    assert tracker.runs["id-a"].tags["orchestrator.journal_segments_lost"] == "1"
+
+
+def test_into_a_real_mlflow(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for attempt, last in enumerate((300, 500)):
+        writer = JournalWriter(str(tmp_path / "journal"), attempt, flush_seconds=0.05)
+        replayer = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+        replayer.follow(TrackedRun("parent", "ensemble"), None)
+        replayer.follow(TrackedRun("a", "a"), str(tmp_path / "journal"), parent_key="parent")
+        # The second attempt repeats steps 201..300, as after a crash.
+        for step in range(200 * attempt + 1, last + 1):
+            writer.append("metrics", samples=step, loss=float(step))
+        assert writer.close(5)
+        assert replayer.stop({"a": "FINISHED", "parent": "FINISHED"}, 30)
+        run_id = replayer.run_id("a", 1)
+        history = MlflowClient(uri, uri).get_metric_history(run_id, "loss")
+        assert [metric.step for metric in history] == list(range(1, last + 1))
