@@ -8,12 +8,15 @@ python jobs/evaluate.py googlenet-digits-m1-0123456789 googlenet-digits-m2-01234
 
 from orchestrator.config.cli import Preset, parse
 from orchestrator.ensemble.config import Evaluate
+from orchestrator.launch import environment
 
 PROG = "evaluate.py"
 
 if __name__ == "__main__":
     config = parse(PROG, "Score finished runs on 1 / 10 / 144 crops.", {"runs": Preset(Evaluate())}, "runs")
-    # Heavy rooms (torch, ray, mlflow) only now: help and refusals are quick.
+    # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
+    # help and refusals stay quick.
+    environment.prepare(config.placement)
     from orchestrator.ensemble import command
     from orchestrator.launch.command import guarded
 

@@ -4,6 +4,7 @@ python jobs/train.py googlenet-digits --schedule.kind cosine
 """
 
 from orchestrator.config.cli import Preset, parse
+from orchestrator.launch import environment
 from orchestrator.launch.config import JobConfig
 from orchestrator.recipe import presets
 
@@ -16,7 +17,9 @@ if __name__ == "__main__":
         {name: Preset(JobConfig(recipe=make()), presets.summary(name)) for name, make in presets.PRESETS.items()},
         presets.DEFAULT,
     )
-    # Heavy rooms (torch, ray, mlflow) only now: help and refusals are quick.
+    # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
+    # help and refusals stay quick.
+    environment.prepare(config.placement)
     from orchestrator.fleet import command
     from orchestrator.launch.command import guarded
 

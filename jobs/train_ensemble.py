@@ -8,6 +8,7 @@ ray job submit --working-dir . -- python jobs/train_ensemble.py googlenet-imagen
 
 from orchestrator.config.cli import Preset, parse
 from orchestrator.ensemble.config import TrainEnsemble
+from orchestrator.launch import environment
 from orchestrator.recipe import presets
 
 PROG = "train_ensemble.py"
@@ -19,7 +20,9 @@ if __name__ == "__main__":
         {name: Preset(TrainEnsemble(recipe=make()), presets.summary(name)) for name, make in presets.PRESETS.items()},
         presets.DEFAULT,
     )
-    # Heavy rooms (torch, ray, mlflow) only now: help and refusals are quick.
+    # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
+    # help and refusals stay quick.
+    environment.prepare(config.placement)
     from orchestrator.ensemble import command
     from orchestrator.launch.command import guarded
 

@@ -17,6 +17,9 @@ Image = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 # Test crops enlarge the shorter side: a strip of 1 x 60,000 would grow to 256 x 15 million pixels, 12 GB.
 MAX_ASPECT = 100
+# Samples are decoded side by side by the loader's threads; OpenCV's own would only compete with them.
+cv2.setNumThreads(1)
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 

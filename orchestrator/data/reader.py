@@ -1,13 +1,14 @@
-"""Bytes of samples by (shard, number): whole shards kept in a bounded cache, larger ones by ranged reads.
+"""Bytes of samples by (shard, number): a small split is kept in memory whole, a larger one read in ranges.
 
-Made in the process that uses it and safe for its threads; what is read is verified against the manifest.
+Lanes hop between shards with every sample, so a cache that holds only some of the split's shards would read a whole
+tar for nearly every image. Made in the process that uses it and safe for its threads. Tars that are kept are verified
+by checksum, tars read in ranges by size; indexes always by checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from orchestrator.data import index
@@ -16,6 +17,7 @@ from orchestrator.data.index import ShardIndex
 from orchestrator.data.manifest import Manifest
 from orchestrator.storage import files, urls
 
+# A split of at most this many bytes is kept in memory.
 CACHE_BYTES = 256 * 2**20
 
 
@@ -37,9 +39,8 @@ class SampleReader:
         self._url = url
         self._shards = manifest.shards(split)
         self._classes = len(manifest.classes)
-        self._cache_bytes = cache_bytes
-        self._cached = 0
-        self._tars: OrderedDict[int, bytes] = OrderedDict()
+        self._keeps = sum(shard.bytes for shard in self._shards) <= cache_bytes
+        self._tars: dict[int, bytes] = {}
         self._indexes: dict[int, ShardIndex] = {}
         self._measured: set[int] = set()
         self._lock = threading.Lock()
@@ -72,13 +73,12 @@ class SampleReader:
         return found
 
     def _tar(self, shard: int) -> bytes | None:
-        """The verified tar, from the cache if it is there; None for a tar that the cache cannot hold."""
+        """The verified tar of a split that is kept; None when it is to be read in ranges."""
         facts = self._shards[shard]
-        if facts.bytes > self._cache_bytes:
+        if not self._keeps:
             self._measure(shard)
             return None
         if shard in self._tars:
-            self._tars.move_to_end(shard)
             return self._tars[shard]
         url = files.join(self._url, facts.name)
         try:
@@ -89,10 +89,6 @@ class SampleReader:
         if hashlib.sha256(data).hexdigest() != facts.sha256:
             raise DataError(f"data: {urls.redact(url)}: damaged: it does not have the checksum that the manifest names")
         self._tars[shard] = data
-        self._cached += len(data)
-        while self._cached > self._cache_bytes:
-            _, dropped = self._tars.popitem(last=False)
-            self._cached -= len(dropped)
         return data
 
     def _measure(self, shard: int) -> None:

@@ -69,7 +69,8 @@ def run(session: Session, runs: Sequence[RunSpec]) -> EnsembleResult:
 def _record(session: Session, name: str, folder: str, runs: Sequence[RunSpec]) -> str:
     """Write what the ensemble is made of and open its run in the tracker; its key there."""
     recipes = {spec.name: paths(spec.recipe) for spec in runs}
-    files.write_bytes(files.join(folder, SPEC), json.dumps({"members": list(recipes)}, indent=1).encode())
+    resolved = {"members": list(recipes), "recipes": {spec.name: spec.recipe.to_dict() for spec in runs}}
+    files.write_bytes(files.join(folder, SPEC), json.dumps(resolved, indent=1).encode())
     key = session.key(name)
     # What all members share are the ensemble's own parameters; the children's show what differs.
     first, *others = recipes.values()
@@ -109,6 +110,8 @@ def _log(tracker: Tracker, run_id: str, folder: str, table: Table3) -> None:
     now = time.time()
     tracker.log(run_id, [Point(name, value, 0, now) for name, value in metrics.items()])
     tracker.log_table(run_id, "table3.json", results.columns(table))
+    # MLflow shows this tag, as Markdown, at the head of the run's page.
+    tracker.set_tags(run_id, {"mlflow.note.content": results.markdown(table)})
     for name in ("table.md", SPEC):
         tracker.log_text(run_id, name, files.read_bytes(files.join(folder, name)).decode())
     with tempfile.TemporaryDirectory() as scratch:

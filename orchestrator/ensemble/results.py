@@ -12,21 +12,19 @@ from orchestrator.storage import files
 from orchestrator.tracking import plots
 from orchestrator.tracking.plots import EnsembleCell
 
+MODELS_CROPS = "models crops"
+VERSUS = "vs 1x1"
+INTERVAL = "95% interval"
 HEADER = (
-    "models crops",
-    "cost",
-    "top-1 %",
-    "95% interval",
-    "top-5 %",
-    "95% interval",
-    "vs 1x1",
-    "paper top-5 %",
-    "vs 1x1",
+    *(MODELS_CROPS, "cost"),
+    *("top-1 %", INTERVAL, VERSUS),
+    *("top-5 %", INTERVAL, VERSUS),
+    *("paper top-5 %", VERSUS),
 )
 
 
 def rows(table: Table3) -> list[tuple[str, ...]]:
-    """A row of text for each cell, in the order of HEADER; differences are in points of top-5 error."""
+    """A row of text for each cell, in the order of HEADER; differences are in points of error."""
     base = table.cells[0]
     return [_row(cell, base) for cell in table.cells]
 
@@ -65,6 +63,7 @@ def columns(table: Table3) -> dict[str, list[object]]:
         "top5_error": [round(cell.top5_error, 4) for cell in table.cells],
         "top5_low": [round(cell.top5_interval[0], 4) for cell in table.cells],
         "top5_high": [round(cell.top5_interval[1], 4) for cell in table.cells],
+        "top1_vs_base": [round(cell.top1_error - base.top1_error, 4) for cell in table.cells],
         "top5_vs_base": [round(cell.top5_error - base.top5_error, 4) for cell in table.cells],
         "paper_top5_error": [cell.paper_top5 for cell in table.cells],
     }
@@ -109,6 +108,7 @@ def _row(cell: Cell, base: Cell) -> tuple[str, ...]:
         str(cell.cost),
         f"{cell.top1_error:.2f}",
         "{:.2f} - {:.2f}".format(*cell.top1_interval),
+        "base" if cell is base else f"{cell.top1_error - base.top1_error:+.2f}",
         f"{cell.top5_error:.2f}",
         "{:.2f} - {:.2f}".format(*cell.top5_interval),
         "base" if cell is base else f"{cell.top5_error - base.top5_error:+.2f}",

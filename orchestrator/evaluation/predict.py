@@ -22,10 +22,12 @@ from orchestrator.evaluation.score_store import Scores
 from orchestrator.models import googlenet
 from orchestrator.models.googlenet import GoogLeNet
 from orchestrator.recipe.config import Recipe
-from orchestrator.training.step import Normaliser
+from orchestrator.recipe.normalise import Normaliser
 
 # float32 bytes of the crops of one forward pass: bounds the memory at any image size.
 FORWARD_BYTES = 32 * 2**20
+# Stored for each image: means over 1, 10 and 144 crops, over each of the four scales, and the maximum.
+ROWS = len(crops.SUBSETS) + len(crops.PAPER_SCALES) + 1
 
 
 class Scorer(Config):
@@ -55,16 +57,24 @@ def score_shard(raw: dict[str, Any]) -> int:
     first = sum(shard.samples for shard in shards[: task.shard])
     reader = SampleReader(task.data, found, task.split)
     loaded = [_model(scorer.final, str(device)) for scorer in task.scorers]
-    images, ids, labels = _decoded(reader, task.shard, shards[task.shard].samples, first)
-    sums: list[list[NDArray[np.float32]]] = [[] for _ in loaded]
-    for image in images:
-        views = _crops(image, loaded[0][1].model.image_size)
-        for (model, recipe), rows in zip(loaded, sums, strict=True):
-            rows.append(_reduced(_probabilities(model, recipe, views, device)))
+    ids: list[int] = []
+    labels: list[int] = []
+    rows: list[list[NDArray[np.float32]]] = [[] for _ in loaded]
+    for number in range(shards[task.shard].samples):
+        sample = reader.read(task.shard, number)
+        try:
+            views = _crops(decode(sample.image), loaded[0][1].model.image_size)
+        except BadSampleError:
+            continue  # counted below: the shard's samples less those scored
+        ids.append(first + number)
+        labels.append(sample.label)
+        for (model, recipe), found_rows in zip(loaded, rows, strict=True):
+            found_rows.append(_reduced(_probabilities(model, recipe, views, device)))
     bad = shards[task.shard].samples - len(ids)
-    for scorer, rows in zip(task.scorers, sums, strict=True):
-        stacked = np.stack(rows) if rows else np.zeros((0, 8, len(found.classes)), dtype=np.float32)
-        score_store.save(scorer.scores, task.shard, _scores(stacked, ids, labels, bad))
+    for scorer, found_rows in zip(task.scorers, rows, strict=True):
+        stacked = np.stack(found_rows) if found_rows else np.zeros((0, ROWS, len(found.classes)), dtype=np.float32)
+        scores = _scores(stacked, np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), bad)
+        score_store.save(scorer.scores, task.shard, scores)
     return len(ids)
 
 
@@ -78,21 +88,6 @@ def _model(url: str, device: str) -> tuple[GoogLeNet, Recipe]:
     model.load_state_dict(final.averaged)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), recipe
-
-
-def _decoded(
-    reader: SampleReader, shard: int, samples: int, first: int
-) -> tuple[list[Image], NDArray[np.int64], NDArray[np.int64]]:
-    images, ids, labels = [], [], []
-    for number in range(samples):
-        sample = reader.read(shard, number)
-        try:
-            images.append(decode(sample.image))
-        except BadSampleError:
-            continue  # counted by the caller: the shard's samples less those returned
-        ids.append(first + number)
-        labels.append(sample.label)
-    return images, np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
 
 
 def _crops(image: Image, size: int) -> Tensor:

@@ -89,7 +89,8 @@ def errors(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Wro
     A tie counts against the true class, so a model that says the same of all classes is wrong, not lucky.
     """
     true = probabilities[np.arange(len(labels)), labels][:, None]
-    others = (probabilities >= true).sum(axis=1) - 1
+    # Not ">=": a score that is no number must count as wrong, not as right.
+    others = (~(probabilities < true)).sum(axis=1) - 1
     return np.stack((others >= 1, others >= 5), axis=1).astype(np.float64)
 
 

@@ -8,11 +8,24 @@ from dataclasses import dataclass, field
 
 from orchestrator.fleet.supervisor import RunStatus
 from orchestrator.launch.config import RunSpec
-from orchestrator.storage.files import StorageError
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
 from orchestrator.training.job import journal_of
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What an epoch's event tells; errors in percent, those of the averaged weights as soon as there are any."""
+
+    epoch: int
+    loss: float | None
+    images_per_second: float | None
+    top1_error: float | None
+    top5_error: float | None
+
+
+NOTHING = EpochFigures(0, None, None, None, None)
 
 
 @dataclass
@@ -22,11 +35,7 @@ class Row:
     spec: RunSpec
     status: RunStatus = "waiting"
     message: str = ""
-    epoch: int = 0
-    images_per_second: float | None = None
-    top1_error: float | None = None
-    top5_error: float | None = None
-    loss: float | None = None
+    figures: EpochFigures = NOTHING  # of the last epoch
     restarts: int = 0
     seconds_per_epoch: float | None = None
     cursor: Cursor | None = None
@@ -46,15 +55,21 @@ class Board:
         row = self.rows[spec.name]
         row.status, row.message = status, message
 
-    def poll(self) -> list[tuple[Row, Event]]:
-        """Read what is new in the journals; the new events with their rows, each row already up to date."""
+    def poll(self, waiting: bool = False) -> list[tuple[Row, Event]]:
+        """Read what is new in the journals; the new events with their rows, each row already up to date.
+
+        waiting: look at runs that wait, too; they have a journal when they were begun by an earlier job.
+        """
         news = []
         for row in self.rows.values():
-            if row.status == "waiting":
+            if row.status == "waiting" and not waiting:
                 continue
             try:
                 events, row.cursor = journal.read(journal_of(row.spec.folder), row.cursor)
-            except (journal.JournalError, StorageError):
+            except journal.DamagedSegment as error:
+                row.cursor = error.cursor  # it would hide all that comes after it
+                continue
+            except OSError:
                 # Looking is not worth a failure: what is missed now is seen at the next poll.
                 continue
             for event in events:
@@ -69,29 +84,40 @@ class Board:
             return None
         usual = sum(speeds) / len(speeds)
         left = [
-            (row.spec.recipe.epochs - row.epoch) * (row.seconds_per_epoch or usual)
+            (row.spec.recipe.epochs - row.figures.epoch) * (row.seconds_per_epoch or usual)
             for row in self.rows.values()
             if row.status in ("waiting", "running")
         ]
         return max([sum(left) / at_once, *left], default=0.0)
 
 
-def _apply(row: Row, event: Event) -> None:
+def of_epoch(event: Event) -> EpochFigures:
+    """The figures of an "epoch" event."""
     values = event.values
+    kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
+    return EpochFigures(
+        int(_number(values.get("train/epoch")) or 0),
+        _number(values.get("train/loss")),
+        _number(values.get("train/images_per_second")),
+        _number(values.get(f"validation/{kind}_top1_error")),
+        _number(values.get(f"validation/{kind}_top5_error")),
+    )
+
+
+def _apply(row: Row, event: Event) -> None:
     if event.kind == "started":
-        row.attempt_began = (event.time, row.epoch)
+        row.attempt_began = (event.time, row.figures.epoch)
     elif event.kind == "incident":
         row.restarts += 1
     elif event.kind == "epoch":
-        row.epoch = int(_number(values.get("train/epoch")) or row.epoch)
-        row.loss = _number(values.get("train/loss"))
-        row.images_per_second = _number(values.get("train/images_per_second"))
-        kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
-        if (top1 := _number(values.get(f"validation/{kind}_top1_error"))) is not None:
-            row.top1_error, row.top5_error = top1, _number(values.get(f"validation/{kind}_top5_error"))
-            row.curve.append((float(row.epoch), top1))
-        if row.attempt_began is not None and row.epoch > row.attempt_began[1]:
-            row.seconds_per_epoch = (event.time - row.attempt_began[0]) / (row.epoch - row.attempt_began[1])
+        row.figures = of_epoch(event)
+        epoch = row.figures.epoch
+        if row.figures.top1_error is not None:
+            # After a restart epochs may be seen again.
+            row.curve = [point for point in row.curve if point[0] < epoch]
+            row.curve.append((float(epoch), row.figures.top1_error))
+        if row.attempt_began is not None and epoch > row.attempt_began[1]:
+            row.seconds_per_epoch = (event.time - row.attempt_began[0]) / (epoch - row.attempt_began[1])
 
 
 def _number(value: object) -> float | None:

@@ -43,7 +43,7 @@ def train(session: Session, specs: Sequence[RunSpec], parent: str | None = None)
             session.closing(session.follow(spec, parent), "FINISHED")
             board.change(spec, "finished", "before")
             ended[spec.name] = Ended("finished", "", done[spec.name])
-    board.poll()
+    board.poll(waiting=True)  # what earlier jobs did is known, and not told as news
     if done:
         session.say(f"{len(done)} of {len(specs)} models are trained already")
     if todo:

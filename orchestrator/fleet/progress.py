@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.fleet.board import Board, Row
+from orchestrator.fleet.board import Board, Row, of_epoch
 from orchestrator.tracking.events import Event
 
 POLL_SECONDS = 1.0
@@ -51,7 +51,7 @@ class Progress:
     def table(self) -> Table:
         """The board as a table that fits 100 columns."""
         eta = duration(self._board.eta_seconds(self._at_once))
-        table = Table(title=f"{self._at_once} at once, {eta} left", title_justify="left")
+        table = Table(title=f"{self._at_once} at once, {eta} left", title_justify="left", box=None, pad_edge=False)
         columns = ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "restarts")
         for name in columns:
             table.add_column(name, justify="left" if name in ("model", "state") else "right", no_wrap=True)
@@ -76,22 +76,23 @@ class Progress:
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        row.spec.name,
+        row.spec.recipe.name,
         row.status,
-        f"{row.epoch}/{row.spec.recipe.epochs}",
-        _shown(row.loss, ".3f"),
-        _shown(row.top1_error, ".2f"),
-        _shown(row.top5_error, ".2f"),
-        _shown(row.images_per_second, ".0f"),
+        f"{row.figures.epoch}/{row.spec.recipe.epochs}",
+        _shown(row.figures.loss, ".3f"),
+        _shown(row.figures.top1_error, ".2f"),
+        _shown(row.figures.top5_error, ".2f"),
+        _shown(row.figures.images_per_second, ".0f"),
         str(row.restarts),
     )
 
 
 def _line(row: Row, event: Event) -> str | None:
     if event.kind == "epoch":
+        at = of_epoch(event)
         return (
-            f"epoch {row.epoch}/{row.spec.recipe.epochs}, loss {_shown(row.loss, '.3f')}, "
-            f"top-1 error {_shown(row.top1_error, '.2f')}%, {_shown(row.images_per_second, '.0f')} images/s"
+            f"epoch {at.epoch}/{row.spec.recipe.epochs}, loss {_shown(at.loss, '.3f')}, "
+            f"top-1 error {_shown(at.top1_error, '.2f')}%, {_shown(at.images_per_second, '.0f')} images/s"
         )
     if event.kind == "incident":
         return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +13,8 @@ import ray
 from ray._private.state import state as ray_state
 
 from orchestrator.launch.config import Placement
+from orchestrator.launch.environment import is_submitted
 
-# Switches of Ray that are set for everything the project runs, unless the user set them.
-_SWITCHES = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Each run would start a Prometheus exporter in its controller; our metrics go to MLflow.
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 LOCAL_STORE_BYTES = 200_000_000
 
 
@@ -58,34 +51,18 @@ class Capacity:
     def bundles(self, cpus: float, gpus: float) -> int:
         """How many workers of this size the live nodes hold at once."""
         return sum(
-            int(min(node.cpus // cpus, node.gpus // gpus if gpus > 0 else node.cpus // cpus)) for node in self.nodes
+            min(_times(node.cpus, cpus), _times(node.gpus, gpus) if gpus > 0 else _times(node.cpus, cpus))
+            for node in self.nodes
         )
 
 
-def set_switches(placement: Placement) -> None:
-    """Set Ray's switches in this process; Ray hands them on to what it starts."""
-    for name, value in _SWITCHES.items():
-        os.environ.setdefault(name, value)
-    # One report or death is seen per poll: small runs pay the default 2 s again and again (pitfalls 3).
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(placement.poll_seconds))
-
-
-def is_submitted() -> bool:
-    """Whether this process runs on a cluster that was given to it (ray job submit, or RAY_ADDRESS)."""
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
 @contextmanager
-def connected(placement: Placement) -> Iterator[Capacity]:
+def connected() -> Iterator[Capacity]:
     """Connect to the given cluster, or start a private local one that ends with this process.
 
     Raises ClusterError when the cluster does not answer.
     """
-    set_switches(placement)
     local = not is_submitted()
-    if local and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
-        # A token for this cluster alone; without it Ray would write one into the user's home.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         if local:
             # No dashboard: nothing but this driver talks to the cluster.
@@ -145,6 +122,11 @@ def wait_for(placement: Placement, say: Callable[[str], None]) -> Capacity:
             say(f"WAITING for {wants}: the cluster has {has}; giving up after {deadline:g} s")
             said = True
         time.sleep(2.0)
+
+
+def _times(available: float, each: float) -> int:
+    # Ray counts in ten thousandths; in floats 1 // 0.1 would be 9.
+    return round(available * 10_000) // max(1, round(each * 10_000))
 
 
 def gpus_per_worker(placement: Placement, available: Capacity) -> float:

@@ -13,6 +13,7 @@ from orchestrator.launch.cluster import ClusterError
 from orchestrator.launch.lease import LeaseHeldError
 from orchestrator.launch.pool import TaskError
 from orchestrator.launch.preflight import PreflightError
+from orchestrator.storage.commit import CommitError
 from orchestrator.storage.files import StorageError
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
@@ -33,7 +34,7 @@ def guarded(prog: str, main: Callable[[], int]) -> int:
         return _tell(prog, [str(error)], REFUSED)
     except PreflightError as error:
         return _tell(prog, list(error.problems), FAILED)
-    except (ClusterError, LeaseHeldError, TaskError, DataError, StorageError) as error:
+    except (ClusterError, LeaseHeldError, TaskError, DataError, CommitError, StorageError) as error:
         return _tell(prog, [str(error)], FAILED)
     except KeyboardInterrupt:
         return _tell(prog, ["interrupted before anything was started"], INTERRUPTED)

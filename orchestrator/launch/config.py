@@ -66,6 +66,11 @@ class Destination(Config):
             tracking = "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
         return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
 
+    def redacted(self) -> Self:
+        """The same without users, passwords and queries: fit to be kept."""
+        places = {name: urls.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
+        return self.model_copy(update=places)
+
 
 class RunSpec(Config):
     """One training run: what (recipe, dataset), where (placement, destination), how often (cadence)."""
@@ -78,12 +83,8 @@ class RunSpec(Config):
     generation: int = Field(0, ge=0, description="raised by --new, so that a run starts afresh under another name")
 
     @model_validator(mode="after")
-    def _lanes_suffice(self) -> Self:
-        if self.placement.workers > self.recipe.order.lanes:
-            raise ValueError(
-                f"placement.workers {self.placement.workers} is refused: more than order.lanes "
-                f"({self.recipe.order.lanes})"
-            )
+    def _divisible(self) -> Self:
+        _check_divisible(self.recipe, self.placement)
         return self
 
     @property
@@ -114,6 +115,11 @@ class JobConfig(Config):
     )
     dry_run: bool = Field(False, description="print the plan and stop; nothing is started or written")
 
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        _check_divisible(self.recipe, self.placement)
+        return self
+
     def spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:
         """The run of `recipe` under this command line."""
         return RunSpec(
@@ -124,3 +130,10 @@ class JobConfig(Config):
             dataset_digest=dataset_digest,
             generation=self.new,
         )
+
+
+def _check_divisible(recipe: Recipe, placement: Placement) -> None:
+    """Raise ValueError when some worker would have no data."""
+    for name, most in (("order.lanes", recipe.order.lanes), ("batch_size", recipe.batch_size)):
+        if placement.workers > most:
+            raise ValueError(f"placement.workers {placement.workers} is refused: more than {name} ({most})")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -16,8 +15,6 @@ from orchestrator.launch.config import EMBEDDED, Destination
 from orchestrator.storage import files, probe, urls
 
 NODE_SECONDS = 25.0
-
-Check = Callable[[], str | None]
 
 
 class PreflightError(RuntimeError):
@@ -41,14 +38,6 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
     except (DataError, OSError) as error:
         raise PreflightError([str(error)]) from None
     return found
-
-
-def together(checks: Sequence[Check]) -> None:
-    """Run checks at the same time. Raises PreflightError naming all problems they found."""
-    with ThreadPoolExecutor(len(checks)) as pool:
-        problems = [problem for problem in pool.map(lambda check: check(), checks) if problem]
-    if problems:
-        raise PreflightError(problems)
 
 
 def writable(destination: Destination) -> str | None:

@@ -16,7 +16,7 @@ from orchestrator.config.overrides import paths
 from orchestrator.data.manifest import Manifest
 from orchestrator.launch import cluster, interrupt, lease, preflight
 from orchestrator.launch.cluster import Capacity
-from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.launch.config import EMBEDDED, Destination, Placement, RunSpec
 from orchestrator.launch.interrupt import Interruption
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.preflight import PreflightError
@@ -76,7 +76,11 @@ class Session:
         }
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
         self._open.add(key)
+        self.replayer.submit(partial(self._log_recipe, key, spec.recipe.to_json()))
         return key
+
+    def _log_recipe(self, key: str, text: str, tracker: Tracker) -> None:
+        tracker.log_text(self.replayer.run_id(key, 1.0), "recipe.json", text)
 
     def opened_run(self, run: TrackedRun) -> None:
         """Record a run that has no journal of its own."""
@@ -140,12 +144,13 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
         data = pool.submit(preflight.dataset, asked, destination)
         tracker = pool.submit(_tracker, destination)
         storage = pool.submit(preflight.writable, destination)
-        with cluster.connected(placement):
-            checked = _all_or_problems(data, tracker, storage)
+        with cluster.connected():
+            checked = _all_or_problems(data, tracker, storage, asked.data == EMBEDDED)
+            # Before signals are handled: Ctrl-C must end a wait for nodes, which looks at no event.
+            capacity = cluster.wait_for(placement, lambda text: console.print(text, highlight=False))
+            if (problem := preflight.reachable_from_nodes(destination)) is not None:
+                raise PreflightError([problem])
             with interrupt.handled() as interruption:
-                capacity = cluster.wait_for(placement, lambda text: console.print(text, highlight=False))
-                if (problem := preflight.reachable_from_nodes(destination)) is not None:
-                    raise PreflightError([problem])
                 session = Session(
                     destination,
                     placement,
@@ -171,13 +176,14 @@ def _tracker(destination: Destination) -> MlflowTracker:
 
 
 def _all_or_problems(
-    data: Future[Manifest], tracker: Future[MlflowTracker], storage: Future[str | None]
+    data: Future[Manifest], tracker: Future[MlflowTracker], storage: Future[str | None], embedded: bool
 ) -> tuple[Manifest, MlflowTracker]:
     """What the checks found, or all their problems in one PreflightError."""
     problems: list[str] = []
     if (problem := storage.result()) is not None:
         problems.append(problem)
-    elif (error := data.exception()) is not None:
+    # Embedded data lies in the storage: what is wrong with that is not told twice.
+    if (error := data.exception()) is not None and not (embedded and problems):
         if not isinstance(error, PreflightError):
             raise error
         problems.extend(error.problems)

@@ -43,7 +43,8 @@ def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     """
     if (done := finished(spec)) is not None:
         return done
-    files.write_bytes(files.join(spec.folder, "spec.json"), spec.to_json().encode())
+    kept = spec.model_copy(update={"destination": spec.destination.redacted()})
+    files.write_bytes(files.join(spec.folder, "spec.json"), kept.to_json().encode())
     trainer = TorchTrainer(
         worker.train,  # type: ignore[arg-type]  # V2 hands its return value back, the annotation is V1's
         train_loop_config=_job(spec, lease).to_dict(),

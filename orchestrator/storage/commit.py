@@ -21,6 +21,8 @@ class CommitError(ValueError):
 
 def write(folder: str, payload: Mapping[str, bytes], about: Mapping[str, object]) -> None:
     """Write payload files and commit them by DONE, which carries sizes, sha256 sums and `about` (JSON)."""
+    # What was committed there before is no longer: a writer that dies half-way must not leave its DONE standing.
+    files.remove(files.join(folder, DONE))
     listed = {}
     for name, data in payload.items():
         files.write_bytes(files.join(folder, name), data)
@@ -49,6 +51,8 @@ def read(folder: str) -> dict[str, bytes]:
         raise CommitError(f"{files.join(folder, DONE)}: 'files' is no object")
     payload = {}
     for name, facts in listed.items():
+        if "/" in name or not isinstance(facts, dict) or "sha256" not in facts:
+            raise CommitError(f"{files.join(folder, DONE)}: unreadable: its entry {name!r} is no file with a sha256")
         url = files.join(folder, name)
         try:
             data = files.read_bytes(url)

@@ -108,7 +108,9 @@ def sizes(url: str) -> dict[str, int]:
             path = urls.local_path(url)
             if not os.path.isdir(path):
                 return {}
-            return {entry.name: entry.stat().st_size for entry in os.scandir(path) if entry.is_file()}
+            with os.scandir(path) as entries:
+                kept = [entry for entry in entries if entry.is_file() and not entry.name.startswith(_TEMP)]
+            return {entry.name: entry.stat().st_size for entry in kept}
         try:
             found = retrying(lambda: _fresh(url).ls(_path(url), detail=True))
         except FileNotFoundError:
@@ -128,8 +130,9 @@ def list_names(url: str) -> list[str]:
             found = retrying(lambda: _fresh(url).ls(_path(url), detail=False))
         except FileNotFoundError:
             return []
-        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in found}
-        return sorted(names - {urls.name(url)})
+        # Some stores list the folder itself, others nothing but the object when `url` names one.
+        own = _path(url).strip("/")
+        return sorted({urls.name(str(entry)) for entry in found if str(entry).strip("/") != own})
 
 
 def remove(url: str) -> None:

@@ -28,6 +28,7 @@ def retrying(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=first_wait_seconds, max=5.0),
-        retry=tenacity.retry_if_exception(lambda error: not isinstance(error, _FINAL)),
+        # tenacity catches BaseException: Ctrl-C and SystemExit must pass.
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, _FINAL)),
         reraise=True,
     )(call)

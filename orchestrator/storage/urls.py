@@ -30,12 +30,23 @@ def local_path(url: str) -> str:
 
 def join(url: str, *parts: str) -> str:
     """A URL below another one; parts are relative, joined by single slashes."""
-    pieces = [url.rstrip("/") if url.strip("/") else url]
+    pieces = [_without_slash(url)]
     for part in parts:
         if part.startswith("/") or _SCHEME.match(part):
             raise ValueError(f"{part!r} cannot be joined to {redact(url)}: it is not relative")
         pieces.append(part.strip("/"))
-    return "/".join(pieces)
+    head, rest = pieces[0], "/".join(pieces[1:])
+    if not rest:
+        return head
+    return head + rest if head.endswith("/") else f"{head}/{rest}"
+
+
+def _without_slash(url: str) -> str:
+    """The URL without slashes at its end, but for those that make it a root: "/", "memory://", "file:///"."""
+    match = _SCHEME.match(url)
+    prefix = match.group(0) if match else ""
+    rest = url[len(prefix) :]
+    return prefix + (rest.rstrip("/") or rest[:1])
 
 
 def name(url: str) -> str:
@@ -50,7 +61,7 @@ def absolute(url: str, field: str) -> str:
     path would vanish with it (design: where things land).
     """
     if not is_local(url):
-        return url.rstrip("/")
+        return _without_slash(url)
     path = os.path.expanduser(local_path(url))
     if not os.path.isabs(path):
         raise ValueError(

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import uri as uris  # noqa: E402
 from orchestrator.tracking.tracker import (  # noqa: E402
+    EXPERIMENT_TAGS,
     FinalStatus,
     Point,
     TrackedRun,
@@ -204,7 +205,7 @@ class MlflowTracker:
         found = client.get_experiment_by_name(self._experiment_name)
         if found is None:
             try:
-                return str(client.create_experiment(self._experiment_name, artifact_location=root))
+                return str(client.create_experiment(self._experiment_name, artifact_location=root, tags=EXPERIMENT_TAGS))
             except MlflowException:
                 # Another driver may have made it in between; anything else is a real error.
                 found = client.get_experiment_by_name(self._experiment_name)

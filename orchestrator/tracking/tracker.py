@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+# MLflow's page opens on the runs and their curves instead of on its views for language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 

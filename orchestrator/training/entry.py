@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -38,6 +40,11 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
     else raises is kept as a traceback in the run's folder and raised on, so that the launcher tries again.
     """
     torch.set_num_threads(job.threads)
+    done = _finished(job)
+    if world.agree(done is not None):  # rank 0's view, so that all ranks do the same
+        if done is None:
+            raise RuntimeError(f"rank {world.rank} does not see {outcome_of(job.folder)}: is its storage another one?")
+        return done
     attempt = _attempt(job, world)
     previous = last_event(job) if world.leads and attempt > 1 else None
     recorder = Recorder(job, world, attempt)
@@ -52,10 +59,15 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
         recorder.ended(outcome)
         if world.leads:
             files.write_bytes(outcome_of(job.folder), outcome.to_json().encode())
+            if outcome.status == "finished":
+                # Only now: until the outcome is there, a restart needs them. What cannot be removed costs only space.
+                with suppress(OSError):
+                    files.remove(checkpoints_of(job.folder))
         return outcome
     except Exception:
         name = f"attempt-{attempt:06d}-rank-{world.rank:05d}.txt"
-        files.write_bytes(files.join(job.folder, "tracebacks", name), traceback.format_exc().encode())
+        with suppress(OSError):  # the cause is worth more than its record
+            files.write_bytes(files.join(job.folder, "tracebacks", name), traceback.format_exc().encode())
         raise
     finally:
         recorder.close()
@@ -87,12 +99,27 @@ def _run(
         recorder=recorder,
         saver=Saver(job, attempt),
     )
-    outcome = train(parts)
+    try:
+        outcome = train(parts)
+    except DataError as error:
+        if world.workers > 1:
+            # The other ranks wait for this one in a collective: only a crash ends the whole group.
+            raise RuntimeError(f"rank {world.rank}: {error}") from error
+        raise
     if outcome.status == "finished" and world.leads:
         averaged, raw = state.final_weights()
         weights.save(final_of(job.folder), averaged, raw, job.recipe.to_dict(), manifest.classes)
-        files.remove(checkpoints_of(job.folder))
     return outcome
+
+
+def _finished(job: TrainJob) -> Outcome | None:
+    """The outcome of a run that is done already, as when a worker died after the end and the group was restarted."""
+    try:
+        weights.stored_digest(final_of(job.folder))
+        outcome = Outcome.from_dict(json.loads(files.read_bytes(outcome_of(job.folder))))
+    except (FileNotFoundError, ValueError):  # a damaged record is no proof of a finished run
+        return None
+    return outcome if outcome.status == "finished" else None
 
 
 def _dataset(job: TrainJob) -> Manifest:
@@ -108,19 +135,24 @@ def _dataset(job: TrainJob) -> Manifest:
 def _resume(job: TrainJob, world: World, state: TrainState) -> list[str]:
     """Load the newest complete checkpoint, which rank 0 picks for all; what was passed over and why."""
     folder = checkpoints_of(job.folder)
+    saved: dict[str, Any] = {}
     passed_over: list[str] = []
-    chosen = [-1.0, -1.0]
-    if world.leads and (found := checkpoint_format.newest(folder)) is not None:
-        place, _, passed_over = found
-        chosen = [float(place.samples), float(place.attempt)]
+    chosen = [0.0, 0.0, 0.0]
+    if world.leads:
+        found = checkpoint_format.newest(folder, str(world.device))
+        saved, passed_over = found.state, found.passed_over
+        if found.place is not None:
+            chosen = [1.0, float(found.place.samples), float(found.place.attempt)]
     # Only rank 0 contributes, so the sum is its choice on every rank.
-    samples, attempt = world.sum(chosen if world.leads else [0.0, 0.0])
-    for place in checkpoint_format.places(folder) if samples >= 0 else []:
-        if (place.samples, place.attempt) == (samples, attempt):
-            saved = checkpoint_format.load(place.url, str(world.device))
-            if saved["recipe"] != job.recipe.to_dict():
-                raise CheckpointError(f"{place.url}: is of another recipe; start anew with --new")
-            state.restore(saved)
+    resumed, samples, attempt = world.sum(chosen)
+    if resumed:
+        url = checkpoint_format.place_of(folder, int(samples), int(attempt))
+        if not world.leads:
+            # A rank that does not see it must crash: to start at the beginning would train on other weights.
+            saved = checkpoint_format.load(url, str(world.device))
+        if saved["recipe"] != job.recipe.to_dict():
+            raise CheckpointError(f"{url}: is of another recipe; start anew with --new")
+        state.restore(saved)
     return passed_over
 
 

@@ -42,17 +42,18 @@ def train(parts: Parts) -> Outcome:
     """Train to the last epoch, or until asked to stop or diverged. Every rank returns the same status."""
     job, world, state = parts.job, parts.world, parts.state
     metrics: dict[str, float] = {}
+    if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
+        # Resumed from between an epoch's last step and its validation.
+        metrics = _end_epoch(parts, {})
     while state.progress.epoch < job.recipe.epochs:
-        epoch = state.progress.epoch
         meter = Meter(world.device)
-        status = _run_epoch(parts, epoch, meter)
+        status = _run_epoch(parts, state.progress.epoch, meter)
         if status is not None:
             return status
-        metrics = _epoch_metrics(parts, meter)
-        if (epoch + 1) % job.cadence.validate_epochs == 0 or epoch + 1 == job.recipe.epochs:
-            metrics |= _validate(parts)
-        parts.recorder.epoch(state.progress, metrics)
-        parts.context.report({"epoch": epoch + 1, "samples": state.progress.samples, **metrics})
+        trained = _epoch_metrics(parts, meter)
+        if not math.isfinite(trained["train/loss"]):
+            return Outcome(status="diverged", message=_diverged(parts), samples=state.progress.samples)
+        metrics = _end_epoch(parts, trained)
     parts.saver.wait()
     return Outcome(status="finished", samples=state.progress.samples, metrics=metrics)
 
@@ -81,14 +82,24 @@ def _run_epoch(parts: Parts, epoch: int, meter: Meter) -> Outcome | None:
     return None
 
 
+def _end_epoch(parts: Parts, trained: dict[str, float]) -> dict[str, float]:
+    """Validate if this epoch is due for it, record and report; the epoch's metrics."""
+    progress, cadence = parts.state.progress, parts.job.cadence
+    last = progress.epoch == parts.job.recipe.epochs
+    metrics = trained | (_validate(parts) if last or progress.epoch % cadence.validate_epochs == 0 else {})
+    parts.recorder.epoch(progress, metrics)
+    parts.context.report({"epoch": progress.epoch, "samples": progress.samples, **metrics})
+    return metrics
+
+
 def _epoch_metrics(parts: Parts, meter: Meter) -> dict[str, float]:
-    loss, weight = parts.world.sum([meter.loss(), meter.weight])
+    loss, weight, bad = parts.world.sum([meter.loss(), meter.weight, float(len(parts.training.ledger))])
     return {
         "train/loss": loss / max(weight, 1.0),
         "train/rate": _rate(parts),
         "train/images_per_second": weight / meter.seconds,
         "train/data_wait_share": meter.waited_seconds / meter.seconds,
-        "train/bad_samples": float(len(parts.training.ledger)),
+        "train/bad_samples": bad,
         "train/epoch": float(parts.state.progress.epoch),
     }
 

@@ -7,13 +7,14 @@ import time
 
 from orchestrator.storage import files
 from orchestrator.tracking import journal
-from orchestrator.tracking.journal import JournalWriter
+from orchestrator.tracking.journal import Cursor, DamagedSegment, JournalWriter
 from orchestrator.training.job import Outcome, TrainJob, journal_of
 from orchestrator.training.progress import Progress
 from orchestrator.training.world import World
 
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 30.0
+LOST = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 
 
 class Recorder:
@@ -29,17 +30,18 @@ class Recorder:
             threading.Thread(target=self._watch, name="stop-flag", daemon=True).start()
 
     def started(self, progress: Progress, world: World, previous: journal.Event | None, passed_over: list[str]) -> None:
-        """An attempt begins; when the one before ended without a word, that is an incident."""
+        """An attempt begins; an incident when the one before ended without a word, or its checkpoints are no good."""
         if self._journal is None:
             return
-        if previous is not None and previous.kind not in ("finished", "stopped", "failed"):
-            replayed = max(0, (previous.samples or 0) - progress.samples)
+        lost = previous is not None and previous.kind not in ("finished", "stopped", "failed")
+        if lost or passed_over:
+            samples, moment = (previous.samples or 0, previous.time) if previous is not None else (0, time.time())
             self._journal.append(
                 "incident",
                 progress.samples,
-                cause="the attempt before ended without an outcome: worker or node lost, or driver gone",
-                seconds_since_last_event=round(time.time() - previous.time, 3),
-                samples_replayed=replayed,
+                cause=LOST if lost else "a checkpoint could not be used",
+                seconds_since_last_event=round(time.time() - moment, 3),
+                samples_replayed=max(0, samples - progress.samples),
                 attempt=self._attempt,
                 checkpoints_passed_over=passed_over,
             )
@@ -91,6 +93,16 @@ class Recorder:
 
 
 def last_event(job: TrainJob) -> journal.Event | None:
-    """The last event of earlier attempts, None for a first one."""
-    events, _ = journal.read(journal_of(job.folder))
-    return events[-1] if events else None
+    """The last event of earlier attempts that can be read, None for a first one."""
+    last: journal.Event | None = None
+    cursor: Cursor | None = None
+    while True:
+        try:
+            events, reached = journal.read(journal_of(job.folder), cursor)
+        except DamagedSegment as error:
+            cursor = error.cursor  # what an attempt said of itself must not keep the next one from starting
+            continue
+        last = events[-1] if events else last
+        if reached == cursor or not events:
+            return last
+        cursor = reached

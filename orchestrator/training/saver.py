@@ -51,7 +51,7 @@ class Saver:
 
     def _write(self, content: dict[str, Any]) -> None:
         try:
-            checkpoint_format.save(self._folder, content, content["samples"], self._attempt)
-            checkpoint_format.prune(self._folder, self._cadence.keep_checkpoints)
+            saved = checkpoint_format.save(self._folder, content, content["samples"], self._attempt)
+            checkpoint_format.prune(self._folder, self._cadence.keep_checkpoints, saved)
         except Exception as error:  # raised again in the training thread, by wait()
             self._error = error

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from orchestrator.data.config import PreprocessingConfig
 from orchestrator.data.loader import Batch
 from orchestrator.recipe import loss
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.normalise import Normaliser
 from orchestrator.recipe.schedule import rate_at
 from orchestrator.training.dropout import masks
 from orchestrator.training.state import TrainState
@@ -61,18 +61,6 @@ class Stepper:
         # unequal the ranks' parts are.
         (summed * (self._world.workers / recipe.batch_size)).backward()  # type: ignore[no-untyped-call]
         return summed
-
-
-class Normaliser:
-    """uint8 pixels to network input on the device: (pixel - mean) * scale."""
-
-    def __init__(self, config: PreprocessingConfig, device: torch.device) -> None:
-        self._mean = torch.tensor(config.mean, device=device).view(1, 3, 1, 1)
-        self._scale = config.scale
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """N x 3 x S x S uint8 -> the same shape and memory format in float32."""
-        return images.float().sub_(self._mean).mul_(self._scale)
 
 
 def averaging_from(recipe: Recipe, steps_per_epoch: int) -> int:

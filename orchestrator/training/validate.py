@@ -9,7 +9,7 @@ from torch.func import functional_call
 from orchestrator.data.loader import Loader
 from orchestrator.models.googlenet import GoogLeNet, Logits
 from orchestrator.recipe.metrics import Counts, count
-from orchestrator.training.step import Normaliser
+from orchestrator.recipe.normalise import Normaliser
 from orchestrator.training.world import World
 
 BATCH = 256  # images of a forward pass; does not change the counts

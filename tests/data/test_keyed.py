@@ -29,10 +29,13 @@ def test_draws_never_change() -> None:
 
 
 def test_keys_differ_by_every_part() -> None:
-    parts = [(0, "order"), (1, "order"), (0, "augment"), (0, "order", 0), (0, "order", 1), (0, "order", 1, 0),
-             (0, "order", 0, 1), (0, "order", 11), (-1, "order")]  # fmt: skip
-    assert len({keyed.key(*part) for part in parts}) == len(parts)
-    assert all(0 <= keyed.key(*part) < 2**64 for part in parts)
+    parts: list[tuple[int, str, tuple[int, ...]]] = [
+        (0, "order", ()), (1, "order", ()), (-1, "order", ()), (0, "augment", ()), (0, "order", (0,)),
+        (0, "order", (1,)), (0, "order", (1, 0)), (0, "order", (0, 1)), (0, "order", (11,)),
+    ]  # fmt: skip
+    found = [keyed.key(seed, purpose, *numbers) for seed, purpose, numbers in parts]
+    assert len(set(found)) == len(parts)
+    assert all(0 <= key < 2**64 for key in found)
 
 
 @given(keys, ids, st.integers(1, 6))

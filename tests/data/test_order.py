@@ -23,7 +23,7 @@ orders = st.builds(
 
 
 def ids_at(order: EpochOrder, positions: Ints) -> list[int]:
-    return order.ids(*order.locate(positions)).tolist()
+    return [int(found) for found in order.ids(*order.locate(positions))]
 
 
 @given(orders)
@@ -136,7 +136,6 @@ def test_a_billion_samples_plan_in_little_memory() -> None:
             start = (1000 + row) * 256 * 64
             for step in (0, 255):
                 seen.update(ids_at(order, np.arange(start + step * 64, start + (step + 1) * 64)))
-        tracemalloc.reset_peak()
         walked = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -154,8 +153,8 @@ def test_a_window_of_a_billion_samples_holds_each_of_its_samples_once() -> None:
     shard, number = order.locate(rows)
     assert len(set(order.ids(shard, number).tolist())) == 256 * 64
     lane = rows % 64 == 5
-    assert len(set(shard[lane].tolist())) <= 2, "a window lies in one place"
-    assert np.ptp(number[lane]) in (255, *range(90_000, 100_000))
+    assert len(set(shard[lane].tolist())) == 1
+    assert np.ptp(number[lane]) == 255, "a window lies in one place"
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.googlenet import GoogLeNet, build, scaled
+from orchestrator.models.inception import InceptionReduced
 
 # Section 5, Table 1: output sizes, H x W x C.
 TABLE_1 = {
@@ -184,6 +186,19 @@ def test_a_tiny_width_leaves_at_least_one_filter() -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="classes: 1 is refused"):
         GoogLeNet(GoogLeNetConfig(**TINY), 1)
+
+
+def test_branches_are_concatenated_in_the_order_of_table_1() -> None:
+    # Weights of other implementations carry over only so: 1x1, 3x3, 5x5, pool projection.
+    module = InceptionReduced(6, table1.Inception("x", 1, 2, 2, 1, 3, 4))
+    x = torch.randn(1, 6, 5, 5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        branches = (
+            module.conv1(x), module.conv3(module.reduce3(x)), module.conv5(module.reduce5(x)),
+            module.pool_proj(functional.max_pool2d(x, 3, 1, 1)),
+        )  # fmt: skip
+        assert [branch.shape[1] for branch in branches] == [1, 2, 3, 4]
+        assert torch.equal(module(x), torch.cat(branches, dim=1))
 
 
 def test_naive_module_only_ever_grows() -> None:

@@ -1,0 +1,252 @@
+"""Ray and MLflow on this machine: `local.py up`, `local.py down`, `local.py ui`.
+
+Everything listens for this machine's user only: the dashboard and MLflow on 127.0.0.1, Ray behind a token that is made
+on first use. What was started is stopped by its session, never by name: other clusters of the machine are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+START_SECONDS = 90.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Local:
+    """Start (up), stop (down) or show (ui: MLflow in the foreground) the local services."""
+
+    command: tyro.conf.Positional[str]
+    """up | down | ui"""
+    runs: Path = Path(os.environ.get("ORCHESTRATOR_RUNS") or ROOT / "runs")
+    """folder of runs, databases and logs"""
+    dashboard_port: int = 8265
+    """of Ray's job server and dashboard"""
+    mlflow_port: int = 5000
+    """of the MLflow server"""
+
+    @property
+    def state(self) -> Path:
+        """Where pids and logs of the services are kept."""
+        return self.runs.resolve() / ".local"
+
+    @property
+    def database(self) -> str:
+        """The tracking database that jobs write by default."""
+        return f"sqlite:///{self.runs.resolve() / 'mlflow.db'}"
+
+
+def main() -> int:
+    """The exit status."""
+    local = tyro.cli(Local, description=__doc__)
+    commands: dict[str, Callable[[Local], int]] = {"up": up, "down": down, "ui": ui}
+    if local.command not in commands:
+        return fail(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
+    local.state.mkdir(parents=True, exist_ok=True)
+    return commands[local.command](local)
+
+
+def up(local: Local) -> int:
+    """Start what is not running and wait until it answers."""
+    make_token()
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "ORCHESTRATOR_RUNS": str(local.runs.resolve()),
+        # Submitted jobs inherit the head's environment: `python` must be this one.
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    ray = [
+        str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--disable-usage-stats",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={local.dashboard_port}",
+    ]  # fmt: skip
+    services = (
+        ("ray", ray, "dashboard-port", local.dashboard_port, "api/version"),
+        ("mlflow", mlflow_command(local), "mlflow-port", local.mlflow_port, "health"),
+    )
+    missing = [service for service in services if running(local, service[0]) is None]
+    for name, _, flag, port, _ in missing:
+        # Else that program's answer would be taken for the service's.
+        if listening(port):
+            return fail(f"{name}: port {port} is in use by another program: give another one with --{flag}")
+    for name, command, *_ in services:
+        if running(local, name) is None:
+            start(local, name, command, environment)
+        else:
+            print(f"{name} is running already")
+    for name, _, _, port, path in services:
+        if (problem := wait_until_up(local, name, f"http://127.0.0.1:{port}/{path}")) is not None:
+            for started, *_ in missing:
+                stop(local, started)
+            return fail(problem)
+    print(f"Ray:    http://127.0.0.1:{local.dashboard_port}  (jobs and dashboard)")
+    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})")
+    port = "" if local.dashboard_port == 8265 else f" --address http://127.0.0.1:{local.dashboard_port}"
+    print("submit: source .venv/bin/activate && export RAY_AUTH_MODE=token")
+    print(f"        ray job submit{port} --working-dir . -- python jobs/train_ensemble.py")
+    return 0
+
+
+def down(local: Local) -> int:
+    """Stop what `up` started; nothing else."""
+    for name in ("ray", "mlflow"):
+        stop(local, name)
+    return 0
+
+
+def stop(local: Local, name: str) -> None:
+    """Stop a service if it runs."""
+    session = running(local, name)
+    if session is not None:
+        stop_session(session)
+        print(f"{name} stopped")
+    pid_file(local, name).unlink(missing_ok=True)
+
+
+def ui(local: Local) -> int:
+    """Serve the MLflow page until Ctrl-C, or say where it is served already."""
+    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})", flush=True)
+    if running(local, "mlflow") is not None:
+        return 0
+    with contextlib.suppress(KeyboardInterrupt):
+        return subprocess.run(mlflow_command(local), env=mlflow_environment(os.environ), check=False).returncode
+    return 0
+
+
+def mlflow_command(local: Local) -> list[str]:
+    """The MLflow server over the jobs' default database, on loopback."""
+    return [
+        str(BIN / "mlflow"), "server", "--backend-store-uri", local.database, "--host", "127.0.0.1",
+        "--port", str(local.mlflow_port), "--workers", "1",
+        # Experiments made by jobs name their own artifact folder; this is for those made in the page.
+        "--default-artifact-root", str(local.runs.resolve() / "mlflow-artifacts"),
+    ]  # fmt: skip
+
+
+def mlflow_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Without MLflow's job runners: eight processes that nothing here uses."""
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **base}
+
+
+def make_token() -> None:
+    """Make the token that closes Ray to others, readable by its owner alone."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(os.urandom(32).hex())
+    print(f"made {path}: Ray's token for this user")
+
+
+def token() -> str:
+    """The token that `up` starts Ray with."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
+
+
+def start(local: Local, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    """Start a service in a session of its own, its output in a log, its pid in a file."""
+    print(f"starting {name}, log {local.state / name}.log", flush=True)
+    with open(local.state / f"{name}.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=mlflow_environment(environment),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    began = (Path("/proc") / str(process.pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
+    pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began}))
+
+
+def pid_file(local: Local, name: str) -> Path:
+    """Where a service's pid is kept."""
+    return local.state / f"{name}.pid"
+
+
+def running(local: Local, name: str) -> int | None:
+    """The session of a service that runs; a pid that another process has by now does not count."""
+    try:
+        kept = json.loads(pid_file(local, name).read_text())
+        stat = (Path("/proc") / str(kept["pid"]) / "stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return int(kept["pid"]) if stat[19] == kept["began"] and stat[0] != "Z" else None
+
+
+def listening(port: int) -> bool:
+    """Whether a program of this machine answers at a port."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until_up(local: Local, name: str, url: str) -> str | None:
+    """None when the service answers; else what went wrong."""
+    deadline = time.monotonic() + START_SECONDS
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token()}"} if name == "ray" else {})
+    while time.monotonic() < deadline:
+        if running(local, name) is None:
+            break
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                if answer.status == 200:
+                    return None
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    tail = (local.state / f"{name}.log").read_text(errors="replace").strip().splitlines()[-3:]
+    return f"{name} did not start: {' | '.join(tail)} (whole log: {local.state / name}.log)"
+
+
+def stop_session(session: int) -> None:
+    """End all processes of a session: asked first, then made to."""
+    for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + patience
+        for pid in members(session):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while members(session) and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
+def members(session: int) -> list[int]:
+    """Live processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                if int(stat[3]) == session and stat[0] != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def fail(text: str) -> int:
+    """Say what is wrong; the exit status."""
+    print(f"local.py: error: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

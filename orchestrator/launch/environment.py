@@ -1,0 +1,36 @@
+"""Ray's switches for everything the project runs. Ray reads some when it is imported, so jobs call this before."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from orchestrator.launch.config import Placement
+
+_SWITCHES = {
+    # Clusters are closed to others; an explicit mode always wins over Ray's guesses.
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Each run would start a Prometheus exporter in its controller; our metrics go to MLflow.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+def prepare(placement: Placement) -> None:
+    """Set what the user did not set; Ray hands it on to what it starts."""
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    # One report or death is seen per poll: at Ray's 2 s small runs pay for it again and again (pitfalls 3).
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(placement.poll_seconds))
+    if is_submitted():
+        return
+    # Nobody preempts a private cluster; the watcher would be one more process for each run.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        # A token for the private cluster alone; without one Ray would write its own into the user's home.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def is_submitted() -> bool:
+    """Whether this process runs on a cluster that was given to it (ray job submit, or RAY_ADDRESS)."""
+    return bool(os.environ.get("RAY_ADDRESS"))

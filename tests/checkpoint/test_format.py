@@ -1,0 +1,190 @@
+"""Checkpoints: saved, verified, the newest good one found, few kept, nothing unpickled."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.storage import commit, files
+from tests.support.shards import flip_byte
+
+
+def state(number: int = 0) -> dict[str, Any]:
+    return {
+        "model": {"weight": torch.full((2, 3), float(number)), "none": torch.zeros(0)},
+        "optimizer": {"state": {0: {"momentum_buffer": None}}, "groups": [{"lr": 0.5, "params": [0, 1]}]},
+        "samples": number,
+        "name": "text",
+    }
+
+
+def saved(folder: Path, *places: tuple[int, int]) -> list[str]:
+    return [checkpoints.save(str(folder), state(samples), samples, attempt) for samples, attempt in places]
+
+
+def names(folder: Path) -> list[tuple[int, int]]:
+    return [(place.samples, place.attempt) for place in checkpoints.places(str(folder))]
+
+
+class _Trap:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+# ------------------------------------------------------------------ save and load
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    strided = torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    url = checkpoints.save(str(tmp_path), state(7) | {"strided": strided}, 7, 1)
+    found = checkpoints.load(url)
+    assert found["optimizer"] == state(7)["optimizer"]
+    assert (found["samples"], found["name"]) == (7, "text")
+    assert torch.equal(found["model"]["weight"], torch.full((2, 3), 7.0))
+    assert torch.equal(found["strided"], strided)
+    assert found["strided"].stride() == strided.stride(), "memory format decides in which order sums are made"
+
+
+def test_other_storage_will_do() -> None:
+    url = checkpoints.save("memory://checkpoints-test", state(3), 3, 2)
+    assert checkpoints.load(url)["samples"] == 3
+    newest = checkpoints.newest("memory://checkpoints-test")
+    assert newest.place == checkpoints.Place(url, 3, 2)
+    files.remove("memory://checkpoints-test")
+
+
+def test_objects_are_refused_and_never_made(tmp_path: Path) -> None:
+    trap = tmp_path / "sprung"
+    url = checkpoints.save(str(tmp_path / "run"), state() | {"trap": _Trap(str(trap))}, 1, 1)
+    with pytest.raises(CheckpointError, match=url):
+        checkpoints.load(url)
+    assert not trap.exists()
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+    url = str(tmp_path / "one")
+    commit.write(url, {"other.pt": b"1"}, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError, match=checkpoints.STATE):
+        checkpoints.load(url)
+    list_file = tmp_path / "list.pt"
+    torch.save([1], list_file)
+    commit.write(url, {checkpoints.STATE: list_file.read_bytes()}, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError, match="list"):
+        checkpoints.load(url)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
+    url = str(tmp_path / "one")
+    about = {} if version is None else {"format_version": version}
+    commit.write(url, {checkpoints.STATE: checkpoints.encode(state())}, about)
+    with pytest.raises(CheckpointError, match=f"format {version!r}"):
+        checkpoints.load(url)
+
+
+def test_damage_is_a_checkpoint_error_and_absence_is_not(tmp_path: Path) -> None:
+    (url,) = saved(tmp_path, (1, 1))
+    flip_byte(Path(url) / checkpoints.STATE, 500)
+    with pytest.raises(CheckpointError, match=r"state\.pt: damaged"):
+        checkpoints.load(url)
+    with pytest.raises(FileNotFoundError):
+        checkpoints.load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("bit", [0x01, 0x80])
+def test_any_flipped_bit_of_done_is_found_or_harmless(tmp_path: Path, bit: int) -> None:
+    (url,) = saved(tmp_path, (1, 1))
+    done = Path(url) / commit.DONE
+    whole = done.read_bytes()
+    for where in range(len(whole)):
+        done.write_bytes(whole[:where] + bytes([whole[where] ^ bit]) + whole[where + 1 :])
+        newest = checkpoints.newest(str(tmp_path))
+        assert (newest.place is None) == bool(newest.passed_over)
+        if newest.place is not None:
+            assert torch.equal(newest.state["model"]["weight"], torch.ones(2, 3))
+
+
+# ------------------------------------------------------------------ the newest
+def test_names_sort_by_progress_and_attempt(tmp_path: Path) -> None:
+    saved(tmp_path, (9, 1), (10, 1), (100_000_000_000, 3), (10, 12), (10, 2))
+    found = names(tmp_path)
+    assert found == [(100_000_000_000, 3), (10, 12), (10, 2), (10, 1), (9, 1)]
+    assert sorted(files.list_names(str(tmp_path)), reverse=True) == [
+        files.urls.name(place.url) for place in checkpoints.places(str(tmp_path))
+    ]
+
+
+def test_other_names_are_left_alone(tmp_path: Path) -> None:
+    saved(tmp_path, (1, 1))
+    for name in ("samples-1-attempt-1", "notes.txt", "samples-000000000000002-attempt-000001.old"):
+        files.write_bytes(str(tmp_path / name / "x"), b"")
+    assert names(tmp_path) == [(1, 1)]
+
+
+def test_nothing_there_is_the_beginning(tmp_path: Path) -> None:
+    assert checkpoints.newest(str(tmp_path / "nowhere")) == checkpoints.Newest(None, {}, [])
+
+
+def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path: Path) -> None:
+    _, good, damaged, uncommitted = saved(tmp_path, (1, 1), (2, 1), (3, 1), (4, 2))
+    flip_byte(Path(damaged) / checkpoints.STATE, 500)
+    files.remove(files.join(uncommitted, commit.DONE))
+    newest = checkpoints.newest(str(tmp_path))
+    assert newest.place == checkpoints.Place(good, 2, 1)
+    assert newest.state["samples"] == 2
+    first, second = newest.passed_over
+    assert uncommitted in first
+    assert "not committed" in first
+    assert damaged in second
+    assert "damaged" in second
+
+
+def test_when_all_are_damaged_that_is_said(tmp_path: Path) -> None:
+    (url,) = saved(tmp_path, (1, 1))
+    flip_byte(Path(url) / checkpoints.STATE, 500)
+    newest = checkpoints.newest(str(tmp_path))
+    assert newest.place is None
+    assert [url in told for told in newest.passed_over] == [True]
+
+
+# ------------------------------------------------------------------ few are kept
+@pytest.mark.parametrize(("keep", "kept"), [(1, [4]), (2, [4, 3]), (4, [4, 3, 2, 1]), (9, [4, 3, 2, 1])])
+def test_prune_keeps_the_newest(tmp_path: Path, keep: int, kept: list[int]) -> None:
+    urls = saved(tmp_path, (1, 1), (2, 1), (3, 1), (4, 1))
+    removed = checkpoints.prune(str(tmp_path), keep, urls[-1])
+    assert [samples for samples, _ in names(tmp_path)] == kept
+    assert sorted(removed) == urls[: len(urls) - len(kept)]
+    assert all(checkpoints.load(place.url) for place in checkpoints.places(str(tmp_path)))
+
+
+def test_prune_keeps_the_only_complete_one_whatever_lies_around_it(tmp_path: Path) -> None:
+    older, good, newer = saved(tmp_path, (1, 1), (2, 1), (3, 1))
+    for url in (older, newer):
+        files.remove(files.join(url, commit.DONE))
+    assert checkpoints.prune(str(tmp_path), 2, good) == []
+    assert checkpoints.prune(str(tmp_path), 1, good) == [older]
+    assert names(tmp_path) == [(3, 1), (2, 1)]
+    assert checkpoints.newest(str(tmp_path)).state["samples"] == 2
+
+
+def test_a_damaged_newer_one_does_not_count_as_kept(tmp_path: Path) -> None:
+    """An attempt that passed it over saves again: its own checkpoint must not go for the damaged one's sake."""
+    _, damaged = saved(tmp_path, (1, 1), (9, 1))
+    flip_byte(Path(damaged) / checkpoints.STATE, 500)
+    (mine,) = saved(tmp_path, (2, 2))
+    checkpoints.prune(str(tmp_path), 1, mine)
+    assert names(tmp_path) == [(9, 1), (2, 2)]
+    assert checkpoints.newest(str(tmp_path)).state["samples"] == 2
+
+
+def test_prune_counts_attempts_at_the_same_progress_one_by_one(tmp_path: Path) -> None:
+    urls = saved(tmp_path, (5, 1), (5, 2), (5, 3))
+    checkpoints.prune(str(tmp_path), 2, urls[-1])
+    assert names(tmp_path) == [(5, 3), (5, 2)]

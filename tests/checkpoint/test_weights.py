@@ -1,0 +1,67 @@
+"""Final weights and the hash that identifies them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.format import STATE, CheckpointError
+from orchestrator.storage import commit
+from tests.support.shards import flip_byte
+
+
+def some(value: float = 1.0) -> dict[str, Tensor]:
+    return {"b": torch.full((2, 2), value), "a": torch.arange(24.0).reshape(1, 2, 3, 4)}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    url = str(tmp_path / "final")
+    digest = weights.save(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
+    found = weights.load(url)
+    assert found.digest == digest == weights.stored_digest(url)
+    assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
+    assert torch.equal(found.averaged["b"], some(1.0)["b"])
+    assert torch.equal(found.raw["b"], some(2.0)["b"])
+
+
+def test_the_digest_never_changes() -> None:
+    """Score stores are keyed by it: another digest for old weights would score everything again."""
+    assert weights.digest(some()) == "8f9a3a4be2a6bd4b"
+
+
+def test_the_digest_is_of_names_and_values_alone() -> None:
+    plain = weights.digest(some())
+    assert weights.digest(dict(sorted(some().items()))) == plain, "not of the order"
+    strided = some() | {"a": some()["a"].contiguous(memory_format=torch.channels_last)}
+    assert weights.digest(strided) == plain, "not of the layout in memory"
+    assert weights.digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"b": torch.tensor([[1.0, 1.0], [1.0, 1.0000001]])},
+        {"b": torch.ones(4)},
+        {"b": torch.ones(2, 2, dtype=torch.float64)},
+        {"c": torch.ones(1)},
+    ],
+    ids=["value", "shape", "type", "name"],
+)
+def test_changed_weights_have_another_digest(changed: dict[str, Tensor]) -> None:
+    assert weights.digest(some() | changed) != weights.digest(some())
+
+
+def test_absent_and_damaged(tmp_path: Path) -> None:
+    url = tmp_path / "final"
+    for call in (weights.load, weights.stored_digest):
+        with pytest.raises(FileNotFoundError):
+            call(str(url))
+    weights.save(str(url), some(), some(), {}, ("ant", "bee"))
+    flip_byte(url / STATE, 500)
+    with pytest.raises(CheckpointError):
+        weights.load(str(url))
+    (url / commit.DONE).unlink()
+    with pytest.raises(FileNotFoundError):
+        weights.load(str(url))

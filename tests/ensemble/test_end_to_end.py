@@ -1,0 +1,207 @@
+"""The main job as a person runs it: a real Ray, real training, sqlite MLflow; and what it survives."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from orchestrator.data.packer import RawSample, pack
+from orchestrator.tracking import journal
+from orchestrator.tracking.events import Event
+from orchestrator.training.job import journal_of
+from tests.support import shards
+from tests.support.runs import ROOT, environment, job, process_tree, title, until
+
+pytestmark = [pytest.mark.cluster]
+
+ROWS = ["1 1", "1 10", "1 144", "2 1", "2 10", "2 144"]
+
+
+# ------------------------------------------------------------------ looking at what came of it
+def table_rows(text: str) -> list[str]:
+    """The lines of the table: below its rule, up to the line that counts the models."""
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("models crops")) + 2
+    last = next(number for number, line in enumerate(lines) if " models, " in line and " images; " in line)
+    return lines[first:last]
+
+
+def cells(text: str) -> list[str]:
+    return [" ".join(row.split()[:2]) for row in table_rows(text)]
+
+
+def models(runs: Path) -> list[Path]:
+    return sorted((runs / "models").iterdir())
+
+
+def events(model: Path) -> list[Event]:
+    return journal.read(journal_of(str(model)))[0]
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def recorded(runs: Path) -> tuple[list[Run], list[Run]]:
+    """Parents and children in the job's MLflow database."""
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("googlenet")
+    assert experiment is not None
+    found = list(client.search_runs([experiment.experiment_id]))
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    parents = [run for run in found if run not in children]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {run.info.run_id for run in parents}
+    return parents, children
+
+
+def statuses(found: Sequence[Run]) -> list[str]:
+    return sorted(str(run.info.status) for run in found)
+
+
+# ------------------------------------------------------------------ a small dataset and a job under way
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of noisy waves: 512 for training, 12 held out."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+
+    def some(count: int, first: int) -> list[RawSample]:
+        return [RawSample(f"sample-{n:04d}", shards.jpeg(n, 48, 48), n % 3) for n in range(first, first + count)]
+
+    pack(str(folder), "tiny", shards.CLASSES, {"train": some(512, 0), "validation": some(12, 600)}, 64)
+    return folder
+
+
+@contextmanager
+def started(runs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "train_ensemble.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+        env=environment(ORCHESTRATOR_RUNS=str(runs)),
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in process_tree(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def checkpoints(runs: Path) -> list[Path]:
+    return [path.parent for path in runs.glob("models/*/checkpoints/*/DONE")]
+
+
+# ------------------------------------------------------------------ the tests
+def test_the_main_job_then_the_same_again(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    arguments = ("googlenet-tiny", "--ensemble.members", "2")
+    first = job("train_ensemble.py", *arguments, runs=runs)
+    assert first.status == 0, first.out + first.err
+    assert cells(first.out) == ROWS
+    assert "2 of 2 models, 360 images" in first.out
+    assert [path.name.rsplit("-", 1)[0] for path in models(runs)] == ["googlenet-tiny-m1", "googlenet-tiny-m2-wide"]
+    kinds = [[event.kind for event in events(model)] for model in models(runs)]
+    assert [(run[0], run[-1], run.count("epoch")) for run in kinds] == [("started", "finished", 2)] * 2
+    (ensemble,) = (runs / "ensembles").iterdir()
+    assert "\n".join(table_rows(first.out)) in (ensemble / "table.txt").read_text()
+    assert f"results: {ensemble}" in first.out
+
+    parents, children = recorded(runs)
+    assert (statuses(parents), statuses(children)) == (["FINISHED"], ["FINISHED"] * 2)
+    assert parents[0].data.params["members"] == "2"
+    assert parents[0].info.run_id in first.out
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    artifacts = {found.path for found in client.list_artifacts(parents[0].info.run_id)}
+    assert artifacts >= {"table3.json", "table.md", "table.png", "curves.png", "ensemble.json"}
+    for child in children:
+        for name in ("train/loss", "validation/raw_top1_error", "validation/averaged_top5_error", "train/rate"):
+            assert len(client.get_metric_history(child.info.run_id, name)) >= 1
+        steps = [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")]
+        assert steps == [1408, 2816]  # 22 whole batches of 64 in 1,437 digits
+    shown = {float(np.round(parents[0].data.metrics[f"ensemble/top1_error_{cell}"], 2)) for cell in ("1x1", "2x144")}
+    assert shown == {float(table_rows(first.out)[row].split()[3]) for row in (0, 5)}
+
+    before = {model: tree(model) for model in models(runs)}
+    second = job("train_ensemble.py", *arguments, runs=runs)
+    assert second.status == 0, second.out + second.err
+    assert table_rows(second.out) == table_rows(first.out)
+    assert "2 of 2 models are trained already" in second.out
+    assert "every score is stored already" in second.out
+    assert {model: tree(model) for model in models(runs)} == before
+    parents_again, children_again = recorded(runs)
+    assert {run.info.run_id for run in parents_again} == {run.info.run_id for run in parents}
+    assert {run.info.run_id for run in children_again} == {run.info.run_id for run in children}
+    assert (statuses(parents_again), statuses(children_again)) == (["FINISHED"], ["FINISHED"] * 2)
+    for child in children_again:
+        assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 2
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tiny: Path) -> None:
+    runs = tmp_path / "runs"
+    with started(
+        runs, "googlenet-tiny", "--ensemble.members", "2", "--ensemble.wider", "1", "--data", str(tiny),
+        "--epochs", "16", "--cadence.checkpoint-seconds", "0.5",
+    ) as process:  # fmt: skip
+        until(lambda: checkpoints(runs) or process.poll() is not None, 90)
+        workers = [pid for pid in process_tree(process.pid) if "RayTrainWorker" in title(pid)]
+        assert workers, [title(pid) for pid in process_tree(process.pid)]
+        os.kill(workers[0], signal.SIGKILL)
+        out, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, out
+    assert cells(out) == ROWS
+    assert "RESTARTED" in out
+    kinds = {model.name: [event.kind for event in events(model)] for model in models(runs)}
+    hit = [run for run in kinds.values() if "incident" in run]
+    assert len(hit) == 1, kinds
+    assert hit[0].count("started") == 2
+    assert hit[0].index("incident") < len(hit[0]) - 1 - hit[0][::-1].index("started")
+    (other,) = (run for run in kinds.values() if "incident" not in run)
+    assert other.count("started") == 1  # the other member never noticed
+    restarted = next(model for model in models(runs) if "incident" in kinds[model.name])
+    resumed = [event.values["resumed"] for event in events(restarted) if event.kind == "started"]
+    assert resumed == [False, True]
+    assert len(list((restarted / "attempts").iterdir())) == 2
+    parents, children = recorded(runs)
+    assert (statuses(parents), statuses(children)) == (["FINISHED"], ["FINISHED"] * 2)
+    assert sorted(child.data.tags.get("orchestrator.incidents", "0") for child in children) == ["0", "1"]
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -> None:
+    runs = tmp_path / "runs"
+    arguments = (
+        "googlenet-tiny", "--ensemble.members", "1", "--data", str(tiny), "--epochs", "30",
+        "--cadence.checkpoint-seconds", "1", "--cadence.pulse-steps", "2", "--cadence.validate-epochs", "30",
+    )  # fmt: skip
+    with started(runs, *arguments) as process:
+        until(lambda: checkpoints(runs) or process.poll() is not None, 90)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "the same command goes on" in out
+    assert "Traceback" not in out
+    parents, children = recorded(runs)
+    assert (statuses(parents), statuses(children)) == (["KILLED"], ["KILLED"])
+    (model,) = models(runs)
+    stopped = events(model)[-1]
+    assert stopped.kind == "stopped"
+
+    again = job("train_ensemble.py", *arguments, runs=runs)
+    assert again.status == 0, again.out + again.err
+    assert cells(again.out) == ROWS[:3]
+    begins = [event for event in events(model) if event.kind == "started"]
+    assert [event.values["resumed"] for event in begins] == [False, True]
+    assert begins[1].samples == stopped.samples  # nothing was lost
+    assert "incident" not in [event.kind for event in events(model)]
+    parents, children = recorded(runs)
+    assert (statuses(parents), statuses(children)) == (["FINISHED"], ["FINISHED"])

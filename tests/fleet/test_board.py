@@ -1,0 +1,201 @@
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.fleet import progress
+from orchestrator.fleet.board import Board, Row
+from orchestrator.fleet.progress import Progress, duration
+from orchestrator.launch.config import RunSpec
+from orchestrator.storage import files
+from orchestrator.tracking.journal import segment_name
+from orchestrator.training.job import journal_of
+from tests.support.runs import recipe, spec, until, write_journal
+
+
+def epoch(number: int, error: float = 50.0, **values: float) -> tuple[str, int, dict[str, Any]]:
+    figures = {
+        "train/epoch": float(number), "train/loss": 2.0 / number, "train/images_per_second": 1234.5,
+        "validation/raw_top1_error": error, "validation/raw_top5_error": error / 5,
+    }  # fmt: skip
+    return "epoch", number * 1000, figures | values
+
+
+STARTED = ("started", 0, {"attempt": 1, "resumed": False})
+INCIDENT = ("incident", 1000, {"cause": "worker lost", "samples_replayed": 640})
+RESUMED = ("started", 1000, {"attempt": 2, "resumed": True})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunSpec:
+    return spec(recipe("net", epochs=4), str(tmp_path))
+
+
+def row_of(board: Board, run: RunSpec) -> Row:
+    return board.rows[run.name]
+
+
+# ------------------------------------------------------------------ board
+def test_the_board_follows_a_journal(run: RunSpec) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    assert board.poll() == []
+    write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+    assert [event.kind for _, event in board.poll()] == ["started", "metrics", "epoch"]
+    figures = row_of(board, run).figures
+    assert (figures.epoch, figures.loss, figures.images_per_second) == (1, 2.0, 1234.5)
+    assert (figures.top1_error, figures.top5_error) == (40.0, 8.0)
+    assert board.poll() == []
+    write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
+    assert [row.figures.epoch for row, _ in board.poll()] == [2, 2, 2]  # rows are up to date already
+    assert row_of(board, run).restarts == 1
+    assert row_of(board, run).curve == [(1.0, 40.0), (2.0, 30.0)]
+
+
+def test_the_averaged_weights_count_as_soon_as_there_are_any(run: RunSpec) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    averaged = {"validation/averaged_top1_error": 10.0, "validation/averaged_top5_error": 1.0}
+    write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 40.0, **averaged)])
+    board.poll()
+    assert row_of(board, run).curve == [(1.0, 40.0), (2.0, 10.0)]
+    assert row_of(board, run).figures.top5_error == 1.0
+
+
+def test_epochs_seen_again_after_a_restart_are_drawn_once(run: RunSpec) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 30.0), epoch(3, 20.0)])
+    write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0), epoch(3, 20.0), epoch(4, 10.0)])
+    board.poll()
+    assert row_of(board, run).curve == [(1.0, 40.0), (2.0, 30.0), (3.0, 20.0), (4.0, 10.0)]
+
+
+def test_an_epoch_without_validation_has_no_error(run: RunSpec) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    write_journal(run.folder, 1, [STARTED, ("epoch", 1000, {"train/epoch": 1.0, "train/loss": float("nan")})])
+    board.poll()
+    assert row_of(board, run).figures.top1_error is None
+    assert row_of(board, run).curve == []
+
+
+def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    files.write_bytes(files.join(journal_of(run.folder), segment_name(1, 1)), b"cut off")
+    write_journal(run.folder, 2, [RESUMED, epoch(2)])
+    board.poll()
+    board.poll()
+    assert row_of(board, run).figures.epoch == 2
+
+
+def test_storage_that_fails_is_asked_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board([run])
+    board.change(run, "running", "")
+    write_journal(run.folder, 1, [STARTED, epoch(1)])
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "list_names", lambda _: (_ for _ in ()).throw(files.StorageError("away")))
+        assert board.poll() == []
+    assert len(board.poll()) == 2
+
+
+def test_runs_that_wait_are_looked_at_on_demand(run: RunSpec) -> None:
+    write_journal(run.folder, 1, [STARTED, epoch(1), epoch(2)])
+    board = Board([run])
+    assert board.poll() == []
+    assert len(board.poll(waiting=True)) == 3
+    board.change(run, "running", "")
+    assert board.poll() == []
+    assert row_of(board, run).figures.epoch == 2
+
+
+def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
+    board = Board(runs)
+    assert board.eta_seconds(2) is None
+    board.change(runs[0], "running", "")
+    began = time.time()
+    clock = iter([began, began + 20, began + 40])
+    monkeypatch.setattr(time, "time", lambda: next(clock, began + 40))
+    write_journal(runs[0].folder, 1, [STARTED, epoch(1), epoch(2)])
+    board.poll()
+    assert row_of(board, runs[0]).seconds_per_epoch == pytest.approx(20)
+    # 8 epochs of the first and 10 of the two that wait, two at once; never less than the longest run.
+    assert board.eta_seconds(2) == pytest.approx((8 + 10 + 10) * 20 / 2)
+    assert board.eta_seconds(100) == pytest.approx(10 * 20)
+    for run in runs:
+        board.change(run, "finished", "")
+    assert board.eta_seconds(2) == 0.0
+
+
+# ------------------------------------------------------------------ progress
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (None, 0, 59.6, 61, 3723)] == ["-", "0:00", "1:00", "1:01", "1:02:03"]
+
+
+def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.02)
+    text, board = io.StringIO(), Board([run])
+    board.change(run, "running", "")
+    with Progress(board, 2, Console(file=text, width=200)):
+        write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+        until(lambda: "epoch 1/4" in text.getvalue())
+        write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
+        until(lambda: "epoch 2/4" in text.getvalue())
+        write_journal(run.folder, 3, [epoch(3, 20.0)])  # told on leaving, if not before
+    lines = text.getvalue().splitlines()
+    assert all(line.startswith(f"{run.name}: ") for line in lines)
+    told = [line.removeprefix(f"{run.name}: ") for line in lines]
+    for wanted, line in zip(
+        (
+            "epoch 1/4, loss 2.000, top-1 error 40.00%, 1234 images/s, all done in about ",
+            "RESTARTED: worker lost; 640 samples to replay",
+            "resumed after 1000 samples",
+            "epoch 2/4, loss 1.000, top-1 error 30.00%",
+            "epoch 3/4",
+        ),
+        told,
+        strict=True,
+    ):
+        assert line.startswith(wanted)
+
+
+def test_the_table_fits_100_columns_with_nothing_cut() -> None:
+    runs = [spec(recipe("googlenet-imagenet-wide-m7-wide", epochs=250))]
+    runs += [spec(recipe(f"googlenet-imagenet-wide-m{number}", epochs=250)) for number in range(1, 7)]
+    board = Board(runs)
+    for run in runs:
+        board.change(run, "finished", "")
+        row_of(board, run).figures = progress.of_epoch(
+            _event(epoch(250, 100.0, **{"train/loss": 16.906, "train/images_per_second": 123456.0}))
+        )
+        row_of(board, run).restarts = 12
+    text = io.StringIO()
+    Console(file=text, width=100).print(Progress(board, 7, Console(file=io.StringIO())).table())
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    shown = lines[-7].split()
+    assert shown == [
+        "googlenet-imagenet-wide-m7-wide", "finished", "250/250", "16.906", "100.00", "20.00", "123456", "12",
+    ]  # fmt: skip
+    assert "\u2026" not in text.getvalue()
+
+
+def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
+    text, board = io.StringIO(), Board([run])
+    board.change(run, "running", "")
+    write_journal(run.folder, 1, [STARTED, epoch(1, 40.0)])
+    with Progress(board, 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
+        board.change(run, "finished", "")
+    last = text.getvalue().rstrip().splitlines()[-1].split()
+    assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]
+
+
+def _event(made: tuple[str, int, dict[str, Any]]) -> Any:
+    from orchestrator.tracking.events import Event
+
+    return Event(made[0], 0.0, made[1], made[2])

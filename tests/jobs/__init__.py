@@ -1,0 +1,1 @@
+"""Tests of the entry points, as people run them."""

@@ -1,0 +1,163 @@
+"""What the jobs do before and instead of work, as subprocesses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import shards
+from tests.support.runs import ROOT, Ended, job
+
+SCRIPTS = ("train.py", "train_ensemble.py", "evaluate.py")
+TRAINERS = ("train.py", "train_ensemble.py")
+HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
+HELP_SECONDS = 1.5
+REFUSAL_SECONDS = 30.0
+
+pytestmark = pytest.mark.process
+
+
+def runs_of(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+# ------------------------------------------------------------------ help
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_quick_and_told_on_stdout(script: str, tmp_path: Path) -> None:
+    calls = [job(script, "--help", runs=runs_of(tmp_path)) for _ in range(3)]
+    assert {(call.status, call.err) for call in calls} == {(0, "")}
+    assert "usage" in calls[0].out
+    assert min(call.seconds for call in calls) < HELP_SECONDS
+    assert not runs_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
+    done = job(script, "googlenet-tiny", "--help", runs=runs_of(tmp_path))
+    assert done.status == 0
+    for flag in ("--epochs", "--schedule.base-rate", "--placement.workers", "--storage", "--dry-run"):
+        assert flag in done.out
+    assert ("--ensemble.members" in done.out) == (script == "train_ensemble.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_heavy(script: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'jobs' / script)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    import json\n"
+        "    print(json.dumps([end.code, sorted(name for name in sys.modules if '.' not in name)]), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    status, modules = json.loads(done.stderr.splitlines()[-1])
+    assert status == 0
+    assert HEAVY & set(modules) == set()
+    assert "pydantic" in modules  # the list is of the right process
+
+
+# ------------------------------------------------------------------ refusals
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("train.py", ["googlenet-mars"], "googlenet-mars"),
+        ("train_ensemble.py", ["googlenet-digit"], "googlenet-digits"),
+        ("train.py", ["googlenet-tiny", "--epoch", "3"], "--epochs"),
+        ("train_ensemble.py", ["googlenet-tiny", "--ensemble.member", "3"], "--ensemble.members"),
+        ("train.py", ["googlenet-tiny", "--epochs", "-1"], "epochs"),
+        ("train.py", ["googlenet-tiny", "--epochs", "many"], "'many'"),
+        ("train.py", ["googlenet-tiny", "--schedule.kind", "magic"], "magic"),
+        ("train.py", ["googlenet-tiny", "--placement.workers", "9"], "order.lanes (8)"),
+        ("train_ensemble.py", ["googlenet-tiny", "--storage", "relative/runs", "--dry-run"], "relative"),
+        ("train_ensemble.py", ["googlenet-tiny", "--storage", "s3://b/runs", "--dry-run"], "--tracking"),
+        ("train_ensemble.py", ["googlenet-tiny", "--ensemble.wider", "8", "--model.width", "4", "--dry-run"], "width"),
+        ("evaluate.py", [], "runs"),
+        ("evaluate.py", ["some-run", "--crops", "3"], "--crops"),
+    ],
+)
+def test_users_mistakes_are_one_line_and_exit_status_2(
+    script: str, arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    done = job(script, *arguments, runs=runs_of(tmp_path))
+    assert done.status == 2, done.err
+    assert len(done.complaints) == 1, done.err
+    assert done.complaints[0].startswith(f"{script}: error: ")
+    assert told in done.complaints[0]
+    assert not runs_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_dry_run_plans_and_writes_nothing(script: str, tmp_path: Path) -> None:
+    done = job(script, "googlenet-tiny", "--dry-run", runs=runs_of(tmp_path))
+    assert (done.status, done.err) == (0, "")
+    assert str(runs_of(tmp_path)) in done.out
+    assert ("googlenet-tiny-m7-wide" in done.out) == (script == "train_ensemble.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------ preflight, with a Ray of its own
+def preflight(script: str, *arguments: str, tmp_path: Path, **changes: str) -> Ended:
+    done = job(script, *arguments, runs=runs_of(tmp_path), seconds=120, **changes)
+    assert done.status == 1, done.out + done.err
+    assert done.seconds < REFUSAL_SECONDS
+    return done
+
+
+@pytest.mark.cluster
+def test_missing_data_unwritable_storage_and_a_dead_tracker_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = preflight(
+        "train.py", "googlenet-tiny", "--data", str(tmp_path / "nothing"), "--storage", str(tmp_path / "file" / "runs"),
+        "--tracking", "http://127.0.0.1:9", tmp_path=tmp_path,
+    )  # fmt: skip
+    complaints = [line for line in done.complaints if line.startswith("train.py: error: ")]
+    assert complaints == done.complaints, done.err
+    storage, data, tracking = (line.removeprefix("train.py: error: ") for line in complaints)
+    assert storage.startswith("storage: ")
+    assert str(tmp_path / "file" / "runs") in storage
+    assert data.startswith("data: ")
+    assert str(tmp_path / "nothing") in data
+    assert tracking.startswith("tracking: ")
+    assert "127.0.0.1:9" in tracking
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.cluster
+def test_a_broken_shard_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    packed = shards.dataset(tmp_path / "data", 70, 20)
+    shard = tmp_path / "data" / packed.shards("train")[0].name
+    shard.write_bytes(shard.read_bytes()[:-512])
+    done = preflight("train_ensemble.py", "googlenet-tiny", "--data", str(tmp_path / "data"), tmp_path=tmp_path)
+    assert len(done.complaints) == 1, done.err
+    assert str(shard) in done.complaints[0]
+    assert not (runs_of(tmp_path) / "models").exists()
+
+
+@pytest.mark.cluster
+def test_more_workers_than_the_cluster_is_refused_within_seconds(tmp_path: Path) -> None:
+    packed = shards.dataset(tmp_path / "data", 70, 20)
+    assert packed.samples("train") == 70
+    cpus = (os.cpu_count() or 1) + 1
+    began = time.monotonic()
+    done = preflight(
+        "train.py", "googlenet-tiny", "--data", str(tmp_path / "data"),
+        "--placement.workers", "2", "--placement.cpus-per-worker", str(cpus), tmp_path=tmp_path,
+    )  # fmt: skip
+    assert time.monotonic() - began < REFUSAL_SECONDS
+    assert len(done.complaints) == 1, done.err
+    assert f"2 workers of {cpus} CPU" in done.complaints[0]
+    assert "--placement.workers" in done.complaints[0]
+
+
+@pytest.mark.cluster
+def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    done = preflight("evaluate.py", "some-run", tmp_path=tmp_path, RAY_ADDRESS="127.0.0.1:9")
+    complaints = [line for line in done.complaints if "error:" in line]
+    assert len(complaints) == 1, done.err
+    assert "cannot use 127.0.0.1:9" in complaints[0]

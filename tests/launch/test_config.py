@@ -1,0 +1,128 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply, paths
+from orchestrator.launch.config import RUNS_VARIABLE, Destination, JobConfig, Placement, RunSpec
+from orchestrator.training.job import Cadence
+from tests.support.runs import recipe, spec
+
+OTHER: dict[str, Any] = {
+    "name": "other",
+    "model.module": "naive",
+    "augmentation.interpolations": ("nearest",),
+    "augmentation.area": (0.5, 0.9),
+    "augmentation.aspect": (0.9, 1.1),
+    "preprocessing.mean": (1.0, 2.0, 3.0),
+    "precision": "bfloat16",
+    "schedule.kind": "cosine",
+}
+
+
+# ------------------------------------------------------------------ destination
+def test_defaults_come_from_the_runs_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path))
+    found = Destination().resolved()
+    assert found.storage == str(tmp_path)
+    assert found.data == f"{tmp_path}/data/digits"
+    assert found.tracking == f"sqlite:///{tmp_path}/mlflow.db"
+    assert found.resolved() == found
+
+
+def test_without_the_variable_runs_land_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(RUNS_VARIABLE, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Destination().resolved().storage == f"{tmp_path}/orchestrator-runs"
+
+
+def test_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, "/elsewhere")
+    asked = Destination(data="s3://bucket/data/", storage="s3://bucket/runs", tracking="http://mlflow:5000")
+    assert asked.resolved() == asked.model_copy(update={"data": "s3://bucket/data"})
+
+
+@pytest.mark.parametrize("field", ["data", "storage"])
+def test_relative_places_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}: 'some/place' is a relative path"):
+        Destination.from_dict({"storage": "/runs", field: "some/place"}).resolved()
+
+
+def test_a_relative_runs_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, "runs")
+    with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: 'runs'"):
+        Destination().resolved()
+
+
+def test_remote_storage_needs_a_tracking_uri_and_shows_no_secret() -> None:
+    with pytest.raises(ConfigError, match="^tracking: needed when storage is s3://bucket/runs:") as raised:
+        Destination(storage="s3://me:secret@bucket/runs").resolved()
+    assert "secret" not in str(raised.value)
+
+
+def test_what_is_kept_of_a_destination_has_no_secret() -> None:
+    kept = Destination(
+        data="https://me:secret@host/d?token=secret", storage="/runs", tracking="http://me:secret@mlflow:5000"
+    ).redacted()
+    assert (kept.data, kept.storage, kept.tracking) == ("https://host/d", "/runs", "http://mlflow:5000")
+
+
+# ------------------------------------------------------------------ identity
+@pytest.mark.parametrize("path", [path for path in paths(recipe()) if path not in ("version", "schedule.kind")])
+def test_every_field_of_the_recipe_changes_the_identity(path: str) -> None:
+    base = recipe()
+    value = paths(base)[path]
+    if path in OTHER:
+        other = OTHER[path]
+    elif isinstance(value, bool):
+        other = not value
+    else:
+        other = value + 1 if isinstance(value, int) else value * 0.4 + 0.01
+    changed = apply(base, {path: other})
+    assert changed != base
+    assert spec(changed).identity != spec(base).identity
+
+
+def test_another_kind_of_schedule_is_another_run() -> None:
+    base = recipe()
+    assert spec(apply(base, {"schedule.kind": "cosine"})).identity != spec(base).identity
+
+
+@pytest.mark.parametrize("change", [{"dataset_digest": "another"}, {"generation": 1}])
+def test_dataset_and_generation_change_the_identity(change: dict[str, Any]) -> None:
+    base = spec()
+    assert base.model_copy(update=change).identity != base.identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"placement": Placement(workers=2, cpus_per_worker=3, gpus_per_worker=0.5, max_restarts=9)},
+        {"cadence": Cadence(checkpoint_seconds=1.0, validate_epochs=2)},
+        {"destination": Destination(data="s3://b/d", storage="s3://b/runs", tracking="http://h:1", experiment="e")},
+    ],
+)
+def test_places_hardware_and_cadence_do_not(change: dict[str, Any]) -> None:
+    base = spec()
+    assert base.model_copy(update=change).name == base.name
+
+
+def test_name_and_folder_tell_the_run() -> None:
+    run = spec(recipe("some-net"), "s3://bucket/runs")
+    assert run.name == f"some-net-{run.identity}"
+    assert run.folder == f"s3://bucket/runs/models/{run.name}"
+    assert RunSpec.from_dict(run.to_dict()) == run
+
+
+# ------------------------------------------------------------------ workers that would have no data
+def test_more_workers_than_lanes_or_images_are_refused_before_anything_starts() -> None:
+    base = recipe()
+    with pytest.raises(ValidationError, match=r"placement.workers 9 is refused: more than order.lanes \(8\)"):
+        JobConfig(recipe=base, placement=Placement(workers=9))
+    with pytest.raises(ConfigError, match=r"placement.workers 5 is refused: more than batch_size \(4\)"):
+        JobConfig.from_dict({"recipe": {**base.to_dict(), "batch_size": 4}, "placement": {"workers": 5}})
+    with pytest.raises(ValidationError, match="order.lanes"):
+        spec(base, workers=9)
+    assert spec(base, workers=8).placement.workers == 8

@@ -1,0 +1,179 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from orchestrator.launch import lease
+from orchestrator.launch.lease import Lease, LeaseHeldError, Owner
+from orchestrator.storage import files
+from tests.support.runs import ROOT, until
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path / "run")
+
+
+def foreign(folder: str, host: str = "another-host", pid: int = 1, job: str = "raysubmit_abc") -> str:
+    """A lease of another driver; the stem of its files."""
+    stem = files.join(folder, "lease", "000001")
+    files.write_bytes(stem + ".json", json.dumps(asdict(Owner(host, pid, job, 0.0))).encode())
+    return stem
+
+
+def beating(stem: str, ended: threading.Event) -> threading.Thread:
+    def beat() -> None:
+        while not ended.wait(0.05):
+            files.write_bytes(stem + ".beat", str(time.monotonic()).encode())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    return thread
+
+
+def test_of_eight_threads_one_gets_the_lease(folder: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def take(_: int) -> Lease | LeaseHeldError:
+        barrier.wait()
+        try:
+            return lease.take(folder, 2)
+        except LeaseHeldError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(take, range(8)))
+    held = [result for result in results if isinstance(result, Lease)]
+    assert len(held) == 1
+    assert held[0].number == 1
+    held[0].release()
+
+
+def test_a_released_lease_is_free_at_once(folder: str) -> None:
+    lease.take(folder).release()
+    began = time.monotonic()
+    second = lease.take(folder)
+    assert time.monotonic() - began < 1
+    assert second.number == 2
+    second.release()
+
+
+def test_release_ends_a_wait(folder: str) -> None:
+    stem = foreign(folder)
+    timer = threading.Timer(0.3, files.write_bytes, (stem + ".released", b""))
+    timer.start()
+    began = time.monotonic()
+    held = lease.take(folder, stale_seconds=20)
+    assert time.monotonic() - began < 5
+    held.release()
+    timer.join()
+
+
+def test_a_dead_process_of_this_host_gives_the_run_free_at_once(folder: str) -> None:
+    import socket
+
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    foreign(folder, socket.gethostname(), int(process.stdout))
+    began = time.monotonic()
+    held = lease.take(folder, stale_seconds=20)
+    assert time.monotonic() - began < 2
+    assert held.number == 2
+    held.release()
+
+
+def test_a_silent_owner_elsewhere_is_dead_after_stale_seconds(folder: str) -> None:
+    files.write_bytes(foreign(folder) + ".beat", b"the last one")
+    began = time.monotonic()
+    held = lease.take(folder, stale_seconds=0.6)
+    assert 0.6 <= time.monotonic() - began < 5
+    held.release()
+
+
+@pytest.mark.parametrize(("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("x", "terminal")])
+def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: str) -> None:
+    stem, ended = foreign(folder, "node-7", 4242, job), threading.Event()
+    thread = beating(stem, ended)
+    try:
+        with pytest.raises(LeaseHeldError) as raised:
+            lease.take(folder, stale_seconds=5)
+    finally:
+        ended.set()
+        thread.join()
+    text = str(raised.value)
+    assert all(word in text for word in (folder, job, "process 4242 on node-7", attach, stem + ".stop"))
+    assert files.list_names(files.join(folder, "lease")) == ["000001.beat", "000001.json"]
+
+
+def test_a_held_lease_beats_until_it_is_released(folder: str) -> None:
+    held = lease.take(folder)
+    beat = files.join(folder, "lease", "000001.beat")
+    first = files.read_bytes(beat)
+    until(lambda: files.read_bytes(beat) != first)
+    held.release()
+    last = files.read_bytes(beat)
+    time.sleep(0.2)
+    assert files.read_bytes(beat) == last
+
+
+def test_the_stop_flag_is_of_one_lease_alone(folder: str) -> None:
+    first = lease.take(folder)
+    assert not first.stop_requested()
+    first.request_stop()
+    assert first.stop_requested()
+    assert files.exists(first.stop_flag)
+    first.release()
+    second = lease.take(folder)
+    assert not second.stop_requested()
+    second.release()
+
+
+def test_a_heartbeat_survives_storage_that_fails_for_a_while(
+    folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = lease.take(folder)
+    write, failures = files.write_bytes, [OSError("away")] * 3
+
+    def flaky(url: str, data: bytes) -> None:
+        if failures and url.endswith(".beat"):
+            raise failures.pop()
+        write(url, data)
+
+    monkeypatch.setattr(files, "write_bytes", flaky)
+    until(lambda: not failures)
+    beat = files.read_bytes(files.join(folder, "lease", "000001.beat"))
+    until(lambda: files.read_bytes(files.join(folder, "lease", "000001.beat")) != beat)
+    held.release()
+    assert "heartbeat not written" in caplog.text
+
+
+@pytest.mark.process
+def test_a_killed_owner_of_this_host_leaves_the_run_free(folder: str) -> None:
+    code = f"from orchestrator.launch import lease; import time; lease.take({folder!r}); print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(LeaseHeldError, match=f"process {process.pid} on"):
+            lease.take(folder)
+        process.kill()
+    held = lease.take(folder)
+    assert held.number == 2
+    assert held.stop_flag.endswith("000002.stop")
+    held.release()
+
+
+def test_this_process_is_named_as_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_xyz")
+    assert (lease.this_owner().job, lease.this_owner().pid) == ("raysubmit_xyz", os.getpid())

@@ -1,0 +1,210 @@
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.launch import command, dryrun, preflight, session
+from orchestrator.launch.cluster import ClusterError
+from orchestrator.launch.config import Destination, Placement
+from orchestrator.launch.lease import LeaseHeldError, Owner
+from orchestrator.launch.preflight import PreflightError
+from orchestrator.storage import files
+from orchestrator.storage.commit import CommitError
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.tracker import TrackingError
+from tests.support import shards
+from tests.support.runs import recipe
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Manifest:
+    return shards.dataset(tmp_path / "data")
+
+
+def check(folder: Path, **places: str) -> Manifest:
+    asked = Destination.from_dict({"data": str(folder / "data"), "storage": str(folder / "runs"), **places})
+    return preflight.dataset(asked, asked.resolved())
+
+
+def problems(folder: Path, **places: str) -> tuple[str, ...]:
+    with pytest.raises(PreflightError) as raised:
+        check(folder, **places)
+    return raised.value.problems
+
+
+# ------------------------------------------------------------------ dataset
+def test_a_whole_dataset_passes(packed: Manifest, tmp_path: Path) -> None:
+    assert check(tmp_path) == packed
+
+
+def test_a_folder_without_a_dataset_is_told(tmp_path: Path) -> None:
+    (text,) = problems(tmp_path)
+    assert f"{tmp_path}/data/manifest.json: no manifest there" in text
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_missing_shard_is_named(packed: Manifest, tmp_path: Path, split: str) -> None:
+    name = packed.shards(split)[1].name
+    (tmp_path / "data" / name).unlink()
+    assert problems(tmp_path) == (f"data: {tmp_path}/data/{name}: missing, the manifest lists it",)
+
+
+@pytest.mark.parametrize("change", [-512, 512])
+def test_a_truncated_or_replaced_shard_is_named_with_both_sizes(packed: Manifest, tmp_path: Path, change: int) -> None:
+    shard = packed.shards("train")[-1]
+    path = tmp_path / "data" / shard.name
+    path.write_bytes(path.read_bytes()[: shard.bytes + min(change, 0)] + b"\0" * max(change, 0))
+    (text,) = problems(tmp_path)
+    assert text.startswith(f"data: {path}: {shard.bytes + change} bytes, the manifest says {shard.bytes}:")
+
+
+def test_a_damaged_manifest_is_told(packed: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    (text,) = problems(tmp_path)
+    assert "manifest.json: damaged" in text
+
+
+def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:
+    first = check(tmp_path, data="digits")
+    assert {split: first.samples(split) for split in first.splits} == {"train": 1437, "validation": 360}
+    shard = tmp_path / "runs" / "data" / "digits" / first.shards("train")[0].name
+    made = shard.stat().st_mtime_ns
+    assert check(tmp_path, data="digits") == first
+    assert shard.stat().st_mtime_ns == made
+
+
+def test_writable_storage_passes_and_keeps_no_trace(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    assert preflight.writable(Destination(storage=str(storage))) is None
+    assert list(storage.iterdir()) == []
+
+
+def test_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    problem = preflight.writable(Destination(storage=str(tmp_path / "file" / "runs")))
+    assert problem is not None
+    assert problem.startswith("storage: ")
+    assert str(tmp_path / "file" / "runs") in problem
+
+
+# ------------------------------------------------------------------ all problems at once
+def done(value: T | Exception) -> Future[T]:
+    future: Future[T] = Future()
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
+    return future
+
+
+NO_DATA, NO_TRACKER = PreflightError(["data: missing"]), TrackingError("not there")
+
+
+@pytest.mark.parametrize(
+    ("data", "tracker", "storage", "embedded", "told"),
+    [
+        (NO_DATA, NO_TRACKER, "storage: read-only", False, ("storage: read-only", "data: missing", "tracking: not there")),
+        (NO_DATA, NO_TRACKER, "storage: read-only", True, ("storage: read-only", "tracking: not there")),
+        (NO_DATA, NO_TRACKER, None, True, ("data: missing", "tracking: not there")),
+        (NO_DATA, None, None, False, ("data: missing",)),
+        (None, NO_TRACKER, None, False, ("tracking: not there",)),
+        (None, None, "storage: full", False, ("storage: full",)),
+    ],
+)
+def test_every_problem_is_told_and_none_twice(
+    data: Exception | None, tracker: Exception | None, storage: str | None, embedded: bool, told: tuple[str, ...]
+) -> None:
+    arguments: Any = (done(data), done(tracker), done(storage), embedded)
+    with pytest.raises(PreflightError) as raised:
+        session._all_or_problems(*arguments)
+    assert raised.value.problems == told
+
+
+def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_path: Path) -> None:
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "x")
+    nothing = cast("Future[str | None]", done(None))
+    assert session._all_or_problems(done(packed), done(tracker), nothing, False) == (packed, tracker)
+
+
+def test_our_own_slips_are_raised_as_they_are() -> None:
+    arguments: Any = (done(KeyError("slip")), done(None), done(None), False)
+    with pytest.raises(KeyError, match="slip"):
+        session._all_or_problems(*arguments)
+
+
+# ------------------------------------------------------------------ what a person sees of it
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
+        (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
+        (ClusterError("too small"), 1, ["job: error: too small"]),
+        (DataError("gone"), 1, ["job: error: gone"]),
+        (CommitError("damaged"), 1, ["job: error: damaged"]),
+        (files.StorageError("full"), 1, ["job: error: full"]),
+        (KeyboardInterrupt(), 130, ["job: error: interrupted before anything was started"]),
+    ],
+)
+def test_errors_are_one_line_each(
+    error: BaseException, status: int, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int:
+        raise error
+
+    assert command.guarded("job", main) == status
+    assert capsys.readouterr().err.splitlines() == told
+
+
+def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise LeaseHeldError("/runs/x", Owner("host", 7, "raysubmit_1", 0.0), "/runs/x/lease/000001.stop")
+
+    assert command.guarded("job", main) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_our_own_slips_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        command.guarded("job", lambda: 1 // 0)
+    assert command.guarded("job", lambda: 0) == 0
+
+
+# ------------------------------------------------------------------ dry run
+def shown(folder: Path) -> str:
+    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    destination = Destination(
+        data=str(folder / "data"), storage=str(folder / "runs"), tracking="http://me:secret@mlflow:5000"
+    )
+    dryrun.show([recipe(batch_size=4), recipe("second")], destination, Placement(workers=2), console)
+    console.file.close()
+    return console.export_text()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(packed: Manifest, tmp_path: Path) -> None:
+    text = shown(tmp_path)
+    first = next(line for line in text.splitlines() if " tiny " in line)
+    assert "0.1" in first
+    assert "0.4 - 1" in first
+    # 13 samples make 3 batches of 4; two epochs. The rate falls with the root of what is left.
+    assert first.replace("\u2502", " ").split()[-4:] == ["2", "6", "0.02000", "0.01414"]
+    assert "13 train, 5 validation" in text
+    assert packed.digest() in text
+    assert "2 worker(s) of 1 CPU and 1 GPU if there is any" in text
+    assert "mlflow:5000" in text
+    assert "secret" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_dry_run_goes_without_data(tmp_path: Path) -> None:
+    text = shown(tmp_path)
+    assert "not there yet" in text
+    assert "?" in text
+    assert list(tmp_path.iterdir()) == []

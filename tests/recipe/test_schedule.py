@@ -1,0 +1,71 @@
+"""Learning rates against literals, and what holds for every schedule."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.recipe.schedule import CosineDecay, ExponentialDecay, PolynomialDecay, StepDecay, rate_at
+
+AnySchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
+
+rates = st.floats(1e-6, 10)
+warmups = st.floats(0, 20)
+schedules: st.SearchStrategy[AnySchedule] = st.one_of(
+    st.builds(StepDecay, base_rate=rates, warmup_epochs=warmups, decay_factor=st.floats(0.1, 1)),
+    st.builds(ExponentialDecay, base_rate=rates, warmup_epochs=warmups, decay_epochs=st.floats(0.5, 50)),
+    st.builds(PolynomialDecay, base_rate=rates, warmup_epochs=warmups, power=st.floats(0.1, 5)),
+    st.builds(CosineDecay, base_rate=rates, warmup_epochs=warmups),
+)
+
+
+# Section 6: 4% every 8 epochs.
+@pytest.mark.parametrize(
+    ("epochs_done", "rate"),
+    [(0.0, 0.01), (7.99, 0.01), (8.0, 0.0096), (15.999, 0.0096), (16.0, 0.009216), (240.0, 0.002938577)],
+)
+def test_the_papers_steps(epochs_done: float, rate: float) -> None:
+    assert rate_at(StepDecay(base_rate=0.01), epochs_done, 250) == pytest.approx(rate, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_exponential_equals_step_where_the_steps_are(steps: int) -> None:
+    at = (8.0 * steps, 250)
+    assert rate_at(ExponentialDecay(), *at) == pytest.approx(rate_at(StepDecay(), *at), rel=1e-12)
+    assert rate_at(ExponentialDecay(), 8.0 * steps + 4, 250) < rate_at(StepDecay(), 8.0 * steps + 4, 250)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs_done", "rate"),
+    [
+        (PolynomialDecay(base_rate=0.01, power=0.5), 0, 0.01),
+        (PolynomialDecay(base_rate=0.01, power=0.5), 45, 0.005),
+        (PolynomialDecay(base_rate=0.01, power=0.5), 30, 0.00707107),
+        (PolynomialDecay(base_rate=0.01, power=0.5), 60, 0.0),
+        (PolynomialDecay(base_rate=0.01, power=1), 15, 0.0075),
+        (CosineDecay(base_rate=0.2), 0, 0.2),
+        (CosineDecay(base_rate=0.2), 15, 0.17071068),
+        (CosineDecay(base_rate=0.2), 30, 0.1),
+        (CosineDecay(base_rate=0.2), 60, 0.0),
+        (StepDecay(base_rate=0.08, warmup_epochs=5), 0, 0.0),
+        (StepDecay(base_rate=0.08, warmup_epochs=5), 1.25, 0.02),
+        (StepDecay(base_rate=0.08, warmup_epochs=5), 5, 0.08),
+        (StepDecay(base_rate=0.08, warmup_epochs=5), 8, 0.0768),
+        (PolynomialDecay(base_rate=0.01, power=0.5, warmup_epochs=30), 15, 0.00433013),
+    ],
+)
+def test_literals(schedule: AnySchedule, epochs_done: float, rate: float) -> None:
+    assert rate_at(schedule, epochs_done, 60) == pytest.approx(rate, rel=1e-5, abs=1e-12)
+
+
+@given(schedules, st.integers(1, 300), st.floats(0, 1), st.floats(0, 1))
+def test_the_rate_never_rises_after_the_warm_up(schedule: AnySchedule, epochs: int, one: float, other: float) -> None:
+    start = schedule.warmup_epochs
+    early, late = sorted(start + share * max(0.0, epochs - start) for share in (one, other))
+    rate = rate_at(schedule, late, epochs)
+    assert 0 <= rate <= rate_at(schedule, early, epochs) * (1 + 1e-12)
+    assert rate <= schedule.base_rate
+
+
+@given(schedules, st.floats(0, 400))
+def test_the_rate_is_never_negative_nor_above_its_base(schedule: AnySchedule, epochs_done: float) -> None:
+    assert 0 <= rate_at(schedule, epochs_done, 300) <= schedule.base_rate

@@ -1,0 +1,84 @@
+"""URLs: joined without losing their root, absolute or refused, shown without secrets."""
+
+import os
+
+import pytest
+
+from orchestrator.storage import urls
+
+
+@pytest.mark.parametrize(
+    ("url", "parts", "joined"),
+    [
+        ("/runs", ("a", "b.json"), "/runs/a/b.json"),
+        ("/runs/", ("a/",), "/runs/a"),
+        ("/", ("a",), "/a"),
+        ("s3://bucket", ("a", "b"), "s3://bucket/a/b"),
+        ("s3://bucket/", ("a",), "s3://bucket/a"),
+        ("memory://", ("a", "b"), "memory://a/b"),
+        ("file:///", ("a",), "file:///a"),
+        ("file:///runs", ("a/b",), "file:///runs/a/b"),
+        ("/runs", (), "/runs"),
+    ],
+)
+def test_join(url: str, parts: tuple[str, ...], joined: str) -> None:
+    assert urls.join(url, *parts) == joined
+
+
+@pytest.mark.parametrize("part", ["/etc/passwd", "s3://other/x", "file:///x"])
+def test_only_relative_parts_are_joined(part: str) -> None:
+    with pytest.raises(ValueError, match="not relative"):
+        urls.join("/runs", part)
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"), [("/a", "file"), ("a", "file"), ("FILE:///a", "file"), ("S3://b/a", "s3"), ("c:/x", "file")]
+)
+def test_scheme(url: str, scheme: str) -> None:
+    assert urls.scheme(url) == scheme
+    assert urls.is_local(url) == (scheme == "file")
+
+
+def test_name_is_the_last_component() -> None:
+    assert [urls.name(url) for url in ("/a/b", "s3://x/y/", "b")] == ["b", "y", "b"]
+
+
+def test_a_local_path_of_a_remote_url_is_refused_without_its_secret() -> None:
+    with pytest.raises(ValueError, match="no local path") as caught:
+        urls.local_path("s3://key:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "absolute"),
+    [
+        ("/a/../b/", "/b"),
+        ("~/runs", os.path.join(os.path.expanduser("~"), "runs")),
+        ("file:///a//b", "/a/b"),
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("memory://", "memory://"),
+    ],
+)
+def test_absolute(url: str, absolute: str) -> None:
+    assert urls.absolute(url, "storage") == absolute
+
+
+@pytest.mark.parametrize("url", ["runs", "./runs", "file://runs"])
+def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
+    with pytest.raises(ValueError, match="storage: .*relative") as caught:
+        urls.absolute(url, "storage")
+    assert repr(url) in str(caught.value)
+    assert os.path.join(os.getcwd(), "runs") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("s3://key:se@cret@host:9000/bucket/x?token=secret#secret", "s3://host:9000/bucket/x"),
+        ("https://token@host/x", "https://host/x"),
+        ("s3://bucket/x", "s3://bucket/x"),
+        ("/a/b@c?d", "/a/b@c?d"),
+    ],
+)
+def test_redact(url: str, shown: str) -> None:
+    assert urls.redact(url) == shown
