@@ -3,9 +3,9 @@
 python jobs/train.py googlenet-digits --schedule.kind cosine
 """
 
-from orchestrator.config.cli import Preset, parse
+from orchestrator.config.cli import parse
 from orchestrator.launch import environment
-from orchestrator.launch.config import JobConfig
+from orchestrator.launch.config import JobConfig, job_presets
 from orchestrator.recipe import presets
 
 PROG = "train.py"
@@ -14,7 +14,7 @@ if __name__ == "__main__":
     config = parse(
         PROG,
         "Train one model, record it in MLflow.",
-        {name: Preset(JobConfig(recipe=make()), presets.summary(name)) for name, make in presets.PRESETS.items()},
+        job_presets(JobConfig),
         presets.DEFAULT,
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:

@@ -6,9 +6,10 @@ ray job submit --working-dir . -- python jobs/train_ensemble.py googlenet-imagen
     the paper's ensemble on a cluster
 """
 
-from orchestrator.config.cli import Preset, parse
+from orchestrator.config.cli import parse
 from orchestrator.ensemble.config import TrainEnsemble
 from orchestrator.launch import environment
+from orchestrator.launch.config import job_presets
 from orchestrator.recipe import presets
 
 PROG = "train_ensemble.py"
@@ -17,7 +18,7 @@ if __name__ == "__main__":
     config = parse(
         PROG,
         "Train an ensemble, score it with 1 / 10 / 144 crops, record it in MLflow.",
-        {name: Preset(TrainEnsemble(recipe=make()), presets.summary(name)) for name, make in presets.PRESETS.items()},
+        job_presets(TrainEnsemble),
         presets.DEFAULT,
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:

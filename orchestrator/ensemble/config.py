@@ -9,7 +9,7 @@ from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.ensemble.members import EnsembleConfig
-from orchestrator.launch.config import Destination, JobConfig, Placement
+from orchestrator.launch.config import EMBEDDED, Destination, JobConfig, Placement
 
 
 class TrainEnsemble(JobConfig):
@@ -24,5 +24,5 @@ class Evaluate(Config):
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
         (), description="names of finished runs, or of ensembles for all their members"
     )
-    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination(data=EMBEDDED)
     placement: Placement = Placement()

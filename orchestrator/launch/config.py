@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.cli import Preset
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import fingerprint
+from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
 from orchestrator.training.job import Cadence
@@ -40,7 +42,7 @@ class Placement(Config):
 class Destination(Config):
     """Where data comes from and results go, as absolute URLs."""
 
-    data: str = Field(EMBEDDED, description="URL of a packed dataset, or 'digits' for the embedded one")
+    data: str = Field("", description="URL of a packed dataset, or 'digits' for the embedded one")
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
     experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
@@ -48,8 +50,10 @@ class Destination(Config):
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
 
-        Raises ConfigError for a relative path, or when the tracking default needs a local storage folder.
+        Raises ConfigError without data, for a relative path, or when the tracking default needs a local storage.
         """
+        if not self.data:
+            raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
         try:
             chosen = self.storage or os.environ.get(RUNS_VARIABLE) or "~/orchestrator-runs"
             storage = urls.absolute(chosen, "storage" if self.storage else RUNS_VARIABLE)
@@ -130,6 +134,18 @@ class JobConfig(Config):
             dataset_digest=dataset_digest,
             generation=self.new,
         )
+
+
+J = TypeVar("J", bound=JobConfig)
+
+
+def job_presets(kind: type[J]) -> dict[str, Preset[J]]:
+    """The command line's presets of a job: each recipe, on the embedded data where it is made for that."""
+    made = {}
+    for name, recipe in presets.PRESETS.items():
+        destination = Destination(data=EMBEDDED if name in presets.ON_DIGITS else "")
+        made[name] = Preset(kind(recipe=recipe(), destination=destination), presets.summary(name))
+    return made
 
 
 def _check_divisible(recipe: Recipe, placement: Placement) -> None:

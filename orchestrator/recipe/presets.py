@@ -70,6 +70,8 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     recipe().name: recipe for recipe in (googlenet_digits, googlenet_imagenet, googlenet_imagenet_wide, googlenet_tiny)
 }
 DEFAULT = "googlenet-digits"
+# Made for the embedded dataset; the others need one.
+ON_DIGITS = ("googlenet-digits", "googlenet-tiny")
 
 
 def summary(name: str) -> str:

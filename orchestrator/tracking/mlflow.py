@@ -190,8 +190,7 @@ class MlflowTracker:
             if self._uri.sqlite_path is not None:
                 folder = Path(self._uri.sqlite_path).parent
                 folder.mkdir(parents=True, exist_ok=True)
-                # Otherwise mlflow retries "unable to open database file" for minutes.
-                if not os.access(folder, os.W_OK):
+                if not os.access(folder, os.W_OK):  # else mlflow retries to open the database for minutes
                     raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
                 root = root or str(folder / "mlflow-artifacts")
@@ -205,7 +204,9 @@ class MlflowTracker:
         found = client.get_experiment_by_name(self._experiment_name)
         if found is None:
             try:
-                return str(client.create_experiment(self._experiment_name, artifact_location=root, tags=EXPERIMENT_TAGS))
+                return str(
+                    client.create_experiment(self._experiment_name, artifact_location=root, tags=EXPERIMENT_TAGS)
+                )
             except MlflowException:
                 # Another driver may have made it in between; anything else is a real error.
                 found = client.get_experiment_by_name(self._experiment_name)
