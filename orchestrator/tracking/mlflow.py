@@ -204,9 +204,7 @@ class MlflowTracker:
         found = client.get_experiment_by_name(self._experiment_name)
         if found is None:
             try:
-                return str(
-                    client.create_experiment(self._experiment_name, artifact_location=root, tags=EXPERIMENT_TAGS)
-                )
+                return str(client.create_experiment(self._experiment_name, root, EXPERIMENT_TAGS))
             except MlflowException:
                 # Another driver may have made it in between; anything else is a real error.
                 found = client.get_experiment_by_name(self._experiment_name)
