@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from orchestrator.launch.config import Placement
 from orchestrator.launch.environment import is_submitted
 
 LOCAL_STORE_BYTES = 200_000_000
+KNOCK_SECONDS = 5.0
 
 
 class ClusterError(RuntimeError):
@@ -71,6 +73,7 @@ def connected() -> Iterator[Capacity]:
                 object_store_memory=LOCAL_STORE_BYTES,
             )  # fmt: skip
         else:
+            _knock(os.environ["RAY_ADDRESS"])
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         address = os.environ.get("RAY_ADDRESS", "a new local cluster")
@@ -79,6 +82,13 @@ def connected() -> Iterator[Capacity]:
         yield capacity()
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at HOST:PORT: Ray itself would try for minutes, loudly."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def capacity() -> Capacity:

@@ -40,7 +40,7 @@ def googlenet_digits() -> Recipe:
     """GoogLeNet on the embedded handwritten digits: 32 px, quarter width; about a minute of one core."""
     return Recipe(
         name="googlenet-digits",
-        epochs=30,
+        epochs=26,
         batch_size=32,
         model=GoogLeNetConfig(image_size=32, width=0.25),
         preprocessing=PreprocessingConfig(mean=(78.0, 78.0, 78.0), scale=1 / 58.0),
@@ -48,7 +48,7 @@ def googlenet_digits() -> Recipe:
         augmentation=AugmentationConfig(area=(0.4, 1.0)),
         order=OrderConfig(lanes=8, window=256),
         schedule=PolynomialDecay(base_rate=0.01, power=0.5, warmup_epochs=2.0),
-        averaging=AveragingConfig(start=0.6),
+        averaging=AveragingConfig(start=0.75),
     )
 
 

@@ -79,6 +79,8 @@ def _run(
     manifest = _dataset(job)
     counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
     order.check(counts, job.recipe.order.lanes, job.recipe.batch_size, world.workers)
+    if manifest.samples(VALIDATION) == 0:
+        raise DataError(f"data: {job.data}: its {VALIDATION} split is empty, so no error could ever be told")
     steps = order.steps_per_epoch(sum(counts), job.recipe.batch_size)
     state = states.fresh(job.recipe, len(manifest.classes), steps, world.device)
     stepper = Stepper(job.recipe, state, states.wrapped(state.model, world.workers), world)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from orchestrator.data.errors import DataError
 from orchestrator.data.loader import Loader
 from orchestrator.models.googlenet import GoogLeNet, Logits
 from orchestrator.recipe.metrics import Counts, count
@@ -21,7 +22,8 @@ def validate(
 ) -> dict[str, Counts]:  # fmt: skip
     """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).
 
-    Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing.
+    Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples
+    are missing, DataError when all of them are broken.
     """
     local = {name: Counts() for name in weights}
     bad = 0
@@ -42,4 +44,6 @@ def validate(
     for name, counted in found.items():
         if counted.samples + int(all_bad) != sum(counts):
             raise RuntimeError(f"validation of {name} saw {counted.samples} samples of {sum(counts)}")
+        if counted.samples == 0:
+            raise DataError(f"data: all {int(all_bad)} images of the validation split are broken")
     return found
