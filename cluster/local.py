@@ -98,9 +98,9 @@ def up(local: Local) -> int:
             return fail(problem)
     print(f"Ray:    http://127.0.0.1:{local.dashboard_port}  (jobs and dashboard)")
     print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})")
-    port = "" if local.dashboard_port == 8265 else f" --address http://127.0.0.1:{local.dashboard_port}"
+    address = "" if local.dashboard_port == 8265 else f" --address http://127.0.0.1:{local.dashboard_port}"
     print("submit: source .venv/bin/activate && export RAY_AUTH_MODE=token")
-    print(f"        ray job submit{port} --working-dir . -- python jobs/train_ensemble.py")
+    print(f"        ray job submit{address} --working-dir . -- python jobs/train_ensemble.py")
     return 0
 
 

@@ -54,7 +54,8 @@ class Session:
 
     def tell_places(self, folder: str, key: str) -> None:
         """Say where everything is."""
-        self.replayer.drain(CLOSE_SECONDS)
+        if not self.interruption.event.is_set():  # then there may be no time for it
+            self.replayer.drain(CLOSE_SECONDS)
         try:
             where = self.tracker.run_url(self.replayer.run_id(key, 1.0))
         except TrackingError as error:

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.checkpoint import format as checkpoints
 from orchestrator.checkpoint.format import CheckpointError
-from orchestrator.storage import commit, files
+from orchestrator.storage import commit, files, urls
 from tests.support.shards import flip_byte
 
 
@@ -117,7 +117,7 @@ def test_names_sort_by_progress_and_attempt(tmp_path: Path) -> None:
     found = names(tmp_path)
     assert found == [(100_000_000_000, 3), (10, 12), (10, 2), (10, 1), (9, 1)]
     assert sorted(files.list_names(str(tmp_path)), reverse=True) == [
-        files.urls.name(place.url) for place in checkpoints.places(str(tmp_path))
+        urls.name(place.url) for place in checkpoints.places(str(tmp_path))
     ]
 
 

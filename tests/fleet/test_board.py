@@ -7,13 +7,14 @@ import pytest
 from rich.console import Console
 
 from orchestrator.fleet import progress
-from orchestrator.fleet.board import Board, Row
+from orchestrator.fleet.board import Board, Row, of_epoch
 from orchestrator.fleet.progress import Progress, duration
 from orchestrator.launch.config import RunSpec
 from orchestrator.storage import files
+from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import segment_name
 from orchestrator.training.job import journal_of
-from tests.support.runs import recipe, spec, until, write_journal
+from tests.support.launched import recipe, spec, until, write_journal
 
 
 def epoch(number: int, error: float = 50.0, **values: float) -> tuple[str, int, dict[str, Any]]:
@@ -170,7 +171,7 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
     board = Board(runs)
     for run in runs:
         board.change(run, "finished", "")
-        row_of(board, run).figures = progress.of_epoch(
+        row_of(board, run).figures = of_epoch(
             _event(epoch(250, 100.0, **{"train/loss": 16.906, "train/images_per_second": 123456.0}))
         )
         row_of(board, run).restarts = 12
@@ -195,7 +196,5 @@ def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
     assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]
 
 
-def _event(made: tuple[str, int, dict[str, Any]]) -> Any:
-    from orchestrator.tracking.events import Event
-
+def _event(made: tuple[str, int, dict[str, Any]]) -> Event:
     return Event(made[0], 0.0, made[1], made[2])

@@ -1,4 +1,5 @@
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -7,10 +8,10 @@ from hypothesis import strategies as st
 from orchestrator.fleet.plan import Plan, plan, work
 from orchestrator.launch.cluster import Capacity, Node
 from orchestrator.launch.config import RunSpec
-from tests.support.runs import recipe, spec, wide
+from tests.support.launched import recipe, spec, wide
 
 
-def runs(epochs: list[int], **placement: int) -> list[RunSpec]:
+def runs(epochs: list[int], **placement: Any) -> list[RunSpec]:
     return [spec(wide(f"run-{number}", length, 0.1), **placement) for number, length in enumerate(epochs)]
 
 
@@ -56,7 +57,7 @@ def test_as_many_run_at_once_as_fit_and_are_allowed(
 
 
 def test_what_does_not_fit_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="placement.workers: 3 is refused"):
+    with pytest.raises(ValueError, match=r"placement\.workers: 3 is refused"):
         plan(runs([1], workers=3), Capacity((Node(2, 0),)), 0)
     with pytest.raises(ValueError, match="no run to plan"):
         plan([], Capacity((Node(2, 0),)), 0)

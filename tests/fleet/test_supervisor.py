@@ -8,7 +8,7 @@ from orchestrator.fleet.plan import Plan
 from orchestrator.fleet.supervisor import Ended, RunStatus, supervise
 from orchestrator.launch.config import RunSpec
 from orchestrator.training.job import Outcome, Status
-from tests.support.runs import recipe, spec
+from tests.support.launched import recipe, spec
 
 
 class Launcher:
@@ -108,7 +108,7 @@ def test_after_a_stop_nothing_is_started_and_what_runs_is_waited_for() -> None:
         time.sleep(0.2)
         return Outcome(status="stopped", message="asked to stop", samples=3)
 
-    launcher = Launcher(a=[stopped], b=[lambda: stopped()])
+    launcher = Launcher(a=[stopped], b=[stopped])
     ended, seen = supervised(launcher, ["a", "b", "c", "d"], 2, stop)
     assert sorted(launcher.calls) == ["a", "b"]
     assert {end.status for end in ended.values()} == {"stopped"}

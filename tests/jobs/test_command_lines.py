@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import shards
-from tests.support.runs import ROOT, Ended, job
+from tests.support.launched import ROOT, Ended, job
 
 SCRIPTS = ("train.py", "train_ensemble.py", "evaluate.py")
 TRAINERS = ("train.py", "train_ensemble.py")
@@ -74,6 +74,7 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("train.py", ["googlenet-tiny", "--epochs", "many"], "'many'"),
         ("train.py", ["googlenet-tiny", "--schedule.kind", "magic"], "magic"),
         ("train.py", ["googlenet-tiny", "--placement.workers", "9"], "order.lanes (8)"),
+        ("train.py", ["googlenet-imagenet", "--dry-run"], "data: needed"),
         ("train_ensemble.py", ["googlenet-tiny", "--storage", "relative/runs", "--dry-run"], "relative"),
         ("train_ensemble.py", ["googlenet-tiny", "--storage", "s3://b/runs", "--dry-run"], "--tracking"),
         ("train_ensemble.py", ["googlenet-tiny", "--ensemble.wider", "8", "--model.width", "4", "--dry-run"], "width"),

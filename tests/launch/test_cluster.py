@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *capacities: Capacity) -> None:
         self.now, self.said, self._capacities = 0.0, list[str](), list(capacities)
-        monkeypatch.setattr(cluster.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(cluster.time, "sleep", self._sleep)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self._sleep)
         monkeypatch.setattr(cluster, "capacity", self._capacity)
 
     def _sleep(self, seconds: float) -> None:
@@ -55,9 +56,10 @@ def test_shares_of_a_gpu_are_counted_as_ray_counts_them(share: float, workers: i
 )
 def test_bundles_are_what_packing_one_by_one_gives(nodes: list[tuple[int, int]], cpus: int, gpus: int) -> None:
     packed = 0
-    for has_cpus, has_gpus in nodes:
-        while has_cpus >= cpus and has_gpus >= gpus:
-            has_cpus, has_gpus, packed = has_cpus - cpus, has_gpus - gpus, packed + 1
+    for node in nodes:
+        left = node
+        while left[0] >= cpus and left[1] >= gpus:
+            left, packed = (left[0] - cpus, left[1] - gpus), packed + 1
     assert Capacity(tuple(Node(*node) for node in nodes)).bundles(cpus, gpus) == packed
 
 

@@ -8,7 +8,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply, paths
 from orchestrator.launch.config import RUNS_VARIABLE, Destination, JobConfig, Placement, RunSpec
 from orchestrator.training.job import Cadence
-from tests.support.runs import recipe, spec
+from tests.support.launched import recipe, spec
 
 OTHER: dict[str, Any] = {
     "name": "other",
@@ -25,7 +25,7 @@ OTHER: dict[str, Any] = {
 # ------------------------------------------------------------------ destination
 def test_defaults_come_from_the_runs_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path))
-    found = Destination().resolved()
+    found = Destination(data="digits").resolved()
     assert found.storage == str(tmp_path)
     assert found.data == f"{tmp_path}/data/digits"
     assert found.tracking == f"sqlite:///{tmp_path}/mlflow.db"
@@ -35,7 +35,7 @@ def test_defaults_come_from_the_runs_variable(monkeypatch: pytest.MonkeyPatch, t
 def test_without_the_variable_runs_land_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(RUNS_VARIABLE, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Destination().resolved().storage == f"{tmp_path}/orchestrator-runs"
+    assert Destination(data="digits").resolved().storage == f"{tmp_path}/orchestrator-runs"
 
 
 def test_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,18 +47,23 @@ def test_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("field", ["data", "storage"])
 def test_relative_places_are_refused_by_name(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{field}: 'some/place' is a relative path"):
-        Destination.from_dict({"storage": "/runs", field: "some/place"}).resolved()
+        Destination.from_dict({"data": "digits", "storage": "/runs", field: "some/place"}).resolved()
 
 
 def test_a_relative_runs_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUNS_VARIABLE, "runs")
     with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: 'runs'"):
-        Destination().resolved()
+        Destination(data="digits").resolved()
+
+
+def test_without_data_nothing_is_guessed() -> None:
+    with pytest.raises(ConfigError, match=r"^data: needed: .* 'digits' for the embedded one"):
+        Destination(storage="/runs").resolved()
 
 
 def test_remote_storage_needs_a_tracking_uri_and_shows_no_secret() -> None:
-    with pytest.raises(ConfigError, match="^tracking: needed when storage is s3://bucket/runs:") as raised:
-        Destination(storage="s3://me:secret@bucket/runs").resolved()
+    with pytest.raises(ConfigError, match=r"^tracking: needed when storage is s3://bucket/runs:") as raised:
+        Destination(data="digits", storage="s3://me:secret@bucket/runs").resolved()
     assert "secret" not in str(raised.value)
 
 
@@ -123,6 +128,6 @@ def test_more_workers_than_lanes_or_images_are_refused_before_anything_starts() 
         JobConfig(recipe=base, placement=Placement(workers=9))
     with pytest.raises(ConfigError, match=r"placement.workers 5 is refused: more than batch_size \(4\)"):
         JobConfig.from_dict({"recipe": {**base.to_dict(), "batch_size": 4}, "placement": {"workers": 5}})
-    with pytest.raises(ValidationError, match="order.lanes"):
+    with pytest.raises(ValidationError, match=r"order\.lanes"):
         spec(base, workers=9)
     assert spec(base, workers=8).placement.workers == 8

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.launch import interrupt
 from orchestrator.launch.interrupt import Interruption
-from tests.support.runs import ROOT, until
+from tests.support.launched import ROOT, until
 
 
 def test_actions_run_once_in_order_and_a_failure_stops_none(caplog: pytest.LogCaptureFixture) -> None:

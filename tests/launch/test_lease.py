@@ -14,7 +14,7 @@ import pytest
 from orchestrator.launch import lease
 from orchestrator.launch.lease import Lease, LeaseHeldError, Owner
 from orchestrator.storage import files
-from tests.support.runs import ROOT, until
+from tests.support.launched import ROOT, until
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,9 @@ def test_a_silent_owner_elsewhere_is_dead_after_stale_seconds(folder: str) -> No
     held.release()
 
 
-@pytest.mark.parametrize(("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("x", "terminal")])
+@pytest.mark.parametrize(
+    ("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("x", "terminal")]
+)
 def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: str) -> None:
     stem, ended = foreign(folder, "node-7", 4242, job), threading.Event()
     thread = beating(stem, ended)
@@ -161,7 +163,8 @@ def test_a_heartbeat_survives_storage_that_fails_for_a_while(
 
 @pytest.mark.process
 def test_a_killed_owner_of_this_host_leaves_the_run_free(folder: str) -> None:
-    code = f"from orchestrator.launch import lease; import time; lease.take({folder!r}); print(1, flush=True); time.sleep(60)"
+    code = f"import time; from orchestrator.launch import lease; lease.take({folder!r}); print(1, flush=True)"
+    code += "; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         process.stdout.readline()

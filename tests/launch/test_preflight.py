@@ -18,7 +18,7 @@ from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.tracker import TrackingError
 from tests.support import shards
-from tests.support.runs import recipe
+from tests.support.launched import recipe
 
 T = TypeVar("T")
 
@@ -111,7 +111,13 @@ NO_DATA, NO_TRACKER = PreflightError(["data: missing"]), TrackingError("not ther
 @pytest.mark.parametrize(
     ("data", "tracker", "storage", "embedded", "told"),
     [
-        (NO_DATA, NO_TRACKER, "storage: read-only", False, ("storage: read-only", "data: missing", "tracking: not there")),
+        (
+            NO_DATA,
+            NO_TRACKER,
+            "storage: read-only",
+            False,
+            ("storage: read-only", "data: missing", "tracking: not there"),
+        ),
         (NO_DATA, NO_TRACKER, "storage: read-only", True, ("storage: read-only", "tracking: not there")),
         (NO_DATA, NO_TRACKER, None, True, ("data: missing", "tracking: not there")),
         (NO_DATA, None, None, False, ("data: missing",)),

@@ -1,5 +1,7 @@
 """Counts against numbers computed by hand; parts of a split add up exactly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,9 +47,7 @@ def test_parts_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
     weights = (torch.rand(30, generator=generator) > 0.2).float()
     whole = count(Logits(logits), labels, weights)
     bounds = [0, *sorted(cuts), 30]
-    parts = [
-        count(Logits(logits[a:b]), labels[a:b], weights[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    parts = [count(Logits(logits[a:b]), labels[a:b], weights[a:b]) for a, b in pairwise(bounds)]
     assert sum(parts, Counts()) == whole
     assert whole.samples == int(weights.sum())
     assert whole.samples >= whole.wrong_top1 >= whole.wrong_top5

@@ -22,7 +22,7 @@ def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple
     layer.weight.grad = torch.full((1, 1), gradient)
     layer.bias.grad = torch.full((1,), gradient)
     optimizer.step()
-    return float(layer.weight), float(layer.bias)
+    return layer.weight.item(), layer.bias.item()
 
 
 def test_two_steps_by_hand() -> None:
@@ -30,9 +30,9 @@ def test_two_steps_by_hand() -> None:
     optimizer = sgd.build(layer, OptimizerConfig(momentum=0.9, weight_decay=0.1))
     sgd.set_rate(optimizer, 0.1)
     # Weight: velocity 0.5 + 0.1 * 2 = 0.7. Bias without decay: velocity 0.5.
-    assert step(layer, optimizer, 0.5) == (pytest.approx(1.93), pytest.approx(0.95))
+    assert step(layer, optimizer, 0.5) == pytest.approx((1.93, 0.95))
     # Weight: 0.9 * 0.7 + 0.5 + 0.1 * 1.93 = 1.323. Bias: 0.9 * 0.5 + 0.5 = 0.95.
-    assert step(layer, optimizer, 0.5) == (pytest.approx(1.7977), pytest.approx(0.855))
+    assert step(layer, optimizer, 0.5) == pytest.approx((1.7977, 0.855))
 
 
 def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:

@@ -76,9 +76,9 @@ def test_presets_are_whole_valid_frozen_and_travel(name: str) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert Recipe.from_dict(json.loads(recipe.to_json())) == recipe
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.epochs = 1
+        recipe.epochs = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.model.width = 2.0
+        recipe.model.width = 2.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))

@@ -65,7 +65,7 @@ def test_absolute(url: str, absolute: str) -> None:
 
 @pytest.mark.parametrize("url", ["runs", "./runs", "file://runs"])
 def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
-    with pytest.raises(ValueError, match="storage: .*relative") as caught:
+    with pytest.raises(ValueError, match=r"storage: .*relative") as caught:
         urls.absolute(url, "storage")
     assert repr(url) in str(caught.value)
     assert os.path.join(os.getcwd(), "runs") in str(caught.value)

@@ -1,114 +1,129 @@
-"""Run specifications, journals and processes for tests of the rooms that launch runs."""
+"""Training runs of seconds: tiny recipes and jobs, a launcher's context that records, and what a run left behind."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from orchestrator.launch.config import Destination, Placement, RunSpec
+import torch
+
+from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.data import manifest
+from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.storage import files
-from orchestrator.tracking.journal import JournalWriter
-from orchestrator.training.job import Cadence, journal_of
+from orchestrator.tracking import journal
+from orchestrator.tracking.journal import Event
+from orchestrator.training import entry, recorder
+from orchestrator.training.job import Cadence, Outcome, TrainJob, checkpoints_of, final_of, journal_of
+from orchestrator.training.world import World
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def recipe(name: str = "tiny", **changes: Any) -> Recipe:
-    """The tiny recipe under another name and with other fields."""
-    return Recipe.from_dict({**googlenet_tiny().to_dict(), "name": name, **changes})
-
-
-def wide(name: str, epochs: int, width: float) -> Recipe:
-    """A recipe whose work is epochs x width squared."""
-    base = googlenet_tiny()
-    model = base.model.model_copy(update={"width": width})
-    return base.model_copy(update={"name": name, "epochs": epochs, "model": model})
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+NEVER = 1e9  # seconds between checkpoints
 
 
-def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) -> RunSpec:
-    """A run of that recipe."""
-    return RunSpec(
-        recipe=of or recipe(),
-        placement=Placement(**placement),
-        destination=Destination(data=files.join(storage, "data"), storage=storage, tracking="sqlite:////nowhere/x.db"),
-        cadence=Cadence(),
-        dataset_digest="0123456789abcdef",
+def first_optimizer_step() -> None:
+    """Let torch import its compiler, which sets an environment variable for the rest of the process."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0).step()
+
+
+def recipe(**changes: Any) -> Recipe:
+    """The tiny preset for the tiny dataset of tests/support/shards.py: 32 px, three epochs of batches of 8."""
+    base = presets.googlenet_tiny()
+    small = {
+        "epochs": 3,
+        "batch_size": 8,
+        "model": GoogLeNetConfig(image_size=32, width=0.1),
+        "order": base.order.model_copy(update={"lanes": 8, "window": 4}),
+        "averaging": base.averaging.model_copy(update={"start": 0.3}),
+    }
+    return Recipe.from_dict(base.model_copy(update=small | changes).to_dict())
+
+
+def job(data: Path, folder: Path, of: Recipe, **cadence: Any) -> TrainJob:
+    """A job on the dataset at `data`, without checkpoints by the clock unless asked for; looks around every step."""
+    chosen = Cadence(**({"checkpoint_seconds": NEVER, "pulse_steps": 1, "log_steps": 1} | cadence))
+    return TrainJob(
+        recipe=of,
+        cadence=chosen,
+        data=str(data),
+        dataset_digest=manifest.load(str(data)).digest(),
+        folder=str(folder),
+        stop_flag=str(folder / "stop"),
     )
 
 
-def write_journal(folder: str, attempt: int, events: list[tuple[str, int, Mapping[str, object]]]) -> None:
-    """One attempt's events (kind, samples, values) in a run's folder, as its rank 0 writes them."""
-    writer = JournalWriter(journal_of(folder), attempt, flush_seconds=0.01)
-    for kind, samples, values in events:
-        writer.append(kind, samples, **values)
-    assert writer.close(10)
+@dataclass
+class RecordingContext:
+    """Keeps what is reported; raises `error` at the first report if there is one."""
+
+    error: Exception | None = None
+    reports: list[dict[str, float]] = field(default_factory=list)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.reports.append(metrics)
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0, pause: float = 0.02) -> None:
-    """Wait for something to come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"did not come true in {seconds:g} s"
-        time.sleep(pause)
+def train(of: TrainJob, world: World = ALONE, context: RecordingContext | None = None) -> Outcome:
+    """Run one attempt with a sharp eye on the stop flag."""
+    with patch.object(recorder, "POLL_SECONDS", 0.002):
+        return entry.run(of, world, context or RecordingContext())
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """The environment of a child process; an empty text removes a variable."""
-    made = {**os.environ, **changes}
-    return {name: value for name, value in made.items() if value}
+def train_on_rank(rank: int, workers: int, payload: dict[str, Any]) -> dict[str, Any]:
+    """What each of several processes does: an attempt; its outcome."""
+    return train(TrainJob.from_dict(payload), World(rank, workers, CPU)).to_dict()
 
 
-def job(script: str, *arguments: str, runs: Path, seconds: float = 120, **changes: str) -> "Ended":
-    """Run a job as a user does, from another folder, with its own folder of runs."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        cwd="/",
-        env=environment(ORCHESTRATOR_RUNS=str(runs), **changes),
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+def ask_to_stop(of: TrainJob) -> None:
+    """Set the stop flag."""
+    files.write_bytes(of.stop_flag, b"")
 
 
-class Ended:
-    """How a job ended."""
-
-    def __init__(self, status: int, out: str, err: str, seconds: float) -> None:
-        self.status, self.out, self.err, self.seconds = status, out, err, seconds
-
-    @property
-    def complaints(self) -> list[str]:
-        """Lines on stderr."""
-        return self.err.splitlines()
+def stop_asking(of: TrainJob) -> None:
+    """Take the stop flag away."""
+    files.remove(of.stop_flag)
 
 
-def process_tree(pid: int) -> list[int]:
-    """A process and all its descendants, as /proc has them."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [pid]
-    for parent in found:
-        found.extend(children.get(parent, []))
-    return found
+def events(of: TrainJob, kind: str | None = None) -> list[Event]:
+    """The journal of a run, or those of its events that are of one kind."""
+    found, _ = journal.read(journal_of(of.folder))
+    return [event for event in found if kind in (None, event.kind)]
 
 
-def title(pid: int) -> str:
-    """What a process calls itself."""
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        return ""
+def saved_at(of: TrainJob) -> list[int]:
+    """Samples seen at each checkpoint, newest first."""
+    return [place.samples for place in checkpoints.places(checkpoints_of(of.folder))]
+
+
+def final(of: TrainJob) -> FinalWeights:
+    """The final weights."""
+    return weights.load(final_of(of.folder))
+
+
+def outcome(of: TrainJob) -> Outcome:
+    """The outcome that rank 0 wrote."""
+    return Outcome.from_dict(json.loads(Path(of.folder, "outcome.json").read_bytes()))
+
+
+def identical(one: FinalWeights, other: FinalWeights) -> bool:
+    """Whether all weights, averaged and raw, agree in every bit."""
+    return farthest(one, other) == 0.0 and one.digest == other.digest
+
+
+def farthest(one: FinalWeights, other: FinalWeights) -> float:
+    """The largest difference between weights, averaged and raw, as a share of the largest weight of their tensor."""
+    assert one.raw.keys() == other.raw.keys() == one.averaged.keys() == other.averaged.keys()
+    pairs = [
+        (left[name].double(), right[name].double())
+        for left, right in ((one.raw, other.raw), (one.averaged, other.averaged))
+        for name in left
+    ]
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-3)) for a, b in pairs)

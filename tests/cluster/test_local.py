@@ -1,0 +1,215 @@
+"""cluster/local.py: its parts on little processes of their own, and once the whole."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster import local as script
+from cluster.local import Local
+from tests.support.launched import ROOT, process_tree, title, until
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Local:
+    made = Local("up", runs=tmp_path / "runs")
+    made.state.mkdir(parents=True)
+    return made
+
+
+@contextmanager
+def running(code: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process in a session of its own that prints a line when it is ready; ended in any case."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tree = process_tree(process.pid)
+        try:
+            yield process
+        finally:
+            for pid in tree:
+                if title(pid).startswith(sys.executable):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ------------------------------------------------------------------ token
+def test_a_token_is_made_once_and_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script.make_token()
+    path = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    first = path.read_text()
+    assert len(bytes.fromhex(first)) == 32
+    script.make_token()
+    assert path.read_text() == first == script.token()
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) == 1
+    assert first not in told
+
+
+def test_a_token_that_is_given_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    script.make_token()
+    assert script.token() == "given"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    script.make_token()
+    assert script.token() == (tmp_path / "elsewhere").read_text()
+    assert not (tmp_path / ".ray").exists()
+
+
+# ------------------------------------------------------------------ what runs
+def test_a_service_runs_until_its_process_ends(local: Local) -> None:
+    assert script.running(local, "x") is None
+    script.start(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    pid = script.running(local, "x")
+    assert pid is not None
+    assert os.getsid(pid) == pid
+    script.stop(local, "x")
+    assert script.running(local, "x") is None
+    assert not script.pid_file(local, "x").exists()
+    os.waitpid(pid, 0)
+
+
+def test_a_pid_that_another_process_has_by_now_does_not_count(local: Local) -> None:
+    began = (Path("/proc") / str(os.getpid()) / "stat").read_text().rsplit(")", 1)[1].split()[19]
+    file = script.pid_file(local, "x")
+    file.write_text(json.dumps({"pid": os.getpid(), "began": began}))
+    assert script.running(local, "x") == os.getpid()
+    file.write_text(json.dumps({"pid": os.getpid(), "began": str(int(began) - 1)}))
+    assert script.running(local, "x") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "7", '{"pid": 99999999, "began": "1"}'])
+def test_a_broken_pid_file_means_not_running(local: Local, text: str) -> None:
+    script.pid_file(local, "x").write_text(text)
+    assert script.running(local, "x") is None
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+stubborn = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+stubborn.stdout.readline()
+polite = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.process
+def test_a_session_is_ended_whole_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "STOP_SECONDS", 1.0)
+    with running(STUBBORN) as ours, running("import time; print(1, flush=True); time.sleep(60)") as other:
+        tree = process_tree(ours.pid)
+        assert len(tree) == 3
+        assert sorted(script.members(ours.pid)) == sorted(tree)
+        script.stop_session(ours.pid)
+        assert script.members(ours.pid) == []
+        assert ours.wait(5) == -signal.SIGTERM
+        assert other.poll() is None
+        assert script.members(other.pid) == [other.pid]
+
+
+# ------------------------------------------------------------------ the command line
+def call(*arguments: str, folder: Path, seconds: float = 120) -> "subprocess.CompletedProcess[str]":
+    """local.py with a home and runs of its own, and without the tests' token."""
+    made = {**os.environ, "HOME": str(folder / "home")}
+    del made["RAY_AUTH_TOKEN"]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cluster" / "local.py"), *arguments, "--runs", str(folder / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        env=made,
+        check=False,
+    )
+
+
+@pytest.mark.process
+def test_a_port_that_another_program_has_is_refused_with_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = call("up", "--mlflow-port", str(port), "--dashboard-port", str(free_port()), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"local.py: error: mlflow: port {port} is in use by another program: give another one with --mlflow-port"
+    ]
+    assert sorted(path.suffix for path in (tmp_path / "runs" / ".local").iterdir()) == []
+
+
+@pytest.mark.process
+def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path: Path) -> None:
+    done = call("upp", folder=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "'upp'" in done.stderr
+    assert call("down", folder=tmp_path).returncode == 0
+
+
+@pytest.mark.cluster
+def test_up_takes_a_job_and_down_leaves_nothing(tmp_path: Path) -> None:
+    home, runs = tmp_path / "home", tmp_path / "runs"
+    home.mkdir()
+    dashboard, mlflow = free_port(), free_port()
+    ports = ("--dashboard-port", str(dashboard), "--mlflow-port", str(mlflow))
+    sessions: list[int] = []
+    try:
+        done = call("up", *ports, folder=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for name in ("ray", "mlflow"):
+            sessions.append(json.loads((runs / ".local" / f"{name}.pid").read_text())["pid"])
+        with urllib.request.urlopen(f"http://127.0.0.1:{mlflow}/health", timeout=5) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # closed to whoever has no token
+            urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/jobs/", timeout=5)
+        again = call("up", *ports, folder=tmp_path)
+        assert again.returncode == 0
+        assert "ray is running already" in again.stdout
+
+        submitting = {**os.environ, "HOME": str(home)}
+        del submitting["RAY_AUTH_TOKEN"]
+        job = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--",
+             "python", "-c", "import os; print(6 * 7, os.environ['ORCHESTRATOR_RUNS'])"],
+            capture_output=True, text=True, timeout=90, env=submitting, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert job.returncode == 0, job.stdout + job.stderr
+        assert f"42 {runs}" in job.stdout
+        tree = [pid for session in sessions for pid in process_tree(session)]
+        assert len(tree) > 4
+    finally:
+        ended = call("down", folder=tmp_path)
+    assert ended.returncode == 0
+    assert "ray stopped" in ended.stdout
+    assert "mlflow stopped" in ended.stdout
+    assert [script.members(session) for session in sessions] == [[], []]
+    until(lambda: not [title(pid) for pid in tree if title(pid)], 15)
+    time.sleep(0.1)
+    assert not list((runs / ".local").glob("*.pid"))

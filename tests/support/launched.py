@@ -1,0 +1,112 @@
+"""Run specifications, journals, jobs and processes for tests of the rooms that launch runs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.presets import googlenet_tiny
+from orchestrator.storage import files
+from orchestrator.tracking.journal import JournalWriter
+from orchestrator.training.job import Cadence, journal_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def recipe(name: str = "tiny", **changes: Any) -> Recipe:
+    """The tiny recipe under another name and with other fields."""
+    return Recipe.from_dict({**googlenet_tiny().to_dict(), "name": name, **changes})
+
+
+def wide(name: str, epochs: int, width: float) -> Recipe:
+    """A recipe whose work is epochs x width squared."""
+    base = googlenet_tiny()
+    model = base.model.model_copy(update={"width": width})
+    return base.model_copy(update={"name": name, "epochs": epochs, "model": model})
+
+
+def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) -> RunSpec:
+    """A run of that recipe."""
+    return RunSpec(
+        recipe=of or recipe(),
+        placement=Placement(**placement),
+        destination=Destination(data=files.join(storage, "data"), storage=storage, tracking="sqlite:////nowhere/x.db"),
+        cadence=Cadence(),
+        dataset_digest="0123456789abcdef",
+    )
+
+
+def write_journal(folder: str, attempt: int, events: list[tuple[str, int, Mapping[str, object]]]) -> None:
+    """One attempt's events (kind, samples, values) in a run's folder, as its rank 0 writes them."""
+    writer = JournalWriter(journal_of(folder), attempt, flush_seconds=0.01)
+    for kind, samples, values in events:
+        writer.append(kind, samples, **values)
+    assert writer.close(10)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0, pause: float = 0.02) -> None:
+    """Wait for something to come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come true in {seconds:g} s"
+        time.sleep(pause)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def complaints(self) -> list[str]:
+        """Lines on stderr."""
+        return self.err.splitlines()
+
+
+def job(script: str, *arguments: str, runs: Path, seconds: float = 300, **changes: str) -> Ended:
+    """Run a job as a user does, from another folder, with its own folder of runs."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd="/",
+        env={**os.environ, "ORCHESTRATOR_RUNS": str(runs), **changes},
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def process_tree(pid: int) -> list[int]:
+    """A process and all its descendants, as /proc has them."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for parent in found:
+        found.extend(children.get(parent, []))
+    return found
+
+
+def title(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,40 @@
+"""Datasets that are packed once, and processes that are ranks, for all tests of this room."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data.digits import pack_digits
+from tests.support import shards
+from tests.support.ranks import Ranks
+from tests.support.runs import first_optimizer_step
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_is_warm() -> None:
+    first_optimizer_step()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,437 training and 360 validation digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 training samples, so that two of each epoch are dropped at batches of 8, and 5 for validation."""
+    folder = tmp_path_factory.mktemp("small")
+    shards.dataset(folder, train=50, per_shard=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Three processes."""
+    started = Ranks(3, tmp_path_factory.mktemp("stores"))
+    yield started
+    started.close()
