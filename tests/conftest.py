@@ -71,9 +71,7 @@ def _changed_variables(before: dict[str, str]) -> list[str]:
     """Return the names of variables that were added, changed or removed since `before`."""
     names = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
     return sorted(
-        name
-        for name in names
-        if name not in FOREIGN_VARIABLES and not name.startswith(FOREIGN_VARIABLE_PREFIXES)
+        name for name in names if name not in FOREIGN_VARIABLES and not name.startswith(FOREIGN_VARIABLE_PREFIXES)
     )
 
 

@@ -73,9 +73,7 @@ def test_every_dependency_has_its_reason() -> None:
     project = PYPROJECT["project"]
     declared = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
     told = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
-    silent = {
-        name for name in (re.split(r"[<>=~!]", line)[0] for line in declared) if f"| {name} |" not in told
-    }
+    silent = {name for name in (re.split(r"[<>=~!]", line)[0] for line in declared) if f"| {name} |" not in told}
     assert silent == set(), "say in docs/dependencies.md what they are for"
 
 

@@ -70,8 +70,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["digits", "zzz"], "zzz: unexpected argument; flags begin with --"),
     (
         ["--schedule.decay-factr", "1"],
-        "--schedule.decay-factr: unknown flag; "
-        "did you mean --schedule.decay-factor or --schedule.decay-epochs?",
+        "--schedule.decay-factr: unknown flag; did you mean --schedule.decay-factor or --schedule.decay-epochs?",
     ),
     (["--decay_factor=1"], "--decay_factor: unknown flag; did you mean --schedule.decay-factor?"),
     (["--recipe.epochs", "3"], "--recipe.epochs: unknown flag; did you mean --epochs?"),

@@ -197,9 +197,7 @@ def test_event_after_close_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "after close" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "damage", [b"", b"{", b"not json\n", b'{"writer":"x","events":2}\n{}\n', b"\xff\n", b"[]\n"]
-)
+@pytest.mark.parametrize("damage", [b"", b"{", b"not json\n", b'{"writer":"x","events":2}\n{}\n', b"\xff\n", b"[]\n"])
 def test_damaged_segment_is_named_after_what_is_whole(tmp_path: Path, damage: bytes) -> None:
     writer = JournalWriter(str(tmp_path), 0, flush_seconds=NEVER)
     writer.append("metrics", n=0)

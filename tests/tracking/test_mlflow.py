@@ -183,9 +183,7 @@ def test_artifacts_lie_beside_the_database(
     for _ in range(2):
         tracker.log_table(run_id, "tables/crops.json", {"crops": [1, 10], "top5": [10.1, 9.2]})
     beside = Path(database.removeprefix("sqlite:///")).parent / "mlflow-artifacts"
-    found = {
-        str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file() and run_id in str(path)
-    }
+    found = {str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file() and run_id in str(path)}
     base = f"{run_id}/artifacts"
     assert found == {f"{base}/incidents.json", f"{base}/plots/plot.png", f"{base}/tables/crops.json"}
     assert (beside / base / "incidents.json").read_text() == "[1]"
