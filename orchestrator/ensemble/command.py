@@ -13,8 +13,8 @@ from orchestrator.launch import dryrun
 from orchestrator.launch.command import FAILED, console
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session, opened
-from orchestrator.launch.trainer import finished
 from orchestrator.storage import files
+from orchestrator.training.outcome import finished
 
 
 def train_ensemble(config: TrainEnsemble) -> int:
@@ -63,7 +63,7 @@ def _stored(session: Session, names: Sequence[str]) -> list[RunSpec]:
     for name in names:
         for member in _members_of(storage, name):
             spec = _spec(session, storage, member)
-            if finished(spec) is None:
+            if finished(spec.folder) is None:
                 raise ConfigError(f"runs: {member}: is not trained to its end; submit its training again")
             runs[member] = spec
     return list(runs.values())

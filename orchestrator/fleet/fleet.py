@@ -11,8 +11,8 @@ from orchestrator.fleet.progress import Progress
 from orchestrator.fleet.supervisor import Ended, RunStatus, supervise
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
-from orchestrator.launch.trainer import finished
 from orchestrator.tracking.tracker import FinalStatus
+from orchestrator.training.outcome import finished
 
 _STATUS: dict[RunStatus, FinalStatus] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -34,7 +34,7 @@ def train(session: Session, specs: Sequence[RunSpec], parent: str | None = None)
 
     Returns when all ended, however they did. A run's failure is in the result, never raised.
     """
-    done = {spec.name: outcome for spec in specs if (outcome := finished(spec)) is not None}
+    done = {spec.name: outcome for spec in specs if (outcome := finished(spec.folder)) is not None}
     todo = [spec for spec in specs if spec.name not in done]
     board = Board(specs)
     ended: dict[str, Ended] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,6 +165,8 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     console,
                 )
                 interruption.on_set(session.kill_open_runs)
+                if (job := os.environ.get("RAY_JOB_SUBMISSION_ID")) is not None:
+                    session.say(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
                 try:
                     yield session
                 finally:

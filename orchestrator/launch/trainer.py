@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 
@@ -11,12 +10,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from orchestrator.checkpoint import weights
 from orchestrator.launch import worker
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import Lease
 from orchestrator.storage import files
-from orchestrator.training.job import Outcome, TrainJob, final_of, outcome_of
+from orchestrator.training.job import Outcome, TrainJob
+from orchestrator.training.outcome import finished
 
 # A dead peer is noticed by the collective after this long; Ray's own watch is much faster for dead processes.
 COLLECTIVE_SECONDS = 300
@@ -26,22 +25,12 @@ class RunFailedError(RuntimeError):
     """A run's workers crashed more often than its placement allows; the message ends with the last cause."""
 
 
-def finished(spec: RunSpec) -> Outcome | None:
-    """The outcome of a run that is done, its final weights committed; None when there is training to do."""
-    try:
-        weights.stored_digest(final_of(spec.folder))
-        outcome = Outcome.from_dict(json.loads(files.read_bytes(outcome_of(spec.folder))))
-    except FileNotFoundError:
-        return None
-    return outcome if outcome.status == "finished" else None
-
-
 def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     """Train a run to its end, or return at once what it ended with. Blocks; one thread per run may call it.
 
     Raises RunFailedError when its workers crashed too often.
     """
-    if (done := finished(spec)) is not None:
+    if (done := finished(spec.folder)) is not None:
         return done
     kept = spec.model_copy(update={"destination": spec.destination.redacted()})
     files.write_bytes(files.join(spec.folder, "spec.json"), kept.to_json().encode())

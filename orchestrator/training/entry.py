@@ -24,6 +24,7 @@ from orchestrator.tracking import journal
 from orchestrator.training import state as states
 from orchestrator.training.job import Context, Outcome, TrainJob, checkpoints_of, final_of, outcome_of
 from orchestrator.training.loop import Parts, train
+from orchestrator.training.outcome import finished
 from orchestrator.training.recorder import Recorder, last_event
 from orchestrator.training.saver import Saver
 from orchestrator.training.state import TrainState
@@ -40,7 +41,7 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
     else raises is kept as a traceback in the run's folder and raised on, so that the launcher tries again.
     """
     torch.set_num_threads(job.threads)
-    done = _finished(job)
+    done = finished(job.folder)
     if world.agree(done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(f"rank {world.rank} does not see {outcome_of(job.folder)}: is its storage another one?")
@@ -112,16 +113,6 @@ def _run(
         averaged, raw = state.final_weights()
         weights.save(final_of(job.folder), averaged, raw, job.recipe.to_dict(), manifest.classes)
     return outcome
-
-
-def _finished(job: TrainJob) -> Outcome | None:
-    """The outcome of a run that is done already, as when a worker died after the end and the group was restarted."""
-    try:
-        weights.stored_digest(final_of(job.folder))
-        outcome = Outcome.from_dict(json.loads(files.read_bytes(outcome_of(job.folder))))
-    except (FileNotFoundError, ValueError):  # a damaged record is no proof of a finished run
-        return None
-    return outcome if outcome.status == "finished" else None
 
 
 def _dataset(job: TrainJob) -> Manifest:

@@ -74,4 +74,4 @@ def wrapped(model: nn.Module, workers: int) -> nn.Module:
     """The model for the forward pass: DDP over the process group, or itself for a single worker."""
     if workers == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)
