@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 
@@ -34,3 +35,12 @@ def prepare(placement: Placement) -> None:
 def is_submitted() -> bool:
     """Whether this process runs on a cluster that was given to it (ray job submit, or RAY_ADDRESS)."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def submission_id() -> str | None:
+    """The id of the submitted job that this process is the driver of; what `ray job logs` and `stop` take."""
+    try:
+        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(found)

@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
+from orchestrator.launch.environment import submission_id
 from orchestrator.storage import files
 
 BEAT_SECONDS = 3.0
@@ -30,29 +31,30 @@ class Owner:
 
     host: str
     pid: int
-    job: str
+    job: str  # submission id of a Ray job, empty for a process of its own
     since: float  # unix seconds
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
-        return f"{self.job} (process {self.pid} on {self.host}, since {since})"
+        job = f"job {self.job}, " if self.job else ""
+        return f"{job}process {self.pid} on {self.host}, since {since}"
 
 
 class LeaseHeldError(RuntimeError):
     """Another live driver runs this run; the message names it and says what can be done."""
 
     def __init__(self, folder: str, owner: Owner, stop_flag: str) -> None:
-        attach = f"ray job logs --follow {owner.job}" if owner.job.startswith("raysubmit_") else "look at its terminal"
+        attach = f"ray job logs --follow {owner.job}" if owner.job else "look at its terminal"
+        stop = f"ray job stop {owner.job}" if owner.job else "Ctrl-C there"
         super().__init__(
-            f"{folder} is being run by {owner}: attach ({attach}), or stop it "
-            f"(ray job stop, Ctrl-C there, or create the file {stop_flag}) and submit again"
+            f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or create the file "
+            f"{stop_flag}) and submit again"
         )
 
 
 def this_owner() -> Owner:
     """This process as an owner; a submitted Ray job is named by its submission id."""
-    job = os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_ID") or f"local process {os.getpid()}"
-    return Owner(socket.gethostname(), os.getpid(), job, time.time())
+    return Owner(socket.gethostname(), os.getpid(), submission_id() or "", time.time())
 
 
 class Lease:

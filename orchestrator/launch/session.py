@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.launch import cluster, interrupt, lease, preflight
 from orchestrator.launch.cluster import Capacity
 from orchestrator.launch.config import EMBEDDED, Destination, Placement, RunSpec
+from orchestrator.launch.environment import submission_id
 from orchestrator.launch.interrupt import Interruption
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.preflight import PreflightError
@@ -165,7 +165,7 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     console,
                 )
                 interruption.on_set(session.kill_open_runs)
-                if (job := os.environ.get("RAY_JOB_SUBMISSION_ID")) is not None:
+                if (job := submission_id()) is not None:
                     session.say(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
                 try:
                     yield session

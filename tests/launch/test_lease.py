@@ -103,7 +103,7 @@ def test_a_silent_owner_elsewhere_is_dead_after_stale_seconds(folder: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("x", "terminal")]
+    ("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("", "terminal")]
 )
 def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: str) -> None:
     stem, ended = foreign(folder, "node-7", 4242, job), threading.Event()
@@ -178,5 +178,8 @@ def test_a_killed_owner_of_this_host_leaves_the_run_free(folder: str) -> None:
 
 
 def test_this_process_is_named_as_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_xyz")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert lease.this_owner().job == ""
+    config = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_xyz", "job_name": "raysubmit_xyz"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
     assert (lease.this_owner().job, lease.this_owner().pid) == ("raysubmit_xyz", os.getpid())
