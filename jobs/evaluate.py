@@ -16,7 +16,7 @@ if __name__ == "__main__":
     config = parse(PROG, "Score finished runs on 1 / 10 / 144 crops.", {"runs": Preset(Evaluate())}, "runs")
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
     # help and refusals stay quick.
-    environment.prepare(config.placement)
+    environment.prepare(PROG, config.destination, config.placement)
     from orchestrator.ensemble import command
     from orchestrator.launch.command import guarded
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
     # help and refusals stay quick.
-    environment.prepare(config.placement)
+    environment.prepare(PROG, config.destination, config.placement)
     from orchestrator.ensemble import command
     from orchestrator.launch.command import guarded
 

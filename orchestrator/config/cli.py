@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
 from orchestrator.config.base import Config
@@ -56,8 +56,13 @@ def parse(
     try:
         return _parse(prog, description, presets, default, list(sys.argv[1:] if argv is None else argv))
     except ConfigError as error:
-        sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
-        raise SystemExit(_REFUSED) from None
+        refuse(prog, error)
+
+
+def refuse(prog: str, error: ConfigError) -> NoReturn:
+    """Tell the user in one line what is wrong, and exit with status 2."""
+    sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+    raise SystemExit(_REFUSED) from None
 
 
 def _parse(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, arguments: list[str]) -> C:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
 from orchestrator.launch.config import EMBEDDED, Destination, JobConfig, Placement
 
@@ -16,6 +17,11 @@ class TrainEnsemble(JobConfig):
     """What the command line of train_ensemble.py sets."""
 
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="how the members come from the recipe")
+
+    @model_validator(mode="after")
+    def _members_possible(self) -> Self:
+        members.recipes(self.recipe, self.ensemble)
+        return self
 
 
 class Evaluate(Config):

@@ -6,7 +6,9 @@ import json
 import os
 import secrets
 
-from orchestrator.launch.config import Placement
+from orchestrator.config.cli import refuse
+from orchestrator.config.errors import ConfigError
+from orchestrator.launch.config import Destination, Placement
 
 _SWITCHES = {
     # Clusters are closed to others; an explicit mode always wins over Ray's guesses.
@@ -17,8 +19,12 @@ _SWITCHES = {
 }
 
 
-def prepare(placement: Placement) -> None:
-    """Set what the user did not set; Ray hands it on to what it starts."""
+def prepare(prog: str, destination: Destination, placement: Placement) -> None:
+    """Refuse places that cannot be (one line, exit status 2), then set what the user did not set of Ray's switches."""
+    try:
+        destination.resolved()
+    except ConfigError as error:
+        refuse(prog, error)
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     # One report or death is seen per poll: at Ray's 2 s small runs pay for it again and again (pitfalls 3).
