@@ -65,7 +65,8 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
                 with suppress(OSError):
                     files.remove(checkpoints_of(job.folder))
         return outcome
-    except Exception:
+    except Exception as error:
+        recorder.crashed(error)
         name = f"attempt-{attempt:06d}-rank-{world.rank:05d}.txt"
         with suppress(OSError):  # the cause is worth more than its record
             files.write_bytes(files.join(job.folder, "tracebacks", name), traceback.format_exc().encode())

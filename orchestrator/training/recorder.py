@@ -14,6 +14,7 @@ from orchestrator.training.world import World
 
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 30.0
+START_SECONDS = 5.0
 LOST = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 
 
@@ -23,6 +24,7 @@ class Recorder:
     def __init__(self, job: TrainJob, world: World, attempt: int) -> None:
         self._stop_flag = job.stop_flag
         self._attempt = attempt
+        self._samples = 0  # of the last event
         self._stopped = threading.Event()
         self._closing = threading.Event()
         self._journal = JournalWriter(journal_of(job.folder), attempt) if world.leads else None
@@ -33,13 +35,14 @@ class Recorder:
         """An attempt begins; an incident when the one before ended without a word, or its checkpoints are no good."""
         if self._journal is None:
             return
-        lost = previous is not None and previous.kind not in ("finished", "stopped", "failed")
-        if lost or passed_over:
+        self._samples = progress.samples
+        cause = _cause(self._attempt, previous)
+        if cause is not None or passed_over:
             samples, moment = (previous.samples or 0, previous.time) if previous is not None else (0, time.time())
             self._journal.append(
                 "incident",
                 progress.samples,
-                cause=LOST if lost else "a checkpoint could not be used",
+                cause=cause or "a checkpoint could not be used",
                 seconds_since_last_event=round(time.time() - moment, 3),
                 samples_replayed=max(0, samples - progress.samples),
                 attempt=self._attempt,
@@ -53,6 +56,8 @@ class Recorder:
             device=str(world.device),
             resumed=progress.samples > 0,
         )
+        # On record before the first step, whatever happens next; storage that is down does not hold training up long.
+        self._journal.flush(START_SECONDS)
 
     def stop_requested(self) -> bool:
         """Whether somebody set the stop flag; always False on ranks other than 0."""
@@ -60,12 +65,14 @@ class Recorder:
 
     def point(self, progress: Progress, loss: float, rate: float) -> None:
         """A point of the curves between two epoch ends."""
+        self._samples = progress.samples
         if self._journal is not None:
             values = {"train/loss": loss, "train/rate": rate}
             self._journal.append("metrics", progress.samples, **values)
 
     def epoch(self, progress: Progress, metrics: dict[str, float]) -> None:
         """The metrics of an epoch that ended."""
+        self._samples = progress.samples
         if self._journal is not None:
             self._journal.append("epoch", progress.samples, **metrics)
 
@@ -74,6 +81,11 @@ class Recorder:
         if self._journal is not None:
             kind = outcome.status if outcome.status in ("finished", "stopped") else "failed"
             self._journal.append(kind, outcome.samples, status=outcome.status, message=outcome.message)
+
+    def crashed(self, error: Exception) -> None:
+        """The attempt ends with an exception; the next one tells it as the cause of its incident."""
+        if self._journal is not None:
+            self._journal.append("crashed", self._samples, cause=f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Bring the journal to storage and stop watching."""
@@ -90,6 +102,16 @@ class Recorder:
             except OSError:
                 # Not to know is not to stop: a failed query ends no healthy run (pitfalls E44).
                 continue
+
+
+def _cause(attempt: int, previous: journal.Event | None) -> str | None:
+    """Why the attempt before did not end in order; None when it did, or there was none."""
+    if previous is None:
+        # Killed before its first event came to storage.
+        return LOST if attempt > 1 else None
+    if previous.kind in ("finished", "stopped", "failed"):
+        return None
+    return f"the attempt before crashed: {previous.values['cause']}" if previous.kind == "crashed" else LOST
 
 
 def last_event(job: TrainJob) -> journal.Event | None:

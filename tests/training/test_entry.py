@@ -279,7 +279,7 @@ def test_a_crash_is_raised_and_leaves_its_traceback(small: Path, tmp_path: Path,
     assert not files.exists(files.join(one.folder, "outcome.json"))
     assert train(one).status == "finished"
     (incident,) = events(one, "incident")
-    assert "without an outcome" in str(incident.values["cause"])
+    assert "RuntimeError: the launcher is gone" in str(incident.values["cause"])
     assert incident.values["attempt"] == 2
     assert identical(final(one), final(whole))
 

@@ -71,7 +71,7 @@ def test_not_to_know_is_not_to_stop(one: TrainJob) -> None:
 
 
 def test_what_happens_is_journalled(one: TrainJob, leader: Recorder) -> None:
-    leader.started(AT, ALONE, None, [])
+    leader.started(AT, ALONE, Event("stopped", time.time(), 320), [])
     leader.point(AT, 0.5, 0.1)
     leader.epoch(AT, {"train/loss": float("nan")})
     leader.ended(Outcome(status="diverged", message="why", samples=352))
@@ -84,11 +84,41 @@ def test_what_happens_is_journalled(one: TrainJob, leader: Recorder) -> None:
     assert failed == {"status": "diverged", "message": "why"}
 
 
-@pytest.mark.parametrize("kind", ["finished", "stopped", "failed", None])
-def test_an_end_in_order_is_no_incident(one: TrainJob, leader: Recorder, kind: str | None) -> None:
-    leader.started(AT, ALONE, None if kind is None else Event(kind, time.time(), 320), [])
+@pytest.mark.parametrize("kind", ["finished", "stopped", "failed"])
+def test_an_end_in_order_is_no_incident(one: TrainJob, leader: Recorder, kind: str) -> None:
+    leader.started(AT, ALONE, Event(kind, time.time(), 320), [])
     leader.close()
     assert [event.kind for event in events(one)] == ["started"]
+
+
+def test_a_first_attempt_is_no_incident(one: TrainJob) -> None:
+    first = Recorder(one, ALONE, 1)
+    first.started(AT, ALONE, None, [])
+    first.close()
+    assert [event.kind for event in events(one)] == ["started"]
+
+
+def test_a_death_before_the_first_event_is_an_incident(one: TrainJob, leader: Recorder) -> None:
+    leader.started(AT, ALONE, None, [])
+    leader.close()
+    incident, _ = (event.values for event in events(one))
+    assert "without an outcome" in str(incident["cause"])
+    assert incident["samples_replayed"] == 0
+
+
+def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: Recorder) -> None:
+    leader.epoch(Progress(640, 32, 100), {})
+    leader.crashed(RuntimeError("the disk is full"))
+    leader.close()
+    crashed = last_event(one)
+    assert crashed is not None
+    assert (crashed.kind, crashed.samples) == ("crashed", 640)
+    third = Recorder(one, ALONE, 3)
+    third.started(AT, ALONE, crashed, [])
+    third.close()
+    incident = next(event.values for event in events(one) if event.kind == "incident")
+    assert incident["cause"] == "the attempt before crashed: RuntimeError: the disk is full"
+    assert incident["samples_replayed"] == 320
 
 
 @pytest.mark.parametrize("kind", ["started", "metrics", "epoch", "incident"])
