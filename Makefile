@@ -27,7 +27,7 @@ setup: $(STAMP) ## make .venv with the pinned packages; does nothing when it is 
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make setup PYTHON=python3.11" % v)'
-	@test -x $(BIN)/python || { echo "set-up: making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/python || { echo "set-up: making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
 	@echo "set-up: installing the packages pinned in constraints.txt (the first time takes minutes)"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
@@ -48,7 +48,8 @@ test: setup ## run the tests; PYTEST_ARGS="-k crops" narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: setup ## the whole main job on this machine: real data, local cluster
-	ORCHESTRATOR_RUNS='$(CURDIR)/runs' $(BIN)/python jobs/train_ensemble.py
+	@env -u RAY_ADDRESS ORCHESTRATOR_RUNS='$(CURDIR)/runs' $(BIN)/python jobs/train_ensemble.py
+	@echo "look at it: make ui"
 
 up: setup ## start Ray and MLflow on loopback
 	$(BIN)/python cluster/local.py up

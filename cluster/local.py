@@ -17,8 +17,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
+LIVE = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def main() -> int:
 def up(local: Local) -> int:
     """Start what is not running and wait until it answers."""
     make_token()
+    local = as_running(local)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -88,7 +91,8 @@ def up(local: Local) -> int:
             return fail(f"{name}: port {port} is in use by another program: give another one with --{flag}")
     for name, command, *_ in services:
         if running(local, name) is None:
-            start(local, name, command, environment)
+            port = local.dashboard_port if name == "ray" else local.mlflow_port
+            start(local, name, command, environment, port)
         else:
             print(f"{name} is running already")
     for name, _, _, port, path in services:
@@ -105,7 +109,10 @@ def up(local: Local) -> int:
 
 
 def down(local: Local) -> int:
-    """Stop what `up` started; nothing else."""
+    """Stop what `up` started, jobs that run there first; nothing else."""
+    local = as_running(local)
+    if running(local, "ray") is not None:
+        stop_jobs(local)
     for name in ("ray", "mlflow"):
         stop(local, name)
     return 0
@@ -122,6 +129,7 @@ def stop(local: Local, name: str) -> None:
 
 def ui(local: Local) -> int:
     """Serve the MLflow page until Ctrl-C, or say where it is served already."""
+    local = as_running(local)
     print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})", flush=True)
     if running(local, "mlflow") is not None:
         return 0
@@ -163,7 +171,47 @@ def token() -> str:
     return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
 
 
-def start(local: Local, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+def stop_jobs(local: Local) -> None:
+    """Ask jobs to save and end, and wait for them; their drivers are in sessions of their own."""
+    asked = False
+    deadline = time.monotonic() + STOP_SECONDS
+    with contextlib.suppress(urllib.error.URLError, OSError, ValueError):
+        while (ids := [job["submission_id"] for job in ask(local, "api/jobs/") if job["status"] in LIVE]) and (
+            time.monotonic() < deadline
+        ):
+            for identity in ids if not asked else []:
+                print(f"stopping job {identity}", flush=True)
+                ask(local, f"api/jobs/{identity}/stop", "POST")
+            asked = True
+            time.sleep(0.5)
+
+
+def ask(local: Local, path: str, method: str = "GET") -> Any:
+    """The answer of Ray's job server, from JSON."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{local.dashboard_port}/{path}", method=method, headers={"Authorization": f"Bearer {token()}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def as_running(local: Local) -> Local:
+    """With the ports of the services that run, whatever the flags say now."""
+    return replace(
+        local,
+        dashboard_port=port_of(local, "ray") or local.dashboard_port,
+        mlflow_port=port_of(local, "mlflow") or local.mlflow_port,
+    )
+
+
+def port_of(local: Local, name: str) -> int | None:
+    """The port of a service that runs, None when it does not."""
+    if running(local, name) is None:
+        return None
+    return int(json.loads(pid_file(local, name).read_text())["port"])
+
+
+def start(local: Local, name: str, command: list[str], environment: Mapping[str, str], port: int) -> None:
     """Start a service in a session of its own, its output in a log, its pid in a file."""
     print(f"starting {name}, log {local.state / name}.log", flush=True)
     with open(local.state / f"{name}.log", "wb") as log:
@@ -177,7 +225,7 @@ def start(local: Local, name: str, command: list[str], environment: Mapping[str,
             start_new_session=True,
         )
     began = (Path("/proc") / str(process.pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
-    pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began}))
+    pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began, "port": port}))
 
 
 def pid_file(local: Local, name: str) -> Path:

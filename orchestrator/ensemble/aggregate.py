@@ -96,7 +96,7 @@ def _score(
     }
     curves = {name: row.curve for name, row in trained.board.rows.items() if row.curve}
     results.write(folder, table, about, curves)
-    session.replayer.submit(lambda tracker: _log(tracker, session.replayer.run_id(key, 30.0), folder, table))
+    session.replayer.submit(lambda tracker: _log(tracker, session.run_id(key), folder, table))
     return table
 
 

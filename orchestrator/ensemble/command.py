@@ -13,7 +13,7 @@ from orchestrator.launch import dryrun
 from orchestrator.launch.command import FAILED, console
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session, opened
-from orchestrator.storage import files
+from orchestrator.storage import files, urls
 from orchestrator.training.outcome import finished
 
 
@@ -34,8 +34,15 @@ def evaluate(config: Evaluate) -> int:
     """Score finished runs, or the members of ensembles, as one ensemble; the exit status."""
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
-    with opened(config.destination, config.placement, console()) as session:
-        return _conclude(session, aggregate.run(session, _stored(session, config.runs)))
+    # What was asked is checked before anything is started.
+    stored = _stored(config.destination.resolved().storage, config.runs)
+    screen = console()
+    if config.dry_run:
+        for spec in stored:
+            screen.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
+        return 0
+    with opened(config.destination, config.placement, screen) as session:
+        return _conclude(session, aggregate.run(session, [_placed(session, spec) for spec in stored]))
 
 
 def _conclude(session: Session, result: EnsembleResult) -> int:
@@ -56,14 +63,13 @@ def _conclude(session: Session, result: EnsembleResult) -> int:
     return 0
 
 
-def _stored(session: Session, names: Sequence[str]) -> list[RunSpec]:
+def _stored(storage: str, names: Sequence[str]) -> list[RunSpec]:
     """The finished runs of these names, ensembles replaced by their members. Raises ConfigError."""
-    storage = session.destination.storage
     runs: dict[str, RunSpec] = {}
     for name in names:
         for member in _members_of(storage, name):
-            spec = _spec(session, storage, member)
-            if finished(spec.folder) is None:
+            spec = _spec(storage, member)
+            if finished(files.join(storage, "models", member)) is None:
                 raise ConfigError(f"runs: {member}: is not trained to its end; submit its training again")
             runs[member] = spec
     return list(runs.values())
@@ -76,13 +82,18 @@ def _members_of(storage: str, name: str) -> list[str]:
         return [name]
 
 
-def _spec(session: Session, storage: str, name: str) -> RunSpec:
+def _spec(storage: str, name: str) -> RunSpec:
     try:
-        stored = RunSpec.from_dict(json.loads(files.read_bytes(files.join(storage, "models", name, "spec.json"))))
+        return RunSpec.from_dict(json.loads(files.read_bytes(files.join(storage, "models", name, "spec.json"))))
     except FileNotFoundError:
         there = files.list_names(files.join(storage, "ensembles")) + files.list_names(files.join(storage, "models"))
         known = ", ".join(there) or "none"
-        raise ConfigError(f"runs: {name!r}: there is no such run or ensemble; there are: {known}") from None
-    if stored.dataset_digest != session.manifest.digest():
-        raise ConfigError(f"runs: {name}: was trained on another dataset; give that one with --data")
-    return stored.model_copy(update={"destination": session.destination, "placement": session.placement})
+        shown = urls.redact(storage)
+        raise ConfigError(f"runs: {name!r}: no such run or ensemble in {shown}; there are: {known}") from None
+
+
+def _placed(session: Session, spec: RunSpec) -> RunSpec:
+    """A stored run on this session's data and hardware."""
+    if spec.dataset_digest != session.manifest.digest():
+        raise ConfigError(f"runs: {spec.name}: was trained on another dataset; give that one with --data")
+    return spec.model_copy(update={"destination": session.destination, "placement": session.placement})

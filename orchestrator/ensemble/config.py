@@ -32,3 +32,4 @@ class Evaluate(Config):
     )
     destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination(data=EMBEDDED)
     placement: Placement = Placement()
+    dry_run: bool = Field(False, description="print the runs that would be scored and stop")

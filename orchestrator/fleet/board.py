@@ -25,6 +25,9 @@ class EpochFigures:
     top5_error: float | None
 
 
+# Longer than the start of a run takes on a busy machine.
+WAITING_SECONDS = 60.0
+
 NOTHING = EpochFigures(0, None, None, None, None)
 
 
@@ -40,7 +43,15 @@ class Row:
     seconds_per_epoch: float | None = None
     cursor: Cursor | None = None
     attempt_began: tuple[float, int] | None = None  # unix seconds, epoch
+    running_since: float | None = None  # unix seconds
     curve: list[tuple[float, float]] = field(default_factory=list)  # epoch, top-1 error in percent
+
+    @property
+    def state(self) -> str:
+        """The status for people: a run whose workers have not begun yet is starting, or waits for a busy cluster."""
+        if self.status != "running" or self.attempt_began is not None or self.running_since is None:
+            return self.status
+        return "starting" if time.time() - self.running_since < WAITING_SECONDS else "WAITING"
 
 
 class Board:
@@ -54,6 +65,8 @@ class Board:
         """A run changed its state."""
         row = self.rows[spec.name]
         row.status, row.message = status, message
+        if status == "running":
+            row.running_since, row.attempt_began = time.time(), None
 
     def poll(self, waiting: bool = False) -> list[tuple[Row, Event]]:
         """Read what is new in the journals; the new events with their rows, each row already up to date.

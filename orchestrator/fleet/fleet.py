@@ -53,8 +53,6 @@ def train(session: Session, specs: Sequence[RunSpec], parent: str | None = None)
 
 def _train(session: Session, planned: Plan, board: Board, parent: str | None) -> dict[str, Ended]:
     def on_change(spec: RunSpec, status: RunStatus, message: str) -> None:
-        if status == "running":
-            session.follow(spec, parent)
         board.change(spec, status, message)
         if status in _STATUS:
             session.closing(session.key(spec.name, parent or ""), _STATUS[status])
@@ -63,4 +61,4 @@ def _train(session: Session, planned: Plan, board: Board, parent: str | None) ->
 
     session.say(f"training {len(planned.order)} models, {planned.at_once} at once")
     with Progress(board, planned.at_once, session.console):
-        return supervise(planned, session.train, on_change, session.interruption.event)
+        return supervise(planned, lambda spec: session.train(spec, parent), on_change, session.interruption.event)

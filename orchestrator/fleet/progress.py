@@ -31,6 +31,7 @@ class Progress:
     def __init__(self, board: Board, at_once: int, console: Console) -> None:
         self._board, self._at_once, self._console = board, at_once, console
         self._ended = threading.Event()
+        self._told_waiting: set[str] = set()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -68,6 +69,11 @@ class Progress:
         if self._live is not None:
             self._live.update(self.table(), refresh=True)
             return
+        for row in self._board.rows.values():
+            if row.state == "WAITING" and row.spec.name not in self._told_waiting:
+                self._told_waiting.add(row.spec.name)
+                text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes"
+                self._console.print(text, highlight=False)
         for row, event in news:
             if (line := _line(row, event)) is not None:
                 left = duration(self._board.eta_seconds(self._at_once))
@@ -77,7 +83,7 @@ class Progress:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.spec.recipe.name,
-        row.status,
+        row.state,
         f"{row.figures.epoch}/{row.spec.recipe.epochs}",
         _shown(row.figures.loss, ".3f"),
         _shown(row.figures.top1_error, ".2f"),

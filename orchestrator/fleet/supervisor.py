@@ -11,6 +11,7 @@ from typing import Literal
 from orchestrator.fleet.plan import Plan
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import LeaseHeldError
+from orchestrator.launch.trainer import RunFailedError
 from orchestrator.training.job import Outcome
 
 RunStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -66,8 +67,8 @@ def _run(spec: RunSpec, launch: Launch, stop: threading.Event) -> Ended:
     for _ in range(LAUNCHES):
         try:
             outcome = launch(spec)
-        except LeaseHeldError as error:  # it would be held the second time too
-            return Ended("failed", str(error))
+        except (LeaseHeldError, RunFailedError) as error:  # again would be the same: Ray has restarted the workers
+            return Ended("stopped" if stop.is_set() else "failed", str(error))
         except Exception as error:  # isolation: any failure of one run is a result, named, not an end of all
             message = f"{type(error).__name__}: {error}"
             if stop.is_set():

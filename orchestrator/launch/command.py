@@ -37,7 +37,7 @@ def guarded(prog: str, main: Callable[[], int]) -> int:
     except (ClusterError, LeaseHeldError, TaskError, DataError, CommitError, StorageError) as error:
         return _tell(prog, [str(error)], FAILED)
     except KeyboardInterrupt:
-        return _tell(prog, ["interrupted before anything was started"], INTERRUPTED)
+        return _tell(prog, ["interrupted"], INTERRUPTED)
 
 
 def _tell(prog: str, problems: list[str], status: int) -> int:

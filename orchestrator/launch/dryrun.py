@@ -10,10 +10,10 @@ from rich.table import Table
 from orchestrator.data import manifest, order
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.launch.config import Destination, Placement
+from orchestrator.launch.config import EMBEDDED, Destination, Placement
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.schedule import rate_at
-from orchestrator.storage import urls
+from orchestrator.storage import files, urls
 
 
 def show(recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console) -> None:
@@ -57,7 +57,11 @@ def _steps(found: Manifest, recipe: Recipe) -> int:
 
 
 def _manifest(destination: Destination) -> Manifest | None:
+    """The dataset's manifest; None for embedded data that is not packed yet. Raises DataError for any other trouble."""
     try:
         return manifest.load(destination.data)
     except DataError:
-        return None
+        packed_on_use = destination.data == Destination(data=EMBEDDED, storage=destination.storage).resolved().data
+        if packed_on_use and not files.exists(files.join(destination.data, manifest.NAME)):
+            return None
+        raise

@@ -29,6 +29,12 @@ class Interruption:
             if self.event.is_set():
                 threading.Thread(target=self._act, args=([action],), name="interrupt", daemon=True).start()
 
+    def forget(self, action: Callable[[], None]) -> None:
+        """Do not call `action` any more."""
+        with self._lock:
+            if action in self._actions:
+                self._actions.remove(action)
+
     def request(self, number: int | None = None) -> None:
         """Set the event, as a signal would."""
         with self._lock:

@@ -62,6 +62,7 @@ class Lease:
 
     def __init__(self, folder: str, number: int) -> None:
         self._folder, self.number = folder, number
+        self._next = files.join(folder, f"{number + 1:06d}.json")
         self._released = threading.Event()
         self._beat()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -95,6 +96,11 @@ class Lease:
     def _run(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             try:
+                if files.exists(self._next):
+                    # Suspended for so long that another driver took over: this one must not write any more.
+                    _log.error("lease: %s was taken over while this driver was not heard of; stopping", self._folder)
+                    self.request_stop()
+                    return
                 self._beat()
             except OSError as error:
                 _log.warning("lease: heartbeat not written, tried again in %g s: %s", BEAT_SECONDS, error)

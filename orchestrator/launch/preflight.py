@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data import digits, manifest
+from orchestrator.data import digits, index, manifest
 from orchestrator.data.errors import DataError
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.launch.config import EMBEDDED, Destination
 from orchestrator.storage import files, probe, urls
 
 NODE_SECONDS = 25.0
+# A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
+READ_BYTES = 64 * 2**20
 
 
 class PreflightError(RuntimeError):
@@ -35,6 +38,7 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
             digits.pack_digits(resolved.data)
         found = manifest.load(resolved.data)
         _check_shards(resolved.data, found)
+        _check_content(resolved.data, found)
     except (DataError, OSError) as error:
         raise PreflightError([str(error)]) from None
     return found
@@ -94,10 +98,31 @@ def _check_shards(url: str, found: Manifest) -> None:
             for name, size in files.sizes(files.join(url, folder) if folder else url).items()
         }
         for shard in shards:
-            if shard.name not in sizes:
-                raise DataError(f"data: {urls.redact(files.join(url, shard.name))}: missing, the manifest lists it")
-            if sizes[shard.name] != shard.bytes:
-                raise DataError(
-                    f"data: {urls.redact(files.join(url, shard.name))}: {sizes[shard.name]} bytes, the manifest says "
-                    f"{shard.bytes}: truncated or replaced; pack the dataset again"
-                )
+            _check_shard(url, shard, sizes)
+
+
+def _check_shard(url: str, shard: Shard, sizes: dict[str, int]) -> None:
+    where = urls.redact(files.join(url, shard.name))
+    for name in (shard.name, shard.name + index.SUFFIX):
+        if name not in sizes:
+            raise DataError(f"data: {urls.redact(files.join(url, name))}: missing, the manifest lists it")
+    if sizes[shard.name] != shard.bytes:
+        raise DataError(
+            f"data: {where}: {sizes[shard.name]} bytes, the manifest says {shard.bytes}: truncated or replaced; "
+            "pack the dataset again"
+        )
+
+
+def _check_content(url: str, found: Manifest) -> None:
+    """Raise DataError when a shard or index of a small dataset is altered; large ones are checked as they are read."""
+    if sum(shard.bytes for shards in found.splits.values() for shard in shards) > READ_BYTES:
+        return
+    for shards in found.splits.values():
+        for shard in shards:
+            for name, sha256 in ((shard.name, shard.sha256), (shard.name + index.SUFFIX, shard.index_sha256)):
+                where = files.join(url, name)
+                if hashlib.sha256(files.read_bytes(where)).hexdigest() != sha256:
+                    raise DataError(
+                        f"data: {urls.redact(where)}: damaged: not the checksum that the manifest names; "
+                        "pack the dataset again"
+                    )

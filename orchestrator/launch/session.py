@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import ray
 from rich.console import Console
 
 from orchestrator.config.fingerprint import fingerprint
@@ -25,11 +26,14 @@ from orchestrator.launch.trainer import launch
 from orchestrator.storage import urls
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.replay import Replayer
-from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachable, TrackingError
 from orchestrator.training.job import Outcome, journal_of
 
 FLAG_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
+# Longer than a checkpoint takes to be written.
+CUT_OFF_SECONDS = 60.0
+STALE_RUN_SECONDS = 600.0
 KILLED_CLOSE_SECONDS = 10.0
 
 
@@ -48,6 +52,7 @@ class Session:
     console: Console
     statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
     _open: set[str] = field(default_factory=set)
+    _closed: threading.Event = field(default_factory=threading.Event)
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -82,7 +87,17 @@ class Session:
         return key
 
     def _log_recipe(self, key: str, text: str, tracker: Tracker) -> None:
-        tracker.log_text(self.replayer.run_id(key, 1.0), "recipe.json", text)
+        tracker.log_text(self.run_id(key), "recipe.json", text)
+
+    def run_id(self, key: str) -> str:
+        """The tracker's id of a run, for requests to the replayer: its thread is the one that opens runs.
+
+        Raises TrackerUnreachable, which has the request tried again, while the run is not open.
+        """
+        try:
+            return self.replayer.run_id(key, 0.0)
+        except TrackingError as error:
+            raise TrackerUnreachable(str(error)) from error
 
     def opened_run(self, run: TrackedRun) -> None:
         """Record a run that has no journal of its own."""
@@ -90,8 +105,9 @@ class Session:
         self._open.add(run.key)
 
     def closing(self, key: str, status: FinalStatus) -> None:
-        """The status with which the session will close a run; members before their parent."""
-        self.statuses[key] = status
+        """The status with which the session will close a run that it opened; members before their parent."""
+        if key in self._open:
+            self.statuses[key] = status
 
     def kill_open_runs(self) -> None:
         """Mark every run without a status KILLED now: there may be no time for it later."""
@@ -99,7 +115,7 @@ class Session:
             self.replayer.submit(partial(self._kill, key))
 
     def _kill(self, key: str, tracker: Tracker) -> None:
-        tracker.close_run(self.replayer.run_id(key, 1.0), "KILLED")
+        tracker.close_run(self.run_id(key), "KILLED")
 
     @contextmanager
     def leased(self, folder: str) -> Iterator[Lease]:
@@ -117,12 +133,33 @@ class Session:
         finally:
             ended.set()
             watch.join()
+            self.interruption.forget(held.request_stop)
             held.release()
 
-    def train(self, spec: RunSpec) -> Outcome:
-        """Train a run under its lease. Raises LeaseHeldError or RunFailedError."""
+    def train(self, spec: RunSpec, parent: str | None = None) -> Outcome:
+        """Train a run under its lease, recorded under the run of key `parent`.
+
+        Raises LeaseHeldError, RunFailedError (its workers crashed too often) or LaunchError.
+        """
         with self.leased(spec.folder) as held:
+            # Only now: the journal and the tracker's run are this driver's as long as it has the lease.
+            self.follow(spec, parent)
+            if self.interruption.event.is_set():
+                return Outcome(status="stopped", message="not started")
             return launch(spec, held, self.gpus)
+
+    def announce_stop(self) -> None:
+        """Say that the stop was heard."""
+        self.say("stopping: workers save and end; a second signal ends this process at once")
+
+    def cut_off(self) -> None:
+        """End what does not end by itself, such as a run that waits for resources: its launch then fails."""
+        threading.Thread(target=self._cut_off, name="cut-off", daemon=True).start()
+
+    def _cut_off(self) -> None:
+        if not self._closed.wait(CUT_OFF_SECONDS):
+            self.say(f"some runs did not stop within {CUT_OFF_SECONDS:g} s and are cut off")
+            ray.shutdown()
 
     def _watch(self, held: Lease, ended: threading.Event) -> None:
         while not ended.wait(FLAG_SECONDS):
@@ -164,18 +201,22 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     interruption,
                     console,
                 )
-                interruption.on_set(session.kill_open_runs)
+                for action in (session.announce_stop, session.kill_open_runs, session.cut_off):
+                    interruption.on_set(action)
                 if (job := submission_id()) is not None:
                     session.say(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
                 try:
                     yield session
                 finally:
+                    session._closed.set()
                     _close(session)
 
 
 def _tracker(destination: Destination) -> MlflowTracker:
     tracker = MlflowTracker(destination.tracking, destination.experiment)
     tracker.check()
+    # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
+    tracker.reap(STALE_RUN_SECONDS)
     return tracker
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from orchestrator.launch import worker
 from orchestrator.launch.config import RunSpec
@@ -25,16 +25,35 @@ class RunFailedError(RuntimeError):
     """A run's workers crashed more often than its placement allows; the message ends with the last cause."""
 
 
+class LaunchError(RuntimeError):
+    """A run could not be launched, or its controller died; another launch may work."""
+
+
 def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     """Train a run to its end, or return at once what it ended with. Blocks; one thread per run may call it.
 
-    Raises RunFailedError when its workers crashed too often.
+    Raises RunFailedError when its workers crashed too often, LaunchError when Ray itself failed.
     """
     if (done := finished(spec.folder)) is not None:
         return done
     kept = spec.model_copy(update={"destination": spec.destination.redacted()})
     files.write_bytes(files.join(spec.folder, "spec.json"), kept.to_json().encode())
-    trainer = TorchTrainer(
+    # Ray keeps nothing of ours: its storage is scratch and its own for each launch, so that no ledger of an earlier
+    # one is ever read (pitfalls A3, A8).
+    scratch = tempfile.mkdtemp(prefix="orchestrator-ray-")
+    try:
+        result = _trainer(spec, lease, gpus, scratch).fit()
+    except WorkerGroupError as error:
+        raise RunFailedError(f"{spec.name}: {_last_line(error)}") from error
+    except (TrainingFailedError, RayError) as error:
+        raise LaunchError(f"{spec.name}: {_last_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Outcome.from_dict(result.return_value)  # type: ignore[attr-defined]
+
+
+def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> TorchTrainer:
+    return TorchTrainer(
         worker.train,  # type: ignore[arg-type]  # V2 hands its return value back, the annotation is V1's
         train_loop_config=_job(spec, lease).to_dict(),
         scaling_config=ScalingConfig(
@@ -44,18 +63,11 @@ def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
         ),
         torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo", timeout_s=COLLECTIVE_SECONDS),
         run_config=RunConfig(
-            # Ray keeps nothing of ours: its storage is scratch, and a name of its own per lease means that no
-            # ledger of an earlier submission is ever read (pitfalls A3, A8).
-            name=f"{spec.name}-{lease.number}",
-            storage_path=os.path.join(tempfile.gettempdir(), "orchestrator-ray-scratch"),
+            name=spec.name,
+            storage_path=scratch,
             failure_config=FailureConfig(max_failures=spec.placement.max_restarts),
         ),
     )
-    try:
-        result = trainer.fit()
-    except (TrainingFailedError, RayError) as error:
-        raise RunFailedError(f"{spec.name}: {_last_line(error)}") from error
-    return Outcome.from_dict(result.return_value)  # type: ignore[attr-defined]
 
 
 def _job(spec: RunSpec, lease: Lease) -> TrainJob:

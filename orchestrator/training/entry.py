@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +31,8 @@ from orchestrator.training.saver import Saver
 from orchestrator.training.state import TrainState
 from orchestrator.training.step import Stepper
 from orchestrator.training.world import World
+
+T = TypeVar("T")
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -78,9 +81,8 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
 def _run(
     job: TrainJob, world: World, context: Context, recorder: Recorder, attempt: int, previous: journal.Event | None
 ) -> Outcome:
-    manifest = _dataset(job)
+    manifest = _unanimous(world, lambda: _dataset(job, world))
     counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
-    order.check(counts, job.recipe.order.lanes, job.recipe.batch_size, world.workers)
     if manifest.samples(VALIDATION) == 0:
         raise DataError(f"data: {job.data}: its {VALIDATION} split is empty, so no error could ever be told")
     steps = order.steps_per_epoch(sum(counts), job.recipe.batch_size)
@@ -116,13 +118,33 @@ def _run(
     return outcome
 
 
-def _dataset(job: TrainJob) -> Manifest:
+def _unanimous(world: World, check: Callable[[], T]) -> T:
+    """The check's result when it passes on every rank; else its error on every rank, so that none waits for another.
+
+    Raises what the check raised here, or DataError naming that another rank refused.
+    """
+    error: DataError | CheckpointError | None = None
+    try:
+        result = check()
+    except (DataError, CheckpointError) as raised:
+        error = raised
+    refused = world.sum([float(error is not None)])[0]
+    if error is not None:
+        raise error
+    if refused:
+        raise DataError(f"{refused:g} of {world.workers} workers refused the data or the checkpoint: do all see them?")
+    return result
+
+
+def _dataset(job: TrainJob, world: World) -> Manifest:
     manifest = manifests.load(job.data)
     if manifest.digest() != job.dataset_digest:
         raise DataError(
             f"data: {job.data}: its digest is {manifest.digest()}, the run was started on {job.dataset_digest}: "
             "the dataset changed; give the old one, or start anew with --new"
         )
+    counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
+    order.check(counts, job.recipe.order.lanes, job.recipe.batch_size, world.workers)
     return manifest
 
 
@@ -141,13 +163,17 @@ def _resume(job: TrainJob, world: World, state: TrainState) -> list[str]:
     resumed, samples, attempt = world.sum(chosen)
     if resumed:
         url = checkpoint_format.place_of(folder, int(samples), int(attempt))
-        if not world.leads:
-            # A rank that does not see it must crash: to start at the beginning would train on other weights.
-            saved = checkpoint_format.load(url, str(world.device))
-        if saved["recipe"] != job.recipe.to_dict():
-            raise CheckpointError(f"{url}: is of another recipe; start anew with --new")
-        state.restore(saved)
+        # A rank that does not see it must crash: to start at the beginning would train on other weights.
+        state.restore(_unanimous(world, lambda: _checked(job, url, saved, str(world.device))))
     return passed_over
+
+
+def _checked(job: TrainJob, url: str, loaded: dict[str, Any], device: str) -> dict[str, Any]:
+    """The checkpoint at `url`, loaded already on rank 0, if it is of this recipe."""
+    saved = loaded or checkpoint_format.load(url, device)
+    if saved["recipe"] != job.recipe.to_dict():
+        raise CheckpointError(f"{url}: is of another recipe; start anew with --new")
+    return saved
 
 
 def _attempt(job: TrainJob, world: World) -> int:

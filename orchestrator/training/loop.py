@@ -86,7 +86,9 @@ def _end_epoch(parts: Parts, trained: dict[str, float]) -> dict[str, float]:
     """Validate if this epoch is due for it, record and report; the epoch's metrics."""
     progress, cadence = parts.state.progress, parts.job.cadence
     last = progress.epoch == parts.job.recipe.epochs
-    metrics = trained | (_validate(parts) if last or progress.epoch % cadence.validate_epochs == 0 else {})
+    metrics = {"train/epoch": float(progress.epoch)} | trained
+    if last or progress.epoch % cadence.validate_epochs == 0:
+        metrics |= _validate(parts)
     parts.recorder.epoch(progress, metrics)
     parts.context.report({"epoch": progress.epoch, "samples": progress.samples, **metrics})
     return metrics
@@ -100,7 +102,6 @@ def _epoch_metrics(parts: Parts, meter: Meter) -> dict[str, float]:
         "train/images_per_second": weight / meter.seconds,
         "train/data_wait_share": meter.waited_seconds / meter.seconds,
         "train/bad_samples": bad,
-        "train/epoch": float(parts.state.progress.epoch),
     }
 
 

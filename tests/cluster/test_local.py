@@ -85,7 +85,7 @@ def test_a_token_that_is_given_is_used(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------ what runs
 def test_a_service_runs_until_its_process_ends(local: Local) -> None:
     assert script.running(local, "x") is None
-    script.start(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    script.start(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ, 4711)
     pid = script.running(local, "x")
     assert pid is not None
     assert os.getsid(pid) == pid

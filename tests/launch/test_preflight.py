@@ -1,3 +1,4 @@
+import io
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -156,7 +157,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
         (DataError("gone"), 1, ["job: error: gone"]),
         (CommitError("damaged"), 1, ["job: error: damaged"]),
         (files.StorageError("full"), 1, ["job: error: full"]),
-        (KeyboardInterrupt(), 130, ["job: error: interrupted before anything was started"]),
+        (KeyboardInterrupt(), 130, ["job: error: interrupted"]),
     ],
 )
 def test_errors_are_one_line_each(
@@ -209,8 +210,16 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(packed: Manifest, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_dry_run_goes_without_data(tmp_path: Path) -> None:
-    text = shown(tmp_path)
-    assert "not there yet" in text
+def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    destination = Destination(data="digits", storage=str(tmp_path / "runs")).resolved()
+    dryrun.show([recipe(batch_size=4)], destination, Placement(), console)
+    text = console.export_text()
+    assert "packed on first use" in text
     assert "?" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no manifest there"):
+        shown(tmp_path)
