@@ -121,3 +121,7 @@ def test_init_holds_a_docstring_only(path: Path) -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_job_is_an_entry_point_and_no_more(path: Path) -> None:
     assert num_lines(path) < MAX_JOB_LINES
+
+
+def test_the_readme_has_no_placeholder() -> None:
+    assert "@@" not in (ROOT / "README.md").read_text()

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.config.overrides import paths
@@ -19,6 +20,7 @@ from orchestrator.fleet import fleet
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
+from orchestrator.tracking.replay import Replayer
 from orchestrator.tracking.tracker import Point, TrackedRun, Tracker
 
 SPEC = "ensemble.json"
@@ -96,12 +98,13 @@ def _score(
     }
     curves = {name: row.curve for name, row in trained.board.rows.items() if row.curve}
     results.write(folder, table, about, curves)
-    session.replayer.submit(lambda tracker: _log(tracker, session.run_id(key), folder, table))
+    session.replayer.submit(partial(_log, session.replayer, key, folder, table), needs=key)
     return table
 
 
-def _log(tracker: Tracker, run_id: str, folder: str, table: Table3) -> None:
+def _log(replayer: Replayer, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
     """The table in the tracker: as metrics, as a table, as text, as pictures."""
+    run_id = replayer.run_id(key, 0.0)
     metrics = {
         f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
         for cell in table.cells

@@ -37,7 +37,7 @@ def show(recipes: Sequence[Recipe], destination: Destination, placement: Placeme
     console.print(table)
     gpus = "1 GPU if there is any" if placement.gpus_per_worker is None else f"{placement.gpus_per_worker:g} GPU"
     data = (
-        "not there yet"
+        "packed on first use"
         if found is None
         else f"{found.name}, digest {found.digest()}, "
         + ", ".join(f"{found.samples(split)} {split}" for split in sorted(found.splits))

@@ -26,7 +26,7 @@ from orchestrator.launch.trainer import launch
 from orchestrator.storage import urls
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.replay import Replayer
-from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachable, TrackingError
+from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
 from orchestrator.training.job import Outcome, journal_of
 
 FLAG_SECONDS = 2.0
@@ -83,21 +83,11 @@ class Session:
         }
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
         self._open.add(key)
-        self.replayer.submit(partial(self._log_recipe, key, spec.recipe.to_json()))
+        self.replayer.submit(partial(self._log_recipe, key, spec.recipe.to_json()), needs=key)
         return key
 
     def _log_recipe(self, key: str, text: str, tracker: Tracker) -> None:
-        tracker.log_text(self.run_id(key), "recipe.json", text)
-
-    def run_id(self, key: str) -> str:
-        """The tracker's id of a run, for requests to the replayer: its thread is the one that opens runs.
-
-        Raises TrackerUnreachable, which has the request tried again, while the run is not open.
-        """
-        try:
-            return self.replayer.run_id(key, 0.0)
-        except TrackingError as error:
-            raise TrackerUnreachable(str(error)) from error
+        tracker.log_text(self.replayer.run_id(key, 0.0), "recipe.json", text)
 
     def opened_run(self, run: TrackedRun) -> None:
         """Record a run that has no journal of its own."""
@@ -112,10 +102,10 @@ class Session:
     def kill_open_runs(self) -> None:
         """Mark every run without a status KILLED now: there may be no time for it later."""
         for key in self._open - self.statuses.keys():
-            self.replayer.submit(partial(self._kill, key))
+            self.replayer.submit(partial(self._kill, key), needs=key)
 
     def _kill(self, key: str, tracker: Tracker) -> None:
-        tracker.close_run(self.run_id(key), "KILLED")
+        tracker.close_run(self.replayer.run_id(key, 0.0), "KILLED")
 
     @contextmanager
     def leased(self, folder: str) -> Iterator[Lease]:

@@ -76,5 +76,8 @@ def redact(url: str) -> str:
     if not _SCHEME.match(url):
         return url
     parts = urlsplit(url)
+    if not parts.netloc:
+        # sqlite:////a/b.db: a host that is empty would be dropped with its slashes.
+        return url.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
     netloc = parts.netloc.rsplit("@", 1)[-1]
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

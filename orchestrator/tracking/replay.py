@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 
 from orchestrator.tracking.events import Event
@@ -31,6 +32,14 @@ _REQUEST_TRIES = 3
 _DRAIN_SHARE = 0.8
 
 
+@dataclass(eq=False)
+class _Queued:
+    request: Request
+    future: Future[None]
+    needs: str | None
+    errors: list[Exception] = field(default_factory=list)
+
+
 class Replayer:
     """Replays the journals of runs into a tracker while training goes on, whatever the tracker does.
 
@@ -46,7 +55,7 @@ class Replayer:
         self._changed = threading.Condition()
         self._followed: dict[str, FollowedRun] = {}
         self._outage = Trouble("tracker")
-        self._requests: deque[tuple[Request, Future[None], list[Exception]]] = deque()
+        self._requests: deque[_Queued] = deque()
         self._tracker: Tracker | None = None
         self._hurried = 0
         self._stopping = False
@@ -72,9 +81,10 @@ class Replayer:
             self._followed[run.key].reopen()
             self._nudge()
 
-    def submit(self, request: Request) -> Future[None]:
+    def submit(self, request: Request, needs: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
+        needs: key of a followed run that must be open before; the request waits for it, others pass it.
         A request that fails otherwise than by an outage is tried three times, logged, and its future fails.
         """
         future: Future[None] = Future()
@@ -82,7 +92,7 @@ class Replayer:
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append((request, future, []))
+            self._requests.append(_Queued(request, future, needs))
             self._nudge()
         return future
 
@@ -168,8 +178,8 @@ class Replayer:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        for _, future, _ in self._requests:
-            future.set_exception(TrackingError("the replayer was stopped before this request was served"))
+        for queued in self._requests:
+            queued.future.set_exception(TrackingError("the replayer was stopped before this request was served"))
 
     def _nudge(self) -> None:
         """Start the next round now. The caller holds the lock."""
@@ -214,24 +224,27 @@ class Replayer:
 
     def _serve_requests(self, tracker: Tracker) -> bool:
         """Serve in order; True when the queue is empty, False when one must be tried again."""
-        while self._requests:
-            request, future, errors = self._requests[0]
+        waiting = False
+        for queued in list(self._requests):
+            if queued.needs is not None and self._get(queued.needs).run_id is None:
+                waiting = True
+                continue
             try:
-                request(tracker)
+                queued.request(tracker)
             except TrackerUnreachable:
                 raise
             except Exception as error:
-                errors.append(error)
-                if len(errors) < _REQUEST_TRIES:
+                queued.errors.append(error)
+                if len(queued.errors) < _REQUEST_TRIES:
                     return False
-                _log.error("tracker request given up after %d tries: %s", len(errors), error, exc_info=error)
-                future.set_exception(error)
+                _log.error("tracker request given up after %d tries: %s", _REQUEST_TRIES, error, exc_info=error)
+                queued.future.set_exception(error)
             else:
-                future.set_result(None)
+                queued.future.set_result(None)
             with self._changed:
-                self._requests.popleft()
+                self._requests.remove(queued)
                 self._changed.notify_all()
-        return True
+        return not waiting and not self._requests
 
     def _close(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
         run = self._get(key)

@@ -82,3 +82,9 @@ def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
 )
 def test_redact(url: str, shown: str) -> None:
     assert urls.redact(url) == shown
+
+
+@pytest.mark.parametrize("url", ["sqlite:////a/b.db", "file:///a/b", "memory:///x"])
+def test_an_empty_host_keeps_its_slashes(url: str) -> None:
+    assert urls.redact(url) == url
+    assert urls.redact(url + "?password=secret") == url

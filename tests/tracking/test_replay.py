@@ -306,3 +306,28 @@ def test_into_a_real_mlflow(tmp_path: Path) -> None:
         run_id = replayer.run_id("a", 1)
         history = MlflowClient(uri, uri).get_metric_history(run_id, "loss")
         assert [metric.step for metric in history] == list(range(1, last + 1))
+
+
+def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
+    tracker: RecordingTracker, replayer: Replayer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opening, asked = threading.Event(), threading.Event()
+    original = tracker.open_run
+
+    def slow(run: TrackedRun) -> str:
+        if not opening.is_set():
+            asked.set()
+            raise TrackingError("not yet")
+        return original(run)
+
+    tracker.open_run = slow  # type: ignore[method-assign]
+    follow(replayer, tmp_path)
+    seen: list[str] = []
+    needy = replayer.submit(lambda _: seen.append(replayer.run_id("a", 0.0)), needs="a")
+    replayer.submit(lambda _: seen.append("other")).result(5)
+    assert asked.wait(5)
+    assert (seen, needy.done()) == (["other"], False)
+    opening.set()
+    needy.result(5)
+    assert seen == ["other", replayer.run_id("a", 0.0)]
+    assert "request given up" not in caplog.text
