@@ -102,6 +102,14 @@ def test_a_dry_run_plans_and_writes_nothing(script: str, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = job("evaluate.py", "some-run", runs=runs_of(tmp_path))
+    assert done.status == 2, done.err
+    (complaint,) = done.complaints
+    assert f"'some-run': no such run or ensemble in {runs_of(tmp_path)}" in complaint
+    assert not runs_of(tmp_path).exists()
+
+
 # ------------------------------------------------------------------ preflight, with a Ray of its own
 def preflight(script: str, *arguments: str, tmp_path: Path, **changes: str) -> Ended:
     done = job(script, *arguments, runs=runs_of(tmp_path), seconds=120, **changes)
@@ -158,7 +166,7 @@ def test_more_workers_than_the_cluster_is_refused_within_seconds(tmp_path: Path)
 
 @pytest.mark.cluster
 def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    done = preflight("evaluate.py", "some-run", tmp_path=tmp_path, RAY_ADDRESS="127.0.0.1:9")
+    done = preflight("train.py", "googlenet-tiny", tmp_path=tmp_path, RAY_ADDRESS="127.0.0.1:9")
     complaints = [line for line in done.complaints if "error:" in line]
     assert len(complaints) == 1, done.err
     assert "cannot use 127.0.0.1:9" in complaints[0]
