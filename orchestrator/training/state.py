@@ -52,6 +52,8 @@ def fresh(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.devi
     """The state before the first step."""
     model = googlenet.build(recipe.model, classes, recipe.seeds.weights)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        _plain_strides(model)
     return TrainState(
         model,
         sgd.build(model, recipe.optimizer),
@@ -75,3 +77,14 @@ def wrapped(model: nn.Module, workers: int) -> nn.Module:
     if workers == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)
+
+
+def _plain_strides(model: nn.Module) -> None:
+    """Give 1x1 convolutions' weights the strides of their gradients.
+
+    They are computed as matrix products on CPU, whose gradients have plain strides; in channels_last the same memory
+    has other ones, and DDP would copy each gradient into its bucket and warn of it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
