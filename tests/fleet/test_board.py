@@ -198,3 +198,14 @@ def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
 
 def _event(made: tuple[str, int, dict[str, Any]]) -> Event:
     return Event(made[0], 0.0, made[1], made[2])
+
+
+def test_a_run_without_workers_is_starting_and_then_waits(run: RunSpec) -> None:
+    row = row_of(Board([run]), run)
+    assert row.state == "waiting"
+    row.status, row.running_since = "running", time.time()
+    assert row.state == "starting"
+    row.running_since = time.time() - 61
+    assert row.state == "WAITING"
+    row.attempt_began = (time.time(), 0)
+    assert row.state == "running"

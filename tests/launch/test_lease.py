@@ -183,3 +183,15 @@ def test_this_process_is_named_as_an_owner(monkeypatch: pytest.MonkeyPatch) -> N
     config = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_xyz", "job_name": "raysubmit_xyz"}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
     assert (lease.this_owner().job, lease.this_owner().pid) == ("raysubmit_xyz", os.getpid())
+
+
+def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    held = lease.take(folder)
+    assert not held.stop_requested()
+    assert files.create_bytes(files.join(folder, "lease", f"{held.number + 1:06d}.json"), b"another driver")
+    deadline = time.monotonic() + 5
+    while not held.stop_requested():
+        assert time.monotonic() < deadline, "it goes on under a lease that another has"
+        time.sleep(0.01)
+    held.release()
