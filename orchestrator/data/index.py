@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from orchestrator.data.errors import DataError
@@ -33,6 +34,7 @@ class ShardIndex:
     labels: NDArray[np.int64]  # S
     offsets: NDArray[np.int64]  # S, byte of the tar where the image begins
     lengths: NDArray[np.int64]  # S, bytes of the image
+    checksums: NDArray[np.uint64]  # S, xxh3_64 of the image's bytes
 
     def to_bytes(self) -> bytes:
         """JSON of the columns, the same bytes for the same content."""
@@ -41,8 +43,14 @@ class ShardIndex:
             "labels": self.labels.tolist(),
             "offsets": self.offsets.tolist(),
             "lengths": self.lengths.tolist(),
+            "checksums": self.checksums.tolist(),
         }
         return json.dumps(columns, separators=(",", ":")).encode()
+
+
+def checksum(image: bytes | bytearray | memoryview) -> int:
+    """XXH3 of an image's bytes, 64 bits: a tenth of the cost of any cryptographic sum."""
+    return xxhash.xxh3_64_intdigest(image)
 
 
 def of_tar(data: bytes, name: str) -> ShardIndex:
@@ -65,12 +73,13 @@ def of_tar(data: bytes, name: str) -> ShardIndex:
             raise DataError(f"{name}: sample {key!r}: its label is no whole number") from None
     if odd := sorted(labels.keys() ^ spans.keys()):
         raise DataError(f"{name}: sample {odd[0]!r} lacks an image or a label ({len(odd)} such samples)")
-    keys = tuple(spans)
+    keys, view = tuple(spans), memoryview(data)
     return ShardIndex(
         keys,
         np.array([labels[key] for key in keys], dtype=np.int64),
         np.array([spans[key][0] for key in keys], dtype=np.int64),
         np.array([spans[key][1] for key in keys], dtype=np.int64),
+        np.array([checksum(view[start : start + size]) for start, size in spans.values()], dtype=np.uint64),
     )
 
 
@@ -104,5 +113,6 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
     columns = json.loads(data)
-    arrays = (np.array(columns[name], dtype=np.int64) for name in ("labels", "offsets", "lengths"))
-    return ShardIndex(tuple(columns["keys"]), *arrays)
+    labels, offsets, lengths = (np.array(columns[name], dtype=np.int64) for name in ("labels", "offsets", "lengths"))
+    checksums = np.array(columns["checksums"], dtype=np.uint64)
+    return ShardIndex(tuple(columns["keys"]), labels, offsets, lengths, checksums)

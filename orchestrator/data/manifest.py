@@ -12,7 +12,7 @@ from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data.errors import DataError
 from orchestrator.storage import files, urls
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NAME = "manifest.json"
 
 
@@ -32,11 +32,18 @@ class Manifest(Config):
     format_version: int = FORMAT_VERSION
     name: str
     classes: tuple[str, ...] = Field(min_length=2)
+    titles: tuple[str, ...] = Field((), description="a readable name of each class; empty when there is none")
+    tars: str = Field("", description="URL of the folder of the tars, when it is not the manifest's own")
+    made: dict[str, str | int | float | bool] = Field({}, description="how it was packed or adopted; never a time")
     splits: dict[str, tuple[Shard, ...]]
 
     def digest(self) -> str:
-        """A short hash of everything in it: the dataset's identity, wherever it lies."""
-        return fingerprint(self, length=16)
+        """A short hash of classes and shards: the dataset's identity, wherever it lies and however it was made."""
+        return fingerprint(self.format_version, self.classes, self.splits, length=16)
+
+    def tar_url(self, url: str, shard: Shard) -> str:
+        """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""
+        return files.join(self.tars or url, shard.name)
 
     def shards(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split. Raises DataError when the dataset has no such split."""
