@@ -18,7 +18,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check format test demo up down ui clean lock
+.PHONY: help setup check format test bench demo up down ui clean lock
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,12 @@ format: setup ## rewrite the code in the house format
 
 test: setup ## run the tests; PYTEST_ARGS="-k crops" narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup ## measure the data plane against its goals (make bench-data, -large, -s3, -resume, -plan, -memory: one)
+	@$(BIN)/python -m benchmarks
+
+bench-%: setup
+	@$(BIN)/python -m benchmarks $*
 
 demo: setup ## the whole main job on this machine: real data, local cluster
 	@env -u RAY_ADDRESS ORCHESTRATOR_RUNS='$(CURDIR)/runs' $(BIN)/python jobs/train_ensemble.py

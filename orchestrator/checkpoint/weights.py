@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from orchestrator.checkpoint import format as checkpoint_format
 from orchestrator.storage import commit
 
 AVERAGED, RAW = "averaged", "raw"
+AUDIT = "audit.json"
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 
 def save(
-    url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...]
-) -> str:
-    """Write and commit final weights; their digest."""
+    url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...],
+    audit: Mapping[str, object] | None = None,
+) -> str:  # fmt: skip
+    """Write and commit final weights, with the record of what they were trained on (JSON); their digest."""
     identity = digest(averaged)
     state = {AVERAGED: averaged, RAW: raw, "recipe": recipe, "classes": list(classes)}
-    checkpoint_format.write(url, state, {"weights": identity})
+    payload = {checkpoint_format.STATE: checkpoint_format.encode(state)}
+    if audit is not None:
+        payload[AUDIT] = json.dumps(audit, sort_keys=True, indent=1).encode()
+    commit.write(url, payload, {"format_version": checkpoint_format.FORMAT_VERSION, "weights": identity})
     return identity
 
 
@@ -54,3 +61,15 @@ def load(url: str) -> FinalWeights:
     """Verified final weights. Raises FileNotFoundError or CheckpointError."""
     state = checkpoint_format.load(url)
     return FinalWeights(state[AVERAGED], state[RAW], state["recipe"], tuple(state["classes"]), digest(state[AVERAGED]))
+
+
+def audit_of(url: str) -> object:
+    """The record that was saved with final weights, as JSON has it; None when there is none.
+
+    Raises FileNotFoundError (not committed) or CommitError (damaged).
+    """
+    data = commit.read(url).get(AUDIT)
+    try:
+        return None if data is None else json.loads(data)
+    except ValueError as error:
+        raise commit.CommitError(f"{url}/{AUDIT}: no JSON: {error}") from None

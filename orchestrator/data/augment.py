@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.config import AugmentationConfig
-from orchestrator.data.decode import Image
+from orchestrator.data.decode import Image, decode_part, header
 
 INTERPOLATIONS = {
     "bilinear": cv2.INTER_LINEAR,
@@ -24,9 +24,10 @@ ATTEMPTS = 10
 DRAWS = 4 * ATTEMPTS + 2
 
 Draws = NDArray[np.float64]  # DRAWS numbers in [0, 1)
+Box = tuple[int, int, int, int]  # x, y, width, height
 
 
-def crop_box(width: int, height: int, config: AugmentationConfig, draws: Draws) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, config: AugmentationConfig, draws: Draws) -> Box:
     """x, y, width, height of a crop: area uniform in its range, aspect log-uniform in its own."""
     log_low, log_high = math.log(config.aspect[0]), math.log(config.aspect[1])
     for attempt in range(ATTEMPTS):
@@ -41,11 +42,40 @@ def crop_box(width: int, height: int, config: AugmentationConfig, draws: Draws) 
     return (width - w) // 2, (height - h) // 2, max(1, w), max(1, h)
 
 
+def denominator(box: Box, size: int) -> int:
+    """The most that an image may be reduced by in decoding (1, 2, 4, 8) so that the crop still has the input's size."""
+    shorter = min(box[2], box[3])
+    return next((each for each in (8, 4, 2) if shorter // each >= size), 1)
+
+
+def snapped(box: Box, to: int) -> Box:
+    """The box on whole pixels of the reduced image: up to 7 pixels smaller, of at least 8 times the input's size."""
+    x, y, w, h = box
+    return x // to * to, y // to * to, w // to * to, h // to * to
+
+
 def augment(image: Image, config: AugmentationConfig, draws: Draws, out: Image) -> None:
     """Crop, resize and perhaps mirror `image` (H x W x 3) into `out` (S x S x 3), both uint8."""
     height, width = image.shape[:2]
-    x, y, w, h = crop_box(width, height, config, draws)
-    method = config.interpolations[int(draws[-2] * len(config.interpolations))]
-    size = (out.shape[1], out.shape[0])
-    crop = cv2.resize(image[y : y + h, x : x + w], size, interpolation=INTERPOLATIONS[method])
-    out[:] = crop[:, ::-1] if config.mirror and draws[-1] < 0.5 else crop
+    _resize(image, crop_box(width, height, config, draws), config, draws, out)
+
+
+def decode_and_augment(data: bytearray | memoryview, config: AugmentationConfig, draws: Draws, out: Image) -> None:
+    """The same from an encoded image, of which no more is decoded than the crop needs. Raises BadSampleError."""
+    head = header(data)
+    box = crop_box(head.width, head.height, config, draws)
+    fast = config.decoding == "fast"
+    reduced = denominator(box, out.shape[0]) if fast and head.is_jpeg else 1
+    box = snapped(box, reduced)
+    image = decode_part(data, head, box[1] + box[3], reduced, fast)
+    _resize(image, (box[0] // reduced, box[1] // reduced, box[2] // reduced, box[3] // reduced), config, draws, out)
+
+
+def _resize(image: Image, box: Box, config: AugmentationConfig, draws: Draws, out: Image) -> None:
+    x, y, w, h = box
+    method = INTERPOLATIONS[config.interpolations[int(draws[-2] * len(config.interpolations))]]
+    crop, size = image[y : y + h, x : x + w], (out.shape[1], out.shape[0])
+    if config.mirror and draws[-1] < 0.5:
+        cv2.flip(cv2.resize(crop, size, interpolation=method), 1, dst=out)
+    else:
+        cv2.resize(crop, size, dst=out, interpolation=method)

@@ -27,6 +27,17 @@ class AugmentationConfig(Config):
         description="resize methods, picked with equal probability (section 6)",
     )
     mirror: bool = Field(True, description="mirror every other crop at random (section 7 mirrors at test time too)")
+    decoding: Literal["fast", "exact"] = Field(
+        "fast",
+        description="fast: quick DCT and chroma, no row below the crop, and 1/2, 1/4 or 1/8 size where the crop still "
+        "has the input's size (over 37 dB from exact); exact: every pixel, as for test crops",
+    )
+    stages: tuple[str, ...] = Field(
+        ("decode", "crop"),
+        min_length=1,
+        description="what is done to a sample, in turn: 'decode', 'crop', or your own 'package.module:function' that "
+        "takes and returns a sample dict, as WebDataset's map() does",
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -63,6 +74,19 @@ class OrderConfig(Config):
                 f"{self.budget}: lower window or lanes, or raise budget if the memory is there"
             )
         return self
+
+
+class ReadingConfig(Config):
+    """How the data is brought to a worker; changes no result."""
+
+    cache: str = Field(
+        "", description="folder on each node's own disk that keeps what was read from remote data; none by default"
+    )
+    cache_gib: float = Field(64.0, gt=0, description="most that the cache may hold, in GiB, over all runs of a node")
+    read_ahead_mib: int = Field(
+        256, ge=1, description="most that a worker holds of remote windows that are not open yet, in MiB"
+    )
+    streams: int = Field(16, ge=1, le=256, description="requests that a worker has under way at once")
 
 
 class PreprocessingConfig(Config):

@@ -15,28 +15,32 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.packer import RawSample, pack
 
+NAME = "digits"
 SIDE = 48
 JPEG_QUALITY = 95
+IMAGES = 1797
 HELD_OUT = 360
 SPLIT_SEED = 1409
 SAMPLES_PER_SHARD = 60  # 24 training and 6 validation tars: enough for lanes and workers to have their own.
 
 
-def pack_digits(url: str) -> None:
-    """Pack the digits below `url`. The split and every byte are the same at each call."""
+def pack_digits(url: str) -> Manifest:
+    """Pack the digits below `url`; the manifest. The split and every byte are the same at each call."""
     digits = load_digits()
     train, validation = train_test_split(
         np.arange(len(digits.target)), test_size=HELD_OUT, stratify=digits.target, random_state=SPLIT_SEED
     )
     splits = {"train": train, "validation": np.sort(validation)}
-    pack(
+    return pack(
         url,
-        "digits",
+        NAME,
         [str(name) for name in digits.target_names],
         {split: _samples(digits.images, digits.target, chosen) for split, chosen in splits.items()},
         SAMPLES_PER_SHARD,
+        {"source": NAME, "seed": SPLIT_SEED},
     )
 
 

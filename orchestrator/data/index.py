@@ -3,34 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, overload
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from orchestrator.data import labels, tars
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Shard
+from orchestrator.data.tars import Member
 from orchestrator.storage import files, urls
 
 SUFFIX = ".index.json"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
-# As WebDataset splits names: at the first dot of the last path component.
-_MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
-_BLOCK = 512
+
+
+class Keys(Sequence[str]):
+    """Keys in one piece of memory: as single strings they would take most of an open index."""
+
+    __slots__ = ("_ends", "_text")
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> str: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, number: int | slice) -> str | tuple[str, ...]:
+        if isinstance(number, slice):
+            return tuple(self[at] for at in range(*number.indices(len(self))))
+        at = number + len(self) if number < 0 else number
+        if not 0 <= at < len(self):
+            raise IndexError(f"key {number} of {len(self)}")
+        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """xxh3_64 of each key."""
+        view, ends = memoryview(self._text), self._ends.tolist()
+        found = [xxhash.xxh3_64_intdigest(view[start:end]) for start, end in pairwise(ends)]
+        return np.array(found, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """Columns over the S samples of a shard, in the tar's order."""
 
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     labels: NDArray[np.int64]  # S
     offsets: NDArray[np.int64]  # S, byte of the tar where the image begins
     lengths: NDArray[np.int64]  # S, bytes of the image
@@ -54,56 +88,58 @@ def checksum(image: bytes | bytearray | memoryview) -> int:
 
 
 def of_tar(data: bytes, name: str) -> ShardIndex:
-    """The index of a WebDataset tar: an image and a `cls` member (decimal label) for each key.
+    """The index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
 
     Raises DataError when a sample lacks one of the two or has one twice, or the tar is cut or damaged.
     """
-    labels: dict[str, int] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    for key, extension, start, size in _members(data, name):
-        found: dict[str, Any] = labels if extension == "cls" else spans
-        if key in found:
-            raise DataError(f"{name}: sample {key!r} has two {'labels' if found is labels else 'images'}")
-        if found is spans:
-            spans[key] = (start, size)
+    return of_members(tars.members([data], name, (*tars.IMAGE_EXTENSIONS, "cls")), name, labels.decimal)
+
+
+def of_members(
+    members: Iterable[Member], name: str, read_label: Callable[[memoryview], int], extension: str = "cls"
+) -> ShardIndex:
+    """The index of a tar's members: an image and a label, in a member of the given extension, for each key.
+
+    `read_label` turns the latter's payload into the label or raises ValueError with the reason. Raises DataError when a
+    sample lacks one of the two or has one twice.
+    """
+    numbers: dict[str, int] = {}
+    images: dict[str, tuple[int, int, int]] = {}
+    for member in members:
+        key, is_label = member.key, member.extension == extension
+        if key in (numbers if is_label else images):
+            raise DataError(
+                f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
+                f"{member.offset}: keys must be unique"
+            )
+        if not is_label:
+            images[key] = (member.offset, len(member.payload), checksum(member.payload))
             continue
         try:
-            labels[key] = int(data[start : start + size])
-        except ValueError:
-            raise DataError(f"{name}: sample {key!r}: its label is no whole number") from None
-    if odd := sorted(labels.keys() ^ spans.keys()):
-        raise DataError(f"{name}: sample {odd[0]!r} lacks an image or a label ({len(odd)} such samples)")
-    keys, view = tuple(spans), memoryview(data)
+            numbers[key] = read_label(member.payload)
+        except ValueError as error:
+            raise DataError(f"{name}: sample {key!r}: {error}") from None
+    if odd := sorted(numbers.keys() ^ images.keys()):
+        has = "a label" if odd[0] in numbers else "an image"
+        said = "" if numbers else f"; no member ends in .{extension}"
+        raise DataError(
+            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{said})"
+        )
+    offsets, lengths, checksums = zip(*images.values(), strict=True) if images else ((), (), ())
     return ShardIndex(
-        keys,
-        np.array([labels[key] for key in keys], dtype=np.int64),
-        np.array([spans[key][0] for key in keys], dtype=np.int64),
-        np.array([spans[key][1] for key in keys], dtype=np.int64),
-        np.array([checksum(view[start : start + size]) for start, size in spans.values()], dtype=np.uint64),
+        Keys(images),
+        np.array([numbers[key] for key in images], dtype=np.int64),
+        np.array(offsets, dtype=np.int64),
+        np.array(lengths, dtype=np.int64),
+        np.array(checksums, dtype=np.uint64),
     )
 
 
-def _members(data: bytes, name: str) -> Iterator[tuple[str, str, int, int]]:
-    """Key, extension (lower case), first byte and size of each image and label of a tar, in its order."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                parts = _MEMBER.fullmatch(member.name)
-                if parts is None or not member.isfile():
-                    continue
-                key, extension = parts[1], parts[2].lower()
-                if extension == "cls" or extension in IMAGE_EXTENSIONS:
-                    yield key, extension, member.offset_data, member.size
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DataError(f"{name}: not a readable WebDataset tar: {error}") from None
-    # tarfile takes a missing or broken header for the end; the true end is a block of zeros.
-    if data[end : end + _BLOCK] != bytes(_BLOCK):
-        raise DataError(f"{name}: cut or damaged at byte {end}: no member and no end of archive there")
-
-
 def load(dataset: str, shard: Shard) -> ShardIndex:
-    """The verified index of a shard. Raises DataError when it is missing or not the one the manifest names."""
+    """The verified index of a shard.
+
+    Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
+    """
     where = files.join(dataset, shard.name + SUFFIX)
     shown = urls.redact(where)
     try:
@@ -112,7 +148,29 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
         raise DataError(f"data: {shown}: missing; pack or index the dataset again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
-    columns = json.loads(data)
-    labels, offsets, lengths = (np.array(columns[name], dtype=np.int64) for name in ("labels", "offsets", "lengths"))
-    checksums = np.array(columns["checksums"], dtype=np.uint64)
-    return ShardIndex(tuple(columns["keys"]), labels, offsets, lengths, checksums)
+    try:
+        found = _from_columns(json.loads(data))
+        # Compared like this no sum can overflow.
+        inside = (found.offsets >= 0) & (found.lengths >= 0) & (found.lengths <= shard.bytes - found.offsets)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(f"data: {shown}: no index: {error!r}; pack or index the dataset again") from None
+    if not inside.all():
+        first = found.keys[int(np.argmin(inside))]
+        raise DataError(f"data: {shown}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
+    return found
+
+
+def _from_columns(columns: dict[str, list[Any]]) -> ShardIndex:
+    names = ("keys", "labels", "offsets", "lengths", "checksums")
+    for name in names:
+        if not set(map(type, columns[name])) <= {str if name == "keys" else int}:
+            raise ValueError(f"column {name!r} holds other values than it should")
+    if len({len(columns[name]) for name in names}) > 1:
+        raise ValueError(f"columns of {', '.join(f'{len(columns[name])} {name}' for name in names)}")
+    return ShardIndex(
+        Keys(columns["keys"]),
+        np.array(columns["labels"], dtype=np.int64),
+        np.array(columns["offsets"], dtype=np.int64),
+        np.array(columns["lengths"], dtype=np.int64),
+        np.array(columns["checksums"], dtype=np.uint64),
+    )

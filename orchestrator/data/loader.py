@@ -1,18 +1,19 @@
 """Batches of a rank in the planned order, decoded off the training thread.
 
-A producer thread keeps a few batches ahead; a small pool decodes their samples (simplejpeg and OpenCV release the
-GIL) straight into preallocated N x H x W x 3 buffers, which are used in turn: a batch is valid until the next one but
-one is asked for. An exception of the producer is raised to the consumer with the name of the object.
+A producer thread plans and reads ahead; a pool of threads decodes (simplejpeg and OpenCV release the GIL) straight into
+preallocated N x H x W x 3 buffers, which are used in turn: a batch is valid until the next one but one is asked for. An
+exception of any of them is raised to the consumer with the name of the object.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.data import keyed
-from orchestrator.data.augment import DRAWS, augment
+from orchestrator.data import keyed, read_plan, stages
+from orchestrator.data.augment import DRAWS, Draws
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.crops import cut_one
 from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError
 from orchestrator.data.order import EpochOrder, Ints, batch_positions
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.read_ahead import ReadAhead, Sample
+from orchestrator.data.read_plan import Span
+from orchestrator.data.reader import SampleReader, Traffic
+from orchestrator.data.stages import Fill
 
 AHEAD = 3  # batches kept ready; the back-pressure of the producer
+DECODING = 2  # batches being decoded, so that no thread waits for a batch's last image
+ROWS = 8  # images of a decoding task: threads share a batch evenly
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A ledger entry: which sample was given weight 0, and why."""
+
+    id: int  # whole number in the manifest's order
+    key: str
+    source: str
+    offset: int
+    reason: str
 
 
 class Batch(NamedTuple):
@@ -39,16 +56,7 @@ class Batch(NamedTuple):
     labels: Tensor  # N int64
     weights: Tensor  # N float32, 0 or 1
     ids: Tensor  # N int64, whole numbers in the manifest's order
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """A ledger entry: which sample was given weight 0, and why."""
-
-    key: str
-    source: str
-    offset: int
-    reason: str
+    bad: tuple[BadSample, ...] = ()  # those of weight 0, in the order of ids
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,27 @@ class Work:
     shard: Ints
     number: Ints
     ids: Ints
-    draws: NDArray[np.float64] | None
+    draws: NDArray[np.float64]
 
 
-Fill = Callable[[Image, Work, int, Image], None]
+@dataclass
+class _Pending:
+    """A batch that is being decoded."""
+
+    work: Work
+    images: Tensor
+    labels: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    bad: list[BadSample] = field(default_factory=list)
+    tasks: list[Future[None]] = field(default_factory=list)
+
+    def batch(self) -> Batch:
+        """The batch, when it is whole. Raises what a task raised."""
+        for task in self.tasks:
+            task.result()
+        labels, weights, ids = (torch.from_numpy(array) for array in (self.labels, self.weights, self.work.ids))
+        bad = tuple(sorted(self.bad, key=lambda one: one.id))
+        return Batch(self.images.permute(0, 3, 1, 2), labels, weights, ids, bad)
 
 
 class Loader:
@@ -69,7 +94,11 @@ class Loader:
 
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
         self._reader, self._size, self._threads, self._pin = reader, size, threads, pin
-        self.ledger: list[BadSample] = []
+        self._spare: list[_Buffers] = []  # of iterators that have ended: the next one's
+
+    def traffic(self) -> Traffic:
+        """What was read since the loader's reader was made."""
+        return self._reader.traffic()
 
     def training(
         self, order: EpochOrder, config: AugmentationConfig, seed: int, batch_size: int, steps: range,
@@ -84,76 +113,89 @@ class Loader:
                 ids = order.ids(shard, number)
                 yield Work(shard, number, ids, keyed.uniforms(base, ids, DRAWS))
 
-        def fill(image: Image, work: Work, row: int, out: Image) -> None:
-            assert work.draws is not None
-            augment(image, config, work.draws[row], out)
-
-        return self._run(work(), fill)
+        plan = read_plan.of_epoch(order, batch_size, steps, rank, workers)
+        return self._run(work(), plan, steps.start, stages.filler(config, seed, order.epoch))
 
     def evaluation(self, counts: tuple[int, ...], batch_size: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """Centre crops of every sample whose id is `rank` modulo `workers`, each exactly once, the last batch short."""
+        """Centre crops of the rank's stretch of the split, each sample on one rank only, the last batch short."""
+        first, past = (sum(counts) * each // workers for each in (rank, rank + 1))
 
         def work() -> Iterator[Work]:
             ends = np.cumsum(counts)
-            mine = np.arange(rank, sum(counts), workers, dtype=np.int64)
-            for start in range(0, len(mine), batch_size):
-                ids = mine[start : start + batch_size]
+            for start in range(first, past, batch_size):
+                ids = np.arange(start, min(start + batch_size, past), dtype=np.int64)
                 shard = np.searchsorted(ends, ids, side="right")
-                yield Work(shard, ids - (ends[shard] - np.asarray(counts)[shard]), ids, None)
+                yield Work(shard, ids - (ends[shard] - np.asarray(counts)[shard]), ids, np.empty((len(ids), 0)))
 
-        return self._run(work(), lambda image, _work, _row, out: cut_one(image, self._size, out))
+        return self._run(work(), read_plan.of_ids(counts, first, past, batch_size), 0, _centre)
 
-    def _run(self, work: Iterator[Work], fill: Fill) -> Iterator[Batch]:
+    def _run(self, work: Iterator[Work], plan: Iterator[Span], step: int, fill: Fill) -> Iterator[Batch]:
         ready: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=AHEAD)
         stopped = threading.Event()
-        buffers = _Buffers(self._size, self._pin)
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
 
-            def produce() -> None:
-                try:
-                    for item in work:
-                        _put(ready, self._batch(item, fill, pool, buffers.take(len(item.ids))), stopped)
-                    _put(ready, None, stopped)
-                except _Stopped:
-                    pass
-                except Exception as error:
-                    _put(ready, error, stopped, quiet=True)
-
-            producer = threading.Thread(target=produce, name="loader", daemon=True)
-            with _running(producer, stopped):
-                while (item := ready.get()) is not None:
-                    if isinstance(item, Exception):
-                        raise item
-                    yield item
-
-    def _batch(self, work: Work, fill: Fill, pool: ThreadPoolExecutor, images: Tensor) -> Batch:
-        pixels: Image = images.numpy()
-        labels = np.zeros(len(work.ids), dtype=np.int64)
-        weights = np.ones(len(work.ids), dtype=np.float32)
-
-        def one(row: int) -> None:
-            sample = self._reader.read(int(work.shard[row]), int(work.number[row]))
-            labels[row] = sample.label
+        def produce() -> None:
             try:
-                fill(decode(sample.image), work, row, pixels[row])
+                for batch in self._decoded(work, plan, step, fill):
+                    _put(ready, batch, stopped)
+                _put(ready, None, stopped)
+            except _Stopped:
+                pass
+            except Exception as error:
+                _put(ready, error, stopped, quiet=True)
+
+        producer = threading.Thread(target=produce, name="loader", daemon=True)
+        with _running(producer, stopped):
+            while (item := ready.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+
+    def _decoded(self, work: Iterator[Work], plan: Iterator[Span], step: int, fill: Fill) -> Iterator[Batch]:
+        """Batches in their order, a few of them under way at once."""
+        buffers = self._spare.pop() if self._spare else _Buffers(self._size, self._pin)
+        pending: deque[_Pending] = deque()
+        with self._reader.along(plan) as ahead:
+            pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+            try:
+                for number, item in enumerate(work, step):
+                    ahead.advance(number)
+                    pending.append(_begun(item, buffers.take(len(item.ids)), ahead, fill, pool))
+                    if len(pending) >= DECODING:
+                        yield pending.popleft().batch()
+                while pending:
+                    yield pending.popleft().batch()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._spare.append(buffers)
+
+
+def _begun(work: Work, images: Tensor, ahead: ReadAhead, fill: Fill, pool: ThreadPoolExecutor) -> _Pending:
+    """Put a batch's images to the decoding threads."""
+    samples = len(work.ids)
+    pending = _Pending(work, images, np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.float32))
+    pixels: Image = images.numpy()
+
+    def some(start: int) -> None:
+        for row in range(start, min(start + ROWS, samples)):
+            sample = ahead.take(int(work.shard[row]), int(work.number[row]))
+            try:
+                pending.labels[row] = fill(sample, int(work.ids[row]), work.draws[row], pixels[row])
             except BadSampleError as error:
-                weights[row], pixels[row] = 0.0, 0
-                self.ledger.append(BadSample(sample.key, sample.source, sample.offset, str(error)))
+                pending.labels[row], pending.weights[row], pixels[row] = sample.label, 0.0, 0
+                told = BadSample(int(work.ids[row]), sample.key, sample.source, sample.offset, str(error))
+                pending.bad.append(told)
 
-        def some(start: int) -> None:
-            for row in range(start, len(work.ids), self._threads):
-                one(row)
+    pending.tasks.extend(pool.submit(some, start) for start in range(0, samples, ROWS))
+    return pending
 
-        if self._threads == 1:
-            some(0)
-        else:
-            list(pool.map(some, range(self._threads)))
-        tensors = (torch.from_numpy(array) for array in (labels, weights, work.ids))
-        return Batch(images.permute(0, 3, 1, 2), *tensors)
+
+def _centre(sample: Sample, _id: int, _draws: Draws, out: Image) -> int:
+    cut_one(decode(sample.image), out.shape[0], out)
+    return sample.label
 
 
 class _Buffers:
-    """Preallocated uint8 batches, used in turn: those in the queue, one being filled, two at the consumer's."""
+    """Preallocated uint8 batches, used in turn: those in the queue, those being filled, two at the consumer's."""
 
     def __init__(self, size: int, pin: bool) -> None:
         self._size, self._pin = size, pin
@@ -162,7 +204,7 @@ class _Buffers:
 
     def take(self, samples: int) -> Tensor:
         """Samples x S x S x 3 uint8, a view of the buffer whose turn it is."""
-        slot = self._next % (AHEAD + 3)
+        slot = self._next % (AHEAD + DECODING + 3)
         self._next += 1
         if slot == len(self._ring):
             self._ring.append(self._empty(samples))

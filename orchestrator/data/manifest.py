@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
@@ -37,9 +38,19 @@ class Manifest(Config):
     made: dict[str, str | int | float | bool] = Field({}, description="how it was packed or adopted; never a time")
     splits: dict[str, tuple[Shard, ...]]
 
+    @field_validator("splits")
+    @classmethod
+    def _within(cls, splits: dict[str, tuple[Shard, ...]]) -> dict[str, tuple[Shard, ...]]:
+        for name in (shard.name for shards in splits.values() for shard in shards):
+            if not name or name.startswith("/") or "://" in name or ".." in name.split("/"):
+                raise ValueError(f"shard {name!r} is refused: it must be a path below the dataset's folder")
+        return splits
+
     def digest(self) -> str:
         """A short hash of classes and shards: the dataset's identity, wherever it lies and however it was made."""
-        return fingerprint(self.format_version, self.classes, self.splits, length=16)
+        return fingerprint(
+            self.format_version, self.classes, {s: _sum(shards) for s, shards in self.splits.items()}, length=16
+        )
 
     def tar_url(self, url: str, shard: Shard) -> str:
         """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""
@@ -67,16 +78,37 @@ def load(url: str) -> Manifest:
             f"data: {shown}: no manifest there: {urls.redact(url)} is no packed dataset, or its packing did not finish"
         ) from None
     try:
+        # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
+        found = Manifest.model_validate_json(data)
+    except ValidationError:
+        raise _refusal(data, shown) from None
+    if found.format_version != FORMAT_VERSION or "format_version" not in found.model_fields_set:
+        raise _refusal(data, shown)
+    return found
+
+
+def _refusal(data: bytes, shown: str) -> DataError:
+    """What is wrong with a manifest that cannot be used."""
+    try:
         raw = json.loads(data)
         version = raw["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"data: {shown}: damaged: {error!r}; pack the dataset again") from None
+        return DataError(f"data: {shown}: damaged: {error!r}; pack the dataset again")
     if version != FORMAT_VERSION:
-        raise DataError(f"data: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
+        return DataError(f"data: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
     try:
-        return Manifest.from_dict(raw)
+        Manifest.from_dict(raw)
     except ConfigError as error:
-        raise DataError(f"data: {shown}: damaged: {error}; pack the dataset again") from None
+        return DataError(f"data: {shown}: damaged: {error}; pack the dataset again")
+    return DataError(f"data: {shown}: damaged: it is no valid JSON; pack the dataset again")
+
+
+def _sum(shards: tuple[Shard, ...]) -> str:
+    """One hash of all that is said of a split, shard after shard: as JSON in one piece it would take much memory."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(json.dumps([shard.name, shard.samples, shard.bytes, shard.sha256, shard.index_sha256]).encode())
+    return digest.hexdigest()
 
 
 def save(url: str, manifest: Manifest) -> None:

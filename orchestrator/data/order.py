@@ -1,9 +1,10 @@
 """The order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window).
 
 Shards are permuted; the sequence of their samples is cut into V lanes (contiguous, lengths differing by at most one);
-each lane is shuffled in consecutive windows. Position p of the epoch is the next sample of lane p mod V, and global
-batch b is positions b * B .. (b + 1) * B - 1, whatever the number of workers: rank r of W owns the lanes l with
-l mod W = r. Memory grows with the shards and the open windows, never with the samples.
+each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
+of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
+number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
+never with the samples.
 """
 
 from __future__ import annotations
@@ -73,31 +74,71 @@ class EpochOrder:
 
     def _shuffled(self, lane: Ints, step: Ints) -> Ints:
         """Where in its lane the step-th sample lies: a permutation within each window."""
-        block = step // self.window
+        first = self._first_window(lane)
+        block = np.where(step < first, 0, 1 + (step - first) // self.window)
+        start = np.where(block == 0, 0, first + (block - 1) * self.window)
+        blocks, windows = self._open
         result = np.empty_like(step)
-        for one_lane, one_block in np.unique(np.stack((lane, block), axis=1), axis=0).tolist():
-            chosen = (lane == one_lane) & (block == one_block)
-            start = one_block * self.window
-            result[chosen] = start + self._window(one_lane, one_block)[step[chosen] - start]
+        left = np.arange(len(lane))
+        while len(left):
+            held = blocks[lane[left]] == block[left]
+            now = left[held]
+            result[now] = start[now] + windows[lane[now], (step - start)[now]]
+            left = left[~held]
+            for one in self._earliest(lane[left], block[left]).tolist():
+                self._open_window(int(lane[left[one]]), int(block[left[one]]))
         return result
 
-    @cached_property
-    def _open(self) -> dict[int, tuple[int, Ints]]:
-        """Of each lane the window that was last asked for: lanes x window numbers at most."""
-        return {}
+    @staticmethod
+    def _earliest(lane: Ints, block: Ints) -> Ints:
+        """Of each lane the place of its first block."""
+        by_lane = np.lexsort((block, lane))
+        return by_lane[np.flatnonzero(np.diff(lane[by_lane], prepend=-1))]
 
-    def _window(self, lane: int, block: int) -> Ints:
-        """The shuffle of a lane's window, shorter at the lane's end."""
-        held = self._open.get(lane)
-        if held is None or held[0] != block:
-            size = min(self.window, self._lane_length(lane) - block * self.window)
-            key = keyed.key(self.seed, "window", self.epoch, lane, block)
-            held = self._open[lane] = (block, keyed.permutation(key, size))
-        return held[1]
+    def _first_window(self, lane: Ints) -> Ints:
+        """Samples of a lane's first window: lanes that have several take turns to open the next one."""
+        spread = 1 + np.asarray(lane, dtype=np.int64) * self.window // self.lanes
+        return np.where(self._lane_lengths(lane) > self.window, spread, self.window)
+
+    def window_at(self, lane: int, step: int) -> tuple[int, int]:
+        """Where in the lane the window that holds its step-th sample begins and ends."""
+        first, length = int(self._first_window(np.asarray(lane))), self._lane_length(lane)
+        start = 0 if step < first else first + (step - first) // self.window * self.window
+        return start, min(first if start == 0 else start + self.window, length)
+
+    def spans(self, lane: int, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Samples start .. end - 1 of a lane, as they lie: (shard, first number, past the last) of each stretch."""
+        found = []
+        at, stop = (int(self._lane_start(np.asarray(lane))) + offset for offset in (start, end))
+        while at < stop:
+            slot = int(np.searchsorted(self._ends, at, side="right"))
+            shard = int(self.shard_order[slot])
+            begins = int(self._ends[slot]) - self.counts[shard]
+            past = min(stop, int(self._ends[slot]))
+            found.append((shard, at - begins, past - begins))
+            at = past
+        return found
+
+    @cached_property
+    def _open(self) -> tuple[Ints, Ints]:
+        """Of each lane the window that was last asked for: its number and its shuffle, lanes x window numbers."""
+        return np.full(self.lanes, -1, dtype=np.int64), np.zeros((self.lanes, self.window), dtype=np.int64)
+
+    def _open_window(self, lane: int, block: int) -> None:
+        """Shuffle a lane's window, shorter at the lane's end."""
+        first = int(self._first_window(np.asarray(lane)))
+        begin, end = self.window_at(lane, 0 if block == 0 else first + (block - 1) * self.window)
+        key = keyed.key(self.seed, "window", self.epoch, lane, block)
+        blocks, windows = self._open
+        windows[lane, : end - begin] = keyed.permutation(key, end - begin)
+        blocks[lane] = block
 
     def _lane_length(self, lane: int) -> int:
+        return int(self._lane_lengths(np.asarray(lane)))
+
+    def _lane_lengths(self, lane: Ints) -> Ints:
         short, longer = divmod(self.samples, self.lanes)
-        return short + (lane < longer)
+        return np.asarray(short + (lane < longer), dtype=np.int64)
 
 
 def batch_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Ints:

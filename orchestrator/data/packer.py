@@ -13,12 +13,13 @@ import webdataset
 from orchestrator.data import index, manifest
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.data.sources import keys
 from orchestrator.storage import files
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """An encoded image with its label; `key` has no dot, since WebDataset splits names there."""
+    """An encoded image with its label; the last part of `key` has no dot, since WebDataset splits names there."""
 
     key: str
     image: bytes
@@ -32,6 +33,7 @@ def pack(
     classes: Sequence[str],
     splits: Mapping[str, Iterable[RawSample]],
     samples_per_shard: int,
+    made: Mapping[str, str | int | float | bool] | None = None,
 ) -> Manifest:
     """Write every split as shards below `url` and, last, the manifest.
 
@@ -42,12 +44,12 @@ def pack(
         raise ValueError(f"samples_per_shard: {samples_per_shard} is refused: at least 1 is needed")
     listed = {
         split: tuple(
-            _write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
+            write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
             for number, batch in enumerate(_batched(_checked(samples, len(classes)), samples_per_shard))
         )
         for split, samples in splits.items()
     }
-    packed = Manifest(name=name, classes=tuple(classes), splits=listed)
+    packed = Manifest(name=name, classes=tuple(classes), made=dict(made or {}), splits=listed)
     manifest.save(url, packed)
     return packed
 
@@ -61,24 +63,29 @@ def tar_bytes(samples: Iterable[RawSample]) -> bytes:
     return buffer.getvalue()
 
 
-def _write_shard(url: str, name: str, samples: Sequence[RawSample]) -> Shard:
+def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
+    """Write one shard and, after it, its index; both are held in memory. What the manifest is to say of it.
+
+    Raises DataError for samples that no reader could take, StorageError when storage fails.
+    """
     data = tar_bytes(samples)
-    listing = index.of_tar(data, name).to_bytes()
+    # Read back from the bytes to be written: what is wrong is found here, not by a reader.
+    listing = index.of_tar(data, name)
+    index_bytes = listing.to_bytes()
     files.write_bytes(files.join(url, name), data)
-    files.write_bytes(files.join(url, name + index.SUFFIX), listing)
+    files.write_bytes(files.join(url, name + index.SUFFIX), index_bytes)
     return Shard(
         name=name,
-        samples=len(samples),
+        samples=len(listing.keys),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        index_sha256=hashlib.sha256(listing).hexdigest(),
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
     )
 
 
 def _checked(samples: Iterable[RawSample], classes: int) -> Iterator[RawSample]:
     for sample in samples:
-        if not sample.key or "." in sample.key:
-            raise DataError(f"sample {sample.key!r}: the key is refused: it must be there and hold no dot")
+        keys.check(sample.key)
         if not 0 <= sample.label < classes:
             raise DataError(
                 f"sample {sample.key!r}: label {sample.label} is refused: 0 .. {classes - 1} are the classes"

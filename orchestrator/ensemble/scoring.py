@@ -63,6 +63,7 @@ def _tasks(session: Session, specs: Sequence[RunSpec], folders: Sequence[str], s
                         shard=shard,
                         scorers=scorers,
                         threads=session.placement.cpus_per_worker,
+                        reading=session.placement.reading,
                     )
                 )
     return tasks

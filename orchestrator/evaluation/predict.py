@@ -14,6 +14,7 @@ from torch import Tensor
 from orchestrator.checkpoint import weights
 from orchestrator.config.base import Config
 from orchestrator.data import crops, manifest
+from orchestrator.data.config import ReadingConfig
 from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError
 from orchestrator.data.reader import SampleReader
@@ -45,6 +46,7 @@ class ScoreShard(Config):
     shard: int
     scorers: tuple[Scorer, ...]
     threads: int
+    reading: ReadingConfig = ReadingConfig()
 
 
 def score_shard(raw: dict[str, Any]) -> int:
@@ -55,13 +57,12 @@ def score_shard(raw: dict[str, Any]) -> int:
     found = manifest.load(task.data)
     shards = found.shards(task.split)
     first = sum(shard.samples for shard in shards[: task.shard])
-    reader = SampleReader(task.data, found, task.split)
+    reader = SampleReader(task.data, found, task.split, task.reading)
     loaded = [_model(scorer.final, str(device)) for scorer in task.scorers]
     ids: list[int] = []
     labels: list[int] = []
     rows: list[list[NDArray[np.float32]]] = [[] for _ in loaded]
-    for number in range(shards[task.shard].samples):
-        sample = reader.read(task.shard, number)
+    for number, sample in enumerate(reader.stream(task.shard)):
         try:
             views = _crops(decode(sample.image), loaded[0][1].model.image_size)
         except BadSampleError:
@@ -70,6 +71,7 @@ def score_shard(raw: dict[str, Any]) -> int:
         labels.append(sample.label)
         for (model, recipe), found_rows in zip(loaded, rows, strict=True):
             found_rows.append(_reduced(_probabilities(model, recipe, views, device)))
+    reader.close()
     bad = shards[task.shard].samples - len(ids)
     for scorer, found_rows in zip(task.scorers, rows, strict=True):
         stacked = np.stack(found_rows) if found_rows else np.zeros((0, ROWS, len(found.classes)), dtype=np.float32)

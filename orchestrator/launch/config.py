@@ -12,6 +12,7 @@ from orchestrator.config.base import Config
 from orchestrator.config.cli import Preset
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import fingerprint
+from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
@@ -37,6 +38,7 @@ class Placement(Config):
     )
     autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
     poll_seconds: float = Field(0.2, gt=0, le=10, description="seconds between looks at the workers' health")
+    reading: ReadingConfig = ReadingConfig()
 
 
 class Destination(Config):

@@ -34,7 +34,7 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
     Raises PreflightError when it is missing or damaged.
     """
     try:
-        if asked.data == EMBEDDED and not files.exists(files.join(resolved.data, manifest.NAME)):
+        if asked.data == EMBEDDED and not _readable(resolved.data):
             digits.pack_digits(resolved.data)
         found = manifest.load(resolved.data)
         _check_shards(resolved.data, found)
@@ -42,6 +42,15 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
     except (DataError, OSError) as error:
         raise PreflightError([str(error)]) from None
     return found
+
+
+def _readable(url: str) -> bool:
+    """Whether a manifest of this code's format is there."""
+    try:
+        manifest.load(url)
+    except DataError:
+        return False
+    return True
 
 
 def writable(destination: Destination) -> str | None:

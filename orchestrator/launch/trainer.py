@@ -79,6 +79,7 @@ def _job(spec: RunSpec, lease: Lease) -> TrainJob:
         folder=spec.folder,
         stop_flag=lease.stop_flag,
         threads=spec.placement.cpus_per_worker,
+        reading=spec.placement.reading,
     )
 
 

@@ -61,6 +61,9 @@ class Recipe(Config):
     loss: LossConfig = LossConfig()
     averaging: AveragingConfig = AveragingConfig()
     seeds: Seeds = Seeds()
+    max_bad_share: float = Field(
+        0.001, ge=0, le=1, description="share of an epoch's images that may be unreadable; 10 are always allowed"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the network's arithmetic; weights, loss and average stay float32"
     )

@@ -7,16 +7,18 @@ fsspec. Filesystem objects are made in the process and thread that uses them, ne
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import fsspec
 
-from orchestrator.storage import urls
+from orchestrator.storage import faults, s3, urls
 from orchestrator.storage.retry import retrying
 
 join = urls.join
@@ -28,7 +30,7 @@ class StorageError(OSError):
 
 def read_bytes(url: str) -> bytes:
     """All bytes of an object. Raises FileNotFoundError when it is absent, StorageError otherwise."""
-    with _named("read", url):
+    with naming("read", url):
         if urls.is_local(url):
             with open(urls.local_path(url), "rb") as file:
                 return file.read()
@@ -37,12 +39,12 @@ def read_bytes(url: str) -> bytes:
 
 def read_range(url: str, start: int, length: int) -> bytes:
     """Exactly `length` bytes from byte `start`. Raises StorageError when the object ends before that."""
-    with _named("read", url):
+    with naming("read", url):
         if urls.is_local(url):
             with open(urls.local_path(url), "rb") as file:
                 data = os.pread(file.fileno(), length, start)
         else:
-            data = bytes(retrying(lambda: _filesystem(url).cat_file(_path(url), start=start, end=start + length)))
+            data = _remote_range(url, start, length)
     if len(data) != length:
         raise StorageError(
             f"{urls.redact(url)}: truncated: bytes {start} to {start + length} wanted, {len(data)} of {length} there"
@@ -52,7 +54,7 @@ def read_range(url: str, start: int, length: int) -> bytes:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Replace an object in one step: readers see the old bytes or the new ones, nothing between."""
-    with _named("write", url):
+    with naming("write", url):
         if urls.is_local(url):
             path = urls.local_path(url)
             temp = _write_temp(path, data)
@@ -66,7 +68,7 @@ def create_bytes(url: str, data: bytes) -> bool:
 
     One creator wins, also between machines: link(2) locally, If-None-Match on S3.
     """
-    with _named("create", url):
+    with naming("create", url):
         if urls.is_local(url):
             path = urls.local_path(url)
             temp = _write_temp(path, data)
@@ -82,12 +84,17 @@ def create_bytes(url: str, data: bytes) -> bool:
             _filesystem(url).pipe_file(_path(url), data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            # s3fs knows it by a word in the answer that not every store says.
+            if faults.status(error) == HTTPStatus.PRECONDITION_FAILED:
+                return False
+            raise
         return True
 
 
 def exists(url: str) -> bool:
     """Whether an object or folder is there."""
-    with _named("look for", url):
+    with naming("look for", url):
         if urls.is_local(url):
             return os.path.exists(urls.local_path(url))
         return bool(retrying(lambda: _fresh(url).exists(_path(url))))
@@ -95,7 +102,7 @@ def exists(url: str) -> bool:
 
 def size(url: str) -> int:
     """Bytes of an object. Raises FileNotFoundError when it is absent."""
-    with _named("measure", url):
+    with naming("measure", url):
         if urls.is_local(url):
             return os.path.getsize(urls.local_path(url))
         return int(retrying(lambda: _fresh(url).size(_path(url))))
@@ -103,7 +110,7 @@ def size(url: str) -> int:
 
 def sizes(url: str) -> dict[str, int]:
     """Bytes of each object directly below a folder, by name; empty when there is no such folder."""
-    with _named("list", url):
+    with naming("list", url):
         if urls.is_local(url):
             path = urls.local_path(url)
             if not os.path.isdir(path):
@@ -120,7 +127,7 @@ def sizes(url: str) -> dict[str, int]:
 
 def list_names(url: str) -> list[str]:
     """Sorted names directly below a folder; empty when there is no such folder."""
-    with _named("list", url):
+    with naming("list", url):
         if urls.is_local(url):
             path = urls.local_path(url)
             if not os.path.isdir(path):
@@ -137,7 +144,7 @@ def list_names(url: str) -> list[str]:
 
 def remove(url: str) -> None:
     """Remove an object or a whole folder; nothing happens when it is absent."""
-    with _named("remove", url):
+    with naming("remove", url):
         if urls.is_local(url):
             path = urls.local_path(url)
             if os.path.isdir(path) and not os.path.islink(path):
@@ -151,6 +158,16 @@ def remove(url: str) -> None:
 
 
 _TEMP = ".tmp-"
+
+
+def _remote_range(url: str, start: int, length: int) -> bytes:
+    """What there is of a range: S3 answers with an error when the object ends before its first byte."""
+    try:
+        return bytes(retrying(lambda: _filesystem(url).cat_file(_path(url), start=start, end=start + length)))
+    except OSError as error:
+        if faults.status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return b""
+        raise
 
 
 def _write_temp(path: str, data: bytes) -> str:
@@ -170,7 +187,8 @@ def _write_temp(path: str, data: bytes) -> str:
 
 
 def _filesystem(url: str) -> Any:
-    return fsspec.filesystem(urls.scheme(url))
+    scheme = urls.scheme(url)
+    return s3.filesystem() if scheme in s3.SCHEMES else fsspec.filesystem(scheme)
 
 
 def _fresh(url: str) -> Any:
@@ -185,11 +203,16 @@ def _path(url: str) -> str:
 
 
 @contextmanager
-def _named(verb: str, url: str) -> Iterator[None]:
+def naming(verb: str, url: str) -> Iterator[None]:
     """Give every storage failure the object's name; FileNotFoundError stays what it is."""
     try:
         yield
-    except (FileNotFoundError, StorageError):
+    except StorageError:
         raise
+    except FileNotFoundError as error:
+        if error.filename is not None or urls.name(url) in str(error):
+            raise
+        # S3 says no more than "NoSuchKey".
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), urls.redact(url)) from error
     except Exception as error:
-        raise StorageError(f"cannot {verb} {urls.redact(url)}: {type(error).__name__}: {error}") from error
+        raise StorageError(f"cannot {verb} {urls.redact(url)}: {faults.told(error)}") from error

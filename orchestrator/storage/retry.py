@@ -7,17 +7,9 @@ from typing import TypeVar
 
 import tenacity
 
-T = TypeVar("T")
+from orchestrator.storage import faults
 
-# What a second try cannot mend.
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    ValueError,
-)
+T = TypeVar("T")
 
 
 def retrying(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float = 0.2) -> T:
@@ -29,6 +21,6 @@ def retrying(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=first_wait_seconds, max=5.0),
         # tenacity catches BaseException: Ctrl-C and SystemExit must pass.
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, _FINAL)),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and not faults.is_final(error)),
         reraise=True,
     )(call)

@@ -14,15 +14,16 @@ import torch
 from orchestrator.checkpoint import format as checkpoint_format
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.data import audit, order
 from orchestrator.data import manifest as manifests
-from orchestrator.data import order
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import Batch, Loader
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.reader import SampleReader
-from orchestrator.storage import files
+from orchestrator.storage import files, urls
 from orchestrator.tracking import journal
 from orchestrator.training import state as states
+from orchestrator.training.delivery import Delivery, first_trouble
 from orchestrator.training.job import Context, Outcome, TrainJob, checkpoints_of, final_of, outcome_of
 from orchestrator.training.loop import Parts, train
 from orchestrator.training.outcome import finished
@@ -47,7 +48,9 @@ def run(job: TrainJob, world: World, context: Context) -> Outcome:
     done = finished(job.folder)
     if world.agree(done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
-            raise RuntimeError(f"rank {world.rank} does not see {outcome_of(job.folder)}: is its storage another one?")
+            raise RuntimeError(
+                f"rank {world.rank} does not see {urls.redact(outcome_of(job.folder))}: is its storage another one?"
+            )
         return done
     attempt = _attempt(job, world)
     previous = last_event(job) if world.leads and attempt > 1 else None
@@ -84,12 +87,18 @@ def _run(
     manifest = _unanimous(world, lambda: _dataset(job, world))
     counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
     if manifest.samples(VALIDATION) == 0:
-        raise DataError(f"data: {job.data}: its {VALIDATION} split is empty, so no error could ever be told")
+        raise DataError(
+            f"data: {urls.redact(job.data)}: its {VALIDATION} split is empty, so no error could ever be told"
+        )
     steps = order.steps_per_epoch(sum(counts), job.recipe.batch_size)
     state = states.fresh(job.recipe, len(manifest.classes), steps, world.device)
     stepper = Stepper(job.recipe, state, states.wrapped(state.model, world.workers), world)
+    blank = _blank_batch(job)
     if world.workers > 1:
-        stepper.settle(_blank_batch(job))
+        stepper.settle(blank)
+    training, validation = _unanimous(
+        world, lambda: (_loader(job, manifest, TRAIN, world), _loader(job, manifest, VALIDATION, world))
+    )
     passed_over = _resume(job, world, state)
     recorder.started(state.progress, world, previous, passed_over)
     parts = Parts(
@@ -98,41 +107,38 @@ def _run(
         context,
         state,
         stepper,
-        training=_loader(job, manifest, TRAIN, world),
-        validation=_loader(job, manifest, VALIDATION, world),
+        training,
+        validation,
         training_counts=counts,
         validation_counts=tuple(shard.samples for shard in manifest.shards(VALIDATION)),
+        delivery=Delivery(world, blank),
         recorder=recorder,
         saver=Saver(job, attempt),
     )
     try:
         outcome = train(parts)
-    except DataError as error:
-        if world.workers > 1:
-            # The other ranks wait for this one in a collective: only a crash ends the whole group.
-            raise RuntimeError(f"rank {world.rank}: {error}") from error
-        raise
+    except DataError as error:  # the same on every rank
+        return Outcome(status="bad-data", message=str(error), samples=state.progress.samples)
     if outcome.status == "finished" and world.leads:
         averaged, raw = state.final_weights()
-        weights.save(final_of(job.folder), averaged, raw, job.recipe.to_dict(), manifest.classes)
+        record = state.record.to_dict()
+        weights.save(final_of(job.folder), averaged, raw, job.recipe.to_dict(), manifest.classes, record)
     return outcome
 
 
 def _unanimous(world: World, check: Callable[[], T]) -> T:
     """The check's result when it passes on every rank; else its error on every rank, so that none waits for another.
 
-    Raises what the check raised here, or DataError naming that another rank refused.
+    Raises what the check raised here, or as DataError what it raised on another rank.
     """
     error: DataError | CheckpointError | None = None
     try:
         result = check()
     except (DataError, CheckpointError) as raised:
         error = raised
-    refused = world.sum([float(error is not None)])[0]
-    if error is not None:
-        raise error
-    if refused:
-        raise DataError(f"{refused:g} of {world.workers} workers refused the data or the checkpoint: do all see them?")
+    if world.sum([float(error is not None)])[0]:
+        told = first_trouble(world, None if error is None else str(error))
+        raise error or DataError(told)
     return result
 
 
@@ -140,7 +146,7 @@ def _dataset(job: TrainJob, world: World) -> Manifest:
     manifest = manifests.load(job.data)
     if manifest.digest() != job.dataset_digest:
         raise DataError(
-            f"data: {job.data}: its digest is {manifest.digest()}, the run was started on {job.dataset_digest}: "
+            f"data: {urls.redact(job.data)}: its digest is {manifest.digest()}, the run was started on {job.dataset_digest}: "
             "the dataset changed; give the old one, or start anew with --new"
         )
     counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
@@ -172,7 +178,11 @@ def _checked(job: TrainJob, url: str, loaded: dict[str, Any], device: str) -> di
     """The checkpoint at `url`, loaded already on rank 0, if it is of this recipe."""
     saved = loaded or checkpoint_format.load(url, device)
     if saved["recipe"] != job.recipe.to_dict():
-        raise CheckpointError(f"{url}: is of another recipe; start anew with --new")
+        raise CheckpointError(f"{urls.redact(url)}: is of another recipe; start anew with --new")
+    try:
+        audit.record_of(saved.get("audit"), urls.redact(url))
+    except DataError as error:
+        raise CheckpointError(f"{error}; start anew with --new") from None
     return saved
 
 
@@ -189,7 +199,7 @@ def _attempt(job: TrainJob, world: World) -> int:
 
 
 def _loader(job: TrainJob, manifest: Manifest, split: str, world: World) -> Loader:
-    reader = SampleReader(job.data, manifest, split)
+    reader = SampleReader(job.data, manifest, split, job.reading)
     return Loader(reader, job.recipe.model.image_size, job.threads, pin=world.device.type == "cuda")
 
 

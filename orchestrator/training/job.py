@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from orchestrator.config.base import Config
+from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files
 
@@ -14,11 +15,13 @@ from orchestrator.storage import files
 class Cadence(Config):
     """How often things happen that do not change the result."""
 
-    checkpoint_seconds: float = Field(30.0, gt=0, description="seconds between checkpoints: the most a death replays")
+    checkpoint_seconds: float = Field(
+        30.0, gt=0, description="seconds between checkpoints, each at a pulse: about the most a death replays"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
-    pulse_steps: int = Field(10, ge=1, description="steps between looks at the stop flag and at the loss")
-    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves")
+    pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
+    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")
 
 
 class TrainJob(Config):
@@ -31,6 +34,7 @@ class TrainJob(Config):
     folder: str = Field(description="URL of the run's folder")
     stop_flag: str = Field(description="URL of a file whose existence asks the run to save and stop")
     threads: int = Field(1, ge=1, description="CPU threads of each worker, for the network and for decoding")
+    reading: ReadingConfig = ReadingConfig()
 
 
 Status = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 
+from orchestrator.data.audit import BadEntry
 from orchestrator.storage import files
 from orchestrator.tracking import journal
 from orchestrator.tracking.journal import Cursor, DamagedSegment, JournalWriter
@@ -15,6 +17,7 @@ from orchestrator.training.world import World
 POLL_SECONDS = 1.0
 CLOSE_SECONDS = 30.0
 START_SECONDS = 5.0
+MOST_BAD_TOLD = 100  # of an attempt; the record kept with the weights has them all
 LOST = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 
 
@@ -25,6 +28,7 @@ class Recorder:
         self._stop_flag = job.stop_flag
         self._attempt = attempt
         self._samples = 0  # of the last event
+        self._bad_told = 0
         self._stopped = threading.Event()
         self._closing = threading.Event()
         self._journal = JournalWriter(journal_of(job.folder), attempt) if world.leads else None
@@ -75,6 +79,14 @@ class Recorder:
         self._samples = progress.samples
         if self._journal is not None:
             self._journal.append("epoch", progress.samples, **metrics)
+
+    def bad_samples(self, progress: Progress, found: Sequence[BadEntry]) -> None:
+        """Samples that were given weight 0 for the first time."""
+        if self._journal is None:
+            return
+        for one in found[: MOST_BAD_TOLD - self._bad_told]:
+            self._bad_told += 1
+            self._journal.append("bad-sample", progress.samples, **one.to_dict())
 
     def ended(self, outcome: Outcome) -> None:
         """The attempt ended with an outcome."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.data import audit
+from orchestrator.data.audit import AuditRecord
 from orchestrator.models import googlenet
 from orchestrator.models.googlenet import GoogLeNet
 from orchestrator.recipe import optimizer as sgd
@@ -24,6 +26,7 @@ class TrainState:
     optimizer: torch.optim.SGD
     average: PolyakAverage
     progress: Progress
+    record: AuditRecord = field(default_factory=AuditRecord)  # of what all ranks were given up to the last pulse
 
     def snapshot(self) -> dict[str, Any]:
         """A copy in host memory that training cannot change any more: tensors and plain values only."""
@@ -32,10 +35,12 @@ class TrainState:
             "optimizer": _copied(self.optimizer.state_dict()),
             "average": _copied(self.average.state_dict()),
             "samples": self.progress.samples,
+            "audit": self.record.to_dict(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continue from a snapshot. Raises RuntimeError or ValueError when it is of another network."""
+        """Continue from a snapshot. Raises RuntimeError or ValueError when it is of another network or has no audit."""
+        self.record = audit.record_of(saved.get("audit"), "checkpoint")
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average.load_state_dict(saved["average"]["updates"], saved["average"]["mean"])

@@ -51,7 +51,9 @@ class Stepper:
     def _backward(self, batch: Batch, epoch: int) -> Tensor:
         device, recipe = self._world.device, self._recipe
         images = self.normalise(batch.images.to(device, non_blocking=True))
-        labels, weights, ids = (tensor.to(device, non_blocking=True) for tensor in batch[1:])
+        labels, weights, ids = (
+            tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.weights, batch.ids)
+        )
         dropped = masks(self._state.model, recipe.seeds.dropout, epoch, ids)
         self._state.optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):

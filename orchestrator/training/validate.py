@@ -11,6 +11,7 @@ from orchestrator.data.loader import Loader
 from orchestrator.models.googlenet import GoogLeNet, Logits
 from orchestrator.recipe.metrics import Counts, count
 from orchestrator.recipe.normalise import Normaliser
+from orchestrator.training.delivery import first_trouble
 from orchestrator.training.world import World
 
 BATCH = 256  # images of a forward pass; does not change the counts
@@ -23,22 +24,28 @@ def validate(
     """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).
 
     Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples
-    are missing, DataError when all of them are broken.
+    are missing; DataError, on every rank alike, when a rank cannot read its data or all images are broken.
     """
     local = {name: Counts() for name in weights}
     bad = 0
+    trouble: str | None = None
     model.eval()
-    with torch.inference_mode():
-        for batch in loader.evaluation(counts, BATCH, world.rank, world.workers):
-            images = normalise(batch.images.to(world.device, non_blocking=True))
-            labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
-            bad += int((batch.weights == 0).sum())
-            for name, override in weights.items():
-                logits: Logits = functional_call(model, override, (images,))
-                local[name] = local[name] + count(logits, labels, sample_weights)
+    try:
+        with torch.inference_mode():
+            for batch in loader.evaluation(counts, BATCH, world.rank, world.workers):
+                images = normalise(batch.images.to(world.device, non_blocking=True))
+                labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
+                bad += int((batch.weights == 0).sum())
+                for name, override in weights.items():
+                    logits: Logits = functional_call(model, override, (images,))
+                    local[name] = local[name] + count(logits, labels, sample_weights)
+    except DataError as error:
+        trouble = str(error)  # told below: the other ranks are on their way to that collective
     model.train()
     flat = [float(value) for each in local.values() for value in (each.samples, each.wrong_top1, each.wrong_top5)]
-    *summed, all_bad = world.sum([*flat, float(bad)])
+    *summed, all_bad, failed = world.sum([*flat, float(bad), float(trouble is not None)])
+    if failed:
+        raise DataError(first_trouble(world, trouble))
     whole = iter(int(value) for value in summed)
     found = {name: Counts(next(whole), next(whole), next(whole)) for name in weights}
     for name, counted in found.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -28,6 +29,22 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def gather(self, text: str) -> list[str]:
+        """Every rank's text, in the order of ranks; every rank must call it."""
+        if self.workers == 1:
+            return [text]
+        # As bytes of a common length: nothing that came from another process is unpickled.
+        data = np.frombuffer(text.encode(errors="backslashreplace"), dtype=np.uint8)
+        own = [0.0] * self.workers
+        own[self.rank] = float(len(data))
+        lengths = [int(length) for length in self.sum(own)]
+        padded = np.zeros(max(1, *lengths), dtype=np.uint8)
+        padded[: len(data)] = data
+        mine = torch.from_numpy(padded).to(self.device)
+        found = [torch.empty_like(mine) for _ in lengths]
+        dist.all_gather(found, mine)
+        return [one[:length].cpu().numpy().tobytes().decode() for one, length in zip(found, lengths, strict=True)]
 
     def agree(self, flag: bool) -> bool:
         """Rank 0's flag, on every rank; every rank must call it."""

@@ -15,8 +15,9 @@ from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.crops import cut_one
 from orchestrator.data.decode import decode
 from orchestrator.data.errors import DataError
-from orchestrator.data.loader import AHEAD, Batch
+from orchestrator.data.loader import AHEAD, DECODING, Batch
 from orchestrator.data.packer import RawSample
+from orchestrator.data.read_ahead import ReadAhead
 from tests.support import shards
 from tests.support.shards import counts, kept, loader, order, training
 
@@ -38,17 +39,17 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(all(map(torch.equal, a, b)) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(all(map(torch.equal, a[:4], b[:4])) for a, b in zip(one, other, strict=True))
 
 
 def our_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("loader", "decode"))]
+    return [t.name for t in threading.enumerate() if t.name.startswith(("loader", "decode", "read"))]
 
 
 def by_id(batches: list[Batch]) -> dict[int, tuple[bytes, int, float]]:
     found: dict[int, tuple[bytes, int, float]] = {}
     for batch in batches:
-        for image, label, weight, one in zip(*batch, strict=True):
+        for image, label, weight, one in zip(*batch[:4], strict=True):
             assert int(one) not in found, "a sample twice"
             found[int(one)] = (image.numpy().tobytes(), int(label), float(weight))
     return found
@@ -138,12 +139,14 @@ def test_a_broken_image_goes_to_the_ledger_and_harms_no_other(tmp_path: Path, pa
     found = shards.dataset(tmp_path, broken)
     good = by_id(kept(loader(packed).evaluation(counts(found), 4)))
     one = loader(tmp_path)
-    got = by_id(kept(one.evaluation(counts(found), 4)))
+    batches = kept(one.evaluation(counts(found), 4))
+    got, bad = by_id(batches), [entry for batch in batches for entry in batch.bad]
+    assert [entry.id for entry in bad] == [5, 9]
     assert got.keys() == good.keys()
     for number, value in got.items():
         black = (bytes(3 * 16 * 16), number % 3, 0.0)
         assert value == (black if number in (5, 9) else good[number])
-    ledger = {entry.key: entry for entry in one.ledger}
+    ledger = {entry.key: entry for entry in bad}
     assert set(ledger) == {"sample-005", "sample-009"}
     assert ledger["sample-005"].source == str(tmp_path / "train/train-000001.tar")
     assert "broken JPEG" in ledger["sample-005"].reason
@@ -157,7 +160,7 @@ def test_imagenets_oddities_are_loaded(tmp_path: Path) -> None:
     one = loader(tmp_path)
     (batch,) = kept(one.evaluation(counts(found), 4))
     assert batch.weights.tolist() == [1.0] * 3
-    assert one.ledger == []
+    assert batch.bad == ()
     assert (batch.images[0].float() - batch.images[2].float()).abs().mean() < 8
 
 
@@ -196,11 +199,11 @@ def test_no_thread_outlives_its_consumer(many: Path, leave: Callable[[Iterator[B
 def test_the_producers_error_reaches_the_consumer(tmp_path: Path, threads: int) -> None:
     found = shards.dataset(tmp_path, train=60)
     last = tmp_path / found.shards("train")[9].name
-    shards.flip_byte(last, 700)
+    shards.flip_byte(last, 1700)
     batches = loader(tmp_path, threads=threads).evaluation(counts(found), 4)
     got = [next(batches).ids.tolist() for _ in range(9)]
     assert got[-1] == [32, 33, 34, 35], "what came before it is delivered"
-    with pytest.raises(DataError, match=f"{last.name}: damaged"):
+    with pytest.raises(DataError, match=f"{last.name}: sample .* does not have the checksum in the index"):
         next(batches)
     assert our_threads() == []
 
@@ -215,21 +218,21 @@ def test_a_batch_stays_valid_until_the_next_but_one_is_asked_for(many: Path) -> 
         assert torch.equal(current.images, copy)
         current, copy = following, following.images.clone()
         places.add(current.images.data_ptr())
-    assert len(places) == AHEAD + 3, "buffers are used in turn, or the contract would cost nothing"
+    assert len(places) == AHEAD + DECODING + 3, "buffers are used in turn, or the contract would cost nothing"
 
 
 def test_the_producer_waits_for_its_consumer(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = loader(many)
-    reader, asked = one._reader, []
-    read = reader.read
+    asked = []
+    take = ReadAhead.take
 
-    def noting(shard: int, number: int) -> Any:
+    def noting(ahead: ReadAhead, shard: int, number: int) -> Any:
         asked.append(number)
-        return read(shard, number)
+        return take(ahead, shard, number)
 
-    monkeypatch.setattr(reader, "read", noting)
+    monkeypatch.setattr(ReadAhead, "take", noting)
     batches = one.evaluation((4,) * 15, 4)
     next(batches)
     time.sleep(0.3)
-    assert len(asked) <= (1 + AHEAD + 1) * 4, "one at the consumer's, the queue, one being put"
+    assert len(asked) <= (1 + AHEAD + 1 + DECODING) * 4, "one at the consumer's, the queue, one put, those decoded"
     assert len(kept(batches)) == 14

@@ -36,7 +36,7 @@ def test_missing(tmp_path: Path) -> None:
         manifest.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}", "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}", "\xff", '{"name": "x"}'])
 def test_damaged(packed: Path, text: str) -> None:
     (packed / manifest.NAME).write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"manifest.json: damaged: .*pack the dataset again"):
@@ -53,6 +53,30 @@ def test_other_versions(packed: Path, version: object) -> None:
 def test_unknown_and_impossible_keys(packed: Path) -> None:
     rewrite(packed, clases=["a"])
     with pytest.raises(DataError, match=r"manifest.json: damaged: .*clases"):
+        manifest.load(str(packed))
+
+
+def test_without_a_version(packed: Path) -> None:
+    path = packed / manifest.NAME
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "format_version"}))
+    with pytest.raises(DataError, match=r"manifest.json: damaged: KeyError\('format_version'\)"):
+        manifest.load(str(packed))
+
+
+def test_wrong_values_are_named(packed: Path) -> None:
+    splits = json.loads((packed / manifest.NAME).read_text())["splits"]
+    splits["train"][2]["samples"] = -4
+    rewrite(packed, splits=splits)
+    with pytest.raises(DataError, match=r"damaged: splits\.train\.2\.samples: .*at least 0"):
+        manifest.load(str(packed))
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x.tar", "a/../../x.tar", "s3://other/x.tar", ""])
+def test_shards_elsewhere_are_refused(packed: Path, name: str) -> None:
+    splits = json.loads((packed / manifest.NAME).read_text())["splits"]
+    splits["train"][0]["name"] = name
+    rewrite(packed, splits=splits)
+    with pytest.raises(DataError, match=rf"shard '{name}' is refused: it must be a path below the dataset's folder"):
         manifest.load(str(packed))
 
 

@@ -84,7 +84,7 @@ def test_foreign_tars_are_indexed() -> None:
          ("b.cls", b"0"), ("b.txt", b"words"), ("b.png", b"pixels"), (".hidden.jpg", b"")]
     )  # fmt: skip
     found = index.of_tar(data, "x.tar")
-    assert found.keys == ("./n01.d/a", "b")
+    assert found.keys == ("n01.d/a", "b")
     assert found.labels.tolist() == [2, 0]
     assert data[found.offsets[0] : found.offsets[0] + found.lengths[0]] == image
     assert data[found.offsets[1] : found.offsets[1] + found.lengths[1]] == b"pixels"

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data import index, manifest, reader
+from orchestrator.data import index, manifest
 from orchestrator.data.errors import DataError
 from orchestrator.data.packer import RawSample, tar_bytes
 from orchestrator.data.reader import SampleReader
-from orchestrator.storage import files
 from tests.support import shards
 
 TAR = "train/train-000001.tar"
 INDEX = TAR + index.SUFFIX
-RANGED = 100  # a cache that holds no tar: samples are read in ranges
 
 
 @pytest.fixture
@@ -24,46 +22,43 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(folder: Path, cache_bytes: int = reader.CACHE_BYTES) -> SampleReader:
-    return SampleReader(str(folder), manifest.load(str(folder)), "train", cache_bytes)
+def opened(folder: Path) -> SampleReader:
+    return SampleReader(str(folder), manifest.load(str(folder)), "train")
 
 
-@pytest.mark.parametrize("cache_bytes", [reader.CACHE_BYTES, RANGED])
-def test_samples_come_as_they_were_packed(packed: Path, cache_bytes: int) -> None:
-    opened_reader = opened(packed, cache_bytes)
+def test_samples_come_as_they_were_packed(packed: Path) -> None:
+    opened_reader = opened(packed)
     for number, wanted in enumerate(shards.samples(13)):
         got = opened_reader.read(number // 4, number % 4)
-        assert (got.key, got.image, got.label) == (wanted.key, wanted.image, wanted.label)
+        assert (got.key, bytes(got.image), got.label) == (wanted.key, wanted.image, wanted.label)
         assert got.source == str(packed / f"train/train-{number // 4:06d}.tar")
         assert (packed / f"train/train-{number // 4:06d}.tar").read_bytes()[got.offset :].startswith(wanted.image)
 
 
 @pytest.mark.parametrize("name", [TAR, INDEX])
-@pytest.mark.parametrize("cache_bytes", [reader.CACHE_BYTES, RANGED])
-def test_missing(packed: Path, name: str, cache_bytes: int) -> None:
+def test_missing(packed: Path, name: str) -> None:
     (packed / name).unlink()
-    opened_reader = opened(packed, cache_bytes)
+    opened_reader = opened(packed)
     opened_reader.read(0, 0)
     with pytest.raises(DataError, match=rf"{packed}/{name}: missing"):
         opened_reader.read(1, 0)
 
 
-@pytest.mark.parametrize("cache_bytes", [reader.CACHE_BYTES, RANGED])
-def test_truncated(packed: Path, cache_bytes: int) -> None:
+def test_truncated(packed: Path) -> None:
     data = (packed / TAR).read_bytes()
     (packed / TAR).write_bytes(data[:-512])
     with pytest.raises(DataError, match=rf"{TAR}: {len(data) - 512} bytes, the manifest says {len(data)}: truncated"):
-        opened(packed, cache_bytes).read(1, 0)
+        opened(packed).read(1, 0)
 
 
 @pytest.mark.parametrize("name", [TAR, INDEX])
 def test_a_flipped_byte(packed: Path, name: str) -> None:
-    shards.flip_byte(packed / name, 700 if name == TAR else 20)
+    shards.flip_byte(packed / name, 1700 if name == TAR else 20)
     opened_reader = opened(packed)
     opened_reader.read(0, 0)
-    with pytest.raises(DataError, match=rf"{name}: damaged: it does not have the checksum"):
+    with pytest.raises(DataError, match=rf"{name}: .*does not have the checksum"):
         opened_reader.read(1, 0)
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="does not have the checksum"):
         opened_reader.read(1, 0)
 
 
@@ -96,30 +91,9 @@ def test_labels_outside_the_classes(packed: Path, labels: tuple[int, ...]) -> No
         opened(packed).read(0, 0)
 
 
-@pytest.mark.parametrize(("room", "whole_reads"), [(0, 3), (-1, 0)])
-def test_a_split_is_kept_whole_or_read_in_ranges(
-    packed: Path, monkeypatch: pytest.MonkeyPatch, room: int, whole_reads: int
-) -> None:
-    """Never a part of it: lanes hop between shards, so a whole tar would be read for nearly every sample."""
-    fetched = []
-    whole = files.read_bytes
-
-    def counting(url: str) -> bytes:
-        if url.endswith(".tar"):
-            fetched.append(url)
-        return whole(url)
-
-    monkeypatch.setattr(files, "read_bytes", counting)
-    total = sum(shard.bytes for shard in manifest.load(str(packed)).shards("train"))
-    opened_reader = opened(packed, cache_bytes=total + room)
-    for shard in (0, 1, 2, 0, 2, 0, 1):
-        opened_reader.read(shard, 0)
-    assert len(fetched) == whole_reads
-
-
 def test_threads_share_a_reader(packed: Path) -> None:
     wanted = [sample.image for sample in shards.samples(13)]
-    opened_reader = opened(packed, cache_bytes=30_000)
+    opened_reader = opened(packed)
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(lambda n: opened_reader.read(n % 13 // 4, n % 13 % 4).image, range(260)))
+        got = list(pool.map(lambda n: bytes(opened_reader.read(n % 13 // 4, n % 13 % 4).image), range(260)))
     assert got == wanted * 20

@@ -11,7 +11,10 @@ import torch
 from orchestrator.checkpoint import format as checkpoints
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
-from orchestrator.data import manifest
+from orchestrator.data import audit, manifest
+from orchestrator.data.audit import AuditRecord
+from orchestrator.data.loader import Batch
+from orchestrator.data.order import EpochOrder
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
@@ -20,7 +23,9 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.journal import Event
 from orchestrator.training import entry, recorder
 from orchestrator.training.job import Cadence, Outcome, TrainJob, checkpoints_of, final_of, journal_of
+from orchestrator.training.step import Stepper
 from orchestrator.training.world import World
+from tests.support.ranks import Ranks
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -80,6 +85,51 @@ def train(of: TrainJob, world: World = ALONE, context: RecordingContext | None =
 def train_on_rank(rank: int, workers: int, payload: dict[str, Any]) -> dict[str, Any]:
     """What each of several processes does: an attempt; its outcome."""
     return train(TrainJob.from_dict(payload), World(rank, workers, CPU)).to_dict()
+
+
+def train_by(ranks: Ranks, workers: int, of: TrainJob) -> list[Outcome]:
+    """Run one attempt on several processes; each rank's outcome. Raises what a rank raised."""
+    found = ranks.run(train_on_rank, workers, of.to_dict())
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return [Outcome.from_dict(one) for one in found]
+
+
+def train_and_note(rank: int, workers: int, payload: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[int]]]:
+    """An attempt; its outcome, and the ids that step() was given on this rank by global step."""
+    noted: dict[int, list[int]] = {}
+    step = Stepper.__call__
+
+    def noting(self: Stepper, batch: Batch) -> torch.Tensor:
+        noted[self._state.progress.step] = batch.ids.tolist()
+        return step(self, batch)
+
+    with patch.object(Stepper, "__call__", noting):
+        outcome = train_on_rank(rank, workers, payload)
+    return outcome, noted
+
+
+def plan(of: TrainJob, epoch: int) -> EpochOrder:
+    """The order of one of its epochs."""
+    counts = tuple(shard.samples for shard in manifest.load(of.data).shards("train"))
+    recipe = of.recipe
+    return EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+
+
+def delivered(of: TrainJob) -> AuditRecord:
+    """The record that is kept with the final weights."""
+    return audit.record_of(weights.audit_of(final_of(of.folder)), "final")
+
+
+def as_planned(of: TrainJob) -> bool:
+    """Whether every epoch of a finished run was delivered as it was planned."""
+    record = delivered(of)
+    return len(record.epochs) == of.recipe.epochs and not any(
+        audit.compared(one, found, of.recipe.batch_size, found.samples // of.recipe.batch_size).problems
+        for one in record.epochs
+        for found in [plan(of, one.epoch)]
+    )
 
 
 def ask_to_stop(of: TrainJob) -> None:

@@ -79,7 +79,7 @@ def training(
 
 def kept(batches: Iterator[Batch]) -> list[Batch]:
     """Copies of all batches: the loader's own are overwritten in turn."""
-    return [Batch(*(tensor.clone() for tensor in batch)) for batch in batches]
+    return [Batch(*(tensor.clone() for tensor in batch[:4]), batch.bad) for batch in batches]  # type: ignore[call-arg, arg-type]
 
 
 def flip_byte(path: Path, where: int) -> None:

@@ -9,26 +9,17 @@ from orchestrator.config.overrides import apply
 from orchestrator.data.order import batch_positions
 from orchestrator.data.packer import RawSample, pack
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import files
 from orchestrator.training.job import Outcome, TrainJob
 from orchestrator.training.world import World
 from tests.support import runs, shards
 from tests.support.ranks import Ranks
-from tests.support.runs import ask_to_stop, events, farthest, final, identical, job, recipe, stop_asking
+from tests.support.runs import ask_to_stop, events, farthest, final, identical, job, recipe, stop_asking, train_by
 
 pytestmark = pytest.mark.process
 
 # Weights after 18 steps, as a share of the largest of their tensor. Only the order of sums differs: each step adds a
 # few units of 2^-24 = 6e-8 (3e-6 was measured in all). Another mask or a lost sample is far above it, see below.
 ROUNDING = 2e-5
-
-
-def train(ranks: Ranks, workers: int, of: TrainJob) -> list[Outcome]:
-    found = ranks.run(runs.train_on_rank, workers, of.to_dict())
-    for one in found:
-        if isinstance(one, Exception):
-            raise one
-    return [Outcome.from_dict(one) for one in found]
 
 
 def errors(outcome: Outcome) -> dict[str, float]:
@@ -42,7 +33,7 @@ def whole(small: Path, ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -
     done = {}
     for workers in (1, 2, 3):
         done[workers] = job(small, tmp_path_factory.mktemp(f"by-{workers}"), recipe())
-        assert [one.status for one in train(ranks, workers, done[workers])] == ["finished"] * workers
+        assert [one.status for one in train_by(ranks, workers, done[workers])] == ["finished"] * workers
     return done
 
 
@@ -56,6 +47,8 @@ def test_any_number_of_workers_gives_the_same_weights(whole: dict[int, TrainJob]
     for name, wrong in alone.items():
         assert together[name] == pytest.approx(round(together[name]), abs=1e-9), "counted in whole samples"
         assert abs(together[name] - wrong) < 1.5, "a sample on the edge may fall on its other side"
+    assert runs.as_planned(whole[workers])
+    assert runs.delivered(whole[workers]) == runs.delivered(whole[1])
     losses = [[event.values["train/loss"] for event in events(one, "epoch")] for one in (whole[1], whole[workers])]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
@@ -77,11 +70,11 @@ def test_stopped_and_resumed_equals_never_stopped(
     one = job(small, tmp_path, recipe(), pulse_steps=5)
     ask_to_stop(one)
     for _ in range(2):
-        found = train(ranks, workers, one)
+        found = train_by(ranks, workers, one)
         assert {outcome.status for outcome in found} == {"stopped"}
         assert len({outcome.attempt for outcome in found}) == 1
     stop_asking(one)
-    assert {(outcome.status, outcome.attempt) for outcome in train(ranks, workers, one)} == {("finished", 3)}
+    assert {(outcome.status, outcome.attempt) for outcome in train_by(ranks, workers, one)} == {("finished", 3)}
     assert identical(final(one), final(whole[workers]))
 
 
@@ -91,9 +84,9 @@ def test_a_run_goes_on_with_another_number_of_workers(
     one = job(small, tmp_path, recipe(), pulse_steps=5)
     ask_to_stop(one)
     for workers in (2, 3):
-        assert train(ranks, workers, one)[0].status == "stopped"
+        assert train_by(ranks, workers, one)[0].status == "stopped"
     stop_asking(one)
-    assert train(ranks, 1, one)[0].status == "finished"
+    assert train_by(ranks, 1, one)[0].status == "finished"
     assert [event.values["workers"] for event in events(one, "started")] == [2, 3, 1]
     assert farthest(final(one), final(whole[1])) < ROUNDING
 
@@ -116,7 +109,7 @@ def test_a_rank_without_a_sample_takes_part(tmp_path: Path, ranks: Ranks) -> Non
     done = []
     for workers in (1, 3):
         one = job(data, tmp_path / f"by-{workers}", sparse())
-        outcomes = train(ranks, workers, one)
+        outcomes = train_by(ranks, workers, one)
         assert {outcome.status for outcome in outcomes} == {"finished"}
         for outcome in outcomes:
             assert outcome.metrics["train/bad_samples"] == 2, "on whichever rank they were"
@@ -126,38 +119,32 @@ def test_a_rank_without_a_sample_takes_part(tmp_path: Path, ranks: Ranks) -> Non
 
 def test_a_rate_that_diverges_ends_all_ranks(small: Path, tmp_path: Path, ranks: Ranks) -> None:
     one = job(small, tmp_path, apply(recipe(), {"schedule.base_rate": 100.0}), pulse_steps=4)
-    assert [outcome.status for outcome in train(ranks, 3, one)] == ["diverged"] * 3
+    assert [outcome.status for outcome in train_by(ranks, 3, one)] == ["diverged"] * 3
     assert runs.outcome(one).status == "diverged"
 
 
 def test_a_finished_run_is_finished_for_all_ranks(ranks: Ranks, whole: dict[int, TrainJob]) -> None:
     before = len(events(whole[3]))
-    assert {outcome.status for outcome in train(ranks, 3, whole[3])} == {"finished"}
+    assert {outcome.status for outcome in train_by(ranks, 3, whole[3])} == {"finished"}
     assert len(events(whole[3])) == before
 
 
 def test_more_workers_than_lanes_is_bad_data_on_all_ranks(small: Path, tmp_path: Path, ranks: Ranks) -> None:
     one = job(small, tmp_path, apply(recipe(), {"order.lanes": 2}))
-    found = train(ranks, 3, one)
+    found = train_by(ranks, 3, one)
     assert [outcome.status for outcome in found] == ["bad-data"] * 3
     assert "order.lanes" in found[0].message
 
 
-def test_data_that_one_rank_cannot_read_ends_the_group(tmp_path: Path, ranks: Ranks) -> None:
-    """It raises: as an outcome of one rank it would leave the others waiting in a collective."""
-    data = tmp_path / "data"
-    shards.dataset(data, train=48, per_shard=1)
-    (data / "train" / "train-000007.tar").unlink()
-    one = job(data, tmp_path / "run", recipe(epochs=1))
-    found = ranks.run(runs.train_on_rank, 3, one.to_dict(), collective_seconds=5)
-    assert all(isinstance(raised, RuntimeError) for raised in found)
-    assert "train-000007.tar" in all_tracebacks(one)
-    assert not files.exists(files.join(one.folder, "outcome.json"))
+def _texts(rank: int, workers: int, texts: list[str]) -> list[str]:
+    return World(rank, workers, runs.CPU).gather(texts[rank])
 
 
-def all_tracebacks(of: TrainJob) -> str:
-    folder = files.join(of.folder, "tracebacks")
-    return "".join(files.read_bytes(files.join(folder, name)).decode() for name in files.list_names(folder))
+@pytest.mark.parametrize("texts", [["one", "", "zwölf \ud800"], ["", "", ""]])
+def test_texts_of_all_ranks(ranks: Ranks, texts: list[str]) -> None:
+    shown = [text.replace("\ud800", "\\ud800") for text in texts]
+    assert ranks.run(_texts, 3, texts) == [shown] * 3
+    assert ranks.run(_texts, 1, texts) == [texts[:1]]
 
 
 def _sums(rank: int, workers: int, values: list[float]) -> Any:

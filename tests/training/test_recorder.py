@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.data.audit import BadEntry
 from orchestrator.storage import files
 from orchestrator.tracking import journal
 from orchestrator.tracking.journal import Event, JournalWriter
@@ -59,6 +60,7 @@ def test_only_rank_0_looks_and_writes(one: TrainJob) -> None:
     follower.started(AT, FOLLOWER, None, [])
     follower.point(AT, 1.0, 0.1)
     follower.epoch(AT, {})
+    follower.bad_samples(AT, [BadEntry(id=0, key="k", source="x", offset=0, reason="broken")])
     follower.ended(Outcome(status="finished"))
     follower.close()
     assert files.list_names(journal_of(one.folder)) == []
@@ -82,6 +84,19 @@ def test_what_happens_is_journalled(one: TrainJob, leader: Recorder) -> None:
     assert started == {"attempt": 2, "workers": 1, "device": "cpu", "resumed": True}
     assert point == {"train/loss": 0.5, "train/rate": 0.1}
     assert failed == {"status": "diverged", "message": "why"}
+
+
+def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: Recorder) -> None:
+    entries = [BadEntry(id=n, key=f"k{n}", source="/d/x.tar", offset=n, reason="broken") for n in range(70)]
+    leader.bad_samples(AT, entries[:2])
+    leader.bad_samples(AT, [])
+    for _ in range(3):
+        leader.bad_samples(AT, entries)
+    leader.close()
+    told = events(one, "bad-sample")
+    assert len(told) == recorder.MOST_BAD_TOLD
+    assert told[1].samples == 320
+    assert told[1].values == {"id": 1, "key": "k1", "source": "/d/x.tar", "offset": 1, "reason": "broken"}
 
 
 @pytest.mark.parametrize("kind", ["finished", "stopped", "failed"])

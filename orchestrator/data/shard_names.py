@@ -1,0 +1,106 @@
+"""Names of tars by pattern: braces as in train-{000000..000146}.tar, and * ? [] against what a folder holds."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.errors import DataError
+from orchestrator.storage import files, urls
+
+MAX_NAMES = 1_000_000
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NESTED = re.compile(r"\{[^}]*\{")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Folders:
+    """Sizes of the objects in the folders below a URL, each folder listed once."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._held: dict[str, Mapping[str, int]] = {}
+
+    def sizes(self, folder: str) -> Mapping[str, int]:
+        """Bytes by name of what lies in a folder, "" for the URL itself."""
+        if folder not in self._held:
+            self._held[folder] = files.sizes(files.join(self.url, folder) if folder else self.url)
+        return self._held[folder]
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None when it is not there."""
+        folder, _, last = name.rpartition("/")
+        return self.sizes(folder).get(last)
+
+
+def named(folders: Folders, pattern: str, field: str) -> tuple[str, ...]:
+    """The names below the folders' URL that a pattern stands for: in its order with braces, sorted with * ? [].
+
+    Raises ConfigError for a pattern that makes no sense, DataError when a tar is missing or nothing matches.
+    """
+    if pattern.startswith("/") or "://" in pattern or ".." in re.split("/", _RANGE.sub("", pattern)):
+        raise ConfigError(f"{field}: {pattern!r} is refused: it must be a path below the url")
+    found: list[str] = []
+    for name in expanded(pattern, field):
+        found += _matching(folders, name, field) if _GLOB.search(name) else [name]
+    if len(set(found)) < len(found):
+        twice = Counter(found).most_common(1)[0][0]
+        raise ConfigError(f"{field}: {pattern!r} is refused: it names {twice} twice")
+    missing = [name for name in found if folders.size(name) is None]
+    shown = urls.redact(folders.url)
+    if missing:
+        raise DataError(
+            f"{field}: {shown}: {missing[0]} is missing ({len(missing)} of {len(found)} named by {pattern!r})"
+        )
+    if not found:
+        raise DataError(f"{field}: {shown}: nothing there matches {pattern!r}")
+    return tuple(found)
+
+
+def expanded(pattern: str, field: str) -> list[str]:
+    """The names that braces stand for: {a,b} and {000..146}, which keeps its zeros."""
+    if _NESTED.search(pattern):
+        raise ConfigError(f"{field}: {pattern!r} is refused: braces within braces; write the names out")
+    results = [pattern]
+    while match := _BRACES.search(results[0]):
+        choices = _choices(match[1], pattern, field)
+        if len(results) * len(choices) > MAX_NAMES:
+            raise ConfigError(f"{field}: {pattern!r} is refused: over {MAX_NAMES} names")
+        # All results have the same braces, at other places once a choice was longer than another.
+        results = [_BRACES.sub(_quoted(choice), name, count=1) for name in results for choice in choices]
+    return results
+
+
+def _choices(inside: str, pattern: str, field: str) -> list[str]:
+    if match := _RANGE.fullmatch(inside):
+        first, last = int(match[1]), int(match[2])
+        if first > last or last - first >= MAX_NAMES:
+            raise ConfigError(
+                f"{field}: {pattern!r} is refused: {{{inside}}} must ascend, over at most {MAX_NAMES} names"
+            )
+        width = len(match[1]) if match[1].startswith("0") else 0
+        return [f"{number:0{width}d}" for number in range(first, last + 1)]
+    if "," not in inside:
+        raise ConfigError(f"{field}: {pattern!r} is refused: {{{inside}}} is neither {{first..last}} nor {{one,other}}")
+    return inside.split(",")
+
+
+def _quoted(text: str) -> str:
+    """The text as a replacement of a regular expression."""
+    return text.replace("\\", r"\\")
+
+
+def _matching(folders: Folders, name: str, field: str) -> list[str]:
+    folder, _, last = name.rpartition("/")
+    if _GLOB.search(folder):
+        raise ConfigError(
+            f"{field}: {name!r} is refused: * ? [] may stand in its last part only; use {{a,b}} for folders"
+        )
+    # Lists and indexes of shards lie beside them.
+    there = sorted(at for at in folders.sizes(folder) if not at.endswith(".json"))
+    return [f"{folder}/{at}" if folder else at for at in fnmatch.filter(there, last) if fnmatch.fnmatchcase(at, last)]

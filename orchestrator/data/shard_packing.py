@@ -1,0 +1,247 @@
+"""One shard, from its rows of the plan to its tar: images are read side by side, looked at, and written in order."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import simplejpeg
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import decode, index, oddities, packer
+from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.manifest import Shard
+from orchestrator.data.oddities import Finding
+from orchestrator.data.packer import RawSample
+from orchestrator.data.sources.listing import Row, SplitListing
+from orchestrator.storage import files, urls
+from orchestrator.storage.ranged import Ranges
+
+# Below the dataset's folder, as long as it is being packed.
+PACKING = "_packing"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Treatment(Config):
+    """What is done to each image."""
+
+    resize: int = 0
+    quality: int = 95
+    decode: bool = True
+
+
+class ShardTask(Config):
+    """One shard to be packed: a task of its own, on any machine that sees both places."""
+
+    url: str  # of the dataset
+    split: str
+    number: int
+    root: str
+    is_tar: bool
+    treatment: Treatment
+    threads: int = Field(4, ge=1)
+
+
+class LeftOut(Config):
+    """An image that nobody could train on."""
+
+    key: str
+    source: str
+    label: int
+    defect: str
+    reason: str
+
+
+class Entry(Config):
+    """What is known of a finished shard; its file is written last."""
+
+    shard: Shard | None = Field(description="None when all of its images were left out")
+    images: int
+    bytes: int = Field(description="of the source")
+    resized: int
+    oddities: dict[str, int]
+    left_out: tuple[LeftOut, ...]
+
+
+class Packed(NamedTuple):
+    """An image as it is stored, or why it is not."""
+
+    image: bytes
+    finding: Finding
+    is_resized: bool = False
+
+
+def shard_name(split: str, number: int) -> str:
+    """Path of a shard below the dataset's folder."""
+    return f"{split}/{split}-{number:06d}.tar"
+
+
+def rows_url(url: str, split: str, number: int) -> str:
+    """Where the rows of a shard are kept."""
+    return files.join(url, PACKING, "rows", f"{split}-{number:06d}.json")
+
+
+def entry_url(url: str, split: str, number: int) -> str:
+    """Where the entry of a finished shard is kept."""
+    return files.join(url, PACKING, "done", f"{split}-{number:06d}.json")
+
+
+def write_rows(url: str, rows: SplitListing) -> None:
+    """Keep the rows of a shard."""
+    columns = {
+        "keys": list(rows.keys),
+        "names": list(rows.names),
+        "labels": rows.labels.tolist(),
+        "offsets": rows.offsets.tolist(),
+        "lengths": rows.lengths.tolist(),
+    }
+    files.write_bytes(url, json.dumps(columns, separators=(",", ":")).encode())
+
+
+def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
+    """Pack the shard of a ShardTask and leave its Entry; both in JSON form, to travel between processes.
+
+    Raises DataError when the plan is not there, StorageError when an image cannot be read or the shard not be written.
+    """
+    task = ShardTask.from_dict(raw)
+    rows = _read_rows(rows_url(task.url, task.split, task.number))
+    left_out: list[LeftOut] = []
+    counts: Counter[str] = Counter()
+
+    def kept(found: Iterable[tuple[Row, Packed]]) -> Iterator[RawSample]:
+        for row, (image, finding, is_resized) in found:
+            if finding.defect:
+                left_out.append(
+                    LeftOut(key=row.key, source=row.name, label=row.label, defect=finding.defect, reason=finding.reason)
+                )
+                continue
+            counts.update(finding.oddities)
+            counts["resized"] += is_resized
+            yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
+
+    with closing(Ranges(task.threads)) as ranges:
+        reader = ImageReader(ranges, task.root, task.is_tar, task.treatment)
+        shard = packer.write_shard(
+            task.url, shard_name(task.split, task.number), kept(in_order(reader.packed, rows, task.threads))
+        )
+    entry = Entry(
+        shard=shard,
+        images=len(rows),
+        bytes=sum(row.length for row in rows),
+        resized=counts.pop("resized", 0),
+        oddities=dict(sorted(counts.items())),
+        left_out=tuple(left_out),
+    )
+    if not shard.samples:
+        for name in (shard.name, shard.name + index.SUFFIX):
+            files.remove(files.join(task.url, name))
+        entry = entry.model_copy(update={"shard": None})
+    files.write_bytes(entry_url(task.url, task.split, task.number), entry.to_json().encode())
+    return entry.to_dict()
+
+
+class ImageReader:
+    """Images of one root, read and treated; for any thread."""
+
+    def __init__(self, ranges: Ranges, root: str, is_tar: bool, treatment: Treatment) -> None:
+        self._ranges, self._root, self._is_tar, self._treatment = ranges, root, is_tar, treatment
+
+    def packed(self, row: Row) -> Packed:
+        """The image as it is to be stored, with what is odd about it.
+
+        Raises DataError when it is gone, StorageError when it cannot be read.
+        """
+        large = oddities.too_many_bytes(row.length)
+        if large is not None:
+            return Packed(b"", large)
+        try:
+            image = self._read(row)
+        except FileNotFoundError:
+            where = urls.redact(files.join(self._root, row.name))
+            raise DataError(
+                f"source: {where}: gone since it was listed, or not there as node {socket.gethostname()} sees it"
+            ) from None
+        return treated(image, row.name, self._treatment)
+
+    def _read(self, row: Row) -> bytes:
+        if self._is_tar:
+            return bytes(self._ranges.read(self._root, row.offset, row.length))
+        url = files.join(self._root, row.name)
+        # Many small local files: opened and closed, not held open.
+        if urls.is_local(url):
+            return files.read_range(url, 0, row.length)
+        return bytes(self._ranges.read(url, 0, row.length))
+
+
+def treated(image: bytes, name: str, treatment: Treatment) -> Packed:
+    """An image as it is to be stored: its bytes as they are, unless it is larger than `resize`."""
+    finding = oddities.inspect(image, name)
+    if finding.defect:
+        return Packed(b"", finding)
+    shorter = min(finding.width, finding.height)
+    is_large = 0 < treatment.resize < shorter
+    if not is_large and not treatment.decode:
+        return Packed(image, finding)
+    try:
+        pixels = decode.decode(image)
+    except BadSampleError as error:
+        return Packed(b"", Finding(finding.extension, defect="undecodable", reason=str(error)))
+    if not is_large:
+        return Packed(image, finding)
+    rows, columns = (max(1, round(side * treatment.resize / shorter)) for side in pixels.shape[:2])
+    small = np.ascontiguousarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
+    encoded = simplejpeg.encode_jpeg(small, quality=treatment.quality, colorspace="RGB", colorsubsampling="420")
+    return Packed(encoded, finding, is_resized=True)
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+    """(item, work(item)) in the order of the items; a few are worked on ahead, side by side."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
+        ahead: deque[tuple[T, Future[R]]] = deque()
+        try:
+            for item in items:
+                ahead.append((item, pool.submit(work, item)))
+                if len(ahead) > 2 * threads:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+def read_entry(url: str) -> Entry:
+    """The entry of a finished shard. Raises DataError when it is damaged."""
+    try:
+        return Entry.from_dict(json.loads(files.read_bytes(url)))
+    except (ConfigError, ValueError) as error:
+        raise DataError(f"{urls.redact(url)}: damaged: {error}; remove it to pack that shard again") from None
+
+
+def _read_rows(url: str) -> list[Row]:
+    try:
+        columns = json.loads(files.read_bytes(url))
+        names = ("keys", "names", "labels", "offsets", "lengths")
+        return [Row(*values) for values in zip(*(columns[name] for name in names), strict=True)]
+    except FileNotFoundError:
+        raise DataError(
+            f"{urls.redact(url)}: not there as node {socket.gethostname()} sees it: the dataset's folder must be a URL "
+            "or a file system that all nodes share, and no other packing of it may have ended meanwhile"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{urls.redact(url)}: damaged: {error!r}; remove {PACKING} and start the packing anew"
+        ) from None

@@ -1,0 +1,84 @@
+"""The same work on every shard, in threads, with progress on the screen or in the log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A log has no moving bar; it gets a line now and then.
+LOG_SECONDS = 60.0
+
+
+class _StoppedError(Exception):
+    """The rest is not wanted any more."""
+
+
+def each(
+    items: Sequence[T],
+    work: Callable[[T, Callable[[int], None]], R],
+    receive: Callable[[int, R], None],
+    threads: int,
+    console: Console,
+    title: str,
+    total_bytes: int,
+) -> None:
+    """Do `work(item, tick)` on all items and hand each result to `receive(number, result)` here, as they are done.
+
+    `tick(bytes)` is to be called as bytes are read; it ends the work when another item's work, `receive` or Ctrl-C
+    raised, which is then raised here.
+    """
+    stop = threading.Event()
+    with _bar(console) as bar:
+        task = bar.add_task(title, total=total_bytes)
+
+        def tick(count: int) -> None:
+            if stop.is_set():
+                raise _StoppedError
+            bar.advance(task, count)
+
+        with ThreadPoolExecutor(threads) as pool:
+            pending: dict[Future[R], int] = {}
+            try:
+                pending = {pool.submit(work, item, tick): number for number, item in enumerate(items)}
+                _collect(pending, receive, console, title)
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+
+
+def _collect(pending: dict[Future[R], int], receive: Callable[[int, R], None], console: Console, title: str) -> None:
+    told = time.monotonic()
+    for done, future in enumerate(as_completed(pending), start=1):
+        receive(pending[future], future.result())
+        if not console.is_terminal and time.monotonic() - told > LOG_SECONDS:
+            told = time.monotonic()
+            console.print(f"{title}: {done} of {len(pending)} shards", highlight=False)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,31 @@
+"""Keys of samples from the names of files and members; such a name is never used as a path to write to."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.data.errors import DataError
+
+# Letters and digits of any script, and what no file system, store or tar reader gives a meaning.
+_ODD = re.compile(r"[^\w.\-+=@,()~]")
+_EXTENSION = re.compile(r"(?<=.)\.[A-Za-z0-9]{1,5}$")
+
+
+def of_name(name: str) -> str:
+    """The key of a file or tar member: its path without root, ".." and extension, odd characters as "_"."""
+    parts = [_ODD.sub("_", part) for part in name.split("/") if part not in ("", ".", "..")]
+    if not parts:
+        return "_"
+    # WebDataset cuts names at the first dot of the last component.
+    parts[-1] = _EXTENSION.sub("", parts[-1]).replace(".", "_")
+    return "/".join(parts)
+
+
+def check(key: str) -> None:
+    """Raise DataError for a key that would not come back from a tar as it is."""
+    parts = key.split("/")
+    if "." in parts[-1] or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise DataError(
+            f"sample {key!r}: the key is refused: a relative path is needed, without '..' and with no dot in its last "
+            "component"
+        )

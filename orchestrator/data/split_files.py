@@ -1,0 +1,127 @@
+"""The files of one split: verified indexes, kept while they are in use, and byte ranges of its tars.
+
+Made in the process that uses it and safe for its threads. Remote tars go through the node's cache when there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+
+from orchestrator.data import index
+from orchestrator.data.config import ReadingConfig
+from orchestrator.data.errors import DataError
+from orchestrator.data.index import ShardIndex
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.storage import files, urls
+from orchestrator.storage.cache import BlockCache
+from orchestrator.storage.files import StorageError
+from orchestrator.storage.ranged import Ranges
+
+# Indexes in memory: each open window has one or two; of 10,000 samples one takes about half a megabyte.
+INDEXES = 256
+
+
+class SplitFiles:
+    """Indexes and byte ranges of a split's shards, by the shard's number in the manifest."""
+
+    def __init__(self, url: str, manifest: Manifest, split: str, config: ReadingConfig) -> None:
+        self.shards = manifest.shards(split)
+        self._url = url
+        self._tars = [manifest.tar_url(url, shard) for shard in self.shards]
+        self._shown = [urls.redact(url) for url in self._tars]
+        self._classes = len(manifest.classes)
+        self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
+        self._measured: set[int] = set()
+        self._lock = threading.Lock()
+        self.local = urls.is_local(self._tars[0]) if self._tars else True
+        self.ranges = Ranges(config.streams)
+        self.cache: BlockCache | None = None
+        if config.cache and not self.local:
+            self.cache = BlockCache(os.path.expanduser(config.cache), int(config.cache_gib * 2**30))
+
+    def index(self, shard: int) -> ShardIndex:
+        """The shard's index, read once while it is in use. Raises DataError when it is unfit."""
+        with self._lock:
+            found = self._indexes.get(shard)
+            mine = found is None
+            if found is None:
+                found = self._indexes[shard] = Future()
+                if len(self._indexes) > INDEXES:
+                    self._indexes.popitem(last=False)
+            else:
+                self._indexes.move_to_end(shard)
+        if mine:
+            try:
+                found.set_result(self._load(self.shards[shard]))
+            except BaseException as error:
+                found.set_exception(error)
+                with self._lock:
+                    self._indexes.pop(shard, None)  # another try may find the storage up again
+        return found.result()
+
+    def tar(self, shard: int) -> str:
+        """URL of a shard's tar, fit to be shown."""
+        return self._shown[shard]
+
+    def read_into(self, shard: int, start: int, view: memoryview) -> None:
+        """Fill `view` with the tar's bytes from `start`.
+
+        Raises DataError when the tar is missing or has another size, StorageError when the storage fails.
+        """
+        url, facts = self._tars[shard], self.shards[shard]
+        if self.local and shard not in self._measured:
+            self._measure(shard)
+        try:
+            if self.cache is None:
+                self.ranges.read_into(url, start, view)
+            else:
+                self.cache.read_into(
+                    url, facts.sha256, facts.bytes, start, view, lambda at, part: self.ranges.read_into(url, at, part)
+                )
+        except FileNotFoundError:
+            raise self._missing(shard) from None
+        except StorageError:
+            self._measure(shard)  # a tar that was cut says so; else the storage's own word stands
+            raise
+
+    def reread(self, shard: int, start: int, view: memoryview) -> None:
+        """The same from the source, past the cache, whose blocks are dropped: what was read is not what was packed."""
+        if self.cache is not None:
+            self.cache.drop(self._tars[shard], self.shards[shard].sha256, start, len(view))
+        self.ranges.read_into(self._tars[shard], start, view)
+
+    def advise(self, shard: int, start: int, length: int) -> None:
+        """Tell the operating system that these bytes of a local tar are read soon."""
+        self.ranges.advise(self._tars[shard], start, length)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.ranges.close()
+
+    def _load(self, facts: Shard) -> ShardIndex:
+        found = index.load(self._url, facts)
+        if len(found.labels) != facts.samples:
+            raise DataError(
+                f"data: {facts.name}: its index lists {len(found.labels)} samples, the manifest {facts.samples}"
+            )
+        if len(found.labels) and not 0 <= found.labels.min() <= found.labels.max() < self._classes:
+            raise DataError(f"data: {facts.name}: labels outside 0 .. {self._classes - 1}")
+        return found
+
+    def _measure(self, shard: int) -> None:
+        """Raise DataError when a tar is missing or not of the size that was packed."""
+        try:
+            size = files.size(self._tars[shard])
+        except FileNotFoundError:
+            raise self._missing(shard) from None
+        if size != self.shards[shard].bytes:
+            raise DataError(
+                f"data: {self.tar(shard)}: {size} bytes, the manifest says {self.shards[shard].bytes}: truncated?"
+            )
+        self._measured.add(shard)
+
+    def _missing(self, shard: int) -> DataError:
+        return DataError(f"data: {self.tar(shard)}: missing although the manifest lists it")

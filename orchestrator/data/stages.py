@@ -1,0 +1,132 @@
+"""What is done to a training sample, as WebDataset's map() has it: a dict in, a dict out.
+
+The built-in stages are `decode` and `crop`; in that order, with nothing between, they run as one that decodes no more
+than the crop needs. Another stage is named `package.module:function` in the recipe. It finds
+
+- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
+- `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
+  the same on any worker and after any restart;
+- `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one
+- `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses
+
+and returns the dict with what it changed. What comes out last must be S x S x 3 uint8.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data import augment, decode, keyed
+from orchestrator.data.augment import Draws
+from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.decode import Image
+from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.read_ahead import Sample
+
+Stage = Callable[[dict[str, Any]], dict[str, Any]]
+# (sample, its id, its draws, S x S x 3 uint8 to fill)
+Fill = Callable[[Sample, int, Draws, Image], int]
+
+_FUSED = ("decode", "crop")
+
+
+def filler(config: AugmentationConfig, seed: int, epoch: int) -> Fill:
+    """A function that fills one image of a batch and returns its label.
+
+    Raises DataError when a stage's name means nothing.
+    """
+    if config.stages == _FUSED:
+        return _fused(config)
+    stages = [(name, _BUILT_IN[name](config) if name in _BUILT_IN else _imported(name)) for name in config.stages]
+    base = keyed.key(seed, "stages", epoch)
+
+    def fill(sample: Sample, id: int, draws: Draws, out: Image) -> int:
+        made: dict[str, Any] = {
+            "__key__": sample.key,
+            "__url__": sample.source,
+            "__id__": id,
+            "__epoch__": epoch,
+            "__seed__": int(keyed.mix(np.array([id ^ base], dtype=np.uint64))[0]),
+            "draws": draws,
+            "size": out.shape[0],
+            "image": sample.image,
+            "cls": sample.label,
+        }
+        for name, stage in stages:
+            made = _applied(stage, name, made, sample)
+        _check(made, config.stages[-1], out)
+        out[:] = made["image"]
+        return int(made["cls"])
+
+    return fill
+
+
+def _fused(config: AugmentationConfig) -> Fill:
+    def fill(sample: Sample, _id: int, draws: Draws, out: Image) -> int:
+        augment.decode_and_augment(sample.image, config, draws, out)
+        return sample.label
+
+    return fill
+
+
+def _decode(_config: AugmentationConfig) -> Stage:
+    return lambda sample: sample | {"image": decode.decode(sample["image"])}
+
+
+def _crop(config: AugmentationConfig) -> Stage:
+    def crop(sample: dict[str, Any]) -> dict[str, Any]:
+        out: NDArray[np.uint8] = np.empty((sample["size"], sample["size"], 3), dtype=np.uint8)
+        augment.augment(sample["image"], config, sample["draws"], out)
+        return sample | {"image": out}
+
+    return crop
+
+
+_BUILT_IN = {"decode": _decode, "crop": _crop}
+
+
+def _imported(name: str) -> Stage:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"augmentation.stages: {name!r} is refused: must be {', '.join(map(repr, _BUILT_IN))} or "
+            f"'package.module:function' that every worker can import ({error})"
+        ) from None
+    if not callable(found):
+        raise DataError(f"augmentation.stages: {name!r} is refused: it is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def _applied(stage: Stage, name: str, made: dict[str, Any], sample: Sample) -> dict[str, Any]:
+    try:
+        found = stage(made)
+    except BadSampleError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"augmentation.stages: {name!r} failed on sample {sample.key!r} of {sample.source} at byte "
+            f"{sample.offset}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(
+            f"augmentation.stages: {name!r} returned {type(found).__name__} for sample {sample.key!r}: a stage returns "
+            "the sample's dict (raise BadSampleError to leave a sample out)"
+        )
+    return found
+
+
+def _check(made: dict[str, Any], last: str, out: Image) -> None:
+    image = made.get("image")
+    if not isinstance(image, np.ndarray) or image.shape != out.shape or image.dtype != np.uint8:
+        told = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(
+            f"augmentation.stages: after {last!r} the image of sample {made.get('__key__')!r} is {told}: "
+            f"must be uint8 {out.shape}"
+        )

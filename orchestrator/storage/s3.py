@@ -1,0 +1,160 @@
+"""S3 clients with time-outs and without hidden retries, and single ranged reads through them.
+
+Endpoint and credentials come from the usual environment and files (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE,
+a role ...). botocore and s3fs would each retry by themselves, 25 times for one of ours, and a create whose answer was
+lost would find its own object: both are told not to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import fsspec
+
+SCHEMES = frozenset({"s3", "s3a"})
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0  # without a byte
+_PIECE_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+class TruncatedError(ValueError):
+    """An object ends before the bytes that were asked for. A ValueError: trying again is of no use."""
+
+
+class ReplacedError(ValueError):
+    """An object is not the one of which the first bytes were read."""
+
+
+class EndedEarlyError(OSError):
+    """A body ended before its announced end; the rest can be asked for."""
+
+
+@dataclass
+class Progress:
+    """How far a read has come, over all its requests."""
+
+    done: int = 0
+    identity: tuple[object, ...] | None = None  # of the object that was read so far
+
+
+def filesystem() -> Any:
+    """The process's S3 filesystem for whole objects; fsspec keeps it, though not over a fork."""
+    made = fsspec.filesystem("s3", config_kwargs=_config(CONNECT_SECONDS, READ_SECONDS, connections=10))
+    made.retries = 1
+    return made
+
+
+def _config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
+    """What botocore is told beside what it finds in the environment."""
+    return {
+        "connect_timeout": connect_seconds,
+        "read_timeout": read_seconds,
+        "max_pool_connections": connections,
+        "retries": {"total_max_attempts": 1},
+    }
+
+
+class S3Reader:
+    """Ranged reads on one client, for any thread of the process that makes it."""
+
+    def __init__(self, connect_seconds: float, read_seconds: float, connections: int) -> None:
+        # A checksum of the whole object says nothing of a range.
+        config = {
+            **_config(connect_seconds, read_seconds, connections),
+            "response_checksum_validation": "when_required",
+        }
+        # An instance of its own, as closing it must not take the connections of others.
+        self._filesystem = fsspec.filesystem("s3", config_kwargs=config, skip_instance_cache=True)
+
+    def fill(self, url: str, start: int, view: memoryview, progress: Progress, seconds: float) -> None:
+        """Ask once for the bytes from `start` on and put them into the view as they come; `progress` counts them.
+
+        Raises what went wrong; what came before is in the view. Nothing writes into it afterwards.
+        """
+        # Released at the end of the block: a request that is given up can then not write into memory used anew.
+        with view[:] as target:
+            self._run(self._fill(url, start, target, progress), seconds)
+
+    def size(self, url: str, seconds: float) -> int:
+        """Bytes of an object, by one request."""
+        return int(self._run(self._head(url), seconds)["ContentLength"])
+
+    def close(self) -> None:
+        """Close the connections."""
+        made, self._filesystem = self._filesystem, None
+        creator = getattr(made, "_s3creator", None)
+        if creator is not None:
+            made.close_session(made.loop, creator)
+
+    def _run(self, call: Coroutine[Any, Any, T], seconds: float) -> T:
+        if self._filesystem is None:
+            call.close()
+            raise ValueError("the reader is closed")
+        future = asyncio.run_coroutine_threadsafe(call, self._filesystem.loop)
+        try:
+            return future.result(max(0.0, seconds))
+        except BaseException:
+            # Out of time, or Ctrl-C: without this the request would go on.
+            future.cancel()
+            raise
+
+    async def _call(self, method: str, url: str, **arguments: str) -> Any:
+        client = await self._filesystem.set_session()
+        bucket, key, version = self._filesystem.split_path(url)
+        wanted = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
+        # Adds what the user told s3fs to send along, such as "requester pays".
+        call = getattr(client, method)
+        return await call(**self._filesystem._get_s3_method_kwargs(call, **wanted))
+
+    async def _head(self, url: str) -> Any:
+        return await self._call("head_object", url)
+
+    async def _fill(self, url: str, start: int, target: memoryview, progress: Progress) -> None:
+        wanted = len(target)
+        answer = await self._call("get_object", url, Range=f"bytes={start}-{start + wanted - 1}")
+        body = answer["Body"]
+        try:
+            _check(answer, start, wanted, progress)
+            filled = 0
+            while filled < wanted:
+                piece = await body.read(min(_PIECE_BYTES, wanted - filled))
+                if not piece:
+                    raise EndedEarlyError(f"the body ended after {filled} of {wanted} bytes")
+                target[filled : filled + len(piece)] = piece
+                filled += len(piece)
+                progress.done += len(piece)
+        finally:
+            # A connection whose body was read to its end is back in the pool already; any other is closed.
+            body.close()
+
+
+def _check(answer: Any, start: int, wanted: int, progress: Progress) -> None:
+    """Whether the answer is the range that was asked for, of the object that was read before."""
+    told = str(answer.get("ContentRange") or "")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", told)
+    # Some servers send the whole object for a range that begins at 0.
+    first, last, total = (
+        map(int, match.groups()) if match else (0, answer["ContentLength"] - 1, answer["ContentLength"])
+    )
+    if first != start:
+        raise ValueError(f"the store sent bytes from {first} on where bytes from {start} were asked for")
+    identity = (answer.get("ETag"), answer.get("LastModified"), total)
+    if progress.identity is None:
+        progress.identity = identity
+    elif identity != progress.identity:
+        raise ReplacedError(
+            f"the object was replaced while it was read: ETag, time and size were {_shown(progress.identity)} "
+            f"and are {_shown(identity)}"
+        )
+    if last - first + 1 < wanted:
+        raise TruncatedError(f"bytes {start} to {start + wanted} wanted, the object has {total}")
+
+
+def _shown(identity: tuple[object, ...]) -> str:
+    return ", ".join(map(str, identity))

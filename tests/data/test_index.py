@@ -1,0 +1,31 @@
+"""Keys in one piece of memory behave as a tuple of strings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.data.index import Keys, checksum
+
+# Names of members that are no valid UTF-8 come with lone surrogates.
+TEXTS = st.lists(st.text(st.characters(exclude_categories=()), max_size=9), max_size=9)
+
+
+@given(TEXTS)
+def test_keys_are_a_sequence_of_strings(texts: list[str]) -> None:
+    keys = Keys(texts)
+    assert (len(keys), list(keys), tuple(keys)) == (len(texts), texts, tuple(texts))
+    assert keys == tuple(texts)
+    assert (keys[1:-1], keys[::-1]) == (tuple(texts[1:-1]), tuple(texts[::-1]))
+    assert [keys[-1 - at] for at in range(len(keys))] == texts[::-1]
+    assert keys == Keys(texts)
+    assert hash(keys) == hash(Keys(texts))
+    assert keys.hashes().tolist() == [checksum(text.encode("utf-8", "surrogatepass")) for text in texts]
+
+
+def test_no_other_keys() -> None:
+    keys = Keys(["a", "bc"])
+    assert keys != ("a", "c")
+    assert keys != "abc"
+    for number in (2, -3):
+        with pytest.raises(IndexError, match=f"key {number} of 2"):
+            keys[number]

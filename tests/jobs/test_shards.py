@@ -1,0 +1,237 @@
+"""jobs/shards.py as a person runs it: help, plans, packing, a kill in the middle, and a real Ray."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data import manifest
+from orchestrator.data.digits import pack_digits
+from tests.support import imagenet, shards
+from tests.support.launched import ROOT, Ended, job
+
+pytestmark = pytest.mark.process
+
+HELP_SECONDS = 1.5
+SMALL = ("--shard-mib", "0.01", "--min-shards", "3")
+
+
+def run(tmp_path: Path, *arguments: str, status: int = 0, **changes: str) -> Ended:
+    done = job("shards.py", *arguments, runs=tmp_path / "runs", seconds=180, **changes)
+    assert done.status == status, done.out + done.err
+    return done
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(imagenet.as_it_comes(tmp_path_factory.mktemp("ilsvrc")))
+
+
+@pytest.fixture(scope="module")
+def packed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset as one process packs it."""
+    folder = tmp_path_factory.mktemp("packed")
+    done = run(folder, "pack", "ilsvrc", "--source.url", source, "--url", str(folder / "out"), *SMALL)
+    assert "packed: " in done.out
+    return folder / "out"
+
+
+# ------------------------------------------------------------------ help and refusals
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [((), "pack"), (("--help",), "usage: shards.py WORD"), (("pack", "--help"), "ilsvrc"),
+     (("pack", "ilsvrc", "--help"), "--source.devkit")],
+)  # fmt: skip
+def test_help_is_quick(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    calls = [run(tmp_path, *arguments) for _ in range(3)]
+    assert told in calls[0].out
+    assert min(call.seconds for call in calls) < HELP_SECONDS
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['shards.py', 'pack', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'jobs/shards.py')!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    modules = set(done.stderr.split())
+    assert "pydantic" in modules
+    assert {"numpy", "torch", "ray", "cv2", "mlflow", "webdataset"} & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("pakc",), "did you mean pack"), (("pack", "folder", "--url", "/x"), "source.url: needed"),
+     (("pack", "folder", "--source.url", "/x"), "url: needed"),
+     (("pack", "folder", "--source.url", "/x", "--url", "y"), "relative path"),
+     (("pack", "folder", "--source.holdout", "2"), "holdout"),
+     (("pack", "digits", "--url", "/x", "--seed", "1"), "packed one way only")],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = run(tmp_path, *arguments, status=2)
+    assert len(done.complaints) == 1, done.err
+    assert told in done.complaints[0]
+
+
+def test_unfit_sources_are_one_line(tmp_path: Path, source: str) -> None:
+    tar = tmp_path / "cut.tar"
+    tar.write_bytes((Path(source) / "ILSVRC2012_img_train.tar").read_bytes()[:3000])
+    place = ("pack", "ilsvrc", "--source.url", source, "--source.train", str(tar), "--url", str(tmp_path / "out"))
+    done = run(tmp_path, *place, status=1)
+    (complaint,) = done.complaints
+    assert "cut.tar: truncated at byte 3000" in complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_broken_images_end_the_packing(tmp_path: Path) -> None:
+    images = {f"{c}/{n:02d}.jpg": shards.jpeg(n) for c in "ab" for n in range(10)}
+    broken = {f"a/broken{n:02d}.jpg": b"<html>" for n in range(11)}
+    imagenet.write(tmp_path / "in", {**images, **broken}.items())
+    place = ("pack", "--source.url", str(tmp_path / "in"), "--source.holdout", "0", "--url", str(tmp_path / "out"))
+    done = run(tmp_path, *place, status=1)
+    assert "at most 10 may be" in done.complaints[0]
+    assert "a/broken" in done.complaints[0]
+    assert not (tmp_path / "out" / manifest.NAME).exists()
+    done = run(tmp_path, *place, "--max-bad", "0.5")
+    assert "going on with the packing" in done.out
+    assert "left out: a/broken" in done.out
+    assert manifest.load(str(tmp_path / "out")).samples("train") == 20
+
+
+# ------------------------------------------------------------------ packing
+def test_a_dry_run_tells_the_plan_and_writes_nothing(tmp_path: Path, source: str) -> None:
+    done = run(tmp_path, "pack", "ilsvrc", "--source.url", source, "--url", str(tmp_path / "out"), *SMALL, "--dry-run")
+    assert "ilsvrc2012: 4 classes" in done.out
+    assert "train: 31 images" in done.out
+    assert "validation: 10 images" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_packing_tells_what_it_met_and_is_done_once(packed: Path, source: str, tmp_path: Path) -> None:
+    found = manifest.load(str(packed))
+    assert (found.samples("train"), found.samples("validation")) == (31, 10)
+    before = content(packed)
+    done = run(tmp_path, "pack", "ilsvrc", "--source.url", source, "--url", str(packed), *SMALL)
+    assert f"already packed: {packed}: 31 train images in {len(found.shards('train'))} shards" in done.out
+    done = run(
+        tmp_path, "pack", "ilsvrc", "--source.url", source, "--url", str(packed), *SMALL, "--seed", "9", status=1
+    )
+    assert "packed with seed 0; this command has 9" in done.complaints[0]
+    assert content(packed) == before
+
+
+def test_the_table_names_the_oddities(source: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "pack", "ilsvrc", "--source.url", source, "--url", f"file://{tmp_path}/out", "--at-once", "1")
+    for said in ("YCCK JPEG", "PNG with the name of a JPEG", "EXIF data that cannot be read", "images of a class"):
+        assert said in done.out
+
+
+def test_digits_are_those_of_the_embedded_dataset(tmp_path: Path) -> None:
+    plan = run(tmp_path, "pack", "digits", "--url", str(tmp_path / "a"), "--dry-run")
+    assert "1,437 train and 360 validation" in plan.out
+    run(tmp_path, "pack", "digits", "--url", str(tmp_path / "a"))
+    pack_digits(str(tmp_path / "b"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert "already packed" in run(tmp_path, "pack", "digits", "--url", str(tmp_path / "a")).out
+
+
+# ------------------------------------------------------------------ killed
+STUCK = """
+import runpy, sys, threading
+from pathlib import Path
+from orchestrator.storage import files
+
+real = files.write_bytes
+
+def write(url, data):
+    if url.endswith("/train-000003.tar"):
+        Path(url).with_name(".tmp-half").write_bytes(data[: len(data) // 2])
+        print("STUCK", flush=True)
+        threading.Event().wait()
+    real(url, data)
+
+files.write_bytes = write
+sys.argv = ["shards.py", *sys.argv[2:]]
+runpy.run_path(PATH, run_name="__main__")
+"""
+
+
+def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(packed: Path, source: str, tmp_path: Path) -> None:
+    place = ("pack", "ilsvrc", "--source.url", source, "--url", str(tmp_path / "out"), *SMALL, "--at-once", "1")
+    code = STUCK.replace("PATH", repr(str(ROOT / "jobs/shards.py")))
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "-", *place], stdout=subprocess.PIPE, text=True, cwd="/", env=dict(os.environ)
+    )
+    try:
+        assert child.stdout is not None
+        said = iter(child.stdout.readline, "")
+        assert any(line == "STUCK\n" for line in said)
+    finally:
+        child.kill()
+        child.wait(30)
+        assert child.stdout is not None
+        child.stdout.close()
+    out = tmp_path / "out"
+    assert not (out / manifest.NAME).exists()
+    assert len(list((out / "_packing/done").iterdir())) == 3
+    first = {path: path.stat().st_mtime_ns for path in (out / "train").glob("train-*.tar")}
+    other = run(tmp_path, *place, "--seed", "5", status=1)
+    assert "an unfinished packing with seed '0' is there, this command has '5'" in other.complaints[0]
+    done = run(tmp_path, *place)
+    assert "going on with the packing" in done.out
+    assert "3 of " in done.out
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "finished shards are not packed again"
+    assert content(out) == content(packed)
+
+
+# ------------------------------------------------------------------ on a cluster
+HEAD = """
+import sys, ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray that ends with the block."""
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd="/",
+    )
+    try:
+        assert head.stdout is not None
+        yield head.stdout.readline().strip()
+    finally:
+        head.communicate(timeout=60)
+
+
+@pytest.mark.cluster
+def test_tasks_on_a_cluster_pack_the_same_bytes(packed: Path, source: str, tmp_path: Path) -> None:
+    place = ("pack", "ilsvrc", "--source.url", source, *SMALL)
+    with ray_cluster() as address:
+        done = run(tmp_path, *place, "--url", str(tmp_path / "out"), RAY_ADDRESS=address)
+        assert "shards by tasks on 1 node(s)" in done.out
+        assert content(tmp_path / "out") == content(packed)
+        broken = tmp_path / "broken"
+        imagenet.write(broken, [("a/1.jpg", shards.jpeg(1)), ("a/2.jpg", b""), ("b/1.jpg", b"")])
+        url = ("--url", str(tmp_path / "none"), "--source.holdout", "0")
+        run(tmp_path, "pack", "--source.url", str(broken), *url, "--max-bad", "0", RAY_ADDRESS=address)
+        assert manifest.load(str(tmp_path / "none")).samples("train") == 1
