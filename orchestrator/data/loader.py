@@ -100,6 +100,10 @@ class Loader:
         """What was read since the loader's reader was made."""
         return self._reader.traffic()
 
+    def close(self) -> None:
+        """Close files and connections; no batches after this."""
+        self._reader.close()
+
     def training(
         self, order: EpochOrder, config: AugmentationConfig, seed: int, batch_size: int, steps: range,
         rank: int = 0, workers: int = 1,

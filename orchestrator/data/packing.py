@@ -70,8 +70,12 @@ def begin(config: Pack, say: Callable[[str], None]) -> Packing | Manifest:
 
 
 def preview(config: Pack, say: Callable[[str], None]) -> Plan:
-    """The plan of a resolved command; nothing is written. Raises DataError for a source that is unfit."""
-    return pack_state.load(config.url) or planned(config, _places(config), say)[0]
+    """The plan of a resolved command; nothing is written. Raises what `begin` raises."""
+    plan = pack_state.load(config.url)
+    if plan is None:
+        return planned(config, _places(config), say)[0]
+    pack_state.refuse_another(plan, config)
+    return plan
 
 
 def planned(config: Pack, places: dict[str, str], say: Callable[[str], None]) -> tuple[Plan, PlannedRows]:

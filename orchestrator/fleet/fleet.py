@@ -9,6 +9,7 @@ from orchestrator.fleet.board import Board
 from orchestrator.fleet.plan import Plan, plan
 from orchestrator.fleet.progress import Progress
 from orchestrator.fleet.supervisor import Ended, RunStatus, supervise
+from orchestrator.launch import preflight
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
 from orchestrator.tracking.tracker import FinalStatus
@@ -59,6 +60,9 @@ def _train(session: Session, planned: Plan, board: Board, parent: str | None) ->
         if message:
             session.say(f"{spec.name}: {status}: {message}")
 
+    first = planned.order[0]
+    if (warning := preflight.mixing(first.destination.data, session.manifest, first.recipe)) is not None:
+        session.say(f"warning: {warning}")
     session.say(f"training {len(planned.order)} models, {planned.at_once} at once")
     with Progress(board, planned.at_once, session.console):
         return supervise(planned, lambda spec: session.train(spec, parent), on_change, session.interruption.event)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data import digits, index, manifest
+from orchestrator.data import mixing as mix
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.launch.config import EMBEDDED, Destination
+from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, probe, urls
 
 NODE_SECONDS = 25.0
@@ -51,6 +56,28 @@ def _readable(url: str) -> bool:
     except DataError:
         return False
     return True
+
+
+class _Labels(Sequence[NDArray[np.int64]]):
+    """The labels of each shard, read when they are asked for."""
+
+    def __init__(self, url: str, shards: Sequence[Shard]) -> None:
+        self._url, self._shards = url, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, shard: Any) -> Any:
+        return index.load(self._url, self._shards[shard]).labels
+
+
+def mixing(url: str, found: Manifest, recipe: Recipe) -> str | None:
+    """What is to be said of shards whose labels are poorly mixed; None when they are not, or cannot be read."""
+    try:
+        told = mix.report(_Labels(url, found.shards("train")), recipe.order, recipe.batch_size)
+    except (DataError, OSError):
+        return None  # the run itself tells what is wrong with the data
+    return told.message() if told.poor else None
 
 
 def writable(destination: Destination) -> str | None:

@@ -33,7 +33,7 @@ class Space:
         self._locks = os.path.join(folder, "locks")
 
     def prepare(self) -> None:
-        """Make the folder, for nobody else's eyes and hands, and remove what dead writers left."""
+        """Make the folder, for nobody else's eyes and hands; remove leftovers, and what is above the quota."""
         os.makedirs(os.path.dirname(self._folder), exist_ok=True)
         with suppress(FileExistsError):
             os.mkdir(self._folder, 0o700)
@@ -45,6 +45,7 @@ class Space:
         for below in (self._blocks, self._writing, self._locks):
             os.makedirs(below, mode=0o700, exist_ok=True)
         self._sweep()
+        self._reserve(0)
 
     def path(self, digest: str, number: int) -> str:
         """Where a block lies."""
@@ -75,8 +76,8 @@ class Space:
             with suppress(OSError):
                 os.unlink(temp)
             self._return(len(block))
-            # The folder was emptied, or a sweep was faster than the lock: the next block may be stored.
-            if isinstance(error, FileNotFoundError):
+            # The folder was emptied, or a sweep came before the lock: the next block may be stored.
+            if isinstance(error, FileNotFoundError | BlockingIOError):
                 self.prepare()
                 return
             raise
@@ -131,7 +132,8 @@ class Space:
         if used + size <= self._quota:
             return used
         found.sort()
-        wanted = self._quota - size - self._quota // _SLACK // size * size
+        slack = self._quota // _SLACK
+        wanted = self._quota - size - (slack - slack % size if size else slack)
         for _, length, path in found:
             if used <= wanted:
                 break

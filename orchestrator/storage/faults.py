@@ -30,6 +30,8 @@ _PASSING_CODES = {
     "Throttling",
     "ThrottlingException",
     "TooManyRequestsException",
+    "ConditionalRequestConflict",
+    "OperationAborted",
     "IncompleteBody",
     "BadDigest",
     "XAmzContentSHA256Mismatch",

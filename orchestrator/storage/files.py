@@ -79,17 +79,7 @@ def create_bytes(url: str, data: bytes) -> bool:
             finally:
                 os.unlink(temp)
             return True
-        try:
-            # Not retried: after a lost answer a second try could not tell our own object from another's.
-            _filesystem(url).pipe_file(_path(url), data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # s3fs knows it by a word in the answer that not every store says.
-            if faults.status(error) == HTTPStatus.PRECONDITION_FAILED:
-                return False
-            raise
-        return True
+        return _create_remote(url, data)
 
 
 def exists(url: str) -> bool:
@@ -158,6 +148,32 @@ def remove(url: str) -> None:
 
 
 _TEMP = ".tmp-"
+
+
+def _create_remote(url: str, data: bytes) -> bool:
+    """Create by If-None-Match. On S3 the object says whose it is, in its metadata.
+
+    After a lost answer a second try finds our own object, and aiohttp makes that try whether we want it or not.
+    """
+    if urls.scheme(url) not in s3.SCHEMES:
+        try:
+            _filesystem(url).pipe_file(_path(url), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    creation = {"creation": uuid.uuid4().hex}
+    try:
+        retrying(lambda: _filesystem(url).pipe_file(_path(url), data, mode="create", Metadata=creation))
+    except OSError as error:
+        # s3fs makes it a FileExistsError by a word in the answer that not every store says.
+        if not isinstance(error, FileExistsError) and faults.status(error) != HTTPStatus.PRECONDITION_FAILED:
+            raise
+        try:
+            found = retrying(lambda: _fresh(url).metadata(_path(url), refresh=True))
+        except FileNotFoundError:
+            return False  # another's, and gone again
+        return dict(found) == creation
+    return True
 
 
 def _remote_range(url: str, start: int, length: int) -> bytes:

@@ -1,8 +1,8 @@
 """S3 clients with time-outs and without hidden retries, and single ranged reads through them.
 
 Endpoint and credentials come from the usual environment and files (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE,
-a role ...). botocore and s3fs would each retry by themselves, 25 times for one of ours, and a create whose answer was
-lost would find its own object: both are told not to.
+a role ...). botocore and s3fs would each retry by themselves, 25 times for one of ours: both are told not to. (aiohttp
+sends a request again, once, when the connection closes before the answer.)
 """
 
 from __future__ import annotations

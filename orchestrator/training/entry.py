@@ -119,6 +119,9 @@ def _run(
         outcome = train(parts)
     except DataError as error:  # the same on every rank
         return Outcome(status="bad-data", message=str(error), samples=state.progress.samples)
+    finally:
+        training.close()
+        validation.close()
     if outcome.status == "finished" and world.leads:
         averaged, raw = state.final_weights()
         record = state.record.to_dict()
@@ -146,8 +149,8 @@ def _dataset(job: TrainJob, world: World) -> Manifest:
     manifest = manifests.load(job.data)
     if manifest.digest() != job.dataset_digest:
         raise DataError(
-            f"data: {urls.redact(job.data)}: its digest is {manifest.digest()}, the run was started on {job.dataset_digest}: "
-            "the dataset changed; give the old one, or start anew with --new"
+            f"data: {urls.redact(job.data)}: its digest is {manifest.digest()}, the run was started on "
+            f"{job.dataset_digest}: the dataset changed; give the old one, or start anew with --new"
         )
     counts = tuple(shard.samples for shard in manifest.shards(TRAIN))
     order.check(counts, job.recipe.order.lanes, job.recipe.batch_size, world.workers)

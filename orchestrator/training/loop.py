@@ -12,6 +12,7 @@ from orchestrator.data import audit
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import Loader
 from orchestrator.data.order import EpochOrder
+from orchestrator.data.reader import Traffic
 from orchestrator.recipe.schedule import rate_at
 from orchestrator.storage import urls
 from orchestrator.training.delivery import Delivery
@@ -54,7 +55,7 @@ def train(parts: Parts) -> Outcome:
         # Resumed from between an epoch's last step and its validation.
         metrics = _end_epoch(parts, {})
     while state.progress.epoch < job.recipe.epochs:
-        meter, epoch = Meter(world.device), state.progress.epoch
+        meter, epoch, traffic = Meter(world.device), state.progress.epoch, parts.training.traffic()
         status = _run_epoch(parts, epoch, meter)
         if status is not None:
             return status
@@ -62,7 +63,7 @@ def train(parts: Parts) -> Outcome:
         if not math.isfinite(trained["train/loss"]):
             return Outcome(status="diverged", message=_diverged(parts), samples=state.progress.samples)
         _save_if_due(parts)
-        metrics = _end_epoch(parts, trained)
+        metrics = _end_epoch(parts, trained | _read_metrics(parts, traffic))
     parts.saver.wait()
     return Outcome(status="finished", samples=state.progress.samples, metrics=metrics)
 
@@ -140,7 +141,16 @@ def _epoch_metrics(parts: Parts, epoch: int, meter: Meter) -> dict[str, float]:
         "train/rate": _rate(parts),
         "train/images_per_second": weight / meter.seconds,
         "train/data_wait_share": meter.waited_seconds / meter.seconds,
+        "train/data_wait_ms_per_step": 1000 * meter.waited_seconds / max(1, meter.steps),
     }
+
+
+def _read_metrics(parts: Parts, before: Traffic) -> dict[str, float]:
+    """What all ranks read since `before`, ahead of the steps by a few batches."""
+    moved = [float(now - then) for now, then in zip(parts.training.traffic(), before, strict=True)]
+    read, requests, retries, hits, misses = parts.world.sum(moved)
+    metrics = {"train/read_mib": read / 2**20, "train/read_requests": requests, "train/read_retries": retries}
+    return metrics | ({"train/cache_hit_share": hits / (hits + misses)} if hits + misses else {})
 
 
 def _validate(parts: Parts) -> dict[str, float]:

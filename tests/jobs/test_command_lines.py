@@ -12,7 +12,7 @@ import pytest
 from tests.support import shards
 from tests.support.launched import ROOT, Ended, job
 
-SCRIPTS = ("train.py", "train_ensemble.py", "evaluate.py")
+SCRIPTS = ("train.py", "train_ensemble.py", "evaluate.py", "audit.py", "shards.py")
 TRAINERS = ("train.py", "train_ensemble.py")
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
 HELP_SECONDS = 1.5

@@ -16,6 +16,8 @@ OTHER: dict[str, Any] = {
     "augmentation.interpolations": ("nearest",),
     "augmentation.area": (0.5, 0.9),
     "augmentation.aspect": (0.9, 1.1),
+    "augmentation.decoding": "exact",
+    "augmentation.stages": ("decode", "crop", "mine:stage"),
     "preprocessing.mean": (1.0, 2.0, 3.0),
     "precision": "bfloat16",
     "schedule.kind": "cosine",

@@ -1,11 +1,128 @@
-"""Shards in threads of this process: what launch.pool does with tasks."""
+"""`shards.py pack` without a cluster: what it says and refuses, and its threads, which do what launch.pool does."""
 
+import os
+import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.data import manifest, shard_packing
+from orchestrator.data.digits import pack_digits
+from orchestrator.data.errors import DataError
+from orchestrator.data.pack_config import Layout, Pack
+from orchestrator.data.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
 from orchestrator.launch import packing
+from tests.support import imagenet, shards
+
+
+def command(source: Source, url: Path | str, **changes: Any) -> Pack:
+    return Pack(source=source, url=str(url), layout=Layout(shard_mib=0.01, min_shards=3)).model_copy(update=changes)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> IlsvrcSource:
+    return IlsvrcSource(url=str(imagenet.as_it_comes(tmp_path_factory.mktemp("ilsvrc"))))
+
+
+def small(folder: Path, broken: int) -> FolderSource:
+    images = {f"{c}/{n:02d}.jpg": shards.jpeg(n) for c in "ab" for n in range(10)}
+    images |= {f"a/broken{n:02d}.jpg": b"<html>" for n in range(broken)}
+    imagenet.write(folder, images.items())
+    return FolderSource(url=str(folder), holdout=0.0)
+
+
+# ------------------------------------------------------------------ packing
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert packing.pack(command(tars, tmp_path / "out", dry_run=True)) == 0
+    told = capsys.readouterr().out
+    for said in ("ilsvrc2012: 4 classes", "train: 31 images, 0.0 MiB, ", "validation: 10 images"):
+        assert said in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_pack_what_one_thread_packs(tars: IlsvrcSource, tmp_path: Path) -> None:
+    assert packing.pack(command(tars, tmp_path / "a", at_once=1)) == 0
+    assert packing.pack(command(tars, f"file://{tmp_path}/b", at_once=7)) == 0
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_packing_tells_what_it_met_and_is_done_once(
+    tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = command(tars, tmp_path)
+    assert packing.pack(config) == 0
+    told = capsys.readouterr().out
+    for said in ("YCCK JPEG", "PNG with the name of a JPEG", "EXIF data that cannot be read", "images of a class"):
+        assert said in told
+    before = content(tmp_path)
+    assert packing.pack(config) == 0
+    assert f"already packed: {tmp_path}: 31 train images in " in capsys.readouterr().out
+    assert content(tmp_path) == before
+
+
+def test_too_many_broken_images_end_the_packing_until_they_are_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = command(small(tmp_path / "in", 11), tmp_path / "out")
+    with pytest.raises(DataError, match=r"max_bad: 11 of the first .* at most 10 may be.*a/broken"):
+        packing.pack(config)
+    assert not (tmp_path / "out" / manifest.NAME).exists()
+    assert packing.pack(config.model_copy(update={"max_bad": 0.5})) == 0
+    told = capsys.readouterr().out
+    assert "going on with the packing" in told
+    assert "left out: a/broken" in told
+    assert manifest.load(str(tmp_path / "out")).samples("train") == 20
+
+
+def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(
+    tars: IlsvrcSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = command(tars, tmp_path / "out", at_once=1)
+
+    def interrupted(raw: dict[str, Any]) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return shard_packing.pack_shard(raw)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "pack_shard", interrupted)
+        assert packing.pack(config) == 128 + signal.SIGINT
+    assert "the same command goes on where it was" in capsys.readouterr().out
+    assert len(list((tmp_path / "out/_packing/done").iterdir())) == 1
+    assert packing.pack(config) == 0
+    assert "1 of " in capsys.readouterr().out
+    assert packing.pack(command(tars, tmp_path / "b")) == 0
+    assert content(tmp_path / "out") == content(tmp_path / "b")
+
+
+def test_digits_are_those_of_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Pack(source=DigitsSource(), url=str(tmp_path / "a"))
+    assert packing.pack(config.model_copy(update={"dry_run": True})) == 0
+    assert "1,437 train and 360 validation" in capsys.readouterr().out
+    assert not (tmp_path / "a").exists()
+    assert packing.pack(config) == 0
+    pack_digits(str(tmp_path / "b"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert packing.pack(config) == 0
+    assert "already packed" in capsys.readouterr().out
+
+
+def test_digits_overwrite_nothing(tars: IlsvrcSource, tmp_path: Path) -> None:
+    packing.pack(command(tars, tmp_path / "a"))
+    imagenet.write(tmp_path / "b", [("_packing/plan.json", (b"{}"))])
+    for name, said in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
+        with pytest.raises(DataError, match=said):
+            packing.pack(Pack(source=DigitsSource(), url=str(tmp_path / name)))
+
+
+# ------------------------------------------------------------------ threads
 
 
 def never() -> bool:

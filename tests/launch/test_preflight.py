@@ -7,8 +7,11 @@ import pytest
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
+from orchestrator.data.config import OrderConfig
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
+from orchestrator.data.packer import RawSample
 from orchestrator.launch import command, dryrun, preflight, session
 from orchestrator.launch.cluster import ClusterError
 from orchestrator.launch.config import Destination, Placement
@@ -18,7 +21,7 @@ from orchestrator.storage import files
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.tracker import TrackingError
-from tests.support import shards
+from tests.support import runs, shards
 from tests.support.launched import recipe
 
 T = TypeVar("T")
@@ -80,6 +83,21 @@ def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:
     made = shard.stat().st_mtime_ns
     assert check(tmp_path, data="digits") == first
     assert shard.stat().st_mtime_ns == made
+
+
+def test_shards_sorted_by_class_are_told(tmp_path: Path) -> None:
+    mixed = [RawSample(f"m{n:03d}", shards.jpeg(n), n % 3) for n in range(240)]
+    by_class = [RawSample(f"s{n:03d}", shards.jpeg(n), n // 80) for n in range(240)]
+    recipe = runs.recipe(batch_size=24, order=OrderConfig(lanes=2, window=20))
+    said = [
+        preflight.mixing(str(tmp_path / name), shards.dataset(tmp_path / name, samples, per_shard=20), recipe)
+        for name, samples in (("mixed", mixed), ("sorted", by_class))
+    ]
+    assert said[0] is None
+    assert said[1] is not None
+    assert "POOR: pack anew with a global shuffle" in said[1]
+    (tmp_path / "sorted" / "train" / "train-000000.tar.index.json").unlink()
+    assert preflight.mixing(str(tmp_path / "sorted"), manifest.load(str(tmp_path / "sorted")), recipe) is None
 
 
 def test_writable_storage_passes_and_keeps_no_trace(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One server for all tests; each has its own bucket."""
-    with served(tmp_path_factory.mktemp("s3")) as server:
+    with served(tmp_path_factory.mktemp("s3"), etags=True) as server:
         yield server
 
 

@@ -26,7 +26,7 @@ MIB = 2**20
 @pytest.fixture
 def url(bucket: str, s3_server: S3Server) -> str:
     url = files.join(bucket, "folder", "object")
-    s3_server.put(url.removeprefix("s3://"), DATA, modified=1_000_000_000)
+    s3_server.put(url.removeprefix("s3://"), DATA)
     return url
 
 
@@ -204,7 +204,7 @@ def test_an_object_replaced_during_a_read_is_noticed(url: str, proxy: Proxy, s3_
     def plan(request: Request) -> Fault | None:
         if request.number == 0:
             return Fault(cut_after=MIB)
-        s3_server.put(url.removeprefix("s3://"), bytes(size), modified=1_100_000_000)
+        s3_server.put(url.removeprefix("s3://"), bytes(size))
         return None
 
     proxy.plan = plan
@@ -212,19 +212,35 @@ def test_an_object_replaced_during_a_read_is_noticed(url: str, proxy: Proxy, s3_
         Ranges(patience=QUICK).read(url, 0, 10 * MIB)
 
 
-def test_a_create_whose_answer_is_lost_is_an_error_and_not_tried_again(bucket: str, proxy: Proxy) -> None:
-    # A second try would find our own object and call it another's.
-    proxy.plan = lambda request: Fault(lost=True) if request.method == "PUT" else None
-    with pytest.raises(StorageError, match="cannot create .*lease"):
+def conditionally(proxy: Proxy, first: Fault) -> None:
+    """Break the first PUT that the conditions let through."""
+    conditions, broken = proxy.plan, sequence(first, method="PUT")
+    assert conditions is not None
+    proxy.plan = lambda request: conditions(request) or broken(request)
+
+
+@pytest.mark.parametrize("first", [Fault(lost=True), SLOW_DOWN], ids=["lost", "refused"])
+def test_a_create_knows_its_own_object_after_a_lost_answer(bucket: str, proxy: Proxy, first: Fault) -> None:
+    url = files.join(bucket, "lease")
+    conditionally(proxy, first)
+    assert files.create_bytes(url, b"same")
+    assert not files.create_bytes(url, b"same"), "another's object, whatever it holds"
+    conditionally(proxy, first)
+    assert not files.create_bytes(url, b"other")
+    assert files.read_bytes(url) == b"same"
+
+
+def test_a_create_that_never_comes_through_is_an_error(bucket: str, proxy: Proxy) -> None:
+    proxy.plan = lambda request: INTERNAL
+    with pytest.raises(StorageError, match=r"cannot create .*lease"):
         files.create_bytes(files.join(bucket, "lease"), b"mine")
-    assert [request.method for request in proxy.requests] == ["PUT"]
-    assert files.read_bytes(files.join(bucket, "lease")) == b"mine"
 
 
 def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -> None:
     proxy.plan = sequence(SLOW_DOWN, Fault(lost=True), method="PUT")
     files.write_bytes(files.join(bucket, "object"), b"mine")
-    assert [request.method for request in proxy.requests] == ["PUT"] * 3
+    assert {request.method for request in proxy.requests} == {"PUT"}
+    assert len(proxy.requests) == 3
     assert files.read_bytes(files.join(bucket, "object")) == b"mine"
 
 

@@ -63,10 +63,9 @@ class S3Server:
             self.put(name)
         return f"s3://{name}"
 
-    def put(self, path: str, data: bytes = b"", modified: int | None = None) -> None:
+    def put(self, path: str, data: bytes = b"") -> None:
         """Make a bucket or an object ("bucket/key"), past any proxy and without a client's long start."""
-        headers = {} if modified is None else {"x-amz-meta-mtime": str(modified)}
-        request = AWSRequest("PUT", f"{self.endpoint}/{path}", headers, data)
+        request = AWSRequest("PUT", f"{self.endpoint}/{path}", data=data)
         S3SigV4Auth(Credentials(KEY_ID, SECRET), "s3", REGION).add_auth(request)
         connection = HTTPConnection(self.endpoint.removeprefix("http://"), timeout=START_SECONDS)
         try:
@@ -107,14 +106,16 @@ def forget_clients() -> None:
 
 
 @contextmanager
-def served(folder: Path, port: int = 0, cpus: Collection[int] = ()) -> Iterator[S3Server]:
-    """A server over a folder while the block runs, on a free port unless told, pinned to `cpus` if there are any."""
+def served(folder: Path, port: int = 0, cpus: Collection[int] = (), etags: bool = False) -> Iterator[S3Server]:
+    """A server over a folder while the block runs, on a free port unless told, pinned to `cpus` if there are any.
+
+    With `etags` it hashes a file for every answer, whole.
+    """
     command = [
         *("serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull),
         # Never forget a listing: rclone can lock up when it does so while it serves. Empty folders stay.
         *("--dir-cache-time", "1000h", "--no-cleanup"),
-        # No ETags: rclone would hash the whole file for every range.
-        *("--etag-hash", ""),
+        *("--etag-hash", "MD5" if etags else ""),
     ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -78,25 +79,46 @@ def split(root: str, is_tar: bool, rows: Iterable[Row]) -> SplitListing:
 
     Raises DataError when there is no image, or when two would get the same key.
     """
-    found = sorted(rows)
-    if not found:
-        raise DataError(f"source: {urls.redact(root)}: no images there")
-    for one, other in pairwise(found):
-        if one.key == other.key:
+    keys, names, numbers = _Texts(), _Texts(), array("q")
+    for row in rows:
+        keys.append(row.key)
+        names.append(row.name)
+        numbers.extend((row.label, row.offset, row.length))
+    shown = urls.redact(root)
+    if not numbers:
+        raise DataError(f"source: {shown}: no images there")
+    order = sorted(range(len(keys)), key=keys.encoded)
+    for one, other in pairwise(order):
+        if keys.encoded(one) == keys.encoded(other):
             raise DataError(
-                f"source: {urls.redact(root)}: {one.name!r} and {other.name!r} would both get the key {one.key!r}: "
-                "rename one"
+                f"source: {shown}: {names[one]!r} and {names[other]!r} would both get the key {keys[one]!r}: rename one"
             )
-    labels, offsets, lengths = (
-        np.fromiter(column, dtype=np.int64, count=len(found))
-        for column in (
-            (row.label for row in found),
-            (row.offset for row in found),
-            (row.length for row in found),
-        )
+    labels, offsets, lengths = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order].T.copy()
+    return SplitListing(
+        root, is_tar, Keys(keys[row] for row in order), Keys(names[row] for row in order), labels, offsets, lengths
     )
-    keys, names = Keys(row.key for row in found), Keys(row.name for row in found)
-    return SplitListing(root, is_tar, keys, names, labels, offsets, lengths)
+
+
+class _Texts:
+    """Texts in one piece of memory while they come; objects of their own would take most of a large listing."""
+
+    def __init__(self) -> None:
+        self._joined, self._ends = bytearray(), array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> str:
+        return self.encoded(number).decode("utf-8", "surrogatepass")
+
+    def append(self, text: str) -> None:
+        """One more."""
+        self._joined += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._joined))
+
+    def encoded(self, number: int) -> bytes:
+        """A text's bytes, which sort as the texts do."""
+        return bytes(self._joined[self._ends[number] : self._ends[number + 1]])
 
 
 def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitListing]:

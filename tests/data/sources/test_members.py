@@ -17,9 +17,9 @@ from tests.support import imagenet
 LONG = "folder/" * 30 + "name.JPEG"
 
 
-def listed(url: str, *window: int) -> list[Member]:
+def listed(url: str, start: int = 0, end: int | None = None) -> list[Member]:
     with closing(Ranges(2)) as ranges:
-        return list(members(Headers(ranges, url), *window))
+        return list(members(Headers(ranges, url), start, end))
 
 
 def rich_tar(form: int) -> bytes:
