@@ -10,8 +10,8 @@ import numpy as np
 
 from orchestrator.data.order import EpochOrder, Ints, batch_positions
 
-# A rank's first batches are read sample by sample, so that they do not wait for whole windows.
-PRIMED_STEPS = 2
+# A rank's first batch is read sample by sample, so that it does not wait for whole windows.
+PRIMED_STEPS = 1
 
 
 class Span(NamedTuple):

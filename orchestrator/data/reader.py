@@ -25,6 +25,7 @@ class Traffic(NamedTuple):
     retries: int
     cache_hits: int
     cache_misses: int
+    cache_off: int  # 1 once the cache has stepped aside
 
 
 class SampleReader:
@@ -66,8 +67,10 @@ class SampleReader:
     def traffic(self) -> Traffic:
         """What was read so far."""
         moved, cache = self._split.ranges.transfer, self._split.cache
-        hits, misses = (cache.hits, cache.misses) if cache is not None else (0, 0)
-        return Traffic(moved.bytes, moved.requests, moved.retries, hits, misses)
+        if cache is None:
+            return Traffic(moved.bytes, moved.requests, moved.retries, 0, 0, 0)
+        off = int(cache.trouble is not None)
+        return Traffic(moved.bytes, moved.requests, moved.retries, cache.hits, cache.misses, off)
 
     def close(self) -> None:
         """Close what is open."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import OrderedDict
 from concurrent.futures import Future
 
@@ -36,6 +37,7 @@ class SplitFiles:
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._measured: set[int] = set()
         self._lock = threading.Lock()
+        self._told = False
         self.local = urls.is_local(self._tars[0]) if self._tars else True
         self.ranges = Ranges(config.streams)
         self.cache: BlockCache | None = None
@@ -81,6 +83,7 @@ class SplitFiles:
                 self.cache.read_into(
                     url, facts.sha256, facts.bytes, start, view, lambda at, part: self.ranges.read_into(url, at, part)
                 )
+                self._tell(self.cache.trouble)
         except FileNotFoundError:
             raise self._missing(shard) from None
         except StorageError:
@@ -100,6 +103,12 @@ class SplitFiles:
     def close(self) -> None:
         """Close what is open."""
         self.ranges.close()
+
+    def _tell(self, trouble: str | None) -> None:
+        """Say once, in the worker's log, that the cache has stepped aside; `train/cache_off` counts it."""
+        if trouble is not None and not self._told:
+            self._told = True
+            warnings.warn(f"the data cache has stepped aside, storage is read directly: {trouble}", stacklevel=2)
 
     def _load(self, facts: Shard) -> ShardIndex:
         found = index.load(self._url, facts)

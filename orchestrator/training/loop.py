@@ -147,10 +147,13 @@ def _epoch_metrics(parts: Parts, epoch: int, meter: Meter) -> dict[str, float]:
 
 def _read_metrics(parts: Parts, before: Traffic) -> dict[str, float]:
     """What all ranks read since `before`, ahead of the steps by a few batches."""
-    moved = [float(now - then) for now, then in zip(parts.training.traffic(), before, strict=True)]
-    read, requests, retries, hits, misses = parts.world.sum(moved)
+    after = parts.training.traffic()
+    moved = [float(now - then) for now, then in zip(after, before, strict=True)]
+    read, requests, retries, hits, misses, off = parts.world.sum([*moved[:-1], float(after.cache_off)])
     metrics = {"train/read_mib": read / 2**20, "train/read_requests": requests, "train/read_retries": retries}
-    return metrics | ({"train/cache_hit_share": hits / (hits + misses)} if hits + misses else {})
+    if hits + misses:
+        metrics |= {"train/cache_hit_share": hits / (hits + misses), "train/cache_off": off}
+    return metrics
 
 
 def _validate(parts: Parts) -> dict[str, float]:

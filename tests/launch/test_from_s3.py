@@ -108,8 +108,8 @@ def test_ilsvrc_packs_to_s3_streams_and_audits_clean(bucket: str, weather: Weath
     from_s3 = placed(tmp_path / "runs", url)
     assert runs.train(from_s3).status == "finished"
     assert weather.faults >= 5, "else this test shows nothing"
-    epochs = [event.values for event in runs.events(from_s3, "epoch")]
-    assert sum(float(values["train/read_retries"]) for values in epochs) >= 1
+    retries = [event.values["train/read_retries"] for event in runs.events(from_s3, "epoch")]
+    assert any(isinstance(one, float) and one >= 1 for one in retries)
     out = io.StringIO()
     assert audit.run([from_s3.folder], "", "", Console(width=200, file=out)) == 0, out.getvalue()
 
