@@ -40,6 +40,8 @@ _MCU_ROWS = 16  # rows of the tallest unit that JPEG files in use are coded in
 _MARGIN_ROWS = 8
 # What libjpeg says of the rows that were left out: restart markers or the end of image follow.
 _LEFT_OUT = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
+# Junk between the last row and the end: the image is whole, as libjpeg tells of the first trouble and this is it.
+_WHOLE = re.compile(r"extraneous bytes before marker 0xd9$")
 
 
 class Header(NamedTuple):
@@ -80,7 +82,9 @@ def decode(data: Encoded) -> Image:
     try:
         image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError as error:
-        raise BadSampleError(f"broken JPEG: {error}") from None
+        if not _WHOLE.search(str(error)):
+            raise BadSampleError(f"broken JPEG: {error}") from None
+        image = simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
     return image
 
 
@@ -107,6 +111,8 @@ def decode_part(data: bytearray | memoryview, head: Header, rows: int, denominat
     try:
         return _scaled(data, head.width, head.height, denominator, fast)
     except ValueError as error:
+        if _WHOLE.search(str(error)):
+            return _thread.pixels(*_at(head.width, head.height, denominator))
         raise BadSampleError(f"broken JPEG: {error}") from None
 
 

@@ -81,6 +81,14 @@ def test_a_file_that_is_cut_is_found_wherever_the_crop_lies(missing: int) -> Non
             part(cut, rows)
 
 
+def test_junk_behind_the_last_row_harms_nothing() -> None:
+    data = made("420")
+    with_junk = data[:-2] + b"camera notes" + data[-2:]
+    assert np.array_equal(decode.decode(with_junk), decode.decode(data))
+    for rows in (5, 157):
+        assert np.array_equal(part(with_junk, rows)[:rows], decode.decode(data)[:rows])
+
+
 def test_damage_above_the_last_row_is_found() -> None:
     data = bytearray(made("420"))
     scan = data.index(b"\xff\xda") + 30
