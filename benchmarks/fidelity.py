@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks import photos
 from benchmarks.frame import Figure
 from orchestrator.data import keyed, manifest
-from orchestrator.data.augment import DRAWS, INTERPOLATIONS, Box, crop_box, denominator, snapped
+from orchestrator.data.augment import DRAWS, INTERPOLATIONS, Box, crop_box, denominator, reduced_box
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.loader import Loader
 from orchestrator.data.order import EpochOrder
@@ -55,7 +55,9 @@ def _psnr(
         for got, number, row in zip(delivered, batch.ids.tolist(), draws, strict=True):
             image, method = simplejpeg.decode_jpeg(images[number]), interpolation(augmentation, row)
             box = crop_box(image.shape[1], image.shape[0], augmentation, row)
-            on_grid = snapped(box, denominator(box, SIZE))
+            by = denominator(box, SIZE)
+            x, y, w, h = (by * side for side in reduced_box(box, by, SIZE))
+            on_grid = (x, y, w, h)
             wanted = [(box, method), (on_grid, method), (on_grid, "area")]
             mirrored = augmentation.mirror and row[-1] < 0.5
             one, two, three = (decibels(got, crop(image, *each, mirrored)) for each in wanted)

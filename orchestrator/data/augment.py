@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import cv2
 import numpy as np
@@ -48,10 +49,11 @@ def denominator(box: Box, size: int) -> int:
     return next((each for each in (8, 4, 2) if shorter // each >= size), 1)
 
 
-def snapped(box: Box, to: int) -> Box:
-    """The box on whole pixels of the reduced image: up to 7 pixels smaller, of at least 8 times the input's size."""
-    x, y, w, h = box
-    return x // to * to, y // to * to, w // to * to, h // to * to
+def reduced_box(box: Box, by: int, size: int) -> Box:
+    """The box in whole pixels of the reduced image, its edges at most half of one from where they were."""
+    x, y = round(box[0] / by), round(box[1] / by)
+    w, h = round((box[0] + box[2]) / by) - x, round((box[1] + box[3]) / by) - y
+    return (x, y, w, h) if by == 1 else (x, y, max(w, size), max(h, size))
 
 
 def augment(image: Image, config: AugmentationConfig, draws: Draws, out: Image) -> None:
@@ -65,10 +67,26 @@ def decode_and_augment(data: bytearray | memoryview, config: AugmentationConfig,
     head = header(data)
     box = crop_box(head.width, head.height, config, draws)
     fast = config.decoding == "fast"
-    reduced = denominator(box, out.shape[0]) if fast and head.is_jpeg else 1
-    box = snapped(box, reduced)
-    image = decode_part(data, head, box[1] + box[3], reduced, fast)
-    _resize(image, (box[0] // reduced, box[1] // reduced, box[2] // reduced, box[3] // reduced), config, draws, out)
+    by = denominator(box, out.shape[0]) if fast and head.is_jpeg else 1
+    box = reduced_box(box, by, out.shape[0])
+    image = decode_part(data, head, (box[1] + box[3]) * by, by, fast)
+    _resize(image, box, config, draws, out)
+
+
+class _Thread(threading.local):
+    """A crop's worth of memory for each thread."""
+
+    def __init__(self) -> None:
+        self._image: Image = np.empty((0, 0, 3), dtype=np.uint8)
+
+    def like(self, out: Image) -> Image:
+        """Memory of the shape of `out`; the same at each call."""
+        if self._image.shape != out.shape:
+            self._image = np.empty_like(out)
+        return self._image
+
+
+_thread = _Thread()
 
 
 def _resize(image: Image, box: Box, config: AugmentationConfig, draws: Draws, out: Image) -> None:
@@ -76,6 +94,7 @@ def _resize(image: Image, box: Box, config: AugmentationConfig, draws: Draws, ou
     method = INTERPOLATIONS[config.interpolations[int(draws[-2] * len(config.interpolations))]]
     crop, size = image[y : y + h, x : x + w], (out.shape[1], out.shape[0])
     if config.mirror and draws[-1] < 0.5:
-        cv2.flip(cv2.resize(crop, size, interpolation=method), 1, dst=out)
+        # Into memory of the thread's own: fresh memory for every image would cost page faults.
+        cv2.flip(cv2.resize(crop, size, dst=_thread.like(out), interpolation=method), 1, dst=out)
     else:
         cv2.resize(crop, size, dst=out, interpolation=method)

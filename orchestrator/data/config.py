@@ -82,7 +82,7 @@ class ReadingConfig(Config):
     cache: str = Field(
         "", description="folder on each node's own disk that keeps what was read from remote data; none by default"
     )
-    cache_gib: float = Field(64.0, gt=0, description="most that the cache may hold, in GiB, over all runs of a node")
+    cache_gib: float = Field(64.0, ge=0.0625, description="most that the cache may hold, in GiB, for all of a node")
     read_ahead_mib: int = Field(
         256, ge=1, description="most that a worker holds of remote windows that are not open yet, in MiB"
     )

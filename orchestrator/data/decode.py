@@ -36,7 +36,7 @@ _SOF_BASELINE = (0xC0, 0xC1)
 _NO_BASELINE = (0xDA, *(marker for marker in range(0xC2, 0xD0) if marker not in (0xC4, 0xC8, 0xCC)))
 _SEGMENT = struct.Struct(">BBHBH")  # marker, length; of a frame: precision, rows
 _MCU_ROWS = 16  # rows of the tallest unit that JPEG files in use are coded in
-# Upsampling of chroma looks one row further down.
+# Upsampling of chroma looks one row further down, unless it is the fast one.
 _MARGIN_ROWS = 8
 # What libjpeg says of the rows that were left out: restart markers or the end of image follow.
 _LEFT_OUT = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
@@ -97,32 +97,35 @@ def decode_part(data: bytearray | memoryview, head: Header, rows: int, denominat
     """
     if not head.is_jpeg:
         return _decode_other(data)
-    kept = min(head.height, -(-(rows + _MARGIN_ROWS) // _MCU_ROWS) * _MCU_ROWS)
+    needed = rows if fast else rows + _MARGIN_ROWS
+    kept = min(head.height, -(-needed // _MCU_ROWS) * _MCU_ROWS)
     if head.rows_at and kept < head.height:
+        pixels = _thread.pixels(*_at(head.width, kept, denominator))
         struct.pack_into(">H", data, head.rows_at, kept)
         try:
-            return _scaled(data, head.width, kept, denominator, fast)
+            _decode_into(pixels, data, fast)
+            return pixels
         except ValueError as error:
             if _LEFT_OUT.search(str(error)):
-                return _thread.pixels(*_at(head.width, kept, denominator))
+                return pixels
             # Something else is odd: the whole image tells what.
         finally:
             struct.pack_into(">H", data, head.rows_at, head.height)
+    pixels = _thread.pixels(*_at(head.width, head.height, denominator))
     try:
-        return _scaled(data, head.width, head.height, denominator, fast)
+        _decode_into(pixels, data, fast)
     except ValueError as error:
-        if _WHOLE.search(str(error)):
-            return _thread.pixels(*_at(head.width, head.height, denominator))
-        raise BadSampleError(f"broken JPEG: {error}") from None
+        if not _WHOLE.search(str(error)):
+            raise BadSampleError(f"broken JPEG: {error}") from None
+    return pixels
 
 
-def _scaled(data: Encoded, width: int, height: int, denominator: int, fast: bool) -> Image:
-    rows, columns = _at(width, height, denominator)
-    pixels = _thread.pixels(rows, columns)
+def _decode_into(pixels: Image, data: Encoded, fast: bool) -> None:
+    """Decode at the size of `pixels`; they are filled before libjpeg's warnings are raised as ValueError."""
+    rows, columns = pixels.shape[:2]
     simplejpeg.decode_jpeg(
         data, "RGB", fastdct=fast, fastupsample=fast, min_height=rows, min_width=columns, buffer=pixels, strict=True
     )
-    return pixels
 
 
 def _at(width: int, height: int, denominator: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from orchestrator.data.stages import Fill
 
 AHEAD = 3  # batches kept ready; the back-pressure of the producer
 DECODING = 2  # batches being decoded, so that no thread waits for a batch's last image
+INDEXES_PER_LANE = 4  # a lane's open window and the next one lie in two tars each at most, unless tars are tiny
 ROWS = 8  # images of a decoding task: threads share a batch evenly
 
 
@@ -118,7 +119,8 @@ class Loader:
                 yield Work(shard, number, ids, keyed.uniforms(base, ids, DRAWS))
 
         plan = read_plan.of_epoch(order, batch_size, steps, rank, workers)
-        return self._run(work(), plan, steps.start, stages.filler(config, seed, order.epoch))
+        self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
+        return self._run(work(), plan, steps.start, stages.filler(config, seed, order.epoch, self._reader.classes))
 
     def evaluation(self, counts: tuple[int, ...], batch_size: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
         """Centre crops of the rank's stretch of the split, each sample on one rank only, the last batch short."""
@@ -134,46 +136,57 @@ class Loader:
         return self._run(work(), read_plan.of_ids(counts, first, past, batch_size), 0, _centre)
 
     def _run(self, work: Iterator[Work], plan: Iterator[Span], step: int, fill: Fill) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | Exception | None] = queue.Queue(maxsize=AHEAD)
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=AHEAD)
         stopped = threading.Event()
 
         def produce() -> None:
             try:
-                for batch in self._decoded(work, plan, step, fill):
+                for batch in self._decoded(work, plan, step, fill, stopped):
                     _put(ready, batch, stopped)
                 _put(ready, None, stopped)
             except _Stopped:
                 pass
-            except Exception as error:
+            except BaseException as error:  # whatever it is, the consumer must not wait for ever
                 _put(ready, error, stopped, quiet=True)
 
         producer = threading.Thread(target=produce, name="loader", daemon=True)
         with _running(producer, stopped):
             while (item := ready.get()) is not None:
-                if isinstance(item, Exception):
+                if isinstance(item, BaseException):
                     raise item
                 yield item
 
-    def _decoded(self, work: Iterator[Work], plan: Iterator[Span], step: int, fill: Fill) -> Iterator[Batch]:
+    def _decoded(
+        self, work: Iterator[Work], plan: Iterator[Span], step: int, fill: Fill, stopped: threading.Event
+    ) -> Iterator[Batch]:
         """Batches in their order, a few of them under way at once."""
         buffers = self._spare.pop() if self._spare else _Buffers(self._size, self._pin)
         pending: deque[_Pending] = deque()
+        closing = threading.Event()
+
+        def ended() -> bool:
+            return stopped.is_set() or closing.is_set()
+
         with self._reader.along(plan) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, item in enumerate(work, step):
                     ahead.advance(number)
-                    pending.append(_begun(item, buffers.take(len(item.ids)), ahead, fill, pool))
+                    pending.append(_begun(item, buffers.take(len(item.ids)), ahead, fill, pool, ended))
                     if len(pending) >= DECODING:
                         yield pending.popleft().batch()
                 while pending:
                     yield pending.popleft().batch()
             finally:
+                closing.set()  # decoding ends with the image in hand, and waits for no piece that nobody reads any more
+                ahead.cancel()
                 pool.shutdown(wait=True, cancel_futures=True)
                 self._spare.append(buffers)
 
 
-def _begun(work: Work, images: Tensor, ahead: ReadAhead, fill: Fill, pool: ThreadPoolExecutor) -> _Pending:
+def _begun(
+    work: Work, images: Tensor, ahead: ReadAhead, fill: Fill, pool: ThreadPoolExecutor, ended: Callable[[], bool]
+) -> _Pending:
     """Put a batch's images to the decoding threads."""
     samples = len(work.ids)
     pending = _Pending(work, images, np.zeros(samples, dtype=np.int64), np.ones(samples, dtype=np.float32))
@@ -181,6 +194,8 @@ def _begun(work: Work, images: Tensor, ahead: ReadAhead, fill: Fill, pool: Threa
 
     def some(start: int) -> None:
         for row in range(start, min(start + ROWS, samples)):
+            if ended():
+                raise _Stopped
             sample = ahead.take(int(work.shard[row]), int(work.number[row]))
             try:
                 pending.labels[row] = fill(sample, int(work.ids[row]), work.draws[row], pixels[row])
@@ -225,7 +240,7 @@ class _Stopped(Exception):
 
 
 def _put(
-    ready: queue.Queue[Batch | Exception | None], item: Batch | Exception | None, stopped: threading.Event,
+    ready: queue.Queue[Batch | BaseException | None], item: Batch | BaseException | None, stopped: threading.Event,
     quiet: bool = False,
 ) -> None:  # fmt: skip
     while not stopped.is_set():

@@ -1,7 +1,7 @@
 """What a packing keeps while it is under way, so that it can go on after a kill.
 
 URL/_packing/plan.json      what is packed and how; written after the rows, so a plan that is there is whole
-URL/_packing/rows/          the rows of each shard
+URL/_packing/rows/PLAN/     the rows of each shard, by the digest of the plan
 URL/_packing/done/          an entry for each finished shard, written after its tar and index
 """
 
@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data import pack_plan, shard_packing
 from orchestrator.data.errors import DataError
 from orchestrator.data.pack_config import Made, Pack
@@ -59,6 +60,10 @@ class Plan(Config):
         """Images of all splits."""
         return sum(split.samples for split in self.splits.values())
 
+    def digest(self) -> str:
+        """A short hash of all of it, which names the folder of its rows."""
+        return fingerprint(self, length=16)
+
     def shards(self) -> list[ShardId]:
         """Every shard, split by split."""
         return [(name, number) for name, split in self.splits.items() for number in range(len(split.shards))]
@@ -80,11 +85,11 @@ def load(url: str) -> Plan | None:
 
 def keep(config: Pack, plan: Plan, rows: PlannedRows) -> Plan:
     """Write rows and plan; the plan of who was first, when two start at the same time."""
-    url = config.url
+    url, digest = config.url, plan.digest()
 
     def kept(item: tuple[str, int, SplitListing, pack_plan.Rows]) -> None:
         name, number, split, chosen = item
-        shard_packing.write_rows(shard_packing.rows_url(url, name, number), split.take(chosen))
+        shard_packing.write_rows(shard_packing.rows_url(url, digest, name, number), split.take(chosen))
 
     parts = ((name, n, split, part) for name, (split, shards) in rows.items() for n, part in enumerate(shards))
     for _ in shard_packing.in_order(kept, parts, STREAMS):

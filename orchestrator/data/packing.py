@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 from orchestrator.data import manifest, pack_plan, pack_report, pack_state, shard_packing
 from orchestrator.data.errors import DataError
@@ -31,6 +32,10 @@ class Packing:
     roots: dict[str, str]  # by split; held-out images lie in that of train
     done: dict[ShardId, Entry]
 
+    @cached_property
+    def _plan_digest(self) -> str:
+        return self.plan.digest()
+
     def left(self) -> list[ShardId]:
         """The shards that are still to be packed."""
         return [shard for shard in self.plan.shards() if shard not in self.done]
@@ -41,6 +46,7 @@ class Packing:
         layout = self.config.layout
         return ShardTask(
             url=self.config.url,
+            plan=self._plan_digest,
             split=split,
             number=number,
             root=self.roots.get(split, self.roots["train"]),
@@ -114,6 +120,12 @@ def conclude(packing: Packing, entries: dict[ShardId, Entry]) -> Manifest:
     Raises DataError when a split is left without images.
     """
     url, plan = packing.config.url, packing.plan
+    for (name, number), entry in entries.items():
+        if entry.images != plan.splits[name].shards[number]:
+            raise DataError(
+                f"{urls.redact(url)}: shard {number} of {name} was made of {entry.images} images, the plan has "
+                f"{plan.splits[name].shards[number]}: another packing was here; remove {PACKING} and start anew"
+            )
     listed = {
         name: tuple(shard for n in range(len(split.shards)) if (shard := entries[name, n].shard) is not None)
         for name, split in plan.splits.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,6 +63,11 @@ class _Piece:
         self.bytes, self.left = expected, samples
         self.start, self.data = 0, memoryview(b"")
         self.ready: Future[None] = Future()
+
+    def cancelled_with(self, reading: Future[None]) -> None:
+        """Wake who waits for a piece whose reading was not begun."""
+        if reading.cancelled():
+            self.ready.set_exception(CancelledError())
 
 
 def _memory(length: int) -> memoryview:
@@ -127,6 +132,10 @@ class ReadAhead:
             self._reread(shard, number, offset, view)
         return Sample(listing, number, self._split.tar(shard), view)
 
+    def cancel(self) -> None:
+        """Begin no more reads; whoever waits for one that was not begun gets CancelledError."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def close(self) -> None:
         """Stop reading; waits for what is under way."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -157,7 +166,8 @@ class ReadAhead:
             self._where.update(((shard, number), piece) for number in wanted)
             self._held += expected if wanted else 0
         if wanted:
-            self._pool.submit(self._read, piece, shard, wanted[0], wanted[-1])
+            reading = self._pool.submit(self._read, piece, shard, wanted[0], wanted[-1])
+            reading.add_done_callback(piece.cancelled_with)
 
     def _read(self, piece: _Piece, shard: int, first: int, last: int) -> None:
         try:

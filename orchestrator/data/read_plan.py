@@ -12,6 +12,7 @@ from orchestrator.data.order import EpochOrder, Ints, batch_positions
 
 # A rank's first batch is read sample by sample, so that it does not wait for whole windows.
 PRIMED_STEPS = 1
+PRIMED_SHARE = 20  # such a batch is at most this part of what the windows hold
 
 
 class Span(NamedTuple):
@@ -25,8 +26,10 @@ class Span(NamedTuple):
 
 def of_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, workers: int) -> Iterator[Span]:
     """The windows of the rank's lanes, in the order in which they open; memory for the lanes only."""
-    # Asked for at once, before any window is: a window that opens with them then leaves them out.
-    for step in steps[:PRIMED_STEPS]:
+    # Asked for at once, before any window is: a window that opens with them then leaves them out. Unless they are many:
+    # what lies between them is read with the windows all the same.
+    primed = steps[:PRIMED_STEPS] if batch_size * PRIMED_SHARE < order.lanes * order.window else ()
+    for step in primed:
         mine = batch_positions(step, batch_size, order.lanes, rank, workers)
         yield from _singles(*order.locate(mine), steps.start)
     begin, end = steps.start * batch_size, min(steps.stop * batch_size, order.samples)

@@ -36,6 +36,15 @@ class SampleReader:
         self._split = SplitFiles(url, manifest, split, self._config)
         self._single = ReadAhead(self._split, iter(()), 0, 1)
 
+    @property
+    def classes(self) -> int:
+        """Number of classes of the dataset."""
+        return self._split.classes
+
+    def keep_indexes(self, count: int) -> None:
+        """Keep the indexes of at least so many shards: fewer than are in turn would be read again for every sample."""
+        self._split.kept_indexes = max(self._split.kept_indexes, count)
+
     def read(self, shard: int, number: int) -> Sample:
         """The sample `number` of shard `shard`.
 

@@ -45,6 +45,7 @@ class ShardTask(Config):
     """One shard to be packed: a task of its own, on any machine that sees both places."""
 
     url: str  # of the dataset
+    plan: str  # its digest
     split: str
     number: int
     root: str
@@ -87,9 +88,9 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}/{split}-{number:06d}.tar"
 
 
-def rows_url(url: str, split: str, number: int) -> str:
-    """Where the rows of a shard are kept."""
-    return files.join(url, PACKING, "rows", f"{split}-{number:06d}.json")
+def rows_url(url: str, plan: str, split: str, number: int) -> str:
+    """Where the rows of a shard are kept, apart for each plan (by its digest): of two that start at once one wins."""
+    return files.join(url, PACKING, "rows", plan, f"{split}-{number:06d}.json")
 
 
 def entry_url(url: str, split: str, number: int) -> str:
@@ -115,7 +116,7 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
     Raises DataError when the plan is not there, StorageError when an image cannot be read or the shard not be written.
     """
     task = ShardTask.from_dict(raw)
-    rows = _read_rows(rows_url(task.url, task.split, task.number))
+    rows = _read_rows(rows_url(task.url, task.plan, task.split, task.number))
     left_out: list[LeftOut] = []
     counts: Counter[str] = Counter()
 

@@ -21,7 +21,7 @@ from orchestrator.storage.cache import BlockCache
 from orchestrator.storage.files import StorageError
 from orchestrator.storage.ranged import Ranges
 
-# Indexes in memory: each open window has one or two; of 10,000 samples one takes about half a megabyte.
+# Indexes in memory (of 10,000 samples one takes about half a megabyte), unless more windows are open.
 INDEXES = 256
 
 
@@ -33,10 +33,11 @@ class SplitFiles:
         self._url = url
         self._tars = [manifest.tar_url(url, shard) for shard in self.shards]
         self._shown = [urls.redact(url) for url in self._tars]
-        self._classes = len(manifest.classes)
+        self.classes = len(manifest.classes)
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._measured: set[int] = set()
         self._lock = threading.Lock()
+        self.kept_indexes = INDEXES
         self._told = False
         self.local = urls.is_local(self._tars[0]) if self._tars else True
         self.ranges = Ranges(config.streams)
@@ -51,7 +52,7 @@ class SplitFiles:
             mine = found is None
             if found is None:
                 found = self._indexes[shard] = Future()
-                if len(self._indexes) > INDEXES:
+                if len(self._indexes) > self.kept_indexes:
                     self._indexes.popitem(last=False)
             else:
                 self._indexes.move_to_end(shard)
@@ -94,7 +95,10 @@ class SplitFiles:
         """The same from the source, past the cache, whose blocks are dropped: what was read is not what was packed."""
         if self.cache is not None:
             self.cache.drop(self._tars[shard], self.shards[shard].sha256, start, len(view))
-        self.ranges.read_into(self._tars[shard], start, view)
+        try:
+            self.ranges.read_into(self._tars[shard], start, view)
+        except FileNotFoundError:
+            raise self._missing(shard) from None
 
     def advise(self, shard: int, start: int, length: int) -> None:
         """Tell the operating system that these bytes of a local tar are read soon."""
@@ -116,8 +120,8 @@ class SplitFiles:
             raise DataError(
                 f"data: {facts.name}: its index lists {len(found.labels)} samples, the manifest {facts.samples}"
             )
-        if len(found.labels) and not 0 <= found.labels.min() <= found.labels.max() < self._classes:
-            raise DataError(f"data: {facts.name}: labels outside 0 .. {self._classes - 1}")
+        if len(found.labels) and not 0 <= found.labels.min() <= found.labels.max() < self.classes:
+            raise DataError(f"data: {facts.name}: labels outside 0 .. {self.classes - 1}")
         return found
 
     def _measure(self, shard: int) -> None:

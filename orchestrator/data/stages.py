@@ -35,7 +35,7 @@ Fill = Callable[[Sample, int, Draws, Image], int]
 _FUSED = ("decode", "crop")
 
 
-def filler(config: AugmentationConfig, seed: int, epoch: int) -> Fill:
+def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> Fill:
     """A function that fills one image of a batch and returns its label.
 
     Raises DataError when a stage's name means nothing.
@@ -59,9 +59,15 @@ def filler(config: AugmentationConfig, seed: int, epoch: int) -> Fill:
         }
         for name, stage in stages:
             made = _applied(stage, name, made, sample)
-        _check(made, config.stages[-1], out)
+        _check(made, config.stages[-1], sample, out)
+        label = made.get("cls")
+        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
+            raise DataError(
+                f"augmentation.stages: after {config.stages[-1]!r} the label of sample {sample.key!r} of "
+                f"{sample.source} is {label!r}: must be a whole number in 0 .. {classes - 1}"
+            )
         out[:] = made["image"]
-        return int(made["cls"])
+        return int(label)
 
     return fill
 
@@ -109,7 +115,7 @@ def _applied(stage: Stage, name: str, made: dict[str, Any], sample: Sample) -> d
         found = stage(made)
     except BadSampleError:
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit and its like would end a thread without a word
         raise DataError(
             f"augmentation.stages: {name!r} failed on sample {sample.key!r} of {sample.source} at byte "
             f"{sample.offset}: {type(error).__name__}: {error}"
@@ -122,11 +128,11 @@ def _applied(stage: Stage, name: str, made: dict[str, Any], sample: Sample) -> d
     return found
 
 
-def _check(made: dict[str, Any], last: str, out: Image) -> None:
+def _check(made: dict[str, Any], last: str, sample: Sample, out: Image) -> None:
     image = made.get("image")
     if not isinstance(image, np.ndarray) or image.shape != out.shape or image.dtype != np.uint8:
         told = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(
-            f"augmentation.stages: after {last!r} the image of sample {made.get('__key__')!r} is {told}: "
+            f"augmentation.stages: after {last!r} the image of sample {sample.key!r} is {told}: "
             f"must be uint8 {out.shape}"
         )

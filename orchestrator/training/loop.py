@@ -162,8 +162,9 @@ def _validate(parts: Parts) -> dict[str, float]:
         {"averaged": state.average.mean} if state.average.mean else {}
     )
     run = partial(validate, state.model, weights, parts.validation, parts.validation_counts)
-    counts = run(parts.stepper.normalise, parts.world)
-    found = {}
+    counts = run(parts.stepper.normalise, parts.world, parts.job.recipe.max_bad_share)
+    seen = max(counted.samples for counted in counts.values())
+    found = {"validation/bad_samples": float(sum(parts.validation_counts) - seen)}
     for name, counted in counts.items():
         found[f"validation/{name}_top1_error"] = 100 * counted.top1_error
         found[f"validation/{name}_top5_error"] = 100 * counted.top5_error

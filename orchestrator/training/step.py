@@ -28,6 +28,7 @@ class Stepper:
     def __init__(self, recipe: Recipe, state: TrainState, network: nn.Module, world: World) -> None:
         self._recipe, self._state, self._network, self._world = recipe, state, network, world
         self.normalise = Normaliser(recipe.preprocessing, world.device)
+        self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
         self._averaging_from = averaging_from(recipe, state.progress.steps_per_epoch)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -50,10 +51,16 @@ class Stepper:
 
     def _backward(self, batch: Batch, epoch: int) -> Tensor:
         device, recipe = self._world.device, self._recipe
+        if self._copied is not None:
+            # A batch's memory is filled anew two batches later, and copies from pinned memory return before they end.
+            self._copied.synchronize()
         images = self.normalise(batch.images.to(device, non_blocking=True))
         labels, weights, ids = (
             tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.weights, batch.ids)
         )
+        if device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
         dropped = masks(self._state.model, recipe.seeds.dropout, epoch, ids)
         self._state.optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):

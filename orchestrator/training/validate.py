@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from orchestrator.data import audit
 from orchestrator.data.errors import DataError
-from orchestrator.data.loader import Loader
+from orchestrator.data.loader import BadSample, Loader
 from orchestrator.models.googlenet import GoogLeNet, Logits
 from orchestrator.recipe.metrics import Counts, count
 from orchestrator.recipe.normalise import Normaliser
@@ -19,15 +20,15 @@ BATCH = 256  # images of a forward pass; does not change the counts
 
 def validate(
     model: GoogLeNet, weights: dict[str, dict[str, Tensor]], loader: Loader, counts: tuple[int, ...],
-    normalise: Normaliser, world: World,
+    normalise: Normaliser, world: World, max_bad_share: float,
 ) -> dict[str, Counts]:  # fmt: skip
     """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).
 
     Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples
-    are missing; DataError, on every rank alike, when a rank cannot read its data or all images are broken.
+    are missing; DataError, on every rank alike, when a rank cannot read its data or too many images are broken.
     """
     local = {name: Counts() for name in weights}
-    bad = 0
+    bad: list[BadSample] = []
     trouble: str | None = None
     model.eval()
     try:
@@ -35,7 +36,7 @@ def validate(
             for batch in loader.evaluation(counts, BATCH, world.rank, world.workers):
                 images = normalise(batch.images.to(world.device, non_blocking=True))
                 labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
-                bad += int((batch.weights == 0).sum())
+                bad += batch.bad
                 for name, override in weights.items():
                     logits: Logits = functional_call(model, override, (images,))
                     local[name] = local[name] + count(logits, labels, sample_weights)
@@ -43,9 +44,15 @@ def validate(
         trouble = str(error)  # told below: the other ranks are on their way to that collective
     model.train()
     flat = [float(value) for each in local.values() for value in (each.samples, each.wrong_top1, each.wrong_top5)]
-    *summed, all_bad, failed = world.sum([*flat, float(bad), float(trouble is not None)])
+    *summed, all_bad, failed = world.sum([*flat, float(len(bad)), float(trouble is not None)])
     if failed:
         raise DataError(first_trouble(world, trouble))
+    if all_bad > audit.most_bad(max_bad_share, sum(counts)):
+        first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None
+        raise DataError(
+            f"data: {all_bad:g} of the {sum(counts)} images of the validation split cannot be read, more than "
+            f"max_bad_share {max_bad_share:g} allows; the first: {first_trouble(world, first)}"
+        )
     whole = iter(int(value) for value in summed)
     found = {name: Counts(next(whole), next(whole), next(whole)) for name in weights}
     for name, counted in found.items():

@@ -47,6 +47,15 @@ def test_the_rows_asked_for_are_those_of_the_whole_image(layout: str, rows: int)
     assert np.array_equal(found[:rows], whole[:rows])
 
 
+@given(st.sampled_from(LAYOUTS), st.integers(1, 157), st.sampled_from([1, 2, 4, 8]))
+def test_fast_rows_are_those_of_the_whole_image_decoded_fast(layout: str, rows: int, denominator: int) -> None:
+    found = part(made(layout), rows, denominator, fast=True)
+    whole = part(made(layout), 157, denominator, fast=True)
+    asked = min(rows // denominator, len(whole))
+    assert asked <= len(found)
+    assert np.array_equal(found[:asked], whole[:asked])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("denominator", [2, 4, 8])
 def test_a_reduced_image_is_the_whole_one_made_smaller(layout: str, denominator: int) -> None:
@@ -87,6 +96,14 @@ def test_junk_behind_the_last_row_harms_nothing() -> None:
     assert np.array_equal(decode.decode(with_junk), decode.decode(data))
     for rows in (5, 157):
         assert np.array_equal(part(with_junk, rows)[:rows], decode.decode(data)[:rows])
+
+
+def test_an_image_too_large_for_the_threads_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "KEPT_BYTES", 1000)
+    data = made("420")
+    for encoded in (data, data[:-2] + b"junk" + data[-2:]):
+        for rows in (60, 157):
+            assert np.array_equal(part(encoded, rows)[:rows], decode.decode(data)[:rows])
 
 
 def test_damage_above_the_last_row_is_found() -> None:
@@ -151,7 +168,12 @@ def test_large_photos_are_decoded_at_a_reduced_size(monkeypatch: pytest.MonkeyPa
 def test_a_reduced_crop_still_has_the_inputs_size(width: int, height: int, size: int) -> None:
     box = (13, 7, width, height)
     by = augment.denominator(box, size)
-    x, y, w, h = augment.snapped(box, by)
-    assert by == 1 or min(w, h) // by >= size
-    assert all(side % by == 0 for side in (x, y, w, h))
-    assert x <= 13 and y <= 7 and x + w <= 13 + width and y + h <= 7 + height
+    x, y, w, h = augment.reduced_box(box, by, size)
+    if by == 1:
+        assert (x, y, w, h) == box
+    else:
+        assert min(w, h) >= size
+        for edge, was in ((x, 13), (y, 7), (x + w, 13 + width), (y + h, 7 + height)):
+            assert abs(edge * by - was) <= by
+        # The reduced image has a pixel for the rest of a side.
+        assert x + w <= -(-(13 + width) // by) and y + h <= -(-(7 + height) // by)

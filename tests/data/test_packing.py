@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import index, manifest, pack_plan, pack_report, packing, shard_packing
+from orchestrator.data import index, manifest, pack_plan, pack_report, pack_state, packing, shard_packing
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.pack_config import Layout, Pack
@@ -425,3 +425,14 @@ def test_options_that_cannot_be() -> None:
         Pack(source=FolderSource(url="/x")).resolved()
     with pytest.raises(ConfigError, match="digits are packed one way only"):
         Pack.from_dict({"source": {"kind": "digits"}, "layout": {"seed": 1}})
+
+
+def test_of_two_that_start_at_once_the_winner_packs_its_own_rows(tars: IlsvrcSource, tmp_path: Path) -> None:
+    """Both saw no plan; the loser writes its rows last, and is refused."""
+    wanted = pack(command(tars, tmp_path / "alone", seed=1)).digest()
+    winner, loser = (command(tars, tmp_path / "both", seed=seed).resolved() for seed in (1, 2))
+    plans = [packing.planned(one, packing._places(one), silent) for one in (winner, loser)]
+    pack_state.keep(winner, *plans[0])
+    with pytest.raises(DataError, match="an unfinished packing with"):
+        pack_state.keep(loser, *plans[1])
+    assert pack(winner).digest() == wanted

@@ -1,5 +1,6 @@
 """Reading ahead from a remote place: the same bytes, bounded memory, and whatever fails is told."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data import manifest, read_ahead, read_plan
+from orchestrator.data import index, manifest, read_ahead, read_plan, split_files
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
 from orchestrator.data.errors import DataError
+from orchestrator.data.index import ShardIndex
 from orchestrator.data.loader import Loader
+from orchestrator.data.manifest import Shard
 from orchestrator.data.order import EpochOrder
 from orchestrator.data.packer import RawSample, pack
 from orchestrator.data.reader import SampleReader
@@ -140,6 +143,39 @@ def test_what_is_lost_or_cut_is_named_and_nothing_hangs(remote: str, what: str) 
     with pytest.raises(DataError, match=r"train/train-000004.tar.*(missing|9000 bytes, the manifest)"):
         kept(Loader(reader(), 16, 2).training(order(), AugmentationConfig(), 1, 16, range(15)))
     assert time.monotonic() - began < 30
+
+
+def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_files, "INDEXES", 2)
+    loaded = []
+    load = index.load
+
+    def counting(url: str, shard: Shard) -> ShardIndex:
+        loaded.append(shard.name)
+        return load(url, shard)
+
+    monkeypatch.setattr(index, "load", counting)
+    kept(Loader(reader(), 16, 2).training(order(lanes=12, window=4), AugmentationConfig(), 1, 16, range(15)))
+    assert len(loaded) == 12, "each once"
+
+
+def test_closing_does_not_wait_for_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "PIECE_BYTES", 4000)
+    source = reader(streams=2)
+    plain, released = source._split.read_into, threading.Event()
+
+    def slow(shard: int, start: int, view: memoryview) -> None:
+        released.wait(0.3)
+        plain(shard, start, view)
+
+    batches = Loader(source, 16, 2).training(order(), AugmentationConfig(), 1, 16, range(15))
+    next(batches)
+    monkeypatch.setattr(source._split, "read_into", slow)
+    next(batches)
+    began = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 5
+    released.set()
 
 
 def test_a_shard_as_a_stream(remote: str) -> None:

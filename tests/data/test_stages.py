@@ -48,6 +48,18 @@ def forget(sample: dict[str, Any]) -> None:
     return None
 
 
+def leave(sample: dict[str, Any]) -> dict[str, Any]:
+    raise SystemExit(3)
+
+
+def unlabel(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sample.items() if key != "cls"}
+
+
+def mislabel(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample | {"cls": 3}
+
+
 def grow(sample: dict[str, Any]) -> dict[str, Any]:
     return sample | {"image": np.zeros((5, 5, 3), dtype=np.uint8)}
 
@@ -55,7 +67,7 @@ def grow(sample: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_stages")
-    for function in (invert, noise, relabel, refuse_some, fail, forget, grow):
+    for function in (invert, noise, relabel, refuse_some, fail, forget, leave, unlabel, mislabel, grow):
         setattr(module, function.__name__, function)
     module.number = 3  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_stages", module)
@@ -120,6 +132,9 @@ def test_the_same_function_runs_under_webdataset(packed: Path) -> None:
         ("my_stages:fail", r"'my_stages:fail' failed on sample 'sample-\d+' of .*tar at byte \d+: KeyError: 'nothing'"),
         ("my_stages:forget", r"'my_stages:forget' returned NoneType for sample 'sample-\d+': a stage returns"),
         ("my_stages:grow", r"after 'my_stages:grow' the image of sample .* is uint8 \(5, 5, 3\): must be .*16, 16, 3"),
+        ("my_stages:leave", r"'my_stages:leave' failed on sample .*: SystemExit: 3"),
+        ("my_stages:unlabel", r"after 'my_stages:unlabel' the label of sample 'sample-\d+' of .*tar is None: must be"),
+        ("my_stages:mislabel", r"the label of sample .* is 3: must be a whole number in 0 .. 2"),
         ("my_stages:absent", r"'my_stages:absent' is refused: must be 'decode', 'crop' or 'package.module:function'"),
         ("my_stages:number", r"'my_stages:number' is refused: it is no function"),
         ("no_such_module:f", r"'no_such_module:f' is refused"),
