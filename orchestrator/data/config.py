@@ -30,7 +30,7 @@ class AugmentationConfig(Config):
     decoding: Literal["fast", "exact"] = Field(
         "fast",
         description="fast: quick DCT and chroma, no row below the crop, and 1/2, 1/4 or 1/8 size where the crop still "
-        "has the input's size (over 37 dB from exact); exact: every pixel, as for test crops",
+        "has the input's size (about 40 dB from exact); exact: every pixel, as for test crops",
     )
     stages: tuple[str, ...] = Field(
         ("decode", "crop"),

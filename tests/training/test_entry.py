@@ -189,6 +189,22 @@ def test_a_missing_shard_is_bad_data(tmp_path: Path) -> None:
     assert "train-000001.tar" in outcome.message
 
 
+@pytest.mark.parametrize(("broken", "status"), [(3, "finished"), (11, "bad-data")])
+def test_broken_validation_images_are_counted_and_too_many_end_the_run(
+    tmp_path: Path, broken: int, status: str
+) -> None:
+    validation = [*shards.samples(9, 500), *(RawSample(f"broken-{n:02d}", b"no image", 0) for n in range(broken))]
+    splits = {"train": shards.samples(16), "validation": validation}
+    pack(str(tmp_path / "data"), "x", shards.CLASSES, splits, 6)
+    outcome = train(job(tmp_path / "data", tmp_path / "run", recipe(epochs=1)))
+    assert outcome.status == status
+    if status == "finished":
+        assert outcome.metrics["validation/bad_samples"] == broken
+    else:
+        assert f"{broken} of the {9 + broken} images of the validation split cannot be read" in outcome.message
+        assert "the first: 'broken-00' at byte" in outcome.message
+
+
 @pytest.mark.parametrize("left", [[], [RawSample("broken", b"", 0)]], ids=["empty", "broken"])
 def test_a_validation_split_without_a_whole_image_is_bad_data(tmp_path: Path, left: list[RawSample]) -> None:
     data = tmp_path / "data"
