@@ -23,7 +23,7 @@ from torch import Tensor
 
 from orchestrator.data import keyed, read_plan, stages
 from orchestrator.data.augment import DRAWS, Draws
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.crops import cut_one
 from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError
@@ -96,6 +96,11 @@ class Loader:
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
         self._reader, self._size, self._threads, self._pin = reader, size, threads, pin
         self._spare: list[_Buffers] = []  # of iterators that have ended: the next one's
+
+    def check(self, order: OrderConfig, config: AugmentationConfig, workers: int) -> None:
+        """Raise DataError when this process has no memory for its windows, or cannot import a stage."""
+        self._reader.check_windows(-(-order.lanes // workers) * order.window)
+        stages.filler(config, 0, 0, self._reader.classes)
 
     def traffic(self) -> Traffic:
         """What was read since the loader's reader was made."""

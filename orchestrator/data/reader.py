@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.data import read_plan
 from orchestrator.data.config import ReadingConfig
+from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.read_ahead import ReadAhead, Sample
 from orchestrator.data.read_plan import Span
 from orchestrator.data.split_files import SplitFiles
 
 STREAMED = 64  # samples of a shard that are read ahead when it is read in order
+
+
+def _free_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not tell."""
+    try:
+        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 class Traffic(NamedTuple):
@@ -40,6 +52,21 @@ class SampleReader:
     def classes(self) -> int:
         """Number of classes of the dataset."""
         return self._split.classes
+
+    def check_windows(self, samples: int) -> None:
+        """Raise DataError when so many remote samples would take more than half of the memory that is free.
+
+        Local windows lie in the page cache and need none.
+        """
+        shards, room = self._split.shards, _free_bytes()
+        held = sum(shard.bytes for shard in shards)
+        wanted = samples * held // max(1, sum(shard.samples for shard in shards))
+        if not self._split.local and room is not None and min(wanted, held) > room // 2:
+            raise DataError(
+                f"order.lanes x order.window: the {samples} samples that a worker holds open are {wanted / 2**20:,.0f} "
+                f"MiB of this data, more than half of the {room / 2**20:,.0f} MiB that are free on its node: lower "
+                "order.window, or use more workers"
+            )
 
     def keep_indexes(self, count: int) -> None:
         """Keep the indexes of at least so many shards: fewer than are in turn would be read again for every sample."""

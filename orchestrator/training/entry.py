@@ -96,9 +96,7 @@ def _run(
     blank = _blank_batch(job)
     if world.workers > 1:
         stepper.settle(blank)
-    training, validation = _unanimous(
-        world, lambda: (_loader(job, manifest, TRAIN, world), _loader(job, manifest, VALIDATION, world))
-    )
+    training, validation = _unanimous(world, lambda: _loaders(job, manifest, world))
     passed_over = _resume(job, world, state)
     recorder.started(state.progress, world, previous, passed_over)
     parts = Parts(
@@ -199,6 +197,13 @@ def _attempt(job: TrainJob, world: World) -> int:
         while not files.create_bytes(files.join(folder, f"{number:06d}.json"), about):
             number += 1
     return int(world.sum([float(number)])[0])
+
+
+def _loaders(job: TrainJob, manifest: Manifest, world: World) -> tuple[Loader, Loader]:
+    """For training and validation. Raises DataError when this process cannot use them."""
+    training = _loader(job, manifest, TRAIN, world)
+    training.check(job.recipe.order, job.recipe.augmentation, world.workers)
+    return training, _loader(job, manifest, VALIDATION, world)
 
 
 def _loader(job: TrainJob, manifest: Manifest, split: str, world: World) -> Loader:

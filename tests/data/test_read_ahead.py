@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from orchestrator.data import index, manifest, read_ahead, read_plan, split_files
-from orchestrator.data.config import AugmentationConfig, ReadingConfig
+from orchestrator.data import reader as reader_module
+from orchestrator.data.config import AugmentationConfig, OrderConfig, ReadingConfig
 from orchestrator.data.errors import DataError
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.loader import Loader
@@ -176,6 +177,18 @@ def test_closing_does_not_wait_for_what_was_not_begun(remote: str, monkeypatch: 
     batches.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 5
     released.set()
+
+
+def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Loader(reader(), 16, 1)
+    config = OrderConfig(lanes=100, window=100)
+    one.check(config, AugmentationConfig(), 1)
+    monkeypatch.setattr(reader_module, "_free_bytes", lambda: 600_000)
+    with pytest.raises(DataError, match=r"the 10000 samples that a worker holds open are .* MiB .* lower order.window"):
+        one.check(config, AugmentationConfig(), 1)
+    one.check(config, AugmentationConfig(), 100)
+    with pytest.raises(DataError, match="'flip' is refused"):
+        one.check(config, AugmentationConfig(stages=("decode", "crop", "flip")), 100)
 
 
 def test_a_shard_as_a_stream(remote: str) -> None:
