@@ -183,7 +183,7 @@ def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: p
     one = Loader(reader(), 16, 1)
     config = OrderConfig(lanes=100, window=100)
     one.check(config, AugmentationConfig(), 1)
-    monkeypatch.setattr(reader_module, "_free_bytes", lambda: 600_000)
+    monkeypatch.setattr(reader_module, "_free_bytes", lambda: 1_000_000)
     with pytest.raises(DataError, match=r"the 10000 samples that a worker holds open are .* MiB .* lower order.window"):
         one.check(config, AugmentationConfig(), 1)
     one.check(config, AugmentationConfig(), 100)
