@@ -94,7 +94,7 @@ def members(source: Iterable[Block], name: str, extensions: Collection[str]) -> 
                 following |= _said(info, data, at, name)
             continue
         member_name = following.get("path", info.name)
-        size = _size(following.get("size", info.size), at, name)
+        size = size_of(following.get("size", info.size), at, name)
         following = {}
         key, extension = _split(member_name, at, name)
         wanted = extension in extensions and info.type != tarfile.DIRTYPE
@@ -173,7 +173,8 @@ def _header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
         ) from None
 
 
-def _size(size: str | int, at: int, name: str) -> int:
+def size_of(size: str | int, at: int, name: str) -> int:
+    """The size that a header at byte `at` claims. Raises DataError when it is no whole number of bytes."""
     try:
         found = int(size)
     except ValueError:

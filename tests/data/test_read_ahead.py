@@ -1,6 +1,5 @@
 """Reading ahead from a remote place: the same bytes, bounded memory, and whatever fails is told."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,23 +159,24 @@ def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.Mon
     assert len(loaded) == 12, "each once"
 
 
-def test_closing_does_not_wait_for_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_ahead, "PIECE_BYTES", 4000)
-    source = reader(streams=2)
-    plain, released = source._split.read_into, threading.Event()
+    source, begun = reader(streams=2), []
+    plain = source._split.read_into
 
     def slow(shard: int, start: int, view: memoryview) -> None:
-        released.wait(0.3)
+        begun.append(shard)
+        time.sleep(0.05)
         plain(shard, start, view)
 
+    monkeypatch.setattr(source._split, "read_into", slow)
     batches = Loader(source, 16, 2).training(order(), AugmentationConfig(), 1, 16, range(15))
     next(batches)
-    monkeypatch.setattr(source._split, "read_into", slow)
-    next(batches)
-    began = time.monotonic()
+    before = len(begun)
     batches.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 5
-    released.set()
+    assert before < 100, "else nothing was left to be read"
+    # Two reads were under way, and the producer may have been a moment ahead of us.
+    assert len(begun) <= before + 6
 
 
 def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:

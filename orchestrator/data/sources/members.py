@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.data.errors import DataError
+from orchestrator.data.tars import size_of
 from orchestrator.storage import urls
 from orchestrator.storage.ranged import Ranges
 
@@ -70,7 +71,7 @@ def members(headers: Headers, start: int = 0, end: int | None = None, inside: st
         if not any(block):
             return
         info = _parsed(block, at, name)
-        body, size = at + _RECORD, _size(said.get("size", info.size), at, name)
+        body, size = at + _RECORD, size_of(said.get("size", info.size), at, name)
         padded = 0 if info.type in _WITHOUT_BODY else -(-size // _RECORD) * _RECORD
         if body + padded > end:
             raise DataError(
@@ -91,16 +92,6 @@ def _parsed(block: bytes, at: int, name: str) -> tarfile.TarInfo:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise DataError(f"{name}: damaged at byte {at}: no member and no end of archive there ({error})") from None
-
-
-def _size(size: str | int, at: int, name: str) -> int:
-    try:
-        found = int(size)
-    except ValueError:
-        found = -1
-    if found < 0:
-        raise DataError(f"{name}: damaged at byte {at}: the member there has the size {size!r}")
-    return found
 
 
 def _bounded(size: int, at: int, name: str) -> int:
