@@ -202,4 +202,4 @@ def _sweep(url: str, plan: Plan) -> None:
 
 def _leftovers(folder_path: str) -> Iterator[str]:
     with os.scandir(folder_path) as entries:
-        yield from [entry.path for entry in entries if entry.name.startswith(files._TEMP)]
+        yield from [entry.path for entry in entries if entry.name.startswith(files.TEMP_PREFIX)]

@@ -106,7 +106,7 @@ def sizes(url: str) -> dict[str, int]:
             if not os.path.isdir(path):
                 return {}
             with os.scandir(path) as entries:
-                kept = [entry for entry in entries if entry.is_file() and not entry.name.startswith(_TEMP)]
+                kept = [entry for entry in entries if entry.is_file() and not entry.name.startswith(TEMP_PREFIX)]
             return {entry.name: entry.stat().st_size for entry in kept}
         try:
             found = retrying(lambda: _fresh(url).ls(_path(url), detail=True))
@@ -122,7 +122,7 @@ def list_names(url: str) -> list[str]:
             path = urls.local_path(url)
             if not os.path.isdir(path):
                 return []
-            return sorted(name for name in os.listdir(path) if not name.startswith(_TEMP))
+            return sorted(name for name in os.listdir(path) if not name.startswith(TEMP_PREFIX))
         try:
             found = retrying(lambda: _fresh(url).ls(_path(url), detail=False))
         except FileNotFoundError:
@@ -147,7 +147,7 @@ def remove(url: str) -> None:
             retrying(lambda: filesystem.rm(_path(url), recursive=True))
 
 
-_TEMP = ".tmp-"
+TEMP_PREFIX = ".tmp-"  # of files that are being written; what a killed writer left has it, too
 
 
 def _create_remote(url: str, data: bytes) -> bool:
@@ -189,7 +189,7 @@ def _remote_range(url: str, start: int, length: int) -> bytes:
 def _write_temp(path: str, data: bytes) -> str:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temp = os.path.join(folder, f"{_TEMP}{uuid.uuid4().hex}")
+    temp = os.path.join(folder, f"{TEMP_PREFIX}{uuid.uuid4().hex}")
     descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
