@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+DRILL ?=
 # Extra words for pip, such as the index of a torch build for your hardware.
 PIP_ARGS ?=
 
@@ -18,10 +19,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check format test bench demo up down ui clean lock
+.PHONY: help setup check format test test-nodes drill bench demo up down ui clean lock
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv with the pinned packages; does nothing when it is up to date
 
@@ -46,6 +47,12 @@ format: setup ## rewrite the code in the house format
 
 test: setup ## run the tests; PYTEST_ARGS="-k crops" narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-nodes: setup ## the tests that need several nodes: Ray clusters in network namespaces (root, iproute2, util-linux)
+	$(BIN)/python -m pytest -m nodes tests/nodes $(PYTEST_ARGS)
+
+drill: setup ## break real runs in every way that is claimed to be survived (half an hour); DRILL="random" narrows it
+	@$(BIN)/python -m tests.drills $(DRILL)
 
 bench: setup ## measure the data plane against its goals (make bench-data, -large, -s3, -resume, -plan, -memory: one)
 	@$(BIN)/python -m benchmarks

@@ -15,7 +15,7 @@ import tempfile
 
 from benchmarks import frame
 
-NAMES = ("data", "large", "s3", "resume", "plan", "memory")
+NAMES = ("data", "large", "s3", "resume", "plan", "memory", "step", "survival", "overhead", "startup")
 SECONDS = 900.0  # a benchmark that takes longer hangs
 
 

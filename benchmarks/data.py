@@ -21,7 +21,7 @@ import torch
 from benchmarks import fidelity, frame, peer, photos
 from benchmarks.frame import Figure
 from orchestrator.data import manifest
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
 from orchestrator.data.loader import Batch, Loader
 from orchestrator.data.order import EpochOrder
 from orchestrator.data.reader import SampleReader
@@ -29,9 +29,11 @@ from orchestrator.data.reader import SampleReader
 SIZE, BATCH, SEED = 224, 256, 7
 LANES, WINDOW = 16, 64  # 1,024 samples mixed at a time, as many as webdataset's buffer holds
 ROUNDS = 5
-FOUR = AugmentationConfig()
-BILINEAR = AugmentationConfig(interpolations=("bilinear",))
-EXACT = AugmentationConfig(interpolations=("bilinear",), decoding="exact")
+# The peer crops, resizes and mirrors, and so do these; PAPER distorts colours too.
+FOUR = AugmentationConfig(photometric=NO_PHOTOMETRIC)
+BILINEAR = AugmentationConfig(interpolations=("bilinear",), photometric=NO_PHOTOMETRIC)
+EXACT = AugmentationConfig(interpolations=("bilinear",), decoding="exact", photometric=NO_PHOTOMETRIC)
+PAPER = AugmentationConfig()
 
 
 def figures(folder: str) -> Iterator[Figure]:
@@ -54,6 +56,7 @@ def _ratios(url: str, images: list[bytes], threads: int) -> Iterator[Figure]:
         "decode_only": lambda: decode(images, threads),
         "bilinear": epochs(url, BILINEAR, threads),
         "four_interpolations": epochs(url, FOUR, threads),
+        "photometric": epochs(url, PAPER, threads),
         "webdataset": _peer_pass(url, setting),
     }
     if threads == 1:

@@ -15,7 +15,7 @@ from benchmarks import photos
 from benchmarks.frame import Figure
 from orchestrator.data import keyed, manifest
 from orchestrator.data.augment import DRAWS, INTERPOLATIONS, Box, crop_box, denominator, reduced_box
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
 from orchestrator.data.loader import Loader
 from orchestrator.data.order import EpochOrder
 from orchestrator.data.reader import SampleReader
@@ -27,12 +27,12 @@ Pixels = NDArray[np.uint8]
 
 
 def figures(benchmark: str, url: str, samples: int, kind: Callable[[int], str]) -> Iterator[Figure]:
-    """PSNR of `samples` crops by default settings, per kind of photo (told by its id) and interpolation.
+    """PSNR of `samples` crops by default settings, colours left alone, per kind of photo (by its id) and interpolation.
 
     Against the crop as drawn; and, where the loader puts the crop's box on the grid of a scaled decode, against the
     exact crop of that box, by the same interpolation and by pixel areas (which alone does not alias when it shrinks).
     """
-    for name, found in _psnr(url, samples, AugmentationConfig(), kind).items():
+    for name, found in _psnr(url, samples, AugmentationConfig(photometric=NO_PHOTOMETRIC), kind).items():
         drawn, same_box, by_area = zip(*found, strict=True)
         yield Figure(f"{benchmark}.psnr_db.{name}.median", median(drawn))
         yield Figure(f"{benchmark}.psnr_db.{name}.worst", min(drawn))

@@ -15,7 +15,7 @@ from benchmarks import fidelity, frame, photos
 from benchmarks.frame import Figure
 from orchestrator.data import keyed, manifest
 from orchestrator.data.augment import DRAWS
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
 from orchestrator.data.loader import Loader
 from orchestrator.data.order import EpochOrder
 from orchestrator.data.reader import SampleReader
@@ -26,7 +26,7 @@ ROUNDS = 7
 
 def figures(folder: str) -> Iterator[Figure]:
     """The figures of `make bench-large`."""
-    url, augmentation = photos.large(folder), AugmentationConfig()
+    url, augmentation = photos.large(folder), AugmentationConfig(photometric=NO_PHOTOMETRIC)
     packed, images = manifest.load(url), photos.images(url)
     loader = Loader(SampleReader(url, packed, photos.SPLIT), SIZE, 1)
     ids = np.arange(len(images), dtype=np.int64)

@@ -34,6 +34,6 @@ if __name__ == "__main__":
     config = parse(PROG, "Compare what runs were trained on with the plan.", {"runs": Preset(Audit())}, "runs")
     # The heavy rooms are imported only now: help and refusals stay quick.
     from orchestrator.launch import audit
-    from orchestrator.launch.command import console, guarded
+    from orchestrator.launch.screen import console, guarded
 
     raise SystemExit(guarded(PROG, lambda: audit.run(config.runs, config.storage, config.data, console())))

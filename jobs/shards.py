@@ -15,7 +15,6 @@ from orchestrator.config.cli import parse, refuse
 from orchestrator.config.errors import ConfigError, Problem, suggestion
 from orchestrator.data import pack_config, shards_config
 from orchestrator.launch import environment
-from orchestrator.launch.config import Destination, Placement
 
 PROG = "shards.py"
 
@@ -46,7 +45,7 @@ def main(word: str = "--help", *arguments: str) -> int:
     known = WORDS[word]
     config = parse(f"{PROG} {word}", known.summary, known.presets(), known.default, arguments)
     # Ray reads its switches when it is imported, and the heavy rooms are imported only now: help stays quick.
-    environment.prepare(PROG, Destination(data="/", storage="/", tracking="none"), Placement())
+    environment.switch()
     from orchestrator.launch.command import guarded
 
     module, _, function = known.function.partition(":")

@@ -20,6 +20,10 @@ if __name__ == "__main__":
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
     # help and refusals stay quick.
     environment.prepare(PROG, config.destination, config.placement)
+    from orchestrator.launch import cluster
+
+    if not config.dry_run:
+        cluster.begin()
     from orchestrator.fleet import command
     from orchestrator.launch.command import guarded
 

@@ -30,6 +30,7 @@ OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "desel
 
 # Variables that third parties set when they are imported, and pytest's own.
 FOREIGN_VARIABLES = {
+    "TORCHINDUCTOR_CACHE_DIR",  # torch, at the first step of an optimizer
     "LD_LIBRARY_PATH",  # cv2
     "PYTEST_CURRENT_TEST",
     "RAY_CLIENT_MODE",

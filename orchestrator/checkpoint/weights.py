@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import torch as safetensors
 from torch import Tensor
 
 from orchestrator.checkpoint import format as checkpoint_format
-from orchestrator.storage import commit
+from orchestrator.storage import commit, urls
 
 AVERAGED, RAW = "averaged", "raw"
 AUDIT = "audit.json"
+EXPORT = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,33 @@ def digest(weights: dict[str, Tensor]) -> str:
 
 def save(
     url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...],
-    audit: Mapping[str, object] | None = None,
+    audit: Mapping[str, object] | None = None, about: Mapping[str, object] | None = None,
 ) -> str:  # fmt: skip
-    """Write and commit final weights, with the record of what they were trained on (JSON); their digest."""
+    """Write and commit final weights, with the record of what they were trained on (JSON); their digest.
+
+    about: what else to say of them, JSON.
+
+    Raises NonFiniteError, before anything is written, for NaN or infinite weights.
+    """
     identity = digest(averaged)
     state = {AVERAGED: averaged, RAW: raw, "recipe": recipe, "classes": list(classes)}
-    payload = {checkpoint_format.STATE: checkpoint_format.encode(state)}
+    checkpoint_format.check_finite(url, state)
+    payload = {
+        checkpoint_format.STATE: checkpoint_format.encode(state),
+        EXPORT: export(averaged, {"recipe": recipe, "classes": list(classes), "weights": identity}),
+    }
     if audit is not None:
         payload[AUDIT] = json.dumps(audit, sort_keys=True, indent=1).encode()
-    commit.write(url, payload, {"format_version": checkpoint_format.FORMAT_VERSION, "weights": identity})
+    facts = {"format_version": checkpoint_format.FORMAT_VERSION, "weights": identity}
+    commit.write(url, payload, {**(about or {}), **facts})
     return identity
+
+
+def export(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
+    """Weights as a safetensors file, `about` as its metadata: texts stay what they are, all else becomes JSON."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return safetensors.save(plain, {"format_version": str(checkpoint_format.FORMAT_VERSION), **texts})
 
 
 def stored_digest(url: str) -> str:
@@ -72,4 +91,4 @@ def audit_of(url: str) -> object:
     try:
         return None if data is None else json.loads(data)
     except ValueError as error:
-        raise commit.CommitError(f"{url}/{AUDIT}: no JSON: {error}") from None
+        raise commit.CommitError(f"{urls.redact(url)}/{AUDIT}: no JSON: {error}") from None

@@ -11,8 +11,36 @@ from orchestrator.config.base import Config
 Interpolation = Literal["bilinear", "area", "nearest", "cubic"]
 
 
+class PhotometricConfig(Config):
+    """Brightness, contrast and saturation in random order, then lighting noise; each amount 0 is off.
+
+    Section 6 of arXiv 1409.4842 names Andrew Howard's distortions and no amounts: these are his (arXiv 1312.5402).
+    """
+
+    brightness: float = Field(
+        0.5, ge=0, le=1, description="pixels are scaled by a factor in 1 - amount .. 1 + amount (Howard: 0.5 .. 1.5)"
+    )
+    contrast: float = Field(
+        0.5, ge=0, le=1, description="the same for the distance from the image's mean grey (Howard: 0.5 .. 1.5)"
+    )
+    saturation: float = Field(
+        0.5, ge=0, le=1, description="the same for the distance from each pixel's own grey (Howard: 0.5 .. 1.5)"
+    )
+    lighting: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="standard deviation of the shift along each principal component of ImageNet's RGB, in units of the "
+        "component's own (Krizhevsky 2012, section 4.1: 0.1)",
+    )
+
+
+# For what has no colours, or colours that mean something.
+NO_PHOTOMETRIC = PhotometricConfig(brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0)
+
+
 class AugmentationConfig(Config):
-    """Training crops of arXiv 1409.4842, section 6."""
+    """Training crops and distortions of arXiv 1409.4842, section 6."""
 
     area: tuple[float, float] = Field(
         (0.08, 1.0),
@@ -32,11 +60,12 @@ class AugmentationConfig(Config):
         description="fast: quick DCT and chroma, no row below the crop, and 1/2, 1/4 or 1/8 size where the crop still "
         "has the input's size (about 40 dB from exact); exact: every pixel, as for test crops",
     )
+    photometric: PhotometricConfig = PhotometricConfig()
     stages: tuple[str, ...] = Field(
-        ("decode", "crop"),
+        ("decode", "crop", "photometric"),
         min_length=1,
-        description="what is done to a sample, in turn: 'decode', 'crop', or your own 'package.module:function' that "
-        "takes and returns a sample dict, as WebDataset's map() does",
+        description="what is done to a sample, in turn: 'decode', 'crop', 'photometric', or your own "
+        "'package.module:function' that takes and returns a sample dict, as WebDataset's map() does",
     )
 
     @model_validator(mode="after")

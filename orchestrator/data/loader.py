@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.data import keyed, read_plan, stages
-from orchestrator.data.augment import DRAWS, Draws
+from orchestrator.data import read_plan, stages
 from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.crops import cut_one
 from orchestrator.data.decode import Image, decode
@@ -31,7 +30,7 @@ from orchestrator.data.order import EpochOrder, Ints, batch_positions
 from orchestrator.data.read_ahead import ReadAhead, Sample
 from orchestrator.data.read_plan import Span
 from orchestrator.data.reader import SampleReader, Traffic
-from orchestrator.data.stages import Fill
+from orchestrator.data.stages import Draws, Fill
 
 AHEAD = 3  # batches kept ready; the back-pressure of the producer
 DECODING = 2  # batches being decoded, so that no thread waits for a batch's last image
@@ -62,12 +61,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Samples of one batch of a rank: shard, number in it, id, and the draws for its augmentation (N x DRAWS)."""
+    """Samples of one batch of a rank: shard, number in it, id, and the draws for its augmentation (a row each)."""
 
     shard: Ints
     number: Ints
     ids: Ints
-    draws: NDArray[np.float64]
+    draws: Draws
 
 
 @dataclass
@@ -117,11 +116,10 @@ class Loader:
         """The rank's part of each global batch of `steps`; ranks together give every position exactly once."""
 
         def work() -> Iterator[Work]:
-            base = keyed.key(seed, "augment", order.epoch)
             for step in steps:
                 shard, number = order.locate(batch_positions(step, batch_size, order.lanes, rank, workers))
                 ids = order.ids(shard, number)
-                yield Work(shard, number, ids, keyed.uniforms(base, ids, DRAWS))
+                yield Work(shard, number, ids, stages.draws(seed, order.epoch, ids))
 
         plan = read_plan.of_epoch(order, batch_size, steps, rank, workers)
         self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))

@@ -1,13 +1,15 @@
 """What is done to a training sample, as WebDataset's map() has it: a dict in, a dict out.
 
-The built-in stages are `decode` and `crop`; in that order, with nothing between, they run as one that decodes no more
-than the crop needs. Another stage is named `package.module:function` in the recipe. It finds
+The built-in stages are `decode`, `crop` and `photometric`; in that order, with nothing between and nothing after (the
+last one may be left out), they run as one that decodes no more than the crop needs. Another stage is named
+`package.module:function` in the recipe. It finds
 
 - `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
 - `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
   the same on any worker and after any restart;
 - `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one
-- `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses
+- `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses, and after
+  them those of `photometric`
 
 and returns the dict with what it changed. What comes out last must be S x S x 3 uint8.
 """
@@ -21,18 +23,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import augment, decode, keyed
-from orchestrator.data.augment import Draws
+from orchestrator.data import augment, decode, keyed, photometric
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.decode import Image
 from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.order import Ints
 from orchestrator.data.read_ahead import Sample
 
+Draws = NDArray[np.float64]  # those of augment, then those of photometric
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
 # (sample, its id, its draws, S x S x 3 uint8 to fill)
 Fill = Callable[[Sample, int, Draws, Image], int]
 
-_FUSED = ("decode", "crop")
+_FUSED = (("decode", "crop"), ("decode", "crop", "photometric"))
+_CROP, _PHOTOMETRIC = slice(0, augment.DRAWS), slice(augment.DRAWS, augment.DRAWS + photometric.DRAWS)
+
+
+def draws(seed: int, epoch: int, ids: Ints) -> Draws:
+    """A row of draws for each sample; `crop` and `photometric` draw apart, so that neither moves the other's."""
+    purposes = (("augment", augment.DRAWS), ("photometric", photometric.DRAWS))
+    return np.hstack([keyed.uniforms(keyed.key(seed, name, epoch), ids, number) for name, number in purposes])
 
 
 def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> Fill:
@@ -40,7 +50,7 @@ def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> F
 
     Raises DataError when a stage's name means nothing.
     """
-    if config.stages == _FUSED:
+    if config.stages in _FUSED:
         return _fused(config)
     stages = [(name, _BUILT_IN[name](config) if name in _BUILT_IN else _imported(name)) for name in config.stages]
     base = keyed.key(seed, "stages", epoch)
@@ -73,8 +83,13 @@ def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> F
 
 
 def _fused(config: AugmentationConfig) -> Fill:
+    colours = config.photometric
+    distorted = "photometric" in config.stages and not photometric.is_off(colours)
+
     def fill(sample: Sample, _id: int, draws: Draws, out: Image) -> int:
-        augment.decode_and_augment(sample.image, config, draws, out)
+        augment.decode_and_augment(sample.image, config, draws[_CROP], out)
+        if distorted:
+            photometric.distort(out, colours, draws[_PHOTOMETRIC])
         return sample.label
 
     return fill
@@ -87,13 +102,25 @@ def _decode(_config: AugmentationConfig) -> Stage:
 def _crop(config: AugmentationConfig) -> Stage:
     def crop(sample: dict[str, Any]) -> dict[str, Any]:
         out: NDArray[np.uint8] = np.empty((sample["size"], sample["size"], 3), dtype=np.uint8)
-        augment.augment(sample["image"], config, sample["draws"], out)
+        augment.augment(sample["image"], config, sample["draws"][_CROP], out)
         return sample | {"image": out}
 
     return crop
 
 
-_BUILT_IN = {"decode": _decode, "crop": _crop}
+def _photometric(config: AugmentationConfig) -> Stage:
+    def distort(sample: dict[str, Any]) -> dict[str, Any]:
+        image = sample["image"]
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
+        image = image.copy()  # another stage may have kept it
+        photometric.distort(image, config.photometric, sample["draws"][_PHOTOMETRIC])
+        return sample | {"image": image}
+
+    return distort
+
+
+_BUILT_IN = {"decode": _decode, "crop": _crop, "photometric": _photometric}
 
 
 def _imported(name: str) -> Stage:

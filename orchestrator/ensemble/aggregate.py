@@ -18,12 +18,11 @@ from orchestrator.evaluation import table3
 from orchestrator.evaluation.table3 import Table3
 from orchestrator.fleet import fleet
 from orchestrator.launch.config import RunSpec
+from orchestrator.launch.named import SPEC
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
 from orchestrator.tracking.replay import Replayer
 from orchestrator.tracking.tracker import Point, TrackedRun, Tracker
-
-SPEC = "ensemble.json"
 
 
 @dataclass(frozen=True)

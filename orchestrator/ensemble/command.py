@@ -9,18 +9,19 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.ensemble import aggregate, members, results
 from orchestrator.ensemble.aggregate import EnsembleResult
 from orchestrator.ensemble.config import Evaluate, TrainEnsemble
-from orchestrator.launch import dryrun
+from orchestrator.launch import dryrun, named
 from orchestrator.launch.command import FAILED, console
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session, opened
 from orchestrator.storage import files, urls
+from orchestrator.training.initial import given
 from orchestrator.training.outcome import finished
 
 
 def train_ensemble(config: TrainEnsemble) -> int:
     """Train, score and record the ensemble; the exit status."""
     screen = console()
-    recipes = members.recipes(config.recipe, config.ensemble)
+    recipes = members.recipes(given(config.recipe, config.weights), config.ensemble)
     if config.dry_run:
         dryrun.show(recipes, config.destination.resolved(), config.placement, screen)
         return 0
@@ -77,7 +78,7 @@ def _stored(storage: str, names: Sequence[str]) -> list[RunSpec]:
 
 def _members_of(storage: str, name: str) -> list[str]:
     try:
-        return list(json.loads(files.read_bytes(files.join(storage, "ensembles", name, aggregate.SPEC)))["members"])
+        return list(json.loads(files.read_bytes(files.join(storage, "ensembles", name, named.SPEC)))["members"])
     except FileNotFoundError:
         return [name]
 

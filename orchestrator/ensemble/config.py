@@ -21,6 +21,11 @@ class TrainEnsemble(JobConfig):
     @model_validator(mode="after")
     def _members_possible(self) -> Self:
         members.recipes(self.recipe, self.ensemble)
+        if self.placement.min_workers is not None:
+            raise ValueError(
+                f"placement.min_workers {self.placement.min_workers} is refused: only a run alone on its cluster can "
+                "have a number of workers that changes; leave it out, or train the models one by one with train.py"
+            )
         return self
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe.config import Recipe
 
 
@@ -12,8 +14,12 @@ class EnsembleConfig(Config):
     """How the members come from the base recipe."""
 
     members: int = Field(7, ge=1, le=1000, description="independently trained models (section 7: 7)")
-    wider: float = Field(
-        1.25, ge=1, le=8, description="width of the last member relative to the base (section 7: one is wider; 1: none)"
+    wider: float | None = Field(
+        None,
+        ge=1,
+        le=8,
+        description="width of the last member relative to the base (section 7: one is wider; 1: none); by default "
+        "1.25, and 1 for networks without a width",
     )
     vary_crops: bool = Field(
         True,
@@ -21,17 +27,35 @@ class EnsembleConfig(Config):
     )
 
 
+WIDER = 1.25  # section 7 gives no factor
 # Parts of the base's range of crop areas that members in turn draw from: all of it, its smaller and its larger three
 # quarters. Section 6 says that some models were trained on smaller relative crops and others on larger ones.
 AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
 
 
 def recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
-    """The members' recipes. All share policy and initial weights; order, augmentation, dropout and crops differ."""
-    return tuple(_member(base, config, number) for number in range(config.members))
+    """The members' recipes. All share policy and initial weights; order, augmentation, dropout and crops differ.
+
+    Raises ConfigError when the last one cannot be as wide as asked for.
+    """
+    wider = _wider(base, config)
+    return tuple(_member(base, config, number, wider) for number in range(config.members))
 
 
-def _member(base: Recipe, config: EnsembleConfig, number: int) -> Recipe:
+def _wider(base: Recipe, config: EnsembleConfig) -> float:
+    """How much wider the last member is."""
+    has_width = isinstance(base.model, GoogLeNetConfig)
+    if config.wider is None:
+        return WIDER if has_width else 1.0
+    if config.wider > 1 and not has_width:
+        raise ConfigError(
+            f"ensemble.wider: {config.wider:g} is refused: model.kind {base.model.kind} has no width; give 1, or leave "
+            "it out"
+        )
+    return config.wider
+
+
+def _member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> Recipe:
     seeds = base.seeds.model_copy(
         update={
             "order": base.seeds.order + number,
@@ -42,14 +66,17 @@ def _member(base: Recipe, config: EnsembleConfig, number: int) -> Recipe:
     low, high = base.augmentation.area
     begin, end = AREA_PARTS[number % len(AREA_PARTS)] if config.vary_crops else AREA_PARTS[0]
     area = (round(low + begin * (high - low), 6), round(low + end * (high - low), 6))
-    is_wider = config.wider > 1 and number == config.members - 1 and config.members > 1
-    width = base.model.width * (config.wider if is_wider else 1.0)
+    is_wider = wider > 1 and number == config.members - 1 and config.members > 1
+    model = base.model
+    if is_wider:
+        assert isinstance(model, GoogLeNetConfig)
+        model = model.model_copy(update={"width": model.width * wider})
     changed = base.model_copy(
         update={
             "name": f"{base.name}-m{number + 1}" + ("-wide" if is_wider else ""),
             "seeds": seeds,
             "augmentation": base.augmentation.model_copy(update={"area": area}),
-            "model": base.model.model_copy(update={"width": width}),
+            "model": model,
         }
     )
     return Recipe.from_dict(changed.to_dict())  # validated as a whole; model_copy validates nothing

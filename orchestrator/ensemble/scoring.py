@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from orchestrator.checkpoint import weights
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.predict import Scorer, ScoreShard, models_by_size, score_shard
-from orchestrator.fleet.progress import duration
+from orchestrator.fleet.figures import duration
 from orchestrator.launch import pool
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session

@@ -20,8 +20,8 @@ from orchestrator.data.errors import BadSampleError
 from orchestrator.data.reader import SampleReader
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_store import Scores
-from orchestrator.models import googlenet
-from orchestrator.models.googlenet import GoogLeNet
+from orchestrator.models.build import build
+from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.normalise import Normaliser
 
@@ -81,12 +81,12 @@ def score_shard(raw: dict[str, Any]) -> int:
 
 
 @lru_cache(maxsize=16)
-def _model(url: str, device: str) -> tuple[GoogLeNet, Recipe]:
+def _model(url: str, device: str) -> tuple[Network, Recipe]:
     """A model ready for inference; a task's process keeps those it used."""
     final = weights.load(url)
     recipe = Recipe.from_dict(final.recipe)
-    bare = recipe.model.model_copy(update={"auxiliary": False})
-    model = googlenet.build(bare, len(final.classes), 0)
+    model = build(recipe.model, len(final.classes), 0)
+    model.drop_auxiliary()
     model.load_state_dict(final.averaged)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval(), recipe
@@ -100,7 +100,7 @@ def _crops(image: Image, size: int) -> Tensor:
     return torch.from_numpy(both).permute(0, 3, 1, 2)
 
 
-def _probabilities(model: GoogLeNet, recipe: Recipe, views: Tensor, device: torch.device) -> Tensor:
+def _probabilities(model: Network, recipe: Recipe, views: Tensor, device: torch.device) -> Tensor:
     """144 x C float32 on the CPU."""
     normalise = Normaliser(recipe.preprocessing, device)
     at_once = max(1, FORWARD_BYTES // (views[0].numel() * 4))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.fleet.figures import NOTHING, EpochFigures, of_epoch
 from orchestrator.fleet.supervisor import RunStatus
 from orchestrator.launch.config import RunSpec
 from orchestrator.tracking import journal
@@ -13,22 +14,8 @@ from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
 from orchestrator.training.job import journal_of
 
-
-@dataclass(frozen=True)
-class EpochFigures:
-    """What an epoch's event tells; errors in percent, those of the averaged weights as soon as there are any."""
-
-    epoch: int
-    loss: float | None
-    images_per_second: float | None
-    top1_error: float | None
-    top5_error: float | None
-
-
 # Longer than the start of a run takes on a busy machine.
 WAITING_SECONDS = 60.0
-
-NOTHING = EpochFigures(0, None, None, None, None)
 
 
 @dataclass
@@ -104,19 +91,6 @@ class Board:
         return max([sum(left) / at_once, *left], default=0.0)
 
 
-def of_epoch(event: Event) -> EpochFigures:
-    """The figures of an "epoch" event."""
-    values = event.values
-    kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
-    return EpochFigures(
-        int(_number(values.get("train/epoch")) or 0),
-        _number(values.get("train/loss")),
-        _number(values.get("train/images_per_second")),
-        _number(values.get(f"validation/{kind}_top1_error")),
-        _number(values.get(f"validation/{kind}_top5_error")),
-    )
-
-
 def _apply(row: Row, event: Event) -> None:
     if event.kind == "started":
         row.attempt_began = (event.time, row.figures.epoch)
@@ -131,7 +105,3 @@ def _apply(row: Row, event: Event) -> None:
             row.curve.append((float(epoch), row.figures.top1_error))
         if row.attempt_began is not None and epoch > row.attempt_began[1]:
             row.seconds_per_epoch = (event.time - row.attempt_began[0]) / (epoch - row.attempt_began[1])
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

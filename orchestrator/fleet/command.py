@@ -7,16 +7,18 @@ from orchestrator.launch import dryrun
 from orchestrator.launch.command import FAILED, console
 from orchestrator.launch.config import JobConfig
 from orchestrator.launch.session import opened
+from orchestrator.training.initial import given
 
 
 def train(config: JobConfig) -> int:
     """Train the config's recipe; the exit status."""
     screen = console()
+    recipe = given(config.recipe, config.weights)
     if config.dry_run:
-        dryrun.show([config.recipe], config.destination.resolved(), config.placement, screen)
+        dryrun.show([recipe], config.destination.resolved(), config.placement, screen)
         return 0
     with opened(config.destination, config.placement, screen) as session:
-        spec = config.spec(config.recipe, session.destination, session.manifest.digest())
+        spec = config.spec(recipe, session.destination, session.manifest.digest())
         result = fleet.train(session, [spec])
         session.tell_places(spec.folder, session.key(spec.name))
         if session.interruption.event.is_set():

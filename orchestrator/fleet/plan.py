@@ -5,14 +5,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from orchestrator.launch.cluster import Capacity
 from orchestrator.launch.config import RunSpec
+from orchestrator.models.measure import image_cost
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in starting order, how many of them run at once, and the expected makespan in units of work."""
+    """Runs in starting order, how many of them run at once, and the expected makespan.
+
+    In units of work; 1 for a run alone.
+    """
 
     order: tuple[RunSpec, ...]
     at_once: int
@@ -20,9 +25,8 @@ class Plan:
 
 
 def work(spec: RunSpec) -> float:
-    """How much a run has to do, up to a constant: images x the area of the network's filters."""
-    recipe = spec.recipe
-    return recipe.epochs * recipe.model.width**2 * recipe.model.image_size**2
+    """How much a run has to do, up to a constant: epochs x multiply-adds of an image."""
+    return float(spec.recipe.epochs * image_cost(spec.recipe.model))
 
 
 def plan(runs: Sequence[RunSpec], capacity: Capacity, gpus: float) -> Plan:
@@ -33,12 +37,19 @@ def plan(runs: Sequence[RunSpec], capacity: Capacity, gpus: float) -> Plan:
     if not runs:
         raise ValueError("there is no run to plan")
     placement = runs[0].placement
-    fits = capacity.bundles(placement.cpus_per_worker, gpus) // placement.workers
+    if placement.min_workers is not None and len(runs) > 1:
+        raise ValueError(
+            f"placement.min_workers {placement.min_workers} is refused: only a run alone on its cluster can have "
+            f"a number of workers that changes, and these are {len(runs)}; leave it out"
+        )
+    fits = capacity.bundles(placement.cpus_per_worker, gpus) // placement.least
     if fits < 1:
         raise ValueError(f"placement.workers: {placement.workers} is refused: not one run fits the cluster")
     at_once = min(fits, len(runs), placement.at_once or len(runs))
-    order = tuple(sorted(runs, key=work, reverse=True))
-    return Plan(order, at_once, _makespan([work(spec) for spec in order], at_once))
+    # A run alone is not compared with any; to measure a network takes a second or two.
+    works = [work(spec) for spec in runs] if len(runs) > 1 else [1.0]
+    order = sorted(zip(works, runs, strict=True), key=itemgetter(0), reverse=True)
+    return Plan(tuple(spec for _, spec in order), at_once, _makespan([amount for amount, _ in order], at_once))
 
 
 def _makespan(works: Sequence[float], slots: int) -> float:

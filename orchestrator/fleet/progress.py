@@ -10,19 +10,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.fleet.board import Board, Row, of_epoch
+from orchestrator.fleet.board import Board, Row
+from orchestrator.fleet.figures import duration, of_epoch, shown
 from orchestrator.tracking.events import Event
 
 POLL_SECONDS = 1.0
-
-
-def duration(seconds: float | None) -> str:
-    """1:02:03, 2:03, or "-" when unknown."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
@@ -73,11 +65,11 @@ class Progress:
             if row.state == "WAITING" and row.spec.name not in self._told_waiting:
                 self._told_waiting.add(row.spec.name)
                 text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes"
-                self._console.print(text, highlight=False)
+                self._console.print(text, highlight=False, markup=False)
         for row, event in news:
             if (line := _line(row, event)) is not None:
                 left = duration(self._board.eta_seconds(self._at_once))
-                self._console.print(f"{row.spec.name}: {line}, all done in about {left}", highlight=False)
+                self._console.print(f"{row.spec.name}: {line}, all done in about {left}", highlight=False, markup=False)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -85,10 +77,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.spec.recipe.name,
         row.state,
         f"{row.figures.epoch}/{row.spec.recipe.epochs}",
-        _shown(row.figures.loss, ".3f"),
-        _shown(row.figures.top1_error, ".2f"),
-        _shown(row.figures.top5_error, ".2f"),
-        _shown(row.figures.images_per_second, ".0f"),
+        shown(row.figures.loss, ".3f"),
+        shown(row.figures.top1_error, ".2f"),
+        shown(row.figures.top5_error, ".2f"),
+        shown(row.figures.images_per_second, ".0f"),
         str(row.restarts),
     )
 
@@ -97,15 +89,11 @@ def _line(row: Row, event: Event) -> str | None:
     if event.kind == "epoch":
         at = of_epoch(event)
         return (
-            f"epoch {at.epoch}/{row.spec.recipe.epochs}, loss {_shown(at.loss, '.3f')}, "
-            f"top-1 error {_shown(at.top1_error, '.2f')}%, {_shown(at.images_per_second, '.0f')} images/s"
+            f"epoch {at.epoch}/{row.spec.recipe.epochs}, loss {shown(at.loss, '.3f')}, "
+            f"top-1 error {shown(at.top1_error, '.2f')}%, {shown(at.images_per_second, '.0f')} images/s"
         )
     if event.kind == "incident":
         return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"
     if event.kind == "started" and event.values.get("resumed"):
         return f"resumed after {event.samples} samples"
     return None
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

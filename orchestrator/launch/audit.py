@@ -18,8 +18,9 @@ from orchestrator.data.audit import AuditRecord, Verdict
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import EpochOrder
-from orchestrator.launch.command import FAILED
-from orchestrator.launch.config import EMBEDDED, Destination, RunSpec
+from orchestrator.launch import named
+from orchestrator.launch.config import RunSpec
+from orchestrator.launch.screen import FAILED
 from orchestrator.storage import files, urls
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking import journal
@@ -112,7 +113,7 @@ def record_problems(record: AuditRecord, epochs: int) -> list[str]:
 
 def _run(name: str, storage: str, data: str) -> Run:
     """The run of that name or at that URL. Raises ConfigError."""
-    folder = _folder(name, storage)
+    folder = named.folder_of(name, storage)
     try:
         spec = RunSpec.from_dict(json.loads(files.read_bytes(files.join(folder, "spec.json"))))
     except FileNotFoundError:
@@ -130,14 +131,6 @@ def _run(name: str, storage: str, data: str) -> Run:
             f"{spec.dataset_digest}; give that dataset with --data"
         )
     return Run(folder, spec, dataset)
-
-
-def _folder(name: str, storage: str) -> str:
-    if "/" in name:
-        return _absolute(name, "runs")
-    # Only the storage is of interest: the other two would be refused if they were missing.
-    chosen = Destination(data=EMBEDDED, storage=storage, tracking="none").resolved().storage
-    return files.join(chosen, "models", name)
 
 
 def _others(folder: str) -> str:

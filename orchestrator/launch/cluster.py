@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,23 +60,41 @@ class Capacity:
         )
 
 
+_begun: Future[None] | None = None
+
+
+def begin() -> None:
+    """Start to connect in the background: importing the rest of a job takes as long."""
+    global _begun  # noqa: PLW0603  there is one connection in a process
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _connect()
+        except BaseException as error:
+            future.set_exception(error)
+            return
+        future.set_result(None)
+        # The kernel ends Ray's processes with the thread that started them (PR_SET_PDEATHSIG), not with its process.
+        threading.Event().wait()
+
+    _begun = future
+    threading.Thread(target=run, name="ray-connects", daemon=True).start()
+
+
 @contextmanager
 def connected() -> Iterator[Capacity]:
     """Connect to the given cluster, or start a private local one that ends with this process.
 
     Raises ClusterError when the cluster does not answer.
     """
-    local = not is_submitted()
+    global _begun
+    begun, _begun = _begun, None
     try:
-        if local:
-            # No dashboard: nothing but this driver talks to the cluster.
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                object_store_memory=LOCAL_STORE_BYTES,
-            )  # fmt: skip
+        if begun is None:
+            _connect()
         else:
-            _knock(os.environ["RAY_ADDRESS"])
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            begun.result()
     except Exception as error:
         address = os.environ.get("RAY_ADDRESS", "a new local cluster")
         raise ClusterError(f"cannot use {address}: {error}; is it up, and is its token at hand?") from error
@@ -82,6 +102,18 @@ def connected() -> Iterator[Capacity]:
         yield capacity()
     finally:
         ray.shutdown()
+
+
+def _connect() -> None:
+    if is_submitted():
+        _knock(os.environ["RAY_ADDRESS"])
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return
+    # No dashboard: nothing but this driver talks to the cluster.
+    ray.init(
+        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+        object_store_memory=LOCAL_STORE_BYTES,
+    )  # fmt: skip
 
 
 def _knock(address: str) -> None:
@@ -115,10 +147,11 @@ def wait_for(placement: Placement, say: Callable[[str], None]) -> Capacity:
     while True:
         now = capacity()
         gpus = gpus_per_worker(placement, now)
-        if now.bundles(placement.cpus_per_worker, gpus) >= placement.workers:
+        if now.bundles(placement.cpus_per_worker, gpus) >= placement.least:
             return now
         deadline = _deadline(placement, now, gpus)
-        wants = f"{placement.workers} workers of {placement.cpus_per_worker} CPU and {gpus:g} GPU"
+        least = f"{placement.least} to " if placement.elastic else ""
+        wants = f"{least}{placement.workers} workers of {placement.cpus_per_worker} CPU and {gpus:g} GPU"
         has = f"{len(now.nodes)} node(s) with {now.cpus:g} CPUs and {now.gpus:g} GPUs"
         if deadline == 0:
             raise ClusterError(
@@ -150,7 +183,5 @@ def _deadline(placement: Placement, now: Capacity, gpus: float) -> float:
     """Seconds that waiting makes sense; 0 when it never does."""
     if now.most_cpus is None or now.most_gpus is None:
         return placement.wait_seconds
-    enough = (
-        now.most_cpus >= placement.workers * placement.cpus_per_worker and now.most_gpus >= placement.workers * gpus
-    )
+    enough = now.most_cpus >= placement.least * placement.cpus_per_worker and now.most_gpus >= placement.least * gpus
     return placement.autoscale_seconds if enough else 0.0

@@ -16,6 +16,7 @@ from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
+from orchestrator.training.execution import Execution
 from orchestrator.training.job import Cadence
 
 # The one environment variable that the project defines: where runs land by default.
@@ -27,18 +28,41 @@ class Placement(Config):
     """How much of the cluster a run uses and how patient it is."""
 
     workers: int = Field(1, ge=1, le=65536, description="DDP workers of each model")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="train with as few as this when nodes are lost, and with more when they return; only for a run "
+        "alone on its cluster, off by default",
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs, and threads, of each worker")
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of each worker; by default 1 where the cluster has any, else 0"
     )
     at_once: int | None = Field(None, ge=1, description="most models trained at once; by default as many as fit")
-    max_restarts: int = Field(3, ge=0, description="restarts of a model's workers before it counts as failed")
+    max_restarts: int = Field(3, ge=0, description="restarts without a new checkpoint before it counts as failed")
     wait_seconds: float = Field(
         0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
     )
     autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
     poll_seconds: float = Field(0.2, gt=0, le=10, description="seconds between looks at the workers' health")
     reading: ReadingConfig = ReadingConfig()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is refused: more than workers ({self.workers}); lower it")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that a run may have."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while a run is trained."""
+        return self.least < self.workers
 
 
 class Destination(Config):
@@ -86,6 +110,7 @@ class RunSpec(Config):
     destination: Destination
     cadence: Cadence = Cadence()
     dataset_digest: str
+    weights: str = Field("", description="URL of the weights to start from, whose digest the recipe names")
     generation: int = Field(0, ge=0, description="raised by --new, so that a run starts afresh under another name")
 
     @model_validator(mode="after")
@@ -116,6 +141,9 @@ class JobConfig(Config):
     destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
     placement: Placement = Placement()
     cadence: Cadence = Cadence()
+    weights: str = Field(
+        "", description="URL of weights to start from: a run's final folder or a .safetensors file; by default random"
+    )
     new: int = Field(
         0, ge=0, description="train afresh as generation N beside what was trained before; the same N resumes it"
     )
@@ -134,6 +162,7 @@ class JobConfig(Config):
             destination=destination,
             cadence=self.cadence,
             dataset_digest=dataset_digest,
+            weights=self.weights and urls.absolute(self.weights, "weights"),
             generation=self.new,
         )
 

@@ -11,6 +11,7 @@ from orchestrator.data import manifest, order
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.launch.config import EMBEDDED, Destination, Placement
+from orchestrator.models.config import label, normalises_batches
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.schedule import rate_at
 from orchestrator.storage import files, urls
@@ -20,15 +21,15 @@ def show(recipes: Sequence[Recipe], destination: Destination, placement: Placeme
     """Print runs, steps, rates, resources and places."""
     found = _manifest(destination)
     table = Table(title="plan", title_justify="left")
-    for name in ("model", "width", "crop area", "epochs", "steps", "rate first", "half-way"):
+    for name in ("model", "network", "crop area", "epochs", "steps", "rate first", "half-way"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for recipe in recipes:
         steps = "?" if found is None else str(recipe.epochs * _steps(found, recipe))
         low, high = recipe.augmentation.area
-        rates = [rate_at(recipe.schedule, share * recipe.epochs, recipe.epochs) for share in (0.0, 0.5)]
+        rates = [rate_at(recipe.schedule, share * recipe.epochs, 1, recipe.epochs) for share in (0.0, 0.5)]
         table.add_row(
             recipe.name,
-            f"{recipe.model.width:g}",
+            label(recipe.model),
             f"{low:g} - {high:g}",
             str(recipe.epochs),
             steps,
@@ -42,12 +43,15 @@ def show(recipes: Sequence[Recipe], destination: Destination, placement: Placeme
         else f"{found.name}, digest {found.digest()}, "
         + ", ".join(f"{found.samples(split)} {split}" for split in sorted(found.splits))
     )
-    lines = (
-        f"each model: {placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
+    least = f"{placement.least} to " if placement.elastic else ""
+    lines = [
+        f"each model: {least}{placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
         f"data:       {urls.redact(destination.data)} ({data})",
         f"storage:    {urls.redact(destination.storage)}",
         f"tracking:   {urls.redact(destination.tracking)}",
-    )
+    ]
+    if any(normalises_batches(recipe.model) for recipe in recipes):
+        lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

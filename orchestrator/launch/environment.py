@@ -16,6 +16,8 @@ _SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Each run would start a Prometheus exporter in its controller; our metrics go to MLflow.
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A worker answers Ray within milliseconds, whatever it trains; at Ray's 600 s a node that hangs costs ten minutes.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
 }
 
 
@@ -25,10 +27,21 @@ def prepare(prog: str, destination: Destination, placement: Placement) -> None:
         destination.resolved()
     except ConfigError as error:
         refuse(prog, error)
+    switch(placement)
+
+
+def switch(placement: Placement | None = None) -> None:
+    """Set what the user did not set of Ray's switches; without a placement for jobs that train nothing."""
+    placement = placement or Placement()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     # One report or death is seen per poll: at Ray's 2 s small runs pay for it again and again (pitfalls 3).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(placement.poll_seconds))
+    if placement.elastic:
+        # For a group that does not fit since a node has just gone: then the next look finds how many do. Ray: 60 s.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    # Two minutes' notice is the usual; of Ray's 5 s between looks a checkpoint makes better use.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
     if is_submitted():
         return
     # Nobody preempts a private cluster; the watcher would be one more process for each run.

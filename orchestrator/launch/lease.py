@@ -73,9 +73,14 @@ class Lease:
         """URL of the file that asks this lease's holder, and its workers, to save and stop."""
         return self._url("stop")
 
+    @property
+    def successor(self) -> str:
+        """URL of the file that exists once another driver has taken this lease's run over."""
+        return self._next
+
     def request_stop(self) -> None:
-        """Ask whoever works under this lease to save and stop."""
-        files.write_bytes(self.stop_flag, b"")
+        """Ask whoever works under this lease to save and stop; who asked before, perhaps for no checkpoint, wins."""
+        files.create_bytes(self.stop_flag, b"")
 
     def stop_requested(self) -> bool:
         """Whether somebody asked."""
@@ -128,7 +133,7 @@ def _check_free(folder: str, leases: str, number: int, stale_seconds: float) -> 
     if files.exists(stem + ".released"):
         return
     owner = Owner(**json.loads(files.read_bytes(stem + ".json")))
-    if owner.host == socket.gethostname() and not _alive(owner.pid):
+    if owner.host == socket.gethostname() and not alive(owner.pid):
         return
     first = _beat_of(stem)
     deadline = time.monotonic() + stale_seconds
@@ -147,7 +152,8 @@ def _beat_of(stem: str) -> bytes:
         return b""
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data import digits, index, manifest
+from orchestrator.data import index, manifest
 from orchestrator.data import mixing as mix
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
@@ -20,7 +21,7 @@ from orchestrator.launch.config import EMBEDDED, Destination
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, probe, urls
 
-NODE_SECONDS = 25.0
+NODE_SECONDS = 60.0  # a cold start of Python over a network file system takes its time
 # A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
 READ_BYTES = 64 * 2**20
 
@@ -40,7 +41,8 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED and not _readable(resolved.data):
-            digits.pack_digits(resolved.data)
+            # Imported when they are to be packed: scikit-learn takes a second.
+            import_module("orchestrator.data.digits").pack_digits(resolved.data)
         found = manifest.load(resolved.data)
         _check_shards(resolved.data, found)
         _check_content(resolved.data, found)

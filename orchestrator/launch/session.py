@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +22,10 @@ from orchestrator.launch.environment import submission_id
 from orchestrator.launch.interrupt import Interruption
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.preflight import PreflightError
+from orchestrator.launch.previews import PreviewRequest
 from orchestrator.launch.trainer import launch
 from orchestrator.storage import urls
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking import opening
 from orchestrator.tracking.replay import Replayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
 from orchestrator.training.job import Outcome, journal_of
@@ -32,7 +33,7 @@ from orchestrator.training.job import Outcome, journal_of
 FLAG_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
 # Longer than a checkpoint takes to be written.
-CUT_OFF_SECONDS = 60.0
+CUT_OFF_SECONDS = 120.0
 STALE_RUN_SECONDS = 600.0
 KILLED_CLOSE_SECONDS = 10.0
 
@@ -47,7 +48,6 @@ class Session:
     capacity: Capacity
     gpus: float  # of each worker
     replayer: Replayer
-    tracker: MlflowTracker
     interruption: Interruption
     console: Console
     statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
@@ -56,14 +56,14 @@ class Session:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def tell_places(self, folder: str, key: str) -> None:
         """Say where everything is."""
         if not self.interruption.event.is_set():  # then there may be no time for it
             self.replayer.drain(CLOSE_SECONDS)
         try:
-            where = self.tracker.run_url(self.replayer.run_id(key, 1.0))
+            where = self.replayer.run_url(key, 1.0)
         except TrackingError as error:
             where = f"not recorded yet: {error}"
         self.say(f"results: {urls.redact(folder)}")
@@ -133,10 +133,14 @@ class Session:
         """
         with self.leased(spec.folder) as held:
             # Only now: the journal and the tracker's run are this driver's as long as it has the lease.
-            self.follow(spec, parent)
+            self._preview(spec, self.follow(spec, parent))
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             return launch(spec, held, self.gpus)
+
+    def _preview(self, spec: RunSpec, key: str) -> None:
+        """Have pictures of what the run will do drawn and stored, beside its training."""
+        self.replayer.submit(PreviewRequest(spec, self.manifest, partial(self.replayer.run_id, key, 0.0)), needs=key)
 
     def announce_stop(self) -> None:
         """Say that the stop was heard."""
@@ -186,8 +190,7 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     checked[0],
                     capacity,
                     cluster.gpus_per_worker(placement, capacity),
-                    Replayer(lambda: checked[1]),
-                    checked[1],
+                    Replayer(checked[1]),
                     interruption,
                     console,
                 )
@@ -202,8 +205,19 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     _close(session)
 
 
-def _tracker(destination: Destination) -> MlflowTracker:
-    tracker = MlflowTracker(destination.tracking, destination.experiment)
+def _tracker(destination: Destination) -> Callable[[], Tracker]:
+    """Opens the tracker, beside the work when a quick look shows that it is there.
+
+    Raises TrackingError when it cannot be used.
+    """
+    if opening.answers(destination.tracking):
+        return lambda: opening.beside(lambda: _opened_tracker(destination))
+    tracker = _opened_tracker(destination)
+    return lambda: tracker
+
+
+def _opened_tracker(destination: Destination) -> Tracker:
+    tracker = opening.tracker(destination.tracking, destination.experiment)
     tracker.check()
     # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
     tracker.reap(STALE_RUN_SECONDS)
@@ -211,8 +225,8 @@ def _tracker(destination: Destination) -> MlflowTracker:
 
 
 def _all_or_problems(
-    data: Future[Manifest], tracker: Future[MlflowTracker], storage: Future[str | None], embedded: bool
-) -> tuple[Manifest, MlflowTracker]:
+    data: Future[Manifest], tracker: Future[Callable[[], Tracker]], storage: Future[str | None], embedded: bool
+) -> tuple[Manifest, Callable[[], Tracker]]:
     """What the checks found, or all their problems in one PreflightError."""
     problems: list[str] = []
     if (problem := storage.result()) is not None:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from typing import cast
 
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.result import Result
 
+from orchestrator.checkpoint import places
 from orchestrator.launch import worker
-from orchestrator.launch.config import RunSpec
+from orchestrator.launch.collectives import Collectives
+from orchestrator.launch.config import Placement, RunSpec
+from orchestrator.launch.lean import LeanTrainer
 from orchestrator.launch.lease import Lease
-from orchestrator.storage import files
-from orchestrator.training.job import Outcome, TrainJob
+from orchestrator.launch.watch import ControllerWatch
+from orchestrator.storage import commit, files, urls
+from orchestrator.training.job import Outcome, TrainJob, checkpoints_of
 from orchestrator.training.outcome import finished
 
-# A dead peer is noticed by the collective after this long; Ray's own watch is much faster for dead processes.
-COLLECTIVE_SECONDS = 300
+# Between looks whether an elastic run could have another number of workers; Ray's default is 60 s.
+RESIZE_SECONDS = 10.0
+# More than the longest phase of training may take. Dead processes are noticed at once, dead nodes by Ray's own checks.
+COLLECTIVE_SECONDS = 60
 
 
 class RunFailedError(RuntimeError):
@@ -36,36 +43,61 @@ def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     """
     if (done := finished(spec.folder)) is not None:
         return done
-    kept = spec.model_copy(update={"destination": spec.destination.redacted()})
+    kept = spec.model_copy(update={"destination": spec.destination.redacted(), "weights": urls.redact(spec.weights)})
     files.write_bytes(files.join(spec.folder, "spec.json"), kept.to_json().encode())
     # Ray keeps nothing of ours: its storage is scratch and its own for each launch, so that no ledger of an earlier
     # one is ever read (pitfalls A3, A8).
     scratch = tempfile.mkdtemp(prefix="orchestrator-ray-")
     try:
-        result = _trainer(spec, lease, gpus, scratch).fit()
+        result = _fit(spec, lease, gpus, scratch)
     except WorkerGroupError as error:
         raise RunFailedError(f"{spec.name}: {_last_line(error)}") from error
     except (TrainingFailedError, RayError) as error:
         raise LaunchError(f"{spec.name}: {_last_line(error)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Outcome.from_dict(result.return_value)  # type: ignore[attr-defined]
+    if result.return_value is None:
+        raise LaunchError(f"{spec.name}: its workers ended without a word")
+    return Outcome.from_dict(result.return_value)
 
 
-def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> TorchTrainer:
-    return TorchTrainer(
-        worker.train,  # type: ignore[arg-type]  # V2 hands its return value back, the annotation is V1's
+def _fit(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> Result:
+    """Train, as long as each launch comes farther than the one before.
+
+    Ray counts restarts over a trainer's whole life; a run of weeks has more than one that gets nowhere may have.
+    """
+    while True:
+        before = _saved_samples(spec)
+        try:
+            # V2's trainer gives V2's result, whatever its annotation says.
+            return cast(Result, _trainer(spec, lease, gpus, tempfile.mkdtemp(dir=scratch)).fit())
+        except WorkerGroupError:
+            if _saved_samples(spec) <= before:
+                raise
+
+
+def _saved_samples(spec: RunSpec) -> int:
+    """The farthest committed checkpoint; -1 when there is none."""
+    found = places.places(checkpoints_of(spec.folder))
+    return next((place.samples for place in found if commit.is_complete(place.url)), -1)
+
+
+def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrainer:
+    return LeanTrainer(
+        worker.train,
         train_loop_config=_job(spec, lease).to_dict(),
         scaling_config=ScalingConfig(
-            num_workers=spec.placement.workers,
+            num_workers=_workers(spec.placement),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=gpus > 0,
             resources_per_worker=_resources(spec, gpus),
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        torch_config=Collectives(backend="nccl" if gpus > 0 else "gloo", timeout_s=_collective_seconds(spec)),
         run_config=RunConfig(
             name=spec.name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=spec.placement.max_restarts),
+            callbacks=[ControllerWatch(spec.folder, spec.placement.elastic)],  # type: ignore[list-item]
         ),
     )
 
@@ -78,9 +110,24 @@ def _job(spec: RunSpec, lease: Lease) -> TrainJob:
         dataset_digest=spec.dataset_digest,
         folder=spec.folder,
         stop_flag=lease.stop_flag,
+        successor=lease.successor,
         threads=spec.placement.cpus_per_worker,
         reading=spec.placement.reading,
+        execution=spec.placement.execution,
+        weights=spec.weights,
     )
+
+
+def _collective_seconds(spec: RunSpec) -> int:
+    """Longer than a rank may keep the others waiting: the watchdogs' limits come first, which name a cause."""
+    limits = spec.cadence.limits
+    longest = max(limits.start_seconds, limits.step_seconds, limits.evaluation_seconds, 2 * limits.save_seconds)
+    return round(longest) + COLLECTIVE_SECONDS
+
+
+def _workers(placement: Placement) -> int | tuple[int, int]:
+    """A number, or the least and the most."""
+    return (placement.least, placement.workers) if placement.elastic else placement.workers
 
 
 def _resources(spec: RunSpec, gpus: float) -> dict[str, float]:

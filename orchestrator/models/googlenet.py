@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,14 +11,9 @@ from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.inception import InceptionNaive, InceptionReduced
 from orchestrator.models.layers import ConvReLU, LocalResponseNorm, max_pool
+from orchestrator.models.network import Logits, Masks, Network
 from orchestrator.models.table1 import Convolution, Inception, MaxPool
-
-
-class Logits(NamedTuple):
-    """What a forward pass gives: class scores, and those of the auxiliary heads while training."""
-
-    main: Tensor  # N x classes
-    auxiliary: tuple[Tensor, ...] = ()  # each N x classes, in the order of table1.AUX_AFTER
+from orchestrator.models.variants import SeparableConvReLU, with_batch_norms
 
 
 class AuxiliaryHead(nn.Module):
@@ -45,16 +38,11 @@ class AuxiliaryHead(nn.Module):
         return out
 
 
-Masks = dict[str, Tensor]  # dropout masks by place, each N x units, scaled by 1 / (1 - p)
-
-
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
     """The network. Auxiliary heads run only in training mode; `drop_auxiliary` removes them for good."""
 
     def __init__(self, config: GoogLeNetConfig, classes: int) -> None:
-        super().__init__()
-        if classes < 2:
-            raise ValueError(f"classes: {classes} is refused: a classifier needs at least 2")
+        super().__init__(classes)
         self.config = config
         self.stages = nn.ModuleDict()
         self.norms = nn.ModuleDict()
@@ -69,6 +57,8 @@ class GoogLeNet(nn.Module):
                 self.heads[row.name] = AuxiliaryHead(channels, side, classes, config.width)
         self.final_side = side
         self.classifier = nn.Linear(channels, classes)
+        if config.batch_norm:
+            with_batch_norms(self)
 
     def forward(self, images: Tensor, masks: Masks | None = None) -> Logits:
         """N x 3 x image_size x image_size (mean subtracted) -> Logits.
@@ -96,6 +86,23 @@ class GoogLeNet(nn.Module):
             places[name] = (head.classifier.in_features, self.config.auxiliary_dropout)
         return places
 
+    def rows(self) -> dict[str, nn.Module]:
+        """The rows of Table 1, the linear layer and the auxiliary heads."""
+        heads = {table1.HEAD + name: head for name, head in self.heads.items()}
+        return {**self.stages, table1.LINEAR: self.classifier, **heads}
+
+    def classifiers(self) -> dict[str, nn.Module]:
+        """The linear layer and those that end the auxiliary heads."""
+        return {
+            name: layer
+            for name, layer in self.named_modules()
+            if name == "classifier" or (name.startswith("heads.") and name.endswith(".classifier"))
+        }
+
+    def auxiliary_names(self) -> frozenset[str]:
+        """All of the auxiliary heads."""
+        return frozenset(f"heads.{name}" for name in self.heads.state_dict())
+
     def drop_auxiliary(self) -> None:
         """Throw the auxiliary heads away, as the paper does at inference (section 5)."""
         self.heads = nn.ModuleDict()
@@ -115,32 +122,6 @@ def scaled(filters: int, width: float) -> int:
     return max(1, round(filters * width))
 
 
-def build(config: GoogLeNetConfig, classes: int, seed: int) -> GoogLeNet:
-    """A network whose initial weights depend on config, classes and seed only.
-
-    Glorot-uniform weights as in the Caffe replication ("xavier": variance 1 / fan-in) and biases of 0.2 would
-    saturate a deep plain net of another width; He's variance (arXiv 1502.01852) with zero biases trains at
-    every width, so it is taken; the paper names no initialisation.
-    """
-    # The modules' own initialisation, replaced below, draws from the global generator: leave that as it was.
-    with torch.random.fork_rng(devices=[]):
-        model = GoogLeNet(config, classes)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                gain = 1.0 if _is_classifier(module, model) else math.sqrt(2.0)
-                module.weight.normal_(0.0, gain / math.sqrt(fan_in), generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-    return model
-
-
-def _is_classifier(module: nn.Module, model: GoogLeNet) -> bool:
-    return module is model.classifier or any(module is head.classifier for head in model.heads.values())
-
-
 def _stage(row: table1.Row, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
     """The module of a row with its output channels and side."""
     if isinstance(row, MaxPool):
@@ -150,6 +131,8 @@ def _stage(row: table1.Row, channels: int, side: int, config: GoogLeNetConfig) -
         filters = scaled(row.filters, config.width)
         after = math.ceil(side / row.stride)
         if row.reduce == 0:
+            if config.stem == "separable":
+                return SeparableConvReLU(channels, filters, row.kernel, row.stride), filters, after
             return ConvReLU(channels, filters, row.kernel, row.stride), filters, after
         reduce = scaled(row.reduce, config.width)
         pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))

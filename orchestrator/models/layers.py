@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 # Caffe replication of section 5's network (bvlc_googlenet).
 LRN_SIZE = 5
 LRN_ALPHA = 1e-4
 LRN_BETA = 0.75
+# Elements that are worked on at a time: 8 MiB in float32. Smaller blocks have more steps at which threads wait for each
+# other, which costs far more than it gains once a core is busy with something else.
+LRN_BLOCK = 2**21
 
 
 class ConvReLU(nn.Module):
@@ -33,26 +39,65 @@ class ConvReLU(nn.Module):
 class _LocalResponseNorm(torch.autograd.Function):
     """y = x * s^-beta with s = 1 + alpha/n * (sum of x^2 over n neighbouring channels).
 
-    The window sum is a banded matrix over channels, so both passes are a 1x1 convolution (one matrix product,
-    fast in channels_last) plus point-wise work; s^-0.75 is rsqrt(s) * rsqrt(sqrt(s)), which is far cheaper
-    than pow. The backward pass is written out, since autograd would keep five intermediates:
-    dx = g * s^-b - 2 b a/n * x * band(g * x * s^(-b-1)); the band is symmetric.
+    dx = g * s^-b - 2 b a/n * x * window(g * x * s^(-b-1)): the window is symmetric. s^-0.75 is
+    rsqrt(s) * sqrt(rsqrt(s)), which is far cheaper than pow.
+
+    Both passes go through the batch in blocks, write their results where they belong, and share two buffers. The
+    backward pass computes s anew from x, so that nothing but the input is kept for it.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, band: Tensor) -> Tensor:
-        scale = functional.conv2d(x * x, band).add_(1.0)
-        root = scale.rsqrt()
-        factor = root * root.sqrt()  # s^-1/2 * s^-1/4
-        ctx.save_for_backward(x, band, scale, factor)
-        return x * factor
+    def forward(ctx: FunctionCtx, x: Tensor, band: Tensor) -> Tensor:
+        ctx.save_for_backward(x, band)
+        y = torch.empty_like(x)
+        for scale, spare, xs, ys in _blocks(x, y):
+            _scale(xs, band, spare, out=scale)
+            torch.mul(xs, _factor(scale, spare, out=scale), out=ys)
+        return y
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        x, band, scale, factor = ctx.saved_tensors  # type: ignore[attr-defined]
-        (grad,) = grads
-        inner = functional.conv2d((grad * x).mul_(factor).div_(scale), band)
-        return (grad * factor).sub_(inner.mul_(x), alpha=2 * LRN_BETA), None
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        x, band = ctx.saved_tensors  # type: ignore[attr-defined]
+        dx = torch.empty_like(x)
+        for scale, spare, xs, gs, ds in _blocks(x, grads[0], dx):
+            _scale(xs, band, spare, out=scale)
+            torch.mul(gs, _factor(scale, ds, out=spare), out=ds)  # g * s^-b
+            torch.mul(ds, xs, out=spare).div_(scale)
+            ds.sub_(_window_sum(spare, band, out=scale).mul_(xs), alpha=2 * LRN_BETA * LRN_ALPHA / LRN_SIZE)
+        return dx, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Two buffers and some samples of each tensor, until all samples had their turn."""
+    first = tensors[0]
+    size = max(1, LRN_BLOCK // max(1, first.shape[1:].numel()))
+    if first.device.type != "cpu":
+        size = max(1, len(first))  # launching more kernels would cost more than the cache saves
+    buffers = torch.empty_like(first[:size]), torch.empty_like(first[:size])
+    for start in range(0, len(first), size):
+        block = [tensor[start : start + size] for tensor in tensors]
+        yield *(buffer[: len(block[0])] for buffer in buffers), *block
+
+
+def _scale(x: Tensor, band: Tensor, spare: Tensor, out: Tensor) -> Tensor:
+    return _window_sum(torch.mul(x, x, out=spare), band, out).mul_(LRN_ALPHA / LRN_SIZE).add_(1.0)
+
+
+def _factor(scale: Tensor, spare: Tensor, out: Tensor) -> Tensor:
+    """s^-0.75; `out` may be `scale` itself."""
+    root = torch.rsqrt(scale, out=out)
+    return root.mul_(torch.sqrt(root, out=spare))
+
+
+def _window_sum(x: Tensor, band: Tensor, out: Tensor) -> Tensor:
+    """The sum over the channels at most LRN_SIZE // 2 away."""
+    if x.device.type != "cpu":
+        return out.copy_(functional.conv2d(x, band))  # one kernel, as a 1x1 convolution with a banded matrix
+    out.copy_(x)
+    for distance in range(1, LRN_SIZE // 2 + 1):
+        out[:, distance:].add_(x[:, :-distance])
+        out[:, :-distance].add_(x[:, distance:])
+    return out
 
 
 class LocalResponseNorm(nn.Module):
@@ -64,14 +109,13 @@ class LocalResponseNorm(nn.Module):
         super().__init__()
         index = torch.arange(channels)
         near = (index[:, None] - index[None, :]).abs() <= LRN_SIZE // 2
-        band = near.float() * (LRN_ALPHA / LRN_SIZE)
-        self.register_buffer("band", band[:, :, None, None], persistent=False)
+        self.register_buffer("band", near.float()[:, :, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W -> the same shape; computed in at least float32 whatever autocast says."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            # A model cast as a whole (.double(), .bfloat16()) has cast the band too.
+            # A model cast as a whole (.double(), .bfloat16()) has cast the band too, whose zeros and ones stay exact.
             out: Tensor = _LocalResponseNorm.apply(x.to(dtype), self.band.to(dtype))  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
 

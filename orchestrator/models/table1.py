@@ -72,6 +72,8 @@ TABLE_1: tuple[Row, ...] = (
     Inception("5a", 256, 160, 320, 32, 128, 128, paper_params=1072 * K, paper_ops=54 * M),
     Inception("5b", 384, 192, 384, 48, 128, 128, paper_params=1388 * K, paper_ops=71 * M),
 )
+LINEAR = "linear"  # the row behind the modules
+HEAD = "head "  # before the name of the module that an auxiliary head reads
 LINEAR_PAPER_PARAMS = 1000 * K
 LINEAR_PAPER_OPS = 1 * M
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig
-from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.recipe.schedule import Schedule, StepDecay
+from orchestrator.models.config import GoogLeNetConfig, ModelConfig
+from orchestrator.recipe.schedule import Schedule, StepDecay, impossible
 
 # Bumped when the meaning of a recipe changes, so that old runs are not taken for new ones.
-RECIPE_VERSION = 1
+# 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
+RECIPE_VERSION = 2
 
 
 class OptimizerConfig(Config):
@@ -20,20 +21,41 @@ class OptimizerConfig(Config):
 
     momentum: float = Field(0.9, ge=0, lt=1, description="section 6: 0.9")
     weight_decay: float = Field(2e-4, ge=0, lt=1, description="the Caffe replication's 0.0002; not on biases")
+    clip_norm: float | None = Field(
+        None, gt=0, description="most that the gradient's norm over all parameters may be; off by default"
+    )
 
 
 class LossConfig(Config):
     """Softmax cross-entropy of the classifier and of the auxiliary heads."""
 
     auxiliary_weight: float = Field(0.3, ge=0, le=10, description="weight of each auxiliary loss (section 5: 0.3)")
-
-
-class AveragingConfig(Config):
-    """Polyak averaging: the weights used at inference (section 6) are a mean over the last part of training."""
-
-    start: float = Field(
-        0.6, ge=0, lt=1, description="share of training after which weights are averaged, each step equally"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label spread over all classes (arXiv 1512.00567: 0.1); 0 is off"
     )
+
+
+class _Averaging(Config):
+    start: float = Field(0.6, ge=0, lt=1, description="share of training after which weights are averaged")
+
+
+class RunningMean(_Averaging):
+    """Polyak averaging: the weights used at inference (section 6) are the mean over the last part of training."""
+
+    kind: Literal["running"] = Field("running", description="running | exponential")
+
+
+class ExponentialAverage(_Averaging):
+    """A mean that forgets: what lies a half-life back counts half. The first steps count in full, not towards 0."""
+
+    kind: Literal["exponential"] = Field("exponential", description="running | exponential")
+    half_life_epochs: float = Field(
+        1.0, gt=0, le=100_000, description="in epochs, so that the batch size does not change what is averaged"
+    )
+
+
+AnyAveraging = RunningMean | ExponentialAverage
+Averaging = Annotated[AnyAveraging, Field(discriminator="kind")]
 
 
 class Seeds(Config):
@@ -52,26 +74,27 @@ class Recipe(Config):
     version: int = Field(RECIPE_VERSION, ge=RECIPE_VERSION, le=RECIPE_VERSION, description="of the recipe's meaning")
     epochs: int = Field(250, ge=1, le=100_000, description="passes over the training split (Caffe replication: 250)")
     batch_size: int = Field(32, ge=1, le=1_000_000, description="images of a global batch, over all workers together")
-    model: GoogLeNetConfig = GoogLeNetConfig()
+    model: ModelConfig = GoogLeNetConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     order: OrderConfig = OrderConfig()
     schedule: Schedule = StepDecay()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
-    averaging: AveragingConfig = AveragingConfig()
+    averaging: Averaging = RunningMean()
     seeds: Seeds = Seeds()
     max_bad_share: float = Field(
         0.001, ge=0, le=1, description="share of an epoch's images that may be unreadable; 10 are always allowed"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the network's arithmetic; weights, loss and average stay float32"
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the network's arithmetic; weights, loss and average stay float32; float16: GPU only"
+    )
+    initial_weights: str = Field(
+        "", pattern=r"^([0-9a-f]{16})?$", description="digest of the weights to start from; by default seeds.weights"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs} is refused: longer than epochs ({self.epochs})"
-            )
+        if trouble := impossible(self.schedule, self.epochs):
+            raise ValueError(trouble)
         return self

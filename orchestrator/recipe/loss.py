@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.models.googlenet import Logits
+from orchestrator.models.network import Logits
 from orchestrator.recipe.config import LossConfig
 
 
@@ -15,7 +15,12 @@ def summed(logits: Logits, labels: Tensor, weights: Tensor, config: LossConfig) 
     The caller divides by the global batch size, a constant, so that ranks with fewer samples, and samples of
     weight 0, count for just what they are.
     """
-    total = functional.cross_entropy(logits.main.float(), labels, reduction="none")
+    total = _each(logits.main, labels, config)
     for head in logits.auxiliary:
-        total = total + config.auxiliary_weight * functional.cross_entropy(head.float(), labels, reduction="none")
+        total = total + config.auxiliary_weight * _each(head, labels, config)
     return (total * weights).sum()
+
+
+def _each(scores: Tensor, labels: Tensor, config: LossConfig) -> Tensor:
+    """N float32: cross-entropy, in float32 whatever the scores' precision."""
+    return functional.cross_entropy(scores.float(), labels, reduction="none", label_smoothing=config.label_smoothing)

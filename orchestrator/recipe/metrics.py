@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from orchestrator.models.googlenet import Logits
+from orchestrator.models.network import Logits
 
 
 @dataclass(frozen=True)

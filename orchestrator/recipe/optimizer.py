@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orchestrator.recipe.config import OptimizerConfig
+
+MOMENTUM = "momentum_buffer"  # torch's name
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
@@ -20,10 +22,31 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
         {"params": biases, "weight_decay": 0.0},
     ]
     # Fused: one kernel over all tensors instead of several passes over each; torch has it for CPU and CUDA.
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    if config.momentum > 0:
+        # Zeros are what torch begins with. Left to it, the buffers are made at the first step without being filled,
+        # and stay so when float16's scaler skips that step.
+        for parameter in model.parameters():
+            optimizer.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """The momentum of each parameter by the parameter's name, not copied; empty without momentum."""
+    named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
+    return {name: state[MOMENTUM] for name, state in named if state.get(MOMENTUM) is not None}
 
 
 def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def clip(model: nn.Module, config: OptimizerConfig) -> None:
+    """Scale all gradients down together where their norm is above `config.clip_norm`.
+
+    The gradients are those of the global batch already, equal on all ranks, so that nothing needs to be agreed on.
+    """
+    if config.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)

@@ -1,14 +1,15 @@
-"""Learning-rate schedules as pure functions of the training done so far, in epochs (samples / samples per epoch).
+"""Learning-rate schedules as pure functions of the samples seen; epochs are a unit of the configuration only.
 
-Nothing about a schedule is saved but the progress, so a resumed run cannot drift.
+Nothing about a schedule is saved but the progress, so a resumed run cannot drift; neither the number of workers nor
+the batch size moves it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
 
@@ -16,6 +17,16 @@ from orchestrator.config.base import Config
 class _Warmed(Config):
     base_rate: float = Field(0.01, gt=0, le=100, description="learning rate at the start, after the warm-up")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs over which the rate grows linearly from 0")
+
+
+class _Ending(_Warmed):
+    final_rate: float = Field(0.0, ge=0, description="learning rate at the end of training; the paper's kind ends at 0")
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.final_rate > self.base_rate:
+            raise ValueError(f"final_rate {self.final_rate:g} is refused: above base_rate ({self.base_rate:g})")
+        return self
 
 
 class StepDecay(_Warmed):
@@ -34,35 +45,54 @@ class ExponentialDecay(_Warmed):
     decay_epochs: float = Field(8.0, gt=0, description="epochs in which the rate falls by decay_factor")
 
 
-class PolynomialDecay(_Warmed):
+class PolynomialDecay(_Ending):
     """base * (1 - done / total) ** power, the Caffe replication's quick variant (power 0.5, 60 epochs)."""
 
     kind: Literal["polynomial"] = Field("polynomial", description="step | exponential | polynomial | cosine")
     power: float = Field(0.5, gt=0, le=10, description="exponent; 0.5 falls late, 1 is linear")
 
 
-class CosineDecay(_Warmed):
-    """Half a cosine from the base rate to 0 (arXiv 1608.03983, without restarts)."""
+class CosineDecay(_Ending):
+    """Half a cosine from the base rate to the final one (arXiv 1608.03983, without restarts)."""
 
     kind: Literal["cosine"] = Field("cosine", description="step | exponential | polynomial | cosine")
 
 
-Schedule = Annotated[StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay, Field(discriminator="kind")]
+AnySchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
+Schedule = Annotated[AnySchedule, Field(discriminator="kind")]
 
 
-def rate_at(
-    schedule: StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay, epochs_done: float, epochs: int
-) -> float:
-    """The learning rate after `epochs_done` (whole and part) of `epochs` epochs."""
-    share = min(1.0, epochs_done / epochs)
+def rate_at(schedule: AnySchedule, samples: float, samples_per_epoch: float, epochs: int) -> float:
+    """The learning rate after `samples` of a training of `epochs` epochs."""
+    done = samples / samples_per_epoch
+    warm = min(1.0, done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
+    return warm * _rate(schedule, done, min(1.0, done / epochs))
+
+
+def _rate(schedule: AnySchedule, done: float, share: float) -> float:
+    """The rate without a warm-up after `done` epochs, which are this share of all."""
+    base = schedule.base_rate
     match schedule:
         case StepDecay():
-            factor = schedule.decay_factor ** math.floor(epochs_done / schedule.decay_epochs)
+            return base * schedule.decay_factor ** math.floor(done / schedule.decay_epochs)
         case ExponentialDecay():
-            factor = schedule.decay_factor ** (epochs_done / schedule.decay_epochs)
+            return float(base * schedule.decay_factor ** (done / schedule.decay_epochs))
         case PolynomialDecay():
-            factor = (1.0 - share) ** schedule.power
+            return float(schedule.final_rate + (base - schedule.final_rate) * (1.0 - share) ** schedule.power)
         case CosineDecay():
-            factor = 0.5 * (1.0 + math.cos(math.pi * share))
-    warm = min(1.0, epochs_done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
-    return schedule.base_rate * warm * factor
+            return schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def impossible(schedule: AnySchedule, epochs: int) -> str | None:
+    """Why a training of so many epochs cannot follow the schedule, in words; None when it can."""
+    if schedule.warmup_epochs >= epochs:
+        return (
+            f"schedule.warmup_epochs {schedule.warmup_epochs:g} is refused: the warm-up never ends within epochs "
+            f"({epochs}); shorten it or train longer"
+        )
+    if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
+        return (
+            f"schedule.decay_epochs {schedule.decay_epochs:g} is refused: the first step is never reached within "
+            f"epochs ({epochs}); shorten it, or say schedule.decay_factor 1 for a constant rate"
+        )
+    return None

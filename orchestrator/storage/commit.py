@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from orchestrator.storage import files
+from orchestrator.storage import files, urls
 
 DONE = "DONE"
 
@@ -40,7 +40,7 @@ def about(folder: str) -> dict[str, object]:
     """What the writer said of the folder. Raises FileNotFoundError (not committed) or CommitError."""
     found = _done(folder)["about"]
     if not isinstance(found, dict):
-        raise CommitError(f"{files.join(folder, DONE)}: 'about' is no object")
+        raise CommitError(f"{urls.redact(files.join(folder, DONE))}: 'about' is no object")
     return found
 
 
@@ -48,18 +48,22 @@ def read(folder: str) -> dict[str, bytes]:
     """The payload, verified. Raises FileNotFoundError (not committed) or CommitError (damaged)."""
     listed = _done(folder)["files"]
     if not isinstance(listed, dict):
-        raise CommitError(f"{files.join(folder, DONE)}: 'files' is no object")
+        raise CommitError(f"{urls.redact(files.join(folder, DONE))}: 'files' is no object")
     payload = {}
     for name, facts in listed.items():
         if "/" in name or not isinstance(facts, dict) or "sha256" not in facts:
-            raise CommitError(f"{files.join(folder, DONE)}: unreadable: its entry {name!r} is no file with a sha256")
+            raise CommitError(
+                f"{urls.redact(files.join(folder, DONE))}: unreadable: its entry {name!r} is no file with a sha256"
+            )
         url = files.join(folder, name)
         try:
             data = files.read_bytes(url)
         except FileNotFoundError:
-            raise CommitError(f"{url}: missing although {DONE} lists it") from None
+            raise CommitError(f"{urls.redact(url)}: missing although {DONE} lists it") from None
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise CommitError(f"{url}: damaged: {len(data)} bytes do not have the sha256 that {DONE} names")
+            raise CommitError(
+                f"{urls.redact(url)}: damaged: {len(data)} bytes do not have the sha256 that {DONE} names"
+            )
         payload[name] = data
     return payload
 
@@ -71,5 +75,5 @@ def _done(folder: str) -> dict[str, object]:
         done = json.loads(data)
         done["files"], done["about"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CommitError(f"{url}: unreadable: {error}") from None
+        raise CommitError(f"{urls.redact(url)}: unreadable: {error}") from None
     return dict(done)

@@ -14,6 +14,7 @@ from orchestrator.tracking.trouble import Trouble
 
 _log = logging.getLogger(__name__)
 _CURVES = frozenset({"metrics", "epoch"})
+_INCIDENTS = frozenset({"incident", "recovered"})  # what happened, and what it had cost in the end
 _OUTCOMES = frozenset({"finished", "stopped", "failed"})
 _SEGMENTS_PER_READ = 200
 _EVENTS_PER_DELIVERY = 2000
@@ -104,11 +105,12 @@ class FollowedRun:
         """
         events = self._waiting[:_EVENTS_PER_DELIVERY]
         tracker.log(run_id, points(events))
-        new = [event for event in events if event.kind == "incident"]
+        new = [event for event in events if event.kind in _INCIDENTS]
         if new:
             incidents = [*self._incidents, *new]
             tracker.log_text(run_id, INCIDENTS_FILE, incidents_text(incidents))
-            tracker.set_tags(run_id, {INCIDENTS_TAG: str(len(incidents))})
+            count = sum(event.kind == "incident" for event in incidents)
+            tracker.set_tags(run_id, {INCIDENTS_TAG: str(count)})
             self._incidents = incidents
         if self._lost > self._lost_told:
             tracker.set_tags(run_id, {LOST_TAG: str(self._lost)})

@@ -216,7 +216,7 @@ def read(folder: str, cursor: Cursor | None = None, limit: int | None = None) ->
     """
     events: list[Event] = []
     last = cursor or _ORIGIN
-    places = [place for place in _places(folder) if place > last][:limit]
+    places = [place for place in places_of(folder) if place > last][:limit]
     urls = [files.join(folder, segment_name(*place)) for place in places]
     for done, (place, url, data) in enumerate(zip(places, urls, _read_all(urls), strict=True)):
         try:
@@ -227,6 +227,27 @@ def read(folder: str, cursor: Cursor | None = None, limit: int | None = None) ->
             raise DamagedSegment(f"{url}: damaged journal segment: {error}", place) from error
         last = place
     return events, last
+
+
+def last(folder: str) -> tuple[int, Event] | None:
+    """The last event that can be read, with its attempt; None for an empty journal. Storage errors pass through."""
+    for place in reversed(places_of(folder)):
+        try:
+            events = _parse(files.read_bytes(files.join(folder, segment_name(*place))))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a damaged segment must not keep the next attempt from starting
+        if events:
+            return place.attempt, events[-1]
+    return None
+
+
+def segment(folder: str, place: Cursor) -> tuple[Event, ...]:
+    """The events of one segment, which never changes. Raises DamagedSegment; storage errors pass through."""
+    url = files.join(folder, segment_name(*place))
+    try:
+        return tuple(_parse(files.read_bytes(url)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedSegment(f"{url}: damaged journal segment: {error}", place) from error
 
 
 def _read_all(urls: list[str]) -> list[bytes]:
@@ -250,11 +271,11 @@ def _parse(data: bytes) -> list[Event]:
     return [decode(line) for line in lines]
 
 
-def _places(folder: str) -> list[Cursor]:
+def places_of(folder: str) -> list[Cursor]:
     """Segments in order. Other names are not ours (a store's own temp files) and are left alone."""
     matches = (_SEGMENT.fullmatch(name) for name in files.list_names(folder))
     return sorted(Cursor(int(match[1]), int(match[2])) for match in matches if match)
 
 
 def _highest(folder: str, attempt: int) -> int:
-    return max((place.number for place in _places(folder) if place.attempt == attempt), default=0)
+    return max((place.number for place in places_of(folder) if place.attempt == attempt), default=0)

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the pale yellow is replaced.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -114,6 +116,63 @@ def ensemble_table(rows: Sequence[EnsembleCell], path: str) -> None:
     _save(figure, path)
 
 
+def schedule(rates: Sequence[tuple[float, float]], samples_per_epoch: int, title: str, path: str) -> None:
+    """Draw a learning rate over a whole training into a PNG at `path` (parents are made).
+
+    rates: pairs of epochs done and rate. Raises ValueError when there is none.
+    """
+    if not rates:
+        raise ValueError(f"rates of the plot {title!r} is empty; give at least one point")
+    figure, axes = _canvas((9.0, 4.5))
+    # A rate holds for its step: no slopes where it jumps.
+    axes.plot(*zip(*rates, strict=True), color=_COLOURS[0], linewidth=1.6, drawstyle="steps-post")
+    axes.set(title=title, xlabel="epochs done", ylabel="learning rate")
+    axes.set_xlim(0.0, max(epochs for epochs, _ in rates))
+    axes.set_ylim(bottom=0.0)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    per_epoch = float(samples_per_epoch)
+    seen = (lambda x: np.multiply(x, per_epoch), lambda x: np.divide(x, per_epoch))
+    samples = axes.secondary_xaxis("top", functions=seen)
+    samples.xaxis.set_major_formatter(EngFormatter(sep=""))
+    samples.set_xlabel("samples seen", color=_GREY)
+    samples.tick_params(colors=_GREY)
+    _save(figure, path)
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]], columns: Sequence[str], title: str, path: str
+) -> None:
+    """Draw a grid of images, each H x W x 3 uint8 of any size, into a PNG at `path` (parents are made).
+
+    rows: a caption and an image for each of the columns. columns: their captions. Raises ValueError without a row.
+    """
+    if not rows:
+        raise ValueError(f"rows of the contact sheet {title!r} is empty; give at least one")
+    cell, caption = 1.15, 1.5  # inches
+    figure = Figure(
+        figsize=(cell * len(columns) + caption, cell * len(rows) + 0.9),
+        dpi=_DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.05),
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (_, images) in enumerate(rows):
+        for column, image in enumerate(images):
+            height, width = image.shape[:2]
+            # Of a unit cell; what is left of it is the gap between images.
+            across, down = (0.47 * side / max(height, width) for side in (width, height))
+            axes.imshow(image, extent=(column - across, column + across, row + down, row - down))
+    # The first column is the original: a line sets it apart.
+    axes.axvline(0.5, color=_GREY, linewidth=1.0)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), title=title)
+    axes.set_xticks(range(len(columns)), list(columns))
+    axes.set_yticks(range(len(rows)), [text for text, _ in rows])
+    axes.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False, labelsize=9)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    _save(figure, path)
+
+
 def _whiskers(axes: Axes, places: list[float], values: list[tuple[float, float, float]], colour: str) -> None:
     middles = [middle for _, middle, _ in values]
     # A measured value may lie on the end of its interval, and rounding may then put it just outside.
@@ -158,4 +217,5 @@ def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 def _save(figure: Figure, path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    # Photographs hardly get smaller with more: half of the time would go to it.
+    figure.savefig(path, dpi=_DPI, pil_kwargs={"compress_level": 3})

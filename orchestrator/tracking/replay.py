@@ -106,6 +106,13 @@ class Replayer:
             raise TrackingError(f"run {key!r} is not in the tracker after {timeout:g} s: {last}")
         return followed.run_id
 
+    def run_url(self, key: str, timeout: float) -> str:
+        """What a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
+        run_id = self.run_id(key, timeout)
+        if self._tracker is None:
+            raise TrackingError("the tracker is still opening")
+        return self._tracker.run_url(run_id)
+
     def outcome(self, key: str) -> Event | None:
         """The last finished / stopped / failed event of a run that the tracker has been told of."""
         return self._get(key).outcome

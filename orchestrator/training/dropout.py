@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data import keyed
-from orchestrator.models.googlenet import GoogLeNet, Masks
+from orchestrator.models.network import Masks, Network
 
 
 def _signed(value: int) -> int:
@@ -36,7 +36,7 @@ def mask(base: int, ids: Tensor, units: int, probability: float) -> Tensor:
     return (uniform >= probability).float() / (1.0 - probability)
 
 
-def masks(model: GoogLeNet, seed: int, epoch: int, ids: Tensor) -> Masks:
+def masks(model: Network, seed: int, epoch: int, ids: Tensor) -> Masks:
     """The masks of a batch for every place of the network that drops units."""
     return {
         place: mask(keyed.key(seed, "dropout/" + place, epoch), ids, units, probability)

@@ -10,6 +10,18 @@ from orchestrator.config.base import Config
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files
+from orchestrator.training.execution import Execution
+
+
+class Limits(Config):
+    """How long a phase of training may take before its worker ends itself, to be started again."""
+
+    start_seconds: float = Field(900.0, gt=0, description="from a worker's start to its first step")
+    step_seconds: float = Field(300.0, gt=0, description="without a step; and at least step_times the usual step")
+    step_times: float = Field(50.0, ge=2, description="median steps without a step")
+    evaluation_seconds: float = Field(3600.0, gt=0, description="of one validation")
+    save_seconds: float = Field(600.0, gt=0, description="of writing one checkpoint")
+    stop_seconds: float = Field(60.0, gt=0, description="from a wish to stop to the end of training")
 
 
 class Cadence(Config):
@@ -18,10 +30,14 @@ class Cadence(Config):
     checkpoint_seconds: float = Field(
         30.0, gt=0, description="seconds between checkpoints, each at a pulse: about the most a death replays"
     )
+    checkpoint_samples: int | None = Field(
+        None, ge=1, description="samples between checkpoints, also at a pulse, whatever the clock says; off by default"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
     log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")
+    limits: Limits = Limits()
 
 
 class TrainJob(Config):
@@ -32,12 +48,18 @@ class TrainJob(Config):
     data: str = Field(description="URL of the packed dataset")
     dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
     folder: str = Field(description="URL of the run's folder")
-    stop_flag: str = Field(description="URL of a file whose existence asks the run to save and stop")
+    stop_flag: str = Field(
+        description="URL of a file whose existence asks the run to save and stop; without a checkpoint when it holds "
+        'the JSON {"save": false}'
+    )
+    successor: str = Field("", description="URL of a file whose existence says that another driver took the run over")
     threads: int = Field(1, ge=1, description="CPU threads of each worker, for the network and for decoding")
     reading: ReadingConfig = ReadingConfig()
+    execution: Execution = Execution()
+    weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
 
 
-Status = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint"]
+Status = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]
 
 
 class Outcome(Config):
@@ -56,6 +78,9 @@ class Context(Protocol):
     def report(self, metrics: dict[str, float]) -> None:
         """Tell the launcher that an epoch ended; every rank calls it equally often."""
 
+    def preempted(self) -> bool:
+        """Whether this rank was told that a node of the run will soon be taken away; waits for nobody."""
+
 
 def checkpoints_of(folder: str) -> str:
     """Where a run keeps its checkpoints."""
@@ -67,9 +92,19 @@ def final_of(folder: str) -> str:
     return files.join(folder, "final")
 
 
+def best_of(folder: str) -> str:
+    """Where a run keeps the weights that validated best, below a folder named as checkpoints are."""
+    return files.join(folder, "best")
+
+
 def journal_of(folder: str) -> str:
     """Where a run keeps its journal."""
     return files.join(folder, "journal")
+
+
+def attempts_of(folder: str) -> str:
+    """Where a run keeps the records of its attempts."""
+    return files.join(folder, "attempts")
 
 
 def outcome_of(folder: str) -> str:

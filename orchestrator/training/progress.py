@@ -29,6 +29,11 @@ class Progress:
         return self.step % self.steps_per_epoch
 
     @property
+    def samples_per_epoch(self) -> int:
+        """Samples of an epoch, its ragged tail left out."""
+        return self.steps_per_epoch * self.batch_size
+
+    @property
     def epochs_done(self) -> float:
         """Epochs done, the part of the present one included; the time axis of schedules."""
         return self.step / self.steps_per_epoch

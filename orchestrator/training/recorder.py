@@ -1,71 +1,75 @@
-"""Rank 0's side of a run's record: journal events, the stop flag, tracebacks. On other ranks it does nothing."""
+"""Rank 0's side of a run's record: journal events. On other ranks it does nothing."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from orchestrator.data.audit import BadEntry
-from orchestrator.storage import files
-from orchestrator.tracking import journal
-from orchestrator.tracking.journal import Cursor, DamagedSegment, JournalWriter
+from orchestrator.tracking.journal import JournalWriter
+from orchestrator.training.attempts import Attempt
+from orchestrator.training.incident import incident
 from orchestrator.training.job import Outcome, TrainJob, journal_of
 from orchestrator.training.progress import Progress
 from orchestrator.training.world import World
 
-POLL_SECONDS = 1.0
 CLOSE_SECONDS = 30.0
 START_SECONDS = 5.0
 MOST_BAD_TOLD = 100  # of an attempt; the record kept with the weights has them all
-LOST = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 
 
 class Recorder:
     """Writes what happens in this attempt."""
 
-    def __init__(self, job: TrainJob, world: World, attempt: int) -> None:
-        self._stop_flag = job.stop_flag
+    def __init__(self, job: TrainJob, world: World, attempt: Attempt) -> None:
         self._attempt = attempt
         self._samples = 0  # of the last event
         self._bad_told = 0
-        self._stopped = threading.Event()
-        self._closing = threading.Event()
-        self._journal = JournalWriter(journal_of(job.folder), attempt) if world.leads else None
-        if world.leads:
-            threading.Thread(target=self._watch, name="stop-flag", daemon=True).start()
+        self._replay: tuple[int, float, float] | None = None  # samples to reach, when steps began, what came before
+        self._journal = JournalWriter(journal_of(job.folder), attempt.number) if world.leads else None
 
-    def started(self, progress: Progress, world: World, previous: journal.Event | None, passed_over: list[str]) -> None:
-        """An attempt begins; an incident when the one before ended without a word, or its checkpoints are no good."""
+    def started(self, progress: Progress, world: World, passed_over: list[str], **facts: object) -> None:
+        """The steps of an attempt begin; an incident when the one before did not end in order, or left no good state.
+
+        facts: what else is worth knowing of this start.
+        """
         if self._journal is None:
             return
         self._samples = progress.samples
-        cause = _cause(self._attempt, previous)
-        if cause is not None or passed_over:
-            samples, moment = (previous.samples or 0, previous.time) if previous is not None else (0, time.time())
-            self._journal.append(
-                "incident",
-                progress.samples,
-                cause=cause or "a checkpoint could not be used",
-                seconds_since_last_event=round(time.time() - moment, 3),
-                samples_replayed=max(0, samples - progress.samples),
-                attempt=self._attempt,
-                checkpoints_passed_over=passed_over,
-            )
+        found = incident(self._attempt, progress.samples, passed_over)
+        if found is not None:
+            self._journal.append("incident", progress.samples, **asdict(found))
+            lost = (found.seconds_to_detect or 0.0) + found.seconds_to_restart
+            self._replay = (progress.samples + found.samples_replayed, time.monotonic(), lost)
         self._journal.append(
             "started",
             progress.samples,
-            attempt=self._attempt,
+            attempt=self._attempt.number,
             workers=world.workers,
             device=str(world.device),
             resumed=progress.samples > 0,
+            samples_per_epoch=progress.samples_per_epoch,
+            seconds_to_start=round(time.time() - self._attempt.began, 3),
+            **facts,
         )
         # On record before the first step, whatever happens next; storage that is down does not hold training up long.
         self._journal.flush(START_SECONDS)
 
-    def stop_requested(self) -> bool:
-        """Whether somebody set the stop flag; always False on ranks other than 0."""
-        return self._stopped.is_set()
+    def reached(self, progress: Progress) -> None:
+        """Training came this far; what was replayed after an incident is told once."""
+        if self._journal is None or self._replay is None or progress.samples < self._replay[0]:
+            return
+        _, began, lost = self._replay
+        self._replay = None
+        seconds = time.monotonic() - began
+        self._journal.append(
+            "recovered",
+            progress.samples,
+            attempt=self._attempt.number,
+            seconds_to_replay=round(seconds, 3),
+            seconds_lost=round(lost + seconds, 3),
+        )
 
     def point(self, progress: Progress, loss: float, rate: float) -> None:
         """A point of the curves between two epoch ends."""
@@ -79,6 +83,11 @@ class Recorder:
         self._samples = progress.samples
         if self._journal is not None:
             self._journal.append("epoch", progress.samples, **metrics)
+
+    def noted(self, kind: str, progress: Progress, **values: object) -> None:
+        """Something else that happened."""
+        if self._journal is not None:
+            self._journal.append(kind, progress.samples, **values)
 
     def bad_samples(self, progress: Progress, found: Sequence[BadEntry]) -> None:
         """Samples that were given weight 0 for the first time."""
@@ -100,43 +109,6 @@ class Recorder:
             self._journal.append("crashed", self._samples, cause=f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Bring the journal to storage and stop watching."""
-        self._closing.set()
+        """Bring the journal to storage."""
         if self._journal is not None:
             self._journal.close(CLOSE_SECONDS)
-
-    def _watch(self) -> None:
-        while not self._closing.wait(POLL_SECONDS):
-            try:
-                if files.exists(self._stop_flag):
-                    self._stopped.set()
-                    return
-            except OSError:
-                # Not to know is not to stop: a failed query ends no healthy run (pitfalls E44).
-                continue
-
-
-def _cause(attempt: int, previous: journal.Event | None) -> str | None:
-    """Why the attempt before did not end in order; None when it did, or there was none."""
-    if previous is None:
-        # Killed before its first event came to storage.
-        return LOST if attempt > 1 else None
-    if previous.kind in ("finished", "stopped", "failed"):
-        return None
-    return f"the attempt before crashed: {previous.values['cause']}" if previous.kind == "crashed" else LOST
-
-
-def last_event(job: TrainJob) -> journal.Event | None:
-    """The last event of earlier attempts that can be read, None for a first one."""
-    last: journal.Event | None = None
-    cursor: Cursor | None = None
-    while True:
-        try:
-            events, reached = journal.read(journal_of(job.folder), cursor)
-        except DamagedSegment as error:
-            cursor = error.cursor  # what an attempt said of itself must not keep the next one from starting
-            continue
-        last = events[-1] if events else last
-        if reached == cursor or not events:
-            return last
-        cursor = reached

@@ -2,83 +2,156 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.data import audit
 from orchestrator.data.audit import AuditRecord
-from orchestrator.models import googlenet
-from orchestrator.models.googlenet import GoogLeNet
+from orchestrator.models.build import build
+from orchestrator.models.network import Network
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.polyak import PolyakAverage
+from orchestrator.recipe.polyak import PolyakAverage, averaged_of
 from orchestrator.training.progress import Progress
+
+
+class _HostMemory:
+    """Memory for snapshots, kept from one to the next: fresh pages cost more than the copy itself."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def copies(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Copies of each group's tensors in host memory, strides as they are."""
+        for group, tensors in groups.items():
+            kept = self._kept.setdefault(group, {})
+            for name, tensor in tensors.items():
+                if name not in kept:
+                    kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+                kept[name].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            # Pinned copies return before they end; the writer's thread would read half of them.
+            torch.cuda.current_stream().synchronize()
+        return {group: {name: self._kept[group][name] for name in tensors} for group, tensors in groups.items()}
 
 
 @dataclass
 class TrainState:
     """The state of one worker; equal on all workers after every step."""
 
-    model: GoogLeNet
+    model: Network
     optimizer: torch.optim.SGD
     average: PolyakAverage
     progress: Progress
+    scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
     record: AuditRecord = field(default_factory=AuditRecord)  # of what all ranks were given up to the last pulse
+    _host: _HostMemory = field(default_factory=_HostMemory, repr=False)
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy in host memory that training cannot change any more: tensors and plain values only."""
+        """A copy in host memory that training cannot change: tensors by name and plain values.
+
+        The next snapshot writes over its tensors, so the one before must have been written to storage by then.
+        """
+        groups = {
+            "model": self.model.state_dict(),
+            "momentum": sgd.momentum(self.model, self.optimizer),
+            "mean": self.average.mean,
+        }
+        copied = self._host.copies(groups)
         return {
-            "model": _copied(self.model.state_dict()),
-            "optimizer": _copied(self.optimizer.state_dict()),
-            "average": _copied(self.average.state_dict()),
+            "model": copied["model"],
+            "momentum": copied["momentum"],
+            "average": {"updates": self.average.updates, "mean": copied["mean"]},
+            "scaler": self.scaler.state_dict(),
             "samples": self.progress.samples,
             "audit": self.record.to_dict(),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Continue from a snapshot. Raises RuntimeError or ValueError when it is of another network or has no audit."""
-        self.record = audit.record_of(saved.get("audit"), "checkpoint")
+    def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
+        """Continue from a snapshot, which `where` names.
+
+        Rates, flags and all else that the recipe says are not taken from it. Raises CheckpointError, and changes
+        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit.
+        """
+        try:
+            average, samples = saved["average"], saved["samples"]
+            check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
+            check_fits(saved["momentum"], sgd.momentum(self.model, self.optimizer), f"{where}: momentum")
+            if average["updates"]:
+                check_fits(average["mean"], averaged_of(self.model), f"{where}: average")
+            scaler = saved["scaler"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{where}: holds no state of a training run ({type(error).__name__}: {error}); start anew with --new"
+            ) from None
+        self.record = audit.record_of(saved.get("audit"), where)
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.average.load_state_dict(saved["average"]["updates"], saved["average"]["mean"])
-        self.progress = Progress(saved["samples"], self.progress.batch_size, self.progress.steps_per_epoch)
+        for name, tensor in sgd.momentum(self.model, self.optimizer).items():
+            tensor.copy_(saved["momentum"][name])
+        self.average.load_state_dict(average["updates"], average["mean"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+        self.progress = Progress(samples, self.progress.batch_size, self.progress.steps_per_epoch)
 
     def final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Averaged and raw weights without the auxiliary heads, on the CPU."""
-        raw = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("heads.")}
+        only_training = self.model.auxiliary_names()
+        raw = {name: tensor for name, tensor in self.model.state_dict().items() if name not in only_training}
         averaged = {name: self.average.mean.get(name, tensor) for name, tensor in raw.items()}
         return _copied(averaged), _copied(raw)
 
 
 def fresh(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
     """The state before the first step."""
-    model = googlenet.build(recipe.model, classes, recipe.seeds.weights)
+    model = build(recipe.model, classes, recipe.seeds.weights)
     model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         _plain_strides(model)
     return TrainState(
         model,
         sgd.build(model, recipe.optimizer),
-        PolyakAverage(model),
+        PolyakAverage(model, recipe.averaging, steps_per_epoch),
         Progress(0, recipe.batch_size, steps_per_epoch),
+        torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16"),
     )
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_copied(inner) for inner in value]
-    return value
+def check_fits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError unless `saved` has the names and shapes of `wanted`, naming the first tensor that differs.
+
+    Also raises it for the names that only one of them has.
+    """
+    for what, names in (("lacks", wanted.keys() - saved.keys()), ("has also", saved.keys() - wanted.keys())):
+        if names:
+            raise CheckpointError(
+                f"{where}: {what} {min(names)!r} ({len(names)} such tensors): it is of another network; "
+                "give the recipe that it was trained with, or start anew with --new"
+            )
+    for name, tensor in wanted.items():
+        if saved[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{where}: {name!r} has shape {tuple(saved[name].shape)}, this run's has {tuple(tensor.shape)}: "
+                "another width, kind or number of classes; give the recipe and data that it was trained with, or start "
+                "anew with --new"
+            )
+
+
+def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
 def wrapped(model: nn.Module, workers: int) -> nn.Module:
-    """The model for the forward pass: DDP over the process group, or itself for a single worker."""
+    """The model for the forward pass: DDP over the process group, or itself for a single worker.
+
+    Buckets of torch's 25 MiB: GoogLeNet's 54 MB of gradients go in three, the first while the rest are computed.
+    No static_graph: micro-batches without synchronisation are not the graph that it would record.
+    """
     if workers == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from orchestrator.data import audit
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import BadSample, Loader
-from orchestrator.models.googlenet import GoogLeNet, Logits
+from orchestrator.models.network import Logits, Network
 from orchestrator.recipe.metrics import Counts, count
 from orchestrator.recipe.normalise import Normaliser
 from orchestrator.training.delivery import first_trouble
@@ -19,7 +19,7 @@ BATCH = 256  # images of a forward pass; does not change the counts
 
 
 def validate(
-    model: GoogLeNet, weights: dict[str, dict[str, Tensor]], loader: Loader, counts: tuple[int, ...],
+    model: Network, weights: dict[str, dict[str, Tensor]], loader: Loader, counts: tuple[int, ...],
     normalise: Normaliser, world: World, max_bad_share: float,
 ) -> dict[str, Counts]:  # fmt: skip
     """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).

@@ -30,6 +30,11 @@ class World:
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor on the device over all ranks, in place and without waiting; every rank must call it."""
+        if self.workers > 1:
+            dist.all_reduce(tensor)
+
     def gather(self, text: str) -> list[str]:
         """Every rank's text, in the order of ranks; every rank must call it."""
         if self.workers == 1:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import format as checkpoints
-from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.checkpoint.format import CheckpointError, NonFiniteError, OtherVersionError
 from orchestrator.storage import commit, files, urls
 from tests.support.shards import flip_byte
 
@@ -80,7 +80,7 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
         checkpoints.load(url)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
     url = str(tmp_path / "one")
     about = {} if version is None else {"format_version": version}
@@ -105,7 +105,11 @@ def test_any_flipped_bit_of_done_is_found_or_harmless(tmp_path: Path, bit: int) 
     whole = done.read_bytes()
     for where in range(len(whole)):
         done.write_bytes(whole[:where] + bytes([whole[where] ^ bit]) + whole[where + 1 :])
-        newest = checkpoints.newest(str(tmp_path))
+        try:
+            newest = checkpoints.newest(str(tmp_path))
+        except OtherVersionError:
+            assert b'"format_version": 2' not in done.read_bytes()
+            continue
         assert (newest.place is None) == bool(newest.passed_over)
         if newest.place is not None:
             assert torch.equal(newest.state["model"]["weight"], torch.ones(2, 3))
@@ -152,6 +156,54 @@ def test_when_all_are_damaged_that_is_said(tmp_path: Path) -> None:
     newest = checkpoints.newest(str(tmp_path))
     assert newest.place is None
     assert [url in told for told in newest.passed_over] == [True]
+
+
+def test_a_good_older_one_is_used_beside_one_of_another_version(tmp_path: Path) -> None:
+    good, newer = saved(tmp_path, (1, 1), (2, 1))
+    commit.write(newer, {checkpoints.STATE: checkpoints.encode(state())}, {"format_version": 1})
+    assert checkpoints.newest(str(tmp_path)).place == checkpoints.Place(good, 1, 1)
+
+
+def test_when_all_are_of_another_version_training_does_not_begin_anew(tmp_path: Path) -> None:
+    (url,) = saved(tmp_path, (1, 1))
+    commit.write(url, {checkpoints.STATE: checkpoints.encode(state())}, {"format_version": 1})
+    with pytest.raises(OtherVersionError, match=r"format 1; this code reads 2: .*--new"):
+        checkpoints.newest(str(tmp_path))
+
+
+# ------------------------------------------------------------------ numbers that are none
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Path, value: float) -> None:
+    spoilt = state()
+    spoilt["model"]["weight"][1, 2] = value
+    with pytest.raises(NonFiniteError, match=r"model\.weight holds NaN or infinite"):
+        checkpoints.save(str(tmp_path), spoilt, 2, 1)
+    assert names(tmp_path) == [], "nothing is written"
+    (good,) = saved(tmp_path, (1, 1))
+    url = checkpoints.place_of(str(tmp_path), 3, 1)
+    commit.write(url, {checkpoints.STATE: checkpoints.encode(spoilt)}, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError, match=r"model\.weight holds NaN or infinite"):
+        checkpoints.load(url)
+    found = checkpoints.newest(str(tmp_path))
+    assert found.place == checkpoints.Place(good, 1, 1)
+    assert "model.weight" in found.passed_over[0]
+
+
+def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> None:
+    large = {"weight": torch.full((4,), 3e38), "half": torch.full((4,), 6e4, dtype=torch.float16)}
+    assert checkpoints.load(checkpoints.save(str(tmp_path), large, 1, 1))["weight"][0] == torch.tensor(3e38)
+
+
+def test_passwords_in_urls_are_not_told(tmp_path: Path) -> None:
+    url = "memory://user:secret@checkpoints-secret/one"
+    with pytest.raises(NonFiniteError) as told:
+        checkpoints.write(url, {"weight": torch.full((1,), float("nan"))}, {})
+    commit.write(url, {checkpoints.STATE: b"no zip"}, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError) as also:
+        checkpoints.load(url)
+    assert "checkpoints-secret" in str(told.value)
+    assert "secret@" not in f"{told.value} {also.value}"
+    files.remove(url)
 
 
 # ------------------------------------------------------------------ few are kept

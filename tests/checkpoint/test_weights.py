@@ -1,13 +1,15 @@
 """Final weights and the hash that identifies them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.format import STATE, CheckpointError
+from orchestrator.checkpoint.format import STATE, CheckpointError, NonFiniteError
 from orchestrator.storage import commit
 from tests.support.shards import flip_byte
 
@@ -24,6 +26,30 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
     assert torch.equal(found.averaged["b"], some(1.0)["b"])
     assert torch.equal(found.raw["b"], some(2.0)["b"])
+
+
+def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path: Path) -> None:
+    averaged = some(1.0) | {"c": torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)}
+    digest = weights.save(str(tmp_path / "final"), averaged, some(2.0), {"name": "x"}, ("ant", "bee"))
+    with safe_open(tmp_path / "final" / "averaged.safetensors", framework="np") as found:
+        assert set(found.keys()) == {"a", "b", "c"}
+        assert found.get_tensor("c").tolist() == averaged["c"].tolist()
+        about = found.metadata()
+    assert (json.loads(about["recipe"]), json.loads(about["classes"])) == ({"name": "x"}, ["ant", "bee"])
+    assert (about["weights"], about["format_version"]) == (digest, "2")
+
+
+def test_a_damaged_export_is_found(tmp_path: Path) -> None:
+    weights.save(str(tmp_path / "final"), some(), some(), {}, ())
+    flip_byte(tmp_path / "final" / weights.EXPORT, -1)
+    with pytest.raises(CheckpointError, match=r"averaged\.safetensors: damaged"):
+        weights.load(str(tmp_path / "final"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"raw\.b"):
+        weights.save(str(tmp_path / "final"), some(), some(float("inf")), {}, ())
+    assert not (tmp_path / "final").exists()
 
 
 def test_the_digest_never_changes() -> None:

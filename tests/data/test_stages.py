@@ -10,8 +10,8 @@ import pytest
 import torch
 import webdataset
 
-from orchestrator.data import manifest
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data import keyed, manifest, photometric
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig, PhotometricConfig
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.loader import Batch
 from tests.support import shards
@@ -64,10 +64,21 @@ def grow(sample: dict[str, Any]) -> dict[str, Any]:
     return sample | {"image": np.zeros((5, 5, 3), dtype=np.uint8)}
 
 
+def keep(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample | {"kept": sample["image"], "copy": sample["image"].copy()}
+
+
+def compare(sample: dict[str, Any]) -> dict[str, Any]:
+    assert np.array_equal(sample["kept"], sample["copy"])
+    assert not np.array_equal(sample["kept"], sample["image"])
+    SEEN.append(sample)
+    return sample
+
+
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_stages")
-    for function in (invert, noise, relabel, refuse_some, fail, forget, leave, unlabel, mislabel, grow):
+    for function in (invert, noise, relabel, refuse_some, fail, forget, leave, unlabel, mislabel, grow, keep, compare):
         setattr(module, function.__name__, function)
     module.number = 3  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_stages", module)
@@ -81,8 +92,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def batches(folder: Path, *stages: str, rank: int = 0, workers: int = 1, start: int = 0) -> list[Batch]:
-    config = AugmentationConfig(stages=stages, decoding="exact")
+def batches(
+    folder: Path, *stages: str, rank: int = 0, workers: int = 1, start: int = 0,
+    photometric: PhotometricConfig | None = None,
+) -> list[Batch]:  # fmt: skip
+    config = AugmentationConfig(stages=stages, decoding="exact", photometric=photometric or PhotometricConfig())
     plan = order(manifest.load(str(folder)))
     return kept(loader(folder).training(plan, config, 11, 4, range(start, 6), rank, workers))
 
@@ -95,6 +109,31 @@ def test_the_built_in_stages_one_by_one_do_what_they_do_together(packed: Path) -
         assert torch.equal(one.images[kept_rows], other.images[kept_rows])
         assert other.weights.tolist() == [float(number % 3 > 0) for number in one.ids.tolist()]
         assert {entry.reason for entry in other.bad} <= {"not wanted"}
+
+
+def test_photometric_is_one_more_stage_and_moves_no_other_draw(packed: Path) -> None:
+    plain = batches(packed, "decode", "crop")
+    together = batches(packed, "decode", "crop", "photometric")
+    apart = batches(packed, "decode", "crop", "photometric", "my_stages:keep")
+    rows = keyed.uniforms(keyed.key(11, "photometric", 0), np.arange(24), photometric.DRAWS)
+    for one, other, third in zip(plain, together, apart, strict=True):
+        assert torch.equal(other.images, third.images)
+        for crop, image, number in zip(one.images, other.images, one.ids.tolist(), strict=True):
+            wanted = crop.permute(1, 2, 0).numpy().copy()
+            photometric.distort(wanted, AugmentationConfig().photometric, rows[number])
+            assert np.array_equal(wanted, image.permute(1, 2, 0).numpy())
+    assert not torch.equal(plain[0].images, together[0].images)
+
+
+def test_photometric_may_stand_before_the_crop_and_leaves_the_image_that_another_stage_kept(packed: Path) -> None:
+    batches(packed, "decode", "my_stages:keep", "photometric", "my_stages:compare", "crop")
+    assert len(SEEN) == 24
+
+
+def test_distortions_that_are_off_change_nothing(packed: Path) -> None:
+    off = batches(packed, "decode", "crop", "photometric", photometric=NO_PHOTOMETRIC)
+    for one, other in zip(batches(packed, "decode", "crop"), off, strict=True):
+        assert torch.equal(one.images, other.images)
 
 
 def test_a_stage_changes_image_and_label(packed: Path) -> None:
@@ -126,6 +165,11 @@ def test_the_same_function_runs_under_webdataset(packed: Path) -> None:
     assert [sample["__key__"] for sample in found] == [f"sample-{number:03d}" for number in range(24)]
 
 
+def test_photometric_before_decode_is_refused(packed: Path) -> None:
+    with pytest.raises(DataError, match=r"'photometric' failed on sample .* it needs an H x W x 3 uint8 RGB array"):
+        batches(packed, "photometric", "decode", "crop")
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
@@ -135,7 +179,10 @@ def test_the_same_function_runs_under_webdataset(packed: Path) -> None:
         ("my_stages:leave", r"'my_stages:leave' failed on sample .*: SystemExit: 3"),
         ("my_stages:unlabel", r"after 'my_stages:unlabel' the label of sample 'sample-\d+' of .*tar is None: must be"),
         ("my_stages:mislabel", r"the label of sample .* is 3: must be a whole number in 0 .. 2"),
-        ("my_stages:absent", r"'my_stages:absent' is refused: must be 'decode', 'crop' or 'package.module:function'"),
+        (
+            "my_stages:absent",
+            r"'my_stages:absent' is refused: must be 'decode', 'crop', 'photometric' or 'package.module:function'",
+        ),
         ("my_stages:number", r"'my_stages:number' is refused: it is no function"),
         ("no_such_module:f", r"'no_such_module:f' is refused"),
         ("flip", r"'flip' is refused"),

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.ensemble.members import EnsembleConfig, recipes
+from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from tests.support.launched import spec
@@ -15,13 +16,30 @@ def members(name: str = "googlenet-digits", **config: int | float | bool) -> tup
     return recipes(presets.PRESETS[name](), EnsembleConfig.from_dict(config))
 
 
+def width(recipe: Recipe) -> float:
+    assert isinstance(recipe.model, GoogLeNetConfig)
+    return recipe.model.width
+
+
 @each_preset
-def test_seven_members_six_alike_and_the_last_wider(name: str) -> None:
+def test_seven_members_six_alike_and_the_last_wider_where_there_is_a_width(name: str) -> None:
     base, made = presets.PRESETS[name](), members(name)
-    assert [recipe.name for recipe in made] == [f"{name}-m{n}" for n in range(1, 7)] + [f"{name}-m7-wide"]
-    assert {recipe.model.width for recipe in made[:6]} == {base.model.width}
-    assert made[6].model.width == base.model.width * 1.25
     assert {recipe.seeds.weights for recipe in made} == {base.seeds.weights}
+    if not isinstance(base.model, GoogLeNetConfig):
+        assert [recipe.name for recipe in made] == [f"{name}-m{n}" for n in range(1, 8)]
+        assert {recipe.model for recipe in made} == {base.model}
+        return
+    assert [recipe.name for recipe in made] == [f"{name}-m{n}" for n in range(1, 7)] + [f"{name}-m7-wide"]
+    assert {width(recipe) for recipe in made[:6]} == {width(base)}
+    assert width(made[6]) == width(base) * 1.25
+
+
+def test_a_network_without_a_width_has_no_wider_member() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^ensemble\.wider: 1\.5 is refused: model\.kind lenet-5 has no width; give 1"
+    ):
+        members("lenet-5-digits", wider=1.5)
+    assert members("lenet-5-digits", wider=1) == members("lenet-5-digits")
 
 
 @each_preset
@@ -44,7 +62,7 @@ def test_all_else_is_shared() -> None:
                 "name": base.name,
                 "seeds": base.seeds,
                 "augmentation": recipe.augmentation.model_copy(update={"area": base.augmentation.area}),
-                "model": recipe.model.model_copy(update={"width": base.model.width}),
+                "model": recipe.model.model_copy(update={"width": width(base)}),
             }
         )
         assert same == base
@@ -59,7 +77,7 @@ def test_one_member_is_the_base_under_another_name() -> None:
 def test_crops_and_width_can_be_left_alone() -> None:
     made = members(vary_crops=False, wider=1)
     assert len({recipe.augmentation.area for recipe in made}) == 1
-    assert len({recipe.model.width for recipe in made}) == 1
+    assert len({width(recipe) for recipe in made}) == 1
     assert not any(recipe.name.endswith("wide") for recipe in made)
 
 
@@ -75,7 +93,8 @@ def test_adding_a_member_keeps_all_but_the_wide_one() -> None:
 def test_every_number_of_members_is_valid_and_each_is_a_run_of_its_own(
     count: int, name: str, wider: float, vary: bool
 ) -> None:
-    made = members(name, members=count, wider=wider, vary_crops=vary)
+    has_width = isinstance(presets.PRESETS[name]().model, GoogLeNetConfig)
+    made = members(name, members=count, wider=wider if has_width else 1.0, vary_crops=vary)
     assert len(made) == count
     assert len({spec(recipe).name for recipe in made}) == count
     assert len({spec(recipe.model_copy(update={"name": "x"})).identity for recipe in made}) == count

@@ -13,6 +13,7 @@ from orchestrator.data.reader import SampleReader
 from orchestrator.evaluation import predict, score_store
 from orchestrator.evaluation.predict import Scorer, ScoreShard, models_by_size, score_shard
 from orchestrator.models.googlenet import GoogLeNet
+from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
 from tests.support import finals, shards
 
@@ -47,7 +48,7 @@ def score(folder: Path, shard: int, *scorers: tuple[str, str]) -> int:
     return score_shard(task.to_dict())
 
 
-def alone(folder: Path, found: Manifest, model: GoogLeNet, recipe: Recipe, shard: int, number: int) -> np.ndarray:
+def alone(folder: Path, found: Manifest, model: Network, recipe: Recipe, shard: int, number: int) -> np.ndarray:
     """144 x classes: the probabilities of each crop, one forward pass a crop."""
     image = decode(SampleReader(str(folder / "data"), found, "validation").read(shard, number).image)
     size = recipe.model.image_size

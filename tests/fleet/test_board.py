@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.fleet import progress
-from orchestrator.fleet.board import Board, Row, of_epoch
-from orchestrator.fleet.progress import Progress, duration
+from orchestrator.fleet.board import Board, Row
+from orchestrator.fleet.figures import duration, of_epoch
+from orchestrator.fleet.progress import Progress
 from orchestrator.launch.config import RunSpec
 from orchestrator.storage import files
 from orchestrator.tracking.events import Event

@@ -12,7 +12,16 @@ import pytest
 from tests.support import shards
 from tests.support.launched import ROOT, Ended, job
 
-SCRIPTS = ("train.py", "train_ensemble.py", "evaluate.py", "audit.py", "shards.py")
+SCRIPTS = (
+    "train.py",
+    "train_ensemble.py",
+    "evaluate.py",
+    "audit.py",
+    "shards.py",
+    "simulate.py",
+    "stop.py",
+    "status.py",
+)
 TRAINERS = ("train.py", "train_ensemble.py")
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
 HELP_SECONDS = 1.5
@@ -78,7 +87,17 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("train_ensemble.py", ["googlenet-tiny", "--storage", "relative/runs", "--dry-run"], "relative"),
         ("train_ensemble.py", ["googlenet-tiny", "--storage", "s3://b/runs", "--dry-run"], "--tracking"),
         ("train_ensemble.py", ["googlenet-tiny", "--ensemble.wider", "8", "--model.width", "4", "--dry-run"], "width"),
+        ("simulate.py", ["googlenet-mars"], "googlenet-mars"),
+        ("simulate.py", ["googlenet-tiny", "--out", "relative"], "out: 'relative' is a relative path"),
+        ("simulate.py", ["googlenet-tiny", "--data", "/nowhere"], "/nowhere/manifest.json: no manifest there"),
+        ("simulate.py", ["googlenet-imagenet", "--samples", "100"], "batch_size: 256 is refused: more than the 100"),
         ("evaluate.py", [], "runs"),
+        ("stop.py", [], "runs: give the name"),
+        ("stop.py", ["some-run"], "'some-run': no such run or ensemble"),
+        ("stop.py", ["some-run", "--wait", "-1"], "wait"),
+        ("status.py", ["some-run"], "'some-run': no such run or ensemble"),
+        ("status.py", ["--watch", "0"], "watch"),
+        ("status.py", ["--storage", "relative/runs"], "relative"),
         ("evaluate.py", ["some-run", "--crops", "3"], "--crops"),
     ],
 )
@@ -100,6 +119,14 @@ def test_a_dry_run_plans_and_writes_nothing(script: str, tmp_path: Path) -> None
     assert str(runs_of(tmp_path)) in done.out
     assert ("googlenet-tiny-m7-wide" in done.out) == (script == "train_ensemble.py")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_simulation_prints_the_schedule_and_draws_into_the_folder(tmp_path: Path) -> None:
+    done = job("simulate.py", "googlenet-tiny", "--out", str(tmp_path / "out"), runs=runs_of(tmp_path))
+    assert (done.status, done.err) == (0, "")
+    assert "googlenet-tiny: polynomial schedule" in done.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"schedule.png", "contact_sheet.png"}
 
 
 def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from tests.support.launched import recipe, spec
 
 OTHER: dict[str, Any] = {
     "name": "other",
+    "model.kind": "alexnet",
     "model.module": "naive",
+    "model.stem": "separable",
     "augmentation.interpolations": ("nearest",),
     "augmentation.area": (0.5, 0.9),
     "augmentation.aspect": (0.9, 1.1),
@@ -21,6 +23,9 @@ OTHER: dict[str, Any] = {
     "preprocessing.mean": (1.0, 2.0, 3.0),
     "precision": "bfloat16",
     "schedule.kind": "cosine",
+    "optimizer.clip_norm": 1.0,
+    "averaging.kind": "exponential",
+    "initial_weights": "0123456789abcdef",
 }
 
 

@@ -1,7 +1,7 @@
 import io
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 from rich.console import Console
@@ -20,7 +20,7 @@ from orchestrator.launch.preflight import PreflightError
 from orchestrator.storage import files
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.tracker import TrackingError
+from orchestrator.tracking.tracker import Tracker, TrackingError
 from tests.support import runs, shards
 from tests.support.launched import recipe
 
@@ -154,9 +154,11 @@ def test_every_problem_is_told_and_none_twice(
 
 
 def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_path: Path) -> None:
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "x")
-    nothing = cast("Future[str | None]", done(None))
-    assert session._all_or_problems(done(packed), done(tracker), nothing, False) == (packed, tracker)
+    def opens() -> Tracker:
+        return MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "x")
+
+    found: Any = (done(packed), done(opens), done(None), False)
+    assert session._all_or_problems(*found) == (packed, opens)
 
 
 def test_our_own_slips_are_raised_as_they_are() -> None:

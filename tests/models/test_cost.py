@@ -6,9 +6,11 @@ import sys
 import pytest
 
 from orchestrator.models import table1
-from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.cost import RowCost, cost_table, main
-from orchestrator.models.cost_notes import NOTES
+from orchestrator.models.config import AlexNetConfig, GoogLeNetConfig, LeNet5Config, SPPNetConfig, VGG16Config
+from orchestrator.models.cost import main
+from orchestrator.models.cost_notes import FEWER, NOTES
+from orchestrator.models.cost_print import BUDGET
+from orchestrator.models.measure import CLASSES, RowCost, cost_table, image_cost, totals
 
 K = 1024
 
@@ -100,6 +102,24 @@ def test_width_and_the_naive_module_cost_what_they_should() -> None:
     assert sum(r.multiply_adds for r in naive.values()) > 6 * sum(r.multiply_adds for r in full.values()), "section 4"
 
 
+def test_the_separable_stem_is_the_first_row_that_the_paper_counts_and_fits_its_budget(
+    papers: dict[str, RowCost],
+) -> None:
+    rows = table(stem="separable")
+    assert rows["conv1"].weights == 2712
+    assert rows["conv1"].multiply_adds == (1176 + 1536) * 112 * 112 == pytest.approx(34e6, rel=0.001)
+    assert [row for row in rows.values() if row.name != "conv1"] == [r for r in papers.values() if r.name != "conv1"]
+    assert totals(list(rows.values())).multiply_adds == pytest.approx(BUDGET, rel=0.001)
+
+
+def test_batch_norm_adds_two_numbers_a_filter_for_the_bias_that_it_takes() -> None:
+    plain, normed = table(), table(batch_norm=True, lrn=False)
+    filters = 64 + 96 + 128 + 16 + 32 + 32
+    assert normed["3a"].params - plain["3a"].params == filters
+    assert normed["3a"].weights == plain["3a"].weights
+    assert normed["3a"].multiply_adds == plain["3a"].multiply_adds
+
+
 def test_smaller_images_and_other_classes() -> None:
     rows = table(classes=10, image_size=32, auxiliary=False)
     assert list(rows)[-1] == "linear"
@@ -107,6 +127,55 @@ def test_smaller_images_and_other_classes() -> None:
     assert rows["5b"].output == (1, 1, 1024)
     with pytest.raises(ValueError, match="classes: 1 is refused"):
         table(classes=1)
+
+
+# ------------------------------------------------------------------ other networks
+def test_alexnets_rows_by_hand() -> None:
+    rows = {row.name: row for row in cost_table(AlexNetConfig(), CLASSES)}
+    assert rows["conv2"].output == (27, 27, 256)
+    assert rows["conv2"].params == 256 * 48 * 25 + 256, "each half sees 48 of the 96 maps"
+    assert rows["fc6"].params == 6 * 6 * 256 * 4096 + 4096
+    # The literature: 666M in convolutions (arXiv 1703.09039, table II) and 58.6M in the fully connected layers.
+    convolutions = sum(row.multiply_adds for row in rows.values() if row.name.startswith("conv"))
+    assert round(convolutions / 1e6) == 666
+    assert round((totals(list(rows.values())).multiply_adds - convolutions) / 1e6, 1) == 58.6
+
+
+@pytest.mark.parametrize(
+    ("config", "classes", "products"),
+    [
+        (LeNet5Config(), 10, 28 * 28 * 6 * 25 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10),
+        # 15.35 billion in the convolutions and 0.12 in the fully connected layers.
+        (VGG16Config(), 1000, 15_470_264_320),
+    ],
+)
+def test_multiply_adds_of_the_literature(config: LeNet5Config | VGG16Config, classes: int, products: int) -> None:
+    assert totals(cost_table(config, classes)).multiply_adds == products
+
+
+def test_a_pyramid_makes_50_numbers_of_each_map_at_any_size() -> None:
+    for side in (224, 180):  # arXiv 1406.4729 trains on both
+        rows = {row.name: row for row in cost_table(SPPNetConfig(image_size=side), CLASSES)}
+        assert rows["spp"].output == (1, 1, 50 * 256)
+        assert totals(list(rows.values())).params == 77_037_672
+
+
+def test_how_many_times_fewer_than_alexnet() -> None:
+    """Section 1 says 12 times: what the counts give is what the note says."""
+    alexnet, ours = totals(cost_table(AlexNetConfig(), CLASSES)), cost_table(GoogLeNetConfig(), CLASSES)
+    without_linear = totals([row for row in ours if row.name != "linear"]).params
+    column = sum(row.paper_weights or 0 for row in ours)
+    assert (alexnet.params, totals(ours).params, without_linear) == (60_965_224, 6_998_552, 5_973_552)
+    assert f"{alexnet.params:,} / {totals(ours).params:,} = {alexnet.params / totals(ours).params:.1f}" in FEWER
+    assert f"({without_linear:,}) {alexnet.params / without_linear:.1f}" in FEWER
+    assert f"({column / K:,.1f}K) {alexnet.weights / (column / K * 1000):.1f}" in FEWER
+    assert f"{alexnet.weights / column:.1f} with K = 1024" in FEWER
+    assert alexnet.params / 12 == pytest.approx(5e6, rel=0.02), "5 million, as its authors say later"
+
+
+def test_an_image_costs_what_training_does() -> None:
+    assert image_cost(GoogLeNetConfig()) == totals(cost_table(GoogLeNetConfig(), CLASSES), heads=True).multiply_adds
+    assert image_cost(GoogLeNetConfig(auxiliary=False)) == 1_582_671_872
 
 
 # ------------------------------------------------------------------ the command
@@ -136,9 +205,33 @@ def test_another_network_has_no_notes_but_the_papers_columns(capsys: pytest.Capt
     assert "1.5 billion" in printed
 
 
+def test_a_network_without_paper_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--model", "alexnet"])
+    printed = capsys.readouterr().out
+    assert "60,965,224" in printed
+    assert "differs" not in printed
+    assert "auxiliary" not in printed
+    assert "-51.7% against the 1.5 billion budget" in printed
+
+
+def test_the_comparison_has_a_line_for_each_network_and_its_note(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--compare"])
+    printed = capsys.readouterr().out
+    lines = {line[:18].strip(): line.split() for line in printed.splitlines() if line}
+    assert lines["googlenet"][-4:] == ["6,998,552", "8.7x", "1,582.7M", "1.06x"]
+    assert lines["vgg-16"][-4:] == ["138,357,544", "0.4x", "15,470.3M", "10.31x"]
+    assert lines["separable stem"][-1] == "1.00x"
+    assert "12 times fewer" in printed
+    assert max(map(len, printed.splitlines())) <= 110
+    main(["--compare", "--classes", "10"])
+    assert "12 times fewer" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--width", "0"], "width: 0.0 is refused"), (["--module", "wide"], "module"), (["--classes", "1"], "classes: 1"),
+    [(["--model", "vgg"], "did you mean vgg-16?"), (["--model", "alexnet", "--width", "2"], "width: unknown key"),
+     (["--compare", "--width", "2"], "--compare lists each network"),
+     (["--width", "0"], "width: 0.0 is refused"), (["--module", "wide"], "module"), (["--classes", "1"], "classes: 1"),
      (["--image-size", "7"], "image_size: 7 is refused")],
 )  # fmt: skip
 def test_impossible_networks_are_refused_in_a_line(

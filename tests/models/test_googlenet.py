@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.models import table1
+from orchestrator.models.build import build
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import GoogLeNet, build, scaled
+from orchestrator.models.googlenet import GoogLeNet, scaled
 from orchestrator.models.inception import InceptionReduced
 
 # Section 5, Table 1: output sizes, H x W x C.
@@ -34,7 +35,13 @@ TINY: dict[str, Any] = {"image_size": 32, "width": 0.1}
 
 
 def tiny(seed: int = 0, **changes: Any) -> GoogLeNet:
-    return build(GoogLeNetConfig(**(TINY | changes)), 10, seed)
+    return built(GoogLeNetConfig(**(TINY | changes)), 10, seed)
+
+
+def built(config: GoogLeNetConfig, classes: int, seed: int) -> GoogLeNet:
+    model = build(config, classes, seed)
+    assert isinstance(model, GoogLeNet)
+    return model
 
 
 def num_params(module: nn.Module) -> int:
@@ -55,7 +62,7 @@ def stage_shapes(model: GoogLeNet, images: Tensor) -> dict[str, tuple[int, int, 
 
 @pytest.fixture(scope="module")
 def full() -> GoogLeNet:
-    return build(GoogLeNetConfig(), 1000, 0)
+    return built(GoogLeNetConfig(), 1000, 0)
 
 
 def test_every_stage_has_table_1s_size_and_the_heads_the_papers(full: GoogLeNet) -> None:
@@ -107,12 +114,13 @@ def test_dropped_heads_are_gone_from_the_state_dict_too() -> None:
     model = tiny()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     before = model.eval()(images).main
-    assert any(name.startswith("heads.") for name in model.state_dict())
+    assert model.auxiliary_names() == {name for name in model.state_dict() if name.startswith("heads.")} != set()
     model.drop_auxiliary()
     assert not any(name.startswith("heads.") for name in model.state_dict())
     assert torch.equal(model(images).main, before)
     assert model.train()(images).auxiliary == ()
     assert set(model.dropout_units()) == {"main"}
+    assert not model.auxiliary_names()
     inference = GoogLeNet(GoogLeNetConfig(**TINY, auxiliary=False), 10)
     inference.load_state_dict(model.state_dict())
     assert torch.equal(inference.eval()(images).main, before)
@@ -256,7 +264,7 @@ def test_initial_variance_is_hes_and_biases_are_zero(full: GoogLeNet) -> None:
 
 
 def test_signals_neither_die_nor_explode_at_the_start() -> None:
-    model = build(GoogLeNetConfig(image_size=64), 10, 0).train()
+    model = built(GoogLeNetConfig(image_size=64), 10, 0).train()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = model(images)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orchestrator.models import layers
 from orchestrator.models.layers import LRN_ALPHA, LRN_BETA, LRN_SIZE, ConvReLU, LocalResponseNorm, max_pool
 
 REFERENCE = nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, k=1.0)
@@ -51,9 +52,53 @@ def test_lrn_passes_gradcheck_in_double(scale: float) -> None:
 def test_lrn_in_double_equals_torchs_to_more_digits_than_float_has() -> None:
     x = random((2, 16, 4, 4), 200.0, torch.float64)
     module = LocalResponseNorm(16)
-    # The band itself is stored in float32, which knows alpha / n to 6e-8 of itself.
-    torch.testing.assert_close(module(x), REFERENCE(x), rtol=5e-8, atol=0)
+    torch.testing.assert_close(module(x), REFERENCE(x), rtol=1e-14, atol=0)
     assert module(x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("block", [1, 200, 350, 10**6])
+def test_lrn_is_the_same_in_blocks_of_any_size(
+    block: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A sample has 168 elements: blocks of 1, 1, 2 and all 5 samples, the last of the third being half full.
+    x = random((5, 7, 4, 6), 200.0).contiguous(memory_format=layout)
+    monkeypatch.setattr(layers, "LRN_BLOCK", 10**9)
+    wanted = value_and_gradient(LocalResponseNorm(7), x)
+    monkeypatch.setattr(layers, "LRN_BLOCK", block)
+    assert all(map(torch.equal, value_and_gradient(LocalResponseNorm(7), x), wanted))
+
+
+def test_lrn_leaves_its_input_and_the_gradient_it_is_given() -> None:
+    x = random((3, 6, 4, 4), 200.0).requires_grad_()
+    gradient = random((3, 6, 4, 4), 1.0)
+    before, given = x.detach().clone(), gradient.clone()
+    LocalResponseNorm(6)(x).backward(gradient)
+    assert torch.equal(x, before)
+    assert torch.equal(gradient, given)
+
+
+def test_lrn_takes_a_gradient_of_any_strides() -> None:
+    # As the sum's, whose strides are all 0.
+    x = random((3, 6, 4, 4), 200.0, torch.float64).requires_grad_()
+    (got,) = torch.autograd.grad(LocalResponseNorm(6)(x).sum(), x)
+    (wanted,) = torch.autograd.grad(REFERENCE(x).sum(), x)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_lrn_of_no_samples() -> None:
+    x = torch.empty(0, 6, 4, 4, requires_grad=True)
+    out = LocalResponseNorm(6)(x)
+    out.sum().backward()
+    assert x.grad is not None and out.shape == x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 40])
+def test_the_window_is_the_banded_convolution_that_other_devices_use(channels: int) -> None:
+    x = random((2, channels, 3, 5), 100.0, torch.float64)
+    band = LocalResponseNorm(channels).double().band
+    got = layers._window_sum(x, band, torch.empty_like(x))
+    torch.testing.assert_close(got, torch.nn.functional.conv2d(x, band))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.models.googlenet import Logits
+from orchestrator.models.network import Logits
 from orchestrator.recipe import loss
 from orchestrator.recipe.config import LossConfig
 
@@ -60,3 +60,13 @@ def test_low_precision_scores_are_summed_in_float32() -> None:
     found = loss.summed(many, torch.zeros(5000, dtype=torch.int64), torch.ones(5000), LossConfig())
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(5000 * math.log(2), rel=1e-5)
+
+
+def test_smoothed_labels_give_a_share_to_every_class() -> None:
+    # Two classes: label 1 of the first row is worth 0.9 + 0.1 / 2 = 0.95, the other class 0.05.
+    found = loss.summed(Logits(scores(QUARTER)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1))
+    assert found.item() == pytest.approx(0.95 * math.log(4 / 3) + 0.05 * math.log(4))
+    heads = loss.summed(
+        Logits(scores(QUARTER), (scores(QUARTER),)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1)
+    )
+    assert heads.item() == pytest.approx(1.3 * found.item())

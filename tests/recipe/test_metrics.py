@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.models.googlenet import Logits
+from orchestrator.models.network import Logits
 from orchestrator.recipe.metrics import Counts, count
 
 ASCENDING = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # best class 6, best five 2 .. 6

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.models.build import build as build_network
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import build as build_network
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import OptimizerConfig
 
@@ -51,3 +51,27 @@ def test_every_parameter_is_trained_and_only_weights_decay() -> None:
     found = {name: decays[id(one)] for name, one in model.named_parameters()}
     assert {name for name, decay in found.items() if decay == 0.0} == {n for n in found if n.endswith(".bias")}
     assert {decay for name, decay in found.items() if name.endswith(".weight")} == {0.5}
+
+
+def gradients(model: nn.Linear, weight: float, bias: float) -> list[float]:
+    model.weight.grad = torch.full((1, 1), weight)
+    model.bias.grad = torch.full((1,), bias)
+    sgd.clip(model, OptimizerConfig(clip_norm=2.5))
+    return [model.weight.grad.item(), model.bias.grad.item()]
+
+
+def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
+    model = linear(0.0, 0.0)
+    assert gradients(model, 3.0, 4.0) == pytest.approx([1.5, 2.0], rel=1e-5), "a norm of 5 becomes 2.5"
+    assert gradients(model, 0.3, 0.4) == pytest.approx([0.3, 0.4], rel=1e-6), "a small one stays"
+
+
+def test_momentum_is_known_by_the_parameters_names_from_the_start() -> None:
+    layer = linear(2.0, 1.0)
+    optimizer = sgd.build(layer, OptimizerConfig())
+    assert {name: one.tolist() for name, one in sgd.momentum(layer, optimizer).items()} == {
+        "weight": [[0.0]], "bias": [0.0],
+    }  # fmt: skip
+    step(layer, optimizer, 0.5)
+    assert sgd.momentum(layer, optimizer)["bias"].tolist() == [0.5]
+    assert sgd.momentum(layer, sgd.build(layer, OptimizerConfig(momentum=0.0))) == {}

@@ -12,10 +12,11 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import paths
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.schedule import CosineDecay, StepDecay
+from orchestrator.recipe.schedule import CosineDecay, StepDecay, rate_at
 
 # Section 5: network and loss. Section 6: optimizer, schedule, crops. The rest is the Caffe replication's.
 PAPER: dict[str, object] = {
+    "model.kind": "googlenet",
     "model.image_size": 224,
     "model.width": 1.0,
     "model.module": "reduced",
@@ -23,6 +24,8 @@ PAPER: dict[str, object] = {
     "model.dropout": 0.4,
     "model.auxiliary_dropout": 0.7,
     "model.lrn": True,
+    "model.stem": "plain",
+    "model.batch_norm": False,
     "loss.auxiliary_weight": 0.3,
     "optimizer.momentum": 0.9,
     "optimizer.weight_decay": 2e-4,
@@ -35,6 +38,10 @@ PAPER: dict[str, object] = {
     "augmentation.mirror": True,
     "preprocessing.mean": (123.0, 117.0, 104.0),
     "precision": "float32",
+    "averaging.kind": "running",
+    "loss.label_smoothing": 0.0,
+    "optimizer.clip_norm": None,
+    "initial_weights": "",
 }
 
 
@@ -46,7 +53,13 @@ def differing(one: Recipe, other: Recipe) -> set[str]:
 def test_googlenet_imagenet_is_the_papers() -> None:
     found = paths(presets.googlenet_imagenet())
     assert {path: found[path] for path in PAPER} == PAPER
-    assert set(presets.googlenet_imagenet().augmentation.interpolations) == {"bilinear", "area", "nearest", "cubic"}
+    augmentation = presets.googlenet_imagenet().augmentation
+    assert set(augmentation.interpolations) == {"bilinear", "area", "nearest", "cubic"}
+    assert (augmentation.area, augmentation.aspect, augmentation.mirror) == ((0.08, 1.0), (3 / 4, 4 / 3), True)
+    # arXiv 1312.5402: 0.5 to 1.5; Krizhevsky 2012: 0.1.
+    assert set(augmentation.photometric.to_dict().values()) == {0.5, 0.1}
+    assert augmentation.photometric.lighting == 0.1
+    assert augmentation.stages == ("decode", "crop", "photometric")
 
 
 def test_googlenet_imagenet_has_the_replications_rate_per_image() -> None:
@@ -57,7 +70,55 @@ def test_googlenet_imagenet_has_the_replications_rate_per_image() -> None:
 def test_the_wide_one_differs_by_name_and_width_only() -> None:
     base, wide = presets.googlenet_imagenet(), presets.googlenet_imagenet_wide()
     assert differing(base, wide) == {"name", "model.width"}
-    assert wide.model.width > base.model.width
+    assert paths(wide)["model.width"] > paths(base)["model.width"]
+
+
+@pytest.mark.parametrize("name", ["googlenet-imagenet", "googlenet-digits"])
+def test_the_ablation_differs_by_its_modules_only(name: str) -> None:
+    base, naive = presets.PRESETS[name](), presets.PRESETS[name + "-naive"]()
+    assert differing(base, naive) == {"name", "model.module"}
+    assert paths(naive)["model.module"] == "naive"
+
+
+def test_the_variant_with_batch_norm_says_that_it_is_not_the_papers() -> None:
+    recipe = presets.googlenet_bn_imagenet()
+    found = paths(recipe)
+    assert (found["model.batch_norm"], found["model.lrn"]) == (True, False)
+    assert (found["schedule.kind"], found["loss.label_smoothing"]) == ("cosine", 0.1)
+    for name in ("googlenet-bn-imagenet", "googlenet-bn-digits"):
+        assert presets.summary(name).startswith("Not the paper's")
+
+
+# AlexNet: Krizhevsky 2012, sections 4 and 5. ZFNet: arXiv 1311.2901, section 3. NIN: Caffe's model zoo (450,000 and
+# 200,000 steps of 64 images). VGG-16: arXiv 1409.1556, section 3.1. SPP-net: arXiv 1406.4729, section 3.1.
+@pytest.mark.parametrize(
+    ("name", "size", "batch", "epochs", "drops", "dropout"),
+    [
+        ("alexnet-imagenet", 227, 128, 90, 4, 0.5),
+        ("zfnet-imagenet", 224, 128, 70, 3, 0.5),
+        ("nin-imagenet", 224, 64, 23, 2, 0.5),
+        ("vgg-16-imagenet", 224, 256, 74, 3, 0.5),
+        ("spp-net-imagenet", 224, 128, 70, 2, 0.5),
+    ],
+)
+def test_baselines_are_trained_as_by_their_authors(
+    name: str, size: int, batch: int, epochs: int, drops: int, dropout: float
+) -> None:
+    recipe = presets.PRESETS[name]()
+    found = paths(recipe)
+    assert found["model.kind"] == name.removesuffix("-imagenet")
+    assert (found["model.image_size"], recipe.batch_size, recipe.epochs) == (size, batch, epochs)
+    assert found["model.dropout"] == dropout
+    assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 5e-4)
+    assert rate_at(recipe.schedule, 0, 1, epochs) == 0.01
+    assert rate_at(recipe.schedule, epochs - 0.01, 1, epochs) == pytest.approx(0.01 * 0.1**drops)
+    assert recipe.loss.label_smoothing == 0
+
+
+def test_presets_on_digits_are_those_made_for_them() -> None:
+    assert presets.DEFAULT in presets.ON_DIGITS
+    for name, recipe in presets.PRESETS.items():
+        assert (recipe().model.image_size == 32) == (name in presets.ON_DIGITS), name
 
 
 def test_the_tiny_one_differs_from_the_digits_in_what_makes_it_quick() -> None:
@@ -78,7 +139,7 @@ def test_presets_are_whole_valid_frozen_and_travel(name: str) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         recipe.epochs = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.model.width = 2.0  # type: ignore[misc]
+        recipe.model.image_size = 64  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
@@ -96,23 +157,35 @@ def test_the_default_preset_exists() -> None:
     ("data", "told"),
     [
         ({"name": "x", "epoch": 3}, "epoch"),
-        ({"name": "x", "model": {"widht": 1.0}}, "model.widht"),
+        ({"name": "x", "model": {"kind": "googlenet", "widht": 1.0}}, "model.widht"),
         ({"name": "x", "epochs": 0}, "epochs"),
         ({"name": "x", "epochs": "3"}, "epochs"),
         ({"name": "x", "batch_size": 0}, "batch_size"),
         ({"name": "Not A Name"}, "name"),
         ({}, "name"),
         ({"name": "x", "optimizer": {"momentum": 1.0}}, "optimizer.momentum"),
-        ({"name": "x", "averaging": {"start": 1.0}}, "averaging.start"),
+        ({"name": "x", "averaging": {"kind": "running", "start": 1.0}}, "averaging.start"),
         ({"name": "x", "schedule": {"kind": "step", "base_rate": 0}}, "schedule.base_rate"),
         ({"name": "x", "schedule": {"kind": "linear"}}, "schedule"),
         ({"name": "x", "schedule": {"kind": "cosine", "power": 1.0}}, "schedule.power"),
         ({"name": "x", "seeds": {"order": -1}}, "seeds.order"),
-        ({"name": "x", "model": {"dropout": 1.0}}, "model.dropout"),
+        ({"name": "x", "model": {"kind": "googlenet", "dropout": 1.0}}, "model.dropout"),
         ({"name": "x", "augmentation": {"area": [0.5, 0.2]}}, "augmentation"),
         ({"name": "x", "order": {"lanes": 1000, "window": 1000}}, "order"),
-        ({"name": "x", "precision": "float16"}, "precision"),
-        ({"name": "x", "version": 2}, "version"),
+        ({"name": "x", "precision": "float64"}, "precision"),
+        ({"name": "x", "version": 1}, "version"),
+        ({"name": "x", "averaging": {"kind": "exponential", "half_life_epochs": 0}}, "averaging.half_life_epochs"),
+        ({"name": "x", "averaging": {"kind": "running", "half_life_epochs": 1}}, "averaging.half_life_epochs"),
+        ({"name": "x", "loss": {"label_smoothing": 1.0}}, "loss.label_smoothing"),
+        ({"name": "x", "optimizer": {"clip_norm": 0}}, "optimizer.clip_norm"),
+        ({"name": "x", "initial_weights": "weights.pt"}, "initial_weights"),
+        ({"name": "x", "epochs": float("inf")}, "epochs"),
+        ({"name": "x", "epochs": 10**9}, "epochs"),
+        ({"name": "x", "schedule": {"kind": "step", "decay_epochs": float("inf")}}, "schedule.decay_epochs"),
+        ({"name": "x", "schedule": {"kind": "cosine", "base_rate": float("nan")}}, "schedule.base_rate"),
+        ({"name": "x", "schedule": {"kind": "cosine", "final_rate": 0.1}}, "final_rate 0.1"),
+        ({"name": "x", "epochs": 8}, "schedule.decay_epochs"),
+        ({"name": "x", "epochs": 4, "schedule": {"kind": "cosine", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
         ({"name": "x", "epochs": 3, "schedule": {"kind": "step", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
     ],
 )

@@ -3,19 +3,21 @@
 from pathlib import Path
 
 from orchestrator.checkpoint import weights
-from orchestrator.models import googlenet
+from orchestrator.models.build import build
+from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
 from tests.support.launched import recipe
 
 
 def small(size: int = 16, width: float = 0.05, name: str = "small") -> Recipe:
     """A recipe of a network that runs in milliseconds."""
-    return recipe(name, model={"image_size": size, "width": width})
+    return recipe(name, model={"kind": "googlenet", "image_size": size, "width": width})
 
 
-def save(folder: Path, of: Recipe, classes: tuple[str, ...], seed: int) -> tuple[str, googlenet.GoogLeNet]:
+def save(folder: Path, of: Recipe, classes: tuple[str, ...], seed: int) -> tuple[str, Network]:
     """The URL of final weights, and the network that has them."""
-    model = googlenet.build(of.model.model_copy(update={"auxiliary": False}), len(classes), seed).eval()
+    model = build(of.model, len(classes), seed).eval()
+    model.drop_auxiliary()
     # As built, a network says nearly the same of every image: larger weights make scores that differ.
     state = {name: value * 3 if name == "classifier.weight" else value for name, value in model.state_dict().items()}
     model.load_state_dict(state)

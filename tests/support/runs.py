@@ -21,7 +21,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files
 from orchestrator.tracking import journal
 from orchestrator.tracking.journal import Event
-from orchestrator.training import entry, recorder
+from orchestrator.training import entry, watch
 from orchestrator.training.job import Cadence, Outcome, TrainJob, checkpoints_of, final_of, journal_of
 from orchestrator.training.step import Stepper
 from orchestrator.training.world import World
@@ -69,16 +69,20 @@ class RecordingContext:
 
     error: Exception | None = None
     reports: list[dict[str, float]] = field(default_factory=list)
+    notice: bool = False  # a node will be taken away
 
     def report(self, metrics: dict[str, float]) -> None:
         if self.error is not None:
             raise self.error
         self.reports.append(metrics)
 
+    def preempted(self) -> bool:
+        return self.notice
+
 
 def train(of: TrainJob, world: World = ALONE, context: RecordingContext | None = None) -> Outcome:
     """Run one attempt with a sharp eye on the stop flag."""
-    with patch.object(recorder, "POLL_SECONDS", 0.002):
+    with patch.object(watch, "POLL_SECONDS", 0.002):
         return entry.run(of, world, context or RecordingContext())
 
 

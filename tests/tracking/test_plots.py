@@ -1,10 +1,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from orchestrator.tracking.plots import EnsembleCell, curves, ensemble_table
+from orchestrator.tracking.plots import EnsembleCell, contact_sheet, curves, ensemble_table, schedule
 
 
 def inked(path: Path) -> float:
@@ -34,8 +35,36 @@ def test_ensemble_table(tmp_path: Path) -> None:
     assert 0.01 < inked(path) < 0.5
 
 
+def test_a_schedule_of_ten_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "plots" / "schedule.png"
+    schedule([(x / 10, 0.1 * 0.9 ** (x // 20)) for x in range(100)], 1_281_167, "step", str(path))
+    assert 0.01 < inked(path) < 0.5
+
+
+def test_a_contact_sheet_shows_every_image_in_its_cell(tmp_path: Path) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (255, 0, 255)]
+    images = [np.full((20 + 9 * n, 50, 3), colour, dtype=np.uint8) for n, colour in enumerate(colours)]
+    path = tmp_path / "sheet.png"
+    contact_sheet([("ant\n1", images[:3]), ("bee\n2", images[3:])], ["original", "epoch 1", "epoch 2"], "t", str(path))
+    picture = np.round(imread(path)[..., :3] * 255).astype(int)
+    centres = {}
+    for colour in colours:
+        rows, columns = np.nonzero((picture == colour).all(axis=2))
+        assert len(rows) > 1000, colour
+        centres[colour] = (rows.mean(), columns.mean())
+    first, second = colours[:3], colours[3:]
+    assert max(centres[each][0] for each in first) < min(centres[each][0] for each in second), "one row above the other"
+    for row in (first, second):
+        across = [centres[each][1] for each in row]
+        assert across == sorted(across)
+
+
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'loss' is empty"):
         curves({}, "loss", "x", "y", str(tmp_path / "a.png"))
     with pytest.raises(ValueError, match="at least one cell"):
         ensemble_table([], str(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match="'step' is empty"):
+        schedule([], 1, "step", str(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match="'sheet' is empty"):
+        contact_sheet([], [], "sheet", str(tmp_path / "a.png"))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data import keyed
+from orchestrator.models.build import build
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import build
 from orchestrator.training.dropout import _mix, mask, masks
 
 bases = st.integers(0, 2**64 - 1)

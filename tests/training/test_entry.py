@@ -53,16 +53,16 @@ def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_p
 
 
 # ------------------------------------------------------------------ exact resume
-@pytest.mark.parametrize("pulse_steps", [4, 5])
+@pytest.mark.parametrize(("pulse_steps", "stops"), [(4, (4, 6, 8)), (5, (5, 6, 10))])
 def test_stopped_and_resumed_equals_never_stopped(
-    small: Path, tmp_path: Path, whole: TrainJob, pulse_steps: int
+    small: Path, tmp_path: Path, whole: TrainJob, pulse_steps: int, stops: tuple[int, ...]
 ) -> None:
-    """With pulses every 4 steps one of the stops is at an epoch's end; one of 5 is within the averaging."""
+    """The second stop is at an epoch's end, before its validation; the last one is within the averaging."""
     one = job(small, tmp_path, recipe(), pulse_steps=pulse_steps)
     ask_to_stop(one)
-    for number in (1, 2, 3):
+    for number, step in enumerate(stops, 1):
         outcome = train(one)
-        assert (outcome.status, outcome.attempt, outcome.samples) == ("stopped", number, number * pulse_steps * 8)
+        assert (outcome.status, outcome.attempt, outcome.samples) == ("stopped", number, step * 8)
         assert runs.saved_at(one)[0] == outcome.samples
     stop_asking(one)
     outcome = train(one)
@@ -81,8 +81,14 @@ def validation(metrics: dict[str, float]) -> dict[str, float]:
 
 def test_a_stop_after_the_last_step_still_ends_with_a_validation(small: Path, tmp_path: Path, whole: TrainJob) -> None:
     one = job(small, tmp_path, recipe(), pulse_steps=18)
-    ask_to_stop(one)
-    assert train(one).status == "stopped"
+
+    class AsksLate(RecordingContext):
+        def report(self, metrics: dict[str, float]) -> None:
+            if metrics["epoch"] == 2:
+                ask_to_stop(one)
+
+    outcome = train(one, context=AsksLate())
+    assert (outcome.status, outcome.samples) == ("stopped", 18 * 8)
     stop_asking(one)
     context = RecordingContext()
     outcome = train(one, context=context)
@@ -102,6 +108,9 @@ class Context:
     def report(self, metrics):
         if metrics["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def preempted(self):
+        return False
 
 entry.run(TrainJob.from_dict(__import__("json").load(sys.stdin)), ALONE, Context())
 """
@@ -245,7 +254,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_noted(small: Path, tmp_path: Pa
     assert events(one, "started")[-1].samples == 4 * 8
     (incident,) = events(one, "incident")
     assert [str(newest) in str(told) for told in incident.values["checkpoints_passed_over"]] == [True]  # type: ignore[attr-defined]
-    assert incident.values["samples_replayed"] == 4 * 8
+    assert incident.values["samples_replayed"] == 2 * 8, "from the epoch's end, where the second one stopped"
     assert identical(final(one), final(whole))
 
 
@@ -293,5 +302,6 @@ def test_attempts_are_numbered_through(small: Path, tmp_path: Path) -> None:
     # As another starter left it: a gap, and a number that is taken.
     files.write_bytes(str(tmp_path / "attempts" / "000002.json"), b"{}")
     assert train(one).attempt == 3
-    assert files.list_names(str(tmp_path / "attempts")) == ["000002.json", "000003.json"]
-    assert entry._attempt(one, runs.ALONE) == 4
+    records = [name for name in files.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
+    assert records == ["000002.json", "000003.json"]
+    assert entry._attempt(one, runs.ALONE).number == 4

@@ -49,3 +49,19 @@ def test_a_loss_that_is_not_finite_stays_so() -> None:
     meter.add(torch.tensor(float("nan")), 1.0)
     meter.add(torch.tensor(1.0), 1.0)
     assert meter.loss() != meter.loss()
+
+
+def test_percentiles_of_the_steps_leave_waiting_out() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(11):
+            time.sleep(0.02)
+            yield number
+
+    meter = Meter(torch.device("cpu"))
+    assert meter.step_percentiles() == {}
+    for number in meter.timed(slow()):
+        time.sleep(0.2 if number == 10 else 0.001)
+    found = meter.step_percentiles()
+    assert list(found) == [50, 90, 99]
+    assert found[50] < 0.02
+    assert found[99] > 0.1

@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import format as checkpoints
+from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
 from orchestrator.training import state as states
-from orchestrator.training.job import Cadence, TrainJob, checkpoints_of
-from orchestrator.training.saver import Saver
+from orchestrator.training.attempts import Attempt
+from orchestrator.training.incident import Goodput
+from orchestrator.training.job import Cadence, TrainJob, attempts_of, checkpoints_of
+from orchestrator.training.saver import PRODUCTIVE, Saver
 from orchestrator.training.state import TrainState
+from orchestrator.training.watchdog import Watchdog
 from tests.support.runs import CPU, NEVER, recipe, saved_at
 
 
@@ -27,24 +31,29 @@ def state() -> TrainState:
     return states.fresh(recipe(), 3, 6, CPU)
 
 
+def saver_of(one: TrainJob, number: int = 1, watchdog: Watchdog | None = None) -> Saver:
+    attempt = Attempt(attempts_of(one.folder), number, time.time())
+    return Saver(one, attempt, Goodput(attempt), watchdog or Watchdog(one.cadence.limits, lambda cause, stacks: None))
+
+
 def advance(state: TrainState) -> None:
     state.progress = state.progress.advance()
 
 
 def test_the_clock_says_when(tmp_path: Path, state: TrainState) -> None:
-    assert not Saver(job(tmp_path), 1).due()
-    saver = Saver(job(tmp_path, seconds=0.05), 1)
-    assert not saver.due()
-    time.sleep(0.06)
-    assert saver.due()
+    assert not saver_of(job(tmp_path)).due(0)
+    saver = saver_of(job(tmp_path, seconds=0.5))
+    assert not saver.due(0)
+    time.sleep(0.55)
+    assert saver.due(0)
     saver.save(state)
     saver.wait()
-    assert not saver.due()
+    assert not saver.due(0)
 
 
 def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: TrainState) -> None:
     one = job(tmp_path, keep=2)
-    saver = Saver(one, 7)
+    saver = saver_of(one, 7)
     for _ in range(4):
         advance(state)
         saver.save(state)
@@ -55,7 +64,7 @@ def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: T
 
 def test_what_was_saved_does_not_follow_the_training(tmp_path: Path, state: TrainState) -> None:
     one = job(tmp_path)
-    saver = Saver(one, 1)
+    saver = saver_of(one)
     state.average.update()
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     advance(state)
@@ -87,8 +96,8 @@ def test_a_state_is_restored_whole(tmp_path: Path, state: TrainState) -> None:
         assert torch.equal(tensor, right["model"][name])
         assert tensor.stride() == right["model"][name].stride()
         assert torch.equal(left["average"]["mean"].get(name, tensor), right["average"]["mean"].get(name, tensor))
-    for key, buffers in left["optimizer"]["state"].items():
-        assert torch.equal(buffers["momentum_buffer"], right["optimizer"]["state"][key]["momentum_buffer"])
+    for name, buffer in left["momentum"].items():
+        assert torch.equal(buffer, right["momentum"][name])
     assert left["samples"] == right["samples"] == 8
     assert other.progress == state.progress
     assert other.record == state.record
@@ -96,7 +105,7 @@ def test_a_state_is_restored_whole(tmp_path: Path, state: TrainState) -> None:
 
 def test_the_same_progress_is_saved_once(tmp_path: Path, state: TrainState) -> None:
     one = job(tmp_path)
-    saver = Saver(one, 1)
+    saver = saver_of(one)
     for _ in range(2):
         saver.save(state)
         saver.wait()
@@ -105,7 +114,7 @@ def test_the_same_progress_is_saved_once(tmp_path: Path, state: TrainState) -> N
 
 def test_an_error_is_raised_at_the_next_save_and_only_there(tmp_path: Path, state: TrainState) -> None:
     (tmp_path / "checkpoints").write_bytes(b"a file where the folder should be")
-    saver = Saver(job(tmp_path), 1)
+    saver = saver_of(job(tmp_path))
     saver.save(state)
     advance(state)
     with pytest.raises(StorageError, match="checkpoints"):
@@ -119,7 +128,52 @@ def test_an_error_is_raised_at_the_next_save_and_only_there(tmp_path: Path, stat
 
 def test_an_error_of_the_last_save_is_raised_by_wait(tmp_path: Path, state: TrainState) -> None:
     (tmp_path / "checkpoints").write_bytes(b"")
-    saver = Saver(job(tmp_path), 1)
+    saver = saver_of(job(tmp_path))
     saver.save(state)
     with pytest.raises(StorageError):
         saver.wait()
+
+
+def test_samples_say_when_too(tmp_path: Path, state: TrainState) -> None:
+    one = job(tmp_path)
+    one = one.model_copy(update={"cadence": one.cadence.model_copy(update={"checkpoint_samples": 20})})
+    saver, due = saver_of(one), []
+    for _ in range(6):
+        advance(state)
+        if saver.due(state.progress.samples):
+            due.append(state.progress.samples)
+            saver.save(state)
+            saver.wait()
+    assert due == [24, 40], "at the first pulse at or after each 20 samples"
+
+
+def test_a_superseded_attempt_writes_nothing(tmp_path: Path, state: TrainState) -> None:
+    one = job(tmp_path)
+    saver = saver_of(one, 1)
+    files.write_bytes(files.join(attempts_of(one.folder), "000002.json"), b"{}")
+    saver.save(state)
+    saver.wait()
+    assert saved_at(one) == []
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, state: TrainState) -> None:
+    one = job(tmp_path)
+    saver = saver_of(one)
+    saver.save(state)
+    saver.wait()
+    advance(state)
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(float("nan"))
+    saver.save(state)
+    saver.wait()
+    assert saved_at(one) == [0], "the good one stays; the next loss ends the run"
+
+
+def test_productive_seconds_travel_with_the_checkpoint(tmp_path: Path, state: TrainState) -> None:
+    one = job(tmp_path)
+    saver = saver_of(one)
+    time.sleep(0.05)
+    saver.save(state)
+    saver.wait()
+    found = checkpoints.newest(checkpoints_of(one.folder)).state
+    assert 0.05 <= found[PRODUCTIVE] < 10

@@ -1,0 +1,46 @@
+"""What runs are doing, from their storage alone: no cluster and no MLflow are asked.
+
+python jobs/status.py
+    every run and ensemble in the default storage
+python jobs/status.py googlenet-digits-x7-0123456789abcdef --watch 5
+    one ensemble with its members, looked at every 5 s until nobody runs it or Ctrl-C
+python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef --json
+    a run anywhere, for machines: a JSON list on a line of its own for each look
+
+States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
+stopped, failed, lost (its driver is gone without a word). Images/s and the time left are those of running ones.
+
+Exit status: 0 none failed or lost, 1 some failed or lost, 2 one is unknown.
+"""
+
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.config.cli import Preset, parse
+from orchestrator.launch.config import RUNS_VARIABLE
+
+PROG = "status.py"
+
+
+class Status(Config):
+    """What the command line sets."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+        (), description="names of runs or ensembles, or URLs of their folders; all there are by default"
+    )
+    storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
+    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, description="print JSON instead of tables")
+    watch: float | None = Field(None, gt=0, description="seconds between looks; by default there is one look")
+
+
+if __name__ == "__main__":
+    config = parse(PROG, "Show what runs are doing.", {"runs": Preset(Status())}, "runs")
+    from orchestrator.fleet import status
+    from orchestrator.launch.screen import console, guarded
+
+    raise SystemExit(
+        guarded(PROG, lambda: status.run(config.runs, config.storage, config.json_lines, config.watch, console()))
+    )

@@ -1,0 +1,33 @@
+"""Where checkpoints lie. Needs no torch, so that what only looks at a run is quick."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from orchestrator.storage import files
+
+_NAME = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint folder that exists, complete or not."""
+
+    url: str
+    samples: int
+    attempt: int
+
+
+def place_of(folder: str, samples: int, attempt: int) -> str:
+    """The URL of the checkpoint of an attempt at this progress."""
+    return files.join(folder, f"samples-{samples:015d}-attempt-{attempt:06d}")
+
+
+def places(folder: str) -> list[Place]:
+    """Checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
+    found = []
+    for name in files.list_names(folder):
+        if match := _NAME.match(name):
+            found.append(Place(files.join(folder, name), int(match[1]), int(match[2])))
+    return sorted(found, key=lambda place: (place.samples, place.attempt), reverse=True)

@@ -1,0 +1,55 @@
+"""Figures of a run out of its journal's events, and how they are shown. Importable without ray or torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.tracking.events import Event
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What an epoch's event tells; errors in percent, those of the averaged weights as soon as there are any."""
+
+    epoch: int
+    loss: float | None
+    images_per_second: float | None
+    top1_error: float | None
+    top5_error: float | None
+    goodput: float | None = None  # share of the run's time whose work counts
+
+
+NOTHING = EpochFigures(0, None, None, None, None)
+
+
+def of_epoch(event: Event) -> EpochFigures:
+    """The figures of an "epoch" event."""
+    values = event.values
+    kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
+    return EpochFigures(
+        int(number(values.get("train/epoch")) or 0),
+        number(values.get("train/loss")),
+        number(values.get("train/images_per_second")),
+        number(values.get(f"validation/{kind}_top1_error")),
+        number(values.get(f"validation/{kind}_top5_error")),
+        number(values.get("train/goodput")),
+    )
+
+
+def number(value: object) -> float | None:
+    """The value if it is a number."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def shown(value: float | None, form: str) -> str:
+    """The value in that format, or "-" when unknown."""
+    return "-" if value is None else format(value, form)
+
+
+def duration(seconds: float | None) -> str:
+    """1:02:03, 2:03, or "-" when unknown."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

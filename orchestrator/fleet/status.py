@@ -1,0 +1,173 @@
+"""What runs are doing, told from storage alone: tables that fit 100 columns, or JSON. Needs no Ray, no MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.fleet.figures import duration, shown
+from orchestrator.fleet.standing import BAD, LIVE, Standing, standing
+from orchestrator.launch import holder, named
+from orchestrator.launch.named import Named
+from orchestrator.launch.screen import FAILED
+from orchestrator.storage import files, urls
+from orchestrator.storage.files import StorageError
+
+_READERS = 8
+_COLOURS = {"running": "green", "finished": "cyan", "restarting": "yellow", "failed": "red", "lost": "red"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Runs that belong together: an ensemble's members, or one run alone."""
+
+    name: str  # of the ensemble, empty for a run alone
+    rows: tuple[Standing, ...]
+
+
+def run(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:
+    """Show runs and ensembles; the exit status: 0, or 1 when one failed or was lost.
+
+    names: runs or ensembles in `storage` (empty: the default one), or URLs of their folders; all there are when empty.
+    as_json: one JSON list, a line for each look. watch: look again after so many seconds, until nobody runs any of
+    them, or Ctrl-C. Raises ConfigError when one is unknown.
+    """
+
+    def look() -> list[Family]:
+        return families(named.find(names, storage) if names else named.everything(storage))
+
+    found = look()
+    if not found and not as_json:
+        screen.print(f"no runs in {urls.redact(named.storage_of(storage))}", highlight=False, soft_wrap=True)
+        return 0
+    if as_json:
+        found = _followed(found, look, watch, lambda now: print_json(now, screen))
+    elif watch is not None and screen.is_terminal:
+        with Live(rendered(found), console=screen, auto_refresh=False) as live:
+            found = _followed(found, look, watch, lambda now: live.update(rendered(now), refresh=True))
+    else:
+        found = _followed(found, look, watch, lambda now: screen.print(rendered(now), soft_wrap=False))
+    return FAILED if any(row.state in BAD for family in found for row in family.rows) else 0
+
+
+def families(found: Sequence[Named]) -> list[Family]:
+    """How all of these stand, members with their ensembles. Storage errors pass through."""
+    with ThreadPoolExecutor(_READERS, "status") as pool:
+        waiting = [(one, [pool.submit(call) for call in _calls(one)]) for one in found]
+        return [
+            Family(one.name if one.members is not None else "", tuple(each.result() for each in rows))
+            for one, rows in waiting
+        ]
+
+
+def _calls(one: Named) -> list[Callable[[], Standing]]:
+    if one.members is None:
+        return [partial(standing, one.folder)]
+    recipes = json.loads(files.read_bytes(files.join(one.folder, named.SPEC))).get("recipes", {})
+    awaited = holder.lives(one.folder, holder.look(one.folder))
+    models = [str(recipes.get(urls.name(folder), {}).get("name", "")) for folder in one.members]
+    return [partial(standing, each, one.name, model, awaited) for each, model in zip(one.members, models, strict=True)]
+
+
+def _followed(
+    found: list[Family], look: Callable[[], list[Family]], watch: float | None, show: Callable[[list[Family]], None]
+) -> list[Family]:
+    """Show what was found, and what is found later, until nothing runs or Ctrl-C; the last that was found."""
+    show(found)
+    try:
+        while watch is not None and any(row.state in LIVE for family in found for row in family.rows):
+            time.sleep(watch)
+            try:
+                found = look()
+            except StorageError:
+                continue  # what cannot be seen now is seen at the next look
+            show(found)
+    except KeyboardInterrupt:
+        pass  # the way to end a watch
+    return found
+
+
+def print_json(found: Sequence[Family], screen: Console) -> None:
+    """A JSON list of runs on one line; what is not finite is null, since JSON has no word for it."""
+    rows = [{key: _plain(value) for key, value in asdict(row).items()} for family in found for row in family.rows]
+    screen.print(json.dumps(rows, allow_nan=False), highlight=False, soft_wrap=True, markup=False)
+
+
+def _plain(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def rendered(found: Sequence[Family]) -> RenderableType:
+    """The tables of progress and of what is kept, and what there is to say of single runs."""
+    rows = [row for family in found for row in family.rows]
+    parts: list[RenderableType] = [_progress(found), Text(), _kept(rows)]
+    notes = [Text(note) for row in rows for note in _notes(row)]
+    owners = {row.owner: None for row in rows if row.owner}
+    notes += [Text(f"run by {owner}") for owner in owners]
+    return Group(*parts, *([Text(), *notes] if notes else []))
+
+
+def _progress(found: Sequence[Family]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "left"):
+        # A model's name may be folded, a figure never cut.
+        left = name in ("model", "state")
+        fold = {"overflow": "fold", "no_wrap": False} if name == "model" else {"overflow": "ellipsis", "no_wrap": True}
+        table.add_column(name, justify="left" if left else "right", **fold)  # type: ignore[arg-type]
+    for family in found:
+        if family.name:
+            done = sum(row.state == "finished" for row in family.rows)
+            table.add_row(Text(f"{family.name}: {done} of {len(family.rows)} finished", style="bold"))
+        for row in family.rows:
+            table.add_row(*_cells(row, "  " if family.name else ""))
+    return table
+
+
+def _cells(row: Standing, indent: str) -> tuple[Text | str, ...]:
+    epochs = "-" if row.epochs is None else str(row.epochs)
+    whole = row.epoch is None or row.epoch == int(row.epoch)
+    return (
+        Text(indent + row.model),
+        Text(row.state, style=_COLOURS.get(row.state, "")),
+        f"{shown(row.epoch, '.0f' if whole else '.1f')}/{epochs}",
+        shown(row.loss, ".3f"),
+        shown(row.top1_error, ".2f"),
+        shown(row.top5_error, ".2f"),
+        shown(row.images_per_second, ".0f"),
+        duration(row.seconds_left),
+    )
+
+
+def _kept(rows: Sequence[Standing]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for name in ("workers", "restarts", "goodput", "checkpoint"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        goodput = shown(None if row.goodput is None else 100 * row.goodput, ".1f") + " %" * (row.goodput is not None)
+        table.add_row(Text(row.name), shown(row.workers, "d"), str(row.incidents), goodput, _checkpoint(row))
+    return table
+
+
+def _checkpoint(row: Standing) -> str:
+    if row.checkpoint_samples is None:
+        return "final weights" if row.state == "finished" else "-"
+    age = row.checkpoint_seconds_ago
+    return f"{row.checkpoint_samples} samples" + (f", {duration(age)} ago" if age is not None else "")
+
+
+def _notes(row: Standing) -> list[str]:
+    notes = [f"{row.name}: {row.state}: {row.message}"] if row.message else []
+    if row.last_incident and row.state != "finished":
+        notes.append(f"{row.name}: last restart: {row.last_incident}")
+    return notes

@@ -1,0 +1,105 @@
+"""Runs and ensembles in storage, by name or by the URL of their folder. Importable without ray or torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from orchestrator.config.errors import ConfigError, suggestion
+from orchestrator.launch.config import EMBEDDED, Destination
+from orchestrator.storage import files, urls
+
+MODELS, ENSEMBLES = "models", "ensembles"
+SPEC = "ensemble.json"  # what an ensemble is made of
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run, or an ensemble with the folders of its members, which need not be there yet."""
+
+    folder: str
+    members: tuple[str, ...] | None = None  # None: no ensemble
+
+    @property
+    def name(self) -> str:
+        """The last part of its folder."""
+        return urls.name(self.folder)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All folders that may have a lease: its own, then those of its members."""
+        return (self.folder, *(self.members or ()))
+
+
+def storage_of(storage: str) -> str:
+    """The URL of the storage that was asked for, or of the default one. Raises ConfigError."""
+    # Only the storage is of interest: the other two would be refused if they were missing.
+    return Destination(data=EMBEDDED, storage=storage, tracking="none").resolved().storage
+
+
+def folder_of(name: str, storage: str) -> str:
+    """The URL of the folder of the run of that name, or at that URL. Raises ConfigError for a relative path."""
+    return _absolute(name) if "/" in name else files.join(storage_of(storage), MODELS, name)
+
+
+def find(names: Sequence[str], storage: str) -> list[Named]:
+    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there."""
+    place = "" if all("/" in name for name in names) else storage_of(storage)
+    found = {one.folder: one for one in (_found(name, place) for name in names)}
+    return list(found.values())
+
+
+def everything(storage: str) -> list[Named]:
+    """All ensembles in storage, then the runs that are no member of one. Raises ConfigError for a bad URL."""
+    place = storage_of(storage)
+    ensembles = _below(place, ENSEMBLES)
+    with ThreadPoolExecutor(_READERS, "named") as pool:
+        found = [one for one in pool.map(_ensemble, ensembles) if one is not None]
+    taken = {folder for one in found for folder in one.members or ()}
+    return [*found, *(Named(folder) for folder in _below(place, MODELS) if folder not in taken)]
+
+
+def _found(name: str, storage: str) -> Named:
+    if "/" in name:
+        folder = _absolute(name)
+        one = _ensemble(folder) or (Named(folder) if files.list_names(folder) else None)
+        parent = folder.rpartition("/")[0]
+        known = files.list_names(parent) if one is None else []
+    else:
+        one = _ensemble(files.join(storage, ENSEMBLES, name))
+        folder, parent = files.join(storage, MODELS, name), storage
+        if one is None and files.list_names(folder):
+            one = Named(folder)
+        known = [] if one else [urls.name(each) for kind in (ENSEMBLES, MODELS) for each in _below(storage, kind)]
+    if one is None:
+        near = suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
+        raise ConfigError(
+            f"runs: {urls.redact(name)!r}: no such run or ensemble in {urls.redact(parent)}"
+            f"{near or '; there are none'}; another storage is given with --storage"
+        )
+    return one
+
+
+def _ensemble(folder: str) -> Named | None:
+    """The ensemble in a folder; None when it holds none that can be read."""
+    try:
+        members = json.loads(files.read_bytes(files.join(folder, SPEC)))["members"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
+    return Named(folder, tuple(files.join(models, str(name)) for name in members))
+
+
+def _below(storage: str, kind: str) -> list[str]:
+    place = files.join(storage, kind)
+    return [files.join(place, name) for name in files.list_names(place)]
+
+
+def _absolute(url: str) -> str:
+    try:
+        return urls.absolute(url, "runs").rstrip("/")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

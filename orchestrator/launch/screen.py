@@ -1,0 +1,42 @@
+"""Where jobs print, and their errors as one line each with an exit status. Importable without ray or torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.errors import DataError
+from orchestrator.launch.lease import LeaseHeldError
+from orchestrator.storage.commit import CommitError
+from orchestrator.storage.files import StorageError
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+# A log is no terminal and has no width of its own.
+LOG_WIDTH = 120
+
+
+def console() -> Console:
+    """Where jobs print: the terminal, or a log of fixed width."""
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH, soft_wrap=True)
+
+
+def guarded(prog: str, main: Callable[[], int]) -> int:
+    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback."""
+    try:
+        return main()
+    except ConfigError as error:
+        return tell(prog, [str(error)], REFUSED)
+    except (LeaseHeldError, DataError, CommitError, StorageError) as error:
+        return tell(prog, [str(error)], FAILED)
+    except KeyboardInterrupt:
+        return tell(prog, ["interrupted"], INTERRUPTED)
+
+
+def tell(prog: str, problems: list[str], status: int) -> int:
+    """Print problems, a line each, as errors of that program; the exit status that was given."""
+    for problem in problems:
+        sys.stderr.write(f"{prog}: error: {' '.join(problem.split())}\n")
+    return status

@@ -1,0 +1,151 @@
+"""A recipe's schedule and augmented images, without training."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.overrides import paths
+from orchestrator.data import digits, manifest, order
+from orchestrator.data.errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.launch import previews
+from orchestrator.launch.config import EMBEDDED
+from orchestrator.launch.preflight import PreflightError
+from orchestrator.launch.simulation import Simulation
+from orchestrator.recipe.config import Recipe
+from orchestrator.storage import files, urls
+from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.tracking.tracker import Point, TrackedRun, TrackingError
+
+MOST_ROWS = 26
+LOGGED_RATES = 500
+
+
+def run(config: Simulation, screen: Console) -> int:
+    """Print the schedule; draw it, and a contact sheet where there is data, as far as asked for; the exit status.
+
+    Raises ConfigError for what cannot be, PreflightError when MLflow cannot be reached or refuses.
+    """
+    try:
+        out = config.folder()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="simulate-") as temporary, _dataset(config) as (url, dataset):
+        steps = _steps_per_epoch(config, dataset)
+        columns = _columns(config.recipe, steps)
+        screen.print(_table(config.recipe, columns))
+        if not (out or config.is_logged):
+            return 0
+        pictures = _drawn(config.recipe, steps, url, dataset, Path(temporary), screen)
+        for picture in pictures if out else ():
+            where = files.join(out, picture.name)
+            files.write_bytes(where, picture.read_bytes())
+            screen.print(f"written: {urls.redact(where)}", highlight=False, soft_wrap=True)
+        if config.is_logged:
+            where = _logged(config, steps, columns, pictures)
+            screen.print(f"MLflow:  {where}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def _dataset(config: Simulation) -> Iterator[tuple[str, Manifest | None]]:
+    """URL and manifest of the data, None where none was named; the digits are packed aside if they are not yet."""
+    if not config.data:
+        yield "", None
+        return
+    url = config.destination().data
+    try:
+        yield url, manifest.load(url)
+        return
+    except DataError as error:
+        if config.data != EMBEDDED:
+            raise ConfigError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="digits-") as temporary:
+        yield temporary, digits.pack_digits(temporary)
+
+
+def _steps_per_epoch(config: Simulation, dataset: Manifest | None) -> int:
+    samples = config.samples if dataset is None else dataset.samples(previews.SPLIT)
+    steps = order.steps_per_epoch(samples, config.recipe.batch_size)
+    if steps == 0:
+        raise ConfigError(
+            f"batch_size: {config.recipe.batch_size} is refused: more than the {samples} training images; lower it"
+        )
+    return steps
+
+
+def _columns(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
+    """The schedule at whole epochs, at the end of the warm-up and at the last step."""
+    last = recipe.epochs * steps_per_epoch - 1
+    warm = min(last, round(recipe.schedule.warmup_epochs * steps_per_epoch))
+    chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _stride(recipe.epochs))}
+    steps = sorted({*chosen, warm, last})
+    return {
+        "epochs done": [step / steps_per_epoch for step in steps],
+        "step": [float(step) for step in steps],
+        "samples": [float(step * recipe.batch_size) for step in steps],
+        "rate": [previews.rate_of(recipe, steps_per_epoch, step) for step in steps],
+    }
+
+
+def _stride(epochs: int) -> int:
+    """Epochs between rows: 1, 2 or 5 times a power of ten, so that there are at most MOST_ROWS."""
+    strides = (each * int(10**power) for power in range(9) for each in (1, 2, 5))
+    return next(stride for stride in strides if epochs <= stride * MOST_ROWS)
+
+
+def _table(recipe: Recipe, columns: dict[str, list[float]]) -> Table:
+    title = (
+        f"{recipe.name}: {recipe.schedule.kind} schedule, batches of {recipe.batch_size}, the last row its last step"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for epochs, step, samples, rate in zip(*columns.values(), strict=True):
+        table.add_row(f"{epochs:.6g}", f"{step:,.0f}", f"{samples:,.0f}", f"{rate:.6g}")
+    return table
+
+
+def _drawn(recipe: Recipe, steps: int, url: str, dataset: Manifest | None, folder: Path, screen: Console) -> list[Path]:
+    """The pictures; without a dataset there is no contact sheet."""
+    schedule, sheet = folder / previews.SCHEDULE, folder / previews.SHEET
+    previews.draw_schedule(recipe, steps, str(schedule))
+    if dataset is None:
+        screen.print("no contact sheet: name a dataset with --data", highlight=False)
+        return [schedule]
+    if not previews.draw_sheet(recipe, url, dataset, str(sheet)):
+        screen.print("no contact sheet: none of the images that were picked can be decoded", highlight=False)
+        return [schedule]
+    return [schedule, sheet]
+
+
+def _logged(config: Simulation, steps: int, columns: dict[str, list[float]], pictures: list[Path]) -> str:
+    """Record all in a run of its own, the same at each call; where it is to be seen."""
+    recipe, destination = config.recipe, config.destination()
+    key = f"simulate/{recipe.name}-{fingerprint(recipe, steps)}"
+    params = {path: str(value) for path, value in paths(recipe).items()}
+    try:
+        tracker = MlflowTracker(destination.tracking, destination.experiment)
+        tracker.check()
+        run_id = tracker.open_run(
+            TrackedRun(key, f"simulate-{recipe.name}", None, params, {"orchestrator.job": "simulate"})
+        )
+        points = previews.rates(recipe, steps, LOGGED_RATES)
+        # The name that a training uses: MLflow draws both as one chart.
+        tracker.log(run_id, [Point("train/rate", rate, samples, time.time()) for samples, rate in points])
+        tracker.log_table(run_id, "schedule.json", columns)
+        for picture in pictures:
+            tracker.log_file(run_id, str(picture))
+        tracker.close_run(run_id, "FINISHED")
+        return tracker.run_url(run_id)
+    except TrackingError as error:
+        raise PreflightError([f"tracking: {error}"]) from None

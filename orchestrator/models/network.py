@@ -1,0 +1,63 @@
+"""What every network is to the rest of the project: its outputs, its dropout places, what only training needs."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Logits(NamedTuple):
+    """What a forward pass gives: class scores, and those of the auxiliary heads while training."""
+
+    main: Tensor  # N x classes
+    auxiliary: tuple[Tensor, ...] = ()  # each N x classes, in the order in which they stand in the network
+
+
+Masks = dict[str, Tensor]  # dropout masks by place, each N x units, scaled by 1 / (1 - p)
+
+
+class Network(nn.Module, ABC):
+    """A classifier of square RGB images. Raises ValueError for fewer than 2 classes."""
+
+    # Standard deviation of initial weights times the root of fan-in: He's for ReLU (arXiv 1502.01852).
+    gain: ClassVar[float] = math.sqrt(2.0)
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes: {classes} is refused: a classifier needs at least 2")
+
+    @abstractmethod
+    def forward(self, images: Tensor, masks: Masks | None = None) -> Logits:
+        """N x 3 x S x S -> scores. Without masks nothing is dropped, in either mode."""
+
+    @abstractmethod
+    def dropout_units(self) -> dict[str, tuple[int, float]]:
+        """Units and drop probability of each place that drops; `masks` has a mask for each."""
+
+    @abstractmethod
+    def rows(self) -> dict[str, nn.Module]:
+        """The parts that a table of costs lists, by name, in the order in which an image passes through them."""
+
+    @abstractmethod
+    def classifiers(self) -> dict[str, nn.Module]:
+        """The layers that give class scores, by their names in the network: all that depends on the classes."""
+
+    def auxiliary_names(self) -> frozenset[str]:
+        """Names in the state dict that only training needs: the auxiliary heads'."""
+        return frozenset()
+
+    def drop_auxiliary(self) -> None:
+        """Throw away for good what only training needs."""
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether outputs while training depend on the other images of the batch.
+
+        Such a network is exempt from elastic determinism: with another number of workers its losses differ.
+        """
+        return any(isinstance(module, _BatchNorm) for module in self.modules())

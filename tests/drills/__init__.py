@@ -1,0 +1,1 @@
+"""Faults against real runs on a real Ray cluster: `python -m tests.drills`, three of them as tests."""

@@ -1,0 +1,242 @@
+"""What drills and the benchmarks of survival play on: a Ray cluster of their own, and runs that are watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint.format import Place
+from orchestrator.storage import commit
+from orchestrator.tracking import journal
+from orchestrator.tracking.journal import Cursor, Event
+from orchestrator.training.job import checkpoints_of, journal_of
+from tests.support.launched import ROOT, Ended, process_tree, title, until
+
+START_SECONDS = 90.0
+STOP_SECONDS = 20.0
+# From a submission to a first step, and from a fault to a new one: more than that is no recovery.
+PATIENCE_SECONDS = 150.0
+POLL_SECONDS = 0.05
+STORE_BYTES = 100_000_000
+WORKER = "RayTrainWorker"
+# Kinds of events that only steps bring.
+STEPPED = ("metrics", "epoch")
+
+
+class Stuck(AssertionError):
+    """What a drill waited for did not come."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray head of our own and what a driver needs in its environment to use it."""
+
+    pid: int
+    environment: dict[str, str]
+
+
+@contextmanager
+def cluster(cpus: int = 8) -> Iterator[Cluster]:
+    """A cluster with so many CPUs, as Ray counts them; all its processes are gone afterwards."""
+    # Short, since sockets lie in it and their names are.
+    folder = tempfile.mkdtemp(prefix="drill-", dir="/tmp")
+    port, client = _free_ports(2)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={port}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--num-gpus=0",
+        "--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}",
+        f"--temp-dir={folder}",
+    ]  # fmt: skip
+    with open(Path(folder) / "head.log", "wb") as log:
+        head = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        said = Path(folder) / "head.log"
+        # The last of Ray's own words when all its processes are up.
+        until(lambda: head.poll() is not None or "Ray runtime started" in said.read_text(), START_SECONDS, 0.2)
+        if head.poll() is not None:
+            raise Stuck(f"ray start: {said.read_text()[-500:]}")
+        yield Cluster(head.pid, {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"})
+    finally:
+        _end(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    """End a head and all below it at once: it holds nothing that is needed, and Ray's own way takes half a minute."""
+    for pid in process_tree(head.pid):
+        send(pid, signal.SIGKILL)
+    head.wait(STOP_SECONDS)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; whether there was still a process to get it."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@dataclass
+class Run:
+    """A run of jobs/train.py on a cluster, one at a time there, seen from outside: processes, files, journal."""
+
+    cluster: Cluster
+    storage: Path
+    flags: tuple[str, ...]
+    drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _events: list[Event] = field(default_factory=list)
+    _cursor: Cursor | None = None
+
+    # -------------------------------------------------------------- what is done to it
+    def submit(self) -> subprocess.Popen[bytes]:
+        """Start a driver; the same command each time."""
+        self.storage.mkdir(parents=True, exist_ok=True)
+        with open(self.log(len(self.drivers)), "wb") as log:
+            driver = subprocess.Popen(
+                [sys.executable, str(ROOT / "jobs" / "train.py"), *self.flags],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/", start_new_session=True,
+                env={**self.cluster.environment, "ORCHESTRATOR_RUNS": str(self.storage), "TMPDIR": str(self.scratch)},
+            )  # fmt: skip
+        self.drivers.append(driver)
+        return driver
+
+    def close(self) -> None:
+        """End the drivers that still run; their workers end with them."""
+        for driver in self.drivers:
+            if driver.poll() is None:
+                driver.kill()
+            driver.wait(STOP_SECONDS)
+        # The next run must find the machine idle.
+        until(lambda: not self.workers(), PATIENCE_SECONDS, 0.2)
+
+    # -------------------------------------------------------------- what is seen of it
+    @property
+    def driver(self) -> subprocess.Popen[bytes]:
+        """The driver that was started last."""
+        return self.drivers[-1]
+
+    @property
+    def scratch(self) -> Path:
+        """Where its drivers keep temporary files, Ray's ledger among them."""
+        folder = self.storage / "scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def log(self, number: int) -> Path:
+        """What a driver said."""
+        return self.storage / f"driver-{number}.log"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, once it is there."""
+        found = sorted((self.storage / "models").glob("*"))
+        if len(found) != 1:
+            raise Stuck(f"{self.storage}: {len(found)} runs, where one is expected")
+        return found[0]
+
+    def workers(self) -> list[int]:
+        """The processes of its ranks."""
+        return [pid for pid in process_tree(self.cluster.pid) if WORKER in title(pid)]
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """The journal up to now, or its events of one kind."""
+        if self._begun():
+            found, self._cursor = journal.read(journal_of(str(self.folder)), self._cursor)
+            self._events += found
+        return [event for event in self._events if kind in (None, event.kind)]
+
+    def samples(self) -> int:
+        """How far it is known to be in this attempt: by its journal or its newest checkpoint, which is later."""
+        events = self.events()
+        starts = [number for number, event in enumerate(events) if event.kind == "started"]
+        told = max((event.samples or 0 for event in events[starts[-1] :]), default=0) if starts else 0
+        return max([told, *(place.samples for place in self.committed()[:1])])
+
+    def committed(self) -> list[Place]:
+        """Its complete checkpoints, newest first."""
+        return [place for place in self._places() if commit.is_complete(place.url)]
+
+    def uncommitted(self) -> list[Place]:
+        """Its checkpoints that are being written, or whose writer died."""
+        return [place for place in self._places() if not commit.is_complete(place.url)]
+
+    def _places(self) -> list[Place]:
+        return checkpoints.places(checkpoints_of(str(self.folder))) if self._begun() else []
+
+    def _begun(self) -> bool:
+        return any((self.storage / "models").glob("*"))
+
+    def await_samples(self, samples: int) -> None:
+        """Wait until it has come that far."""
+        self.wait(lambda: self.samples() >= samples, f"{samples} samples", PATIENCE_SECONDS * 2)
+
+    def await_steps_after(self, moment: float) -> Event:
+        """The first sign of a step of an attempt that began after that moment (unix seconds)."""
+        found: list[Event] = []
+
+        def stepped() -> bool:
+            since = [event for event in self.events() if event.time > moment]
+            starts = [number for number, event in enumerate(since) if event.kind == "started"]
+            found[:] = [event for event in since[starts[-1] :] if event.kind in STEPPED] if starts else []
+            return bool(found)
+
+        self.wait(stepped, "a step after the fault", PATIENCE_SECONDS)
+        return found[0]
+
+    def ended(self, seconds: float = 2 * PATIENCE_SECONDS) -> Ended:
+        """Wait for the last driver; how it ended, with the tail of what it said."""
+        began = time.monotonic()
+        try:
+            status = self.driver.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Stuck(f"the driver did not end in {seconds:g} s: {self._tail()}") from None
+        return Ended(status, self.log(len(self.drivers) - 1).read_text(errors="replace"), "", time.monotonic() - began)
+
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait for something. Raises Stuck when it does not come, or the driver ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            # Once more after the end: it may have come just before.
+            if self.driver.poll() is not None and not condition():
+                raise Stuck(f"the driver ended with {self.driver.returncode} before {what}: {self._tail()}")
+            if time.monotonic() > deadline:
+                raise Stuck(f"{what} did not come in {seconds:g} s: {self._tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def _tail(self) -> str:
+        lines = self.log(len(self.drivers) - 1).read_text(errors="replace").strip().splitlines()
+        return " | ".join(lines[-3:])

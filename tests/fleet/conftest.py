@@ -1,0 +1,10 @@
+"""What the tests of this room share."""
+
+import pytest
+
+from tests.support.runs import first_optimizer_step
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _torch_is_warm() -> None:
+    first_optimizer_step()  # a plan measures networks, which imports torch's compiler too

@@ -1,0 +1,182 @@
+"""The state of a run from what drivers and workers leave in storage."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.checkpoint.places import place_of
+from orchestrator.fleet.standing import standing
+from orchestrator.launch import lease
+from orchestrator.launch.config import RunSpec
+from orchestrator.launch.lease import Owner
+from orchestrator.storage import commit, files
+from orchestrator.training.job import attempts_of, checkpoints_of, final_of, outcome_of
+from tests.support import drivers
+from tests.support.launched import recipe, spec, write_journal
+
+STARTED = ("started", 0, {"attempt": 1, "workers": 2, "samples_per_epoch": 1000})
+INCIDENT = ("incident", 0, {"cause": "rank 1: killed"})
+
+
+def now() -> Owner:
+    """One who took the lease this moment."""
+    return Owner("another-host", 1, "", time.time())
+
+
+def point(samples: int) -> tuple[str, int, dict[str, Any]]:
+    return "metrics", samples, {"train/loss": 0.25}
+
+
+EPOCH = (
+    "epoch",
+    1000,
+    {
+        "train/epoch": 1.0, "train/loss": 0.5, "train/images_per_second": 123.0, "train/goodput": 0.9,
+        "validation/raw_top1_error": 40.0, "validation/raw_top5_error": 10.0,
+    },
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunSpec:
+    one = spec(recipe("net", epochs=4), str(tmp_path), workers=3)
+    drivers.begun(one)
+    return one
+
+
+def outcome(folder: str, status: str, message: str = "", attempt: int = 1) -> None:
+    about = {"status": status, "message": message, "attempt": attempt}
+    files.write_bytes(outcome_of(folder), json.dumps(about).encode())
+
+
+# ------------------------------------------------------------------ held and alive
+def test_a_run_that_makes_progress(run: RunSpec) -> None:
+    drivers.lease(run.folder, beat=1)
+    write_journal(run.folder, 1, [STARTED, EPOCH, point(1200)])
+    drivers.attempt(run.folder, samples=1500, ago=-10, began=1)
+    commit.write(place_of(checkpoints_of(run.folder), 1200, 1), {}, {"time": time.time() - 30})
+    found = standing(run.folder)
+    assert (found.state, found.model, found.name, found.workers) == ("running", "net", run.name, 2)
+    assert (found.epoch, found.epochs, found.samples) == (1.5, 4, 1500)
+    assert (found.loss, found.top1_error, found.top5_error, found.goodput) == (0.25, 40.0, 10.0, 0.9)
+    assert found.images_per_second == 123.0
+    assert found.seconds_left == pytest.approx(10 * 2500 / 1500, rel=0.3)
+    assert found.checkpoint_samples == 1200
+    assert found.checkpoint_seconds_ago == pytest.approx(30, abs=10)
+    assert found.owner.startswith("job raysubmit_abc, process 1 on another-host")
+    assert (found.incidents, found.message) == (0, "")
+
+
+def test_a_lease_without_an_attempt_of_its_own_is_starting_and_then_waits(run: RunSpec) -> None:
+    stem = drivers.lease(run.folder, now(), beat=0)
+    assert standing(run.folder).state == "starting"
+    drivers.attempt(run.folder, samples=10, ago=3000, began=3600)  # of an earlier driver
+    write_journal(run.folder, 1, [STARTED])
+    drivers.lease(run.folder, Owner("another-host", 1, "", time.time() - 600), beat=0)
+    drivers.beats(stem)
+    # The journal is of now: what counts is when the attempt gave its last sign.
+    files.remove(files.join(run.folder, "journal"))
+    assert standing(run.folder).state == "waiting"
+
+
+@pytest.mark.parametrize("kind", ["crashed", "failed", "stalled"])
+def test_workers_that_crashed_are_restarting(run: RunSpec, kind: str) -> None:
+    drivers.lease(run.folder, beat=0)
+    drivers.attempt(run.folder, samples=10)
+    write_journal(run.folder, 1, [STARTED, ("crashed", 5, {"cause": "x"})] if kind == "crashed" else [STARTED])
+    about = json.dumps({"time": time.time(), "causes": {"0": "killed"}, "cause": "stuck"}).encode()
+    name = {"failed": f"failed-{round(1000 * time.time())}.json", "stalled": "000001.stalled-rank-00000.json"}
+    if kind in name:
+        files.write_bytes(files.join(attempts_of(run.folder), name[kind]), about)
+    assert standing(run.folder).state == "restarting"
+    drivers.attempt(run.folder, 2, began=0)
+    assert standing(run.folder).state == "restarting"
+    write_journal(run.folder, 2, [INCIDENT, STARTED])
+    found = standing(run.folder)
+    assert (found.state, found.incidents, found.last_incident) == ("running", 1, "rank 1: killed")
+
+
+def test_a_run_that_was_asked_to_stop(run: RunSpec) -> None:
+    drivers.lease(run.folder, beat=0, stop=b"")
+    assert standing(run.folder).state == "stopping"
+
+
+# ------------------------------------------------------------------ not held, or by the dead
+def test_finished_needs_final_weights(run: RunSpec) -> None:
+    drivers.lease(run.folder, beat=0, released=b"")
+    drivers.attempt(run.folder)
+    outcome(run.folder, "finished")
+    assert standing(run.folder).state == "stopped"
+    commit.write(final_of(run.folder), {}, {})
+    assert standing(run.folder).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "message"),
+    [
+        ("stopped", "stopped", ""),
+        ("diverged", "failed", "diverged: too high"),
+        ("bad-data", "failed", "bad-data: too high"),
+    ],
+)
+def test_outcomes(run: RunSpec, status: str, state: str, message: str) -> None:
+    drivers.lease(run.folder, beat=0, released=b"")
+    drivers.attempt(run.folder)
+    outcome(run.folder, status, "too high")
+    found = standing(run.folder)
+    assert (found.state, found.message, found.owner) == (state, message, "")
+
+
+def test_workers_that_crashed_for_good_failed_with_their_cause(run: RunSpec) -> None:
+    drivers.lease(run.folder, beat=0, released=b"")
+    outcome(run.folder, "stopped")  # of the attempt before
+    drivers.attempt(run.folder, 2)
+    write_journal(run.folder, 2, [STARTED, ("crashed", 5, {"cause": "RuntimeError: x"})])
+    found = standing(run.folder)
+    assert found.state == "failed"
+    assert "RuntimeError: x" in found.message
+    # One that was told to stop and was cut off did not fail.
+    drivers.lease(run.folder, beat=0, released=b"", stop=b"")
+    assert standing(run.folder).state == "stopped"
+
+
+def test_a_driver_that_is_gone_loses_its_run(run: RunSpec) -> None:
+    drivers.lease(run.folder, beat=5000)
+    drivers.attempt(run.folder, samples=10)
+    write_journal(run.folder, 1, [STARTED, point(10)])
+    found = standing(run.folder)
+    assert (found.state, found.owner, found.seconds_left) == ("lost", "", None)
+    assert "job raysubmit_abc" in found.message
+    held = lease.take(run.folder, stale_seconds=0.1)  # by another driver
+    try:
+        assert standing(run.folder).state == "starting"
+    finally:
+        held.release()
+
+
+def test_members_that_were_not_begun_wait_for_their_turn(tmp_path: Path) -> None:
+    folder = spec(recipe("net-m7"), str(tmp_path)).folder
+    assert standing(folder, "net-x7", "net-m7", awaited=True).state == "waiting"
+    found = standing(folder, "net-x7", "net-m7", awaited=False)
+    assert (found.state, found.model, found.ensemble, found.epoch) == ("stopped", "net-m7", "net-x7", None)
+
+
+def test_checkpoints_that_do_not_count_are_passed_over(run: RunSpec) -> None:
+    places = checkpoints_of(run.folder)
+    commit.write(place_of(places, 500, 1), {}, {})
+    commit.write(place_of(places, 900, 1), {}, {})  # void
+    files.write_bytes(place_of(places, 700, 2) + "/state.pt", b"half")
+    files.write_bytes(place_of(places, 600, 2) + "/DONE", b"{")
+    files.write_bytes(files.join(attempts_of(run.folder), "000002.resumed-000000000000500"), b"")
+    found = standing(run.folder)
+    assert (found.checkpoint_samples, found.checkpoint_seconds_ago) == (500, None)
+
+
+def test_records_that_cannot_be_read_are_no_reason_to_fail(run: RunSpec) -> None:
+    for name in ("spec.json", "outcome.json", "attempts/000001.json", "attempts/000001.beat", "lease/000001.json"):
+        files.write_bytes(files.join(run.folder, name), b"{")
+    found = standing(run.folder)
+    assert (found.state, found.model, found.workers) == ("failed", run.name, None)

@@ -1,0 +1,138 @@
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.fleet import status
+from orchestrator.fleet.standing import Standing
+from orchestrator.fleet.status import Family
+from orchestrator.launch import named
+from orchestrator.storage import files
+from orchestrator.training.job import final_of, outcome_of
+from tests.support import drivers
+from tests.support.launched import recipe, spec, write_journal
+
+WIDEST: dict[str, Any] = {
+    "state": "restarting", "message": "", "epochs": 250, "epoch": 249.9, "samples": 320_000_000, "loss": 16.906,
+    "top1_error": 100.0, "top5_error": 100.0, "images_per_second": 123456.0, "seconds_left": 359_999.0,
+    "incidents": 12, "goodput": 1.0, "checkpoint_samples": 320_291_751, "checkpoint_seconds_ago": 359_999.0,
+    "workers": 1024,
+}  # fmt: skip
+
+
+def told(storage: Path, *names: str, as_json: bool = False, watch: float | None = None) -> tuple[int, str]:
+    out = io.StringIO()
+    code = status.run(names, str(storage), as_json, watch, Console(width=100, file=out))
+    return code, out.getvalue()
+
+
+def finished(storage: Path, name: str) -> str:
+    folder = drivers.begun(spec(recipe(name, epochs=1), str(storage)))
+    files.write_bytes(outcome_of(folder), json.dumps({"status": "finished", "attempt": 1}).encode())
+    files.write_bytes(files.join(final_of(folder), "DONE"), b"{}")
+    return folder
+
+
+def test_everything_in_a_storage_is_shown_members_with_their_ensemble(tmp_path: Path) -> None:
+    members = [spec(recipe(f"net-m{number}", epochs=2), str(tmp_path)) for number in (1, 2, 3)]
+    folder = drivers.ensemble(str(tmp_path), "net-x3", members)
+    drivers.lease(folder, beat=0)
+    finished(tmp_path, "alone")
+    drivers.begun(members[0])
+    drivers.lease(members[0].folder, beat=0)
+    drivers.attempt(members[0].folder, samples=500)
+    write_journal(
+        members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})]
+    )
+    code, text = told(tmp_path)
+    assert code == 0
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1:6] == [
+        ["net-x3:", "0", "of", "3", "finished"],
+        ["net-m1", "running", "0.5/2", "2.000", "-", "-", "-", rows[2][-1]],
+        ["net-m2", "waiting", "-/-", "-", "-", "-", "-", "-"],
+        ["net-m3", "waiting", "-/-", "-", "-", "-", "-", "-"],
+        ["alone", "finished", "-/1", "-", "-", "-", "-", "-"],
+    ]
+    assert "run by job raysubmit_abc, process 1 on another-host" in text
+    assert told(tmp_path, "net-x3")[1].count("net-m") == 2 * 3
+    assert "net-m1" not in told(tmp_path, finished(tmp_path, "alone"))[1]
+
+
+def test_what_failed_is_told_with_its_cause_and_the_exit_status(tmp_path: Path) -> None:
+    folder = drivers.begun(spec(recipe("net"), str(tmp_path)))
+    files.write_bytes(outcome_of(folder), json.dumps({"status": "diverged", "message": "[rate] 9"}).encode())
+    code, text = told(tmp_path)
+    assert code == 1
+    assert "failed: diverged: [rate] 9" in text
+
+
+def test_json_is_a_line_for_machines(tmp_path: Path) -> None:
+    finished(tmp_path, "net")
+    folder = drivers.begun(spec(recipe("nan"), str(tmp_path)))
+    write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/loss": float("nan")})])
+    code, text = told(tmp_path, as_json=True)
+    assert code == 0
+    nan, net = json.loads(text)
+    assert (net["model"], net["state"], net["folder"]) == ("net", "finished", str(tmp_path / "models" / net["name"]))
+    assert nan["loss"] is None
+    assert text.count("\n") == 1
+    assert told(tmp_path / "nowhere", as_json=True) == (0, "[]\n")
+
+
+def test_no_runs_are_no_failure_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    assert told(tmp_path) == (0, f"no runs in {tmp_path}\n")
+    finished(tmp_path, "net")
+    with pytest.raises(ConfigError, match="no such run"):
+        told(tmp_path, "other")
+
+
+def test_a_watch_ends_when_nobody_runs_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = drivers.begun(spec(recipe("net"), str(tmp_path)))
+    stem = drivers.lease(folder, beat=0)
+    looks: list[float] = []
+    real = named.find
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            files.write_bytes(stem + ".released", b"")
+
+    def find(*arguments: Any) -> Any:
+        if len(looks) == 2:
+            raise files.StorageError("away")  # what cannot be seen now is seen later
+        return real(*arguments)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(named, "find", find)
+    code, text = told(tmp_path, folder, as_json=True, watch=5.0)
+    assert (code, looks) == (0, [5.0, 5.0, 5.0])
+    assert [json.loads(line)[0]["state"] for line in text.splitlines()] == ["waiting", "waiting", "stopped"]
+
+
+def test_ctrl_c_ends_a_watch_with_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drivers.lease(drivers.begun(spec(recipe("net"), str(tmp_path))), beat=0)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    assert told(tmp_path, watch=1.0)[0] == 0
+
+
+def test_the_tables_fit_100_columns_with_no_figure_cut() -> None:
+    name, ensemble = "googlenet-imagenet-wide-m7-wide-0123456789abcdef", "googlenet-imagenet-wide-x7-0123456789abcdef"
+    row = Standing(name=name, folder="/x", model="googlenet-imagenet-wide-m7-wide", ensemble=ensemble, **WIDEST)
+    out = io.StringIO()
+    Console(width=100, file=out).print(status.rendered([Family(ensemble, (row,))]))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "\u2026" not in out.getvalue()
+    words = out.getvalue().split()
+    for figure in ("restarting", "249.9/250", "16.906", "100.00", "123456", "99:59:59", "320291751", "1024", "100.0"):
+        assert figure in words

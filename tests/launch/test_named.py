@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.launch import named
+from orchestrator.launch.named import Named
+from tests.support import drivers
+from tests.support.launched import recipe, spec
+
+
+def test_runs_and_ensembles_are_found_by_name_and_by_url(tmp_path: Path) -> None:
+    storage = str(tmp_path)
+    members = [spec(recipe(f"net-m{number}"), storage) for number in (1, 2)]
+    alone = spec(recipe("alone"), storage)
+    drivers.begun(members[0])
+    drivers.begun(alone)
+    folder = drivers.ensemble(storage, "net-x2", members)
+    whole = Named(folder, tuple(one.folder for one in members))
+    assert named.find(["net-x2", f"file://{alone.folder}", alone.folder + "/", members[0].name], storage) == [
+        whole,
+        Named(f"{alone.folder}"),
+        Named(members[0].folder),
+    ]
+    assert named.find([folder], "") == [whole]
+    assert whole.folders == (folder, *(one.folder for one in members))
+    # Members are told with their ensemble, not again.
+    assert named.everything(storage) == [whole, Named(alone.folder)]
+
+
+def test_an_unknown_run_is_refused_with_near_misses(tmp_path: Path) -> None:
+    one = spec(recipe("googlenet"), str(tmp_path))
+    drivers.begun(one)
+    with pytest.raises(ConfigError, match=f"no such run or ensemble in {tmp_path}; did you mean {one.name}"):
+        named.find([one.name[:-1]], str(tmp_path))
+    with pytest.raises(ConfigError, match=f"did you mean {one.name}"):
+        named.find([one.folder[:-1]], "")
+    with pytest.raises(ConfigError, match="there are none"):
+        named.find(["x"], str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="relative path"):
+        named.find(["runs/models/x"], "")
+
+
+def test_a_damaged_ensemble_is_passed_over(tmp_path: Path) -> None:
+    folder = Path(drivers.ensemble(str(tmp_path), "net-x2", []))
+    (folder / "ensemble.json").write_text("{}")
+    assert named.everything(str(tmp_path)) == []

@@ -1,0 +1,1 @@
+"""Tests on several Ray nodes, each a network and process namespace of its own."""

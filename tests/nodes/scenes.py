@@ -1,0 +1,128 @@
+"""A run of jobs/train.py on several nodes, and the scenes that tests and drills play with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.drills import checks, stage
+from tests.support import nodes
+from tests.support.launched import ROOT, process_tree, title, until
+from tests.support.nodes import Cluster
+
+ENDLESS = 100_000  # epochs: such a run is stopped when the scene is over
+BATCH = 64
+STOP_SECONDS = 120.0
+# All nodes share two cores.
+SLOW_SECONDS = 240.0
+
+
+@dataclass
+class NodesRun(stage.Run):
+    """A run whose driver is on the head of a cluster of several nodes; storage is what all of them share."""
+
+    nodes: Cluster = field(kw_only=True)
+
+    def submit(self) -> subprocess.Popen[bytes]:
+        """Start a driver; the same command each time."""
+        self.storage.mkdir(parents=True, exist_ok=True)
+        environment = {
+            "RAY_ADDRESS": self.nodes.address,
+            "ORCHESTRATOR_RUNS": str(self.storage),
+            "TMPDIR": str(self.scratch),
+        }
+        with open(self.log(len(self.drivers)), "wb") as log:
+            driver = self.nodes.exec(
+                0, [sys.executable, str(ROOT / "jobs" / "train.py"), *self.flags], out=log, env=environment
+            )
+        self.drivers.append(driver)
+        return driver
+
+    def workers(self) -> list[int]:
+        """The processes of its ranks."""
+        return [pid for node in self.nodes.nodes for pid in self.nodes.workers(node.number)]
+
+    def stop(self) -> int:
+        """Have it save and end, as `ray job stop` does; the driver's exit status."""
+        for pid in process_tree(self.driver.pid):
+            if title(pid).startswith(sys.executable):
+                os.kill(pid, signal.SIGTERM)
+        return self.driver.wait(STOP_SECONDS)
+
+    def await_workers(self, count: int, moment: float) -> float:
+        """Wait for a step of an attempt with so many workers that began after that moment; its time."""
+        found: list[float] = []
+
+        def stepped() -> bool:
+            since = [event for event in self.events() if event.time > moment]
+            workers: object = None
+            for event in since:
+                workers = event.values["workers"] if event.kind == "started" else workers
+                if workers == count and event.kind in stage.STEPPED:
+                    found.append(event.time)
+            return bool(found)
+
+        self.wait(stepped, f"a step of {count} workers", SLOW_SECONDS)
+        return found[0]
+
+    def rank_0(self) -> int:
+        """The node that rank 0 of the newest group is on."""
+        until(self.nodes.groups, SLOW_SECONDS, 0.5)
+        return self.nodes.groups()[-1][0]
+
+
+def flags(workers: int, *more: str, epochs: int = ENDLESS, checkpoint_seconds: float = 1.0) -> tuple[str, ...]:
+    """A command line on the embedded digits that looks around every step."""
+    return (
+        "googlenet-tiny",
+        f"--epochs={epochs}",
+        f"--batch-size={BATCH}",
+        f"--placement.workers={workers}",
+        "--placement.max-restarts=100",
+        f"--cadence.checkpoint-seconds={checkpoint_seconds}",
+        "--cadence.pulse-steps=1",
+        "--cadence.log-steps=1",
+        f"--cadence.validate-epochs={epochs}",
+        *more,
+    )
+
+
+@contextmanager
+def submitted(
+    storage: Path, cpus: Sequence[int], words: tuple[str, ...], on: Sequence[int] | None = None
+) -> Iterator[NodesRun]:
+    """A run that has been submitted on a cluster of its own. Everything is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nodes-") as private, nodes.cluster(Path(private), cpus, on) as cluster:
+        run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster)
+        run.submit()
+        yield run
+
+
+def elastic(storage: Path) -> dict[str, float]:
+    """Three nodes; one loses its power while three workers train, and returns. Seconds and samples of each change."""
+    words = flags(3, "--placement.min-workers=2", checkpoint_seconds=5.0)
+    with submitted(storage, (1, 1, 1), words) as run:
+        run.await_workers(3, 0.0)
+        lost = time.time()
+        run.nodes.kill(2)
+        down = run.await_workers(2, lost)
+        returned = time.time()
+        run.nodes.add(2)
+        joined = time.time()
+        up = run.await_workers(3, joined)
+        run.stop()
+        incidents = run.events("incident")
+        problems = checks.audited(run)
+        assert not problems, problems
+    replayed = [float(str(one.values["samples_replayed"])) for one in incidents]
+    assert len(replayed) == 2, incidents
+    found = {"down": down - lost, "node up": joined - returned, "up": up - joined}
+    return found | {"replayed down": replayed[0], "replayed up": replayed[1]}

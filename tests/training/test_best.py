@@ -1,0 +1,95 @@
+"""The weights that validated best are kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.checkpoint import places, weights
+from orchestrator.storage import commit, files
+from orchestrator.training import attempts
+from orchestrator.training import state as states
+from orchestrator.training.best import ERRORS, Best
+from orchestrator.training.job import TrainJob, best_of
+from orchestrator.training.state import TrainState
+from orchestrator.training.watchdog import Watchdog
+from tests.support import runs
+from tests.support.runs import CPU, job, recipe, train
+
+AVERAGED, RAW = ERRORS
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        recipe=recipe(), data="/nowhere", dataset_digest="0", folder=str(tmp_path), stop_flag=str(tmp_path / "stop")
+    )
+
+
+@pytest.fixture
+def state() -> TrainState:
+    return states.fresh(recipe(), 3, 6, CPU)
+
+
+def best(of: TrainJob) -> Best:
+    dog = Watchdog(of.cadence.limits, lambda cause, stacks: None)
+    return Best(of, ("a", "b", "c"), attempts.take(of.folder, 1), dog)
+
+
+def offer(to: Best, state: TrainState, **errors: float) -> None:
+    state.progress = state.progress.advance()
+    to.offer(state, {f"validation/{name}_top1_error": value for name, value in errors.items()})
+    to.wait()
+
+
+def kept(of: TrainJob) -> list[int]:
+    return [place.samples for place in places.places(best_of(of.folder))]
+
+
+def test_only_the_best_is_kept(one: TrainJob, state: TrainState) -> None:
+    keeper = best(one)
+    offer(keeper, state)
+    assert kept(one) == [], "an epoch that was not validated"
+    offer(keeper, state, raw=30.0)
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(0.5)
+    offer(keeper, state, raw=20.0)
+    offer(keeper, state, raw=25.0)
+    assert kept(one) == [24]
+    (place,) = places.places(best_of(one.folder))
+    assert commit.about(place.url)[RAW] == 20.0
+    found = weights.load(place.url)
+    assert torch.equal(next(iter(found.raw.values())), next(state.model.parameters()))
+
+
+def test_averaged_weights_take_the_place_of_raw_ones_and_never_the_other_way(one: TrainJob, state: TrainState) -> None:
+    keeper = best(one)
+    offer(keeper, state, raw=10.0)
+    offer(keeper, state, raw=9.0, averaged=12.0)
+    offer(keeper, state, raw=1.0)
+    assert kept(one) == [16]
+
+
+def test_a_later_attempt_knows_what_is_kept(one: TrainJob, state: TrainState) -> None:
+    offer(best(one), state, raw=10.0)
+    again = best(one)
+    offer(again, state, raw=11.0)
+    assert kept(one) == [8]
+    offer(again, state, raw=9.0)
+    assert kept(one) == [24]
+
+
+def test_what_cannot_be_written_costs_the_run_nothing(one: TrainJob, state: TrainState) -> None:
+    Path(one.folder, "best").write_bytes(b"a file where the folder should be")
+    offer(best(one), state, raw=10.0)
+
+
+def test_a_run_keeps_its_best_epoch(small: Path, tmp_path: Path) -> None:
+    done = job(small, tmp_path, recipe())
+    assert train(done).status == "finished"
+    errors = {event.samples: event.values.get(AVERAGED, event.values[RAW]) for event in runs.events(done, "epoch")}
+    averaged = {event.samples for event in runs.events(done, "epoch") if AVERAGED in event.values}
+    (place,) = places.places(best_of(done.folder))
+    assert place.samples in averaged
+    assert errors[place.samples] == min(errors[samples] for samples in averaged)  # type: ignore[type-var]
+    assert files.exists(files.join(place.url, weights.EXPORT))

@@ -1,0 +1,132 @@
+"""Fine-tuning: what is taken from given weights, what is built anew, what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import torch as safe
+from torch import Tensor
+
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply
+from orchestrator.models.build import build
+from orchestrator.models.network import Network
+from orchestrator.training.initial import digest_of, given, load_into
+from tests.support.runs import ask_to_stop, final, job, recipe, stop_asking, train
+
+
+def network(classes: int = 3, seed: int = 1, changes: dict[str, object] | None = None) -> Network:
+    return build(apply(recipe(), changes or {}).model, classes, seed)
+
+
+def exported(given: Network) -> dict[str, Tensor]:
+    names = given.auxiliary_names()
+    return {name: tensor for name, tensor in given.state_dict().items() if name not in names}
+
+
+@pytest.fixture(params=["folder", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Weights of seed 9 for three classes, as a final folder and as its safetensors file."""
+    url = tmp_path / "final"
+    weights.save(str(url), exported(network(seed=9)), exported(network(seed=8)), recipe().to_dict(), ("a", "b", "c"))
+    return str(url / weights.EXPORT if request.param == "file" else url)
+
+
+def test_the_same_network_takes_all_but_the_auxiliary_heads(place: str) -> None:
+    model, before, given = network(), network().state_dict(), network(seed=9).state_dict()
+    kept = load_into(model, place, digest_of(place))
+    assert set(kept) == model.auxiliary_names() != frozenset()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in kept else given[name])
+
+
+def test_the_identity_is_the_content_wherever_it_lies(place: str) -> None:
+    assert digest_of(place) == weights.digest(exported(network(seed=9)))
+
+
+def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> None:
+    model, before = network(classes=5), network(classes=5).state_dict()
+    kept = load_into(model, place, digest_of(place))
+    assert set(kept) == model.auxiliary_names() | {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in kept)
+    taken = "stages.conv1.conv.weight"
+    assert torch.equal(model.state_dict()[taken], network(seed=9).state_dict()[taken])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"model.width": 0.2},
+            r"'stages\.conv1\.conv\.weight' has shape \(6, 3, 7, 7\), the recipe's network has \(13, 3",
+        ),
+        ({"model.module": "naive"}, "another network"),
+    ],
+)
+def test_another_network_is_refused_and_left_as_it_is(place: str, changes: dict[str, object], told: str) -> None:
+    one, before = network(changes=changes), network(changes=changes).state_dict()
+    with pytest.raises(CheckpointError, match=told):
+        load_into(one, place, digest_of(place))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
+
+
+def test_other_weights_than_the_run_was_started_from_are_refused(place: str) -> None:
+    with pytest.raises(CheckpointError, match=r"the run was started from 0{16}: .*--new"):
+        load_into(network(), place, "0" * 16)
+
+
+def test_the_recipe_names_the_weights_by_their_content(place: str) -> None:
+    assert given(recipe(), "") == recipe()
+    found = given(recipe(), place)
+    assert found.initial_weights == digest_of(place)
+    assert given(found, place) == found
+
+
+@pytest.mark.parametrize(
+    ("named", "url", "told"),
+    [
+        ("", "/nowhere/final", "weights: /nowhere/final: nothing there; give"),
+        ("", "final", "weights"),
+        ("0" * 16, "", "say with --weights where"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused_before_anything_starts(named: str, url: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        given(recipe(initial_weights=named), url)
+
+
+def test_a_run_starts_from_given_weights_once(small: Path, tmp_path: Path, place: str) -> None:
+    """A rate of next to nothing: what comes out is what went in. The resumed attempt needs the weights no more."""
+    of = apply(given(recipe(epochs=1), place), {"schedule.base_rate": 1e-9})
+    one = job(small, tmp_path / "run", of, pulse_steps=2).model_copy(update={"weights": place})
+    ask_to_stop(one)
+    assert train(one).status == "stopped"
+    stop_asking(one)
+    assert train(one.model_copy(update={"weights": "/nowhere"})).status == "finished"
+    raw, start = final(one).raw, exported(network(seed=9))
+    assert max(float((raw[name] - start[name]).abs().max()) for name in raw) < 1e-6
+
+
+def test_a_run_whose_weights_changed_does_not_start(small: Path, tmp_path: Path, place: str) -> None:
+    one = job(small, tmp_path / "run", recipe(initial_weights="0" * 16)).model_copy(update={"weights": place})
+    outcome = train(one)
+    assert outcome.status == "bad-checkpoint"
+    assert "the run was started from 0000" in outcome.message
+    moved = train(one.model_copy(update={"weights": "/nowhere"}))
+    assert (moved.status, "'/nowhere': nothing there" in moved.message) == ("bad-checkpoint", True)
+
+
+def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        digest_of(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError):
+        digest_of(str(tmp_path / "nowhere.safetensors"))
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"no such thing")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors: no safetensors file"):
+        digest_of(str(bad))
+    bad.write_bytes(safe.save({"one": torch.tensor([float("nan")])}))
+    with pytest.raises(CheckpointError, match="one holds NaN"):
+        digest_of(str(bad))
