@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import time
 from dataclasses import dataclass
 
-from orchestrator.launch.lease import BEAT_SECONDS, STALE_SECONDS, Owner, alive
+from orchestrator.launch.lease import BEAT_SECONDS, STALE_SECONDS, Owner, gone
 from orchestrator.storage import files
 
 _LEASE = re.compile(r"^(\d{6})\.json$")
@@ -35,7 +34,7 @@ class Holder:
     @property
     def gone(self) -> bool:
         """Whether the owner was a process of this machine that is no more."""
-        return self.owner.host == socket.gethostname() and not alive(self.owner.pid)
+        return gone(self.owner)
 
     @property
     def age(self) -> float:

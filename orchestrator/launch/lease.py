@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from orchestrator.launch.environment import submission_id
 from orchestrator.storage import files
@@ -33,6 +34,7 @@ class Owner:
     pid: int
     job: str  # submission id of a Ray job, empty for a process of its own
     since: float  # unix seconds
+    space: str = ""  # boot and process namespace that the pid is of: containers of one host share its name
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
@@ -54,7 +56,19 @@ class LeaseHeldError(RuntimeError):
 
 def this_owner() -> Owner:
     """This process as an owner; a submitted Ray job is named by its submission id."""
-    return Owner(socket.gethostname(), os.getpid(), submission_id() or "", time.time())
+    return Owner(socket.gethostname(), os.getpid(), submission_id() or "", time.time(), _space())
+
+
+def gone(owner: Owner) -> bool:
+    """Whether the owner was a process of this very machine, and is no more."""
+    return owner.host == socket.gethostname() and owner.space in ("", _space()) and not alive(owner.pid)
+
+
+def _space() -> str:
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 class Lease:
@@ -133,7 +147,7 @@ def _check_free(folder: str, leases: str, number: int, stale_seconds: float) -> 
     if files.exists(stem + ".released"):
         return
     owner = Owner(**json.loads(files.read_bytes(stem + ".json")))
-    if owner.host == socket.gethostname() and not alive(owner.pid):
+    if gone(owner):
         return
     first = _beat_of(stem)
     deadline = time.monotonic() + stale_seconds

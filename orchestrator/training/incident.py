@@ -26,7 +26,7 @@ class Incident:
     cause: str
     attempt: int  # the one that starts
     seconds_to_detect: float | None  # from the last sign of life until the launcher noticed; None: nobody did
-    seconds_to_restart: float  # from then (or from the last sign of life) to the first step
+    seconds_to_restart: float  # from then (or from the last sign of life) until it is ready to step
     samples_replayed: int
     checkpoints_passed_over: list[str]
 

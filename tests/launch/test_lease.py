@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -195,3 +195,10 @@ def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.Mon
         assert time.monotonic() < deadline, "it goes on under a lease that another has"
         time.sleep(0.01)
     held.release()
+
+
+def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Containers on the host's network share its name; their process numbers are their own."""
+    elsewhere = replace(lease.this_owner(), pid=2**22 + 1, space="the same boot, another namespace")
+    assert not lease.gone(elsewhere)
+    assert lease.gone(replace(elsewhere, space=lease.this_owner().space))

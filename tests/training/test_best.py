@@ -93,3 +93,19 @@ def test_a_run_keeps_its_best_epoch(small: Path, tmp_path: Path) -> None:
     assert place.samples in averaged
     assert errors[place.samples] == min(errors[samples] for samples in averaged)  # type: ignore[type-var]
     assert files.exists(files.join(place.url, weights.EXPORT))
+
+
+def test_an_epoch_that_could_not_be_kept_does_not_count(
+    one: TrainJob, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = best(one)
+    offer(keeper, state, raw=20.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(weights, "save", _full)
+        offer(keeper, state, raw=10.0)
+    offer(keeper, state, raw=15.0)
+    assert kept(one) == [24], "better than what is there"
+
+
+def _full(*_: object, **__: object) -> str:
+    raise OSError("no space left")

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from orchestrator.checkpoint import format as checkpoints
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
+from orchestrator.training import attempts
 from orchestrator.training import state as states
 from orchestrator.training.attempts import Attempt
 from orchestrator.training.incident import Goodput
@@ -177,3 +179,40 @@ def test_productive_seconds_travel_with_the_checkpoint(tmp_path: Path, state: Tr
     saver.wait()
     found = checkpoints.newest(checkpoints_of(one.folder)).state
     assert 0.05 <= found[PRODUCTIVE] < 10
+
+
+def test_one_that_is_superseded_while_it_writes_removes_nothing(
+    tmp_path: Path, state: TrainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(tmp_path, keep=1)
+    folder = checkpoints_of(one.folder)
+    checkpoints.save(folder, {"samples": 4}, 4, 2)
+    advance(state)
+    save = checkpoints.save
+
+    def slow(*arguments: Any) -> str:
+        files.write_bytes(files.join(attempts_of(one.folder), "000002.json"), b"{}")
+        return save(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    saver = saver_of(one, 1)
+    saver.save(state)
+    saver.wait()
+    assert saved_at(one) == [8, 4], "what the later attempt saved is still there"
+
+
+def test_what_is_void_does_not_count_as_kept(tmp_path: Path, state: TrainState) -> None:
+    """After a damaged checkpoint at 24 the run went on from 16; at 32 two good ones are to be kept."""
+    one = job(tmp_path, keep=2)
+    folder = checkpoints_of(one.folder)
+    for samples in (16, 24):
+        checkpoints.save(folder, {"samples": samples}, samples, 1)
+    Attempt(attempts_of(one.folder), 2, time.time()).resumed(16)
+    for _ in range(4):
+        advance(state)
+    saver = saver_of(one, 2)
+    saver.save(state)
+    saver.wait()
+    assert saved_at(one) == [32, 24, 16]
+    void = attempts.void(one.folder)
+    assert [place.samples for place in checkpoints.places(folder) if void(place) is None] == [32, 16]

@@ -167,3 +167,49 @@ def test_a_process_that_hangs_ends() -> None:
     ended = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == watchdog.EXIT_STATUS
     assert "in stuck" in ended.stdout, "with the stacks of its threads"
+
+
+def test_slow_steps_are_given_the_time_to_come_to_a_pulse(fired: list[str]) -> None:
+    one = Watchdog(Limits(stop_seconds=0.05), lambda cause, stacks: fired.append(cause), pulse_steps=10)
+    for _ in range(4):
+        one.step()
+        time.sleep(0.03)
+    one.asked_to_stop()
+    time.sleep(0.3)
+    assert fired == [], "30 steps of 30 ms are not over"
+    one.close()
+
+
+def test_a_wish_to_stop_waits_for_a_start(fired: list[str]) -> None:
+    one = dog(fired, stop_seconds=0.1)
+    one.asked_to_stop()
+    time.sleep(0.3)
+    assert fired == []
+    one.step()
+    assert until(lambda: fired)
+    one.close()
+
+
+def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> None:
+    one = dog(fired)
+    release = threading.Event()
+
+    def save() -> None:
+        with one.phase("save", 0.2):
+            release.wait(10)
+
+    saver = threading.Thread(target=save)
+    saver.start()
+
+    def best() -> None:
+        with one.phase("save-best", 10.0):
+            pass
+
+    other = threading.Thread(target=best)
+    other.start()
+    other.join()
+    assert until(lambda: fired)
+    release.set()
+    saver.join()
+    one.close()
+    assert "the phase 'save'" in fired[0]
