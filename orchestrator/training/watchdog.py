@@ -103,6 +103,7 @@ class Watchdog:
             for phase, (began, limit) in phases.items():
                 if now - began > limit and not (busy and phase == "stop"):
                     self._fire(phase, now - began, limit)
+                    return
 
     def _fire(self, phase: str, seconds: float, limit: float) -> None:
         cause = f"no end of the phase {phase!r} after {seconds:.1f} s (limit {limit:.1f} s), in {self._where()}"
@@ -111,7 +112,8 @@ class Watchdog:
         teller = threading.Thread(target=self._tell, args=(cause, stacks()), name="watchdog-tells", daemon=True)
         teller.start()
         teller.join(TELL_SECONDS)
-        end_process()
+        if not self._ended.is_set():  # else it came to its end meanwhile
+            end_process()
 
     def _where(self) -> str:
         """The innermost lines of the training thread: our own, and the last."""
