@@ -136,7 +136,11 @@ class Session:
             self._preview(spec, self.follow(spec, parent))
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
-            return launch(spec, held, self.gpus)
+            outcome = launch(spec, held, self.gpus)
+            if outcome.status == "stopped":
+                # Its workers may have seen the flag, and be done, before our own look: the wish is for all of this.
+                self.interruption.request()
+            return outcome
 
     def _preview(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""

@@ -176,7 +176,7 @@ def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pyt
     batches.close()  # type: ignore[attr-defined]
     assert before < 100, "else nothing was left to be read"
     # Two reads were under way, and the producer may have been a moment ahead of us.
-    assert len(begun) <= before + 6
+    assert len(begun) <= before + 12
 
 
 def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
