@@ -27,6 +27,7 @@ __all__ = [
     "check_finite",
     "encode",
     "load",
+    "misfit",
     "newest",
     "not_finite",
     "place_of",
@@ -135,6 +136,23 @@ def not_finite(state: Mapping[str, Any], above: str = "") -> str | None:
         # bring it there, too.
         elif isinstance(value, Tensor) and not value.sum().isfinite() and not value.isfinite().all():
             return name
+    return None
+
+
+def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str) -> str | None:
+    """What keeps tensors from taking the place of the wanted ones, which are `whose`; None when nothing does.
+
+    The first name that only one of them has, or the first of another shape.
+    """
+    for what, names in (("lacks", wanted.keys() - found.keys()), ("has also", found.keys() - wanted.keys())):
+        if names:
+            return f"{what} {min(names)!r} ({len(names)} such tensors): it is of another network"
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            return (
+                f"{name!r} has shape {tuple(found[name].shape)}, {whose} has {tuple(tensor.shape)}: another width, "
+                "kind or number of classes"
+            )
     return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import safetensors
 import torch
 from safetensors import torch as safe
@@ -81,32 +79,20 @@ def load_into(model: Network, url: str, digest: str) -> tuple[str, ...]:
     ]
     # A layer stays as it is as a whole, though its bias may fit: half of one is of no use.
     kept = [name for name in own if name in kept or any(_same_layer(name, one, heads) for one in kept)]
-    _check(found, {name: tensor for name, tensor in own.items() if name not in kept}, shown, ignored=kept)
+    offered = {name: tensor for name, tensor in found.items() if name not in kept}
+    taken = {name: tensor for name, tensor in own.items() if name not in kept}
+    if (problem := checkpoint_format.misfit(offered, taken, "the recipe's network")) is not None:
+        raise CheckpointError(
+            f"weights: {shown}: {problem}; give weights of this network, or a recipe with their model"
+        )
     with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in kept:
-                tensor.copy_(found[name])
+        for name, tensor in taken.items():
+            tensor.copy_(found[name])
     return tuple(kept)
 
 
 def _same_layer(name: str, other: str, heads: tuple[str, ...]) -> bool:
     return any(name.startswith(head) and other.startswith(head) for head in heads)
-
-
-def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shown: str, ignored: list[str]) -> None:
-    missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys() - set(ignored)
-    for what, names in (("lack", missing), ("have also", unknown)):
-        if names:
-            raise CheckpointError(
-                f"weights: {shown}: they {what} {min(names)!r} ({len(names)} such tensors): they are of another "
-                "network; give weights of this one, or a recipe with their model"
-            )
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"weights: {shown}: {name!r} has shape {tuple(found[name].shape)}, the recipe's network has "
-                f"{tuple(tensor.shape)}: give weights of this network, or a recipe with their model"
-            )
 
 
 def _read(url: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.checkpoint.format import CheckpointError, misfit
 from orchestrator.data import audit
 from orchestrator.data.audit import AuditRecord
 from orchestrator.models.build import build
@@ -81,10 +81,10 @@ class TrainState:
         """
         try:
             average, samples = saved["average"], saved["samples"]
-            check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
-            check_fits(saved["momentum"], sgd.momentum(self.model, self.optimizer), f"{where}: momentum")
+            _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
+            _check_fits(saved["momentum"], sgd.momentum(self.model, self.optimizer), f"{where}: momentum")
             if average["updates"]:
-                check_fits(average["mean"], averaged_of(self.model), f"{where}: average")
+                _check_fits(average["mean"], averaged_of(self.model), f"{where}: average")
             scaler = saved["scaler"]
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -122,24 +122,11 @@ def fresh(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.devi
     )
 
 
-def check_fits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    """Raise CheckpointError unless `saved` has the names and shapes of `wanted`, naming the first tensor that differs.
-
-    Also raises it for the names that only one of them has.
-    """
-    for what, names in (("lacks", wanted.keys() - saved.keys()), ("has also", saved.keys() - wanted.keys())):
-        if names:
-            raise CheckpointError(
-                f"{where}: {what} {min(names)!r} ({len(names)} such tensors): it is of another network; "
-                "give the recipe that it was trained with, or start anew with --new"
-            )
-    for name, tensor in wanted.items():
-        if saved[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{where}: {name!r} has shape {tuple(saved[name].shape)}, this run's has {tuple(tensor.shape)}: "
-                "another width, kind or number of classes; give the recipe and data that it was trained with, or start "
-                "anew with --new"
-            )
+def _check_fits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    if (problem := misfit(saved, wanted, "this run's")) is not None:
+        raise CheckpointError(
+            f"{where}: {problem}; give the recipe and data that it was trained with, or start anew with --new"
+        )
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
