@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.storage import files
+from orchestrator.storage import commit, files
 
 _NAME = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
@@ -31,3 +32,8 @@ def places(folder: str) -> list[Place]:
         if match := _NAME.match(name):
             found.append(Place(files.join(folder, name), int(match[1]), int(match[2])))
     return sorted(found, key=lambda place: (place.samples, place.attempt), reverse=True)
+
+
+def committed(folder: str) -> Iterator[Place]:
+    """Those that are complete, newest first; each is asked for when it comes to it."""
+    return (place for place in places(folder) if commit.is_complete(place.url))

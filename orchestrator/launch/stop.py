@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from orchestrator.checkpoint.places import places
+from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
 from orchestrator.launch import holder, named
 from orchestrator.launch.holder import Holder
 from orchestrator.launch.lease import STALE_SECONDS
 from orchestrator.launch.named import Named
 from orchestrator.launch.screen import FAILED
-from orchestrator.storage import commit, files
+from orchestrator.storage import files
 from orchestrator.training.job import checkpoints_of, outcome_of
 
 POLL_SECONDS = 0.5
@@ -124,10 +124,8 @@ def _stand(one: Named) -> str:
 
 
 def _progress(folder: str) -> str:
-    for place in places(checkpoints_of(folder)):
-        if commit.is_complete(place.url):
-            return f"its newest checkpoint is at {place.samples} samples; "
-    return ""
+    newest = next(places.committed(checkpoints_of(folder)), None)
+    return f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
 
 
 def _status(folder: str) -> str:

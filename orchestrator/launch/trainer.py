@@ -18,7 +18,7 @@ from orchestrator.launch.config import Placement, RunSpec
 from orchestrator.launch.lean import LeanTrainer
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.watch import ControllerWatch
-from orchestrator.storage import commit, files, urls
+from orchestrator.storage import files, urls
 from orchestrator.training.job import Outcome, TrainJob, checkpoints_of
 from orchestrator.training.outcome import finished
 
@@ -78,8 +78,7 @@ def _fit(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> Result:
 
 def _saved_samples(spec: RunSpec) -> int:
     """The farthest committed checkpoint; -1 when there is none."""
-    found = places.places(checkpoints_of(spec.folder))
-    return next((place.samples for place in found if commit.is_complete(place.url)), -1)
+    return next((place.samples for place in places.committed(checkpoints_of(spec.folder))), -1)
 
 
 def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrainer:

@@ -23,9 +23,9 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
-from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint import places
 from orchestrator.launch import worker
-from orchestrator.storage import commit, files
+from orchestrator.storage import files
 from orchestrator.training import attempts
 from orchestrator.training.job import attempts_of, checkpoints_of
 
@@ -181,11 +181,9 @@ def _here() -> bool:
 
 
 def _committed(folder: str) -> str | None:
-    """The newest committed checkpoint of a run."""
-    for place in checkpoints.places(checkpoints_of(folder)):
-        if files.exists(files.join(place.url, commit.DONE)):
-            return place.url
-    return None
+    """The newest checkpoint of a run that counts."""
+    void = attempts.void(folder)
+    return next((place.url for place in places.committed(checkpoints_of(folder)) if void(place) is None), None)
 
 
 def _write(folder: str, url: str, record: dict[str, object]) -> None:

@@ -22,10 +22,11 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint import places
 from orchestrator.launch import watch, worker
 from orchestrator.launch.watch import ControllerWatch, cause_of, told
-from orchestrator.storage import files
-from orchestrator.training.job import checkpoints_of
+from orchestrator.storage import commit, files
+from orchestrator.training.job import attempts_of, checkpoints_of
 
 RAYS_WORDS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "
@@ -185,3 +186,14 @@ def test_a_checkpoint_that_does_not_come_is_not_waited_for_long(
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
     watching(tmp_path).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(1, {"CPU": 1})))
     assert len(kept(tmp_path)) == 1
+
+
+def test_a_void_checkpoint_does_not_hide_the_one_that_counts(tmp_path: Path) -> None:
+    """Else the checkpoint before a change of the number of workers would be waited for to the end."""
+    folder = checkpoints_of(str(tmp_path))
+    good, late = places.place_of(folder, 16, 1), places.place_of(folder, 24, 1)
+    for url in (good, late, places.place_of(folder, 32, 2)):
+        commit.write(url, {}, {})
+    files.remove(files.join(places.place_of(folder, 32, 2), commit.DONE))
+    files.write_bytes(files.join(attempts_of(str(tmp_path)), "000002.resumed-000000000000016"), b"")
+    assert watch._committed(str(tmp_path)) == good
