@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def standing(folder: str, ensemble: str = "", model: str = "", awaited: bool = F
     ensemble, model: the ensemble that it is a member of, and its recipe's name there. awaited: the ensemble's driver
     lives, so that a member that was not begun waits for its turn.
     """
-    spec, outcome = _json(files.join(folder, "spec.json")), _json(outcome_of(folder))
+    spec, outcome = files.read_record(files.join(folder, "spec.json")), files.read_record(outcome_of(folder))
     held, newest, told = holder.look(folder), attempts.newest(folder), glance(journal_of(folder))
     lives = holder.lives(folder, held)
     last = newest[1] if newest is not None else None
@@ -204,12 +203,3 @@ def _of(spec: dict[str, Any], part: str, field: str) -> object:
 
 def _int(value: object) -> int | None:
     return int(value) if isinstance(value, int | float) else None
-
-
-def _json(url: str) -> dict[str, Any]:
-    """A record; empty when it is not there or damaged. Fields are looked at, never validated: code changes."""
-    try:
-        found = json.loads(files.read_bytes(url))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

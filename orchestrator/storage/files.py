@@ -8,6 +8,7 @@ fsspec. Filesystem objects are made in the process and thread that uses them, ne
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import uuid
@@ -35,6 +36,15 @@ def read_bytes(url: str) -> bytes:
             with open(urls.local_path(url), "rb") as file:
                 return file.read()
         return bytes(retrying(lambda: _filesystem(url).cat_file(_path(url))))
+
+
+def read_record(url: str) -> dict[str, Any]:
+    """A JSON object; empty when there is none at `url`, or something else. Raises StorageError when nobody can tell."""
+    try:
+        found = json.loads(read_bytes(url))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_range(url: str, start: int, length: int) -> bytes:

@@ -147,12 +147,12 @@ def void(folder: str) -> Callable[[Place], str | None]:
 
 
 def _before(folder: str, attempts: str, number: int, names: list[str]) -> Before:
-    record = _json(files.join(attempts, f"{number:06d}.json"))
+    record = files.read_record(files.join(attempts, f"{number:06d}.json"))
     began = _number(record.get("time"))
     attempt, last = journal.last(journal_of(folder)) or (0, None)
-    beat = _json(files.join(attempts, f"{number:06d}.beat"))
+    beat = files.read_record(files.join(attempts, f"{number:06d}.beat"))
     stalled = [name for name in sorted(names) if (match := _STALLED.match(name)) and int(match[1]) == number]
-    causes = [str(_json(files.join(attempts, name)).get("cause", "stalled")) for name in stalled]
+    causes = [str(files.read_record(files.join(attempts, name)).get("cause", "stalled")) for name in stalled]
     return Before(
         began=began,
         elapsed=_number(record.get("elapsed")),
@@ -173,21 +173,12 @@ def _failure(attempts: str, number: int, since: float, names: list[str]) -> Fail
     """The launcher's first word of this attempt's failure; of one since then where it does not say whose."""
     moments = sorted(int(match[1]) for name in names if (match := _FAILED.match(name)))
     for moment in moments[-_FAILURES:]:
-        found = _json(files.join(attempts, f"failed-{moment}.json"))
+        found = files.read_record(files.join(attempts, f"failed-{moment}.json"))
         if found.get("attempt") == number or ("attempt" not in found and moment / 1000 >= since):
             causes = found.get("causes")
             told = {str(rank): str(text) for rank, text in causes.items()} if isinstance(causes, dict) else {}
             return Failure(moment / 1000, told)
     return None
-
-
-def _json(url: str) -> dict[str, object]:
-    """A record; empty when it is not there or damaged: what is told of a failure must not keep a run from going on."""
-    try:
-        found = json.loads(files.read_bytes(url))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _number(value: object) -> float:
