@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -34,6 +35,8 @@ from orchestrator.training.step import Stepper, largest_part
 from orchestrator.training.watch import Watch
 from orchestrator.training.watchdog import Watchdog
 from orchestrator.training.world import World
+
+_log = logging.getLogger(__name__)
 
 
 def run(job: TrainJob, world: World, context: Context) -> Outcome:
@@ -131,8 +134,7 @@ def _run(
         return Outcome(status="bad-data", message=str(error), samples=state.progress.samples)
     finally:
         stepper.close()
-        with suppress(Exception):  # what is under way is a checkpoint as good as any; its error is not this end's
-            parts.saver.wait()
+        _settle(parts.saver)
         if best is not None:
             best.wait()
         training.close()
@@ -141,6 +143,14 @@ def _run(
         with dog.phase("save", job.cadence.limits.save_seconds):
             _save_final(job, state, manifest.classes)
     return outcome
+
+
+def _settle(saver: Saver) -> None:
+    """Until a checkpoint under way is written; its error is not what the attempt ends with."""
+    try:
+        saver.wait()
+    except Exception as error:
+        _log.warning("the last checkpoint was not written: %s: %s", type(error).__name__, error)
 
 
 def _save_final(job: TrainJob, state: TrainState, classes: tuple[str, ...]) -> None:
