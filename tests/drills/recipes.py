@@ -26,9 +26,7 @@ CHECKPOINT_SECONDS = 1.0
 STEP_SECONDS = 8.0
 
 
-def flags(
-    epochs: int, *more: str, ranks: int = RANKS, checkpoint_seconds: float = CHECKPOINT_SECONDS
-) -> tuple[str, ...]:
+def flags(epochs: int, *more: str, ranks: int = RANKS) -> tuple[str, ...]:
     """The command line of a run that looks around every step, saves each second, and may be hit often."""
     recipe = googlenet_tiny()
     assert isinstance(recipe.model, GoogLeNetConfig)

@@ -182,7 +182,6 @@ def full_storage(scene: Scene) -> Iterator[Report]:
         with recipes.submitted(scene.cluster, storage, (*words, tracking, "--placement.max-restarts=1")) as run:
             run.wait(lambda: bool(run.committed()), "a checkpoint")
             ballast = storage / "ballast"
-            hit = Hit("full", time.time())
             with ballast.open("wb") as file:
                 file.write(b"\0" * max(0, shutil.disk_usage(storage).free - LEFT))
             ended = run.ended(PATIENCE_SECONDS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.digits import pack_digits
-from tests.support import shards
+from orchestrator.training.job import TrainJob
+from tests.support import runs, shards
 from tests.support.ranks import Ranks
 from tests.support.runs import first_optimizer_step
 
@@ -30,6 +31,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     shards.dataset(folder, train=50, per_shard=6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """A run of 18 steps (3 epochs of 6) that nothing interrupted."""
+    done = runs.job(small, tmp_path_factory.mktemp("whole"), runs.recipe())
+    assert runs.train(done).status == "finished"
+    return done
 
 
 @pytest.fixture(scope="session")

@@ -20,14 +20,6 @@ from tests.support import runs, shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, final, identical, job, recipe, stop_asking, train
 
 
-@pytest.fixture(scope="module")
-def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """A run of 18 steps (3 epochs of 6) that nothing interrupted."""
-    done = job(small, tmp_path_factory.mktemp("whole"), recipe())
-    assert train(done).status == "finished"
-    return done
-
-
 # ------------------------------------------------------------------ the digits
 def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_path: Path) -> None:
     one = job(digits, tmp_path, apply(presets.googlenet_tiny(), {"epochs": 1}), log_steps=10, pulse_steps=10)

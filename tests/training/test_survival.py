@@ -16,6 +16,7 @@ from orchestrator.storage import files
 from orchestrator.training import attempts, watch, watchdog
 from orchestrator.training.job import TrainJob, attempts_of, checkpoints_of, final_of
 from orchestrator.training.step import Stepper
+from orchestrator.training.world import World
 from tests.support import runs
 from tests.support.ranks import Ranks
 from tests.support.runs import (
@@ -29,14 +30,6 @@ from tests.support.runs import (
     stop_asking,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def whole(small: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """A run of 18 steps (3 epochs of 6) that nothing interrupted."""
-    done = job(small, tmp_path_factory.mktemp("whole"), recipe())
-    assert train(done).status == "finished"
-    return done
 
 
 def test_a_notice_is_answered_with_one_checkpoint(small: Path, tmp_path: Path) -> None:
@@ -172,8 +165,6 @@ def test_all_ranks_hear_of_a_notice_that_one_was_given(small: Path, tmp_path: Pa
 
 
 def _with_a_notice_on_rank_1(rank: int, workers: int, payload: dict[str, object]) -> str:
-    from orchestrator.training.world import World
-
     world = World(rank, workers, runs.CPU)
     return train(TrainJob.from_dict(payload), world, RecordingContext(notice=rank == 1)).status
 

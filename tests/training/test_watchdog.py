@@ -4,7 +4,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -76,37 +77,37 @@ def test_no_step_is_due_in_an_evaluation_and_it_has_its_own_limit(fired: list[st
     assert "the phase 'evaluation'" in fired[0]
 
 
-def test_a_save_in_the_background_does_not_excuse_the_steps(fired: list[str]) -> None:
-    one = dog(fired, step_seconds=0.1, step_times=2)
-    one.step()
+@contextmanager
+def saving(by: Watchdog, limit: float) -> Iterator[None]:
+    """A save in the background that does not end while the block runs."""
     release = threading.Event()
 
     def save() -> None:
-        with one.phase("save", 10.0):
+        with by.phase("save", limit):
             release.wait(10)
 
     saver = threading.Thread(target=save)
     saver.start()
-    assert until(lambda: fired)
-    assert "the phase 'step'" in fired[0]
-    release.set()
-    saver.join()
+    try:
+        yield
+    finally:
+        release.set()
+        saver.join()
+
+
+def test_a_save_in_the_background_does_not_excuse_the_steps(fired: list[str]) -> None:
+    one = dog(fired, step_seconds=0.1, step_times=2)
+    one.step()
+    with saving(one, 10.0):
+        assert until(lambda: fired)
     one.close()
+    assert "the phase 'step'" in fired[0]
 
 
 def test_a_save_that_hangs(fired: list[str]) -> None:
     one = dog(fired)
-    release = threading.Event()
-
-    def save() -> None:
-        with one.phase("save", 0.05):
-            release.wait(10)
-
-    saver = threading.Thread(target=save)
-    saver.start()
-    assert until(lambda: fired)
-    release.set()
-    saver.join()
+    with saving(one, 0.05):
+        assert until(lambda: fired)
     one.close()
     assert "the phase 'save'" in fired[0]
 
@@ -192,24 +193,15 @@ def test_a_wish_to_stop_waits_for_a_start(fired: list[str]) -> None:
 
 def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> None:
     one = dog(fired)
-    release = threading.Event()
-
-    def save() -> None:
-        with one.phase("save", 0.2):
-            release.wait(10)
-
-    saver = threading.Thread(target=save)
-    saver.start()
 
     def best() -> None:
         with one.phase("save-best", 10.0):
             pass
 
-    other = threading.Thread(target=best)
-    other.start()
-    other.join()
-    assert until(lambda: fired)
-    release.set()
-    saver.join()
+    with saving(one, 0.2):
+        other = threading.Thread(target=best)
+        other.start()
+        other.join()
+        assert until(lambda: fired)
     one.close()
     assert "the phase 'save'" in fired[0]
