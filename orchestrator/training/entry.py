@@ -14,6 +14,7 @@ from orchestrator.checkpoint.format import CheckpointError, NonFiniteError
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import order
 from orchestrator.data.errors import DataError
+from orchestrator.data.loader import Batch
 from orchestrator.storage import files, urls
 from orchestrator.training import attempts, start
 from orchestrator.training import state as states
@@ -101,17 +102,8 @@ def _run(
     counts = start.counts(manifest, TRAIN)
     steps = order.steps_per_epoch(sum(counts), job.recipe.batch_size)
     state = states.fresh(job.recipe, len(manifest.classes), steps, world.device)
-    network = states.wrapped(state.model, world.workers)
-    stepper = unanimous(world, lambda: Stepper(job.recipe, state, network, world, job.execution))
     blank = start.blank_batch(job)
-    micro_batch = job.execution.micro_batch
-    if world.device.type == "cuda":
-        micro_batch = stepper.fit(blank, largest_part(job.recipe.batch_size, job.recipe.order.lanes, world.workers))
-    if world.workers > 1:
-        stepper.settle(blank)
-    if job.execution.profile is not None and world.leads:
-        url = trace_of(job.folder, attempt.number, world.rank)
-        stepper.profiler = Profiler(job.execution.profile, url, world.device)
+    stepper, micro_batch = _stepper(job, world, attempt, state, blank)
     training, validation = unanimous(world, lambda: start.loaders(job, manifest, world))
     resumed = start.resume(job, world, attempt, state)
     if job.recipe.initial_weights and state.progress.samples == 0:
@@ -143,6 +135,23 @@ def _run(
         with dog.phase("save", job.cadence.limits.save_seconds):
             _save_final(job, state, manifest.classes)
     return outcome
+
+
+def _stepper(
+    job: TrainJob, world: World, attempt: Attempt, state: TrainState, blank: Batch
+) -> tuple[Stepper, int | None]:
+    """What makes the steps of a state that is not loaded yet, and the micro-batch that it came to."""
+    network = states.wrapped(state.model, world.workers)
+    stepper = unanimous(world, lambda: Stepper(job.recipe, state, network, world, job.execution))
+    micro_batch = job.execution.micro_batch
+    if world.device.type == "cuda":
+        micro_batch = stepper.fit(blank, largest_part(job.recipe.batch_size, job.recipe.order.lanes, world.workers))
+    if world.workers > 1:
+        stepper.settle(blank)
+    if job.execution.profile is not None and world.leads:
+        url = trace_of(job.folder, attempt.number, world.rank)
+        stepper.profiler = Profiler(job.execution.profile, url, world.device)
+    return stepper, micro_batch
 
 
 def _settle(saver: Saver) -> None:
