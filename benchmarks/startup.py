@@ -5,7 +5,7 @@ training function makes the same network's first step on the same data. Both are
 on a cluster that they start themselves and on one that is up. The split is seen from outside: titles of processes and
 files of the run.
 
-`python benchmarks/startup.py [RUNS_FOLDER]` instead reads the leases and journals of runs that are there, finished in
+`python -m benchmarks.startup [RUNS_FOLDER]` instead reads the leases and journals of runs that are there, finished in
 their first attempt, and prints for each the seconds of start, training and end. Nothing is run.
 """
 
