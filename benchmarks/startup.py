@@ -169,28 +169,31 @@ def plain(data: str, place: str) -> None:
 
 
 def plain_loop(config: dict[str, Any]) -> None:
-    """The first step of googlenet-tiny."""
+    """The first step of googlenet-tiny as one writes it in torch: its network, its data, torch's own SGD."""
     import ray.train.torch
+    import torch
+    from torch.nn import functional
 
-    from orchestrator.data import manifest, order
+    from orchestrator.data import manifest
     from orchestrator.data.loader import Loader
     from orchestrator.data.order import EpochOrder
     from orchestrator.data.reader import SampleReader
+    from orchestrator.models.build import build
     from orchestrator.recipe.presets import googlenet_tiny
-    from orchestrator.training import state as states
-    from orchestrator.training import world
-    from orchestrator.training.step import Stepper
 
     device, recipe, found = ray.train.torch.get_device(), googlenet_tiny(), manifest.load(config["data"])
     counts = tuple(shard.samples for shard in found.shards("train"))
-    steps = order.steps_per_epoch(sum(counts), recipe.batch_size)
-    state = states.fresh(recipe, len(found.classes), steps, device)
-    stepper = Stepper(recipe, state, states.wrapped(state.model, 1), world.current(device))
+    model = ray.train.torch.prepare_model(build(recipe.model, len(found.classes), recipe.seeds.weights))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=recipe.optimizer.momentum)
     loader = Loader(SampleReader(config["data"], found, "train"), recipe.model.image_size, 1)
     plan = EpochOrder(counts, recipe.seeds.order, 0, recipe.order.lanes, recipe.order.window)
     seed = recipe.seeds.augmentation
     for batch in loader.training(plan, recipe.augmentation, seed, recipe.batch_size, range(1)):
-        float(stepper(batch))
+        logits = model(batch.images.to(device).float())
+        loss = functional.cross_entropy(logits.main, batch.labels.to(device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        float(loss)
     Path(config["mark"]).touch()
     loader.close()
     time.sleep(START_SECONDS)  # until it is ended from outside, as ours is

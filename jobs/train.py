@@ -23,7 +23,7 @@ if __name__ == "__main__":
     from orchestrator.launch import cluster
 
     if not config.dry_run:
-        cluster.begin()
+        cluster.begin(config.placement.workers)
     from orchestrator.fleet import command
     from orchestrator.launch.command import guarded
 

@@ -37,3 +37,8 @@ def places(folder: str) -> list[Place]:
 def committed(folder: str) -> Iterator[Place]:
     """Those that are complete, newest first; each is asked for when it comes to it."""
     return (place for place in places(folder) if commit.is_complete(place.url))
+
+
+def stored_digest(url: str) -> str:
+    """The digest of final weights without loading them. Raises FileNotFoundError when they are not there."""
+    return str(commit.about(url)["weights"])

@@ -71,11 +71,6 @@ def export(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
     return safetensors.save(plain, {"format_version": str(checkpoint_format.FORMAT_VERSION), **texts})
 
 
-def stored_digest(url: str) -> str:
-    """The digest of final weights without loading them. Raises FileNotFoundError when they are not there."""
-    return str(commit.about(url)["weights"])
-
-
 def load(url: str) -> FinalWeights:
     """Verified final weights. Raises FileNotFoundError or CheckpointError."""
     state = checkpoint_format.load(url)

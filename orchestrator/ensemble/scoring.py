@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import places
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.predict import Scorer, ScoreShard, models_by_size, score_shard
 from orchestrator.fleet.figures import duration
@@ -19,7 +19,7 @@ SPLIT = "validation"
 
 def score_folder(spec: RunSpec, split: str = SPLIT) -> str:
     """Where a finished run's scores lie. Raises FileNotFoundError when the run has no final weights."""
-    digest = weights.stored_digest(final_of(spec.folder))
+    digest = places.stored_digest(final_of(spec.folder))
     return score_store.folder(spec.folder, score_store.key(digest, spec.recipe, spec.dataset_digest, split))
 
 

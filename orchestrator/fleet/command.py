@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from orchestrator.fleet import fleet
 from orchestrator.launch import dryrun
 from orchestrator.launch.command import FAILED, console
 from orchestrator.launch.config import JobConfig
 from orchestrator.launch.session import opened
-from orchestrator.training.initial import given
 
 
 def train(config: JobConfig) -> int:
     """Train the config's recipe; the exit status."""
     screen = console()
-    recipe = given(config.recipe, config.weights)
+    recipe = config.recipe
+    if config.weights or recipe.initial_weights:
+        # Imported for those who ask: it takes torch, and torch two seconds.
+        recipe = import_module("orchestrator.training.initial").given(recipe, config.weights)
     if config.dry_run:
         dryrun.show([recipe], config.destination.resolved(), config.placement, screen)
         return 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import ray
 from ray._private.state import state as ray_state
 
+from orchestrator.launch import prestart
 from orchestrator.launch.config import Placement
 from orchestrator.launch.environment import is_submitted
 
@@ -63,14 +64,18 @@ class Capacity:
 _begun: Future[None] | None = None
 
 
-def begin() -> None:
-    """Start to connect in the background: importing the rest of a job takes as long."""
+def begin(workers: int = 0) -> None:
+    """Start to connect in the background: importing the rest of a job takes as long.
+
+    workers: processes to have ready for the workers of the first run.
+    """
     global _begun  # noqa: PLW0603  there is one connection in a process
     future: Future[None] = Future()
 
     def run() -> None:
         try:
             _connect()
+            prestart.ask(workers)
         except BaseException as error:
             future.set_exception(error)
             return
@@ -109,10 +114,12 @@ def _connect() -> None:
         _knock(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    # No dashboard: nothing but this driver talks to the cluster.
+    # No dashboard: nothing but this driver talks to the cluster. No process ahead of its use, but for what is asked for
+    # by `prestart`: Ray's own have another runtime environment than our workers, and would never be used.
     ray.init(
         address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
         object_store_memory=LOCAL_STORE_BYTES,
+        _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
     )  # fmt: skip
 
 
@@ -134,6 +141,11 @@ def capacity() -> Capacity:
     if most is None:
         return Capacity(nodes)
     return Capacity(nodes, float(most.get("CPU", 0)), float(most.get("GPU", 0)))
+
+
+def grows() -> bool:
+    """Whether the cluster has an autoscaler."""
+    return ray_state.get_max_resources_from_cluster_config() is not None
 
 
 def wait_for(placement: Placement, say: Callable[[str], None]) -> Capacity:

@@ -1,35 +1,28 @@
-"""The process group of a run's workers: which network interface it uses, and how it is left."""
+"""The process group of a run's workers: how Ray's controller has it formed, and how it is left.
+
+Driver and controller import this: torch, two seconds of a start, is imported in the workers alone.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import ray
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend, BackendConfig
 
 SETUP_SECONDS = 60.0
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-_SIOCGIFADDR = 0x8915
-_REQUEST = 256  # bytes that the kernel may write
 
 
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        if len(worker_group) > 1:
-            ray.get(worker_group.execute_async(choose_interface), timeout=SETUP_SECONDS)
-        super().on_start(worker_group, backend_config)
+@dataclass
+class Collectives(BackendConfig):
+    """Has the workers form a torch.distributed group, when there are several of them."""
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Nothing: the workers are killed next, and a rank that hangs in a collective would hold the others up."""
-
-
-class Collectives(TorchConfig):
-    """Ray Train's set-up of torch.distributed with our backend around it."""
+    backend: str = "gloo"
+    timeout_s: int = 1800
 
     @property
     def backend_cls(self) -> type[_Backend]:
@@ -37,27 +30,23 @@ class Collectives(TorchConfig):
         return _Backend
 
 
-def choose_interface() -> None:
-    """Have this process's collectives use the interface of its Ray node's address, unless the user named one.
+class _Backend(Backend):
+    # All workers of a node see all its devices: NCCL's peer access needs it, each takes its own by its local rank.
+    share_cuda_visible_devices = True
 
-    By itself gloo takes whatever the host's name resolves to, often a loopback address that no other node reaches;
-    NCCL takes the first that is up.
-    """
-    found = interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-    if found is not None:
-        for name in INTERFACES:
-            os.environ.setdefault(name, found)
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        if len(worker_group) == 1:
+            return
+        host, port = worker_group.execute_single(0, get_address_and_port)
+        seconds = backend_config.timeout_s
+        joined = worker_group.execute_async(in_worker, "join", backend_config.backend, host, port, seconds)
+        ray.get(joined, timeout=SETUP_SECONDS + seconds)
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Nothing: the workers are killed next, and a rank that hangs in a collective would hold the others up."""
 
 
-def interface_of(address: str) -> str | None:
-    """The name of the interface with this IPv4 address; None when there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            request = struct.pack(f"{_REQUEST}s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, request)
-            except OSError:
-                continue  # it has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
+def in_worker(name: str, *arguments: object) -> object:
+    """Call a function of launch.group. Sent to workers from processes that do not import that module."""
+    called: Callable[..., object] = getattr(import_module("orchestrator.launch.group"), name)
+    return called(*arguments)

@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.result import Result
 
 from orchestrator.checkpoint import places
-from orchestrator.launch import worker
+from orchestrator.launch import lean, prestart
 from orchestrator.launch.collectives import Collectives
 from orchestrator.launch.config import Placement, RunSpec
 from orchestrator.launch.lean import LeanTrainer
@@ -48,6 +48,7 @@ def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     # Ray keeps nothing of ours: its storage is scratch and its own for each launch, so that no ledger of an earlier
     # one is ever read (pitfalls A3, A8).
     scratch = tempfile.mkdtemp(prefix="orchestrator-ray-")
+    prestart.use(spec.placement.workers)
     try:
         result = _fit(spec, lease, gpus, scratch)
     except WorkerGroupError as error:
@@ -83,7 +84,7 @@ def _saved_samples(spec: RunSpec) -> int:
 
 def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrainer:
     return LeanTrainer(
-        worker.train,
+        lean.train,
         train_loop_config=_job(spec, lease).to_dict(),
         scaling_config=ScalingConfig(
             num_workers=_workers(spec.placement),
@@ -91,11 +92,12 @@ def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrai
             use_gpu=gpus > 0,
             resources_per_worker=_resources(spec, gpus),
         ),
-        torch_config=Collectives(backend="nccl" if gpus > 0 else "gloo", timeout_s=_collective_seconds(spec)),
-        run_config=RunConfig(
+        backend_config=Collectives(backend="nccl" if gpus > 0 else "gloo", timeout_s=_collective_seconds(spec)),
+        run_config=RunConfig(  # type: ignore[arg-type]  # V2's, whatever the annotation says
             name=spec.name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=spec.placement.max_restarts),
+            worker_runtime_env=prestart.runtime_env(),
             callbacks=[ControllerWatch(spec.folder, spec.placement.elastic)],  # type: ignore[list-item]
         ),
     )

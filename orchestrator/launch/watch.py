@@ -24,7 +24,7 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
 from orchestrator.checkpoint import places
-from orchestrator.launch import worker
+from orchestrator.launch import notice
 from orchestrator.storage import files
 from orchestrator.training import attempts
 from orchestrator.training.job import attempts_of, checkpoints_of
@@ -119,7 +119,7 @@ class ControllerWatch(ControllerCallback, WorkerGroupCallback):
     def _save_first(self, workers: int) -> None:
         """Ask rank 0 for a checkpoint and wait for it, so that a change of the number of workers costs no work."""
         before = _committed(self._folder)
-        ray.get(self._group.execute_single_async(0, worker.announce), timeout=RECOUNT_WAIT_SECONDS)
+        ray.get(self._group.execute_single_async(0, notice.announce), timeout=RECOUNT_WAIT_SECONDS)
         deadline = time.monotonic() + SAVE_SECONDS
         while _committed(self._folder) == before and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.execution.context import get_train_context
 
+from orchestrator.launch import notice
 from orchestrator.training import entry, world
 from orchestrator.training.job import TrainJob
-
-_leaving = threading.Event()  # this process was told that its group is about to be replaced
 
 
 class RayContext:
@@ -24,26 +21,8 @@ class RayContext:
         ray.train.report(metrics)
 
     def preempted(self) -> bool:
-        """Whether the workers are about to be taken down: a node of theirs drains, or their number is to change.
-
-        As this rank knows; it costs nothing and waits for nobody. (Ray's public question is a barrier of all ranks.)
-        """
-        return _leaving.is_set() or deadline() is not None
-
-
-def deadline() -> float | None:
-    """When a draining node of the run goes away, in unix seconds (0: unknown); None when none drains.
-
-    Ray's watcher tells every rank; a Ray that does not know of it never does.
-    """
-    notice = getattr(get_train_context(), "preemption_context", None)
-    info = getattr(notice, "preemption_info", None)
-    return None if info is None else (info.deadline_ms or 0) / 1000
-
-
-def announce() -> None:
-    """Note that the group of workers is about to be replaced. Called in rank 0's process, from Ray's controller."""
-    _leaving.set()
+        """Whether the workers are about to be taken down, as this rank knows."""
+        return notice.given()
 
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +30,7 @@ def train(payload: dict[str, Any]) -> dict[str, Any]:
     job = TrainJob.from_dict(payload)
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return entry.run(job, world.current(device), RayContext()).to_dict()

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from orchestrator.recipe.config import OptimizerConfig
 
 MOMENTUM = "momentum_buffer"  # torch's name
+
+
+class Sgd(torch.optim.SGD):
+    """torch's SGD, to the bit, without the decorators that import torch._dynamo: more than a second of each start.
+
+    They matter to an optimizer that is compiled itself, which none is here.
+    """
+
+    _add = staticmethod(unwrap(torch.optim.SGD.add_param_group))
+    _zero = staticmethod(unwrap(torch.optim.SGD.zero_grad))
+    _step = staticmethod(unwrap(torch.optim.SGD.step))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        self._add(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's."""
+        self._zero(self, set_to_none)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """As torch's, without a closure."""
+        with torch.no_grad():
+            self._step(self, closure)
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
@@ -22,7 +49,7 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
         {"params": biases, "weight_decay": 0.0},
     ]
     # Fused: one kernel over all tensors instead of several passes over each; torch has it for CPU and CUDA.
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    optimizer = Sgd(groups, lr=0.0, momentum=config.momentum, fused=True)
     if config.momentum > 0:
         # Zeros are what torch begins with. Left to it, the buffers are made at the first step without being filled,
         # and stay so when float16's scaler skips that step.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import places
 from orchestrator.storage import files
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.job import Outcome, final_of, outcome_of
@@ -16,7 +16,7 @@ def finished(folder: str) -> Outcome | None:
     A damaged record is no proof of a finished run: training goes on from the newest checkpoint and writes it anew.
     """
     try:
-        weights.stored_digest(final_of(folder))
+        places.stored_digest(final_of(folder))
         outcome = Outcome.from_dict(json.loads(files.read_bytes(outcome_of(folder))))
     except (FileNotFoundError, CommitError, ValueError):
         return None

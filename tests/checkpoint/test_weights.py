@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import places, weights
 from orchestrator.checkpoint.format import STATE, CheckpointError, NonFiniteError
 from orchestrator.storage import commit
 from tests.support.shards import flip_byte
@@ -22,7 +22,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     url = str(tmp_path / "final")
     digest = weights.save(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
     found = weights.load(url)
-    assert found.digest == digest == weights.stored_digest(url)
+    assert found.digest == digest == places.stored_digest(url)
     assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
     assert torch.equal(found.averaged["b"], some(1.0)["b"])
     assert torch.equal(found.raw["b"], some(2.0)["b"])
@@ -81,7 +81,7 @@ def test_changed_weights_have_another_digest(changed: dict[str, Tensor]) -> None
 
 def test_absent_and_damaged(tmp_path: Path) -> None:
     url = tmp_path / "final"
-    for call in (weights.load, weights.stored_digest):
+    for call in (weights.load, places.stored_digest):
         with pytest.raises(FileNotFoundError):
             call(str(url))
     weights.save(str(url), some(), some(), {}, ("ant", "bee"))

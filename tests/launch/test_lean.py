@@ -1,22 +1,123 @@
 """The trainer without processes that our runs have no use for."""
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.config import ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.launch.lean import LeanTrainer
+from orchestrator.launch import cluster, lean
+from orchestrator.launch.lean import LeanTrainer, Reservation, SettledPolicy
 
 
-def kinds(trainer: TorchTrainer) -> set[type]:
+def kinds(trainer: DataParallelTrainer) -> set[type]:
     return {type(one) for one in trainer._create_default_callbacks()}
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_only_what_is_of_no_use_is_left_out(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if given:
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    usual, lean = kinds(TorchTrainer(lambda: None)), kinds(LeanTrainer(lambda: None))
-    assert BackendSetupCallback in lean
-    # On a cluster that outlives the job somebody must give back what a lost controller had reserved.
-    assert usual - lean == ({DatasetsCallback} if given else {DatasetsCallback, PlacementGroupCleanerCallback})
+def test_only_what_is_of_no_use_is_left_out() -> None:
+    usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(LeanTrainer(lambda: None))
+    assert BackendSetupCallback in ours
+    assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
+    assert ours - usual == {Reservation}
+
+
+@pytest.mark.parametrize(
+    ("workers", "grows", "kind"),
+    [(1, False, SettledPolicy), (1, True, FixedScalingPolicy), ((1, 2), False, type(None))],
+    ids=["fixed", "autoscaled", "elastic"],
+)
+def test_nobody_is_asked_for_nodes_where_nothing_scales(
+    workers: Any, grows: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(cluster, "grows", lambda: grows)
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", lambda _, **given_: given.update(given_))
+    trainer = LeanTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=workers))
+    # An elastic run's policy is left as it is, whatever it is: None stands for it.
+    policy = None if isinstance(workers, tuple) else FixedScalingPolicy(ScalingConfig())
+    trainer._initialize_and_run_controller(scaling_policy=policy)
+    assert type(given["scaling_policy"]) is kind
+
+
+def test_a_settled_policy_wants_its_number_of_workers_and_asks_nobody() -> None:
+    policy = SettledPolicy(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1}))
+    policy.after_controller_start(None)
+    decision: Any = policy.make_decision_for_non_running_worker_group()
+    assert (decision.num_workers, decision.resources_per_worker) == (3, {"CPU": 1})
+
+
+_RUNS = """
+import os, signal, subprocess, sys, tempfile, threading, time
+import ray
+from ray.train.v2.api.config import RunConfig, ScalingConfig
+from ray.util.placement_group import placement_group_table
+from orchestrator.launch import cluster, environment, prestart
+from orchestrator.launch.lean import LeanTrainer
+from tests.support.launched import process_tree, title
+
+def pids(word):
+    return {pid for pid in process_tree(os.getpid()) if title(pid).startswith(word)}
+
+def wait_for(word):
+    deadline = time.monotonic() + 60
+    while not pids(word):
+        assert time.monotonic() < deadline, word
+        time.sleep(0.05)
+    return pids(word)
+
+def reserved():
+    return [one["state"] for one in placement_group_table().values()]
+
+def trainer(function):
+    return LeanTrainer(
+        function, scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(storage_path=tempfile.mkdtemp(), worker_runtime_env=prestart.runtime_env()),
+    )
+
+def here():
+    return os.getpid(), ray.get_runtime_context().get_runtime_env_string()
+
+def stay():
+    time.sleep(60)
+
+def kill_the_controller():
+    wait_for("ray::RayTrainWorker")
+    time.sleep(1)  # it has noted what the worker reserved
+    os.kill(wait_for("ray::TrainController").pop(), signal.SIGKILL)
+
+environment.switch()
+cluster.begin(1)
+with cluster.connected():
+    ahead = wait_for("ray::IDLE")
+    used = trainer(here).fit().return_value
+    assert used[0] in ahead, (ahead, prestart.expected_environment(), used)
+    assert set(reserved()) <= {"REMOVED"}, reserved()
+    threading.Thread(target=kill_the_controller).start()
+    try:
+        trainer(stay).fit()
+    except Exception:
+        assert set(reserved()) <= {"REMOVED"}, reserved()
+        assert len(reserved()) == 2
+        print("given back")
+"""
+
+
+@pytest.mark.cluster
+def test_workers_use_what_was_started_ahead_and_a_lost_controllers_reservation_is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _RUNS], capture_output=True, text=True, check=False, timeout=150)
+    assert done.stdout.splitlines()[-1:] == ["given back"], done.stderr[-2000:]
+
+
+def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Worker:
+        @staticmethod
+        def train(payload: dict[str, Any]) -> dict[str, Any]:
+            return {"trained": payload}
+
+    monkeypatch.setattr(lean, "import_module", lambda name: {"orchestrator.launch.worker": Worker}[name])
+    assert lean.train({"a": 1}) == {"trained": {"a": 1}}

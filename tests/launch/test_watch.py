@@ -23,7 +23,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from orchestrator.checkpoint import format as checkpoints
 from orchestrator.checkpoint import places
-from orchestrator.launch import watch, worker
+from orchestrator.launch import notice, watch
 from orchestrator.launch.watch import ControllerWatch, cause_of, told
 from orchestrator.storage import commit, files
 from orchestrator.training.job import attempts_of, checkpoints_of
@@ -55,7 +55,7 @@ class Group:
         return []
 
     def execute_single_async(self, rank: int, function: Any) -> None:
-        assert (rank, function) == (0, worker.announce)
+        assert (rank, function) == (0, notice.announce)
         self.announced.set()
 
 

@@ -1,5 +1,9 @@
 """SGD with momentum against numbers computed by hand."""
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -75,3 +79,39 @@ def test_momentum_is_known_by_the_parameters_names_from_the_start() -> None:
     step(layer, optimizer, 0.5)
     assert sgd.momentum(layer, optimizer)["bias"].tolist() == [0.5]
     assert sgd.momentum(layer, sgd.build(layer, OptimizerConfig(momentum=0.0))) == {}
+
+
+def test_steps_are_torchs_to_the_bit() -> None:
+    found = []
+    kinds: tuple[type[torch.optim.SGD], ...] = (sgd.Sgd, torch.optim.SGD)
+    for kind in kinds:
+        generator = torch.Generator().manual_seed(1)
+        weights = [nn.Parameter(torch.randn(7, 5, generator=generator)) for _ in range(3)]
+        groups: list[dict[str, Any]] = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:]}]
+        optimizer = kind(groups, 0.1, 0.9, fused=True)
+        for _ in range(4):
+            optimizer.zero_grad()
+            for one in weights:
+                one.grad = torch.randn(7, 5, generator=generator)
+            optimizer.step()
+        found.append([*(one.detach() for one in weights), *(optimizer.state[one][sgd.MOMENTUM] for one in weights)])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+_TRAINS = """
+import sys, torch
+from torch import nn
+from orchestrator.recipe import optimizer as sgd
+from orchestrator.recipe.config import OptimizerConfig
+layer = nn.Linear(2, 2)
+optimizer = sgd.build(layer, OptimizerConfig())
+optimizer.zero_grad()
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_no_start_waits_for_the_compiler() -> None:
+    assert subprocess.run([sys.executable, "-c", _TRAINS], check=False, timeout=60).returncode == 0

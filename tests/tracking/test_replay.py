@@ -155,7 +155,7 @@ def test_slow_opening_holds_nobody_up(tracker: RecordingTracker, tmp_path: Path)
     replayer = Replayer(factory, POLL)
     follow(replayer, tmp_path)
     future = replayer.submit(lambda given: given.set_tags("id-a", {"x": "1"}))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the opening takes 20
     release.set()
     assert replayer.run_id("a", 5) == "id-a"
     future.result(5)
@@ -265,7 +265,7 @@ def test_stop_in_an_outage_says_what_is_left(
     waiting = replayer.submit(lambda given: None)
     started = time.monotonic()
     assert not replayer.stop({"a": "FINISHED"}, 1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 15  # of an outage without end
     assert "not closed: ['a']" in caplog.text
     assert isinstance(waiting.exception(5), TrackingError)
 

@@ -3,8 +3,8 @@ import os
 import pytest
 import ray.util
 
-from orchestrator.launch import collectives
-from orchestrator.launch.collectives import INTERFACES, choose_interface, interface_of
+from orchestrator.launch import group
+from orchestrator.launch.group import INTERFACES, choose_interface, interface_of
 
 
 def test_the_interface_is_the_one_with_the_address() -> None:
@@ -23,7 +23,7 @@ def test_collectives_use_the_nodes_interface_unless_the_user_named_one(monkeypat
 
 
 def test_without_such_an_interface_the_choice_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collectives, "interface_of", lambda _: None)
+    monkeypatch.setattr(group, "interface_of", lambda _: None)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
     choose_interface()
     assert not any(name in os.environ for name in INTERFACES)
