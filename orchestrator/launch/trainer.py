@@ -1,4 +1,4 @@
-"""One run on the cluster: Ray Train's TorchTrainer around our worker."""
+"""One run on the cluster: Ray Train around our worker."""
 
 from __future__ import annotations
 
