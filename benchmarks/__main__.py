@@ -15,7 +15,21 @@ import tempfile
 
 from benchmarks import frame
 
-NAMES = ("data", "large", "s3", "resume", "plan", "memory", "step", "survival", "overhead", "startup")
+NAMES = (
+    "data",
+    "large",
+    "s3",
+    "resume",
+    "plan",
+    "memory",
+    "step",
+    "survival",
+    "overhead",
+    "startup",
+    "grid",
+    "join",
+    "fleet",
+)
 SECONDS = 1800.0  # a benchmark that takes longer hangs
 
 

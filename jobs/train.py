@@ -4,8 +4,9 @@ python jobs/train.py googlenet-digits --schedule.kind cosine
 """
 
 from orchestrator.config.cli import parse
+from orchestrator.fleet.config import TrainModel
 from orchestrator.launch import environment
-from orchestrator.launch.config import JobConfig, job_presets
+from orchestrator.launch.config import job_presets
 from orchestrator.recipe import presets
 
 PROG = "train.py"
@@ -14,7 +15,7 @@ if __name__ == "__main__":
     config = parse(
         PROG,
         "Train one model, record it in MLflow.",
-        job_presets(JobConfig),
+        job_presets(TrainModel),
         presets.DEFAULT,
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:

@@ -1,28 +1,46 @@
-"""The main job: train the members, score them, join the table, record everything."""
+"""The main job: train the members, score them, say what came of it, record everything."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.config.overrides import paths
-from orchestrator.ensemble import results, scoring
-from orchestrator.evaluation import table3
+from orchestrator.data.manifest import Manifest
+from orchestrator.ensemble import recorded, scoring
+from orchestrator.ensemble.config import RAW_IMAGES, Reporting
+from orchestrator.ensemble.recorded import Found
+from orchestrator.ensemble.scoring import Kind
+from orchestrator.evaluation import analysis
+from orchestrator.evaluation.analysis import Scored
 from orchestrator.evaluation.table3 import Table3
 from orchestrator.fleet import fleet
+from orchestrator.fleet.config import PlanConfig
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.named import SPEC
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
-from orchestrator.tracking.replay import Replayer
-from orchestrator.tracking.tracker import Point, TrackedRun, Tracker
+from orchestrator.tracking.tracker import TrackedRun
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which models, what of them is scored, and what is told."""
+
+    runs: tuple[RunSpec, ...]
+    reporting: Reporting
+    kind: Kind = "averaged"
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    @property
+    def name(self) -> str:
+        """What the ensemble is called: its family, size and a hash of its members."""
+        chosen = "" if self.kind == "averaged" else f"-{self.kind}"
+        members = fingerprint([spec.identity for spec in self.runs])
+        return f"{family(self.runs)}-x{len(self.runs)}{chosen}-{members}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ class EnsembleResult:
     finished: int
     members: int
     table: Table3 | None
+    report: str = ""
 
     @property
     def whole(self) -> bool:
@@ -47,21 +66,21 @@ def family(runs: Sequence[RunSpec]) -> str:
     return re.sub(r"-m\d+(-wide)?$", "", runs[0].recipe.name)
 
 
-def run(session: Session, runs: Sequence[RunSpec]) -> EnsembleResult:
+def run(session: Session, task: Task) -> EnsembleResult:
     """Train what is not trained, score what is not scored, join and record.
 
     A partial ensemble is named so, never passed off as whole. Raises LeaseHeldError when another driver runs it.
     """
-    name = f"{family(runs)}-x{len(runs)}-{fingerprint([spec.identity for spec in runs])}"
+    runs, name = task.runs, task.name
     folder = files.join(session.destination.storage, "ensembles", name)
     with session.leased(folder):
         key = _record(session, name, folder, runs)
-        trained = fleet.train(session, runs, key)
+        trained = fleet.train(session, runs, key, task.plan, session.stop_one)
         usable = [spec for spec in runs if trained.ended[spec.name].status == "finished"]
         table = None
         if usable and not session.interruption.event.is_set():
-            table = _score(session, folder, key, usable, trained)
-        result = EnsembleResult(name, folder, key, len(usable), len(runs), table)
+            table = _score(session, folder, key, task, usable, trained)
+        result = EnsembleResult(name, folder, key, len(usable), len(runs), table, recorded.report_url(folder))
         if not session.interruption.event.is_set():
             session.closing(key, "FINISHED" if result.whole else "FAILED")
         return result
@@ -75,7 +94,7 @@ def _record(session: Session, name: str, folder: str, runs: Sequence[RunSpec]) -
     key = session.key(name)
     # What all members share are the ensemble's own parameters; the children's show what differs.
     first, *others = recipes.values()
-    shared = {path: str(value) for path, value in first.items() if all(other[path] == value for other in others)}
+    shared = {path: str(value) for path, value in first.items() if all(other.get(path) == value for other in others)}
     params = {"members": str(len(runs)), "dataset": f"{session.manifest.name} {session.manifest.digest()}"}
     tags = {"orchestrator.folder": urls.redact(folder)}
     session.opened_run(TrackedRun(key, name, None, params | shared, tags))
@@ -83,42 +102,31 @@ def _record(session: Session, name: str, folder: str, runs: Sequence[RunSpec]) -
 
 
 def _score(
-    session: Session, folder: str, key: str, usable: Sequence[RunSpec], trained: fleet.FleetResult
+    session: Session, folder: str, key: str, task: Task, usable: Sequence[RunSpec], trained: fleet.FleetResult
 ) -> Table3 | None:
-    folders = scoring.score(session, usable)
+    """Score what is trained and record it; None when a wish to stop came in between."""
+    folders = scoring.score(session, usable, kind=task.kind)
+    raw: Sequence[str | None] = [None] * len(usable)
+    if task.kind == "averaged" and _compares(task.reporting, session.manifest):
+        raw = scoring.score(session, usable, kind="raw")
     if session.interruption.event.is_set():
         return None
-    table = table3.table(folders, session.manifest, scoring.SPLIT)
-    about: dict[str, object] = {
-        "ensemble": folder.rsplit("/", 1)[-1],
-        "members": [spec.name for spec in usable],
-        "dataset_digest": session.manifest.digest(),
-        "split": scoring.SPLIT,
-    }
-    curves = {name: row.curve for name, row in trained.board.rows.items() if row.curve}
-    results.write(folder, table, about, curves)
-    session.replayer.submit(partial(_log, session.replayer, key, folder, table), needs=key)
-    return table
+    members = [Scored(*one) for one in zip([spec.name for spec in usable], folders, raw, strict=True)]
+    found = Found(
+        name=task.name,
+        family=family(task.runs),
+        kind=task.kind,
+        usable=tuple(usable),
+        members=len(task.runs),
+        analysis=analysis.analyse(members, session.manifest, scoring.SPLIT),
+        curves={name: row.curve for name, row in trained.board.rows.items() if row.curve},
+    )
+    recorded.record(session, folder, key, found, task.reporting.registered)
+    return found.analysis.table
 
 
-def _log(replayer: Replayer, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
-    """The table in the tracker: as metrics, as a table, as text, as pictures."""
-    run_id = replayer.run_id(key, 0.0)
-    metrics = {
-        f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
-        for cell in table.cells
-        for rank, value in ((1, cell.top1_error), (5, cell.top5_error))
-    }
-    now = time.time()
-    tracker.log(run_id, [Point(name, value, 0, now) for name, value in metrics.items()])
-    tracker.log_table(run_id, "table3.json", results.columns(table))
-    # MLflow shows this tag, as Markdown, at the head of the run's page.
-    tracker.set_tags(run_id, {"mlflow.note.content": results.markdown(table)})
-    for name in ("table.md", SPEC):
-        tracker.log_text(run_id, name, files.read_bytes(files.join(folder, name)).decode())
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in ("table.png", "curves.png"):
-            path = os.path.join(scratch, name)
-            with open(path, "wb") as file:
-                file.write(files.read_bytes(files.join(folder, name)))
-            tracker.log_file(run_id, path)
+def _compares(reporting: Reporting, manifest: Manifest) -> bool:
+    """Whether raw weights are scored, too."""
+    if reporting.raw is not None:
+        return reporting.raw
+    return sum(shard.samples for shard in manifest.shards(scoring.SPLIT)) <= RAW_IMAGES

@@ -18,8 +18,13 @@ class EnsembleConfig(Config):
         None,
         ge=1,
         le=8,
-        description="width of the last member relative to the base (section 7: one is wider; 1: none); by default "
+        description="width of the wider member relative to the base (section 7: one is wider; 1: none); by default "
         "1.25, and 1 for networks without a width",
+    )
+    wider_member: int | None = Field(
+        None,
+        ge=1,
+        description="number of the wider member, from 1; by default the seventh, or the last where there are fewer",
     )
     vary_crops: bool = Field(
         True,
@@ -28,6 +33,7 @@ class EnsembleConfig(Config):
 
 
 WIDER = 1.25  # section 7 gives no factor
+PAPER_MEMBERS = 7  # section 7; a wider member that stays in its place leaves the others as they are when some are added
 # Parts of the base's range of crop areas that members in turn draw from: all of it, its smaller and its larger three
 # quarters. Section 6 says that some models were trained on smaller relative crops and others on larger ones.
 AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
@@ -36,14 +42,19 @@ AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
 def recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
     """The members' recipes. All share policy and initial weights; order, augmentation, dropout and crops differ.
 
-    Raises ConfigError when the last one cannot be as wide as asked for.
+    Raises ConfigError when there is no such wider member, or it cannot be as wide as asked for.
     """
+    if (config.wider_member or 1) > config.members:
+        raise ConfigError(
+            f"ensemble.wider_member: {config.wider_member} is refused: there are {config.members} members; give one of "
+            "them, or leave it out"
+        )
     wider = _wider(base, config)
     return tuple(_member(base, config, number, wider) for number in range(config.members))
 
 
 def _wider(base: Recipe, config: EnsembleConfig) -> float:
-    """How much wider the last member is."""
+    """How much wider the wider member is."""
     has_width = isinstance(base.model, GoogLeNetConfig)
     if config.wider is None:
         return WIDER if has_width else 1.0
@@ -66,7 +77,8 @@ def _member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> 
     low, high = base.augmentation.area
     begin, end = AREA_PARTS[number % len(AREA_PARTS)] if config.vary_crops else AREA_PARTS[0]
     area = (round(low + begin * (high - low), 6), round(low + end * (high - low), 6))
-    is_wider = wider > 1 and number == config.members - 1 and config.members > 1
+    widened = config.wider_member or min(config.members, PAPER_MEMBERS)
+    is_wider = wider > 1 and number == widened - 1 and config.members > 1
     model = base.model
     if is_wider:
         assert isinstance(model, GoogLeNetConfig)

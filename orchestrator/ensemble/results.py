@@ -86,16 +86,16 @@ def picture(table: Table3, path: str) -> None:
 def write(
     folder: str, table: Table3, about: dict[str, object], curves: Mapping[str, Sequence[tuple[float, float]]]
 ) -> None:
-    """Write table.json, table.md, table.txt, table.png and curves.png below `folder`."""
+    """Write table.json, table.md, table.txt, table.png and, where there are curves, curves.png below `folder`."""
     content = {"about": about, "images": table.images, "bad_images": table.bad_images, "table": columns(table)}
     files.write_bytes(files.join(folder, "table.json"), json.dumps(content, indent=1).encode())
     files.write_bytes(files.join(folder, "table.md"), markdown(table).encode())
     files.write_bytes(files.join(folder, "table.txt"), (text(table) + "\n").encode())
     with tempfile.TemporaryDirectory() as scratch:
         picture(table, os.path.join(scratch, "table.png"))
-        plots.curves(
-            curves, "Validation error of the members", "epoch", "top-1 error, %", os.path.join(scratch, "curves.png")
-        )
+        if curves:
+            path = os.path.join(scratch, "curves.png")
+            plots.curves(curves, "Validation error of the members", "epoch", "top-1 error, %", path)
         for name in sorted(os.listdir(scratch)):
             with open(os.path.join(scratch, name), "rb") as file:
                 files.write_bytes(files.join(folder, name), file.read())

@@ -3,67 +3,187 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
 
 from orchestrator.checkpoint import places
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.errors import DataError
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.predict import Scorer, ScoreShard, models_by_size, score_shard
+from orchestrator.evaluation.score_task import MOST_SCORERS, Scored, Scorer, ScoreShard, Which, score_shard
 from orchestrator.fleet.figures import duration
 from orchestrator.launch import pool
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
-from orchestrator.training.job import final_of
+from orchestrator.storage import commit, urls
+from orchestrator.training.job import best_of, final_of
 
 SPLIT = "validation"
+# Which weights of a run: the average over the last part of training, those of its last step, or those of the epoch that
+# validated best (which are never part of a table: they were chosen on the split that is scored).
+Kind = Literal["averaged", "raw", "best"]
+
+# Most that the scores of a task's shard may take in its memory; with more models it is sent several times, for some of
+# them each time, and its images are decoded as often.
+TASK_BYTES = 2**30
+VERIFYING = 8  # stored parts that are read at once
+SAID_SECONDS = 5.0  # between lines of progress
+SHOWN_BAD = 3
 
 
-def score_folder(spec: RunSpec, split: str = SPLIT) -> str:
-    """Where a finished run's scores lie. Raises FileNotFoundError when the run has no final weights."""
-    digest = places.stored_digest(final_of(spec.folder))
-    return score_store.folder(spec.folder, score_store.key(digest, spec.recipe, spec.dataset_digest, split))
+class Weights(NamedTuple):
+    """Weights of a run, and what identifies them."""
+
+    url: str  # folder of final weights
+    which: Which  # of the two that lie there
+    digest: str  # of the folder's averaged weights
+
+    @property
+    def identity(self) -> str:
+        """What their scores are stored under."""
+        return self.digest if self.which == "averaged" else f"{self.digest}-{self.which}"
 
 
-def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT) -> list[str]:
-    """Score finished runs on 144 crops of every image; the folders of their scores.
+def weights_of(spec: RunSpec, kind: Kind = "averaged") -> Weights:
+    """The weights of a run. Raises ConfigError, naming the run, when it has none of that kind."""
+    if kind != "best":
+        url = final_of(spec.folder)
+        return Weights(url, kind, _digest(spec, url))
+    newest = next(places.committed(best_of(spec.folder)), None)
+    if newest is None:
+        raise ConfigError(f"{spec.name}: has no weights of a best validation; leave it out")
+    # Written as final weights are; early on, before there is an average, the error is that of the raw ones.
+    averaged = "validation/averaged_top1_error" in commit.about(newest.url)
+    return Weights(newest.url, "averaged" if averaged else "raw", _digest(spec, newest.url))
 
-    Each task scores one shard for all models that lack it. Returns early, with less scored, when interrupted.
-    Raises launch.pool.TaskError when a task fails.
+
+def _digest(spec: RunSpec, url: str) -> str:
+    try:
+        return places.stored_digest(url)
+    except FileNotFoundError:
+        shown = urls.redact(url)
+        raise ConfigError(f"{spec.name}: has no final weights: nothing is committed in {shown}; train it on") from None
+
+
+def score_folder(spec: RunSpec, split: str = SPLIT, kind: Kind = "averaged") -> str:
+    """Where the scores of a run's weights lie. Raises ConfigError when the run has no such weights."""
+    return _folder(spec, split, weights_of(spec, kind))
+
+
+def _folder(spec: RunSpec, split: str, weights: Weights) -> str:
+    score_key = score_store.key(weights.identity, spec.recipe, spec.dataset_digest, split)
+    return score_store.folder(spec.folder, score_key)
+
+
+def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT, kind: Kind = "averaged") -> list[str]:
+    """Score finished runs on 144 crops of every image; the folders of their scores, in the order of `specs`.
+
+    What is stored is verified; parts that are damaged or belong elsewhere are named and scored again. Each task scores
+    one shard for all models of one size that lack it. Returns early, with less scored, when interrupted.
+    Raises DataError for a run of another dataset, ConfigError for one without such weights, launch.pool.TaskError when
+    a task fails.
     """
-    folders = [score_folder(spec, split) for spec in specs]
-    tasks = _tasks(session, specs, folders, split)
-    if not tasks:
+    digest = session.manifest.digest()
+    for spec in specs:
+        if spec.dataset_digest != digest:
+            raise DataError(
+                f"{spec.name}: was trained on dataset {spec.dataset_digest}, this one is {digest}; leave it out, or "
+                "give its own with --data"
+            )
+    found = [weights_of(spec, kind) for spec in specs]
+    scorers = [
+        Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
+        for spec, weights in zip(specs, found, strict=True)
+        for folder in (_folder(spec, split, weights),)
+    ]
+    tasks = _tasks(session, specs, scorers, split)
+    if session.interruption.event.is_set():
+        return [scorer.scores for scorer in scorers]
+    if tasks:
+        _run(session, tasks)
+    else:
         session.say("scoring: every score is stored already")
-        return folders
-    at_once = session.capacity.bundles(session.placement.cpus_per_worker, session.gpus)
+    return [scorer.scores for scorer in scorers]
+
+
+def _run(session: Session, tasks: Sequence[ScoreShard]) -> None:
+    """Have the tasks done, and say how far they are."""
+    shards = session.manifest.shards(tasks[0].split)
+    work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
+    models = len({scorer.scores for task in tasks for scorer in task.scorers})
+    session.say(f"scoring: {sum(work):,} images x models are to do, of {models} models, each on 144 crops")
+    done, began, said = 0, time.monotonic(), -SAID_SECONDS
+    told: set[int] = set()
     arguments = [(task.to_dict(),) for task in tasks]
+    stop = session.interruption.event.is_set
     cpus = session.placement.cpus_per_worker
-    began = time.monotonic()
-    for done, _ in enumerate(
-        pool.run(score_shard, arguments, cpus, session.gpus, at_once, session.interruption.event.is_set), start=1
-    ):
-        left = (time.monotonic() - began) / done * (len(tasks) - done)
-        session.say(f"scoring: {done} of {len(tasks)} shards on 144 crops, {duration(left)} left")
-    return folders
+    for number, result in pool.run(score_shard, arguments, cpus, session.gpus, _slots(session), stop):
+        done += work[number]
+        shard, came = tasks[number].shard, Scored.from_dict(result)
+        if came.bad and shard not in told:
+            told.add(shard)
+            rest = f" and {len(came.bad) - SHOWN_BAD} more" if len(came.bad) > SHOWN_BAD else ""
+            session.say(f"scoring: cannot be decoded, not counted: {'; '.join(came.bad[:SHOWN_BAD])}{rest}")
+        now = time.monotonic()
+        if now - said >= SAID_SECONDS or done == sum(work):
+            said, left = now, (now - began) / max(1, done) * (sum(work) - done)
+            session.say(f"scoring: {done:,} of {sum(work):,} images x models, {duration(left)} left")
 
 
-def _tasks(session: Session, specs: Sequence[RunSpec], folders: Sequence[str], split: str) -> list[ScoreShard]:
-    stored = [score_store.done(folder) for folder in folders]
+def _slots(session: Session) -> int:
+    """How many tasks run at once."""
+    return max(1, session.capacity.bundles(session.placement.cpus_per_worker, session.gpus))
+
+
+def _tasks(session: Session, specs: Sequence[RunSpec], scorers: Sequence[Scorer], split: str) -> list[ScoreShard]:
+    """What is to be done, largest shards first."""
+    lacking = _lacking(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
+    sizes = {scorer.scores: spec.recipe.model.image_size for scorer, spec in zip(scorers, specs, strict=True)}
+    shards, classes = session.manifest.shards(split), len(session.manifest.classes)
+    # Fewer shards than slots: the models of a shard are shared out, though its images are then decoded for each.
+    shares = -(-_slots(session) // max(1, len(lacking)))
     tasks = []
-    for group in models_by_size([spec.recipe for spec in specs]).values():
-        for shard in range(len(session.manifest.shards(split))):
-            lacking = [number for number in group if shard not in stored[number]]
-            if lacking:
-                scorers = tuple(
-                    Scorer(final=final_of(specs[number].folder), scores=folders[number]) for number in lacking
-                )
-                tasks.append(
-                    ScoreShard(
-                        data=session.destination.data,
-                        split=split,
-                        shard=shard,
-                        scorers=scorers,
-                        threads=session.placement.cpus_per_worker,
-                        reading=session.placement.reading,
-                    )
-                )
-    return tasks
+    for shard, wanted in lacking.items():
+        each = 2 * score_store.ROWS * classes * max(1, shards[shard].samples)
+        for size in sorted({sizes[scorer.scores] for scorer in wanted}):
+            alike = [scorer for scorer in wanted if sizes[scorer.scores] == size]
+            most = min(MOST_SCORERS, TASK_BYTES // each, -(-len(alike) // shares))
+            for some in _at_most(alike, max(1, most)):
+                task = ScoreShard(
+                    data=session.destination.data, split=split, shard=shard, scorers=some,
+                    threads=session.placement.cpus_per_worker, reading=session.placement.reading,
+                )  # fmt: skip
+                tasks.append(task)
+    # The last ones to end should be short, so that all workers end at about the same time.
+    return sorted(tasks, key=lambda task: -shards[task.shard].samples * len(task.scorers))
+
+
+def _at_most(scorers: Sequence[Scorer], most: int) -> Iterator[tuple[Scorer, ...]]:
+    for start in range(0, len(scorers), most):
+        yield tuple(scorers[start : start + most])
+
+
+def _lacking(session: Session, scorers: Sequence[Scorer], split: str) -> dict[int, list[Scorer]]:
+    """By shard, the models whose scores are not there, or not good, which is said."""
+    shards, classes = session.manifest.shards(split), len(session.manifest.classes)
+    starts = [sum(shard.samples for shard in shards[:number]) for number in range(len(shards))]
+
+    def look(which: tuple[int, Scorer]) -> str | None:
+        number, scorer = which
+        if session.interruption.event.is_set():
+            return None
+        try:
+            return score_store.problem(scorer.scores, number, starts[number], shards[number].samples, classes)
+        except FileNotFoundError:
+            return ""
+
+    every = [(number, scorer) for number in range(len(shards)) for scorer in scorers]
+    lacking: dict[int, list[Scorer]] = {}
+    with ThreadPoolExecutor(VERIFYING, thread_name_prefix="scores") as threads:
+        for (number, scorer), problem in zip(every, threads.map(look, every), strict=True):
+            if problem:
+                session.say(f"scoring: {scorer.name}: shard {number} is scored again: {problem}")
+            if problem is not None:
+                lacking.setdefault(number, []).append(scorer)
+    return lacking

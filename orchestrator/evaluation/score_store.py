@@ -1,12 +1,14 @@
 """Stored scores: for each (model, image) the mean probabilities over 1, 10 and 144 crops, per scale, and the maximum.
 
 A part is one shard of the split, committed by a DONE file, so scoring resumes per shard and a model that was scored is
-never scored again. float16 stored, float32 summed, all classes (a top-k could not be joined exactly).
+never scored again. float16 stored (evaluation.half says what that loses), float32 summed, all classes (a top-k could
+not be joined exactly).
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +16,17 @@ from numpy.typing import NDArray
 
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data import crops
+from orchestrator.evaluation import half
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import commit, files
+from orchestrator.storage import commit, files, urls
+from orchestrator.storage.commit import CommitError
 
-FORMAT_VERSION = 1
+# 2: times 2^15, in the order that float32 had.
+FORMAT_VERSION = 2
 _FILE = "scores.npz"
+_MEANS, _SCALES = len(crops.SUBSETS), len(crops.PAPER_SCALES)
+# Stored for each image: means over 1, 10 and 144 crops, over each of the four scales, and the maximum.
+ROWS = _MEANS + _SCALES + 1
 
 Floats = NDArray[np.float32]
 
@@ -28,11 +36,42 @@ class Scores:
     """Scores of one model on one shard: N images, C classes."""
 
     ids: NDArray[np.int64]  # N, whole numbers of the split in the manifest's order
-    labels: NDArray[np.int64]  # N
+    labels: NDArray[np.int64]  # N, -1 for an image without a label
     means: dict[int, Floats]  # by number of crops (1, 10, 144), each N x C
     per_scale: Floats  # N x 4 x C, mean over the 36 crops of each scale
     maximum: Floats  # N x C, maximum over the 144 crops: the paper's rejected variant
     bad: int  # images of the shard that could not be decoded, and so are in none of the arrays
+
+
+class Part:
+    """Scores of one model on one shard as they come, in the 16 bytes a class and image that they are stored in."""
+
+    def __init__(self, most: int, classes: int) -> None:
+        self._ids = np.empty(most, dtype=np.int64)
+        self._labels = np.empty(most, dtype=np.int64)
+        self._rows = np.empty((most, ROWS, classes), dtype=np.float16)
+        self._images = 0
+
+    def add(self, ids: NDArray[np.int64], labels: NDArray[np.int64], rows: Floats) -> None:
+        """Take N more images: ids, labels, and N x 8 x C rows. Raises ValueError for what are no probabilities."""
+        here = slice(self._images, self._images + len(ids))
+        self._rows[here] = half.encoded(rows)
+        self._ids[here], self._labels[here] = ids, labels
+        self._images = here.stop
+
+    def save(self, where: str, shard: int, bad: int) -> None:
+        """Commit what was taken as the scores of a shard, `bad` images of which could not be decoded."""
+        taken = slice(0, self._images)
+        buffer = io.BytesIO()
+        np.savez(buffer, ids=self._ids[taken], labels=self._labels[taken], rows=self._rows[taken])
+        about = {
+            "format_version": FORMAT_VERSION,
+            "key": _name(where),
+            "shard": shard,
+            "images": self._images,
+            "bad": bad,
+        }
+        commit.write(_part(where, shard), {_FILE: buffer.getvalue()}, about)
 
 
 def key(weights_digest: str, recipe: Recipe, dataset_digest: str, split: str) -> str:
@@ -46,12 +85,8 @@ def folder(run_folder: str, score_key: str) -> str:
     return files.join(run_folder, "scores", score_key)
 
 
-def _part(where: str, shard: int) -> str:
-    return files.join(where, f"shard-{shard:06d}")
-
-
 def done(where: str) -> set[int]:
-    """Shards whose scores are committed."""
+    """Shards whose scores are committed; whether they are good, `load` and `problem` tell."""
     return {
         int(name.removeprefix("shard-"))
         for name in files.list_names(where)
@@ -60,31 +95,78 @@ def done(where: str) -> set[int]:
 
 
 def save(where: str, shard: int, scores: Scores) -> None:
-    """Commit the scores of one shard."""
-    buffer = io.BytesIO()
-    half = {f"mean_{count}": mean.astype(np.float16) for count, mean in scores.means.items()}
-    np.savez(
-        buffer,
-        ids=scores.ids,
-        labels=scores.labels,
-        per_scale=scores.per_scale.astype(np.float16),
-        maximum=scores.maximum.astype(np.float16),
-        **half,  # type: ignore[arg-type]
-    )
-    about = {"format_version": FORMAT_VERSION, "images": len(scores.ids), "bad": scores.bad}
-    commit.write(_part(where, shard), {_FILE: buffer.getvalue()}, about)
+    """Commit the scores of one shard. Raises ValueError for scores that are no probabilities."""
+    part = Part(len(scores.ids), scores.maximum.shape[-1])
+    means = [scores.means[count][:, None] for count in crops.SUBSETS]
+    part.add(scores.ids, scores.labels, np.concatenate((*means, scores.per_scale, scores.maximum[:, None]), axis=1))
+    part.save(where, shard, scores.bad)
 
 
 def load(where: str, shard: int) -> Scores:
-    """The verified scores of one shard. Raises FileNotFoundError (not scored) or storage.commit.CommitError."""
+    """The verified scores of one shard.
+
+    Raises FileNotFoundError (not scored) or storage.commit.CommitError (damaged, or the scores of other weights or of
+    another shard).
+    """
+    about, ids, labels, rows = _read(where, shard)
+    values = half.decoded(rows)
+    return Scores(
+        ids=ids,
+        labels=labels,
+        means={count: values[:, row] for row, count in enumerate(crops.SUBSETS)},
+        per_scale=values[:, _MEANS : _MEANS + _SCALES],
+        maximum=values[:, -1],
+        bad=int(str(about["bad"])),
+    )
+
+
+def problem(where: str, shard: int, first: int, samples: int, classes: int) -> str | None:
+    """What is wrong with the stored scores of a shard; None when they are good.
+
+    They must be whole, and of exactly the images `first` .. `first + samples - 1` but those counted as bad, and of so
+    many classes. Raises FileNotFoundError when there are none.
+    """
+    try:
+        about, ids, _, rows = _read(where, shard)
+    except CommitError as error:
+        return str(error)
+    shown = urls.redact(_part(where, shard))
+    inside = (ids >= first) & (ids < first + samples)
+    if not inside.all() or len(np.unique(ids)) != len(ids) or len(ids) + int(str(about["bad"])) != samples:
+        return f"{shown}: {len(ids)} images, which are not those {first} .. {first + samples - 1} of the split"
+    if rows.shape[2] != classes:
+        return f"{shown}: of {rows.shape[2]} classes, not {classes}"
+    return None
+
+
+def _part(where: str, shard: int) -> str:
+    return files.join(where, f"shard-{shard:06d}")
+
+
+def _name(where: str) -> str:
+    """The last part of a folder's URL, which is the key of its scores."""
+    return where.rstrip("/").rpartition("/")[2]
+
+
+def _read(
+    where: str, shard: int
+) -> tuple[dict[str, object], NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
+    """What a part says of itself, its ids, labels and rows. Raises as `load` does."""
     part = _part(where, shard)
+    shown = urls.redact(part)
     about = commit.about(part)
-    with np.load(io.BytesIO(commit.read(part)[_FILE]), allow_pickle=False) as arrays:
-        return Scores(
-            ids=arrays["ids"],
-            labels=arrays["labels"],
-            means={count: arrays[f"mean_{count}"].astype(np.float32) for count in crops.SUBSETS},
-            per_scale=arrays["per_scale"].astype(np.float32),
-            maximum=arrays["maximum"].astype(np.float32),
-            bad=int(str(about["bad"])),
-        )
+    wanted = {"format_version": FORMAT_VERSION, "key": _name(where), "shard": shard}
+    for field, value in wanted.items():
+        if about.get(field) != value:
+            raise CommitError(f"{shown}: its {field} is {about.get(field)!r}, not {value!r}: it belongs elsewhere")
+    payload = commit.read(part)
+    try:
+        with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as arrays:
+            ids, labels, rows = arrays["ids"], arrays["labels"], arrays["rows"]
+        fits = ids.shape == labels.shape == rows.shape[:1] == (about["images"],) and rows.shape[1] == ROWS
+        int(str(about["bad"]))
+    except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+        raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
+    if not fits:
+        raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")
+    return about, ids, labels, rows

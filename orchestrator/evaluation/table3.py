@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import crops, keyed
-from orchestrator.data.errors import DataError
+from orchestrator.data import crops
 from orchestrator.data.manifest import Manifest
-from orchestrator.evaluation import score_store
+from orchestrator.evaluation import joined, resampling
 
-# arXiv 1409.4842, Table 3: top-5 error in percent by (models, crops).
+# arXiv 1409.4842, section 7, Table 3: top-5 error in percent by (models, crops). The paper prints the differences to
+# its base, 10.07, beside them. They are not kept here but taken from these: it prints -3.45 for (7, 144), while 6.67
+# less 10.07 is -3.40; the other four it prints agree with its figures.
 PAPER_TOP5 = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89, (7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
+READERS = 2  # threads that read, verify and decode scores while others are joined
+
+CellKey = tuple[int, int]  # models, crops
+Wrong = NDArray[np.float64]  # images x 2: top-1 and top-5 error of each image, 0 or 1 (or a mean of such)
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Table3:
     """All cells, 1 x 1 first, with what they were computed from."""
 
     cells: tuple[Cell, ...]
-    images: int
-    bad_images: int
+    images: int  # with scores and a label
+    bad_images: int  # that no decoder takes
+    unlabelled: int = 0  # scored, but without a label, so in no figure
 
     def cell(self, models: int, number_of_crops: int) -> Cell:
         """The cell of so many models and crops. Raises KeyError when the table has none."""
@@ -54,33 +59,41 @@ class Table3:
         raise KeyError((models, number_of_crops))
 
 
-Wrong = NDArray[np.float64]  # ... x images x 2: top-1 and top-5 error of each image, 0 or 1 (or a mean of such)
+def keys(models: int) -> list[CellKey]:
+    """The cells of the table of so many models, in its order."""
+    return [(size, count) for size in sorted({1, models}) for count in crops.SUBSETS]
 
 
 def table(folders: Sequence[str], manifest: Manifest, split: str) -> Table3:
     """The table of the models whose scores lie in `folders`, shard by shard, so memory stays small.
 
-    Raises FileNotFoundError when a shard is not scored, DataError when the images scored are not the split's.
+    Raises FileNotFoundError when a shard is not scored, storage.commit.CommitError when it is damaged, and DataError
+    when the scores are not of the split's images, or not of models that can be joined.
     """
-    counts = [(1, count) for count in crops.SUBSETS]
-    if len(folders) > 1:
-        counts += [(len(folders), count) for count in crops.SUBSETS]
-    wrong: dict[tuple[int, int], list[Wrong]] = {cell: [] for cell in counts}
-    bad = seen = first = 0
-    for number, shard in enumerate(manifest.shards(split)):
-        parts = [score_store.load(folder, number) for folder in folders]
-        ids, labels = parts[0].ids, parts[0].labels
-        _check_ids(parts, first, shard.samples, shard.name)
-        for models, count in counts:
-            means = [part.means[count] for part in parts]
-            if models == 1:
-                found = np.mean([errors(mean, labels) for mean in means], axis=0)
-            else:
-                found = errors(np.sum(means, axis=0, dtype=np.float32), labels)
-            wrong[models, count].append(found)
-        bad, seen, first = bad + parts[0].bad, seen + len(ids), first + shard.samples
-    joined = np.stack([np.concatenate(found) for found in wrong.values()])
-    return Table3(_cells(counts, joined), seen, bad)
+    wrong: dict[CellKey, list[Wrong]] = {key: [] for key in keys(len(folders))}
+    bad = unlabelled = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for shard in joined.shards(folders, manifest, split, pool):
+            for (models, count), found in wrong.items():
+                means = [part.means[count] for part in shard.parts]
+                if models == 1:
+                    found.append(np.mean([errors(mean, shard.labels) for mean in means], axis=0))
+                else:
+                    found.append(errors(np.sum(means, axis=0, dtype=np.float32), shard.labels))
+            bad, unlabelled = bad + shard.bad, unlabelled + shard.unlabelled
+    whole = {key: np.concatenate(found) for key, found in wrong.items()}
+    return tabulated(whole, resampling.bootstrap(np.hstack(list(whole.values()))), bad, unlabelled)
+
+
+def tabulated(wrong: Mapping[CellKey, Wrong], means: NDArray[np.float64], bad: int, unlabelled: int) -> Table3:
+    """The table of the errors of images by cell; `means` are the bootstrap's of the cells' columns side by side."""
+    cells = []
+    for column, ((models, count), found) in enumerate(wrong.items()):
+        top1, top5 = (100 * found.mean(axis=0)).tolist()
+        bounds = [resampling.interval(100 * means[:, 2 * column + rank]) for rank in range(2)]
+        cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], PAPER_TOP5.get((models, count))))
+    images = len(next(iter(wrong.values())))
+    return Table3(tuple(cells), images, bad, unlabelled)
 
 
 def errors(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Wrong:
@@ -92,39 +105,3 @@ def errors(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Wro
     # Not ">=": a score that is no number must count as wrong, not as right.
     others = (~(probabilities < true)).sum(axis=1) - 1
     return np.stack((others >= 1, others >= 5), axis=1).astype(np.float64)
-
-
-def _check_ids(parts: Sequence[score_store.Scores], first: int, samples: int, name: str) -> None:
-    """Every model must have scored just the images of the shard, those that no decoder takes excepted."""
-    expected = set(range(first, first + samples))
-    for part in parts:
-        ids = set(part.ids.tolist())
-        if len(ids) != len(part.ids) or not ids <= expected or len(ids) + part.bad != samples:
-            raise DataError(f"{name}: the scored images are not the {samples} of the shard; score it again")
-        if not np.array_equal(part.ids, parts[0].ids) or not np.array_equal(part.labels, parts[0].labels):
-            raise DataError(f"{name}: models were scored on different images or labels; score it again")
-
-
-def _cells(counts: Sequence[tuple[int, int]], wrong: Wrong) -> tuple[Cell, ...]:
-    """Means and intervals of cells x images x 2 errors."""
-    low, high = _interval(wrong)
-    mean = 100 * wrong.mean(axis=1)
-    cells = []
-    for row, (models, count) in enumerate(counts):
-        (top1, top5), lows, highs = mean[row].tolist(), low[row].tolist(), high[row].tolist()
-        intervals = tuple(zip(lows, highs, strict=True))
-        cells.append(Cell(models, count, top1, intervals[0], top5, intervals[1], PAPER_TOP5.get((models, count))))
-    return tuple(cells)
-
-
-def _interval(wrong: Wrong) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """95% bootstrap bounds, in percent, of means over images; every cell sees the same resamples."""
-    images = wrong.shape[1]
-    numbers = np.arange(images, dtype=np.int64)
-    means = []
-    for resample in range(RESAMPLES):
-        draws = keyed.uniforms(keyed.key(0, "bootstrap", resample), numbers, 1)[:, 0]
-        means.append(wrong[:, (draws * images).astype(np.int64)].mean(axis=1))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(100 * np.array(means), [tail, 100 - tail], axis=0)
-    return low, high

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from orchestrator.fleet import fleet
-from orchestrator.launch import dryrun
-from orchestrator.launch.command import FAILED, console
+from orchestrator.fleet import dryrun, fleet
+from orchestrator.fleet.config import PlanConfig, TrainModel
+from orchestrator.launch.command import FAILED, console, starting_recipe
 from orchestrator.launch.config import JobConfig
 from orchestrator.launch.session import opened
 
@@ -14,16 +12,14 @@ from orchestrator.launch.session import opened
 def train(config: JobConfig) -> int:
     """Train the config's recipe; the exit status."""
     screen = console()
-    recipe = config.recipe
-    if config.weights or recipe.initial_weights:
-        # Imported for those who ask: it takes torch, and torch two seconds.
-        recipe = import_module("orchestrator.training.initial").given(recipe, config.weights)
+    recipe = starting_recipe(config)
+    about = config.plan if isinstance(config, TrainModel) else PlanConfig()
     if config.dry_run:
-        dryrun.show([recipe], config.destination.resolved(), config.placement, screen)
+        dryrun.show(config, [recipe], about, screen)
         return 0
     with opened(config.destination, config.placement, screen) as session:
         spec = config.spec(recipe, session.destination, session.manifest.digest())
-        result = fleet.train(session, [spec])
+        result = fleet.train(session, [spec], config=about)
         session.tell_places(spec.folder, session.key(spec.name))
         if session.interruption.event.is_set():
             session.say("stopped; the same command goes on from the last checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from orchestrator.tracking.events import Event
@@ -53,3 +54,23 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def moment(seconds: float | None) -> str:
+    """The local time in so many seconds, 14:35, with its day when that is not today; "-" when unknown."""
+    if seconds is None:
+        return "-"
+    now = time.time()
+    then, today = time.localtime(now + seconds), time.localtime(now)
+    return time.strftime("%H:%M" if then[:3] == today[:3] else "%b %d %H:%M", then)
+
+
+def size(number: float | None) -> str:
+    """Bytes as people say them: 1.2 GB; "-" when unknown."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} PB"

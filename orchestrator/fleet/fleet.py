@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.fleet import forecast
 from orchestrator.fleet.board import Board
+from orchestrator.fleet.config import PlanConfig
+from orchestrator.fleet.figures import duration
+from orchestrator.fleet.forecast import Durations
 from orchestrator.fleet.plan import Plan, plan
 from orchestrator.fleet.progress import Progress
-from orchestrator.fleet.supervisor import Ended, RunStatus, supervise
-from orchestrator.launch import preflight
+from orchestrator.fleet.supervisor import Ended, RunStatus, Tail, supervise
+from orchestrator.fleet.supply import Supply, looking
+from orchestrator.launch import cluster, preflight
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
 from orchestrator.tracking.tracker import FinalStatus
@@ -30,11 +35,19 @@ class FleetResult:
         return [name for name, end in self.ended.items() if end.status == status]
 
 
-def train(session: Session, specs: Sequence[RunSpec], parent: str | None = None) -> FleetResult:
+def train(
+    session: Session,
+    specs: Sequence[RunSpec],
+    parent: str | None = None,
+    config: PlanConfig | None = None,
+    stop_run: Callable[[RunSpec], None] | None = None,
+) -> FleetResult:
     """Train every run that is not finished; each is recorded under the run of key `parent`.
 
     Returns when all ended, however they did. A run's failure is in the result, never raised.
+    stop_run: asks one run to save and stop, the session going on; without it no run under way gets more workers.
     """
+    config = config or PlanConfig()
     done = {spec.name: outcome for spec in specs if (outcome := finished(spec.folder)) is not None}
     todo = [spec for spec in specs if spec.name not in done]
     board = Board(specs)
@@ -48,11 +61,31 @@ def train(session: Session, specs: Sequence[RunSpec], parent: str | None = None)
     if done:
         session.say(f"{len(done)} of {len(specs)} models are trained already")
     if todo:
-        ended |= _train(session, plan(todo, session.capacity, session.gpus), board, parent)
+        planned = _planned(session, specs, todo, board, config)
+        tail = None
+        if stop_run is not None and config.most_workers is not None:
+            tail = Tail(board.seconds_left, board.start_seconds, stop_run)
+        ended |= _train(session, planned, board, parent, tail)
     return FleetResult({spec.name: ended[spec.name] for spec in specs}, board)
 
 
-def _train(session: Session, planned: Plan, board: Board, parent: str | None) -> dict[str, Ended]:
+def _planned(
+    session: Session, specs: Sequence[RunSpec], todo: Sequence[RunSpec], board: Board, config: PlanConfig
+) -> Plan:
+    """The plan of what is to be done, told; the board expects it."""
+    expected = forecast.durations(specs, board.seen(), session.manifest, config)
+    pace = forecast.pace(config, expected.in_seconds)
+    by_name = {spec.name: value for spec, value in zip(specs, expected.values, strict=True)}
+    planned = plan(todo, session.capacity, session.gpus, [by_name[spec.name] for spec in todo], pace)
+    in_order = Durations(tuple(by_name[spec.name] for spec in planned.order), expected.in_seconds)
+    board.expect(planned.order, in_order, forecast.pace(config))
+    waves = f" in {planned.waves} waves" if planned.waves > 1 else ""
+    takes = f", about {duration(planned.makespan)}" if expected.in_seconds else ""
+    session.say(f"training {len(planned.runs)} models, {planned.at_once} at once{waves}{takes}")
+    return planned
+
+
+def _train(session: Session, planned: Plan, board: Board, parent: str | None, tail: Tail | None) -> dict[str, Ended]:
     def on_change(spec: RunSpec, status: RunStatus, message: str) -> None:
         board.change(spec, status, message)
         if status in _STATUS:
@@ -63,6 +96,13 @@ def _train(session: Session, planned: Plan, board: Board, parent: str | None) ->
     first = planned.order[0]
     if (warning := preflight.mixing(first.destination.data, session.manifest, first.recipe)) is not None:
         session.say(f"warning: {warning}")
-    session.say(f"training {len(planned.order)} models, {planned.at_once} at once")
-    with Progress(board, planned.at_once, session.console):
-        return supervise(planned, lambda spec: session.train(spec, parent), on_change, session.interruption.event)
+    # A run alone takes what nodes there are by itself.
+    look = looking(cluster.capacity, first.placement, session.gpus) if len(planned.runs) > 1 else None
+
+    def on_capacity(before: int, now: int) -> None:
+        session.say(f"the cluster holds {now} workers now, {before} before")
+
+    with Supply(planned.slots, look, on_capacity) as supply, Progress(board, lambda: supply.slots, session.console):
+        return supervise(
+            planned, lambda spec: session.train(spec, parent), on_change, session.interruption.event, supply, tail
+        )

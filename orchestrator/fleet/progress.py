@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.fleet.board import Board, Row
-from orchestrator.fleet.figures import duration, of_epoch, shown
+from orchestrator.fleet.figures import duration, moment, of_epoch, shown
 from orchestrator.tracking.events import Event
 
 POLL_SECONDS = 1.0
@@ -20,8 +22,9 @@ POLL_SECONDS = 1.0
 class Progress:
     """Shows a board in the background while its `with` block runs."""
 
-    def __init__(self, board: Board, at_once: int, console: Console) -> None:
-        self._board, self._at_once, self._console = board, at_once, console
+    def __init__(self, board: Board, slots: Callable[[], int], console: Console) -> None:
+        """slots: workers that the cluster holds now."""
+        self._board, self._slots, self._console = board, slots, console
         self._ended = threading.Event()
         self._told_waiting: set[str] = set()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -43,14 +46,25 @@ class Progress:
 
     def table(self) -> Table:
         """The board as a table that fits 100 columns."""
-        eta = duration(self._board.eta_seconds(self._at_once))
-        table = Table(title=f"{self._at_once} at once, {eta} left", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=self._headline(), title_justify="left", box=None, pad_edge=False)
         columns = ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "restarts")
         for name in columns:
             table.add_column(name, justify="left" if name in ("model", "state") else "right", no_wrap=True)
         for row in self._board.rows.values():
             table.add_row(*_cells(row))
         return table
+
+    def _headline(self) -> str:
+        """How far all runs together are."""
+        rows = self._board.rows.values()
+        placement = next(iter(rows)).spec.placement
+        most = placement.at_once or len(rows)
+        at_once = max(1, min(self._slots() // placement.least, most, len(rows)))
+        ended = sum(row.status not in ("waiting", "running") for row in rows)
+        waves = math.ceil(len(rows) / at_once)
+        eta = self._board.eta_seconds(self._slots())
+        wave = f"wave {min(waves, ended // at_once + 1)} of {waves}, " if waves > 1 else ""
+        return f"{wave}{at_once} at once, {duration(eta)} left, done at about {moment(eta)}"
 
     def _run(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
@@ -68,8 +82,9 @@ class Progress:
                 self._console.print(text, highlight=False, markup=False)
         for row, event in news:
             if (line := _line(row, event)) is not None:
-                left = duration(self._board.eta_seconds(self._at_once))
-                self._console.print(f"{row.spec.name}: {line}, all done in about {left}", highlight=False, markup=False)
+                left = self._board.eta_seconds(self._slots())
+                done = f"all done in about {duration(left)}, at {moment(left)}"
+                self._console.print(f"{row.spec.name}: {line}, {done}", highlight=False, markup=False)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -17,12 +17,14 @@ from orchestrator.recipe.schedule import rate_at
 from orchestrator.storage import files, urls
 
 
-def show(recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console) -> None:
-    """Print runs, steps, rates, resources and places."""
+def show(
+    recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console
+) -> Manifest | None:
+    """Print runs, steps, rates, resources and places; the dataset's manifest, None when it is not packed yet."""
     found = _manifest(destination)
     table = Table(title="plan", title_justify="left")
     for name in ("model", "network", "crop area", "epochs", "steps", "rate first", "half-way"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for recipe in recipes:
         steps = "?" if found is None else str(recipe.epochs * _steps(found, recipe))
         low, high = recipe.augmentation.area
@@ -54,6 +56,7 @@ def show(recipes: Sequence[Recipe], destination: Destination, placement: Placeme
         lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    return found
 
 
 def _steps(found: Manifest, recipe: Recipe) -> int:

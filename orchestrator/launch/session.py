@@ -52,6 +52,8 @@ class Session:
     console: Console
     statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
     _open: set[str] = field(default_factory=set)
+    _leases: dict[str, Lease] = field(default_factory=dict)  # by folder, of what this session runs
+    _alone: set[str] = field(default_factory=set)  # folders of runs that are stopped by themselves
     _closed: threading.Event = field(default_factory=threading.Event)
 
     def say(self, text: str) -> None:
@@ -114,9 +116,10 @@ class Session:
         Raises LeaseHeldError when another driver runs it.
         """
         held = lease.take(folder)
+        self._leases[folder] = held
         self.interruption.on_set(held.request_stop)
         ended = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(held, ended), name="lease-flag", daemon=True)
+        watch = threading.Thread(target=self._watch, args=(folder, held, ended), name="lease-flag", daemon=True)
         watch.start()
         try:
             yield held
@@ -124,6 +127,8 @@ class Session:
             ended.set()
             watch.join()
             self.interruption.forget(held.request_stop)
+            del self._leases[folder]
+            self._alone.discard(folder)
             held.release()
 
     def train(self, spec: RunSpec, parent: str | None = None) -> Outcome:
@@ -137,10 +142,16 @@ class Session:
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             outcome = launch(spec, held, self.gpus)
-            if outcome.status == "stopped":
+            if outcome.status == "stopped" and spec.folder not in self._alone:
                 # Its workers may have seen the flag, and be done, before our own look: the wish is for all of this.
                 self.interruption.request()
             return outcome
+
+    def stop_one(self, spec: RunSpec) -> None:
+        """Have one of this session's runs save and stop, while the others go on; one that is not under way is left."""
+        if (held := self._leases.get(spec.folder)) is not None:
+            self._alone.add(spec.folder)
+            held.request_stop()
 
     def _preview(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""
@@ -159,11 +170,12 @@ class Session:
             self.say(f"some runs did not stop within {CUT_OFF_SECONDS:g} s and are cut off")
             ray.shutdown()
 
-    def _watch(self, held: Lease, ended: threading.Event) -> None:
+    def _watch(self, folder: str, held: Lease, ended: threading.Event) -> None:
         while not ended.wait(FLAG_SECONDS):
             try:
                 if held.stop_requested():
-                    self.interruption.request()
+                    if folder not in self._alone:
+                        self.interruption.request()
                     return
             except OSError:
                 continue  # a failed query stops nothing

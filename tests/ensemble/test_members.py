@@ -89,6 +89,19 @@ def test_adding_a_member_keeps_all_but_the_wide_one() -> None:
     assert even[1][:2] == even[0]
 
 
+def test_the_seventh_stays_the_wider_one_when_members_are_added() -> None:
+    assert members(members=9)[:7] == members(members=7)
+    assert [width(one) > width(members()[0]) for one in members(members=9)] == [False] * 6 + [True] + [False] * 2
+
+
+def test_the_wider_member_can_be_chosen() -> None:
+    assert [recipe.name for recipe in members(members=3, wider_member=1)] == [
+        f"googlenet-digits-{name}" for name in ("m1-wide", "m2", "m3")
+    ]
+    with pytest.raises(ConfigError, match=r"^ensemble\.wider_member: 4 is refused: there are 3 members"):
+        members(members=3, wider_member=4)
+
+
 @given(st.integers(1, 40), st.sampled_from(sorted(presets.PRESETS)), st.floats(1, 4), st.booleans())
 def test_every_number_of_members_is_valid_and_each_is_a_run_of_its_own(
     count: int, name: str, wider: float, vary: bool

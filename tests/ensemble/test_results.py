@@ -90,6 +90,11 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_curves_there_is_no_picture_of_them(tmp_path: Path) -> None:
+    results.write(str(tmp_path), TWO, {}, {})
+    assert {path.name for path in tmp_path.glob("*.png")} == {"table.png"}
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [("googlenet-digits-m1", "googlenet-digits"), ("net-m12-wide", "net"), ("net", "net"), ("net-m", "net-m")],

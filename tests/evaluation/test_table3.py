@@ -138,6 +138,22 @@ def test_intervals_hold_the_mean_agree_with_theory_and_are_the_same_each_time(tm
     assert {cell.top1_interval for cell in made.cells} == {(low, high)}
 
 
+def test_each_cell_has_its_own_interval(tmp_path: Path) -> None:
+    labels = [0] * 300
+    wrong = {1: (150, 90), 10: (60, 30), 144: (15, 6)}  # of 300: top-1, top-5
+    means = {
+        count: ranked(labels, [7] * top5 + [1] * (top1 - top5) + [0] * (300 - top1))
+        for count, (top1, top5) in wrong.items()
+    }
+    store(tmp_path, 0, 0, labels, means)
+    made = table3.table([str(tmp_path)], manifest(300), "validation")
+    for cell in made.cells:
+        intervals = (cell.top1_interval, cell.top5_interval)
+        for (low, high), number in zip(intervals, wrong[cell.crops], strict=True):
+            spread = 196 * (number / 300 * (1 - number / 300) / 300) ** 0.5
+            assert [low, high] == pytest.approx([number / 3 - spread, number / 3 + spread], abs=1)
+
+
 def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
     store(tmp_path, 0, 0, [1, 2], alike(ranked([1, 2], [0, 0])))
     assert table3.table([str(tmp_path)], manifest(2), "validation").cell(1, 1).top1_interval == (0.0, 0.0)
@@ -183,6 +199,12 @@ def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ the paper
+def test_differences_to_the_papers_base_are_taken_from_its_errors() -> None:
+    versus = {cell: round(error - PAPER_TOP5[1, 1], 2) for cell, error in PAPER_TOP5.items()}
+    # The paper prints -3.45 for the last.
+    assert versus == {(1, 1): 0, (1, 10): -0.92, (1, 144): -2.18, (7, 1): -1.98, (7, 10): -2.45, (7, 144): -3.4}
+
+
 def test_the_papers_figures() -> None:
     assert PAPER_TOP5 == {
         (1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89, (7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67,

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from orchestrator.fleet import progress
 from orchestrator.fleet.board import Board, Row
-from orchestrator.fleet.figures import duration, of_epoch
+from orchestrator.fleet.figures import duration, moment, of_epoch, size
+from orchestrator.fleet.forecast import Durations, Seen
+from orchestrator.fleet.plan import Pace, with_workers
 from orchestrator.fleet.progress import Progress
 from orchestrator.launch.config import RunSpec
 from orchestrator.storage import files
@@ -126,12 +128,63 @@ def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path, monkeypatch
     write_journal(runs[0].folder, 1, [STARTED, epoch(1), epoch(2)])
     board.poll()
     assert row_of(board, runs[0]).seconds_per_epoch == pytest.approx(20)
-    # 8 epochs of the first and 10 of the two that wait, two at once; never less than the longest run.
-    assert board.eta_seconds(2) == pytest.approx((8 + 10 + 10) * 20 / 2)
+    # 8 epochs of the first; 10 of the second beside it, and 10 of the third after the first.
+    assert board.eta_seconds(2) == pytest.approx((8 + 10) * 20)
     assert board.eta_seconds(100) == pytest.approx(10 * 20)
+    assert board.eta_seconds(1) == pytest.approx((8 + 10 + 10) * 20)
     for run in runs:
         board.change(run, "finished", "")
     assert board.eta_seconds(2) == 0.0
+
+
+def test_before_the_first_epoch_the_time_left_is_the_plans(tmp_path: Path) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
+    board = Board(runs)
+    board.expect(runs, Durations((100.0, 60.0, 60.0), True), Pace(start=5.0))
+    assert board.eta_seconds(2) == pytest.approx(5 + 60 + 5 + 60)
+    assert board.seconds_left(runs[0]) is None
+    board.expect(runs, Durations((100.0, 60.0, 60.0), False), Pace(start=5.0))
+    assert board.eta_seconds(2) is None  # units of work
+
+
+def test_what_one_run_shows_counts_for_the_others_by_their_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(2)]
+    board = Board(runs)
+    board.expect(runs, Durations((7.0, 21.0), False), Pace(most_workers=2, serial_share=0.0))
+    board.change(runs[0], "running", "")
+    began = time.time()
+    clock = iter([began, began + 20])
+    monkeypatch.setattr(time, "time", lambda: next(clock, began + 20))
+    write_journal(runs[0].folder, 1, [STARTED, epoch(1)])
+    board.poll()
+    assert board.seconds_left(runs[0]) == pytest.approx(9 * 20)
+    # The other has three times the work; ten epochs of 60 s.
+    assert board.eta_seconds(2) == pytest.approx(600, abs=30)
+    # With twice the workers an epoch is expected to take half; what was measured with one is measured anew.
+    board.change(with_workers(runs[0], 2), "running", "")
+    assert board.seconds_left(runs[0]) is None
+
+
+def test_starts_are_measured(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board([run])
+    board.expect([run], Durations((10.0,), True), Pace(start=30.0))
+    assert board.start_seconds() == 30.0
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    board.change(run, "running", "")
+    monkeypatch.setattr(time, "time", lambda: now + 12)
+    write_journal(run.folder, 1, [STARTED])
+    board.poll()
+    assert board.start_seconds() == pytest.approx(12.0)
+
+
+def test_a_plan_is_told_what_the_journals_say(run: RunSpec) -> None:
+    write_journal(run.folder, 1, [("started", 0, {"workers": 3}), epoch(2)])
+    board = Board([run])
+    board.poll(waiting=True)
+    assert board.seen() == {run.name: Seen(2, 1234.5, 3, False)}
 
 
 # ------------------------------------------------------------------ progress
@@ -139,11 +192,33 @@ def test_durations() -> None:
     assert [duration(seconds) for seconds in (None, 0, 59.6, 61, 3723)] == ["-", "0:00", "1:00", "1:01", "1:02:03"]
 
 
+def test_sizes() -> None:
+    assert [size(number) for number in (None, 0, 999, 1234, 5.55e9, 2e15)] == [
+        "-", "0 B", "999 B", "1.23 kB", "5.55 GB", "2 PB",
+    ]  # fmt: skip
+
+
+def test_moments_name_the_day_when_it_is_another_one() -> None:
+    assert moment(None) == "-"
+    assert len(moment(0.0)) == 5
+    assert len(moment(3 * 86400.0)) == 12
+
+
+def test_the_headline_tells_the_wave(tmp_path: Path) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(7)]
+    board = Board(runs)
+    for run in runs[:4]:
+        board.change(run, "finished", "")
+    title = str(Progress(board, lambda: 2, Console(file=io.StringIO())).table().title)
+    assert title.startswith("wave 3 of 4, 2 at once, ")
+    assert "done at about" in title
+
+
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), Board([run])
     board.change(run, "running", "")
-    with Progress(board, 2, Console(file=text, width=200)):
+    with Progress(board, lambda: 2, Console(file=text, width=200)):
         write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
         until(lambda: "epoch 1/4" in text.getvalue())
         write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
@@ -177,7 +252,7 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
         )
         row_of(board, run).restarts = 12
     text = io.StringIO()
-    Console(file=text, width=100).print(Progress(board, 7, Console(file=io.StringIO())).table())
+    Console(file=text, width=100).print(Progress(board, lambda: 7, Console(file=io.StringIO())).table())
     lines = text.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     shown = lines[-7].split()
@@ -191,7 +266,7 @@ def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
     text, board = io.StringIO(), Board([run])
     board.change(run, "running", "")
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0)])
-    with Progress(board, 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
+    with Progress(board, lambda: 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
         board.change(run, "finished", "")
     last = text.getvalue().rstrip().splitlines()[-1].split()
     assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]

@@ -17,6 +17,6 @@ def test_causes_are_shown_as_they_are_whatever_brackets_they_have(tmp_path: Path
     spec = launched.spec(storage=str(tmp_path))
     board, screen = Board([spec]), io.StringIO()
     board.change(spec, "running", "")
-    with Progress(board, 1, Console(file=screen, width=300)):
+    with Progress(board, lambda: 1, Console(file=screen, width=300)):
         write_journal(spec.folder, 1, [("incident", 8, {"cause": cause, "samples_replayed": 8})])
     assert cause in screen.getvalue()

@@ -16,6 +16,8 @@ SCRIPTS = (
     "train.py",
     "train_ensemble.py",
     "evaluate.py",
+    "predict.py",
+    "serve.py",
     "audit.py",
     "shards.py",
     "simulate.py",

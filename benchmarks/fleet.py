@@ -1,0 +1,223 @@
+"""Seven equal members on a cluster of two one-core slots against four waves of the bare run: `make bench-fleet`.
+
+The bare run is the same training, validations and checkpoints included, in a plain process with no cluster, driver or
+tracking. It is timed under the load that a member has: two of them side by side, since members share memory and caches
+with a neighbour; before the fleet and after it, so that a slow spell of the machine meets both. Its seconds run from
+its first step to its end, and the plan's own bound is made of them.
+
+The training phase runs from the first member's first step to the last member's end: the starts of later waves are in
+it. The first start, and what starts take in all, are reported apart.
+
+`python -m benchmarks.fleet --seconds 20` tries it with members of 20 s, which are mostly start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+from benchmarks import frame
+from benchmarks.frame import Figure
+from orchestrator.data import digits, manifest
+from orchestrator.ensemble import members
+from orchestrator.ensemble.members import EnsembleConfig
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
+from orchestrator.tracking import journal
+from orchestrator.training.job import TrainJob, journal_of
+from tests.drills import stage
+
+MEMBERS, SLOTS = 7, 2
+SECONDS = 185.0  # of a member: at least three minutes
+CALIBRATION_EPOCHS = 4
+PATIENCE_SECONDS = 240.0  # beyond what training should take
+GOAL = 1.10
+
+
+class Times(NamedTuple):
+    """Moments of a run, in unix seconds."""
+
+    begun: float  # its lease was taken, or its process started
+    started: float  # ready for its first step
+    finished: float  # its last word
+    released: float  # its slot is free
+
+
+def figures(folder: str, seconds: float = SECONDS) -> Iterator[Figure]:
+    """The figures of `make bench-fleet`."""
+    place = Path(folder) / "fleet"
+    data = place / "data"
+    digits.pack_digits(str(data))
+    each = _bare(place / "calibration", data, CALIBRATION_EPOCHS) / CALIBRATION_EPOCHS
+    epochs = max(2, math.ceil(seconds / each))
+    frame.progress(f"members of {epochs} epochs, about {epochs * each:.0f} s each")
+    before = _bare(place / "before", data, epochs)
+    began = time.time()
+    with stage.cluster(SLOTS) as cluster:
+        up = time.time()
+        _driver(place, data, epochs, cluster.environment, 4 * before)
+        ended = time.time()
+    after = _bare(place / "after", data, epochs)
+    yield Figure("fleet.bare.before_s", before)
+    yield Figure("fleet.bare.after_s", after)
+    times = sorted(_times(run) for run in (place / "runs" / "models").glob("*"))
+    if len(times) != MEMBERS:
+        raise RuntimeError(f"{len(times)} runs, where {MEMBERS} are expected")
+    specs = _specs(place, data, epochs)
+    bound = _bound(specs, mean((before, after)))
+    phase = max(one.finished for one in times) - min(one.started for one in times)
+    yield Figure("fleet.bound_s", bound)
+    yield Figure("fleet.training_phase_s", phase)
+    yield Figure("fleet.training_phase/bound", phase / bound, at_most=GOAL)
+    yield Figure("fleet.member.training_s", median(one.finished - one.started for one in times))
+    yield Figure("fleet.member.start_s", median(one.started - one.begun for one in times))
+    yield Figure("fleet.member.end_s", median(one.released - one.finished for one in times))
+    yield Figure("fleet.first_start_s", min(one.started for one in times) - up)
+    yield Figure("fleet.cluster_start_s", up - began)
+    yield Figure("fleet.whole/bound", (ended - up) / bound)
+
+
+def _bound(specs: list[RunSpec], seconds: float) -> float:
+    """The plan's own bound for runs that take so long."""
+    # Not imported above: Ray reads its switches when it is imported, and the driver, which is this module, sets them.
+    plans, cluster = import_module("orchestrator.fleet.plan"), import_module("orchestrator.launch.cluster")
+    capacity = cluster.Capacity((cluster.Node(SLOTS, 0),))
+    return float(plans.plan(specs, capacity, 0, [seconds] * len(specs)).bound)
+
+
+def _recipes(epochs: int) -> tuple[Recipe, ...]:
+    """Members of equal work, which differ in their seeds."""
+    base = googlenet_tiny().model_copy(update={"name": "fleet", "epochs": epochs, "model": googlenet_digits().model})
+    return members.recipes(base, EnsembleConfig(members=MEMBERS, wider=1.0, vary_crops=False))
+
+
+def _specs(place: Path, data: Path, epochs: int) -> list[RunSpec]:
+    digest = manifest.load(str(data)).digest()
+    destination = _destination(place, data)
+    return [
+        RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest=digest)
+        for recipe in _recipes(epochs)
+    ]
+
+
+def _destination(place: Path, data: Path) -> Destination:
+    return Destination(data=str(data), storage=str(place / "runs")).resolved()
+
+
+def _times(folder: Path) -> Times:
+    """The moments of a run that finished in its first attempt."""
+    events, _ = journal.read(journal_of(str(folder)))
+    moments = {event.kind: event.time for event in events}
+    if "finished" not in moments or (folder / "attempts" / "000002.json").exists():
+        raise RuntimeError(f"{folder}: not finished in its first attempt")
+    lease, released = folder / "lease" / "000001.json", folder / "lease" / "000001.released"
+    return Times(lease.stat().st_mtime, moments["started"], moments["finished"], released.stat().st_mtime)
+
+
+# ------------------------------------------------------------------ in processes of their own
+def _bare(place: Path, data: Path, epochs: int) -> float:
+    """Seconds of training of a bare run beside another one; the mean of both."""
+    place.mkdir(parents=True)
+    runs = []
+    try:
+        for number, spec in enumerate(_specs(place, data, epochs)[:SLOTS]):
+            job = TrainJob(
+                recipe=spec.recipe,
+                data=str(data),
+                dataset_digest=spec.dataset_digest,
+                folder=str(place / str(number)),
+                stop_flag=str(place / "stop"),
+            )
+            runs.append(_process("--bare", job.to_json(), log=place / f"{number}.log"))
+        for run in runs:
+            if run.wait(PATIENCE_SECONDS + 3 * SECONDS):
+                raise RuntimeError(f"a bare run ended with status {run.returncode}: {_tail(place)}")
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    found = []
+    for number in range(SLOTS):
+        events, _ = journal.read(journal_of(str(place / str(number))))
+        moments = {event.kind: event.time for event in events}
+        found.append(moments["finished"] - moments["started"])
+    frame.progress(f"bare runs of {epochs} epochs, side by side: " + ", ".join(f"{one:.1f} s" for one in found))
+    return mean(found)
+
+
+def _driver(place: Path, data: Path, epochs: int, environment: Mapping[str, str], seconds: float) -> None:
+    """Train the members as the job does, without scoring them."""
+    log = place / "driver.log"
+    driver = _process("--fleet", str(place), str(data), str(epochs), log=log, environment=environment)
+    try:
+        if driver.wait(2 * seconds + PATIENCE_SECONDS):
+            raise RuntimeError(f"the fleet ended with status {driver.returncode}: {_tail(place)}")
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def _process(*words: str, log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.fleet", *words], cwd=frame.ROOT, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+
+
+def _tail(place: Path) -> str:
+    return "".join(path.read_text(errors="replace")[-500:] for path in sorted(place.glob("*.log")))
+
+
+class _Alone:
+    """What a worker needs of a launcher, where there is none."""
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Nobody asks."""
+
+    def preempted(self) -> bool:
+        """Never."""
+        return False
+
+
+def bare(payload: Mapping[str, Any]) -> None:
+    """Train a job in this process."""
+    torch, entry, world = (
+        import_module(name) for name in ("torch", "orchestrator.training.entry", "orchestrator.training.world")
+    )
+    outcome = entry.run(TrainJob.from_dict(payload), world.current(torch.device("cpu")), _Alone())
+    if outcome.status != "finished":
+        raise RuntimeError(f"{outcome.status}: {outcome.message}")
+
+
+def drive(place: Path, data: Path, epochs: int) -> int:
+    """Train the members on the cluster at hand; the exit status."""
+    import_module("orchestrator.launch.environment").prepare("benchmarks.fleet", _destination(place, data), Placement())
+    fleet, session, screen = (
+        import_module(f"orchestrator.{name}") for name in ("fleet.fleet", "launch.session", "launch.screen")
+    )
+    with session.opened(_destination(place, data), Placement(), screen.console()) as opened:
+        result = fleet.train(opened, _specs(place, data, epochs))
+        return 0 if len(result.of("finished")) == MEMBERS else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--bare"]:
+        bare(json.loads(sys.argv[2]))
+        sys.exit()
+    if sys.argv[1:2] == ["--fleet"]:
+        raise SystemExit(drive(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
+    wanted = float(sys.argv[2]) if sys.argv[1:2] == ["--seconds"] else SECONDS
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        raise SystemExit(frame.report(figures(scratch, wanted)))

@@ -1,0 +1,236 @@
+"""Top classes of images, by an ensemble in storage or in MLflow's registry. Needs no cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
+from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.sources.listing import EXTENSIONS
+from orchestrator.ensemble import registry
+from orchestrator.ensemble.predicting_config import Chosen, Predict
+from orchestrator.evaluation import classifier
+from orchestrator.evaluation.classifier import Classifier, Guess
+from orchestrator.launch import holder, named
+from orchestrator.launch.config import EMBEDDED, Destination
+from orchestrator.launch.named import Named
+from orchestrator.launch.screen import FAILED
+from orchestrator.storage import files, urls
+from orchestrator.storage.files import StorageError
+from orchestrator.tracking.tracker import TrackingError
+from orchestrator.training.job import final_of
+from orchestrator.training.outcome import finished
+
+# A photograph of 100 million pixels, the most that is decoded, has less in any usual quality.
+MAX_BYTES = 64 * 2**20
+_WEB = ("http", "https")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of a classifier lie, and what to call it."""
+
+    told: str
+    finals: tuple[str, ...]
+    titles: tuple[str, ...]
+
+
+def predict(config: Predict, screen: Console) -> int:
+    """Classify the images and print what they show; the exit status, 1 when some could not be read.
+
+    Raises ConfigError, DataError or StorageError when there is no classifier or no image.
+    """
+    if not config.images:
+        raise ConfigError("images: give at least one image, folder or URL")
+    images = found(config.images)
+    known = opened(config.chosen, _note)
+    show = _as_json if config.json_lines else _as_tables(images, screen)
+    broken = 0
+    step = classifier.at_once(config.crops)
+    for first in range(0, len(images), step):
+        part = images[first : first + step]
+        read = [_read(image) for image in part]
+        answers = iter(known.classify([data for data in read if isinstance(data, bytes)], config.crops, config.top))
+        for image, data in zip(part, read, strict=True):
+            answer = next(answers) if isinstance(data, bytes) else data
+            show(image, answer)
+            broken += isinstance(answer, Exception)
+    if broken:
+        _note(f"{broken} of {len(images)} images could not be read")
+    return FAILED if broken else 0
+
+
+def opened(chosen: Chosen, note: Callable[[str], None]) -> Classifier:
+    """The classifier that is meant, ready; `note` is told which. Raises as `predict` does."""
+    if chosen.model.startswith(registry.URI):
+        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+            return _loaded(_registered(chosen, scratch), note)
+    return _loaded(source(chosen), note)
+
+
+def source(chosen: Chosen) -> Source:
+    """The weights in storage that are meant. Raises ConfigError when they are not there, or not all."""
+    if chosen.model:
+        (one,) = named.find([chosen.model], chosen.storage)
+        told = one.name
+    else:
+        one, told = _newest(chosen.storage)
+    members = list(one.members) if one.members is not None else [one.folder]
+    runs = _taken(members, chosen.members)
+    for number, run in runs:
+        if finished(run) is None:
+            raise ConfigError(
+                f"model: {one.name}: its model {number}, {urls.name(run)}, is not trained to its end; finish it, or "
+                "choose others with --members"
+            )
+    return Source(_counted(told, runs, members), tuple(final_of(run) for _, run in runs), _titles(runs[0][1]))
+
+
+def found(places: Sequence[str]) -> list[str]:
+    """The images at these places, as their URLs or absolute paths; those of a folder are told by their extensions.
+
+    Raises ConfigError for a folder that has none.
+    """
+    images: list[str] = []
+    for place in places:
+        url = place if not urls.is_local(place) else os.path.abspath(os.path.expanduser(urls.local_path(place)))
+        # A page of the web is no list of files.
+        names = [] if urls.scheme(url) in _WEB or _is_file(url) else files.list_names(url)
+        inside = [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
+        if not inside and (names or _is_folder(url)):
+            raise ConfigError(f"images: {urls.redact(place)}: a folder without images; those in folders are not seen")
+        images += [files.join(url, name) for name in inside] or [url]
+    return images
+
+
+def _is_file(url: str) -> bool:
+    return urls.is_local(url) and os.path.isfile(url)
+
+
+def _is_folder(url: str) -> bool:
+    return urls.is_local(url) and os.path.isdir(url)
+
+
+def _read(url: str) -> bytes | OSError | BadSampleError:
+    """The file, or what is wrong with it."""
+    try:
+        if (size := files.size(url)) > MAX_BYTES:
+            return BadSampleError(f"{size} bytes is refused: at most {MAX_BYTES}")
+        return files.read_bytes(url)
+    except FileNotFoundError:
+        return StorageError("nothing there")
+    except OSError as error:
+        return error
+
+
+def _newest(storage: str) -> tuple[Named, str]:
+    """The ensemble last worked on, of those whose members are all trained, and what to say of it."""
+    place = named.storage_of(storage)
+    there = [one for one in named.everything(storage) if one.members]
+    for one in sorted(there, key=lambda one: (_since(one.folder), one.name), reverse=True):
+        if all(finished(run) is not None for run in one.members or ()):
+            return one, one.name if len(there) == 1 else f"{one.name}, the last whole one of {len(there)} ensembles"
+    raise ConfigError(
+        f"model: no ensemble in {urls.redact(place)} has all its models trained ({len(there)} there); give one, or a "
+        "run, with --model, or another storage with --storage"
+    )
+
+
+def _since(folder: str) -> float:
+    """When work on an ensemble began last, unix seconds; 0 when nobody knows."""
+    last = holder.look(folder)
+    return 0.0 if last is None else last.owner.since
+
+
+def _taken(members: Sequence[str], numbers: Sequence[int]) -> list[tuple[int, str]]:
+    """Numbers and items of those that are asked for, all by default. Raises ConfigError."""
+    if len(set(numbers)) < len(numbers) or not all(1 <= number <= len(members) for number in numbers):
+        told = ",".join(map(str, numbers))
+        raise ConfigError(f"members: {told} is refused: numbers from 1 to {len(members)}, each once")
+    return [(number, members[number - 1]) for number in numbers or range(1, len(members) + 1)]
+
+
+def _counted(name: str, taken: Sequence[tuple[int, str]], members: Sequence[str]) -> str:
+    if len(taken) == len(members):
+        return f"{name} ({len(members)} model{'s' * (len(members) > 1)})"
+    return f"{name} (models {','.join(str(number) for number, _ in taken)} of {len(members)})"
+
+
+def _titles(run: str) -> tuple[str, ...]:
+    """Readable names of the classes, from the dataset that the run was trained on; none when it is not at hand."""
+    spec = files.read_record(files.join(run, "spec.json"))
+    try:
+        found = manifest.load(str(spec["destination"]["data"]))
+    except (DataError, OSError, KeyError, TypeError, ValueError):
+        return ()
+    return found.titles if found.digest() == spec.get("dataset_digest") else ()
+
+
+def _registered(chosen: Chosen, scratch: str) -> Source:
+    destination = Destination(data=EMBEDDED, storage=chosen.storage, tracking=chosen.tracking).resolved()
+    try:
+        weights, titles = registry.fetch(destination.tracking, chosen.model, scratch)
+    except TrackingError as error:
+        raise ConfigError(f"model: {error}; another store is given with --tracking") from None
+    taken = _taken(weights, chosen.members)
+    return Source(_counted(chosen.model, taken, weights), tuple(path for _, path in taken), tuple(titles))
+
+
+def _loaded(chosen: Source, note: Callable[[str], None]) -> Classifier:
+    note(f"model: {chosen.told}")
+    try:
+        return Classifier.load(chosen.finals, chosen.titles)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise DataError(f"model: {error}") from None
+
+
+def _note(text: str) -> None:
+    """Say it beside the results, which may go into a file."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _as_json(image: str, answer: list[Guess] | Exception) -> None:
+    told = {"error": str(answer)} if isinstance(answer, Exception) else {"predictions": [asdict(one) for one in answer]}
+    sys.stdout.write(json.dumps({"image": urls.redact(image), **told}) + "\n")
+    sys.stdout.flush()
+
+
+def _as_tables(images: Sequence[str], screen: Console) -> Callable[[str, list[Guess] | Exception], None]:
+    """Prints an image's rows as they come; all have the same columns, so they look like one table."""
+    names = shortened(images)
+    width = min(max(map(len, names.values())), max(12, screen.width // 3))
+
+    def show(image: str, answer: list[Guess] | Exception) -> None:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(width=width, overflow="fold")
+        table.add_column(width=8, justify="right", no_wrap=True)
+        table.add_column(overflow="fold")
+        if isinstance(answer, Exception):
+            table.add_row(Text(names[image]), Text("-"), Text(f"not read: {answer}", style="red"))
+        else:
+            for rank, one in enumerate(answer):
+                name = names[image] if rank == 0 else ""
+                table.add_row(Text(name), f"{100 * one.probability:.2f} %", Text(one.class_name))
+        screen.print(table, soft_wrap=False)
+
+    return show
+
+
+def shortened(images: Sequence[str]) -> dict[str, str]:
+    """How to show each image: by its file's name where no other image has that, else in full."""
+    short = [urls.name(urls.redact(image)) for image in images]
+    return {
+        image: name if short.count(name) == images.count(image) else urls.redact(image)
+        for image, name in zip(images, short, strict=True)
+    }

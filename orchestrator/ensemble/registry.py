@@ -1,0 +1,133 @@
+"""An ensemble in MLflow's model registry: registered once, served by `mlflow models serve`, fetched by name.
+
+Importable without torch and mlflow; registering needs no torch either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orchestrator
+from orchestrator.checkpoint import places
+from orchestrator.config.errors import ConfigError
+from orchestrator.storage import commit, urls
+from orchestrator.training.job import final_of
+
+ALIAS = "champion"
+URI = "models:/"
+# What the code beside the model imports, at the versions that made it.
+REQUIREMENTS = (
+    *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
+    *("opencv-python-headless", "simplejpeg"),
+)
+_NOT_IN_A_NAME = re.compile(r"[/:'\"`]")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+    fresh: bool  # made now: else the same ensemble was there
+    alias: str  # under which it can be asked for, empty when that is another version
+
+    @property
+    def uri(self) -> str:
+        """What MLflow's commands call it."""
+        return f"{URI}{self.model}@{self.alias}" if self.alias else f"{URI}{self.model}/{self.version}"
+
+
+def register(
+    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = ""
+) -> Registered:
+    """Register the ensemble of finished runs as a version of `model`; the same ensemble again changes nothing.
+
+    tracking: URI of the MLflow store. run_id: of the ensemble's run there, with whose artifacts the model is kept.
+    runs: URLs of the members' folders, in order. titles: readable names of the classes, or none. about: Markdown.
+    The alias goes to the first version, and stays there until somebody moves it. Takes seconds, most of them MLflow's.
+
+    Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read, TrackingError.
+    """
+    model = _NOT_IN_A_NAME.sub("-", model)
+    registry = import_module("orchestrator.tracking.registered").Registry(tracking)
+    digest = digest_of(runs, titles)
+    found = registry.version(model, digest)
+    fresh = found is None
+    if found is None:
+        names = [urls.name(run) for run in runs]
+        tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
+        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+            folder = os.path.join(scratch, "model")
+            package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
+            found = registry.add(model, digest, run_id, folder, about, tags)
+    named = registry.name_first(model, ALIAS, found)
+    return Registered(model, str(found), fresh, ALIAS if named == found else "")
+
+
+def digest_of(runs: Sequence[str], titles: Sequence[str]) -> str:
+    """A hash of the members' final weights, in order, and of the titles. Raises FileNotFoundError, CommitError."""
+    if not runs:
+        raise ConfigError("members: none: an ensemble has at least one model")
+    weights = [places.stored_digest(final_of(run)) for run in runs]
+    return hashlib.sha256(json.dumps([weights, list(titles)]).encode()).hexdigest()[:16]
+
+
+def package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> Any:
+    """The tracking.registered.Package of an ensemble, with its weights below the local folder `scratch`."""
+    served = import_module("orchestrator.ensemble.served")
+    weights = Path(scratch, served.WEIGHTS)
+    weights.mkdir()
+    for number, run in enumerate(runs, start=1):
+        # The order of the names is that of the members.
+        (weights / f"{number:04d}-{urls.name(run)}.safetensors").write_bytes(_exported(final_of(run)))
+    told = Path(scratch, f"{served.TITLES}.json")
+    told.write_text(json.dumps(list(titles)))
+    return import_module("orchestrator.tracking.registered").Package(
+        code=served.__file__,
+        beside=[str(Path(orchestrator.__file__).parent)],
+        artifacts={served.WEIGHTS: str(weights), served.TITLES: str(told)},
+        # What follows a plus tells builds apart and is on no index.
+        requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=served.SIGNATURE,
+        example=served.example(),
+        metadata=metadata,
+    )
+
+
+def fetch(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
+    """Local files of a registered model's weights, below the folder `scratch`, in order; and the classes' titles.
+
+    Raises TrackingError, or ConfigError when it is no ensemble of this project.
+    """
+    folder = Path(import_module("orchestrator.tracking.registered").Registry(tracking).fetch(model, scratch))
+    weights = sorted(str(path) for path in folder.glob("artifacts/weights/*.safetensors"))
+    try:
+        titles = json.loads((folder / "artifacts" / "titles.json").read_text())
+    except (OSError, ValueError):
+        titles = None
+    if not weights or not isinstance(titles, list):
+        raise ConfigError(f"model: {model!r} is refused: no ensemble that this project registered")
+    return weights, titles
+
+
+def _exported(final: str) -> bytes:
+    """The averaged weights of a run as a safetensors file, verified."""
+    found = [data for name, data in commit.read(final).items() if name.endswith(".safetensors")]
+    if found:
+        return found[0]
+    # Written before there were exports. It takes torch.
+    weights = import_module("orchestrator.checkpoint.weights")
+    loaded = weights.load(final)
+    about = {"recipe": loaded.recipe, "classes": list(loaded.classes), "weights": loaded.digest}
+    return bytes(weights.export(loaded.averaged, about))

@@ -1,0 +1,159 @@
+"""Models in MLflow's registry. Like tracking.mlflow imported by drivers only: mlflow costs seconds to import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.tracking import environment
+
+# Before the imports below: mlflow reads some of it while it is imported.
+environment.prepare()
+
+import mlflow.pyfunc  # noqa: E402
+from mlflow.entities.model_registry import ModelVersion  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+from orchestrator.tracking import uri as uris  # noqa: E402
+from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError  # noqa: E402
+
+URI = "models:/"
+DIGEST_TAG = "orchestrator.digest"
+_ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
+_ABSENT = "RESOURCE_DOES_NOT_EXIST"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model as it is to be kept: code that MLflow runs to load it, and files; nothing is pickled.
+
+    code: local path of the model's file. beside: local folders of packages that it imports. artifacts: local paths by
+    the names under which the code finds them. requirements: as pip knows them. signature, example: MLflow's.
+    """
+
+    code: str
+    beside: Sequence[str]
+    artifacts: Mapping[str, str]
+    requirements: Sequence[str]
+    signature: Any
+    example: Any
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str) -> None:
+        """Write it as an MLflow model to a local folder that is not there yet."""
+        mlflow.pyfunc.save_model(
+            path=folder,
+            python_model=self.code,
+            code_paths=list(self.beside),
+            artifacts=dict(self.artifacts),
+            pip_requirements=list(self.requirements),
+            signature=self.signature,
+            input_example=self.example,
+            metadata=dict(self.metadata),
+        )
+
+
+class Registry:
+    """The registered models of one MLflow store. Every method raises TrackingError, or TrackerUnreachable."""
+
+    def __init__(self, uri: str) -> None:
+        """uri: as MlflowTracker takes it. Raises TrackingError for one that is refused; nothing is contacted."""
+        self._uri = uris.parse(uri)
+        self._client = MlflowClient(self._uri.raw, self._uri.raw)
+
+    def version(self, name: str, digest: str) -> str | None:
+        """The version of the model `name` that was made from what has this digest; None when there is none."""
+        if "'" in name:
+            raise TrackingError(f"model name {name!r} has a quote in it; MLflow cannot search for that")
+        with self._guard(f"look for model {name!r}"):
+            found = [one for one in self._versions(name) if one.tags.get(DIGEST_TAG) == digest]
+            return str(min(int(one.version) for one in found)) if found else None
+
+    def add(self, name: str, digest: str, run_id: str, folder: str, about: str, tags: Mapping[str, str]) -> str:
+        """Store the MLflow model in a local folder with a run, and make it a version of the model `name`; which one.
+
+        about: for people, Markdown. Done again after it was cut off, it makes good what was missing.
+        """
+        with self._guard(f"register model {name!r}"):
+            # Each under its own path: an older version must not get the files of a newer one.
+            place = _place(digest)
+            self._client.log_artifacts(run_id, folder, place)
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != _ALREADY_THERE:
+                    raise
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/{place}"
+            short = {key: text[:5000] for key, text in {**tags, DIGEST_TAG: digest}.items()}
+            made = self._client.create_model_version(name, source, run_id, tags=short, description=about)
+            return str(made.version)
+
+    def name_first(self, name: str, alias: str, version: str) -> str:
+        """The version that has the alias; it becomes this one only when none has it: later it is for people to move."""
+        with self._guard(f"name version {version} of model {name!r} {alias!r}"):
+            try:
+                return str(self._client.get_model_version_by_alias(name, alias).version)
+            except MlflowException as error:
+                if error.error_code not in (_ABSENT, "INVALID_PARAMETER_VALUE"):
+                    raise
+            self._client.set_registered_model_alias(name, alias, version)
+            return version
+
+    def fetch(self, model: str, folder: str) -> str:
+        """The local folder, below `folder`, with the files of a model that `add` registered.
+
+        model: models:/NAME@ALIAS, models:/NAME/VERSION or models:/NAME/latest.
+        """
+        # Not by MLflow's own download of models:/...: it asks the store of the environment, whatever it is told.
+        with self._guard(f"fetch {model!r}"):
+            found = self._named(model)
+            digest = found.tags.get(DIGEST_TAG)
+            if digest is None or not found.run_id:
+                raise TrackingError(f"{model!r} is refused: not registered by this project")
+            return str(self._client.download_artifacts(found.run_id, _place(digest), folder))
+
+    def _named(self, model: str) -> ModelVersion:
+        what = model.removeprefix(URI)
+        name, by_alias, alias = what.rpartition("@")
+        if by_alias:
+            return self._client.get_model_version_by_alias(name, alias)
+        name, _, version = what.rpartition("/")
+        if version == "latest" and (found := list(self._versions(name))):
+            return max(found, key=lambda one: int(one.version))
+        if not name or not version.isdecimal():
+            raise TrackingError(
+                f"{model!r} is refused: no such model; give {URI}NAME@ALIAS, {URI}NAME/VERSION or {URI}NAME/latest"
+            )
+        return self._client.get_model_version(name, version)
+
+    def _versions(self, name: str) -> Iterator[ModelVersion]:
+        token: str | None = None
+        while True:
+            page = self._client.search_model_versions(f"name='{name}'", max_results=100, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600]
+            final = False
+            if isinstance(error, MlflowException):
+                status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+                final = status < 500 and status != 429
+            kind = TrackingError if final else TrackerUnreachable
+            raise kind(f"MLflow at {self._uri.shown} did not {doing}: {text}") from None
+
+
+def _place(digest: str) -> str:
+    """Where a model lies among the artifacts of its run."""
+    return f"models/{digest}"

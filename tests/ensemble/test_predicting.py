@@ -1,0 +1,230 @@
+import json
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
+from orchestrator.data.errors import DataError
+from orchestrator.ensemble import predicting
+from orchestrator.ensemble.predicting_config import Chosen, Predict
+from orchestrator.evaluation.classifier import Classifier
+from tests.support import ensembles, shards
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with ensembles.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ensembles of the same three runs, and a newer one that is not whole."""
+    folder = tmp_path_factory.mktemp("runs")
+    ensembles.members(folder)
+    ensembles.ensemble(folder, "older", ("m1", "m2"), since=100.0)
+    ensembles.ensemble(folder, "newer", since=200.0)
+    ensembles.ensemble(folder, "partial", ("m1", "m4"), since=300.0)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(("b.jpg", "a.JPEG", "c.png")):
+        (folder / name).write_bytes(shards.jpeg(number, 40, 30 + number))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def chosen(storage: Path, **fields: Any) -> Chosen:
+    return Chosen(storage=str(storage), **fields)
+
+
+def finals(storage: Path, *names: str) -> tuple[str, ...]:
+    return tuple(str(storage / "models" / name / "final") for name in names)
+
+
+def predicted(storage: Path, *images: str, **fields: Any) -> tuple[int, Console]:
+    console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    config = Predict(images=images, chosen=chosen(storage), **fields)
+    status = predicting.predict(config, console)
+    console.file.close()
+    return status, console
+
+
+# ------------------------------------------------------------------ which models
+def test_by_default_the_last_whole_ensemble(storage: Path) -> None:
+    found = predicting.source(chosen(storage))
+    assert found.finals == finals(storage, "m1", "m2", "m3")
+    assert found.told == "newer, the last whole one of 3 ensembles (3 models)"
+
+
+def test_by_name_url_and_number(storage: Path) -> None:
+    assert predicting.source(chosen(storage, model="older")).finals == finals(storage, "m1", "m2")
+    by_url = Chosen(model=str(storage / "ensembles" / "newer"), members=(3, 1))
+    assert predicting.source(by_url).finals == finals(storage, "m3", "m1")
+    assert predicting.source(by_url).told == "newer (models 3,1 of 3)"
+    assert predicting.source(chosen(storage, model="m2")).finals == finals(storage, "m2")
+    # What is finished of a partial ensemble can be used, when that is what is asked for.
+    assert predicting.source(chosen(storage, model="partial", members=(1,))).finals == finals(storage, "m1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "partial"}, "model: partial: its model 2, m4, is not trained to its end"),
+        ({"model": "newwer"}, "no such run or ensemble in .*; did you mean newer"),
+        ({"members": (4,)}, "members: 4 is refused: numbers from 1 to 3, each once"),
+        ({"members": (0, 1)}, "members: 0,1 is refused"),
+        ({"members": (2, 2)}, "members: 2,2 is refused"),
+    ],
+)
+def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        predicting.source(chosen(storage, **fields))
+
+
+def test_no_whole_ensemble(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no ensemble in .* has all its models trained \(0 there\)"):
+        predicting.source(chosen(tmp_path))
+    ensembles.ensemble(tmp_path, "lonely")
+    with pytest.raises(ConfigError, match=r"\(1 there\)"):
+        predicting.source(chosen(tmp_path))
+
+
+def test_damaged_weights_are_told_and_named(tmp_path: Path) -> None:
+    ensembles.members(tmp_path, ["m1"])
+    ensembles.ensemble(tmp_path, of=["m1"])
+    (tmp_path / "models" / "m1" / "final" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"model: .*m1/final.*state\.pt.*damaged"):
+        predicting.opened(chosen(tmp_path), lambda _: None)
+
+
+def test_titles_come_from_the_dataset_that_a_run_was_trained_on(tmp_path: Path) -> None:
+    packed = shards.dataset(tmp_path / "data")
+    titled = packed.model_copy(update={"titles": ("an ant", "a bee", "a cat")})
+    manifest.save(str(tmp_path / "data"), titled)
+    (run,) = ensembles.members(tmp_path, ["m1"])
+    ensembles.ensemble(tmp_path, of=["m1"])
+    spec = {"destination": {"data": str(tmp_path / "data")}, "dataset_digest": titled.digest()}
+    Path(run, "spec.json").write_text(json.dumps(spec))
+    assert predicting.source(chosen(tmp_path)).titles == titled.titles
+    for other in ({**spec, "dataset_digest": "another"}, {**spec, "destination": {"data": "/nowhere"}}, {}):
+        Path(run, "spec.json").write_text(json.dumps(other))
+        assert predicting.source(chosen(tmp_path)).titles == ()
+
+
+# ------------------------------------------------------------------ which images
+def test_images_of_folders_by_their_extensions(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    files = [str(photos / name) for name in ("a.JPEG", "b.jpg", "c.png")]
+    assert predicting.found(["."]) == files
+    assert predicting.found(["c.png", str(photos) + "/"]) == [files[2], *files]
+    # What is named is taken for an image, whatever it is called.
+    assert predicting.found(["notes.txt", "none.jpg"]) == [str(photos / "notes.txt"), str(photos / "none.jpg")]
+    assert predicting.found(["s3ish://is.never/asked.jpg"][:0]) == []
+
+
+def test_a_folder_without_images_is_refused(photos: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a folder without images; those in folders are not seen"):
+        predicting.found([str(photos.parent)])
+
+
+def test_images_of_other_storage(photos: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    try:
+        memory.pipe_file("/pictures/a.jpg", (photos / "b.jpg").read_bytes())
+        assert predicting.found(["memory://pictures"]) == ["memory://pictures/a.jpg"]
+        status, _ = predicted(storage, "memory://pictures", json_lines=True)
+    finally:
+        memory.rm("/pictures", recursive=True)
+    assert status == 0
+    assert json.loads(capsys.readouterr().out)["image"] == "memory://pictures/a.jpg"
+
+
+@pytest.fixture
+def web(photos: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(photos))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_images_of_the_web(web: str, storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _ = predicted(storage, f"{web}/b.jpg?key=secret", f"{web}/none.jpg", str(photos / "b.jpg"), json_lines=True)
+    assert status == 1
+    first, missing, local = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["image"] == f"{web}/b.jpg"  # no key is shown
+    assert missing == {"image": f"{web}/none.jpg", "error": "nothing there"}
+    assert first["predictions"] == local["predictions"]
+
+
+# ------------------------------------------------------------------ what is told
+def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "broken.jpg").write_bytes(b"no image")
+    status, _ = predicted(storage, str(photos), json_lines=True, crops=144, top=2)
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert "model: newer, the last whole one of 3 ensembles (3 models)" in err
+    assert "1 of 4 images could not be read" in err
+    rows = [json.loads(line) for line in out.splitlines()]
+    names = ("a.JPEG", "b.jpg", "broken.jpg", "c.png")
+    assert [row["image"] for row in rows] == [str(photos / name) for name in names]
+    assert rows[2]["error"].startswith("no JPEG or PNG")
+    known = Classifier.load(finals(storage, "m1", "m2", "m3"))
+    for name, row in zip(names, rows, strict=True):
+        if "error" not in row:
+            (guesses,) = known.classify([(photos / name).read_bytes()], 144, 2)
+            assert isinstance(guesses, list)
+            assert [one["label"] for one in row["predictions"]] == [guess.label for guess in guesses]
+            assert row["predictions"][0]["probability"] == pytest.approx(guesses[0].probability, abs=1e-6)
+
+
+def test_a_table_fits_the_terminal(storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = photos / ("very-" * 20 + "long.jpg")
+    long.write_bytes((photos / "b.jpg").read_bytes())
+    (photos / "broken.jpg").write_bytes(b"no image")
+    status, console = predicted(storage, str(photos), str(photos / "none [bold].jpg"))
+    shown = console.export_text()
+    assert status == 1
+    assert max(map(len, shown.splitlines())) <= 60
+    assert "none [bold].jpg" in shown.replace("\n", "") or "[bold]" in shown  # no markup is read into names
+    assert shown.count(" % ") == 3 * 4  # three classes of four images
+    assert "not read: nothing there" in " ".join(shown.split())
+    assert capsys.readouterr().out == ""
+
+
+def test_too_large_a_file_is_not_read(
+    storage: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "MAX_BYTES", 100)
+    assert predicted(storage, str(photos / "b.jpg"), json_lines=True)[0] == 1
+    assert "bytes is refused: at most 100" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_no_image_is_refused(storage: Path) -> None:
+    with pytest.raises(ConfigError, match="images: give at least one image"):
+        predicted(storage)
+
+
+def test_images_of_one_name_are_told_apart() -> None:
+    images = ["/a/x.jpg", "/b/x.jpg", "/b/y.jpg", "/b/y.jpg"]
+    assert predicting.shortened(images) == {"/a/x.jpg": "/a/x.jpg", "/b/x.jpg": "/b/x.jpg", "/b/y.jpg": "y.jpg"}

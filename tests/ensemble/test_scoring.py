@@ -1,0 +1,409 @@
+"""Scoring over a cluster: what is sent, what is said, what is done again; and what it survives on a real one."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from rich.console import Console
+
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.places import place_of
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
+from orchestrator.data.errors import DataError
+from orchestrator.data.packer import RawSample, pack
+from orchestrator.ensemble import scoring
+from orchestrator.evaluation import score_store
+from orchestrator.evaluation.score_task import ScoreShard, score_shard
+from orchestrator.launch import pool
+from orchestrator.launch.cluster import Capacity, Node
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.launch.interrupt import Interruption
+from orchestrator.launch.session import Session
+from orchestrator.recipe.config import Recipe
+from orchestrator.tracking.replay import Replayer
+from orchestrator.training import best
+from orchestrator.training.job import best_of
+from tests.support import finals, shards
+from tests.support.launched import ROOT, process_tree, title, until
+
+SHARDS, PER_SHARD = 3, 2
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A dataset of 5 images in 3 shards, the fourth of which is broken."""
+    samples = shards.samples(5)
+    samples[3] = RawSample(samples[3].key, b"nothing", 0)
+    pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": samples}, PER_SHARD)
+    return tmp_path
+
+
+def session(runs: Path) -> Session:
+    return Session(
+        Destination(data=str(runs / "data"), storage=str(runs), tracking=f"sqlite:///{runs}/x.db"),
+        Placement(),
+        manifest.load(str(runs / "data")),
+        Capacity((Node(2, 0),)),
+        0.0,
+        cast(Replayer, None),
+        Interruption(),
+        Console(file=io.StringIO(), width=10_000),
+    )
+
+
+def said(of: Session) -> str:
+    return cast(io.StringIO, of.console.file).getvalue()
+
+
+def finished(at: Session, *recipes: Recipe) -> list[RunSpec]:
+    """Finished runs of these recipes: each has final weights of its own."""
+    found = []
+    for seed, recipe in enumerate(recipes):
+        spec = RunSpec(
+            recipe=recipe, placement=at.placement, destination=at.destination, dataset_digest=at.manifest.digest()
+        )
+        finals.save(Path(spec.folder), recipe, at.manifest.classes, seed)
+        found.append(spec)
+    return found
+
+
+Sent = list[ScoreShard]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """The tasks that were sent, to a pool that is this process."""
+    tasks: Sent = []
+
+    def run(
+        function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], cpus: float, gpus: float, at_once: int,
+        stop: Callable[[], bool],
+    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
+        assert at_once == 2
+        for number, argument in enumerate(arguments):
+            if stop():
+                return
+            tasks.append(ScoreShard.from_dict(argument[0]))
+            yield number, function(*argument)
+
+    monkeypatch.setattr(pool, "run", run)
+    return tasks
+
+
+def names(task: ScoreShard) -> list[str]:
+    return [scorer.name.rpartition("-")[0] for scorer in task.scorers]
+
+
+def tree(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------ what is sent
+def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    specs = finished(at, finals.small(16, name="a"), finals.small(24, name="b"), finals.small(16, name="c"))
+    folders = scoring.score(at, specs)
+    assert folders == [scoring.score_folder(spec) for spec in specs]
+    assert [score_store.done(folder) for folder in folders] == [{0, 1, 2}] * 3
+    # The last shard has one image, and the longest tasks go first.
+    assert [(task.shard, names(task)) for task in sent] == [
+        (0, ["a", "c"]), (1, ["a", "c"]), (0, ["b"]), (1, ["b"]), (2, ["a", "c"]), (2, ["b"])
+    ]  # fmt: skip
+    lines = said(at)
+    assert "scoring: 15 images x models are to do, of 3 models, each on 144 crops" in lines
+    assert "scoring: 15 of 15 images x models, 0:00 left" in lines
+    assert lines.count("cannot be decoded, not counted: 'sample-003' of ") == 1
+
+
+def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    specs = finished(at, *(finals.small(name=name) for name in "abc"))
+    scoring.score(at, specs[:2])
+    before = tree(runs)
+    sent.clear()
+    assert len(scoring.score(at, specs[:2])) == 2
+    assert "every score is stored already" in said(at)
+    assert sent == []
+    assert tree(runs) == before
+    scoring.score(at, [specs[2], *specs[:2]])
+    assert [names(task) for task in sent] == [["c"]] * SHARDS
+    assert tree(runs).items() >= before.items()
+    # And when one member's scores are taken away, that one's.
+    sent.clear()
+    shutil.rmtree(scoring.score_folder(specs[1]))
+    scoring.score(at, specs)
+    assert [names(task) for task in sent] == [["b"]] * SHARDS
+
+
+def test_a_member_given_twice_is_scored_once(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    (spec,) = finished(at, finals.small())
+    assert len(scoring.score(at, [spec, spec])) == 2
+    assert [len(task.scorers) for task in sent] == [1] * SHARDS
+    assert scoring.score(at, []) == []
+
+
+def test_tasks_hold_no_more_scores_than_their_memory_takes(
+    runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
+    at = session(runs)
+    scoring.score(at, finished(at, *(finals.small(name=name) for name in "abc")))
+    assert sorted((task.shard, names(task)) for task in sent) == [
+        (0, ["a", "b"]), (0, ["c"]), (1, ["a", "b"]), (1, ["c"]), (2, ["a", "b", "c"])
+    ]  # fmt: skip
+
+
+def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    specs = finished(at, *(finals.small(name=name) for name in "abc"))
+    scoring.score(at, specs)
+    for spec in specs:
+        shutil.rmtree(one_part(spec, 1))
+    sent.clear()
+    scoring.score(at, specs)
+    assert [(task.shard, names(task)) for task in sent] == [(1, ["a", "b"]), (1, ["c"])]
+
+
+def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = session(runs)
+    (spec,) = finished(at, finals.small())
+
+    def stopped_after_one(raw: dict[str, Any]) -> dict[str, Any]:
+        at.interruption.event.set()
+        return score_shard(raw)
+
+    monkeypatch.setattr("orchestrator.ensemble.scoring.score_shard", stopped_after_one)
+    scoring.score(at, [spec])
+    assert len(sent) == 1
+    assert len(score_store.done(scoring.score_folder(spec))) == 1
+
+
+# ------------------------------------------------------------------ what is not believed
+def one_part(spec: RunSpec, shard: int) -> Path:
+    return Path(scoring.score_folder(spec)) / f"shard-{shard:06d}"
+
+
+def flip(spec: RunSpec) -> None:
+    shards.flip_byte(one_part(spec, 1) / "scores.npz", 300)
+
+
+def truncate(spec: RunSpec) -> None:
+    data = (one_part(spec, 1) / "scores.npz").read_bytes()
+    (one_part(spec, 1) / "scores.npz").write_bytes(data[:-20])
+
+
+def lose(spec: RunSpec) -> None:
+    (one_part(spec, 1) / "scores.npz").unlink()
+
+
+def spoil_its_word(spec: RunSpec) -> None:
+    (one_part(spec, 1) / "DONE").write_bytes(b"{")
+
+
+def another_shard(spec: RunSpec) -> None:
+    shutil.rmtree(one_part(spec, 1))
+    shutil.copytree(one_part(spec, 0), one_part(spec, 1))
+
+
+def other_images(spec: RunSpec) -> None:
+    score_store.save(scoring.score_folder(spec), 1, score_store.load(scoring.score_folder(spec), 0))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (flip, "damaged"),
+        (truncate, "damaged"),
+        (lose, "missing although DONE lists it"),
+        (spoil_its_word, "unreadable"),
+        (another_shard, "its shard is 0, not 1: it belongs elsewhere"),
+        (other_images, "2 images, which are not those 2 .. 3 of the split"),
+    ],
+)
+def test_a_part_that_cannot_be_believed_is_scored_again(
+    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], told: str
+) -> None:
+    at = session(runs)
+    first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
+    scoring.score(at, [first, second])
+    before = score_store.load(scoring.score_folder(first), 1)
+    sent.clear()
+    spoil(first)
+    scoring.score(at, [first, second])
+    assert [(task.shard, names(task)) for task in sent] == [(1, ["a"])]
+    (line,) = [line for line in said(at).splitlines() if "is scored again" in line]
+    assert line.startswith(f"scoring: {first.name}: shard 1 is scored again: ")
+    assert told in line
+    assert (score_store.load(scoring.score_folder(first), 1).means[144] == before.means[144]).all()
+    sent.clear()
+    scoring.score(at, [first, second])
+    assert sent == []
+
+
+def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
+    scoring.score(at, [first, second])
+    shutil.rmtree(one_part(first, 0))
+    shutil.copytree(one_part(second, 0), one_part(first, 0))
+    with pytest.raises(ValueError, match="its key is"):
+        score_store.load(scoring.score_folder(first), 0)
+    sent.clear()
+    scoring.score(at, [first, second])
+    assert [(task.shard, names(task)) for task in sent] == [(0, ["a"])]
+
+
+# ------------------------------------------------------------------ who is refused
+def test_a_member_of_another_dataset_is_refused_by_name(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    good, other = finished(at, finals.small(name="a"), finals.small(name="b"))
+    other = other.model_copy(update={"dataset_digest": "fedcba9876543210"})
+    with pytest.raises(DataError, match=rf"{other.name}: was trained on dataset fedcba9876543210, this one is "):
+        scoring.score(at, [good, other])
+    assert sent == []
+
+
+@pytest.mark.parametrize("kind", ["averaged", "raw", "best"])
+def test_a_run_without_such_weights_is_named(runs: Path, sent: Sent, kind: scoring.Kind) -> None:
+    at = session(runs)
+    (spec,) = finished(at, finals.small())
+    shutil.rmtree(Path(spec.folder) / "final")
+    with pytest.raises(ConfigError, match=f"{spec.name}: has no "):
+        scoring.score(at, [spec], kind=kind)
+
+
+# ------------------------------------------------------------------ averaged, raw, best
+def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -> str:
+    """Weights of the best validation, as training keeps them."""
+    final, _ = finals.save(Path(spec.folder) / "spare", spec.recipe, classes, seed)
+    loaded = weights.load(final)
+    url = place_of(best_of(spec.folder), 64, 1)
+    about = {"samples": 64, metric: 0.5}
+    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, about=about)
+    return url
+
+
+def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    (spec,) = finished(at, finals.small())
+    url = keep_best(spec, best.ERRORS[0], at.manifest.classes, seed=5)
+    folders = [scoring.score(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
+    assert len(set(folders)) == 3
+    assert all(folder.startswith(spec.folder + "/scores/") for folder in folders)
+    found = [(task.scorers[0].weights, task.scorers[0].which) for task in sent[::SHARDS]]
+    assert found == [(f"{spec.folder}/final", "averaged"), (f"{spec.folder}/final", "raw"), (url, "averaged")]
+    scores = [score_store.load(folder, 0).means[144] for folder in folders]
+    assert not any((one == other).all() for one, other in ((scores[0], scores[1]), (scores[0], scores[2])))
+
+
+def test_the_best_before_there_is_an_average_are_the_raw_weights(runs: Path) -> None:
+    at = session(runs)
+    (spec,) = finished(at, finals.small())
+    url = keep_best(spec, best.ERRORS[1], at.manifest.classes, seed=5)
+    found = scoring.weights_of(spec, "best")
+    assert (found.url, found.which) == (url, "raw")
+    assert found.identity == f"{found.digest}-raw"
+
+
+def test_the_driver_needs_no_torch_to_send_tasks() -> None:
+    code = "import sys, orchestrator.ensemble.scoring; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0
+
+
+# ------------------------------------------------------------------ on a cluster
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """Shards that take a second or two each."""
+    samples = [RawSample(f"sample-{n:03d}", shards.jpeg(n, 60, 40), n % 3) for n in range(120)]
+    pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": samples}, 20)
+    at = session(tmp_path)
+    specs = finished(at, finals.small(48, 0.25, "a"), finals.small(48, 0.25, "b"))
+    (tmp_path / "specs.json").write_text(json.dumps([spec.to_dict() for spec in specs]))
+    return tmp_path
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from orchestrator.ensemble import scoring
+from orchestrator.launch import cluster, interrupt
+from orchestrator.launch.config import RunSpec
+from tests.ensemble.test_scoring import session
+runs = Path(sys.argv[1])
+specs = [RunSpec.from_dict(one) for one in json.loads((runs / "specs.json").read_text())]
+with cluster.connected(), interrupt.handled() as interruption:
+    at = session(runs)
+    at.interruption = interruption
+    at.say = lambda text: print(text, flush=True)
+    scoring.score(at, specs)
+    print("ENDED", flush=True)
+"""
+
+
+@contextmanager
+def driver(runs: Path) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(runs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in process_tree(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def committed(runs: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in runs.glob("models/*/scores/*/*/DONE")}
+
+
+@pytest.mark.cluster
+def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
+    with driver(slow) as process:
+        until(lambda: committed(slow) or process.poll() is not None, 120)
+        process.kill()
+    first = committed(slow)
+    assert 0 < len(first) < 12
+    with driver(slow) as process:
+        until(lambda: len(committed(slow)) > len(first) or process.poll() is not None, 120)
+        tasks = [pid for pid in process_tree(process.pid) if "ray::score_shard" in title(pid)]
+        assert tasks
+        os.kill(tasks[0], signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert "ENDED" in out
+    assert f"scoring: {240 - 20 * len(first)} images x models are to do" in out
+    last = committed(slow)
+    assert len(last) == 12
+    assert last.items() >= first.items()
+
+
+@pytest.mark.cluster
+def test_a_signal_stops_it_soon(slow: Path) -> None:
+    with driver(slow) as process:
+        until(lambda: committed(slow) or process.poll() is not None, 120)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert "ENDED" in out
+    assert len(committed(slow)) < 12

@@ -1,0 +1,270 @@
+"""The analysis against the plain way: all scores in memory, every figure from its definition."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from orchestrator.evaluation import resampling, score_store, table3
+from orchestrator.evaluation.analysis import Analysis, Scored, analyse
+from orchestrator.evaluation.findings import Difference
+from orchestrator.evaluation.score_store import Scores
+from tests.support import stores
+from tests.support.stores import CROPS, SPLIT, manifest
+
+CLASSES, SHARDS, MEMBERS = 9, (70, 0, 50), 4
+IMAGES = sum(SHARDS)
+LABELS = np.random.default_rng(11).integers(0, CLASSES - 1, IMAGES)  # the last class has no image
+SPLIT_AT = np.cumsum(SHARDS)[:-1]
+RAW = (1, 3)
+NAMES = tuple(f"m{number}" for number in range(MEMBERS))
+
+Floats = NDArray[np.float32]
+
+
+def made(root: Path, labels: NDArray[np.int64] = LABELS) -> list[Scored]:
+    parts = np.split(labels, SPLIT_AT)
+    folders = [stores.write_drawn(root / name, number, parts, CLASSES) for number, name in enumerate(NAMES)]
+    raw = {number: stores.write_drawn(root / f"raw{number}", 100 + number, parts, CLASSES) for number in RAW}
+    return [Scored(name, folders[number], raw.get(number)) for number, name in enumerate(NAMES)]
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[Scored]:
+    return made(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def found(members: list[Scored]) -> Analysis:
+    return analyse(members, manifest(SHARDS, CLASSES), SPLIT)
+
+
+@pytest.fixture(scope="module")
+def stored(members: list[Scored]) -> list[Scores]:
+    return [whole(member.scores) for member in members]
+
+
+def whole(folder: str) -> Scores:
+    parts = [score_store.load(folder, number) for number in range(len(SHARDS))]
+    return Scores(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        {count: np.concatenate([part.means[count] for part in parts]) for count in CROPS},
+        np.concatenate([part.per_scale for part in parts]),
+        np.concatenate([part.maximum for part in parts]),
+        0,
+    )
+
+
+def wrong(scores: list[Floats]) -> NDArray[np.float64]:
+    return table3.errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
+
+
+def single(scores: list[Floats]) -> NDArray[np.float64]:
+    return np.asarray(np.mean([wrong([one]) for one in scores], axis=0))
+
+
+def percent(errors: NDArray[np.float64]) -> list[float]:
+    top1, top5 = (100 * errors.mean(axis=0)).tolist()
+    return [top1, top5]
+
+
+def all_crops(stored: list[Scores]) -> list[Floats]:
+    return [one.means[144] for one in stored]
+
+
+def check_all(
+    differences: tuple[Difference, Difference], errors: NDArray[np.float64], others: NDArray[np.float64]
+) -> None:
+    """The differences, top-1 and top-5, of errors of images; and p by the test itself."""
+    for rank, difference in enumerate(differences):
+        apart = errors[:, rank] - others[:, rank]
+        check(difference, 100 * apart.mean())
+        assert difference.p == pytest.approx(resampling.sign_flip(apart, math.factorial(MEMBERS)))
+
+
+def check(difference: Difference, points: float) -> None:
+    assert difference.points == pytest.approx(points, abs=1e-9)
+    low, high = difference.interval
+    assert low <= points <= high
+    assert 0 < difference.p <= 1
+    if difference.p < 0.01:
+        assert low > 0 or high < 0
+
+
+# ------------------------------------------------------------------ figure by figure
+def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[Scored]) -> None:
+    plain = table3.table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
+    assert found.table == plain
+    assert (plain.images, plain.bad_images, plain.unlabelled) == (IMAGES, 0, 0)
+    assert (found.split, found.member_names) == (SPLIT, NAMES)
+
+
+def test_members(found: Analysis, stored: list[Scores]) -> None:
+    expected = [
+        (name, count, *percent(wrong([one.means[count]])))
+        for name, one in zip(NAMES, stored, strict=True)
+        for count in CROPS
+    ]
+    assert [(one.member, one.crops, one.top1_error, one.top5_error) for one in found.members] == expected
+
+
+def test_subsets_are_all_there(found: Analysis, stored: list[Scores]) -> None:
+    expected = []
+    for count in CROPS:
+        for size in range(1, MEMBERS + 1):
+            errors = [percent(wrong([one.means[count] for one in some])) for some in combinations(stored, size)]
+            expected.append((count, size, np.array(errors)))
+    assert len(found.subsets) == len(expected)
+    for one, (count, size, table) in zip(found.subsets, expected, strict=True):
+        assert (one.crops, one.size, one.looked_at, one.possible) == (count, size, len(table), len(table))
+        for spread, ranked in zip((one.top1, one.top5), table.T, strict=True):
+            assert (spread.least, spread.mean, spread.most) == pytest.approx(
+                (ranked.min(), ranked.mean(), ranked.max())
+            )
+
+
+def test_pairs(found: Analysis, stored: list[Scores]) -> None:
+    named = np.stack([scores.argmax(axis=1) for scores in all_crops(stored)])
+    missed = [wrong([scores])[:, 0] for scores in all_crops(stored)]
+    np.testing.assert_allclose(np.array(found.pairs.correlation, dtype=np.float64), np.array(np.corrcoef(missed)))
+    for one, two in np.ndindex(MEMBERS, MEMBERS):
+        assert found.pairs.disagreement[one][two] == pytest.approx(100 * np.mean(named[one] != named[two]))
+    assert found.pairs.members == NAMES
+
+
+def test_gains(found: Analysis, stored: list[Scores]) -> None:
+    together = wrong(all_crops(stored))
+    for number, gain in enumerate(found.gains):
+        without = wrong([scores for other, scores in enumerate(all_crops(stored)) if other != number])
+        assert gain.member == NAMES[number]
+        check_all((gain.top1, gain.top5), without, together)
+    assert len(found.gains) == MEMBERS
+
+
+def test_classes_and_confusions(found: Analysis, stored: list[Scores]) -> None:
+    errors = wrong(all_crops(stored))
+    named = np.sum(all_crops(stored), axis=0).argmax(axis=1)
+    pairs = Counter((label, name) for label, name in zip(LABELS.tolist(), named.tolist(), strict=True) if label != name)
+    assert [one.label for one in found.classes] == list(range(CLASSES - 1))
+    for one in found.classes:
+        of_class = np.equal(LABELS, one.label)
+        assert one.images == of_class.sum()
+        assert [one.top1_error, one.top5_error] == pytest.approx(percent(errors[of_class]))
+        mistaken = {name: times for (label, name), times in pairs.items() if label == one.label}
+        assert one.confused_images == max(mistaken.values(), default=0)
+        assert one.confused_with in mistaken if mistaken else one.confused_with is None
+        if one.confused_with is not None:
+            assert mistaken[one.confused_with] == one.confused_images
+    counts = [one.images for one in found.confusions]
+    assert counts == sorted(pairs.values(), reverse=True)[:20]
+    assert all(pairs[one.true, one.predicted] == one.images for one in found.confusions)
+
+
+def test_calibration(found: Analysis, stored: list[Scores]) -> None:
+    models = [[scores] for scores in all_crops(stored)] + [all_crops(stored)]
+    errors, bins = [], []
+    for scores in models:
+        mean = np.sum(scores, axis=0) / len(scores)
+        sure, right = mean.max(axis=1), mean.argmax(axis=1) == LABELS
+        inside = [(sure > low / 15) & (sure <= (low + 1) / 15) for low in range(15)]
+        errors.append(sum(abs(sure[some].sum() - right[some].sum()) for some in inside) / IMAGES)
+        bins.append([(int(some.sum()), float(sure[some].sum()), int(right[some].sum())) for some in inside])
+    singles, ensemble = found.calibration
+    assert (singles.models, ensemble.models) == (1, MEMBERS)
+    assert singles.ece == pytest.approx(np.mean(errors[:-1]), rel=1e-5)
+    assert ensemble.ece == pytest.approx(errors[-1], rel=1e-5)
+    for calibration, sums in ((singles, np.sum(bins[:-1], axis=0)), (ensemble, np.array(bins[-1]))):
+        assert [(one.low, one.high) for one in calibration.bins] == [(low / 15, (low + 1) / 15) for low in range(15)]
+        assert [one.images for one in calibration.bins] == sums[:, 0].tolist()
+        for one, (images, sure, right) in zip(calibration.bins, sums.tolist(), strict=True):
+            if images:
+                assert (one.confidence, one.accuracy) == pytest.approx((sure / images, right / images), rel=1e-5)
+            else:
+                assert (one.confidence, one.accuracy) == (None, None)
+
+
+def test_cells_are_compared_in_pairs(found: Analysis, stored: list[Scores]) -> None:
+    def cell_errors(models: int, count: int) -> NDArray[np.float64]:
+        return (single if models == 1 else wrong)([part.means[count] for part in stored])
+
+    cells = [(cell.models, cell.crops) for cell in found.table.cells]
+    assert [(one.other, one.cell) for one in found.paired] == list(combinations(cells, 2))
+    for one in found.paired:
+        check_all((one.top1, one.top5), cell_errors(*one.cell), cell_errors(*one.other))
+
+
+def test_scales_maximum_and_raw_weights(found: Analysis, stored: list[Scores], members: list[Scored]) -> None:
+    scales = [
+        (scale, models, *percent(errors([one.per_scale[:, number] for one in stored])))
+        for models, errors in ((1, single), (MEMBERS, wrong))
+        for number, scale in enumerate((256, 288, 320, 352))
+    ]
+    assert [(one.scale, one.models, one.top1_error, one.top5_error) for one in found.scales] == scales
+    for (models, errors), one in zip(((1, single), (MEMBERS, wrong)), found.maximum, strict=True):
+        highest = errors([part.maximum for part in stored])
+        assert (one.models, one.top1_error, one.top5_error) == (models, *percent(highest))
+        check_all((one.top1, one.top5), highest, errors(all_crops(stored)))
+    raw = [whole(member.raw) for member in members if member.raw]
+    averaged = [stored[number] for number in RAW]
+    assert found.averaged_members == ("m1", "m3")
+    expected = [(models, count) for models in (1, 2) for count in CROPS]
+    assert [(one.models, one.crops) for one in found.averaging] == expected
+    for row in found.averaging:
+        errors = single if row.models == 1 else wrong
+        rough = errors([part.means[row.crops] for part in raw])
+        smooth = errors([part.means[row.crops] for part in averaged])
+        assert [row.raw_top1_error, row.raw_top5_error] == percent(rough)
+        assert [row.averaged_top1_error, row.averaged_top5_error] == percent(smooth)
+        check_all((row.top1, row.top5), rough, smooth)
+
+
+def test_mistakes_are_the_most_confident_ones(found: Analysis, stored: list[Scores]) -> None:
+    mean = np.sum(all_crops(stored), axis=0) / MEMBERS
+    missed = [image for image in range(IMAGES) if mean[image].argmax() != LABELS[image]]
+    worst = sorted(missed, key=lambda image: -mean[image].max())[:24]
+    assert [one.image for one in found.mistakes] == worst
+    for one in found.mistakes:
+        assert (one.true, one.predicted) == (LABELS[one.image], mean[one.image].argmax())
+        assert one.confidence == pytest.approx(mean[one.image].max())
+
+
+# ------------------------------------------------------------------ as a whole
+def test_it_is_plain_values_for_json(found: Analysis) -> None:
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    back = json.loads(text)
+    assert back["table"]["cells"][0]["top1_error"] == found.table.cells[0].top1_error
+    assert back["class_names"][2] == "class 2"
+
+
+def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, found: Analysis) -> None:
+    members = made(tmp_path)
+    assert analyse(members, manifest(SHARDS, CLASSES), SPLIT) == found
+    for member in members:
+        for folder in (member.scores, member.raw):
+            if folder:
+                score_store.save(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
+    moved = [
+        replace(
+            member,
+            scores=member.scores.replace(str(tmp_path), str(tmp_path / "one")),
+            raw=member.raw and member.raw.replace(str(tmp_path), str(tmp_path / "one")),
+        )
+        for member in members
+    ]
+    assert analyse(moved, manifest([IMAGES], CLASSES), SPLIT) == found
+
+
+def test_images_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None:
+    known = np.arange(IMAGES) % 3 > 0
+    some = analyse(made(tmp_path / "some", np.where(known, LABELS, -1)), manifest(SHARDS, CLASSES), SPLIT)
+    assert (some.table.images, some.table.unlabelled) == (known.sum(), IMAGES - known.sum())
+    assert sum(one.images for one in some.classes) == known.sum()
+    assert all(known[one.image] and one.true == LABELS[one.image] for one in some.mistakes)
+    assert sum(one.images for one in some.calibration[1].bins) == known.sum()

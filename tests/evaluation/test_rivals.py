@@ -1,0 +1,95 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from orchestrator.evaluation import half, rivals
+from orchestrator.evaluation.rivals import Rivals
+from orchestrator.evaluation.table3 import errors
+
+ONE = int(np.float16(2**15).view(np.uint16))  # 1.0 as it is stored
+NAN = int(np.float16(np.nan).view(np.uint16))
+
+
+def decoded(bits: NDArray[np.int64]) -> NDArray[np.float32]:
+    return half.decoded(bits.astype(np.uint16).view(np.float16))
+
+
+def few_levels(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return draw.choice(draw.integers(0, ONE + 1, 3), shape)
+
+
+def anything(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return draw.integers(0, ONE + 1, shape)
+
+
+def next_to_each_other(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Classes a step of float16 apart, so that whatever float32 sums lose decides between them."""
+    bits = draw.integers(0, ONE + 1, (*shape[:2], 1)) + draw.integers(-1, 2, shape)
+    return np.asarray(np.clip(bits, 0, ONE))
+
+
+def not_all_numbers(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.where(draw.random(shape) < 0.2, NAN, few_levels(draw, shape))
+
+
+KINDS = (few_levels, anything, next_to_each_other, not_all_numbers)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@settings(max_examples=60)
+@given(st.integers(1, 7), st.integers(1, 6), st.integers(2, 12), st.integers(0, 2**32 - 1))
+def test_every_ensembles_errors_are_those_of_its_sums(kind, members, images, classes, seed) -> None:  # type: ignore[no-untyped-def]
+    draw = np.random.default_rng(seed)
+    scores = list(decoded(kind(draw, (members, images, classes))))
+    labels = draw.integers(0, classes, images)
+    everyone = rivals.subsets(members)
+    found = dict(Rivals(scores, labels).errors(everyone))
+    assert list(found) == sorted(everyone)
+    for subset in everyone:
+        plain = errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
+        np.testing.assert_array_equal(found[subset], plain, err_msg=str(subset))
+
+
+def test_images_without_rivals_and_shards_without_images() -> None:
+    sure = np.array([[0.9, 0.1], [0.9, 0.1]], dtype=np.float32)
+    ((_, wrong),) = Rivals([sure], np.array([0, 0])).errors([(0,)])
+    assert wrong.tolist() == [[False, False]] * 2
+    ((_, wrong),) = Rivals([sure[:0]], np.zeros(0, dtype=np.int64)).errors([(0,)])
+    assert wrong.shape == (0, 2)
+
+
+def test_subsets_come_in_any_order_and_share_sums_rightly() -> None:
+    draw = np.random.default_rng(3)
+    scores = list(decoded(anything(draw, (5, 40, 8))))
+    labels = draw.integers(0, 8, 40)
+    asked = [(2, 4), (0, 1, 2), (0, 1, 4), (0, 4), (1,), (0, 1, 2, 3)]
+    found = dict(Rivals(scores, labels).errors(asked))
+    assert set(found) == set(asked)
+    for subset in asked:
+        np.testing.assert_array_equal(found[subset], errors(sum(scores[member] for member in subset), labels))
+
+
+# ------------------------------------------------------------------ which subsets
+def test_all_subsets_of_few_members() -> None:
+    assert rivals.subsets(1) == [(0,)]
+    assert rivals.subsets(3) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    assert len(rivals.subsets(7)) == 127
+    assert len(set(rivals.subsets(rivals.MOST_MEMBERS))) == 2**rivals.MOST_MEMBERS - 1
+
+
+@pytest.mark.parametrize("members", [rivals.MOST_MEMBERS + 1, 20, rivals.MOST_SUBSETS + 2])
+def test_of_many_members_a_sample_of_each_size_that_is_the_same_each_time(members: int) -> None:
+    found = rivals.subsets(members)
+    assert len(set(found)) == len(found)
+    assert found == rivals.subsets(members)
+    for size in range(1, members + 1):
+        sized = [subset for subset in found if len(subset) == size]
+        assert all(list(subset) == sorted(set(subset)) and set(subset) <= set(range(members)) for subset in sized)
+        possible = math.comb(members, size)
+        assert len(sized) == (possible if possible <= max(rivals.MOST_SUBSETS, members) else rivals.MOST_SUBSETS)
+    assert set(found) >= {*combinations(range(members), 1), *combinations(range(members), members - 1)}

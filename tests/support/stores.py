@@ -1,0 +1,58 @@
+"""Small score stores: drawn or given scores of some models, with the manifest of the dataset they are said to be of."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.evaluation import score_store
+from orchestrator.evaluation.score_store import Scores
+
+SPLIT = "validation"
+CROPS = (1, 10, 144)
+
+
+def manifest(samples: Sequence[int], classes: int) -> Manifest:
+    """A dataset of shards of so many samples."""
+    shards = tuple(
+        Shard(name=f"{SPLIT}/{number}.tar", samples=count, bytes=0, sha256="", index_sha256="")
+        for number, count in enumerate(samples)
+    )
+    return Manifest(name="made", classes=tuple(f"class {label}" for label in range(classes)), splits={SPLIT: shards})
+
+
+def drawn(model: int, labels: NDArray[np.int64], classes: int, seed: int = 0, first: int = 0, bad: int = 0) -> Scores:
+    """Scores of a made model: the true class stands out of noise that is half the image's own, the same for all models.
+
+    Images are `first`, `first` + 1, ...
+    """
+    shared, own = np.random.default_rng([seed, first]), np.random.default_rng([seed, first, 1 + model])
+    logits = shared.standard_normal((len(labels), classes))
+    known = np.flatnonzero(labels >= 0)
+    logits[known, labels[known]] += 1.5
+
+    def some(*rows: int) -> NDArray[np.float32]:
+        odds = np.exp(logits.reshape(len(labels), *[1] * len(rows), classes) + own.standard_normal((*rows, classes)))
+        shares: NDArray[np.float32] = (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return shares
+
+    ids = np.arange(first, first + len(labels))
+    means = {count: some(1)[:, 0] for count in CROPS}
+    return Scores(ids, labels, means, some(4), some(1)[:, 0], bad)
+
+
+def write(folder: Path, parts: Sequence[Scores]) -> str:
+    """Commit the scores of each shard; the folder's URL."""
+    for number, part in enumerate(parts):
+        score_store.save(str(folder), number, part)
+    return str(folder)
+
+
+def write_drawn(folder: Path, model: int, labels: Sequence[NDArray[np.int64]], classes: int, seed: int = 0) -> str:
+    """Commit drawn scores of shards whose images have these labels (-1: none); the folder's URL."""
+    firsts = np.cumsum([0, *map(len, labels)])
+    return write(
+        folder, [drawn(model, shard, classes, seed, int(first)) for shard, first in zip(labels, firsts, strict=False)]
+    )
