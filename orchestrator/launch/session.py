@@ -148,8 +148,12 @@ class Session:
             return outcome
 
     def stop_one(self, spec: RunSpec) -> None:
-        """Have one of this session's runs save and stop, while the others go on; one that is not under way is left."""
-        if (held := self._leases.get(spec.folder)) is not None:
+        """Have one of this session's runs save and stop, while the others go on.
+
+        One that is not under way is left, and one that somebody has asked to stop: that is a wish for all.
+        """
+        held = self._leases.get(spec.folder)
+        if held is not None and not held.stop_requested():
             self._alone.add(spec.folder)
             held.request_stop()
 
