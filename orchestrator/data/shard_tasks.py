@@ -52,10 +52,19 @@ def each(
                 raise _StoppedError
             bar.advance(task, count)
 
+        def do(item: T) -> R:
+            tick(0)
+            try:
+                return work(item, tick)
+            except BaseException:
+                # At once: this thread takes the next item before the collecting one hears of the failure.
+                stop.set()
+                raise
+
         with ThreadPoolExecutor(threads) as pool:
             pending: dict[Future[R], int] = {}
             try:
-                pending = {pool.submit(work, item, tick): number for number, item in enumerate(items)}
+                pending = {pool.submit(do, item): number for number, item in enumerate(items)}
                 _collect(pending, receive, console, title)
             finally:
                 stop.set()
@@ -65,6 +74,8 @@ def each(
 def _collect(pending: dict[Future[R], int], receive: Callable[[int, R], None], console: Console, title: str) -> None:
     told = time.monotonic()
     for done, future in enumerate(as_completed(pending), start=1):
+        if isinstance(future.exception(), _StoppedError):
+            continue  # the failure for which it was stopped is still to come
         receive(pending[future], future.result())
         if not console.is_terminal and time.monotonic() - told > LOG_SECONDS:
             told = time.monotonic()
