@@ -54,7 +54,7 @@ test-nodes: setup ## the tests that need several nodes: Ray clusters in network 
 drill: setup ## break real runs in every way that is claimed to be survived (half an hour); DRILL="random" narrows it
 	@$(BIN)/python -m tests.drills $(DRILL)
 
-bench: setup ## measure against goals, peers and limits (make bench-step, -data, -s3, ...: one; all of it takes the better part of an hour)
+bench: setup ## measure against goals, peers and limits (make bench-step, -data, -s3, ...: one; all of it takes more than an hour)
 	@$(BIN)/python -m benchmarks
 
 bench-%: setup

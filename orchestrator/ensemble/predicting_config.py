@@ -8,11 +8,8 @@ import tyro
 from pydantic import Field
 
 from orchestrator.config.base import Config
+from orchestrator.evaluation.answer import CROPS, TOP
 from orchestrator.launch.config import RUNS_VARIABLE
-
-# 10 crops are within a point of 144 at a fourteenth of the cost (arXiv 1409.4842, table 3: 7.62 and 6.67 % error).
-CROPS: Literal[1, 10, 144] = 10
-TOP = 5
 
 
 class Chosen(Config):

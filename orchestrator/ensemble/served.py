@@ -24,13 +24,14 @@ from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
+from orchestrator.evaluation.answer import CROPS, TOP
+
 if TYPE_CHECKING:
     Table = Any
 else:
     # MLflow hands over a table of pandas, which it brings, and looks whether `predict` says so.
     Table = import_module("pandas").DataFrame
 
-CROPS, TOP = 10, 5
 TITLES = "titles"
 WEIGHTS = "weights"
 SIGNATURE = ModelSignature(

@@ -21,7 +21,6 @@ from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.evaluation import forward, views
 from orchestrator.evaluation.forward import Member
 from orchestrator.evaluation.views import Views
-from orchestrator.models.build import build
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
 
@@ -182,13 +181,7 @@ def _load(url: str, device: torch.device | None) -> Member:
         raise CheckpointError(f"{shown}: no exported final weights: {type(error).__name__}: {error}") from None
     if weights.digest(state) != digest:
         raise CheckpointError(f"{shown}: damaged: its weights are not those of {digest}")
-    known = Recipe.from_dict(recipe)
-    model = build(known.model, len(classes), 0)
-    model.drop_auxiliary()
-    model.load_state_dict(state)
-    where = device or forward.best_device()
-    model = model.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Member(model.eval(), known, classes, digest, where)
+    return forward.member(Recipe.from_dict(recipe), classes, state, digest, device)
 
 
 def _told(classes: Sequence[str]) -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from orchestrator.fleet import dryrun, fleet
-from orchestrator.fleet.config import PlanConfig, TrainModel
+from orchestrator.fleet.config import TrainModel
 from orchestrator.launch.command import FAILED, console, starting_recipe
-from orchestrator.launch.config import JobConfig
 from orchestrator.launch.session import opened
 
 
-def train(config: JobConfig) -> int:
+def train(config: TrainModel) -> int:
     """Train the config's recipe; the exit status."""
     screen = console()
     recipe = starting_recipe(config)
-    about = config.plan if isinstance(config, TrainModel) else PlanConfig()
     if config.dry_run:
-        dryrun.show(config, [recipe], about, screen)
+        dryrun.show(config, [recipe], config.plan, screen)
         return 0
     with opened(config.destination, config.placement, screen) as session:
         spec = config.spec(recipe, session.destination, session.manifest.digest())
-        result = fleet.train(session, [spec], config=about)
+        result = fleet.train(session, [spec], config=config.plan)
         session.tell_places(spec.folder, session.key(spec.name))
         if session.interruption.event.is_set():
             session.say("stopped; the same command goes on from the last checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from importlib import import_module
 from typing import Any, cast
@@ -19,6 +20,8 @@ from ray.train.v2.api.result import Result
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from orchestrator.launch import cluster
+
+_log = logging.getLogger(__name__)
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -64,10 +67,13 @@ class Reservation(WorkerGroupCallback):
 
     def give_back(self) -> None:
         """Called in the driver when the controller has ended, however it did."""
-        found = internal_kv._internal_kv_get(self.key)
-        if found is not None:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found.decode())))
-            internal_kv._internal_kv_del(self.key)
+        try:
+            found = internal_kv._internal_kv_get(self.key)
+            if found is not None:
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found.decode())))
+                internal_kv._internal_kv_del(self.key)
+        except Exception:  # it must hide neither a result nor the failure that ended the run
+            _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
 
 
 class SettledPolicy(FixedScalingPolicy):

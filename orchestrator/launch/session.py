@@ -155,7 +155,11 @@ class Session:
         held = self._leases.get(spec.folder)
         if held is not None and not held.stop_requested():
             self._alone.add(spec.folder)
-            held.request_stop()
+            try:
+                held.request_stop()
+            except OSError:
+                self._alone.discard(spec.folder)  # the next stop flag is somebody's wish
+                raise
 
     def _preview(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""

@@ -239,7 +239,7 @@ class MlflowTracker:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             text = self._uri.redact(f"{type(error).__name__}: {error}")[:600].rstrip(". ") + "."
-            if _is_final(error):
+            if is_final(error):
                 raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
             advice = "Is the server up, the address right (try ADDRESS/health)? Or give another URI"
             if self._uri.sqlite_path is not None:
@@ -271,7 +271,7 @@ class _LastSteps:
         return metrics
 
 
-def _is_final(error: Exception) -> bool:
+def is_final(error: Exception) -> bool:
     """Whether the answer would be the same later: a request that MLflow understood and refused."""
     if not isinstance(error, MlflowException):
         return False

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import uri as uris  # noqa: E402
+from orchestrator.tracking.mlflow import is_final  # noqa: E402
 from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError  # noqa: E402
 
 URI = "models:/"
@@ -146,11 +147,7 @@ class Registry:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             text = self._uri.redact(f"{type(error).__name__}: {error}")[:600]
-            final = False
-            if isinstance(error, MlflowException):
-                status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-                final = status < 500 and status != 429
-            kind = TrackingError if final else TrackerUnreachable
+            kind = TrackingError if is_final(error) else TrackerUnreachable
             raise kind(f"MLflow at {self._uri.shown} did not {doing}: {text}") from None
 
 

@@ -18,7 +18,7 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training.job import journal_of
 from tests.support import shards
-from tests.support.launched import ROOT, job, process_tree, title, until
+from tests.support.launched import ROOT, ended_with, job, process_tree, title, until
 
 pytestmark = [pytest.mark.cluster]
 
@@ -91,13 +91,8 @@ def started(runs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         cwd="/",
         env={**os.environ, "ORCHESTRATOR_RUNS": str(runs)},
     )
-    try:
+    with ended_with(process):
         yield process
-    finally:
-        if process.poll() is None:
-            for pid in process_tree(process.pid):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate()
 
 
 def checkpoints(runs: Path) -> list[Path]:

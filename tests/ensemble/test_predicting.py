@@ -174,7 +174,12 @@ def test_images_of_the_web(web: str, storage: Path, photos: Path, capsys: pytest
     first, missing, local = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["image"] == f"{web}/b.jpg"  # no key is shown
     assert missing == {"image": f"{web}/none.jpg", "error": "nothing there"}
-    assert first["predictions"] == local["predictions"]
+    # Of one batch: the place of an image in it may round its sums differently.
+    assert [list(guess.values())[:2] for guess in first["predictions"]] == [
+        list(guess.values())[:2] for guess in local["predictions"]
+    ]
+    probabilities = [[guess["probability"] for guess in one["predictions"]] for one in (first, local)]
+    assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
 
 
 # ------------------------------------------------------------------ what is told

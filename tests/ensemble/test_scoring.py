@@ -1,41 +1,37 @@
 """Scoring over a cluster: what is sent, what is said, what is done again; and what it survives on a real one."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.places import place_of
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import manifest
 from orchestrator.data.errors import DataError
 from orchestrator.data.packer import RawSample, pack
 from orchestrator.ensemble import scoring
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_task import ScoreShard, score_shard
 from orchestrator.launch import pool
-from orchestrator.launch.cluster import Capacity, Node
-from orchestrator.launch.config import Destination, Placement, RunSpec
-from orchestrator.launch.interrupt import Interruption
+from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.tracking.replay import Replayer
 from orchestrator.training import best
 from orchestrator.training.job import best_of
 from tests.support import finals, shards
-from tests.support.launched import ROOT, process_tree, title, until
+from tests.support.launched import ROOT, ended_with, process_tree, title, until
+from tests.support.sessions import said, session
 
 SHARDS, PER_SHARD = 3, 2
 
@@ -54,23 +50,6 @@ def runs(tmp_path: Path) -> Path:
     samples[3] = RawSample(samples[3].key, b"nothing", 0)
     pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": samples}, PER_SHARD)
     return tmp_path
-
-
-def session(runs: Path) -> Session:
-    return Session(
-        Destination(data=str(runs / "data"), storage=str(runs), tracking=f"sqlite:///{runs}/x.db"),
-        Placement(),
-        manifest.load(str(runs / "data")),
-        Capacity((Node(2, 0),)),
-        0.0,
-        cast(Replayer, None),
-        Interruption(),
-        Console(file=io.StringIO(), width=10_000),
-    )
-
-
-def said(of: Session) -> str:
-    return cast(io.StringIO, of.console.file).getvalue()
 
 
 def finished(at: Session, *recipes: Recipe) -> list[RunSpec]:
@@ -364,31 +343,38 @@ def driver(runs: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(runs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
-    try:
+    with ended_with(process):
         yield process
-    finally:
-        if process.poll() is None:
-            for pid in process_tree(process.pid):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate()
 
 
 def committed(runs: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in runs.glob("models/*/scores/*/*/DONE")}
 
 
+def a_task_of(driving: "subprocess.Popen[str]") -> int:
+    """A process that scores something at this moment: in between they are called otherwise."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and driving.poll() is None:
+        for pid in process_tree(driving.pid):
+            if "ray::score_shard" in title(pid):
+                return pid
+        time.sleep(0.02)
+    raise AssertionError(f"no task was seen: {driving.communicate(timeout=60)[0]}")
+
+
 @pytest.mark.cluster
 def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
     with driver(slow) as process:
         until(lambda: committed(slow) or process.poll() is not None, 120)
+        family = process_tree(process.pid)
         process.kill()
+        # Its tasks notice a moment later, and may commit what they had in hand.
+        until(lambda: not any(title(pid).startswith(("ray::score_shard", "ray::IDLE")) for pid in family), 60)
     first = committed(slow)
     assert 0 < len(first) < 12
     with driver(slow) as process:
         until(lambda: len(committed(slow)) > len(first) or process.poll() is not None, 120)
-        tasks = [pid for pid in process_tree(process.pid) if "ray::score_shard" in title(pid)]
-        assert tasks
-        os.kill(tasks[0], signal.SIGKILL)
+        os.kill(a_task_of(process), signal.SIGKILL)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     assert "ENDED" in out

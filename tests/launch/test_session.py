@@ -1,25 +1,19 @@
 """A session's runs: one is stopped by itself, a stop by the user stops all."""
 
-import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
 
 import pytest
-from rich.console import Console
 
-from orchestrator.data import manifest
 from orchestrator.data.packer import pack
 from orchestrator.launch import session as sessions
-from orchestrator.launch.cluster import Capacity, Node
-from orchestrator.launch.config import Destination, Placement, RunSpec
-from orchestrator.launch.interrupt import Interruption
+from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.session import Session
-from orchestrator.tracking.replay import Replayer
 from orchestrator.training.job import Outcome
 from tests.support import launched, shards
+from tests.support import sessions as support
 from tests.support.launched import until
 
 
@@ -49,16 +43,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
     pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": shards.samples(2)}, 2)
-    return Session(
-        Destination(data=str(tmp_path / "data"), storage=str(tmp_path), tracking="sqlite:////nowhere/x.db"),
-        Placement(),
-        manifest.load(str(tmp_path / "data")),
-        Capacity((Node(2, 0),)),
-        0.0,
-        cast(Replayer, None),
-        Interruption(),
-        Console(file=io.StringIO()),
-    )
+    return support.session(tmp_path)
 
 
 def specs(tmp_path: Path) -> list[RunSpec]:

@@ -1,10 +1,12 @@
 """Run specifications, journals, jobs and processes for tests of the rooms that launch runs."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,18 @@ class Ended:
     def complaints(self) -> list[str]:
         """Lines on stderr."""
         return self.err.splitlines()
+
+
+@contextmanager
+def ended_with(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """A process that is gone, with all below it, when the block is left."""
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for pid in process_tree(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def job(script: str, *arguments: str, runs: Path, seconds: float = 300, **changes: str) -> Ended:

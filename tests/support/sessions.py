@@ -1,0 +1,33 @@
+"""A session as jobs have it, without cluster and tracker."""
+
+import io
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+
+from orchestrator.data import manifest
+from orchestrator.launch.cluster import Capacity, Node
+from orchestrator.launch.config import Destination, Placement
+from orchestrator.launch.interrupt import Interruption
+from orchestrator.launch.session import Session
+from orchestrator.tracking.replay import Replayer
+
+
+def session(storage: Path) -> Session:
+    """A session on a node of two CPUs, over the dataset in `storage`/data; what it says is kept (see `said`)."""
+    return Session(
+        Destination(data=str(storage / "data"), storage=str(storage), tracking=f"sqlite:///{storage}/x.db"),
+        Placement(),
+        manifest.load(str(storage / "data")),
+        Capacity((Node(2, 0),)),
+        0.0,
+        cast(Replayer, None),
+        Interruption(),
+        Console(file=io.StringIO(), width=10_000),
+    )
+
+
+def said(of: Session) -> str:
+    """All that was said so far."""
+    return cast(io.StringIO, of.console.file).getvalue()
