@@ -190,6 +190,10 @@ class _Alone:
         """Never."""
         return False
 
+    def wanted(self) -> bool:
+        """Always."""
+        return True
+
 
 def bare(payload: Mapping[str, Any]) -> None:
     """Train a job in this process."""

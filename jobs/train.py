@@ -1,12 +1,15 @@
 """Train one model and record it in MLflow.
 
 python jobs/train.py googlenet-digits --schedule.kind cosine
+    a preset by its name, with a flag in place
+python jobs/train.py s3://bucket/winner.json --data s3://bucket/imagenet
+    the recipe in a file: a run's recipe.json, or what a sweep handed over
 """
 
 from orchestrator.config.cli import parse
 from orchestrator.fleet.config import TrainModel
 from orchestrator.launch import environment
-from orchestrator.launch.config import job_presets
+from orchestrator.launch.config import job_from_file, job_presets
 from orchestrator.recipe import presets
 
 PROG = "train.py"
@@ -17,6 +20,7 @@ if __name__ == "__main__":
         "Train one model, record it in MLflow.",
         job_presets(TrainModel),
         presets.DEFAULT,
+        from_file=job_from_file(TrainModel),
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
     # help and refusals stay quick.

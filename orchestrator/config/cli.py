@@ -16,6 +16,7 @@ C = TypeVar("C", bound=Config)
 
 _REFUSED = 2  # exit status of every user error, as argparse and the shells have it
 _HELP = ("--help", "-h")
+SUFFIX = ".json"  # of a first argument that names a file
 _TRUTHS = {"true": "", "false": "no_"}  # a word, and what its flag begins with
 _FLAG = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
 
@@ -34,10 +35,12 @@ def parse(
     presets: Mapping[str, Preset[C]],
     default: str,
     argv: Sequence[str] | None = None,
+    from_file: Callable[[str], Preset[C]] | None = None,
 ) -> C:
     """The configuration that the command line asks for: a preset with its flags in place.
 
-    The first argument names the preset, with hyphens or underscores; without one the default is taken.
+    The first argument names the preset, with hyphens or underscores, or a file that holds one; without one the default
+    is taken.
     `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
     `PROG: error: FIELD: VALUE is refused: why`, and exits with status 2; help exits with 0.
 
@@ -47,6 +50,7 @@ def parse(
         presets: name (with hyphens) to preset, all of one class.
         default: name of the preset taken when none is given.
         argv: arguments without the program's name; those of the process when None.
+        from_file: the preset in a file, by the path or URL that was given, ending in .json; without it none is read.
 
     Raises:
         ValueError: when the default is no preset; our own slip, not the user's.
@@ -54,7 +58,12 @@ def parse(
     if default not in presets:
         raise ValueError(f"default: {default!r} is refused: must be one of {', '.join(presets)}")
     try:
-        return _parse(prog, description, presets, default, list(sys.argv[1:] if argv is None else argv))
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        if arguments and arguments[0] in _HELP and len(presets) > 1:
+            sys.stdout.write(_listing(prog, description, presets, default, from_file is not None))
+            raise SystemExit(0)
+        name, preset, arguments = _preset(presets, default, arguments, from_file)
+        return _flagged(f"{prog} {name}", description, preset, arguments)
     except ConfigError as error:
         refuse(prog, error)
 
@@ -65,24 +74,27 @@ def refuse(prog: str, error: ConfigError) -> NoReturn:
     raise SystemExit(_REFUSED) from None
 
 
-def _parse(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, arguments: list[str]) -> C:
-    name = default
-    if arguments and not arguments[0].startswith("-"):
-        named = _named(arguments[0], presets)
-        if named is not None:
-            name = named
-            arguments = arguments[1:]
-        elif not any(flags.is_positional(f) for f in type(presets[default].value).model_fields.values()):
-            raise ConfigError(
-                Problem(arguments[0], "unknown preset" + suggestion(arguments[0], list(presets), "presets"))
-            )
-    elif arguments and arguments[0] in _HELP and len(presets) > 1:
-        sys.stdout.write(_listing(prog, description, presets, default))
-        raise SystemExit(0)
-    preset = presets[name].value
+def _preset(
+    presets: Mapping[str, Preset[C]], default: str, arguments: list[str], from_file: Callable[[str], Preset[C]] | None
+) -> tuple[str, C, list[str]]:
+    """The name of the preset that is asked for, the preset, and the arguments after it."""
+    if not arguments or arguments[0].startswith("-"):
+        return default, presets[default].value, arguments
+    first = arguments[0]
+    if (named := _named(first, presets)) is not None:
+        return named, presets[named].value, arguments[1:]
+    if from_file is not None and first.endswith(SUFFIX):
+        return first, from_file(first).value, arguments[1:]
+    if any(flags.is_positional(field) for field in type(presets[default].value).model_fields.values()):
+        return default, presets[default].value, arguments
+    raise ConfigError(Problem(first, "unknown preset" + suggestion(first, list(presets), "presets")))
+
+
+def _flagged(prog: str, description: str, preset: C, arguments: list[str]) -> C:
+    """The preset with the flags in place."""
     chosen, arguments = _take_kinds(preset, arguments)
     shape = draft(preset, chosen)
-    given = flags.typed(f"{prog} {name}", description, shape, _spelled_out(shape, arguments))
+    given = flags.typed(prog, description, shape, _spelled_out(shape, arguments))
     try:
         return apply(preset, {**chosen, **given})
     except ConfigError as error:
@@ -95,7 +107,7 @@ def _named(argument: str, presets: Mapping[str, Preset[C]]) -> str | None:
     return next((name for name in presets if name.replace("_", "-") == wanted), None)
 
 
-def _listing(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str) -> str:
+def _listing(prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool) -> str:
     width = max(len(name) for name in presets)
     lines = []
     for name, preset in presets.items():
@@ -104,7 +116,7 @@ def _listing(prog: str, description: str, presets: Mapping[str, Preset[C]], defa
         lines.append(f"  {name:<{width}}  {summary}{mark}".rstrip())
     return "\n".join(
         [
-            f"usage: {prog} [PRESET] [--FLAG VALUE ...]",
+            f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]",
             "",
             description.strip(),
             "",
@@ -112,6 +124,7 @@ def _listing(prog: str, description: str, presets: Mapping[str, Preset[C]], defa
             *lines,
             "",
             f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
+            *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),
             "",
         ]
     )

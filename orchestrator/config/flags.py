@@ -41,10 +41,11 @@ class _Typed:
 def names(config: Config) -> dict[str, str]:
     """Flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
 
-    They differ where `tyro.conf.arg(name="")` leaves a level out of the flags. Positionals have no flag.
+    They differ where `tyro.conf.arg(name="")` leaves a level out of the flags. Positionals have no flag, and fixed
+    fields none either.
     """
     found: dict[str, str] = {}
-    for name, field in type(config).model_fields.items():
+    for name, field in _settable(type(config)).items():
         shown, value = _shown_name(name, field), getattr(config, name)
         if isinstance(value, Config):
             below = names(value)
@@ -57,6 +58,11 @@ def names(config: Config) -> dict[str, str]:
 def is_positional(field: FieldInfo) -> bool:
     """Whether the field is declared as `tyro.conf.Positional[...]`."""
     return tyro.conf.Positional in field.metadata
+
+
+def _settable(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields that a command line may set: all but those declared as `tyro.conf.Fixed[...]`."""
+    return {name: field for name, field in model.model_fields.items() if tyro.conf.Fixed not in field.metadata}
 
 
 def typed(prog: str, description: str, config: Config, arguments: Sequence[str]) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def typed(prog: str, description: str, config: Config, arguments: Sequence[str])
 
 def _overrides(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, field in type(config).model_fields.items():
+    for name, field in _settable(type(config)).items():
         default, value = getattr(config, name), values[name]
         if isinstance(default, Config):
             found.update({f"{name}.{path}": v for path, v in _overrides(default, value).items()})
@@ -113,7 +119,7 @@ def _rule(choices: Mapping[int, str]) -> Callable[[StructTypeInfo], StructConstr
             return None
         fields = [
             _spec(name, field, getattr(info.default, name), choices.get(id(info.default)))
-            for name, field in info.type.model_fields.items()
+            for name, field in _settable(info.type).items()
         ]
         return StructConstructorSpec(instantiate=_collect, fields=tuple(fields))
 

@@ -85,7 +85,8 @@ def _edited(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unchecked(model: type[M], data: Mapping[str, Any]) -> M:
-    values: dict[str, Any] = {}
+    # What has no default and is not said yet is none for now: every field has to be there to be shown.
+    values: dict[str, Any] = {name: None for name, field in model.model_fields.items() if field.is_required()}
     for name, value in data.items():
         models = variants(model.model_fields[name].annotation)
         if models and isinstance(value, dict):

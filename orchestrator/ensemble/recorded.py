@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from orchestrator.ensemble import pictures, registry, report, results, scoring
 from orchestrator.ensemble.scoring import Kind
 from orchestrator.evaluation.analysis import Analysis
 from orchestrator.evaluation.table3 import Table3
+from orchestrator.launch import artifacts
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.named import SPEC
 from orchestrator.launch.session import Session
@@ -84,14 +83,7 @@ def _log(session: Session, key: str, folder: str, table: Table3, tracker: Tracke
     tracker.log_table(run_id, "table3.json", results.columns(table))
     # MLflow shows this tag, as Markdown, at the head of the run's page.
     tracker.set_tags(run_id, {"mlflow.note.content": results.markdown(table)})
-    for name in _TEXTS:
-        tracker.log_text(run_id, name, files.read_bytes(files.join(folder, name)).decode())
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in sorted(name for name in files.list_names(folder) if name.endswith(".png")):
-            path = os.path.join(scratch, name)
-            with open(path, "wb") as file:
-                file.write(files.read_bytes(files.join(folder, name)))
-            tracker.log_file(run_id, path)
+    artifacts.log(tracker, run_id, folder, _TEXTS)
 
 
 def _register(session: Session, key: str, found: Found, about: str, _tracker: Tracker) -> None:

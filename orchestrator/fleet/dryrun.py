@@ -43,6 +43,8 @@ def show(config: JobConfig, recipes: Sequence[Recipe], about: PlanConfig, consol
     gpus = cluster.gpus_per_worker(config.placement, capacity)
     todo = [spec for spec in specs if not seen.get(spec.name, NEW).finished]
     lines = [f"cluster:    {told}"]
+    if found is not None and (warning := specs[0].moved) is not None:
+        lines.append(f"warning:    {warning}")
     if len(todo) < len(specs):
         lines.append(f"finished:   {len(specs) - len(todo)} of {len(specs)} models")
     if todo:

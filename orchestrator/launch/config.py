@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
 
 import tyro
@@ -13,15 +14,17 @@ from orchestrator.config.cli import Preset
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data.config import ReadingConfig
-from orchestrator.recipe import presets
+from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
 from orchestrator.training.execution import Execution
-from orchestrator.training.job import Cadence
+from orchestrator.training.job import Cadence, TrainJob
 
 # The one environment variable that the project defines: where runs land by default.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
 EMBEDDED = "digits"
+SPEC = "spec.json"  # in a run's folder
 
 
 class Placement(Config):
@@ -112,6 +115,7 @@ class RunSpec(Config):
     dataset_digest: str
     weights: str = Field("", description="URL of the weights to start from, whose digest the recipe names")
     generation: int = Field(0, ge=0, description="raised by --new, so that a run starts afresh under another name")
+    provenance: Provenance | None = Field(None, description="of a recipe that a sweep found; no part of the identity")
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -133,11 +137,60 @@ class RunSpec(Config):
         """URL of the run's folder."""
         return files.join(self.destination.storage, "models", self.name)
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the tracker is to show of the run beside its recipe."""
+        sweep = {} if self.provenance is None else {"orchestrator.sweep": self.provenance.told}
+        return {"orchestrator.folder": urls.redact(self.folder)} | sweep
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the tracker is to keep of the run: name of the artifact to its text."""
+        origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
+        return {"recipe.json": self.recipe.to_json()} | origin
+
+    @property
+    def moved(self) -> str | None:
+        """What is to be said of a recipe that was tuned on another dataset; None when it was not, or nobody knows."""
+        origin = self.provenance
+        if origin is None or origin.dataset_digest in ("", self.dataset_digest):
+            return None
+        return (
+            f"the recipe was tuned on {origin.dataset or 'a dataset'} of digest {origin.dataset_digest}, this one's is "
+            f"{self.dataset_digest}: what {origin.told or 'its sweep'} found need not hold here"
+        )
+
+    def keep(self) -> None:
+        """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
+        kept = self.model_copy(
+            update={"destination": self.destination.redacted(), "weights": urls.redact(self.weights)}
+        )
+        files.write_bytes(files.join(self.folder, SPEC), kept.to_json().encode())
+
+    def job(self, stop_flag: str, successor: str) -> TrainJob:
+        """What each worker is given; the two URLs are those of the lease under which the run is trained."""
+        return TrainJob(
+            recipe=self.recipe,
+            cadence=self.cadence,
+            data=self.destination.data,
+            dataset_digest=self.dataset_digest,
+            folder=self.folder,
+            stop_flag=stop_flag,
+            successor=successor,
+            threads=self.placement.cpus_per_worker,
+            reading=self.placement.reading,
+            execution=self.placement.execution,
+            weights=self.weights,
+        )
+
 
 class JobConfig(Config):
     """What the command lines of training jobs have in common."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    provenance: Annotated[Provenance | None, tyro.conf.Fixed] = Field(
+        None, description="where the recipe comes from, when it was given as a file"
+    )
     destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
     placement: Placement = Placement()
     cadence: Cadence = Cadence()
@@ -164,6 +217,7 @@ class JobConfig(Config):
             dataset_digest=dataset_digest,
             weights=self.weights and urls.absolute(self.weights, "weights"),
             generation=self.new,
+            provenance=self.provenance,
         )
 
 
@@ -177,6 +231,29 @@ def job_presets(kind: type[J]) -> dict[str, Preset[J]]:
         destination = Destination(data=EMBEDDED if name in presets.ON_DIGITS else "")
         made[name] = Preset(kind(recipe=recipe(), destination=destination), presets.summary(name))
     return made
+
+
+def job_from_file(kind: type[J]) -> Callable[[str], Preset[J]]:
+    """What makes a preset of a job from the recipe in a file; it raises ConfigError for one that cannot be used."""
+
+    def read(url: str) -> Preset[J]:
+        found = frozen.load(url)
+        values = {"recipe": found.recipe, "provenance": found.provenance, "destination": {"data": data_of(found)}}
+        return Preset(kind.from_dict(values))
+
+    return read
+
+
+def data_of(found: Frozen) -> str:
+    """The data that a recipe from a file is trained on when the user names none: the embedded data or, empty, none.
+
+    What it was tuned on decides; where nobody says, whether its name begins like that of a preset for embedded data.
+    """
+    if found.provenance is not None and found.provenance.dataset:
+        embedded = found.provenance.dataset == EMBEDDED
+    else:
+        embedded = any(f"{found.recipe.name}-".startswith(f"{name}-") for name in presets.ON_DIGITS)
+    return EMBEDDED if embedded else ""
 
 
 def _check_divisible(recipe: Recipe, placement: Placement) -> None:

@@ -79,22 +79,34 @@ class Session:
         """Record a run from its journal, nested under the run of key `parent`; its key."""
         key = self.key(spec.name, parent or "")
         params = {path: str(value) for path, value in paths(spec.recipe).items()}
-        tags = {
-            "orchestrator.folder": urls.redact(spec.folder),
-            "orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}",
-        }
+        tags = spec.tags | {"orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}"}
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
         self._open.add(key)
-        self.replayer.submit(partial(self._log_recipe, key, spec.recipe.to_json()), needs=key)
+        for name, text in spec.texts.items():
+            self.replayer.submit(partial(self._log_text, key, name, text), needs=key)
         return key
 
-    def _log_recipe(self, key: str, text: str, tracker: Tracker) -> None:
-        tracker.log_text(self.replayer.run_id(key, 0.0), "recipe.json", text)
+    def _log_text(self, key: str, name: str, text: str, tracker: Tracker) -> None:
+        tracker.log_text(self.replayer.run_id(key, 0.0), name, text)
 
     def opened_run(self, run: TrackedRun) -> None:
         """Record a run that has no journal of its own."""
         self.replayer.follow(run, None)
         self._open.add(run.key)
+
+    def ended_run(self, key: str, status: FinalStatus, tags: Mapping[str, str]) -> None:
+        """Close a run that this session opened, as soon as its journal is in the tracker: nothing more comes of it."""
+        self.closing(key, status)
+        self.replayer.submit(partial(self._tag, key, tags), needs=key)
+        self.replayer.close(key, status).add_done_callback(partial(self._closed_run, key))
+
+    def _closed_run(self, key: str, done: Future[None]) -> None:
+        if done.exception() is None:  # else it is closed with the session
+            self._open.discard(key)
+            self.statuses.pop(key, None)
+
+    def _tag(self, key: str, tags: Mapping[str, str], tracker: Tracker) -> None:
+        tracker.set_tags(self.replayer.run_id(key, 0.0), tags)
 
     def closing(self, key: str, status: FinalStatus) -> None:
         """The status with which the session will close a run that it opened; members before their parent."""

@@ -22,6 +22,7 @@ from orchestrator.launch.config import EMBEDDED
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.simulation import Simulation
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.schedule import turns
 from orchestrator.storage import files, urls
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.tracker import Point, TrackedRun, TrackingError
@@ -84,11 +85,11 @@ def _steps_per_epoch(config: Simulation, dataset: Manifest | None) -> int:
 
 
 def _columns(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
-    """The schedule at whole epochs, at the end of the warm-up and at the last step."""
+    """The schedule at whole epochs, where a warm-up ends or a segment begins, and at the last step."""
     last = recipe.epochs * steps_per_epoch - 1
-    warm = min(last, round(recipe.schedule.warmup_epochs * steps_per_epoch))
+    turned = {min(last, round(at * steps_per_epoch)) for at in turns(recipe.schedule)}
     chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _stride(recipe.epochs))}
-    steps = sorted({*chosen, warm, last})
+    steps = sorted({*chosen, *turned, last})
     return {
         "epochs done": [step / steps_per_epoch for step in steps],
         "step": [float(step) for step in steps],

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.config.cli import Preset
-from orchestrator.launch.config import EMBEDDED, Destination
-from orchestrator.recipe import presets
+from orchestrator.launch.config import EMBEDDED, Destination, data_of
+from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import urls
 
@@ -56,3 +56,9 @@ def simulation_presets() -> dict[str, Preset[Simulation]]:
         )
         for name, recipe in presets.PRESETS.items()
     }
+
+
+def simulation_from_file(url: str) -> Preset[Simulation]:
+    """The recipe in a file, on the embedded data where it is made for that. Raises ConfigError."""
+    found = frozen.load(url)
+    return Preset(Simulation(recipe=found.recipe, data=data_of(found)))

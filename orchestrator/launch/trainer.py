@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from typing import cast
+from typing import Protocol, cast
 
 from ray.exceptions import RayError
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
@@ -16,16 +16,26 @@ from orchestrator.launch import lean, prestart
 from orchestrator.launch.collectives import Collectives
 from orchestrator.launch.config import Placement, RunSpec
 from orchestrator.launch.lean import LeanTrainer
-from orchestrator.launch.lease import Lease
 from orchestrator.launch.watch import ControllerWatch
-from orchestrator.storage import files, urls
-from orchestrator.training.job import Outcome, TrainJob, checkpoints_of
+from orchestrator.training.job import Outcome, checkpoints_of
 from orchestrator.training.outcome import finished
 
 # Between looks whether an elastic run could have another number of workers; Ray's default is 60 s.
 RESIZE_SECONDS = 10.0
 # More than the longest phase of training may take. Dead processes are noticed at once, dead nodes by Ray's own checks.
 COLLECTIVE_SECONDS = 60
+
+
+class Flags(Protocol):
+    """What of a lease a run's workers look at."""
+
+    @property
+    def stop_flag(self) -> str:
+        """URL of a file whose existence asks them to save and stop."""
+
+    @property
+    def successor(self) -> str:
+        """URL of a file whose existence says that another driver took over."""
 
 
 class RunFailedError(RuntimeError):
@@ -36,15 +46,14 @@ class LaunchError(RuntimeError):
     """A run could not be launched, or its controller died; another launch may work."""
 
 
-def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
+def launch(spec: RunSpec, lease: Flags, gpus: float) -> Outcome:
     """Train a run to its end, or return at once what it ended with. Blocks; one thread per run may call it.
 
     Raises RunFailedError when its workers crashed too often, LaunchError when Ray itself failed.
     """
     if (done := finished(spec.folder)) is not None:
         return done
-    kept = spec.model_copy(update={"destination": spec.destination.redacted(), "weights": urls.redact(spec.weights)})
-    files.write_bytes(files.join(spec.folder, "spec.json"), kept.to_json().encode())
+    spec.keep()
     # Ray keeps nothing of ours: its storage is scratch and its own for each launch, so that no ledger of an earlier
     # one is ever read (pitfalls A3, A8).
     scratch = tempfile.mkdtemp(prefix="orchestrator-ray-")
@@ -62,7 +71,7 @@ def launch(spec: RunSpec, lease: Lease, gpus: float) -> Outcome:
     return Outcome.from_dict(result.return_value)
 
 
-def _fit(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> Result:
+def _fit(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> Result:
     """Train, as long as each launch comes farther than the one before.
 
     Ray counts restarts over a trainer's whole life; a run of weeks has more than one that gets nowhere may have.
@@ -82,10 +91,10 @@ def _saved_samples(spec: RunSpec) -> int:
     return next((place.samples for place in places.committed(checkpoints_of(spec.folder))), -1)
 
 
-def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrainer:
+def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrainer:
     return LeanTrainer(
         lean.train,
-        train_loop_config=_job(spec, lease).to_dict(),
+        train_loop_config=spec.job(lease.stop_flag, lease.successor).to_dict(),
         scaling_config=ScalingConfig(
             num_workers=_workers(spec.placement),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
@@ -100,22 +109,6 @@ def _trainer(spec: RunSpec, lease: Lease, gpus: float, scratch: str) -> LeanTrai
             worker_runtime_env=prestart.runtime_env(),
             callbacks=[ControllerWatch(spec.folder, spec.placement.elastic)],  # type: ignore[list-item]
         ),
-    )
-
-
-def _job(spec: RunSpec, lease: Lease) -> TrainJob:
-    return TrainJob(
-        recipe=spec.recipe,
-        cadence=spec.cadence,
-        data=spec.destination.data,
-        dataset_digest=spec.dataset_digest,
-        folder=spec.folder,
-        stop_flag=lease.stop_flag,
-        successor=lease.successor,
-        threads=spec.placement.cpus_per_worker,
-        reading=spec.placement.reading,
-        execution=spec.placement.execution,
-        weights=spec.weights,
     )
 
 

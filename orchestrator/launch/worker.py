@@ -24,6 +24,10 @@ class RayContext:
         """Whether the workers are about to be taken down, as this rank knows."""
         return notice.given()
 
+    def wanted(self) -> bool:
+        """Always: who wants no more sets the stop flag."""
+        return True
+
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as this worker; the outcome as a plain dict."""

@@ -132,6 +132,21 @@ class Replayer:
             self._hurried -= 1
             return self._clean_since >= called
 
+    def close(self, key: str, status: FinalStatus) -> Future[None]:
+        """Have a run closed, once all that its journal has by then is in the tracker; its journal is not read again.
+
+        Raises ValueError for a key that is not followed.
+        """
+        self._get(key)
+        return self.submit(partial(self._finish, key, status), needs=key)
+
+    def _finish(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
+        run = self._get(key)
+        # A run that is over has a journal that ends.
+        while not (run.read() and run.serve(tracker)):
+            pass
+        self._close(key, status, tracker)
+
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
         """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all worked.
 

@@ -81,6 +81,9 @@ class Context(Protocol):
     def preempted(self) -> bool:
         """Whether this rank was told that a node of the run will soon be taken away; waits for nobody."""
 
+    def wanted(self) -> bool:
+        """Whether the launcher, after an epoch's report, wants more of this run; every rank answers alike."""
+
 
 def checkpoints_of(folder: str) -> str:
     """Where a run keeps its checkpoints."""

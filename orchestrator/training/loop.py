@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from orchestrator.data.order import EpochOrder
+from orchestrator.recipe.schedule import gentler
 from orchestrator.training.epoch_end import end_epoch, read_metrics, trained_metrics
 from orchestrator.training.job import Outcome
 from orchestrator.training.meter import Meter
@@ -35,6 +36,8 @@ def train(parts: Parts) -> Outcome:
         if ended is not None:
             return ended
         metrics = end_epoch(parts, trained | read_metrics(parts, traffic))
+        if state.progress.epoch < job.recipe.epochs and not parts.context.wanted():
+            return _unwanted(parts)
     return _finished(parts, metrics)
 
 
@@ -84,6 +87,14 @@ def _after(parts: Parts, found: Pulse) -> Outcome | None:
     return None
 
 
+def _unwanted(parts: Parts) -> Outcome:
+    """The end between two epochs, from where the run could go on."""
+    if parts.world.leads:
+        parts.saver.save(parts.state)
+        parts.saver.wait()
+    return Outcome(status="stopped", message="no more of it is wanted", samples=parts.state.progress.samples)
+
+
 def _finished(parts: Parts, metrics: dict[str, float]) -> Outcome:
     parts.saver.wait()
     if not finite(parts.state.model):  # the last update's doing, equal on all ranks: no loss has shown it
@@ -97,7 +108,8 @@ def finite(model: nn.Module) -> bool:
 
 
 def _diverged(parts: Parts) -> str:
+    progress = parts.state.progress
     return (
-        f"the loss, or a weight, is not finite after {parts.state.progress.samples} samples at learning rate "
-        f"{parts.rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+        f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate {parts.rate:g}: "
+        f"{gentler(parts.job.recipe.schedule, progress.epochs_done)}"
     )

@@ -63,6 +63,21 @@ class Member(Config):
     width: float = 1.0
 
 
+class Pieces(Config):
+    """One value after another; there is no default to begin with."""
+
+    kind: Literal["pieces"] = "pieces"
+    pieces: tuple[Member, ...] = Field(min_length=1)
+
+
+class Handed(Config):
+    """A union whose variant has to be said, and a field that no command line may set."""
+
+    schedule: Annotated[StepDecay | Pieces, Field(discriminator="kind")] = StepDecay()
+    origin: Annotated[Member | None, tyro.conf.Fixed] = None
+    epochs: int = 1
+
+
 class Recipe(Config):
     """What changes results."""
 

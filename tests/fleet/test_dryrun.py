@@ -13,6 +13,7 @@ from orchestrator.fleet.dryrun import capacity_of, differences
 from orchestrator.launch.cluster import ClusterError
 from orchestrator.launch.config import Destination, JobConfig, Placement
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.frozen import Provenance
 from orchestrator.recipe.presets import googlenet_imagenet_wide
 from tests.support import shards
 from tests.support.launched import recipe, wide, write_journal
@@ -112,3 +113,13 @@ def test_differences_are_told_in_few_words() -> None:
     assert told == {base.name: "crops 0.08-1, epochs 250", "other": "crops 0.08-0.77, epochs 9"}
     assert differences([base]) == {base.name: "-"}
     assert differences([base, wider])["wider"].startswith("x1.5, ")
+
+
+def test_a_recipe_that_was_tuned_on_other_data_is_warned_of(tmp_path: Path) -> None:
+    shards.dataset(tmp_path / "data")
+    asked = config(tmp_path, recipe(batch_size=4)).model_copy(
+        update={"provenance": Provenance(sweep="s", trial="t1", dataset_digest="another")}
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    dryrun.show(asked, [asked.recipe], TWO_SLOTS, console)
+    assert "warning:    the recipe was tuned on a dataset of digest another, this one's is " in console.export_text()

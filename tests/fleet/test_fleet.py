@@ -14,6 +14,7 @@ from orchestrator.fleet.config import PlanConfig
 from orchestrator.launch.cluster import Capacity, Node
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.session import Session
+from orchestrator.recipe.frozen import Provenance
 from orchestrator.training.job import Outcome
 from tests.support import shards
 from tests.support.launched import recipe, spec
@@ -86,6 +87,14 @@ def test_with_a_speed_the_plan_is_told_in_minutes(tmp_path: Path) -> None:
     trained(session, specs_of(tmp_path, "a", "b", "c"), PlanConfig(images_per_second=1.0, start_seconds=0.0))
     # Twice two epochs of 12 images and 5 to validate with, at one a second.
     assert session.said[0] == "training 3 models, 2 at once in 2 waves, about 0:55"
+
+
+def test_a_recipe_that_was_tuned_on_other_data_is_warned_of_once(tmp_path: Path) -> None:
+    session = FakeSession(tmp_path)
+    origin = Provenance(sweep="s", trial="t1", dataset_digest="another")
+    runs = [run.model_copy(update={"provenance": origin}) for run in specs_of(tmp_path, "a", "b")]
+    trained(session, runs)
+    assert [text for text in session.said if "tuned on" in text] == [f"warning: {runs[0].moved}"]
 
 
 def test_what_is_trained_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.recipe.presets import googlenet_tiny
 from tests.support import shards
 from tests.support.launched import ROOT, Ended, job
 
@@ -93,6 +94,10 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("simulate.py", ["googlenet-tiny", "--out", "relative"], "out: 'relative' is a relative path"),
         ("simulate.py", ["googlenet-tiny", "--data", "/nowhere"], "/nowhere/manifest.json: no manifest there"),
         ("simulate.py", ["googlenet-imagenet", "--samples", "100"], "batch_size: 256 is refused: more than the 100"),
+        ("train.py", ["/nowhere/recipe.json"], "/nowhere/recipe.json: nothing there; give a run's recipe.json"),
+        ("train_ensemble.py", ["s3://b/recipe.yaml"], "s3://b/recipe.yaml: unknown preset"),
+        ("simulate.py", ["/nowhere/recipe.json"], "/nowhere/recipe.json: nothing there"),
+        ("train.py", ["googlenet-tiny", "--schedule.kind", "segments"], "schedule.segments: must be given"),
         ("evaluate.py", [], "runs"),
         ("stop.py", [], "runs: give the name"),
         ("stop.py", ["some-run"], "'some-run': no such run or ensemble"),
@@ -121,6 +126,39 @@ def test_a_dry_run_plans_and_writes_nothing(script: str, tmp_path: Path) -> None
     assert str(runs_of(tmp_path)) in done.out
     assert ("googlenet-tiny-m7-wide" in done.out) == (script == "train_ensemble.py")
     assert list(tmp_path.iterdir()) == []
+
+
+def frozen(folder: Path, **changes: object) -> str:
+    """A file as a sweep hands it over: a recipe of two segments, found on the digits."""
+    first, last = ({"kind": "polynomial", "base_rate": rate} for rate in (0.02, 0.1))
+    parts = [{"from_epoch": 0, "schedule": first}, {"from_epoch": 1, "schedule": last}]
+    recipe = {**googlenet_tiny().to_dict(), "name": "best", "schedule": {"kind": "segments", "segments": parts}}
+    place = folder / "winner.json"
+    place.write_text(json.dumps({"recipe": recipe | changes, "provenance": {"sweep": "s", "dataset": "digits"}}))
+    return str(place)
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_dry_run_of_a_recipe_from_a_file(script: str, tmp_path: Path) -> None:
+    done = job(script, frozen(tmp_path), "--epochs", "3", "--dry-run", runs=runs_of(tmp_path))
+    assert (done.status, done.err) == (0, "")
+    assert "best" in done.out
+    assert str(runs_of(tmp_path) / "data" / "digits") in done.out
+    assert [path.name for path in tmp_path.iterdir()] == ["winner.json"]
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_file_that_holds_no_recipe_is_one_line(script: str, tmp_path: Path) -> None:
+    done = job(script, frozen(tmp_path, version=1), "--dry-run", runs=runs_of(tmp_path))
+    assert done.status == 2, done.err
+    (complaint,) = done.complaints
+    assert complaint.startswith(f"{script}: error: {tmp_path / 'winner.json'}: recipe.version: 1 is refused: must be")
+
+
+def test_a_simulation_of_a_recipe_from_a_file(tmp_path: Path) -> None:
+    done = job("simulate.py", frozen(tmp_path), runs=runs_of(tmp_path))
+    assert (done.status, done.err) == (0, "")
+    assert "best: segments schedule" in done.out
 
 
 def test_a_simulation_prints_the_schedule_and_draws_into_the_folder(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from orchestrator.data.packer import RawSample, pack
 from orchestrator.launch import audit
 from orchestrator.launch.config import Destination, Placement, RunSpec
 from orchestrator.storage import commit, files
+from orchestrator.training.fork import fork
 from orchestrator.training.job import TrainJob, checkpoints_of, final_of, journal_of
 from tests.support import launched, runs, shards
 from tests.support.launched import write_journal
@@ -97,6 +98,22 @@ def test_a_run_that_is_not_done_is_audited_by_its_newest_checkpoint(data: Path, 
     assert "checkpoint at 64 samples" in text
     assert " 1 48 48 48 2 " in text
     assert re.search(r" 2 16 16 16 34 \d as planned", text)
+
+
+def test_a_forked_run_is_audited_with_the_epochs_that_the_other_run_trained(data: Path, tmp_path: Path) -> None:
+    one, forked = placed(tmp_path / "one", data), placed(tmp_path / "forked", data)
+    assert runs.train(one, context=RecordingContext(enough=1)).samples == 48
+    assert fork(one.folder, forked.folder, forked.recipe) == 48
+    status, text = told(forked)
+    assert status == 0
+    assert "checkpoint at 48 samples" in text
+    assert "attempts: 0, incidents: 0\n" in text
+    assert runs.train(forked).status == "finished"
+    status, text = told(forked)
+    assert status == 0
+    assert " 1 48 48 48 2 " in text
+    assert " 2 48 48 48 2 " in text
+    assert "attempts: 1, incidents: 0\n" in text
 
 
 def test_a_run_that_failed_and_resumed_is_clean_and_its_replay_told(data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ from pydantic import ValidationError
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply, paths
-from orchestrator.launch.config import RUNS_VARIABLE, Destination, JobConfig, Placement, RunSpec
+from orchestrator.launch.config import (
+    RUNS_VARIABLE,
+    Destination,
+    JobConfig,
+    Placement,
+    RunSpec,
+    job_from_file,
+    job_presets,
+)
+from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.training.job import Cadence
 from tests.support.launched import recipe, spec
 
@@ -138,3 +147,58 @@ def test_more_workers_than_lanes_or_images_are_refused_before_anything_starts() 
     with pytest.raises(ValidationError, match=r"order\.lanes"):
         spec(base, workers=9)
     assert spec(base, workers=8).placement.workers == 8
+
+
+# ------------------------------------------------------------------ recipes from files
+FOUND = Provenance(sweep="tiny-pbt", trial="t003", dataset="digits", dataset_digest="0123456789abcdef", score=12.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "provenance", "data"),
+    [
+        ("googlenet-tiny", None, "digits"),
+        ("googlenet-digits-m3-wide", None, "digits"),
+        ("lenet-5-digits-best", Provenance(sweep="s"), "digits"),
+        ("googlenet-digitsy", None, ""),
+        ("googlenet-imagenet", None, ""),
+        ("mine", FOUND, "digits"),
+        ("googlenet-tiny", FOUND.model_copy(update={"dataset": "flowers"}), ""),
+    ],
+)
+def test_a_recipe_from_a_file_is_for_the_embedded_data_where_that_is_known(
+    tmp_path: Path, name: str, provenance: Provenance | None, data: str
+) -> None:
+    place = tmp_path / "recipe.json"
+    place.write_text(Frozen(recipe=recipe(name), provenance=provenance).to_json())
+    found = job_from_file(JobConfig)(str(place)).value
+    assert (found.recipe, found.provenance, found.destination) == (recipe(name), provenance, Destination(data=data))
+
+
+def test_a_run_from_a_file_is_the_run_of_that_recipe_and_tells_where_it_comes_from() -> None:
+    asked = JobConfig(recipe=recipe(), provenance=FOUND)
+    run = asked.spec(recipe(), spec().destination, "0123456789abcdef")
+    assert run.provenance == FOUND
+    assert run.name == spec().name, "where a recipe comes from changes no result"
+    assert RunSpec.from_dict(run.to_dict()) == run
+    assert run.tags == spec().tags | {"orchestrator.sweep": "tiny-pbt t003"}
+    assert run.texts == spec().texts | {"provenance.json": FOUND.to_json()}
+    assert spec().texts == {"recipe.json": recipe().to_json()}
+
+
+@pytest.mark.parametrize(("digest", "warned"), [("0123456789abcdef", False), ("another", True), ("", False)])
+def test_a_recipe_that_was_tuned_on_another_dataset_is_warned_of(digest: str, warned: bool) -> None:
+    origin = FOUND.model_copy(update={"dataset_digest": digest})
+    told = spec().model_copy(update={"provenance": origin}).moved
+    assert (told is not None) == warned
+    if told is not None:
+        assert told.startswith("the recipe was tuned on digits of digest another, this one's is 0123456789abcdef: what")
+    assert spec().moved is None
+
+
+def test_presets_come_from_nowhere() -> None:
+    assert {preset.value.provenance for preset in job_presets(JobConfig).values()} == {None}
+
+
+def test_a_spec_from_before_there_was_a_provenance_is_read() -> None:
+    before = {name: value for name, value in spec().to_dict().items() if name != "provenance"}
+    assert RunSpec.from_dict(before) == spec()

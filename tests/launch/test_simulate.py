@@ -14,7 +14,7 @@ from orchestrator.launch import simulate
 from orchestrator.launch.config import RUNS_VARIABLE
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.previews import SCHEDULE, SHEET
-from orchestrator.launch.simulation import IMAGENET_TRAIN, Simulation, simulation_presets
+from orchestrator.launch.simulation import IMAGENET_TRAIN, Simulation, simulation_from_file, simulation_presets
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.schedule import rate_at
@@ -46,6 +46,18 @@ def test_the_table_is_the_schedule_at_whole_epochs(kind: str) -> None:
     for epochs, step, samples, rate in rows:
         assert [step, samples] == pytest.approx([epochs * 100, epochs * 1000]), "the ragged tail is dropped"
         assert rate == pytest.approx(rate_at(of.schedule, samples, 1000, 20), rel=1e-5)
+
+
+def test_the_table_shows_where_segments_begin() -> None:
+    parts = [
+        {"from_epoch": 0, "schedule": {"kind": "cosine", "base_rate": 0.5, "warmup_epochs": 0.5}},
+        {"from_epoch": 1.25, "schedule": {"kind": "step", "base_rate": 0.1, "decay_factor": 1.0}},
+    ]
+    of = recipe(epochs=3, batch_size=10, schedule={"kind": "segments", "segments": parts})
+    _, printed = simulated(of, samples=1009)
+    assert "tiny: segments schedule" in printed
+    assert [row[0] for row in table(printed)] == [0, 0.5, 1, 1.25, 2, 2.99]
+    assert [row[3] for row in table(printed)][3:] == [0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 25, 26, 27, 250, 1000, 99_999])
@@ -130,6 +142,15 @@ def test_a_tracker_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PreflightError, match="tracking: "):
         simulated(recipe(), tracking=f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_a_recipe_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(recipe("googlenet-tiny-best").to_json())
+    assert simulation_from_file(str(tmp_path / "recipe.json")).value == Simulation(
+        recipe=recipe("googlenet-tiny-best"), data="digits"
+    )
+    with pytest.raises(ConfigError, match=r"nowhere\.json: nothing there"):
+        simulation_from_file(str(tmp_path / "nowhere.json"))
 
 
 def test_a_preset_for_each_recipe() -> None:

@@ -64,6 +64,7 @@ def test_googlenet_imagenet_is_the_papers() -> None:
 
 def test_googlenet_imagenet_has_the_replications_rate_per_image() -> None:
     recipe = presets.googlenet_imagenet()
+    assert isinstance(recipe.schedule, StepDecay)
     assert recipe.schedule.base_rate / recipe.batch_size == pytest.approx(0.01 / 32)
 
 

@@ -70,6 +70,7 @@ class RecordingContext:
     error: Exception | None = None
     reports: list[dict[str, float]] = field(default_factory=list)
     notice: bool = False  # a node will be taken away
+    enough: int | None = None  # the epoch after which no more is wanted
 
     def report(self, metrics: dict[str, float]) -> None:
         if self.error is not None:
@@ -78,6 +79,9 @@ class RecordingContext:
 
     def preempted(self) -> bool:
         return self.notice
+
+    def wanted(self) -> bool:
+        return self.enough is None or self.reports[-1]["epoch"] < self.enough
 
 
 def train(of: TrainJob, world: World = ALONE, context: RecordingContext | None = None) -> Outcome:

@@ -104,6 +104,9 @@ class Context:
     def preempted(self):
         return False
 
+    def wanted(self):
+        return True
+
 entry.run(TrainJob.from_dict(__import__("json").load(sys.stdin)), ALONE, Context())
 """
 

@@ -1,0 +1,70 @@
+"""A recipe in a file: all of its values, and where it comes from when a sweep found it.
+
+A run's own recipe.json is one, too: the bare values.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.recipe.config import Recipe
+from orchestrator.storage import files, urls
+
+WHAT_IT_IS = "give a run's recipe.json, or the file that a sweep handed over"
+
+
+class Provenance(Config):
+    """What a sweep says of the recipe that it hands over. Nothing of it changes a training."""
+
+    sweep: str = Field("", description="name of the sweep")
+    trial: str = Field("", description="name of the trial that had this recipe")
+    assignment: dict[str, Any] = Field({}, description="what the trial set: dotted path of the recipe to value")
+    base: str = Field("", description="preset that the sweep started from")
+    seed: int = Field(0, ge=0, description="of the sweep's own choices")
+    dataset: str = Field("", description="name of the dataset that it was tuned on; 'digits' for the embedded one")
+    dataset_digest: str = Field("", description="digest of that dataset's manifest")
+    metric: str = Field("", description="what trials were compared by")
+    score: float | None = Field(None, description="the trial's, in percent")
+    repeats: str = Field("", description="what training the best ones again with other seeds said of the score")
+    commit: str = Field("", description="of the code that tuned it")
+    created: str = Field("", description="when it was handed over")
+
+    @property
+    def told(self) -> str:
+        """The sweep and the trial, in a word or two."""
+        return f"{self.sweep} {self.trial}".strip()
+
+
+class Frozen(Config):
+    """A recipe and where it comes from; None when nobody says."""
+
+    recipe: Recipe
+    provenance: Provenance | None = None
+
+
+def load(url: str) -> Frozen:
+    """The recipe in the file at a URL or path, with its provenance if it has one.
+
+    Raises ConfigError, naming the file, when it is not there, cannot be read or is no such file.
+    """
+    shown = urls.redact(url)
+    try:
+        found = json.loads(files.read_bytes(url))
+    except FileNotFoundError:
+        raise ConfigError(f"{shown}: nothing there; {WHAT_IT_IS}") from None
+    except OSError as error:  # a folder, or storage that does not answer; the message names the place
+        raise ConfigError(f"{shown}: cannot be read: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{shown}: no JSON ({error}); {WHAT_IT_IS}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{shown}: holds {type(found).__name__}, no recipe; {WHAT_IT_IS}")
+    try:
+        # A recipe has no field of that name, so its values alone are never taken for the other form.
+        return Frozen.from_dict(found) if "recipe" in found else Frozen(recipe=Recipe.from_dict(found))
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from None

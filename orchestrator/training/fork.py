@@ -1,0 +1,102 @@
+"""A checkpoint of one run as the first of another, whose recipe says the same up to there and goes on differently.
+
+Nothing is trained twice, and nothing shows in the result: after as many samples the other run would be in this very
+state. Its own record of what it was trained on travels with the weights, so that an audit finds every epoch as planned.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint.format import CheckpointError, Place
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import audit
+from orchestrator.data.errors import DataError
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.prefix import differences, prefix_epochs
+from orchestrator.storage import urls
+from orchestrator.training import attempts
+from orchestrator.training.job import checkpoints_of
+from orchestrator.training.saver import PRODUCTIVE
+
+_log = logging.getLogger(__name__)
+
+# Before all attempts, which are numbered from 1: the first one goes on from there, and none makes it void that does.
+BEFORE_ALL = 0
+
+
+def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -> int | None:
+    """Begin the run in folder `target`, of this recipe, with a checkpoint of the run in folder `source`; its samples.
+
+    samples: which checkpoint; by default the newest that lies before the recipes part. Both runs must be of the same
+    dataset, which a checkpoint does not name; an audit tells if they are not.
+
+    None, and nothing is written, when there is no such checkpoint that is whole and counts (a finished run keeps none),
+    or when the run in `target` has begun by itself: then its own state counts. Raises CheckpointError when the recipes
+    differ in more than their schedule, or part before `samples`; StorageError.
+    """
+    if attempts.latest(target):
+        return None
+    for place, state in _usable(source, samples):
+        shown = urls.redact(place.url)
+        if not _shares(state, recipe, shown):
+            if samples is None:
+                continue
+            raise CheckpointError(
+                f"{shown}: its recipe says other learning rates before {samples} samples than the one to go on with: "
+                "fork an earlier checkpoint"
+            )
+        # The seconds that led there are of the run that was under way then.
+        content = {**state, "recipe": recipe.to_dict(), PRODUCTIVE: 0.0}
+        about = {"samples": place.samples, "attempt": BEFORE_ALL, "time": time.time(), "forked_from": shown}
+        url = checkpoint_format.place_of(checkpoints_of(target), place.samples, BEFORE_ALL)
+        checkpoint_format.write(url, content, about)
+        return place.samples
+    return None
+
+
+def _usable(source: str, samples: int | None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Checkpoints of a run, newest first, that count and are whole, with their states; all, or those at `samples`."""
+    void = attempts.void(source)
+    for place in checkpoint_format.places(checkpoints_of(source)):
+        if samples not in (None, place.samples) or void(place) is not None:
+            continue
+        try:
+            state = checkpoint_format.load(place.url)
+        except FileNotFoundError:
+            continue  # not committed, or removed just now: its run has newer ones
+        except CheckpointError as error:
+            _log.warning("passed over: %s", error)
+            continue
+        yield place, state
+
+
+def _shares(state: dict[str, Any], recipe: Recipe, shown: str) -> bool:
+    """Whether a training by `recipe` would be in this state. Raises CheckpointError when it never could be."""
+    try:
+        own = Recipe.from_dict(state["recipe"])
+        done = _epochs_done(state, shown)
+    except (KeyError, ConfigError, DataError) as error:
+        raise CheckpointError(f"{shown}: holds no state of a training run ({type(error).__name__}: {error})") from None
+    if differing := differences(own, recipe):
+        raise CheckpointError(
+            f"{shown}: is of a recipe that differs in {', '.join(differing)}: only a run whose schedule alone differs "
+            "can go on from it"
+        )
+    return done <= Fraction(prefix_epochs(own, recipe))
+
+
+def _epochs_done(state: dict[str, Any], shown: str) -> Fraction:
+    """Epochs done; within the first one 1, the most that it can be: how long an epoch is, only one that is over tells.
+
+    Raises DataError for a record that lacks the first epoch.
+    """
+    first = audit.record_of(state.get("audit"), shown).of_epoch(0).samples
+    if not first:
+        raise DataError("its record of what was delivered lacks the first epoch")
+    return Fraction(int(state["samples"]), first)

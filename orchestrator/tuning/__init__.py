@@ -1,0 +1,1 @@
+"""Sweeps: which recipe is best, found by many trials on a cluster."""

@@ -1,0 +1,104 @@
+"""The command line of tune.py; importable without torch or ray."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from orchestrator.config.base import Config
+from orchestrator.launch.config import JobConfig
+from orchestrator.tuning.trials import Metric
+
+SamplerKind = Literal["tpe", "random", "grid"]
+SchedulerKind = Literal["asha", "median", "pbt", "none"]
+
+
+class SearchConfig(Config):
+    """What is searched and how. Another one is another sweep."""
+
+    space: str = Field(
+        "schedules", description="what is searched: the name of a space, or path or URL of a .json or .toml file"
+    )
+    sampler: SamplerKind = Field(
+        "tpe", description="how trials are chosen: tpe (Optuna; learns from those before) | random | grid"
+    )
+    scheduler: SchedulerKind = Field(
+        "asha",
+        description="which trials are ended early: asha (successive halving) | median (worse than the median) | pbt "
+        "(the worst take over the weights of the best with another schedule) | none",
+    )
+    metric: Metric = Field("top1_error", description="validation error that trials are compared by")
+    seed: int = Field(0, ge=0, description="of the choice of trials; those of training are the recipe's")
+    grace_epochs: int | None = Field(
+        None, ge=1, description="epochs that no trial is ended before; by default a ninth of the recipe's"
+    )
+    reduction: float = Field(3.0, gt=1, le=100, description="asha: one in so many trials goes on from each rung")
+    interval_epochs: int | None = Field(
+        None, ge=1, description="pbt: epochs between looks at the population; by default a sixth of the recipe's"
+    )
+
+    def grace(self, epochs: int) -> int:
+        """Epochs that no trial of so many epochs is ended before."""
+        return self.grace_epochs or max(1, round(epochs / 9))
+
+    def interval(self, epochs: int) -> int:
+        """Epochs between two looks at a population."""
+        return self.interval_epochs or max(1, round(epochs / 6))
+
+
+class BudgetConfig(Config):
+    """How much may be tried; more of it goes on with the same sweep."""
+
+    trials: int = Field(16, ge=1, le=100_000, description="most trials; a grid has as many as it has")
+    epochs: float | None = Field(None, gt=0, description="most epochs of all trials together; by default no limit")
+    hours: float | None = Field(None, gt=0, description="longest time that this command may train; by default no limit")
+
+
+class TuneJob(JobConfig):
+    """What the command line of tune.py sets."""
+
+    search: Annotated[SearchConfig, tyro.conf.arg(name="")] = SearchConfig()
+    budget: BudgetConfig = BudgetConfig()
+    repeats: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="train winner and preset so many times with other seeds, to tell a gain from the noise of seeds",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        epochs = self.recipe.epochs
+        for name in ("grace_epochs", "interval_epochs"):
+            value = getattr(self.search, name)
+            if value is not None and value > epochs:
+                raise ValueError(f"{name} {value} is refused: more than epochs ({epochs}); lower it")
+        if self.search.scheduler == "pbt" and self.budget.trials < 4:
+            raise ValueError(
+                f"budget.trials {self.budget.trials} is refused: a population for scheduler pbt has at least 4"
+            )
+        if self.cadence.validate_epochs > self.search.grace(epochs) and self.search.scheduler != "none":
+            raise ValueError(
+                f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a trial may be ended after "
+                f"{self.search.grace(epochs)} epochs, when it would not have been validated yet; lower it, or raise "
+                "grace_epochs"
+            )
+        if self.placement.min_workers is not None:
+            raise ValueError(
+                f"placement.min_workers {self.placement.min_workers} is refused: trials share the cluster, and have a "
+                "fixed number of workers; leave it out"
+            )
+        return self
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The epochs at which asha ends trials."""
+        epochs, rung = self.recipe.epochs, float(self.search.grace(self.recipe.epochs))
+        found = []
+        while rung < epochs:
+            found.append(math.ceil(rung))
+            rung *= self.search.reduction
+        return tuple(found)

@@ -1,0 +1,261 @@
+"""Trials on Ray Tune. What Tune decides: which actor trains what, and which trial is ended early.
+
+What a trial is, what is known of it, and how it ended, is the sweep's (`Steering`): Tune's own records are scratch, and
+nothing of them is read after a driver died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.launch.config import Placement
+from orchestrator.tuning import trial_run
+from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
+
+# Ray Train's controller and workers of a trial reserve what they need by themselves; its actor only waits for them.
+WAITING_CPUS = 0.01
+CLOCK, SCORE = "epoch", "score"
+_SWITCHES = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the journals have all of it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the session's
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs that are not validated have no score
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # of records that nobody reads
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep tells them, a line each
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # trials that begin together; the sweep hands out no more than may begin
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer one prints failures whatever its verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class Decision(Protocol):
+    """What the sweep thinks of a report."""
+
+    @property
+    def end(self) -> bool:
+        """Whether the trial ends here, whatever the scheduler thinks."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether the scheduler is to judge it."""
+
+
+class Steering(Protocol):
+    """The sweep as the study sees it; called from the thread of `run` alone."""
+
+    def next_task(self) -> TrialTask | Literal["later"] | None:
+        """The next trial; "later" when none may begin now, None when there will be none any more."""
+
+    def began(self, number: int) -> None:
+        """An actor has begun a trial."""
+
+    def reported(self, report: Report) -> Decision:
+        """A trial reported an epoch, or its end."""
+
+    def ended(self, number: int, error: str | None) -> None:
+        """A trial is over; error: what it failed with in the end."""
+
+
+class Rule(Protocol):
+    """Which trials end early: the values of tuning.config.SearchConfig that concern a scheduler."""
+
+    kind: str
+    grace: int
+    epochs: int
+    reduction: float
+
+
+def run(steering: Steering, scheduler: TrialScheduler, placement: Placement, gpus: float, retries: int) -> None:
+    """Run trials until there are no more. Blocks; a trial's failure is told to `steering`, never raised."""
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
+    bundle = one if placement.workers == 1 else {"CPU": WAITING_CPUS}
+    with tempfile.TemporaryDirectory(prefix="orchestrator-tune-", ignore_cleanup_errors=True) as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(TrialActor, PlacementGroupFactory([bundle])),
+            tune_config=TuneConfig(
+                metric=SCORE, mode="min", search_alg=_Source(steering), scheduler=_Judge(steering, scheduler),
+                num_samples=-1, reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name,
+            ),
+            run_config=RunConfig(
+                name="sweep", storage_path=scratch, failure_config=FailureConfig(max_failures=retries), verbose=0,
+                callbacks=[_Told(steering)], stop=_Ends(),
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )  # fmt: skip
+        tuner.fit()
+
+
+def asha(epochs: int, grace: int, reduction: float) -> TrialScheduler:
+    """Asynchronous successive halving (arXiv 1810.05934)."""
+    return AsyncHyperBandScheduler(time_attr=CLOCK, max_t=epochs, grace_period=grace, reduction_factor=reduction)
+
+
+def median(grace: int) -> TrialScheduler:
+    """Ends trials that are worse than the median of the running means at the same epoch (Vizier, section 3.2.2)."""
+    return MedianStoppingRule(time_attr=CLOCK, grace_period=float(grace), min_samples_required=3)
+
+
+def none() -> TrialScheduler:
+    """Ends no trial."""
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
+
+
+class TrialActor(tune.Trainable):
+    """The process that trains trials, one after the other: torch is imported once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take a trial over."""
+        task = trial_run.decode(config["trial"])
+        self._run = TrialRun(task, import_module("orchestrator.tuning.training").train)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial over; the one before saves where it is, if it has not ended."""
+        self._run.close()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch."""
+        report = self._run.step()
+        # As text: Tune would take nested values apart.
+        told: dict[str, Any] = {"report": report.to_json(), CLOCK: report.epoch, "done": report.state != "running"}
+        return told if report.score is None else {**told, SCORE: report.score}
+
+    def cleanup(self) -> None:
+        """The end of this process: save."""
+        self._run.close()
+
+
+class _Unkept:
+    """Tune writes down what it consists of, for a restore that is never asked for: this is left out of it."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
+
+
+class _Source(_Unkept, Searcher):
+    def __init__(self, steering: Steering) -> None:
+        super().__init__(metric=SCORE, mode="min")
+        self._steering = steering
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
+        task = self._steering.next_task()
+        if task is None:
+            return str(Searcher.FINISHED)
+        return None if task == "later" else {"number": task.number, "trial": json.dumps(task.to_dict())}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+class _Ends(_Unkept, Stopper):
+    """Nothing: the judge ends trials, and the source the study."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class _Judge(_Unkept, TrialScheduler):
+    """Asks the sweep, then the scheduler, which is not shown again what an earlier attempt had reported."""
+
+    def __init__(self, steering: Steering, inner: TrialScheduler) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._steering, self._inner = steering, inner
+        self._seen: dict[str, int] = {}
+
+    @property
+    def metric(self) -> str:
+        return SCORE
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return bool(self._inner.set_search_properties(metric, mode, **spec))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        report = _report(result)
+        decision = self._steering.reported(report)
+        if decision.end:
+            return str(TrialScheduler.STOP)
+        if SCORE not in result or report.epoch <= self._seen.get(trial.trial_id, 0):
+            return str(TrialScheduler.CONTINUE)
+        self._seen[trial.trial_id] = report.epoch
+        found = self._inner.on_trial_result(tune_controller, trial, result)
+        return str(found if decision.judged else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._inner.on_trial_remove(tune_controller, trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        return self._inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return str(self._inner.debug_string())
+
+
+class _Told(_Unkept, Callback):
+    """Passes on what the judge is not asked about: beginnings and ends."""
+
+    def __init__(self, steering: Steering) -> None:
+        self._steering = steering
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._steering.began(_number(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        report = _report(result)
+        if report.state != "running":  # the judge is not shown a trial's last words
+            self._steering.reported(report)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._steering.ended(_number(trial), None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._steering.ended(_number(trial), _last_line(trial))
+
+
+def _report(result: dict[str, Any]) -> Report:
+    return Report.from_dict(json.loads(result["report"]))
+
+
+def _number(trial: Trial) -> int:
+    return int(trial.config["number"])
+
+
+def _name(trial: Trial) -> str:
+    return f"t{_number(trial):03d}"
+
+
+def _last_line(trial: Trial) -> str:
+    """The cause: Ray puts it at the end of a long text."""
+    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+    return lines[-1] if lines else "its process died"

@@ -1,0 +1,232 @@
+"""A sweep as it goes: which trial is next, what is known of each, when it is enough. Knows no Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from orchestrator.launch.config import RunSpec
+from orchestrator.recipe.config import Recipe
+from orchestrator.tuning import history
+from orchestrator.tuning.config import BudgetConfig
+from orchestrator.tuning.ledger import End, Entry, Ledger, Origin, Record, in_order
+from orchestrator.tuning.samplers import Sampler
+from orchestrator.tuning.space import recipe_of
+from orchestrator.tuning.trial_run import Fork, Report, TrialTask
+from orchestrator.tuning.trials import Assignment, Epoch, Metric, State, Trial
+
+# A trial that waits for a place keeps the process of one that ends: Tune would end it else.
+STAGED = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the sweep thinks of a report; see tuning.study.Decision."""
+
+    end: bool = False
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Following:
+    """A trial that takes over another one's weights and goes on differently."""
+
+    assignment: Assignment
+    recipe: Recipe
+    origin: Origin
+
+
+class Watcher(Protocol):
+    """Who is told of trials; called from one thread."""
+
+    def added(self, spec: RunSpec) -> None:
+        """There is a trial, new or from an earlier driver."""
+
+    def changed(self, trial: Trial, spec: RunSpec) -> None:
+        """A trial began, reported or ended."""
+
+
+class Population(Protocol):
+    """Decides, when a trial reports an epoch, whether another one takes its place."""
+
+    def replacement(self, trial: Trial, trials: Sequence[Trial]) -> Following | None:
+        """What is to be trained instead of `trial`, which has just reported."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a sweep goes by."""
+
+    base: Recipe
+    metric: Metric
+    budget: BudgetConfig
+    spec_of: Callable[[Recipe], RunSpec]
+    stop_flag: str
+    successor: str
+    gpus: float  # of each worker
+    slots: Callable[[], int]  # trials that the cluster holds at once, now
+    stopped: Callable[[], bool]  # a person wants the end
+
+
+class Sweep:
+    """What tuning.study.run steers by. All but `trials` is called from one thread."""
+
+    def __init__(
+        self, terms: Terms, ledger: Ledger, entries: Sequence[Entry], sampler: Sampler, watcher: Watcher,
+        population: Population | None = None,
+    ) -> None:  # fmt: skip
+        """entries: what the ledger holds from earlier drivers."""
+        self._terms, self._ledger, self._sampler, self._watcher = terms, ledger, sampler, watcher
+        self._population = population
+        self._lock = threading.Lock()
+        self._records = {entry.record.number: entry.record for entry in entries}
+        self._trials = {entry.record.number: entry.trial for entry in entries}
+        self._before = [entry for entry in in_order(entries) if not entry.trial.done or entry.trial.epochs]
+        self._following: list[Following] = []
+        self._replaced: set[int] = set()
+        self._handed: set[int] = set()  # to the study, and not over
+        self._last: dict[int, Report] = {}
+        self._began = time.monotonic()
+        self._enough = ""
+        self.new_epochs = 0  # trained by this driver
+        for entry in entries:
+            watcher.added(terms.spec_of(entry.record.recipe))
+            watcher.changed(entry.trial, terms.spec_of(entry.record.recipe))
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials so far, by number; from any thread."""
+        with self._lock:
+            return tuple(self._trials[number] for number in sorted(self._trials))
+
+    @property
+    def enough(self) -> str:
+        """Why no more is tried although there would be more; empty while nothing of that kind happened."""
+        return self._enough
+
+    # ------------------------------------------------------------------ asked by the study
+    def next_task(self) -> TrialTask | Literal["later"] | None:
+        """The next trial; "later" when none may begin now, None when there will be none any more."""
+        if self._over():
+            return None
+        if len(self._handed) >= self._terms.slots() + STAGED:
+            return "later"
+        if self._before:
+            return self._task(self._before.pop(0).record)
+        if self._following:
+            one = self._following.pop(0)
+            return self._task(self._add(one.assignment, one.recipe, one.origin))
+        planned = sum(record.origin is None for record in self._records.values())
+        if planned >= self._terms.budget.trials:
+            return self._wait_or_end()
+        assignment = self._sampler.suggest(self.trials)
+        if assignment is None:
+            return self._wait_or_end()
+        return self._task(self._add(assignment, recipe_of(self._terms.base, assignment), None))
+
+    def began(self, number: int) -> None:
+        """An actor has begun a trial."""
+        if not self._trials[number].done:
+            self._change(number, state="running")
+
+    def reported(self, report: Report) -> Verdict:
+        """A trial reported an epoch, or its end."""
+        number, trial = report.number, self._trials[report.number]
+        self._last[number] = report
+        if report.epoch > trial.trained_epochs:
+            self.new_epochs += not report.again
+            epoch = Epoch(report.epoch, report.values, report.seconds)
+            self._change(number, epochs=(*trial.epochs, epoch))
+        trial = self._trials[number]
+        if trial.done or report.state != "running":
+            return Verdict(judged=False)
+        if self._over():
+            return Verdict(end=True)
+        if self._population is not None and not report.again:
+            following = self._population.replacement(trial, self.trials)
+            if following is not None:
+                self._following.append(following)
+                self._replaced.add(number)
+                return Verdict(end=True)
+        return Verdict()
+
+    def ended(self, number: int, error: str | None) -> None:
+        """A trial is over."""
+        self._handed.discard(number)
+        if self._trials[number].done:  # it was only told again
+            self._watcher.changed(self._trials[number], self._spec(number))
+            return
+        state, reason = self._state_of(number, error)
+        self._change(number, state=state, reason=reason)
+        if self._trials[number].done:
+            self._ledger.end(number, End(state=state, reason=reason))
+
+    # ------------------------------------------------------------------ its own
+    def _state_of(self, number: int, error: str | None) -> tuple[State, str]:
+        last = self._last.get(number)
+        if error is not None:
+            return ("stopped", error) if self._terms.stopped() else ("failed", error)
+        if last is not None and last.state != "running":
+            return last.state, last.reason
+        if number in self._replaced:
+            return "pruned", "another took its place with the weights of a better one"
+        if self._over():
+            return "stopped", self._enough or "asked to stop"
+        return "pruned", f"ended after epoch {self._trials[number].trained_epochs} by the scheduler"
+
+    def _over(self) -> bool:
+        """Whether a person, or the budget, wants the end."""
+        budget = self._terms.budget
+        if not self._enough:
+            if budget.hours is not None and time.monotonic() - self._began > 3600 * budget.hours:
+                self._enough = f"budget.hours {budget.hours:g} are over"
+            spent = sum(trial.trained_epochs - self._shared(trial.number) for trial in self._trials.values())
+            if budget.epochs is not None and spent >= budget.epochs:
+                self._enough = f"budget.epochs {budget.epochs:g} are spent"
+        return bool(self._enough) or self._terms.stopped()
+
+    def _shared(self, number: int) -> int:
+        origin = self._records[number].origin
+        return 0 if origin is None else origin.epoch
+
+    def _wait_or_end(self) -> Literal["later"] | None:
+        """Nothing is left to be begun, unless one under way may be replaced."""
+        return "later" if self._population is not None and self._handed else None
+
+    def _add(self, assignment: Assignment, recipe: Recipe, origin: Origin | None) -> Record:
+        number = len(self._records) + 1
+        named = recipe.model_copy(update={"name": f"{self._terms.base.name}-t{number:03d}"})
+        record = Record(number=number, assignment=dict(assignment), recipe=named, origin=origin)
+        self._ledger.add(record)
+        self._records[number] = record
+        with self._lock:
+            self._trials[number] = Trial(number, record.assignment, named)
+        self._watcher.added(self._spec(number))
+        return record
+
+    def _task(self, record: Record) -> TrialTask:
+        self._handed.add(record.number)
+        terms, fork = self._terms, None
+        if record.origin is not None:
+            origin = self._records[record.origin.trial]
+            fork = Fork(folder=terms.spec_of(origin.recipe).folder, samples=record.origin.samples)
+        return TrialTask(
+            number=record.number, spec=terms.spec_of(record.recipe), metric=terms.metric, stop_flag=terms.stop_flag,
+            successor=terms.successor, gpus=terms.gpus, ended=self._trials[record.number].done, fork=fork,
+        )  # fmt: skip
+
+    def _spec(self, number: int) -> RunSpec:
+        return self._terms.spec_of(self._records[number].recipe)
+
+    def _change(self, number: int, **fields: object) -> None:
+        with self._lock:
+            self._trials[number] = replace(self._trials[number], **fields)  # type: ignore[arg-type]
+        self._watcher.changed(self._trials[number], self._spec(number))
+
+
+def reread(trial: Trial, folder: str) -> Trial:
+    """The trial with the epochs that its run's journal has by now."""
+    return replace(trial, epochs=history.read(folder))

@@ -1,0 +1,215 @@
+"""The ranking and the noise of seeds, on literals."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from orchestrator.tuning import ranking, searched
+from orchestrator.tuning.trials import Metric, Trial
+from tests.tuning import made
+
+METRIC: Metric = "top1_error"
+
+
+def names(trials: list[Trial]) -> list[str]:
+    return [one.trial.name for one in ranking.rank(trials, METRIC)]
+
+
+# ------------------------------------------------------------------ order
+def test_finished_ones_come_first_whatever_the_lucky_ones_had() -> None:
+    trials = [
+        made.trial(1, [50.0, 0.1], "pruned"),
+        made.trial(2, [60.0, 40.0, 30.0, 9.0]),
+        made.trial(3, [60.0, 40.0, 30.0, 8.0]),
+        made.trial(4, [5.0, math.nan], "diverged"),
+        made.trial(5, [50.0, 20.0, 12.0], "stopped"),
+        made.trial(6, [50.0, 0.2], "pruned"),
+        made.trial(7, [], "waiting"),
+        made.trial(8, [1.0], "failed"),
+        made.trial(9, [], "pruned"),
+    ]
+    assert names(trials) == ["t003", "t002", "t005", "t001", "t006", "t009", "t004", "t008", "t007"]
+    best = ranking.winner(trials, METRIC)
+    assert best is not None
+    assert best.name == "t003"
+
+
+def test_equals_are_told_apart_by_epochs_then_by_number() -> None:
+    trials = [made.trial(3, [9.0, 5.0]), made.trial(2, [5.0, 5.0]), made.trial(1, [9.0, 7.0, 5.0])]
+    assert names(trials) == ["t002", "t003", "t001"]
+
+
+def test_no_winner_without_a_finished_trial_with_a_score() -> None:
+    assert ranking.winner([], METRIC) is None
+    assert ranking.rank([], METRIC) == ()
+    trials = [made.trial(1, [5.0, 4.0], "pruned"), made.trial(2, [3.0, math.nan]), made.trial(3, [])]
+    assert ranking.winner(trials, METRIC) is None
+    assert names(trials) == ["t003", "t002", "t001"]
+
+
+def test_every_random_sweep_has_finished_ones_before_pruned_ones_before_diverged_ones() -> None:
+    for seed in range(20):
+        states = [one.trial.state for one in ranking.rank(made.sweep(30, seed), METRIC)]
+        assert states == sorted(states, key=["finished", "pruned", "diverged"].index)
+
+
+def test_cost_shares_are_of_all_seconds() -> None:
+    found = ranking.rank([made.trial(1, [5.0] * 3), made.trial(2, [6.0], "pruned")], METRIC)
+    assert [(one.rank, one.score, one.epochs, one.seconds, one.cost_share) for one in found] == [
+        (1, 5.0, 3, 30.0, 0.75),
+        (2, 6.0, 1, 10.0, 0.25),
+    ]
+    (alone,) = ranking.rank([made.trial(1, [], "waiting")], METRIC)
+    assert alone.cost_share == 0.0
+
+
+# ------------------------------------------------------------------ tables
+def test_names_are_as_short_as_they_can_be() -> None:
+    paths = ["schedule.kind", "averaging.kind", "schedule.base_rate", "kind", "a.b.width", "c.b.width"]
+    assert searched.short_names(paths) == {
+        "schedule.kind": "schedule.kind",
+        "averaging.kind": "averaging.kind",
+        "schedule.base_rate": "base_rate",
+        "kind": "kind",
+        "a.b.width": "a.b.width",
+        "c.b.width": "c.b.width",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123456, "0.01235"), (64, "64"), (None, "none"), (True, "true"), ([0.4, 1.0], "[0.4,1.0]"), ("a\nb", "a b")],
+)
+def test_values_in_short(value: object, text: str) -> None:
+    assert searched.shown(value) == text
+
+
+def test_axes_have_the_scale_of_their_values() -> None:
+    values: list[dict[str, Any]] = [
+        {"rate": 0.001, "width": 0.25, "mirror": True, "norm": None, "decay": 0.0, "size": 16},
+        {"rate": 0.1, "width": 0.5, "mirror": False, "norm": 2.0, "decay": 9.0, "size": 64},
+        {"rate": 0.01, "width": 0.25, "mirror": True, "norm": 0.5, "decay": 0.1},
+    ]
+    found = {one.path: one for one in searched.axes([made.trial(n, [], "waiting", v) for n, v in enumerate(values, 1)])}
+    assert {path: one.scale for path, one in found.items()} == {
+        "rate": "log", "width": "linear", "mirror": "choice", "norm": "choice", "decay": "linear", "size": "linear"
+    }  # fmt: skip
+    assert found["norm"].choices == ("none", "0.5", "2.0")
+    assert [path for path, one in found.items() if one.some_absent] == ["size"]
+    value = found["rate"].value(values[2])
+    assert value == pytest.approx(-2.0)
+    assert found["rate"].share(-2.0) == pytest.approx(0.5)
+    assert found["size"].value(values[2]) is None
+
+
+def test_the_plain_table() -> None:
+    trials = [
+        made.trial(1, [9.0, 8.125], assignment={"schedule.kind": "cosine", "schedule.base_rate": 0.0123456}),
+        made.trial(2, [7.0], "diverged", {"schedule.kind": "step"}, reason="the loss\nis no number"),
+    ]
+    assert ranking.text(ranking.rank(trials, METRIC), METRIC).splitlines() == [
+        "rank  trial  state     top-1 %  epochs  time  cost %  assignment",
+        "   1  t001   finished     8.12       2   20s    66.7  kind=cosine base_rate=0.01235",
+        "   2  t002   diverged     7.00       1   10s    33.3  kind=step (the loss is no number)",
+    ]
+
+
+def test_the_plain_table_fits_its_width() -> None:
+    trials = made.sweep(60)
+    lines = ranking.text(ranking.rank(trials, METRIC), METRIC).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(" t0" in line for line in lines) == 60
+    long = made.trial(1, [1.0], assignment={"a." + "x" * 150: 1.0, "b": "y" * 200})
+    assert max(map(len, ranking.text(ranking.rank([long], METRIC), METRIC).splitlines())) <= 100
+
+
+def test_the_markdown_table_has_a_column_for_each_path() -> None:
+    trials = [
+        made.trial(1, [8.0], assignment={"a.kind": "x|y<b>", "a.rate": 0.5}),
+        made.trial(2, [], "waiting", {"a.kind": "z"}),
+    ]
+    lines = ranking.markdown(ranking.rank(trials, METRIC), METRIC).splitlines()
+    assert lines[0] == "| rank | trial | state | top-1 error, % | epochs | time | cost, % | kind | rate |"
+    assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[2] == r"| 1 | t001 | finished | 8.00 | 1 | 10s | 100.0 | x\|y\<b\> | 0.5 |"
+    assert lines[3] == "| 2 | t002 | waiting | - | 0 | 0s | 0.0 | z | - |"
+
+
+def test_columns_have_names_of_their_own() -> None:
+    head, rows = ranking.columns(ranking.rank([made.trial(1, [8.0], assignment={"epochs": 9})], METRIC), METRIC)
+    assert head[-1] == "recipe.epochs"
+    assert rows[0][-1] == "9"
+    assert len(set(head)) == len(head)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.4, "59m59s"), (11_250, "3h07m")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert ranking.duration(seconds) == text
+
+
+# ------------------------------------------------------------------ noise
+def test_a_gain_beyond_noise() -> None:
+    base, best = [5.0, 5.2, 4.9, 5.1, 5.3], [4.0, 4.3, 4.1, 3.9, 4.2]
+    found = ranking.noise(base, best)
+    expected = stats.ttest_ind(base, best, equal_var=False).confidence_interval(0.95)
+    assert found.gain == pytest.approx(1.0)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert found.base.deviation == pytest.approx(np.std(base, ddof=1))
+    assert found.winner.mean == pytest.approx(4.1)
+    assert found.beyond is True
+    assert found.verdict == (
+        "The winner is 1.00 points better than the base preset on average (5 seeds against 5; 95% interval of the "
+        "gain 0.77 to 1.23): more than seed noise explains."
+    )
+
+
+def test_intervals_are_welchs_for_unlike_counts_and_spreads() -> None:
+    random = np.random.default_rng(3)
+    for count, other in ((2, 2), (2, 7), (3, 4), (10, 3)):
+        base, best = random.normal(5, 1, count).tolist(), random.normal(4.5, 0.2, other).tolist()
+        expected = stats.ttest_ind(base, best, equal_var=False)
+        found = ranking.noise(base, best)
+        assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+        assert found.beyond == (expected.pvalue < 0.05)
+
+
+def test_a_gain_within_noise_and_few_seeds() -> None:
+    found = ranking.noise([5.0, 5.6], [4.8, 5.3])
+    assert found.beyond is False
+    assert "no more than seed noise may explain. So few seeds" in found.verdict
+
+
+def test_a_loss_beyond_noise() -> None:
+    found = ranking.noise([4.0, 4.1, 4.0, 4.1, 4.0], [6.0, 6.1, 6.0, 6.1, 6.0])
+    assert found.beyond is True
+    assert found.gain == pytest.approx(-2.0)
+    assert "2.00 points worse" in found.verdict
+    assert "keep the base preset" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("base", "best", "said"),
+    [
+        ([5.0], [4.0], "a single seed shows no spread"),
+        ([5.0, 5.1], [4.0], "a single seed shows no spread"),
+        ([5.0, 5.0], [4.0, 4.0], "the seeds differ in nothing"),
+        ([5.0, 5.1], [math.nan, math.nan], "No verdict: no run of the winner gave a score."),
+        ([math.nan], [4.0], "No verdict: no run of the base preset gave a score."),
+        ([], [4.0], "No verdict: no run of the base preset gave a score."),
+    ],
+)
+def test_no_interval_where_there_is_none(base: list[float], best: list[float], said: str) -> None:
+    found = ranking.noise(base, best)
+    assert (found.interval, found.beyond) == (None, None)
+    assert said in found.verdict
+
+
+def test_lost_runs_are_told() -> None:
+    found = ranking.noise([5.0, 5.1, 5.2], [4.0, math.nan, 4.1])
+    assert (found.winner.lost, found.winner.scores) == (1, (4.0, 4.1))
+    assert "1 of 3 runs of the winner gave no score and are left out, which flatters it." in found.verdict

@@ -1,0 +1,299 @@
+"""Spaces as data: what is refused, what a dimension may be, what exists under which kind, grids."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.recipe.presets import googlenet_digits
+from orchestrator.recipe.schedule import PolynomialDecay, StepDecay
+from orchestrator.tuning import space as spaces
+from orchestrator.tuning.space import Dimension, Space, as_key, choose, everything, grid, load, recipe_of
+
+KINDS = {"values": ["step", "polynomial"]}
+POWER = {"low": 0.25, "high": 1.0, "log": True, "when": {"schedule.kind": ["polynomial"]}}
+AREAS = {"values": [[0.4, 1.0], [0.8, 1.0]]}
+BASE = googlenet_digits()  # polynomial, base_rate 0.01, 26 epochs
+
+finite = st.floats(-1e3, 999)
+positive = st.floats(1e-6, 1e3)
+shares = st.floats(0, 1, exclude_max=True)
+
+
+def space(**dimensions: Any) -> Space:
+    """Keys have __ for a dot."""
+    return Space.from_dict({"dimensions": {path.replace("__", "."): told for path, told in dimensions.items()}})
+
+
+# ------------------------------------------------------------------ what is refused
+@pytest.mark.parametrize(
+    ("dimension", "told"),
+    [
+        ({"low": 1, "high": 1}, "low 1, high 1 is refused: an empty range; low must be below high"),
+        ({"low": 0.1, "high": 0.01}, "low 0.1, high 0.01 is refused: an inverted range; low must be below high"),
+        ({"low": 0, "high": 1, "log": True}, "low 0, high 1 is refused: with log, low must be above 0"),
+        ({"low": 0, "high": 1.5, "whole": True}, "low 0, high 1.5 is refused: with whole, both must be whole numbers"),
+        ({"low": 1}, "high must be given, or values instead of a range"),
+        ({}, "low and high must be given, or values instead of a range"),
+        ({"values": []}, "values [] is refused: name at least one value, or leave the dimension out"),
+        ({"values": [1], "low": 2}, "low beside values is refused: give values or a range, not both"),
+        ({"values": [1], "log": True, "points": 4}, "log, points beside values is refused"),
+        ({"values": [1, 2, 1.0]}, "values: 1.0 is there twice; name each value once"),
+        ({"values": [[0.4, 1], [0.4, 1.0]]}, "values: [0.4, 1.0] is there twice"),
+        ({"values": [1], "when": {"b": []}}, "when: b [] is refused: name at least one value"),
+        ({"low": 0, "hihg": 1}, "dimensions.a.hihg: unknown key; did you mean high?"),
+        ({"low": "much", "high": 1}, "dimensions.a.low: 'much' is refused: must be a number"),
+        ({"low": 0, "high": 1, "points": 1}, "dimensions.a.points: 1 is refused: must be at least 2"),
+    ],
+)
+def test_dimensions_that_are_refused(dimension: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        space(a=dimension)
+    assert str(caught.value).startswith("dimensions.a")
+    assert told in str(caught.value)
+
+
+def test_a_space_without_dimensions_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dimensions: must have at least 1 item"):
+        space()
+
+
+def test_conditions_in_a_circle_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"when goes in a circle.*: a -> b -> a|when goes in a circle.*: b -> a -> b"):
+        space(a={"values": [1], "when": {"b": [1]}}, b={"values": [1], "when": {"a": [1]}})
+    with pytest.raises(ConfigError, match="when goes in a circle"):
+        space(a={"values": [1], "when": {"a": [1]}})
+
+
+def test_numbers_and_truth_are_told_apart_as_in_json() -> None:
+    assert space(a={"values": [1, True, "1"]}).dimensions["a"].ends == (1, True, "1")
+    assert as_key(1) == as_key(1.0) != as_key(True)
+    assert as_key([1, [2]]) == as_key((1.0, (2,)))
+
+
+def test_what_is_stored_is_read_back() -> None:
+    found = space(schedule__kind=KINDS, schedule__power=POWER, augmentation__area=AREAS)
+    assert Space.from_dict(json.loads(found.to_json())) == found
+
+
+# ------------------------------------------------------------------ one dimension
+@pytest.mark.parametrize(
+    ("dimension", "taken"),
+    [
+        ({"low": 0, "high": 1}, (0.0, 0.5, 1.0)),
+        ({"low": 0, "high": 1, "points": 5}, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ({"low": 1e-4, "high": 1e-2, "log": True}, (1e-4, 1e-3, 1e-2)),
+        ({"low": 1e-4, "high": 1e-3, "log": True}, (1e-4, 0.000316228, 1e-3)),
+        ({"low": 16, "high": 64, "log": True, "whole": True}, (16, 32, 64)),
+        ({"low": 1, "high": 2, "whole": True, "points": 9}, (1, 2)),
+        (AREAS, ([0.4, 1.0], [0.8, 1.0])),
+        ({"values": [None, 1, True]}, (None, 1, True)),
+    ],
+)
+def test_what_a_grid_takes(dimension: dict[str, Any], taken: tuple[Any, ...]) -> None:
+    found = space(a=dimension).dimensions["a"].grid
+    assert found == taken
+    assert [type(value) for value in found] == [type(value) for value in taken]
+
+
+@given(finite, finite, shares)
+def test_draws_lie_in_the_range(one: float, other: float, share: float) -> None:
+    low, high = sorted((one, other + 2e3))
+    dimension = Dimension(low=low, high=high)
+    assert low <= dimension.at(share) <= high
+    assert dimension.takes(dimension.at(share))
+    assert all(low <= value <= high for value in dimension.grid)
+
+
+@given(positive, st.floats(1.001, 1e6), shares)
+def test_draws_on_a_logarithmic_scale(low: float, factor: float, share: float) -> None:
+    found = Dimension(low=low, high=low * factor, log=True).at(share)
+    assert low <= found <= low * factor
+    assert math.log(found / low) / math.log(factor) == pytest.approx(share, abs=2e-5 / math.log(factor))
+
+
+@given(st.integers(-50, 50), st.integers(1, 50), shares)
+def test_whole_draws_are_whole(low: int, width: int, share: float) -> None:
+    dimension = Dimension(low=low, high=low + width, whole=True)
+    found = dimension.at(share)
+    assert type(found) is int
+    assert found in (dimension.choices or ())
+    assert dimension.choices == tuple(range(low, low + width + 1))
+
+
+def test_each_whole_number_and_each_value_gets_an_equal_part() -> None:
+    evenly = [share / 600 for share in range(600)]
+    whole, values = Dimension(low=1, high=3, whole=True), Dimension(values=("a", "b", "c"))
+    assert [sum(whole.at(share) == n for share in evenly) for n in (1, 2, 3)] == pytest.approx([200] * 3, abs=1)
+    assert [sum(values.at(share) == n for share in evenly) for n in "abc"] == pytest.approx([200] * 3, abs=1)
+
+
+def test_what_a_dimension_takes() -> None:
+    whole, real, pairs = Dimension(low=1, high=3, whole=True), Dimension(low=1, high=3), Dimension(values=((0.4, 1.0),))
+    assert [whole.takes(value) for value in (1, 3.0, 2.5, 0, True, "2")] == [True, True, False, False, False, False]
+    assert [real.takes(value) for value in (1, 2.5, 3.01, None)] == [True, True, False, False]
+    assert [pairs.takes(value) for value in ([0.4, 1], (0.4, 1.0), 0.4)] == [True, True, False]
+
+
+# ------------------------------------------------------------------ conditions
+def test_a_dimension_exists_under_its_kind_only() -> None:
+    found = space(schedule__power=POWER, schedule__kind=KINDS)
+    assert choose(found, BASE, lambda _, dimension: dimension.ends[0]) == {"schedule.kind": "step"}
+    assert choose(found, BASE, lambda _, dimension: dimension.ends[-1]) == {
+        "schedule.kind": "polynomial",
+        "schedule.power": 1.0,
+    }
+
+
+def test_conditions_look_at_the_recipe_where_there_is_no_such_dimension() -> None:
+    only = {"low": 0, "high": 0.5}
+    kept = space(optimizer__momentum={**only, "when": {"schedule.kind": ["polynomial"], "epochs": [26.0]}})
+    gone = space(optimizer__momentum={**only, "when": {"schedule.kind": ["step"]}})
+    true_is_not_one = space(optimizer__momentum={**only, "when": {"model.auxiliary": [1]}})
+    assert [len(grid(one, BASE)) for one in (kept, gone, true_is_not_one)] == [3, 1, 1]
+    assert grid(gone, BASE) == ({},)
+
+
+def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
+    found = space(
+        a_last={"values": [5], "when": {"b_middle": [3]}},
+        b_middle={"values": [3], "when": {"c_first": [1]}},
+        c_first={"values": [1, 2]},
+    )
+    assert found.order == ("c_first", "b_middle", "a_last")
+    assert everything(found, BASE) == ({"c_first": 1, "b_middle": 3, "a_last": 5}, {"c_first": 2})
+
+
+@given(st.permutations(["schedule.kind", "schedule.power", "augmentation.area", "optimizer.momentum"]))
+def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
+    told = {
+        "schedule.kind": KINDS,
+        "schedule.power": POWER,
+        "augmentation.area": AREAS,
+        "optimizer.momentum": {"low": 0.5, "high": 0.9},
+    }
+    found = Space.from_dict({"dimensions": {path: told[path] for path in order}})
+    assert found.order == ("augmentation.area", "optimizer.momentum", "schedule.kind", "schedule.power")
+    assert [list(one.items()) for one in grid(found, BASE)][4] == [
+        ("augmentation.area", [0.4, 1.0]),
+        ("optimizer.momentum", 0.7),
+        ("schedule.kind", "step"),
+    ]
+
+
+# ------------------------------------------------------------------ recipes
+def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> None:
+    assert recipe_of(BASE, {"schedule.kind": "step"}).schedule == StepDecay(base_rate=0.01, warmup_epochs=2.0)
+    assert recipe_of(BASE, {"schedule.power": 2.0, "schedule.base_rate": 1}).schedule == PolynomialDecay(
+        base_rate=1.0, power=2.0, warmup_epochs=2.0
+    )
+    assert recipe_of(BASE, {"augmentation.area": [0.2, 1]}).augmentation.area == (0.2, 1.0)
+    assert recipe_of(BASE, {}) == BASE
+
+
+def test_a_recipe_that_is_refused_says_why() -> None:
+    with pytest.raises(ConfigError, match=r"schedule: final_rate 0.5 is refused: above base_rate \(0.01\)"):
+        recipe_of(BASE, {"schedule.final_rate": 0.5})
+
+
+# ------------------------------------------------------------------ grids
+def test_a_grid_is_the_conditional_product() -> None:
+    assert grid(space(schedule__power=POWER, schedule__kind=KINDS, schedule__base_rate={"values": [0.1, 1]}), BASE) == (
+        {"schedule.base_rate": 0.1, "schedule.kind": "step"},
+        {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.25},
+        {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.5},
+        {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 1.0},
+        {"schedule.base_rate": 1, "schedule.kind": "step"},
+        {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 0.25},
+        {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 0.5},
+        {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 1.0},
+    )
+
+
+def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
+    finals = space(schedule__base_rate={"values": [0.1, 0.001]}, schedule__final_rate={"values": [0.0, 0.01]})
+    assert grid(finals, BASE) == (
+        {"schedule.base_rate": 0.1, "schedule.final_rate": 0.0},
+        {"schedule.base_rate": 0.1, "schedule.final_rate": 0.01},
+        {"schedule.base_rate": 0.001, "schedule.final_rate": 0.0},
+    )
+    # A text is read by its field: both are the same recipe.
+    assert grid(space(schedule__base_rate={"values": [0.1, "0.1"]}), BASE) == ({"schedule.base_rate": 0.1},)
+
+
+def test_a_grid_without_a_valid_trial_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no trial of the grid is valid; the first: .*above base_rate"):
+        grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
+
+
+def test_a_grid_that_nobody_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = space(schedule__base_rate={"low": 0.1, "high": 1, "points": 5}, optimizer__momentum={"low": 0, "high": 0.9})
+    monkeypatch.setattr(spaces, "MOST_LISTED", 15)
+    assert len(grid(big, BASE)) == 15
+    monkeypatch.setattr(spaces, "MOST_LISTED", 14)
+    with pytest.raises(ConfigError, match=r"more than 14 trials is refused.*most: schedule.base_rate"):
+        grid(big, BASE)
+
+
+def test_whether_a_space_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = space(batch_size={"low": 1, "high": 4, "whole": True}, schedule__kind=KINDS)
+    assert len(everything(ended, BASE) or ()) == 8
+    assert everything(space(schedule__kind=KINDS, schedule__power=POWER), BASE) is None
+    monkeypatch.setattr(spaces, "MOST_LISTED", 7)
+    assert everything(ended, BASE) is None
+
+
+# ------------------------------------------------------------------ files
+TOML = """
+[dimensions."schedule.kind"]
+values = ["step", "polynomial"]
+
+[dimensions."schedule.power"]
+low = 0.25
+high = 1
+log = true
+when = { "schedule.kind" = ["polynomial"] }
+"""
+
+
+def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
+    wanted = space(schedule__kind=KINDS, schedule__power=POWER)
+    (tmp_path / "a.toml").write_text(TOML)
+    (tmp_path / "a.json").write_text(json.dumps({"dimensions": {"schedule.power": POWER, "schedule.kind": KINDS}}))
+    assert load(str(tmp_path / "a.toml")) == load(f"file://{tmp_path}/a.json") == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("absent.json", None, "absent.json is refused: no such file"),
+        ("a.yaml", "a: 1", "a.yaml is refused: its name must end in .json or .toml"),
+        ("a.json", "{", "a.json is refused: cannot be read: Expecting property name"),
+        ("a.json", '{"dimensions": {"a": {"values": [NaN]}}}', "dimensions.a.values.0: nan is refused"),
+        ("a.json", '{"dimensions": {"a": {"values": [1]}, "a": {"values": [2]}}}', "cannot be read: a is there twice"),
+        ("a.json", "[1]", "Space must be a mapping"),
+        ("a.json", '{"dims": {}}', "dims: unknown key"),
+        ("a.toml", "a = ", "a.toml is refused: cannot be read: Invalid value"),
+        ("a.toml", "[dimensions.a]\nlow = 1\n", "a.toml is refused: dimensions.a: high must be given"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(str(tmp_path / name))
+    assert str(caught.value).startswith("space: ")
+    assert told in str(caught.value)
+
+
+def test_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
+    for name in ("folder.json", "bytes.json"):
+        with pytest.raises(ConfigError, match=f"{name} is refused: cannot be read"):
+            load(str(tmp_path / name))

@@ -1,0 +1,257 @@
+"""A sweep, step by step, as the study asks it: no Ray, no training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.launch.config import RunSpec
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.schedule import plain_at
+from orchestrator.tuning.config import BudgetConfig
+from orchestrator.tuning.ledger import Ledger, LedgerError, Origin
+from orchestrator.tuning.sweep import Following, Sweep, Terms
+from orchestrator.tuning.trial_run import Report, TrialTask
+from orchestrator.tuning.trials import Assignment, Trial
+from tests.support.launched import recipe, spec, write_journal
+
+
+class Rates:
+    """So many base rates, one after the other."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.most = most
+
+    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
+        return {"schedule.base_rate": 0.01 * (len(told) + 1)} if len(told) < self.most else None
+
+
+@dataclass
+class Place:
+    """A sweep's folder, and what its drivers say."""
+
+    folder: Path
+    told: list[tuple[str, str, int]] = field(default_factory=list)
+    added_specs: list[str] = field(default_factory=list)
+    stopped: bool = False
+    slots: int = 2
+
+    def added(self, spec: RunSpec) -> None:
+        self.added_specs.append(spec.recipe.name)
+
+    def changed(self, trial: Trial, spec: RunSpec) -> None:
+        self.told.append((trial.name, trial.state, trial.trained_epochs))
+
+    def spec_of(self, of: Recipe) -> RunSpec:
+        return spec(of, str(self.folder))
+
+    def sweep(self, budget: dict[str, Any] | None = None, most: int = 100, population: Any = None) -> Sweep:
+        """The sweep of a new driver."""
+        terms = Terms(
+            base=recipe(epochs=4),
+            metric="top1_error",
+            budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
+            spec_of=self.spec_of,
+            stop_flag="/stop",
+            successor="/successor",
+            gpus=0.0,
+            slots=lambda: self.slots,
+            stopped=lambda: self.stopped,
+        )
+        ledger = Ledger(str(self.folder))
+        entries = ledger.read(lambda of: self.spec_of(of).folder)
+        return Sweep(terms, ledger, entries, Rates(most), self, population)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def report(number: int, epoch: int, error: float = 50.0, **fields: Any) -> Report:
+    values = {"validation/raw_top1_error": error}
+    return Report(number=number, epoch=epoch, values=values, seconds=1.0 * epoch, score=error, **fields)
+
+
+def task(sweep: Sweep) -> TrialTask:
+    found = sweep.next_task()
+    assert isinstance(found, TrialTask)
+    return found
+
+
+def states(sweep: Sweep) -> list[tuple[str, str]]:
+    return [(trial.state, trial.reason) for trial in sweep.trials]
+
+
+def test_no_more_begin_than_fit_and_one_that_is_staged(place: Place) -> None:
+    sweep = place.sweep({"trials": 10})
+    assert [task(sweep).number for _ in range(3)] == [1, 2, 3]
+    assert sweep.next_task() == "later"
+    sweep.began(1)
+    sweep.reported(report(1, 4, state="finished"))
+    sweep.ended(1, None)
+    assert task(sweep).number == 4
+    place.slots = 4  # a node came
+    assert [task(sweep).number for _ in range(2)] == [5, 6]
+    assert sweep.next_task() == "later"
+
+
+def test_a_trial_is_written_down_before_it_begins(place: Place) -> None:
+    one = task(place.sweep())
+    assert (place.folder / "trials" / "0001.json").exists()
+    assert one.spec.recipe.name == "tiny-t001"
+    assert plain_at(one.spec.recipe.schedule, 0.0).base_rate == 0.01
+    assert place.added_specs == ["tiny-t001"]
+
+
+def test_the_space_or_the_budget_of_trials_ends_it(place: Place) -> None:
+    for most, budget, expected in ((2, 3, 2), (5, 3, 3)):
+        there = Place(place.folder / str(most), slots=9)
+        sweep = there.sweep({"trials": budget}, most)
+        for _ in range(expected):
+            task(sweep)
+        assert sweep.next_task() is None
+        assert sweep.enough == ""
+
+
+def test_how_a_trial_ends(place: Place) -> None:
+    place.slots = 9
+    sweep = place.sweep({"trials": 6})
+    for _ in range(6):
+        sweep.began(task(sweep).number)
+    for number in range(1, 7):
+        assert sweep.reported(report(number, 1)).judged
+    sweep.reported(report(1, 4, state="finished"))
+    sweep.reported(report(2, 1, state="diverged", reason="the loss is not finite"))
+    sweep.reported(report(3, 1, state="failed", reason="bad-data"))
+    sweep.reported(report(4, 1, state="stopped", reason="asked to stop"))
+    for number, error in ((1, None), (2, None), (3, None), (4, None), (5, None), (6, "OSError: no space")):
+        sweep.ended(number, error)
+    assert states(sweep) == [
+        ("finished", ""),
+        ("diverged", "the loss is not finite"),
+        ("failed", "bad-data"),
+        ("stopped", "asked to stop"),
+        ("pruned", "ended after epoch 1 by the scheduler"),
+        ("failed", "OSError: no space"),
+    ]
+    again = place.sweep({"trials": 6})
+    assert states(again) == [one if one[0] != "stopped" else ("waiting", "") for one in states(sweep)]
+
+
+def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
+    sweep = place.sweep({"trials": 9, "epochs": 3})
+    first, second = task(sweep).number, task(sweep).number
+    assert not sweep.reported(report(first, 1)).end
+    assert not sweep.reported(report(second, 1)).end
+    assert sweep.reported(report(first, 2)).end
+    assert sweep.next_task() is None
+    sweep.ended(first, None)
+    sweep.ended(second, None)
+    assert states(sweep) == [("stopped", "budget.epochs 3 are spent")] * 2
+    # More of it goes on with the same trials.
+    later = place.sweep({"trials": 9, "epochs": 30})
+    assert [task(later).number for _ in range(3)] == [1, 2, 3]
+
+
+def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.tuning.sweep.time.monotonic", lambda: now[0])
+    sweep = place.sweep({"hours": 0.5})
+    number = task(sweep).number
+    now[0] += 1799
+    assert not sweep.reported(report(number, 1)).end
+    now[0] += 2
+    assert sweep.reported(report(number, 2)).end
+    sweep.ended(number, None)
+    assert states(sweep) == [("stopped", "budget.hours 0.5 are over")]
+
+
+def test_a_wish_to_stop(place: Place) -> None:
+    sweep = place.sweep()
+    number = task(sweep).number
+    place.stopped = True
+    assert sweep.reported(report(number, 1)).end
+    assert sweep.next_task() is None
+    sweep.ended(number, "its process died")  # with the cluster, perhaps
+    assert states(sweep)[0][0] == "stopped"
+
+
+def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
+    sweep = place.sweep()
+    one, two, three = task(sweep), task(sweep), task(sweep)
+    for number, (each, epochs) in enumerate(((one, 1), (two, 2), (three, 0)), 1):
+        write_journal(
+            each.spec.folder, 1, [("epoch", 10 * at, {"train/epoch": float(at)}) for at in range(1, epochs + 1)]
+        )
+        sweep.reported(report(number, epochs)) if epochs else None
+    sweep.reported(report(2, 2, state="diverged"))
+    sweep.ended(2, None)
+
+    later = place.sweep()
+    assert [(trial.state, trial.trained_epochs) for trial in later.trials] == [
+        ("waiting", 1),
+        ("diverged", 2),
+        ("waiting", 0),
+    ]
+    first, second, third = task(later), task(later), task(later)
+    assert [each.number for each in (first, second, third)] == [2, 1, 3]
+    assert [each.ended for each in (first, second, third)] == [True, False, False]
+    assert (second.spec, third.spec) == (one.spec, three.spec)
+    assert later.next_task() == "later"
+    # What is told again is not judged where it ended, and trains nothing.
+    assert not later.reported(report(2, 1, again=True)).judged
+    later.ended(2, None)
+    assert later.reported(report(1, 1, again=True)).judged
+    assert later.new_epochs == 0
+    later.reported(report(1, 2))
+    assert later.new_epochs == 1
+    assert later.next_task() is None
+
+
+def test_what_ended_before_its_first_epoch_is_not_told_again(place: Place) -> None:
+    sweep = place.sweep()
+    sweep.ended(task(sweep).number, "ValueError: never works")
+    later = place.sweep()
+    assert task(later).number == 2
+
+
+def test_two_drivers_of_one_sweep(place: Place) -> None:
+    first, second = place.sweep(), place.sweep()
+    task(first)
+    with pytest.raises(LedgerError, match="another driver runs this sweep"):
+        second.next_task()
+
+
+class Replacing:
+    """Replaces trial 2 once by one that goes on from trial 1."""
+
+    def replacement(self, trial: Trial, trials: Sequence[Trial]) -> Following | None:
+        if trial.number != 2:
+            return None
+        origin = Origin(trial=1, samples=128, epoch=trial.trained_epochs)
+        return Following({"from": "t001"}, recipe("other", epochs=4), origin)
+
+
+def test_a_replaced_trial_makes_room_for_the_one_that_follows(place: Place) -> None:
+    sweep = place.sweep({"trials": 2}, population=Replacing())
+    one, two = task(sweep), task(sweep)
+    assert sweep.next_task() == "later", "one of those under way may be replaced"
+    assert not sweep.reported(report(one.number, 2)).end
+    assert sweep.reported(report(two.number, 2)).end
+    sweep.ended(two.number, None)
+    assert states(sweep)[1] == ("pruned", "another took its place with the weights of a better one")
+    three = task(sweep)
+    assert (three.number, three.spec.recipe.name) == (3, "tiny-t003")
+    assert three.fork is not None
+    assert (three.fork.folder, three.fork.samples) == (one.spec.folder, 128)
+    assert sweep.next_task() == "later"
+    for number in (one.number, three.number):
+        sweep.reported(report(number, 4, state="finished"))
+        sweep.ended(number, None)
+    assert sweep.next_task() is None
+    # Its first two epochs were trained once, by trial 1.
+    again = place.sweep({"trials": 2, "epochs": 8}, population=Replacing())
+    assert again.trials[2].recipe == three.spec.recipe

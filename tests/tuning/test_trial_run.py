@@ -1,0 +1,140 @@
+"""A trial in its actor: what is known is told again, then it is trained; every end has a name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.training.job import Context, Outcome, Status
+from orchestrator.tuning import trial_run
+from orchestrator.tuning.trial_run import WORST, Report, TrialRun, TrialTask
+from tests.support.launched import recipe, spec, write_journal
+
+
+def task(folder: Path, **fields: Any) -> TrialTask:
+    return TrialTask(
+        number=3,
+        spec=spec(recipe(epochs=3), str(folder)),
+        metric="top1_error",
+        stop_flag=str(folder / "stop"),
+        successor=str(folder / "successor"),
+        gpus=0.0,
+        **fields,
+    )
+
+
+def told(number: int, error: float) -> dict[str, float]:
+    return {"train/epoch": float(number), "train/images_per_second": 10.0, "validation/raw_top1_error": error}
+
+
+def training(errors: dict[int, float], status: Status = "finished", message: str = "") -> Any:
+    """Trains epochs with these errors, then ends so."""
+
+    def train(task: TrialTask, context: Context) -> Outcome:
+        for number, error in errors.items():
+            context.report({"epoch": number, "samples": 20 * number, **told(number, error)})
+            if number < 3 and not context.wanted():
+                return Outcome(status="stopped", samples=20 * number)
+        return Outcome(status=status, message=message)
+
+    return train
+
+
+def journal(one: TrialTask, *errors: float) -> None:
+    write_journal(one.spec.folder, 1, [("epoch", 20 * at, told(at, error)) for at, error in enumerate(errors, 1)])
+
+
+def brief(report: Report) -> tuple[int, float | None, bool, str]:
+    return report.epoch, report.score, report.again, report.state
+
+
+def test_epochs_then_the_end_with_the_last(tmp_path: Path) -> None:
+    run = TrialRun(task(tmp_path), training({1: 60.0, 2: 50.0, 3: 40.0}))
+    reports = [run.step() for _ in range(3)]
+    assert [brief(one) for one in reports] == [
+        (1, 60.0, False, "running"),
+        (2, 50.0, False, "running"),
+        (3, 40.0, False, "finished"),
+    ]
+    assert [one.seconds for one in reports] == [2.0, 4.0, 6.0]
+    assert {one.number for one in reports} == {3}
+    assert (Path(task(tmp_path).spec.folder) / "spec.json").exists(), "other jobs find the run"
+
+
+def test_what_an_earlier_actor_reported_is_told_again_and_not_twice(tmp_path: Path) -> None:
+    one = task(tmp_path)
+    journal(one, 60.0, 50.0)
+    # Its checkpoint was older than its last report: the second epoch is trained again.
+    run = TrialRun(one, training({2: 51.0, 3: 40.0}))
+    assert [brief(run.step()) for _ in range(3)] == [
+        (1, 60.0, True, "running"),
+        (2, 50.0, True, "running"),
+        (3, 40.0, False, "finished"),
+    ]
+
+
+def test_one_that_ended_is_told_and_not_trained(tmp_path: Path) -> None:
+    one = task(tmp_path, ended=True)
+    journal(one, 60.0, 50.0)
+
+    def never(task: TrialTask, context: Context) -> Outcome:
+        raise AssertionError("trained")
+
+    run = TrialRun(one, never)
+    first, last = run.step(), run.step()
+    assert (first.state, last.state) == ("running", "finished")
+    assert (first.again, last.again) == (True, True)
+
+
+def test_one_that_had_finished_before_anybody_noted_it(tmp_path: Path) -> None:
+    one = task(tmp_path)
+    journal(one, 60.0, 50.0, 40.0)
+    run = TrialRun(one, training({}))
+    assert [brief(run.step()) for _ in range(4)][2:] == [(3, 40.0, True, "running"), (3, 40.0, False, "finished")]
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "score"),
+    [
+        ("diverged", "diverged", WORST),
+        ("bad-data", "failed", WORST),
+        ("bad-checkpoint", "failed", WORST),
+        ("refused", "failed", WORST),
+        ("stopped", "stopped", 60.0),
+    ],
+)
+def test_every_end_has_a_name(tmp_path: Path, status: Status, state: str, score: float) -> None:
+    run = TrialRun(task(tmp_path), training({1: 60.0}, status, "why"))
+    run.step()
+    last = run.step()
+    assert (last.epoch, last.score, last.state, last.reason) == (1, score, state, "why")
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
+    assert TrialRun(task(tmp_path), training({1: float("nan")})).step().score == WORST
+
+
+def test_an_epoch_that_was_not_validated_has_no_score(tmp_path: Path) -> None:
+    def train(task: TrialTask, context: Context) -> Outcome:
+        context.report({"epoch": 1, "samples": 20, "train/images_per_second": 10.0})
+        return Outcome(status="finished")
+
+    assert TrialRun(task(tmp_path), train).step().score is None
+
+
+def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
+    def train(task: TrialTask, context: Context) -> Outcome:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        TrialRun(task(tmp_path), train).step()
+
+
+def test_a_task_travels_as_text(tmp_path: Path) -> None:
+    one = task(tmp_path, fork=trial_run.Fork(folder="/x", samples=5))
+    assert trial_run.decode(one.to_json()) == one
+
+
+def test_a_report_travels_as_text() -> None:
+    one = Report(number=1, epoch=2, values={"a": 0.5}, seconds=1.5, score=3.0, state="diverged", reason="why")
+    assert Report.from_dict(one.to_dict()) == one
