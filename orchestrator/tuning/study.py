@@ -7,9 +7,12 @@ nothing of them is read after a driver died.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import tempfile
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ray import tune
@@ -25,6 +28,7 @@ from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
 # Ray Train's controller and workers of a trial reserve what they need by themselves; its actor only waits for them.
 WAITING_CPUS = 0.01
 CLOCK, SCORE = "epoch", "score"
+_DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
 _SWITCHES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the journals have all of it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the session's
@@ -78,6 +82,8 @@ def run(steering: Steering, scheduler: TrialScheduler, placement: Placement, gpu
     """Run trials until there are no more. Blocks; a trial's failure is told to `steering`, never raised."""
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
+    # It repeats which trials failed; the sweep has told them, with their causes.
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
     bundle = one if placement.workers == 1 else {"CPU": WAITING_CPUS}
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-", ignore_cleanup_errors=True) as scratch:
@@ -240,7 +246,7 @@ class _Told(_Unkept, Callback):
         self._steering.ended(_number(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._steering.ended(_number(trial), _last_line(trial))
+        self._steering.ended(_number(trial), _cause(trial))
 
 
 def _report(result: dict[str, Any]) -> Report:
@@ -255,7 +261,13 @@ def _name(trial: Trial) -> str:
     return f"t{_number(trial):03d}"
 
 
-def _last_line(trial: Trial) -> str:
-    """The cause: Ray puts it at the end of a long text."""
-    lines = [line.strip() for line in str(trial.get_error()).splitlines() if line.strip()]
+def _cause(trial: Trial) -> str:
+    """Why a trial failed for good: Ray puts the cause at the end of a long text."""
+    try:
+        text = Path(trial.error_file or "").read_text(errors="replace").rpartition("Failure #")[2]
+    except OSError:
+        text = ""
+    if (detail := _DETAIL.search(text)) is not None:
+        return f"its process died: {detail[1]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "its process died"

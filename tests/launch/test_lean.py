@@ -110,7 +110,8 @@ with cluster.connected():
 @pytest.mark.cluster
 def test_workers_use_what_was_started_ahead_and_a_lost_controllers_reservation_is_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", _RUNS], capture_output=True, text=True, check=False, timeout=150)
-    assert done.stdout.splitlines()[-1:] == ["given back"], done.stderr[-2000:]
+    # Ray may still tell, after it, that the controller was killed.
+    assert "given back" in done.stdout.splitlines(), done.stderr[-2000:]
 
 
 def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,213 @@
+"""The job that sweeps, on a real private cluster: killed half-way, submitted again, handed over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.tracking import journal
+from orchestrator.training.job import journal_of
+from tests.support.launched import ROOT, Ended, ended_with, job, process_tree, title, until
+
+pytestmark = [pytest.mark.cluster]
+
+# Rates that learn, one that diverges at once, and one whose run cannot be written.
+SPACE = """
+[dimensions."schedule.base_rate"]
+values = [0.02, 0.01, 0.005, 0.002, 100.0, 0.001]
+"""
+ARGUMENTS = (
+    *("googlenet-tiny", "--epochs", "4", "--sampler", "grid", "--scheduler", "asha", "--placement.max-restarts", "1"),
+)
+
+
+def command(space: Path, *more: str) -> list[str]:
+    return [*ARGUMENTS, "--space", str(space), *more]
+
+
+@contextmanager
+def started(runs: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "tune.py"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+        env={**os.environ, "ORCHESTRATOR_RUNS": str(runs)},
+    )
+    with ended_with(process):
+        yield process
+
+
+def sweep_of(runs: Path) -> Path:
+    (found,) = (runs / "sweeps").iterdir()
+    return found
+
+
+def epochs_of(run: Path) -> list[int]:
+    events, _ = journal.read(journal_of(str(run)))
+    return [int(str(event.values["train/epoch"]).partition(".")[0]) for event in events if event.kind == "epoch"]
+
+
+def ends(sweep: Path) -> dict[str, str]:
+    return {path.name[:4]: json.loads(path.read_text())["state"] for path in sweep.glob("trials/*.ended.json")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("space") / "space.toml"
+    path.write_text(SPACE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def before(runs: Path, space: Path) -> dict[str, list[int]]:
+    """A driver that was killed when some trials had ended; what each run's journal had by then."""
+    # A file where the run of the last trial should be: whatever it does there fails, each time.
+    blocked = subprocess.run(
+        [sys.executable, "-c", BLOCK, str(runs), *command(space)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "blocked" in blocked.stdout
+    with started(runs, *command(space)) as process:
+        until(lambda: process.poll() is not None or len(ends(sweep_of(runs))) >= 2, 180)
+        family = process_tree(process.pid)
+        process.kill()
+        # Its actors notice a moment later.
+        until(lambda: not any("TrialActor" in title(pid) for pid in family), 60)
+    sweep = sweep_of(runs)
+    assert 2 <= len(ends(sweep)) < 6
+    return {path.name: epochs_of(path) for path in (sweep / "models").iterdir() if path.is_dir()}
+
+
+BLOCK = """
+import sys
+from pathlib import Path
+from orchestrator.config.cli import parse
+from orchestrator.data import digits, manifest
+from orchestrator.launch.config import RunSpec, job_presets
+from orchestrator.tuning import explore, samplers, spaces
+from orchestrator.tuning.config import TuneJob
+from orchestrator.tuning.space import recipe_of
+from orchestrator.tuning.trials import Trial
+runs = Path(sys.argv[1])
+config = parse("tune.py", "", job_presets(TuneJob), "googlenet-digits", sys.argv[2:])
+data = runs / "data" / "digits"
+digits.pack_digits(str(data))
+digest = manifest.load(str(data)).digest()
+space = spaces.find(config.search.space, config.recipe)
+plan = explore.Plan(config, config.recipe, space, digest)
+sampler = samplers.make(config.search.sampler, space, config.recipe, config.search.metric, config.search.seed)
+told = []
+while (found := sampler.suggest(told)) is not None:
+    number = len(told) + 1
+    recipe = recipe_of(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
+    told.append(Trial(number, found, recipe))
+destination = config.destination.model_copy(update={"storage": str(runs / "sweeps" / plan.name)})
+spec = RunSpec(recipe=told[-1].recipe, placement=config.placement, destination=destination, dataset_digest=digest)
+folder = Path(spec.folder)
+folder.mkdir(parents=True)
+(folder / "attempts").write_text("in the way")
+print("blocked", folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(runs: Path, space: Path, before: dict[str, list[int]]) -> Ended:
+    """The same command again."""
+    return job("tune.py", *command(space), runs=runs)
+
+
+def test_the_same_command_finishes_what_was_begun(ended: Ended, runs: Path) -> None:
+    assert ended.status == 0, ended.err
+    assert ended.complaints == []
+    states = ends(sweep_of(runs))
+    assert len(states) == 6
+    assert states["0005"] == "diverged"
+    assert states["0006"] == "failed"
+    assert set(states.values()) <= {"finished", "pruned", "diverged", "failed"}
+    assert "finished" in states.values()
+    assert "of 6 begun ones are done already" not in ended.out, "not all had begun"
+    assert "are done already" in ended.out
+    assert "the loss, or a weight, is not finite" in ended.out
+    assert "NotADirectoryError" in ended.out or "FileExistsError" in ended.out, "a trial that fails always is named"
+
+
+def test_no_trial_that_had_ended_is_trained_again(ended: Ended, runs: Path, before: dict[str, list[int]]) -> None:
+    sweep = sweep_of(runs)
+    for path in (sweep / "models").iterdir():
+        epochs = epochs_of(path)
+        twice = [epoch for epoch, count in Counter(epochs).items() if count > 1]
+        # One under way when the driver died repeats what came after its last checkpoint.
+        assert not twice or len(before[path.name]) < len(epochs)
+        if path.name in before and (path / "outcome.json").exists() and before[path.name][-1:] == [4]:
+            assert epochs == before[path.name]
+
+
+def test_the_tracker_has_one_parent_and_a_child_for_each_trial(ended: Ended, runs: Path) -> None:
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    (experiment,) = [one for one in client.search_experiments() if one.name == "googlenet"]
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert [(run.info.run_name, run.info.status) for run in parents] == [(sweep_of(runs).name, "FINISHED")]
+    children = {run.info.run_name: run for run in found if "mlflow.parentRunId" in run.data.tags}
+    assert len(found) == 7, "no duplicates after the driver's death"
+    states = {name.split("-t")[-1][:3]: run.data.tags["orchestrator.trial"] for name, run in children.items()}
+    assert states == {number[1:]: state for number, state in ends(sweep_of(runs)).items()}
+    statuses = {run.data.tags["orchestrator.trial"]: run.info.status for run in children.values()}
+    expected = {"finished": "FINISHED", "pruned": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+    assert statuses.items() <= expected.items()
+    shown = {one.path for one in client.list_artifacts(parents[0].info.run_id)}
+    assert {"report.html", "ranking.md", "winner.json", "sweep.json"} <= shown
+    assert "sweep/best_top1_error" in parents[0].data.metrics
+
+
+def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
+    journals = {path: path.stat().st_mtime_ns for path in sweep_of(runs).glob("models/*/journal/*")}
+    again = job("tune.py", *command(space), runs=runs)
+    assert again.status == 0, again.err
+    assert "6 of 6 begun ones are done already" in again.out
+    assert {path: path.stat().st_mtime_ns for path in sweep_of(runs).glob("models/*/journal/*")} == journals
+
+
+def test_the_winner_is_a_recipe_for_the_other_jobs(ended: Ended, runs: Path) -> None:
+    winner = sweep_of(runs) / "winner.json"
+    told = json.loads(winner.read_text())
+    assert told["provenance"]["sweep"] == sweep_of(runs).name
+    assert told["recipe"]["name"] == "googlenet-tiny-tuned"
+    ranked = json.loads((sweep_of(runs) / "ranking.json").read_text())
+    assert ranked["trials"][0]["name"] == ranked["winner"] == told["provenance"]["trial"]
+    for script in ("train.py", "train_ensemble.py"):
+        planned = job(script, str(winner), "--dry-run", runs=runs)
+        assert planned.status == 0, planned.err
+        assert "googlenet-tiny-tuned" in planned.out
+
+
+def test_a_signal_stops_it_and_nothing_is_lost(tmp_path: Path, space: Path) -> None:
+    with started(tmp_path, *command(space)) as process:
+        until(lambda: process.poll() is not None or list(tmp_path.glob("sweeps/*/models/*/journal/*")), 120)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, out
+    assert "stopped; the same command goes on where it was" in out
+    sweep = sweep_of(tmp_path)
+    runs = {path.name: path for path in (sweep / "models").iterdir()}
+    under_way = [path for path in runs.values() if (path / "outcome.json").exists()]
+    assert [json.loads((path / "outcome.json").read_text())["status"] for path in under_way].count("stopped") >= 1
+    assert not set(ends(sweep).values()) - {"finished", "pruned"}, "what was stopped can go on"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert {run.info.run_name: run.info.status for run in found}[sweep.name] == "KILLED"
+    assert not [run for run in found if run.info.status == "RUNNING"]
