@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from orchestrator.tuning.trials import State, Trial
 
 SWEEPS = "sweeps"
 SPEC = "sweep.json"
-TRIAL_RETRIES = 3
+SAVED_SECONDS = 15.0  # for a checkpoint that was begun with the epoch that ends at a meeting
 
 _STATUS: dict[State, FinalStatus] = {
     "finished": "FINISHED",
@@ -183,8 +184,13 @@ def _population(job: TuneJob, spec_of: Any) -> Exploiting | None:
 
     def saved(trial: Trial, epoch: int) -> int | None:
         reached = next((one.samples for one in trial.epochs if one.epoch == epoch), None)
-        found = places.committed(checkpoints_of(spec_of(trial.recipe).folder))
-        return reached if any(place.samples == reached for place in found) else None
+        folder = checkpoints_of(spec_of(trial.recipe).folder)
+        deadline = time.monotonic() + SAVED_SECONDS
+        while not any(place.samples == reached for place in places.committed(folder)):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.2)
+        return reached
 
     return Exploiting(job.search.metric, job.search.interval(job.recipe.epochs), job.search.seed, saved)
 

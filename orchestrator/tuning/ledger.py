@@ -48,7 +48,7 @@ class Record(Config):
     assignment: dict[str, Any]
     recipe: Recipe
     origin: Origin | None = None
-    seconds: float = Field(0.0, ge=0, description="of training that it shares with its origin")
+    replaces: int | None = Field(None, ge=1, description="the trial whose place in a population it takes")
 
 
 class End(Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -50,10 +50,13 @@ class Watcher(Protocol):
 
 
 class Population(Protocol):
-    """Decides, when a trial reports an epoch, whether another one takes its place."""
+    """Decides, when all trials have come to the same epoch, which of them others take the places of."""
 
-    def replacement(self, trial: Trial, trials: Sequence[Trial]) -> Following | None:
-        """What is to be trained instead of `trial`, which has just reported."""
+    def meets(self, epoch: int, epochs: int) -> bool:
+        """Whether the trials wait for each other after that epoch, of so many."""
+
+    def replacements(self, trials: Sequence[Trial], epoch: int) -> Mapping[int, Following]:
+        """By number, what goes on instead of a trial, now that all are at that epoch."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Sweep:
         self._records = {entry.record.number: entry.record for entry in entries}
         self._trials = {entry.record.number: entry.trial for entry in entries}
         self._before = [entry for entry in in_order(entries) if not entry.trial.done or entry.trial.epochs]
-        self._following: list[Following] = []
-        self._replaced: set[int] = set()
+        self._met: list[Record] = []  # members of a population that go on from its last meeting
+        self._exhausted = False
         self._handed: set[int] = set()  # to the study, and not over
         self._last: dict[int, Report] = {}
         self._began = time.monotonic()
@@ -114,18 +117,19 @@ class Sweep:
             return None
         if len(self._handed) >= self._terms.slots() + STAGED:
             return "later"
-        if self._before:
-            return self._task(self._before.pop(0).record)
-        if self._following:
-            one = self._following.pop(0)
-            return self._task(self._add(one.assignment, one.recipe, one.origin))
-        planned = sum(record.origin is None for record in self._records.values())
-        if planned >= self._terms.budget.trials:
-            return self._wait_or_end()
-        assignment = self._sampler.suggest(self.trials)
-        if assignment is None:
-            return self._wait_or_end()
-        return self._task(self._add(assignment, recipe_of(self._terms.base, assignment), None))
+        while self._before:
+            entry = self._before.pop(0)
+            if not self._waits(entry.trial):
+                return self._task(entry.record)
+        if (record := self._suggested()) is not None:
+            return self._task(record)
+        if self._population is None:
+            return None
+        if not self._met and not self._handed:
+            self._met = self._meeting(self._population)
+        if self._met:
+            return self._task(self._met.pop(0))
+        return "later" if self._handed else None
 
     def began(self, number: int) -> None:
         """An actor has begun a trial."""
@@ -138,26 +142,23 @@ class Sweep:
         self._last[number] = report
         if report.epoch > trial.trained_epochs:
             self.new_epochs += not report.again
-            epoch = Epoch(report.epoch, report.values, report.seconds)
+            epoch = Epoch(report.epoch, report.values, report.seconds, report.samples)
             self._change(number, epochs=(*trial.epochs, epoch))
         trial = self._trials[number]
         if trial.done or report.state != "running":
             return Verdict(judged=False)
         if self._over():
             return Verdict(end=True)
-        if self._population is not None and not report.again:
-            following = self._population.replacement(trial, self.trials)
-            if following is not None:
-                self._following.append(following)
-                self._replaced.add(number)
-                return Verdict(end=True)
-        return Verdict()
+        return Verdict(end=not report.again and self._waits(trial))
 
     def ended(self, number: int, error: str | None) -> None:
         """A trial is over."""
         self._handed.discard(number)
         if self._trials[number].done:  # it was only told again
             self._watcher.changed(self._trials[number], self._spec(number))
+            return
+        if error is None and not self._over() and self._waits(self._trials[number]):
+            self._change(number, state="waiting", reason="")
             return
         state, reason = self._state_of(number, error)
         self._change(number, state=state, reason=reason)
@@ -171,8 +172,6 @@ class Sweep:
             return ("stopped", error) if self._terms.stopped() else ("failed", error)
         if last is not None and last.state != "running":
             return last.state, last.reason
-        if number in self._replaced:
-            return "pruned", "another took its place with the weights of a better one"
         if self._over():
             return "stopped", self._enough or "asked to stop"
         return "pruned", f"ended after epoch {self._trials[number].trained_epochs} by the scheduler"
@@ -192,14 +191,48 @@ class Sweep:
         origin = self._records[number].origin
         return 0 if origin is None else origin.epoch
 
-    def _wait_or_end(self) -> Literal["later"] | None:
-        """Nothing is left to be begun, unless one under way may be replaced."""
-        return "later" if self._population is not None and self._handed else None
+    def _suggested(self) -> Record | None:
+        """A new trial; None when there are as many as there will be."""
+        planned = sum(record.origin is None for record in self._records.values())
+        if self._exhausted or planned >= self._terms.budget.trials:
+            return None
+        assignment = self._sampler.suggest(self.trials)
+        if assignment is None:
+            self._exhausted = True
+            return None
+        return self._add(assignment, recipe_of(self._terms.base, assignment), None)
 
-    def _add(self, assignment: Assignment, recipe: Recipe, origin: Origin | None) -> Record:
+    def _waits(self, trial: Trial) -> bool:
+        """Whether a trial waits for the other members of its population: none of them has gone farther."""
+        epoch = trial.trained_epochs
+        if self._population is None or trial.done or not self._population.meets(epoch, trial.recipe.epochs):
+            return False
+        return all(other.done or other.trained_epochs <= epoch for other in self._trials.values())
+
+    def _meeting(self, population: Population) -> list[Record]:
+        """All members have come to the same epoch: some end, others take their places, and the rest goes on."""
+        live = [trial for trial in self.trials if not trial.done]
+        behind = [self._records[trial.number] for trial in live if not self._waits(trial)]
+        if behind or not live:  # of an earlier driver
+            return behind
+        epoch = live[0].trained_epochs
+        replaced = {record.replaces for record in self._records.values()}
+        going = []
+        for number, one in population.replacements(self.trials, epoch).items():
+            if number not in replaced:
+                going.append(self._add(one.assignment, one.recipe, one.origin, number))
+            if not self._trials[number].done:
+                reason = f"another took its place at epoch {epoch}, with the weights of a better one"
+                self._ledger.end(number, End(state="pruned", reason=reason))
+                self._change(number, state="pruned", reason=reason)
+        return [*(self._records[trial.number] for trial in live if not self._trials[trial.number].done), *going]
+
+    def _add(
+        self, assignment: Assignment, recipe: Recipe, origin: Origin | None, replaces: int | None = None
+    ) -> Record:
         number = len(self._records) + 1
         named = recipe.model_copy(update={"name": f"{self._terms.base.name}-t{number:03d}"})
-        record = Record(number=number, assignment=dict(assignment), recipe=named, origin=origin)
+        record = Record(number=number, assignment=dict(assignment), recipe=named, origin=origin, replaces=replaces)
         self._ledger.add(record)
         self._records[number] = record
         with self._lock:

@@ -59,6 +59,7 @@ class Report(Config):
     epoch: int = Field(ge=0, description="the clock: from the run, so it never goes back when a trial is begun again")
     values: dict[str, float] = Field({}, description="of the epoch")
     seconds: float = Field(0.0, description="of training so far")
+    samples: int = Field(0, ge=0, description="seen so far")
     again: bool = Field(False, description="known before this actor began")
     score: float | None = Field(None, description="error in percent; None when the epoch was not validated")
     state: State = "running"
@@ -117,6 +118,7 @@ class TrialRun:
             epoch=epoch.epoch,
             values={name: value for name, value in epoch.values.items() if math.isfinite(value)},
             seconds=epoch.seconds,
+            samples=epoch.samples,
             again=again,
             score=score,
             state=state,

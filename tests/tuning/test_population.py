@@ -31,60 +31,61 @@ def exploiting(saved: Sequence[int] = range(100), seed: int = 0) -> Exploiting:
 TRIALS = [trial(1, 90, 50), trial(2, 90, 20), trial(3, 90, 40), trial(4, 90, 80)]
 
 
+def test_the_population_meets_between_the_first_epoch_and_the_last() -> None:
+    assert [epoch for epoch in range(9) if exploiting().meets(epoch, 8)] == [2, 4, 6]
+
+
 def test_the_worst_goes_on_with_the_weights_of_the_best() -> None:
-    found = exploiting().replacement(TRIALS[3], TRIALS)
-    assert found is not None
-    assert found.origin.model_dump() == {"trial": 2, "samples": 128, "epoch": 2}
-    assert found.assignment == {"schedule.base_rate": 0.02, "from": "t002 at epoch 2"}
-    schedule = found.recipe.schedule
+    found = exploiting().replacements(TRIALS, 2)
+    assert list(found) == [4]
+    one = found[4]
+    assert one.origin.model_dump() == {"trial": 2, "samples": 128, "epoch": 2}
+    assert one.assignment == {"schedule.base_rate": 0.02, "from": "t002 at epoch 2"}
+    schedule = one.recipe.schedule
     assert isinstance(schedule, Segments)
     first, second = schedule.segments
     assert (first.from_epoch, first.schedule) == (0.0, TRIALS[1].recipe.schedule)
     assert second.from_epoch == 2.0
     assert second.schedule.base_rate in (pytest.approx(0.016), pytest.approx(0.025))
-    assert prefix_epochs(TRIALS[1].recipe, found.recipe) == 2.0
+    assert prefix_epochs(TRIALS[1].recipe, one.recipe) == 2.0
     assert rate_at(schedule, 2.5, 1, 8) == pytest.approx(
         rate_at(CosineDecay(base_rate=second.schedule.base_rate), 2.5, 1, 8)
     )
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_the_others_go_on_themselves(number: int) -> None:
-    assert exploiting().replacement(TRIALS[number - 1], TRIALS) is None
+def test_one_that_diverged_on_the_way_is_replaced_too() -> None:
+    trials = [*TRIALS, trial(5, 90, state="diverged"), trial(6, 90, state="failed")]
+    assert set(exploiting().replacements(trials, 2)) == {4, 5}
+    alive = [trial(5, 90, 50, 50, state="diverged")]  # later than this meeting
+    assert set(exploiting().replacements([*TRIALS, *alive], 2)) == {4}
 
 
-def test_nobody_is_replaced_between_two_looks_or_at_the_end() -> None:
-    assert exploiting().replacement(trial(4, 90), TRIALS) is None
-    whole = [trial(number, *[10.0 * number] * 8) for number in (1, 2, 3, 4)]
-    assert exploiting().replacement(whole[3], whole) is None
+def test_no_order_matters() -> None:
+    assert exploiting().replacements(TRIALS[::-1], 2) == exploiting().replacements(TRIALS, 2)
 
 
-def test_too_few_have_come_so_far() -> None:
-    early = [*TRIALS[:2], trial(3, 90), TRIALS[3]]
-    assert exploiting().replacement(TRIALS[3], early) is None
-
-
-def test_all_alike() -> None:
+def test_few_and_equal_ones_go_on_themselves() -> None:
+    assert exploiting().replacements(TRIALS[:3], 2) == {}, "a quarter of three is nobody"
     alike = [trial(number, 90, 50) for number in (1, 2, 3, 4)]
-    assert exploiting().replacement(alike[3], alike) is None
+    assert exploiting().replacements(alike, 2) == {}
 
 
 def test_a_donor_whose_checkpoint_is_gone_gives_nothing() -> None:
-    assert exploiting(saved=[1, 3, 4]).replacement(TRIALS[3], TRIALS) is None
+    assert exploiting(saved=[1, 3, 4]).replacements(TRIALS, 2) == {}
 
 
 def test_what_is_drawn_depends_on_the_seed_alone() -> None:
-    drawn = [exploiting(seed=seed).replacement(TRIALS[3], TRIALS) for seed in range(8)]
-    assert drawn == [exploiting(seed=seed).replacement(TRIALS[3], TRIALS) for seed in range(8)]
-    assert len({one.recipe.to_json() for one in drawn if one is not None}) == 2, "both factors are drawn"
+    drawn = [exploiting(seed=seed).replacements(TRIALS, 2)[4] for seed in range(8)]
+    assert drawn == [exploiting(seed=seed).replacements(TRIALS, 2)[4] for seed in range(8)]
+    assert len({one.recipe.to_json() for one in drawn}) == 2, "both factors are drawn"
 
 
 def test_a_replaced_one_is_explored_further() -> None:
-    following = exploiting().replacement(TRIALS[3], TRIALS)
-    assert following is not None
+    following = exploiting().replacements(TRIALS, 2)[4]
     second = Trial(5, following.assignment, following.recipe, "running", "", trial(5, 90, 20, 10, 5).epochs)
     later = [second, *(trial(number, 90, 50, 50, 50 + number) for number in (1, 2, 3))]
-    again = exploiting().replacement(later[3], later)
-    assert again is not None
-    assert isinstance(again.recipe.schedule, Segments)
-    assert [one.from_epoch for one in again.recipe.schedule.segments] == [0.0, 2.0, 4.0]
+    again = exploiting().replacements(later, 4)
+    assert list(again) == [3]
+    schedule = again[3].recipe.schedule
+    assert isinstance(schedule, Segments)
+    assert [one.from_epoch for one in schedule.segments] == [0.0, 2.0, 4.0]

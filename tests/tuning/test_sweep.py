@@ -225,33 +225,72 @@ def test_two_drivers_of_one_sweep(place: Place) -> None:
         second.next_task()
 
 
-class Replacing:
-    """Replaces trial 2 once by one that goes on from trial 1."""
+class Meeting:
+    """Meets after epoch 2, where trial 2 is replaced by one that goes on from trial 1."""
 
-    def replacement(self, trial: Trial, trials: Sequence[Trial]) -> Following | None:
-        if trial.number != 2:
-            return None
-        origin = Origin(trial=1, samples=128, epoch=trial.trained_epochs)
-        return Following({"from": "t001"}, recipe("other", epochs=4), origin)
+    def meets(self, epoch: int, epochs: int) -> bool:
+        return epoch == 2
+
+    def replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Following]:
+        assert epoch == 2
+        assert {trial.trained_epochs for trial in trials if not trial.done} == {2}
+        return {2: Following({"from": "t001"}, recipe("other", epochs=4), Origin(trial=1, samples=128, epoch=2))}
 
 
-def test_a_replaced_trial_makes_room_for_the_one_that_follows(place: Place) -> None:
-    sweep = place.sweep({"trials": 2}, population=Replacing())
+def told(place: Place, sweep: Sweep, one: TrialTask, *epochs: int) -> bool:
+    """Report epochs, in the run's journal too; whether the sweep ended the trial at the last."""
+    write_journal(one.spec.folder, 1 + epochs[0], [("epoch", 64 * at, {"train/epoch": float(at)}) for at in epochs])
+    return [sweep.reported(report(one.number, at)).end for at in epochs][-1]
+
+
+def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
+    place.slots = 1
+    sweep = place.sweep({"trials": 3}, population=Meeting())
     one, two = task(sweep), task(sweep)
-    assert sweep.next_task() == "later", "one of those under way may be replaced"
-    assert not sweep.reported(report(one.number, 2)).end
-    assert sweep.reported(report(two.number, 2)).end
-    sweep.ended(two.number, None)
-    assert states(sweep)[1] == ("pruned", "another took its place with the weights of a better one")
+    assert told(place, sweep, one, 1, 2), "it waits for the others"
+    sweep.ended(1, None)
+    assert states(sweep)[0] == ("waiting", "")
     three = task(sweep)
-    assert (three.number, three.spec.recipe.name) == (3, "tiny-t003")
-    assert three.fork is not None
-    assert (three.fork.folder, three.fork.samples) == (one.spec.folder, 128)
     assert sweep.next_task() == "later"
-    for number in (one.number, three.number):
-        sweep.reported(report(number, 4, state="finished"))
-        sweep.ended(number, None)
+    for each in (two, three):
+        assert told(place, sweep, each, 1, 2)
+        sweep.ended(each.number, None)
+    on, off = task(sweep), task(sweep)
+    assert [state for state, _ in states(sweep)] == ["waiting", "pruned", "waiting", "waiting"]
+    assert "another took its place at epoch 2" in states(sweep)[1][1]
+    assert (on.number, off.number, on.fork, off.fork) == (1, 3, None, None)
+    assert not told(place, sweep, on, 3)
+    sweep.reported(report(1, 4, state="finished"))
+    sweep.ended(1, None)
+    four = task(sweep)
+    assert (four.number, four.spec.recipe.name) == (4, "tiny-t004")
+    assert four.fork is not None
+    assert (four.fork.folder, four.fork.samples) == (one.spec.folder, 128)
+    assert sweep.next_task() == "later"
+    for each in (off, four):
+        sweep.reported(report(each.number, 4, state="finished"))
+        sweep.ended(each.number, None)
     assert sweep.next_task() is None
-    # Its first two epochs were trained once, by trial 1.
-    again = place.sweep({"trials": 2, "epochs": 8}, population=Replacing())
-    assert again.trials[2].recipe == three.spec.recipe
+
+
+def test_a_population_goes_on_after_its_driver_died(place: Place) -> None:
+    sweep = place.sweep({"trials": 3}, population=Meeting())
+    for _ in range(3):
+        told(place, sweep, task(sweep), 1, 2)
+    # It died before anybody was replaced.
+    later = place.sweep({"trials": 3}, population=Meeting())
+    assert [task(later).number for _ in range(3)] == [1, 3, 4]
+    # And again, when the one that follows had not begun.
+    last = place.sweep({"trials": 3}, population=Meeting())
+    first = task(last)
+    assert first.number in (2, 4), "what ended is told again; the one behind comes first"
+    four = first if first.number == 4 else task(last)
+    assert four.number == 4
+    assert len(last.trials) == 4
+    assert last.next_task() == "later"
+    assert not told(place, last, four, 3)
+    last.reported(report(4, 4, state="finished"))
+    if first.number == 2:
+        last.ended(2, None)
+    last.ended(4, None)
+    assert [task(last).number for _ in range(2)] == [1, 3]
