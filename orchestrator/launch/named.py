@@ -11,7 +11,7 @@ from orchestrator.config.errors import ConfigError, suggestion
 from orchestrator.launch.config import EMBEDDED, Destination
 from orchestrator.storage import files, urls
 
-MODELS, ENSEMBLES = "models", "ensembles"
+MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
 _READERS = 8
 
@@ -70,14 +70,15 @@ def _found(name: str, storage: str) -> Named:
         known = files.list_names(parent) if one is None else []
     else:
         one = _ensemble(files.join(storage, ENSEMBLES, name))
-        folder, parent = files.join(storage, MODELS, name), storage
-        if one is None and files.list_names(folder):
-            one = Named(folder)
-        known = [] if one else [urls.name(each) for kind in (ENSEMBLES, MODELS) for each in _below(storage, kind)]
+        parent, places = storage, [files.join(storage, kind, name) for kind in (MODELS, SWEEPS)]
+        if one is None:
+            one = next((Named(folder) for folder in places if files.list_names(folder)), None)
+        kinds = (ENSEMBLES, MODELS, SWEEPS)
+        known = [] if one else [urls.name(each) for kind in kinds for each in _below(storage, kind)]
     if one is None:
         near = suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
         raise ConfigError(
-            f"runs: {urls.redact(name)!r}: no such run or ensemble in {urls.redact(parent)}"
+            f"runs: {urls.redact(name)!r}: no such run, ensemble or sweep in {urls.redact(parent)}"
             f"{near or '; there are none'}; another storage is given with --storage"
         )
     return one

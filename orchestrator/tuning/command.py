@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from orchestrator.launch.command import FAILED, console, starting_recipe
+from orchestrator.launch.named import SWEEPS
 from orchestrator.launch.session import Session, opened
 from orchestrator.storage import files
 from orchestrator.tuning import checking, concluding, explore, samplers, spaces
@@ -23,8 +24,9 @@ def tune(config: TuneJob) -> int:
         _show(config, chosen, screen)
         return 0
     with opened(config.destination, config.placement, screen) as session:
+        explore.at_once(session, config)  # refused before anything is written
         planned = Plan(config, base, chosen, session.manifest.digest())
-        folder = files.join(session.destination.storage, explore.SWEEPS, planned.name)
+        folder = files.join(session.destination.storage, SWEEPS, planned.name)
         with session.leased(folder) as held:
             key = explore.record_plan(session, planned, folder)
             explored = explore.run(session, planned, folder, key, held)

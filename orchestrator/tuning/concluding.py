@@ -67,7 +67,7 @@ def conclude(session: Session, explored: Explored) -> Concluded:
 
 def _spent(explored: Explored) -> str:
     trials, epochs = explored.trials, explored.plan.base.epochs
-    trained = sum(trial.trained_epochs for trial in trials)
+    trained = sum(trial.own_epochs for trial in trials)
     left = unfinished(trials)
     rest = f"; {len(left)} could go on: {explored.enough}" if left and explored.enough else ""
     share = f"{100 * trained / max(1, epochs * len(trials)):.0f}%"
@@ -165,7 +165,7 @@ def _log(session: Session, explored: Explored, best: Trial | None, tracker: Trac
     run_id, metric = session.replayer.run_id(explored.key, 0.0), explored.plan.job.search.metric
     now, score = time.time(), best.score(metric) if best is not None else None
     points = {"sweep/trials": float(len(explored.trials))}
-    points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))
+    points["sweep/epochs"] = float(sum(trial.own_epochs for trial in explored.trials))
     if score is not None:
         points[f"sweep/best_{metric}"] = score
     step = int(points["sweep/epochs"])  # a sweep that goes on has a later one

@@ -52,7 +52,7 @@ class SearchConfig(Config):
 class BudgetConfig(Config):
     """How much may be tried; more of it goes on with the same sweep."""
 
-    trials: int = Field(16, ge=1, le=100_000, description="most trials; a grid has as many as it has")
+    trials: int = Field(16, ge=1, le=100_000, description="most trials, also of a larger grid")
     epochs: float | None = Field(None, gt=0, description="most epochs of all trials together; by default no limit")
     hours: float | None = Field(None, gt=0, description="longest time that this command may train; by default no limit")
 

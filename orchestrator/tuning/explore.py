@@ -31,7 +31,6 @@ from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED, Sweep, Terms
 from orchestrator.tuning.trials import State, Trial
 
-SWEEPS = "sweeps"
 SPEC = "sweep.json"
 SAVED_SECONDS = 15.0  # for a checkpoint that was begun with the epoch that ends at a meeting
 
@@ -56,7 +55,9 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder. Budgets are no part of it: more of one goes on."""
-        about = fingerprint(self.base, self.space, self.job.search, self.dataset_digest, self.job.new)
+        # The space counts by its content, not by the name of its file.
+        search = self.job.search.model_dump(exclude={"space"})
+        about = fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
         return f"{self.base.name}-sweep-{about}"
 
 
@@ -84,7 +85,6 @@ def run(session: Session, planned: Plan, folder: str, key: str, held: Lease) -> 
             dataset_digest=planned.dataset_digest, weights=job.weights and urls.absolute(job.weights, "weights"),
         )  # fmt: skip
 
-    at_once = _at_once(session, job)
     look = looking(cluster.capacity, job.placement, session.gpus)
     full = plan.slots(session.capacity, job.placement, session.gpus)
     with Supply(full, look) as supply:
@@ -99,10 +99,12 @@ def run(session: Session, planned: Plan, folder: str, key: str, held: Lease) -> 
         sweep = Sweep(terms, ledger, entries, sampler, _Recorded(session, key), _population(job, spec_of))
         done = sum(entry.trial.done for entry in entries)
         before = f", {done} of {len(entries)} begun ones are done already" if entries else ""
-        session.say(f"sweep {planned.name}: at most {job.budget.trials} trials, {at_once} at once{before}")
+        session.say(
+            f"sweep {planned.name}: at most {job.budget.trials} trials, {at_once(session, job)} at once{before}"
+        )
         with Board(lambda: sweep.trials, job.search.metric, session.console):
             scheduler = _scheduler(job.search, base.epochs)
-            study.run(sweep, scheduler, job.placement, session.gpus, job.placement.max_restarts)
+            study.run(sweep, scheduler, job.placement, session.gpus, _retries(job))
     return Explored(planned, folder, key, sweep.trials, sweep.enough, sweep.new_epochs)
 
 
@@ -142,7 +144,12 @@ class _Recorded:
         self._session.ended_run(key, _STATUS[trial.state], {name: text for name, text in tags.items() if text})
 
 
-def _at_once(session: Session, job: TuneJob) -> int:
+def _retries(job: TuneJob) -> int:
+    """How often an actor may fail; Ray Train restarts the workers of a trial that has several by itself."""
+    return job.placement.max_restarts if job.placement.workers == 1 else 1
+
+
+def at_once(session: Session, job: TuneJob) -> int:
     """Trials at once. Raises cluster.ClusterError when the cluster holds fewer than were asked for."""
     holds = plan.slots(session.capacity, job.placement, session.gpus) // job.placement.workers
     asked = job.placement.at_once

@@ -50,6 +50,11 @@ class Record(Config):
     origin: Origin | None = None
     replaces: int | None = Field(None, ge=1, description="the trial whose place in a population it takes")
 
+    @property
+    def shared(self) -> int:
+        """Epochs that it was not trained for itself."""
+        return 0 if self.origin is None else self.origin.epoch
+
 
 class End(Config):
     """How a trial ended for good."""
@@ -101,7 +106,8 @@ class Ledger:
             ended = f"{number:04d}.ended.json" in names
             end = self._read(End, number, ".ended") if ended else End(state="waiting")
             epochs = history.read(folder_of(record.recipe))
-            return Entry(record, Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs))
+            trial = Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs, record.shared)
+            return Entry(record, trial)
 
         with ThreadPoolExecutor(_READERS, "ledger") as pool:
             return list(pool.map(entry, numbers))

@@ -141,7 +141,7 @@ def budget(trials: Sequence[Trial], metric: Metric) -> Figure:
     steps: list[tuple[int, float]] = []
     scored = []
     for trial in shown:
-        spent += trial.trained_epochs
+        spent += trial.own_epochs
         score = trial.score(metric)
         colour, marker = STATES[trial.state]
         if score is None:
@@ -161,7 +161,7 @@ def budget(trials: Sequence[Trial], metric: Metric) -> Figure:
     axes.set_xlim(0.0, 1.03 * spent)
     _name_states(figure, axes, shown, None, "none")
     if best is not None:
-        place = sum(trial.trained_epochs for trial in shown if trial.number <= best.number)
+        place = sum(trial.own_epochs for trial in shown if trial.number <= best.number)
         axes.annotate(best.name, (place, best.score(metric) or 0.0), (0, -14), textcoords="offset points", ha="center",
                       fontsize=9, color=INK, path_effects=halo(3))  # fmt: skip
         axes.margins(y=0.12)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import keyed
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.schedule import PlainSchedule, Segment, Segments, segments_of
+from orchestrator.recipe.schedule import PlainSchedule, Segment, Segments, plain_at, segments_of
 from orchestrator.tuning.ledger import Origin
 from orchestrator.tuning.sweep import Following
 from orchestrator.tuning.trials import Metric, Trial
 
 QUANTILE = 0.25  # of the population that is replaced, and that is copied (arXiv 1711.09846, section 4: 20%)
+HIGHEST_RATE = 100.0  # that a schedule takes
 FACTORS = (0.8, 1.25)  # of a perturbed learning rate (Ray Tune's; the paper has 0.8 and 1.2)
 
 
@@ -40,7 +41,9 @@ class Exploiting:
 
     def replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Following]:
         """By number, what goes on instead of the worst, and of those that diverged on the way to this meeting."""
-        scored = [(score, one) for one in trials if (score := _at(one, epoch, self.metric)) is not None]
+        # Those that came from this meeting, of an earlier driver, were no part of it.
+        here = [one for one in trials if one.shared < epoch]
+        scored = [(score, one) for one in here if (score := _at(one, epoch, self.metric)) is not None]
         ranked = sorted(scored, key=lambda each: (each[0], each[1].number))
         few = int(QUANTILE * len(ranked))
         worst = [one for score, one in ranked[len(ranked) - few :] if score > ranked[0][0]]
@@ -60,9 +63,11 @@ class Exploiting:
     def _explored(self, donor: Recipe, number: int, epoch: int) -> Recipe:
         """The donor's recipe with another schedule from that epoch on."""
         parts = segments_of(donor.schedule)
+        before = [part for part in parts if part.from_epoch < epoch]
+        after = [part for part in parts if part.from_epoch > epoch]  # of a preset that has segments itself
         factor = FACTORS[_draw(self.seed, "factor", number, epoch, len(FACTORS))]
-        changed = _scaled(parts[-1].schedule, factor)
-        segments = Segments(segments=(*parts, Segment(from_epoch=float(epoch), schedule=changed)))
+        changed = Segment(from_epoch=float(epoch), schedule=_scaled(plain_at(donor.schedule, epoch), factor))
+        segments = Segments(segments=(*before, changed, *after))
         try:
             return Recipe.from_dict(donor.model_copy(update={"schedule": segments}).to_dict())
         except ConfigError as error:
@@ -70,7 +75,8 @@ class Exploiting:
 
 
 def _scaled(schedule: PlainSchedule, factor: float) -> PlainSchedule:
-    rates = {name: getattr(schedule, name) * factor for name in ("base_rate", "final_rate") if hasattr(schedule, name)}
+    names = [name for name in ("base_rate", "final_rate") if hasattr(schedule, name)]
+    rates = {name: min(HIGHEST_RATE, getattr(schedule, name) * factor) for name in names}
     return schedule.model_copy(update=rates)
 
 

@@ -81,7 +81,7 @@ def facts(about: Mapping[str, object], trials: Sequence[Trial], metric: Metric) 
         ("metric", f"{METRIC_NAMES[metric]} on the validation split, in percent; of the averaged weights, if any")
     )
     found.append(("trials", _of(f"{len(trials):,}", about.get("budget_trials")) + (f": {states}" if states else "")))
-    epochs = sum(trial.trained_epochs for trial in trials)
+    epochs = sum(trial.own_epochs for trial in trials)
     found.append(("epochs trained", _of(f"{epochs:,}", about.get("budget_epochs"))))
     seconds = about.get("budget_seconds")
     allowed = duration(seconds) if isinstance(seconds, int | float) else None

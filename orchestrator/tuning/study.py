@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +27,7 @@ from orchestrator.tuning import trial_run
 from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
 
 # Ray Train's controller and workers of a trial reserve what they need by themselves; its actor only waits for them.
-WAITING_CPUS = 0.01
+WAITING = {"memory": 1.0}  # a byte of it: an actor that reserves nothing at all is refused
 CLOCK, SCORE = "epoch", "score"
 _DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
 _SWITCHES = {
@@ -85,7 +86,7 @@ def run(steering: Steering, scheduler: TrialScheduler, placement: Placement, gpu
     # It repeats which trials failed; the sweep has told them, with their causes.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
-    bundle = one if placement.workers == 1 else {"CPU": WAITING_CPUS}
+    bundle = one if placement.workers == 1 else WAITING
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, PlacementGroupFactory([bundle])),
@@ -109,7 +110,12 @@ def asha(epochs: int, grace: int, reduction: float) -> TrialScheduler:
 
 def median(grace: int) -> TrialScheduler:
     """Ends trials that are worse than the median of the running means at the same epoch (Vizier, section 3.2.2)."""
-    return MedianStoppingRule(time_attr=CLOCK, grace_period=float(grace), min_samples_required=3)
+    return MedianStoppingRule(
+        time_attr=CLOCK,
+        grace_period=float(grace),
+        min_samples_required=3,
+        min_time_slice=sys.maxsize,  # else trials pause for others to come as far, and none of ours is ever paused
+    )
 
 
 def none() -> TrialScheduler:

@@ -182,14 +182,10 @@ class Sweep:
         if not self._enough:
             if budget.hours is not None and time.monotonic() - self._began > 3600 * budget.hours:
                 self._enough = f"budget.hours {budget.hours:g} are over"
-            spent = sum(trial.trained_epochs - self._shared(trial.number) for trial in self._trials.values())
+            spent = sum(trial.own_epochs for trial in self._trials.values())
             if budget.epochs is not None and spent >= budget.epochs:
                 self._enough = f"budget.epochs {budget.epochs:g} are spent"
         return bool(self._enough) or self._terms.stopped()
-
-    def _shared(self, number: int) -> int:
-        origin = self._records[number].origin
-        return 0 if origin is None else origin.epoch
 
     def _suggested(self) -> Record | None:
         """A new trial; None when there are as many as there will be."""
@@ -206,6 +202,8 @@ class Sweep:
         """Whether a trial waits for the other members of its population: none of them has gone farther."""
         epoch = trial.trained_epochs
         if self._population is None or trial.done or not self._population.meets(epoch, trial.recipe.epochs):
+            return False
+        if trial.shared >= epoch:  # it came from that meeting
             return False
         return all(other.done or other.trained_epochs <= epoch for other in self._trials.values())
 
@@ -236,7 +234,7 @@ class Sweep:
         self._ledger.add(record)
         self._records[number] = record
         with self._lock:
-            self._trials[number] = Trial(number, record.assignment, named)
+            self._trials[number] = Trial(number, record.assignment, named, shared=record.shared)
         self._watcher.added(self._spec(number))
         return record
 

@@ -45,6 +45,7 @@ class Trial:
     state: State = "waiting"
     reason: str = ""  # of an end other than finished
     epochs: tuple[Epoch, ...] = field(default=())  # those reported so far, ascending
+    shared: int = 0  # its first epochs, which the trial was trained for whose weights it took over
 
     @property
     def name(self) -> str:
@@ -68,8 +69,13 @@ class Trial:
 
     @property
     def trained_epochs(self) -> int:
-        """Epochs that it was trained for."""
+        """Epochs that it has come to."""
         return self.epochs[-1].epoch if self.epochs else 0
+
+    @property
+    def own_epochs(self) -> int:
+        """Epochs that it was trained for itself."""
+        return max(0, self.trained_epochs - self.shared)
 
     @property
     def seconds(self) -> float:

@@ -83,7 +83,7 @@ def test_by_name_url_and_number(storage: Path) -> None:
     ("fields", "told"),
     [
         ({"model": "partial"}, "model: partial: its model 2, m4, is not trained to its end"),
-        ({"model": "newwer"}, "no such run or ensemble in .*; did you mean newer"),
+        ({"model": "newwer"}, "no such run, ensemble or sweep in .*; did you mean newer"),
         ({"members": (4,)}, "members: 4 is refused: numbers from 1 to 3, each once"),
         ({"members": (0, 1)}, "members: 0,1 is refused"),
         ({"members": (2, 2)}, "members: 2,2 is refused"),

@@ -100,9 +100,9 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("train.py", ["googlenet-tiny", "--schedule.kind", "segments"], "schedule.segments: must be given"),
         ("evaluate.py", [], "runs"),
         ("stop.py", [], "runs: give the name"),
-        ("stop.py", ["some-run"], "'some-run': no such run or ensemble"),
+        ("stop.py", ["some-run"], "'some-run': no such run, ensemble or sweep"),
         ("stop.py", ["some-run", "--wait", "-1"], "wait"),
-        ("status.py", ["some-run"], "'some-run': no such run or ensemble"),
+        ("status.py", ["some-run"], "'some-run': no such run, ensemble or sweep"),
         ("status.py", ["--watch", "0"], "watch"),
         ("status.py", ["--storage", "relative/runs"], "relative"),
         ("evaluate.py", ["some-run", "--crops", "3"], "--crops"),
@@ -173,7 +173,7 @@ def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Pat
     done = job("evaluate.py", "some-run", runs=runs_of(tmp_path))
     assert done.status == 2, done.err
     (complaint,) = done.complaints
-    assert f"'some-run': no such run or ensemble in {runs_of(tmp_path)}" in complaint
+    assert f"'some-run': no such run, ensemble or sweep in {runs_of(tmp_path)}" in complaint
     assert not runs_of(tmp_path).exists()
 
 

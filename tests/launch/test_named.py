@@ -31,7 +31,7 @@ def test_runs_and_ensembles_are_found_by_name_and_by_url(tmp_path: Path) -> None
 def test_an_unknown_run_is_refused_with_near_misses(tmp_path: Path) -> None:
     one = spec(recipe("googlenet"), str(tmp_path))
     drivers.begun(one)
-    with pytest.raises(ConfigError, match=f"no such run or ensemble in {tmp_path}; did you mean {one.name}"):
+    with pytest.raises(ConfigError, match=f"no such run, ensemble or sweep in {tmp_path}; did you mean {one.name}"):
         named.find([one.name[:-1]], str(tmp_path))
     with pytest.raises(ConfigError, match=f"did you mean {one.name}"):
         named.find([one.folder[:-1]], "")

@@ -211,3 +211,28 @@ def test_a_signal_stops_it_and_nothing_is_lost(tmp_path: Path, space: Path) -> N
     found = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert {run.info.run_name: run.info.status for run in found}[sweep.name] == "KILLED"
     assert not [run for run in found if run.info.status == "RUNNING"]
+
+
+@pytest.mark.parametrize(
+    ("more", "states"),
+    [
+        # Each on both CPUs of the cluster: the trials' own processes must need none, or no worker would ever begin.
+        (("--placement.workers", "2", "--scheduler", "none", "--budget.trials", "2"), ["finished", "finished"]),
+        # Those that come first have nobody to be compared with; nobody waits, and the last is worse than the median.
+        (("--scheduler", "median", "--budget.trials", "5"), ["finished"] * 4 + ["diverged"]),
+    ],
+    ids=["two-workers", "median"],
+)
+def test_other_ways(tmp_path: Path, space: Path, more: tuple[str, ...], states: list[str]) -> None:
+    done = job("tune.py", *command(space), *more, runs=tmp_path)
+    assert done.status == 0, done.err
+    assert done.complaints == []
+    found = [state for _, state in sorted(ends(sweep_of(tmp_path)).items())]
+    assert [state if state != "pruned" else "finished" for state in found] == states
+
+
+def test_more_at_once_than_the_cluster_holds(tmp_path: Path, space: Path) -> None:
+    done = job("tune.py", *command(space), "--placement.at-once", "99", runs=tmp_path)
+    assert done.status == 1
+    assert "placement.at_once: 99 is refused: the cluster holds" in done.err
+    assert not (tmp_path / "sweeps").exists(), "refused before anything is written"

@@ -60,6 +60,13 @@ def test_one_that_diverged_on_the_way_is_replaced_too() -> None:
     assert set(exploiting().replacements([*TRIALS, *alive], 2)) == {4}
 
 
+def test_what_came_from_a_meeting_was_no_part_of_it() -> None:
+    following = exploiting().replacements(TRIALS, 2)[4]
+    told = trial(5, 90, 1)  # it validates what it took over
+    later = [*TRIALS, Trial(5, following.assignment, following.recipe, "running", "", told.epochs, shared=2)]
+    assert exploiting().replacements(later, 2) == exploiting().replacements(TRIALS, 2)
+
+
 def test_no_order_matters() -> None:
     assert exploiting().replacements(TRIALS[::-1], 2) == exploiting().replacements(TRIALS, 2)
 

@@ -267,6 +267,7 @@ def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
     assert four.fork is not None
     assert (four.fork.folder, four.fork.samples) == (one.spec.folder, 128)
     assert sweep.next_task() == "later"
+    assert not told(place, sweep, four, 2), "what it took over is validated once more, and is no meeting"
     for each in (off, four):
         sweep.reported(report(each.number, 4, state="finished"))
         sweep.ended(each.number, None)
