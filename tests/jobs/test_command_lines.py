@@ -173,7 +173,7 @@ def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Pat
     done = job("evaluate.py", "some-run", runs=runs_of(tmp_path))
     assert done.status == 2, done.err
     (complaint,) = done.complaints
-    assert f"'some-run': no such run, ensemble or sweep in {runs_of(tmp_path)}" in complaint
+    assert f"'some-run': no such run or ensemble in {runs_of(tmp_path)}" in complaint
     assert not runs_of(tmp_path).exists()
 
 
