@@ -80,7 +80,11 @@ def facts(about: Mapping[str, object], trials: Sequence[Trial], metric: Metric) 
     found.append(
         ("metric", f"{METRIC_NAMES[metric]} on the validation split, in percent; of the averaged weights, if any")
     )
-    found.append(("trials", _of(f"{len(trials):,}", about.get("budget_trials")) + (f": {states}" if states else "")))
+    # Those that follow others in a population are no more of what was allowed.
+    first = sum(not trial.shared for trial in trials)
+    follow = f" and {len(trials) - first:,} that followed" if first < len(trials) else ""
+    allowed_trials = _of(f"{first:,}", about.get("budget_trials"))
+    found.append(("trials", allowed_trials + follow + (f": {states}" if states else "")))
     epochs = sum(trial.own_epochs for trial in trials)
     found.append(("epochs trained", _of(f"{epochs:,}", about.get("budget_epochs"))))
     seconds = about.get("budget_seconds")

@@ -210,7 +210,8 @@ class Sweep:
     def _meeting(self, population: Population) -> list[Record]:
         """All members have come to the same epoch: some end, others take their places, and the rest goes on."""
         live = [trial for trial in self.trials if not trial.done]
-        behind = [self._records[trial.number] for trial in live if not self._waits(trial)]
+        late = sorted((trial for trial in live if not self._waits(trial)), key=lambda trial: trial.trained_epochs)
+        behind = [self._records[trial.number] for trial in late]
         if behind or not live:  # of an earlier driver
             return behind
         epoch = live[0].trained_epochs
@@ -223,7 +224,8 @@ class Sweep:
                 reason = f"another took its place at epoch {epoch}, with the weights of a better one"
                 self._ledger.end(number, End(state="pruned", reason=reason))
                 self._change(number, state="pruned", reason=reason)
-        return [*(self._records[trial.number] for trial in live if not self._trials[trial.number].done), *going]
+        # Those that follow come first: who they take weights over from may finish soon, and keeps none then.
+        return [*going, *(self._records[trial.number] for trial in live if not self._trials[trial.number].done)]
 
     def _add(
         self, assignment: Assignment, recipe: Recipe, origin: Origin | None, replaces: int | None = None

@@ -231,6 +231,20 @@ def test_other_ways(tmp_path: Path, space: Path, more: tuple[str, ...], states: 
     assert [state if state != "pruned" else "finished" for state in found] == states
 
 
+def test_a_population(tmp_path: Path, space: Path) -> None:
+    more = ("--scheduler", "pbt", "--interval-epochs", "2", "--budget.trials", "4")
+    done = job("tune.py", *command(space), *more, runs=tmp_path)
+    assert done.status == 0, done.err
+    sweep = sweep_of(tmp_path)
+    records = [json.loads(path.read_text()) for path in sorted(sweep.glob("trials/00??.json"))]
+    assert [record["origin"] is None for record in records] == [True] * 4 + [False]
+    (replaced,) = [number for number, state in ends(sweep).items() if state == "pruned"]
+    assert records[4]["replaces"] == int(replaced)
+    (run,) = (sweep / "models").glob("*-t005-*")
+    assert epochs_of(run) == [2, 3, 4], "it took over the weights of epoch 2, and validated them"
+    assert job("audit.py", str(run), runs=tmp_path).status == 0, "with what they were trained on"
+
+
 def test_more_at_once_than_the_cluster_holds(tmp_path: Path, space: Path) -> None:
     done = job("tune.py", *command(space), "--placement.at-once", "99", runs=tmp_path)
     assert done.status == 1
