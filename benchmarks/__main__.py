@@ -29,6 +29,8 @@ NAMES = (
     "grid",
     "join",
     "fleet",
+    "sweep",
+    "asha",
 )
 SECONDS = 1800.0  # a benchmark that takes longer hangs
 

@@ -13,10 +13,7 @@ it. The first start, and what starts take in all, are reported apart.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks import frame
+from benchmarks import bare, frame
 from benchmarks.frame import Figure
 from orchestrator.data import digits, manifest
 from orchestrator.ensemble import members
@@ -128,81 +125,31 @@ def _times(folder: Path) -> Times:
 # ------------------------------------------------------------------ in processes of their own
 def _bare(place: Path, data: Path, epochs: int) -> float:
     """Seconds of training of a bare run beside another one; the mean of both."""
-    place.mkdir(parents=True)
-    runs = []
-    try:
-        for number, spec in enumerate(_specs(place, data, epochs)[:SLOTS]):
-            job = TrainJob(
-                recipe=spec.recipe,
-                data=str(data),
-                dataset_digest=spec.dataset_digest,
-                folder=str(place / str(number)),
-                stop_flag=str(place / "stop"),
-            )
-            runs.append(_process("--bare", job.to_json(), log=place / f"{number}.log"))
-        for run in runs:
-            if run.wait(PATIENCE_SECONDS + 3 * SECONDS):
-                raise RuntimeError(f"a bare run ended with status {run.returncode}: {_tail(place)}")
-    finally:
-        for run in runs:
-            run.kill()
-            run.wait()
-    found = []
-    for number in range(SLOTS):
-        events, _ = journal.read(journal_of(str(place / str(number))))
-        moments = {event.kind: event.time for event in events}
-        found.append(moments["finished"] - moments["started"])
-    frame.progress(f"bare runs of {epochs} epochs, side by side: " + ", ".join(f"{one:.1f} s" for one in found))
-    return mean(found)
+    jobs = [
+        TrainJob(
+            recipe=spec.recipe,
+            data=str(data),
+            dataset_digest=spec.dataset_digest,
+            folder=str(place / str(number)),
+            stop_flag=str(place / "stop"),
+        )
+        for number, spec in enumerate(_specs(place, data, epochs)[:SLOTS])
+    ]
+    return mean(bare.side_by_side(place, jobs, PATIENCE_SECONDS + 3 * SECONDS))
 
 
 def _driver(place: Path, data: Path, epochs: int, environment: Mapping[str, str], seconds: float) -> None:
     """Train the members as the job does, without scoring them."""
     log = place / "driver.log"
-    driver = _process("--fleet", str(place), str(data), str(epochs), log=log, environment=environment)
+    driver = bare.process(
+        "benchmarks.fleet", "--fleet", str(place), str(data), str(epochs), log=log, environment=environment
+    )
     try:
         if driver.wait(2 * seconds + PATIENCE_SECONDS):
-            raise RuntimeError(f"the fleet ended with status {driver.returncode}: {_tail(place)}")
+            raise RuntimeError(f"the fleet ended with status {driver.returncode}: {bare.tail([log])}")
     finally:
         driver.kill()
         driver.wait()
-
-
-def _process(*words: str, log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    with open(log, "wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fleet", *words], cwd=frame.ROOT, stdin=subprocess.DEVNULL, stdout=file,
-            stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})},
-        )  # fmt: skip
-
-
-def _tail(place: Path) -> str:
-    return "".join(path.read_text(errors="replace")[-500:] for path in sorted(place.glob("*.log")))
-
-
-class _Alone:
-    """What a worker needs of a launcher, where there is none."""
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Nobody asks."""
-
-    def preempted(self) -> bool:
-        """Never."""
-        return False
-
-    def wanted(self) -> bool:
-        """Always."""
-        return True
-
-
-def bare(payload: Mapping[str, Any]) -> None:
-    """Train a job in this process."""
-    torch, entry, world = (
-        import_module(name) for name in ("torch", "orchestrator.training.entry", "orchestrator.training.world")
-    )
-    outcome = entry.run(TrainJob.from_dict(payload), world.current(torch.device("cpu")), _Alone())
-    if outcome.status != "finished":
-        raise RuntimeError(f"{outcome.status}: {outcome.message}")
 
 
 def drive(place: Path, data: Path, epochs: int) -> int:
@@ -217,9 +164,6 @@ def drive(place: Path, data: Path, epochs: int) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--bare"]:
-        bare(json.loads(sys.argv[2]))
-        sys.exit()
     if sys.argv[1:2] == ["--fleet"]:
         raise SystemExit(drive(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])))
     wanted = float(sys.argv[2]) if sys.argv[1:2] == ["--seconds"] else SECONDS
