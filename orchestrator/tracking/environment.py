@@ -13,6 +13,7 @@ from contextlib import contextmanager
 _DEFAULTS = {
     # Two names: the second is for the libraries under it.
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "DO_NOT_TRACK": "true",
     # INFO chatter and links stay off the terminal; warnings and errors do not.
     "MLFLOW_LOGGING_LEVEL": "WARNING",

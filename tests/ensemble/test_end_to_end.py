@@ -10,13 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.data import manifest
 from orchestrator.data.packer import RawSample, pack
+from orchestrator.ensemble import members
+from orchestrator.ensemble.members import EnsembleConfig
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.job import journal_of
+from orchestrator.training import state as states
+from orchestrator.training.job import checkpoints_of, journal_of
 from tests.support import shards
 from tests.support.launched import ROOT, ended_with, job, process_tree, title, until
 
@@ -173,6 +181,36 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tiny: Path) -> N
     parents, children = recorded(runs)
     assert (statuses(parents), statuses(children)) == (["FINISHED"], ["FINISHED"] * 2)
     assert sorted(child.data.tags.get("orchestrator.incidents", "0") for child in children) == ["0", "1"]
+
+
+def test_a_member_that_diverges_leaves_a_partial_ensemble(tmp_path: Path, tiny: Path) -> None:
+    runs = tmp_path / "runs"
+    arguments = ("googlenet-tiny", "--ensemble.members", "3", "--ensemble.wider", "1", "--data", str(tiny))
+    _, second, _ = members.recipes(googlenet_tiny(), EnsembleConfig(members=3, wider=1.0))
+    destination = Destination(data=str(tiny), storage=str(runs)).resolved()
+    digest = manifest.load(str(tiny)).digest()
+    spec = RunSpec(recipe=second, placement=Placement(), destination=destination, dataset_digest=digest)
+    # Where it goes on from: weights beyond all measure, which give a loss that is no number.
+    begun = states.fresh(second, 3, 512 // second.batch_size, torch.device("cpu"))
+    heads = tuple(f"{name}." for name in begun.model.classifiers())
+    state = begun.snapshot()
+    for name, tensor in state["model"].items():
+        if name.startswith(heads):
+            tensor.fill_(3e38)
+    first = second.batch_size
+    checkpoints_in = checkpoints_of(spec.folder)
+    checkpoint_format.save(checkpoints_in, {**state, "samples": first, "recipe": second.to_dict()}, first, 0)
+
+    done = job("train_ensemble.py", *arguments, runs=runs, seconds=SECONDS)
+    assert done.status == 1
+    assert "PARTIAL: 2 of 3 models finished" in done.out
+    assert "2 of 3 models, 12 images" in done.out
+    assert "diverged: the loss, or a weight, is not finite" in done.out
+    parents, children = recorded(runs)
+    assert (statuses(parents), statuses(children)) == (["FAILED"], ["FAILED", "FINISHED", "FINISHED"])
+    allowed = job("train_ensemble.py", *arguments, "--allow-partial", runs=runs, seconds=SECONDS)
+    assert allowed.status == 0, allowed.out + allowed.err
+    assert "PARTIAL: 2 of 3 models finished" in allowed.out
 
 
 def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -> None:
