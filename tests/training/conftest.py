@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.data.digits import pack_digits
 from orchestrator.training.job import TrainJob
+from orchestrator.training.watchdog import Watchdog
 from tests.support import runs, shards
 from tests.support.ranks import Ranks
 from tests.support.runs import first_optimizer_step
@@ -47,3 +49,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     started = Ranks(3, tmp_path_factory.mktemp("stores"))
     yield started
     started.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_watchdog_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that nobody closes would end the whole process minutes later, in the middle of other tests."""
+    made: list[Watchdog] = []
+    begin = Watchdog.__init__
+
+    def noted(self: Watchdog, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        made.append(self)
+
+    monkeypatch.setattr(Watchdog, "__init__", noted)
+    yield
+    for one in made:
+        one.close()
