@@ -112,7 +112,7 @@ def elastic(storage: Path) -> dict[str, float]:
     with submitted(storage, (1, 1, 1), words) as run:
         run.await_workers(3, 0.0)
         lost = time.time()
-        run.nodes.kill(2)
+        run.nodes.nodes[2].kill()
         down = run.await_workers(2, lost)
         returned = time.time()
         run.nodes.add(2)

@@ -61,7 +61,7 @@ def test_a_run_goes_on_elsewhere_when_a_node_loses_its_power(shared: Path) -> No
         reached(run, 200)
         before = run.nodes.groups()[-1]
         lost, saved = time.time(), run.committed()[0].samples
-        run.nodes.kill(before[1])
+        run.nodes.nodes[before[1]].kill()
         again = run.await_workers(2, lost)
         print(f"a node killed: training again after {again - lost:.1f} s")
         assert set(run.nodes.groups()[-1].values()) == {1, 2, 3} - {before[1]}
@@ -79,11 +79,11 @@ def test_what_a_rank_0_writes_that_was_cut_off_does_not_count(shared: Path) -> N
         node = run.rank_0()
         old, lost = run.nodes.workers(node), time.time()
         assert old
-        run.nodes.cut(node)
+        run.nodes.nodes[node].cut()
         again = run.await_workers(2, lost)
         print(f"a node cut off: training again after {again - lost:.1f} s")
         assert node not in run.nodes.groups()[-1].values()
-        run.nodes.heal(node)
+        run.nodes.nodes[node].heal()
         reached(run, run.committed()[0].samples + 500)
         run.wait(lambda: not set(old) & set(run.nodes.workers(node)), "the end of the old rank 0", 240)
         assert len(causes(run)) == 1

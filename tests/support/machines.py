@@ -1,0 +1,227 @@
+"""Machines of a network on this one: each has its own network, processes, name, hosts file, /tmp/ray and /dev/shm.
+
+A machine is a network namespace on a bridge and a process namespace whose end kills everything on it at once. The file
+system is one: it stands for the storage that real machines share. Cables can be cut, narrowed and made lossy, CPUs
+rationed. Needs root, iproute2 and util-linux; loss needs iptables, rations the cpu controller of cgroups.
+"""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.support.launched import until
+
+COMMAND_SECONDS = 60.0
+BIN = Path(sys.executable).parent
+CGROUPS = Path("/sys/fs/cgroup/cpu")
+PERIOD_MICROSECONDS = 100_000
+# The first process of a machine: mounts what is the machine's own, then reaps until it is killed.
+INIT = """
+hostname "$NODE"; mount --make-rprivate /
+mount --bind "$PRIVATE/hosts" /etc/hosts
+if [ -n "$SCRATCH" ]; then mount -t tmpfs -o size="$SCRATCH" tmpfs /tmp/ray; else mount --bind "$PRIVATE/ray" /tmp/ray; fi
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+touch "$PRIVATE/ready"
+trap : CHLD TERM
+while :; do sleep 3600 & wait -n; done
+"""
+
+
+@functools.cache
+def trouble() -> str | None:
+    """Why there can be no such machines here; None when there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for tool in ("ip", "unshare", "nsenter", "hostname"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed (packages iproute2, util-linux, hostname)"
+    name = f"probe-{os.getpid()}"
+    try:
+        run("ip", "netns", "add", name)
+        run("ip", "netns", "del", name)
+        run("unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--mount-proc", "true")
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces are not permitted: {error.stderr.strip() or error}"
+    return None
+
+
+@dataclass
+class Machine:
+    """One machine: off until it is booted, off again when its power is taken away."""
+
+    number: int
+    name: str
+    folder: Path  # what is its own: /tmp/ray, /etc/hosts
+    cable: str  # the end of its cable that is outside
+    unshare: "subprocess.Popen[bytes] | None" = None
+    _running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address."""
+        return f"10.88.0.{self.number + 1}"
+
+    @property
+    def init(self) -> int:
+        """The pid of its first process, seen from outside."""
+        assert self.unshare is not None, f"{self.name} is off"
+        return int((Path("/proc") / str(self.unshare.pid) / f"task/{self.unshare.pid}/children").read_text().split()[0])
+
+    @property
+    def inside(self) -> list[str]:
+        """What comes before a command for it to run on this machine, in the folder / and within its ration."""
+        enter = ["nsenter", "-t", str(self.init), "--net", "--pid", "--mount", "--uts", "--ipc", "--wd=/"]
+        if not (CGROUPS / self.name).is_dir():
+            return enter
+        return ["bash", "-c", f'echo $$ > {CGROUPS / self.name}/cgroup.procs; exec "$@"', "ration", *enter]
+
+    def boot(self, machines: Sequence["Machine"], scratch: str = "") -> None:
+        """Switch it on; it knows the others by name. scratch: how much its /tmp/ray holds ("64m"), else the disk's."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "ray").mkdir(parents=True)
+        lines = ["127.0.0.1 localhost", *(f"{one.address} {one.name}" for one in machines)]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        Path("/tmp/ray").mkdir(exist_ok=True)  # where the machine's own is mounted
+        namespaces = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--uts", "--ipc", "--mount-proc"]
+        self.unshare = subprocess.Popen(
+            ["nsenter", f"--net=/var/run/netns/{self.name}", *namespaces, "bash", "-c", INIT],
+            env={**os.environ, "NODE": self.name, "PRIVATE": str(self.folder), "SCRATCH": scratch},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until((self.folder / "ready").exists)
+
+    def exec(
+        self, argv: Sequence[str], out: IO[bytes] | None = None, env: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """Start a command on it; it is killed with its machine at the latest."""
+        process = subprocess.Popen(
+            [*self.inside, *argv],
+            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT if out is not None else None,
+            start_new_session=True,
+        )
+        self._running.append(process)
+        return process
+
+    def ask(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+        """What a command prints on it that must succeed."""
+        done = self.call(argv, env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def call(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, seconds: float = COMMAND_SECONDS
+    ) -> "subprocess.CompletedProcess[str]":
+        """A command that has run on it."""
+        return subprocess.run(
+            [*self.inside, *argv],
+            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def kill(self) -> None:
+        """Take its power away."""
+        if self.unshare is not None:
+            with suppress(IndexError, OSError):  # it has died
+                os.kill(self.init, signal.SIGKILL)
+            self.unshare.kill()
+            self.unshare.wait()
+            self.unshare = None
+
+    def cut(self) -> None:
+        """Pull its cable: nobody is told."""
+        run("ip", "-n", self.name, "link", "set", "eth0", "down")
+
+    def heal(self) -> None:
+        """Put the cable back."""
+        run("ip", "-n", self.name, "link", "set", "eth0", "up")
+
+    def narrow(self, mbit_per_second: float) -> None:
+        """Let so much through its cable and no more, in each direction."""
+        rate = ["root", "tbf", "rate", f"{mbit_per_second}mbit", "burst", "128k", "latency", "200ms"]
+        run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", *rate)
+        run("tc", "qdisc", "replace", "dev", self.cable, *rate)
+
+    def lose(self, share: float) -> None:
+        """Drop that share of the packets that arrive at it; 0 for none any more."""
+        rules = ["nsenter", f"--net=/var/run/netns/{self.name}", "iptables", "-w"]
+        run(*rules, "-F", "INPUT")
+        if share:
+            chance = ["-m", "statistic", "--mode", "random", "--probability", f"{share}"]
+            run(*rules, "-A", "INPUT", "-i", "eth0", *chance, "-j", "DROP")
+
+    def ration(self, cores: float) -> None:
+        """Give all that starts on it from now on so many CPUs' worth of time."""
+        group = CGROUPS / self.name
+        group.mkdir(exist_ok=True)
+        (group / "cpu.cfs_period_us").write_text(str(PERIOD_MICROSECONDS))
+        (group / "cpu.cfs_quota_us").write_text(str(round(cores * PERIOD_MICROSECONDS)))
+
+    def close(self) -> None:
+        """Switch it off and take it from the network."""
+        self.kill()
+        for process in self._running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)  # its machine is gone, so it is, too
+        # The cable's other end goes with it; the namespace alone may linger until its last process is reaped.
+        subprocess.run(["ip", "link", "del", self.cable], check=False, capture_output=True)
+        subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
+        with suppress(OSError):
+            (CGROUPS / self.name).rmdir()
+
+
+@contextmanager
+def network(folder: Path, count: int) -> Iterator[list[Machine]]:
+    """So many machines with cables between them, all off; skips the test, aloud, where that cannot be.
+
+    folder: of what the machines keep for themselves; short, since Ray's sockets lie below it.
+    """
+    if (reason := trouble()) is not None:
+        pytest.skip(reason)
+    prefix = f"o{os.getpid() % 100_000}{time.monotonic_ns() % 1000:03d}"
+    made: list[Machine] = []
+    try:
+        run("ip", "link", "add", f"{prefix}br", "type", "bridge")
+        run("ip", "link", "set", f"{prefix}br", "up")
+        for number in range(count):
+            machine = Machine(number, f"{prefix}n{number}", folder / f"node-{number}", f"{prefix}v{number}")
+            made.append(machine)
+            _wire(machine, f"{prefix}br")
+        yield made
+    finally:
+        for machine in reversed(made):
+            machine.close()
+        subprocess.run(["ip", "link", "del", f"{prefix}br"], check=False, capture_output=True)
+
+
+def _wire(machine: Machine, bridge: str) -> None:
+    name = machine.name
+    run("ip", "netns", "add", name)
+    run("ip", "link", "add", machine.cable, "type", "veth", "peer", "name", "eth0", "netns", name)
+    run("ip", "link", "set", machine.cable, "master", bridge, "up")
+    run("ip", "-n", name, "addr", "add", f"{machine.address}/24", "dev", "eth0")
+    run("ip", "-n", name, "link", "set", "eth0", "up")
+    run("ip", "-n", name, "link", "set", "lo", "up")
+
+
+def run(*argv: str) -> None:
+    """Run a command that must succeed."""
+    subprocess.run(argv, check=True, capture_output=True, text=True, timeout=COMMAND_SECONDS)
