@@ -31,6 +31,7 @@ NAMES = (
     "fleet",
     "sweep",
     "asha",
+    "scaling",
 )
 SECONDS = 1800.0  # a benchmark that takes longer hangs
 

@@ -25,8 +25,8 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_tiny
 
 SEEDS = 5
-EPOCHS = 9
-GRACE, REDUCTION = 1, 4  # rungs at epochs 1 and 4
+EPOCHS = 27
+GRACE, REDUCTION = 3, 3  # rungs at epochs 3 and 9
 RATES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 KINDS = ("step", "polynomial", "cosine")
 MOST_EPOCHS = 0.40  # of the grid's
@@ -36,7 +36,7 @@ SPACE = {
     "dimensions": {
         "schedule.kind": {"values": list(KINDS)},
         "schedule.base_rate": {"values": list(RATES)},
-        "schedule.decay_epochs": {"values": [2.0], "when": {"schedule.kind": ["step"]}},
+        "schedule.decay_epochs": {"values": [4.0], "when": {"schedule.kind": ["step"]}},
         "schedule.decay_factor": {"values": [0.6], "when": {"schedule.kind": ["step"]}},
     }
 }

@@ -10,6 +10,7 @@ from orchestrator.config.cli import parse
 from orchestrator.launch import environment
 from orchestrator.launch.config import job_from_file, job_presets
 from orchestrator.recipe import presets
+from orchestrator.tuning import switches
 from orchestrator.tuning.config import TuneJob
 
 PROG = "tune.py"
@@ -25,10 +26,11 @@ if __name__ == "__main__":
     # Ray reads its switches when it is imported, and the heavy rooms (ray, mlflow) are imported only now: help and
     # refusals stay quick.
     environment.prepare(PROG, config.destination, config.placement)
+    switches.switch()
     from orchestrator.launch import cluster
 
     if not config.dry_run:
-        cluster.begin()
+        cluster.begin(trial_cpus=config.placement.cpus_per_worker)
     from orchestrator.launch.command import guarded
     from orchestrator.tuning import command
 

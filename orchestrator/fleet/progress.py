@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from orchestrator.fleet.board import Board, Row
 from orchestrator.fleet.figures import duration, moment, of_epoch, shown
+from orchestrator.fleet.shown import Shown
 from orchestrator.tracking.events import Event
 
-POLL_SECONDS = 1.0
 
-
-class Progress:
+class Progress(Shown):
     """Shows a board in the background while its `with` block runs."""
 
     def __init__(self, board: Board, slots: Callable[[], int], console: Console) -> None:
         """slots: workers that the cluster holds now."""
-        self._board, self._slots, self._console = board, slots, console
-        self._ended = threading.Event()
+        super().__init__(console, "progress")
+        self._board, self._slots = board, slots
         self._told_waiting: set[str] = set()
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._show()
-        if self._live is not None:
-            self._live.stop()
-            self._console.print(self.table())
+    def last(self) -> None:
+        """The table as it stands at the end."""
+        self._console.print(self.table())
 
     def table(self) -> Table:
         """The board as a table that fits 100 columns."""
@@ -66,11 +49,8 @@ class Progress:
         wave = f"wave {min(waves, ended // at_once + 1)} of {waves}, " if waves > 1 else ""
         return f"{wave}{at_once} at once, {duration(eta)} left, done at about {moment(eta)}"
 
-    def _run(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            self._show()
-
-    def _show(self) -> None:
+    def show(self) -> None:
+        """The table, or a line for each event since the last look."""
         news = self._board.poll()
         if self._live is not None:
             self._live.update(self.table(), refresh=True)

@@ -11,15 +11,31 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.state import state as ray_state
+from ray.core.generated import gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError
 
 from orchestrator.launch import prestart
 from orchestrator.launch.config import Placement
 from orchestrator.launch.environment import is_submitted
 
 LOCAL_STORE_BYTES = 200_000_000
+_WHERE = "RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token"
+_NO_TOKEN = f"there is no token for it: give that of the cluster in {_WHERE}"
+_WRONG_TOKEN = f"it refuses the token of this process: give that of the cluster in {_WHERE}"
+_NO_GRPC = (
+    "something listens there that does not answer as Ray's head: is it that port (6379 by default), and do both sides "
+    "use TLS (RAY_USE_TLS and the three RAY_TLS_ files) or neither?"
+)
+# Names of what protobuf's compiler made are there at run time only.
+_messages: Any = import_module("ray.core.generated.gcs_service_pb2")
+_log = logging.getLogger(__name__)
 KNOCK_SECONDS = 5.0
 
 
@@ -64,10 +80,11 @@ class Capacity:
 _begun: Future[None] | None = None
 
 
-def begin(workers: int = 0) -> None:
+def begin(workers: int = 0, trial_cpus: int = 0) -> None:
     """Start to connect in the background: importing the rest of a job takes as long.
 
-    workers: processes to have ready for the workers of the first run.
+    workers: processes to have ready for the workers of the first run. trial_cpus: CPUs of each trial of a sweep, for
+    which processes are to be ready.
     """
     global _begun  # noqa: PLW0603  there is one connection in a process
     future: Future[None] = Future()
@@ -76,6 +93,8 @@ def begin(workers: int = 0) -> None:
         try:
             _connect()
             prestart.ask(workers)
+            if trial_cpus:
+                prestart.ask_for_trials(trial_cpus)
         except BaseException as error:
             future.set_exception(error)
             return
@@ -100,6 +119,8 @@ def connected() -> Iterator[Capacity]:
             _connect()
         else:
             begun.result()
+    except ClusterError as error:
+        raise ClusterError(f"cannot use {os.environ.get('RAY_ADDRESS', '')}: {error}") from error
     except Exception as error:
         address = os.environ.get("RAY_ADDRESS", "a new local cluster")
         raise ClusterError(f"cannot use {address}: {error}; is it up, and is its token at hand?") from error
@@ -124,10 +145,33 @@ def _connect() -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError when nobody listens at HOST:PORT: Ray itself would try for minutes, loudly."""
+    """Raise when nobody listens at HOST:PORT, or this process does not get in there: Ray would try for minutes, loudly.
+
+    Raises OSError, or ClusterError for a token that is not the cluster's and for another version of Ray.
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+    if not (colon and port.isdigit()) or "/" in host:
+        return
+    socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
+    try:
+        with init_grpc_channel(address) as channel:
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            theirs = head.CheckAlive(_messages.CheckAliveRequest(), timeout=KNOCK_SECONDS).ray_version
+    except AuthenticationError as error:
+        raise ClusterError(_NO_TOKEN) from error
+    except grpc.RpcError as error:
+        code = error.code()
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise ClusterError(_WRONG_TOKEN) from error
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise ClusterError(_NO_GRPC) from error
+        _log.debug("the head does not say how it is", exc_info=True)  # ray.init has the last word
+        return
+    if theirs != ray.__version__:
+        raise ClusterError(
+            f"it runs Ray {theirs} and this environment has Ray {ray.__version__}: give all nodes, and what submits to "
+            "them, the same version"
+        )
 
 
 def capacity() -> Capacity:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.core.generated import node_manager_pb2_grpc
 
 KEEP_SECONDS = 60  # an idle process that no run takes ends then
+MOST_AHEAD = 64  # processes for trials
 ASK_SECONDS = 5.0
 # What each worker's process calls before it takes work, for the sake of the imports: Ray Train and torch. It must be
 # there on every node, or no worker starts; the job's own code is not, at that moment.
@@ -45,6 +47,15 @@ PROPAGATED = (
     "TORCHFT_LIGHTHOUSE",
 )
 WARNING = ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
+# What Ray Tune gives its actors from the driver's environment, beside the above, and what it adds. The keys of AWS,
+# which it would hand on as well, are taken from its list (tuning/study.py): others can read what an actor is given.
+TUNE_PROPAGATED = (
+    "TRAIN_COPY_DIRECTORY_CHECKPOINTS_INSTEAD_OF_MOVING",
+    "RAY_CHDIR_TO_TRIAL_DIR",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS",
+)
+TUNE_ADDS = {"PL_DISABLE_FORK": "1"}
+TUNE_HOOK = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK}  # what we have it add
 
 # Names of what protobuf's compiler made are there at run time only.
 _common: Any = import_module("ray.core.generated.common_pb2")
@@ -81,20 +92,37 @@ def use(count: int) -> None:
     _asked(lacking)
 
 
-def _asked(count: int) -> bool:
+def ask_for_trials(cpus_each: int) -> None:
+    """Have the cluster's node start processes for as many trials of Ray Tune as it holds, if it is the only one."""
+    try:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        count = min(int(free.get("CPU", 0)) // cpus_each, MOST_AHEAD)
+        _asked(count, expected_environment(tune_variables(), spaced=True))
+    except Exception:
+        _log.debug("no process was started ahead", exc_info=True)
+
+
+def tune_variables() -> dict[str, str]:
+    """The variables that Ray Tune gives its actors, once `tune_hook` is set."""
+    handed_on = {name: os.environ[name] for name in (*TUNE_PROPAGATED, *PROPAGATED) if name in os.environ}
+    return {**TUNE_ADDS, **TUNE_HOOK, **handed_on}
+
+
+def _asked(count: int, environment: str | None = None) -> bool:
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]] if count > 0 else []  # type: ignore[no-untyped-call]
         if len(nodes) != 1:
             return False
-        _ask(f"{nodes[0]['NodeManagerAddress']}:{nodes[0]['NodeManagerPort']}", count)
+        address = f"{nodes[0]['NodeManagerAddress']}:{nodes[0]['NodeManagerPort']}"
+        _ask(address, count, environment or expected_environment(worker_variables()))
     except Exception:
         _log.debug("no process was started ahead", exc_info=True)
         return False
     return True
 
 
-def _ask(address: str, count: int) -> None:
-    environment = _environments.RuntimeEnvInfo(serialized_runtime_env=expected_environment())
+def _ask(address: str, count: int, expected: str) -> None:
+    environment = _environments.RuntimeEnvInfo(serialized_runtime_env=expected)
     environment.runtime_env_config.setup_timeout_seconds = KEEP_SECONDS
     request = _messages.PrestartWorkersRequest(
         language=_common.Language.PYTHON,
@@ -108,13 +136,23 @@ def _ask(address: str, count: int) -> None:
         raylet.PrestartWorkers(request, timeout=ASK_SECONDS)
 
 
-def expected_environment() -> str:
-    """The runtime environment of a run's workers as Ray writes it.
+def worker_variables() -> dict[str, str]:
+    """The variables that Ray Train gives a run's workers.
 
-    It goes from the job to Ray Train's controller to the workers, each adding variables, and is told apart as a text.
+    They go from the job to Ray Train's controller to the workers, each adding some.
     """
-    job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
     ours = {name: os.environ[name] for name in PROPAGATED if name in os.environ}
     ours.setdefault(*WARNING)
-    job["env_vars"] = {**job.get("env_vars", {}), **ours, **runtime_env()["env_vars"]}
+    return {**ours, **runtime_env()["env_vars"]}
+
+
+def expected_environment(variables: Mapping[str, str], spaced: bool = False) -> str:
+    """The runtime environment of a process with these variables beside the job's, as Ray writes it.
+
+    It is by this text that Ray tells environments apart. spaced: as it writes that of an actor declared with one.
+    """
+    job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
+    job["env_vars"] = {**job.get("env_vars", {}), **variables}
+    if spaced:
+        return json.dumps(job, sort_keys=True)
     return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -21,7 +21,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.prefix import differences, prefix_epochs
 from orchestrator.storage import urls
 from orchestrator.training import attempts
-from orchestrator.training.job import checkpoints_of
+from orchestrator.training.job import checkpoints_of, marks_of
 from orchestrator.training.saver import PRODUCTIVE
 
 _log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -
     samples: which checkpoint; by default the newest that lies before the recipes part. Both runs must be of the same
     dataset, which a checkpoint does not name; an audit tells if they are not.
 
-    None, and nothing is written, when there is no such checkpoint that is whole and counts (a finished run keeps none),
-    or when the run in `target` has begun by itself: then its own state counts. Raises CheckpointError when the recipes
-    differ in more than their schedule, or part before `samples`; StorageError.
+    None, and nothing is written, when there is no such checkpoint that is whole and counts (a finished run keeps those
+    alone that were marked, Cadence.marks), or when the run in `target` has begun by itself: then its own state counts.
+    Raises CheckpointError when the recipes differ in more than their schedule, or part before `samples`; StorageError.
     """
     if attempts.latest(target):
         return None
@@ -63,7 +63,7 @@ def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -
 def _usable(source: str, samples: int | None) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Checkpoints of a run, newest first, that count and are whole, with their states; all, or those at `samples`."""
     void = attempts.void(source)
-    for place in checkpoint_format.places(checkpoints_of(source)):
+    for place in [*checkpoint_format.places(checkpoints_of(source)), *checkpoint_format.places(marks_of(source))]:
         if samples not in (None, place.samples) or void(place) is not None:
             continue
         try:

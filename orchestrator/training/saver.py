@@ -12,7 +12,7 @@ from orchestrator.checkpoint.format import NonFiniteError
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt
 from orchestrator.training.incident import Goodput
-from orchestrator.training.job import Cadence, TrainJob, checkpoints_of
+from orchestrator.training.job import Cadence, TrainJob, checkpoints_of, marks_of
 from orchestrator.training.state import TrainState
 from orchestrator.training.watchdog import Watchdog
 
@@ -35,7 +35,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def due(self, samples: int) -> bool:
-        """Whether the cadence asks for a checkpoint now; never while one is being written."""
+        """Whether the cadence asks for a checkpoint now; while one is being written only for one to be kept."""
+        if samples in self._cadence.marks:
+            return True
         if self._thread is not None and self._thread.is_alive():
             return False
         each = self._cadence.checkpoint_samples
@@ -75,7 +77,10 @@ class Saver:
             with self._watchdog.phase("save", self._cadence.limits.save_seconds):
                 if self._attempt.superseded():
                     return  # it would not count, and must not push out what does
-                saved = checkpoint_format.save(self._folder, content, content["samples"], self._attempt.number)
+                samples = content["samples"]
+                if samples in self._cadence.marks:
+                    checkpoint_format.save(marks_of(self._run), content, samples, self._attempt.number)
+                saved = checkpoint_format.save(self._folder, content, samples, self._attempt.number)
                 if not self._attempt.superseded():  # by one that needs what would be removed
                     void = attempts.void(self._run)
                     checkpoint_format.prune(self._folder, self._cadence.keep_checkpoints, saved, void)

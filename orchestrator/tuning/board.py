@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from orchestrator.fleet.figures import shown
+from orchestrator.fleet.shown import Shown
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.schedule import AnySchedule, Segments
 from orchestrator.tuning.trials import Metric, Trial
 
-POLL_SECONDS = 1.0
 MOST_ROWS = 30  # in a terminal; of more trials the best and those under way are shown
 
 
-class Board:
+class Board(Shown):
     """Shows the trials in the background while its `with` block runs."""
 
     def __init__(self, trials: Callable[[], Sequence[Trial]], metric: Metric, console: Console) -> None:
-        self._trials, self._metric, self._console = trials, metric, console
-        self._ended = threading.Event()
+        super().__init__(console, "sweep-board")
+        self._trials, self._metric = trials, metric
         self._told: dict[int, str] = {}
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._thread = threading.Thread(target=self._run, name="sweep-board", daemon=True)
 
     def __enter__(self) -> Self:
         self._told = {trial.number: trial.state for trial in self._trials() if trial.done}  # known, and no news
-        if self._live is not None:
-            self._live.start()
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._show()
-        if self._live is not None:
-            self._live.stop()
-
-    def _run(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            self._show()
-
-    def _show(self) -> None:
+    def show(self) -> None:
+        """The table, or a line for each trial that ended since the last look."""
         trials = self._trials()
         if self._live is not None:
             self._live.update(table(trials, self._metric), refresh=True)

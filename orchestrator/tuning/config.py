@@ -36,6 +36,11 @@ class SearchConfig(Config):
         None, ge=1, description="epochs that no trial is ended before; by default a ninth of the recipe's"
     )
     reduction: float = Field(3.0, gt=1, le=100, description="asha: one in so many trials goes on from each rung")
+    share_prefixes: bool = Field(
+        True,
+        description="grid: a trial begins with the weights of an earlier one as far as their schedules say the same; "
+        "no result depends on it",
+    )
     interval_epochs: int | None = Field(
         None, ge=1, description="pbt: epochs between looks at the population; by default a sixth of the recipe's"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from orchestrator.checkpoint import places
@@ -21,13 +22,13 @@ from orchestrator.launch.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
-from orchestrator.training.job import Cadence, checkpoints_of
-from orchestrator.tuning import samplers, study
+from orchestrator.training.job import Cadence, checkpoints_of, marks_of
+from orchestrator.tuning import samplers, sharing, study
 from orchestrator.tuning.board import Board
 from orchestrator.tuning.config import SearchConfig, TuneJob
-from orchestrator.tuning.ledger import Ledger
+from orchestrator.tuning.ledger import Ledger, Origin
 from orchestrator.tuning.population import Exploiting
-from orchestrator.tuning.space import Space
+from orchestrator.tuning.space import Space, grid, recipe_of
 from orchestrator.tuning.sweep import STAGED, Sweep, Terms
 from orchestrator.tuning.trials import State, Trial
 
@@ -55,8 +56,8 @@ class Plan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder. Budgets are no part of it: more of one goes on."""
-        # The space counts by its content, not by the name of its file.
-        search = self.job.search.model_dump(exclude={"space"})
+        # The space counts by its content, not by the name of its file; sharing changes no result.
+        search = self.job.search.model_dump(exclude={"space", "share_prefixes"})
         about = fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
         return f"{self.base.name}-sweep-{about}"
 
@@ -78,10 +79,14 @@ def run(session: Session, planned: Plan, folder: str, key: str, held: Lease) -> 
     job, base = planned.job, planned.base
     destination = session.destination.model_copy(update={"storage": folder})
     cadence = _cadence(planned, session)
+    epoch_samples = _epoch_samples(planned, session)
+    shared = sharing.Sharing(_listed(planned), base)
 
     def spec_of(recipe: Recipe) -> RunSpec:
+        marks = tuple(epoch * epoch_samples for epoch in shared.marks(recipe))
         return RunSpec(
-            recipe=recipe, placement=job.placement, destination=destination, cadence=cadence,
+            recipe=recipe, placement=job.placement, destination=destination,
+            cadence=cadence.model_copy(update={"marks": marks}),
             dataset_digest=planned.dataset_digest, weights=job.weights and urls.absolute(job.weights, "weights"),
         )  # fmt: skip
 
@@ -91,7 +96,7 @@ def run(session: Session, planned: Plan, folder: str, key: str, held: Lease) -> 
         terms = Terms(
             base=base, metric=job.search.metric, budget=job.budget, spec_of=spec_of, stop_flag=held.stop_flag,
             successor=held.successor, gpus=session.gpus, stopped=session.interruption.event.is_set,
-            slots=lambda: _slots(supply.slots, job),
+            slots=lambda: _slots(supply.slots, job), origin_of=partial(_origin, shared, spec_of, epoch_samples),
         )  # fmt: skip
         ledger = Ledger(folder)
         entries = ledger.read(lambda recipe: spec_of(recipe).folder)
@@ -175,14 +180,40 @@ def _cadence(planned: Plan, session: Session) -> Cadence:
     job = planned.job
     if job.search.scheduler != "pbt":
         return job.cadence
-    steps = order.steps_per_epoch(session.manifest.samples("train"), planned.base.batch_size)
     interval = job.search.interval(planned.base.epochs)
     return job.cadence.model_copy(
         update={
-            "checkpoint_samples": interval * steps * planned.base.batch_size,
+            "checkpoint_samples": interval * _epoch_samples(planned, session),
             "keep_checkpoints": max(job.cadence.keep_checkpoints, planned.base.epochs // interval + 2),
         }
     )
+
+
+def _epoch_samples(planned: Plan, session: Session) -> int:
+    steps = order.steps_per_epoch(session.manifest.samples("train"), planned.base.batch_size)
+    return steps * planned.base.batch_size
+
+
+def _listed(planned: Plan) -> list[Recipe]:
+    """The recipes of all trials, where that is known before any was tried and they may share their training."""
+    search = planned.job.search
+    if search.sampler != "grid" or search.scheduler == "pbt" or not search.share_prefixes:
+        return []
+    found = grid(planned.space, planned.base)[: planned.job.budget.trials]
+    return [recipe_of(planned.base, assignment) for assignment in found]
+
+
+def _origin(
+    shared: sharing.Sharing, spec_of: Callable[[Recipe], RunSpec], epoch_samples: int, recipe: Recipe,
+    trials: Sequence[Trial],
+) -> Origin | None:  # fmt: skip
+    """What a new trial may begin with: a checkpoint that an earlier one has kept."""
+    for trial, epoch in shared.origins(recipe, trials):
+        samples = epoch * epoch_samples
+        kept = places.committed(marks_of(spec_of(trial.recipe).folder))
+        if any(place.samples == samples for place in kept):
+            return Origin(trial=trial.number, samples=samples, epoch=epoch)
+    return None
 
 
 def _population(job: TuneJob, spec_of: Any) -> Exploiting | None:

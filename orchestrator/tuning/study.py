@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -18,28 +17,22 @@ from typing import Any, Literal, Protocol
 
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.launch import prestart
 from orchestrator.launch.config import Placement
-from orchestrator.tuning import trial_run
+from orchestrator.tuning import switches, trial_run
 from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
 
 # Ray Train's controller and workers of a trial reserve what they need by themselves; its actor only waits for them.
 WAITING = {"memory": 1.0}  # a byte of it: an actor that reserves nothing at all is refused
 CLOCK, SCORE = "epoch", "score"
+# Nodes have credentials of their own; what Tune hands on to actors stands in the cluster's records.
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
-_SWITCHES = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the journals have all of it
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the session's
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs that are not validated have no score
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # of records that nobody reads
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep tells them, a line each
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # trials that begin together; the sweep hands out no more than may begin
-    "RAY_AIR_NEW_OUTPUT": "0",  # the newer one prints failures whatever its verbosity
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 
 
 class Decision(Protocol):
@@ -81,8 +74,9 @@ class Rule(Protocol):
 
 def run(steering: Steering, scheduler: TrialScheduler, placement: Placement, gpus: float, retries: int) -> None:
     """Run trials until there are no more. Blocks; a trial's failure is told to `steering`, never raised."""
-    for name, value in _SWITCHES.items():
-        os.environ.setdefault(name, value)
+    switches.switch()
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_KEYS)
+    class_cache.DEFAULT_ENV_VARS.update(prestart.TUNE_HOOK)
     # It repeats which trials failed; the sweep has told them, with their causes.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})

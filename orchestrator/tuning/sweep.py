@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 from orchestrator.launch.config import RunSpec
 from orchestrator.recipe.config import Recipe
-from orchestrator.tuning import history
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.ledger import End, Entry, Ledger, Origin, Record, in_order
 from orchestrator.tuning.samplers import Sampler
@@ -72,6 +71,8 @@ class Terms:
     gpus: float  # of each worker
     slots: Callable[[], int]  # trials that the cluster holds at once, now
     stopped: Callable[[], bool]  # a person wants the end
+    # What a new trial of this recipe begins with, of those so far; None: with nothing.
+    origin_of: Callable[[Recipe, Sequence[Trial]], Origin | None] = lambda recipe, trials: None
 
 
 class Sweep:
@@ -189,14 +190,15 @@ class Sweep:
 
     def _suggested(self) -> Record | None:
         """A new trial; None when there are as many as there will be."""
-        planned = sum(record.origin is None for record in self._records.values())
+        planned = sum(record.replaces is None for record in self._records.values())
         if self._exhausted or planned >= self._terms.budget.trials:
             return None
         assignment = self._sampler.suggest(self.trials)
         if assignment is None:
             self._exhausted = True
             return None
-        return self._add(assignment, recipe_of(self._terms.base, assignment), None)
+        recipe = recipe_of(self._terms.base, assignment)
+        return self._add(assignment, recipe, self._terms.origin_of(recipe, self.trials))
 
     def _waits(self, trial: Trial) -> bool:
         """Whether a trial waits for the other members of its population: none of them has gone farther."""
@@ -258,8 +260,3 @@ class Sweep:
         with self._lock:
             self._trials[number] = replace(self._trials[number], **fields)  # type: ignore[arg-type]
         self._watcher.changed(self._trials[number], self._spec(number))
-
-
-def reread(trial: Trial, folder: str) -> Trial:
-    """The trial with the epochs that its run's journal has by now."""
-    return replace(trial, epochs=history.read(folder))

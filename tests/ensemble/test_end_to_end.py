@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +23,7 @@ from orchestrator.tracking.events import Event
 from orchestrator.training import state as states
 from orchestrator.training.job import checkpoints_of, journal_of
 from tests.support import shards
-from tests.support.launched import ROOT, ended_with, job, process_tree, title, until
+from tests.support.launched import job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
 
@@ -89,20 +86,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def started(runs: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "train_ensemble.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd="/",
-        env={**os.environ, "ORCHESTRATOR_RUNS": str(runs)},
-    )
-    with ended_with(process):
-        yield process
-
-
 def checkpoints(runs: Path) -> list[Path]:
     return [path.parent for path in runs.glob("models/*/checkpoints/*/DONE")]
 
@@ -155,8 +138,8 @@ def test_the_main_job_then_the_same_again(tmp_path: Path) -> None:
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tiny: Path) -> None:
     runs = tmp_path / "runs"
     with started(
-        runs, "googlenet-tiny", "--ensemble.members", "2", "--ensemble.wider", "1", "--data", str(tiny),
-        "--epochs", "150", "--cadence.checkpoint-seconds", "0.5",
+        "train_ensemble.py", "googlenet-tiny", "--ensemble.members", "2", "--ensemble.wider", "1", "--data", str(tiny),
+        "--epochs", "150", "--cadence.checkpoint-seconds", "0.5", runs=runs,
     ) as process:  # fmt: skip
         # Both have one, so whichever is killed has something to resume from.
         until(lambda: len({path.parent for path in checkpoints(runs)}) == 2 or process.poll() is not None, SECONDS)
@@ -219,7 +202,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -
         "googlenet-tiny", "--ensemble.members", "1", "--data", str(tiny), "--epochs", "30",
         "--cadence.checkpoint-seconds", "1", "--cadence.pulse-steps", "2", "--cadence.validate-epochs", "30",
     )  # fmt: skip
-    with started(runs, *arguments) as process:
+    with started("train_ensemble.py", *arguments, runs=runs) as process:
         until(lambda: checkpoints(runs) or process.poll() is not None, SECONDS)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=SECONDS)

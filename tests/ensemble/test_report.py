@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,63 +11,10 @@ from orchestrator.ensemble import report, report_markdown, report_plots, report_
 from orchestrator.evaluation.analysis import Scored, analyse
 from orchestrator.evaluation.findings import Analysis, Difference
 from tests.support import shards, stores
+from tests.support.pages import Page
 
-VOID = {"meta", "img", "br", "link", "use", "image", "path"}
 PAPER = "https://arxiv.org/abs/1409.4842"
 CURVES = {"m0": [(1.0, 60.0), (2.0, float("nan")), (3.0, 50.0)], "m1": [(1.0, 55.0)]}
-
-
-class Page(HTMLParser):
-    """What a page holds: tags, attributes, tables by caption, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.open: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.sections: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        if tag == "section":
-            self.sections.append(dict(attrs)["id"] or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data.replace("\N{NON-BREAKING HYPHEN}", "-")
-        elif self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def table(self, *first: str) -> list[list[str]]:
-        """The rows but the first of the table whose first row begins with these cells."""
-        (found,) = (table for table in self.tables if tuple(table[0][: len(first)]) == first)
-        return found[1:]
 
 
 def made(root: Path, members: int, classes: int, images: int = 120, raw: bool = False) -> Analysis:

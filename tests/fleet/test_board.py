@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.fleet import progress
+from orchestrator.fleet import shown
 from orchestrator.fleet.board import Board, Row
 from orchestrator.fleet.figures import duration, moment, of_epoch, size
 from orchestrator.fleet.forecast import Durations, Seen
@@ -215,7 +215,7 @@ def test_the_headline_tells_the_wave(tmp_path: Path) -> None:
 
 
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(shown, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), Board([run])
     board.change(run, "running", "")
     with Progress(board, lambda: 2, Console(file=text, width=200)):

@@ -95,7 +95,7 @@ cluster.begin(1)
 with cluster.connected():
     ahead = wait_for("ray::IDLE")
     used = trainer(here).fit().return_value
-    assert used[0] in ahead, (ahead, prestart.expected_environment(), used)
+    assert used[0] in ahead, (ahead, prestart.expected_environment(prestart.worker_variables()), used)
     assert set(reserved()) <= {"REMOVED"}, reserved()
     threading.Thread(target=kill_the_controller).start()
     try:

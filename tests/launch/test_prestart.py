@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 from ray.train.v2._internal import constants
+from ray.tune.execution import class_cache
 
 from orchestrator.launch import prestart
 
@@ -15,6 +16,13 @@ from orchestrator.launch import prestart
 def test_what_ray_train_hands_on_is_known() -> None:
     assert set(prestart.PROPAGATED) == constants.ENV_VARS_TO_PROPAGATE
     assert prestart.WARNING[1] == constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+
+
+def test_what_ray_tune_hands_on_is_known() -> None:
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    known = {*prestart.TUNE_PROPAGATED, *prestart.PROPAGATED}
+    assert class_cache.ENV_VARS_TO_PROPAGATE - keys == known
+    assert class_cache.DEFAULT_ENV_VARS.items() <= {**prestart.TUNE_ADDS, **prestart.TUNE_HOOK}.items()
 
 
 def test_the_hook_can_be_called() -> None:
@@ -27,7 +35,7 @@ def test_a_jobs_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     given = {"working_dir": "gcs://x.zip", "env_vars": {"OURS": "ä", "RAY_TRAIN_V2_ENABLED": "0"}}
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=given))
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
-    text = prestart.expected_environment()
+    text = prestart.expected_environment(prestart.worker_variables())
     found = json.loads(text)
     assert found["working_dir"] == "gcs://x.zip"
     assert found["env_vars"]["OURS"] == "ä"
@@ -48,7 +56,8 @@ def test_what_is_there_already_is_not_asked_for_again(monkeypatch: pytest.Monkey
     asked: list[int] = []
     node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
-    monkeypatch.setattr(prestart, "_ask", lambda _, count: asked.append(count))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env={}))
+    monkeypatch.setattr(prestart, "_ask", lambda _, count, expected: asked.append(count))
     prestart.ask(2)  # by the job, as it begins
     for workers in (1, 1, 1, 3):  # runs that are launched
         prestart.use(workers)

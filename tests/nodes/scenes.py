@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ class NodesRun(stage.Run):
     """A run whose driver is on the head of a cluster of several nodes; storage is what all of them share."""
 
     nodes: Cluster = field(kw_only=True)
+    home: int = field(kw_only=True, default=0)  # the node of its drivers
 
     def submit(self) -> subprocess.Popen[bytes]:
         """Start a driver; the same command each time."""
@@ -41,7 +42,7 @@ class NodesRun(stage.Run):
         }
         with open(self.log(len(self.drivers)), "wb") as log:
             driver = self.nodes.exec(
-                0, [sys.executable, str(ROOT / "jobs" / "train.py"), *self.flags], out=log, env=environment
+                self.home, [sys.executable, str(ROOT / "jobs" / "train.py"), *self.flags], out=log, env=environment
             )
         self.drivers.append(driver)
         return driver
@@ -97,11 +98,22 @@ def flags(workers: int, *more: str, epochs: int = ENDLESS, checkpoint_seconds: f
 
 @contextmanager
 def submitted(
-    storage: Path, cpus: Sequence[int], words: tuple[str, ...], on: Sequence[int] | None = None
+    storage: Path,
+    cpus: Sequence[int],
+    words: tuple[str, ...],
+    on: Sequence[int] | None = None,
+    home: int = 0,
+    scratch: Mapping[int, str] | None = None,
 ) -> Iterator[NodesRun]:
-    """A run that has been submitted on a cluster of its own. Everything is gone afterwards."""
+    """A run that has been submitted on a cluster of its own. Everything is gone afterwards.
+
+    on: the nodes that are on, by default all. home: the node of the driver. scratch: nodes that join after the others,
+    and how much their /tmp/ray holds.
+    """
     with tempfile.TemporaryDirectory(prefix="nodes-") as private, nodes.cluster(Path(private), cpus, on) as cluster:
-        run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster)
+        for number, size in (scratch or {}).items():
+            cluster.add(number, size)
+        run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster, home=home)
         run.submit()
         yield run
 

@@ -110,6 +110,45 @@ def test_a_node_that_will_be_taken_away_makes_the_run_save_at_once(shared: Path)
         assert not checks.audited(run)
 
 
+def test_the_node_with_driver_and_coordinator_is_lost(shared: Path) -> None:
+    """Ray pins what lays runs out to the node of the first one's driver; the same command on another node goes on."""
+    words = flags(2, "--placement.min-workers=1")
+    with submitted(shared, (0, 1, 1), words, home=1) as run:
+        run.await_workers(2, 0.0)
+        reached(run, 200)
+        lost = time.time()
+        run.nodes.nodes[1].kill()
+        run.driver.wait(30)
+        run.home = 0
+        run.submit()
+        again = run.await_workers(1, lost)
+        print(f"the driver's node killed: training again after {again - lost:.1f} s, on one worker")
+        run.nodes.add(1)
+        joined = time.time()
+        again = run.await_workers(2, joined)
+        print(f"the node is back: two workers after {again - joined:.1f} s")
+        run.stop()
+        assert not checks.audited(run)
+
+
+def test_a_node_that_joins_late_is_waited_for(shared: Path) -> None:
+    words = flags(2, "--placement.wait-seconds=180", epochs=2)
+    with submitted(shared, (0, 1, 1), words, on=(0, 1)) as run:
+        run.wait(lambda: "WAITING for 2 workers" in run.log(0).read_text(), "the word that it waits")
+        run.nodes.add(2)
+        ended = run.ended()
+        assert ended.status == 0, ended.out
+        assert [set(group.values()) for group in run.nodes.groups()] == [{1, 2}]
+
+
+def test_a_node_with_a_full_disk_reads_without_its_cache(shared: Path) -> None:
+    words = flags(2, "--placement.reading.cache=/tmp/ray/cache", epochs=2)
+    with submitted(shared, (0, 1, 1), words, on=(0, 1), scratch={2: "8m"}) as run:
+        ended = run.ended()
+        assert ended.status == 0, ended.out
+        assert not checks.audited(run)
+
+
 # ------------------------------------------------------------------ what nodes must share
 REACHABLE = """
 import sys

@@ -102,6 +102,21 @@ def job(script: str, *arguments: str, runs: Path, seconds: float = 300, **change
     return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
+@contextmanager
+def started(script: str, *arguments: str, runs: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A job under way, its two streams in one; gone with all below it when the block is left."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+        env={**os.environ, "ORCHESTRATOR_RUNS": str(runs)},
+    )
+    with ended_with(process):
+        yield process
+
+
 def process_tree(pid: int) -> list[int]:
     """A process and all its descendants, as /proc has them."""
     children: dict[int, list[int]] = {}

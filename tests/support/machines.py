@@ -30,7 +30,8 @@ PERIOD_MICROSECONDS = 100_000
 INIT = """
 hostname "$NODE"; mount --make-rprivate /
 mount --bind "$PRIVATE/hosts" /etc/hosts
-if [ -n "$SCRATCH" ]; then mount -t tmpfs -o size="$SCRATCH" tmpfs /tmp/ray; else mount --bind "$PRIVATE/ray" /tmp/ray; fi
+if [ -n "$SCRATCH" ]; then mount -t tmpfs -o size="$SCRATCH" tmpfs /tmp/ray
+else mount --bind "$PRIVATE/ray" /tmp/ray; fi
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 touch "$PRIVATE/ready"
 trap : CHLD TERM

@@ -32,7 +32,8 @@ class Cluster:
     nodes: list[Machine]
     services: Machine
     cpus: tuple[int, ...]
-    # What the head's Ray is started with, beside the test's own environment, which all nodes have.
+    # What Ray is started with on all nodes, beside the test's own environment, and on the head alone.
+    environment: Mapping[str, str] = field(default_factory=dict)
     head: Mapping[str, str] = field(default_factory=lambda: HEALTH)
     # Whether the head takes jobs (`ray job submit`), on its loopback.
     jobs: bool = False
@@ -64,7 +65,7 @@ class Cluster:
             "--num-gpus=0", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats",
         ]  # fmt: skip
         with open(self.log_of(number), "wb") as log:
-            return node.exec(start, out=log, env=self.head if number == 0 else {})
+            return node.exec(start, out=log, env={**self.environment, **(self.head if number == 0 else {})})
 
     def log_of(self, number: int) -> Path:
         """What Ray's start printed on a node."""
@@ -117,16 +118,13 @@ def cluster(
     folder: Path,
     cpus: Sequence[int],
     on: Sequence[int] | None = None,
-    head: Mapping[str, str] | None = None,
-    jobs: bool = False,
 ) -> Iterator[Cluster]:
     """A cluster with so many CPUs on each node, node 0 being the head; skips the test, aloud, where it cannot be.
 
     folder: of what the nodes keep for themselves; short, since Ray's sockets lie below it. on: the nodes that are on.
-    head: what is added to the environment of the head's Ray. jobs: the head takes jobs.
     """
     with network(folder, len(cpus) + 1) as machines:
-        made = Cluster(machines[:-1], machines[-1], tuple(cpus), {**HEALTH, **(head or {})}, jobs)
+        made = Cluster(machines[:-1], machines[-1], tuple(cpus))
         made.start(on if on is not None else range(len(cpus)))
         yield made
 

@@ -1,4 +1,4 @@
-"""A real S3 server on 127.0.0.1 over a folder (rclone, which checks keys and signatures), for tests and benchmarks."""
+"""A real S3 server over a folder (rclone, which checks keys and signatures), for tests and benchmarks."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -106,20 +106,28 @@ def forget_clients() -> None:
 
 
 @contextmanager
-def served(folder: Path, port: int = 0, cpus: Collection[int] = (), etags: bool = False) -> Iterator[S3Server]:
+def served(
+    folder: Path,
+    port: int = 0,
+    cpus: Collection[int] = (),
+    etags: bool = False,
+    address: str = "127.0.0.1",
+    inside: Sequence[str] = (),
+) -> Iterator[S3Server]:
     """A server over a folder while the block runs, on a free port unless told, pinned to `cpus` if there are any.
 
-    With `etags` it hashes a file for every answer, whole.
+    With `etags` it hashes a file for every answer, whole. `inside` comes before its command, for it to run on another
+    machine, whose `address` is given, too.
     """
     command = [
-        *("serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull),
+        *("serve", "s3", "--addr", f"{address}:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull),
         # Never forget a listing: rclone can lock up when it does so while it serves. Empty folders stay.
         *("--dir-cache-time", "1000h", "--no-cleanup"),
         *("--etag-hash", "MD5" if etags else ""),
     ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            launched(str(_rclone()), *command, str(folder), cpus=cpus),
+            [*inside, *launched(str(_rclone()), *command, str(folder), cpus=cpus)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -148,7 +156,7 @@ def _endpoint(process: "subprocess.Popen[bytes]", log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while True:
         told = log.read_text()
-        found = re.search(r"http://127\.0\.0\.1:\d+", told)
+        found = re.search(r"http://[\d.]+:\d+", told)
         if found:
             return found.group(0)
         assert process.poll() is None, f"rclone ended with {process.returncode}: {told}"

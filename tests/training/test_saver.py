@@ -14,7 +14,7 @@ from orchestrator.training import attempts
 from orchestrator.training import state as states
 from orchestrator.training.attempts import Attempt
 from orchestrator.training.incident import Goodput
-from orchestrator.training.job import Cadence, TrainJob, attempts_of, checkpoints_of
+from orchestrator.training.job import Cadence, TrainJob, attempts_of, checkpoints_of, marks_of
 from orchestrator.training.saver import PRODUCTIVE, Saver
 from orchestrator.training.state import TrainState
 from orchestrator.training.watchdog import Watchdog
@@ -51,6 +51,21 @@ def test_the_clock_says_when(tmp_path: Path, state: TrainState) -> None:
     saver.save(state)
     saver.wait()
     assert not saver.due(0)
+
+
+def test_a_mark_is_kept_for_good(tmp_path: Path, state: TrainState) -> None:
+    one = job(tmp_path, keep=1)
+    mark = state.progress.advance().samples
+    saver = saver_of(one.model_copy(update={"cadence": one.cadence.model_copy(update={"marks": (mark,)})}))
+    for expected in (True, False, False):
+        advance(state)
+        assert saver.due(state.progress.samples) is expected
+        saver.save(state)
+    saver.wait()
+    kept = checkpoints.places(marks_of(one.folder))
+    assert [place.samples for place in kept] == [mark]
+    assert checkpoints.load(kept[0].url)["samples"] == mark
+    assert mark not in saved_at(one)
 
 
 def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: TrainState) -> None:

@@ -1,13 +1,10 @@
 """The job that sweeps, on a real private cluster: killed half-way, submitted again, handed over."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.tracking import journal
 from orchestrator.training.job import journal_of
-from tests.support.launched import ROOT, Ended, ended_with, job, process_tree, title, until
+from tests.support.launched import ROOT, Ended, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
 
@@ -31,20 +28,6 @@ ARGUMENTS = (
 
 def command(space: Path, *more: str) -> list[str]:
     return [*ARGUMENTS, "--space", str(space), *more]
-
-
-@contextmanager
-def started(runs: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "jobs" / "tune.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd="/",
-        env={**os.environ, "ORCHESTRATOR_RUNS": str(runs)},
-    )
-    with ended_with(process):
-        yield process
 
 
 def sweep_of(runs: Path) -> Path:
@@ -81,7 +64,7 @@ def before(runs: Path, space: Path) -> dict[str, list[int]]:
         [sys.executable, "-c", BLOCK, str(runs), *command(space)], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert "blocked" in blocked.stdout
-    with started(runs, *command(space)) as process:
+    with started("tune.py", *command(space), runs=runs) as process:
         until(lambda: process.poll() is not None or len(ends(sweep_of(runs))) >= 2, 180)
         family = process_tree(process.pid)
         process.kill()
@@ -199,12 +182,17 @@ def test_the_winner_is_a_recipe_for_the_other_jobs(ended: Ended, runs: Path) -> 
         assert "googlenet-tiny-tuned" in planned.out
 
 
-def test_a_signal_stops_it_and_nothing_is_lost(tmp_path: Path, space: Path) -> None:
-    with started(tmp_path, *command(space)) as process:
+@pytest.mark.parametrize("way", ["signal", "stop.py"])
+def test_a_stop_loses_nothing(tmp_path: Path, space: Path, way: str) -> None:
+    with started("tune.py", *command(space), runs=tmp_path) as process:
         until(lambda: process.poll() is not None or list(tmp_path.glob("sweeps/*/models/*/journal/*")), 120)
-        process.send_signal(signal.SIGINT)
+        if way == "signal":
+            process.send_signal(signal.SIGINT)
+        else:
+            asked = job("stop.py", sweep_of(tmp_path).name, runs=tmp_path)
+            assert asked.status == 0, asked.err
         out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, out
+    assert process.returncode == (128 + signal.SIGINT if way == "signal" else 128 + signal.SIGTERM), out
     assert "stopped; the same command goes on where it was" in out
     sweep = sweep_of(tmp_path)
     runs = {path.name: path for path in (sweep / "models").iterdir()}
@@ -247,6 +235,22 @@ def test_a_population(tmp_path: Path, space: Path) -> None:
     (run,) = (sweep / "models").glob("*-t005-*")
     assert epochs_of(run) == [2, 3, 4], "it took over the weights of epoch 2, and validated them"
     assert job("audit.py", str(run), runs=tmp_path).status == 0, "with what they were trained on"
+
+
+def test_a_grid_of_steps_trains_what_its_trials_have_in_common_once(tmp_path: Path) -> None:
+    space = tmp_path / "steps.json"
+    steps = {"schedule.kind": ["step"], "schedule.decay_epochs": [2.0], "schedule.decay_factor": [0.3, 0.6]}
+    space.write_text(json.dumps({"dimensions": {path: {"values": values} for path, values in steps.items()}}))
+    more = ("--scheduler", "none", "--placement.at-once", "1")
+    done = job("tune.py", *command(space), *more, runs=tmp_path)
+    assert done.status == 0, done.err
+    sweep = sweep_of(tmp_path)
+    first, second = (json.loads((sweep / "trials" / f"000{number}.json").read_text()) for number in (1, 2))
+    assert (first["origin"], second["origin"]["trial"], second["origin"]["epoch"]) == (None, 1, 2)
+    assert ends(sweep) == {"0001": "finished", "0002": "finished"}
+    (run,) = (sweep / "models").glob("*-t002-*")
+    assert epochs_of(run) == [3, 4]
+    assert job("audit.py", str(run), runs=tmp_path).status == 0
 
 
 def test_more_at_once_than_the_cluster_holds(tmp_path: Path, space: Path) -> None:

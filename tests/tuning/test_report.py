@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from orchestrator.tuning import plots, ranking, report, report_text
 from orchestrator.tuning.importance import importance
 from orchestrator.tuning.ranking import Noise
 from orchestrator.tuning.trials import Metric, Trial
+from tests.support.pages import Page
 from tests.tuning import made
 
 METRIC: Metric = "top1_error"
@@ -26,39 +26,6 @@ ABOUT = {
     "budget_seconds": None,
     "seed": 7,
 }
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """What a page holds: tags, attributes, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def page(trials: list[Trial], noise: Noise | None = None, **about: object) -> Page:
@@ -88,14 +55,14 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
     identifiers = {value for _, name, value in found.attributes if name == "id"}
     assert {value[1:] for value in outward if value.startswith("#")} <= identifiers
     assert "@media print" in text
-    assert f"{best.name} wins with a top-1 error of {best.score(METRIC):.2f}% after 26 epochs." in found.text
-    assert "its own score is optimistic" in found.text
-    assert "more than seed noise explains" in found.text
-    assert "16 of 16 allowed: " in found.text
-    assert f"{sum(one.trained_epochs for one in trials):,} of 1,000 allowed" in found.text
-    assert "seed 7" in found.text
+    assert f"{best.name} wins with a top-1 error of {best.score(METRIC):.2f}% after 26 epochs." in found.all_text
+    assert "its own score is optimistic" in found.all_text
+    assert "more than seed noise explains" in found.all_text
+    assert "16 of 16 allowed: " in found.all_text
+    assert f"{sum(one.trained_epochs for one in trials):,} of 1,000 allowed" in found.all_text
+    assert "seed 7" in found.all_text
     for one in trials:
-        assert one.name in found.text
+        assert one.name in found.all_text
 
 
 def test_the_json_holds_every_trial(tmp_path: Path) -> None:
@@ -158,7 +125,7 @@ def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
     found = json.loads((tmp_path / "ranking.json").read_text(), parse_constant=pytest.fail)
     assert len(found["trials"]) == len(trials)
     assert "importance.png" not in {one.name for one in tmp_path.iterdir()} or len(trials) >= 8
-    text = Page((tmp_path / "report.html").read_text()).text
+    text = Page((tmp_path / "report.html").read_text()).all_text
     if any(one.state == "finished" and one.score(METRIC) for one in trials):
         assert "t001 wins with a top-1 error of 5.00% after 1 epoch." in text
     else:
@@ -180,7 +147,7 @@ def test_the_base_among_the_trials_is_told() -> None:
     ]
     assert report_text.against_base(second, base) == [("model.width", "0.25", "0.5", "changed")]
     assert report_text.against_base(first, base) == [("model.width", "0.25", "0.25", "")]
-    assert "It is the base preset, googlenet-digits" in page([first]).text
+    assert "It is the base preset, googlenet-digits" in page([first]).all_text
 
 
 def test_what_a_kind_brings_along_is_told() -> None:

@@ -1,0 +1,163 @@
+"""Who gets into a cluster, and what it listens on."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.nodes.scenes import flags
+from tests.support.launched import ROOT
+from tests.support.machines import BIN, Machine, network
+from tests.support.nodes import STORE_BYTES, Cluster, cluster
+
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
+
+CERTIFICATES = ROOT / "cluster" / "tls" / "certificates.sh"
+# What a driver may take to find out that it is not wanted.
+REFUSED_SECONDS = 30.0
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short, since sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="nodes-") as made:
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Cluster]:
+    """Two nodes, behind this session's token."""
+    with tempfile.TemporaryDirectory(prefix="nodes-") as made, cluster(Path(made), (1, 1)) as running:
+        yield running
+
+
+def trained(nodes: Cluster, storage: Path, environment: dict[str, str]) -> tuple[int, str, float]:
+    """The status, the words and the seconds of a job that is run on the head."""
+    return trained_at(nodes.address, nodes.nodes[0], storage, environment)
+
+
+def trained_at(address: str, machine: Machine, storage: Path, environment: dict[str, str]) -> tuple[int, str, float]:
+    """The same of a job on any machine that submits to any head."""
+    began = time.monotonic()
+    done = machine.call(
+        [sys.executable, str(ROOT / "jobs" / "train.py"), *flags(2, epochs=1)],
+        {"RAY_ADDRESS": address, "ORCHESTRATOR_RUNS": str(storage), **environment},
+        seconds=240,
+    )
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - began
+
+
+# ------------------------------------------------------------------ the token
+@pytest.mark.parametrize("token", ["f" * 64, ""], ids=["another", "none"])
+def test_a_job_without_the_cluster_s_token_is_told_so(pair: Cluster, folder: Path, token: str) -> None:
+    status, said, seconds = trained(pair, folder / "runs", {"RAY_AUTH_TOKEN": token, "HOME": str(folder)})
+    print(f"refused after {seconds:.1f} s: {said.strip().splitlines()[-1]}")
+    assert status != 0
+    assert "token" in said.strip().splitlines()[-1], said
+    assert len(said.strip().splitlines()) <= 3, said
+    assert seconds < REFUSED_SECONDS
+    assert not (folder / "runs" / "models").exists()
+
+
+def test_a_node_without_the_token_does_not_get_in(folder: Path) -> None:
+    with network(folder, 3) as machines:
+        nodes = Cluster(machines[:2], machines[2], (1, 1))
+        nodes.start([0])
+        nodes.environment = {"RAY_AUTH_TOKEN": "f" * 64}
+        joining = nodes.join(1)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it still tries, and is not in
+            assert joining.wait(120) != 0
+        listed = nodes.ask(0, [str(BIN / "ray"), "status", "--address", nodes.address])
+        assert listed.count("node_") == 1, listed
+
+
+# ------------------------------------------------------------------ TLS
+def test_a_training_over_tls_and_nobody_without_certificates(folder: Path) -> None:
+    with network(folder, 3) as machines:
+        made = folder / "tls"
+        subprocess.run([str(CERTIFICATES), str(made), *(one.address for one in machines)], check=True)
+        assert {path.stat().st_mode & 0o777 for path in made.iterdir()} == {0o600}
+        tls = {
+            "RAY_USE_TLS": "1",
+            "RAY_TLS_CA_CERT": str(made / "ca.crt"),
+            "RAY_TLS_SERVER_CERT": str(made / "node.crt"),
+            "RAY_TLS_SERVER_KEY": str(made / "node.key"),
+        }
+        nodes = Cluster(machines[:2], machines[2], (1, 1), environment=tls)
+        nodes.start([0, 1])
+        status, said, _ = trained(nodes, folder / "runs", tls)
+        assert status == 0, said
+        assert [set(group.values()) for group in nodes.groups()] == [{0, 1}]
+        status, said, _ = trained(nodes, folder / "other", {})
+        assert status != 0
+
+
+# ------------------------------------------------------------------ what listens
+# As docs/operations.md has it: port -> what is behind it, of a head that was started as cluster/ssh/cluster.yaml does.
+EVERYWHERE = {
+    6379: "GCS", 6380: "raylet", 6381: "objects", 6382: "runtime environments", 6383: "agent, gRPC",
+    6384: "agent, HTTP", 6385: "metrics", 6386: "Ray client",
+    44217: "metrics of the autoscaler", 44227: "metrics of the dashboard",
+}  # fmt: skip
+LOOPBACK = {8265: "dashboard and job server"}
+WORKERS = range(10002, 11000)
+
+
+def sockets(machine: Machine) -> list[tuple[str, int]]:
+    """Addresses and ports that a machine listens on."""
+    listed = machine.ask(["ss", "-Hltn"])
+    found = [line.split()[3].rpartition(":") for line in listed.splitlines()]
+    return sorted({(address.strip("[]"), int(port)) for address, _, port in found})
+
+
+def started(machine: Machine, command: str, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Run one of the launcher's start commands on a machine, as it would."""
+    home = folder / f"home-{machine.number}"
+    home.mkdir(exist_ok=True)
+    local = command.replace("~/googlenet-orchestrator", str(ROOT)).replace("/mnt/shared/runs", str(folder / "runs"))
+    # Written by the launcher, for its autoscaler.
+    local = local.replace('--autoscaling-config="$HOME/ray_bootstrap_config.yaml"', "")
+    local += f" --num-cpus=1 --num-gpus=0 --object-store-memory={STORE_BYTES}"
+    environment = {
+        "HOME": str(home),
+        "ORCHESTRATOR_VENV": sys.prefix,
+        "RAY_CLOUD_INSTANCE_ID": machine.address,
+        "RAY_HEAD_IP": "10.88.0.1",
+        **more,
+    }
+    return machine.call(["bash", "-c", local], environment, 120)
+
+
+def test_a_head_listens_where_the_documentation_says_and_never_without_a_token(folder: Path) -> None:
+    launcher = yaml.safe_load((ROOT / "cluster" / "ssh" / "cluster.yaml").read_text())
+    with network(folder, 2) as machines:
+        for machine in machines:
+            machine.boot(machines)
+        head, worker = machines
+        without = started(head, launcher["head_start_ray_commands"][0], folder, RAY_AUTH_TOKEN="")
+        assert without.returncode != 0
+        assert "missing or empty: Ray would be open to everybody" in without.stderr
+        assert sockets(head) == [], "nothing is started without a token"
+
+        up = started(head, launcher["head_start_ray_commands"][0], folder)
+        assert up.returncode == 0, up.stdout + up.stderr
+        joined = started(worker, launcher["worker_start_ray_commands"][0], folder)
+        assert joined.returncode == 0, joined.stdout + joined.stderr
+        status, said, _ = trained_at(f"{head.address}:6379", head, folder / "runs", {})
+        assert status == 0, said
+
+        listed = sockets(head)
+        print("\n".join(f"{address}:{port}" for address, port in listed))
+        unexpected = [one for one in listed if one[1] not in {**EVERYWHERE, **LOOPBACK} and one[1] not in WORKERS]
+        assert unexpected == []
+        assert {port for _, port in listed} >= EVERYWHERE.keys() | LOOPBACK.keys()
+        assert {address for address, port in listed if port in LOOPBACK} == {"127.0.0.1"}
+        listed = sockets(worker)
+        assert [one for one in listed if one[1] not in EVERYWHERE and one[1] not in WORKERS] == []
+        assert not {port for _, port in listed} & {6379, 8265, 6386}

@@ -1,0 +1,97 @@
+"""A driver for test_study.py: two trials on two CPUs, of which one is ended early and the other then sees what is free.
+
+`python -m tests.tuning.returning FOLDER` prints what it saw, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from typing import Literal
+
+import ray
+
+from orchestrator.data import digits, manifest
+from orchestrator.launch import cluster, environment
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.recipe.presets import googlenet_tiny
+from orchestrator.tuning import study, switches
+from orchestrator.tuning.sweep import Verdict
+from orchestrator.tuning.trial_run import Report, TrialTask
+from tests.support.launched import process_tree, title
+
+EPOCHS = 1000
+LATEST_SECONDS = 60.0
+
+
+class EndsOne:
+    """Trial 2 is ended at its first report; trial 1 goes on until a CPU is free, or it is too late."""
+
+    def __init__(self, storage: str) -> None:
+        self._storage = storage
+        self._digest = manifest.load(f"{storage}/data").digest()
+        self._handed, self._ended = 0, 0.0
+        self.seconds = math.inf  # from the end of trial 2 until its CPU was free
+        self.errors: list[str | None] = []
+        self.actors: set[int] = set()
+
+    def next_task(self) -> TrialTask | Literal["later"] | None:
+        if self._handed == 2:
+            return None
+        self._handed += 1
+        return self._task(self._handed)
+
+    def began(self, number: int) -> None:
+        pass
+
+    def reported(self, report: Report) -> Verdict:
+        self.actors |= pids("ray::TrialActor")
+        if report.number == 2:
+            return Verdict(end=True)
+        if not self._ended:
+            return Verdict()
+        since = time.monotonic() - self._ended
+        if ray.available_resources().get("CPU", 0.0) >= 1.0:
+            self.seconds = since
+        return Verdict(end=self.seconds < math.inf or since > LATEST_SECONDS)
+
+    def ended(self, number: int, error: str | None) -> None:
+        self._ended = self._ended or time.monotonic()
+        self.errors.append(error)
+
+    def _task(self, number: int) -> TrialTask:
+        recipe = googlenet_tiny().model_copy(update={"name": f"returning-{number}", "epochs": EPOCHS})
+        destination = Destination(data=f"{self._storage}/data", storage=self._storage, tracking="sqlite:////no/x.db")
+        spec = RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest=self._digest)
+        return TrialTask(
+            number=number, spec=spec, metric="top1_error", stop_flag=f"{self._storage}/stop", successor="", gpus=0
+        )
+
+
+def pids(word: str) -> set[int]:
+    """This driver's processes of that title."""
+    return {pid for pid in process_tree(os.getpid()) if title(pid).startswith(word)}
+
+
+def main(storage: str) -> None:
+    """Run them."""
+    digits.pack_digits(f"{storage}/data")
+    switches.switch()
+    environment.switch()
+    cluster.begin(trial_cpus=1)
+    with cluster.connected() as capacity:
+        deadline = time.monotonic() + 60
+        while len(ahead := pids("ray::IDLE")) < capacity.cpus:
+            assert time.monotonic() < deadline, "no process is started ahead"
+            time.sleep(0.1)
+        steering = EndsOne(storage)
+        study.run(steering, study.none(), Placement(), 0.0, 0)
+        told = {"seconds": steering.seconds, "errors": steering.errors, "ahead": len(steering.actors & ahead)}
+        print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

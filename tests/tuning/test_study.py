@@ -1,0 +1,24 @@
+"""Trials on a real cluster of two CPUs: what an early end gives back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.launched import ROOT
+
+pytestmark = [pytest.mark.cluster]
+
+
+def test_a_trial_that_is_ended_early_gives_its_cpu_back_while_others_train(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tuning.returning", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["errors"] == [None, None]
+    assert told["ahead"] == 2, "the trials got the processes that were started ahead"
+    assert told["seconds"] < 30
