@@ -12,6 +12,7 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+LINT_STAMP := .venv/.lint-installed
 
 export RAY_AUTH_MODE := token
 export RAY_USAGE_STATS_ENABLED := 0
@@ -35,11 +36,18 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "set-up: done"
 
-check: setup ## lint, format, types, floors
+# Apart from the set-up, which the demo needs too: nobody trains with a linter.
+$(LINT_STAMP): $(STAMP) pyproject.toml constraints.txt
+	@echo "set-up: installing what checks manifests, scripts and images"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev,lint]'
+	@touch $@
+
+check: setup $(LINT_STAMP) ## lint, format, types, floors; manifests, scripts and images
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m infra.lint
 
 format: setup ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only .
@@ -78,7 +86,7 @@ clean: ## remove caches of builds and tools; never runs/ or data
 	@find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./data \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The comment at the head of constraints.txt is kept; a build's local tag (as in 2.13.0+cpu) is dropped.
-lock: ## write the versions in .venv to constraints.txt
+lock: $(LINT_STAMP) ## write the versions in .venv to constraints.txt
 	@{ grep '^#' constraints.txt; \
 	   $(BIN)/python -m pip freeze --all --exclude-editable \
 	   | grep -v -i -E '^(pip|googlenet-orchestrator)(==| @)' | sed -E 's/^([^#]+==[^+ ]+)\+.*/\1/' | LC_ALL=C sort -f; \

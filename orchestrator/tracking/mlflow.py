@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from orchestrator.tracking import environment
+from orchestrator.tracking import advice, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
@@ -237,14 +237,13 @@ class MlflowTracker:
         """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
             text = self._uri.redact(f"{type(error).__name__}: {error}")[:600].rstrip(". ") + "."
             if is_final(error):
+                text += advice.on_refusal(_status(error), text)
                 raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
-            advice = "Is the server up, the address right (try ADDRESS/health)? Or give another URI"
-            if self._uri.sqlite_path is not None:
-                advice = "Is the folder writable, the disk full, the file a database of this MLflow version?"
-            raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text} {advice}") from None
+            text += f" {advice.on_silence(self._uri.sqlite_path is not None)}"
+            raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text}") from None
 
 
 class _LastSteps:
@@ -272,11 +271,12 @@ class _LastSteps:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether the answer would be the same later: a request that MLflow understood and refused."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    return status < 500 and status != 429
+    """Whether the answer would be the same later: a request that MLflow understood and refused, or cannot make."""
+    return isinstance(error, ImportError) or (isinstance(error, MlflowException) and 429 != _status(error) < 500)
+
+
+def _status(error: Any) -> int:
+    return 0 if isinstance(error, ImportError) else int(error.get_http_status_code())
 
 
 def _running(client: MlflowClient, experiment_id: str) -> Iterator[Run]:

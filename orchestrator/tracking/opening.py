@@ -6,6 +6,7 @@ Importing mlflow and making its database take seconds of a core, as long as all 
 from __future__ import annotations
 
 import base64
+import configparser
 import json
 import os
 import sqlite3
@@ -63,6 +64,9 @@ def beside(call: Callable[[], T]) -> T:
     return future.result()
 
 
+_FILED = ("mlflow_tracking_username", "mlflow_tracking_password")
+
+
 def _sqlite(path: Path) -> bool:
     if not path.exists():
         above = next(folder for folder in path.parents if folder.exists())
@@ -94,10 +98,13 @@ def _server(parsed: uris.TrackingUri) -> bool:
 
 
 def _credentials(raw: str) -> str | None:
-    """As MLflow's client finds them: in the URI, else in its variables."""
-    parts = urlsplit(raw)
-    name = unquote(parts.username or "") or os.environ.get("MLFLOW_TRACKING_USERNAME", "")
-    word = unquote(parts.password or "") or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    """As MLflow's client finds them: in the URI, else in its variables, else in its file."""
+    parts, kept = urlsplit(raw), configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, UnicodeDecodeError, OSError):
+        kept.read(Path.home() / ".mlflow" / "credentials")
+    filed = kept["mlflow"] if kept.has_section("mlflow") else {}
+    name = unquote(parts.username or "") or os.environ.get("MLFLOW_TRACKING_USERNAME") or filed.get(_FILED[0], "")
+    word = unquote(parts.password or "") or os.environ.get("MLFLOW_TRACKING_PASSWORD") or filed.get(_FILED[1], "")
     if name and word:
         return "Basic " + base64.b64encode(f"{name}:{word}".encode()).decode()
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):

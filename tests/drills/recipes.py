@@ -52,9 +52,9 @@ def epochs_for(faults: int) -> int:
 
 
 @contextmanager
-def submitted(cluster: Cluster, storage: Path, words: tuple[str, ...]) -> Iterator[Run]:
+def submitted(cluster: Cluster, storage: Path, words: tuple[str, ...], logs: Path | None = None) -> Iterator[Run]:
     """A run that has been submitted; ended afterwards, whatever state it is in."""
-    run = Run(cluster, storage, words)
+    run = Run(cluster, storage, words, logs)
     run.submit()
     try:
         yield run

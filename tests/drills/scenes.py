@@ -177,9 +177,10 @@ def full_storage(scene: Scene) -> Iterator[Report]:
     words = recipes.flags(EPOCHS + 1)
     expected = scene.expected(words)
     with _small(scene.folder / "full") as storage:
-        # Everything but the run itself has a place with room.
+        # Everything but the run itself has a place with room, also for a driver whose words are many.
         tracking = f"--tracking=sqlite:///{scene.folder / 'full-mlflow.db'}"
-        with recipes.submitted(scene.cluster, storage, (*words, tracking, "--placement.max-restarts=1")) as run:
+        words = (*words, tracking, "--placement.max-restarts=1")
+        with recipes.submitted(scene.cluster, storage, words, scene.folder) as run:
             run.wait(lambda: bool(run.committed()), "a checkpoint")
             ballast = storage / "ballast"
             with ballast.open("wb") as file:

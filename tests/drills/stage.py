@@ -117,6 +117,7 @@ class Run:
     cluster: Cluster
     storage: Path
     flags: tuple[str, ...]
+    logs: Path | None = None  # where drivers' words go, when not to the storage
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
     _cursor: Cursor | None = None
@@ -158,7 +159,7 @@ class Run:
 
     def log(self, number: int) -> Path:
         """What a driver said."""
-        return self.storage / f"driver-{number}.log"
+        return (self.logs or self.storage) / f"driver-{number}.log"
 
     @property
     def folder(self) -> Path:

@@ -40,10 +40,17 @@ def address() -> Iterator[str]:
 
 
 def test_a_server_is_seen_with_the_credentials_that_mlflow_would_use(
-    address: str, monkeypatch: pytest.MonkeyPatch
+    address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert opening.answers(f"http://u:p%2Fw@{address}")
     assert not opening.answers(f"http://u:wrong@{address}")
+    assert not opening.answers(f"http://{address}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    kept = tmp_path / ".mlflow" / "credentials"
+    kept.write_text("[mlflow]\nmlflow_tracking_username = u\nmlflow_tracking_password = p/w\n")
+    assert opening.answers(f"http://{address}")
+    kept.write_text("no such form")
     assert not opening.answers(f"http://{address}")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     assert opening.answers(f"http://{address}")

@@ -54,7 +54,7 @@ class EndsOne:
         if not self._ended:
             return Verdict()
         since = time.monotonic() - self._ended
-        if ray.available_resources().get("CPU", 0.0) >= 1.0:
+        if _free_cpus() >= 1.0:
             self.seconds = since
         return Verdict(end=self.seconds < math.inf or since > LATEST_SECONDS)
 
@@ -69,6 +69,11 @@ class EndsOne:
         return TrialTask(
             number=number, spec=spec, metric="top1_error", stop_flag=f"{self._storage}/stop", successor="", gpus=0
         )
+
+
+def _free_cpus() -> float:
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0)
 
 
 def pids(word: str) -> set[int]:

@@ -1,0 +1,101 @@
+"""What runs beside the cluster: systemd's units, Prometheus' files, Grafana's dashboards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from infra.lint import documents, tools
+from infra.lint.report import Problem, Report
+from infra.lint.tree import Tree
+
+# Says what this machine lacks, not what is wrong with a unit.
+OF_THE_MACHINE = re.compile(r"is not executable|Failed to (locate|prepare|create|load|open)|not found\.$")
+PANEL_KEYS = ("id", "title", "type", "gridPos")
+
+
+def units(tree: Tree) -> Report:
+    """Units, by systemd-analyze verify."""
+    files = tree.named("*.service", "*.timer", "*.socket", "*.path", "*.slice", "*.target")
+    program = tools.find("systemd-analyze")
+    if not files or program is None:
+        return Report("systemd", len(files), skipped="" if not files else "systemd-analyze is not on PATH")
+    done = tools.run([program, "verify", "--man=no", "--recursive-errors=no", *files], tree.root)
+    found = [
+        problem
+        for problem in (*tools.lined(done.stderr, tree.root), *_unplaced(done.stderr, files))
+        if problem.path in files and not OF_THE_MACHINE.search(problem.what)
+    ]
+    return Report("systemd", len(files), tuple(found))
+
+
+def _unplaced(text: str, files: list[str]) -> Iterator[Problem]:
+    """Lines of the form `unit: what`, without a number."""
+    names = {name.rpartition("/")[2]: name for name in files}
+    for unit, what in re.findall(r"^([\w@.-]+\.\w+): (.+)$", text, re.MULTILINE):
+        if unit in names:
+            yield Problem(names[unit], 1, what)
+
+
+def prometheus(tree: Tree) -> Report:
+    """Configurations and rules, known by their top keys, by promtool."""
+    configs, rules = [], []
+    for document in documents.of(tree):
+        if isinstance(document.data, dict) and "scrape_configs" in document.data:
+            configs.append(document.name)
+        elif isinstance(document.data, dict) and isinstance(document.data.get("groups"), list):
+            rules.append(document.name)
+    files = [*configs, *rules]
+    promtool = tools.find("promtool")
+    if not files or promtool is None:
+        why = "promtool is not on PATH (Debian: prometheus)"
+        return Report("prometheus", len(files), skipped="" if not files else why)
+    problems = []
+    for kind, names in (("config", configs), ("rules", rules)):
+        for name in names:
+            # Files that a configuration names lie on the server, not here.
+            flags = ["--syntax-only"] if kind == "config" else []
+            done = tools.run([promtool, "check", kind, *flags, name], tree.root)
+            if done.returncode:
+                problems.append(Problem(name, 1, (done.stderr or done.stdout).strip()[-600:]))
+    return Report("prometheus", len(files), tuple(problems))
+
+
+def dashboards(tree: Tree) -> Report:
+    """Grafana's dashboards: JSON files with panels, each of which asks something."""
+    files, problems = 0, []
+    for name in tree.named("*.json"):
+        text = tree.text(name) or ""
+        try:
+            data: Any = json.loads(text)
+        except ValueError as error:
+            if "grafana" in name or "dashboards" in name:
+                files += 1
+                problems.append(Problem(name, getattr(error, "lineno", 1), f"no JSON: {error}"))
+            continue
+        if isinstance(data, dict) and ("panels" in data or "dashboards" in name.split("/")):
+            files += 1
+            problems += [Problem(name, 1, what) for what in _of_dashboard(data)]
+    return Report("dashboards", files, tuple(problems))
+
+
+def _of_dashboard(data: dict[str, Any]) -> Iterator[str]:
+    for key, kind in (("title", str), ("uid", str), ("schemaVersion", int), ("panels", list)):
+        if not isinstance(data.get(key), kind) or not data[key]:
+            yield f"{key} is missing: a dashboard has one, of type {kind.__name__}"
+    panels = [panel for panel in data.get("panels") or [] if isinstance(panel, dict)]
+    panels += [inner for panel in panels for inner in panel.get("panels") or []]
+    numbers = [panel.get("id") for panel in panels]
+    if len(set(numbers)) != len(numbers):
+        yield f"panels: two have the same id, of {numbers}"
+    for panel in panels:
+        named = panel.get("title") or panel.get("id")
+        lacking = [key for key in PANEL_KEYS if key not in panel]
+        if lacking:
+            yield f"panel {named!r}: {', '.join(lacking)} is missing"
+        if panel.get("type") not in ("row", "text") and not any(
+            target.get("expr") or target.get("rawSql") for target in panel.get("targets") or []
+        ):
+            yield f"panel {named!r}: no target with an expr or rawSql: it would stay empty"

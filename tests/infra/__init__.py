@@ -1,0 +1,1 @@
+"""Tests of what runs the cluster: the checks of its manifests, and the scripts of its machines."""

@@ -1,0 +1,236 @@
+"""cluster/slurm on a real Slurm of three nodes: exit statuses, ends without leftovers, preemption, lost nodes."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.drills import checks, stage
+from tests.nodes.scenes import flags
+from tests.support import slurm as slurms
+from tests.support.launched import ROOT, process_tree, title, until
+from tests.support.machines import Machine
+from tests.support.nodes import HEALTH
+from tests.support.slurm import ENDED, Slurm
+
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
+
+SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
+# Of the third node are two, so that two jobs can have it at once.
+CPUS = (1, 1, 2)
+PATIENCE_SECONDS = 240.0
+_RAY = re.compile(r"ray::|raylet|gcs_server|site-packages/ray|bin/ray ")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """Three nodes, with nothing on them."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurms.cluster(Path(folder), CPUS) as made:
+        yield made
+
+
+@dataclass
+class Job(stage.Run):
+    """A job of cluster/slurm/train.sbatch, and the run that it trains, if it trains one."""
+
+    slurm: Slurm = field(kw_only=True)
+    number: int = 0
+
+    def begin(self, options: tuple[str, ...], command: tuple[str, ...], script: Path = SCRIPT) -> None:
+        """Submit it."""
+        self.storage.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **HEALTH,
+            "ORCHESTRATOR_RUNS": str(self.storage),
+            "TRAIN_SCRATCH": "/tmp/ray",  # of each machine its own, which /tmp is not here
+            "TRAIN_STORE_MB": "100",
+        }
+        output = f"--output={self.storage}/job-%j.log"
+        self.number = self.slurm.submit([output, *options, str(script), *command], environment)
+
+    @property
+    def said(self) -> str:
+        """All that it and its nodes have said; of an array, all of its jobs."""
+        logs = sorted(self.storage.glob("job-*.log"))
+        return "\n".join(log.read_text(errors="replace") for log in logs)
+
+    def await_that(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for something to come true before the job ends."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            state = self.slurm.job(self.number)["JobState"]
+            assert state not in ENDED and time.monotonic() < deadline, f"{what}: {state}: {self.said[-4000:]}"
+            time.sleep(0.5)
+
+    def end(self) -> tuple[str, str]:
+        """Wait for its end; its state and exit code, as Slurm has them."""
+        told = self.slurm.ended(self.number, PATIENCE_SECONDS)
+        self.slurm.await_idle(PATIENCE_SECONDS)
+        return told["JobState"], told["ExitCode"]
+
+    def steps(self, since: float = 0.0) -> bool:
+        """Whether a step of both workers was taken, in a group that began after that moment."""
+        found = [event for event in self.events() if event.time > since]
+        starts = [number for number, event in enumerate(found) if event.kind == "started"]
+        return bool(starts) and any(event.kind in stage.STEPPED for event in found[starts[-1] :])
+
+    def machines_that_train(self) -> list[Machine]:
+        """Where its workers are."""
+        return [machine for machine in self.slurm.machines if any(stage.WORKER in one for one in titles(machine))]
+
+
+@pytest.fixture
+def job(slurm: Slurm, tmp_path: Path) -> Iterator[Job]:
+    """A job that is not submitted yet; cancelled at the end, if it is still there."""
+    made = Job(stage.Cluster(0, {}), tmp_path / "runs", (), slurm=slurm)
+    yield made
+    if made.number:
+        slurm.call("scancel", "--quiet", str(made.number))
+    for machine in slurm.machines:
+        if machine.unshare is None:
+            slurm.start(machine.number)
+    slurm.await_idle(PATIENCE_SECONDS)
+
+
+def train(*more: str, epochs: int, checkpoint_seconds: float = 3600.0) -> tuple[str, ...]:
+    """A command that trains with two workers."""
+    words = flags(2, *more, epochs=epochs, checkpoint_seconds=checkpoint_seconds)
+    return ("python", "jobs/train.py", *words)
+
+
+def titles(machine: Machine) -> list[str]:
+    """What the processes of a machine call themselves."""
+    return [title(pid) for pid in process_tree(machine.init)] if machine.unshare is not None else []
+
+
+def leftovers(job: Job) -> list[str]:
+    """What a job that has ended should not have left: files with its token, Ray's files and processes."""
+    found = [str(path) for path in job.storage.glob(".slurm*")]
+    for machine in job.slurm.machines:
+        found += [str(path) for path in (machine.folder / "ray").glob("ray-*")]
+        found += [one for one in titles(machine) if _RAY.search(one)]
+    return found
+
+
+# ------------------------------------------------------------------ ends
+def test_a_job_trains_on_two_nodes_and_is_completed(slurm: Slurm, job: Job) -> None:
+    began = time.monotonic()
+    job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=2))
+    job.await_that((job.storage / ".slurm" / str(job.number) / "token").exists, "a token")
+    for path, mode in ((".slurm", 0o700), (f".slurm/{job.number}", 0o700), (f".slurm/{job.number}/token", 0o600)):
+        assert (job.storage / path).stat().st_mode & 0o777 == mode, path
+    token = (job.storage / ".slurm" / str(job.number) / "token").read_text()
+    job.await_that(lambda: len(job.machines_that_train()) == 2, "workers on both nodes")
+    assert not any(token in one for machine in slurm.machines for one in titles(machine))
+    assert job.end() == ("COMPLETED", "0:0"), job.said
+    print(f"completed after {time.monotonic() - began:.0f} s")
+    assert not leftovers(job)
+    assert [event.values["workers"] for event in job.events("started")] == [2]
+    assert not job.events("incident")
+    assert not checks.audited(job)
+
+
+CLUSTERS = """
+import os, sys, time, ray
+ray.init(log_to_driver=False)
+print("nodes", len(ray.nodes()), "cpus", ray.cluster_resources()["CPU"])
+time.sleep(20)
+sys.exit(int(os.environ["SLURM_ARRAY_TASK_ID"]))
+"""
+
+
+def test_jobs_of_an_array_share_a_node_and_keep_their_exit_statuses(slurm: Slurm, job: Job, tmp_path: Path) -> None:
+    script = tmp_path / "shared.sbatch"
+    script.write_text(SCRIPT.read_text().replace("#SBATCH --exclusive\n", ""))
+    options = ("--nodes=1", "--array=3-4", "--cpus-per-task=1", f"--nodelist={slurm.machines[2].name}")
+    job.begin(options, ("python", "-c", CLUSTERS), script)
+    tasks = [f"{job.number}_{task}" for task in (3, 4)]
+    job.await_that(lambda: all(slurm.job(task).get("JobState") == "RUNNING" for task in tasks), "both at once")
+    ends = [slurm.ended(task, PATIENCE_SECONDS) for task in tasks]
+    slurm.await_idle(PATIENCE_SECONDS)
+    assert [(end["JobState"], end["ExitCode"]) for end in ends] == [("FAILED", "3:0"), ("FAILED", "4:0")], job.said
+    assert job.said.count("nodes 1 cpus 1.0") == 2
+    assert not leftovers(job)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"TRAIN_VENV": "/nowhere"}, "/nowhere has no python with Ray"),
+        ({"ORCHESTRATOR_RUNS": "runs"}, "runs is refused: must be an absolute path or a URL"),
+        ({"TRAIN_INTERFACE": "ib7"}, "no address of .* that other nodes see"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(slurm: Slurm, job: Job, changed: dict[str, str], told: str) -> None:
+    assign = [f"{name}={value}" for name, value in changed.items()]
+    job.storage.mkdir(parents=True)
+    words = ["--nodes=1", f"--output={job.storage}/job-%j.log", f"--export=ALL,{','.join(assign)}", str(SCRIPT), "true"]
+    job.number = slurm.submit(words, {"ORCHESTRATOR_RUNS": str(job.storage), **changed})
+    assert job.end() == ("FAILED", "2:0")
+    assert re.search(f"train.sbatch: error: .*{told}", job.said), job.said
+    assert not leftovers(job)
+
+
+def test_a_job_outside_of_slurm_is_refused(slurm: Slurm) -> None:
+    done = slurm.machines[0].call(["bash", str(SCRIPT), "true"])
+    assert done.returncode == 2
+    assert "this is no job of Slurm's" in done.stderr
+
+
+# ------------------------------------------------------------------ stopped, preempted
+def test_scancel_lets_the_run_save_and_leaves_nothing(slurm: Slurm, job: Job) -> None:
+    job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=100_000))
+    job.await_that(job.steps, "a step")
+    assert not job.committed()
+    asked = time.monotonic()
+    slurm.call("scancel", str(job.number))
+    state, _ = job.end()
+    print(f"gone {time.monotonic() - asked:.0f} s after scancel")
+    assert state == "CANCELLED"
+    assert not leftovers(job)
+    if slurms.tells_first_only():  # else Slurm ends the workers together with the wish to save
+        assert job.committed(), job.said
+        assert "the command has ended with 143" in job.said
+
+
+def test_a_preempted_job_saves_and_goes_on_later(slurm: Slurm, job: Job) -> None:
+    epochs = 20
+    job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=epochs))
+    job.await_that(job.steps, "a step")
+    told = time.monotonic()
+    urgent = slurm.submit(["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 8"])
+    job.await_that(lambda: slurm.job(urgent)["JobState"] == "RUNNING", "the other job")
+    print(f"the nodes were free {time.monotonic() - told:.0f} s after others wanted them")
+    assert not leftovers(job)
+    assert job.end() == ("COMPLETED", "0:0"), job.said
+    assert slurm.job(job.number)["Restarts"] == "1"
+    starts = job.events("started")
+    if slurms.tells_first_only():
+        assert not job.events("incident")
+        assert [(event.samples or 0) > 0 for event in starts] == [False, True], job.said
+    assert not checks.audited(job)
+
+
+# ------------------------------------------------------------------ lost nodes
+def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: Job) -> None:
+    job.begin(("--nodes=3",), train(epochs=100_000, checkpoint_seconds=1.0))
+    job.await_that(lambda: job.steps() and job.committed(), "a checkpoint")
+    victim = next(machine for machine in job.machines_that_train() if machine.number > 0)
+    victim.kill()
+    lost = time.time()
+    job.await_that(lambda: job.steps(lost), "a step after the loss")
+    print(f"training again {time.time() - lost:.0f} s after a node was lost")
+    until(lambda: slurm.state_of_node(victim.number).startswith("down"), PATIENCE_SECONDS, 1.0)
+    print(f"Slurm calls it down after {time.time() - lost:.0f} s")
+    known = time.time()
+    job.await_that(lambda: any(event.time > known for event in job.events()), "training beside a node that is down")
+    slurm.call("scancel", "--batch", "--signal=INT", str(job.number))
+    ended = slurm.ended(job.number, PATIENCE_SECONDS)
+    assert (ended["JobState"], ended["ExitCode"]) in (("FAILED", "143:0"), ("FAILED", "0:15")), job.said
+    assert not checks.audited(job)
