@@ -32,6 +32,7 @@ NAMES = (
     "sweep",
     "asha",
     "scaling",
+    "nodes",
 )
 SECONDS = 1800.0  # a benchmark that takes longer hangs
 
