@@ -110,5 +110,6 @@ ssh -N -L 8265:127.0.0.1:8265 {SSH} root@{{head}} &
 trap "kill $!" EXIT
 until (: </dev/tcp/127.0.0.1/8265) 2>/dev/null; do sleep 0.2; done
 cd {ROOT}
-RAY_AUTH_MODE=token {BIN}/ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/train.py {{words}}
+RAY_AUTH_MODE=token {BIN}/ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+    python jobs/train.py {{words}}
 """
