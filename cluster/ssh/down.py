@@ -50,6 +50,8 @@ def addresses(config: dict[str, Any]) -> list[str]:
 def stopped(down: Down, auth: dict[str, str], address: str) -> bool:
     """Whether a machine stopped what node.sh had started there; nothing running counts."""
     command = [down.ssh, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+    # `ray up` keeps no host keys: they may be new here, but one that is known must be the same.
+    command += ["-o", "StrictHostKeyChecking=accept-new"]
     if "ssh_private_key" in auth:
         command += ["-i", str(Path(auth["ssh_private_key"]).expanduser())]
     command += [f"{auth['ssh_user']}@{address}", f"{NODE} stop"]
