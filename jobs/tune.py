@@ -30,7 +30,7 @@ if __name__ == "__main__":
     from orchestrator.launch import cluster
 
     if not config.dry_run:
-        cluster.begin(trial_cpus=config.placement.cpus_per_worker)
+        cluster.begin(trial_cpus=config.placement.workers * config.placement.cpus_per_worker)
     from orchestrator.launch.command import guarded
     from orchestrator.tuning import command
 

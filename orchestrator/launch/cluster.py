@@ -163,9 +163,10 @@ def _knock(address: str) -> None:
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise ClusterError(_WRONG_TOKEN) from error
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        if code == grpc.StatusCode.UNAVAILABLE:
             raise ClusterError(_NO_GRPC) from error
-        _log.debug("the head does not say how it is", exc_info=True)  # ray.init has the last word
+        # A head that is busy, say: ray.init has more patience, and the last word.
+        _log.debug("the head does not say how it is", exc_info=True)
         return
     if theirs != ray.__version__:
         raise ClusterError(

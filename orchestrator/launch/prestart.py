@@ -103,7 +103,7 @@ def ask_for_trials(cpus_each: int) -> None:
 
 
 def tune_variables() -> dict[str, str]:
-    """The variables that Ray Tune gives its actors, once `tune_hook` is set."""
+    """The variables that Ray Tune gives its actors, once TUNE_HOOK is among those that it adds (tuning/study.py)."""
     handed_on = {name: os.environ[name] for name in (*TUNE_PROPAGATED, *PROPAGATED) if name in os.environ}
     return {**TUNE_ADDS, **TUNE_HOOK, **handed_on}
 

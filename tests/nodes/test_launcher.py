@@ -88,6 +88,7 @@ def test_up_trains_and_down_leaves_others_alone(folder: Path) -> None:
         print(f"ray up: {time.monotonic() - began:.1f} s")
         until(lambda: joined(site) == 3, JOINED_SECONDS, 2.0)
         print(f"three nodes: {time.monotonic() - began:.1f} s")
+        assert all(rays(machine) for machine in site.nodes), "else their absence below says nothing"
         for machine in site.nodes:
             assert (site.home(machine) / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 

@@ -146,6 +146,7 @@ def test_a_node_with_a_full_disk_reads_without_its_cache(shared: Path) -> None:
     with submitted(shared, (0, 1, 1), words, on=(0, 1), scratch={2: "8m"}) as run:
         ended = run.ended()
         assert ended.status == 0, ended.out
+        assert any(event.values.get("train/cache_off") for event in run.events("epoch")), "the disk was not full"
         assert not checks.audited(run)
 
 

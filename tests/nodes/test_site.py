@@ -16,7 +16,7 @@ from orchestrator.checkpoint.weights import FinalWeights
 from orchestrator.training.job import final_of
 from tests.drills import stage
 from tests.nodes.scenes import flags
-from tests.nodes.site import Site, site
+from tests.nodes.site import Site, SiteRun, site
 from tests.support.launched import ROOT, job, title
 from tests.support.machines import trouble
 from tests.support.postgres import trouble as no_database
@@ -57,6 +57,14 @@ def shared() -> Iterator[Site]:
 def finals(folder: Path) -> dict[str, FinalWeights]:
     """The final weights of a storage's runs, by name."""
     return {one.name: weights.load(final_of(str(one))) for one in sorted((folder / "models").iterdir())}
+
+
+def under_way(made: Site, name: str, workers: int) -> SiteRun:
+    """An endless run that was submitted, steps and has saved."""
+    run = made.submitted(name, "train.py", *flags(workers))
+    run.first_step()
+    run.wait(lambda: bool(run.committed()), "a checkpoint")
+    return run
 
 
 def table(text: str) -> list[str]:
@@ -136,9 +144,7 @@ def test_what_cannot_be_used_is_named(
 
 # ------------------------------------------------------------------ what is cut
 def test_storage_and_tracking_that_cannot_be_reached_for_a_while_cost_nothing(shared: Site) -> None:
-    run = shared.submitted("cut", "train.py", *flags(3))
-    run.first_step()
-    run.wait(lambda: bool(run.committed()), "a checkpoint")
+    run = under_way(shared, "cut", 3)
     before = run.committed()[0].samples
     shared.nodes.services.cut()
     time.sleep(15)
@@ -146,9 +152,9 @@ def test_storage_and_tracking_that_cannot_be_reached_for_a_while_cost_nothing(sh
     healed = time.time()
     run.wait(lambda: bool(run.committed()) and run.committed()[0].samples > before, "a later checkpoint", 240)
     print(f"S3 and MLflow out of reach for 15 s: a new checkpoint {time.time() - healed:.1f} s later")
+    assert run.events("incident") == [], "nothing restarts"
     run.stop()
-    statuses = json.loads(shared.recorded(RECORDED.replace('"parents"', '"all"')))
-    assert "RUNNING" not in statuses["all"]
+    assert "RUNNING" not in json.loads(shared.recorded(RECORDED))["parents"]
 
 
 def test_a_tracking_server_without_its_database_is_named(shared: Site) -> None:
@@ -169,9 +175,7 @@ def test_a_tracking_server_without_its_database_is_named(shared: Site) -> None:
 def test_a_new_head_goes_on_where_the_old_one_was(tmp_path: Path) -> None:
     """Its machine is lost with Ray's records, the driver and a worker; the same submission to the new one resumes."""
     with site((1, 1, 1)) as made:
-        run = made.submitted("head", "train.py", *flags(3))
-        run.first_step()
-        run.wait(lambda: bool(run.committed()), "a checkpoint")
+        run = under_way(made, "head", 3)
         lost = time.time()
         made.nodes.nodes[0].kill()
         run.driver.wait(30)
@@ -185,8 +189,8 @@ def test_a_new_head_goes_on_where_the_old_one_was(tmp_path: Path) -> None:
         print(f"head lost: nodes up again after {up - lost:.1f} s, training {again.time - up:.1f} s after that")
         assert (again.samples or 0) >= saved > 0
         [event] = run.events("incident")
+        assert str(event.values["cause"]).strip()
         run.stop()
-        assert int(str(event.values["samples_replayed"])) >= 0
 
 
 def test_a_head_that_keeps_its_records_gets_its_nodes_back(tmp_path: Path) -> None:
@@ -194,14 +198,13 @@ def test_a_head_that_keeps_its_records_gets_its_nodes_back(tmp_path: Path) -> No
     records = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(tmp_path / "records")}
     os.makedirs(tmp_path / "records")
     with site((0, 1, 1), head=records) as made:
-        run = made.submitted("kept", "train.py", *flags(2))
-        run.first_step()
-        run.wait(lambda: bool(run.committed()), "a checkpoint")
+        run = under_way(made, "kept", 2)
         lost = time.time()
         made.nodes.nodes[0].kill()
         made.nodes.add(0)
         up = time.time()
         run.submit()
         again = run.await_steps_after(up)
+        assert set(run.nodes.groups()[-1].values()) == {1, 2}
         print(f"head lost and back with its records after {up - lost:.1f} s, training {again.time - up:.1f} s later")
         run.stop()
