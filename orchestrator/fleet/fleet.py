@@ -94,9 +94,13 @@ def _train(session: Session, planned: Plan, board: Board, parent: str | None, ta
             session.say(f"{spec.name}: {status}: {message}")
 
     first = planned.order[0]
-    for warning in (first.moved, preflight.mixing(first.destination.data, session.manifest, first.recipe)):
-        if warning is not None:
-            session.say(f"warning: {warning}")
+    warnings = (
+        first.moved,
+        preflight.mixing(first.destination.data, session.manifest, first.recipe),
+        preflight.unguarded(first.destination),
+    )
+    for warning in filter(None, warnings):
+        session.say(f"warning: {warning}")
     # A run alone takes what nodes there are by itself.
     look = looking(cluster.capacity, first.placement, session.gpus) if len(planned.runs) > 1 else None
 

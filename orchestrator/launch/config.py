@@ -47,7 +47,7 @@ class Placement(Config):
         0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
     )
     autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
-    poll_seconds: float = Field(0.2, gt=0, le=10, description="seconds between looks at the workers' health")
+    poll_seconds: float = Field(0.5, gt=0, le=10, description="seconds between looks at the workers' health")
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
 

@@ -18,6 +18,8 @@ _SWITCHES = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A worker answers Ray within milliseconds, whatever it trains; at Ray's 600 s a node that hangs costs ten minutes.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # It would be one more process for each run: ours is a thread of the controller (launch/watch.py).
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
@@ -35,17 +37,13 @@ def switch(placement: Placement | None = None) -> None:
     placement = placement or Placement()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
-    # One report or death is seen per poll: at Ray's 2 s small runs pay for it again and again (pitfalls 3).
+    # An end or a death is seen at the next poll: at Ray's 2 s small runs pay for it (pitfalls 3).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(placement.poll_seconds))
     if placement.elastic:
         # For a group that does not fit since a node has just gone: then the next look finds how many do. Ray: 60 s.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    # Two minutes' notice is the usual; of Ray's 5 s between looks a checkpoint makes better use.
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")
     if is_submitted():
         return
-    # Nobody preempts a private cluster; the watcher would be one more process for each run.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         # A token for the private cluster alone; without one Ray would write its own into the user's home.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

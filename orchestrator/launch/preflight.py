@@ -88,6 +88,12 @@ def writable(destination: Destination) -> str | None:
     return f"storage: {problem}" if problem else None
 
 
+def unguarded(destination: Destination) -> str | None:
+    """What is to be said of a storage that lets two drivers have the same run; None when it does not."""
+    found = probe.unguarded(destination.storage)
+    return f"storage: {found}" if found else None
+
+
 def reachable_from_nodes(destination: Destination) -> str | None:
     """A problem with data or storage as the cluster's nodes see them; nothing to ask on a single node."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

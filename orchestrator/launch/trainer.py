@@ -15,6 +15,7 @@ from orchestrator.checkpoint import places
 from orchestrator.launch import lean, prestart
 from orchestrator.launch.collectives import Collectives
 from orchestrator.launch.config import Placement, RunSpec
+from orchestrator.launch.drains import DrainWatch
 from orchestrator.launch.lean import LeanTrainer
 from orchestrator.launch.watch import ControllerWatch
 from orchestrator.training.job import Outcome, checkpoints_of
@@ -107,7 +108,7 @@ def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrai
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=spec.placement.max_restarts),
             worker_runtime_env=prestart.runtime_env(),
-            callbacks=[ControllerWatch(spec.folder, spec.placement.elastic)],  # type: ignore[list-item]
+            callbacks=[ControllerWatch(spec.folder, spec.placement.elastic), DrainWatch()],  # type: ignore[list-item]
         ),
     )
 

@@ -14,11 +14,13 @@ from orchestrator.training.job import TrainJob
 
 
 class RayContext:
-    """Reports to Ray Train: metrics only, no checkpoint of ours ever (design: training on the cluster)."""
+    """What the training entry is told by Ray Train. It tells Ray Train nothing: all is in the run's own journal."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """One report per epoch and rank."""
-        ray.train.report(metrics)
+        """Nothing: Ray Train drops metrics that come without a checkpoint, and our checkpoints are not its.
+
+        Each report would stop the training for a barrier of all ranks, and until the controller took the one before.
+        """
 
     def preempted(self) -> bool:
         """Whether the workers are about to be taken down, as this rank knows."""

@@ -1,4 +1,4 @@
-"""A write-and-read probe of a storage place, run before work starts and on the nodes that will do it."""
+"""Probes of a storage place, run before work starts: what can be written there, and who may write it once."""
 
 from __future__ import annotations
 
@@ -19,3 +19,25 @@ def problem(url: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"{urls.redact(url)}: not writable: {error}"
     return None
+
+
+def unguarded(url: str) -> str | None:
+    """None when an object below `url` can be created once only, or it is not known; else what that means.
+
+    Some servers take a conditional create (If-None-Match) for an ordinary one, and say nothing.
+    """
+    if urls.is_local(url):
+        return None  # link(2) holds
+    probe = files.join(url, f"probe-{uuid.uuid4().hex}")
+    try:
+        files.write_bytes(probe, b"first")
+        again = files.create_bytes(probe, b"second")
+        files.remove(probe)
+    except (OSError, ValueError):
+        return None  # `problem` tells what is wrong
+    if not again:
+        return None
+    return (
+        f"{urls.redact(url)}: this store ignores conditional creates (If-None-Match), so it cannot keep a second "
+        "driver from training the same run: never start a job twice at the same time"
+    )

@@ -1,11 +1,13 @@
 """The probe says what is wrong with a place before work starts there."""
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from orchestrator.storage import files, probe
+from tests.support.s3 import S3Server, forget_clients, lead
 
 
 def test_a_good_place_has_no_problem_and_keeps_no_trace(place: str) -> None:
@@ -35,3 +37,25 @@ def test_a_problem_shows_no_secret() -> None:
     assert problem is not None
     assert "nonsense://host/x" in problem
     assert "secret" not in problem
+
+
+def test_a_place_where_objects_are_created_once_is_guarded(place: str) -> None:
+    files.write_bytes(files.join(place, "mine"), b"1")
+    assert probe.unguarded(place) is None
+    assert files.list_names(place) == ["mine"]
+
+
+@pytest.mark.process
+def test_a_store_that_ignores_conditions_is_named(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead(monkeypatch, s3_server.endpoint)  # rclone's own, which creates an object over another
+    place = s3_server.bucket(f"b-{uuid.uuid4().hex}") + "/place"
+    said = probe.unguarded(place)
+    left = files.list_names(place)
+    forget_clients()
+    assert said is not None
+    assert said.startswith(f"{place}: this store ignores conditional creates (If-None-Match)")
+    assert left == []
+
+
+def test_a_place_that_cannot_be_written_is_the_other_probe_s_to_tell() -> None:
+    assert probe.unguarded("nonsense://user:secret@host/x") is None
