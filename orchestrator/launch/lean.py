@@ -12,7 +12,7 @@ from ray import PlacementGroupID
 from ray.experimental import internal_kv
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -20,7 +20,10 @@ from ray.train.v2.api.result import Result
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from orchestrator.launch import cluster
+from orchestrator.launch.barrier import NoBarrier
 
+# Where Ray Train's groups of workers find the class of their barrier.
+_groups: Any = import_module("ray.train.v2._internal.execution.worker_group.worker_group")
 _log = logging.getLogger(__name__)
 
 
@@ -28,15 +31,16 @@ class LeanTrainer(DataParallelTrainer):
     """Each process costs a start two to four seconds of a core.
 
     Left out: the manager of Ray Data's datasets, of which we have none; the cleaner of what a lost controller leaves
-    reserved, which the driver gives back itself; and where nothing scales, the coordinator of requests to the
-    autoscaler, for which the controller would wait before it asks for workers.
+    reserved, which the driver gives back itself; the barrier for reports, of which we make none; and where nothing
+    scales, the coordinator of requests to the autoscaler, for which the controller would wait before it asks for
+    workers.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         without = (DatasetsCallback, PlacementGroupCleanerCallback)
         self._reservation = Reservation()
         kept = [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
-        return [*kept, self._reservation]
+        return [*kept, self._reservation, LightBarrier()]
 
     def _initialize_and_run_controller(self, **given: Any) -> Result:
         # An elastic run's policy learns from the coordinator how many nodes there are.
@@ -74,6 +78,14 @@ class Reservation(WorkerGroupCallback):
                 internal_kv._internal_kv_del(self.key)
         except Exception:  # it must hide neither a result nor the failure that ended the run
             _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
+
+
+class LightBarrier(ControllerCallback):
+    """Has the controller start a light actor where Ray Train's own for barriers would be."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called in the controller, before it starts workers."""
+        _groups.SynchronizationActor = ray.remote(num_cpus=0)(NoBarrier)
 
 
 class SettledPolicy(FixedScalingPolicy):
