@@ -19,11 +19,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.result import Result
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from orchestrator.launch import cluster
-from orchestrator.launch.barrier import NoBarrier
+from orchestrator.launch import barrier, cluster
 
-# Where Ray Train's groups of workers find the class of their barrier.
-_groups: Any = import_module("ray.train.v2._internal.execution.worker_group.worker_group")
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +37,7 @@ class LeanTrainer(DataParallelTrainer):
         without = (DatasetsCallback, PlacementGroupCleanerCallback)
         self._reservation = Reservation()
         kept = [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
-        return [*kept, self._reservation, LightBarrier()]
+        return [*kept, self._reservation, WithoutBarrier()]
 
     def _initialize_and_run_controller(self, **given: Any) -> Result:
         # An elastic run's policy learns from the coordinator how many nodes there are.
@@ -80,12 +77,12 @@ class Reservation(WorkerGroupCallback):
             _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
 
 
-class LightBarrier(ControllerCallback):
-    """Has the controller start a light actor where Ray Train's own for barriers would be."""
+class WithoutBarrier(ControllerCallback):
+    """Has the controller start no barrier for reports."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller, before it starts workers."""
-        _groups.SynchronizationActor = ray.remote(num_cpus=0)(NoBarrier)
+        barrier.install()
 
 
 class SettledPolicy(FixedScalingPolicy):

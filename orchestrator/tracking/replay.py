@@ -48,7 +48,7 @@ class Replayer:
     delivery that is repeated makes no duplicates because the tracker drops steps it already has.
     """
 
-    def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 1.0) -> None:
+    def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 5.0) -> None:
         """tracker_factory: called in the thread, again after a failure. poll_seconds: between reads."""
         self._factory = tracker_factory
         self._poll_seconds = poll_seconds

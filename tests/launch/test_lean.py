@@ -1,6 +1,7 @@
 """The trainer without processes that our runs have no use for."""
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -10,13 +11,12 @@ import pytest
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import worker_group
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.launch import cluster, lean
-from orchestrator.launch.barrier import NoBarrier
-from orchestrator.launch.lean import LeanTrainer, LightBarrier, Reservation, SettledPolicy
+from orchestrator.launch import barrier, cluster, lean
+from orchestrator.launch.lean import LeanTrainer, Reservation, SettledPolicy, WithoutBarrier
 
 
 def kinds(trainer: DataParallelTrainer) -> set[type]:
@@ -27,7 +27,7 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(LeanTrainer(lambda: None))
     assert BackendSetupCallback in ours
     assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
-    assert ours - usual == {LightBarrier, Reservation}
+    assert ours - usual == {Reservation, WithoutBarrier}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def stay():
 def kill_the_controller():
     wait_for("ray::RayTrainWorker")
     time.sleep(1)  # it has noted what the worker reserved
-    print("barriers", len(pids("ray::NoBarrier")), len(pids("ray::SynchronizationActor")), len(pids("ray::Preemption")))
+    print("helpers", len(pids("ray::SynchronizationActor")), len(pids("ray::PreemptionWatcher")))
     os.kill(wait_for("ray::TrainController").pop(), signal.SIGKILL)
 
 environment.switch()
@@ -117,15 +117,23 @@ def test_workers_use_what_was_started_ahead_and_a_lost_controllers_reservation_i
     done = subprocess.run([sys.executable, "-c", _RUNS], capture_output=True, text=True, check=False, timeout=150)
     # Ray may still tell, after it, that the controller was killed.
     assert "given back" in done.stdout.splitlines(), done.stderr[-2000:]
-    assert "barriers 1 0 0" in done.stdout.splitlines(), done.stdout
+    assert "helpers 0 0" in done.stdout.splitlines(), done.stdout
 
 
-def test_the_light_barrier_answers_all_that_ray_s_group_of_workers_asks() -> None:
+def test_all_that_ray_s_group_of_workers_asks_of_the_barrier_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = inspect.getsource(worker_group.WorkerGroup)
     assert set(re.findall(r"sync_actor\.(\w+)\.remote\(", asked)) == {"set_required_ranks", "reset"}
-    barrier = NoBarrier(timeout_s=1.0, warn_interval_s=1.0)
-    assert barrier.set_required_ranks({0}) is True
-    barrier.reset()
+    assert inspect.getsource(state).count("_shutdown_sync_actor(self.sync_actor)") == 2, "who else ends it?"
+    assert re.findall(r"ray\.kill\(\w*sync_actor", asked + inspect.getsource(state)) == ["ray.kill(sync_actor"]
+    for module, name in ((worker_group, "SynchronizationActor"), (state, "_shutdown_sync_actor")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    monkeypatch.setattr("ray.put", lambda value: ("put", value))
+    barrier.install()
+    actor: Any = vars(worker_group)["SynchronizationActor"].options(label_selector={}).remote(timeout_s=1.0)
+    assert actor.set_required_ranks.remote({0}) == ("put", True)
+    assert actor.reset.remote() == ("put", None)
+    assert pickle.loads(pickle.dumps(actor)).reset.remote() == ("put", None), "workers get it, too"
+    vars(state)["_shutdown_sync_actor"](actor)
 
 
 def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:
