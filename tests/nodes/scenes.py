@@ -21,6 +21,7 @@ from tests.support.nodes import Cluster
 ENDLESS = 100_000  # epochs: such a run is stopped when the scene is over
 BATCH = 64
 STOP_SECONDS = 120.0
+FILL = "head -c $(($(df --output=avail -B1 /tmp/ray | tail -n 1) - 300000)) /dev/zero >/tmp/ray/others"
 # All nodes share two cores.
 SLOW_SECONDS = 240.0
 
@@ -108,11 +109,12 @@ def submitted(
     """A run that has been submitted on a cluster of its own. Everything is gone afterwards.
 
     on: the nodes that are on, by default all. home: the node of the driver. scratch: nodes that join after the others,
-    and how much their /tmp/ray holds.
+    and how much their /tmp/ray holds, of which all but 300 kB is taken when Ray is up.
     """
     with tempfile.TemporaryDirectory(prefix="nodes-") as private, nodes.cluster(Path(private), cpus, on) as cluster:
         for number, size in (scratch or {}).items():
             cluster.add(number, size)
+            cluster.ask(number, ["bash", "-c", FILL])
         run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster, home=home)
         run.submit()
         yield run
