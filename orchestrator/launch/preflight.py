@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.exceptions import NodeDiedError, RayError, RuntimeEnvSetupError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data import index, manifest
@@ -22,6 +23,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, probe, urls
 
 NODE_SECONDS = 60.0  # a cold start of Python over a network file system takes its time
+LONGEST = 400  # characters of an error of Ray's
 # A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
 READ_BYTES = 64 * 2**20
 
@@ -102,19 +104,40 @@ def reachable_from_nodes(destination: Destination) -> str | None:
     mark = files.join(destination.storage, f"probe-shared-{time.time_ns()}")
     files.write_bytes(mark, b"seen")
     try:
-        references = [
+        asked = {
             ray.remote(_node_problem)
             .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-            .remote(destination.to_dict(), mark, node["NodeManagerAddress"])
+            .remote(destination.to_dict(), mark, node["NodeManagerAddress"]): node
             for node in nodes
-        ]
-        done, late = ray.wait(references, num_returns=len(references), timeout=NODE_SECONDS)
-        problems = [problem for problem in ray.get(done) if problem]
+        }
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS)
+        problems = [problem for one in done if (problem := _answer(one, asked[one])) is not None]
         if late:
             problems.append(f"{len(late)} node(s) did not answer within {NODE_SECONDS:g} s")
     finally:
         files.remove(mark)
     return "; ".join(problems) or None
+
+
+def _answer(reference: Any, node: dict[str, Any]) -> str | None:
+    """What a node found wrong; nothing when it has gone: Ray lists a lost node until it misses it."""
+    try:
+        found: str | None = ray.get(reference)
+    except RayError as error:
+        gone = isinstance(error, TaskUnschedulableError | NodeDiedError) or node["NodeID"] not in {
+            one["NodeID"]
+            for one in ray.nodes()  # type: ignore[no-untyped-call]
+            if one["Alive"]
+        }
+        fix = " (is there room on the disk of its /tmp/ray?)" if isinstance(error, RuntimeEnvSetupError) else ""
+        return None if gone else f"node {node['NodeManagerAddress']}: {type(error).__name__}: {_words(error)}{fix}"
+    return found
+
+
+def _words(error: Exception) -> str:
+    """Its first and its last words: Ray puts the cause at the end of a long text."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= LONGEST else f"{words[: LONGEST // 4]} ... {words[-3 * LONGEST // 4 :]}"
 
 
 def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
@@ -243,3 +244,33 @@ def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
 def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no manifest there"):
         shown(tmp_path)
+
+
+NODE = {"NodeID": "n", "NodeManagerAddress": "10.0.0.9", "Alive": True}
+
+
+@pytest.mark.parametrize(
+    ("error", "listed", "told"),
+    [
+        (None, [NODE], "node 10.0.0.9: missing"),
+        (TaskUnschedulableError("the node is gone"), [NODE], None),
+        (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
+        (WorkerCrashedError(), [], None),
+        (WorkerCrashedError(), [NODE], "node 10.0.0.9: WorkerCrashedError: The worker died unexpectedly"),
+        (RuntimeEnvSetupError("x" * 1000 + " no unpacking"), [NODE], "no unpacking (is there room on the disk"),
+    ],
+    ids=["answers", "unschedulable", "died", "gone", "crashed", "unpacking"],
+)
+def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
+    error: Exception | None, listed: list[dict[str, Any]], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_: object) -> str:
+        if error is not None:
+            raise error
+        return "node 10.0.0.9: missing"
+
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.nodes", lambda: listed)
+    answer = preflight._answer(None, NODE)
+    assert (answer is None) == (told is None)
+    assert told is None or (answer is not None and told in answer and len(answer) < 700)

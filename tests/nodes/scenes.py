@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ from tests.support.nodes import Cluster
 ENDLESS = 100_000  # epochs: such a run is stopped when the scene is over
 BATCH = 64
 STOP_SECONDS = 120.0
-FILL = "head -c $(($(df --output=avail -B1 /tmp/ray | tail -n 1) - 300000)) /dev/zero >/tmp/ray/others"
 # All nodes share two cores.
 SLOW_SECONDS = 240.0
 
@@ -104,17 +103,12 @@ def submitted(
     words: tuple[str, ...],
     on: Sequence[int] | None = None,
     home: int = 0,
-    scratch: Mapping[int, str] | None = None,
 ) -> Iterator[NodesRun]:
     """A run that has been submitted on a cluster of its own. Everything is gone afterwards.
 
-    on: the nodes that are on, by default all. home: the node of the driver. scratch: nodes that join after the others,
-    and how much their /tmp/ray holds, of which all but 300 kB is taken when Ray is up.
+    on: the nodes that are on, by default all. home: the node of the driver.
     """
     with tempfile.TemporaryDirectory(prefix="nodes-") as private, nodes.cluster(Path(private), cpus, on) as cluster:
-        for number, size in (scratch or {}).items():
-            cluster.add(number, size)
-            cluster.ask(number, ["bash", "-c", FILL])
         run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster, home=home)
         run.submit()
         yield run

@@ -141,15 +141,6 @@ def test_a_node_that_joins_late_is_waited_for(shared: Path) -> None:
         assert [set(group.values()) for group in run.nodes.groups()] == [{1, 2}]
 
 
-def test_a_node_with_a_full_disk_reads_without_its_cache(shared: Path) -> None:
-    words = flags(2, "--placement.reading.cache=/tmp/ray/cache", epochs=2)
-    with submitted(shared, (0, 1, 1), words, on=(0, 1), scratch={2: "8m"}) as run:
-        ended = run.ended()
-        assert ended.status == 0, ended.out
-        assert any(event.values.get("train/cache_off") for event in run.events("epoch")), "the disk was not full"
-        assert not checks.audited(run)
-
-
 # ------------------------------------------------------------------ what nodes must share
 REACHABLE = """
 import sys

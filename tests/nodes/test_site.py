@@ -171,6 +171,40 @@ def test_a_tracking_server_without_its_database_is_named(shared: Site) -> None:
     assert re.search(r"tracking: .*(500|connection)", run.said()), run.said()
 
 
+# ------------------------------------------------------------------ nodes with less scratch
+SMALL = "mkdir -p /tmp/ray/small && mount -t tmpfs -o size=256k tmpfs /tmp/ray/small"
+
+
+def test_nodes_whose_disks_are_full_read_without_their_cache(shared: Site) -> None:
+    for node in shared.nodes.nodes:
+        node.ask(["bash", "-c", SMALL])
+    try:
+        run = shared.submitted("full", "train.py", *flags(2, "--placement.reading.cache=/tmp/ray/small", epochs=2))
+        assert run.driver.wait(240) == 0, run.said()
+        off = [event.values.get("train/cache_off") for event in run.events("epoch")]
+        print(f"workers without their cache, by epoch: {off}")
+        assert off[-1] == 2.0, "the disks were not full"
+        audit = [sys.executable, str(ROOT / "jobs" / "audit.py"), run.folder.name, "--storage", shared.storage("full")]
+        print(shared.nodes.ask(0, audit, shared.environment))
+    finally:
+        for node in shared.nodes.nodes:
+            node.ask(["umount", "-l", "/tmp/ray/small"])
+
+
+def test_a_node_that_cannot_unpack_the_job_is_named(shared: Site) -> None:
+    node = shared.nodes.nodes[2]
+    resources = node.ask(["bash", "-c", "echo /tmp/ray/session_2*/runtime_resources"]).strip()
+    node.ask(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", resources])
+    try:
+        run = shared.submitted("unpacked", "train.py", *flags(3, epochs=2))
+        assert run.driver.wait(240) != 0
+        assert re.search(rf"node {node.address}: RuntimeEnvSetupError: .*is there room on the disk", run.said()), (
+            run.said()
+        )
+    finally:
+        node.ask(["umount", "-l", resources])
+
+
 # ------------------------------------------------------------------ the head
 def test_a_new_head_goes_on_where_the_old_one_was(tmp_path: Path) -> None:
     """Its machine is lost with Ray's records, the driver and a worker; the same submission to the new one resumes."""
