@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tyro
 import yaml
 
 CONFIG = Path(__file__).with_name("cluster.yaml")
+AT_ONCE = 32
 NODE = "~/googlenet-orchestrator/cluster/ssh/node.sh"
 
 
@@ -35,7 +37,12 @@ def main() -> int:
     """The exit status: 1 when a machine could not be reached or did not stop."""
     down = tyro.cli(Down, description=__doc__)
     config: dict[str, Any] = yaml.safe_load(down.config.read_text(encoding="utf-8"))
-    failed = [address for address in addresses(config) if not stopped(down, config["auth"], address)]
+    head, *workers = addresses(config)
+    failed = [] if stopped(down, config["auth"], head) else [head]
+    # All at once: each waits for half a minute for the head to drain it.
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        done = pool.map(lambda address: stopped(down, config["auth"], address), workers)
+        failed += [address for address, well in zip(workers, done, strict=True) if not well]
     if failed:
         print(f"down.py: error: not stopped: {', '.join(failed)}: run `{NODE} stop` there", file=sys.stderr)
     return 1 if failed else 0
@@ -55,13 +62,12 @@ def stopped(down: Down, auth: dict[str, str], address: str) -> bool:
     if "ssh_private_key" in auth:
         command += ["-i", str(Path(auth["ssh_private_key"]).expanduser())]
     command += [f"{auth['ssh_user']}@{address}", f"{NODE} stop"]
-    print(f"{address}: ", end="", flush=True)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=down.seconds, check=False)
     except subprocess.TimeoutExpired:
-        print(f"no answer within {down.seconds:g} s")
+        print(f"{address}: no answer within {down.seconds:g} s", flush=True)
         return False
-    print((done.stdout + done.stderr).strip() or "nothing ran")
+    print(f"{address}: {(done.stdout + done.stderr).strip() or 'nothing ran'}", flush=True)
     return done.returncode == 0
 
 
