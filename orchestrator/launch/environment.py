@@ -18,7 +18,7 @@ _SWITCHES = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A worker answers Ray within milliseconds, whatever it trains; at Ray's 600 s a node that hangs costs ten minutes.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # It would be one more process for each run: ours is a thread of the controller (launch/watch.py).
+    # It would be one more process for each run: ours is a thread of the controller (launch/drains.py).
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 

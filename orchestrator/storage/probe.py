@@ -31,8 +31,10 @@ def unguarded(url: str) -> str | None:
     probe = files.join(url, f"probe-{uuid.uuid4().hex}")
     try:
         files.write_bytes(probe, b"first")
-        again = files.create_bytes(probe, b"second")
-        files.remove(probe)
+        try:
+            again = files.create_bytes(probe, b"second")
+        finally:
+            files.remove(probe)
     except (OSError, ValueError):
         return None  # `problem` tells what is wrong
     if not again:
