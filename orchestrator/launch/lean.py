@@ -17,10 +17,11 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.result import Result
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from orchestrator.launch import barrier, cluster
 
+_GROUPS = "ray.train.v2._internal.execution.worker_group.worker_group"
 _log = logging.getLogger(__name__)
 
 
@@ -61,10 +62,15 @@ class Reservation(WorkerGroupCallback):
     def __init__(self) -> None:
         self.key = f"orchestrator-reserved-{secrets.token_hex(8)}"
 
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called in the controller: note what these workers have reserved."""
-        reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Called in the controller: have it note what it reserves as soon as it does, before any worker is there."""
+        groups: Any = import_module(_GROUPS)
+        groups.placement_group = self._reserve
+
+    def _reserve(self, **asked: Any) -> PlacementGroup:
+        reserved = placement_group(**asked)
         internal_kv._internal_kv_put(self.key, reserved.id.hex())
+        return reserved
 
     def give_back(self) -> None:
         """Called in the driver when the controller has ended, however it did."""
