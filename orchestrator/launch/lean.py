@@ -68,7 +68,7 @@ class Reservation(WorkerGroupCallback):
         groups.placement_group = self._reserve
 
     def _reserve(self, **asked: Any) -> PlacementGroup:
-        reserved = placement_group(**asked)
+        reserved: PlacementGroup = placement_group(**asked)
         internal_kv._internal_kv_put(self.key, reserved.id.hex())
         return reserved
 
