@@ -1,14 +1,17 @@
 """What runs are doing, from their storage alone: no cluster and no MLflow are asked.
 
 python jobs/status.py
-    every run and ensemble in the default storage
+    every run, ensemble and sweep in the default storage; of sweeps the trials that run or went wrong
 python jobs/status.py googlenet-digits-x7-0123456789abcdef --watch 5
     one ensemble with its members, looked at every 5 s until nobody runs it or Ctrl-C
+python jobs/status.py googlenet-digits-sweep-0123456789
+    a sweep with all its trials
 python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef --json
     a run anywhere, for machines: a JSON list on a line of its own for each look
 
 States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
-stopped, failed, lost (its driver is gone without a word). Images/s and the time left are those of running ones.
+stopped, failed, lost (its driver is gone without a word); of trials also pruned (ended early) and diverged. Images/s
+and the time left are those of running ones.
 
 Exit status: 0 none failed or lost, 1 some failed or lost, 2 one is unknown.
 """
@@ -29,7 +32,7 @@ class Status(Config):
     """What the command line sets."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
-        (), description="names of runs or ensembles, or URLs of their folders; all there are by default"
+        (), description="names of runs, ensembles or sweeps, or URLs of their folders; all there are by default"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, description="print JSON instead of tables")

@@ -29,9 +29,12 @@ State = Literal[
     "stopped",
     "failed",
     "lost",  # its driver is gone without a word
+    "pruned",  # a trial that was ended early
+    "diverged",  # a trial whose loss or score is no number
 ]
 LIVE: tuple[State, ...] = ("waiting", "starting", "running", "restarting", "stopping")
 BAD: tuple[State, ...] = ("failed", "lost")
+ENDED: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")  # trials that are not gone on with
 
 # A start takes no longer on a busy machine; then it waits for workers.
 START_SECONDS = 60.0
@@ -47,6 +50,7 @@ class Standing:
     message: str = ""  # why it failed or is lost
     model: str = ""
     ensemble: str = ""
+    sweep: str = ""
     epochs: int | None = None  # in all
     epoch: float | None = None
     samples: int | None = None
@@ -64,18 +68,23 @@ class Standing:
     owner: str = ""  # who runs it
 
 
-def standing(folder: str, ensemble: str = "", model: str = "", awaited: bool = False) -> Standing:
+def standing(
+    folder: str, ensemble: str = "", model: str = "", awaited: bool = False, driver: Holder | None = None
+) -> Standing:
     """How the run in `folder` stands, which need not be there yet. Storage errors pass through.
 
-    ensemble, model: the ensemble that it is a member of, and its recipe's name there. awaited: the ensemble's driver
-    lives, so that a member that was not begun waits for its turn.
+    ensemble, model: the ensemble that it is a member of, and its recipe's name there. awaited: the ensemble's, or the
+    sweep's, driver lives, so that a member that was not begun waits for its turn. driver: the sweep's, whose lease is
+    that of its trials, too.
     """
     spec, outcome = files.read_record(files.join(folder, "spec.json")), files.read_record(outcome_of(folder))
     held, newest, told = holder.look(folder), attempts.newest(folder), glance(journal_of(folder))
     lives = holder.lives(folder, held)
+    if driver is not None and not lives:
+        held, lives = driver, awaited
     last = newest[1] if newest is not None else None
     state, message = _state(folder, outcome, held, lives, newest)
-    if held is None and newest is None and awaited:
+    if (held is None or driver is not None) and newest is None and awaited:
         state, message = "waiting", ""
     saved = _saved(folder)
     epochs = _int(_of(spec, "recipe", "epochs"))

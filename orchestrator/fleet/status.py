@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from rich.console import Console, Group, RenderableType
@@ -16,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.fleet.figures import duration, shown
-from orchestrator.fleet.standing import BAD, LIVE, Standing, standing
+from orchestrator.fleet.standing import BAD, ENDED, LIVE, Standing, standing
+from orchestrator.fleet.trials import trials
 from orchestrator.launch import holder, named
 from orchestrator.launch.named import Named
 from orchestrator.launch.screen import FAILED
@@ -24,27 +26,66 @@ from orchestrator.storage import files, urls
 from orchestrator.storage.files import StorageError
 
 _READERS = 8
-_COLOURS = {"running": "green", "finished": "cyan", "restarting": "yellow", "failed": "red", "lost": "red"}
+_COLOURS = {
+    "running": "green",
+    "finished": "cyan",
+    "restarting": "yellow",
+    "failed": "red",
+    "lost": "red",
+    "pruned": "cyan",
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Runs that belong together: an ensemble's members, or one run alone."""
+    """Runs that belong together: an ensemble's members, a sweep's trials, or one run alone."""
 
-    name: str  # of the ensemble, empty for a run alone
+    name: str  # of the ensemble or sweep, empty for a run alone
     rows: tuple[Standing, ...]
+    sweep: bool = False
+    owner: str = ""  # who runs the sweep
+    brief: bool = False  # show only what runs or went wrong
+
+    @property
+    def live(self) -> bool:
+        """Whether there may be more to see at a later look."""
+        return bool(self.owner) or any(row.state in LIVE for row in self.rows)
+
+    @property
+    def shown(self) -> tuple[Standing, ...]:
+        """The rows of its tables."""
+        return tuple(row for row in self.rows if not self.brief or row.state in (*LIVE, *BAD))
+
+    @property
+    def title(self) -> str:
+        """The line above its rows."""
+        done = sum(row.state == "finished" for row in self.rows)
+        if not self.sweep:
+            return f"{self.name}: {done} of {len(self.rows)} finished"
+        ended = sum(row.state in ENDED for row in self.rows)
+        return f"{self.name}: {ended} of {len(self.rows)} ended"
+
+    @property
+    def counts(self) -> str:
+        """How many trials of a sweep are in which state."""
+        counted = Counter(row.state for row in self.rows)
+        return f"{self.name}: trials: " + (
+            ", ".join(f"{n} {state}" for state, n in counted.most_common()) or "none yet"
+        )
 
 
 def run(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:
-    """Show runs and ensembles; the exit status: 0, or 1 when one failed or was lost.
+    """Show runs, ensembles and sweeps; the exit status: 0, or 1 when one failed or was lost.
 
-    names: runs or ensembles in `storage` (empty: the default one), or URLs of their folders; all there are when empty.
+    names: their names in `storage` (empty: the default one), or URLs of their folders; all there are when empty. Of
+    sweeps that are not named only the trials that run or went wrong are shown; JSON always has all.
     as_json: one JSON list, a line for each look. watch: look again after so many seconds, until nobody runs any of
     them, or Ctrl-C. Raises ConfigError when one is unknown.
     """
 
     def look() -> list[Family]:
-        return families(named.find(names, storage) if names else named.everything(storage))
+        found = named.find(names, storage) if names else named.everything(storage)
+        return families(found, brief=not names)
 
     found = look()
     if not found and not as_json:
@@ -60,14 +101,24 @@ def run(names: Sequence[str], storage: str, as_json: bool, watch: float | None, 
     return FAILED if any(row.state in BAD for family in found for row in family.rows) else 0
 
 
-def families(found: Sequence[Named]) -> list[Family]:
-    """How all of these stand, members with their ensembles. Storage errors pass through."""
+def families(found: Sequence[Named], brief: bool = False) -> list[Family]:
+    """How all of these stand, members with their ensembles, trials with their sweeps. Storage errors pass through.
+
+    brief: of sweeps, show only the trials that run or went wrong.
+    """
     with ThreadPoolExecutor(_READERS, "status") as pool:
-        waiting = [(one, [pool.submit(call) for call in _calls(one)]) for one in found]
-        return [
-            Family(one.name if one.members is not None else "", tuple(each.result() for each in rows))
-            for one, rows in waiting
-        ]
+
+        def asked(calls: Iterable[Callable[[], Standing]]) -> list[Future[Standing]]:
+            return [pool.submit(call) for call in calls]
+
+        waiting: list[tuple[Family, list[Future[Standing]]]] = []
+        for one in found:
+            if one.sweep:
+                told = trials(one.folder)
+                waiting.append((Family(one.name, (), True, told.owner, brief), asked(told.calls)))
+            else:
+                waiting.append((Family(one.name if one.members is not None else "", ()), asked(_calls(one))))
+        return [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
 
 
 def _calls(one: Named) -> list[Callable[[], Standing]]:
@@ -85,7 +136,7 @@ def _followed(
     """Show what was found, and what is found later, until nothing runs or Ctrl-C; the last that was found."""
     show(found)
     try:
-        while watch is not None and any(row.state in LIVE for family in found for row in family.rows):
+        while watch is not None and any(family.live for family in found):
             time.sleep(watch)
             try:
                 found = look()
@@ -109,10 +160,13 @@ def _plain(value: object) -> object:
 
 def rendered(found: Sequence[Family]) -> RenderableType:
     """The tables of progress and of what is kept, and what there is to say of single runs."""
-    rows = [row for family in found for row in family.rows]
-    parts: list[RenderableType] = [_progress(found), Text(), _kept(rows)]
-    notes = [Text(note) for row in rows for note in _notes(row)]
-    owners = {row.owner: None for row in rows if row.owner}
+    rows = [row for family in found for row in family.shown]
+    parts: list[RenderableType] = [_progress(found)]
+    if rows:
+        parts += [Text(), _kept(rows)]
+    notes = [Text(one.counts) for one in found if one.sweep]
+    notes += [Text(note) for row in rows for note in _notes(row)]
+    owners = dict.fromkeys([row.owner for row in rows if row.owner] + [one.owner for one in found if one.owner])
     notes += [Text(f"run by {owner}") for owner in owners]
     return Group(*parts, *([Text(), *notes] if notes else []))
 
@@ -126,9 +180,8 @@ def _progress(found: Sequence[Family]) -> Table:
         table.add_column(name, justify="left" if left else "right", **fold)  # type: ignore[arg-type]
     for family in found:
         if family.name:
-            done = sum(row.state == "finished" for row in family.rows)
-            table.add_row(Text(f"{family.name}: {done} of {len(family.rows)} finished", style="bold"))
-        for row in family.rows:
+            table.add_row(Text(family.title, style="bold"))
+        for row in family.shown:
             table.add_row(*_cells(row, "  " if family.name else ""))
     return table
 

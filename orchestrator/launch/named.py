@@ -1,4 +1,4 @@
-"""Runs and ensembles in storage, by name or by the URL of their folder. Importable without ray or torch."""
+"""Runs, ensembles and sweeps in storage, by name or by the URL of their folder. Importable without ray or torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from orchestrator.storage import files, urls
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
+SWEEP, TRIALS = "sweep.json", "trials"  # what a sweep looks for; the folder of what its trials are and how they ended
 _READERS = 8
 
 
 @dataclass(frozen=True)
 class Named:
-    """A run, or an ensemble with the folders of its members, which need not be there yet."""
+    """A run, a sweep, or an ensemble with the folders of its members, which need not be there yet."""
 
     folder: str
     members: tuple[str, ...] | None = None  # None: no ensemble
+    sweep: bool = False
 
     @property
     def name(self) -> str:
@@ -53,28 +55,32 @@ def find(names: Sequence[str], storage: str) -> list[Named]:
 
 
 def everything(storage: str) -> list[Named]:
-    """All ensembles in storage, then the runs that are no member of one. Raises ConfigError for a bad URL."""
+    """All ensembles in storage, then its sweeps, then the runs that are no member of an ensemble.
+
+    Raises ConfigError for a bad URL.
+    """
     place = storage_of(storage)
-    ensembles = _below(place, ENSEMBLES)
+    ensembles = below(place, ENSEMBLES)
     with ThreadPoolExecutor(_READERS, "named") as pool:
         found = [one for one in pool.map(_ensemble, ensembles) if one is not None]
     taken = {folder for one in found for folder in one.members or ()}
-    return [*found, *(Named(folder) for folder in _below(place, MODELS) if folder not in taken)]
+    sweeps = [Named(folder, sweep=True) for folder in below(place, SWEEPS)]
+    return [*found, *sweeps, *(Named(folder) for folder in below(place, MODELS) if folder not in taken)]
 
 
 def _found(name: str, storage: str) -> Named:
     if "/" in name:
         folder = _absolute(name)
-        one = _ensemble(folder) or (Named(folder) if files.list_names(folder) else None)
+        one = _ensemble(folder) or _alone(folder)
         parent = folder.rpartition("/")[0]
         known = files.list_names(parent) if one is None else []
     else:
         one = _ensemble(files.join(storage, ENSEMBLES, name))
         parent, places = storage, [files.join(storage, kind, name) for kind in (MODELS, SWEEPS)]
         if one is None:
-            one = next((Named(folder) for folder in places if files.list_names(folder)), None)
+            one = next((found for folder in places if (found := _alone(folder)) is not None), None)
         kinds = (ENSEMBLES, MODELS, SWEEPS)
-        known = [] if one else [urls.name(each) for kind in kinds for each in _below(storage, kind)]
+        known = [] if one else [urls.name(each) for kind in kinds for each in below(storage, kind)]
     if one is None:
         near = suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
         raise ConfigError(
@@ -82,6 +88,12 @@ def _found(name: str, storage: str) -> Named:
             f"{near or '; there are none'}; another storage is given with --storage"
         )
     return one
+
+
+def _alone(folder: str) -> Named | None:
+    """The run or sweep in a folder; None when there is nothing."""
+    names = files.list_names(folder)
+    return Named(folder, sweep=SWEEP in names) if names else None
 
 
 def _ensemble(folder: str) -> Named | None:
@@ -94,7 +106,8 @@ def _ensemble(folder: str) -> Named | None:
     return Named(folder, tuple(files.join(models, str(name)) for name in members))
 
 
-def _below(storage: str, kind: str) -> list[str]:
+def below(storage: str, kind: str) -> list[str]:
+    """URLs of the folders of that kind in a storage, in the order of their names."""
     place = files.join(storage, kind)
     return [files.join(place, name) for name in files.list_names(place)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.fleet import fleet
 from orchestrator.launch import artifacts
 from orchestrator.launch.config import RunSpec
+from orchestrator.launch.named import SWEEP
 from orchestrator.launch.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
@@ -20,7 +21,7 @@ from orchestrator.storage import files, urls
 from orchestrator.tracking.tracker import Point, Tracker
 from orchestrator.tuning import ranking, report
 from orchestrator.tuning.config import TuneJob
-from orchestrator.tuning.explore import SPEC, Explored, unfinished
+from orchestrator.tuning.explore import Explored, unfinished
 from orchestrator.tuning.ranking import Noise
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import Space, recipe_of
@@ -174,7 +175,7 @@ def _log(session: Session, explored: Explored, best: Trial | None, tracker: Trac
     head, rows = ranking.columns(ranked, metric)
     tracker.log_table(run_id, "ranking.json", {name: [row[at] for row in rows] for at, name in enumerate(head)})
     tracker.set_tags(run_id, {"mlflow.note.content": ranking.markdown(ranked[:SHOWN], metric)})
-    texts = [report.HTML, report.MARKDOWN, SPEC, *([WINNER] if best is not None else [])]
+    texts = [report.HTML, report.MARKDOWN, SWEEP, *([WINNER] if best is not None else [])]
     artifacts.log(tracker, run_id, explored.folder, texts)
 
 

@@ -18,6 +18,7 @@ from orchestrator.fleet.supply import Supply, looking
 from orchestrator.launch import cluster
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import Lease
+from orchestrator.launch.named import SWEEP
 from orchestrator.launch.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
@@ -32,7 +33,6 @@ from orchestrator.tuning.space import Space, grid, recipe_of
 from orchestrator.tuning.sweep import STAGED, Sweep, Terms
 from orchestrator.tuning.trials import State, Trial
 
-SPEC = "sweep.json"
 SAVED_SECONDS = 15.0  # for a checkpoint that was begun with the epoch that ends at a meeting
 
 _STATUS: dict[State, FinalStatus] = {
@@ -122,7 +122,7 @@ def record_plan(session: Session, planned: Plan, folder: str) -> str:
         "dataset": session.manifest.name,
         "dataset_digest": planned.dataset_digest,
     }
-    files.write_bytes(files.join(folder, SPEC), json.dumps(about, indent=1).encode())
+    files.write_bytes(files.join(folder, SWEEP), json.dumps(about, indent=1).encode())
     key = session.key(planned.name)
     params = {f"search.{path}": str(value) for path, value in paths(planned.job.search).items()}
     params |= {path: str(value) for path, value in paths(planned.base).items()}

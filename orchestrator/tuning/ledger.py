@@ -18,6 +18,7 @@ from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
+from orchestrator.launch.named import TRIALS
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
 from orchestrator.tuning import history
@@ -76,7 +77,7 @@ class Ledger:
 
     def __init__(self, sweep: str) -> None:
         """sweep: URL of the sweep's folder."""
-        self._folder = files.join(sweep, "trials")
+        self._folder = files.join(sweep, TRIALS)
 
     def add(self, record: Record) -> None:
         """Write what a trial is. Raises LedgerError when another driver has written one of that number."""

@@ -51,3 +51,18 @@ def ensemble(storage: str, name: str, members: Sequence[RunSpec]) -> str:
     about = {"members": list(recipes), "recipes": recipes}
     files.write_bytes(files.join(folder, "ensemble.json"), json.dumps(about).encode())
     return folder
+
+
+def sweep(storage: str, name: str) -> str:
+    """A sweep's record; its folder, which is the storage of its trials."""
+    folder = files.join(storage, "sweeps", name)
+    files.write_bytes(files.join(folder, "sweep.json"), b"{}")
+    return folder
+
+
+def trial(folder: str, number: int, spec: RunSpec, ended: str = "", reason: str = "") -> None:
+    """What the ledger of a sweep has of a trial, and how it ended, if it did."""
+    stem = files.join(folder, "trials", f"{number:04d}")
+    files.write_bytes(stem + ".json", json.dumps({"number": number, "recipe": spec.recipe.to_dict()}).encode())
+    if ended:
+        files.write_bytes(stem + ".ended.json", json.dumps({"state": ended, "reason": reason}).encode())
