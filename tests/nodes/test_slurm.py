@@ -234,3 +234,22 @@ def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: 
     ended = slurm.ended(job.number, PATIENCE_SECONDS)
     assert (ended["JobState"], ended["ExitCode"]) in (("FAILED", "143:0"), ("FAILED", "0:15")), job.said
     assert not checks.audited(job)
+
+
+def test_a_job_that_loses_its_first_node_is_requeued_and_goes_on(slurm: Slurm, job: Job) -> None:
+    job.begin(("--nodes=2", f"--exclude={slurm.machines[0].name}"), train(epochs=60, checkpoint_seconds=1.0))
+    job.await_that(lambda: job.steps() and job.committed(), "a checkpoint")
+    first = slurm.job(job.number)["BatchHost"]
+    victim = next(machine for machine in slurm.machines if machine.name == first)
+    victim.kill()  # with it train.sbatch, Ray's head and the driver
+    lost = time.monotonic()
+    job.await_that(lambda: slurm.job(job.number)["JobState"] == "PENDING", "requeued")
+    print(f"requeued {time.monotonic() - lost:.0f} s after the first node was lost")
+    until(lambda: not leftovers(job), 30, 0.5)
+    slurm.start(victim.number)
+    assert job.end() == ("COMPLETED", "0:0"), job.said
+    print(f"completed {time.monotonic() - lost:.0f} s after it")
+    assert slurm.job(job.number)["Restarts"] == "1"
+    assert [(event.samples or 0) > 0 for event in job.events("started")] == [False, True], job.said
+    assert not leftovers(job)
+    assert not checks.audited(job)
