@@ -34,6 +34,12 @@ class Task:
     reporting: Reporting
     kind: Kind = "averaged"
     plan: PlanConfig = field(default_factory=PlanConfig)
+    left_out: int = 0  # models that were asked for as well, and are not trained to their end
+
+    @property
+    def members(self) -> int:
+        """How many models were asked for."""
+        return len(self.runs) + self.left_out
 
     @property
     def name(self) -> str:
@@ -80,7 +86,7 @@ def run(session: Session, task: Task) -> EnsembleResult:
         table = None
         if usable and not session.interruption.event.is_set():
             table = _score(session, folder, key, task, usable, trained)
-        result = EnsembleResult(name, folder, key, len(usable), len(runs), table, recorded.report_url(folder))
+        result = EnsembleResult(name, folder, key, len(usable), task.members, table, recorded.report_url(folder))
         if not session.interruption.event.is_set():
             session.closing(key, "FINISHED" if result.whole else "FAILED")
         return result
@@ -117,7 +123,7 @@ def _score(
         family=family(task.runs),
         kind=task.kind,
         usable=tuple(usable),
-        members=len(task.runs),
+        members=task.members,
         analysis=analysis.analyse(members, session.manifest, scoring.SPLIT),
         curves={name: row.curve for name, row in trained.board.rows.items() if row.curve},
     )

@@ -17,7 +17,7 @@ def train_ensemble(config: TrainEnsemble) -> int:
     recipes = members.recipes(starting_recipe(config), config.ensemble)
     destination = config.destination.resolved()
     # What was asked is checked before anything is started.
-    included = stored.runs(destination.storage, config.include, "include")
+    included = stored.runs(destination.storage, config.include, "include").runs
     if config.dry_run:
         dryrun.show(config, [*recipes, *(spec.recipe for spec in included)], config.plan, screen)
         return 0
@@ -35,15 +35,19 @@ def evaluate(config: Evaluate) -> int:
     """Score finished runs, or the members of ensembles, as one ensemble; the exit status."""
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
-    found = stored.chosen(stored.runs(config.destination.resolved().storage, config.runs, "runs"), config.members)
+    storage, partial = config.destination.resolved().storage, config.reporting.allow_partial
+    found = stored.runs(storage, config.runs, "runs", config.members, partial)
     screen = console()
+    for name in found.unfinished:
+        screen.print(f"{name}: is not trained to its end: left out", highlight=False, soft_wrap=True)
     if config.dry_run:
-        for spec in found:
+        for spec in found.runs:
             screen.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
         return 0
     with opened(config.destination, config.placement, screen) as session:
-        runs = tuple(stored.placed(session, spec, "runs") for spec in found)
-        result = aggregate.run(session, Task(runs, config.reporting, config.kind))
+        runs = tuple(stored.placed(session, spec, "runs") for spec in found.runs)
+        task = Task(runs, config.reporting, config.kind, left_out=len(found.unfinished))
+        result = aggregate.run(session, task)
         return _conclude(session, result, config.reporting.allow_partial)
 
 

@@ -67,11 +67,10 @@ class Family:
 
     @property
     def counts(self) -> str:
-        """How many trials of a sweep are in which state."""
+        """How many runs of a sweep are in which state."""
         counted = Counter(row.state for row in self.rows)
-        return f"{self.name}: trials: " + (
-            ", ".join(f"{n} {state}" for state, n in counted.most_common()) or "none yet"
-        )
+        told = ", ".join(f"{number} {state}" for state, number in counted.most_common())
+        return f"{self.name}: {told or 'no trial yet'}"
 
 
 def run(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:

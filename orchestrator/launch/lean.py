@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import secrets
 from importlib import import_module
 from typing import Any, cast
 
@@ -34,9 +34,13 @@ class LeanTrainer(DataParallelTrainer):
     workers.
     """
 
+    def __init__(self, *given: Any, folder: str, **named: Any) -> None:
+        """folder: URL of the run's folder, which names what its workers reserve."""
+        self._reservation = Reservation(folder)
+        super().__init__(*given, **named)
+
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         without = (DatasetsCallback, PlacementGroupCleanerCallback)
-        self._reservation = Reservation()
         kept = [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
         return [*kept, self._reservation, WithoutBarrier()]
 
@@ -44,12 +48,13 @@ class LeanTrainer(DataParallelTrainer):
         # An elastic run's policy learns from the coordinator how many nodes there are.
         if type(given["scaling_policy"]) is FixedScalingPolicy and not cluster.grows():
             given["scaling_policy"] = SettledPolicy(given["scaling_policy"].scaling_config)
+        # Whoever called this before, for the same run, may have died with its controller: a trial's actor of Ray Tune.
+        give_back(self._reservation.key)
         try:
             # V2's trainer gives V2's result, whatever its annotation says.
             return cast(Result, super()._initialize_and_run_controller(**given))
         finally:
-            if ray.is_initialized():  # else the cluster is gone, or its job has ended, and all with it
-                self._reservation.give_back()
+            give_back(self._reservation.key)
 
 
 class Reservation(WorkerGroupCallback):
@@ -59,8 +64,9 @@ class Reservation(WorkerGroupCallback):
     that dies is one more process for each run, for which workers wait. The driver knows as soon, and is there anyway.
     """
 
-    def __init__(self) -> None:
-        self.key = f"orchestrator-reserved-{secrets.token_hex(8)}"
+    def __init__(self, folder: str) -> None:
+        """folder: URL of the run's folder."""
+        self.key = key_of(folder)
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
         """Called in the controller: have it note what it reserves as soon as it does, before any worker is there."""
@@ -69,18 +75,30 @@ class Reservation(WorkerGroupCallback):
 
     def _reserve(self, **asked: Any) -> PlacementGroup:
         reserved: PlacementGroup = placement_group(**asked)
-        internal_kv._internal_kv_put(self.key, reserved.id.hex())
+        try:
+            internal_kv._internal_kv_put(self.key, reserved.id.hex())
+        except BaseException:  # nobody would know of it
+            remove_placement_group(reserved)
+            raise
         return reserved
 
-    def give_back(self) -> None:
-        """Called in the driver when the controller has ended, however it did."""
-        try:
-            found = internal_kv._internal_kv_get(self.key)
-            if found is not None:
-                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found.decode())))
-                internal_kv._internal_kv_del(self.key)
-        except Exception:  # it must hide neither a result nor the failure that ended the run
-            _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
+
+def key_of(folder: str) -> str:
+    """Under which key it is noted what the workers of the run in the folder of that URL have reserved."""
+    return f"orchestrator-reserved-{hashlib.sha256(folder.encode()).hexdigest()[:32]}"
+
+
+def give_back(key: str) -> None:
+    """Give back what is noted under that key, if anything is: its controller has ended, however it did."""
+    if not ray.is_initialized():  # the cluster is gone, or its job has ended, and all with it
+        return
+    try:
+        found = internal_kv._internal_kv_get(key)
+        if found is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found.decode())))
+            internal_kv._internal_kv_del(key)
+    except Exception:  # it must hide neither a result nor the failure that ended the run
+        _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
 
 
 class WithoutBarrier(ControllerCallback):

@@ -95,6 +95,7 @@ def _saved_samples(spec: RunSpec) -> int:
 def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrainer:
     return LeanTrainer(
         lean.train,
+        folder=spec.folder,
         train_loop_config=spec.job(lease.stop_flag, lease.successor).to_dict(),
         scaling_config=ScalingConfig(
             num_workers=_workers(spec.placement),
@@ -103,7 +104,7 @@ def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrai
             resources_per_worker=_resources(spec, gpus),
         ),
         backend_config=Collectives(backend="nccl" if gpus > 0 else "gloo", timeout_s=_collective_seconds(spec)),
-        run_config=RunConfig(  # type: ignore[arg-type]  # V2's, whatever the annotation says
+        run_config=RunConfig(
             name=spec.name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=spec.placement.max_restarts),

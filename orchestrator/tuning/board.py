@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -58,8 +59,13 @@ def chosen(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
     """Those that are shown, by number."""
     under_way = [trial for trial in trials if trial.state == "running"][:MOST_ROWS]
     rest = [trial for trial in trials if trial.state != "running"]
-    scored = sorted(rest, key=lambda trial: (trial.state != "finished", trial.score(metric) or 100.0, -trial.number))
+    scored = sorted(rest, key=lambda trial: (trial.state != "finished", _error(trial, metric), -trial.number))
     return sorted([*under_way, *scored[: MOST_ROWS - len(under_way)]], key=lambda trial: trial.number)
+
+
+def _error(trial: Trial, metric: Metric) -> float:
+    score = trial.score(metric)
+    return math.inf if score is None else score
 
 
 def schedule(recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from orchestrator.fleet import fleet
 from orchestrator.launch import artifacts
@@ -19,7 +18,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
 from orchestrator.tracking.tracker import Point, Tracker
-from orchestrator.tuning import ranking, report
+from orchestrator.tuning import ranking, report, source
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.explore import Explored, unfinished
 from orchestrator.tuning.ranking import Noise
@@ -126,21 +125,11 @@ def _frozen(session: Session, explored: Explored, best: Trial, noise: Noise | No
             dataset_digest=plan.dataset_digest,
             metric=plan.job.search.metric,
             score=best.score(plan.job.search.metric),
-            commit=_commit(),
+            commit=source.version(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             repeats=noise.verdict if noise is not None else "",
         ),
     )
-
-
-def _commit() -> str:
-    """The commit of the code, where it runs from a checkout; a submitted job's copy has none."""
-    git = Path(__file__).resolve().parents[2] / ".git"
-    try:
-        head = (git / "HEAD").read_text().strip()
-        return (git / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
-        return ""
 
 
 def _about(session: Session, explored: Explored, best: Trial | None) -> dict[str, object]:

@@ -108,7 +108,7 @@ def run(session: Session, planned: Plan, folder: str, key: str, held: Lease) -> 
             f"sweep {planned.name}: at most {job.budget.trials} trials, {at_once(session, job)} at once{before}"
         )
         with Board(lambda: sweep.trials, job.search.metric, session.console):
-            scheduler = _scheduler(job.search, base.epochs)
+            scheduler = _scheduler(job.search, base)
             study.run(sweep, scheduler, job.placement, session.gpus, _retries(job))
     return Explored(planned, folder, key, sweep.trials, sweep.enough, sweep.new_epochs)
 
@@ -233,10 +233,10 @@ def _population(job: TuneJob, spec_of: Any) -> Exploiting | None:
     return Exploiting(job.search.metric, job.search.interval(job.recipe.epochs), job.search.seed, saved)
 
 
-def _scheduler(search: SearchConfig, epochs: int) -> Any:
+def _scheduler(search: SearchConfig, base: Recipe) -> Any:
     if search.scheduler == "asha":
-        return study.asha(epochs, search.grace(epochs), search.reduction)
-    return study.median(search.grace(epochs)) if search.scheduler == "median" else study.none()
+        return study.asha(base.epochs, search.grace(base), search.reduction)
+    return study.median(search.grace(base)) if search.scheduler == "median" else study.none()
 
 
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:

@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.launch import prestart
+from orchestrator.launch import lean, prestart
 from orchestrator.launch.config import Placement
 from orchestrator.tuning import switches, trial_run
 from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
@@ -246,6 +246,8 @@ class _Told(_Unkept, Callback):
         self._steering.ended(_number(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        # Its actor, which would have done so, may be dead, and its workers' reservation would stay.
+        lean.give_back(lean.key_of(trial_run.decode(trial.config["trial"]).spec.folder))
         self._steering.ended(_number(trial), _cause(trial))
 
 

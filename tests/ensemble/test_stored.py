@@ -29,7 +29,7 @@ def runs(tmp_path: Path) -> list[RunSpec]:
 
 def test_ensembles_stand_for_their_members(tmp_path: Path, runs: list[RunSpec]) -> None:
     found = stored.runs(str(tmp_path), ["both", runs[2].name], "runs")
-    assert [spec.name for spec in found] == [spec.name for spec in runs]
+    assert [spec.name for spec in found.runs] == [spec.name for spec in runs]
 
 
 def test_a_model_that_is_named_twice_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
@@ -48,12 +48,31 @@ def test_a_run_that_is_not_trained_to_its_end_is_refused(tmp_path: Path, runs: l
         stored.runs(str(tmp_path), ["both"], "runs")
 
 
-def test_members_are_chosen_by_number(runs: list[RunSpec]) -> None:
-    assert stored.chosen(runs, ()) == runs
-    assert stored.chosen(runs, (3, 1)) == [runs[2], runs[0]]
+def test_one_that_was_not_chosen_need_not_be_trained(tmp_path: Path, runs: list[RunSpec]) -> None:
+    files.remove(outcome_of(runs[1].folder))
+    assert stored.runs(str(tmp_path), ["both"], "runs", (1,)).runs == (runs[0],)
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not trained to its end"):
+        stored.runs(str(tmp_path), ["both"], "runs", (2,))
+
+
+def test_what_is_not_trained_is_named_where_a_part_will_do(tmp_path: Path, runs: list[RunSpec]) -> None:
+    files.remove(outcome_of(runs[1].folder))
+    found = stored.runs(str(tmp_path), ["both", runs[2].name], "runs", partial=True)
+    assert found == stored.Stored((runs[0], runs[2]), (runs[1].name,))
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not trained to its end"):
+        stored.runs(str(tmp_path), [runs[1].name], "runs", partial=True)
+    members = {"members": [runs[0].name, "never-begun"]}
+    files.write_bytes(files.join(str(tmp_path), "ensembles", "two", "ensemble.json"), json.dumps(members).encode())
+    assert stored.runs(str(tmp_path), ["two"], "runs", partial=True).unfinished == ("never-begun",)
+
+
+def test_members_are_chosen_by_number() -> None:
+    names = ["one", "two", "three"]
+    assert stored.chosen(names, ()) == names
+    assert stored.chosen(names, (3, 1)) == ["three", "one"]
     with pytest.raises(ConfigError, match=r"^members: 4 is refused: there are models 1 to 3"):
-        stored.chosen(runs, (1, 4))
+        stored.chosen(names, (1, 4))
     with pytest.raises(ConfigError, match=r"^members: 0 is refused"):
-        stored.chosen(runs, (0,))
+        stored.chosen(names, (0,))
     with pytest.raises(ConfigError, match=r"^members: 2 is given twice"):
-        stored.chosen(runs, (2, 2))
+        stored.chosen(names, (2, 2))

@@ -78,7 +78,7 @@ def test_a_sweep_is_a_family_in_full_when_it_is_named(sweep: str, tmp_path: Path
     assert code == 1, "a trial failed for good"
     assert rows[1] == ["net-sweep-0123456789:", "4", "of", "7", "ended"]
     assert [row[:2] for row in rows[2:9]] == [[f"net-t{n:03d}", state] for n, state in enumerate(STATES, 1)]
-    counts = "net-sweep-0123456789: trials: 2 waiting, 1 finished, 1 pruned, 1 diverged, 1 failed, 1 running"
+    counts = "net-sweep-0123456789: 2 waiting, 1 finished, 1 pruned, 1 diverged, 1 failed, 1 running"
     assert counts in text
     assert "run by job raysubmit_abc" in text
     assert told((sweep,), "", False)[1] == text, "by its URL, too"
@@ -90,7 +90,22 @@ def test_of_one_that_is_not_named_only_what_runs_or_went_wrong_is_shown(sweep: s
     assert shown == [[f"net-t{n:03d}", state] for n, state in enumerate(STATES, 1) if n > 3]
     assert "1 pruned" in text
     _, lines = told((), str(tmp_path), True)
-    assert [row["state"] for row in json.loads(lines)] == list(STATES), "machines are told all"
+    rows = json.loads(lines)
+    assert [row["state"] for row in rows] == list(STATES), "machines are told all"
+    assert {row["owner"] for row in rows} == {str(drivers.ELSEWHERE)}
+
+
+def test_the_repeats_of_a_winner_are_shown_too(sweep: str) -> None:
+    for kind in ("preset", "winner"):
+        drivers.begun(spec(recipe(f"net-{kind}-r1", epochs=4), sweep))
+    again = drivers.begun(spec(recipe("net-winner-r2", epochs=4), sweep))
+    drivers.lease(again, beat=0)
+    drivers.attempt(again, samples=500, began=1)
+    write_journal(again, 1, JOURNAL[:1])
+    rows = [call() for call in trials(sweep).calls]
+    assert [(row.model, row.state) for row in rows[len(STATES) :]] == [
+        ("net-preset-r1", "stopped"), ("net-winner-r1", "stopped"), ("net-winner-r2", "running")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("gone", "state"), [(False, "stopped"), (True, "lost")])
@@ -110,7 +125,7 @@ def test_trials_of_a_sweep_that_nobody_runs(tmp_path: Path, gone: bool, state: s
 
 def test_a_sweep_without_trials_and_one_whose_records_cannot_be_read(tmp_path: Path) -> None:
     folder = drivers.sweep(str(tmp_path), "s")
-    assert "s: trials: none yet" in told(("s",), str(tmp_path), False)[1]
+    assert "s: no trial yet" in told(("s",), str(tmp_path), False)[1]
     files.write_bytes(files.join(folder, "trials", "0001.json"), b"not json")
     files.write_bytes(files.join(folder, "trials", "0001.ended.json"), b"[]")
     assert "0001" in told(("s",), str(tmp_path), False)[1]

@@ -24,7 +24,7 @@ def kinds(trainer: DataParallelTrainer) -> set[type]:
 
 
 def test_only_what_is_of_no_use_is_left_out() -> None:
-    usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(LeanTrainer(lambda: None))
+    usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(LeanTrainer(lambda: None, folder="/r"))
     assert BackendSetupCallback in ours
     assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
     assert ours - usual == {Reservation, WithoutBarrier}
@@ -41,7 +41,7 @@ def test_nobody_is_asked_for_nodes_where_nothing_scales(
     given: dict[str, Any] = {}
     monkeypatch.setattr(cluster, "grows", lambda: grows)
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", lambda _, **given_: given.update(given_))
-    trainer = LeanTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=workers))
+    trainer = LeanTrainer(lambda: None, folder="/r", scaling_config=ScalingConfig(num_workers=workers))
     # An elastic run's policy is left as it is, whatever it is: None stands for it.
     policy = None if isinstance(workers, tuple) else FixedScalingPolicy(ScalingConfig())
     trainer._initialize_and_run_controller(scaling_policy=policy)
@@ -84,7 +84,7 @@ def reserved():
 
 def trainer(function):
     return LeanTrainer(
-        function, scaling_config=ScalingConfig(num_workers=1),
+        function, folder="/r", scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(storage_path=tempfile.mkdtemp(), worker_runtime_env=prestart.runtime_env()),
     )
 
