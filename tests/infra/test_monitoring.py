@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.tracking.mlflow import MlflowTracker
 from orchestrator.tracking.tracker import Point, TrackedRun
@@ -73,6 +74,16 @@ def test_data_sources_are_those_that_are_provisioned() -> None:
     uids = set(re.findall(r"uid: (\w+)", provisioned))
     asked = {target["datasource"]["uid"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())}
     assert asked == uids
+
+
+def test_the_list_of_nodes_is_asked_for_with_the_token_that_the_drop_in_hands_over() -> None:
+    drop_in = (FOLDER / "prometheus.service.d" / "token.conf").read_text()
+    (name,) = re.findall(r"^LoadCredential=(\w+):/", drop_in, re.MULTILINE)
+    (ray, *_) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    (asked,) = ray["http_sd_configs"]
+    # Prometheus 2.42 does not say Bearer by itself here, whatever its manual says.
+    path = f"/run/credentials/prometheus.service/{name}"
+    assert asked["authorization"] == {"type": "Bearer", "credentials_file": path}
 
 
 @pytest.fixture(scope="module")
