@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from infra.lint import documents, tools
@@ -28,7 +31,25 @@ def units(tree: Tree) -> Report:
         for problem in (*tools.lined(done.stderr, tree.root), *_unplaced(done.stderr, files))
         if problem.path in files and not OF_THE_MACHINE.search(problem.what)
     ]
-    return Report("systemd", len(files), tuple(found))
+    drop_ins = tree.named("*.service.d/*.conf")
+    found += [problem for name in drop_ins for problem in _of_drop_in(tree, name, program)]
+    return Report("systemd", len(files) + len(drop_ins), tuple(found))
+
+
+def _of_drop_in(tree: Tree, name: str, program: str) -> Iterator[Problem]:
+    """What is wrong with what adds to a unit that is not ours: a stand-in takes its place."""
+    with TemporaryDirectory() as folder:
+        unit = Path(folder) / Path(name).parent.name.removesuffix(".d")
+        unit.write_text("[Service]\nExecStart=/bin/true\n", encoding="utf-8")
+        copy = Path(folder) / Path(name).parent.name / Path(name).name
+        copy.parent.mkdir()
+        copy.write_text(tree.text(name) or "", encoding="utf-8")
+        # The colon at its end: systemd's own folders, too.
+        path = f"SYSTEMD_UNIT_PATH={folder}:"
+        done = tools.run(["env", path, program, "verify", "--man=no", "--recursive-errors=no", str(unit)], tree.root)
+        for problem in tools.lined(done.stderr, tree.root):
+            if problem.path == str(copy):
+                yield replace(problem, path=name)
 
 
 def _unplaced(text: str, files: list[str]) -> Iterator[Problem]:

@@ -1,6 +1,5 @@
 """python -m infra.lint: a mistake planted in each kind of file is found, and the repository as it is has none."""
 
-import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +11,10 @@ from tests.support.launched import ROOT
 if find_spec("kubernetes_validate") is None:
     pytest.skip("the extra `lint` is not installed: `make check` installs it", allow_module_level=True)
 
-from infra.lint import kubernetes, launcher, services, tools
+from infra.lint import kubernetes, launcher, tools
 from infra.lint.__main__ import checked
 from infra.lint.tree import Tree
+from tests.infra.planting import copied, line_of, planted, written
 
 BASE = "cluster/kubernetes/base"
 CLUSTER = f"{BASE}/raycluster.yaml"
@@ -23,46 +23,10 @@ WORKERS = "cluster/kubernetes/overlays/large/workers.yaml"
 SSH = "cluster/ssh/cluster.yaml"
 AWS = "cluster/aws/cluster.yaml"
 
-DASHBOARD = {
-    "title": "t",
-    "uid": "u",
-    "schemaVersion": 39,
-    "panels": [{"id": 1, "title": "p", "type": "stat", "gridPos": {}}],
-}
-
 
 @pytest.fixture(scope="module")
 def repository() -> Tree:
     return Tree(ROOT)
-
-
-def copied(tmp_path: Path, *names: str) -> Path:
-    """Some of the repository's files, at their places in another folder."""
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    return tmp_path
-
-
-def planted(tmp_path: Path, name: str, old: str, new: str, *others: str) -> Tree:
-    """A folder with that file of ours, in which something was changed."""
-    path = copied(tmp_path, name, *others) / name
-    text = path.read_text()
-    assert old in text, f"{name} no longer has {old!r}"
-    path.write_text(text.replace(old, new, 1))
-    return Tree(tmp_path)
-
-
-def line_of(tree: Tree, name: str, words: str) -> int:
-    """The first line that has the words."""
-    return next(number for number, line in enumerate((tree.text(name) or "").splitlines(), 1) if words in line)
-
-
-def written(tmp_path: Path, name: str, text: str) -> Tree:
-    """A folder with one file."""
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text(text)
-    return Tree(tmp_path)
 
 
 # ------------------------------------------------------------------ the repository as it is
@@ -249,42 +213,6 @@ def test_a_mistake_in_a_dockerfile_is_found(tmp_path: Path) -> None:
 def test_a_mistake_in_a_compose_file_is_found(tmp_path: Path, old: str, new: str, told: str) -> None:
     shutil.copytree(ROOT / "infra/compose", tmp_path / "infra/compose")
     problems = tools.compose(planted(tmp_path, "infra/compose/compose.yaml", old, new)).problems
-    assert any(told in problem.what for problem in problems), problems
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [("region = var.region", "region=var.region", "terraform fmt"), ('provider "aws" {', 'provider "aws" {{', "")],
-)
-def test_a_mistake_in_terraform_is_found(tmp_path: Path, old: str, new: str, told: str) -> None:
-    if tools.find("terraform") is None:
-        pytest.skip("terraform is not on PATH")
-    name = "infra/terraform/versions.tf"
-    problems = tools.terraform(planted(tmp_path, name, old, new)).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
-
-
-def test_a_mistake_in_a_unit_is_found(tmp_path: Path) -> None:
-    if tools.find("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not on PATH")
-    name = "infra/mlflow/mlflow.service"
-    tree = planted(tmp_path, name, "ProtectSystem=", "ProtectSystems=")
-    (problem,) = services.units(tree).problems
-    assert problem.path == name and "ProtectSystems" in problem.what
-    assert problem.line == line_of(tree, name, "ProtectSystems=")
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("{", "no JSON"),
-        (json.dumps(DASHBOARD | {"panels": []}), "panels is missing"),
-        (json.dumps(DASHBOARD | {"uid": ""}), "uid is missing"),
-        (json.dumps(DASHBOARD), "no target with an expr or rawSql"),
-    ],
-)
-def test_a_dashboard_that_would_stay_empty_is_found(tmp_path: Path, text: str, told: str) -> None:
-    problems = services.dashboards(written(tmp_path, "grafana/dashboards/it.json", text)).problems
     assert any(told in problem.what for problem in problems), problems
 
 
