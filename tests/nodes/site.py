@@ -19,7 +19,7 @@ from tests.drills import stage
 from tests.nodes.scenes import STOP_SECONDS, NodesRun
 from tests.support import mlflow_server, postgres, s3
 from tests.support.launched import ROOT
-from tests.support.machines import BIN, network
+from tests.support.machines import BIN, TMP, network
 from tests.support.mlflow_server import MlflowServer
 from tests.support.nodes import HEALTH, Cluster
 from tests.support.postgres import Postgres
@@ -124,7 +124,7 @@ def site(cpus: Sequence[int], head: Mapping[str, str] | None = None) -> Iterator
         )
         made = Site(cluster, folder / "buckets", environment)
         began = time.monotonic()
-        services.boot(machines)
+        services.boot(machines, shared=[TMP])  # PostgreSQL's folder, which its own user must reach, comes later
         _serve(stack, made)
         made.seconds["services"] = time.monotonic() - began
         began = time.monotonic()

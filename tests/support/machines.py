@@ -1,8 +1,8 @@
-"""Machines of a network on this one: each has its own network, processes, name, hosts file, /tmp/ray and /dev/shm.
+"""Machines of a network on this one: each has its own network, processes, name, hosts file, /tmp and /dev/shm.
 
 A machine is a network namespace on a bridge and a process namespace whose end kills everything on it at once. The file
-system is one: it stands for the storage that real machines share. Cables can be cut, narrowed and made lossy, CPUs
-rationed. Needs root, iproute2 and util-linux; loss needs iptables, rations the cpu controller of cgroups.
+system beside /tmp is one: it stands for the storage that real machines share. Cables can be cut, narrowed and made
+lossy, CPUs rationed. Needs root, iproute2 and util-linux; rations need the cpu controller of cgroups.
 """
 
 import functools
@@ -20,20 +20,32 @@ from typing import IO
 
 import pytest
 
-from tests.support.launched import until
+from tests.support.launched import ROOT, until
 
 COMMAND_SECONDS = 60.0
 BIN = Path(sys.executable).parent
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_MICROSECONDS = 100_000
-# The first process of a machine: mounts what is the machine's own, then reaps until it is killed.
+TMP = Path("/tmp")
+# Folders that tests share with their machines, beside those that these cannot be without (`_shared`).
+SHARED: set[Path] = set()
+# The first process of a machine: mounts what is the machine's own, then reaps until it is killed. Its /tmp is put
+# together in its folder, since the other one is out of sight as soon as this one is in its place.
 INIT = """
+set -e
 hostname "$NODE"; mount --make-rprivate /
 mount --bind "$PRIVATE/hosts" /etc/hosts
-if [ -n "$SCRATCH" ]; then mount -t tmpfs -o size="$SCRATCH" tmpfs /tmp/ray
-else mount --bind "$PRIVATE/ray" /tmp/ray; fi
+for place; do
+    mkdir -p "$PRIVATE/tmp${place#/tmp}"
+    mount --rbind "$place" "$PRIVATE/tmp${place#/tmp}"
+done
+mkdir -p "$PRIVATE/tmp/ray"
+if [ -n "$SCRATCH" ]; then mount -t tmpfs -o size="$SCRATCH" tmpfs "$PRIVATE/tmp/ray"
+else mount --bind "$PRIVATE/ray" "$PRIVATE/tmp/ray"; fi
+mount --rbind "$PRIVATE/tmp" /tmp
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 touch "$PRIVATE/ready"
+set +e
 trap : CHLD TERM
 while :; do sleep 3600 & wait -n; done
 """
@@ -63,7 +75,7 @@ class Machine:
 
     number: int
     name: str
-    folder: Path  # what is its own: /tmp/ray, /etc/hosts
+    folder: Path  # what is its own: /tmp as `tmp`, /tmp/ray as `ray`, /etc/hosts
     cable: str  # the end of its cable that is outside
     unshare: "subprocess.Popen[bytes] | None" = None
     _running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
@@ -87,16 +99,21 @@ class Machine:
             return enter
         return ["bash", "-c", f'echo $$ > {CGROUPS / self.name}/cgroup.procs; exec "$@"', "ration", *enter]
 
-    def boot(self, machines: Sequence["Machine"], scratch: str = "") -> None:
-        """Switch it on; it knows the others by name. scratch: how much its /tmp/ray holds ("64m"), else the disk's."""
+    def boot(self, machines: Sequence["Machine"], scratch: str = "", shared: Sequence[Path] = ()) -> None:
+        """Switch it on; it knows the others by name.
+
+        scratch: how much its /tmp/ray holds ("64m"), else the disk's. shared: more of the outer /tmp that it sees.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
-        (self.folder / "ray").mkdir(parents=True)
+        for own in ("ray", "tmp"):
+            (self.folder / own).mkdir(parents=True)
+        (self.folder / "tmp").chmod(0o1777)
         lines = ["127.0.0.1 localhost", *(f"{one.address} {one.name}" for one in machines)]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
-        Path("/tmp/ray").mkdir(exist_ok=True)  # where the machine's own is mounted
         namespaces = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--uts", "--ipc", "--mount-proc"]
+        places = [str(place) for place in _shared({self.folder.parent, *shared})]
         self.unshare = subprocess.Popen(
-            ["nsenter", f"--net=/var/run/netns/{self.name}", *namespaces, "bash", "-c", INIT],
+            ["nsenter", f"--net=/var/run/netns/{self.name}", *namespaces, "bash", "-c", INIT, "init", *places],
             env={**os.environ, "NODE": self.name, "PRIVATE": str(self.folder), "SCRATCH": scratch},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -109,7 +126,7 @@ class Machine:
         """Start a command on it; it is killed with its machine at the latest."""
         process = subprocess.Popen(
             [*self.inside, *argv],
-            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+            env=_environment(env),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT if out is not None else None,
@@ -130,7 +147,7 @@ class Machine:
         """A command that has run on it."""
         return subprocess.run(
             [*self.inside, *argv],
-            env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(env or {})},
+            env=_environment(env),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -163,11 +180,13 @@ class Machine:
 
     def lose(self, share: float) -> None:
         """Drop that share of the packets that arrive at it; 0 for none any more."""
-        rules = ["nsenter", f"--net=/var/run/netns/{self.name}", "iptables", "-w"]
-        run(*rules, "-F", "INPUT")
+        run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", "clsact")
+        run("tc", "-n", self.name, "filter", "del", "dev", "eth0", "ingress")
         if share:
-            chance = ["-m", "statistic", "--mode", "random", "--probability", f"{share}"]
-            run(*rules, "-A", "INPUT", "-i", "eth0", *chance, "-j", "DROP")
+            # tc's own netem is missing from many kernels. A program of four instructions is not: load a random number
+            # of 32 bits; is it large enough?; then pass (0); else drop (2).
+            code = f"4,32 0 0 4294963256,53 0 1 {min(round(share * 2**32), 2**32 - 1)},6 0 0 0,6 0 0 2"
+            run("tc", "-n", self.name, "filter", "add", "dev", "eth0", "ingress", "bpf", "da", "bytecode", code)
 
     def ration(self, cores: float) -> None:
         """Give all that starts on it from now on so many CPUs' worth of time."""
@@ -211,6 +230,19 @@ def network(folder: Path, count: int) -> Iterator[list[Machine]]:
         for machine in reversed(made):
             machine.close()
         subprocess.run(["ip", "link", "del", f"{prefix}br"], check=False, capture_output=True)
+
+
+def _shared(places: set[Path]) -> list[Path]:
+    """What of /tmp a machine has in common with all others, without what lies in another of these."""
+    needed = places | SHARED | {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
+    found = {place for place in (one.resolve() for one in needed) if place.is_relative_to(TMP)}
+    return sorted(place for place in found if found.isdisjoint(place.parents))
+
+
+def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's, for a command on a machine, which has a place of its own for what is temporary."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    return {**inherited, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(more or {})}
 
 
 def _wire(machine: Machine, bridge: str) -> None:
