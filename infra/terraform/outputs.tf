@@ -14,11 +14,11 @@ output "mlflow_artifacts" {
 }
 
 output "instance_profiles" {
-  description = "ARNs of the instance profiles, by who has them: nodes, mlflow."
+  description = "ARNs of the instance profiles, by who has them: nodes, head, mlflow."
   value       = { for name, profile in aws_iam_instance_profile.this : name => profile.arn }
 }
 
 output "role_arns" {
-  description = "ARNs of the roles, for a trust that is not EC2's."
+  description = "ARNs of the roles: of `pods`, for the annotation in cluster/kubernetes/overlays/large/serviceaccount.yaml."
   value       = { for name, role in aws_iam_role.this : name => role.arn }
 }

@@ -1,19 +1,26 @@
-# Two roles for machines: `nodes` of the Ray cluster, and the MLflow server. Neither sees what is the other's.
+# Roles: `nodes` of the Ray cluster on EC2, its `head` (which also launches machines: autoscaler.tf), `pods` of the one on
+# EKS, and the MLflow server. The last sees nothing of the others', nor they of its.
 
 locals {
+  of_jobs = {
+    read  = [var.data_prefix, var.runs_prefix]
+    write = concat([var.runs_prefix], var.nodes_may_pack ? [var.data_prefix] : [])
+  }
+
   # What each role may read and write, as prefixes of the bucket.
-  access = {
-    nodes = {
-      read  = [var.data_prefix, var.runs_prefix]
-      write = concat([var.runs_prefix], var.nodes_may_pack ? [var.data_prefix] : [])
-    }
+  of_machines = {
+    nodes = local.of_jobs
+    head  = local.of_jobs
     mlflow = {
       read  = [var.mlflow_prefix]
       write = [var.mlflow_prefix]
     }
   }
+  of_pods = { for name in ["pods"] : name => local.of_jobs if var.oidc_provider_arn != null }
+  access  = merge(local.of_machines, local.of_pods)
 }
 
+# Who takes a role: machines by their instance profile, pods by the token of their service account.
 data "aws_iam_policy_document" "machine" {
   statement {
     actions = ["sts:AssumeRole"]
@@ -21,6 +28,32 @@ data "aws_iam_policy_document" "machine" {
     principals {
       type        = "Service"
       identifiers = ["ec2.amazonaws.com"]
+    }
+  }
+}
+
+data "aws_iam_policy_document" "pods" {
+  for_each = local.of_pods
+
+  statement {
+    actions = ["sts:AssumeRoleWithWebIdentity"]
+
+    principals {
+      type        = "Federated"
+      identifiers = [var.oidc_provider_arn]
+    }
+
+    # Of one service account alone: the provider speaks for every pod of the cluster.
+    condition {
+      test     = "StringEquals"
+      variable = "${split(":oidc-provider/", var.oidc_provider_arn)[1]}:sub"
+      values   = ["system:serviceaccount:${var.service_account}"]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "${split(":oidc-provider/", var.oidc_provider_arn)[1]}:aud"
+      values   = ["sts.amazonaws.com"]
     }
   }
 }
@@ -74,8 +107,10 @@ data "aws_iam_policy_document" "access" {
 resource "aws_iam_role" "this" {
   for_each = local.access
 
-  name               = "${var.name}-${each.key}"
-  assume_role_policy = data.aws_iam_policy_document.machine.json
+  name = "${var.name}-${each.key}"
+  assume_role_policy = (
+    each.key == "pods" ? data.aws_iam_policy_document.pods[each.key].json : data.aws_iam_policy_document.machine.json
+  )
 }
 
 resource "aws_iam_role_policy" "this" {
@@ -87,7 +122,7 @@ resource "aws_iam_role_policy" "this" {
 }
 
 resource "aws_iam_instance_profile" "this" {
-  for_each = local.access
+  for_each = local.of_machines
 
   name = "${var.name}-${each.key}"
   role = aws_iam_role.this[each.key].name

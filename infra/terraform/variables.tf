@@ -81,6 +81,34 @@ variable "nodes_may_pack" {
   default     = false
 }
 
+variable "cluster_name" {
+  description = "cluster_name of cluster/aws/cluster.yaml: the head may launch and end machines of that cluster alone."
+  type        = string
+  default     = "googlenet"
+}
+
+variable "oidc_provider_arn" {
+  description = "The IAM OIDC provider of an EKS cluster, to make the role `pods`; null: no such role."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.oidc_provider_arn == null || can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:oidc-provider/.+$", var.oidc_provider_arn))
+    error_message = "oidc_provider_arn: null or arn:aws:iam::ACCOUNT:oidc-provider/oidc.eks.REGION.amazonaws.com/id/ID."
+  }
+}
+
+variable "service_account" {
+  description = "NAMESPACE:NAME of the service account that takes the role `pods`: that of cluster/kubernetes."
+  type        = string
+  default     = "googlenet:googlenet"
+
+  validation {
+    condition     = can(regex("^[a-z0-9-]+:[a-z0-9.-]+$", var.service_account))
+    error_message = "service_account: NAMESPACE:NAME; no wildcards."
+  }
+}
+
 variable "multipart_days" {
   description = "Days after which an upload in parts that nobody finished is removed."
   type        = number
