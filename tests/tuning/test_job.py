@@ -1,6 +1,7 @@
 """The job that sweeps, on a real private cluster: killed half-way, submitted again, handed over."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ values = [0.02, 0.01, 0.005, 0.002, 100.0, 0.001]
 ARGUMENTS = (
     *("googlenet-tiny", "--epochs", "4", "--sampler", "grid", "--scheduler", "asha", "--placement.max-restarts", "1"),
 )
+
+ACTOR = "ray::ResourceTrainable"  # what Ray Tune makes of a trial's actor with resources
 
 
 def command(space: Path, *more: str) -> list[str]:
@@ -67,9 +70,10 @@ def before(runs: Path, space: Path) -> dict[str, list[int]]:
     with started("tune.py", *command(space), runs=runs) as process:
         until(lambda: process.poll() is not None or len(ends(sweep_of(runs))) >= 2, 180)
         family = process_tree(process.pid)
+        assert any(title(pid).startswith(ACTOR) for pid in family)
         process.kill()
         # Its actors notice a moment later.
-        until(lambda: not any("TrialActor" in title(pid) for pid in family), 60)
+        until(lambda: not any(title(pid).startswith(ACTOR) for pid in family), 60)
     sweep = sweep_of(runs)
     assert 2 <= len(ends(sweep)) < 6
     return {path.name: epochs_of(path) for path in (sweep / "models").iterdir() if path.is_dir()}
@@ -221,6 +225,26 @@ def test_other_ways(tmp_path: Path, space: Path, more: tuple[str, ...], states: 
     assert done.complaints == []
     found = [state for _, state in sorted(ends(sweep_of(tmp_path)).items())]
     assert [state if state != "pruned" else "finished" for state in found] == states
+
+
+def test_a_trial_of_several_workers_goes_on_when_its_actor_is_killed(tmp_path: Path, space: Path) -> None:
+    more = ("--placement.workers", "2", "--scheduler", "none", "--budget.trials", "1", "--epochs", "12")
+    with started("tune.py", *command(space), *more, runs=tmp_path) as process:
+
+        def trained() -> bool:
+            return any(epochs_of(path) for path in tmp_path.glob("sweeps/*/models/*"))
+
+        until(lambda: process.poll() is not None or trained(), 120)
+        # What its workers had reserved is all that the cluster has.
+        (actor,) = [pid for pid in process_tree(process.pid) if title(pid).startswith(ACTOR)]
+        os.kill(actor, signal.SIGKILL)
+        _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    sweep = sweep_of(tmp_path)
+    assert ends(sweep) == {"0001": "finished"}
+    (run,) = (sweep / "models").iterdir()
+    assert epochs_of(run)[-1] == 12
+    assert job("audit.py", str(run), runs=tmp_path).status == 0
 
 
 def test_a_population(tmp_path: Path, space: Path) -> None:
