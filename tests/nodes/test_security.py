@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.nodes import ports
 from tests.nodes.scenes import flags
-from tests.support.launched import ROOT
+from tests.support.launched import ROOT, until
 from tests.support.machines import BIN, Machine, network
 from tests.support.nodes import STORE_BYTES, Cluster, cluster
 
@@ -116,28 +117,18 @@ def test_a_training_over_tls_and_nobody_without_certificates(folder: Path) -> No
 
 
 # ------------------------------------------------------------------ what listens
-# As docs/operations.md has it: port -> what is behind it, of a head that was started as cluster/ssh/cluster.yaml does.
-EVERYWHERE = {
-    6379: "GCS", 6380: "raylet", 6381: "objects", 6382: "runtime environments", 6383: "agent, gRPC",
-    6384: "agent, HTTP", 6385: "metrics", 6386: "Ray client",
-    44217: "metrics of the autoscaler", 44227: "metrics of the dashboard",
-}  # fmt: skip
-LOOPBACK = {8265: "dashboard and job server"}
-WORKERS = range(10002, 11000)
+def sockets(machine: Machine) -> str:
+    """What a machine listens on, as ss has it."""
+    return machine.ask(["ss", "-Hltn"])
 
 
-def sockets(machine: Machine) -> list[tuple[str, int]]:
-    """Addresses and ports that a machine listens on."""
-    listed = machine.ask(["ss", "-Hltn"])
-    found = [line.split()[3].rpartition(":") for line in listed.splitlines()]
-    return sorted({(address.strip("[]"), int(port)) for address, _, port in found})
-
-
-def shown(title: str, machine: Machine) -> list[tuple[str, int]]:
-    """The same, printed."""
-    listed = sockets(machine)
-    print(title, *(f"  {address}:{port}" for address, port in listed), sep="\n")
-    return listed
+def unlike(title: str, machine: Machine, role: str) -> list[str]:
+    """How it differs from what the documentation says of a head or a worker; both are printed."""
+    found = ports.listened(sockets(machine), machine.address)
+    differing = ports.differences(found, ports.documented(role))
+    print(title, *(f"  {port} on {' and '.join(sorted(found[port]))}" for port in sorted(found)), sep="\n")
+    print("unlike its documentation:", *(differing or ["nothing"]), sep="\n  ")
+    return differing
 
 
 def started(machine: Machine, command: str, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -166,12 +157,13 @@ def test_a_head_listens_where_the_documentation_says_and_never_without_a_token(f
         head, worker, plain = machines
         as_ray_does = [str(BIN / "ray"), "start", "--head", "--num-cpus=1", f"--object-store-memory={STORE_BYTES}"]
         assert plain.call(as_ray_does, {"HOME": str(folder)}, 120).returncode == 0
-        before = shown("a head as Ray starts it", plain)
+        # Without choices there are ports that no firewall can name ahead: they differ from start to start.
+        assert unlike("a head as Ray starts it", plain, "head")
         plain.kill()
         without = started(head, launcher["head_start_ray_commands"][0], folder, RAY_AUTH_TOKEN="")
         assert without.returncode != 0
         assert "missing or empty: Ray would be open to everybody" in without.stderr
-        assert sockets(head) == [], "nothing is started without a token"
+        assert sockets(head) == "", "nothing is started without a token"
 
         up = started(head, launcher["head_start_ray_commands"][0], folder)
         assert up.returncode == 0, up.stdout + up.stderr
@@ -180,13 +172,13 @@ def test_a_head_listens_where_the_documentation_says_and_never_without_a_token(f
         status, said, _ = trained_at(f"{head.address}:6379", head, folder / "runs", {})
         assert status == 0, said
 
-        listed = shown("a head as cluster/ssh/cluster.yaml starts it", head)
-        unexpected = [one for one in listed if one[1] not in {**EVERYWHERE, **LOOPBACK} and one[1] not in WORKERS]
-        assert unexpected == []
-        # Without choices there are ports that no firewall can name ahead: they differ from start to start.
-        assert [one for one in before if one[1] not in {**EVERYWHERE, **LOOPBACK} and one[1] not in WORKERS]
-        assert {port for _, port in listed} >= EVERYWHERE.keys() | LOOPBACK.keys()
-        assert {address for address, port in listed if port in LOOPBACK} == {"127.0.0.1"}
-        listed = sockets(worker)
-        assert [one for one in listed if one[1] not in EVERYWHERE and one[1] not in WORKERS] == []
-        assert not {port for _, port in listed} & {6379, 8265, 6386}
+        assert unlike("a head as cluster/ssh/cluster.yaml starts it", head, "head") == []
+        assert unlike("a worker", worker, "worker") == []
+        # And were there somebody else, it would be told.
+        planted = head.exec([sys.executable, "-c", PLANTED])
+        until(lambda: ":7777 " in sockets(head))
+        assert unlike("a head with somebody else", head, "head") == ["7777 on all: not documented"]
+        assert planted.poll() is None
+
+
+PLANTED = "import socket, time; held = socket.create_server(('', 7777)); time.sleep(60)"
