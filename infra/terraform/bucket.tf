@@ -97,11 +97,13 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
 }
 
 data "aws_iam_policy_document" "bucket" {
+  for_each = merge({ this = aws_s3_bucket.this.arn }, { for bucket in aws_s3_bucket.copy : "copy" => bucket.arn })
+
   statement {
     sid       = "OnlyByTls"
     effect    = "Deny"
     actions   = ["s3:*"]
-    resources = [aws_s3_bucket.this.arn, "${aws_s3_bucket.this.arn}/*"]
+    resources = [each.value, "${each.value}/*"]
 
     principals {
       type        = "*"
@@ -119,7 +121,7 @@ data "aws_iam_policy_document" "bucket" {
     sid       = "NoOldTls"
     effect    = "Deny"
     actions   = ["s3:*"]
-    resources = [aws_s3_bucket.this.arn, "${aws_s3_bucket.this.arn}/*"]
+    resources = [each.value, "${each.value}/*"]
 
     principals {
       type        = "*"
@@ -136,7 +138,7 @@ data "aws_iam_policy_document" "bucket" {
 
 resource "aws_s3_bucket_policy" "this" {
   bucket = aws_s3_bucket.this.id
-  policy = data.aws_iam_policy_document.bucket.json
+  policy = data.aws_iam_policy_document.bucket["this"].json
 
   # Else the two changes of the bucket's policies may collide.
   depends_on = [aws_s3_bucket_public_access_block.this]

@@ -153,6 +153,49 @@ variable "kms_key_arn" {
   }
 }
 
+variable "copy_region" {
+  description = "Another region, where S3 keeps a copy of all runs in BUCKET-copy; null: no copy."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.copy_region == null || try(can(regex("^[a-z]{2}(-[a-z]+)+-[0-9]$", var.copy_region)) && var.copy_region != var.region, false)
+    error_message = "copy_region: null, or another one than region, such as eu-west-1."
+  }
+
+  validation {
+    condition     = var.copy_region == null || length(var.bucket) <= 58
+    error_message = "copy_region: the copy is called BUCKET-copy, so bucket may have 58 letters at most."
+  }
+}
+
+variable "copy_noncurrent_days" {
+  description = "Days for which what was overwritten or deleted can be brought back from the copy."
+  type        = number
+  default     = 30
+
+  validation {
+    condition     = var.copy_noncurrent_days >= 1 && floor(var.copy_noncurrent_days) == var.copy_noncurrent_days
+    error_message = "copy_noncurrent_days: a whole number of at least 1."
+  }
+}
+
+variable "copy_kms_key_arn" {
+  description = "A KMS key of copy_region to encrypt the copy with; null: S3's own keys. Needed where kms_key_arn is given."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.copy_kms_key_arn == null || can(regex("^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/.+$", var.copy_kms_key_arn))
+    error_message = "copy_kms_key_arn: null or arn:aws:kms:REGION:ACCOUNT:key/ID."
+  }
+
+  validation {
+    condition     = var.copy_region == null || (var.kms_key_arn == null) == (var.copy_kms_key_arn == null)
+    error_message = "copy_kms_key_arn: a copy is encrypted as the bucket is: give both keys or none."
+  }
+}
+
 variable "force_destroy" {
   description = "Whether `terraform destroy` may delete a bucket that is not empty."
   type        = bool
