@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +103,16 @@ def submitted(
     words: tuple[str, ...],
     on: Sequence[int] | None = None,
     home: int = 0,
+    head: Mapping[str, str] = nodes.HEALTH,
 ) -> Iterator[NodesRun]:
     """A run that has been submitted on a cluster of its own. Everything is gone afterwards.
 
-    on: the nodes that are on, by default all. home: the node of the driver.
+    on: the nodes that are on, by default all. home: the node of the driver. head: how it watches its nodes.
     """
-    with tempfile.TemporaryDirectory(prefix="nodes-") as private, nodes.cluster(Path(private), cpus, on) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="nodes-") as private,
+        nodes.cluster(Path(private), cpus, on, head) as cluster,
+    ):
         run = NodesRun(stage.Cluster(0, {}), storage, words, nodes=cluster, home=home)
         run.submit()
         yield run

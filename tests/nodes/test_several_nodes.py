@@ -91,6 +91,25 @@ def test_what_a_rank_0_writes_that_was_cut_off_does_not_count(shared: Path) -> N
         assert not checks.audited(run)
 
 
+def test_a_node_that_is_cut_off_costs_less_than_a_minute_with_the_settings_of_our_clusters(shared: Path) -> None:
+    """The other tests have a head that is quicker to give a node up."""
+    health = nodes.shipped_health()
+    with submitted(shared, (0, 1, 1, 1), flags(2), head=health) as run:
+        reached(run, 200)
+        node = run.rank_0()
+        lost, saved = time.time(), run.committed()[0].samples
+        run.nodes.nodes[node].cut()
+        again = run.await_workers(2, lost)
+        print(f"a node cut off, {' '.join(health.values())}: training again after {again - lost:.1f} s")
+        assert node not in run.nodes.groups()[-1].values()
+        [event] = run.events("incident")
+        print(f"the incident: {event.values}")
+        assert (event.samples or 0) >= saved
+        assert again - lost < 60
+        run.stop()
+        assert not checks.audited(run)
+
+
 def test_a_node_that_will_be_taken_away_makes_the_run_save_at_once(shared: Path) -> None:
     with submitted(shared, (0, 1, 1, 1), flags(2, checkpoint_seconds=3600)) as run:
         run.await_workers(2, 0.0)

@@ -9,19 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.support.launched import process_tree, title
+import yaml
+
+from tests.support.launched import ROOT, process_tree, title
 from tests.support.machines import BIN, Machine, network
 
 PORT = 6379
 START_SECONDS = 90.0
 STORE_BYTES = 100_000_000
-# How the head watches its nodes: one that is cut off counts as dead after about 8 s instead of 66 s.
+# How the head watches its nodes: one that is cut off counts as dead after about 8 s instead of Ray's 66 s. What
+# clusters of ours are brought up with is slower, too (`shipped_health`): tests have no time.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1500",
     "RAY_health_check_failure_threshold": "4",
 }
+_HEALTH = re.compile(r"(RAY_health_check_\w+)=(\d+)")
 _RANK = re.compile(r"\(ip=([\d.]+), pid=(\d+)\) world_rank=(\d+)")
 
 
@@ -113,18 +117,28 @@ class Cluster:
         return found
 
 
+def shipped_health() -> dict[str, str]:
+    """How a head that is brought up with cluster/ssh/cluster.yaml watches its nodes."""
+    launcher = yaml.safe_load((ROOT / "cluster" / "ssh" / "cluster.yaml").read_text())
+    found = dict(_HEALTH.findall(" ".join(launcher["head_start_ray_commands"])))
+    assert found.keys() == HEALTH.keys(), found
+    return found
+
+
 @contextmanager
 def cluster(
     folder: Path,
     cpus: Sequence[int],
     on: Sequence[int] | None = None,
+    head: Mapping[str, str] = HEALTH,
 ) -> Iterator[Cluster]:
     """A cluster with so many CPUs on each node, node 0 being the head; skips the test, aloud, where it cannot be.
 
     folder: of what the nodes keep for themselves; short, since Ray's sockets lie below it. on: the nodes that are on.
+    head: what the head's Ray alone has in its environment.
     """
     with network(folder, len(cpus) + 1) as machines:
-        made = Cluster(machines[:-1], machines[-1], tuple(cpus))
+        made = Cluster(machines[:-1], machines[-1], tuple(cpus), head=head)
         made.start(on if on is not None else range(len(cpus)))
         yield made
 
