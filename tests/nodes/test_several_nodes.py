@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.checkpoint import weights
 from orchestrator.data import digits
-from tests.drills import checks
+from orchestrator.training.job import final_of
+from tests.drills import checks, stage
 from tests.nodes import scenes
 from tests.nodes.scenes import flags, submitted
 from tests.support import nodes
 from tests.support.launched import ROOT
+from tests.support.machines import Machine
+from tests.support.runs import identical
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 
@@ -44,6 +48,30 @@ def test_two_workers_on_two_nodes_train_to_the_end(shared: Path) -> None:
         assert [set(group.values()) for group in run.nodes.groups()] == [{0, 1}]
         assert not run.events("incident")
         assert not checks.audited(run)
+
+
+def sent_again(machine: Machine) -> int:
+    """Segments of TCP that a machine had to repeat since it booted."""
+    names, values = (line.split() for line in machine.ask(["grep", "^Tcp:", "/proc/net/snmp"]).splitlines())
+    return int(values[names.index("RetransSegs")])
+
+
+def test_packets_that_are_lost_change_nothing(pair: nodes.Cluster, shared: Path) -> None:
+    final, repeated = {}, {}
+    for share in (0.0, 0.01):
+        for node in pair.nodes:
+            node.lose(share)
+        before, began = sum(map(sent_again, pair.nodes)), time.time()
+        run = scenes.NodesRun(stage.Cluster(0, {}), shared / f"{share:g}", flags(2, epochs=2), nodes=pair)
+        run.submit()
+        ended = run.ended()
+        repeated[share] = sum(map(sent_again, pair.nodes)) - before
+        print(f"{share:.0%} of all packets lost: {time.time() - began:.1f} s, {repeated[share]} segments sent again")
+        assert ended.status == 0, ended.out
+        assert not run.events("incident")
+        final[share] = weights.load(final_of(str(run.folder)))
+    assert repeated[0.01] > repeated[0.0] + 50, "else nothing was lost"
+    assert identical(final[0.0], final[0.01])
 
 
 # ------------------------------------------------------------------ nodes that come and go
