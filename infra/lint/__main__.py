@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from infra.lint import credentials, kubernetes, launcher, services, tools
+from infra.lint import credentials, kubernetes, launcher, services, slurm, terraform, tools
 from infra.lint.report import Report
 from infra.lint.tree import Tree
 
@@ -31,6 +31,8 @@ CHECKS: tuple[Callable[[Tree], Report], ...] = (
     tools.images,
     tools.compose,
     tools.terraform,
+    terraform.names,
+    slurm.options,
     services.units,
     services.prometheus,
     services.dashboards,

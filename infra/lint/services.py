@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from infra.lint import documents, tools
+from infra.lint import documents, schema, tools
 from infra.lint.report import Problem, Report
 from infra.lint.tree import Tree
 
 # Says what this machine lacks, not what is wrong with a unit.
 OF_THE_MACHINE = re.compile(r"is not executable|Failed to (locate|prepare|create|load|open)|not found\.$")
+PROMETHEUS = Path(__file__).resolve().parent.parent / "schemas" / "prometheus.json"
 PANEL_KEYS = ("id", "title", "type", "gridPos")
 
 
@@ -61,27 +62,32 @@ def _unplaced(text: str, files: list[str]) -> Iterator[Problem]:
 
 
 def prometheus(tree: Tree) -> Report:
-    """Configurations and rules, known by their top keys, by promtool."""
-    configs, rules = [], []
-    for document in documents.of(tree):
-        if isinstance(document.data, dict) and "scrape_configs" in document.data:
-            configs.append(document.name)
-        elif isinstance(document.data, dict) and isinstance(document.data.get("groups"), list):
-            rules.append(document.name)
-    files = [*configs, *rules]
+    """Configurations and rules, known by their top keys: their keys by our list, expressions by promtool."""
+    found = [(kind, document) for document in documents.of(tree) if (kind := _of_prometheus(document.data)) is not None]
+    schemas = json.loads(PROMETHEUS.read_text(encoding="utf-8"))
+    problems: list[Problem] = []
+    for kind, document in found:
+        problems += schema.problems(document, schema.closed(schemas[kind]))
     promtool = tools.find("promtool")
-    if not files or promtool is None:
-        why = "promtool is not on PATH (Debian: prometheus)"
-        return Report("prometheus", len(files), skipped="" if not files else why)
-    problems = []
-    for kind, names in (("config", configs), ("rules", rules)):
-        for name in names:
-            # Files that a configuration names lie on the server, not here.
-            flags = ["--syntax-only"] if kind == "config" else []
-            done = tools.run([promtool, "check", kind, *flags, name], tree.root)
-            if done.returncode:
-                problems.append(Problem(name, 1, (done.stderr or done.stdout).strip()[-600:]))
-    return Report("prometheus", len(files), tuple(problems))
+    if not found or promtool is None:
+        why = "promtool is not on PATH (Debian: prometheus): expressions were not checked"
+        return Report("prometheus", len(found), tuple(problems), skipped=why if found else "")
+    for kind, document in found:
+        # Files that a configuration names lie on the server, not here.
+        flags = ["--syntax-only"] if kind == "config" else []
+        done = tools.run([promtool, "check", kind, *flags, document.name], tree.root)
+        if done.returncode:
+            problems.append(Problem(document.name, 1, (done.stderr or done.stdout).strip()[-600:]))
+    return Report("prometheus", len(found), tuple(problems))
+
+
+def _of_prometheus(data: Any) -> str | None:
+    """What kind of file of Prometheus it is. One misspelt key does not hide it."""
+    if not isinstance(data, dict) or "apiVersion" in data:
+        return None
+    if {"scrape_configs", "rule_files"} & set(data):
+        return "config"
+    return "rules" if isinstance(data.get("groups"), list) else None
 
 
 def dashboards(tree: Tree) -> Report:

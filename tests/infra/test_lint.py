@@ -40,6 +40,7 @@ def test_the_repository_passes(repository: Tree) -> None:
         seen
     )
     assert seen["hadolint"] and seen["compose"] and seen["terraform"] and seen["systemd"] and seen["credentials"], seen
+    assert seen["tf names"] and seen["sbatch"] and seen["prometheus"], seen
 
 
 # ------------------------------------------------------------------ KubeRay
