@@ -37,6 +37,19 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 
+# What S3 says of a bucket in another region. botocore asks there then; where AWS_ENDPOINT_URL leads to one region all
+# the same, the last answer is no more than "Moved Permanently".
+_ELSEWHERE_CODES = {
+    "PermanentRedirect",
+    "TemporaryRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}
+_REGION_HEADER = "x-amz-bucket-region"
+# Without that header botocore asks for it, is sent elsewhere again, and so on.
+_IN_CIRCLES = "maximum recursion depth exceeded"
+
+_WHICH_REGION = "set AWS_DEFAULT_REGION to its region, and AWS_ENDPOINT_URL, if it is set, to an endpoint there"
 _WHERE_FROM = (
     "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN if they are temporary), "
     "from AWS_PROFILE and the AWS files, or from the machine's role; the endpoint from AWS_ENDPOINT_URL"
@@ -48,6 +61,8 @@ def is_final(error: BaseException) -> bool:
     if isinstance(error, _FINAL) or type(error).__name__ in _NO_CREDENTIALS | _MISCONFIGURED:
         return True
     answered, code, _ = _answer(error)
+    if _elsewhere(error) is not None:
+        return True
     return 400 <= answered < 500 and answered not in _PASSING_STATUS and code not in _PASSING_CODES
 
 
@@ -71,8 +86,30 @@ def told(error: BaseException) -> str:
         said = f"{answered} {code}" if code not in ("", str(answered)) else str(answered)
         said += f", {message}" if message else ""
         return f"permission denied ({said}), or missing in a bucket that may not be listed: {_WHERE_FROM}"
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if (region := _elsewhere(error)) is not None:
+        where = f"in the region {region}" if region else "in another region"
+        said = f" ({answered} {message or code})" if answered else ""
+        return f"the bucket is {where}{said}: {_WHICH_REGION}"
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    if answered == HTTPStatus.BAD_REQUEST and (region := _region(error)):  # the answer to a HEAD has no code
+        return f"{text}: the bucket is in the region {region}; are the credentials expired? If not, {_WHICH_REGION}"
+    return text
+
+
+def _elsewhere(error: BaseException) -> str | None:
+    """The region that the store names as the bucket's; empty when it is another one, None when it is not about that."""
+    if _IN_CIRCLES in str(error):
+        return ""
+    answered, code, _ = _answer(error)
+    redirected = answered in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.TEMPORARY_REDIRECT)
+    return _region(error) if redirected or code in _ELSEWHERE_CODES else None
+
+
+def _region(error: BaseException) -> str:
+    """The bucket's, where the store named it."""
+    response = _response(error)
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get(_REGION_HEADER) or response.get("Error", {}).get("Region") or "")
 
 
 def _answer(error: BaseException) -> tuple[int, str, str]:
@@ -80,9 +117,17 @@ def _answer(error: BaseException) -> tuple[int, str, str]:
 
     botocore's ClientError carries it as `response`; s3fs hides that in the cause of its own errors.
     """
+    response = _response(error)
+    if not response:
+        return 0, "", ""
+    answered = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(answered), str(response["Error"].get("Code", "")), str(response["Error"].get("Message", ""))
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """The store's answer as botocore has it; empty when there was none."""
     for each in (error, error.__cause__):
         response: Any = getattr(each, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-            answered = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return int(answered), str(response["Error"].get("Code", "")), str(response["Error"].get("Message", ""))
-    return 0, "", ""
+            return response
+    return {}

@@ -48,7 +48,7 @@ class Job(stage.Run):
         environment = {
             **HEALTH,
             "ORCHESTRATOR_RUNS": str(self.storage),
-            "TRAIN_SCRATCH": "/tmp/ray",  # of each machine its own, which /tmp is not here
+            "TRAIN_SCRATCH": "/tmp/ray",  # where `leftovers` looks
             "TRAIN_STORE_MB": "100",
         }
         output = f"--output={self.storage}/job-%j.log"

@@ -1,0 +1,60 @@
+"""A bucket that is not where it is asked for, before a server that answers as S3 does then."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from orchestrator.storage import files
+from orchestrator.storage.files import StorageError
+from orchestrator.storage.ranged import Patience, Ranges
+from tests.support.s3 import forget_clients, lead
+
+pytestmark = pytest.mark.process
+
+QUICK = Patience(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01, connect_seconds=2, read_seconds=5)
+MOVED = "<Error><Code>PermanentRedirect</Code><Message>must be addressed using the specified endpoint</Message></Error>"
+WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message><Region>eu-west-1</Region></Error>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "header", "told"),
+    [
+        (301, MOVED, True, "the bucket is in the region eu-west-1 .*: set AWS_DEFAULT_REGION to its region"),
+        (301, MOVED, False, "the bucket is in another region: set AWS_DEFAULT_REGION to its region"),
+        (400, WRONG, True, "in the region eu-west-1.* set AWS_DEFAULT_REGION to its region"),
+    ],
+    ids=["moved", "moved-nobody-says-where", "signed-for-another"],
+)
+def test_a_bucket_in_another_region_is_told_so(
+    answer: int, body: str, header: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        """Answers as S3 does at the endpoint of a region that a bucket is not in."""
+
+        def do_GET(self) -> None:
+            self.send_response(answer)
+            if header:
+                self.send_header("x-amz-bucket-region", "eu-west-1")
+            data = b"" if self.command == "HEAD" else body.encode()
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        lead(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
+        for call in (
+            lambda: files.read_bytes("s3://b/object"),
+            lambda: files.list_names("s3://b/folder"),
+            lambda: Ranges(patience=QUICK).read("s3://b/object", 0, 10),
+        ):
+            with pytest.raises(StorageError, match=told):
+                call()
+        server.shutdown()
+    forget_clients()
