@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -58,15 +57,17 @@ def main() -> int:
     """The exit status."""
     local = tyro.cli(Local, description=__doc__)
     commands: dict[str, Callable[[Local], int]] = {"up": up, "down": down, "ui": ui}
-    if local.command not in commands:
+    if (command := commands.get(local.command)) is None:
         return fail(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
     local.state.mkdir(parents=True, exist_ok=True)
-    return commands[local.command](local)
+    return command(local)
 
 
 def up(local: Local) -> int:
     """Start what is not running and wait until it answers."""
     make_token()
+    if not token():
+        return fail(f"{token_path()} is empty; remove it, and a token is made")
     local = as_running(local)
     environment = {
         **os.environ,
@@ -86,8 +87,7 @@ def up(local: Local) -> int:
     )
     missing = [service for service in services if running(local, service[0]) is None]
     for name, _, flag, port, _ in missing:
-        # Else that program's answer would be taken for the service's.
-        if listening(port):
+        if listening(port):  # else that program's answer would be taken for the service's
             return fail(f"{name}: port {port} is in use by another program: give another one with --{flag}")
     for name, command, *_ in services:
         if running(local, name) is None:
@@ -111,7 +111,7 @@ def up(local: Local) -> int:
 def down(local: Local) -> int:
     """Stop what `up` started, jobs that run there first; nothing else."""
     local = as_running(local)
-    if running(local, "ray") is not None:
+    if running(local, "ray"):
         stop_jobs(local)
     for name in ("ray", "mlflow"):
         stop(local, name)
@@ -120,8 +120,7 @@ def down(local: Local) -> int:
 
 def stop(local: Local, name: str) -> None:
     """Stop a service if it runs."""
-    session = running(local, name)
-    if session is not None:
+    if (session := running(local, name)) is not None:
         stop_session(session)
         print(f"{name} stopped")
     pid_file(local, name).unlink(missing_ok=True)
@@ -154,28 +153,34 @@ def mlflow_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def make_token() -> None:
-    """Make the token that closes Ray to others, readable by its owner alone."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    """Make the token that closes Ray to others, readable by its owner alone; one that is there is kept."""
+    path = token_path()
     if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(os.urandom(32).hex())
     print(f"made {path}: Ray's token for this user")
 
 
+def token_path() -> Path:
+    """Where it is, where no variable holds it. One that Ray made is readable by every user of the machine: no more."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.exists() and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
+    return path
+
+
 def token() -> str:
     """The token that `up` starts Ray with."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return os.environ.get("RAY_AUTH_TOKEN") or path.read_text().strip()
+    return os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text().strip()
 
 
 def stop_jobs(local: Local) -> None:
     """Ask jobs to save and end, and wait for them; their drivers are in sessions of their own."""
     asked = False
     deadline = time.monotonic() + STOP_SECONDS
-    with contextlib.suppress(urllib.error.URLError, OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         while (ids := [job["submission_id"] for job in ask(local, "api/jobs/") if job["status"] in LIVE]) and (
             time.monotonic() < deadline
         ):
@@ -216,14 +221,9 @@ def start(local: Local, name: str, command: list[str], environment: Mapping[str,
     print(f"starting {name}, log {local.state / name}.log", flush=True)
     with open(local.state / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
             env=mlflow_environment(environment),
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        )  # fmt: skip
     began = (Path("/proc") / str(process.pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
     pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began, "port": port}))
 
@@ -261,7 +261,7 @@ def wait_until_up(local: Local, name: str, url: str) -> str | None:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 if answer.status == 200:
                     return None
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.5)
     tail = (local.state / f"{name}.log").read_text(errors="replace").strip().splitlines()[-3:]
     return f"{name} did not start: {' | '.join(tail)} (whole log: {local.state / name}.log)"

@@ -82,6 +82,21 @@ def test_a_token_that_is_given_is_used(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / ".ray").exists()
 
 
+def test_a_token_that_others_could_read_is_closed_to_them_and_an_empty_one_starts_nothing(
+    tmp_path: Path, local: Local, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    path = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    path.write_text("made by Ray")
+    path.chmod(0o644)
+    script.make_token()
+    assert (script.token(), stat.S_IMODE(path.stat().st_mode)) == ("made by Ray", 0o600)
+    path.write_text("\n")
+    assert script.up(local) == 1
+    assert f"{path} is empty" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ what runs
 def test_a_service_runs_until_its_process_ends(local: Local) -> None:
     assert script.running(local, "x") is None
