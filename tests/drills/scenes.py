@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.checkpoint.weights import FinalWeights
-from tests.drills import checks, recipes
+from tests.drills import checks, ensembles, recipes
 from tests.drills.checks import Report
 from tests.drills.faults import Hit, kill_worker
 from tests.drills.stage import PATIENCE_SECONDS, Cluster, Run, Stuck, send
@@ -231,6 +231,11 @@ def _await(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
+def ensemble(scene: Scene) -> Iterator[Report]:
+    """The driver of an ensemble of seven is killed in training, then in scoring; the same command finishes."""
+    yield from ensembles.killed_twice(scene.cluster, scene.folder / "ensemble")
+
+
 SCENES: dict[str, Callable[[Scene], Iterator[Report]]] = {
     "twice": two_submissions,
     "damaged": damaged_checkpoint,
@@ -238,5 +243,6 @@ SCENES: dict[str, Callable[[Scene], Iterator[Report]]] = {
     "counts": other_counts,
     "full": full_storage,
     "suspended": suspended_driver,
+    "ensemble": ensemble,
     "random": random_faults,
 }

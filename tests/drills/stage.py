@@ -112,12 +112,13 @@ def send(pid: int, number: signal.Signals) -> bool:
 
 @dataclass
 class Run:
-    """A run of jobs/train.py on a cluster, one at a time there, seen from outside: processes, files, journal."""
+    """A run of a job on a cluster, one at a time there, seen from outside: processes, files, journal."""
 
     cluster: Cluster
     storage: Path
     flags: tuple[str, ...]
     logs: Path | None = None  # where drivers' words go, when not to the storage
+    job: str = "train.py"
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
     _cursor: Cursor | None = None
@@ -128,7 +129,7 @@ class Run:
         self.storage.mkdir(parents=True, exist_ok=True)
         with open(self.log(len(self.drivers)), "wb") as log:
             driver = subprocess.Popen(
-                [sys.executable, str(ROOT / "jobs" / "train.py"), *self.flags],
+                [sys.executable, str(ROOT / "jobs" / self.job), *self.flags],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd="/", start_new_session=True,
                 env={**self.cluster.environment, "ORCHESTRATOR_RUNS": str(self.storage), "TMPDIR": str(self.scratch)},
             )  # fmt: skip
