@@ -111,10 +111,10 @@ def _score(
     session: Session, folder: str, key: str, task: Task, usable: Sequence[RunSpec], trained: fleet.FleetResult
 ) -> Table3 | None:
     """Score what is trained and record it; None when a wish to stop came in between."""
-    folders = scoring.score(session, usable, kind=task.kind)
-    raw: Sequence[str | None] = [None] * len(usable)
-    if task.kind == "averaged" and _compares(task.reporting, session.manifest):
-        raw = scoring.score(session, usable, kind="raw")
+    compares = task.kind == "averaged" and _compares(task.reporting, session.manifest)
+    kinds: tuple[Kind, ...] = ("averaged", "raw") if compares else (task.kind,)
+    folders, *others = scoring.score_kinds(session, usable, kinds)
+    raw: Sequence[str | None] = others[0] if others else [None] * len(usable)
     if session.interruption.event.is_set():
         return None
     members = [Scored(*one) for one in zip([spec.name for spec in usable], folders, raw, strict=True)]

@@ -79,8 +79,19 @@ def _folder(spec: RunSpec, split: str, weights: Weights) -> str:
 def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT, kind: Kind = "averaged") -> list[str]:
     """Score finished runs on 144 crops of every image; the folders of their scores, in the order of `specs`.
 
-    What is stored is verified; parts that are damaged or belong elsewhere are named and scored again. Each task scores
-    one shard for all models of one size that lack it. Returns early, with less scored, when interrupted.
+    As `score_kinds` does.
+    """
+    return score_kinds(session, specs, (kind,), split)[0]
+
+
+def score_kinds(
+    session: Session, specs: Sequence[RunSpec], kinds: Sequence[Kind], split: str = SPLIT
+) -> list[list[str]]:
+    """Score several kinds of weights of finished runs, each image decoded and cropped once for all of them.
+
+    The folders of the scores, in the order of `specs`, for each of `kinds`. What is stored is verified; parts that are
+    damaged or belong elsewhere are named and scored again. Each task scores one shard for all weights of one size that
+    lack it. Returns early, with less scored, when interrupted.
     Raises DataError for a run of another dataset, ConfigError for one without such weights, launch.pool.TaskError when
     a task fails.
     """
@@ -91,28 +102,30 @@ def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT, kind: 
                 f"{spec.name}: was trained on dataset {spec.dataset_digest}, this one is {digest}; leave it out, or "
                 "give its own with --data"
             )
-    found = [weights_of(spec, kind) for spec in specs]
-    scorers = [
-        Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
-        for spec, weights in zip(specs, found, strict=True)
-        for folder in (_folder(spec, split, weights),)
-    ]
-    tasks = _tasks(session, specs, scorers, split)
-    if session.interruption.event.is_set():
-        return [scorer.scores for scorer in scorers]
-    if tasks:
-        _run(session, tasks)
-    else:
-        session.say("scoring: every score is stored already")
-    return [scorer.scores for scorer in scorers]
+    scorers = {kind: [_scorer(spec, split, kind) for spec in specs] for kind in kinds}
+    tasks = _tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
+    if not session.interruption.event.is_set():
+        if tasks:
+            _run(session, tasks)
+        else:
+            session.say("scoring: every score is stored already")
+    return [[scorer.scores for scorer in scorers[kind]] for kind in kinds]
+
+
+def _scorer(spec: RunSpec, split: str, kind: Kind) -> Scorer:
+    weights = weights_of(spec, kind)
+    folder = _folder(spec, split, weights)
+    return Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
 
 
 def _run(session: Session, tasks: Sequence[ScoreShard]) -> None:
     """Have the tasks done, and say how far they are."""
     shards = session.manifest.shards(tasks[0].split)
     work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
-    models = len({scorer.scores for task in tasks for scorer in task.scorers})
-    session.say(f"scoring: {sum(work):,} images x models are to do, of {models} models, each on 144 crops")
+    scorers = [scorer for task in tasks for scorer in task.scorers]
+    models, kinds = len({scorer.name for scorer in scorers}), sorted({scorer.which for scorer in scorers})
+    both = f" with {' and '.join(kinds)} weights" if len(kinds) > 1 else ""
+    session.say(f"scoring: {sum(work):,} images x models{both} are to do, of {models} models, each on 144 crops")
     done, began, said = 0, time.monotonic(), -SAID_SECONDS
     told: set[int] = set()
     arguments = [(task.to_dict(),) for task in tasks]

@@ -294,6 +294,20 @@ def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
     assert not any((one == other).all() for one, other in ((scores[0], scores[1]), (scores[0], scores[2])))
 
 
+def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, sent: Sent) -> None:
+    at = session(runs)
+    specs = finished(at, *(finals.small(name=name) for name in "ab"))
+    averaged, raw = scoring.score_kinds(at, specs, ("averaged", "raw"))
+    assert averaged == [scoring.score_folder(spec) for spec in specs]
+    assert raw == [scoring.score_folder(spec, kind="raw") for spec in specs]
+    assert [len(task.scorers) for task in sent] == [4] * SHARDS
+    assert "20 images x models with averaged and raw weights are to do, of 2 models, each" in said(at)
+    sent.clear()
+    shutil.rmtree(raw[1])
+    scoring.score_kinds(at, specs, ("averaged", "raw"))
+    assert [[scorer.which for scorer in task.scorers] for task in sent] == [["raw"]] * SHARDS
+
+
 def test_the_best_before_there_is_an_average_are_the_raw_weights(runs: Path) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
