@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from orchestrator.fleet import forecast
+from orchestrator.fleet import forecast, plan
 from orchestrator.fleet.board import Board
 from orchestrator.fleet.config import PlanConfig
 from orchestrator.fleet.figures import duration
 from orchestrator.fleet.forecast import Durations
-from orchestrator.fleet.plan import Plan, plan
+from orchestrator.fleet.plan import Pace, Plan
 from orchestrator.fleet.progress import Progress
-from orchestrator.fleet.supervisor import Ended, RunStatus, Tail, supervise
+from orchestrator.fleet.supervisor import Ended, Replan, RunStatus, Tail, supervise
 from orchestrator.fleet.supply import Supply, looking
 from orchestrator.launch import cluster, preflight
 from orchestrator.launch.config import RunSpec
@@ -61,31 +62,41 @@ def train(
     if done:
         session.say(f"{len(done)} of {len(specs)} models are trained already")
     if todo:
-        planned = _planned(session, specs, todo, board, config)
+        planned, replan = _planned(session, specs, todo, board, config)
         tail = None
         if stop_run is not None and config.most_workers is not None:
             tail = Tail(board.seconds_left, board.start_seconds, stop_run)
-        ended |= _train(session, planned, board, parent, tail)
+        ended |= _train(session, planned, board, parent, tail, replan)
     return FleetResult({spec.name: ended[spec.name] for spec in specs}, board)
 
 
 def _planned(
     session: Session, specs: Sequence[RunSpec], todo: Sequence[RunSpec], board: Board, config: PlanConfig
-) -> Plan:
-    """The plan of what is to be done, told; the board expects it."""
+) -> tuple[Plan, Replan]:
+    """The plan of what is to be done, told; the board expects it. And how to plan again for other nodes."""
     expected = forecast.durations(specs, board.seen(), session.manifest, config)
     pace = forecast.pace(config, expected.in_seconds)
     by_name = {spec.name: value for spec, value in zip(specs, expected.values, strict=True)}
-    planned = plan(todo, session.capacity, session.gpus, [by_name[spec.name] for spec in todo], pace)
+    planned = plan.plan(todo, session.capacity, session.gpus, [by_name[spec.name] for spec in todo], pace)
     in_order = Durations(tuple(by_name[spec.name] for spec in planned.order), expected.in_seconds)
     board.expect(planned.order, in_order, forecast.pace(config))
     waves = f" in {planned.waves} waves" if planned.waves > 1 else ""
     takes = f", about {duration(planned.makespan)}" if expected.in_seconds else ""
     session.say(f"training {len(planned.runs)} models, {planned.at_once} at once{waves}{takes}")
-    return planned
+    return planned, partial(_planned_again, {spec.name: spec for spec in todo}, by_name, pace)
 
 
-def _train(session: Session, planned: Plan, board: Board, parent: str | None, tail: Tail | None) -> dict[str, Ended]:
+def _planned_again(
+    asked: Mapping[str, RunSpec], durations: Mapping[str, float], pace: Pace, runs: Sequence[RunSpec], slots: int
+) -> Sequence[RunSpec]:
+    """The order, and the workers, of runs that have not begun, on a cluster that holds so many workers now."""
+    own = [asked[spec.name] for spec in runs]  # with the workers that their placement has
+    return plan.for_slots(own, slots, [durations[spec.name] for spec in runs], pace).order
+
+
+def _train(
+    session: Session, planned: Plan, board: Board, parent: str | None, tail: Tail | None, replan: Replan
+) -> dict[str, Ended]:
     def on_change(spec: RunSpec, status: RunStatus, message: str) -> None:
         board.change(spec, status, message)
         if status in _STATUS:
@@ -109,5 +120,11 @@ def _train(session: Session, planned: Plan, board: Board, parent: str | None, ta
 
     with Supply(planned.slots, look, on_capacity) as supply, Progress(board, lambda: supply.slots, session.console):
         return supervise(
-            planned, lambda spec: session.train(spec, parent), on_change, session.interruption.event, supply, tail
+            planned,
+            lambda spec: session.train(spec, parent),
+            on_change,
+            session.interruption.event,
+            supply,
+            tail,
+            replan,
         )

@@ -140,7 +140,14 @@ def plan(
             f"placement.min_workers {placement.min_workers} is refused: only a run alone on its cluster can have "
             f"a number of workers that changes, and these are {len(runs)}; leave it out"
         )
-    there = slots(capacity, placement, gpus)
+    return for_slots(runs, slots(capacity, placement, gpus), durations, pace)
+
+
+def for_slots(
+    runs: Sequence[RunSpec], there: int, durations: Sequence[float] | None = None, pace: Pace = STEADY
+) -> Plan:
+    """The plan for a cluster that holds so many workers at once; as `plan` does."""
+    placement = runs[0].placement
     fits = there // placement.least
     if fits < 1:
         raise ValueError(f"placement.workers: {placement.workers} is refused: not one run fits the cluster")

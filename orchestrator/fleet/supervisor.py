@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -40,6 +40,8 @@ class Ended:
 
 
 Launch = Callable[[RunSpec], Outcome]
+# The runs that have not begun, and the workers that the cluster holds now: in their new order, with their new workers.
+Replan = Callable[[Sequence[RunSpec], int], Sequence[RunSpec]]
 OnChange = Callable[[RunSpec, RunStatus, str], None]
 
 
@@ -79,6 +81,7 @@ def supervise(
     stop: threading.Event,
     supply: Supply | None = None,
     tail: Tail | None = None,
+    replan: Replan | None = None,
 ) -> dict[str, Ended]:
     """Run every run of the plan; how each ended, by name. One run's failure touches no other.
 
@@ -86,15 +89,18 @@ def supervise(
     After `stop` is set no run is started; those under way are waited for (they see their own stop flag).
     supply: how many workers the cluster holds, by default what the plan says. Nodes that come are used by the next
     run at once; when nodes go, nothing more is started until the runs under way fit again (Ray restarts their workers).
-    tail: by default no run under way is given more workers.
+    tail: by default no run under way is given more workers. replan: asked when nodes have come or gone; by default what
+    has not begun stays in its order. It may raise ValueError when nothing fits.
     """
-    return _Supervisor(plan, launch, on_change, stop, supply or Supply(plan.slots), tail).run()
+    return _Supervisor(plan, launch, on_change, stop, supply or Supply(plan.slots), tail, replan).run()
 
 
 class _Supervisor:
     def __init__(
-        self, plan: Plan, launch: Launch, on_change: OnChange, stop: threading.Event, supply: Supply, tail: Tail | None
-    ) -> None:
+        self, plan: Plan, launch: Launch, on_change: OnChange, stop: threading.Event, supply: Supply,
+        tail: Tail | None, replan: Replan | None,
+    ) -> None:  # fmt: skip
+        self._replan, self._planned_for = replan, plan.slots
         self._plan, self._launch, self._on_change = plan, launch, on_change
         self._stop, self._supply, self._tail = stop, supply, tail
         self._waiting = [_Run(spec) for spec in plan.order]
@@ -106,6 +112,7 @@ class _Supervisor:
     def run(self) -> dict[str, Ended]:
         with ThreadPoolExecutor(len(self._waiting), thread_name_prefix="run") as pool:
             while self._waiting or self._running:
+                self._plan_again()
                 while (following := self._next()) is not None:
                     self._waiting.remove(following)
                     following.launched = True
@@ -118,6 +125,20 @@ class _Supervisor:
         return self._ended
 
     # -------------------------------------------------------------- starting
+    def _plan_again(self) -> None:
+        """When nodes have come or gone: who has not begun gets the order and the workers of another plan."""
+        slots, fresh = self._supply.slots, {run.spec.name: run for run in self._waiting if not run.launched}
+        if self._replan is None or slots == self._planned_for or not fresh:
+            return
+        self._planned_for = slots
+        try:
+            found = self._replan([run.spec for run in fresh.values()], slots)
+        except ValueError:  # nothing fits now: they wait for nodes as they are
+            return
+        for spec in found:
+            fresh[spec.name].spec, fresh[spec.name].offered = spec, None
+        self._waiting = [run for run in self._waiting if run.launched] + [fresh[spec.name] for spec in found]
+
     def _free(self) -> int:
         return self._supply.slots - sum(run.spec.placement.workers for run in self._running.values())
 
