@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -217,6 +220,35 @@ def test_a_preempted_job_saves_and_goes_on_later(slurm: Slurm, job: Job) -> None
     assert not checks.audited(job)
 
 
+def test_a_job_whose_time_is_nearly_over_saves_and_goes_on_in_another(slurm: Slurm, job: Job) -> None:
+    job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=20))
+    job.await_that(job.steps, "a step")
+    # What Slurm does so many seconds before the end as --signal says.
+    slurm.call("scancel", "--batch", "--signal=USR1", str(job.number))
+    assert job.end() == ("COMPLETED", "0:0"), job.said
+    assert slurm.job(job.number)["Restarts"] == "1"
+    assert "requeued: the same command goes on from its last checkpoint" in job.said
+    assert not job.events("incident")
+    assert [(event.samples or 0) > 0 for event in job.events("started")] == [False, True], job.said
+    assert not leftovers(job)
+    assert not checks.audited(job)
+
+
+def test_a_port_in_use_is_told_and_ends_the_job(slurm: Slurm, job: Job) -> None:
+    machine, port = slurm.machines[2], 7123
+    listener = machine.exec([sys.executable, "-m", "http.server", str(port)])
+    try:
+        until(lambda: machine.call(["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"]).returncode == 0, 30, 0.2)
+        job.storage.mkdir(parents=True)
+        words = ["--nodes=1", f"--nodelist={machine.name}", f"--output={job.storage}/job-%j.log", str(SCRIPT), "true"]
+        job.number = slurm.submit(words, {"ORCHESTRATOR_RUNS": str(job.storage), "TRAIN_PORT": str(port)})
+        assert job.end() == ("FAILED", "1:0"), job.said
+        assert f"port {port} is in use, by another job or user: choose others with TRAIN_PORT" in job.said
+    finally:
+        listener.kill()
+    assert not leftovers(job)
+
+
 # ------------------------------------------------------------------ lost nodes
 def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: Job) -> None:
     job.begin(("--nodes=3",), train(epochs=100_000, checkpoint_seconds=1.0))
@@ -236,17 +268,25 @@ def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: 
     assert not checks.audited(job)
 
 
-def test_a_job_that_loses_its_first_node_is_requeued_and_goes_on(slurm: Slurm, job: Job) -> None:
+@pytest.mark.parametrize("what", ["its node", "Ray there"])
+def test_a_job_that_loses_its_head_is_requeued_and_goes_on(slurm: Slurm, job: Job, what: str) -> None:
     job.begin(("--nodes=2", f"--exclude={slurm.machines[0].name}"), train(epochs=60, checkpoint_seconds=1.0))
     job.await_that(lambda: job.steps() and job.committed(), "a checkpoint")
     first = slurm.job(job.number)["BatchHost"]
-    victim = next(machine for machine in slurm.machines if machine.name == first)
-    victim.kill()  # with it train.sbatch, Ray's head and the driver
+    machine = next(one for one in slurm.machines if one.name == first)
+    if what == "its node":
+        machine.kill()  # with it train.sbatch and the driver
+    else:
+        (head,) = [pid for pid in process_tree(machine.init) if "gcs_server" in title(pid).split(" ")[0]]
+        os.kill(head, signal.SIGKILL)
     lost = time.monotonic()
     job.await_that(lambda: slurm.job(job.number)["JobState"] == "PENDING", "requeued")
-    print(f"requeued {time.monotonic() - lost:.0f} s after the first node was lost")
+    print(f"requeued {time.monotonic() - lost:.0f} s after {what} was lost")
     until(lambda: not leftovers(job), 30, 0.5)
-    slurm.start(victim.number)
+    if what == "its node":
+        slurm.start(machine.number)
+    else:
+        assert "Ray on the first node has ended, and with it the cluster" in job.said
     assert job.end() == ("COMPLETED", "0:0"), job.said
     print(f"completed {time.monotonic() - lost:.0f} s after it")
     assert slurm.job(job.number)["Restarts"] == "1"
