@@ -157,20 +157,6 @@ def test_storage_and_tracking_that_cannot_be_reached_for_a_while_cost_nothing(sh
     assert "RUNNING" not in json.loads(shared.recorded(RECORDED))["parents"]
 
 
-def test_a_tracking_server_without_its_database_is_named(shared: Site) -> None:
-    """The last of those that share the site: its database is gone for good."""
-    assert shared.database is not None
-    folder = str(shared.database.folder)
-    servers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    killed = [pid for pid in servers if "postgres" in title(pid) and folder in title(pid)]
-    assert killed
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-    run = shared.submitted("no-database", "train.py", *flags(1, epochs=1))
-    assert run.driver.wait(120) != 0
-    assert re.search(r"tracking: .*(500|connection)", run.said()), run.said()
-
-
 # ------------------------------------------------------------------ nodes with less scratch
 SMALL = "mkdir -p /tmp/ray/small && mount -t tmpfs -o size=256k tmpfs /tmp/ray/small"
 
@@ -203,6 +189,21 @@ def test_a_node_that_cannot_unpack_the_job_is_named(shared: Site) -> None:
         )
     finally:
         node.ask(["umount", "-l", resources])
+
+
+# ------------------------------------------------------------------ the last of those that share the site
+def test_a_tracking_server_without_its_database_is_named(shared: Site) -> None:
+    """Its database is gone for good."""
+    assert shared.database is not None
+    folder = str(shared.database.folder)
+    servers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    killed = [pid for pid in servers if "postgres" in title(pid) and folder in title(pid)]
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    run = shared.submitted("no-database", "train.py", *flags(1, epochs=1))
+    assert run.driver.wait(120) != 0
+    assert re.search(r"tracking: .*(500|connection)", run.said()), run.said()
 
 
 # ------------------------------------------------------------------ the head
