@@ -105,6 +105,7 @@ requeue_orphan() {
         if [[ $shown =~ \ JobState=RUNNING\ .*\ NodeList=([^ ]+)\ BatchHost=([^ ]+) ]] \
             && ! scontrol show hostnames "${BASH_REMATCH[1]}" | grep -qxF "${BASH_REMATCH[2]}"; then
             rm -rf -- "${RAY_AUTH_TOKEN_PATH%/*}" # of this job alone; its next life makes its own
+            rmdir -- "${RAY_AUTH_TOKEN_PATH%/*/*}" 2>/dev/null
             if ((${SLURM_RESTART_COUNT:-0} < TRAIN_REQUEUES)); then
                 scontrol requeue "$SLURM_JOB_ID"
             else
