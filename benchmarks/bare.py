@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,55 @@ from benchmarks import frame
 from orchestrator.tracking import journal
 from orchestrator.training.job import TrainJob, journal_of
 
+Runs = Sequence[subprocess.Popen[bytes]]
+
 
 def side_by_side(place: Path, jobs: Sequence[TrainJob], patience_seconds: float) -> list[float]:
     """Seconds of each job's training, from its first step to its end; all of them at once. `place` is for logs."""
+    with begun(place, jobs) as runs:
+        ended(place, runs, patience_seconds)
+    found = [end - start for start, end in (span(job) for job in jobs)]
+    shown = ", ".join(f"{one:.1f} s" for one in found)
+    frame.progress(f"bare runs of {jobs[0].recipe.epochs} epochs, side by side: {shown}")
+    return found
+
+
+@contextmanager
+def begun(place: Path, jobs: Sequence[TrainJob]) -> Iterator[Runs]:
+    """Start jobs side by side; what is left of them ends at the end. `place` is for logs."""
     place.mkdir(parents=True, exist_ok=True)
-    logs = [place / f"{number}.log" for number in range(len(jobs))]
-    runs = []
+    runs: list[subprocess.Popen[bytes]] = []
     try:
-        for job, log in zip(jobs, logs, strict=True):
-            runs.append(process("benchmarks.bare", job.to_json(), log=log))
-        for run in runs:
-            if run.wait(patience_seconds):
-                raise RuntimeError(f"a bare run ended with status {run.returncode}: {tail(logs)}")
+        for number, job in enumerate(jobs):
+            runs.append(process("benchmarks.bare", job.to_json(), log=_log(place, number)))
+        yield runs
     finally:
         for run in runs:
             run.kill()
             run.wait()
-    found = []
-    for job in jobs:
-        events, _ = journal.read(journal_of(job.folder))
-        moments = {event.kind: event.time for event in events}
-        found.append(moments["finished"] - moments["started"])
-    shown = ", ".join(f"{one:.1f} s" for one in found)
-    frame.progress(f"bare runs of {jobs[0].recipe.epochs} epochs, side by side: {shown}")
-    return found
+
+
+def ended(place: Path, runs: Runs, patience_seconds: float) -> None:
+    """Wait until all have ended. Raises RuntimeError when one failed."""
+    for run in runs:
+        if run.wait(patience_seconds):
+            logs = [_log(place, number) for number in range(len(runs))]
+            raise RuntimeError(f"a bare run ended with status {run.returncode}: {tail(logs)}")
+
+
+def has_started(job: TrainJob) -> bool:
+    """Whether a job is at its first step."""
+    return any(event.kind == "started" for event in journal.read(journal_of(job.folder))[0])
+
+
+def span(job: TrainJob) -> tuple[float, float]:
+    """When the training of a job that has finished began and ended, in unix seconds."""
+    moments = {event.kind: event.time for event in journal.read(journal_of(job.folder))[0]}
+    return moments["started"], moments["finished"]
+
+
+def _log(place: Path, number: int) -> Path:
+    return place / f"{number}.log"
 
 
 def process(
