@@ -33,10 +33,10 @@ ROUNDS = 3
 START_SECONDS = 120.0
 LOOK_SECONDS = 0.05
 GOAL = 0.6
-# Our process of one worker, and what each mark of a start ends; the last one is the first step.
+# Our process of one worker, and what each mark of a start ends; the last one is the first step. Ray's defaults have one
+# more mark, the controller's process before the worker's.
 CAUSES = {
     "lease": "driver_ray_preflight",  # imports of the driver, Ray's init, checks
-    "controller": "controller_actor",
     "worker": "placement_and_worker_actor",
     "attempt": "worker_imports_and_group",
     "started": "dataset_build_resume",

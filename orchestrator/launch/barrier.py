@@ -44,7 +44,7 @@ class NoBarrier:
 
 
 def install() -> None:
-    """Have the groups of workers that this process starts, a controller, do without the actor."""
+    """Have the groups of workers that this process starts do without the actor."""
     groups: Any = import_module(f"{_INTERNAL}.worker_group")
     states: Any = import_module(f"{_INTERNAL}.state")
     groups.SynchronizationActor = NoBarrier

@@ -1,6 +1,6 @@
 """The process group of a run's workers: how Ray's controller has it formed, and how it is left.
 
-Driver and controller import this: torch, two seconds of a start, is imported in the workers alone.
+The driver imports this: torch, two seconds of a start, is imported in the workers alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Collectives(BackendConfig):
 
     @property
     def backend_cls(self) -> type[_Backend]:
-        """What runs in the controller when workers start and end."""
+        """What runs in the driver when workers start and end."""
         return _Backend
 
 

@@ -1,4 +1,4 @@
-"""Tells a run's workers that a node of theirs is about to go: Ray's watcher, as a thread of the run's controller.
+"""Tells a run's workers that a node of theirs is about to go: Ray's watcher, as a thread of the driver.
 
 Ray Train's own callback gives the watcher a process of its own, which costs each start two seconds of a core and goes
 on waking up, for one small question to Ray's head every few seconds.
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class DrainWatch(WorkerGroupCallback):
-    """Called by Ray Train in its controller's process, once for each group of workers. Nothing here raises."""
+    """Called by Ray Train in its controller's thread, once for each group of workers. Nothing here raises."""
 
     def __init__(self) -> None:
         self._watcher: PreemptionWatcher | None = None

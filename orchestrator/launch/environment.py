@@ -14,12 +14,14 @@ _SWITCHES = {
     # Clusters are closed to others; an explicit mode always wins over Ray's guesses.
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Each run would start a Prometheus exporter in its controller; our metrics go to MLflow.
+    # Each run would start a Prometheus exporter in the driver; our metrics go to MLflow.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A worker answers Ray within milliseconds, whatever it trains; at Ray's 600 s a node that hangs costs ten minutes.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # It would be one more process for each run: ours is a thread of the controller (launch/drains.py).
+    # It would be one more process for each run: ours is a thread of the driver (launch/drains.py).
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray's set-up would print on the driver's screen, where the controllers are (launch/trainlog.py).
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether this worker's group is about to be replaced. Imported in workers and in Ray's controller: no torch here."""
+"""Whether this worker's group is about to be replaced. Imported in workers and in the driver: no torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _leaving = threading.Event()
 
 
 def announce() -> None:
-    """Note that the group of workers is about to be replaced. Called in rank 0's process, from Ray's controller."""
+    """Note that the group of workers is about to be replaced. Called in rank 0's process, by the driver."""
     _leaving.set()
 
 

@@ -1,4 +1,4 @@
-"""Processes for a run's workers that start, and import torch, while its driver and controller still come up.
+"""Processes for a run's workers that start, and import torch, while its driver still comes up.
 
 Ray starts a worker's process only when its actor is to be made, one after the other with all that comes before. The
 node's raylet can be asked to start it ahead; it is used when it has the very runtime environment of the actor.
@@ -25,7 +25,7 @@ ASK_SECONDS = 5.0
 # What each worker's process calls before it takes work, for the sake of the imports: Ray Train and torch. It must be
 # there on every node, or no worker starts; the job's own code is not, at that moment.
 HOOK = "ray.train.torch.TorchConfig"
-# What Ray Train hands on from the driver's environment, and what it adds. Its own list is in a package that the main
+# What Ray Train hands on from the driver's environment. Its own list is in a package that the main
 # thread imports at that moment: asking it from another thread is a deadlock. A test compares the two.
 PROPAGATED = (
     "NCCL_RAS_ADDR",
@@ -46,7 +46,6 @@ PROPAGATED = (
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC",
     "TORCHFT_LIGHTHOUSE",
 )
-WARNING = ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
 # What Ray Tune gives its actors from the driver's environment, beside the above, and what it adds. The keys of AWS,
 # which it would hand on as well, are taken from its list (tuning/study.py): others can read what an actor is given.
 TUNE_PROPAGATED = (
@@ -97,7 +96,7 @@ def ask_for_trials(cpus_each: int) -> None:
     try:
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
         count = min(int(free.get("CPU", 0)) // cpus_each, MOST_AHEAD)
-        _asked(count, expected_environment(tune_variables(), spaced=True))
+        _asked(count, expected_environment(tune_variables()))
     except Exception:
         _log.debug("no process was started ahead", exc_info=True)
 
@@ -137,22 +136,19 @@ def _ask(address: str, count: int, expected: str) -> None:
 
 
 def worker_variables() -> dict[str, str]:
-    """The variables that Ray Train gives a run's workers.
-
-    They go from the job to Ray Train's controller to the workers, each adding some.
-    """
+    """The variables that Ray Train gives a run's workers."""
     ours = {name: os.environ[name] for name in PROPAGATED if name in os.environ}
-    ours.setdefault(*WARNING)
     return {**ours, **runtime_env()["env_vars"]}
 
 
-def expected_environment(variables: Mapping[str, str], spaced: bool = False) -> str:
-    """The runtime environment of a process with these variables beside the job's, as Ray writes it.
+def expected_environment(variables: Mapping[str, str]) -> str:
+    """The runtime environment of a process with these variables beside this one's, as Ray writes it.
 
-    It is by this text that Ray tells environments apart. spaced: as it writes that of an actor declared with one.
+    It is by this text that Ray tells environments apart. It writes one that it puts together of two in another manner
+    than one that is given to a process without any.
     """
-    job: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
-    job["env_vars"] = {**job.get("env_vars", {}), **variables}
-    if spaced:
-        return json.dumps(job, sort_keys=True)
-    return json.dumps(job, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    ours: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
+    merged = {**ours, "env_vars": {**ours.get("env_vars", {}), **variables}}
+    if not ours:
+        return json.dumps(merged, sort_keys=True)
+    return json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -44,7 +44,7 @@ class RunFailedError(RuntimeError):
 
 
 class LaunchError(RuntimeError):
-    """A run could not be launched, or its controller died; another launch may work."""
+    """A run could not be launched, or what drives it failed; another launch may work."""
 
 
 def launch(spec: RunSpec, lease: Flags, gpus: float) -> Outcome:

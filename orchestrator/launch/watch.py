@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerWatch(ControllerCallback, WorkerGroupCallback):
-    """Called by Ray Train in its controller's process. Nothing here raises: what a callback raises ends the run."""
+    """Called by Ray Train in its controller's thread. Nothing here raises: what a callback raises ends the run."""
 
     def __init__(self, folder: str, elastic: bool) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""

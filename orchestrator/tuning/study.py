@@ -27,7 +27,7 @@ from orchestrator.launch.config import Placement
 from orchestrator.tuning import switches, trial_run
 from orchestrator.tuning.trial_run import Report, TrialRun, TrialTask
 
-# Ray Train's controller and workers of a trial reserve what they need by themselves; its actor only waits for them.
+# Ray Train's workers of a trial reserve what they need by themselves; its actor only drives them.
 WAITING = {"memory": 1.0}  # a byte of it: an actor that reserves nothing at all is refused
 CLOCK, SCORE = "epoch", "score"
 # Nodes have credentials of their own; what Tune hands on to actors stands in the cluster's records.

@@ -15,7 +15,6 @@ from orchestrator.launch import prestart
 
 def test_what_ray_train_hands_on_is_known() -> None:
     assert set(prestart.PROPAGATED) == constants.ENV_VARS_TO_PROPAGATE
-    assert prestart.WARNING[1] == constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
 
 
 def test_what_ray_tune_hands_on_is_known() -> None:
@@ -40,7 +39,6 @@ def test_a_jobs_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["working_dir"] == "gcs://x.zip"
     assert found["env_vars"]["OURS"] == "ä"
     assert found["env_vars"]["RAY_TRAIN_V2_ENABLED"] == "1"
-    assert found["env_vars"]["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] == "0"
     assert "ä" in text and " " not in text  # as Ray writes it; another text is another environment
 
 
