@@ -121,13 +121,23 @@ requeue_orphan() {
 # steps alone. While the driver saves its workers must live: Ray goes on until train.sbatch, or time, says otherwise.
 # shellcheck disable=SC2329  # called by the trap
 hear_term() {
+    local state
     terms=$((terms + 1))
     ((terms == 1)) || return 0
-    if [[ $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) == RUNNING ]]; then
-        [[ $role == worker ]] || scancel --batch --signal=USR1 "$SLURM_JOB_ID"
-    else
+    state=$(thrice squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    if [[ $state != RUNNING ]]; then
         deadline=$((SECONDS + TRAIN_KILL_WAIT - 5))
     fi
+    # Where Slurm does not say, others may need the nodes: a job that is over has heard of that itself, which comes first.
+    if [[ $role == head && (-z $state || $state == RUNNING) ]]; then
+        thrice scancel --batch --signal=USR1 "$SLURM_JOB_ID"
+    fi
+}
+
+# Ask Slurm; its controller may be busy, all the more when it has just decided who gets which nodes.
+# shellcheck disable=SC2329  # called by the above
+thrice() {
+    "$@" 2>/dev/null || { sleep 1 && "$@" 2>/dev/null; } || { sleep 2 && "$@" 2>/dev/null; }
 }
 
 told="" terms=0 deadline=""
