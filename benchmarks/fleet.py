@@ -40,7 +40,8 @@ from tests.drills import stage
 from tests.support.launched import until
 
 MEMBERS, SLOTS = 7, 2
-SECONDS = 190.0  # of a member: at least three minutes
+# Of a member, as calibrated: at least three minutes are wanted, and the machine may be faster afterwards.
+SECONDS = 225.0
 CALIBRATION_EPOCHS = 16  # the first ones are slower
 LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 240.0  # beyond what training should take

@@ -72,8 +72,8 @@ class Reservation(WorkerGroupCallback):
         self.key = key_of(folder)
 
     def note(self, reserved: PlacementGroup) -> None:
-        """Note what was reserved, before any worker is there."""
-        internal_kv._internal_kv_put(self.key, reserved.id.hex())
+        """Note what was reserved, and of which job, before any worker is there."""
+        internal_kv._internal_kv_put(self.key, f"{_job()} {reserved.id.hex()}")
 
 
 class Group(WorkerGroup):
@@ -139,16 +139,25 @@ def key_of(folder: str) -> str:
 
 
 def give_back(key: str) -> None:
-    """Give back what is noted under that key, if anything is: its controller has ended, however it did."""
+    """Give back what is noted under that key, if this job has reserved it: its controller has ended, however it did.
+
+    What is another job's is left: Ray gives it back when that job has ended; and if its driver was only suspended, the
+    workers see that they have a successor, and end by themselves.
+    """
     if not ray.is_initialized():  # the cluster is gone, or its job has ended, and all with it
         return
     try:
         found = internal_kv._internal_kv_get(key)
-        if found is not None:
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(found.decode())))
+        job, _, reserved = (found or b"").decode().partition(" ")
+        if job == _job():
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(reserved)))
             internal_kv._internal_kv_del(key)
     except Exception:  # it must hide neither a result nor the failure that ended the run
         _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
+
+
+def _job() -> str:
+    return str(ray.get_runtime_context().get_job_id())
 
 
 class SettledPolicy(FixedScalingPolicy):

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from ray import PlacementGroupID
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -170,6 +171,24 @@ def test_workers_get_all_that_ray_s_own_group_gives_them() -> None:
         for kind in (worker_group.WorkerGroup, lean.Group)
     ]
     assert given[0] == given[1] and "controller_actor" in given[0]
+
+
+@pytest.mark.parametrize(("job", "left"), [("07", []), ("08", ["orchestrator"])], ids=["of this job", "of another"])
+def test_only_what_this_job_has_reserved_is_given_back(
+    job: str, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another driver of the run may only be suspended: its workers end by themselves when it has a successor."""
+    group = PlacementGroupID.from_random()
+    store, removed = {lean.key_of("/r"): f"{job} {group.hex()}".encode()}, []
+    monkeypatch.setattr(lean, "_job", lambda: "07")
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", store.get)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", store.pop)
+    monkeypatch.setattr(lean, "remove_placement_group", lambda one: removed.append(one.id))
+    lean.give_back(lean.key_of("/another"))
+    lean.give_back(lean.key_of("/r"))
+    assert [key.split("-")[0] for key in store] == left
+    assert removed == ([] if left else [group])
 
 
 def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:
