@@ -55,6 +55,7 @@ class Session:
     _leases: dict[str, Lease] = field(default_factory=dict)  # by folder, of what this session runs
     _alone: set[str] = field(default_factory=set)  # folders of runs that are stopped by themselves
     _closed: threading.Event = field(default_factory=threading.Event)
+    _waited: bool = False  # in vain, for all there is to record
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -63,7 +64,7 @@ class Session:
     def tell_places(self, folder: str, key: str) -> None:
         """Say where everything is."""
         if not self.interruption.event.is_set():  # then there may be no time for it
-            self.replayer.drain(CLOSE_SECONDS)
+            self._waited = not self.replayer.drain(CLOSE_SECONDS)
         try:
             where = self.replayer.run_url(key, 1.0)
         except TrackingError as error:
@@ -286,6 +287,6 @@ def _close(session: Session) -> None:
     missing: FinalStatus = "KILLED" if interrupted else "FAILED"
     # Runs that were given a status keep their place: members before their parent.
     unset: Mapping[str, FinalStatus] = dict.fromkeys(sorted(session._open - session.statuses.keys()), missing)
-    seconds = KILLED_CLOSE_SECONDS if interrupted else CLOSE_SECONDS
+    seconds = KILLED_CLOSE_SECONDS if interrupted or session._waited else CLOSE_SECONDS
     if not session.replayer.stop({**session.statuses, **unset}, seconds):
         session.say("MLflow did not take everything; the journals have it: the same command again records it.")

@@ -190,5 +190,5 @@ def _write(folder: str, url: str, record: dict[str, object]) -> None:
     try:
         about = record | {"attempt": attempts.latest(folder)}
         files.write_bytes(url, json.dumps(about).encode())
-    except OSError:
-        _log.warning("a failure could not be recorded", exc_info=True)
+    except OSError as error:
+        _log.warning("a failure could not be recorded: %s", error)
