@@ -55,9 +55,9 @@ def ended(place: Path, runs: Runs, patience_seconds: float) -> None:
             raise RuntimeError(f"a bare run ended with status {run.returncode}: {tail(logs)}")
 
 
-def has_started(job: TrainJob) -> bool:
-    """Whether a job is at its first step."""
-    return any(event.kind == "started" for event in journal.read(journal_of(job.folder))[0])
+def has_started(folder: str) -> bool:
+    """Whether the run in a folder is at its first step."""
+    return any(event.kind == "started" for event in journal.read(journal_of(folder))[0])
 
 
 def span(job: TrainJob) -> tuple[float, float]:

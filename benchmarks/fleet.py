@@ -163,7 +163,7 @@ def _standing_by(place: Path, jobs: list[TrainJob]) -> Iterator[Alone]:
     """Bare runs that have been started, and stopped at their first steps."""
     with bare.begun(place, jobs) as runs:
         side = Side(lambda: [run.pid for run in runs if run.poll() is None])
-        until(lambda: all(bare.has_started(job) for job in jobs), PATIENCE_SECONDS)
+        until(lambda: all(bare.has_started(job.folder) for job in jobs), PATIENCE_SECONDS)
         side.stop()
         yield Alone(runs, side)
 
@@ -197,11 +197,7 @@ def _driver(
 
 def _begun(place: Path) -> bool:
     """Whether a member is at its first step."""
-    return any(
-        event.kind == "started"
-        for run in (place / "runs" / "models").glob("*")
-        for event in journal.read(journal_of(str(run)))[0]
-    )
+    return any(bare.has_started(str(run)) for run in (place / "runs" / "models").glob("*"))
 
 
 def drive(place: Path, data: Path, epochs: int) -> int:

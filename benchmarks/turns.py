@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from tests.support.launched import process_tree
@@ -89,16 +90,17 @@ class Side:
 def taken(one: Side, seconds: float, other: Side, other_seconds: float) -> Iterator[None]:
     """Give the machine to `one` for some seconds, then to the other for some, and so on; to both at the end.
 
-    `one` is running and the other stopped, and it is at once the other's turn. A side without a process is passed over.
+    `one` is running and the other stopped, and it is at once the other's turn. Once the other has ended there are no
+    turns. Raises at the end what came between them: then both had the machine at once, and their clocks mean nothing.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_take, args=(one, seconds, other, other_seconds, over), name="turns")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(1, thread_name_prefix="turns") as pool:
+        turns = pool.submit(_take, one, seconds, other, other_seconds, over)
+        try:
+            yield
+        finally:
+            over.set()
+        turns.result()
 
 
 def _take(one: Side, seconds: float, other: Side, other_seconds: float, over: threading.Event) -> None:
