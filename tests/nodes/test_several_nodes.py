@@ -81,8 +81,7 @@ def test_a_run_goes_on_with_fewer_workers_and_with_more_when_the_node_is_back(sh
     # Ray's own ways took 71 s and 39 s, on an idle machine; one that is busy gets some more.
     assert found["down"] < 60
     assert found["up"] < 60
-    # It saves first; a busy machine may have made a step or two until the workers are told to end.
-    assert found["replayed up"] <= 2 * 64, "a change of the number of workers saves first"
+    assert found["replayed up"] == 0, "a change of the number of workers saves first"
 
 
 def test_a_run_goes_on_elsewhere_when_a_node_loses_its_power(shared: Path) -> None:
