@@ -25,8 +25,8 @@ ASK_SECONDS = 5.0
 # What each worker's process calls before it takes work, for the sake of the imports: Ray Train and torch. It must be
 # there on every node, or no worker starts; the job's own code is not, at that moment.
 HOOK = "ray.train.torch.TorchConfig"
-# What Ray Train hands on from the driver's environment. Its own list is in a package that the main
-# thread imports at that moment: asking it from another thread is a deadlock. A test compares the two.
+# What Ray Train hands on from the driver's environment. Its own list is in a package that the main thread imports at
+# that moment: asking it from another thread is a deadlock. A test compares the two.
 PROPAGATED = (
     "NCCL_RAS_ADDR",
     "RAY_TRAIN_CHECKPOINT_UPLOAD_WARN_INTERVAL_S",

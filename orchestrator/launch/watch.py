@@ -133,8 +133,8 @@ class ControllerWatch(ControllerCallback, WorkerGroupCallback):
             counted = coordinator.get_reserved_resources.remote(self._requester, recompute=True)
             if wait:
                 ray.get(counted, timeout=RECOUNT_WAIT_SECONDS)
-        except Exception:
-            _log.warning("the nodes could not be counted", exc_info=True)
+        except Exception as error:  # on the user's screen: in a line
+            _log.warning("the nodes could not be counted: %s", error)
 
 
 def told(error: Exception) -> dict[str, str]:

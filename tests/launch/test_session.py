@@ -84,3 +84,35 @@ def test_a_stop_by_the_user_stops_all(asked_before: bool, tmp_path: Path, sessio
 def test_a_run_that_is_not_under_way_is_left(tmp_path: Path, session: Session, launches: Launches) -> None:
     session.stop_one(specs(tmp_path)[0])
     assert not session.interruption.event.is_set()
+
+
+class Tracked:
+    """Stands for the replayer: how long it was waited for."""
+
+    def __init__(self, clean: bool) -> None:
+        self.clean = clean
+        self.waits: list[float] = []
+
+    def drain(self, timeout: float) -> bool:
+        self.waits.append(timeout)
+        return self.clean
+
+    def run_url(self, key: str, timeout: float) -> str:
+        return "http://there"
+
+    def stop(self, statuses: dict[str, str], timeout: float) -> bool:
+        self.waits.append(timeout)
+        return self.clean
+
+
+@pytest.mark.parametrize(("clean", "waits"), [(True, [60.0, 60.0]), (False, [60.0, 10.0])])
+def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
+    clean: bool, waits: list[float], session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked, said = Tracked(clean), []
+    monkeypatch.setattr(Session, "say", lambda _, text: said.append(text))
+    session.replayer = tracked  # type: ignore[assignment]
+    session.tell_places("/r", "key")
+    sessions._close(session)
+    assert tracked.waits == waits
+    assert any("MLflow did not take everything" in text for text in said) is not clean
