@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.config.printable import redact
+
+__all__ = ["absolute", "is_local", "join", "local_path", "name", "redact", "scheme"]
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -69,15 +72,3 @@ def absolute(url: str, field: str) -> str:
             f"give an absolute path such as {os.path.abspath(path)!r} or a URL"
         )
     return os.path.normpath(path)
-
-
-def redact(url: str) -> str:
-    """The URL without user, password and query, fit for logs and errors."""
-    if not _SCHEME.match(url):
-        return url
-    parts = urlsplit(url)
-    if not parts.netloc:
-        # sqlite:////a/b.db: a host that is empty would be dropped with its slashes.
-        return url.split("?", maxsplit=1)[0].split("#", maxsplit=1)[0]
-    netloc = parts.netloc.rsplit("@", 1)[-1]
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

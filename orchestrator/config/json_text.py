@@ -1,0 +1,32 @@
+"""JSON that others wrote, or that was damaged: whatever is wrong with it is one ValueError."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises ValueError, with a text of one line, for bytes that are not UTF-8, bad syntax, nesting too deep for the
+    parser, NaN and Infinity (which are not JSON) and numbers of thousands of digits.
+    """
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {error.start} cannot be decoded") from None
+
+
+def parse_object(data: bytes | str) -> dict[str, Any]:
+    """Return the JSON object of a text; ValueError as for `parse_json`, and when the text holds another type."""
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,57 @@
+"""Text that people see: without credentials and without characters that steer a terminal."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# In these "?" and "#" are letters of a name unless NAME=VALUE follows; in every other URL they begin a query.
+_NO_QUERY = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>[^\s\"'`<>]*)")
+# KEY:SECRET@bucket as libraries repeat it, without a scheme; models:/name@alias is MLflow's and no secret.
+_BARE = re.compile(r"(?<![\w/])[^\s\"'`<>:@/]+:(?!/)[^\s\"'`<>@]+@(?=[\w.\[-])")
+# Separators, format characters (bidirectional overrides among them) that change what other characters look like.
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}
+_BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+
+def redact(text: str) -> str:
+    """Return a text, or a URL, without user names, passwords and queries in any URL that it holds.
+
+    A password may hold "/", "?", "#" or "@" that should have been quoted: when a colon stands before the first
+    slash, everything up to the last "@" counts as credentials. Never raises.
+    """
+    return _BARE.sub("", _URL.sub(_redacted, text))
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return `redact(text)` with control characters, lone surrogates and direction marks written as escapes.
+
+    Args:
+        text: anything, such as a file name, a class name, an error of a library.
+        keep: characters that stay as they are, such as a line feed for a text of several lines.
+    """
+    text = redact(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_visible(character) if character not in keep else character for character in text)
+
+
+def _redacted(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if ":" in authority and "@" in rest:
+        rest = rest[rest.rindex("@") + 1 :]
+    elif "@" in authority:
+        rest = rest[authority.rindex("@") + 1 :]
+    query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"[?#]"
+    rest = re.split(query, rest, maxsplit=1)[0]
+    return f"{match['scheme']}://{rest}"
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) in _STEERING or character in _BIDIRECTIONAL:
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return character
