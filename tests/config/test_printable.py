@@ -12,7 +12,7 @@ from orchestrator.config.printable import printable, redact
         ("https://token@host/a", "https://host/a"),
         ("s3://KEY:SEC/RET@bucket/a", "s3://bucket/a"),
         ("http://user:p@ss/word@host/a", "http://host/a"),
-        ("http://user:p?w#d@host/a", "http://host/a"),
+        ("http://user:?#@host/a", "http://host/a"),
         ("https://[user:PW@host", "https://host"),
         ("https://[user:PW", "https://[user:PW"),
         ("https://host/a?X-Amz-Signature=PW#PW", "https://host/a"),
