@@ -1,7 +1,7 @@
 """The folder of Ray's files on this machine, closed to all other users.
 
-Ray gives its temp and session folders mode 0777 whatever the umask is. Who may write there replaces the code of the next
-job, so a parent of mode 0700 stands before them. `python -m orchestrator.launch.temp_dir` prints the path for scripts.
+Ray gives its temp and session folders mode 0777 whatever the umask is, and who can write there can replace the code of
+the next job: a parent of mode 0700 stands before them. `python -m orchestrator.launch.temp_dir` prints the path.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _make_private(folder: Path) -> Path:
     above = folder.parent.stat()
     if above.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not above.st_mode & stat.S_ISVTX:
         raise ConfigError(
-            f"{folder.parent} must be closed to others or have the sticky bit, got mode {stat.S_IMODE(above.st_mode):o}: "
-            "others could replace Ray's files there; set RAY_TMPDIR to another folder"
+            f"{folder.parent} must be closed to others or have the sticky bit, got mode "
+            f"{stat.S_IMODE(above.st_mode):o}: others could replace Ray's files there; set RAY_TMPDIR to another folder"
         )
     try:
         folder.mkdir(mode=0o700)

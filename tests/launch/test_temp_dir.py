@@ -96,9 +96,7 @@ def test_a_length_that_sockets_do_not_allow_is_refused_with_the_variable(
         make_temp_dir()
 
 
-def test_a_place_that_is_no_folder_is_refused_with_the_variable(
-    shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_is_no_folder_is_refused_with_the_variable(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shared / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(shared / "file"))
     with pytest.raises(ConfigError, match=f"^RAY_TMPDIR: {shared}/file must be a folder"):
