@@ -133,7 +133,7 @@ def _already(
     job: IndexJob, how: Labels, names: Mapping[str, Sequence[str]], sizes: Mapping[str, int], console: Console
 ) -> int:
     """Say that the dataset is complete; DataError when it is another one than the job is about."""
-    found = manifest.load(job.to)
+    found = manifest.load(job.to, allow_elsewhere=True)
     there = {shard.name: shard.bytes for shards in found.splits.values() for shard in shards}
     same = {split: tuple(shard.name for shard in shards) for split, shards in found.splits.items()} == dict(names)
     same = same and there == sizes and found.made == how.made() and how.classes in ((), found.classes)
@@ -169,3 +169,5 @@ def _tell(
         found = mixing.report([one.labels for one in by_split[TRAIN]], job.order, job.batch_size)
         say(found.message(), "yellow" if found.poor else "")
     say(f"{urls.redact(files.join(job.to, manifest.NAME))}: written, digest {made.digest()}")
+    if manifest.is_elsewhere(made.tars, job.to):
+        say(f"the tars stay in {urls.redact(made.tars)}: each job that reads this dataset needs --allow-elsewhere")

@@ -30,6 +30,9 @@ class VerifyJob(Config):
     """Which dataset to check, and how thoroughly."""
 
     url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the manifest says, also outside the dataset's folder"
+    )
     deep: bool = Field(False, description="decode every image, too")
     threads: int = Field(8, ge=1, le=256, description="shards that are read side by side")
     order: OrderConfig = OrderConfig()

@@ -24,6 +24,9 @@ class Simulation(Config):
     data: str = Field(
         "", description="URL of a packed dataset, or 'digits' for the embedded one; the contact sheet needs it"
     )
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
     samples: int = Field(
         IMAGENET_TRAIN, ge=1, description="training images where no data is given; by default those of ImageNet-1k"
     )

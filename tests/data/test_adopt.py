@@ -110,7 +110,9 @@ def test_indexes_elsewhere(foreign: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in foreign.iterdir())
     run(foreign, to="memory://adopted/here")
     assert sorted(path.name for path in foreign.iterdir()) == before, "the tars' folder may be read-only"
-    found = manifest.load("memory://adopted/here")
+    with pytest.raises(DataError, match=rf"must lie below memory://adopted/here, got {foreign}; set --allow-elsewhere"):
+        manifest.load("memory://adopted/here")
+    found = manifest.load("memory://adopted/here", allow_elsewhere=True)
     assert found.tars == str(foreign)
     assert found.tar_url("memory://adopted/here", found.shards("train")[0]) == str(foreign / "train-0.tar")
 

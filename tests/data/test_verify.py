@@ -98,9 +98,11 @@ def test_an_adopted_dataset_with_labels_in_json(tmp_path: Path) -> None:
         to=str(tmp_path / "to"),
     )
     adopt.run(job, Console(file=io.StringIO()))
-    assert run(tmp_path / "to", deep=True)[0] == 0
+    assert run(tmp_path / "to", deep=True, allow_elsewhere=True)[0] == 0
     files.write_bytes("memory://verified/a.tar", shards.tar([*members[:-1], ("3.json", b'{"y": "0"}')]))
-    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar")
+    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar", allow_elsewhere=True)
+    with pytest.raises(DataError, match=r"must lie below .*, got memory://verified; set --allow-elsewhere"):
+        run(tmp_path / "to")
 
 
 # ------------------------------------------------------------------ tars
