@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
@@ -41,7 +41,8 @@ class Simulation(Config):
 
     def destination(self) -> Destination:
         """Data and tracking with their defaults. Raises ConfigError, as for a training."""
-        named = {"experiment": self.experiment} if self.experiment else {}
+        named: dict[str, Any] = {"experiment": self.experiment} if self.experiment else {}
+        named["allow_elsewhere"] = self.allow_elsewhere
         # A tracking URI that is not used must not be asked for.
         tracking = self.tracking if self.is_logged else "none"
         return Destination(data=self.data or EMBEDDED, tracking=tracking, **named).resolved()

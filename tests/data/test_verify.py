@@ -195,7 +195,7 @@ def columns(**changes: list[object]) -> str:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[]", "TypeError"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
+    [("[]", "must be a JSON object"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
      (columns(lengths=[]), "columns of 1 keys, 1 labels, 1 offsets, 0 lengths"),
      (columns(keys=[1]), "column 'keys' holds other values"), (columns(labels=[0.5]), "column 'labels' holds other"),
      (columns(labels=[True]), "column 'labels' holds other values"), (columns(labels=[2**63]), "OverflowError"),
@@ -242,6 +242,11 @@ def test_images_that_are_there_twice_are_told(packed: Path) -> None:
     assert "warning: 3 images are twice in train, 1 with another label: train/train-000000.tar 'sample-000' = " in told
     assert "warning: 1 images of train are also in validation (leakage)" in told
     assert f"{TAR} 'new-3' = validation/validation-000000.tar 'sample-500'" in told
+    assert told.endswith(
+        "tiny: no errors, but 3 images are twice in train, 1 with another label; 1 images of train are also in "
+        "validation (leakage)"
+    )
+    assert "nothing is wrong" not in told
 
 
 # ------------------------------------------------------------------ deep
