@@ -60,7 +60,7 @@ class Skipped(Config):
         """Say which samples out of `of` are left out and why."""
         return (
             f"{self.samples} of {of} samples have no {members_named(fields.images)} and no "
-            f"{members_named(fields.labels)}, such as {printable(self.first)!r}: their members are "
+            f"{members_named(fields.labels)}, such as '{printable(self.first)}': their members are "
             f"{listed(self.kinds)}; a key ends at the first dot of a name, as in WebDataset"
         )
 

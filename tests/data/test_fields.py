@@ -272,6 +272,19 @@ def test_names_that_are_not_utf8_become_keys_that_can_be_kept(tmp_path: Path) ->
     assert [key for key, _, _ in read_all(tmp_path)] == ["\\xe900", "\\xe901"]
 
 
+def test_names_that_steer_a_terminal_are_shown_with_escapes(tmp_path: Path) -> None:
+    twice = [
+        *members(2, "jpg", "cls", "\x1b]0;a\x07"),
+        *members(2, "jpg", "cls", "\x1b[31mb"),
+        ("\x1b[2Jx.5.jpg", b"x"),
+    ]
+    write(tmp_path, train_0=twice)
+    said = run(tmp_path, image_key="jpg") + checked(tmp_path)
+    assert "images are twice in train" in said
+    assert "such as '\\x1b[2Jx'" in said
+    assert said.replace("\n", "").isprintable()
+
+
 def test_a_tar_whose_own_name_is_not_utf8(tmp_path: Path) -> None:
     write(tmp_path, train_0=members(2, "jpg", "cls"))
     (tmp_path / "train-0.tar").rename(tmp_path / "train-\udce9.tar")
