@@ -8,6 +8,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from orchestrator.config.printable import printable
+
 # What a second try cannot mend.
 _FINAL = (
     FileNotFoundError,
@@ -77,7 +79,11 @@ def is_absent(error: BaseException) -> bool:
 
 
 def told(error: BaseException) -> str:
-    """An error in words, with what to look at when credentials are missing or refused."""
+    """An error in printable words, with what to look at when credentials are missing or refused."""
+    return printable(_told(error), keep="\n")
+
+
+def _told(error: BaseException) -> str:
     answered, code, message = _answer(error)
     if type(error).__name__ in _NO_CREDENTIALS:
         return f"no credentials: {error}: {_WHERE_FROM}"

@@ -157,6 +157,8 @@ def remove(url: str) -> None:
             retrying(lambda: filesystem.rm(_path(url), recursive=True))
 
 
+# Of fsspec's filesystems: HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
+OPTIONS: dict[str, dict[str, Any]] = {name: {"client_kwargs": {"trust_env": True}} for name in ("http", "https")}
 TEMP_PREFIX = ".tmp-"  # of files that are being written; what a killed writer left has it, too
 
 
@@ -214,7 +216,7 @@ def _write_temp(path: str, data: bytes) -> str:
 
 def _filesystem(url: str) -> Any:
     scheme = urls.scheme(url)
-    return s3.filesystem() if scheme in s3.SCHEMES else fsspec.filesystem(scheme)
+    return s3.filesystem() if scheme in s3.SCHEMES else fsspec.filesystem(scheme, **OPTIONS.get(scheme, {}))
 
 
 def _fresh(url: str) -> Any:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.config.printable import redact
+
 # JSON has no NaN or infinity, and a diverging run must be able to say so: they travel as these strings.
 _NON_FINITE = re.compile(r"\\*(nan|inf|-inf)")
 
@@ -59,6 +61,7 @@ def _pack(value: object, where: str) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
+        value = redact(value)  # a journal is kept, and shown to others than who gave a URL
         # A text that reads "nan" must come back as a text: such texts get a backslash in front.
         return "\\" + value if _NON_FINITE.fullmatch(value) else value
     if value is None or isinstance(value, bool | int):
