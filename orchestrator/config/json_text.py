@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 
@@ -10,10 +11,10 @@ def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
     Raises ValueError, with a text of one line, for bytes that are not UTF-8, bad syntax, nesting too deep for the
-    parser, NaN and Infinity (which are not JSON) and numbers of thousands of digits.
+    parser, NaN and Infinity (which are not JSON), numbers of thousands of digits and those that overflow (1e999).
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -26,6 +27,13 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

@@ -78,6 +78,12 @@ def is_absent(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) or status(error) == HTTPStatus.NOT_FOUND
 
 
+def is_of_one_object(error: BaseException) -> bool:
+    """Whether an error concerns what was asked for alone, such as a file that this user must not read."""
+    cause = error.__cause__ or error
+    return isinstance(cause, PermissionError | IsADirectoryError | NotADirectoryError) or status(cause) == 403
+
+
 def told(error: BaseException) -> str:
     """An error in printable words, with what to look at when credentials are missing or refused."""
     return printable(_told(error), keep="\n")

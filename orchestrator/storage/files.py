@@ -8,7 +8,6 @@ fsspec. Filesystem objects are made in the process and thread that uses them, ne
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import uuid
@@ -19,6 +18,7 @@ from typing import Any
 
 import fsspec
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.storage import faults, s3, urls
 from orchestrator.storage.retry import retrying
 
@@ -41,10 +41,9 @@ def read_bytes(url: str) -> bytes:
 def read_record(url: str) -> dict[str, Any]:
     """A JSON object; empty when there is none at `url`, or something else. Raises StorageError when nobody can tell."""
     try:
-        found = json.loads(read_bytes(url))
+        return parse_object(read_bytes(url))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_range(url: str, start: int, length: int) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.config.json_text import parse_json
 from orchestrator.config.printable import redact
 from orchestrator.tracking import advice, environment
 
@@ -153,7 +154,11 @@ class MlflowTracker:
         with self._guard(f"store {path} of run {run_id}"):
             client, _ = self._connect()
             client.log_text(run_id, redact(json.dumps(table)), path)
-            shown = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            try:
+                shown = parse_json(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            except ValueError:
+                shown = []
+            shown = shown if isinstance(shown, list) else []  # anybody may have changed a tag
             entry = {"path": path, "type": "table"}
             if entry not in shown:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*shown, entry])})
