@@ -50,7 +50,7 @@ def refusal_of_credentials(text: str, name: str) -> str | None:
     """
     for match in re.finditer(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://", text):
         rest = text[match.end() :]
-        if end := _end_of_credentials(rest):
+        if end := end_of_credentials(rest):
             shown = printable(f"{match['scheme']}://{rest[end:]}")
             instead = _INSTEAD.get(
                 match["scheme"].lower(), "give them by the environment of the store's client instead"
@@ -65,8 +65,8 @@ _ANY = "give them by the environment of the store's client instead"
 _INSTEAD = {"s3": _AWS, "s3a": _AWS, "http": _NETRC, "https": _NETRC}
 
 
-def _end_of_credentials(rest: str) -> int:
-    """The position after the credentials in what follows "scheme://"; 0 when there are none."""
+def end_of_credentials(rest: str) -> int:
+    """Return the position after the credentials in what follows "scheme://"; 0 when there are none."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if ":" in authority and "@" in rest:
         return rest.rindex("@") + 1
@@ -75,7 +75,7 @@ def _end_of_credentials(rest: str) -> int:
 
 def _redacted(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
-    rest = rest[_end_of_credentials(rest) :]
+    rest = rest[end_of_credentials(rest) :]
     query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"[?#]"
     rest = re.split(query, rest, maxsplit=1)[0]
     return f"{match['scheme']}://{rest}"

@@ -186,7 +186,7 @@ def _seconds_left(
 
 def _size(told: Glance) -> float | None:
     """Samples of an epoch."""
-    size = number(told.started.values.get("samples_per_epoch")) if told.started is not None else None
+    size: float | None = whole(told.started.values.get("samples_per_epoch")) if told.started is not None else None
     if not size and told.epoch is not None and (ended := of_epoch(told.epoch).epoch):
         size = (told.epoch.samples or 0) / ended
     return size or None
