@@ -188,6 +188,18 @@ class RunSpec(Config):
         )
 
 
+def stored_spec(folder: str) -> RunSpec:
+    """Return the spec that a run keeps in its folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        return RunSpec.from_record(files.read_bytes(url))
+    except ConfigError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be used: {error}") from None
+
+
 class JobConfig(Config):
     """What the command lines of training jobs have in common."""
 

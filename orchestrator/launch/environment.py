@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -10,6 +9,7 @@ import sys
 
 from orchestrator.config.cli import refuse
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_json
 from orchestrator.config.printable import redact
 from orchestrator.launch.config import Destination, Placement
 from orchestrator.launch.temp_dir import make_temp_dir
@@ -97,7 +97,7 @@ def is_submitted() -> bool:
 def submission_id() -> str | None:
     """The id of the submitted job that this process is the driver of; what `ray job logs` and `stop` take."""
     try:
-        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
+        found = parse_json(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
     except (ValueError, KeyError, TypeError):
         return None
     return str(found)

@@ -348,9 +348,10 @@ def test_what_cannot_be_meant(foreign: Path, changes: dict[str, Any], said: str)
 
 
 def test_secrets_do_not_go_into_the_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="password or query") as caught:
-        run("s3://user:hunter2@bucket/x", to=str(tmp_path))
-    assert "hunter2" not in str(caught.value)
+    for url, why in (("s3://user:hunter2@bucket/x", "without user name"), ("s3://bucket/x?key=hunter2", "or query")):
+        with pytest.raises(ConfigError, match=why) as caught:
+            run(url, to=str(tmp_path))
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_place_that_cannot_be_written_to(foreign: Path, tmp_path: Path) -> None:
