@@ -82,7 +82,7 @@ def shielding_children() -> Iterator[None]:
 
 @contextmanager
 def handled() -> Iterator[Interruption]:
-    """An Interruption fed by `ending_signals` while the block runs; a second SIGINT or SIGTERM ends the process at once.
+    """An Interruption fed by `ending_signals` while the block runs; a second of them ends the process at once.
 
     A SIGHUP never counts as the second: one closed terminal sends several. Must be entered in the main thread. Training
     code runs in other threads, where no handler would be called.
