@@ -15,6 +15,7 @@ from orchestrator.launch.config import (
     job_from_file,
     job_presets,
 )
+from orchestrator.recipe import presets
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.training.job import Cadence
 from tests.support.launched import recipe, spec
@@ -209,3 +210,10 @@ def test_presets_come_from_nowhere() -> None:
 def test_a_spec_from_before_there_was_a_provenance_is_read() -> None:
     before = {name: value for name, value in spec().to_dict().items() if name != "provenance"}
     assert RunSpec.from_dict(before) == spec()
+
+
+def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None:
+    base = presets.googlenet_bn_digits().model_copy(update={"batch_size": 3})
+    with pytest.raises(ValidationError, match="batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
+        JobConfig(recipe=base, placement=Placement(workers=2))
+    assert JobConfig(recipe=base).recipe.batch_size == 3
