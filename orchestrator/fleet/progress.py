@@ -53,6 +53,9 @@ class Progress(Shown):
         """The table, or a line for each event since the last look."""
         news = self._board.poll()
         if self._live is not None:
+            for row, event in news:
+                if event.kind == "weights":
+                    self._console.print(f"{row.spec.name}: {_line(row, event)}", highlight=False, markup=False)
             self._live.update(self.table(), refresh=True)
             return
         for row in self._board.rows.values():
@@ -89,6 +92,8 @@ def _line(row: Row, event: Event) -> str | None:
         )
     if event.kind == "incident":
         return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"
+    if event.kind == "weights":
+        return str(event.values.get("loaded"))
     if event.kind == "started" and event.values.get("resumed"):
         return f"resumed after {event.samples} samples"
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.checkpoint.places import places
-from orchestrator.fleet.figures import NOTHING, number, of_epoch, whole
+from orchestrator.fleet.figures import NOTHING, loss_of, number, of_epoch, whole
 from orchestrator.fleet.glance import Glance, glance
 from orchestrator.launch import holder
 from orchestrator.launch.holder import Holder
@@ -153,7 +153,7 @@ def _figures(state: State, epochs: int | None, told: Glance, last: Before | None
     found: dict[str, Any] = {
         "samples": samples if told.last is not None else None,
         "epoch": samples / size if size else (float(figures.epoch) if told.epoch is not None else None),
-        "loss": number(point.values["train/loss"]) if point is not None else figures.loss,
+        "loss": loss_of(point) if point is not None else figures.loss,
         "top1_error": figures.top1_error,
         "top5_error": figures.top5_error,
         "images_per_second": figures.images_per_second,

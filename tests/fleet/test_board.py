@@ -47,7 +47,7 @@ def test_the_board_follows_a_journal(run: RunSpec) -> None:
     board = Board([run])
     board.change(run, "running", "")
     assert board.poll() == []
-    write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+    write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
     assert [event.kind for _, event in board.poll()] == ["started", "metrics", "epoch"]
     figures = row_of(board, run).figures
     assert (figures.epoch, figures.loss, figures.images_per_second) == (1, 2.0, 1234.5)
@@ -219,7 +219,7 @@ def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: p
     text, board = io.StringIO(), Board([run])
     board.change(run, "running", "")
     with Progress(board, lambda: 2, Console(file=text, width=200)):
-        write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+        write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
         until(lambda: "epoch 1/4" in text.getvalue())
         write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
         until(lambda: "epoch 2/4" in text.getvalue())

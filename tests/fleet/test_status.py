@@ -49,7 +49,7 @@ def test_everything_in_a_storage_is_shown_members_with_their_ensemble(tmp_path: 
     drivers.lease(members[0].folder, beat=0)
     drivers.attempt(members[0].folder, samples=500)
     write_journal(
-        members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})]
+        members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/step_loss": 2})]
     )
     code, text = told(tmp_path)
     assert code == 0
@@ -77,7 +77,7 @@ def test_what_failed_is_told_with_its_cause_and_the_exit_status(tmp_path: Path) 
 def test_json_is_a_line_for_machines(tmp_path: Path) -> None:
     finished(tmp_path, "net")
     folder = drivers.begun(spec(recipe("nan"), str(tmp_path)))
-    write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/loss": float("nan")})])
+    write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/step_loss": float("nan")})])
     code, text = told(tmp_path, as_json=True)
     assert code == 0
     nan, net = json.loads(text)
@@ -150,7 +150,7 @@ def whole_run(storage: Path, name: str) -> str:
     folder = finished(storage, name)
     drivers.lease(folder, beat=0, released=b"")
     drivers.attempt(folder, samples=500)
-    write_journal(folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})])
+    write_journal(folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/step_loss": 2})])
     files.write_bytes(files.join(checkpoints_of(folder), "000000000500-000001", "DONE"), b"{}")
     return folder
 
