@@ -158,11 +158,14 @@ def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:
 def _check_shards(url: str, found: Manifest) -> None:
     """Raise DataError when a shard that the manifest lists is missing or has another size."""
     for shards in found.splits.values():
-        folders = {shard.name.rpartition("/")[0] for shard in shards}
+        names: dict[str, list[str]] = {}
+        for shard in shards:
+            folder, _, last = shard.name.rpartition("/")
+            names.setdefault(folder, []).extend((last, last + index.SUFFIX))
         sizes = {
             files.join(folder, name) if folder else name: size
-            for folder in folders
-            for name, size in files.sizes(files.join(url, folder) if folder else url).items()
+            for folder, listed in names.items()
+            for name, size in files.sizes(files.join(url, folder) if folder else url, listed).items()
         }
         for shard in shards:
             _check_shard(url, shard, sizes)
