@@ -171,7 +171,7 @@ def _titles(run: str) -> tuple[str, ...]:
     """Readable names of the classes, from the dataset that the run was trained on; none when it is not at hand."""
     spec = files.read_record(files.join(run, "spec.json"))
     try:
-        found = manifest.load(str(spec["destination"]["data"]))
+        found = manifest.load(named.dataset_of(spec, run))
     except (DataError, OSError, KeyError, TypeError, ValueError):
         return ()
     return found.titles if found.digest() == spec.get("dataset_digest") else ()

@@ -120,7 +120,7 @@ def _run(name: str, storage: str, data: str) -> Run:
         raise ConfigError(f"runs: {urls.redact(name)!r}: no run at {urls.redact(folder)}{_others(folder)}") from None
     except ValueError as error:
         raise ConfigError(f"runs: {urls.redact(name)!r}: its spec.json cannot be used: {error}") from None
-    place = _absolute(data, "data") if data else spec.destination.data
+    place = _absolute(data, "data") if data else named.dataset_of(spec.to_dict(), folder)
     try:
         dataset = manifest.load(place)
     except DataError as error:
