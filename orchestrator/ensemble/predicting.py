@@ -172,7 +172,7 @@ def _titles(run: str) -> tuple[str, ...]:
     spec = files.read_record(files.join(run, "spec.json"))
     try:
         found = manifest.load(named.dataset_of(spec, run))
-    except (DataError, OSError, KeyError, TypeError, ValueError):
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return ()
     return found.titles if found.digest() == spec.get("dataset_digest") else ()
 

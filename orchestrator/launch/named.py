@@ -51,13 +51,14 @@ def folder_of(name: str, storage: str) -> str:
 def dataset_of(spec: Mapping[str, Any], folder: str) -> str:
     """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
 
-    Raises KeyError or TypeError for a spec that does not say.
+    Raises KeyError, TypeError or AttributeError for a spec that does not say.
     """
     destination = spec["destination"]
-    data, place = str(destination["data"]), str(destination["storage"])
+    data, place = str(destination["data"]), str(destination.get("storage", ""))
     before, now = files.join(place, MODELS, urls.name(folder)).split("/"), folder.rstrip("/").split("/")
     while before and now and before[-1] == now[-1]:
-        before.pop(), now.pop()
+        before.pop()
+        now.pop()
     old, new = "/".join(before), "/".join(now)
     if not old or not data.startswith(f"{old}/") or files.exists(files.join(data, "manifest.json")):
         return data
