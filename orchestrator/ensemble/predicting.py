@@ -172,8 +172,8 @@ def _titles(run: str) -> tuple[str, ...]:
     spec = files.read_record(files.join(run, "spec.json"))
     try:
         # Only names are taken from it: no tar is read.
-        found = manifest.load(str(spec["destination"]["data"]), allow_elsewhere=True)
-    except (DataError, OSError, KeyError, TypeError, ValueError):
+        found = manifest.load(named.dataset_of(spec, run), allow_elsewhere=True)
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return ()
     return found.titles if found.digest() == spec.get("dataset_digest") else ()
 

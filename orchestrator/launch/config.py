@@ -18,6 +18,7 @@ from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
+from orchestrator.tracking import default_store
 from orchestrator.training.execution import Execution
 from orchestrator.training.job import Cadence, TrainJob
 
@@ -99,7 +100,7 @@ class Destination(Config):
                     f"tracking: needed when storage is {urls.redact(storage)}: give the URI of an MLflow server, "
                     "such as --tracking http://HOST:5000"
                 )
-            tracking = "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
+            tracking = default_store.uri(files.join(urls.local_path(storage), "mlflow.db"))
         return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
 
     def redacted(self) -> Self:

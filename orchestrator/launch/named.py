@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.config.errors import ConfigError, show, suggestion
 from orchestrator.config.json_text import parse_object
@@ -47,6 +48,23 @@ def storage_of(storage: str) -> str:
 def folder_of(name: str, storage: str) -> str:
     """The URL of the folder of the run of that name, or at that URL. Raises ConfigError for a relative path."""
     return _absolute(name) if "/" in name else files.join(storage_of(storage), MODELS, name)
+
+
+def dataset_of(spec: Mapping[str, Any], folder: str) -> str:
+    """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
+
+    Raises KeyError, TypeError or AttributeError for a spec that does not say.
+    """
+    destination = spec["destination"]
+    data, place = str(destination["data"]), str(destination.get("storage", ""))
+    before, now = files.join(place, MODELS, urls.name(folder)).split("/"), folder.rstrip("/").split("/")
+    while before and now and before[-1] == now[-1]:
+        before.pop()
+        now.pop()
+    old, new = "/".join(before), "/".join(now)
+    if not old or not data.startswith(f"{old}/") or files.exists(files.join(data, "manifest.json")):
+        return data
+    return new + data[len(old) :]
 
 
 def find(names: Sequence[str], storage: str) -> list[Named]:

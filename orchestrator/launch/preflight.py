@@ -159,24 +159,34 @@ def _node_problem(raw: dict[str, Any], mark: str, node: str) -> str | None:
 
 def _check_shards(url: str, found: Manifest) -> None:
     """Raise DataError when a tar or index that the manifest lists is missing, or a tar has another size."""
-    folders: dict[str, dict[str, int]] = {}
-
-    def size(where: str) -> int | None:
-        folder = where.rpartition("/")[0]
-        if folder not in folders:
-            folders[folder] = files.sizes(folder)
-        return folders[folder].get(urls.name(where))
-
-    for shard in (shard for shards in found.splits.values() for shard in shards):
-        tar, listing = found.tar_url(url, shard), files.join(url, shard.name + index.SUFFIX)
-        for where in (tar, listing):
-            if size(where) is None:
-                raise DataError(f"data: {urls.redact(where)}: missing, the manifest lists it")
-        if size(tar) != shard.bytes:
+    pairs = [
+        (shard, found.tar_url(url, shard), files.join(url, shard.name + index.SUFFIX))
+        for shards in found.splits.values()
+        for shard in shards
+    ]
+    sizes = _sizes([place for _, *places in pairs for place in places])
+    for shard, tar, listing in pairs:
+        for place in (tar, listing):
+            if place not in sizes:
+                raise DataError(f"data: {urls.redact(place)}: missing, the manifest lists it")
+        if sizes[tar] != shard.bytes:
             raise DataError(
-                f"data: {urls.redact(tar)}: {size(tar)} bytes, the manifest says {shard.bytes}: truncated or replaced; "
+                f"data: {urls.redact(tar)}: {sizes[tar]} bytes, the manifest says {shard.bytes}: cut or replaced; "
                 "pack or index the dataset again"
             )
+
+
+def _sizes(places: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each object that is there, by URL; each folder is listed once."""
+    folders: dict[str, list[str]] = {}
+    for place in places:
+        folder, _, last = place.rpartition("/")
+        folders.setdefault(folder, []).append(last)
+    return {
+        files.join(folder, last): size
+        for folder, names in folders.items()
+        for last, size in files.sizes(folder, names).items()
+    }
 
 
 def _check_content(url: str, found: Manifest) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from orchestrator.config.json_text import parse_json
 from orchestrator.config.printable import redact
-from orchestrator.tracking import advice, environment
+from orchestrator.tracking import advice, default_store, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
@@ -176,7 +177,7 @@ class MlflowTracker:
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
-        return f"mlflow server --backend-store-uri {self._uri.shown}  # then http://127.0.0.1:5000{page}"
+        return f"mlflow server --backend-store-uri {shlex.quote(self._uri.shown)}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
         """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""
@@ -199,8 +200,9 @@ class MlflowTracker:
                 folder.mkdir(parents=True, exist_ok=True)
                 if not os.access(folder, os.W_OK):  # else mlflow retries to open the database for minutes
                     raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
+                default_store.follow_move(self._uri.sqlite_path)
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
-                root = root or str(folder / "mlflow-artifacts")
+                root = root or default_store.artifact_root(self._uri.sqlite_path)
             if self._uri.database is not None:
                 socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
             client = MlflowClient(self._uri.raw, self._uri.raw)
