@@ -129,7 +129,7 @@ def _answer(reference: Any, node: dict[str, Any]) -> str | None:
             for one in ray.nodes()  # type: ignore[no-untyped-call]
             if one["Alive"]
         }
-        fix = " (is there room on the disk of its /tmp/ray?)" if isinstance(error, RuntimeEnvSetupError) else ""
+        fix = " (is there room on the disk of Ray's temp dir there?)" if isinstance(error, RuntimeEnvSetupError) else ""
         return None if gone else f"node {node['NodeManagerAddress']}: {type(error).__name__}: {_words(error)}{fix}"
     return found
 

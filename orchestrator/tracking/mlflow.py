@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
+from orchestrator.tracking import login  # noqa: E402
 from orchestrator.tracking import uri as uris  # noqa: E402
 from orchestrator.tracking.tracker import (  # noqa: E402
     EXPERIMENT_TAGS,
@@ -177,7 +178,9 @@ class MlflowTracker:
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
-        return f"mlflow server --backend-store-uri {shlex.quote(self._uri.shown)}  # then http://127.0.0.1:5000{page}"
+        # Without the login, MLflow's server reads its owner's files for every user of the machine.
+        server = f"mlflow server --app-name {login.APP} --backend-store-uri {shlex.quote(self._uri.shown)}"
+        return f"{server}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
         """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""

@@ -255,7 +255,7 @@ def test_deleted_runs_and_experiments(
 def test_url_of_a_database_is_a_command(tracker: MlflowTracker, database: str) -> None:
     run_id = tracker.open_run(run_named("a"))
     url = tracker.run_url(run_id)
-    assert f"mlflow server --backend-store-uri {database}" in url
+    assert f"mlflow server --app-name orchestrator --backend-store-uri {database}" in url
     assert url.endswith(f"/runs/{run_id}")
 
 
