@@ -14,6 +14,7 @@ from rich.console import Console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import duplicates, index, labels, manifest, mixing, shard_counts, shard_names, shard_tasks
 from orchestrator.data.adopted_shard import Facts, ShardWork
+from orchestrator.data.decode import BACKGROUND_NAME
 from orchestrator.data.errors import DataError
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Manifest
@@ -55,12 +56,13 @@ def run(job: IndexJob, console: Console) -> int:
     by_split = {split: [found[name] for name in listed] for split, listed in names.items()}
     for facts in by_split.values():
         _refuse_duplicates(job.to, facts)
+    transparent = any(one.transparent for one in found.values())
     made = Manifest(
         name=job.name or urls.name(job.url),
         classes=classes or _numbered(list(found.values())),
         titles=titles,
         tars=job.url if job.to != job.url else "",
-        made=how.made(),
+        made={**how.made(), **({manifest.BACKGROUND: BACKGROUND_NAME} if transparent else {})},
         splits={split: tuple(one.shard for one in facts) for split, facts in by_split.items()},
     )
     manifest.save(job.to, made)
@@ -136,7 +138,8 @@ def _already(
     found = manifest.load(job.to)
     there = {shard.name: shard.bytes for shards in found.splits.values() for shard in shards}
     same = {split: tuple(shard.name for shard in shards) for split, shards in found.splits.items()} == dict(names)
-    same = same and there == sizes and found.made == how.made() and how.classes in ((), found.classes)
+    said = {name: value for name, value in found.made.items() if name != manifest.BACKGROUND}
+    same = same and there == sizes and said == how.made() and how.classes in ((), found.classes)
     if not same:
         shown = urls.redact(files.join(job.to, manifest.NAME))
         raise DataError(f"{shown}: is there and is about other tars or labels; remove it to index again")
@@ -157,6 +160,8 @@ def _tell(
         total = sum(one.shard.bytes for one in facts)
         many = f"{made.samples(split)} samples of {len(held)} classes"
         say(f"{split}: {many} in {len(facts)} tars, {total / 2**30:.2f} GiB")
+        if transparent := sum(one.transparent for one in facts):
+            say(f"{split}: {transparent} images are transparent: they are laid on {BACKGROUND_NAME}")
         absent = np.setdiff1d(np.arange(len(made.classes)), held)
         if len(absent):
             first = ", ".join(made.classes[number] for number in absent[:5].tolist())

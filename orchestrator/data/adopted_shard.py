@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.fingerprint import fingerprint
-from orchestrator.data import index, tars
-from orchestrator.data.errors import DataError
+from orchestrator.data import decode, index, tars
+from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Shard
 from orchestrator.data.shard_counts import Lists
+from orchestrator.data.tars import Member
 from orchestrator.storage import files, urls
 from orchestrator.storage.files import StorageError
 from orchestrator.storage.ranged import Ranges
@@ -31,6 +33,7 @@ class Facts:
     shard: Shard
     labels: NDArray[np.int32]
     keys: NDArray[np.uint64]  # hashes
+    transparent: int = 0  # images
 
 
 class ShardWork:
@@ -80,8 +83,10 @@ class ShardWork:
 
         blocks = tars.blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
         extension = self._how.extension
+        transparent: list[str] = []
         members = tars.members(blocks, urls.redact(url), (*tars.IMAGE_EXTENSIONS, extension))
-        listing = index.of_members(members, urls.redact(url), self._how.checked_reader(), extension)
+        noted = note_transparent(members, transparent)
+        listing = index.of_members(noted, urls.redact(url), self._how.checked_reader(), extension)
         if not listing.keys:
             raise DataError(
                 f"{urls.redact(url)}: no sample in it: no member ends in {', '.join(tars.IMAGE_EXTENSIONS)}"
@@ -98,9 +103,16 @@ class ShardWork:
             sha256=sha256.hexdigest(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        entry = json.dumps({"options": self._options, "said": repr(said), "shard": shard.to_dict()})
+        entry = json.dumps(
+            {
+                "options": self._options,
+                "said": repr(said),
+                "shard": shard.to_dict(),
+                "transparent": len(transparent),
+            }
+        )
         files.write_bytes(files.join(self._to, WORK, name + ".json"), entry.encode())
-        return facts(shard, listing)
+        return facts(shard, listing, len(transparent))
 
     def _kept(self, name: str, size: int) -> Facts | None:
         """What an earlier run found, if it is still so."""
@@ -110,11 +122,23 @@ class ShardWork:
             entry = json.loads(files.read_bytes(files.join(self._to, WORK, name + ".json")))
             shard = Shard.from_dict(entry["shard"])
             same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
-            return facts(shard, index.load(self._to, shard)) if same and shard.bytes == size else None
+            if not same or shard.bytes != size:
+                return None
+            return facts(shard, index.load(self._to, shard), int(entry["transparent"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def facts(shard: Shard, listing: ShardIndex) -> Facts:
+def facts(shard: Shard, listing: ShardIndex, transparent: int = 0) -> Facts:
     """What is kept of a shard and its index."""
-    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes())
+    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes(), transparent)
+
+
+def note_transparent(members: Iterable[Member], keys: list[str]) -> Iterator[Member]:
+    """Yield the members, and append the key of each image that is not opaque to `keys`; broken ones are passed over."""
+    for member in members:
+        if member.extension in tars.IMAGE_EXTENSIONS:
+            with suppress(BadSampleError):
+                if decode.is_transparent(member.payload):
+                    keys.append(member.key)
+        yield member

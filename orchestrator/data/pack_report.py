@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from orchestrator.data.decode import BACKGROUND_NAME
+from orchestrator.data.image_format import OTHERS, PROPER_NAMES, TAKEN
 from orchestrator.data.pack_state import Plan, ShardId
 from orchestrator.data.shard_packing import Entry, LeftOut
 
@@ -20,19 +22,22 @@ NAME = "report.json"
 ALWAYS_ALLOWED = 10
 SHOWN = 10
 
-MEANINGS = {
+MEANINGS: dict[str, str] = {
     "cmyk": "CMYK JPEG, decoded to RGB",
     "ycck": "YCCK JPEG, decoded to RGB",
     "grey": "greyscale, spread over three channels",
     "progressive": "progressive JPEG",
+    "transparent": f"transparent, laid on {BACKGROUND_NAME}",
+    **{kind: f"{PROPER_NAMES[kind]}, stored as PNG" for kind in TAKEN[2:]},
     "png-named-jpeg": "PNG with the name of a JPEG, stored as .png",
     "jpeg-named-png": "JPEG with the name of a PNG, stored as .jpg",
     "exif-broken": "EXIF data that cannot be read, ignored",
     "exif-rotated": "EXIF orientation, ignored",
     "empty": "0 bytes: left out",
-    "no-image": "neither JPEG nor PNG: left out",
-    "too-large": "too many pixels or bytes, or too long a strip: left out",
+    "no-image": "no image: left out",
+    "too-large": "too many pixels, bytes or scans, or too long a strip: left out",
     "undecodable": "cannot be decoded: left out",
+    **{kind: f"{PROPER_NAMES[kind]}: left out; convert to JPEG or PNG first" for kind in OTHERS},
 }
 
 
@@ -48,11 +53,13 @@ def too_many(plan: Plan, entries: Mapping[ShardId, Entry], max_bad: float) -> st
     if len(bad) <= allowed:
         return None
     seen = sum(entry.images for entry in entries.values())
+    kinds = Counter(one.defect for one in bad)
+    counted = ", ".join(f"{count} {PROPER_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
     listed = "; ".join(f"{one.key} ({one.source}): {one.reason}" for one in bad[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return (
         f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: mend "
-        f"the source, or give a larger --max-bad. Broken: {listed}{more}"
+        f"the source, or give a larger --max-bad. Broken ({counted}): {listed}{more}"
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data import decode, index, labels, tars
+from orchestrator.data.adopted_shard import note_transparent
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.index import Keys, ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
@@ -32,6 +33,7 @@ class Verified:
     checksums: NDArray[np.uint64]
     lengths: NDArray[np.int64]
     unreachable: StorageError | None = None  # the storage failed: nothing is known
+    transparent: int = 0  # images, when they are decoded
 
 
 class ShardCheck:
@@ -44,14 +46,15 @@ class ShardCheck:
     def __call__(self, shard: Shard, tick: Callable[[int], None]) -> Verified:
         """All that is wrong with a shard."""
         problems: list[str] = []
+        transparent: list[str] = []
         try:
             listing = self._index(shard, problems)
-            held = self._tar(shard, problems, tick)
+            held = self._tar(shard, problems, transparent, tick)
         except StorageError as error:
             return _verified((*problems, str(error)), None, error)
         if listing is not None and held is not None and (said := _difference(listing, held)):
             problems.append(f"its index is not what the tar holds: {said}; index the dataset again")
-        return _verified(problems, held or listing)
+        return replace(_verified(problems, held or listing), transparent=len(transparent))
 
     def _index(self, shard: Shard, problems: list[str]) -> ShardIndex | None:
         try:
@@ -71,7 +74,9 @@ class ShardCheck:
             )
         return listing
 
-    def _tar(self, shard: Shard, problems: list[str], tick: Callable[[int], None]) -> ShardIndex | None:
+    def _tar(
+        self, shard: Shard, problems: list[str], transparent: list[str], tick: Callable[[int], None]
+    ) -> ShardIndex | None:
         """The index that the tar should have; None when it cannot be read to its end."""
         url = self._found.tar_url(self._url, shard)
         digest, size = hashlib.sha256(), 0
@@ -86,7 +91,7 @@ class ShardCheck:
         extension = self._labels.extension
         members: Iterable[Member] = tars.members(blocks, "the tar", (*tars.IMAGE_EXTENSIONS, extension))
         if self._deep:
-            members = _decoded(members, undecodable)
+            members = note_transparent(_decoded(members, undecodable), transparent)
         held, unread = None, None
         try:
             held = index.of_members(members, "the tar", self._labels.reader(), extension)

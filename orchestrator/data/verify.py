@@ -16,6 +16,7 @@ from rich.text import Text
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import duplicates, index, manifest, mixing, shard_tasks
+from orchestrator.data.decode import BACKGROUND_NAME
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.shards_config import VerifyJob
@@ -56,7 +57,7 @@ def run(job: VerifyJob, console: Console) -> int:
     places = _checked(url, found, job, console)
     problems = [(place.shard.name, problem) for place in places for problem in place.result.problems]
     problems += _of_manifest(found) + _equal_keys(url, places)
-    for line in (*_summary(found), *_equal_images(url, places), *_mixed(places, job)):
+    for line in (*_summary(found), *_transparent(found, places), *_equal_images(url, places), *_mixed(places, job)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not problems:
         console.print(f"{found.name}: nothing is wrong", style="green", highlight=False, markup=False)
@@ -167,6 +168,21 @@ def _summary(found: Manifest) -> list[str]:
     for split, shards in sorted(found.splits.items()):
         total = sum(shard.bytes for shard in shards)
         lines.append(f"{split}: {found.samples(split)} samples in {len(shards)} shards, {total / 2**30:.2f} GiB")
+    return lines
+
+
+def _transparent(found: Manifest, places: Sequence[_Place]) -> list[str]:
+    """Lines about transparent images, which only decoding finds."""
+    lines = []
+    for split in sorted(found.splits):
+        count = sum(place.result.transparent for place in places if place.split == split)
+        if count:
+            lines.append(f"{split}: {count} images are transparent: they are laid on {BACKGROUND_NAME}")
+    if lines and manifest.BACKGROUND not in found.made:
+        lines.append(
+            "warning: the manifest does not record that, as it is of an earlier version, which ignored transparency: "
+            "pack or index the dataset again, or stored scores and runs of before count as of the same pixels"
+        )
     return lines
 
 

@@ -34,14 +34,14 @@ def test_oddities_add_up() -> None:
 @pytest.mark.parametrize(
     ("image", "defect", "said"),
     [(b"", "empty", "0 bytes"),
-     (b"GIF89a" + bytes(20), "no-image", "47 49 46"),
+     (b"GIF89a" + bytes(4), "undecodable", "GIF: its header cannot be read"),
      (b"<html>", "no-image", "no JPEG or PNG"),
      (imagenet.bomb(), "too-large", "65000 x 65000 pixels is refused"),
      (shards.jpeg(0, 2000, 8), "too-large", "2000 x 8 pixels is refused"),
      (b"\x89PNG\r\n\x1a\n" + bytes(4), "undecodable", "ends inside its header"),
      (b"\xff\xd8\xff\xe0", "undecodable", ""),
      (shards.jpeg(0, 100, 100)[:900], "undecodable", "broken JPEG"),
-     (shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken image")],
+     (shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
 )  # fmt: skip
 def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
     packed = treated(image, "a.JPEG", Treatment())

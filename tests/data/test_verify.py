@@ -244,7 +244,7 @@ def test_images_that_are_there_twice_are_told(packed: Path) -> None:
 
 # ------------------------------------------------------------------ deep
 def test_images_that_cannot_be_decoded(packed: Path) -> None:
-    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n" + bytes(8) + (2**31).to_bytes(4, "big") * 2
+    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (2**31).to_bytes(4, "big") * 2 + bytes(9)
     with_samples(packed, [RawSample(k, d, 0) for k, d in (("a", b"no image"), ("b", cut), ("c", bomb), ("d", b""))])
     assert run(packed)[0] == 0
     told = wrong(packed, *(f"sample {key!r} at byte " for key in "abcd"), "4 problems", deep=True)
