@@ -173,7 +173,7 @@ def _first_line(text: str) -> str:
 
 def _sentence(text: str) -> str:
     """What Ray knows, without the list of what it supposes."""
-    return _SUPPOSED.split(text, maxsplit=1)[0].strip()
+    return text.partition(" Some common causes")[0].strip()
 
 
 def _here() -> bool:
