@@ -43,9 +43,10 @@ def whole(data: bytes) -> bool:
 # ------------------------------------------------------------------ JPEG: layouts of chroma
 def layouts() -> list[tuple[tuple[int, int], ...]]:
     """All sampling factors of three components that a scan may hold, the two of chroma alike; and grey."""
-    pairs = list(product(range(1, 5), repeat=2))
+    pairs = list(product(range(1, 5), range(1, 5)))
     colour = [(luma, chroma, chroma) for luma in pairs for chroma in pairs]
-    return [*((pair,) for pair in pairs), *(one for one in colour if sum(h * v for h, v in one) <= 10)]
+    grey: list[tuple[tuple[int, int], ...]] = [(pair,) for pair in pairs]
+    return grey + [one for one in colour if sum(h * v for h, v in one) <= 10]
 
 
 def test_every_layout_that_libjpeg_decodes_is_taken() -> None:
@@ -124,7 +125,9 @@ def test_cut_jpegs_of_all_colours_are_bad(colours: str, options: dict[str, int])
 def test_inks_become_the_colours_that_opencv_makes_of_them() -> None:
     data = shards.encoded("CMYK", "JPEG", number=4)
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    assert np.array_equal(decode.decode(data), cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    assert expected is not None
+    assert np.array_equal(decode.decode(data), expected)
 
 
 @pytest.mark.parametrize("restart", [0, 1])

@@ -14,7 +14,7 @@ import torch
 from orchestrator.data import augment, manifest
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.crops import cut_one
-from orchestrator.data.decode import Image, decode
+from orchestrator.data.decode import Image, decode, decode_part
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import AHEAD, DECODING, Batch, Loader
 from orchestrator.data.packer import RawSample
@@ -242,7 +242,7 @@ def test_the_producer_waits_for_its_consumer(many: Path, monkeypatch: pytest.Mon
 
 def test_a_sample_that_takes_long_to_decode_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    plain = augment.decode_part
+    plain = decode_part
 
     def slow(*arguments: Any) -> Image:
         begun.set()

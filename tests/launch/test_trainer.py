@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from orchestrator.launch import trainer
+from orchestrator.launch import prestart, trainer
 from orchestrator.launch.config import RunSpec
 from orchestrator.training import attempts
 
@@ -22,10 +22,10 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise WorkerGroupError(RAYS, {})
 
     monkeypatch.setattr(trainer, "_fit", fit)
-    monkeypatch.setattr(trainer.prestart, "use", lambda workers: None)
+    monkeypatch.setattr(prestart, "use", lambda workers: None)
     spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1))
     with pytest.raises(trainer.RunFailedError) as error:
-        trainer.launch(cast(RunSpec, spec), cast(Any, None))
+        trainer.launch(cast(RunSpec, spec), cast(Any, None), 0)
     return str(error.value)
 
 

@@ -19,10 +19,11 @@ def zipped(method: int, size: int = 2**20) -> bytes:
 
 
 def test_what_torch_and_numpy_write_is_taken() -> None:
-    for save in (lambda out: torch.save({"a": torch.zeros(3)}, out), lambda out: np.savez(out, a=np.zeros(3))):
-        buffer = io.BytesIO()
-        save(buffer)
-        archives.check_stored(buffer.getvalue())
+    state, arrays = io.BytesIO(), io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, state)
+    np.savez(arrays, a=np.zeros(3))
+    for written in (state, arrays):
+        archives.check_stored(written.getvalue())
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
