@@ -23,7 +23,7 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(trainer, "_fit", fit)
     monkeypatch.setattr(prestart, "use", lambda workers: None)
-    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1))
+    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), keep=lambda: None)
     with pytest.raises(trainer.RunFailedError) as error:
         trainer.launch(cast(RunSpec, spec), cast(Any, None), 0)
     return str(error.value)
