@@ -18,6 +18,11 @@ PROPER_NAMES: dict[str, str] = {
     "avif": "AVIF", "jpeg-xl": "JPEG XL", "jpeg-2000": "JPEG 2000", "psd": "Photoshop (PSD)", "svg": "SVG",
     "pdf": "PDF",
 }  # fmt: skip
+# By what names files of formats that are not decoded go.
+EXTENSIONS: dict[str, Other] = {
+    "heic": "heic", "heif": "heic", "hif": "heic", "avif": "avif", "jxl": "jpeg-xl", "jp2": "jpeg-2000",
+    "j2k": "jpeg-2000", "psd": "psd", "svg": "svg", "pdf": "pdf",
+}  # fmt: skip
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _FIRST: tuple[tuple[bytes, Taken | Other], ...] = (

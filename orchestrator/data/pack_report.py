@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from orchestrator.data.decode import BACKGROUND_NAME
-from orchestrator.data.image_format import OTHERS, PROPER_NAMES, TAKEN
+from orchestrator.data.image_format import EXTENSIONS, OTHERS, PROPER_NAMES, TAKEN
 from orchestrator.data.pack_state import Plan, ShardId
 from orchestrator.data.shard_packing import Entry, LeftOut
 
@@ -44,6 +44,22 @@ MEANINGS: dict[str, str] = {
 def left_out(entries: Mapping[ShardId, Entry]) -> list[LeftOut]:
     """Broken images, in the order of the shards."""
     return [bad for _, entry in sorted(entries.items()) for bad in entry.left_out]
+
+
+def describe_left_out(plan: Plan, entries: Mapping[ShardId, Entry]) -> str:
+    """Return how many pictures of which formats are not in the dataset, and what to do; empty when all are.
+
+    Files that are passed over by their names count where a format has such names.
+    """
+    kinds = Counter(bad.defect for bad in left_out(entries))
+    for extension, count in plan.ignored.items():
+        if extension in EXTENSIONS:
+            kinds[EXTENSIONS[extension]] += count
+    if not kinds:
+        return ""
+    others = any(kind in OTHERS for kind in kinds)
+    counted = ", ".join(f"{count} {PROPER_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
+    return f"{kinds.total()} left out: {counted}" + ("; convert them to JPEG or PNG first" if others else "")
 
 
 def too_many(plan: Plan, entries: Mapping[ShardId, Entry], max_bad: float) -> str | None:

@@ -474,6 +474,19 @@ def test_what_was_left_out_or_converted_is_counted_by_format(tmp_path: Path) -> 
     assert all(pack_report.MEANINGS[kind] for kind in met(tmp_path / "packed"))
 
 
+def test_pictures_that_were_left_out_are_told_by_format_whether_by_content_or_by_name(tmp_path: Path) -> None:
+    more = {f"bee/h{n}.jpg": HEIC for n in range(3)} | {"bee/x.HEIC": HEIC, "bee/x.avif": AVIF, "bee/e.jpg": b""}
+    under_way = begun(command(tree(tmp_path / "tree", more={**more, "bee/notes.txt": b"x"}), tmp_path / "packed"))
+    entries = {
+        shard: Entry.from_dict(shard_packing.pack_shard(under_way.task(shard, 2).to_dict()))
+        for shard in under_way.left()
+    }
+    said = pack_report.describe_left_out(under_way.plan, entries)
+    assert said.startswith("6 left out: 4 HEIC, ")
+    assert "1 AVIF" in said and "1 empty" in said and said.endswith("; convert them to JPEG or PNG first")
+    assert pack_report.describe_left_out(under_way.plan.model_copy(update={"ignored": {"txt": 1}}), {}) == ""
+
+
 def test_too_many_of_a_format_are_told_by_format(tmp_path: Path) -> None:
     more = {f"bee/h{n}.jpg": HEIC for n in range(8)} | {f"bee/a{n}.jpg": AVIF for n in range(4)}
     under_way = begun(command(tree(tmp_path / "tree", more=more), tmp_path / "packed"))
