@@ -114,7 +114,7 @@ def header(data: Encoded) -> Header:
     if kind == "jpeg":
         segments = jpeg_segments.read_segments(data)
         if not segments.frame or not segments.scan_at:
-            raise BadSampleError("broken JPEG: it ends before its first scan")
+            raise BadSampleError("broken JPEG: no frame and scan in its first segments")
         found = Header(segments.width, segments.height, "jpeg", segments)
         _check_size(found.width, found.height)
         if not segments.is_single_scan:

@@ -16,7 +16,7 @@ PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
 _BASELINE = (0xC0, 0xC1)
 _STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
-# Encoders write up to about 30 segments after the first scan; a file of millions must not cost seconds of Python.
+# Encoders write some hundreds of segments at most; a file of millions must not cost seconds of Python.
 _MOST_SEGMENTS = 10_000
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _AFTER_ENTROPY = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # no stuffed byte, no restart marker
@@ -41,7 +41,10 @@ class Segments:
 def read_segments(data: Encoded) -> Segments:
     """Return what the segments before the first scan say, as far as they can be read."""
     found, at = Segments(), 2
-    while match := _MARKER.search(data, at):
+    for _ in range(_MOST_SEGMENTS):
+        match = _MARKER.search(data, at)
+        if match is None:
+            break
         marker, body = data[match.end() - 1], match.end() + 2
         if match.start() > at and bytes(data[at : match.start()]).strip(b"\xff"):
             found.harmless.append((at, match.start(), b""))  # junk between two segments

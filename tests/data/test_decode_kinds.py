@@ -163,6 +163,13 @@ def test_too_many_scans_are_refused_before_decoding(data: bytes, said: str, monk
         decode.decode(data)
 
 
+def test_a_jpeg_of_millions_of_segments_ends_early() -> None:
+    comments = pictures.segment(0xFE, b"")
+    assert whole(PLAIN[:2] + comments * 1_000 + PLAIN[2:])
+    with pytest.raises(BadSampleError, match="in its first segments"):
+        decode.header(PLAIN[:2] + comments * 20_000 + PLAIN[2:])
+
+
 def test_scans_of_thumbnails_and_of_what_follows_the_image_do_not_count() -> None:
     data = shards.encoded("RGB", "JPEG", progressive=True)
     thumbnails = pictures.segment(0xE1, b"Exif\0\0" + b"\xff\xda" * 1000)
