@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.storage import commit, files
+from orchestrator.storage import commit, files, urls
 
 _NAME = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
@@ -40,5 +40,13 @@ def committed(folder: str) -> Iterator[Place]:
 
 
 def stored_digest(url: str) -> str:
-    """The digest of final weights without loading them. Raises FileNotFoundError when they are not there."""
-    return str(commit.about(url)["weights"])
+    """The digest of final weights without loading them.
+
+    Raises FileNotFoundError when they are not there, CommitError when their DONE file does not name it.
+    """
+    digest = commit.about(url).get("weights")
+    if not isinstance(digest, str):
+        raise commit.CommitError(
+            f"{urls.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
+        )
+    return digest

@@ -16,6 +16,8 @@ MAX_NAMES = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NESTED = re.compile(r"\{[^}]*\{")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+# Control characters, and bytes that are not UTF-8 as Python has them.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -51,6 +53,11 @@ def named(folders: Folders, pattern: str, field: str) -> tuple[str, ...]:
     if len(set(found)) < len(found):
         twice = Counter(found).most_common(1)[0][0]
         raise ConfigError(f"{field}: {pattern!r} is refused: it names {twice} twice")
+    if odd := [name for name in found if _UNFIT.search(name)]:
+        raise DataError(
+            f"{field}: the name of {odd[0]!r} must be UTF-8 without control characters; rename the tar "
+            f"({len(odd)} such tars)"
+        )
     missing = [name for name in found if folders.size(name) is None]
     shown = urls.redact(folders.url)
     if missing:

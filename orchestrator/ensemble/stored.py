@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.launch import named
-from orchestrator.launch.config import RunSpec
+from orchestrator.launch.config import RunSpec, stored_spec
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
 from orchestrator.training.outcome import finished
@@ -63,14 +62,14 @@ def placed(session: Session, spec: RunSpec, field: str) -> RunSpec:
 
 def _members_of(storage: str, name: str) -> list[str]:
     try:
-        return list(json.loads(files.read_bytes(files.join(storage, "ensembles", name, named.SPEC)))["members"])
+        return named.members_of(files.join(storage, named.ENSEMBLES, name))
     except FileNotFoundError:
         return [name]
 
 
 def _spec(storage: str, name: str, field: str) -> RunSpec:
     try:
-        return RunSpec.from_dict(json.loads(files.read_bytes(files.join(storage, "models", name, "spec.json"))))
+        return stored_spec(files.join(storage, named.MODELS, name))
     except FileNotFoundError:
         there = files.list_names(files.join(storage, "ensembles")) + files.list_names(files.join(storage, "models"))
         known = ", ".join(there) or "none"

@@ -75,6 +75,9 @@ class Destination(Config):
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
     experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
 
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
@@ -173,6 +176,7 @@ class RunSpec(Config):
             recipe=self.recipe,
             cadence=self.cadence,
             data=self.destination.data,
+            allow_elsewhere=self.destination.allow_elsewhere,
             dataset_digest=self.dataset_digest,
             folder=self.folder,
             stop_flag=stop_flag,
@@ -182,6 +186,18 @@ class RunSpec(Config):
             execution=self.placement.execution,
             weights=self.weights,
         )
+
+
+def stored_spec(folder: str) -> RunSpec:
+    """Return the spec that a run keeps in its folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        return RunSpec.from_record(files.read_bytes(url))
+    except ConfigError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be used: {error}") from None
 
 
 class JobConfig(Config):

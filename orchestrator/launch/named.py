@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from orchestrator.config.errors import ConfigError, suggestion
+from orchestrator.config.errors import ConfigError, show, suggestion
+from orchestrator.config.json_text import parse_object
 from orchestrator.launch.config import EMBEDDED, Destination
-from orchestrator.storage import files, urls
+from orchestrator.storage import faults, files, urls
+from orchestrator.storage.files import StorageError
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
@@ -24,6 +25,7 @@ class Named:
     folder: str
     members: tuple[str, ...] | None = None  # None: no ensemble
     sweep: bool = False
+    trouble: str = ""  # why the record of an ensemble cannot be read; it names the file
 
     @property
     def name(self) -> str:
@@ -97,13 +99,32 @@ def _alone(folder: str) -> Named | None:
 
 
 def _ensemble(folder: str) -> Named | None:
-    """The ensemble in a folder; None when it holds none that can be read."""
+    """The ensemble in a folder, without members but with the trouble when its record cannot be read; else None."""
     try:
-        members = json.loads(files.read_bytes(files.join(folder, SPEC)))["members"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        members = members_of(folder)
+    except FileNotFoundError:
         return None
+    except (ConfigError, StorageError) as error:
+        if isinstance(error, StorageError) and not faults.is_of_one_object(error):
+            raise
+        return Named(folder, (), trouble=str(error))
     models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
-    return Named(folder, tuple(files.join(models, str(name)) for name in members))
+    return Named(folder, tuple(files.join(models, name) for name in members))
+
+
+def members_of(folder: str) -> list[str]:
+    """Return the names of the members of the ensemble in a folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for a record that cannot be read.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        members = parse_object(files.read_bytes(url)).get("members")
+    except ValueError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: {error}") from None
+    if not isinstance(members, list) or not all(isinstance(name, str) and name and "/" not in name for name in members):
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: its members must be names of runs, got {show(members)}")
+    return members
 
 
 def below(storage: str, kind: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from orchestrator.config.printable import printable
 from orchestrator.data import digits, manifest, pack_report, pack_state, packing
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
@@ -62,7 +63,7 @@ def pack(config: Pack) -> int:
     if summary := pack_report.describe_left_out(begun.plan, entries):
         say(summary)
     for bad in pack_report.left_out(entries)[: pack_report.SHOWN]:
-        say(f"left out: {bad.key} ({bad.source}): {bad.reason}")
+        say(printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
     say(f"packed: {_told(config.url, made)}; report: {urls.redact(files.join(config.url, pack_report.NAME))}")
     return 0
 
@@ -187,7 +188,7 @@ def _pack_digits(config: Pack, say: Callable[[str], None]) -> int:
     if pack_state.load(config.url) is not None:
         raise DataError(f"url: {shown}: an unfinished packing is there: take another --url, or remove it")
     if files.exists(files.join(config.url, manifest.NAME)):
-        found = manifest.load(config.url)
+        found = manifest.load(config.url, allow_elsewhere=True)
         if found.name != digits.NAME:
             raise DataError(f"url: {shown}: the dataset {found.name!r} is there: take another --url, or remove it")
         say(f"already packed: {_told(config.url, found)}")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.output import PrintableConsole, prepare_output
+from orchestrator.config.printable import printable
 from orchestrator.data.errors import DataError
 from orchestrator.launch.lease import LeaseHeldError
 from orchestrator.storage.commit import CommitError
@@ -19,8 +21,9 @@ LOG_WIDTH = 120
 
 
 def console() -> Console:
-    """Where jobs print: the terminal, or a log of fixed width."""
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH, soft_wrap=True)
+    """Where jobs print, all of it printable: the terminal, or a log of fixed width."""
+    prepare_output()
+    return PrintableConsole() if sys.stdout.isatty() else PrintableConsole(width=LOG_WIDTH, soft_wrap=True)
 
 
 def guarded(prog: str, main: Callable[[], int]) -> int:
@@ -31,6 +34,9 @@ def guarded(prog: str, main: Callable[[], int]) -> int:
         return tell(prog, [str(error)], REFUSED)
     except (LeaseHeldError, DataError, CommitError, StorageError) as error:
         return tell(prog, [str(error)], FAILED)
+    except UnicodeEncodeError as error:
+        lacking = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
+        return tell(prog, [f"{lacking}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"], FAILED)
     except KeyboardInterrupt:
         return tell(prog, ["interrupted"], INTERRUPTED)
 
@@ -38,5 +44,5 @@ def guarded(prog: str, main: Callable[[], int]) -> int:
 def tell(prog: str, problems: list[str], status: int) -> int:
     """Print problems, a line each, as errors of that program; the exit status that was given."""
     for problem in problems:
-        sys.stderr.write(f"{prog}: error: {' '.join(problem.split())}\n")
+        sys.stderr.write(f"{prog}: error: {printable(' '.join(problem.split()))}\n")
     return status

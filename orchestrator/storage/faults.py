@@ -8,6 +8,8 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from orchestrator.config.printable import printable
+
 # What a second try cannot mend.
 _FINAL = (
     FileNotFoundError,
@@ -76,8 +78,18 @@ def is_absent(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) or status(error) == HTTPStatus.NOT_FOUND
 
 
+def is_of_one_object(error: BaseException) -> bool:
+    """Whether an error concerns what was asked for alone, such as a file that this user must not read."""
+    cause = error.__cause__ or error
+    return isinstance(cause, PermissionError | IsADirectoryError | NotADirectoryError) or status(cause) == 403
+
+
 def told(error: BaseException) -> str:
-    """An error in words, with what to look at when credentials are missing or refused."""
+    """An error in printable words, with what to look at when credentials are missing or refused."""
+    return printable(_told(error), keep="\n")
+
+
+def _told(error: BaseException) -> str:
     answered, code, message = _answer(error)
     if type(error).__name__ in _NO_CREDENTIALS:
         return f"no credentials: {error}: {_WHERE_FROM}"

@@ -8,7 +8,6 @@ fsspec. Filesystem objects are made in the process and thread that uses them, ne
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import uuid
@@ -19,6 +18,7 @@ from typing import Any
 
 import fsspec
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.storage import faults, s3, urls
 from orchestrator.storage.retry import retrying
 
@@ -41,10 +41,9 @@ def read_bytes(url: str) -> bytes:
 def read_record(url: str) -> dict[str, Any]:
     """A JSON object; empty when there is none at `url`, or something else. Raises StorageError when nobody can tell."""
     try:
-        found = json.loads(read_bytes(url))
+        return parse_object(read_bytes(url))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
@@ -157,6 +156,8 @@ def remove(url: str) -> None:
             retrying(lambda: filesystem.rm(_path(url), recursive=True))
 
 
+# Of fsspec's filesystems: HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
+OPTIONS: dict[str, dict[str, Any]] = {name: {"client_kwargs": {"trust_env": True}} for name in ("http", "https")}
 TEMP_PREFIX = ".tmp-"  # of files that are being written; what a killed writer left has it, too
 
 
@@ -214,7 +215,7 @@ def _write_temp(path: str, data: bytes) -> str:
 
 def _filesystem(url: str) -> Any:
     scheme = urls.scheme(url)
-    return s3.filesystem() if scheme in s3.SCHEMES else fsspec.filesystem(scheme)
+    return s3.filesystem() if scheme in s3.SCHEMES else fsspec.filesystem(scheme, **OPTIONS.get(scheme, {}))
 
 
 def _fresh(url: str) -> Any:

@@ -204,7 +204,7 @@ class _AnyReader:
 
     def fill(self, url: str, start: int, view: memoryview, progress: Progress, seconds: float) -> None:
         """Ask once; an answer may be shorter than asked for."""
-        filesystem = fsspec.filesystem(urls.scheme(url))
+        filesystem = fsspec.filesystem(urls.scheme(url), **files.OPTIONS.get(urls.scheme(url), {}))
         path = filesystem._strip_protocol(url)
         data = filesystem.cat_file(path, start=start, end=start + len(view))
         if len(data) > len(view):
@@ -220,7 +220,7 @@ class _AnyReader:
 
     def size(self, url: str, seconds: float) -> int:
         """Bytes of an object."""
-        filesystem = fsspec.filesystem(urls.scheme(url))
+        filesystem = fsspec.filesystem(urls.scheme(url), **files.OPTIONS.get(urls.scheme(url), {}))
         return int(filesystem.size(filesystem._strip_protocol(url)))
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from orchestrator.config.printable import redact
+from orchestrator.config.printable import redact, refusal_of_credentials
 
 __all__ = ["absolute", "is_local", "join", "local_path", "name", "redact", "scheme"]
 
@@ -58,11 +58,14 @@ def name(url: str) -> str:
 
 
 def absolute(url: str, field: str) -> str:
-    """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process.
+    """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process, or holds
+    a user name or password.
 
     A submitted job runs in a temporary copy of its working directory: what it wrote to a relative
     path would vanish with it (design: where things land).
     """
+    if (reason := refusal_of_credentials(url, field)) is not None:
+        raise ValueError(reason)
     if not is_local(url):
         return _without_slash(url)
     path = os.path.expanduser(local_path(url))

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.config.json_text import parse_json
+from orchestrator.config.printable import redact
 from orchestrator.tracking import advice, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
@@ -52,7 +54,8 @@ _PAGE = 1000
 class MlflowTracker:
     """Records runs in one experiment of one MLflow store. See the Tracker protocol for the methods.
 
-    One MLflow run holds one key for life. Nothing is contacted before the first call.
+    One MLflow run holds one key for life. Nothing is contacted before the first call. Params, tags and texts are stored
+    without credentials in the URLs that they hold.
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
@@ -95,7 +98,7 @@ class MlflowTracker:
                 client.update_run(found[0].info.run_id, status="RUNNING")
                 mlflow_run = found[0]
             else:
-                short = {name: text[:_TAG_LENGTH] for name, text in tags.items()}
+                short = {name: redact(text)[:_TAG_LENGTH] for name, text in tags.items()}
                 mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
             run_id = str(mlflow_run.info.run_id)
             self._send_tags(client, run_id, tags)
@@ -130,7 +133,7 @@ class MlflowTracker:
     def log_text(self, run_id: str, path: str, text: str) -> None:
         """Store a text as the artifact `path`."""
         with self._guard(f"store {path} of run {run_id}"):
-            self._connect()[0].log_text(run_id, text, path)
+            self._connect()[0].log_text(run_id, redact(text), path)
 
     def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
         """Store a local file under its own name in the artifact folder."""
@@ -150,8 +153,12 @@ class MlflowTracker:
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         with self._guard(f"store {path} of run {run_id}"):
             client, _ = self._connect()
-            client.log_text(run_id, json.dumps(table), path)
-            shown = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            client.log_text(run_id, redact(json.dumps(table)), path)
+            try:
+                shown = parse_json(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            except ValueError:
+                shown = []
+            shown = shown if isinstance(shown, list) else []  # anybody may have changed a tag
             entry = {"path": path, "type": "table"}
             if entry not in shown:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*shown, entry])})
@@ -219,7 +226,7 @@ class MlflowTracker:
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
         known = run.data.params
-        wanted = {_NOT_IN_A_NAME.sub("_", name): text[:_PARAM_LENGTH] for name, text in params.items()}
+        wanted = {_NOT_IN_A_NAME.sub("_", name): redact(text)[:_PARAM_LENGTH] for name, text in params.items()}
         changed = sorted(name for name, text in wanted.items() if known.get(name, text) != text)
         if changed:
             _log.warning("run %s: params cannot change, old values stay: %s", run.info.run_id, changed)
@@ -228,7 +235,7 @@ class MlflowTracker:
             client.log_batch(run.info.run_id, params=batch, synchronous=True)
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-        items = [RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()]
+        items = [RunTag(name, redact(text)[:_TAG_LENGTH]) for name, text in tags.items()]
         for batch in _batches(items, _ITEMS_PER_BATCH):
             client.log_batch(run_id, tags=batch, synchronous=True)
 

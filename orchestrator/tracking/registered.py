@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.config.printable import redact
 from orchestrator.tracking import environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
@@ -89,8 +90,8 @@ class Registry:
                 if error.error_code != _ALREADY_THERE:
                     raise
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{place}"
-            short = {key: text[:5000] for key, text in {**tags, DIGEST_TAG: digest}.items()}
-            made = self._client.create_model_version(name, source, run_id, tags=short, description=about)
+            short = {key: redact(text)[:5000] for key, text in {**tags, DIGEST_TAG: digest}.items()}
+            made = self._client.create_model_version(name, source, run_id, tags=short, description=redact(about))
             return str(made.version)
 
     def name_first(self, name: str, alias: str, version: str) -> str:
