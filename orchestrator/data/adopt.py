@@ -88,6 +88,8 @@ def run(job: IndexJob, console: Console) -> int:
     )
     manifest.save(job.to, made)
     work.end()
+    for line in describe_transparent({split: sum(one.transparent for one in by_split[split]) for split in by_split}):
+        _say(console, line)
     _tell(job, made, by_split, lists, console)
     for name in (name for name, _ in items if not found[name].shard.samples):
         _say(console, f"warning: {printable(name)}: no member in it: left out", "yellow")
@@ -212,9 +214,6 @@ def _tell(
                 say(f"warning: {split}: left out: {told}", "yellow")
             else:
                 say(f"{split}: no images: {told}")
-    counts = {split: sum(one.transparent for one in facts) for split, facts in by_split.items()}
-    for line in describe_transparent(counts):
-        say(line)
     if lists.sources:
         say(f"counts agree with {printable(', '.join(lists.sources))}")
     for source, reason in lists.foreign.items():
