@@ -12,7 +12,6 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.result import Result
 
-from orchestrator.checkpoint import places
 from orchestrator.launch import lean, prestart
 from orchestrator.launch.collectives import Collectives
 from orchestrator.launch.config import Placement, RunSpec
@@ -20,7 +19,7 @@ from orchestrator.launch.drains import DrainWatch
 from orchestrator.launch.lean import LeanTrainer
 from orchestrator.launch.watch import ControllerWatch
 from orchestrator.training import attempts
-from orchestrator.training.job import Outcome, checkpoints_of
+from orchestrator.training.job import Outcome
 from orchestrator.training.outcome import finished
 
 # Between looks whether an elastic run could have another number of workers; Ray's default is 60 s.
@@ -80,18 +79,13 @@ def _fit(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> Result:
     Ray counts restarts over a trainer's whole life; a run of weeks has more than one that gets nowhere may have.
     """
     while True:
-        before = _saved_samples(spec)
+        before = attempts.committed(spec.folder)
         try:
             # V2's trainer gives V2's result, whatever its annotation says.
             return cast(Result, _trainer(spec, lease, gpus, tempfile.mkdtemp(dir=scratch)).fit())
         except WorkerGroupError:
-            if _saved_samples(spec) <= before:
+            if not attempts.has_progressed(spec.folder, before):
                 raise
-
-
-def _saved_samples(spec: RunSpec) -> int:
-    """The farthest committed checkpoint; -1 when there is none."""
-    return next((place.samples for place in places.committed(checkpoints_of(spec.folder))), -1)
 
 
 def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrainer:
