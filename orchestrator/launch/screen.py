@@ -104,6 +104,7 @@ class LastingStream:
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Let a job go on, and save, when nobody can read any longer what it prints."""
+    prepare_output()  # on the streams themselves: one that is wrapped cannot be set up
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     try:
