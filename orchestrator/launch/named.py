@@ -13,6 +13,7 @@ from orchestrator.storage import files, urls
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
+TRAINED, EVALUATED = "train_ensemble", "evaluate"  # what made it, in SPEC
 SWEEP, TRIALS = "sweep.json", "trials"  # what a sweep looks for; the folder of what its trials are and how they ended
 _READERS = 8
 
@@ -47,10 +48,13 @@ def folder_of(name: str, storage: str) -> str:
     return _absolute(name) if "/" in name else files.join(storage_of(storage), MODELS, name)
 
 
-def find(names: Sequence[str], storage: str) -> list[Named]:
-    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there."""
+def find(names: Sequence[str], storage: str, field: str = "runs") -> list[Named]:
+    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there.
+
+    field: of the command line, for messages.
+    """
     place = "" if all("/" in name for name in names) else storage_of(storage)
-    found = {one.folder: one for one in (_found(name, place) for name in names)}
+    found = {one.folder: one for one in (_found(name, place, field) for name in names)}
     return list(found.values())
 
 
@@ -68,9 +72,9 @@ def everything(storage: str) -> list[Named]:
     return [*found, *sweeps, *(Named(folder) for folder in below(place, MODELS) if folder not in taken)]
 
 
-def _found(name: str, storage: str) -> Named:
+def _found(name: str, storage: str, field: str) -> Named:
     if "/" in name:
-        folder = _absolute(name)
+        folder = _absolute(name, field)
         one = _ensemble(folder) or _alone(folder)
         parent = folder.rpartition("/")[0]
         known = files.list_names(parent) if one is None else []
@@ -84,7 +88,7 @@ def _found(name: str, storage: str) -> Named:
     if one is None:
         near = suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
         raise ConfigError(
-            f"runs: {urls.redact(name)!r}: no such run, ensemble or sweep in {urls.redact(parent)}"
+            f"{field}: {urls.redact(name)!r}: no such run, ensemble or sweep in {urls.redact(parent)}"
             f"{near or '; there are none'}; another storage is given with --storage"
         )
     return one
@@ -98,12 +102,23 @@ def _alone(folder: str) -> Named | None:
 
 def _ensemble(folder: str) -> Named | None:
     """The ensemble in a folder; None when it holds none that can be read."""
+    members = members_of(folder)
+    return None if members is None else Named(folder, members)
+
+
+def members_of(folder: str) -> tuple[str, ...] | None:
+    """Return the folders of the members of the ensemble in a folder; None when it holds none that can be read."""
     try:
         members = json.loads(files.read_bytes(files.join(folder, SPEC)))["members"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
-    return Named(folder, tuple(files.join(models, str(name)) for name in members))
+    return tuple(member_folder(folder, str(name)) for name in members)
+
+
+def member_folder(ensemble: str, member: str) -> str:
+    """Return the URL of the folder of an ensemble's member: a run of the same storage, or one at a URL."""
+    storage = ensemble.rpartition("/")[0].rpartition("/")[0]
+    return member if "/" in member else files.join(storage, MODELS, member)
 
 
 def below(storage: str, kind: str) -> list[str]:
@@ -112,8 +127,8 @@ def below(storage: str, kind: str) -> list[str]:
     return [files.join(place, name) for name in files.list_names(place)]
 
 
-def _absolute(url: str) -> str:
+def _absolute(url: str, field: str = "runs") -> str:
     try:
-        return urls.absolute(url, "runs").rstrip("/")
+        return urls.absolute(url, field).rstrip("/")
     except ValueError as error:
         raise ConfigError(str(error)) from None
