@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.config.json_text import parse_json, parse_object
-from orchestrator.storage import commit, files
+from orchestrator.storage import commit, files, urls
 
 EXPORT = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
 MOST_HEADER_BYTES = 100 * 2**20  # what safetensors itself takes
@@ -44,8 +44,16 @@ def committed(folder: str) -> Iterator[Place]:
 
 
 def stored_digest(url: str) -> str:
-    """The digest of final weights without loading them. Raises FileNotFoundError when they are not there."""
-    return str(commit.about(url)["weights"])
+    """The digest of final weights without loading them.
+
+    Raises FileNotFoundError when they are not there, CommitError when their DONE file does not name it.
+    """
+    digest = commit.about(url).get("weights")
+    if not isinstance(digest, str):
+        raise commit.CommitError(
+            f"{urls.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
+        )
+    return digest
 
 
 def stored_classes(url: str) -> tuple[str, ...] | None:

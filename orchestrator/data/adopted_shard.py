@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.json_text import parse_object
 from orchestrator.data import index, tars
 from orchestrator.data.errors import DataError
+from orchestrator.data.fields import NONE_SKIPPED, Others, Skipped, members_named
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Shard
@@ -31,6 +33,7 @@ class Facts:
     shard: Shard
     labels: NDArray[np.int32]
     keys: NDArray[np.uint64]  # hashes
+    skipped: Skipped = NONE_SKIPPED
 
 
 class ShardWork:
@@ -38,7 +41,7 @@ class ShardWork:
 
     def __init__(self, url: str, to: str, how: Labels, lists: Lists, ranges: Ranges) -> None:
         self._url, self._to, self._how, self._lists, self._ranges = url, to, how, lists, ranges
-        self._options = fingerprint(url, how.key, how.classes)
+        self._options = fingerprint(url, how.made(), how.classes, how.titles)
         self._resumes = files.exists(files.join(to, WORK))
 
     def begin(self) -> None:
@@ -79,16 +82,19 @@ class ShardWork:
             tick(read)
 
         blocks = tars.blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
-        extension = self._how.extension
-        members = tars.members(blocks, urls.redact(url), (*tars.IMAGE_EXTENSIONS, extension))
-        listing = index.of_members(members, urls.redact(url), self._how.checked_reader(), extension)
-        if not listing.keys:
-            raise DataError(
-                f"{urls.redact(url)}: no sample in it: no member ends in {', '.join(tars.IMAGE_EXTENSIONS)}"
-            )
+        fields, others, shown = self._how.fields, Others(), urls.redact(url)
+        members = tars.members(blocks, shown, fields.extensions, others.add)
+        listing = index.of_members(members, shown, self._how.checked_reader(), fields, others)
+        skipped = others.skipped(set(listing.keys))
+        if not listing.keys and others.members:
+            raise DataError(f"{shown}: no sample in it has a {members_named(fields.images)}{others.hint()}")
+        if skipped.images and not fields.is_chosen:
+            raise DataError(f"{shown}: {skipped.told(fields, skipped.samples + len(listing.keys))}: {_asked(skipped)}")
         for one in said:
             if trouble := one.disagreement(name, len(listing.keys), size, md5.hexdigest() if wants_md5 else None):
                 raise DataError(trouble)
+        if not listing.keys:  # and no other member: it is left out
+            return facts(Shard(name=name, samples=0, bytes=size, sha256="", index_sha256=""), listing, skipped)
         data = listing.to_bytes()
         files.write_bytes(files.join(self._to, name + index.SUFFIX), data)
         shard = Shard(
@@ -98,23 +104,40 @@ class ShardWork:
             sha256=sha256.hexdigest(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        entry = json.dumps({"options": self._options, "said": repr(said), "shard": shard.to_dict()})
+        entry = json.dumps(
+            {
+                "options": self._options,
+                "said": repr(said),
+                "shard": shard.to_dict(),
+                "skipped": skipped.to_dict(),
+            }
+        )
         files.write_bytes(files.join(self._to, WORK, name + ".json"), entry.encode())
-        return facts(shard, listing)
+        return facts(shard, listing, skipped)
 
     def _kept(self, name: str, size: int) -> Facts | None:
         """What an earlier run found, if it is still so."""
         if not self._resumes:
             return None
         try:
-            entry = json.loads(files.read_bytes(files.join(self._to, WORK, name + ".json")))
+            entry = parse_object(files.read_bytes(files.join(self._to, WORK, name + ".json")))
             shard = Shard.from_dict(entry["shard"])
             same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
-            return facts(shard, index.load(self._to, shard)) if same and shard.bytes == size else None
+            if not same or shard.bytes != size:
+                return None
+            return facts(shard, index.load(self._to, shard), Skipped.from_dict(entry["skipped"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def facts(shard: Shard, listing: ShardIndex) -> Facts:
+def facts(shard: Shard, listing: ShardIndex, skipped: Skipped) -> Facts:
     """What is kept of a shard and its index."""
-    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes())
+    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes(), skipped)
+
+
+def _asked(skipped: Skipped) -> str:
+    """Ask for the user's word on samples that have an image under another name."""
+    image, prefix = skipped.images[0], skipped.images[0].rpartition(".")[0] + "."
+    fitting = sorted(skipped.labels, key=lambda label: not label.startswith(prefix))
+    labels = f" --label-key 'cls;{fitting[0]}'" if fitting else ""
+    return f"set --image-key 'jpg;{image}'{labels} to take them, --image-key jpg to leave them out"

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from orchestrator.config.printable import printable
 from orchestrator.data.pack_state import Plan, ShardId
 from orchestrator.data.shard_packing import Entry, LeftOut
 
@@ -75,7 +77,7 @@ def to_bytes(plan: Plan, entries: Mapping[ShardId, Entry]) -> bytes:
 def table(plan: Plan, entries: Mapping[ShardId, Entry]) -> Table:
     """The report for people: a row for each thing that was met."""
     found = content(plan, entries)["splits"]
-    shown = Table("", *found, title=f"{plan.name}: {len(plan.classes)} classes")
+    shown = Table("", *found, title=Text(f"{printable(plan.name)}: {len(plan.classes)} classes", style="italic"))
     for title, name in (("shards", "shards"), ("images", "images"), ("MiB", "bytes"), ("reduced in size", "resized")):
         values = [split[name] / 2**20 if name == "bytes" else split[name] for split in found.values()]
         shown.add_row(title, *(f"{value:,.0f}" for value in values))
@@ -88,7 +90,8 @@ def table(plan: Plan, entries: Mapping[ShardId, Entry]) -> Table:
         if any(counts):
             shown.add_row(meaning, *(f"{count:,}" for count in counts))
     for extension, count in plan.ignored.items():
-        shown.add_row(f"other files, {extension or 'without extension'}", f"{count:,}")
+        what = extension if " " in extension else f"other files, {extension or 'without extension'}"
+        shown.add_row(Text(printable(what)), f"{count:,}")
     return shown
 
 

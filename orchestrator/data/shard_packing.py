@@ -17,12 +17,14 @@ from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_object
 from orchestrator.data import decode, index, oddities, packer
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.manifest import Shard
 from orchestrator.data.oddities import Finding
 from orchestrator.data.packer import RawSample
 from orchestrator.data.sources.listing import Row, SplitListing
+from orchestrator.data.tars import escape_undecodable
 from orchestrator.storage import files, urls
 from orchestrator.storage.ranged import Ranges
 
@@ -124,7 +126,13 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
         for row, (image, finding, is_resized) in found:
             if finding.defect:
                 left_out.append(
-                    LeftOut(key=row.key, source=row.name, label=row.label, defect=finding.defect, reason=finding.reason)
+                    LeftOut(
+                        key=row.key,
+                        source=escape_undecodable(row.name),
+                        label=row.label,
+                        defect=finding.defect,
+                        reason=finding.reason,
+                    )
                 )
                 continue
             counts.update(finding.oddities)
@@ -227,14 +235,14 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 def read_entry(url: str) -> Entry:
     """The entry of a finished shard. Raises DataError when it is damaged."""
     try:
-        return Entry.from_dict(json.loads(files.read_bytes(url)))
+        return Entry.from_dict(parse_object(files.read_bytes(url)))
     except (ConfigError, ValueError) as error:
         raise DataError(f"{urls.redact(url)}: damaged: {error}; remove it to pack that shard again") from None
 
 
 def _read_rows(url: str) -> list[Row]:
     try:
-        columns = json.loads(files.read_bytes(url))
+        columns = parse_object(files.read_bytes(url))
         names = ("keys", "names", "labels", "offsets", "lengths")
         return [Row(*values) for values in zip(*(columns[name] for name in names), strict=True)]
     except FileNotFoundError:

@@ -109,7 +109,8 @@ def _record(session: Session, task: Task, folder: str) -> str:
     recipes = {spec.name: paths(spec.recipe) for spec in runs}
     own = session.destination.storage
     resolved = {
-        "members": [spec.name if spec.destination.storage == own else urls.redact(spec.folder) for spec in runs],
+        "members": list(recipes),
+        "elsewhere": {spec.name: urls.redact(spec.folder) for spec in runs if spec.destination.storage != own},
         "recipes": {spec.name: spec.recipe.to_dict() for spec in runs},
         **_origin(folder, task.trains),
     }

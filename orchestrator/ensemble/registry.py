@@ -20,6 +20,7 @@ from typing import Any
 import orchestrator
 from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_json
 from orchestrator.storage import commit, urls
 from orchestrator.training.job import final_of
 
@@ -113,7 +114,7 @@ def fetch(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]
     folder = Path(import_module("orchestrator.tracking.registered").Registry(tracking).fetch(model, scratch))
     weights = sorted(str(path) for path in folder.glob("artifacts/weights/*.safetensors"))
     try:
-        titles = json.loads((folder / "artifacts" / "titles.json").read_text())
+        titles = parse_json((folder / "artifacts" / "titles.json").read_bytes())
     except (OSError, ValueError):
         titles = None
     if not weights or not isinstance(titles, list):

@@ -162,6 +162,7 @@ def _tasks(session: Session, specs: Sequence[RunSpec], scorers: Sequence[Scorer]
                 task = ScoreShard(
                     data=session.destination.data, split=split, shard=shard, scorers=some,
                     threads=session.placement.cpus_per_worker, reading=session.placement.reading,
+                    allow_elsewhere=session.destination.allow_elsewhere,
                 )  # fmt: skip
                 tasks.append(task)
     # The last ones to end should be short, so that all workers end at about the same time.

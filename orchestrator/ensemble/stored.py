@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.json_text import parse_object
 from orchestrator.data import manifest
 from orchestrator.data.errors import DataError
 from orchestrator.launch import named
-from orchestrator.launch.config import EMBEDDED, Destination, RunSpec
+from orchestrator.launch.config import EMBEDDED, Destination, RunSpec, stored_spec
 from orchestrator.launch.named import MODELS
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
@@ -126,30 +125,26 @@ def _folders(storage: str, name: str, field: str) -> list[str]:
         if found.sweep:
             raise ConfigError(f"{field}: {urls.redact(name)}: is a sweep; give the folder of one of its runs")
         return [found.folder] if found.members is None else list(found.members)
-    ensemble = files.join(storage, named.ENSEMBLES, name)
-    members = named.members_of(ensemble)
-    return [files.join(storage, MODELS, name)] if members is None else list(members)
+    try:
+        return named.members_of(files.join(storage, named.ENSEMBLES, name))
+    except FileNotFoundError:
+        return [files.join(storage, MODELS, name)]
 
 
 def _spec(storage: str, folder: str, field: str) -> RunSpec:
     """Return what the run in a folder is, in the storage where it lies."""
     name = urls.name(folder)
     try:
-        spec = RunSpec.from_dict(parse_object(files.read_bytes(files.join(folder, "spec.json"))))
+        spec = stored_spec(folder)
     except FileNotFoundError:
         there = files.list_names(files.join(storage, named.ENSEMBLES)) + files.list_names(files.join(storage, MODELS))
         known = ", ".join(there) or "none"
         shown = urls.redact(storage)
         raise ConfigError(f"{field}: {name!r}: no such run or ensemble in {shown}; there are: {known}") from None
-    except ValueError as error:
-        raise ConfigError(f"{field}: {name}: its spec.json cannot be used: {error}") from None
     above, _, kind = folder.rpartition("/")[0].rpartition("/")
     if kind != MODELS or spec.name != name:
         raise ConfigError(
             f"{field}: {urls.redact(folder)}: holds the run {spec.name}; its folder must be .../{MODELS}/{spec.name}"
         )
-    own = spec.destination.storage
-    data = spec.destination.data
-    if data == files.join(own, "data", EMBEDDED):
-        data = files.join(above, "data", EMBEDDED)  # the embedded data moves with its storage
-    return spec.model_copy(update={"destination": spec.destination.model_copy(update={"storage": above, "data": data})})
+    places_now = {"storage": above, "data": named.dataset_of(spec.to_dict(), folder)}
+    return spec.model_copy(update={"destination": spec.destination.model_copy(update=places_now)})

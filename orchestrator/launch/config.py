@@ -19,6 +19,7 @@ from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
+from orchestrator.tracking import default_store
 from orchestrator.training.execution import Execution
 from orchestrator.training.job import Cadence, TrainJob
 
@@ -77,6 +78,9 @@ class Destination(Config):
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
     experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
 
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
@@ -127,7 +131,7 @@ class Destination(Config):
 
 def _database_in(storage: str) -> str:
     """Return the default tracking URI of a local storage."""
-    return "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
+    return default_store.uri(files.join(urls.local_path(storage), "mlflow.db"))
 
 
 def job_command(job: str, arguments: Sequence[str]) -> str:
@@ -203,6 +207,7 @@ class RunSpec(Config):
             recipe=self.recipe,
             cadence=self.cadence,
             data=self.destination.data,
+            allow_elsewhere=self.destination.allow_elsewhere,
             dataset_digest=self.dataset_digest,
             folder=self.folder,
             stop_flag=stop_flag,
@@ -212,6 +217,18 @@ class RunSpec(Config):
             execution=self.placement.execution,
             weights=self.weights,
         )
+
+
+def stored_spec(folder: str) -> RunSpec:
+    """Return the spec that a run keeps in its folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        return RunSpec.from_record(files.read_bytes(url))
+    except ConfigError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be used: {error}") from None
 
 
 class JobConfig(Config):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from orchestrator.config.errors import ConfigError, suggestion
+from orchestrator.config.errors import ConfigError, show, suggestion
+from orchestrator.config.json_text import parse_object
 from orchestrator.launch.config import EMBEDDED, Destination
-from orchestrator.storage import files, urls
+from orchestrator.storage import faults, files, urls
+from orchestrator.storage.files import StorageError
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
@@ -25,6 +27,7 @@ class Named:
     folder: str
     members: tuple[str, ...] | None = None  # None: no ensemble
     sweep: bool = False
+    trouble: str = ""  # why the record of an ensemble cannot be read; it names the file
 
     @property
     def name(self) -> str:
@@ -46,6 +49,23 @@ def storage_of(storage: str) -> str:
 def folder_of(name: str, storage: str) -> str:
     """The URL of the folder of the run of that name, or at that URL. Raises ConfigError for a relative path."""
     return _absolute(name) if "/" in name else files.join(storage_of(storage), MODELS, name)
+
+
+def dataset_of(spec: Mapping[str, Any], folder: str) -> str:
+    """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
+
+    Raises KeyError, TypeError or AttributeError for a spec that does not say.
+    """
+    destination = spec["destination"]
+    data, place = str(destination["data"]), str(destination.get("storage", ""))
+    before, now = files.join(place, MODELS, urls.name(folder)).split("/"), folder.rstrip("/").split("/")
+    while before and now and before[-1] == now[-1]:
+        before.pop()
+        now.pop()
+    old, new = "/".join(before), "/".join(now)
+    if not old or not data.startswith(f"{old}/") or files.exists(files.join(data, "manifest.json")):
+        return data
+    return new + data[len(old) :]
 
 
 def find(names: Sequence[str], storage: str, field: str = "runs") -> list[Named]:
@@ -101,24 +121,35 @@ def _alone(folder: str) -> Named | None:
 
 
 def _ensemble(folder: str) -> Named | None:
-    """The ensemble in a folder; None when it holds none that can be read."""
-    members = members_of(folder)
-    return None if members is None else Named(folder, members)
-
-
-def members_of(folder: str) -> tuple[str, ...] | None:
-    """Return the folders of the members of the ensemble in a folder; None when it holds none that can be read."""
+    """The ensemble in a folder, without members but with the trouble when its record cannot be read; else None."""
     try:
-        members = json.loads(files.read_bytes(files.join(folder, SPEC)))["members"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        members = members_of(folder)
+    except FileNotFoundError:
         return None
-    return tuple(member_folder(folder, str(name)) for name in members)
+    except (ConfigError, StorageError) as error:
+        if isinstance(error, StorageError) and not faults.is_of_one_object(error):
+            raise
+        return Named(folder, (), trouble=str(error))
+    return Named(folder, tuple(members))
 
 
-def member_folder(ensemble: str, member: str) -> str:
-    """Return the URL of the folder of an ensemble's member: a run of the same storage, or one at a URL."""
-    storage = ensemble.rpartition("/")[0].rpartition("/")[0]
-    return member if "/" in member else files.join(storage, MODELS, member)
+def members_of(folder: str) -> list[str]:
+    """Return the folders of the members of the ensemble in a folder: runs of the same storage, or `elsewhere`.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for a record that cannot be read.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        record = parse_object(files.read_bytes(url))
+    except ValueError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: {error}") from None
+    members, elsewhere = record.get("members"), record.get("elsewhere", {})
+    if not isinstance(members, list) or not all(isinstance(name, str) and name and "/" not in name for name in members):
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: its members must be names of runs, got {show(members)}")
+    if not isinstance(elsewhere, dict) or not all(isinstance(place, str) for place in elsewhere.values()):
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: elsewhere must be folders, got {show(elsewhere)}")
+    models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
+    return [elsewhere.get(name) or files.join(models, name) for name in members]
 
 
 def below(storage: str, kind: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,8 +93,9 @@ def _asked(one: Named, save: bool, screen: Console) -> list[_Awaited]:
         _say(screen, f"{one.name}: nobody runs it; {_stand(one)}")
         return []
     asked.reverse()
-    age = asked[0].held.age
-    _say(screen, f"{one.name}: run by {asked[0].held.owner}, last heard of {age:.0f} s ago: asked to stop")
+    held = asked[0].held
+    heard = "" if math.isnan(held.age) else f", last heard of {held.age:.0f} s ago"
+    _say(screen, f"{one.name}: run by {held.owner}{heard}: asked to stop")
     return asked
 
 
@@ -129,10 +131,7 @@ def _progress(folder: str) -> str:
 
 
 def _status(folder: str) -> str:
-    try:
-        return str(json.loads(files.read_bytes(outcome_of(folder)))["status"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ""
+    return str(files.read_record(outcome_of(folder)).get("status", ""))
 
 
 def _say(screen: Console, text: str) -> None:

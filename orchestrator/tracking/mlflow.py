@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.tracking import advice, environment
+from orchestrator.config.json_text import parse_json
+from orchestrator.config.printable import redact
+from orchestrator.tracking import advice, default_store, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
@@ -53,7 +56,8 @@ _PAGE = 1000
 class MlflowTracker:
     """Records runs in one experiment of one MLflow store. See the Tracker protocol for the methods.
 
-    One MLflow run holds one key for life. Nothing is contacted before the first call.
+    One MLflow run holds one key for life. Nothing is contacted before the first call. Params, tags and texts are stored
+    without credentials in the URLs that they hold.
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
@@ -93,7 +97,7 @@ class MlflowTracker:
             if mlflow_run is not None:
                 client.update_run(mlflow_run.info.run_id, status="RUNNING")
             else:
-                short = {name: text[:_TAG_LENGTH] for name, text in tags.items()}
+                short = {name: redact(text)[:_TAG_LENGTH] for name, text in tags.items()}
                 mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
             run_id = str(mlflow_run.info.run_id)
             self._send_tags(client, run_id, tags)
@@ -128,7 +132,7 @@ class MlflowTracker:
     def log_text(self, run_id: str, path: str, text: str) -> None:
         """Store a text as the artifact `path`."""
         with self._guard(f"store {path} of run {run_id}"):
-            self._connect()[0].log_text(run_id, text, path)
+            self._connect()[0].log_text(run_id, redact(text), path)
 
     def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
         """Store a local file under its own name in the artifact folder."""
@@ -148,8 +152,12 @@ class MlflowTracker:
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         with self._guard(f"store {path} of run {run_id}"):
             client, _ = self._connect()
-            client.log_text(run_id, json.dumps(table), path)
-            shown = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            client.log_text(run_id, redact(json.dumps(table)), path)
+            try:
+                shown = parse_json(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            except ValueError:
+                shown = []
+            shown = shown if isinstance(shown, list) else []  # anybody may have changed a tag
             entry = {"path": path, "type": "table"}
             if entry not in shown:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*shown, entry])})
@@ -167,7 +175,7 @@ class MlflowTracker:
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
-        return f"mlflow server --backend-store-uri {self._uri.shown}  # then http://127.0.0.1:5000{page}"
+        return f"mlflow server --backend-store-uri {shlex.quote(self._uri.shown)}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
         """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""
@@ -190,8 +198,9 @@ class MlflowTracker:
                 folder.mkdir(parents=True, exist_ok=True)
                 if not os.access(folder, os.W_OK):  # else mlflow retries to open the database for minutes
                     raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
+                default_store.follow_move(self._uri.sqlite_path)
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
-                root = root or str(folder / "mlflow-artifacts")
+                root = root or default_store.artifact_root(self._uri.sqlite_path)
             if self._uri.database is not None:
                 socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
             client = MlflowClient(self._uri.raw, self._uri.raw)
@@ -217,7 +226,7 @@ class MlflowTracker:
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
         known = run.data.params
-        wanted = {_NOT_IN_A_NAME.sub("_", name): text[:_PARAM_LENGTH] for name, text in params.items()}
+        wanted = {_NOT_IN_A_NAME.sub("_", name): redact(text)[:_PARAM_LENGTH] for name, text in params.items()}
         changed = sorted(name for name, text in wanted.items() if known.get(name, text) != text)
         if changed:
             _log.warning("run %s: params cannot change, old values stay: %s", run.info.run_id, changed)
@@ -226,7 +235,7 @@ class MlflowTracker:
             client.log_batch(run.info.run_id, params=batch, synchronous=True)
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-        items = [RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()]
+        items = [RunTag(name, redact(text)[:_TAG_LENGTH]) for name, text in tags.items()]
         for batch in _batches(items, _ITEMS_PER_BATCH):
             client.log_batch(run_id, tags=batch, synchronous=True)
 

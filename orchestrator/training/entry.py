@@ -12,6 +12,7 @@ import torch
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.format import CheckpointError, NonFiniteError
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.printable import redact
 from orchestrator.data import order
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import Batch
@@ -185,7 +186,7 @@ def _tell(job: TrainJob, world: World, attempt: Attempt, cause: str, stacks: str
 def _keep_traceback(job: TrainJob, world: World, attempt: Attempt, kind: str, text: str) -> None:
     name = f"attempt-{attempt.number:06d}-rank-{world.rank:05d}{kind}.txt"
     with suppress(OSError):  # the cause is worth more than its record
-        files.write_bytes(files.join(job.folder, "tracebacks", name), text.encode())
+        files.write_bytes(files.join(job.folder, "tracebacks", name), redact(text).encode())
 
 
 def _attempt(job: TrainJob, world: World) -> Attempt:

@@ -22,6 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.config.output import prepare_output
 from orchestrator.launch import lean, prestart
 from orchestrator.launch.config import Placement
 from orchestrator.tuning import switches, trial_run
@@ -122,6 +123,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial over."""
+        prepare_output()
         task = trial_run.decode(config["trial"])
         self._run = TrialRun(task, import_module("orchestrator.tuning.training").train)
 

@@ -98,9 +98,11 @@ def test_an_adopted_dataset_with_labels_in_json(tmp_path: Path) -> None:
         to=str(tmp_path / "to"),
     )
     adopt.run(job, Console(file=io.StringIO()))
-    assert run(tmp_path / "to", deep=True)[0] == 0
+    assert run(tmp_path / "to", deep=True, allow_elsewhere=True)[0] == 0
     files.write_bytes("memory://verified/a.tar", shards.tar([*members[:-1], ("3.json", b'{"y": "0"}')]))
-    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar")
+    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar", allow_elsewhere=True)
+    with pytest.raises(DataError, match=r"must lie below .*, got memory://verified; set --allow-elsewhere"):
+        run(tmp_path / "to")
 
 
 # ------------------------------------------------------------------ tars
@@ -193,7 +195,8 @@ def columns(**changes: list[object]) -> str:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[]", "TypeError"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
+    [("[]", "must be a JSON object"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
+     ('{"keys":' + "[" * 100_000, "JSON nested too deeply"), (columns(labels=[float("nan")]), "NaN is not JSON"),
      (columns(lengths=[]), "columns of 1 keys, 1 labels, 1 offsets, 0 lengths"),
      (columns(keys=[1]), "column 'keys' holds other values"), (columns(labels=[0.5]), "column 'labels' holds other"),
      (columns(labels=[True]), "column 'labels' holds other values"), (columns(labels=[2**63]), "OverflowError"),
@@ -240,6 +243,11 @@ def test_images_that_are_there_twice_are_told(packed: Path) -> None:
     assert "warning: 3 images are twice in train, 1 with another label: train/train-000000.tar 'sample-000' = " in told
     assert "warning: 1 images of train are also in validation (leakage)" in told
     assert f"{TAR} 'new-3' = validation/validation-000000.tar 'sample-500'" in told
+    assert told.endswith(
+        "tiny: no errors, but 3 images are twice in train, 1 with another label; 1 images of train are also in "
+        "validation (leakage)"
+    )
+    assert "nothing is wrong" not in told
 
 
 # ------------------------------------------------------------------ deep

@@ -83,8 +83,15 @@ def test_without_data_nothing_is_guessed() -> None:
 
 def test_remote_storage_needs_a_tracking_uri_and_shows_no_secret() -> None:
     with pytest.raises(ConfigError, match=r"^tracking: needed when storage is s3://bucket/runs:") as raised:
-        Destination(data="digits", storage="s3://me:secret@bucket/runs").resolved()
+        Destination(data="digits", storage="s3://bucket/runs?key=secret").resolved()
     assert "secret" not in str(raised.value)
+
+
+def test_a_runs_variable_with_credentials_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, "s3://me:sec/ret@bucket/runs")
+    with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: must be a URL without user name and password") as raised:
+        Destination(data="digits").resolved()
+    assert "ret" not in str(raised.value).replace("SECRET", "")
 
 
 def test_what_is_kept_of_a_destination_has_no_secret() -> None:
