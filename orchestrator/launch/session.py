@@ -88,9 +88,17 @@ class Session:
         storage = self.destination.storage
         return identity.ensure_id(storage, lambda: _first_id(storage))
 
+    def run_key(self, spec: RunSpec, parent: str | None = None) -> str:
+        """Return the identity in the tracker of a training run.
+
+        A run of this storage has one for life, whichever ensembles it is in; one of a sweep is the sweep's own.
+        """
+        own = spec.destination.storage == self.destination.storage
+        return self.key(spec.name, "" if own else parent or "")
+
     def follow(self, spec: RunSpec, parent: str | None = None) -> str:
         """Record a run from its journal, nested under the run of key `parent`; its key."""
-        key = self.key(spec.name, parent or "")
+        key = self.run_key(spec, parent)
         params = {path: str(value) for path, value in paths(spec.recipe).items()}
         tags = spec.tags | {"orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}"}
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)

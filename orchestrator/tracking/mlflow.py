@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
 KEY_TAG = "orchestrator.key"
+PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
 _HEARTBEAT_SECONDS = 10.0
@@ -93,16 +94,13 @@ class MlflowTracker:
         if "'" in run.key or "`" in run.key:
             raise TrackingError(f"run key {run.key!r} has a quote in it; MLflow cannot search for that")
         tags = {**run.tags, KEY_TAG: run.key, HEARTBEAT_TAG: _beat()}
-        if run.parent_id is not None:
-            tags["mlflow.parentRunId"] = run.parent_id
         with self._guard(f"open run {run.name!r}"):
             client, experiment_id = self._connect()
-            found = client.search_runs(
-                [experiment_id], f"tags.`{KEY_TAG}` = '{run.key}'", max_results=1, order_by=["start_time ASC"]
-            )
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                mlflow_run = found[0]
+            mlflow_run = _first(client, experiment_id, run.key)
+            if run.parent_id is not None and (mlflow_run is None or PARENT_TAG not in mlflow_run.data.tags):
+                tags[PARENT_TAG] = run.parent_id  # a run that is part of something else, too, stays where it was
+            if mlflow_run is not None:
+                client.update_run(mlflow_run.info.run_id, status="RUNNING")
             else:
                 short = {name: redact(text)[:_TAG_LENGTH] for name, text in tags.items()}
                 mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
@@ -273,6 +271,17 @@ class MlflowTracker:
                 raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
             text += f" {advice.on_silence(self._uri.sqlite_path is not None)}"
             raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text}") from None
+
+
+def _first(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
+    """Return the oldest run of this key; else the oldest that was recorded under a parent's key and this one."""
+    for condition in (f"= '{key}'", f"LIKE '%{key}'"):
+        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` {condition}", order_by=["start_time ASC"])
+        # LIKE has wildcards, and does not tell cases apart.
+        for run in found:
+            if run.data.tags[KEY_TAG].endswith(key):
+                return run
+    return None
 
 
 class _LastSteps:

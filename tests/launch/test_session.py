@@ -162,3 +162,14 @@ def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
     sessions._close(session)
     assert tracked.waits == waits
     assert any("MLflow did not take everything" in text for text in said) is not clean
+
+
+def test_a_run_has_one_key_whichever_ensemble_it_is_in_and_one_of_a_sweep_is_the_sweeps(
+    tmp_path: Path, session: Session
+) -> None:
+    own = specs(tmp_path)[0]
+    own = own.model_copy(update={"destination": session.destination})
+    assert session.run_key(own) == session.run_key(own, "/x7@a") == session.run_key(own, "/x8@a")
+    places = session.destination.model_copy(update={"storage": f"{session.destination.storage}/sweeps/s"})
+    trial = own.model_copy(update={"destination": places})
+    assert session.run_key(trial, "/sweep@a") == session.key(own.name, "/sweep@a") != session.run_key(trial, "/other@a")

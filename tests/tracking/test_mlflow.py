@@ -155,6 +155,20 @@ def test_nesting(tracker: MlflowTracker, client: MlflowClient, monkeypatch: pyte
     assert parent != child
 
 
+def test_a_run_that_was_recorded_under_a_parent_is_found_and_stays_there(
+    tracker: MlflowTracker, client: MlflowClient
+) -> None:
+    first, second = (tracker.open_run(run_named(name)) for name in ("x7", "x8"))
+    member = tracker.open_run(TrackedRun("/x7@a/m_1@a", "m_1", parent_id=first))
+    tracker.open_run(TrackedRun("/x7@a/mx1@a", "another", parent_id=first))  # as LIKE reads the name above
+    assert tracker.open_run(TrackedRun("/m_1@a", "m_1", parent_id=second)) == member
+    assert tracker.open_run(TrackedRun("/m_1@a", "m_1")) == member
+    assert client.get_run(member).data.tags["mlflow.parentRunId"] == first
+    fresh = tracker.open_run(TrackedRun("/m_2@a", "m_2"))
+    assert tracker.open_run(TrackedRun("/m_2@a", "m_2", parent_id=second)) == fresh
+    assert client.get_run(fresh).data.tags["mlflow.parentRunId"] == second
+
+
 def test_run_id_in_the_environment_is_scrubbed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
     MlflowTracker(database, "x")
