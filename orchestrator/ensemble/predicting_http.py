@@ -29,6 +29,7 @@ from orchestrator.data.errors import BadSampleError
 from orchestrator.ensemble import predicting
 from orchestrator.ensemble.predicting_config import Serve
 from orchestrator.evaluation.classifier import Classifier, Guess
+from orchestrator.launch import interrupt
 
 TYPES = ("image/jpeg", "image/png")
 MAX_BODY_BYTES = 16 * 2**20
@@ -91,8 +92,12 @@ class Endpoint(ThreadingHTTPServer):
 
 
 def serve(config: Serve, screen: Console) -> int:
-    """Serve until Ctrl-C or SIGTERM; the exit status. Raises ConfigError, DataError or StorageError before that."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; the exit status.
+
+    Raises ConfigError, DataError or StorageError before that.
+    """
+    for number in interrupt.ending_signals():
+        signal.signal(number, _interrupt)
     known = predicting.opened(config.chosen, lambda text: screen.print(text, highlight=False, markup=False))
     with Endpoint(known, config) as endpoint:
         host, port = endpoint.server_address[:2]
