@@ -180,8 +180,7 @@ def _sizes(places: Sequence[str]) -> dict[str, int]:
     """Return the bytes of each object that is there, by URL; each folder is listed once."""
     folders: dict[str, list[str]] = {}
     for place in places:
-        folder, _, last = place.rpartition("/")
-        folders.setdefault(folder, []).append(last)
+        folders.setdefault(place.rpartition("/")[0], []).append(urls.name(place))
     return {
         files.join(folder, last): size
         for folder, names in folders.items()
