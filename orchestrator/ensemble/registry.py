@@ -29,7 +29,7 @@ URI = "models:/"
 # What the code beside the model imports, at the versions that made it.
 REQUIREMENTS = (
     *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
-    *("opencv-python-headless", "simplejpeg"),
+    *("opencv-python-headless", "pillow", "simplejpeg"),
 )
 _NOT_IN_A_NAME = re.compile(r"[/:'\"`]")
 
