@@ -17,7 +17,7 @@ from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.errors import BadSampleError, DataError
-from orchestrator.data.sources.listing import EXTENSIONS
+from orchestrator.data.sources.folder import is_image
 from orchestrator.ensemble import registry
 from orchestrator.ensemble.predicting_config import Chosen, Predict
 from orchestrator.evaluation import classifier
@@ -107,7 +107,7 @@ def found(places: Sequence[str]) -> list[str]:
         url = place if not urls.is_local(place) else os.path.abspath(os.path.expanduser(urls.local_path(place)))
         # A page of the web is no list of files.
         names = [] if urls.scheme(url) in _WEB or _is_file(url) else files.list_names(url)
-        inside = [name for name in names if name.rpartition(".")[2].lower() in EXTENSIONS]
+        inside = [name for name in names if is_image(name)]
         if not inside and (names or _is_folder(url)):
             raise ConfigError(f"images: {urls.redact(place)}: a folder without images; those in folders are not seen")
         images += [files.join(url, name) for name in inside] or [url]
@@ -171,8 +171,9 @@ def _titles(run: str) -> tuple[str, ...]:
     """Readable names of the classes, from the dataset that the run was trained on; none when it is not at hand."""
     spec = files.read_record(files.join(run, "spec.json"))
     try:
-        found = manifest.load(str(spec["destination"]["data"]))
-    except (DataError, OSError, KeyError, TypeError, ValueError):
+        # Only names are taken from it: no tar is read.
+        found = manifest.load(named.dataset_of(spec, run), allow_elsewhere=True)
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return ()
     return found.titles if found.digest() == spec.get("dataset_digest") else ()
 

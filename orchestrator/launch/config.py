@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Annotated, Self, TypeVar
 
 import tyro
@@ -18,11 +19,13 @@ from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
+from orchestrator.tracking import default_store
 from orchestrator.training.execution import Execution
 from orchestrator.training.job import Cadence, TrainJob
 
 # The one environment variable that the project defines: where runs land by default.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
+DEFAULT_STORAGE = "~/orchestrator-runs"
 EMBEDDED = "digits"
 SPEC = "spec.json"  # in a run's folder
 
@@ -75,6 +78,9 @@ class Destination(Config):
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
     experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
 
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
@@ -84,7 +90,7 @@ class Destination(Config):
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
         try:
-            chosen = self.storage or os.environ.get(RUNS_VARIABLE) or "~/orchestrator-runs"
+            chosen = self.storage or os.environ.get(RUNS_VARIABLE) or DEFAULT_STORAGE
             storage = urls.absolute(chosen, "storage" if self.storage else RUNS_VARIABLE)
             data = files.join(storage, "data", EMBEDDED) if self.data == EMBEDDED else urls.absolute(self.data, "data")
         except ValueError as error:
@@ -96,13 +102,41 @@ class Destination(Config):
                     f"tracking: needed when storage is {urls.redact(storage)}: give the URI of an MLflow server, "
                     "such as --tracking http://HOST:5000"
                 )
-            tracking = "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
+            tracking = _database_in(storage)
         return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
+
+    def flags(self, default_data: str = "") -> list[str]:
+        """Return the flags that lead a command to these resolved places from any shell.
+
+        Those that need no flag are left out: without $ORCHESTRATOR_RUNS, which another shell may lack.
+        default_data: what the command takes without --data, EMBEDDED or nothing.
+        """
+        flags: list[str] = []
+        embedded = self.data == files.join(self.storage, "data", EMBEDDED)
+        if not embedded or default_data != EMBEDDED:
+            flags += ["--data", EMBEDDED if embedded else urls.redact(self.data)]
+        if self.storage != urls.absolute(DEFAULT_STORAGE, "storage"):
+            flags += ["--storage", urls.redact(self.storage)]
+        if not urls.is_local(self.storage) or self.tracking != _database_in(self.storage):
+            flags += ["--tracking", urls.redact(self.tracking)]
+        if self.experiment != type(self).model_fields["experiment"].default:
+            flags += ["--experiment", self.experiment]
+        return flags
 
     def redacted(self) -> Self:
         """The same without users, passwords and queries: fit to be kept."""
         places = {name: urls.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
         return self.model_copy(update=places)
+
+
+def _database_in(storage: str) -> str:
+    """Return the default tracking URI of a local storage."""
+    return default_store.uri(files.join(urls.local_path(storage), "mlflow.db"))
+
+
+def job_command(job: str, arguments: Sequence[str]) -> str:
+    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
+    return f"python jobs/{job} {shlex.join(arguments)}"
 
 
 class RunSpec(Config):
@@ -173,6 +207,7 @@ class RunSpec(Config):
             recipe=self.recipe,
             cadence=self.cadence,
             data=self.destination.data,
+            allow_elsewhere=self.destination.allow_elsewhere,
             dataset_digest=self.dataset_digest,
             folder=self.folder,
             stop_flag=stop_flag,

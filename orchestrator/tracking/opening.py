@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.tracking import default_store
 from orchestrator.tracking import uri as uris
 from orchestrator.tracking.tracker import Tracker
 
@@ -72,7 +73,9 @@ def _sqlite(path: Path) -> bool:
         above = next(folder for folder in path.parents if folder.exists())
         return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=LOOK_SECONDS)) as database:
+        with closing(
+            sqlite3.connect(default_store.sqlite_uri(str(path), "rw"), uri=True, timeout=LOOK_SECONDS)
+        ) as database:
             database.execute("select version_num from alembic_version").fetchone()
             database.execute("begin immediate")  # a read-only or locked database shows itself
             database.rollback()

@@ -78,13 +78,13 @@ def parse(uri: str) -> TrackingUri:
 
 
 def _sqlite_path(uri: str) -> str:
-    path = uri.partition("sqlite:///")[2].partition("?")[0]
+    path = unquote(uri.partition(":///")[2].partition("?")[0], errors="surrogateescape")
     if not path.startswith("/"):
         raise TrackingError(
             f"tracking uri {uri!r} has no absolute path: a relative or in-memory database would vanish with"
             " the job's working folder; give sqlite:////absolute/path/mlflow.db (four slashes)"
         )
-    return posixpath.normpath(path)
+    return re.sub(r"^//+", "/", posixpath.normpath(path))
 
 
 def _refusal(shown: str, scheme: str) -> str:

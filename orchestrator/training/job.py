@@ -50,6 +50,7 @@ class TrainJob(Config):
     recipe: Recipe
     cadence: Cadence = Cadence()
     data: str = Field(description="URL of the packed dataset")
+    allow_elsewhere: bool = Field(False, description="read tars outside the dataset's folder, if its manifest says so")
     dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
     folder: str = Field(description="URL of the run's folder")
     stop_flag: str = Field(

@@ -43,6 +43,7 @@ def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(("b.jpg", "a.JPEG", "c.png")):
         (folder / name).write_bytes(shards.jpeg(number, 40, 30 + number))
     (folder / "notes.txt").write_text("no image")
+    (folder / "._a.jpg").write_bytes(b"\0\5\x16\7Mac OS X")
     return folder
 
 
