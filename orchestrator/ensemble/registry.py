@@ -93,7 +93,7 @@ def package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: 
         # The order of the names is that of the members.
         (weights / f"{number:04d}-{urls.name(run)}.safetensors").write_bytes(_exported(final_of(run)))
     told = Path(scratch, f"{served.TITLES}.json")
-    told.write_text(json.dumps(list(titles)))
+    told.write_text(json.dumps(list(titles)), encoding="utf-8")
     return import_module("orchestrator.tracking.registered").Package(
         code=served.__file__,
         beside=[str(Path(orchestrator.__file__).parent)],

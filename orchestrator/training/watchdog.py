@@ -142,7 +142,7 @@ def end_process() -> None:
 
 def stacks() -> str:
     """The Python stacks of all threads."""
-    with tempfile.TemporaryFile("w+") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read()
