@@ -105,6 +105,11 @@ class Destination(Config):
             tracking = _database_in(storage)
         return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
 
+    @property
+    def embedded(self) -> bool:
+        """Whether resolved places have the embedded data."""
+        return self.data == files.join(self.storage, "data", EMBEDDED)
+
     def flags(self, default_data: str = "") -> list[str]:
         """Return the flags that lead a command to these resolved places from any shell.
 
@@ -112,9 +117,8 @@ class Destination(Config):
         default_data: what the command takes without --data, EMBEDDED or nothing.
         """
         flags: list[str] = []
-        embedded = self.data == files.join(self.storage, "data", EMBEDDED)
-        if not embedded or default_data != EMBEDDED:
-            flags += ["--data", EMBEDDED if embedded else urls.redact(self.data)]
+        if not self.embedded or default_data != EMBEDDED:
+            flags += ["--data", EMBEDDED if self.embedded else urls.redact(self.data)]
         if self.storage != urls.absolute(DEFAULT_STORAGE, "storage"):
             flags += ["--storage", urls.redact(self.storage)]
         if not urls.is_local(self.storage) or self.tracking != _database_in(self.storage):

@@ -122,6 +122,21 @@ class Registry:
             self._client.set_registered_model_alias(name, alias, version)
             return version
 
+    def aliased(self, alias: str) -> list[str]:
+        """Return the names of the models of this project that have a version with the alias, in order."""
+        with self._guard(f"look for models with the alias {alias!r}"):
+            found: list[str] = []
+            token: str | None = None
+            while True:
+                page = self._client.search_registered_models(max_results=100, page_token=token)
+                found += [one.name for one in page if alias in one.aliases]
+                token = page.token
+                if not token:
+                    break
+            return sorted(
+                name for name in found if DIGEST_TAG in self._client.get_model_version_by_alias(name, alias).tags
+            )
+
     def fetch(self, model: str, folder: str) -> str:
         """The local folder, below `folder`, with the files of a model that `add` registered.
 
