@@ -251,6 +251,6 @@ def test_a_command_without_need_of_flags_has_none(monkeypatch: pytest.MonkeyPatc
 
 def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None:
     base = presets.googlenet_bn_digits().model_copy(update={"batch_size": 3})
-    with pytest.raises(ValidationError, match="batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
+    with pytest.raises(ValidationError, match=r"batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
         JobConfig(recipe=base, placement=Placement(workers=2))
     assert JobConfig(recipe=base).recipe.batch_size == 3
