@@ -13,7 +13,7 @@ from rich.text import Text
 from orchestrator.config.output import PrintableConsole, prepare_output
 
 # Names as others give them: markup and a picture of rich's, a terminal's escape, a password.
-NAMES = ("[bold]a", "a[/x]", "[/]", ":car:", "a\x1b[2Jb", "a\x1b]0;title\x07", "a\u202eb", "http://u:p4ss@h/x")
+NAMES = ("[bold]a", "a[/x]", "[/]", ":car:", "a\x1b[2Jb", "a\x1b]0;title\x07", "a\u202eb", "http://u:PW@h/x")
 SHOWN = ("[bold]a", "a[/x]", "[/]", ":car:", r"a\x1b[2Jb", r"a\x1b]0;title\x07", r"a\u202eb", "http://h/x")
 
 
@@ -35,7 +35,7 @@ def test_a_name_is_printed_literally_wherever_rich_shows_it(name: str, shown: st
     for where in ("text", "live"):
         assert f"{where} {shown.replace(chr(92) + 'x07', '')}" in text
     assert not set("\x1b\x07\u202e") & set(text)
-    assert "p4ss" not in text
+    assert "PW" not in text
 
 
 def test_a_style_stays_where_nothing_has_to_be_escaped() -> None:
@@ -49,14 +49,14 @@ def test_a_log_line_and_its_traceback_are_printable(caplog: pytest.LogCaptureFix
     try:
         prepare_output()
         try:
-            raise ValueError("http://u:p4ss@h/x \x1b[2J")
+            raise ValueError("http://u:PW@h/x \x1b[2J")
         except ValueError:
-            logging.getLogger("a.library").warning("at %s", "s3://u:p4ss@b/x\x1b[2J", exc_info=True)
+            logging.getLogger("a.library").warning("at %s", "s3://u:PW@b/x\x1b[2J", exc_info=True)
     finally:
         logging.setLogRecordFactory(factory)
     assert r"at s3://b/x\x1b[2J" in caplog.text
     assert r"ValueError: http://h/x \x1b[2J" in caplog.text
-    assert "p4ss" not in caplog.text and "\x1b" not in caplog.text
+    assert "PW" not in caplog.text and "\x1b" not in caplog.text
 
 
 @pytest.mark.process
@@ -66,7 +66,7 @@ def test_what_nobody_catches_is_printable(where: str) -> None:
 import threading, warnings
 from orchestrator.config.output import prepare_output
 prepare_output()
-text = "http://u:p4ss@h/x \\x1b[2J"
+text = "http://u:PW@h/x \\x1b[2J"
 def fail(): raise RuntimeError(text)
 if {where!r} == "warning": warnings.warn(text)
 elif {where!r} == "main": fail()
@@ -75,5 +75,5 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert r"http://h/x \x1b[2J" in done.stderr
-    assert "p4ss" not in done.stderr and "\x1b" not in done.stderr
+    assert "PW" not in done.stderr and "\x1b" not in done.stderr
     assert (done.returncode == 1) == (where == "main")

@@ -1,6 +1,7 @@
 """Jobs on names that terminals and locales stumble over."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.process
 
 CLASSES = ("Äpfel [red]", "犬 [bold]", ":car:", "esc\x1b[31mred")
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-PRINTING = (ASCII, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8"})
+PRINTING: tuple[dict[str, str], ...] = (ASCII, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8"})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("locale", PRINTING, ids="+".join)
-def test_no_job_stumbles_over_a_name_or_a_locale(locale: dict[str, str], packed: Path) -> None:
+def test_no_job_stumbles_over_a_name_or_a_locale(locale: dict[str, Any], packed: Path) -> None:
     data, runs = str(packed / "packed"), packed / "runs"
     calls = [
         ("shards.py", "verify", "--url", data),
