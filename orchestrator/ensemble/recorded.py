@@ -64,6 +64,7 @@ def _about(session: Session, found: Found) -> dict[str, object]:
         "dataset": session.manifest.name,
         "dataset_digest": session.manifest.digest(),
         "split": scoring.SPLIT,
+        "input_sizes": sorted({spec.recipe.model.image_size for spec in found.usable}),
         "weights_digests": {spec.name: scoring.weights_of(spec, found.kind).digest for spec in found.usable},
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "versions": {name: version(name) for name in ("googlenet-orchestrator", "torch", "ray")},
