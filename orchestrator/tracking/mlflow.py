@@ -7,11 +7,13 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator.tracking import advice, environment
 
@@ -39,6 +41,7 @@ _Item = TypeVar("_Item")
 KEY_TAG = "orchestrator.key"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
+CHECKED_TAG = "orchestrator.checked"  # of an experiment: when a driver last proved that it may write there
 _HEARTBEAT_SECONDS = 10.0
 _METRICS_PER_BATCH = 1000
 _ITEMS_PER_BATCH = 100
@@ -74,10 +77,13 @@ class MlflowTracker:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
 
     def check(self) -> None:
-        """Connect and find or make the experiment; about 10 s for a server that is not there."""
-        with environment.impatience(), self._guard("check"):
+        """Find or make the experiment and write a tag to it, which needs the permissions that runs need.
+
+        Takes about 10 s for a server that is not there.
+        """
+        with environment.impatience(), self._guard("record runs (tried before the start)", Exception):
             client, experiment_id = self._connect()
-            client.get_experiment(experiment_id)
+            client.set_experiment_tag(experiment_id, CHECKED_TAG, _beat())
 
     def open_run(self, run: TrackedRun) -> str:
         """The id of the run of this key, new or set back to RUNNING; params already there stay."""
@@ -190,8 +196,7 @@ class MlflowTracker:
             if self._uri.sqlite_path is not None:
                 folder = Path(self._uri.sqlite_path).parent
                 folder.mkdir(parents=True, exist_ok=True)
-                if not os.access(folder, os.W_OK):  # else mlflow retries to open the database for minutes
-                    raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
+                _try_sqlite(Path(self._uri.sqlite_path))
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
                 root = root or str(folder / "mlflow-artifacts")
             if self._uri.database is not None:
@@ -212,8 +217,9 @@ class MlflowTracker:
                     raise
         if found.lifecycle_stage != "active":
             raise TrackingError(
-                f"experiment {self._experiment_name!r} was deleted; restore it (mlflow experiments restore"
-                f" --experiment-id {found.experiment_id}) or give another name"
+                f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.shown}; restore it with"
+                f" MLFLOW_TRACKING_URI={self._uri.shown} mlflow experiments restore --experiment-id"
+                f" {found.experiment_id}, or set another name with --experiment"
             )
         return str(found.experiment_id)
 
@@ -233,17 +239,14 @@ class MlflowTracker:
             client.log_batch(run_id, tags=batch, synchronous=True)
 
     @contextmanager
-    def _guard(self, doing: str) -> Iterator[None]:
-        """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
+    def _guard(self, doing: str, *more: type[Exception]) -> Iterator[None]:
+        """Turn MLflow's errors, and `more`, into ours. None is chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600].rstrip(". ") + "."
-            if is_final(error):
-                text += advice.on_refusal(_status(error), text)
-                raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
-            text += f" {advice.on_silence(self._uri.sqlite_path is not None)}"
-            raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text}") from None
+        except TrackingError:
+            raise
+        except (*ERRORS, *more) as error:
+            raise explain(error, self._uri, doing) from None
 
 
 class _LastSteps:
@@ -270,13 +273,56 @@ class _LastSteps:
         return metrics
 
 
-def is_final(error: Exception) -> bool:
-    """Whether the answer would be the same later: a request that MLflow understood and refused, or cannot make."""
-    return isinstance(error, ImportError) or (isinstance(error, MlflowException) and 429 != _status(error) < 500)
+# What MLflow's clients raise when a store cannot be used.
+ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
-def _status(error: Any) -> int:
-    return 0 if isinstance(error, ImportError) else int(error.get_http_status_code())
+def explain(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
+    """Return the error to raise for one of MLflow's, with its fix; TrackerUnreachable for what may pass."""
+    # SQLAlchemy adds the statement with its values.
+    text = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])[:600].rstrip(". ") + "."
+    if (schema := advice.on_schema(text, uri.shown, _is_known_revision)) is not None:
+        return TrackingError(f"MLflow at {uri.shown} cannot {doing}: {schema}")
+    status = _status(error)
+    if status is not None and 429 != status < 500:
+        return TrackingError(
+            f"MLflow at {uri.shown} refused to {doing}: {text}{advice.on_refusal(status, text, uri.shown)}"
+        )
+    return TrackerUnreachable(
+        f"MLflow at {uri.shown} cannot {doing}: {text} {advice.on_silence(uri.sqlite_path is not None, text)}"
+    )
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of an answer, 0 where a module is missing and nothing was asked, None without answer."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return 0 if isinstance(error, ImportError) else None
+
+
+def _is_known_revision(revision: str) -> bool:
+    """Return whether this MLflow has the migration that leads to a schema revision."""
+    try:
+        migrations = resources.files("mlflow.store.db_migrations") / "versions"
+        return any(entry.name.startswith(f"{revision}_") for entry in migrations.iterdir())
+    except (ImportError, OSError):
+        return True  # MLflow keeps them elsewhere: older is the likelier case, and its advice harms nothing
+
+
+def _try_sqlite(path: Path) -> None:
+    """Raise sqlite3.Error when a database that is there cannot be read and locked: MLflow would retry for minutes.
+
+    Raises TrackingError for a folder that cannot be written: SQLite keeps its journal beside the database.
+    """
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise TrackingError(
+            f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or owner, or"
+            " set another place with --tracking"
+        )
+    if path.exists():
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_CONNECT_SECONDS)) as database:
+            database.execute("begin immediate")  # a damaged, read-only or locked database shows itself
+            database.rollback()
 
 
 def _running(client: MlflowClient, experiment_id: str) -> Iterator[Run]:

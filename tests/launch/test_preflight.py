@@ -175,6 +175,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
         (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
         (ClusterError("too small"), 1, ["job: error: too small"]),
+        (session.NotRecordedError("lost"), 1, ["job: error: lost"]),
         (DataError("gone"), 1, ["job: error: gone"]),
         (CommitError("damaged"), 1, ["job: error: damaged"]),
         (files.StorageError("full"), 1, ["job: error: full"]),

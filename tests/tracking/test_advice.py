@@ -19,6 +19,35 @@ def test_a_refusal_has_its_fix(status: int, text: str, expected: str) -> None:
     assert expected in advice.on_refusal(status, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "certificate verify failed: self-signed certificate",
+            "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        ),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "http://"),
+        ("[SSL] record layer failure (_ssl.c:1016)", "http://"),
+        ("sqlite3.OperationalError: attempt to write a readonly database", "owner"),
+        ("sqlite3.OperationalError: database is locked", "MLflow server"),
+        ("Connection refused", "ADDRESS/health"),
+    ],
+)
+def test_a_silence_has_its_fix(text: str, expected: str) -> None:
+    assert expected in advice.on_silence(False, text)
+
+
+def test_a_schema_is_older_or_newer_than_the_installed_mlflow() -> None:
+    text = "Detected out-of-date database schema (found version abc123, but expected def456)."
+    older = advice.on_schema(text, "sqlite:////x.db", lambda revision: revision == "abc123")
+    newer = advice.on_schema("Can't locate revision identified by 'abc123'", "sqlite:////x.db", lambda _: False)
+    assert older is not None
+    assert "mlflow db upgrade sqlite:////x.db" in older
+    assert newer is not None
+    assert "install that version" in newer
+    assert advice.on_schema("found version 3 of something else", "x", lambda _: True) is None
+
+
 def test_other_refusals_speak_for_themselves() -> None:
     assert advice.on_refusal(400, "Invalid value for parameter 'x'") == ""
 
