@@ -265,10 +265,7 @@ def _tracker(destination: Destination) -> Callable[[], Tracker]:
 
 def _usable_tracker(destination: Destination) -> Tracker:
     """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    # Imported in a thread, beside Ray's start: mlflow takes more than a second.
-    from orchestrator.tracking.mlflow import MlflowTracker  # noqa: PLC0415
-
-    tracker = MlflowTracker(destination.tracking, destination.experiment)
+    tracker = opening.tracker(destination.tracking, destination.experiment)
     tracker.check()
     return tracker
 

@@ -70,7 +70,7 @@ class Seeds(Config):
 class Recipe(Config):
     """One training run as the paper describes it: sections 5 (network), 6 (training)."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="begins the names of its runs")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=128, description="begins the names of its runs")
     version: int = Field(RECIPE_VERSION, ge=RECIPE_VERSION, le=RECIPE_VERSION, description="of the recipe's meaning")
     epochs: int = Field(250, ge=1, le=100_000, description="passes over the training split (Caffe replication: 250)")
     batch_size: int = Field(32, ge=1, le=1_000_000, description="images of a global batch, over all workers together")

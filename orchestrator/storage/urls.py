@@ -57,6 +57,10 @@ def name(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 
 
+# s3:/bucket, s3:bucket, S3//bucket, http:/host: a slash or the colon is missing.
+_MISSPELT = re.compile(r"^(s3a?|gcs|gs|az|abfs|hdfs|https?)(:/?(?!/)|//)", re.IGNORECASE)
+
+
 def absolute(url: str, field: str) -> str:
     """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process.
 
@@ -64,11 +68,39 @@ def absolute(url: str, field: str) -> str:
     path would vanish with it (design: where things land).
     """
     if not is_local(url):
+        rest = url.partition("://")[2]
+        if rest.startswith("/"):
+            raise ValueError(f"{field}: {redact(url)!r} names no host or bucket; give {_meant(url)!r}")
         return _without_slash(url)
+    if _MISSPELT.match(url):
+        raise ValueError(f"{field}: {redact(url)!r} is neither a URL nor an absolute path; give {_meant(url)!r}")
     path = os.path.expanduser(local_path(url))
+    if path.startswith("~"):
+        raise ValueError(
+            f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
+            "give an absolute path or a URL"
+        )
     if not os.path.isabs(path):
         raise ValueError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
-            f"give an absolute path such as {os.path.abspath(path)!r} or a URL"
+            f"give {_elsewhere(path)} or a URL"
         )
     return os.path.normpath(path)
+
+
+def is_in_submitted_job() -> bool:
+    """Return whether this process was started by Ray's job server, in a temporary copy of the working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _meant(url: str) -> str:
+    """Return the URL that a misspelt one stands for: two slashes after the colon."""
+    begin, rest = re.split(r"[:/]+", redact(url), maxsplit=1)
+    return f"{begin.lower()}://{rest}"
+
+
+def _elsewhere(path: str) -> str:
+    """Return what to give instead of a relative path."""
+    if is_in_submitted_job():  # the folder that this process sees goes with the job
+        return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"
+    return f"an absolute path such as {os.path.abspath(path)!r}"

@@ -20,7 +20,7 @@ from orchestrator.tracking import advice, environment
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
 
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
@@ -84,6 +84,13 @@ class MlflowTracker:
         with environment.impatience(), self._guard("record runs (tried before the start)", Exception):
             client, experiment_id = self._connect()
             client.set_experiment_tag(experiment_id, CHECKED_TAG, _beat())
+
+    def look(self) -> None:
+        """Do of `check` what writes nothing, for a store that is there already. Raises TrackingError."""
+        with environment.impatience(), self._guard("be used", Exception):
+            found = self._client().get_experiment_by_name(self._experiment_name)
+            if found is not None:
+                self._check_active(found)
 
     def open_run(self, run: TrackedRun) -> str:
         """The id of the run of this key, new or set back to RUNNING; params already there stay."""
@@ -194,16 +201,20 @@ class MlflowTracker:
         if self._connected is None:
             root = self._artifact_root
             if self._uri.sqlite_path is not None:
-                folder = Path(self._uri.sqlite_path).parent
-                folder.mkdir(parents=True, exist_ok=True)
-                _try_sqlite(Path(self._uri.sqlite_path))
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
-                root = root or str(folder / "mlflow-artifacts")
-            if self._uri.database is not None:
-                socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
-            client = MlflowClient(self._uri.raw, self._uri.raw)
+                root = root or str(Path(self._uri.sqlite_path).parent / "mlflow-artifacts")
+            client = self._client()
             self._connected = client, self._experiment(client, root)
         return self._connected
+
+    def _client(self) -> MlflowClient:
+        if self._uri.sqlite_path is not None:
+            path = Path(self._uri.sqlite_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _try_sqlite(path)
+        if self._uri.database is not None:
+            socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
+        return MlflowClient(self._uri.raw, self._uri.raw)
 
     def _experiment(self, client: MlflowClient, root: str | None) -> str:
         found = client.get_experiment_by_name(self._experiment_name)
@@ -215,13 +226,16 @@ class MlflowTracker:
                 found = client.get_experiment_by_name(self._experiment_name)
                 if found is None:
                     raise
+        self._check_active(found)
+        return str(found.experiment_id)
+
+    def _check_active(self, found: Experiment) -> None:
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.shown}; restore it with"
                 f" MLFLOW_TRACKING_URI={self._uri.shown} mlflow experiments restore --experiment-id"
                 f" {found.experiment_id}, or set another name with --experiment"
             )
-        return str(found.experiment_id)
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
         known = run.data.params

@@ -1,4 +1,4 @@
-"""Open the tracker beside other work, where that cannot fail: making a database takes seconds of a core."""
+"""Open the tracker; beside other work where that cannot fail, since making a database takes seconds of a core."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.tracking import uri as uris
+from orchestrator.tracking.tracker import Tracker
 
 NICE = 10  # below training's; what it leaves of the cores is enough
 
 T = TypeVar("T")
+
+
+def tracker(uri: str, experiment: str) -> Tracker:
+    """Return the tracker of a URI; imports mlflow, which takes more than a second. Raises TrackingError."""
+    made: Tracker = import_module("orchestrator.tracking.mlflow").MlflowTracker(uri, experiment)
+    return made
 
 
 def is_made_on_use(uri: str) -> bool:

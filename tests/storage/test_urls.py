@@ -71,6 +71,29 @@ def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
     assert os.path.join(os.getcwd(), "runs") in str(caught.value)
 
 
+def test_a_submitted_job_is_not_sent_into_its_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="folder on the cluster's nodes") as caught:
+        urls.absolute("runs", "ORCHESTRATOR_RUNS")
+    assert os.getcwd() not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("s3:/bucket/a", "s3://bucket/a"),
+        ("s3:bucket/a", "s3://bucket/a"),
+        ("S3//bucket/a", "s3://bucket/a"),
+        ("s3:///bucket/a", "s3://bucket/a"),
+        ("http:/host/x", "http://host/x"),
+        ("gs:/bucket", "gs://bucket"),
+    ],
+)
+def test_a_misspelt_url_is_no_relative_path(url: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"storage: .*give '{meant}'"):
+        urls.absolute(url, "storage")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
