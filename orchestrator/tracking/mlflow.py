@@ -294,16 +294,17 @@ ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3
 def explain(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
     """Return the error to raise for one of MLflow's, with its fix; TrackerUnreachable for what may pass."""
     # SQLAlchemy adds the statement with its values.
-    text = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])[:600].rstrip(". ") + "."
-    if (schema := advice.on_schema(text, uri.shown, _is_known_revision)) is not None:
+    whole = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
+    text = whole[:600].rstrip(". ") + "."
+    if (schema := advice.on_schema(whole, uri.shown, _is_known_revision)) is not None:
         return TrackingError(f"MLflow at {uri.shown} cannot {doing}: {schema}")
     status = _status(error)
     if status is not None and 429 != status < 500:
         return TrackingError(
-            f"MLflow at {uri.shown} refused to {doing}: {text}{advice.on_refusal(status, text, uri.shown)}"
+            f"MLflow at {uri.shown} refused to {doing}: {text}{advice.on_refusal(status, whole, uri.shown)}"
         )
     return TrackerUnreachable(
-        f"MLflow at {uri.shown} cannot {doing}: {text} {advice.on_silence(uri.sqlite_path is not None, text)}"
+        f"MLflow at {uri.shown} cannot {doing}: {text} {advice.on_silence(uri.sqlite_path is not None, whole)}"
     )
 
 
