@@ -82,6 +82,8 @@ def on_refusal(status: int, text: str, shown: str = "") -> str:
             " This user may not write there: ask the server's administrator for the permission EDIT on the experiment, "
             "or set another one with --experiment."
         )
+    if "<html" in low:
+        return " What answers there is not MLflow: give its address, with the path under which it is served."
     if deleted := _DELETED.search(low):
         what, name = deleted.groups()
         return (
@@ -99,4 +101,6 @@ def on_silence(in_file: bool, text: str = "") -> str:
             return fix
     if in_file:
         return "Is the folder writable, the disk full, the file a database of this MLflow version?"
-    return "Is the server up, the address right (try ADDRESS/health)? Or give another URI"
+    return (
+        "Is the server up, the address right (try ADDRESS/health, and https:// if it speaks TLS)? Or give another URI"
+    )
