@@ -14,6 +14,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 LINT_STAMP := .venv/.lint-installed
 
+# Extra words for `make up`, `make down` and `make ui`, such as --mlflow-port 5001.
+UP_ARGS ?=
+
+# Ray pastes the interpreter's path into a shell line, without quotes. Not CURDIR: make would split it into words.
+ifneq ($(shell [[ "$$(pwd -P)" != *[[:space:]\|\&\;\<\>\(\)\$$\`\\\"\'\*\?]* ]] || echo bad),)
+$(error the path of this clone must hold no spaces and no characters of the shell, got '$(CURDIR)': Ray's workers would never start; move the clone)
+endif
+
 export RAY_AUTH_MODE := token
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -28,8 +36,8 @@ help: ## list the commands
 setup: $(STAMP) ## make .venv with the pinned packages; does nothing when it is up to date
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make setup PYTHON=python3.11" % v)'
-	@test -x $(BIN)/python || { echo "set-up: making .venv with $(PYTHON)"; $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }; }
+	@'$(PYTHON)' -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is %d.%d: make setup PYTHON=python3.11" % v)'
+	@test -x $(BIN)/python || { echo "set-up: making .venv with $(PYTHON)"; '$(PYTHON)' -m venv .venv || { rm -rf .venv; exit 1; }; }
 	@echo "set-up: installing the packages pinned in constraints.txt (the first time takes minutes)"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt setuptools
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev]'
@@ -72,14 +80,14 @@ demo: setup ## the whole main job on this machine: real data, local cluster
 	@env -u RAY_ADDRESS ORCHESTRATOR_RUNS='$(CURDIR)/runs' $(BIN)/python jobs/train_ensemble.py
 	@echo "look at it: make ui"
 
-up: setup ## start Ray and MLflow on loopback
-	$(BIN)/python cluster/local.py up
+up: setup ## start Ray and MLflow on loopback; UP_ARGS="--mlflow-port 5001" and the like
+	$(BIN)/python cluster/local.py up $(UP_ARGS)
 
 down: setup ## stop them
-	$(BIN)/python cluster/local.py down
+	$(BIN)/python cluster/local.py down $(UP_ARGS)
 
 ui: setup ## the MLflow page over the runs of this clone
-	$(BIN)/python cluster/local.py ui
+	$(BIN)/python cluster/local.py ui $(UP_ARGS)
 
 clean: ## remove caches of builds and tools; never runs/ or data
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

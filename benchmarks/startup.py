@@ -158,8 +158,11 @@ def plain(data: str, place: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from orchestrator.launch.temp_dir import make_temp_dir
+
     # Without an address Ray would look for a cluster that somebody left behind.
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"))
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address=address, _temp_dir=make_temp_dir() if address == "local" else None)
     TorchTrainer(
         plain_loop,
         train_loop_config={"data": data, "mark": f"{place}/stepped"},

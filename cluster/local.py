@@ -1,7 +1,8 @@
 """Ray and MLflow on this machine: `local.py up`, `local.py down`, `local.py ui`.
 
-Everything listens for this machine's user only: the dashboard and MLflow on 127.0.0.1, Ray behind a token that is made
-on first use. What was started is stopped by its session, never by name: other clusters of the machine are left alone.
+Everything serves this user only: the dashboard and MLflow on 127.0.0.1, Ray behind a token and MLflow behind a password
+that are made on first use, Ray's files in a folder that is closed to others. What was started is stopped by its
+session, never by name: other clusters of the machine are left alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+
+from orchestrator.config.errors import ConfigError
+from orchestrator.launch.environment import check_interpreter
+from orchestrator.launch.temp_dir import make_temp_dir
+from orchestrator.tracking import login
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -50,7 +57,9 @@ class Local:
     @property
     def database(self) -> str:
         """The tracking database that jobs write by default."""
-        return f"sqlite:///{self.runs.resolve() / 'mlflow.db'}"
+        path = str(self.runs.resolve() / "mlflow.db")
+        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/default_store.py has it
+        return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
 def main() -> int:
@@ -59,15 +68,20 @@ def main() -> int:
     commands: dict[str, Callable[[Local], int]] = {"up": up, "down": down, "ui": ui}
     if (command := commands.get(local.command)) is None:
         return fail(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
-    local.state.mkdir(parents=True, exist_ok=True)
-    return command(local)
+    try:
+        local.state.mkdir(parents=True, exist_ok=True)
+        return command(local)
+    except ConfigError as error:
+        return fail(str(error))
 
 
 def up(local: Local) -> int:
-    """Start what is not running and wait until it answers."""
+    """Start what is not running and wait until it answers. Raises ConfigError for surroundings that cannot work."""
+    check_interpreter()
     make_token()
     if not token():
         return fail(f"{token_path()} is empty; remove it, and a token is made")
+    password = login.load_password()
     local = as_running(local)
     environment = {
         **os.environ,
@@ -79,33 +93,62 @@ def up(local: Local) -> int:
     environment.pop("RAY_ADDRESS", None)
     ray = [
         str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--disable-usage-stats",
+        f"--temp-dir={make_temp_dir()}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={local.dashboard_port}",
     ]  # fmt: skip
     services = (
-        ("ray", ray, "dashboard-port", local.dashboard_port, "api/version"),
-        ("mlflow", mlflow_command(local), "mlflow-port", local.mlflow_port, "health"),
+        ("ray", ray, "dashboard_port", local.dashboard_port, "api/version"),
+        ("mlflow", mlflow_command(local), "mlflow_port", local.mlflow_port, "health"),
     )
     missing = [service for service in services if running(local, service[0]) is None]
     for name, _, flag, port, _ in missing:
         if listening(port):  # else that program's answer would be taken for the service's
-            return fail(f"{name}: port {port} is in use by another program: give another one with --{flag}")
+            return fail(
+                f"{name}: port {port} is in use by another program; choose another one, such as: "
+                f"{command_with(local, 'up', flag, free_port(port))}"
+            )
     for name, command, *_ in services:
         if running(local, name) is None:
             port = local.dashboard_port if name == "ray" else local.mlflow_port
             start(local, name, command, environment, port)
         else:
             print(f"{name} is running already")
+    login_headers = {"ray": f"Bearer {token()}", "mlflow": f"Bearer {password}"}
     for name, _, _, port, path in services:
-        if (problem := wait_until_up(local, name, f"http://127.0.0.1:{port}/{path}")) is not None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/{path}", headers={"Authorization": login_headers[name]}
+        )
+        if (problem := wait_until_up(local, name, request)) is not None:
             for started, *_ in missing:
                 stop(local, started)
             return fail(problem)
     print(f"Ray:    http://127.0.0.1:{local.dashboard_port}  (jobs and dashboard)")
-    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})")
-    address = "" if local.dashboard_port == 8265 else f" --address http://127.0.0.1:{local.dashboard_port}"
-    print("submit: source .venv/bin/activate && export RAY_AUTH_MODE=token")
-    print(f"        ray job submit{address} --working-dir . -- python jobs/train_ensemble.py")
+    show_page(local)
+    # Without an address Ray takes that of a file in /tmp, or of some process, either of which may be another user's.
+    address = f"http://127.0.0.1:{local.dashboard_port}"
+    print(f"submit: source .venv/bin/activate && export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS={address}")
+    print("        ray job submit --working-dir . -- python jobs/train_ensemble.py")
     return 0
+
+
+def show_page(local: Local) -> None:
+    """Say where MLflow's page is and how to log in; not the password, which a log would keep."""
+    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})")
+    print(f"        user {login.USER}, password in {login.password_path()}", flush=True)
+
+
+def command_with(local: Local, word: str, flag: str, port: int) -> str:
+    """Return a command line that does the same with another port."""
+    ports = {"dashboard_port": local.dashboard_port, "mlflow_port": local.mlflow_port, flag: port}
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in ports.items() if value != getattr(Local, name)]
+    words += [] if local.runs == Local.runs else ["--runs", shlex.quote(str(local.runs.resolve()))]
+    where = "" if Path.cwd() == ROOT else f"-C {ROOT} "
+    return f"make {where}{word} UP_ARGS={shlex.quote(' '.join(words).replace('$', '$$'))}"
+
+
+def free_port(after: int) -> int:
+    """Return the next port on which nothing listens."""
+    return next(port for port in range(after + 1, 65536) if not listening(port))
 
 
 def down(local: Local) -> int:
@@ -129,9 +172,15 @@ def stop(local: Local, name: str) -> None:
 def ui(local: Local) -> int:
     """Serve the MLflow page until Ctrl-C, or say where it is served already."""
     local = as_running(local)
-    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})", flush=True)
+    login.load_password()
+    show_page(local)
     if running(local, "mlflow") is not None:
         return 0
+    if listening(local.mlflow_port):
+        return fail(
+            f"mlflow: port {local.mlflow_port} is in use by another program; choose another one, such as: "
+            f"{command_with(local, 'ui', 'mlflow_port', free_port(local.mlflow_port))}"
+        )
     with contextlib.suppress(KeyboardInterrupt):
         return subprocess.run(mlflow_command(local), env=mlflow_environment(os.environ), check=False).returncode
     return 0
@@ -140,10 +189,10 @@ def ui(local: Local) -> int:
 def mlflow_command(local: Local) -> list[str]:
     """The MLflow server over the jobs' default database, on loopback."""
     return [
-        str(BIN / "mlflow"), "server", "--backend-store-uri", local.database, "--host", "127.0.0.1",
-        "--port", str(local.mlflow_port), "--workers", "1",
+        str(BIN / "mlflow"), "server", "--app-name", login.APP, "--backend-store-uri", local.database,
+        "--host", "127.0.0.1", "--port", str(local.mlflow_port), "--workers", "1",
         # Experiments made by jobs name their own artifact folder; this is for those made in the page.
-        "--default-artifact-root", str(local.runs.resolve() / "mlflow-artifacts"),
+        "--default-artifact-root", (local.runs.resolve() / "mlflow-artifacts").as_uri(),
     ]  # fmt: skip
 
 
@@ -250,10 +299,9 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until_up(local: Local, name: str, url: str) -> str | None:
+def wait_until_up(local: Local, name: str, request: urllib.request.Request) -> str | None:
     """None when the service answers; else what went wrong."""
     deadline = time.monotonic() + START_SECONDS
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token()}"} if name == "ray" else {})
     while time.monotonic() < deadline:
         if running(local, name) is None:
             break

@@ -1,7 +1,7 @@
 """What images show, as an ensemble sees it; without a cluster.
 
 python jobs/predict.py cat.jpg holiday/ s3://bucket/photos/ https://example.org/dog.jpg
-    by the ensemble in the default storage whose models are all trained; the last one, if there are several
+    by the champion in the registry of the default storage; where there is none, by the newest ensemble trained whole
 python jobs/predict.py cat.jpg --model googlenet-digits-x7-0123456789abcdef --members 1,3 --crops 144
     by some models of a certain ensemble, on all 144 crops
 python jobs/predict.py cat.jpg --model models:/googlenet-digits@champion --json

@@ -56,7 +56,8 @@ start_ray() {
     # Without an interface Ray takes the address from which the head is reached.
     local own=${TRAIN_INTERFACE:+$(ip -4 -o addr show dev "$TRAIN_INTERFACE" | awk '{sub("/.*", "", $4); print $4; exit}')}
     local options=(
-        --block --disable-usage-stats --temp-dir="$scratch" --num-cpus="${SLURM_CPUS_ON_NODE:-$(nproc)}"
+        # Ray opens its temp dir to all users; $scratch above it stays closed.
+        --block --disable-usage-stats --temp-dir="$scratch/ray" --num-cpus="${SLURM_CPUS_ON_NODE:-$(nproc)}"
         --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-store-memory=$((TRAIN_STORE_MB * 1000000))
         # Random ones: two jobs of a node would both take Ray's 10002 and those after it.
         --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port="$agent_port"

@@ -11,6 +11,7 @@
 #   ORCHESTRATOR_SERVICE    name of what is started, one session each; ray
 #   ORCHESTRATOR_VENV       virtual environment that goes first on PATH; .venv of the folder that has cluster/
 #   RAY_AUTH_TOKEN_PATH     the token; ~/.ray/auth_token
+#   RAY_TMPDIR              folder for Ray's files; TMPDIR, else /tmp. They lie in a folder of mode 0700 in it
 set -euo pipefail
 umask 077
 
@@ -73,6 +74,14 @@ require_token() {
     chmod 600 "$token" || fail "$token: its mode cannot be set to 600"
 }
 
+# A temp dir that is closed to other users: Ray itself makes one that they can write to. Each node's own: a worker that
+# is given none takes the head's path, where nothing may close it.
+temp_dir() {
+    local python=$venv/bin/python
+    [ -x "$python" ] || python=python3
+    PYTHONPATH=$root "$python" -m orchestrator.launch.temp_dir || fail "Ray has no temp dir"
+}
+
 # Wait until a session has ended; whether it has.
 ended() {
     local deadline=$((SECONDS + $2))
@@ -100,6 +109,13 @@ stop() {
 start() {
     [ $# -gt 0 ] || fail "start: give the command, such as: node.sh start ray start --head --block"
     require_token
+    if [ "${1##*/} ${2:-}" = "ray start" ]; then
+        case " $*" in *" --temp-dir"*) fail "--temp-dir is chosen here: set RAY_TMPDIR to the folder for Ray's files" ;; esac
+        local ray=$1 place
+        place=$(temp_dir) || exit 1
+        shift 2
+        set -- "$ray" start --temp-dir="$place" "$@"
+    fi
     stop
     mkdir -p "$state"
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0

@@ -12,11 +12,12 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint.places import EXPORT
+from orchestrator.config.json_text import parse_json
 from orchestrator.storage import commit, urls
 
 AVERAGED, RAW = "averaged", "raw"
 AUDIT = "audit.json"
-EXPORT = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,6 @@ def audit_of(url: str) -> object:
     """
     data = commit.read(url).get(AUDIT)
     try:
-        return None if data is None else json.loads(data)
+        return None if data is None else parse_json(data)
     except ValueError as error:
         raise commit.CommitError(f"{urls.redact(url)}/{AUDIT}: no JSON: {error}") from None

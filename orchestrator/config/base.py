@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.config.errors import ConfigError, explain
+from orchestrator.config.json_text import parse_object
 from orchestrator.config.tree import branches
 
 
@@ -30,6 +31,8 @@ class Config(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+    unknown_is_error: ClassVar[bool] = False  # also in a record, which a newer version may have written
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +72,32 @@ class Config(BaseModel):
             raise explain(error, cls) from None
         except TypeError as error:
             raise ConfigError(f"{cls.__name__} holds a value that JSON cannot: {error}") from None
+
+    @classmethod
+    def from_record(cls, data: bytes | str) -> Self:
+        """Return the configuration in a record of our own, perhaps of a newer version: unknown fields are ignored.
+
+        Not those of classes whose `unknown_is_error` is set, where an unknown field may change what the others mean.
+
+        Raises ConfigError, a line without the name of the file, for anything else that is wrong with the record.
+        """
+        try:
+            found = parse_object(data)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return cls.from_dict(_known(cls, found))
+
+
+def _known(cls: type[Config], data: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record that the class knows; below it likewise, but for kinds of a union."""
+    if cls.unknown_is_error:
+        return data
+    found = {name: value for name, value in data.items() if name in cls.model_fields}
+    for name, value in found.items():
+        below = [one for one in branches(cls.model_fields[name].annotation) if one is not type(None)]
+        if len(below) == 1 and isinstance(below[0], type) and issubclass(below[0], Config) and isinstance(value, dict):
+            found[name] = _known(below[0], value)
+    return found
 
 
 def plain(value: object) -> Any:

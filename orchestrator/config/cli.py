@@ -9,7 +9,9 @@ from typing import Any, Generic, NoReturn, TypeVar
 from orchestrator.config import flags
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError, Problem, show, suggestion
+from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply, draft
+from orchestrator.config.printable import printable, refusal_of_credentials
 from orchestrator.config.tree import KIND
 
 C = TypeVar("C", bound=Config)
@@ -18,6 +20,8 @@ _REFUSED = 2  # exit status of every user error, as argparse and the shells have
 _HELP = ("--help", "-h")
 SUFFIX = ".json"  # of a first argument that names a file
 _TRUTHS = {"true": "", "false": "no_"}  # a word, and what its flag begins with
+# The only flags whose URL may hold a password: those of databases have no other place for one.
+_HOLD_CREDENTIALS = {"tracking"}
 _FLAG = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 
@@ -57,8 +61,10 @@ def parse(
     """
     if default not in presets:
         raise ValueError(f"default: {default!r} is refused: must be one of {', '.join(presets)}")
+    prepare_output()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
+        _check_no_credentials(arguments)
         if arguments and arguments[0] in _HELP and len(presets) > 1:
             sys.stdout.write(_listing(prog, description, presets, default, from_file is not None))
             raise SystemExit(0)
@@ -70,8 +76,27 @@ def parse(
 
 def refuse(prog: str, error: ConfigError) -> NoReturn:
     """Tell the user in one line what is wrong, and exit with status 2."""
-    sys.stderr.write(f"{prog}: error: {' '.join(str(error).split())}\n")
+    sys.stderr.write(f"{prog}: error: {printable(' '.join(str(error).split()))}\n")
     raise SystemExit(_REFUSED) from None
+
+
+def _check_no_credentials(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for the first argument that is a URL with a user name or password, whatever flag it is of.
+
+    Before anything else is read: so no flag, of any job, can bring a password into a record, a message or a report.
+    """
+    name = ""
+    for argument in arguments:
+        match = _FLAG.fullmatch(argument)
+        if match is not None:
+            name = match["name"]
+        value = argument if match is None else match["value"] or ""
+        if name.rpartition(".")[2] not in _HOLD_CREDENTIALS:
+            reason = refusal_of_credentials(value, f"--{name}" if name else "argument")
+            if reason is not None:
+                raise ConfigError(reason)
+        if match is None or match["value"] is not None:
+            name = ""
 
 
 def _preset(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
+
+_MOST_DIGITS = 300  # a float holds 308
 
 
 def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
     Raises ValueError, with a text of one line, for bytes that are not UTF-8, bad syntax, nesting too deep for the
-    parser, NaN and Infinity (which are not JSON) and numbers of thousands of digits.
+    parser, NaN and Infinity (which are not JSON), numbers that no float holds (1e999).
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -26,6 +29,19 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"must be a JSON object, got {type(value).__name__}")
     return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is too large")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

@@ -10,7 +10,7 @@ _NO_QUERY = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>[^\s\"'`<>]*)")
 # KEY:SECRET@bucket as libraries repeat it, without a scheme; models:/name@alias is MLflow's and no secret.
-_BARE = re.compile(r"(?<![\w/])[^\s\"'`<>:@/]+:(?!/)[^\s\"'`<>@]+@(?=[\w.\[-])")
+_BARE = re.compile(r"(?<![^\s\"'`=(])[^\s\"'`<>:@/=(]+:(?!/)[^\s\"'`<>@{}();,]+@(?=[\w.\[-])")
 # Separators, format characters (bidirectional overrides among them) that change what other characters look like.
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}
 _BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
@@ -22,7 +22,7 @@ def redact(text: str) -> str:
     A password may hold "/", "?", "#" or "@" that should have been quoted: when a colon stands before the first
     slash, everything up to the last "@" counts as credentials. Never raises.
     """
-    return _BARE.sub("", _URL.sub(_redacted, text))
+    return _BARE.sub("***@", _URL.sub(_redacted, text))
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -38,13 +38,44 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(_visible(character) if character not in keep else character for character in text)
 
 
-def _redacted(match: re.Match[str]) -> str:
-    scheme, rest = match["scheme"].lower(), match["rest"]
+def refusal_of_credentials(text: str, name: str) -> str | None:
+    """Return why a text that holds a URL with a user name or password cannot be taken; None when it holds none.
+
+    What stands on a command line is seen by every user of the machine (`ps`) and kept by Ray, and a URL is kept with
+    what was made from it. So credentials are taken from where each library looks for them.
+
+    Args:
+        text: a URL, a path or anything else, as the user gave it; the reason does not repeat what must not be seen.
+        name: the flag, argument or variable that it was given by.
+    """
+    for match in re.finditer(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://", text):
+        rest = text[match.end() :]
+        if end := end_of_credentials(rest):
+            shown = printable(f"{match['scheme']}://{rest[end:]}")
+            instead = _INSTEAD.get(
+                match["scheme"].lower(), "give them by the environment of the store's client instead"
+            )
+            return f"{name}: must be a URL without user name and password, got one with them for {shown}; {instead}"
+    return None
+
+
+_AWS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, instead"
+_NETRC = "put them into ~/.netrc instead, and write an @ that is part of the path as %40"
+_ANY = "give them by the environment of the store's client instead"
+_INSTEAD = {"s3": _AWS, "s3a": _AWS, "http": _NETRC, "https": _NETRC}
+
+
+def end_of_credentials(rest: str) -> int:
+    """Return the position after the credentials in what follows "scheme://"; 0 when there are none."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if ":" in authority and "@" in rest:
-        rest = rest[rest.rindex("@") + 1 :]
-    elif "@" in authority:
-        rest = rest[authority.rindex("@") + 1 :]
+        return rest.rindex("@") + 1
+    return authority.rindex("@") + 1 if "@" in authority else 0
+
+
+def _redacted(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    rest = rest[end_of_credentials(rest) :]
     query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"[?#]"
     rest = re.split(query, rest, maxsplit=1)[0]
     return f"{match['scheme']}://{rest}"

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from orchestrator.config.errors import explain
+from orchestrator.config.json_text import parse_json
 
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 _MIXED = 4  # items up to which every mixture of texts and numbers is tried
@@ -62,8 +63,8 @@ def _probe(model: type[BaseModel], name: str) -> type[BaseModel]:
 def _readings(text: str | Words) -> Iterator[Any]:
     if isinstance(text, Words):
         yield from _lists(text)
-        with suppress(json.JSONDecodeError):  # not JSON: the readings above still stand
-            yield [json.loads(item) for item in text]
+        with suppress(ValueError):  # not JSON: the readings above still stand
+            yield [parse_json(item) for item in text]
         return
     word = text.strip()
     if word.lower() in _WORDS:
@@ -73,8 +74,8 @@ def _readings(text: str | Words) -> Iterator[Any]:
         yield number
     yield text
     if word[:1] in ("[", "{", '"'):
-        with suppress(json.JSONDecodeError):  # not JSON: the readings below still stand
-            yield json.loads(word)
+        with suppress(ValueError):  # not JSON: the readings below still stand
+            yield parse_json(word)
     inner = word[1:-1] if (word[:1], word[-1:]) in (("[", "]"), ("(", ")")) else word
     items = [item.strip() for item in inner.split(",")]
     if items[-1] == "":  # "0.5," is a list of one, "[]" a list of none

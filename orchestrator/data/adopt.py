@@ -12,9 +12,22 @@ import numpy as np
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import duplicates, index, labels, manifest, mixing, shard_counts, shard_names, shard_tasks
-from orchestrator.data.adopted_shard import Facts, ShardWork
+from orchestrator.config.printable import printable
+from orchestrator.data import (
+    class_list,
+    duplicates,
+    index,
+    labels,
+    manifest,
+    mixing,
+    shard_counts,
+    shard_names,
+    shard_tasks,
+)
+from orchestrator.data.adopted_shard import Facts, ShardWork, describe_transparent
+from orchestrator.data.decode import BACKGROUND_NAME
 from orchestrator.data.errors import DataError
+from orchestrator.data.fields import Skipped
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.shard_counts import Lists
@@ -24,6 +37,8 @@ from orchestrator.storage import files, urls
 from orchestrator.storage.ranged import Ranges
 
 TRAIN, VALIDATION = "train", "validation"
+# Where the manifest says how many tars were left out, since they have no member.
+EMPTY = "empty_tars"
 # Tars made by one program share their faults: no need to read all of them to tell.
 MAX_TROUBLES = 20
 
@@ -34,8 +49,11 @@ def run(job: IndexJob, console: Console) -> int:
     Raises ConfigError, DataError and StorageError for what is to be mended first.
     """
     job = _placed(job)
-    classes, titles = labels.read_classes(job.classes) if job.classes else ((), ())
-    how = Labels(job.label_key, classes)
+    classes, titles = class_list.read_classes(job.classes) if job.classes else ((), ())
+    try:
+        how = labels.parse_keys(job.image_key, job.label_key, classes, titles)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     folders = Folders(job.url)
     patterns = {TRAIN: job.train, VALIDATION: job.validation}
     names = {split: shard_names.named(folders, pattern, split) for split, pattern in patterns.items() if pattern}
@@ -52,20 +70,29 @@ def run(job: IndexJob, console: Console) -> int:
         found = _all(work, items, job.threads, console)
     finally:
         ranges.close()
-    by_split = {split: [found[name] for name in listed] for split, listed in names.items()}
+    by_split = {split: _with_samples([found[name] for name in listed], split) for split, listed in names.items()}
     for facts in by_split.values():
         _refuse_duplicates(job.to, facts)
+    how_made = how.made()
+    if empty := len(items) - sum(map(len, by_split.values())):
+        how_made[EMPTY] = empty
+    if any(one.transparent for one in found.values()):
+        how_made[manifest.BACKGROUND] = BACKGROUND_NAME
     made = Manifest(
         name=job.name or urls.name(job.url),
-        classes=classes or _numbered(list(found.values())),
+        classes=classes or _numbered([one for facts in by_split.values() for one in facts]),
         titles=titles,
         tars=job.url if job.to != job.url else "",
-        made=how.made(),
+        made=how_made,
         splits={split: tuple(one.shard for one in facts) for split, facts in by_split.items()},
     )
     manifest.save(job.to, made)
     work.end()
+    for line in describe_transparent({split: sum(one.transparent for one in by_split[split]) for split in by_split}):
+        _say(console, line)
     _tell(job, made, by_split, lists, console)
+    for name in (name for name, _ in items if not found[name].shard.samples):
+        _say(console, f"warning: {printable(name)}: no member in it: left out", "yellow")
     return 0
 
 
@@ -107,6 +134,14 @@ def _all(work: ShardWork, items: Sequence[tuple[str, int]], threads: int, consol
     return found
 
 
+def _with_samples(facts: Sequence[Facts], split: str) -> list[Facts]:
+    """Those that have samples: a writer that began a shard and stopped leaves one without. Raises DataError."""
+    kept = [one for one in facts if one.shard.samples]
+    if not kept:
+        raise DataError(f"{split}: none of the {len(facts)} tars has a member")
+    return kept
+
+
 def _refuse_duplicates(to: str, facts: Sequence[Facts]) -> None:
     """Keys name samples in ledgers and scores: none may stand for two samples of a split."""
     columns = [one.keys for one in facts]
@@ -125,7 +160,10 @@ def _numbered(facts: Sequence[Facts]) -> tuple[str, ...]:
     """Names of classes that have none: their numbers."""
     largest = max(int(one.labels.max()) for one in facts)
     if largest < 1:
-        raise DataError("all labels are 0: at least 2 classes are needed; are the labels in another member or field?")
+        raise DataError(
+            "all labels are 0: at least 2 classes are needed; set --label-key if the labels are in another member, or "
+            "in a field of a json member"
+        )
     return tuple(str(number) for number in range(largest + 1))
 
 
@@ -133,10 +171,16 @@ def _already(
     job: IndexJob, how: Labels, names: Mapping[str, Sequence[str]], sizes: Mapping[str, int], console: Console
 ) -> int:
     """Say that the dataset is complete; DataError when it is another one than the job is about."""
-    found = manifest.load(job.to)
+    found = manifest.load(job.to, allow_elsewhere=True)
     there = {shard.name: shard.bytes for shards in found.splits.values() for shard in shards}
-    same = {split: tuple(shard.name for shard in shards) for split, shards in found.splits.items()} == dict(names)
-    same = same and there == sizes and found.made == how.made() and how.classes in ((), found.classes)
+    same = {split: len(listed) for split, listed in names.items()} and there.items() <= sizes.items()
+    empty = {EMPTY: len(sizes) - len(there)} if len(sizes) > len(there) else {}
+    for split, listed in names.items():
+        kept = tuple(shard.name for shard in found.splits.get(split, ()))
+        same = same and kept == tuple(name for name in listed if name in there)
+    same = same and found.splits.keys() == names.keys()
+    said = {name: value for name, value in found.made.items() if name != manifest.BACKGROUND}
+    same = same and said == how.made() | empty and how.classes in ((), found.classes)
     if not same:
         shown = urls.redact(files.join(job.to, manifest.NAME))
         raise DataError(f"{shown}: is there and is about other tars or labels; remove it to index again")
@@ -150,7 +194,7 @@ def _tell(
     """What was adopted, and what is odd about it without being wrong."""
 
     def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        _say(console, line, style)
 
     for split, facts in by_split.items():
         held = np.unique(np.concatenate([one.labels for one in facts]))
@@ -159,13 +203,31 @@ def _tell(
         say(f"{split}: {many} in {len(facts)} tars, {total / 2**30:.2f} GiB")
         absent = np.setdiff1d(np.arange(len(made.classes)), held)
         if len(absent):
-            first = ", ".join(made.classes[number] for number in absent[:5].tolist())
+            first = ", ".join(printable(made.classes[number]) for number in absent[:5].tolist())
             say(f"warning: {split}: {len(absent)} of {len(made.classes)} classes have no sample: {first}", "yellow")
+        skipped = Skipped()
+        for one in facts:
+            skipped = skipped.plus(one.skipped)
+        if skipped.samples:
+            told = skipped.told(labels.stored(made.made).fields, made.samples(split) + skipped.samples)
+            if skipped.images:
+                say(f"warning: {split}: left out: {told}", "yellow")
+            else:
+                say(f"{split}: no images: {told}")
     if lists.sources:
-        say(f"counts agree with {', '.join(lists.sources)}")
+        say(f"counts agree with {printable(', '.join(lists.sources))}")
+    for source, reason in lists.foreign.items():
+        say(f"{printable(source)}: no list of shards, not compared: {printable(reason)}")
     if lists.left_out:
-        say(f"warning: {len(lists.left_out)} tars listed there are not adopted: {lists.left_out[0]} ...", "yellow")
+        first = printable(lists.left_out[0])
+        say(f"warning: {len(lists.left_out)} tars listed there are not adopted: {first} ...", "yellow")
     if TRAIN in by_split:
         found = mixing.report([one.labels for one in by_split[TRAIN]], job.order, job.batch_size)
         say(found.message(), "yellow" if found.poor else "")
     say(f"{urls.redact(files.join(job.to, manifest.NAME))}: written, digest {made.digest()}")
+    if manifest.is_elsewhere(made.tars, job.to):
+        say(f"the tars stay in {urls.redact(made.tars)}: each job that reads this dataset needs --allow-elsewhere")
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

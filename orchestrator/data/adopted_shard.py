@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config.fingerprint import fingerprint
-from orchestrator.data import index, tars
-from orchestrator.data.errors import DataError
+from orchestrator.config.json_text import parse_object
+from orchestrator.data import decode, index, tars
+from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.fields import NONE_SKIPPED, Others, Skipped, members_named
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Shard
 from orchestrator.data.shard_counts import Lists
+from orchestrator.data.tars import Member
 from orchestrator.storage import files, urls
 from orchestrator.storage.files import StorageError
 from orchestrator.storage.ranged import Ranges
@@ -31,6 +35,8 @@ class Facts:
     shard: Shard
     labels: NDArray[np.int32]
     keys: NDArray[np.uint64]  # hashes
+    skipped: Skipped = NONE_SKIPPED
+    transparent: int = 0  # images
 
 
 class ShardWork:
@@ -38,7 +44,7 @@ class ShardWork:
 
     def __init__(self, url: str, to: str, how: Labels, lists: Lists, ranges: Ranges) -> None:
         self._url, self._to, self._how, self._lists, self._ranges = url, to, how, lists, ranges
-        self._options = fingerprint(url, how.key, how.classes)
+        self._options = fingerprint(url, how.made(), how.classes, how.titles)
         self._resumes = files.exists(files.join(to, WORK))
 
     def begin(self) -> None:
@@ -79,16 +85,21 @@ class ShardWork:
             tick(read)
 
         blocks = tars.blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
-        extension = self._how.extension
-        members = tars.members(blocks, urls.redact(url), (*tars.IMAGE_EXTENSIONS, extension))
-        listing = index.of_members(members, urls.redact(url), self._how.checked_reader(), extension)
-        if not listing.keys:
-            raise DataError(
-                f"{urls.redact(url)}: no sample in it: no member ends in {', '.join(tars.IMAGE_EXTENSIONS)}"
-            )
+        fields, others, shown = self._how.fields, Others(), urls.redact(url)
+        transparent: list[str] = []
+        members = tars.members(blocks, shown, fields.extensions, others.add)
+        noted = note_transparent(members, fields.images, transparent)
+        listing = index.of_members(noted, shown, self._how.checked_reader(), fields, others)
+        skipped = others.skipped(set(listing.keys))
+        if not listing.keys and others.members:
+            raise DataError(f"{shown}: no sample in it has a {members_named(fields.images)}{others.hint()}")
+        if skipped.images and not fields.is_chosen:
+            raise DataError(f"{shown}: {skipped.told(fields, skipped.samples + len(listing.keys))}: {_asked(skipped)}")
         for one in said:
             if trouble := one.disagreement(name, len(listing.keys), size, md5.hexdigest() if wants_md5 else None):
                 raise DataError(trouble)
+        if not listing.keys:  # and no other member: it is left out
+            return facts(Shard(name=name, samples=0, bytes=size, sha256="", index_sha256=""), listing, skipped)
         data = listing.to_bytes()
         files.write_bytes(files.join(self._to, name + index.SUFFIX), data)
         shard = Shard(
@@ -98,23 +109,61 @@ class ShardWork:
             sha256=sha256.hexdigest(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        entry = json.dumps({"options": self._options, "said": repr(said), "shard": shard.to_dict()})
+        entry = json.dumps(
+            {
+                "options": self._options,
+                "said": repr(said),
+                "shard": shard.to_dict(),
+                "skipped": skipped.to_dict(),
+                "transparent": len(transparent),
+            }
+        )
         files.write_bytes(files.join(self._to, WORK, name + ".json"), entry.encode())
-        return facts(shard, listing)
+        return facts(shard, listing, skipped, len(transparent))
 
     def _kept(self, name: str, size: int) -> Facts | None:
         """What an earlier run found, if it is still so."""
         if not self._resumes:
             return None
         try:
-            entry = json.loads(files.read_bytes(files.join(self._to, WORK, name + ".json")))
+            entry = parse_object(files.read_bytes(files.join(self._to, WORK, name + ".json")))
             shard = Shard.from_dict(entry["shard"])
             same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
-            return facts(shard, index.load(self._to, shard)) if same and shard.bytes == size else None
+            if not same or shard.bytes != size:
+                return None
+            skipped, transparent = Skipped.from_dict(entry["skipped"]), int(entry["transparent"])
+            return facts(shard, index.load(self._to, shard), skipped, transparent)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def facts(shard: Shard, listing: ShardIndex) -> Facts:
+def facts(shard: Shard, listing: ShardIndex, skipped: Skipped, transparent: int = 0) -> Facts:
     """What is kept of a shard and its index."""
-    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes())
+    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes(), skipped, transparent)
+
+
+def describe_transparent(counts: Mapping[str, int]) -> list[str]:
+    """Return a line about the transparent images of each split that has some."""
+    return [
+        f"{split}: {count} images are transparent: they are laid on {decode.BACKGROUND_NAME}"
+        for split, count in counts.items()
+        if count
+    ]
+
+
+def note_transparent(members: Iterable[Member], images: Sequence[str], keys: list[str]) -> Iterator[Member]:
+    """Yield the members, and append the key of each image that is not opaque to `keys`; broken ones are passed over."""
+    for member in members:
+        if member.extension in images:
+            with suppress(BadSampleError):
+                if decode.is_transparent(member.payload):
+                    keys.append(member.key)
+        yield member
+
+
+def _asked(skipped: Skipped) -> str:
+    """Ask for the user's word on samples that have an image under another name."""
+    image, prefix = skipped.images[0], skipped.images[0].rpartition(".")[0] + "."
+    fitting = sorted(skipped.labels, key=lambda label: not label.startswith(prefix))
+    labels = f" --label-key 'cls;{fitting[0]}'" if fitting else ""
+    return f"set --image-key 'jpg;{image}'{labels} to take them, --image-key jpg to leave them out"

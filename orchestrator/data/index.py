@@ -13,8 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.data import labels, tars
 from orchestrator.data.errors import DataError
+from orchestrator.data.fields import Fields, Others
 from orchestrator.data.manifest import Shard
 from orchestrator.data.tars import Member
 from orchestrator.storage import files, urls
@@ -92,47 +94,63 @@ def of_tar(data: bytes, name: str) -> ShardIndex:
 
     Raises DataError when a sample lacks one of the two or has one twice, or the tar is cut or damaged.
     """
-    return of_members(tars.members([data], name, (*tars.IMAGE_EXTENSIONS, "cls")), name, labels.decimal)
+    fields, others = Fields(), Others()
+    members = tars.members([data], name, fields.extensions, others.add)
+    return of_members(members, name, labels.decimal, fields, others)
 
 
 def of_members(
-    members: Iterable[Member], name: str, read_label: Callable[[memoryview], int], extension: str = "cls"
+    members: Iterable[Member],
+    name: str,
+    read_label: Callable[[memoryview], int],
+    fields: Fields,
+    others: Others,
 ) -> ShardIndex:
-    """The index of a tar's members: an image and a label, in a member of the given extension, for each key.
+    """The index of a tar's members: an image and a label for each key, by the extensions of `fields`.
 
-    `read_label` turns the latter's payload into the label or raises ValueError with the reason. Raises DataError when a
-    sample lacks one of the two or has one twice.
+    `read_label` turns a label's payload into the label or raises ValueError with the reason. `others` has counted the
+    members that are neither when this returns. Raises DataError when a sample lacks image or label, or has one twice.
     """
-    numbers: dict[str, int] = {}
-    images: dict[str, tuple[int, int, int]] = {}
+    ranks = {extension: rank for group in (fields.images, fields.labels) for rank, extension in enumerate(group)}
+    numbers: dict[str, tuple[int, int]] = {}  # rank and label
+    images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
     for member in members:
-        key, is_label = member.key, member.extension == extension
-        if key in (numbers if is_label else images):
+        key, rank, is_label = member.key, ranks[member.extension], member.extension in fields.labels
+        before = (numbers if is_label else images).get(key)
+        if before is not None and (before[0] == rank or not (is_label or fields.is_chosen)):
+            fix = "keys must be unique" if before[0] == rank else _choose(fields.images[before[0]], member.extension)
             raise DataError(
                 f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
-                f"{member.offset}: keys must be unique"
+                f"{member.offset}: {fix}"
             )
+        if before is not None and before[0] < rank:
+            continue
         if not is_label:
-            images[key] = (member.offset, len(member.payload), checksum(member.payload))
+            images[key] = (rank, member.offset, len(member.payload), checksum(member.payload))
             continue
         try:
-            numbers[key] = read_label(member.payload)
+            numbers[key] = (rank, read_label(member.payload))
         except ValueError as error:
             raise DataError(f"{name}: sample {key!r}: {error}") from None
     if odd := sorted(numbers.keys() ^ images.keys()):
         has = "a label" if odd[0] in numbers else "an image"
-        said = "" if numbers else f"; no member ends in .{extension}"
+        said = "" if numbers else f"; no member ends in .{' or .'.join(fields.labels)}"
         raise DataError(
             f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{said})"
+            f"{others.hint()}"
         )
-    offsets, lengths, checksums = zip(*images.values(), strict=True) if images else ((), (), ())
+    _, offsets, lengths, checksums = zip(*images.values(), strict=True) if images else ((), (), (), ())
     return ShardIndex(
         Keys(images),
-        np.array([numbers[key] for key in images], dtype=np.int64),
+        np.array([numbers[key][1] for key in images], dtype=np.int64),
         np.array(offsets, dtype=np.int64),
         np.array(lengths, dtype=np.int64),
         np.array(checksums, dtype=np.uint64),
     )
+
+
+def _choose(one: str, other: str) -> str:
+    return f".{one} and .{other}; set --image-key {one} if that is the one to train on"
 
 
 def load(dataset: str, shard: Shard) -> ShardIndex:
@@ -149,7 +167,7 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
     try:
-        found = _from_columns(json.loads(data))
+        found = _from_columns(parse_object(data))
         # Compared like this no sum can overflow.
         inside = (found.offsets >= 0) & (found.lengths >= 0) & (found.lengths <= shard.bytes - found.offsets)
     except (ValueError, KeyError, TypeError, OverflowError) as error:

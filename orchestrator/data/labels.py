@@ -1,44 +1,48 @@
-"""Labels of tars made elsewhere: a decimal `cls` member, or a field of a `json` member; and the names of classes."""
+"""Labels of tars made elsewhere: the text of a `cls` member or a field of a `json` member; and the names of classes."""
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.config.json_text import parse_json
 from orchestrator.data.errors import DataError
-from orchestrator.storage import files, urls
+from orchestrator.data.fields import LABEL_ENDINGS, Fields, parse_extensions, parse_images
 
 # More than any dataset has; a hash taken for a label would otherwise make as many classes.
 MAX_CLASSES = 1_000_000
+# No name of a class is longer.
+MAX_TEXT = 1024
 
 _DECIMAL = re.compile(r"\s*([+-]?[0-9]{1,18})\s*")
-_MADE = "labels"  # where the manifest says how they are stored
+_JSON_FIELD = re.compile(r"((?:[^:;]*\.)?json):(.+)", re.IGNORECASE | re.DOTALL)
+_MADE, _MADE_IMAGES = "labels", "images"  # where the manifest says how they are stored
 
 
 @dataclass(frozen=True)
 class Labels:
-    """How a dataset's labels are stored."""
+    """How a dataset's images and labels are stored."""
 
-    key: str  # field of the json member; empty for the cls member
-    classes: tuple[str, ...]  # names in label order; empty when not known
-
-    @property
-    def extension(self) -> str:
-        """The member that holds the label."""
-        return "json" if self.key else "cls"
+    fields: Fields
+    json_field: str  # of the label's member; empty when its text is the label
+    classes: tuple[str, ...] = ()  # names in label order; empty when not known
+    titles: tuple[str, ...] = ()  # readable names, which a label may be, too
 
     def made(self) -> dict[str, str | int | float | bool]:
         """What the manifest keeps of it."""
-        return {_MADE: f"json:{self.key}" if self.key else "cls"}
+        member = ";".join(self.fields.labels)
+        images = {_MADE_IMAGES: ";".join(self.fields.images)} if self.fields.is_chosen else {}
+        return {_MADE: f"{member}:{self.json_field}" if self.json_field else member, **images}
 
     def reader(self) -> Callable[[memoryview], int]:
         """A function from a member's payload to its label, of any value. It raises ValueError with the reason."""
-        if not self.key:
-            return decimal
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        return lambda payload: _field(payload, self.key, numbers)
+        numbers = numbers_by_name(self.classes, self.titles)
+        if self.json_field:
+            return lambda payload: _field(payload, self.json_field, numbers)
+        return lambda payload: _text(payload, numbers)
 
     def checked_reader(self) -> Callable[[memoryview], int]:
         """The same, which refuses labels outside the classes."""
@@ -54,77 +58,103 @@ class Labels:
         return checked
 
 
-def stored(made: Mapping[str, object], classes: tuple[str, ...]) -> Labels:
-    """How the labels of a dataset are stored that was packed or adopted."""
-    kind, _, key = str(made.get(_MADE, "cls")).partition(":")
-    return Labels(key if kind == "json" else "", classes)
+def parse_keys(image_key: str, label_key: str, classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()) -> Labels:
+    """How labels are stored by the flags of `shards.py index`.
+
+    A label key is a field of each sample's json ("label", "json:label", "meta.json:label"), or a member: one with
+    several parts whose last one means a label ("output.cls"), one after a dot (".label"), or several ("cls;y.cls").
+    Raises ValueError.
+    """
+    try:
+        fields = parse_images(image_key)
+    except ValueError as error:
+        raise ValueError(f"image_key: {error}") from None
+    member, field = "cls", ""
+    if match := _JSON_FIELD.fullmatch(label_key):
+        member, field = match[1], match[2]
+    elif _names_member(label_key):
+        member = label_key
+    elif label_key:
+        member, field = "json", label_key
+    try:
+        labels = parse_extensions(member)
+    except ValueError as error:
+        raise ValueError(f"label_key: {error}") from None
+    if both := set(labels) & set(fields.images):
+        raise ValueError(f"label_key: {min(both)!r} must not be an image, too; set --image-key and --label-key apart")
+    return Labels(fields.model_copy(update={"labels": labels}), field, classes, titles)
+
+
+def _names_member(key: str) -> bool:
+    head, _, last = key.rpartition(".")
+    return ";" in key or key.startswith(".") or bool(head and last.lower() in LABEL_ENDINGS)
+
+
+def stored(made: Mapping[str, object], classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()) -> Labels:
+    """How the labels of a dataset are stored that was packed or adopted. Raises DataError when nobody can tell."""
+    member, _, field = str(made.get(_MADE, "cls")).partition(":")
+    try:
+        fields = parse_images(str(made.get(_MADE_IMAGES, "")))
+        return Labels(fields.model_copy(update={"labels": parse_extensions(member)}), field, classes, titles)
+    except ValueError as error:
+        raise DataError(f"made: {error}; index the dataset again") from None
+
+
+def numbers_by_name(classes: Sequence[str], titles: Sequence[str] = ()) -> dict[str, int]:
+    """The number of each class by all that names it whole: its name, its title, and the two in one line.
+
+    Letters and accents may be composed or not (NFC). What would name two classes names none, unless it is the name of
+    one of them.
+    """
+    numbers = {normal(name): number for number, name in enumerate(classes)}
+    lines = [f"{name} {title}" for name, title in zip(classes, titles, strict=bool(titles))] if titles else []
+    for texts in (titles, lines):
+        times = Counter(map(normal, texts))
+        for number, text in enumerate(map(normal, texts)):
+            if text and times[text] == 1:
+                numbers.setdefault(text, number)
+    return numbers
+
+
+def normal(text: str) -> str:
+    """A name with composed accents, by which names are compared: macOS stores them decomposed."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def decimal(payload: memoryview) -> int:
     """The label of a cls member. Raises ValueError when it is none."""
-    match = _DECIMAL.fullmatch(bytes(payload[:64]).decode("utf-8", "replace")) if len(payload) <= 64 else None
-    if match is None:
-        raise ValueError(f"its label is no whole number: {bytes(payload[:20])!r}")
-    return int(match[1])
+    return _text(payload, {})
+
+
+def _text(payload: memoryview, numbers: Mapping[str, int]) -> int:
+    shown = bytes(payload[:20])
+    if len(payload) <= MAX_TEXT:
+        text = bytes(payload).decode("utf-8-sig", "replace")
+        if len(payload) <= 64 and (match := _DECIMAL.fullmatch(text)):
+            return int(match[1])
+        if (name := normal(text)) in numbers:
+            return numbers[name]
+    known = f" and none of the {len(numbers)} names of classes" if numbers else ""
+    raise ValueError(f"its label is no whole number{known}: {shown!r}" + ("" if numbers else _NAMES))
+
+
+_NAMES = "; give the names with --classes if it is one"
 
 
 def _field(payload: memoryview, key: str, numbers: Mapping[str, int]) -> int:
     try:
-        found = json.loads(bytes(payload))
-    except (ValueError, RecursionError):
+        found = parse_json(bytes(payload))
+    except ValueError:
         raise ValueError(f"its json is damaged: {bytes(payload[:20])!r}") from None
     if not isinstance(found, dict) or key not in found:
         there = ", ".join(map(repr, list(found)[:10])) if isinstance(found, dict) else "no fields"
         raise ValueError(f"its json has no field {key!r}; it has {there}")
     label = found[key]
     if isinstance(label, str):
-        if label not in numbers:
+        if normal(label) not in numbers:
             known = f"none of the {len(numbers)} classes" if numbers else "a name; give the names with --classes"
             raise ValueError(f"its label {label[:40]!r} is {known}")
-        return numbers[label]
+        return numbers[normal(label)]
     if type(label) is not int or abs(label) >= 10**18:
         raise ValueError(f"its label is no whole number: {str(label)[:40]}")
     return label
-
-
-def read_classes(url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names in label order, and a readable name of each (empty when the file has none).
-
-    The file holds a name per line, a JSON list, or a JSON object from label to name or to [name, readable name] (the
-    usual imagenet_class_index.json). Raises DataError naming the file.
-    """
-    shown = urls.redact(url)
-    try:
-        text = files.read_bytes(url).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"classes: {shown}: missing") from None
-    except UnicodeDecodeError:
-        raise DataError(f"classes: {shown}: no text in UTF-8") from None
-    entries = _entries(text, shown)
-    paired = bool(entries) and all(isinstance(entry, list) and len(entry) == 2 for entry in entries)
-    rows = [entry if paired and isinstance(entry, list) else [entry] for entry in entries]
-    for number, row in enumerate(rows):
-        if not all(isinstance(word, str) and word for word in row):
-            raise DataError(f"classes: {shown}: class {number} has no name: {row[0]!r}")
-    names = [str(row[0]) for row in rows]
-    if len(names) < 2:
-        raise DataError(f"classes: {shown}: {len(names)} classes; at least 2 are needed")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"classes: {shown}: class {twice!r} stands there twice")
-    return tuple(names), tuple(str(row[1]) for row in rows) if paired else ()
-
-
-def _entries(text: str, shown: str) -> Sequence[object]:
-    if not text.lstrip().startswith(("[", "{")):
-        return [line.strip() for line in text.rstrip().splitlines()]
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"classes: {shown}: damaged: {error}") from None
-    if isinstance(found, list):
-        return found
-    wanted = [str(number) for number in range(len(found))]
-    if odd := sorted(found.keys() ^ set(wanted)):
-        raise DataError(f"classes: {shown}: its keys must be 0 .. {len(found) - 1}; {odd[0]!r} is one too many or few")
-    return [found[number] for number in wanted]

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationError, field_validator
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.json_text import parse_json
 from orchestrator.data.errors import DataError
 from orchestrator.storage import files, urls
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
+# What `made` has of a dataset with transparent images: the name of the colour that they are laid on.
+BACKGROUND = "background"
+# Sums over 100,000 shards of such numbers still fit into 64 bits.
+MAX_SAMPLES = 2**40
+MAX_BYTES = 2**46
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class Shard(Config):
     """One WebDataset tar and its index, both relative to the manifest."""
 
     name: str = Field(description="path of the tar below the dataset's folder")
-    samples: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    samples: int = Field(ge=0, le=MAX_SAMPLES)
+    bytes: int = Field(ge=0, le=MAX_BYTES)
     sha256: str = Field(description="of the tar")
     index_sha256: str = Field(description="of the index file, NAME.index.json")
 
@@ -42,15 +55,25 @@ class Manifest(Config):
     @classmethod
     def _within(cls, splits: dict[str, tuple[Shard, ...]]) -> dict[str, tuple[Shard, ...]]:
         for name in (shard.name for shards in splits.values() for shard in shards):
-            if not name or name.startswith("/") or "://" in name or ".." in name.split("/"):
+            if not name or name.startswith("/") or "://" in name or _climbs(name) or _CONTROL.search(name):
                 raise ValueError(f"shard {name!r} is refused: it must be a path below the dataset's folder")
         return splits
 
+    @field_validator("tars")
+    @classmethod
+    def _absolute(cls, tars: str) -> str:
+        if tars and (_climbs(tars) or _CONTROL.search(tars) or not (tars.startswith("/") or _URL.match(tars))):
+            raise ValueError(f"must be an absolute path or a URL without '..', got {tars!r}")
+        return tars
+
     def digest(self) -> str:
-        """A short hash of classes and shards: the dataset's identity, wherever it lies and however it was made."""
-        return fingerprint(
-            self.format_version, self.classes, {s: _sum(shards) for s, shards in self.splits.items()}, length=16
-        )
+        """Return a short hash of classes and shards: the dataset's identity, wherever it lies and however it was made.
+
+        What transparent images are laid on is part of it where there are any: it decides on their pixels.
+        """
+        sums = {split: _sum(shards) for split, shards in self.splits.items()}
+        background = [self.made[BACKGROUND]] if BACKGROUND in self.made else []
+        return fingerprint(self.format_version, self.classes, sums, *background, length=16)
 
     def tar_url(self, url: str, shard: Shard) -> str:
         """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""
@@ -67,8 +90,13 @@ class Manifest(Config):
         return sum(shard.samples for shard in self.shards(split))
 
 
-def load(url: str) -> Manifest:
-    """The manifest of the dataset at `url`. Raises DataError when it is missing, damaged or of another version."""
+def load(url: str, *, allow_elsewhere: bool = False) -> Manifest:
+    """Load the manifest of the dataset at `url`.
+
+    A manifest names the place of its tars, so whoever can write one could make every node read any of its files or
+    ask any host that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
+    for such tars, and for a manifest that is missing, damaged or of another version.
+    """
     where = files.join(url, NAME)
     shown = urls.redact(where)
     try:
@@ -84,13 +112,39 @@ def load(url: str) -> Manifest:
         raise _refusal(data, shown) from None
     if found.format_version != FORMAT_VERSION or "format_version" not in found.model_fields_set:
         raise _refusal(data, shown)
+    if not allow_elsewhere and is_elsewhere(found.tars, url):
+        raise DataError(
+            f"data: {shown}: its tars must lie below {urls.redact(url)}, got {urls.redact(found.tars)}; set "
+            "--allow-elsewhere if the manifest may have them read from there"
+        )
     return found
+
+
+def is_elsewhere(tars: str, url: str) -> bool:
+    """Whether a manifest's `tars` lie outside the folder `url`: in another store, or not below its path.
+
+    Local paths are compared without their symbolic links. Spellings of one remote place that differ count as two.
+    """
+    if not tars:
+        return False
+    if urls.is_local(tars) and urls.is_local(url):
+        at, base = (os.path.realpath(urls.local_path(place)) for place in (tars, url))
+    else:
+        at, base = tars, url
+        if urls.scheme(tars).startswith("http") and re.search("[?#]", tars):
+            return True  # what is joined to it would not be a path
+    return not f"{at.rstrip('/')}/".startswith(f"{base.rstrip('/')}/")
+
+
+def _climbs(place: str) -> bool:
+    """Whether a path has a ".." segment, also one that a web server would decode to it."""
+    return ".." in re.split(r"[/\\]", unquote(place))
 
 
 def _refusal(data: bytes, shown: str) -> DataError:
     """What is wrong with a manifest that cannot be used."""
     try:
-        raw = json.loads(data)
+        raw = parse_json(data)
         version = raw["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         return DataError(f"data: {shown}: damaged: {error!r}; pack the dataset again")

@@ -7,12 +7,12 @@ URL/_packing/done/          an entry for each finished shard, written after its 
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.json_text import parse_object
 from orchestrator.data import pack_plan, shard_packing
 from orchestrator.data.errors import DataError
 from orchestrator.data.pack_config import Made, Pack
@@ -73,7 +73,7 @@ def load(url: str) -> Plan | None:
     """The plan of the unfinished packing at `url`, None when there is none. Raises DataError when it is damaged."""
     where = files.join(url, PACKING, "plan.json")
     try:
-        plan = Plan.from_dict(json.loads(files.read_bytes(where)))
+        plan = Plan.from_dict(parse_object(files.read_bytes(where)))
     except FileNotFoundError:
         return None
     except (ConfigError, ValueError) as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.config.json_text import parse_json
 from orchestrator.data.errors import DataError
 from orchestrator.data.shard_names import Folders
 from orchestrator.storage import files, urls
@@ -14,6 +14,10 @@ from orchestrator.storage import files, urls
 WIDS = "wids-shard-index-v1"
 # A list of 100,000 shards has about 20 MB.
 MAX_BYTES = 128 * 2**20
+# More samples or bytes than any shard has.
+MAX_COUNT = 2**46
+# What a list of shards holds, also one that is damaged.
+_MARKS = (b'"shard_lengths"', b'"wids-shard-index-v1"')
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,20 @@ class Lists:
     by_shard: dict[str, tuple[Said, ...]]  # name of the shard below the URL
     sources: tuple[str, ...]
     left_out: tuple[str, ...]  # shards that a list names and that are not adopted
+    foreign: dict[str, str]  # files in .json that are something else and no JSON, with the reason
 
 
 def gathered(folders: Folders, shards: Sequence[str]) -> Lists:
     """What the lists in the URL's folder and in those of the shards say.
 
-    Raises DataError for a list that is damaged or disagrees with itself.
+    A file that is no JSON and nothing like a list (annotations in JSON Lines, say) is passed over. Raises DataError for
+    a list that is damaged or disagrees with itself.
     """
+    foreign: dict[str, str] = {}
     found: dict[str, list[Said]] = {}
     sources, left_out, wanted = [], [], set(shards)
     for folder in sorted({"", *(name.rpartition("/")[0] for name in shards)}):
-        for last, size in sorted(folders.sizes(folder).items()):
+        for last, size in sorted(folders.known(folder).items()):
             if (
                 not last.endswith(".json")
                 or last.endswith(".index.json")
@@ -62,9 +69,13 @@ def gathered(folders: Folders, shards: Sequence[str]) -> Lists:
             ):
                 continue
             source = f"{folder}/{last}" if folder else last
+            data = files.read_bytes(files.join(folders.url, source))
             try:
-                listed = list(_entries(files.read_bytes(files.join(folders.url, source)), source, folder, shards))
+                listed = list(_entries(data, source, folder, shards))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if not any(mark in data for mark in _MARKS):
+                    foreign[source] = str(error)
+                    continue
                 shown = urls.redact(files.join(folders.url, source))
                 raise DataError(f"{shown}: damaged: {error!r}; mend it, or move it away") from None
             sources += [source] if listed else []
@@ -73,7 +84,9 @@ def gathered(folders: Folders, shards: Sequence[str]) -> Lists:
                     found.setdefault(name, []).append(said)
                 else:
                     left_out.append(name)
-    return Lists({name: tuple(said) for name, said in found.items()}, tuple(sources), tuple(sorted(set(left_out))))
+    return Lists(
+        {name: tuple(said) for name, said in found.items()}, tuple(sources), tuple(sorted(set(left_out))), foreign
+    )
 
 
 def _entries(data: bytes, source: str, folder: str, shards: Sequence[str]) -> Iterator[tuple[str, Said]]:
@@ -86,7 +99,7 @@ def _entries(data: bytes, source: str, folder: str, shards: Sequence[str]) -> It
         return exact if exact in shards_set else known.get(name.rpartition("/")[2], exact)
 
     shards_set = set(shards)
-    found = json.loads(data)
+    found = parse_json(data)
     if not isinstance(found, dict):
         return
     if found.get("__kind__") == WIDS:
@@ -120,6 +133,6 @@ def _lengths(split: dict[str, Any], source: str, folder: str, shards: Sequence[s
 
 
 def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
         raise ValueError(f"{value!r} is no count")
     return value

@@ -15,7 +15,16 @@ class IndexJob(Config):
     url: str = Field("", description="folder of the tars, any fsspec URL")
     train: str = Field("", description="training tars below url: 'train-{000000..000146}.tar' or 'train/*.tar'")
     validation: str = Field("", description="validation tars below url, likewise")
-    label_key: str = Field("", description="field of each sample's json that holds the label; empty: a cls member does")
+    image_key: str = Field(
+        "",
+        description="member that is the image, by what follows the first dot of its name: 'jpg', 'input.jpg', or "
+        "several ('jpg;input.jpg'), of which the first counts; empty: the only one of jpg, jpeg and png",
+    )
+    label_key: str = Field(
+        "",
+        description="field of each sample's json that holds the label ('label', 'meta.json:label'), or the member that "
+        "is the label ('output.cls', '.label', 'cls;y.cls'); empty: the cls member",
+    )
     classes: str = Field(
         "", description="URL of the class names: one per line, a JSON list, or a JSON object from label to name"
     )
@@ -30,6 +39,9 @@ class VerifyJob(Config):
     """Which dataset to check, and how thoroughly."""
 
     url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the manifest says, also outside the dataset's folder"
+    )
     deep: bool = Field(False, description="decode every image, too")
     threads: int = Field(8, ge=1, le=256, description="shards that are read side by side")
     order: OrderConfig = OrderConfig()

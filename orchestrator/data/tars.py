@@ -16,7 +16,6 @@ from orchestrator.storage.ranged import Ranges
 
 Block = bytes | bytearray | memoryview
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 # One request each: large enough that a store's answer time does not matter.
 BLOCK_BYTES = 8 * 2**20
 # No image is that large; a broken size field easily is, and would be taken into memory.
@@ -24,12 +23,15 @@ MAX_PAYLOAD = 256 * 2**20
 MAX_EXTENDED_HEADER = 2**20
 
 _RECORD = 512
-# As WebDataset splits names: at the first dot of the last path component.
+# As WebDataset splits names (base_plus_ext): at the first dot of the last path component.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _NEXT_NAME = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _ABOUT_OTHERS = (*_NEXT_NAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+# Volume labels and lists of folders, which GNU tar adds: no files.
+_NO_FILE = (tarfile.DIRTYPE, b"V", b"D")
+_POSIX_MAGIC = b"ustar\0"
 # Whatever their size field says, no bytes follow these.
 _WITHOUT_BODY = (
     tarfile.LNKTYPE,
@@ -73,11 +75,17 @@ def blocks(url: str, ranges: Ranges, digests: Collection[Digest], tick: Callable
         tick(len(block))
 
 
-def members(source: Iterable[Block], name: str, extensions: Collection[str]) -> Iterator[Member]:
-    """The regular members that end in one of `extensions` (lower case), in the tar's order.
+def members(
+    source: Iterable[Block],
+    name: str,
+    extensions: Collection[str],
+    pass_over: Callable[[str, str], None] = lambda key, extension: None,
+) -> Iterator[Member]:
+    """The regular members that have one of `extensions` (lower case), in the tar's order.
 
-    Raises DataError, naming the tar by `name` and the byte, when it is cut, damaged, compressed or followed by other
-    data, or when a member's name is absolute or has a "..".
+    `pass_over` is given key and extension of each other file that belongs to a sample. Raises DataError, naming the tar
+    by `name` and the byte, when it is cut, damaged, compressed or followed by other data, or when a member's name is
+    absolute or has a "..".
     """
     stream = _Stream(source)
     following: dict[str, str] = {}  # what extended headers say of the next member
@@ -88,23 +96,25 @@ def members(source: Iterable[Block], name: str, extensions: Collection[str]) -> 
             _expect_zeros(stream, name)
             return
         info = _header(header, at, name)
+        _skip_holes(stream, info, header)
         if info.type in _ABOUT_OTHERS:
             data = _extended(stream, info, at, name)
             if info.type in _NEXT_NAME:
                 following |= _said(info, data, at, name)
             continue
-        member_name = following.get("path", info.name)
+        member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
+        sparse = any(keyword.startswith("GNU.sparse.") for keyword in following)
         size = size_of(following.get("size", info.size), at, name)
         following = {}
         key, extension = _split(member_name, at, name)
-        wanted = extension in extensions and info.type != tarfile.DIRTYPE
-        if wanted and info.type not in _REGULAR:
-            raise DataError(f"{name}: member {member_name!r} at byte {at} is a link or no plain file; pack it anew")
+        wanted = extension in extensions and info.type not in _NO_FILE
+        if key and extension not in extensions and info.type not in _NO_FILE:
+            pass_over(key, extension)
+        if wanted and (sparse or info.type not in _REGULAR or size > MAX_PAYLOAD):
+            raise DataError(f"{name}: member {member_name!r} at byte {at} {_unreadable(info, sparse, size)}")
         offset = stream.at
         if info.type in _WITHOUT_BODY:
             continue
-        if wanted and size > MAX_PAYLOAD:
-            raise DataError(f"{name}: member {member_name!r} at byte {at} has {size} bytes: over {MAX_PAYLOAD}")
         payload = stream.take(size) if wanted else memoryview(b"")
         # Also the zeros that fill the last record have to be there.
         stream.skip(offset + -(-size // _RECORD) * _RECORD - stream.at)
@@ -112,6 +122,22 @@ def members(source: Iterable[Block], name: str, extensions: Collection[str]) -> 
             raise DataError(f"{name}: cut at byte {stream.at}: inside member {member_name!r}, {size} bytes at {offset}")
         if wanted:
             yield Member(member_name, key, extension, offset, payload)
+
+
+def _skip_holes(stream: _Stream, info: tarfile.TarInfo, header: bytes) -> None:
+    """Pass over the blocks that hold the rest of the list of an old GNU sparse file's holes."""
+    has_more = info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
+    while has_more:
+        has_more = bytes(stream.take(_RECORD))[504:505] == b"\1"
+
+
+def _unreadable(info: tarfile.TarInfo, sparse: bool, size: int) -> str:
+    """Say why an image or label cannot be read by its offset."""
+    if sparse:
+        return "is sparse: its bytes are not in one piece; pack it anew"
+    if info.type not in _REGULAR:
+        return "is a link or no plain file; pack it anew"
+    return f"has {size} bytes: over {MAX_PAYLOAD}"
 
 
 class _Stream:
@@ -165,12 +191,22 @@ def _header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
     if len(data) < _RECORD:
         where = "inside the header of a member" if data else "the end of the archive, a block of zeros, is missing"
         raise DataError(f"{name}: cut at byte {at + len(data)}: {where}")
+    return parse_header(data, at, f"{name}: cut or damaged")
+
+
+def parse_header(data: bytes, at: int, problem: str) -> tarfile.TarInfo:
+    """Parse the 512 bytes of a member's header at byte `at`; an error begins with `problem`.
+
+    Old GNU headers hold access and change times where POSIX ones hold the first part of a long name; tarfile takes
+    the times for it. Raises DataError for bytes that are no header.
+    """
     try:
-        return tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
+        info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise DataError(
-            f"{name}: cut or damaged at byte {at}: no member and no end of archive there ({error})"
-        ) from None
+        raise DataError(f"{problem} at byte {at}: no member and no end of archive there ({error})") from None
+    if not data[257:].startswith(_POSIX_MAGIC):
+        info.name = data[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return info
 
 
 def size_of(size: str | int, at: int, name: str) -> int:
@@ -212,20 +248,27 @@ def _said(info: tarfile.TarInfo, data: bytes, at: int, name: str) -> dict[str, s
         keyword, _, value = record[len(digits) + 1 : -1].partition(b"=")
         said[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start = end
-    if any(keyword.startswith("GNU.sparse.") for keyword in said):
-        raise DataError(f"{name}: the member after byte {at} is sparse: its bytes are not in one piece; pack it anew")
-    return {keyword: said[keyword] for keyword in ("path", "size") if keyword in said}
+    return {word: value for word, value in said.items() if word in ("path", "size") or word.startswith("GNU.sparse.")}
 
 
 def _split(member_name: str, at: int, name: str) -> tuple[str, str]:
-    """Key and extension of a member; empty when its name has none. Names that point elsewhere are refused."""
+    """Key and extension of a member; empty when its name has none. Names that point elsewhere are refused.
+
+    Bytes of the name that are not UTF-8 stand in the key as escapes with a backslash, so that it can be kept anywhere.
+    """
     parts = member_name.split("/")
     if member_name.startswith("/") or ".." in parts or "\0" in member_name:
         raise DataError(
             f"{name}: member {member_name!r} at byte {at}: an absolute name or one with '..' is refused; pack it anew"
         )
+    parts = escape_undecodable(member_name).split("/")
     match = _NAME.fullmatch("/".join(part for part in parts if part not in ("", ".")))
     return (match[1], match[2].lower()) if match else ("", "")
+
+
+def escape_undecodable(name: str) -> str:
+    """Return a name of a file or member with escapes for its bytes that are not UTF-8, which no JSON can hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _expect_zeros(stream: _Stream, name: str) -> None:

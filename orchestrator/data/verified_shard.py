@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data import decode, index, labels, tars
+from orchestrator.data.adopted_shard import note_transparent
 from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.fields import NONE_SKIPPED, Others, Skipped
 from orchestrator.data.index import Keys, ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.tars import Member
@@ -32,6 +34,8 @@ class Verified:
     checksums: NDArray[np.uint64]
     lengths: NDArray[np.int64]
     unreachable: StorageError | None = None  # the storage failed: nothing is known
+    skipped: Skipped = NONE_SKIPPED
+    transparent: int = 0  # images, when they are decoded
 
 
 class ShardCheck:
@@ -39,19 +43,22 @@ class ShardCheck:
 
     def __init__(self, url: str, found: Manifest, deep: bool, ranges: Ranges) -> None:
         self._url, self._found, self._deep, self._ranges = url, found, deep, ranges
-        self._labels = labels.stored(found.made, found.classes)
+        self._labels = labels.stored(found.made, found.classes, found.titles)
 
     def __call__(self, shard: Shard, tick: Callable[[int], None]) -> Verified:
         """All that is wrong with a shard."""
         problems: list[str] = []
+        others = Others()
+        transparent: list[str] = []
         try:
             listing = self._index(shard, problems)
-            held = self._tar(shard, problems, tick)
+            held = self._tar(shard, problems, tick, others, transparent)
         except StorageError as error:
             return _verified((*problems, str(error)), None, error)
         if listing is not None and held is not None and (said := _difference(listing, held)):
             problems.append(f"its index is not what the tar holds: {said}; index the dataset again")
-        return _verified(problems, held or listing)
+        found = replace(_verified(problems, held or listing), transparent=len(transparent))
+        return replace(found, skipped=others.skipped(set(held.keys))) if held is not None else found
 
     def _index(self, shard: Shard, problems: list[str]) -> ShardIndex | None:
         try:
@@ -71,7 +78,9 @@ class ShardCheck:
             )
         return listing
 
-    def _tar(self, shard: Shard, problems: list[str], tick: Callable[[int], None]) -> ShardIndex | None:
+    def _tar(
+        self, shard: Shard, problems: list[str], tick: Callable[[int], None], others: Others, transparent: list[str]
+    ) -> ShardIndex | None:
         """The index that the tar should have; None when it cannot be read to its end."""
         url = self._found.tar_url(self._url, shard)
         digest, size = hashlib.sha256(), 0
@@ -83,13 +92,14 @@ class ShardCheck:
 
         blocks = tars.blocks(url, self._ranges, (digest,), count)
         undecodable: list[str] = []
-        extension = self._labels.extension
-        members: Iterable[Member] = tars.members(blocks, "the tar", (*tars.IMAGE_EXTENSIONS, extension))
+        fields = self._labels.fields
+        members: Iterable[Member] = tars.members(blocks, "the tar", fields.extensions, others.add)
         if self._deep:
-            members = _decoded(members, undecodable)
+            members = _decoded(members, fields.images, undecodable)
+            members = note_transparent(members, fields.images, transparent)
         held, unread = None, None
         try:
-            held = index.of_members(members, "the tar", self._labels.reader(), extension)
+            held = index.of_members(members, "the tar", self._labels.reader(), fields, others)
         except FileNotFoundError:
             problems.append(f"{urls.redact(url)}: missing although the manifest lists it")
             return None
@@ -106,10 +116,10 @@ class ShardCheck:
         return held
 
 
-def _decoded(members: Iterable[Member], undecodable: list[str]) -> Iterator[Member]:
+def _decoded(members: Iterable[Member], images: Sequence[str], undecodable: list[str]) -> Iterator[Member]:
     """The members, each image decoded on the way."""
     for member in members:
-        if member.extension in tars.IMAGE_EXTENSIONS:
+        if member.extension in images:
             try:
                 decode.decode(bytes(member.payload))
             except BadSampleError as error:

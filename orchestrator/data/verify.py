@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -15,8 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import duplicates, index, manifest, mixing, shard_tasks
+from orchestrator.config.printable import printable
+from orchestrator.data import duplicates, index, labels, manifest, mixing, shard_tasks
+from orchestrator.data.adopted_shard import describe_transparent
 from orchestrator.data.errors import DataError
+from orchestrator.data.fields import NONE_SKIPPED
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.shards_config import VerifyJob
 from orchestrator.data.verified_shard import ShardCheck, Verified
@@ -40,8 +44,19 @@ class _Place:
     result: Verified
 
 
+class _Warning(NamedTuple):
+    """What may be as it was meant, but has to be known: it costs no exit status."""
+
+    line: str
+    summary: str  # for the last line
+
+
 def run(job: VerifyJob, console: Console) -> int:
-    """Check the dataset and tell everything; 0 when nothing is wrong, else 1. Same images twice are only told.
+    """Check the dataset and tell everything; the exit status.
+
+    1 for problems: what cannot be read as the manifest says. 0 otherwise, also with warnings, which the last line
+    counts: images that are in two splits or there with two labels (real datasets have some), samples of the tars that
+    are left out, labels that are poorly mixed.
 
     Raises ConfigError for a place that means nothing, DataError when there is no readable manifest, StorageError when
     the storage is down.
@@ -52,18 +67,33 @@ def run(job: VerifyJob, console: Console) -> int:
         url = urls.absolute(job.url, "url")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    found = manifest.load(url)
+    found = manifest.load(url, allow_elsewhere=job.allow_elsewhere)
     places = _checked(url, found, job, console)
     problems = [(place.shard.name, problem) for place in places for problem in place.result.problems]
     problems += _of_manifest(found) + _equal_keys(url, places)
-    for line in (*_summary(found), *_equal_images(url, places), *_mixed(places, job)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if not problems:
-        console.print(f"{found.name}: nothing is wrong", style="green", highlight=False, markup=False)
-        return 0
-    console.print(_table(problems))
-    console.print(f"{found.name}: {len(problems)} problems", style="red", highlight=False, markup=False)
-    return FAILED
+    mixed, poor = _mixed(places, job)
+    transparent, unrecorded = _transparent(found, places)
+    warnings = [*_equal_images(url, places), *_left_out(found, places), *unrecorded, *poor]
+
+    def say(line: str, style: str = "") -> None:
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    for line in (*_summary(found), *transparent):
+        say(line)
+    for warning in warnings:
+        say(f"warning: {warning.line}", "yellow")
+    for line in mixed:
+        say(line)
+    name, told = printable(found.name), "; ".join(warning.summary for warning in warnings)
+    if problems:
+        console.print(_table(problems))
+        say(f"{name}: {len(problems)} problems" + (f"; beside them {told}" if told else ""), "red")
+        return FAILED
+    if warnings:
+        say(f"{name}: no errors, but {told}", "yellow")
+    else:
+        say(f"{name}: nothing is wrong", "green")
+    return 0
 
 
 def _checked(url: str, found: Manifest, job: VerifyJob, console: Console) -> list[_Place]:
@@ -124,8 +154,8 @@ def _equal_keys(url: str, places: Sequence[_Place]) -> list[tuple[str, str]]:
     return problems
 
 
-def _equal_images(url: str, places: Sequence[_Place]) -> list[str]:
-    """Lines about images that are there twice: real datasets have some, so they are no problem but to be known."""
+def _equal_images(url: str, places: Sequence[_Place]) -> list[_Warning]:
+    """Images that are there twice: real datasets have some, so they are no problem but to be known."""
     columns = [place.result.checksums for place in places]
     lengths, labels = (
         np.concatenate([getattr(place.result, name) for place in places] or [np.empty(0)])
@@ -149,8 +179,26 @@ def _equal_images(url: str, places: Sequence[_Place]) -> list[str]:
             )
             for n in chosen[:MAX_PAIRS]
         ]
-        lines.append(f"warning: {len(chosen)} images {what}, {differing} with another label: {'; '.join(named)}")
+        summary = f"{len(chosen)} images {what}" + (f", {differing} with another label" if differing else "")
+        lines.append(
+            _Warning(f"{len(chosen)} images {what}, {differing} with another label: {'; '.join(named)}", summary)
+        )
     return lines
+
+
+def _left_out(found: Manifest, places: Sequence[_Place]) -> list[_Warning]:
+    """Samples of the tars that the dataset does not have."""
+    fields, warnings = labels.stored(found.made).fields, []
+    for split in sorted(found.splits):
+        skipped = NONE_SKIPPED
+        for place in (place for place in places if place.split == split):
+            skipped = skipped.plus(place.result.skipped)
+        # What has no image under any name, such as a README, is no loss.
+        if skipped.images:
+            told = skipped.told(fields, skipped.samples + found.samples(split))
+            summary = f"{skipped.samples} samples of the {split} tars are left out"
+            warnings.append(_Warning(f"{split}: left out: {told}", summary))
+    return warnings
 
 
 def _key(url: str, place: _Place, row: int) -> str:
@@ -163,20 +211,40 @@ def _key(url: str, place: _Place, row: int) -> str:
 
 
 def _summary(found: Manifest) -> list[str]:
-    lines = [f"{found.name}: {len(found.classes)} classes, digest {found.digest()}"]
+    lines = [f"{printable(found.name)}: {len(found.classes)} classes, digest {found.digest()}"]
     for split, shards in sorted(found.splits.items()):
         total = sum(shard.bytes for shard in shards)
         lines.append(f"{split}: {found.samples(split)} samples in {len(shards)} shards, {total / 2**30:.2f} GiB")
     return lines
 
 
-def _mixed(places: Sequence[_Place], job: VerifyJob) -> list[str]:
-    labels = [place.result.labels for place in places if place.split == TRAIN]
-    return [mixing.report(labels, job.order, job.batch_size).message()] if labels else []
+def _transparent(found: Manifest, places: Sequence[_Place]) -> tuple[list[str], list[_Warning]]:
+    """Transparent images, which only decoding finds: a line for each split, and a warning when nothing records them."""
+    counts = {
+        split: sum(place.result.transparent for place in places if place.split == split)
+        for split in sorted(found.splits)
+    }
+    lines = describe_transparent(counts)
+    if not lines or manifest.BACKGROUND in found.made:
+        return lines, []
+    warning = (
+        "transparent images are not recorded in the manifest, which is of a version that ignored transparency: pack or "
+        "index the dataset again, or earlier runs and stored scores count as of the same pixels"
+    )
+    return lines, [_Warning(warning, "transparent images are not recorded")]
+
+
+def _mixed(places: Sequence[_Place], job: VerifyJob) -> tuple[list[str], list[_Warning]]:
+    """How well the labels are mixed: as a line, and as a warning when it is poor."""
+    columns = [place.result.labels for place in places if place.split == TRAIN]
+    if not columns:
+        return [], []
+    found = mixing.report(columns, job.order, job.batch_size)
+    return ([], [_Warning(found.message(), "labels are poorly mixed")]) if found.poor else ([found.message()], [])
 
 
 def _table(problems: Sequence[tuple[str, str]]) -> Table:
     table = Table("where", "what is wrong")
     for where, what in problems:
-        table.add_row(Text(where), Text(what))
+        table.add_row(Text(printable(where)), Text(printable(what)))
     return table

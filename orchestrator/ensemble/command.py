@@ -38,7 +38,7 @@ def evaluate(config: Evaluate) -> int:
     """Score finished runs, or the members of ensembles, as one ensemble; the exit status."""
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
-    storage, partial = config.destination.resolved().storage, config.reporting.allow_partial
+    storage, partial = config.places.resolved().storage, config.reporting.allow_partial
     found = stored.runs(storage, config.runs, "runs", config.members, partial)
     screen = console()
     for name in found.unfinished:
@@ -47,9 +47,17 @@ def evaluate(config: Evaluate) -> int:
         for spec in found.runs:
             screen.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
         return 0
-    with opened(config.destination, config.placement, screen) as session:
-        runs = tuple(stored.placed(session, spec, "runs") for spec in found.runs)
-        task = Task(runs, config.reporting, config.kind, left_out=len(found.unfinished))
+    with opened(stored.data_of(found.runs, config.destination), config.placement, screen) as session:
+        runs = tuple(stored.placed(session, spec, "runs", other_data=True) for spec in found.runs)
+        digest = session.manifest.digest()
+        other_data = digest if any(spec.dataset_digest != digest for spec in runs) else ""
+        if other_data:
+            if config.reporting.registered:
+                raise ConfigError("registered: needs the dataset that the runs were trained on; leave out --data")
+            session.say(f"scoring on another dataset than the runs were trained on: {session.manifest.name} {digest}")
+        task = Task(
+            runs, config.reporting, config.kind, left_out=len(found.unfinished), trains=False, other_data=other_data
+        )
         result = aggregate.run(session, task)
         return _conclude(session, result, config.reporting.allow_partial)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.format import CheckpointError
+from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.data import crops
-from orchestrator.data.decode import Encoded, Image, decode
+from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.image_format import Encoded
 from orchestrator.evaluation import forward, views
 from orchestrator.evaluation.forward import Member
 from orchestrator.evaluation.views import Views
@@ -175,8 +176,8 @@ def _load(url: str, device: torch.device | None) -> Member:
     try:
         state = safe.load(data)
         # A safetensors file begins with the length of its header, in JSON, which holds what the writer said of it.
-        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        recipe, classes, digest = json.loads(about["recipe"]), tuple(json.loads(about["classes"])), about["weights"]
+        about = parse_object(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        recipe, classes, digest = parse_object(about["recipe"]), tuple(parse_json(about["classes"])), about["weights"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{shown}: no exported final weights: {type(error).__name__}: {error}") from None
     if weights.digest(state) != digest:

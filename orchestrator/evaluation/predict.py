@@ -48,7 +48,7 @@ def score_shard(raw: dict[str, Any]) -> dict[str, Any]:
     """
     task = ScoreShard.from_dict(raw)
     torch.set_num_threads(task.threads)
-    found = manifest.load(task.data)
+    found = manifest.load(task.data, allow_elsewhere=task.allow_elsewhere)
     members = members_of(task.scorers, found)
     samples = found.shards(task.split)[task.shard].samples
     parts = [Part(samples, len(found.classes)) for _ in members]

@@ -18,7 +18,7 @@ from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data import crops
 from orchestrator.evaluation import half
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import commit, files, urls
+from orchestrator.storage import archives, commit, files, urls
 from orchestrator.storage.commit import CommitError
 
 # 2: times 2^15, in the order that float32 had.
@@ -161,11 +161,12 @@ def _read(
             raise CommitError(f"{shown}: its {field} is {about.get(field)!r}, not {value!r}: it belongs elsewhere")
     payload = commit.read(part)
     try:
+        archives.check_stored(payload[_FILE])
         with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as arrays:
             ids, labels, rows = arrays["ids"], arrays["labels"], arrays["rows"]
         fits = ids.shape == labels.shape == rows.shape[:1] == (about["images"],) and rows.shape[1] == ROWS
         int(str(about["bad"]))
-    except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
     if not fits:
         raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")

@@ -32,6 +32,7 @@ class ScoreShard(Config):
     """One task: score these models, all of one image size, on one shard."""
 
     data: str
+    allow_elsewhere: bool = Field(False, description="read tars outside the dataset's folder")
     split: str
     shard: int = Field(ge=0)
     scorers: tuple[Scorer, ...] = Field(min_length=1, max_length=MOST_SCORERS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from orchestrator.fleet import schedule
-from orchestrator.fleet.figures import NOTHING, EpochFigures, number, of_epoch
+from orchestrator.fleet.figures import NOTHING, EpochFigures, of_epoch, whole
 from orchestrator.fleet.forecast import Durations, Seen
 from orchestrator.fleet.plan import STEADY, Pace
 from orchestrator.fleet.supervisor import RunStatus
@@ -172,7 +172,7 @@ class Board:
             self._starts.append(event.time - row.running_since)
         row.attempt_began = (event.time, row.figures.epoch)
         row.epoch_ended = event.time
-        row.workers = int(number(event.values.get("workers")) or 0) or row.workers
+        row.workers = whole(event.values.get("workers")) or row.workers
 
 
 def _apply(row: Row, event: Event) -> None:

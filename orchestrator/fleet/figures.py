@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ def of_epoch(event: Event) -> EpochFigures:
     values = event.values
     kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
     return EpochFigures(
-        int(number(values.get("train/epoch")) or 0),
+        whole(values.get("train/epoch")) or 0,
         number(values.get("train/loss")),
         number(values.get("train/images_per_second")),
         number(values.get(f"validation/{kind}_top1_error")),
@@ -42,6 +43,11 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def whole(value: object) -> int | None:
+    """Return the value as a whole number if it is a finite number."""
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def shown(value: float | None, form: str) -> str:
     """The value in that format, or "-" when unknown."""
     return "-" if value is None else format(value, form)
@@ -49,7 +55,7 @@ def shown(value: float | None, form: str) -> str:
 
 def duration(seconds: float | None) -> str:
     """1:02:03, 2:03, or "-" when unknown."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from orchestrator.fleet.figures import number
+from orchestrator.fleet.figures import whole
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor, JournalError
@@ -88,8 +88,8 @@ def _sought(
     tail: Sequence[tuple[Cursor, Event]],
 ) -> Event | None:
     """The end of the last epoch, found by bisection: within an attempt samples only grow."""
-    sizes = [number(event.values.get("samples_per_epoch")) for event in starts.values()]
-    size = int(next((one for one in reversed(sizes) if one), 0))
+    sizes = [whole(event.values.get("samples_per_epoch")) for event in starts.values()]
+    size = next((one for one in reversed(sizes) if one), 0)
     samples = max((event.samples or 0 for _, event in tail), default=0)
     if not size or samples < size:
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.checkpoint.places import places
-from orchestrator.fleet.figures import NOTHING, number, of_epoch
+from orchestrator.fleet.figures import NOTHING, number, of_epoch, whole
 from orchestrator.fleet.glance import Glance, glance
 from orchestrator.launch import holder
 from orchestrator.launch.holder import Holder
@@ -28,12 +28,13 @@ State = Literal[
     "finished",
     "stopped",
     "failed",
+    "unreadable",  # one of its records; the others are shown
     "lost",  # its driver is gone without a word
     "pruned",  # a trial that was ended early
     "diverged",  # a trial whose loss or score is no number
 ]
 LIVE: tuple[State, ...] = ("waiting", "starting", "running", "restarting", "stopping")
-BAD: tuple[State, ...] = ("failed", "lost")
+BAD: tuple[State, ...] = ("failed", "lost", "unreadable")
 ENDED: tuple[State, ...] = ("finished", "pruned", "diverged", "failed")  # trials that are not gone on with
 
 # A start takes no longer on a busy machine; then it waits for workers.
@@ -87,7 +88,7 @@ def standing(
     if (held is None or driver is not None) and newest is None and awaited:
         state, message = "waiting", ""
     saved = _saved(folder)
-    epochs = _int(_of(spec, "recipe", "epochs"))
+    epochs = whole(_of(spec, "recipe", "epochs"))
     return Standing(
         name=urls.name(folder),
         folder=urls.redact(folder),
@@ -100,7 +101,7 @@ def standing(
         last_incident=str(told.incidents[-1].values.get("cause", "")) if told.incidents else "",
         checkpoint_samples=saved[0],
         checkpoint_seconds_ago=saved[1],
-        workers=_int(told.started and told.started.values.get("workers")) or _int(_of(spec, "placement", "workers")),
+        workers=whole(told.started and told.started.values.get("workers")) or whole(_of(spec, "placement", "workers")),
         owner=str(held.owner) if held is not None and lives else "",
         **_figures(state, epochs, told, last),
     )
@@ -185,7 +186,7 @@ def _seconds_left(
 
 def _size(told: Glance) -> float | None:
     """Samples of an epoch."""
-    size = number(told.started.values.get("samples_per_epoch")) if told.started is not None else None
+    size: float | None = whole(told.started.values.get("samples_per_epoch")) if told.started is not None else None
     if not size and told.epoch is not None and (ended := of_epoch(told.epoch).epoch):
         size = (told.epoch.samples or 0) / ended
     return size or None
@@ -208,7 +209,3 @@ def _saved(folder: str) -> tuple[int | None, float | None]:
 def _of(spec: dict[str, Any], part: str, field: str) -> object:
     found = spec.get(part)
     return found.get(field) if isinstance(found, dict) else None
-
-
-def _int(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) else None

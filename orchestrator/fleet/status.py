@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from orchestrator.fleet.trials import trials
 from orchestrator.launch import holder, named
 from orchestrator.launch.named import Named
 from orchestrator.launch.screen import FAILED
-from orchestrator.storage import files, urls
+from orchestrator.storage import faults, files, urls
 from orchestrator.storage.files import StorageError
 
 _READERS = 8
@@ -34,6 +34,10 @@ _COLOURS = {
     "lost": "red",
     "pruned": "cyan",
 }
+
+
+# What reading one run's records may raise.
+_OF_ONE_RUN = (StorageError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -106,27 +110,57 @@ def families(found: Sequence[Named], brief: bool = False) -> list[Family]:
     brief: of sweeps, show only the trials that run or went wrong.
     """
     with ThreadPoolExecutor(_READERS, "status") as pool:
-
-        def asked(calls: Iterable[Callable[[], Standing]]) -> list[Future[Standing]]:
-            return [pool.submit(call) for call in calls]
-
         waiting: list[tuple[Family, list[Future[Standing]]]] = []
         for one in found:
-            if one.sweep:
-                told = trials(one.folder)
-                waiting.append((Family(one.name, (), True, told.owner, brief), asked(told.calls)))
-            else:
-                waiting.append((Family(one.name if one.members is not None else "", ()), asked(_calls(one))))
+            try:
+                family, calls = _family(one, brief)
+            except _OF_ONE_RUN as error:
+                family, calls = Family(one.name, ()), [partial(_unreadable, one.folder, _why(error))]
+            folders = one.members or (one.folder,) * len(calls)
+            waiting.append((family, [pool.submit(_shielded, *each) for each in zip(calls, folders, strict=True)]))
         return [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
+
+
+def _family(one: Named, brief: bool) -> tuple[Family, Sequence[Callable[[], Standing]]]:
+    if one.sweep:
+        told = trials(one.folder)
+        return Family(one.name, (), True, told.owner, brief), told.calls
+    return Family(one.name if one.members is not None else "", ()), _calls(one)
 
 
 def _calls(one: Named) -> list[Callable[[], Standing]]:
     if one.members is None:
         return [partial(standing, one.folder)]
-    recipes = json.loads(files.read_bytes(files.join(one.folder, named.SPEC))).get("recipes", {})
+    if one.trouble:
+        return [partial(_unreadable, one.folder, one.trouble)]
+    recipes = files.read_record(files.join(one.folder, named.SPEC)).get("recipes")
     awaited = holder.lives(one.folder, holder.look(one.folder))
-    models = [str(recipes.get(urls.name(folder), {}).get("name", "")) for folder in one.members]
+    models = [_recipe_name(recipes, urls.name(folder)) for folder in one.members]
     return [partial(standing, each, one.name, model, awaited) for each, model in zip(one.members, models, strict=True)]
+
+
+def _recipe_name(recipes: object, run: str) -> str:
+    found = recipes.get(run) if isinstance(recipes, dict) else None
+    return str(found.get("name", "")) if isinstance(found, dict) else ""
+
+
+def _unreadable(folder: str, why: str) -> Standing:
+    return Standing(urls.name(folder), urls.redact(folder), "unreadable", why, urls.name(folder))
+
+
+def _shielded(call: Callable[[], Standing], folder: str) -> Standing:
+    """What the call returns; what is wrong with the records of one run must not hide the others."""
+    try:
+        return call()
+    except _OF_ONE_RUN as error:
+        return _unreadable(folder, _why(error))
+
+
+def _why(error: Exception) -> str:
+    """Why a run cannot be shown. Raises the error again when it says that the storage as a whole does not answer."""
+    if isinstance(error, StorageError) and not faults.is_of_one_object(error):
+        raise error
+    return str(error) if isinstance(error, StorageError) else f"a record is damaged: {type(error).__name__}: {error}"
 
 
 def _followed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.order import EpochOrder
 from orchestrator.launch import named
-from orchestrator.launch.config import RunSpec
+from orchestrator.launch.config import RunSpec, stored_spec
 from orchestrator.launch.screen import FAILED
 from orchestrator.storage import files, urls
 from orchestrator.storage.commit import CommitError
@@ -115,14 +114,14 @@ def _run(name: str, storage: str, data: str) -> Run:
     """The run of that name or at that URL. Raises ConfigError."""
     folder = named.folder_of(name, storage)
     try:
-        spec = RunSpec.from_dict(json.loads(files.read_bytes(files.join(folder, "spec.json"))))
+        spec = stored_spec(folder)
     except FileNotFoundError:
         raise ConfigError(f"runs: {urls.redact(name)!r}: no run at {urls.redact(folder)}{_others(folder)}") from None
     except ValueError as error:
         raise ConfigError(f"runs: {urls.redact(name)!r}: its spec.json cannot be used: {error}") from None
-    place = _absolute(data, "data") if data else spec.destination.data
+    place = _absolute(data, "data") if data else named.dataset_of(spec.to_dict(), folder)
     try:
-        dataset = manifest.load(place)
+        dataset = manifest.load(place, allow_elsewhere=True)  # its counts and digest are compared, no tar is read
     except DataError as error:
         raise ConfigError(f"{error}; say with --data where the dataset of {spec.name} lies") from None
     if dataset.digest() != spec.dataset_digest:

@@ -21,9 +21,11 @@ from ray._private.state import state as ray_state
 from ray.core.generated import gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
-from orchestrator.launch import prestart
+from orchestrator.config.errors import ConfigError
+from orchestrator.launch import interrupt, prestart
 from orchestrator.launch.config import Placement
-from orchestrator.launch.environment import is_submitted
+from orchestrator.launch.environment import check_surroundings, is_submitted
+from orchestrator.launch.temp_dir import make_temp_dir
 
 LOCAL_STORE_BYTES = 200_000_000
 _WHERE = "RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token"
@@ -110,7 +112,7 @@ def begin(workers: int = 0, trial_cpus: int = 0) -> None:
 def connected() -> Iterator[Capacity]:
     """Connect to the given cluster, or start a private local one that ends with this process.
 
-    Raises ClusterError when the cluster does not answer.
+    Raises ClusterError when the cluster does not answer, ConfigError for surroundings that Ray cannot work in.
     """
     global _begun
     begun, _begun = _begun, None
@@ -119,6 +121,8 @@ def connected() -> Iterator[Capacity]:
             _connect()
         else:
             begun.result()
+    except ConfigError:
+        raise
     except ClusterError as error:
         raise ClusterError(f"cannot use {os.environ.get('RAY_ADDRESS', '')}: {error}") from error
     except Exception as error:
@@ -131,17 +135,19 @@ def connected() -> Iterator[Capacity]:
 
 
 def _connect() -> None:
+    check_surroundings()
     if is_submitted():
         _knock(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     # No dashboard: nothing but this driver talks to the cluster. No process ahead of its use, but for what is asked for
     # by `prestart`: Ray's own have another runtime environment than our workers, and would never be used.
-    ray.init(
-        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=LOCAL_STORE_BYTES,
-        _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
-    )  # fmt: skip
+    with interrupt.shielding_children():
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            object_store_memory=LOCAL_STORE_BYTES, _temp_dir=make_temp_dir(),
+            _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
+        )  # fmt: skip
 
 
 def _knock(address: str) -> None:

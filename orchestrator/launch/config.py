@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Annotated, Self, TypeVar
 
 import tyro
@@ -18,9 +19,9 @@ from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
-from orchestrator.tracking import uri
+from orchestrator.tracking import default_store, uri
 from orchestrator.tracking.tracker import TrackingError
-from orchestrator.training.execution import Execution
+from orchestrator.training.execution import Execution, check_batch_norm
 from orchestrator.training.job import Cadence, TrainJob
 
 # The one environment variable that the project defines: where runs land by default.
@@ -28,6 +29,7 @@ RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
 # MLflow's own: where its other tools record, too.
 URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 EXPERIMENT = "googlenet"
+DEFAULT_STORAGE = "~/orchestrator-runs"
 EMBEDDED = "digits"
 SPEC = "spec.json"  # in a run's folder
 
@@ -84,6 +86,9 @@ class Destination(Config):
     experiment: str = Field(
         "", max_length=250, description=f"MLflow experiment; by default ${EXPERIMENT_VARIABLE}, else {EXPERIMENT}"
     )
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
 
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
@@ -108,10 +113,32 @@ class Destination(Config):
                     f"tracking: needed when storage is {urls.redact(storage)}: give the URI of an MLflow server, "
                     "such as --tracking http://HOST:5000"
                 )
-            tracking = "sqlite:///" + files.join(urls.local_path(storage), "mlflow.db")
+            tracking = _database_in(storage)
         experiment = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
         places = {"storage": storage, "data": data, "tracking": tracking, "experiment": experiment}
-        return type(self).from_dict(places)  # checked: a variable's text has not been yet
+        return type(self).from_dict({**self.to_dict(), **places})  # checked: a variable's text has not been yet
+
+    @property
+    def embedded(self) -> bool:
+        """Whether resolved places have the embedded data."""
+        return self.data == files.join(self.storage, "data", EMBEDDED)
+
+    def flags(self, default_data: str = "") -> list[str]:
+        """Return the flags that lead a command to these resolved places from any shell.
+
+        Those that need no flag are left out: without $ORCHESTRATOR_RUNS, which another shell may lack.
+        default_data: what the command takes without --data, EMBEDDED or nothing.
+        """
+        flags: list[str] = []
+        if not self.embedded or default_data != EMBEDDED:
+            flags += ["--data", EMBEDDED if self.embedded else urls.redact(self.data)]
+        if self.storage != urls.absolute(DEFAULT_STORAGE, "storage"):
+            flags += ["--storage", urls.redact(self.storage)]
+        if not urls.is_local(self.storage) or self.tracking != _database_in(self.storage):
+            flags += ["--tracking", urls.redact(self.tracking)]
+        if self.experiment != EXPERIMENT:
+            flags += ["--experiment", self.experiment]
+        return flags
 
     def redacted(self) -> Self:
         """The same without users, passwords and queries: fit to be kept."""
@@ -126,7 +153,7 @@ def _home_of_runs() -> str:
             f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; give --storage, or set "
             f"{RUNS_VARIABLE}, to an absolute path or a URL"
         )
-    return "~/orchestrator-runs"
+    return DEFAULT_STORAGE
 
 
 def _named_by_environment() -> str:
@@ -138,6 +165,16 @@ def _named_by_environment() -> str:
     except TrackingError as error:
         raise ConfigError(f"{URI_VARIABLE}: {error}; or give --tracking, which wins") from None
     return named
+
+
+def _database_in(storage: str) -> str:
+    """Return the default tracking URI of a local storage."""
+    return default_store.uri(files.join(urls.local_path(storage), "mlflow.db"))
+
+
+def job_command(job: str, arguments: Sequence[str]) -> str:
+    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
+    return f"python jobs/{job} {shlex.join(arguments)}"
 
 
 class RunSpec(Config):
@@ -208,6 +245,7 @@ class RunSpec(Config):
             recipe=self.recipe,
             cadence=self.cadence,
             data=self.destination.data,
+            allow_elsewhere=self.destination.allow_elsewhere,
             dataset_digest=self.dataset_digest,
             folder=self.folder,
             stop_flag=stop_flag,
@@ -217,6 +255,18 @@ class RunSpec(Config):
             execution=self.placement.execution,
             weights=self.weights,
         )
+
+
+def stored_spec(folder: str) -> RunSpec:
+    """Return the spec that a run keeps in its folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
+    """
+    url = files.join(folder, SPEC)
+    try:
+        return RunSpec.from_record(files.read_bytes(url))
+    except ConfigError as error:
+        raise ConfigError(f"{urls.redact(url)}: cannot be used: {error}") from None
 
 
 class JobConfig(Config):
@@ -240,6 +290,7 @@ class JobConfig(Config):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         _check_divisible(self.recipe, self.placement)
+        check_batch_norm(self.recipe, self.placement.execution, self.placement.workers)
         return self
 
     def spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:

@@ -74,7 +74,7 @@ def _steps(found: Manifest, recipe: Recipe) -> int:
 def _manifest(destination: Destination) -> Manifest | None:
     """The dataset's manifest; None for embedded data that is not packed yet. Raises DataError for any other trouble."""
     try:
-        return manifest.load(destination.data)
+        return manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
     except DataError:
         packed_on_use = destination.data == Destination(data=EMBEDDED, storage=destination.storage).resolved().data
         if packed_on_use and not files.exists(files.join(destination.data, manifest.NAME)):

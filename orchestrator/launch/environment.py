@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import atexit
 import getpass
-import json
 import os
+import re
 import secrets
 import shutil
+import sys
 import tempfile
 
 from orchestrator.config.cli import refuse
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_json
+from orchestrator.config.printable import redact
 from orchestrator.launch.config import Destination, Placement
+from orchestrator.launch.temp_dir import make_temp_dir
 
 _SWITCHES = {
     # Clusters are closed to others; an explicit mode always wins over Ray's guesses.
@@ -27,6 +31,8 @@ _SWITCHES = {
     # Ray's set-up would print on the driver's screen, where the controllers are (launch/trainlog.py).
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
+# What bash does not take literally in the middle of a word.
+_SHELL_CHARACTERS = re.compile(r"""[\s|&;<>()$`\\"'*?]|\{[^{}]*(,|\.\.)[^{}]*\}""")
 
 
 def settle() -> None:
@@ -47,12 +53,44 @@ def settle() -> None:
 
 
 def prepare(prog: str, destination: Destination, placement: Placement) -> None:
-    """Refuse places that cannot be (one line, exit status 2), then set what the user did not set of Ray's switches."""
+    """Refuse places and surroundings that cannot work (one line, exit status 2), then set Ray's switches."""
     try:
         destination.resolved()
+        check_surroundings()
     except ConfigError as error:
         refuse(prog, error)
     switch(placement)
+
+
+def check_surroundings() -> None:
+    """Check what a cluster takes from this process: RAY_ADDRESS, or for a private one the interpreter and temp dir.
+
+    Raises ConfigError.
+    """
+    if is_submitted():
+        check_address(os.environ["RAY_ADDRESS"])
+        return
+    check_interpreter()
+    make_temp_dir()
+
+
+def check_address(address: str) -> None:
+    """Raise ConfigError for a RAY_ADDRESS that a driver cannot connect to."""
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS must be HOST:PORT of a Ray head, got {redact(address)}, the form of a job server's or a Ray "
+            "client's address; unset RAY_ADDRESS to start a private cluster, or submit this job: "
+            "ray job submit --working-dir . -- python jobs/..."
+        )
+
+
+def check_interpreter() -> None:
+    """Raise ConfigError for a path that breaks Ray's workers: it is pasted into a shell line without quotes."""
+    if (found := _SHELL_CHARACTERS.search(sys.executable)) is not None:
+        raise ConfigError(
+            f"the interpreter's path must hold no {found[0]!r}, got {sys.executable}: Ray's workers would never start; "
+            "move the clone, or make its .venv in a folder without spaces and characters of the shell"
+        )
 
 
 def switch(placement: Placement | None = None) -> None:
@@ -75,13 +113,13 @@ def switch(placement: Placement | None = None) -> None:
 
 def is_submitted() -> bool:
     """Whether this process runs on a cluster that was given to it (ray job submit, or RAY_ADDRESS)."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def submission_id() -> str | None:
     """The id of the submitted job that this process is the driver of; what `ray job logs` and `stop` take."""
     try:
-        found = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
+        found = parse_json(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
     except (ValueError, KeyError, TypeError):
         return None
     return str(found)

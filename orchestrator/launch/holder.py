@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
+import math
 import time
 from dataclasses import dataclass
 
-from orchestrator.launch.lease import BEAT_SECONDS, STALE_SECONDS, Owner, gone
+from orchestrator.config.json_text import parse_object
+from orchestrator.launch.lease import BEAT_SECONDS, STALE_SECONDS, UNKNOWN, Owner, gone, newest, parse_owner
 from orchestrator.storage import files
 
-_LEASE = re.compile(r"^(\d{6})\.json$")
 # Clocks of machines differ by less: a heartbeat that is older by our clock is one of a dead owner.
 CLOCKS_SECONDS = 600.0
 
@@ -38,22 +37,23 @@ class Holder:
 
     @property
     def age(self) -> float:
-        """Seconds since the last heartbeat, or since the lease was taken, by this machine's clock."""
+        """Seconds since the last heartbeat, or since the lease was taken, by this machine's clock; NaN when unknown."""
         try:
-            return time.time() - float(json.loads(self.beat)["time"])
-        except (ValueError, KeyError, TypeError):
-            return time.time() - self.owner.since
+            return time.time() - float(parse_object(self.beat)["time"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            # No heartbeat yet, or one that cannot be read: then only whether it changes says something.
+            return math.nan if self.beat or self.owner == UNKNOWN else time.time() - self.owner.since
 
 
 def look(folder: str) -> Holder | None:
-    """The last lease on the run in `folder`; None when it never had one, or a record that cannot be read."""
+    """The last lease on the run in `folder`; None when it never had one. Its owner is UNKNOWN when damaged."""
     leases = files.join(folder, "lease")
     names = files.list_names(leases)
-    number = max((int(match[1]) for name in names if (match := _LEASE.match(name))), default=0)
+    number = newest(names)
     stem = f"{number:06d}"
     try:
-        owner = Owner(**json.loads(files.read_bytes(files.join(leases, stem + ".json"))))
-    except (FileNotFoundError, ValueError, TypeError):
+        owner = parse_owner(files.read_bytes(files.join(leases, stem + ".json")))
+    except FileNotFoundError:
         return None
     beat = b""
     if f"{stem}.beat" in names:
@@ -65,13 +65,14 @@ def lives(folder: str, holder: Holder | None, patience: float = 2.5 * BEAT_SECON
     """Whether somebody runs the run in `folder`, whose holder was just seen.
 
     A fresh heartbeat is believed. One that is old by our clock, or ahead of it, is looked at again for `patience`
-    seconds, since clocks of machines differ; unless the difference is beyond what clocks have.
+    seconds, since clocks of machines differ; unless the difference is beyond what clocks have. So is one that cannot be
+    read.
     """
     if holder is None or holder.released or holder.gone:
         return False
     if abs(holder.age) <= STALE_SECONDS:
         return True
-    deadline = time.monotonic() + (patience if abs(holder.age) <= CLOCKS_SECONDS else 0.0)
+    deadline = time.monotonic() + (0.0 if abs(holder.age) > CLOCKS_SECONDS else patience)
     while time.monotonic() < deadline:
         time.sleep(min(0.5, patience / 4))
         now = look(folder)

@@ -11,17 +11,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.launch.environment import submission_id
 from orchestrator.storage import files
 
 BEAT_SECONDS = 3.0
 STALE_SECONDS = 15.0
+_LATEST = 4e9  # a later time in a record, in unix seconds, is damage
+_RECORD = re.compile(r"^(\d{6,})\.json$")
 
 _log = logging.getLogger(__name__)
 
@@ -37,17 +43,39 @@ class Owner:
     space: str = ""  # boot and process namespace that the pid is of: containers of one host share its name
 
     def __str__(self) -> str:
+        if self == UNKNOWN:
+            return "an unknown process (its lease cannot be read)"
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
         job = f"job {self.job}, " if self.job else ""
         return f"{job}process {self.pid} on {self.host}, since {since}"
+
+
+# Who holds a lease whose record is damaged: that somebody does is said by its heartbeat alone.
+UNKNOWN = Owner("", 0, "", 0.0)
+
+
+def parse_owner(data: bytes) -> Owner:
+    """Return the owner in a lease's record, perhaps of a newer version; UNKNOWN when the record cannot be read."""
+    try:
+        record = parse_object(data)
+        host, pid, since = record["host"], record["pid"], float(record["since"])
+        job, space = record.get("job", ""), record.get("space", "")
+        if not all(isinstance(text, str) for text in (host, job, space)) or type(pid) is not int:
+            return UNKNOWN
+        if not (0 < pid < 2**31 and 0 <= since < _LATEST):
+            return UNKNOWN
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return UNKNOWN
+    return Owner(host, pid, job, since, space)
 
 
 class LeaseHeldError(RuntimeError):
     """Another live driver runs this run; the message names it and says what can be done."""
 
     def __init__(self, folder: str, owner: Owner, stop_flag: str) -> None:
-        attach = f"ray job logs --follow {owner.job}" if owner.job else "look at its terminal"
-        stop = f"ray job stop {owner.job}" if owner.job else "Ctrl-C there"
+        job = shlex.quote(owner.job)
+        attach = f"ray job logs --follow {job}" if owner.job else "look at its terminal"
+        stop = f"ray job stop {job}" if owner.job else "Ctrl-C there"
         super().__init__(
             f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or create the file "
             f"{stop_flag}) and submit again"
@@ -66,7 +94,7 @@ def gone(owner: Owner) -> bool:
 
 def _space() -> str:
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
@@ -132,21 +160,27 @@ def take(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
     """
     leases = files.join(folder, "lease")
     while True:
-        numbers = [int(name[:6]) for name in files.list_names(leases) if name.endswith(".json")]
-        last = max(numbers, default=0)
-        if last:
+        if last := newest(files.list_names(leases)):
             _check_free(folder, leases, last, stale_seconds)
         owner = json.dumps(asdict(this_owner())).encode()
         if files.create_bytes(files.join(leases, f"{last + 1:06d}.json"), owner):
             return Lease(leases, last + 1)
 
 
+def newest(names: Iterable[str]) -> int:
+    """Return the highest number of the leases among these names; 0 when there is none."""
+    return max((int(match[1]) for name in names if (match := _RECORD.match(name))), default=0)
+
+
 def _check_free(folder: str, leases: str, number: int, stale_seconds: float) -> None:
-    """Return when lease `number` is released or its owner dead; raise LeaseHeldError when it lives."""
+    """Return when lease `number` is released or its owner dead; raise LeaseHeldError when it lives.
+
+    A lease whose record cannot be read is held like any other for as long as its heartbeat changes.
+    """
     stem = files.join(leases, f"{number:06d}")
     if files.exists(stem + ".released"):
         return
-    owner = Owner(**json.loads(files.read_bytes(stem + ".json")))
+    owner = parse_owner(files.read_bytes(stem + ".json"))
     if gone(owner):
         return
     first = _beat_of(stem)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from orchestrator.config.printable import printable
 from orchestrator.data import digits, manifest, pack_report, pack_state, packing
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
@@ -24,13 +25,14 @@ from orchestrator.launch import cluster, interrupt, pool
 from orchestrator.launch.command import console
 from orchestrator.launch.environment import is_submitted
 from orchestrator.launch.interrupt import Interruption
-from orchestrator.storage import files, urls
+from orchestrator.storage import files, ranged, urls
 
 Results = Iterator[tuple[int, Any]]
 
 # Reads of a task that are under way side by side; its CPU decodes what came.
 TASK_THREADS = 4
 LOCAL_SHARDS = 4
+GRACE_SECONDS = 5.0
 # A log has no moving bar; it gets a line now and then.
 LOG_SECONDS = 30.0
 
@@ -59,8 +61,10 @@ def pack(config: Pack) -> int:
             return interruption.exit_status
     made = packing.conclude(begun, entries)
     screen.print(pack_report.table(begun.plan, entries))
+    if summary := pack_report.describe_left_out(begun.plan, entries):
+        say(summary)
     for bad in pack_report.left_out(entries)[: pack_report.SHOWN]:
-        say(f"left out: {bad.key} ({bad.source}): {bad.reason}")
+        say(printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
     say(f"packed: {_told(config.url, made)}; report: {urls.redact(files.join(config.url, pack_report.NAME))}")
     return 0
 
@@ -118,7 +122,8 @@ def in_threads(
 ) -> Results:
     """What pool.run does, in threads: (number of the argument, result) of each call as it ends.
 
-    Raises what a call raised. What is under way is waited for, whatever ends this.
+    Raises what a call raised. What is under way is waited for, whatever ends this; after a stop, reads that wait for a
+    store are given up after some seconds.
     """
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Future[Any], int] = {}
@@ -129,6 +134,8 @@ def in_threads(
                 running[threads.submit(function, *argument)] = number
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
+        if running and wait(running, timeout=GRACE_SECONDS).not_done:
+            ranged.close_all()
 
 
 # ------------------------------------------------------------------ what is said
@@ -185,7 +192,7 @@ def _pack_digits(config: Pack, say: Callable[[str], None]) -> int:
     if pack_state.load(config.url) is not None:
         raise DataError(f"url: {shown}: an unfinished packing is there: take another --url, or remove it")
     if files.exists(files.join(config.url, manifest.NAME)):
-        found = manifest.load(config.url)
+        found = manifest.load(config.url, allow_elsewhere=True)
         if found.name != digits.NAME:
             raise DataError(f"url: {shown}: the dataset {found.name!r} is there: take another --url, or remove it")
         say(f"already packed: {_told(config.url, found)}")

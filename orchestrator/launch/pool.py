@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestrator.config.output import prepare_output
+
 # A task whose worker or node died runs again elsewhere this often; our own exceptions are not retried.
 RETRIES = 3
 
@@ -24,20 +26,32 @@ def run(
 
     Ends early, cancelling what runs, when `stop()` says so. Raises TaskError when a task failed.
     """
-    remote = ray.remote(function).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+    options = {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "max_retries": RETRIES,
+        "name": getattr(function, "__name__", "task"),
+    }
+    remote = ray.remote(_call).options(**options)
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Any, int] = {}
     try:
         while (waiting or running) and not stop():
             while waiting and len(running) < at_once:
                 number, argument = waiting.pop()
-                running[remote.remote(*argument)] = number
+                running[remote.remote(function, *argument)] = number
             done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
             for reference in done:
                 yield running.pop(reference), _result(reference)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Do one task, in the process of a worker."""
+    prepare_output()
+    return function(*arguments)
 
 
 def _result(reference: Any) -> Any:

@@ -48,7 +48,7 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
         if asked.data == EMBEDDED and not _readable(resolved.data):
             # Imported when they are to be packed: scikit-learn takes a second.
             import_module("orchestrator.data.digits").pack_digits(resolved.data)
-        found = _check_dataset(resolved.data)
+        found = _check_dataset(resolved)
         _check_content(resolved.data, found)
     except (DataError, OSError) as error:
         raise PreflightError([str(error)]) from None
@@ -79,7 +79,7 @@ def check_places(asked: Destination, recipes: Sequence[Recipe] = (), workers: in
     packed_on_use = asked.data == EMBEDDED and not _readable(destination.data)
     try:
         if not packed_on_use:
-            check_trainable(_check_dataset(destination.data), destination.data, recipes, workers)
+            check_trainable(_check_dataset(destination), destination.data, recipes, workers)
     except PreflightError as error:
         problems.extend(error.problems)
     except (DataError, OSError) as error:
@@ -93,9 +93,10 @@ def check_places(asked: Destination, recipes: Sequence[Recipe] = (), workers: in
         raise PreflightError(problems)
 
 
-def _check_dataset(url: str) -> Manifest:
+def _check_dataset(destination: Destination) -> Manifest:
     """Return the manifest of a dataset that is whole as far as a look tells. Raises DataError and OSError."""
-    found = manifest.load(url)
+    url = destination.data
+    found = manifest.load(url, allow_elsewhere=destination.allow_elsewhere)
     if VALIDATION not in found.splits or found.samples(VALIDATION) == 0:
         raise DataError(
             f"data: {urls.redact(url)}: it has no {VALIDATION} split, so no error could be computed; pack it with some "
@@ -108,7 +109,7 @@ def _check_dataset(url: str) -> Manifest:
 def _readable(url: str) -> bool:
     """Whether a manifest of this code's format is there."""
     try:
-        manifest.load(url)
+        manifest.load(url, allow_elsewhere=True)
     except DataError:
         return False
     return True
@@ -181,7 +182,7 @@ def _answer(reference: Any, node: dict[str, Any]) -> str | None:
             for one in ray.nodes()  # type: ignore[no-untyped-call]
             if one["Alive"]
         }
-        fix = " (is there room on the disk of its /tmp/ray?)" if isinstance(error, RuntimeEnvSetupError) else ""
+        fix = " (is there room on the disk of Ray's temp dir there?)" if isinstance(error, RuntimeEnvSetupError) else ""
         return None if gone else f"node {node['NodeManagerAddress']}: {type(error).__name__}: {_words(error)}{fix}"
     return found
 
@@ -192,7 +193,7 @@ def _words(error: Exception) -> str:
     return words if len(words) <= LONGEST else f"{words[: LONGEST // 4]} ... {words[-3 * LONGEST // 4 :]}"
 
 
-def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:
+def _node_problem(raw: dict[str, Any], mark: str, node: str) -> str | None:
     destination = Destination.from_dict(raw)
     try:
         if not files.exists(mark):
@@ -200,7 +201,9 @@ def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:
                 f"node {node}: storage {urls.redact(destination.storage)} is not the driver's: use a URL or a file "
                 "system that all nodes share"
             )
-        manifest.load(destination.data)
+        found = manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
+        for shard in [shards[0] for shards in found.splits.values() if shards]:
+            files.size(found.tar_url(destination.data, shard))
     except (DataError, OSError) as error:
         return f"node {node}: {error}"
     problem = probe.problem(destination.storage)
@@ -208,40 +211,45 @@ def _node_problem(raw: dict[str, str], mark: str, node: str) -> str | None:
 
 
 def _check_shards(url: str, found: Manifest) -> None:
-    """Raise DataError when a shard that the manifest lists is missing or has another size."""
-    for shards in found.splits.values():
-        folders = {shard.name.rpartition("/")[0] for shard in shards}
-        sizes = {
-            files.join(folder, name) if folder else name: size
-            for folder in folders
-            for name, size in files.sizes(files.join(url, folder) if folder else url).items()
-        }
-        for shard in shards:
-            _check_shard(url, shard, sizes)
+    """Raise DataError when a tar or index that the manifest lists is missing, or a tar has another size."""
+    pairs = [
+        (shard, found.tar_url(url, shard), files.join(url, shard.name + index.SUFFIX))
+        for shards in found.splits.values()
+        for shard in shards
+    ]
+    sizes = _sizes([place for _, *places in pairs for place in places])
+    for shard, tar, listing in pairs:
+        for place in (tar, listing):
+            if place not in sizes:
+                raise DataError(f"data: {urls.redact(place)}: missing, the manifest lists it")
+        if sizes[tar] != shard.bytes:
+            raise DataError(
+                f"data: {urls.redact(tar)}: {sizes[tar]} bytes, the manifest says {shard.bytes}: cut or replaced; "
+                "pack or index the dataset again"
+            )
 
 
-def _check_shard(url: str, shard: Shard, sizes: dict[str, int]) -> None:
-    where = urls.redact(files.join(url, shard.name))
-    for name in (shard.name, shard.name + index.SUFFIX):
-        if name not in sizes:
-            raise DataError(f"data: {urls.redact(files.join(url, name))}: missing, the manifest lists it")
-    if sizes[shard.name] != shard.bytes:
-        raise DataError(
-            f"data: {where}: {sizes[shard.name]} bytes, the manifest says {shard.bytes}: truncated or replaced; "
-            "pack the dataset again"
-        )
+def _sizes(places: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each object that is there, by URL; each folder is listed once."""
+    folders: dict[str, list[str]] = {}
+    for place in places:
+        folders.setdefault(place.rpartition("/")[0], []).append(urls.name(place))
+    return {
+        files.join(folder, last): size
+        for folder, names in folders.items()
+        for last, size in files.sizes(folder, names).items()
+    }
 
 
 def _check_content(url: str, found: Manifest) -> None:
     """Raise DataError when a shard or index of a small dataset is altered; large ones are checked as they are read."""
     if sum(shard.bytes for shards in found.splits.values() for shard in shards) > READ_BYTES:
         return
-    for shards in found.splits.values():
-        for shard in shards:
-            for name, sha256 in ((shard.name, shard.sha256), (shard.name + index.SUFFIX, shard.index_sha256)):
-                where = files.join(url, name)
-                if hashlib.sha256(files.read_bytes(where)).hexdigest() != sha256:
-                    raise DataError(
-                        f"data: {urls.redact(where)}: damaged: not the checksum that the manifest names; "
-                        "pack the dataset again"
-                    )
+    for shard in (shard for shards in found.splits.values() for shard in shards):
+        listing = files.join(url, shard.name + index.SUFFIX)
+        for where, sha256 in ((found.tar_url(url, shard), shard.sha256), (listing, shard.index_sha256)):
+            if hashlib.sha256(files.read_bytes(where)).hexdigest() != sha256:
+                raise DataError(
+                    f"data: {urls.redact(where)}: damaged: not the checksum that the manifest names; pack or index the "
+                    "dataset again"
+                )

@@ -2,41 +2,121 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.output import PrintableConsole, prepare_output
+from orchestrator.config.printable import printable
 from orchestrator.data.errors import DataError
 from orchestrator.launch.lease import LeaseHeldError
+from orchestrator.storage import ranged
 from orchestrator.storage.commit import CommitError
 from orchestrator.storage.files import StorageError
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+THREAD_SECONDS = 5.0
 # A log is no terminal and has no width of its own.
 LOG_WIDTH = 120
 
 
 def console() -> Console:
-    """Where jobs print: the terminal, or a log of fixed width."""
-    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH, soft_wrap=True)
+    """Where jobs print, all of it printable: the terminal, or a log of fixed width."""
+    prepare_output()
+    return PrintableConsole() if sys.stdout.isatty() else PrintableConsole(width=LOG_WIDTH, soft_wrap=True)
 
 
 def guarded(prog: str, main: Callable[[], int]) -> int:
-    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback."""
+    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback.
+
+    After Ctrl-C the process ends within seconds, also when a thread waits for a store that does not answer.
+    """
+    before = set(threading.enumerate())
     try:
         return main()
     except ConfigError as error:
         return tell(prog, [str(error)], REFUSED)
     except (LeaseHeldError, DataError, CommitError, StorageError) as error:
         return tell(prog, [str(error)], FAILED)
+    except UnicodeEncodeError as error:
+        lacking = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
+        return tell(prog, [f"{lacking}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"], FAILED)
     except KeyboardInterrupt:
-        return tell(prog, ["interrupted"], INTERRUPTED)
+        status = tell(prog, ["interrupted"], INTERRUPTED)
+        _end_threads(before, status)
+        return status
+
+
+def _end_threads(before: set[threading.Thread], status: int) -> None:
+    """Wait a moment for threads started since; end the process when one stays, since Python would wait for it."""
+    ranged.close_all()
+    deadline = time.monotonic() + THREAD_SECONDS
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+
+
+class LastingStream:
+    """A text stream that takes what is written after its terminal is closed, or its reader has ended, and drops it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it; its length."""
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what is buffered, or drop it."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            return  # a full disk, say, may have room for the next line
+        # The stream still holds what it could not write, and Python tries again at its exit, which would then fail.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Let a job go on, and save, when nobody can read any longer what it prints."""
+    prepare_output()  # on the streams themselves: one that is wrapped cannot be set up
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 def tell(prog: str, problems: list[str], status: int) -> int:
     """Print problems, a line each, as errors of that program; the exit status that was given."""
     for problem in problems:
-        sys.stderr.write(f"{prog}: error: {' '.join(problem.split())}\n")
+        sys.stderr.write(f"{prog}: error: {printable(' '.join(problem.split()))}\n")
     return status

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 
 import ray
 from rich.console import Console
@@ -16,16 +19,16 @@ from rich.console import Console
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.config.overrides import paths
 from orchestrator.data.manifest import Manifest
-from orchestrator.launch import cluster, interrupt, lease, preflight
+from orchestrator.launch import cluster, interrupt, lease, named, preflight
 from orchestrator.launch.cluster import Capacity
-from orchestrator.launch.config import EMBEDDED, Destination, Placement, RunSpec
+from orchestrator.launch.config import EMBEDDED, SPEC, Destination, Placement, RunSpec
 from orchestrator.launch.environment import submission_id
 from orchestrator.launch.interrupt import Interruption
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.previews import PreviewRequest
 from orchestrator.launch.trainer import launch
-from orchestrator.storage import urls
+from orchestrator.storage import files, identity, urls
 from orchestrator.tracking import opening
 from orchestrator.tracking.replay import Replayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachable, TrackingError
@@ -79,12 +82,29 @@ class Session:
         self.say(f"MLflow:  {where}")
 
     def key(self, name: str, parent: str = "") -> str:
-        """Identity of a run in the tracker: a run of the same name in another storage is another run."""
-        return f"{parent}/{name}@{fingerprint(self.destination.storage)}"
+        """Identity of a run in the tracker: a run of the same name in another storage is another run.
+
+        A storage keeps its id wherever it is moved and however its place is spelt.
+        """
+        return f"{parent}/{name}@{self.storage_id}"
+
+    @cached_property
+    def storage_id(self) -> str:
+        """The id of the storage. Raises StorageError when it has none and none can be written."""
+        storage = self.destination.storage
+        return identity.ensure_id(storage, lambda: _first_id(storage))
+
+    def run_key(self, spec: RunSpec, parent: str | None = None) -> str:
+        """Return the identity in the tracker of a training run.
+
+        A run of this storage has one for life, whichever ensembles it is in; one of a sweep is the sweep's own.
+        """
+        own = spec.destination.storage == self.destination.storage
+        return self.key(spec.name, "" if own else parent or "")
 
     def follow(self, spec: RunSpec, parent: str | None = None) -> str:
         """Record a run from its journal, nested under the run of key `parent`; its key."""
-        key = self.key(spec.name, parent or "")
+        key = self.run_key(spec, parent)
         params = {path: str(value) for path, value in paths(spec.recipe).items()}
         tags = spec.tags | {"orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}"}
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
@@ -237,6 +257,7 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     interruption,
                     console,
                 )
+                session.storage_id  # noqa: B018  what is wrong with it is told before anything runs
                 for action in (session.announce_stop, session.kill_open_runs, session.cut_off):
                     interruption.on_set(action)
                 if (job := submission_id()) is not None:
@@ -253,6 +274,21 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     if not interruption.event.is_set():
                         raise NotRecordedError(lacking)
                     session.say(lacking)  # and the exit status stays that of the signal
+
+
+def _first_id(storage: str) -> str:
+    """Return the id that a storage is given.
+
+    Before there were ids, MLflow knew the runs of a storage by a hash of its place, which their specs still name.
+    """
+    sweeps = (named.below(sweep, named.MODELS) for sweep in named.below(storage, named.SWEEPS))
+    for folder in chain(named.below(storage, named.MODELS), *sweeps):
+        kept = files.read_record(files.join(folder, SPEC)).get("destination")
+        place = kept.get("storage") if isinstance(kept, dict) else None
+        if isinstance(place, str) and place:
+            # A trial's is the folder of its sweep.
+            return fingerprint(re.sub(rf"/{named.SWEEPS}/[^/]+$", "", place))
+    return uuid.uuid4().hex
 
 
 def _tracker(destination: Destination) -> Callable[[], Tracker]:

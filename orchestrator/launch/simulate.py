@@ -65,7 +65,7 @@ def _dataset(config: Simulation) -> Iterator[tuple[str, Manifest | None]]:
         return
     url = config.destination().data
     try:
-        yield url, manifest.load(url)
+        yield url, manifest.load(url, allow_elsewhere=config.allow_elsewhere)
         return
     except DataError as error:
         if config.data != EMBEDDED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from pydantic import Field
@@ -24,6 +24,9 @@ class Simulation(Config):
     data: str = Field(
         "", description="URL of a packed dataset, or 'digits' for the embedded one; the contact sheet needs it"
     )
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
     samples: int = Field(
         IMAGENET_TRAIN, ge=1, description="training images where no data is given; by default those of ImageNet-1k"
     )
@@ -38,7 +41,8 @@ class Simulation(Config):
 
     def destination(self) -> Destination:
         """Data and tracking with their defaults. Raises ConfigError, as for a training."""
-        named = {"experiment": self.experiment} if self.experiment else {}
+        named: dict[str, Any] = {"experiment": self.experiment} if self.experiment else {}
+        named["allow_elsewhere"] = self.allow_elsewhere
         # A tracking URI that is not used must not be asked for.
         tracking = self.tracking if self.is_logged else "none"
         return Destination(data=self.data or EMBEDDED, tracking=tracking, **named).resolved()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
 from orchestrator.launch import holder, named
 from orchestrator.launch.holder import Holder
@@ -17,7 +17,8 @@ from orchestrator.launch.lease import STALE_SECONDS
 from orchestrator.launch.named import Named
 from orchestrator.launch.screen import FAILED
 from orchestrator.storage import files
-from orchestrator.training.job import checkpoints_of, outcome_of
+from orchestrator.training import attempts
+from orchestrator.training.job import outcome_of
 
 POLL_SECONDS = 0.5
 NO_CHECKPOINT = json.dumps({"save": False}).encode()
@@ -92,8 +93,9 @@ def _asked(one: Named, save: bool, screen: Console) -> list[_Awaited]:
         _say(screen, f"{one.name}: nobody runs it; {_stand(one)}")
         return []
     asked.reverse()
-    age = asked[0].held.age
-    _say(screen, f"{one.name}: run by {asked[0].held.owner}, last heard of {age:.0f} s ago: asked to stop")
+    held = asked[0].held
+    heard = "" if math.isnan(held.age) else f", last heard of {held.age:.0f} s ago"
+    _say(screen, f"{one.name}: run by {held.owner}{heard}: asked to stop")
     return asked
 
 
@@ -124,15 +126,12 @@ def _stand(one: Named) -> str:
 
 
 def _progress(folder: str) -> str:
-    newest = next(places.committed(checkpoints_of(folder)), None)
+    newest = next(iter(attempts.committed(folder)), None)
     return f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
 
 
 def _status(folder: str) -> str:
-    try:
-        return str(json.loads(files.read_bytes(outcome_of(folder)))["status"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ""
+    return str(files.read_record(outcome_of(folder)).get("status", ""))
 
 
 def _say(screen: Console, text: str) -> None:

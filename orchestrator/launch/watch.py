@@ -24,6 +24,7 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
 from orchestrator.checkpoint import places
+from orchestrator.config.printable import redact
 from orchestrator.launch import notice
 from orchestrator.storage import files
 from orchestrator.training import attempts
@@ -111,7 +112,8 @@ class ControllerWatch(ControllerCallback, WorkerGroupCallback):
     def _keep(self, moment: float, causes: dict[str, str]) -> None:
         """Write what was seen, in a thread: storage that hangs must not hold up the restart."""
         url = files.join(attempts_of(self._folder), f"failed-{round(1000 * moment)}.json")
-        arguments = (self._folder, url, {"time": moment, "causes": causes})
+        shown = {who: redact(cause) for who, cause in causes.items()}
+        arguments = (self._folder, url, {"time": moment, "causes": shown})
         writer = threading.Thread(target=_write, args=arguments, name="failure-record", daemon=True)
         writer.start()
         writer.join(WRITE_SECONDS)

@@ -8,6 +8,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from orchestrator.config.output import prepare_output
 from orchestrator.launch import notice
 from orchestrator.training import entry, world
 from orchestrator.training.job import TrainJob
@@ -33,6 +34,7 @@ class RayContext:
 
 def train(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as this worker; the outcome as a plain dict."""
+    prepare_output()
     job = TrainJob.from_dict(payload)
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from orchestrator.config.base import Config
+from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.models import cost_print
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig
 from orchestrator.models.measure import CLASSES, cost_table
@@ -64,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 def _console() -> Console:
     # A pipe has no width: rich would take 80 columns and cut.
     width = min(COLUMNS, shutil.get_terminal_size().columns) if sys.stdout.isatty() else COLUMNS
-    return Console(width=width, highlight=False)
+    prepare_output()
+    return PrintableConsole(width=width, highlight=False)
 
 
 if __name__ == "__main__":

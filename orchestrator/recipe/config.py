@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -69,6 +69,8 @@ class Seeds(Config):
 
 class Recipe(Config):
     """One training run as the paper describes it: sections 5 (network), 6 (training)."""
+
+    unknown_is_error: ClassVar[bool] = True
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=128, description="begins the names of its runs")
     version: int = Field(RECIPE_VERSION, ge=RECIPE_VERSION, le=RECIPE_VERSION, description="of the recipe's meaning")

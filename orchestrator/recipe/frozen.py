@@ -5,13 +5,13 @@ A run's own recipe.json is one, too: the bare values.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_json
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, urls
 
@@ -54,7 +54,7 @@ def load(url: str) -> Frozen:
     """
     shown = urls.redact(url)
     try:
-        found = json.loads(files.read_bytes(url))
+        found = parse_json(files.read_bytes(url))
     except FileNotFoundError:
         copied = urls.is_in_submitted_job() and urls.is_local(url) and not url.startswith("/")
         ignored = (

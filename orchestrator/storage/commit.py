@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.storage import files, urls
 
 DONE = "DONE"
@@ -72,8 +73,10 @@ def _done(folder: str) -> dict[str, object]:
     url = files.join(folder, DONE)
     data = files.read_bytes(url)
     try:
-        done = json.loads(data)
+        done = parse_object(data)
         done["files"], done["about"]
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise CommitError(f"{urls.redact(url)}: unreadable: it must have the field {error}") from None
+    except ValueError as error:
         raise CommitError(f"{urls.redact(url)}: unreadable: {error}") from None
-    return dict(done)
+    return done

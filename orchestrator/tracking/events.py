@@ -7,6 +7,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
+
+from orchestrator.config.json_text import parse_object
+from orchestrator.config.printable import redact
 
 # JSON has no NaN or infinity, and a diverging run must be able to say so: they travel as these strings.
 _NON_FINITE = re.compile(r"\\*(nan|inf|-inf)")
@@ -49,16 +53,28 @@ def encode(event: Event) -> str:
 
 
 def decode(line: str) -> Event:
-    """The event of a line made by encode. Raises ValueError, KeyError or TypeError for anything else."""
-    record = json.loads(line)
-    values = {str(key): _unpack(value) for key, value in record["values"].items()}
-    return Event(str(record["kind"]), float(record["time"]), record["samples"], values)
+    """Return the event of a line made by encode, perhaps of a newer version. Raises ValueError for anything else."""
+    record = parse_object(line)
+    kind, time, samples, values = (record.get(name) for name in ("kind", "time", "samples", "values"))
+    if not (isinstance(kind, str) and isinstance(values, dict) and _is_number(time)):
+        raise ValueError("an event must have a kind, a time and values")
+    if samples is not None and not (_is_number(samples) and isinstance(samples, int)):
+        raise ValueError(f"an event's samples must be a whole number, got {samples!r}")
+    try:
+        return Event(kind, float(time), samples, {key: _unpack(value) for key, value in values.items()})
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"{type(error).__name__} in an event") from None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _pack(value: object, where: str) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
+        value = redact(value)  # a journal is kept, and shown to others than who gave a URL
         # A text that reads "nan" must come back as a text: such texts get a backslash in front.
         return "\\" + value if _NON_FINITE.fullmatch(value) else value
     if value is None or isinstance(value, bool | int):

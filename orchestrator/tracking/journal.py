@@ -16,6 +16,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from orchestrator.config.json_text import parse_object
 from orchestrator.storage import files
 from orchestrator.tracking.events import Event, JournalError, decode, encode
 from orchestrator.tracking.spool import Spool
@@ -221,7 +222,7 @@ def read(folder: str, cursor: Cursor | None = None, limit: int | None = None) ->
     for done, (place, url, data) in enumerate(zip(places, urls, _read_all(urls), strict=True)):
         try:
             events.extend(_parse(data))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             if done:
                 break
             raise DamagedSegment(f"{url}: damaged journal segment: {error}", place) from error
@@ -234,7 +235,7 @@ def last(folder: str) -> tuple[int, Event] | None:
     for place in reversed(places_of(folder)):
         try:
             events = _parse(files.read_bytes(files.join(folder, segment_name(*place))))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except ValueError:
             continue  # a damaged segment must not keep the next attempt from starting
         if events:
             return place.attempt, events[-1]
@@ -246,7 +247,7 @@ def segment(folder: str, place: Cursor) -> tuple[Event, ...]:
     url = files.join(folder, segment_name(*place))
     try:
         return tuple(_parse(files.read_bytes(url)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DamagedSegment(f"{url}: damaged journal segment: {error}", place) from error
 
 
@@ -265,7 +266,7 @@ def segment_name(attempt: int, number: int) -> str:
 
 def _parse(data: bytes) -> list[Event]:
     header, *lines = data.decode().removesuffix("\n").split("\n")
-    promised = int(json.loads(header)["events"])
+    promised = parse_object(header).get("events")
     if len(lines) != promised or not data.endswith(b"\n"):
         raise ValueError(f"its header promises {promised} events, {len(lines)} lines follow")
     return [decode(line) for line in lines]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import time
@@ -15,7 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.tracking import advice, environment
+from orchestrator.config.json_text import parse_json
+from orchestrator.config.printable import redact
+from orchestrator.tracking import advice, default_store, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
@@ -25,6 +29,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
+from orchestrator.tracking import login  # noqa: E402
 from orchestrator.tracking import uri as uris  # noqa: E402
 from orchestrator.tracking.tracker import (  # noqa: E402
     EXPERIMENT_TAGS,
@@ -39,10 +44,12 @@ _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
 KEY_TAG = "orchestrator.key"
+PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
 CHECKED_TAG = "orchestrator.checked"  # of an experiment: when a driver last proved that it may write there
 _HEARTBEAT_SECONDS = 10.0
+SILENT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
 _METRICS_PER_BATCH = 1000
 _ITEMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
@@ -55,7 +62,8 @@ _PAGE = 1000
 class MlflowTracker:
     """Records runs in one experiment of one MLflow store. See the Tracker protocol for the methods.
 
-    One MLflow run holds one key for life. Nothing is contacted before the first call.
+    One MLflow run holds one key for life. Nothing is contacted before the first call. Params, tags and texts are stored
+    without credentials in the URLs that they hold.
     """
 
     def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
@@ -72,6 +80,8 @@ class MlflowTracker:
         self._connected: tuple[MlflowClient, str] | None = None
         self._steps: dict[str, _LastSteps] = {}
         self._beats: dict[str, float] = {}
+        self._suspected: dict[str, tuple[str, float]] = {}  # by run: its heartbeat, and since when it is known
+        self._stale_seconds = 0.0
         # With it in the environment, MLflow nests new runs wrongly (mlflow#15713).
         if os.environ.pop("MLFLOW_RUN_ID", None) is not None:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
@@ -97,18 +107,15 @@ class MlflowTracker:
         if "'" in run.key or "`" in run.key:
             raise TrackingError(f"run key {run.key!r} has a quote in it; MLflow cannot search for that")
         tags = {**run.tags, KEY_TAG: run.key, HEARTBEAT_TAG: _beat()}
-        if run.parent_id is not None:
-            tags["mlflow.parentRunId"] = run.parent_id
         with self._guard(f"open run {run.name!r}"):
             client, experiment_id = self._connect()
-            found = client.search_runs(
-                [experiment_id], f"tags.`{KEY_TAG}` = '{run.key}'", max_results=1, order_by=["start_time ASC"]
-            )
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                mlflow_run = found[0]
+            mlflow_run = _first(client, experiment_id, run.key)
+            if run.parent_id is not None and (mlflow_run is None or PARENT_TAG not in mlflow_run.data.tags):
+                tags[PARENT_TAG] = run.parent_id  # a run that is part of something else, too, stays where it was
+            if mlflow_run is not None:
+                client.update_run(mlflow_run.info.run_id, status="RUNNING")
             else:
-                short = {name: text[:_TAG_LENGTH] for name, text in tags.items()}
+                short = {name: redact(text)[:_TAG_LENGTH] for name, text in tags.items()}
                 mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
             run_id = str(mlflow_run.info.run_id)
             self._send_tags(client, run_id, tags)
@@ -130,6 +137,8 @@ class MlflowTracker:
                 if time.monotonic() - self._beats.get(run_id, -_HEARTBEAT_SECONDS) >= _HEARTBEAT_SECONDS:
                     self._send_tags(client, run_id, {HEARTBEAT_TAG: _beat()})
                     self._beats[run_id] = time.monotonic()
+                    if any(time.monotonic() - since >= SILENT_SECONDS for _, since in self._suspected.values()):
+                        self.reap(self._stale_seconds)
             except BaseException:
                 # A batch whose answer was lost may have been recorded: ask MLflow next time.
                 del self._steps[run_id]
@@ -143,7 +152,7 @@ class MlflowTracker:
     def log_text(self, run_id: str, path: str, text: str) -> None:
         """Store a text as the artifact `path`."""
         with self._guard(f"store {path} of run {run_id}"):
-            self._connect()[0].log_text(run_id, text, path)
+            self._connect()[0].log_text(run_id, redact(text), path)
 
     def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
         """Store a local file under its own name in the artifact folder."""
@@ -163,8 +172,12 @@ class MlflowTracker:
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         with self._guard(f"store {path} of run {run_id}"):
             client, _ = self._connect()
-            client.log_text(run_id, json.dumps(table), path)
-            shown = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            client.log_text(run_id, redact(json.dumps(table)), path)
+            try:
+                shown = parse_json(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
+            except ValueError:
+                shown = []
+            shown = shown if isinstance(shown, list) else []  # anybody may have changed a tag
             entry = {"path": path, "type": "table"}
             if entry not in shown:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*shown, entry])})
@@ -182,39 +195,58 @@ class MlflowTracker:
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
-        return f"mlflow server --backend-store-uri {self._uri.shown}  # then http://127.0.0.1:5000{page}"
+        # Without the login, MLflow's server reads its owner's files for every user of the machine.
+        server = f"mlflow server --app-name {login.APP} --backend-store-uri {shlex.quote(self._uri.shown)}"
+        return f"{server}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""
-        reaped = []
+        """Close as KILLED, at their last heartbeat, runs left RUNNING whose driver is silent; no heartbeat: not ours.
+
+        Clocks of machines differ, so that a heartbeat only looks old at first. A run is closed once its heartbeat has
+        not changed for SILENT_SECONDS of this process's own clock: by a later call, which `log` makes in time.
+        """
+        self._stale_seconds, reaped, now = stale_seconds, [], time.monotonic()
         with self._guard("reap stale runs"):
             client, experiment_id = self._connect()
+            suspected: dict[str, tuple[str, float]] = {}
             for run in list(_running(client, experiment_id)):
-                heartbeat = float(run.data.tags.get(HEARTBEAT_TAG, "inf"))
-                if run.info.run_id not in self._steps and heartbeat < time.time() - stale_seconds:
-                    self._send_tags(client, run.info.run_id, {REAPED_TAG: _beat()})
-                    client.set_terminated(run.info.run_id, "KILLED", end_time=int(heartbeat * 1000))
-                    reaped.append(str(run.info.run_id))
+                run_id, beat = str(run.info.run_id), run.data.tags.get(HEARTBEAT_TAG, "")
+                if run_id in self._steps or not abs(time.time() - _seconds(beat)) > stale_seconds:
+                    continue
+                before, since = self._suspected.get(run_id, ("", now))
+                suspected[run_id] = (beat, since if before == beat else now)
+                if before == beat and now - since >= SILENT_SECONDS:
+                    self._send_tags(client, run_id, {REAPED_TAG: _beat()})
+                    client.set_terminated(run_id, "KILLED", end_time=int(_seconds(beat) * 1000))
+                    reaped.append(run_id)
+                    del suspected[run_id]
+            self._suspected = suspected
         return reaped
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._connected is None:
             root = self._artifact_root
             if self._uri.sqlite_path is not None:
+                self._reach()
+                default_store.follow_move(self._uri.sqlite_path)
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
-                root = root or str(Path(self._uri.sqlite_path).parent / "mlflow-artifacts")
+                root = root or default_store.artifact_root(self._uri.sqlite_path)
             client = self._client()
             self._connected = client, self._experiment(client, root)
         return self._connected
 
     def _client(self) -> MlflowClient:
+        self._reach()
+        return MlflowClient(self._uri.raw, self._uri.raw)
+
+    def _reach(self) -> None:
+        """Raise when the store cannot be reached, within seconds: MLflow would retry for minutes."""
         if self._uri.sqlite_path is not None:
             path = Path(self._uri.sqlite_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             _try_sqlite(path)
         if self._uri.database is not None:
             socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
-        return MlflowClient(self._uri.raw, self._uri.raw)
 
     def _experiment(self, client: MlflowClient, root: str | None) -> str:
         found = client.get_experiment_by_name(self._experiment_name)
@@ -239,7 +271,7 @@ class MlflowTracker:
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
         known = run.data.params
-        wanted = {_NOT_IN_A_NAME.sub("_", name): text[:_PARAM_LENGTH] for name, text in params.items()}
+        wanted = {_NOT_IN_A_NAME.sub("_", name): redact(text)[:_PARAM_LENGTH] for name, text in params.items()}
         changed = sorted(name for name, text in wanted.items() if known.get(name, text) != text)
         if changed:
             _log.warning("run %s: params cannot change, old values stay: %s", run.info.run_id, changed)
@@ -248,7 +280,7 @@ class MlflowTracker:
             client.log_batch(run.info.run_id, params=batch, synchronous=True)
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-        items = [RunTag(name, text[:_TAG_LENGTH]) for name, text in tags.items()]
+        items = [RunTag(name, redact(text)[:_TAG_LENGTH]) for name, text in tags.items()]
         for batch in _batches(items, _ITEMS_PER_BATCH):
             client.log_batch(run_id, tags=batch, synchronous=True)
 
@@ -261,6 +293,17 @@ class MlflowTracker:
             raise
         except (*ERRORS, *more) as error:
             raise explain(error, self._uri, doing) from None
+
+
+def _first(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
+    """Return the oldest run of this key; else the oldest that was recorded under a parent's key and this one."""
+    for condition in (f"= '{key}'", f"LIKE '%{key}'"):
+        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` {condition}", order_by=["start_time ASC"])
+        # LIKE has wildcards, and does not tell cases apart.
+        for run in found:
+            if run.data.tags[KEY_TAG].endswith(key):
+                return run
+    return None
 
 
 class _LastSteps:
@@ -335,7 +378,9 @@ def _try_sqlite(path: Path) -> None:
             " set another place with --tracking"
         )
     if path.exists():
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_CONNECT_SECONDS)) as database:
+        with closing(
+            sqlite3.connect(default_store.sqlite_uri(str(path), "rw"), uri=True, timeout=_CONNECT_SECONDS)
+        ) as database:
             database.execute("begin immediate")  # a damaged, read-only or locked database shows itself
             database.rollback()
 
@@ -359,3 +404,12 @@ def _batches(items: list[_Item], length: int) -> Iterator[list[_Item]]:
 
 def _beat() -> str:
     return f"{time.time():.1f}"
+
+
+def _seconds(beat: str) -> float:
+    """Return what a heartbeat says, NaN for none or what is no time."""
+    try:
+        seconds = float(beat)
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.config.printable import end_of_credentials, redact
 from orchestrator.tracking.tracker import TrackingError
 
 _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_UNQUOTED = re.compile(r"[/?#\[\]\s]")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -47,15 +49,22 @@ def parse(uri: str) -> TrackingUri:
 
     Raises TrackingError for anything else, with the reason and what to give instead.
     """
-    bare, _, query = uri.partition("?")
-    shown = _USERINFO.sub("***@", bare) + ("?***" if query else "")
+    before, separator, rest = uri.partition("://")
+    end = end_of_credentials(rest)
+    bare, _, query = rest[end:].partition("?")
+    shown = before + separator + ("***@" if end else "") + bare + ("?***" if query else "")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
     if scheme == "sqlite":
         return TrackingUri(uri, shown, _sqlite_path(uri), None, ())
     if scheme not in _SERVERS + _DATABASES:
-        raise TrackingError(_refusal(shown, scheme))
-    parts = urlsplit(uri)
+        raise TrackingError(_refusal(redact(shown), scheme))
+    if _UNQUOTED.search(rest[: max(0, end - 1)]):
+        raise TrackingError(
+            f"tracking uri {shown!r}: user and password must be quoted, such as %2F for /; or leave them "
+            "out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     try:
+        parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise TrackingError(f"tracking uri {shown!r}: {error}; give scheme://host:port") from None
@@ -69,13 +78,13 @@ def parse(uri: str) -> TrackingUri:
 
 
 def _sqlite_path(uri: str) -> str:
-    path = uri.partition("sqlite:///")[2].partition("?")[0]
+    path = unquote(uri.partition(":///")[2].partition("?")[0], errors="surrogateescape")
     if not path.startswith("/"):
         raise TrackingError(
             f"tracking uri {uri!r} has no absolute path: a relative or in-memory database would vanish with"
             " the job's working folder; give sqlite:////absolute/path/mlflow.db (four slashes)"
         )
-    return posixpath.normpath(path)
+    return re.sub(r"^//+", "/", posixpath.normpath(path))
 
 
 def _refusal(shown: str, scheme: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.format import CheckpointError, NonFiniteError
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.printable import redact
 from orchestrator.data import order
 from orchestrator.data.errors import DataError
 from orchestrator.data.loader import Batch
@@ -105,6 +106,7 @@ def _run(
     blank = start.blank_batch(job)
     stepper, micro_batch = _stepper(job, world, attempt, state, blank)
     training, validation = unanimous(world, lambda: start.loaders(job, manifest, world))
+    dog.explain_by(lambda: training.describe_decoding() + validation.describe_decoding())
     resumed = start.resume(job, world, attempt, state)
     if job.recipe.initial_weights and state.progress.samples == 0:
         unanimous(world, lambda: load_into(state.model, job.weights, job.recipe.initial_weights))
@@ -185,7 +187,7 @@ def _tell(job: TrainJob, world: World, attempt: Attempt, cause: str, stacks: str
 def _keep_traceback(job: TrainJob, world: World, attempt: Attempt, kind: str, text: str) -> None:
     name = f"attempt-{attempt.number:06d}-rank-{world.rank:05d}{kind}.txt"
     with suppress(OSError):  # the cause is worth more than its record
-        files.write_bytes(files.join(job.folder, "tracebacks", name), text.encode())
+        files.write_bytes(files.join(job.folder, "tracebacks", name), redact(text).encode())
 
 
 def _attempt(job: TrainJob, world: World) -> Attempt:

@@ -56,7 +56,7 @@ def cause(before: Before) -> str:
     if before.failure is not None and (told := _root(before.failure)) is not None:
         return told
     if before.last is not None and before.last.kind == "crashed":
-        return f"the attempt before crashed: {before.last.values['cause']}"
+        return f"the attempt before crashed: {before.last.values.get('cause', 'no cause is recorded')}"
     return LOST
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from orchestrator.config.base import Config
+from orchestrator.config.printable import redact
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files
@@ -49,6 +50,7 @@ class TrainJob(Config):
     recipe: Recipe
     cadence: Cadence = Cadence()
     data: str = Field(description="URL of the packed dataset")
+    allow_elsewhere: bool = Field(False, description="read tars outside the dataset's folder, if its manifest says so")
     dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
     folder: str = Field(description="URL of the run's folder")
     stop_flag: str = Field(
@@ -69,7 +71,7 @@ class Outcome(Config):
     """How a run ended, for causes that would only repeat if it were tried again; crashes raise instead."""
 
     status: Status
-    message: str = ""
+    message: Annotated[str, AfterValidator(redact)] = ""
     samples: int = Field(0, ge=0)
     attempt: int = Field(1, ge=1)
     metrics: dict[str, float] = Field({}, description="of the last epoch")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from orchestrator.checkpoint import places
 from orchestrator.storage import files
 from orchestrator.storage.commit import CommitError
@@ -17,7 +15,7 @@ def finished(folder: str) -> Outcome | None:
     """
     try:
         places.stored_digest(final_of(folder))
-        outcome = Outcome.from_dict(json.loads(files.read_bytes(outcome_of(folder))))
+        outcome = Outcome.from_record(files.read_bytes(outcome_of(folder)))
     except (FileNotFoundError, CommitError, ValueError):
         return None
     return outcome if outcome.status == "finished" else None

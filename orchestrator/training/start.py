@@ -57,7 +57,7 @@ def unanimous(world: World, check: Callable[[], T]) -> T:
 
 def dataset(job: TrainJob, world: World) -> Manifest:
     """The manifest of the run's dataset. Raises DataError when it is another one, or cannot train this run."""
-    manifest = manifests.load(job.data)
+    manifest = manifests.load(job.data, allow_elsewhere=job.allow_elsewhere)
     if manifest.digest() != job.dataset_digest:
         raise DataError(
             f"data: {urls.redact(job.data)}: its digest is {manifest.digest()}, the run was started on "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
 from typing import Literal
 
+from orchestrator.config.json_text import parse_json
 from orchestrator.storage import files
 from orchestrator.training.attempts import Attempt
 
@@ -78,7 +78,7 @@ class Watch:
 def _saves(flag: bytes) -> bool:
     """Whether a stop flag wants a checkpoint first: unless it says otherwise."""
     try:
-        found = json.loads(flag)
+        found = parse_json(flag)
     except ValueError:
         return True
     return not (isinstance(found, dict) and found.get("save") is False)

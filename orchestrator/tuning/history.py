@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from orchestrator.tracking import journal
@@ -31,7 +32,8 @@ def of(events: Iterable[Event]) -> tuple[Epoch, ...]:
     for event in events:
         if event.kind == "epoch":
             values = {name: float(value) for name, value in event.values.items() if isinstance(value, int | float)}
-            found[int(values.get("train/epoch", 0))] = values, event.samples or 0
+            if math.isfinite(number := values.get("train/epoch", 0.0)):
+                found[int(number)] = values, event.samples or 0
     epochs: list[Epoch] = []
     for number in sorted(found):
         epochs.append(following(epochs[-1] if epochs else None, number, *found[number]))

@@ -7,7 +7,6 @@ Ray's records of a sweep are never read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +115,7 @@ class Ledger:
     def _read(self, form: type[C], number: int, kind: str = "") -> C:
         url = self._url(number, kind)
         try:
-            return form.from_dict(json.loads(files.read_bytes(url)))
+            return form.from_record(files.read_bytes(url))
         except ValueError as error:
             raise LedgerError(f"{urls.redact(url)}: cannot be read: {error}; begin anew with --new") from None
 

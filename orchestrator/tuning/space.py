@@ -275,6 +275,8 @@ def load(url: str) -> Space:
         reason = "no such file"
     except ConfigError as error:
         reason = str(error)
+    except RecursionError:
+        reason = "it is nested too deeply"
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {error}"
     raise ConfigError(Problem("space", f"{shown} is refused: {reason}"))

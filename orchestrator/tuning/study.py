@@ -22,6 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.config.output import prepare_output
 from orchestrator.launch import lean, prestart
 from orchestrator.launch.config import Placement
 from orchestrator.tuning import switches, trial_run
@@ -122,6 +123,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial over."""
+        prepare_output()
         task = trial_run.decode(config["trial"])
         self._run = TrialRun(task, import_module("orchestrator.tuning.training").train)
 
@@ -266,7 +268,7 @@ def _name(trial: Trial) -> str:
 def _cause(trial: Trial) -> str:
     """Why a trial failed for good: Ray puts the cause at the end of a long text."""
     try:
-        text = Path(trial.error_file or "").read_text(errors="replace").rpartition("Failure #")[2]
+        text = Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
     except OSError:
         text = ""
     if (detail := _DETAIL.search(text)) is not None:

@@ -12,7 +12,9 @@ from orchestrator.config.json_text import parse_json, parse_object
         (b'{"a": NaN}', "NaN is not JSON"),
         (b"-Infinity", "-Infinity is not JSON"),
         (b'{"a": "\xe9"}', "not UTF-8"),
-        (b"9" * 5000, "digits"),
+        (b"9" * 5000, "too large"),
+        (b"1e999", "too large"),
+        (b"9" * 400, "too large"),
         (b"{", "Expecting"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.config.printable import printable, redact
+from orchestrator.config.printable import printable, redact, refusal_of_credentials
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,9 @@ from orchestrator.config.printable import printable, redact
         ("s3://bucket/a?b#c@d", "s3://bucket/a?b#c@d"),
         ("/plain/a?b#c@d", "/plain/a?b#c@d"),
         ("models:/name@champion", "models:/name@champion"),
-        ('Invalid bucket name "KEY:PW@bucket": must match', 'Invalid bucket name "bucket": must match'),
+        ('Invalid bucket name "KEY:PW@bucket": must match', 'Invalid bucket name "***@bucket": must match'),
+        ("<style>a{b:c}@media print{x:y}</style>", "<style>a{b:c}@media print{x:y}</style>"),
+        ('{"key":"a@b","other":"c@d"}', '{"key":"a@b","other":"c@d"}'),
         ("cannot read http://u:PW@h/x: then 'http://u:PW@h/y'", "cannot read http://h/x: then 'http://h/y'"),
         ("at 12:30 by a@b.org", "at 12:30 by a@b.org"),
     ],
@@ -35,3 +37,30 @@ def test_characters_that_steer_a_terminal_are_escaped() -> None:
     assert printable("a\u202eb\udce9") == r"a\u202eb\udce9"
     assert printable("एक 👩\u200d🚀 é e\u0301") == "एक 👩\u200d🚀 é e\u0301"
     assert printable("a\nb", keep="\n") == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://KEY:pa/ss@bucket/a", "s3://bucket/a;"),
+        ("s3a://KEY@bucket", "s3a://bucket;"),
+        ("https://[user:pa@ss#?/'<>` @host/a", "https://host/a;"),
+        ("  HTTP://u:pa ss@host", "HTTP://host;"),
+        ("gs://u:pa@ss@bucket", "gs://bucket;"),
+        ('["https://a/b", "https://u:pass@host/c"]', 'https://host/c"];'),
+        ("https://u:pa@ss@h\x1b[2J", "https://h\\x1b[2J;"),
+    ],
+)
+def test_a_place_with_credentials_is_refused_without_showing_them(text: str, shown: str) -> None:
+    reason = refusal_of_credentials(text, "--data")
+    assert reason is not None
+    assert reason.startswith("--data: must be a URL without user name and password, got one with them for " + shown)
+    assert "pa" not in reason.replace("part", "").replace("path", "").replace("password", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/a@b", "https://h/@me/a.jpg", "/plain/u:p@h", "models:/name@champion", "https://h/a?b=c@d", "a:b@c"],
+)
+def test_a_place_without_credentials_is_taken(text: str) -> None:
+    assert refusal_of_credentials(text, "--data") is None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 from rich.console import Console
@@ -19,7 +20,7 @@ from orchestrator.data.reader import SampleReader
 from orchestrator.data.shards_config import IndexJob
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
-from tests.support import shards
+from tests.support import pictures, shards
 
 PATTERNS = {"train": "train-*.tar", "validation": "val.tar"}
 
@@ -110,7 +111,9 @@ def test_indexes_elsewhere(foreign: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in foreign.iterdir())
     run(foreign, to="memory://adopted/here")
     assert sorted(path.name for path in foreign.iterdir()) == before, "the tars' folder may be read-only"
-    found = manifest.load("memory://adopted/here")
+    with pytest.raises(DataError, match=rf"must lie below memory://adopted/here, got {foreign}; set --allow-elsewhere"):
+        manifest.load("memory://adopted/here")
+    found = manifest.load("memory://adopted/here", allow_elsewhere=True)
     assert found.tars == str(foreign)
     assert found.tar_url("memory://adopted/here", found.shards("train")[0]) == str(foreign / "train-0.tar")
 
@@ -165,6 +168,7 @@ def test_labels_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "titles"),
     [("ant\nbee\ncat\n", ()), ('["ant", "bee", "cat"]', ()), ('{"2": "cat", "0": "ant", "1": "bee"}', ()),
+     ("0 ant\n1 bee\n2 cat\n", ()), ('{"cat": 2, "ant": 0, "bee": 1}', ()), ("\ufeffant\r\nbee\r\ncat\r\n\r\n", ()),
      ('{"0": ["ant", "An Ant"], "1": ["bee", "A Bee"], "2": ["cat", "A Cat"]}', ("An Ant", "A Bee", "A Cat"))],
 )  # fmt: skip
 def test_names_of_classes(tmp_path: Path, text: str, titles: tuple[str, ...]) -> None:
@@ -181,12 +185,46 @@ def test_names_of_classes(tmp_path: Path, text: str, titles: tuple[str, ...]) ->
     [("ant\n", "1 classes; at least 2"), ("", "0 classes"), ("ant\n\nbee\n", "class 1 has no name: ''"),
      ("ant\nant\n", "class 'ant' stands there twice"), ("[1, 2]", "class 0 has no name: 1"), ("[", "damaged"),
      ('{"1": "a", "2": "b"}', "its keys must be 0 .. 1; '0' is one too many or few"),
-     ('[["a"], ["b"]]', r"class 0 has no name")],
+     ('[["a"], ["b"]]', r"class 0 has no name"), ("[" * 100_000, "damaged: JSON nested too deeply"),
+     ('{"a": 0, "b": 2}', "its keys must be 0"), ("a\nb\x1b[31m\n", "must not hold control characters"),
+     ('["a", "\\ud800"]', "must be text in UTF-8"), ("pe\u0302che\np\u00eache\n", "are one name, with accents")],
 )  # fmt: skip
 def test_unfit_names_of_classes(foreign: Path, text: str, said: str) -> None:
     (foreign / "classes.txt").write_text(text)
     with pytest.raises(DataError, match=f"classes: {foreign}/classes.txt: .*{said}"):
         run(foreign, classes=str(foreign / "classes.txt"))
+
+
+def test_a_list_of_synsets_names_classes_whole(tmp_path: Path) -> None:
+    (tmp_path / "synset_words.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\nn02105855 dog\n")
+    whole = ("n02105855", "goldfish", "n01440764 tench, Tinca tinca", 1)
+    json_tar(tmp_path, *whole)
+    run(tmp_path, validation="", label_key="label", classes=str(tmp_path / "synset_words.txt"))
+    found = manifest.load(str(tmp_path))
+    assert (found.classes[0], found.titles[0]) == ("n01440764", "tench, Tinca tinca")
+    assert [label for _, label, _ in read_all(str(tmp_path), "train")] == [2, 1, 0, 1]
+    for part in ("tench", "n01440764 tench", "gold", "Dog"):
+        json_tar(tmp_path, part)
+        with pytest.raises(DataError, match="none of the"):
+            run(tmp_path, validation="", label_key="label", classes=str(tmp_path / "synset_words.txt"), name=part,
+                to=str(tmp_path / part))  # fmt: skip
+
+
+def test_names_in_cls_members(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("p\u00eache\n1\nice cream\n")
+    names = ("pe\u0302che", "ice cream\r\n", "\ufeff1")
+    write(tmp_path, train_0=tar(0, 1, 2, label=lambda n: names[n]))
+    run(tmp_path, validation="", classes=str(tmp_path / "classes.txt"))
+    assert [label for _, label, _ in read_all(str(tmp_path), "train")] == [0, 2, 1]
+    write(tmp_path, train_0=tar(0, 1, label=lambda n: ("ice cream", "ice")[n]))
+    with pytest.raises(DataError, match="no whole number and none of the 3 names of classes: b'ice'"):
+        run(tmp_path, validation="", classes=str(tmp_path / "classes.txt"), to=str(tmp_path / "b"))
+
+
+def test_the_flag_for_labels_is_named(foreign: Path, tmp_path: Path) -> None:
+    json_tar(tmp_path / "json", 1, 0)
+    with pytest.raises(DataError, match=r"no member ends in .cls.*set --label-key FIELD for a field of the json"):
+        run(tmp_path / "json", validation="")
 
 
 def test_a_class_without_samples_is_told(foreign: Path) -> None:
@@ -248,7 +286,7 @@ def test_one_class_is_none(tmp_path: Path) -> None:
      ([*sample(0, 0), ("a.cls", b"1")], "sample 'a' lacks an image or a label: it has a label only"),
      ([*sample(0, 0), *sample(0, 0)], "sample '0000' has two images"),
      ([*sample(0, 0), ("./0000.png", b"x")], "sample '0000' has two images"),
-     ([("a.txt", b"x")], "no sample in it"), ([], "no sample in it"),
+     ([("a.txt", b"x")], "no sample in it has a member KEY.jpg or KEY.jpeg or KEY.png; its other members are .txt"),
      ([("/a.jpg", b"x"), ("/a.cls", b"0")], "member '/a.jpg' at byte 0: an absolute name"),
      ([("../a.jpg", b"x")], "member '../a.jpg'")],
 )  # fmt: skip
@@ -311,9 +349,10 @@ def test_what_cannot_be_meant(foreign: Path, changes: dict[str, Any], said: str)
 
 
 def test_secrets_do_not_go_into_the_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="password or query") as caught:
-        run("s3://user:hunter2@bucket/x", to=str(tmp_path))
-    assert "hunter2" not in str(caught.value)
+    for url, why in (("s3://user:hunter2@bucket/x", "without user name"), ("s3://bucket/x?key=hunter2", "or query")):
+        with pytest.raises(ConfigError, match=why) as caught:
+            run(url, to=str(tmp_path))
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_place_that_cannot_be_written_to(foreign: Path, tmp_path: Path) -> None:
@@ -414,3 +453,17 @@ def test_lists_that_agree(foreign: Path, name: str) -> None:
 def test_listed_tars_that_are_left_out_are_told(foreign: Path) -> None:
     (foreign / "_info.json").write_text(json.dumps(timm([3, 4])))
     assert "warning: 1 tars listed there are not adopted: train-1.tar" in run(foreign, train="train-0.tar")
+
+
+def test_transparent_images_are_counted_and_part_of_the_identity(foreign: Path) -> None:
+    assert "are transparent" not in run(foreign)
+    digest = manifest.load(str(foreign)).digest()
+    pixels = shards.picture(1)
+    clear = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    write(foreign, val=shards.tar([("a.png", clear), ("a.cls", b"1"), ("b.png", clear[:-30]), ("b.cls", b"0")]))
+    files.remove(str(foreign / "manifest.json"))
+    assert "validation: 1 images are transparent: they are laid on white" in run(foreign)
+    made = manifest.load(str(foreign))
+    assert made.made[manifest.BACKGROUND] == "white"
+    assert made.digest() != digest
+    assert "already indexed" in run(foreign)

@@ -98,3 +98,62 @@ def test_digest_knows_the_content_not_the_place(tmp_path: Path) -> None:
     # A label is in no manifest, yet it changes the shard's checksum.
     relabelled = [RawSample(s.key, s.image, (s.label + 1) % 3) for s in shards.samples(13)]
     assert shards.dataset(tmp_path / "d", relabelled).digest() != here.digest()
+
+
+# ------------------------------------------------------------------ tars elsewhere
+@pytest.mark.parametrize(
+    ("tars", "url", "elsewhere"),
+    [("", "s3://bucket/data", False),
+     ("s3://bucket/data", "s3://bucket/data", False), ("s3://bucket/data/tars", "s3://bucket/data/", False),
+     ("s3://bucket/data2", "s3://bucket/data", True), ("s3://bucket", "s3://bucket/data", True),
+     ("s3://other/data/tars", "s3://bucket/data", True), ("s3://Bucket/data/tars", "s3://bucket/data", True),
+     ("s3://bucket//data/tars", "s3://bucket/data", True), ("gs://bucket/data/tars", "s3://bucket/data", True),
+     ("http://127.0.0.1:8265/tars", "s3://bucket/data", True), ("http://h/data/x", "http://h/data", False),
+     ("http://h:1/data/x", "http://h/data", True), ("http://h/data/x?to=http://127.0.0.1/", "http://h/data", True),
+     ("http://h/data/x#", "http://h/data", True), ("/etc", "s3://bucket/data", True), ("file:///etc", "/data", True),
+     ("file:///data/tars", "/data", False), ("/data//tars/.", "/data", False), ("/database", "/data", True),
+     ("/data/tars", "file:///data", False), ("s3://bucket/data/x", "/bucket/data", True)],
+)  # fmt: skip
+def test_which_tars_lie_elsewhere(tars: str, url: str, elsewhere: bool) -> None:
+    assert manifest.is_elsewhere(tars, url) is elsewhere
+
+
+def test_a_link_below_the_dataset_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tars").symlink_to("/etc")
+    (tmp_path / "alias").symlink_to("data")
+    assert manifest.is_elsewhere(str(tmp_path / "data" / "tars"), str(tmp_path / "data"))
+    assert not manifest.is_elsewhere(str(tmp_path / "data"), str(tmp_path / "alias"))
+
+
+@pytest.mark.parametrize("tars", ["../tars", "tars", "s3://b/data/../other", "http://h/d/%2e%2e/x", "/data\\..\\x",
+                                  "simplecache::http://h/x", "/data\n/x"])  # fmt: skip
+def test_places_of_tars_that_mean_nothing_or_climb(packed: Path, tars: str) -> None:
+    rewrite(packed, tars=tars)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged: .*tars"):
+        manifest.load(str(packed), allow_elsewhere=True)
+
+
+def test_tars_elsewhere_need_leave(packed: Path) -> None:
+    secret = "not-real"
+    rewrite(packed, tars=f"http://user:{secret}@127.0.0.1:8265/tars?token={secret}")
+    with pytest.raises(DataError, match=r"manifest\.json: its tars must lie below .*; set --allow-elsewhere") as raised:
+        manifest.load(str(packed))
+    assert secret not in str(raised.value)
+    assert manifest.load(str(packed), allow_elsewhere=True).tars
+
+
+@pytest.mark.parametrize("change", [{"samples": 2**63}, {"bytes": 2**63}, {"samples": -1}, {"bytes": 1.5}])
+def test_counts_that_no_shard_has(packed: Path, change: dict[str, object]) -> None:
+    raw = json.loads((packed / "manifest.json").read_text())
+    raw["splits"]["train"][0] |= change
+    rewrite(packed, splits=raw["splits"])
+    with pytest.raises(DataError, match=rf"manifest\.json: damaged: .*{next(iter(change))}"):
+        manifest.load(str(packed))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"format_version": NaN}'])
+def test_absurd_json_is_one_error(packed: Path, text: str) -> None:
+    (packed / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+        manifest.load(str(packed))

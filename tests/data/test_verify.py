@@ -21,7 +21,7 @@ from orchestrator.data.packer import RawSample, tar_bytes
 from orchestrator.data.shards_config import IndexJob, VerifyJob
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
-from tests.support import shards
+from tests.support import pictures, shards
 
 TAR = "train/train-000001.tar"
 
@@ -98,9 +98,11 @@ def test_an_adopted_dataset_with_labels_in_json(tmp_path: Path) -> None:
         to=str(tmp_path / "to"),
     )
     adopt.run(job, Console(file=io.StringIO()))
-    assert run(tmp_path / "to", deep=True)[0] == 0
+    assert run(tmp_path / "to", deep=True, allow_elsewhere=True)[0] == 0
     files.write_bytes("memory://verified/a.tar", shards.tar([*members[:-1], ("3.json", b'{"y": "0"}')]))
-    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar")
+    wrong(tmp_path / "to", "sample '3' has the label 1 in the index, 0 in the tar", allow_elsewhere=True)
+    with pytest.raises(DataError, match=r"must lie below .*, got memory://verified; set --allow-elsewhere"):
+        run(tmp_path / "to")
 
 
 # ------------------------------------------------------------------ tars
@@ -193,7 +195,8 @@ def columns(**changes: list[object]) -> str:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[]", "TypeError"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
+    [("[]", "must be a JSON object"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
+     ('{"keys":' + "[" * 100_000, "JSON nested too deeply"), (columns(labels=[float("nan")]), "NaN is not JSON"),
      (columns(lengths=[]), "columns of 1 keys, 1 labels, 1 offsets, 0 lengths"),
      (columns(keys=[1]), "column 'keys' holds other values"), (columns(labels=[0.5]), "column 'labels' holds other"),
      (columns(labels=[True]), "column 'labels' holds other values"), (columns(labels=[2**63]), "OverflowError"),
@@ -240,11 +243,16 @@ def test_images_that_are_there_twice_are_told(packed: Path) -> None:
     assert "warning: 3 images are twice in train, 1 with another label: train/train-000000.tar 'sample-000' = " in told
     assert "warning: 1 images of train are also in validation (leakage)" in told
     assert f"{TAR} 'new-3' = validation/validation-000000.tar 'sample-500'" in told
+    assert told.endswith(
+        "tiny: no errors, but 3 images are twice in train, 1 with another label; 1 images of train are also in "
+        "validation (leakage)"
+    )
+    assert "nothing is wrong" not in told
 
 
 # ------------------------------------------------------------------ deep
 def test_images_that_cannot_be_decoded(packed: Path) -> None:
-    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n" + bytes(8) + (2**31).to_bytes(4, "big") * 2
+    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (2**31).to_bytes(4, "big") * 2 + bytes(9)
     with_samples(packed, [RawSample(k, d, 0) for k, d in (("a", b"no image"), ("b", cut), ("c", bomb), ("d", b""))])
     assert run(packed)[0] == 0
     told = wrong(packed, *(f"sample {key!r} at byte " for key in "abcd"), "4 problems", deep=True)
@@ -291,3 +299,17 @@ def test_a_storage_that_is_down(packed: Path, monkeypatch: pytest.MonkeyPatch) -
     failing(monkeypatch, 0)
     with pytest.raises(StorageError, match="down"):
         run(packed)
+
+
+def test_transparent_images_are_counted(packed: Path) -> None:
+    pixels = shards.picture(1)
+    clear = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    with_samples(packed, [RawSample("a", clear, 0, "png"), RawSample("b", clear + b"x", 0, "png")])
+    assert "transparent" not in run(packed)[1]
+    status, told = run(packed, deep=True)
+    assert status == 0
+    assert "train: 2 images are transparent: they are laid on white" in told
+    assert "warning: transparent images are not recorded" in told
+    found = manifest.load(str(packed))
+    manifest.save(str(packed), found.model_copy(update={"made": found.made | {manifest.BACKGROUND: "white"}}))
+    assert "not recorded" not in run(packed, deep=True)[1]

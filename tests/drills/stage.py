@@ -51,7 +51,7 @@ class Cluster:
 @contextmanager
 def cluster(cpus: int = 8) -> Iterator[Cluster]:
     """A cluster with so many CPUs, as Ray counts them; all its processes are gone afterwards."""
-    # Short, since sockets lie in it and their names are.
+    # Short, since sockets lie below it. Closed to other users, which Ray's own folder is not.
     folder = tempfile.mkdtemp(prefix="drill-", dir="/tmp")
     port, client = _free_ports(2)
     environment = {
@@ -67,7 +67,7 @@ def cluster(cpus: int = 8) -> Iterator[Cluster]:
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
         f"--port={port}", f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--num-gpus=0",
         "--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}",
-        f"--temp-dir={folder}",
+        f"--temp-dir={folder}/ray",
     ]  # fmt: skip
     with open(Path(folder) / "head.log", "wb") as log:
         head = subprocess.Popen(

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import pytest
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.fleet import status
+from orchestrator.fleet import glance, status
 from orchestrator.fleet.standing import Standing
 from orchestrator.fleet.status import Family
 from orchestrator.launch import named
 from orchestrator.storage import files
-from orchestrator.training.job import final_of, outcome_of
+from orchestrator.training.job import checkpoints_of, final_of, outcome_of
 from tests.support import drivers
+from tests.support.damage import DAMAGED
 from tests.support.launched import recipe, spec, write_journal
 
 WIDEST: dict[str, Any] = {
@@ -136,3 +138,95 @@ def test_the_tables_fit_100_columns_with_no_figure_cut() -> None:
     words = out.getvalue().split()
     for figure in ("restarting", "249.9/250", "16.906", "100.00", "123456", "99:59:59", "320291751", "1024", "100.0"):
         assert figure in words
+
+
+# ------------------------------------------------------------------ damaged records
+RECORDS = ("spec.json", "outcome.json", "lease/000001.json", "lease/000001.beat", "attempts/000001.json",
+           "attempts/000001.beat", "attempts/failed-1.json", "attempts/000001.stalled-1.json",
+           "journal/000001-000001.jsonl", "final/DONE", "checkpoints/000000000500-000001/DONE")  # fmt: skip
+
+
+def whole_run(storage: Path, name: str) -> str:
+    folder = finished(storage, name)
+    drivers.lease(folder, beat=0, released=b"")
+    drivers.attempt(folder, samples=500)
+    write_journal(folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})])
+    files.write_bytes(files.join(checkpoints_of(folder), "000000000500-000001", "DONE"), b"{}")
+    return folder
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_no_damaged_record_of_a_run_hides_the_others(record: str, tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = whole_run(tmp_path, "damaged")
+    for data in DAMAGED:
+        files.write_bytes(files.join(folder, record), data)
+        _, text = told(tmp_path, as_json=True)
+        states = {row["model"]: row["state"] for row in json.loads(text)}
+        assert states["whole"] == "finished"
+        assert len(states) == 2
+
+
+@pytest.mark.parametrize(
+    "values", ['{"train/epoch":"nan"}', '{"train/epoch":[1]}', '{"samples_per_epoch":"inf"}', "[]"]
+)
+@pytest.mark.parametrize("kind", ["started", "epoch", "metrics", "crashed", "incident", "finished"])
+def test_no_strange_event_hides_the_others(kind: str, values: str, tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = whole_run(tmp_path, "strange")
+    files.remove(files.join(folder, "outcome.json"))
+    for samples in ("500", '"x"', "null", "1e300"):
+        line = f'{{"events":1}}\n{{"kind":"{kind}","time":1,"samples":{samples},"values":{values}}}\n'
+        files.write_bytes(files.join(folder, "journal", "000001-000001.jsonl"), line.encode())
+        glance._segment.cache_clear()
+        _, text = told(tmp_path, as_json=True)
+        assert {row["model"] for row in json.loads(text)} == {"whole", "strange"}
+
+
+@pytest.mark.parametrize(
+    "record", [*DAMAGED, b'{"members": ["a"], "recipes": null}', b'{"members": ["a"], "recipes": {"a": 1}}']
+)
+def test_a_damaged_ensemble_is_shown_with_its_file_beside_the_others(record: bytes, tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = drivers.ensemble(str(tmp_path), "net-x2", [])
+    files.write_bytes(files.join(folder, "ensemble.json"), record)
+    code, text = told(tmp_path, as_json=True)
+    rows = json.loads(text)
+    assert "whole" in {row["model"] for row in rows}
+    if b"recipes" not in record:
+        assert code == 1
+        (row,) = [row for row in rows if row["state"] == "unreadable"]
+        assert f"{folder}/ensemble.json: cannot be read" in row["message"]
+
+
+def test_a_damaged_ledger_of_a_sweep_hides_no_run(tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = drivers.sweep(str(tmp_path), "net-sweep")
+    one = spec(recipe("net-t1"), folder)
+    drivers.trial(folder, 1, one, "finished")
+    drivers.lease(folder, beat=0, released=b"")
+    for name in ("sweep.json", "trials/0001.json", "trials/0001.ended.json", "lease/000001.json"):
+        for data in DAMAGED:
+            files.write_bytes(files.join(folder, name), data)
+            _, text = told(tmp_path, as_json=True)
+            assert "whole" in {row["model"] for row in json.loads(text)}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root ignores permissions")
+def test_a_run_that_may_not_be_read_hides_no_other(tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = whole_run(tmp_path, "secret")
+    os.chmod(files.join(folder, "spec.json"), 0)
+    _, text = told(tmp_path, as_json=True)
+    assert {row["state"] for row in json.loads(text)} == {"finished", "unreadable"}
+
+
+def test_a_folder_in_place_of_a_record_hides_no_other_run(tmp_path: Path) -> None:
+    whole_run(tmp_path, "whole")
+    folder = whole_run(tmp_path, "strange")
+    files.remove(files.join(folder, "spec.json"))
+    os.mkdir(files.join(folder, "spec.json"))
+    code, text = told(tmp_path)
+    assert code == 1
+    assert f"{folder}/spec.json" in text.replace("\n", "")
+    assert "1 finished" in text or "finished" in text

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -146,10 +149,76 @@ def test_a_second_service_has_a_session_of_its_own(machine: Machine) -> None:
     assert machine.run("status").returncode == 0
 
 
+def test_rays_files_lie_in_a_folder_that_is_closed_to_others(machine: Machine) -> None:
+    machine.give_token()
+    fake = machine.home / "ray"  # does to its temp dir what Ray does
+    fake.write_text(
+        f"#!/bin/sh\nfor word; do case $word in --temp-dir=*) place=${{word#*=}} ;; esac; done\n"
+        f'mkdir -p "$place/session"; chmod 777 "$place" "$place/session"; {UP}; echo "$*"; exec sleep 100\n'
+    )
+    fake.chmod(0o755)
+    venv = {"ORCHESTRATOR_VENV": sys.prefix}
+    with tempfile.TemporaryDirectory(prefix="n-", dir="/tmp") as short:
+        os.chmod(short, 0o1777)
+        done = machine.run("start", str(fake), "start", "--head", "--block", RAY_TMPDIR=short, **venv)
+        assert done.returncode == 0, done.stderr
+        parent = Path(short) / f"orchestrator-{os.geteuid()}"
+        until(lambda: f"start --temp-dir={parent}/ray --head --block" in (machine.state / "ray.log").read_text())
+        assert stat.S_IMODE((parent / "ray").stat().st_mode) == 0o777
+        assert stat.S_IMODE(parent.stat().st_mode) == 0o700
+        assert machine.run("stop").returncode == 0
+        os.chmod(short, 0o777)
+        done = machine.run("start", str(fake), "start", "--head", RAY_TMPDIR=short, **venv)
+        assert done.returncode == 1 and "must be closed to others" in done.stderr
+    done = machine.run("start", str(fake), "start", "--temp-dir=/tmp/ray", **venv)
+    assert done.returncode == 1 and "set RAY_TMPDIR" in done.stderr
+
+
 @pytest.mark.parametrize("words", [(), ("restart",), ("start",)])
 def test_what_is_mistyped_is_refused(machine: Machine, words: tuple[str, ...]) -> None:
     done = machine.run(*words)
     assert done.returncode == 1 and "error" in done.stderr
+
+
+# ------------------------------------------------------------------ slurm/node.sh
+def test_rays_files_on_a_node_of_slurm_lie_in_a_folder_that_is_closed_to_others(tmp_path: Path) -> None:
+    venv, port = tmp_path / "venv", free_ports(4)
+    (venv / "bin").mkdir(parents=True)
+    (venv / "lib/python3.11/site-packages/ray-1.dist-info").mkdir(parents=True)
+    (venv / "bin/ray").write_text(
+        "#!/bin/sh\nfor word; do case $word in --temp-dir=*) place=${word#*=} ;; esac; done\n"
+        'mkdir -p "$place"; chmod 777 "$place"; touch "$place/up"; exec sleep 100\n'
+    )
+    (venv / "bin/ray").chmod(0o755)
+    (tmp_path / "token").write_text("x")
+    environment = {
+        **os.environ, "TRAIN_VENV": str(venv), "TRAIN_SCRATCH": str(tmp_path), "TRAIN_STORE_MB": "100",
+        "TRAIN_INTERFACE": "", "TRAIN_KEEP": "yes", "TRAIN_REQUEUES": "0", "TRAIN_KILL_WAIT": "30",
+        "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "here", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+    }  # fmt: skip
+    words = ["bash", str(ROOT / "cluster/slurm/node.sh"), "head", "127.0.0.1", str(port), "ray-1.dist-info"]
+    scratch = tmp_path / f"ray-{os.getuid()}-7"
+    with subprocess.Popen(words, env=environment, umask=0) as node:
+        try:
+            until((scratch / "ray/up").exists)
+            assert stat.S_IMODE((scratch / "ray").stat().st_mode) == 0o777
+            assert stat.S_IMODE(scratch.stat().st_mode) == stat.S_IMODE((scratch / "driver").stat().st_mode) == 0o700
+        finally:
+            node.send_signal(signal.SIGUSR2)
+    assert node.returncode == 0
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row on which nothing listens."""
+    for first in range(21000, 60000, count):
+        with ExitStack() as held:
+            try:
+                for port in range(first, first + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no free ports")
 
 
 # ------------------------------------------------------------------ down.py

@@ -240,7 +240,7 @@ def test_a_run_without_weights_is_refused(one: TrainJob) -> None:
 
 def test_a_damaged_spec_is_refused(one: TrainJob) -> None:
     files.write_bytes(files.join(one.folder, "spec.json"), b"{")
-    with pytest.raises(ConfigError, match=r"spec\.json cannot be used"):
+    with pytest.raises(ConfigError, match=r"spec\.json: cannot be used"):
         told(one)
 
 

@@ -1,20 +1,25 @@
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.config.cli import parse
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply, paths
+from orchestrator.ensemble.config import TrainEnsemble
 from orchestrator.launch.config import (
     RUNS_VARIABLE,
     Destination,
     JobConfig,
     Placement,
     RunSpec,
+    job_command,
     job_from_file,
     job_presets,
 )
+from orchestrator.recipe import presets
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.training.job import Cadence
 from tests.support.launched import recipe, spec
@@ -108,8 +113,15 @@ def test_without_data_nothing_is_guessed() -> None:
 
 def test_remote_storage_needs_a_tracking_uri_and_shows_no_secret() -> None:
     with pytest.raises(ConfigError, match=r"^tracking: needed when storage is s3://bucket/runs:") as raised:
-        Destination(data="digits", storage="s3://me:secret@bucket/runs").resolved()
+        Destination(data="digits", storage="s3://bucket/runs?key=secret").resolved()
     assert "secret" not in str(raised.value)
+
+
+def test_a_runs_variable_with_credentials_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, "s3://me:sec/ret@bucket/runs")
+    with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: must be a URL without user name and password") as raised:
+        Destination(data="digits").resolved()
+    assert "ret" not in str(raised.value).replace("SECRET", "")
 
 
 def test_what_is_kept_of_a_destination_has_no_secret() -> None:
@@ -231,3 +243,43 @@ def test_presets_come_from_nowhere() -> None:
 def test_a_spec_from_before_there_was_a_provenance_is_read() -> None:
     before = {name: value for name, value in spec().to_dict().items() if name != "provenance"}
     assert RunSpec.from_dict(before) == spec()
+
+
+@pytest.mark.parametrize("folder", ["orchestrator-runs", "more runs/it's"])
+@pytest.mark.parametrize(
+    ("given", "default"),
+    [
+        ({"data": "digits"}, "digits"),
+        ({"data": "digits"}, ""),
+        ({"data": "/data/my flowers"}, "digits"),
+        ({"data": "s3://bucket/data", "tracking": "http://host:5000", "experiment": "two words"}, ""),
+        ({"data": "digits", "storage": "s3://bucket/runs", "tracking": "http://host:5000"}, "digits"),
+    ],
+)
+def test_a_printed_command_leads_to_the_same_places(
+    given: dict[str, str], default: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / folder))
+    places = Destination.from_dict(given).resolved()
+    line = job_command("train_ensemble.py", ["file.json", *places.flags(default)])
+    monkeypatch.delenv("ORCHESTRATOR_RUNS")  # the shell into which it is pasted
+    words = shlex.split(line)
+    assert words[:3] == ["python", "jobs/train_ensemble.py", "file.json"]
+    presets = job_presets(TrainEnsemble)
+    preset = "googlenet-digits" if default else "googlenet-imagenet"
+    parsed = parse("train_ensemble.py", "", presets, preset, [preset, *words[3:]])
+    assert parsed.destination.resolved() == places
+
+
+def test_a_command_without_need_of_flags_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ORCHESTRATOR_RUNS", raising=False)
+    assert Destination(data="digits").resolved().flags("digits") == []
+
+
+def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None:
+    base = presets.googlenet_bn_digits().model_copy(update={"batch_size": 3})
+    with pytest.raises(ValidationError, match="batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
+        JobConfig(recipe=base, placement=Placement(workers=2))
+    assert JobConfig(recipe=base).recipe.batch_size == 3

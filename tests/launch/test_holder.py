@@ -11,6 +11,7 @@ from orchestrator.launch import holder, lease
 from orchestrator.launch.lease import Owner
 from orchestrator.storage import files
 from tests.support import drivers
+from tests.support.damage import DAMAGED
 from tests.support.launched import until
 
 
@@ -82,10 +83,28 @@ def test_a_lease_without_a_heartbeat_yet_is_as_old_as_itself(tmp_path: Path) -> 
     assert lives(str(tmp_path), patience=60)
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", json.dumps({"host": "x"}).encode()])
-def test_a_damaged_record_is_nobody(tmp_path: Path, record: bytes) -> None:
-    files.write_bytes(str(tmp_path / "lease" / "000001.json"), record)
-    assert holder.look(str(tmp_path)) is None
+@pytest.mark.parametrize("record", [*DAMAGED, json.dumps({"host": "x"}).encode()])
+def test_a_lease_that_cannot_be_read_lives_as_long_as_it_beats(tmp_path: Path, record: bytes) -> None:
+    stem = drivers.lease(str(tmp_path))
+    files.write_bytes(stem + ".json", record)
+    seen = holder.look(str(tmp_path))
+    assert seen is not None and "cannot be read" in str(seen.owner)
+    assert not lives(str(tmp_path)), "nothing says that anybody has it"
+    drivers.beats(stem, 1)
+    assert lives(str(tmp_path))
+    drivers.beats(stem, 10_000)
+    assert not lives(str(tmp_path))
+
+
+@pytest.mark.parametrize("beat", DAMAGED[1:])  # an empty one is as good as none
+def test_a_heartbeat_that_cannot_be_read_is_watched_for_a_change(tmp_path: Path, beat: bytes) -> None:
+    stem = drivers.lease(str(tmp_path))
+    files.write_bytes(stem + ".beat", beat)
+    assert not lives(str(tmp_path))
+    writer = threading.Timer(0.2, drivers.beats, (stem, 1))
+    writer.start()
+    assert lives(str(tmp_path), patience=60)
+    writer.join()
 
 
 def test_a_wish_for_no_checkpoint_is_not_overwritten_by_the_driver(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from orchestrator.launch import lease
 from orchestrator.launch.lease import Lease, LeaseHeldError, Owner
 from orchestrator.storage import files
+from tests.support.damage import DAMAGED
 from tests.support.launched import ROOT, until
 
 
@@ -42,6 +43,41 @@ def beating(stem: str, ended: threading.Event) -> threading.Thread:
     thread = threading.Thread(target=beat)
     thread.start()
     return thread
+
+
+@pytest.mark.parametrize("record", DAMAGED)
+def test_a_lease_that_cannot_be_read_is_held_as_long_as_it_beats(folder: str, record: bytes) -> None:
+    stem = foreign(folder)
+    files.write_bytes(stem + ".json", record)
+    ended = threading.Event()
+    thread = beating(stem, ended)
+    try:
+        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*000001\.stop"):
+            lease.take(folder, 60)
+    finally:
+        ended.set()
+        thread.join()
+    held = lease.take(folder, 0.2)
+    assert held.number == 2
+    held.release()
+
+
+def test_a_lease_of_a_newer_version_is_read(folder: str) -> None:
+    stem = foreign(folder)
+    about = asdict(Owner("another-host", 7, "raysubmit_abc", 1e9)) | {"region": {"name": "x"}}
+    assert lease.parse_owner(json.dumps(about).encode()) == Owner("another-host", 7, "raysubmit_abc", 1e9)
+    files.write_bytes(files.join(folder, "lease", "notes.json"), b"{}")  # of somebody else
+    files.write_bytes(stem + ".json", json.dumps(about).encode())
+    held = lease.take(folder, 0.1)
+    assert held.number == 2
+    held.release()
+
+
+@pytest.mark.parametrize(
+    "change", [{"pid": 0}, {"pid": True}, {"pid": 2**40}, {"since": 1e300}, {"host": None}, {"job": 3}, {"since": "x"}]
+)
+def test_an_owner_that_cannot_be_is_unknown(change: dict[str, object]) -> None:
+    assert lease.parse_owner(json.dumps(asdict(Owner("h", 1, "", 1.0)) | change).encode()) == lease.UNKNOWN
 
 
 def test_of_eight_threads_one_gets_the_lease(folder: str) -> None:

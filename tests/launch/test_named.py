@@ -6,6 +6,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.launch import named
 from orchestrator.launch.named import Named
 from tests.support import drivers
+from tests.support.damage import DAMAGED
 from tests.support.launched import recipe, spec
 
 
@@ -41,7 +42,12 @@ def test_an_unknown_run_is_refused_with_near_misses(tmp_path: Path) -> None:
         named.find(["runs/models/x"], "")
 
 
-def test_a_damaged_ensemble_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", [*DAMAGED, b'{"members": null}', b'{"members": ["../x"]}', b'{"members": [1]}'])
+def test_a_damaged_ensemble_is_named_with_its_file(tmp_path: Path, record: bytes) -> None:
     folder = Path(drivers.ensemble(str(tmp_path), "net-x2", []))
-    (folder / "ensemble.json").write_text("{}")
-    assert named.everything(str(tmp_path)) == []
+    (folder / "ensemble.json").write_bytes(record)
+    (found,) = named.everything(str(tmp_path))
+    assert (found.folder, found.members) == (str(folder), ())
+    assert found.trouble.startswith(f"{folder}/ensemble.json: cannot be read: ")
+    with pytest.raises(ConfigError, match=r"ensemble\.json: cannot be read"):
+        named.members_of(str(folder))

@@ -1,5 +1,6 @@
 """`shards.py pack` without a cluster: what it says and refuses, and its threads, which do what launch.pool does."""
 
+import json
 import os
 import signal
 import threading
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data import manifest, shard_packing
+from orchestrator.data import manifest, pack_report, shard_packing
 from orchestrator.data.digits import pack_digits
 from orchestrator.data.errors import DataError
 from orchestrator.data.pack_config import Layout, Pack
@@ -80,6 +81,39 @@ def test_too_many_broken_images_end_the_packing_until_they_are_allowed(
     assert "going on with the packing" in told
     assert "left out: a/broken" in told
     assert manifest.load(str(tmp_path / "out")).samples("train") == 20
+
+
+def test_names_that_are_not_utf8_or_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The image is packed or reported like any other, and the dataset can be read."""
+    source = small(tmp_path / "in", 0)
+    names = {
+        "a/\udce9.jpg": shards.jpeg(60),
+        "a/t\udce9.jpg": b"<html>",
+        "b/\x1b[31m.jpg": b"<html>",
+        "b/x.jp\udce9": b"",
+    }
+    imagenet.write(tmp_path / "in", names.items())
+    assert packing.pack(command(source, tmp_path / "out")) == 0
+    told = capsys.readouterr().out
+    assert "left out: a/t_ (a/t\\xe9.jpg): no JPEG or PNG" in told
+    assert "left out: b/__31m (b/\\x1b[31m.jpg)" in told
+    assert "\x1b" not in told
+    assert manifest.load(str(tmp_path / "out")).samples("train") == 21
+    report = json.loads((tmp_path / "out" / pack_report.NAME).read_text())
+    assert [one["source"] for one in report["splits"]["train"]["left_out"]] == ["a/t\\xe9.jpg", "b/\x1b[31m.jpg"]
+    assert report["ignored_files"] == {"jp\\xe9": 1}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "NaN", '{"version": 9' + "0" * 5000 + "}", "[]"])
+@pytest.mark.parametrize("name", ["plan.json", "done/train-000000.json"])
+def test_damaged_records_of_a_packing_are_named(tmp_path: Path, name: str, text: str) -> None:
+    config = command(small(tmp_path / "in", 11), tmp_path / "out")
+    with pytest.raises(DataError, match="max_bad"):
+        packing.pack(config)
+    (tmp_path / "out" / "_packing" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / "_packing" / name).write_text(text)
+    with pytest.raises(DataError, match=rf"_packing/{name}: damaged"):
+        packing.pack(config)
 
 
 def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(

@@ -1,5 +1,8 @@
 import io
+import threading
 from concurrent.futures import Future
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,14 +12,15 @@ from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulabl
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import manifest
+from orchestrator.data import adopt, manifest
 from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.packer import RawSample, pack
+from orchestrator.data.packer import RawSample, pack, tar_bytes
+from orchestrator.data.shards_config import IndexJob
 from orchestrator.launch import command, dryrun, preflight, session
 from orchestrator.launch.cluster import ClusterError
-from orchestrator.launch.config import Destination, Placement
+from orchestrator.launch.config import Destination, Placement, RunSpec
 from orchestrator.launch.lease import LeaseHeldError, Owner
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.storage import files
@@ -34,12 +38,12 @@ def packed(tmp_path: Path) -> Manifest:
     return shards.dataset(tmp_path / "data")
 
 
-def check(folder: Path, **places: str) -> Manifest:
+def check(folder: Path, **places: str | bool) -> Manifest:
     asked = Destination.from_dict({"data": str(folder / "data"), "storage": str(folder / "runs"), **places})
     return preflight.dataset(asked, asked.resolved())
 
 
-def problems(folder: Path, **places: str) -> tuple[str, ...]:
+def problems(folder: Path, **places: str | bool) -> tuple[str, ...]:
     with pytest.raises(PreflightError) as raised:
         check(folder, **places)
     return raised.value.problems
@@ -71,11 +75,84 @@ def test_a_truncated_or_replaced_shard_is_named_with_both_sizes(packed: Manifest
     assert text.startswith(f"data: {path}: {shard.bytes + change} bytes, the manifest says {shard.bytes}:")
 
 
+@pytest.fixture
+def adopted(tmp_path: Path) -> Path:
+    """The folder of foreign tars whose manifest and indexes lie in `data`."""
+    tars = tmp_path / "tars"
+    for name, first in (("train-0", 0), ("train-1", 8), ("val", 500)):
+        files.write_bytes(str(tars / f"{name}.tar"), tar_bytes(shards.samples(8, first)))
+    job = IndexJob(url=str(tars), train="train-*.tar", validation="val.tar", to=str(tmp_path / "data"))
+    adopt.run(job, Console(file=io.StringIO()))
+    return tars
+
+
+def test_tars_elsewhere_pass_with_leave_and_are_trained_on(adopted: Path, tmp_path: Path) -> None:
+    (text,) = problems(tmp_path)
+    assert f"must lie below {tmp_path}/data, got {adopted}; set --allow-elsewhere" in text
+    found = check(tmp_path, allow_elsewhere=True)
+    recipe = runs.recipe(batch_size=8)
+    destination = Destination(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"), allow_elsewhere=True)
+    spec = RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest=found.digest())
+    assert runs.train(spec.job(stop_flag=str(tmp_path / "stop"), successor="")).status == "finished"
+
+
+@pytest.mark.parametrize(("keep", "said"), [(None, "missing, the manifest lists it"), (512, "512 bytes, the manifest"),
+                                            (-1, "damaged: not the checksum")])  # fmt: skip
+def test_a_tar_elsewhere_is_checked_where_it_lies(adopted: Path, tmp_path: Path, keep: int | None, said: str) -> None:
+    path, data = adopted / "train-1.tar", (adopted / "train-1.tar").read_bytes()
+    path.unlink()
+    if keep is not None:
+        path.write_bytes(data[:keep] + b"x" * (keep < 0))
+    (text,) = problems(tmp_path, allow_elsewhere=True)
+    assert f"{path}: {said}" in text
+
+
+def test_leave_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -> None:
+    specs = [
+        RunSpec(
+            recipe=runs.recipe(batch_size=8),
+            placement=Placement(),
+            destination=Destination(data=str(tmp_path / "data"), storage=str(tmp_path), allow_elsewhere=allowed),
+            dataset_digest=packed.digest(),
+        )
+        for allowed in (False, True)
+    ]
+    assert specs[0].identity == specs[1].identity
+
+
 def test_a_damaged_manifest_is_told(packed: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "data" / "manifest.json"
     path.write_bytes(path.read_bytes()[:-20])
     (text,) = problems(tmp_path)
     assert "manifest.json: damaged" in text
+
+
+def test_a_dataset_on_a_web_server_without_lists_passes(packed: Manifest, tmp_path: Path) -> None:
+    class Unlisted(SimpleHTTPRequestHandler):
+        """Serves files and no folders."""
+
+        def list_directory(self, path: object) -> None:
+            self.send_error(403)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (tmp_path / "data").rename(tmp_path / "a b#1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Unlisted, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/a%20b%231"
+            assert check(tmp_path, data=url) == packed
+            odd = tmp_path / "a b#1" / "x y%25#.tar"
+            odd.write_bytes(b"123")
+            place = files.join(url, odd.name)
+            assert preflight._sizes([place]) == {place: 3}
+            (tmp_path / "a b#1" / packed.shards("train")[0].name).unlink()
+            assert "missing, the manifest lists it" in problems(tmp_path, data=url)[0]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:
@@ -155,10 +232,16 @@ def test_a_dry_run_finds_what_a_start_would_refuse(packed: Manifest, tmp_path: P
     client.delete_experiment(gone.experiment_id)
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "data" / packed.shards("train")[0].name).unlink()
-    places = {"data": str(tmp_path / "data"), "tracking": f"sqlite:///{database}"}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PreflightError) as raised:
-        preflight.check_places(Destination(**places, storage=str(tmp_path / "file" / "runs"), experiment="gone"))
+        preflight.check_places(
+            Destination(
+                data=str(tmp_path / "data"),
+                storage=str(tmp_path / "file" / "runs"),
+                tracking=f"sqlite:///{database}",
+                experiment="gone",
+            )
+        )
     storage, data, tracking = raised.value.problems
     assert storage == f"storage: {tmp_path}/file/runs: not writable: {tmp_path}/file: it is not a folder"
     assert "missing, the manifest lists it" in data

@@ -8,16 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from orchestrator.data.errors import DataError
-from orchestrator.data.sources import keys, listing
+from orchestrator.data.labels import normal
+from orchestrator.data.sources import keys, label_file, listing
 from orchestrator.data.sources.config import FolderSource
 from orchestrator.data.sources.listing import Listing, Row, SplitListing
+from orchestrator.data.tars import escape_undecodable
 from orchestrator.storage import files, urls
 
 VALIDATION_NAMES = ("validation", "val")
 # Deeper trees are links that go round.
 MAX_DEPTH = 8
 LISTING_THREADS = 16
-MAX_LABELS_BYTES = 2**30
+# Folders that systems and programs add, in lower case: no classes, and their pictures are nobody's.
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
+     "#snapshot"}
+)  # fmt: skip
+_HIDDEN, _SYSTEM, _DANGLING = "hidden folders", "system folders", "links to nothing"
 
 
 class File(NamedTuple):
@@ -82,6 +89,11 @@ def listed(source: FolderSource, places: Mapping[str, str]) -> Listing:
             splits["validation"] = per_class(where, classes, ignored)[1]
     elif source.holdout:
         splits["train"], splits["validation"] = listing.hold_out(train, source.holdout)
+    if places["train"] != source.url:
+        used = {urls.name(place) for place in places.values()}
+        others = {name for name in files.list_names(source.url) if name not in used} - files.sizes(source.url).keys()
+        if others:
+            ignored["folders beside train"] += len(others)
     return Listing(classes, (), splits, dict(sorted(ignored.items())))
 
 
@@ -94,14 +106,12 @@ def per_class(
     """
     below = files.sizes(root)
     names = files.list_names(root)
-    found = [name for name in names if name not in below and not _is_hidden(name)]
+    found = [name for name in names if name not in below and not _is_passed_over(root, name, ignored)]
     ignored.update(_extension(name) for name in below)
-    if hidden := sum(_is_hidden(name) for name in names if name not in below):
-        ignored["hidden folders"] += hidden
     if classes is None:
         classes = tuple(found)
         listing.check_classes(root, classes)
-    elif unknown := sorted(set(found) - set(classes)):
+    elif unknown := sorted(name for name in found if normal(name) not in set(map(normal, classes))):
         raise DataError(
             f"source: {urls.redact(root)}: class {unknown[0]!r} is not among the {len(classes)} classes of the "
             f"training images ({len(unknown)} such classes)"
@@ -111,7 +121,7 @@ def per_class(
             f"source: {urls.redact(root)}: {len(below)} files and no folder per class: their labels are needed "
             "(--source.labels, or the devkit of ILSVRC)"
         )
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {normal(name): number for number, name in enumerate(classes)}
 
     def rows() -> Iterator[Row]:
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
@@ -120,8 +130,8 @@ def per_class(
                 ignored.update(others)
                 for file in images:
                     path = f"{name}/{file.name}"
-                    key = keys.of_name(file.name.rpartition("/")[2] if bare else path)
-                    yield Row(key, path, numbers[name], 0, file.length)
+                    named = file.name.rpartition("/")[2] if bare else path
+                    yield Row(keys.of_name(named), path, numbers[normal(name)], 0, file.length, named)
 
     return tuple(classes), listing.split(root, False, rows())
 
@@ -139,53 +149,26 @@ def is_image(name: str) -> bool:
 
 
 def _labelled(root: str, labels: str, classes: Sequence[str], ignored: Counter[str]) -> SplitListing:
-    told = _read_labels(labels, classes)
     images = flat(root, ignored)
-    unlabelled = [file.name for file in images if file.name not in told and _stem(file.name) not in told]
+    names = {normal(name) for file in images for name in (file.name, _stem(file.name))}
+    told = label_file.read_labels(labels, classes, names)
+    found = [told.get(normal(file.name), told.get(normal(_stem(file.name)))) for file in images]
+    unlabelled = [file.name for file, label in zip(images, found, strict=True) if label is None]
     if unlabelled:
         raise DataError(
             f"source.labels: {urls.redact(labels)}: no line for {unlabelled[0]!r} ({len(unlabelled)} such images)"
         )
-    names = {name for file in images for name in (file.name, _stem(file.name))}
     if missing := sorted(told.keys() - names):
         raise DataError(
             f"source: {urls.redact(files.join(root, missing[0]))}: missing: {urls.redact(labels)} has a label for it "
             f"({len(missing)} such images)"
         )
     rows = (
-        Row(keys.of_name(name), name, told[name] if name in told else told[_stem(name)], 0, length)
-        for name, length in images
+        Row(keys.of_name(name), name, label, 0, length)
+        for (name, length), label in zip(images, found, strict=True)
+        if label is not None
     )
     return listing.split(root, False, rows)
-
-
-def _read_labels(url: str, classes: Sequence[str]) -> dict[str, int]:
-    """Label by file name, of lines such as "FILE CLASS", "FILE,CLASS ..." or with tabs."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    shown = urls.redact(url)
-    try:
-        if files.size(url) > MAX_LABELS_BYTES:
-            raise DataError(f"source.labels: {shown}: over {MAX_LABELS_BYTES} bytes: no list of labels")
-        lines = files.read_bytes(url).decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"source.labels: {shown}: missing") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"source.labels: {shown}: no text: {error}") from None
-    told: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        fields = line.split("\t") if "\t" in line else line.split(",", 1) if "," in line else line.rsplit(None, 1)
-        name, label = fields[0].strip(), fields[1].strip() if len(fields) > 1 else ""
-        if label not in numbers:
-            label = label.partition(" ")[0]  # what follows may be boxes
-        if label not in numbers:
-            if number == 1:
-                continue  # the names of the columns
-            raise DataError(f"source.labels: {shown}: line {number}: {label!r} is no class of the training images")
-        if told.setdefault(name, numbers[label]) != numbers[label]:
-            raise DataError(f"source.labels: {shown}: line {number}: a second label for {name!r}")
-    return told
 
 
 def _walk(folder: str, depth: int = 0) -> tuple[list[File], Counter[str]]:
@@ -196,7 +179,7 @@ def _walk(folder: str, depth: int = 0) -> tuple[list[File], Counter[str]]:
     images = [File(name, length) for name, length in sizes.items() if is_image(name)]
     others = Counter(_extension(name) for name in sizes if not is_image(name))
     for name in files.list_names(folder):
-        if name in sizes or _is_hidden(name):
+        if name in sizes or (not is_image(name) and _is_passed_over(folder, name, others)):
             continue
         below, more = _walk(files.join(folder, name), depth + 1)
         if not below and not more and not files.exists(files.join(folder, name)):
@@ -206,8 +189,23 @@ def _walk(folder: str, depth: int = 0) -> tuple[list[File], Counter[str]]:
     return images, others
 
 
+def _is_passed_over(folder: str, name: str, ignored: Counter[str]) -> bool:
+    """Whether what is no file is a hidden folder, one of the system, or no folder at all; it is then counted."""
+    where = files.join(folder, name)
+    kind = ""
+    if _is_hidden(name):
+        kind = _HIDDEN
+    elif name.lower() in SYSTEM_FOLDERS:
+        kind = _SYSTEM
+    elif urls.is_local(where) and not files.exists(where):
+        kind = _DANGLING
+    if kind:
+        ignored[kind] += 1
+    return bool(kind)
+
+
 def _extension(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name else ""
+    return escape_undecodable(name.rpartition("/")[2].rpartition(".")[2].lower()) if "." in name else ""
 
 
 def _stem(name: str) -> str:

@@ -17,6 +17,7 @@ from orchestrator.data.sources.config import IlsvrcSource
 from orchestrator.data.sources.devkit import Devkit
 from orchestrator.data.sources.listing import Listing, Row, SplitListing
 from orchestrator.data.sources.members import Headers, Member, members
+from orchestrator.data.tars import escape_undecodable
 from orchestrator.storage import files, urls
 from orchestrator.storage.ranged import Ranges
 
@@ -80,7 +81,7 @@ def _tar_of_tars(
     inner: dict[str, Member] = {}
     for member in members(_headers(ranges, url)):
         if not member.name.endswith(".tar"):
-            ignored[member.name.rpartition(".")[2].lower()] += 1
+            ignored[escape_undecodable(member.name.rpartition(".")[2].lower())] += 1
             continue
         wnid = keys.of_name(member.name).rpartition("/")[2]
         if wnid in inner:
@@ -105,7 +106,8 @@ def _tar_of_tars(
             for wnid, images in zip(inner, pool.map(walk, inner), strict=True):
                 for image in _images(images, ignored):
                     name = f"{inner[wnid].name}/{image.name}"
-                    yield Row(f"{wnid}/{keys.of_name(image.name)}", name, numbers[wnid], image.offset, image.length)
+                    key, path = f"{wnid}/{keys.of_name(image.name)}", f"{wnid}/{image.name}"
+                    yield Row(key, name, numbers[wnid], image.offset, image.length, path)
 
     return classes, listing.split(url, True, rows())
 
@@ -123,13 +125,15 @@ def _validation(
             return folder.per_class(url, classes, ignored, bare=True)[1]
     if kit is None:
         raise DataError(
-            f"source.devkit: needed: the labels of {urls.redact(url)} are in {' or '.join(STANDARD['devkit'])}"
+            f"source.devkit: needed: the labels of {urls.redact(url)} are in {' or '.join(STANDARD['devkit'])}; with "
+            "Kaggle's files use shards.py pack folder --source.labels LOC_val_solution.csv"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     wnids = kit.validation_classes(len(images))
     rows = (
-        Row(keys.of_name(image.name.rpartition("/")[2]), image.name, numbers[wnid], image.offset, image.length)
+        Row(keys.of_name(path), image.name, numbers[wnid], image.offset, image.length, path)
         for image, wnid in zip(images, wnids, strict=True)
+        for path in (image.name.rpartition("/")[2],)
     )
     return listing.split(url, is_tar, rows)
 
@@ -139,7 +143,7 @@ def _images(found: Iterator[Member] | list[Member], ignored: Counter[str]) -> It
         if folder.is_image(member.name):
             yield member
         else:
-            ignored[member.name.rpartition(".")[2].lower() if "." in member.name else ""] += 1
+            ignored[escape_undecodable(member.name.rpartition(".")[2].lower()) if "." in member.name else ""] += 1
 
 
 def _headers(ranges: Ranges, url: str) -> Headers:

@@ -13,8 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from orchestrator.data import class_list
 from orchestrator.data.errors import DataError
 from orchestrator.data.index import Keys
+from orchestrator.data.sources.keys import of_name
 from orchestrator.storage import urls
 
 # Other files are no images by their name: they are passed over and counted.
@@ -29,6 +31,7 @@ class Row(NamedTuple):
     label: int
     offset: int
     length: int  # bytes
+    path: str = ""  # what the key is made of, when it is not the name
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,26 @@ class Listing:
 def split(root: str, is_tar: bool, rows: Iterable[Row]) -> SplitListing:
     """The listing of a split, sorted by key.
 
-    Raises DataError when there is no image, or when two would get the same key.
+    Where keys are equal only because marks and emoji are left out of them, all keep theirs. Raises DataError when there
+    is no image, or when two would still get the same key.
     """
-    keys, names, numbers = _Texts(), _Texts(), array("q")
+    keys, names, paths, numbers = _Texts(), _Texts(), _Texts(), array("q")
     for row in rows:
         keys.append(row.key)
         names.append(row.name)
+        if row.path not in ("", row.name):
+            paths.append(row.path)
         numbers.extend((row.label, row.offset, row.length))
     shown = urls.redact(root)
     if not numbers:
         raise DataError(f"source: {shown}: no images there")
     order = sorted(range(len(keys)), key=keys.encoded)
+    if any(keys.encoded(one) == keys.encoded(other) for one, other in pairwise(order)):
+        origins = paths if len(paths) == len(names) else names
+        keys = _Texts()
+        for number in range(len(names)):
+            keys.append(of_name(origins[number], keep_marks=True))
+        order = sorted(range(len(keys)), key=keys.encoded)
     for one, other in pairwise(order):
         if keys.encoded(one) == keys.encoded(other):
             raise DataError(
@@ -139,7 +151,11 @@ def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitLi
 
 
 def check_classes(root: str, classes: tuple[str, ...]) -> None:
-    """Raise DataError when there is nothing to tell apart."""
+    """Raise DataError when there is nothing to tell apart, or a name that no dataset can have."""
+    try:
+        class_list.check_names(classes)
+    except ValueError as error:
+        raise DataError(f"source: {urls.redact(root)}: {error}") from None
     if len(classes) < 2:
         names = ", ".join(classes) or "none"
         raise DataError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.data.errors import DataError
-from orchestrator.data.tars import size_of
+from orchestrator.data.tars import parse_header, size_of
 from orchestrator.storage import urls
 from orchestrator.storage.ranged import Ranges
 
@@ -70,7 +70,7 @@ def members(headers: Headers, start: int = 0, end: int | None = None, inside: st
             raise DataError(f"{name}: truncated at byte {at + len(block)}: {what}")
         if not any(block):
             return
-        info = _parsed(block, at, name)
+        info = parse_header(block, at, f"{name}: damaged")
         body, size = at + _RECORD, size_of(said.get("size", info.size), at, name)
         padded = 0 if info.type in _WITHOUT_BODY else -(-size // _RECORD) * _RECORD
         if body + padded > end:
@@ -85,13 +85,6 @@ def members(headers: Headers, start: int = 0, end: int | None = None, inside: st
                 yield Member(said.get("path", info.name), body, size)
             said = {}
         at = body + padded
-
-
-def _parsed(block: bytes, at: int, name: str) -> tarfile.TarInfo:
-    try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise DataError(f"{name}: damaged at byte {at}: no member and no end of archive there ({error})") from None
 
 
 def _bounded(size: int, at: int, name: str) -> int:

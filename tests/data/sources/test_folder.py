@@ -53,6 +53,45 @@ def test_what_is_no_image_is_passed_over_and_counted(tmp_path: Path) -> None:
     assert found.ignored == {"txt": 3, "ds_store": 1, "jpg": 1, "hidden folders": 1}
 
 
+def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
+    alien = ("train/__MACOSX/cat/._1.jpg", "train/cat/@eaDir/1.jpg/SYNO.jpg", "train/lost+found/x.jpg",
+             "train/$RECYCLE.BIN/x.jpg", "train/.ipynb_checkpoints/x.jpg", "train/.Trash/x.jpg", "train/cat/Thumbs.db",
+             "test/1.jpg")  # fmt: skip
+    (tmp_path / "train/cat").mkdir(parents=True)
+    for link in ("train/README", "train/cat/notes"):
+        (tmp_path / link).symlink_to("nowhere")
+    found = listed(str(tmp_path), {**PLAIN, **{name: b"x" for name in alien}})
+    assert told(found, "train") == told(listed(str(tmp_path / "b"), PLAIN), "train")
+    assert found.ignored == {
+        "db": 1, "folders beside train": 1, "hidden folders": 2, "links to nothing": 2, "system folders": 4
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "cat\x1b[31m", "a\nb"])
+def test_names_of_classes_that_cannot_be_kept_or_shown(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"class '.*(udce9|x1b|n).*' must") as raised:
+        listed(str(tmp_path), {**PLAIN, f"train/{name}/1.jpg": b""})
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "names", [("\u0915\u093e", "\u0915\u093f", "\u0915\u0940"), ("\U0001f600", "\U0001f621", "\U0001f622"),
+              ("pe\u0302che", "pe\u0301che", "pe\u0300che"), ("\U0001f469\u200d\U0001f680", "\U0001f469\U0001f680")],
+)  # fmt: skip
+def test_classes_that_differ_by_marks_or_emoji(tmp_path: Path, names: tuple[str, ...]) -> None:
+    tree = {f"{name}/{n}.jpg": b"x" for name in names for n in range(4)}
+    found = listed(str(tmp_path), tree, holdout=0)
+    assert set(found.classes) == set(names)
+    keys = [key for key, *_ in told(found, "train")]
+    assert len(set(keys)) == len(tree)
+    assert all(key.isprintable() or "\u200d" in key for key in keys)
+
+
+def test_one_class_with_marks_keeps_the_key_that_it_had(tmp_path: Path) -> None:
+    found = listed(str(tmp_path), {"\u0915\u093e/1.jpg": b"", "x/1.jpg": b""}, holdout=0)
+    assert [key for key, *_ in told(found, "train")] == ["x/1", "\u0915_/1"]
+
+
 def test_an_empty_class_is_a_class(tmp_path: Path) -> None:
     (tmp_path / "train" / "bee").mkdir(parents=True)
     found = listed(str(tmp_path), PLAIN)
@@ -85,7 +124,10 @@ FLAT: Tree = {"train/cat/1.jpg": b"", "train/big dog/1.jpg": b"", "val/a.jpg": b
 @pytest.mark.parametrize(
     "lines",
     ["a.jpg cat\nb.JPEG\tbig dog\n", "a.jpg\tcat\t0\t0\t64\t64\nb.JPEG\tbig dog\t1\t1\t2\t2\n",
-     "ImageId,PredictionString\na,cat 1 2 3 4\nb,big dog\n\n", "\ufeffa.jpg , cat\r\nb.JPEG , big dog\r\n"],
+     "ImageId,PredictionString\na,cat 1 2 3 4\nb,big dog\n\n",
+     "ImageId,P\r\na,cat 1 2 3 4 cat 5 6 7 8.5 \r\nb,big dog 1 2 3 4",
+     ',file,label\n0,"a.jpg","cat"\n1,"b.JPEG","big dog"\n', "label;x,file\ncat,a.jpg\nbig dog,b.JPEG\n",
+     'a.jpg,0,cat\nb.JPEG,1,"big dog"\n', "a.jpg cat\nb.JPEG big dog\n", "\ufeffa.jpg , cat\r\nb.JPEG , big dog\r\n"],
 )  # fmt: skip
 def test_labels_of_flat_images(tmp_path: Path, lines: str) -> None:
     found = listed(str(tmp_path), {**FLAT, "labels.txt": lines.encode()}, labels=str(tmp_path / "labels.txt"))
@@ -97,14 +139,35 @@ def test_labels_of_flat_images(tmp_path: Path, lines: str) -> None:
     ("lines", "said"),
     [("a.jpg cat\n", r"no line for 'b\.JPEG' \(1 such images\)"),
      ("a.jpg cat\nb.JPEG cow\n", r"line 2: 'cow' is no class"),
+     ("a,cat\nb,cat 1 2 3 4 big dog 5 6 7 8\n", r"line 2: 'cat 1 2 3 4 big dog 5 6 7 8' is no class"),
+     ("a,cat\nb,cat 1 2 3\n", "line 2: 'cat 1 2 3' is no class"), ("a,cat\nb,catfish\n", "line 2: 'catfish'"),
+     ("a,big\nb,cat\n", "line 1: 'big' is no class"), ("a,big dog x\nb,cat\n", "line 1: 'big dog x' is no class"),
+     ("f,x,y\na.jpg,cat,big dog\nb.JPEG,cat,cat\n", "columns 2 and 3 both hold|columns 2 and 3 all hold"),
      ("a.jpg cat\nb.JPEG cat\nc.jpg cat", r"c\.jpg: missing: .*has a label for it"),
      ("a.jpg cat\nb.JPEG cat\na.jpg\tbig dog", r"line 3: a second label for 'a\.jpg'"),
-     ("a.jpg\n", r"no line for 'a\.jpg' \(2 such"), ("", r"no line for 'a\.jpg'"), ("\xff", "no text")],
+     ("a.jpg\n", "line 1: '' is no class"), ("", r"no line for 'a\.jpg'"), ("\xff", "no text")],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, lines: str, said: str) -> None:
     tree = {**FLAT, "labels.txt": lines.encode("latin-1")}
     with pytest.raises(DataError, match=said):
         listed(str(tmp_path), tree, labels=str(tmp_path / "labels.txt"))
+
+
+def test_a_label_that_begins_like_a_class_is_none(tmp_path: Path) -> None:
+    """ "ice creme" is neither "ice" nor "ice cream"."""
+    tree = {"train/ice/1.jpg": b"", "train/ice cream/1.jpg": b"", "val/a.jpg": b"", "val/b.jpg": b"",
+            "labels.csv": b"file,label\na.jpg,ice cream\nb.jpg,ice creme\n"}  # fmt: skip
+    with pytest.raises(DataError, match=r"labels\.csv: line 3: 'ice creme' is no class"):
+        listed(str(tmp_path), tree, labels=str(tmp_path / "labels.csv"))
+
+
+def test_labels_and_names_with_accents_however_they_are_composed(tmp_path: Path) -> None:
+    tree = {"train/pe\u0302che/1.jpg": b"", "train/x/1.jpg": b"", "val/e\u0301.jpg": b"",
+            "labels.csv": "\u00e9.jpg,p\u00eache\n".encode()}  # fmt: skip
+    found = listed(str(tmp_path), tree, labels=str(tmp_path / "labels.csv"))
+    assert [found.classes[label] for _, _, label, _ in told(found, "validation")] == ["pe\u0302che"]
+    with pytest.raises(DataError, match="are one name, with accents composed and decomposed"):
+        listed(str(tmp_path), {"train/p\u00eache/1.jpg": b""}, labels=str(tmp_path / "labels.csv"))
 
 
 def test_missing_labels(tmp_path: Path) -> None:

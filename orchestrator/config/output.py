@@ -1,0 +1,94 @@
+"""All that a process prints, made printable in one place: its console, streams, logs, tracebacks and warnings."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from orchestrator.config.printable import printable
+
+_KEPT = "\n\t"  # of a text of several lines
+# A class and a file are named by others: brackets in a name are no style, ":car:" is no picture.
+_LITERAL: dict[str, Any] = {"markup": False, "emoji": False}
+
+
+class PrintableConsole(Console):
+    """A console of rich that prints every text literally and printable: no markup, no credentials, no escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of `rich.console.Console`."""
+        super().__init__(**(_LITERAL | options))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text as rich does, after it was made printable."""
+        return super().render_str(printable(text, keep=_KEPT), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Return what rich makes of a renderable, whose texts were made printable."""
+        if isinstance(renderable, Text):
+            shown = printable(renderable.plain, keep=_KEPT)
+            if shown != renderable.plain:
+                renderable = renderable.blank_copy(shown)
+        return super().render(renderable, options)
+
+
+def prepare_output() -> None:
+    """Make all that this process prints printable from now on; doing it again changes nothing.
+
+    A stream whose encoding lacks a character (an ASCII locale) gets it as an escape instead of a UnicodeEncodeError.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(_Record)
+    # A hook of somebody else's, such as a debugger's, stays.
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_uncaught
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_uncaught_in_thread
+    warnings.formatwarning = _format_warning
+
+
+class _Record(logging.LogRecord):
+    """A log record, ours or a library's, whose message and traceback are printable."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        if self.exc_info:
+            self.exc_text = _traceback(*self.exc_info)  # which a formatter then takes as it is
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage(), keep=_KEPT)
+
+
+def _traceback(kind: Any, error: Any, trace: Any) -> str:
+    return printable("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), keep=_KEPT)
+
+
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(_traceback(kind, error, trace) + "\n")
+
+
+def _print_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
+    if uncaught.exc_type is SystemExit:
+        return
+    name = uncaught.thread.name if uncaught.thread is not None else "unknown"
+    told = _traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
+    sys.stderr.write(f"Exception in thread {printable(name)}:\n{told}\n")
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return printable(f"{filename}:{lineno}: {category.__name__}: {message}\n", keep=_KEPT)

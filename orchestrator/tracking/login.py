@@ -1,0 +1,108 @@
+"""The login of the MLflow server that a person starts for their own runs, and the app that demands it.
+
+MLflow's server reads and writes files as whoever started it, wherever an experiment's artifact location points: each
+request needs the login, also on this machine. MLflow's own login (basic-auth) answers some routes without one, knows
+users that are not needed here, and lets them choose artifact locations, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.errors import ConfigError
+
+APP = "orchestrator"  # of `mlflow server --app-name`, declared in pyproject.toml
+USER = "orchestrator"
+_PATH = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+
+def password_path() -> Path:
+    """Return where the password is kept. Raises ConfigError without a home folder."""
+    if named := os.environ.get(_PATH):
+        return Path(named)
+    try:
+        return Path.home() / ".orchestrator" / "mlflow_password"
+    except RuntimeError:
+        raise ConfigError(
+            f"HOME must be set, since this user has no home folder; or set {_PATH} to the file for MLflow's password"
+        ) from None
+
+
+def load_password() -> str:
+    """Return this user's password, made on first use; its file is closed to all others.
+
+    Raises ConfigError for a file that cannot be read or made, is empty, or belongs to another user.
+    """
+    path = password_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(24))
+        except FileExistsError:
+            pass
+        with path.open(encoding="utf-8") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+                os.fchmod(file.fileno(), 0o600)
+            password = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"MLflow's password cannot be kept in {path}: {error}; set {_PATH} to another file") from None
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"{path} must belong to this user, got user {found.st_uid}; set {_PATH} to another file")
+    if len(password) < 12:
+        raise ConfigError(f"{path} must hold at least 12 characters, got {len(password)}; remove it to have one made")
+    return password
+
+
+class RequireLogin:
+    """ASGI middleware that answers nothing at all without the login: HTTP's Basic, or the password as Bearer token."""
+
+    def __init__(self, app: _App, password: str) -> None:
+        self._app = app
+        self._accepted = {b"basic": f"{USER}:{password}".encode(), b"bearer": password.encode()}
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Pass on what has the login, and the start and end of the process."""
+        if scope["type"] == "lifespan" or self._has_login(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            headers = [(b"www-authenticate", b'Basic realm="MLflow"'), (b"content-type", b"text/plain")]
+            text = f"Log in as {USER}; the password is in a file of the user who started this server.\n"
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": text.encode()})
+
+    def _has_login(self, scope: _Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, word = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if scheme.lower() == b"basic":
+            try:
+                word = base64.b64decode(word.strip(), validate=True)
+            except binascii.Error:
+                return False
+        expected = self._accepted.get(scheme.lower())
+        return expected is not None and hmac.compare_digest(word, expected)
+
+
+def create_app() -> Any:
+    """Return MLflow's app behind the login; `mlflow server --app-name orchestrator` calls this."""
+    app = import_module("mlflow.server.fastapi_app").app
+    # The last middleware that is added is the first to see a request.
+    app.add_middleware(RequireLogin, password=load_password())
+    return app

@@ -1,0 +1,190 @@
+"""A password in every place that takes a URL, of every job, is in nothing that the job prints or leaves behind."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import pytest
+
+from orchestrator.config import cli, flags
+from orchestrator.config.base import Config
+from orchestrator.config.cli import Preset
+from orchestrator.config.overrides import draft
+from orchestrator.config.tree import KIND, branches, kinds, variants
+from orchestrator.tracking import uri
+from orchestrator.tracking.tracker import TrackingError
+from tests.support import mlflow_server, shards
+from tests.support.launched import ROOT, job
+
+PLANTED = "pl4nted"
+# Passwords as people have them, whose letters mean something in a URL.
+PASSWORDS = (PLANTED, f"{PLANTED}/x", f"a@{PLANTED}", f"x#{PLANTED}", f"?{PLANTED}:", f"[{PLANTED}", f"/{PLANTED} x")
+URLS = ("s3://KEY:{}@bucket/a.json", "https://user:{}@host.invalid/a.json", "https://[user:{}@host.invalid/a.tar")
+WORDS: Mapping[str, Sequence[Sequence[str]]] = {"shards.py": (("pack",), ("index",), ("verify",))}
+SCRIPTS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+COMMANDS = [(script, *word) for script in SCRIPTS for word in WORDS.get(script, ((),))]
+
+
+class Presets(Exception):
+    """What a job gave to the command line's parser."""
+
+    def __init__(self, presets: Mapping[str, Preset[Any]], default: str) -> None:
+        super().__init__()
+        self.presets, self.default = presets, default
+
+
+def run(*command: str) -> None:
+    """Run a job in this process as far as it goes; its arguments are refused before it imports anything heavy."""
+    with patch.object(sys, "argv", list(command)), patch.dict(os.environ):
+        runpy.run_path(str(ROOT / "jobs" / command[0]), run_name="__main__")
+
+
+def start_of(command: Sequence[str]) -> Config:
+    """The configuration that a job's flags change."""
+
+    def parse(prog: str, description: str, presets: Any, default: str, *rest: Any, **more: Any) -> NoReturn:
+        raise Presets(presets, default)
+
+    with patch.object(cli, "parse", parse), pytest.raises(Presets) as given:
+        run(*command)
+    found: Config = given.value.presets[given.value.default].value
+    return found
+
+
+def shapes(config: Config, above: str = "") -> Iterator[dict[str, str]]:
+    """Nothing, and each choice of a kind, as overrides."""
+    yield {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from ({f"{above}{name}.{KIND}": kind} for kind in kinds(variants(field.annotation)))
+            yield from (each for each in shapes(value, f"{above}{name}.") if each)
+
+
+def text_flags(config: Config) -> dict[str, tuple[str, ...]]:
+    """Every flag that takes a text, with the flags that have to stand before it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for shape in shapes(config):
+        shaped = draft(config, shape)
+        shown = flags.names(shaped)
+        for flag, path in shown.items():
+            owner: Any = shaped
+            *branch, last = path.split(".")
+            for name in branch:
+                owner = getattr(owner, name)
+            if takes_text(type(owner).model_fields[last].annotation):
+                before = [f"--{name}={kind}" for name, kind in ((flag_of(shown, k), v) for k, v in shape.items())]
+                found.setdefault("--" + flag.replace("_", "-"), tuple(before))
+    return found
+
+
+def flag_of(shown: Mapping[str, str], path: str) -> str:
+    return next(flag for flag, leaf in shown.items() if leaf == path).replace("_", "-")
+
+
+def takes_text(annotation: Any) -> bool:
+    return any(branch is str or str in getattr(branch, "__args__", ()) for branch in branches(annotation))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_flag_and_no_argument_of_any_job_takes_a_password(
+    command: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = start_of(command)
+    taking = text_flags(config)
+    positions: list[tuple[str, ...]] = [(), *((*before, flag) for flag, before in taking.items())]
+    if any(name in type(config).model_fields for name in ("storage", "destination", "url")):
+        assert {"--storage", "--url"} & taking.keys(), "no flag that takes a place was found: the walk is broken"
+    for position in positions:
+        if position and position[-1] == "--tracking":
+            continue
+        for url in (url.format(password) for url in URLS for password in PASSWORDS):
+            for words in ([*position, url], [*position[:-1], f"{position[-1]}={url}"] if position else [url]):
+                with pytest.raises(SystemExit) as ended:
+                    run(*command, *words)
+                printed = capfd.readouterr()
+                assert ended.value.code == 2
+                assert "must be a URL without user name and password" in printed.err, words
+                assert printed.err.count("\n") == 1
+                assert PLANTED not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("script", ["train.py", "tune.py", "train_ensemble.py", "simulate.py"])
+def test_no_value_of_a_refused_command_line_shows_one(script: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["--epochs", "x"], ["--nonsense"], ["--nonsense", f"postgresql://u:{PLANTED}@h/d"]):
+        with pytest.raises(SystemExit):
+            run(script, "--tracking", f"https://user:{PLANTED}@host.invalid", *words)
+        printed = capfd.readouterr()
+        assert PLANTED not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("scheme", ["http", "https", "postgresql", "ftp", "file", "nonsense+x"])
+def test_no_form_of_a_tracking_uri_is_shown_with_its_password(scheme: str, password: str) -> None:
+    given = f"{scheme}://user:{password}@host.invalid:5000/x?password={PLANTED}"
+    try:
+        parsed = uri.parse(given)
+    except TrackingError as error:
+        assert PLANTED not in str(error)
+    else:
+        assert PLANTED not in parsed.shown + parsed.link + parsed.redact(f"cannot open {given}")
+
+
+# ------------------------------------------------------------------ real runs
+def left_behind(*folders: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+ELSEWHERE: Mapping[str, Callable[[Path], list[str]]] = {
+    "status.py": lambda tmp: ["--storage", "s3://bucket/runs"],
+    "audit.py": lambda tmp: ["a-run", "--storage", "s3://bucket/runs"],
+    "simulate.py": lambda tmp: ["googlenet-tiny", "--data", "s3://bucket/data", "--out", str(tmp / "out")],
+    "train.py": lambda tmp: ["googlenet-tiny", "--data", "s3://bucket/data", "--dry-run"],
+    "predict.py": lambda tmp: ["s3://bucket/image.jpg"],
+    "shards.py": lambda tmp: ["verify", "--url", "s3://bucket/data"],
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("script", ELSEWHERE)
+def test_no_password_of_the_environment_is_shown(script: str, tmp_path: Path) -> None:
+    done = job(
+        script, *ELSEWHERE[script](tmp_path), runs=tmp_path / "runs",
+        AWS_ENDPOINT_URL=f"http://user:{PLANTED}@127.0.0.1:9", AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY=PLANTED,
+        HTTP_PROXY=f"http://user:{PLANTED}@127.0.0.1:9",
+        MLFLOW_TRACKING_PASSWORD=PLANTED, MLFLOW_TRACKING_USERNAME="me",
+    )  # fmt: skip
+    assert done.status in (1, 2), done.err
+    assert "Traceback" not in done.err
+    assert PLANTED not in done.out + done.err
+    assert not [path for path, data in left_behind(tmp_path).items() if PLANTED.encode() in data]
+
+
+@pytest.mark.process
+def test_no_password_of_a_runs_variable_is_shown(tmp_path: Path) -> None:
+    done = job("status.py", runs=Path("/nowhere"), ORCHESTRATOR_RUNS=f"s3://KEY:{PLANTED}/x@bucket/runs")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("status.py: error: ORCHESTRATOR_RUNS: must be a URL without user name and password")
+    assert PLANTED not in done.err
+
+
+@pytest.mark.process
+def test_a_tracking_server_s_password_is_in_nothing_that_is_recorded(tmp_path: Path) -> None:
+    shards.dataset(tmp_path / "data")
+    store = tmp_path / "store"
+    store.mkdir()
+    with mlflow_server.served(tmp_path / "server", f"sqlite:///{store}/mlflow.db", str(store / "artifacts")) as server:
+        named = server.uri.replace("http://", f"http://user:{PLANTED}@")
+        done = job(
+            "simulate.py", "googlenet-tiny", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"),
+            "--batch-size", "8", "--tracking", named, runs=tmp_path / "runs",
+        )  # fmt: skip
+    assert done.status == 0, done.err
+    assert PLANTED not in done.out + done.err
+    kept = left_behind(store, tmp_path / "out")
+    assert len(kept) > 1
+    assert not [path for path, data in kept.items() if PLANTED.encode() in data]
