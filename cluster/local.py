@@ -57,7 +57,9 @@ class Local:
     @property
     def database(self) -> str:
         """The tracking database that jobs write by default."""
-        return f"sqlite:///{self.runs.resolve() / 'mlflow.db'}"
+        path = str(self.runs.resolve() / "mlflow.db")
+        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/default_store.py has it
+        return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
 def main() -> int:
@@ -190,7 +192,7 @@ def mlflow_command(local: Local) -> list[str]:
         str(BIN / "mlflow"), "server", "--app-name", login.APP, "--backend-store-uri", local.database,
         "--host", "127.0.0.1", "--port", str(local.mlflow_port), "--workers", "1",
         # Experiments made by jobs name their own artifact folder; this is for those made in the page.
-        "--default-artifact-root", str(local.runs.resolve() / "mlflow-artifacts"),
+        "--default-artifact-root", (local.runs.resolve() / "mlflow-artifacts").as_uri(),
     ]  # fmt: skip
 
 

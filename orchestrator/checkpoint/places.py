@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.storage import commit, files, urls
+
+EXPORT = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
+MOST_HEADER_BYTES = 100 * 2**20  # what safetensors itself takes
 
 _NAME = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
@@ -50,3 +54,18 @@ def stored_digest(url: str) -> str:
             f"{urls.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
         )
     return digest
+
+
+def stored_classes(url: str) -> tuple[str, ...] | None:
+    """Return the class names that final weights know, from the head of their export; None where there is none."""
+    export = files.join(url, EXPORT)
+    try:
+        # A safetensors file begins with the length of its header, in JSON, which holds what the writer said of it.
+        length = int.from_bytes(files.read_range(export, 0, 8), "little")
+        if length > MOST_HEADER_BYTES:
+            return None
+        header = parse_object(files.read_range(export, 8, length))
+        classes = parse_json(header["__metadata__"]["classes"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(str, classes)) if isinstance(classes, list) else None

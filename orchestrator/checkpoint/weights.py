@@ -12,12 +12,12 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint.places import EXPORT
 from orchestrator.config.json_text import parse_json
 from orchestrator.storage import commit, urls
 
 AVERAGED, RAW = "averaged", "raw"
 AUDIT = "audit.json"
-EXPORT = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def gathered(folders: Folders, shards: Sequence[str]) -> Lists:
     found: dict[str, list[Said]] = {}
     sources, left_out, wanted = [], [], set(shards)
     for folder in sorted({"", *(name.rpartition("/")[0] for name in shards)}):
-        for last, size in sorted(folders.sizes(folder).items()):
+        for last, size in sorted(folders.known(folder).items()):
             if (
                 not last.endswith(".json")
                 or last.endswith(".index.json")

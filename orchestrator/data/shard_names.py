@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.errors import DataError
@@ -34,6 +34,23 @@ class Folders:
             self._held[folder] = files.sizes(files.join(self.url, folder) if folder else self.url)
         return self._held[folder]
 
+    def look_for(self, names: Collection[str]) -> None:
+        """Ask for the sizes of these names where a folder cannot be listed, as on most web servers."""
+        if not urls.is_web(self.url):
+            return
+        by_folder: dict[str, list[str]] = {}
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            if last not in self._held.get(folder, {}):
+                by_folder.setdefault(folder, []).append(last)
+        for folder, lasts in by_folder.items():
+            there = files.sizes(files.join(self.url, folder) if folder else self.url, lasts)
+            self._held[folder] = {**self._held.get(folder, {}), **there}
+
+    def known(self, folder: str) -> Mapping[str, int]:
+        """As `sizes`; of a web server's folder that cannot be listed, what was asked for by name."""
+        return self._held.get(folder, {}) if urls.is_web(self.url) else self.sizes(folder)
+
     def size(self, name: str) -> int | None:
         """Bytes of an object; None when it is not there."""
         folder, _, last = name.rpartition("/")
@@ -58,6 +75,7 @@ def named(folders: Folders, pattern: str, field: str) -> tuple[str, ...]:
             f"{field}: the name of {odd[0]!r} must be UTF-8 without control characters; rename the tar "
             f"({len(odd)} such tars)"
         )
+    folders.look_for(found)
     missing = [name for name in found if folders.size(name) is None]
     shown = urls.redact(folders.url)
     if missing:

@@ -18,6 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from orchestrator.storage import ranged
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,7 +43,7 @@ def each(
     """Do `work(item, tick)` on all items and hand each result to `receive(number, result)` here, as they are done.
 
     `tick(bytes)` is to be called as bytes are read; it ends the work when another item's work, `receive` or Ctrl-C
-    raised, which is then raised here.
+    raised, which is then raised here. After Ctrl-C no read that waits for a store is waited for.
     """
     stop = threading.Event()
     with _bar(console) as bar:
@@ -61,14 +63,20 @@ def each(
                 stop.set()
                 raise
 
-        with ThreadPoolExecutor(threads) as pool:
-            pending: dict[Future[R], int] = {}
-            try:
-                pending = {pool.submit(do, item): number for number, item in enumerate(items)}
-                _collect(pending, receive, console, title)
-            finally:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
+        pool = ThreadPoolExecutor(threads)
+        try:
+            pending = {pool.submit(do, item): number for number, item in enumerate(items)}
+            _collect(pending, receive, console, title)
+        except KeyboardInterrupt:
+            stop.set()
+            ranged.close_all()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        pool.shutdown()
 
 
 def _collect(pending: dict[Future[R], int], receive: Callable[[int, R], None], console: Console, title: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,9 +19,10 @@ from orchestrator.evaluation import analysis
 from orchestrator.evaluation.analysis import Scored
 from orchestrator.evaluation.table3 import Table3
 from orchestrator.fleet import fleet
+from orchestrator.fleet.board import Board
 from orchestrator.fleet.config import PlanConfig
 from orchestrator.launch.config import RunSpec
-from orchestrator.launch.named import SPEC
+from orchestrator.launch.named import EVALUATED, SPEC, TRAINED
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
 from orchestrator.tracking.tracker import TrackedRun
@@ -35,6 +37,8 @@ class Task:
     kind: Kind = "averaged"
     plan: PlanConfig = field(default_factory=PlanConfig)
     left_out: int = 0  # models that were asked for as well, and are not trained to their end
+    trains: bool = True  # what is not trained; else all of them are, and recorded, and only scored here
+    other_data: str = ""  # digest of the dataset that is scored, where it is not the runs' own
 
     @property
     def members(self) -> int:
@@ -46,7 +50,8 @@ class Task:
         """What the ensemble is called: its family, size and a hash of its members."""
         chosen = "" if self.kind == "averaged" else f"-{self.kind}"
         members = fingerprint([spec.identity for spec in self.runs])
-        return f"{family(self.runs)}-x{len(self.runs)}{chosen}-{members}"
+        on = f"-on-{self.other_data[:8]}" if self.other_data else ""
+        return f"{family(self.runs)}-x{len(self.runs)}{chosen}{on}-{members}"
 
 
 @dataclass(frozen=True)
@@ -80,35 +85,60 @@ def run(session: Session, task: Task) -> EnsembleResult:
     runs, name = task.runs, task.name
     folder = files.join(session.destination.storage, "ensembles", name)
     with session.leased(folder):
-        key = _record(session, name, folder, runs)
-        trained = fleet.train(session, runs, key, task.plan, session.stop_one)
-        usable = [spec for spec in runs if trained.ended[spec.name].status == "finished"]
+        key = _record(session, task, folder)
+        if task.trains:
+            trained = fleet.train(session, runs, key, task.plan, session.stop_one)
+            usable = [spec for spec in runs if trained.ended[spec.name].status == "finished"]
+            board = trained.board
+        else:
+            # Each of them has its run in the tracker, to which scores add nothing.
+            usable, board = list(runs), Board(runs)
+            board.poll(waiting=True)
         table = None
         if usable and not session.interruption.event.is_set():
-            table = _score(session, folder, key, task, usable, trained)
+            table = _score(session, folder, key, task, usable, board)
         result = EnsembleResult(name, folder, key, len(usable), task.members, table, recorded.report_url(folder))
         if not session.interruption.event.is_set():
             session.closing(key, "FINISHED" if result.whole else "FAILED")
         return result
 
 
-def _record(session: Session, name: str, folder: str, runs: Sequence[RunSpec]) -> str:
+def _record(session: Session, task: Task, folder: str) -> str:
     """Write what the ensemble is made of and open its run in the tracker; its key there."""
+    runs, name = task.runs, task.name
     recipes = {spec.name: paths(spec.recipe) for spec in runs}
-    resolved = {"members": list(recipes), "recipes": {spec.name: spec.recipe.to_dict() for spec in runs}}
+    own = session.destination.storage
+    resolved = {
+        "members": list(recipes),
+        "elsewhere": {spec.name: urls.redact(spec.folder) for spec in runs if spec.destination.storage != own},
+        "recipes": {spec.name: spec.recipe.to_dict() for spec in runs},
+        **_origin(folder, task.trains),
+    }
     files.write_bytes(files.join(folder, SPEC), json.dumps(resolved, indent=1).encode())
     key = session.key(name)
     # What all members share are the ensemble's own parameters; the children's show what differs.
     first, *others = recipes.values()
     shared = {path: str(value) for path, value in first.items() if all(other.get(path) == value for other in others)}
     params = {"members": str(len(runs)), "dataset": f"{session.manifest.name} {session.manifest.digest()}"}
-    tags = {"orchestrator.folder": urls.redact(folder)}
+    tags = {"orchestrator.folder": urls.redact(folder), "orchestrator.members": ",".join(recipes)}
     session.opened_run(TrackedRun(key, name, None, params | shared, tags))
     return key
 
 
+def _origin(folder: str, trains: bool) -> dict[str, object]:
+    """Return who first made the ensemble in a folder, and when (unix seconds): what `predict` chooses by.
+
+    An evaluation of a trained ensemble leaves it one.
+    """
+    before = files.read_record(files.join(folder, SPEC))
+    made_by, created = before.get("made_by"), before.get("created")
+    if made_by == TRAINED or (made_by == EVALUATED and not trains):
+        return {"made_by": made_by, "created": created if isinstance(created, int | float) else time.time()}
+    return {"made_by": TRAINED if trains else EVALUATED, "created": time.time()}
+
+
 def _score(
-    session: Session, folder: str, key: str, task: Task, usable: Sequence[RunSpec], trained: fleet.FleetResult
+    session: Session, folder: str, key: str, task: Task, usable: Sequence[RunSpec], board: Board
 ) -> Table3 | None:
     """Score what is trained and record it; None when a wish to stop came in between."""
     compares = task.kind == "averaged" and _compares(task.reporting, session.manifest)
@@ -125,7 +155,7 @@ def _score(
         usable=tuple(usable),
         members=task.members,
         analysis=analysis.analyse(members, session.manifest, scoring.SPLIT),
-        curves={name: row.curve for name, row in trained.board.rows.items() if row.curve},
+        curves={name: row.curve for name, row in board.rows.items() if row.curve},
     )
     recorded.record(session, folder, key, found, task.reporting.registered)
     return found.analysis.table

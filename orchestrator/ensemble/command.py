@@ -7,6 +7,7 @@ from orchestrator.ensemble import aggregate, members, results, stored
 from orchestrator.ensemble.aggregate import EnsembleResult, Task
 from orchestrator.ensemble.config import Evaluate, TrainEnsemble
 from orchestrator.fleet import dryrun
+from orchestrator.launch import preflight
 from orchestrator.launch.command import FAILED, console, starting_recipe
 from orchestrator.launch.session import Session, opened
 
@@ -20,10 +21,12 @@ def train_ensemble(config: TrainEnsemble) -> int:
     included = stored.runs(destination.storage, config.include, "include").runs
     if config.dry_run:
         dryrun.show(config, [*recipes, *(spec.recipe for spec in included)], config.plan, screen)
+        preflight.check_places(config.destination, recipes, config.placement.workers)
         return 0
     with opened(config.destination, config.placement, screen) as session:
         digest = session.manifest.digest()
         runs = [config.spec(recipe, session.destination, digest) for recipe in recipes]
+        preflight.check_trainable(session.manifest, session.destination.data, recipes, config.placement.workers)
         taken = [stored.placed(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in taken}:
             raise ConfigError(f"include: {min(twice)}: is a member already; leave it out")
@@ -35,7 +38,7 @@ def evaluate(config: Evaluate) -> int:
     """Score finished runs, or the members of ensembles, as one ensemble; the exit status."""
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
-    storage, partial = config.destination.resolved().storage, config.reporting.allow_partial
+    storage, partial = config.places.resolved().storage, config.reporting.allow_partial
     found = stored.runs(storage, config.runs, "runs", config.members, partial)
     screen = console()
     for name in found.unfinished:
@@ -44,9 +47,17 @@ def evaluate(config: Evaluate) -> int:
         for spec in found.runs:
             screen.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
         return 0
-    with opened(config.destination, config.placement, screen) as session:
-        runs = tuple(stored.placed(session, spec, "runs") for spec in found.runs)
-        task = Task(runs, config.reporting, config.kind, left_out=len(found.unfinished))
+    with opened(stored.data_of(found.runs, config.destination), config.placement, screen) as session:
+        runs = tuple(stored.placed(session, spec, "runs", other_data=True) for spec in found.runs)
+        digest = session.manifest.digest()
+        other_data = digest if any(spec.dataset_digest != digest for spec in runs) else ""
+        if other_data:
+            if config.reporting.registered:
+                raise ConfigError("registered: needs the dataset that the runs were trained on; leave out --data")
+            session.say(f"scoring on another dataset than the runs were trained on: {session.manifest.name} {digest}")
+        task = Task(
+            runs, config.reporting, config.kind, left_out=len(found.unfinished), trains=False, other_data=other_data
+        )
         result = aggregate.run(session, task)
         return _conclude(session, result, config.reporting.allow_partial)
 

@@ -36,7 +36,9 @@ class TrainEnsemble(JobConfig):
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="how the members come from the recipe")
     plan: PlanConfig = Field(PlanConfig(), description="what the plan goes by")
     include: tuple[str, ...] = Field(
-        (), description="names of finished runs, or of ensembles for all their members, to take in as further members"
+        (),
+        description="finished runs, or ensembles for all their members, to take in as further members: names, or "
+        "absolute paths or URLs of folders",
     )
     reporting: Annotated[Reporting, tyro.conf.arg(name="")] = Reporting()
 
@@ -55,7 +57,7 @@ class Evaluate(Config):
     """What the command line of evaluate.py sets."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
-        (), description="names of finished runs, or of ensembles for all their members"
+        (), description="finished runs, or ensembles for all their members: names, or absolute paths or URLs of folders"
     )
     members: tuple[int, ...] = Field(
         (), description="numbers of the models to take, from 1, in the order given by `runs`; all by default"
@@ -66,6 +68,11 @@ class Evaluate(Config):
         "validated best (chosen on the split that is scored)",
     )
     reporting: Annotated[Reporting, tyro.conf.arg(name="")] = Reporting(registered=False)
-    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination(data=EMBEDDED)
+    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
     placement: Placement = Placement()
     dry_run: bool = Field(False, description="print the runs that would be scored and stop")
+
+    @property
+    def places(self) -> Destination:
+        """The destination as far as it is known before the runs are looked at, which name their own dataset."""
+        return self.destination.model_copy(update={"data": self.destination.data or EMBEDDED})

@@ -1,28 +1,39 @@
-"""The classifier over HTTP for bodies that are images, which `mlflow models serve` refuses.
+"""The classifier over HTTP for bodies that are images, which `mlflow models serve` does not take.
 
     curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/?crops=144&top=3'
 
-The standard library's server is enough for an endpoint that does one thing; Ray Serve would bring packages of its own
-and a cluster. It has no login and no TLS: to reach it from elsewhere, put a proxy before it that has both.
+Starlette and uvicorn, which MLflow brings, speak HTTP. What they leave open is bounded here: how long a client may take
+over its head and body, how many connections and predictions wait, and what a client gets that sends a refused body. It
+has no login and no TLS: every user of the machine can ask it. To reach it from elsewhere, or to keep others of the same
+machine out, put a proxy in front that has both.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
+import math
 import signal
-import sys
-import threading
+import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from types import FrameType
 from typing import NoReturn
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
+import uvicorn
 from rich.console import Console
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.errors import BadSampleError
@@ -33,79 +44,322 @@ from orchestrator.launch import interrupt
 
 TYPES = ("image/jpeg", "image/png")
 MAX_BODY_BYTES = 16 * 2**20
-# Without a byte, and for a whole body: who says nothing, or very little, must not keep others out.
-SILENCE_SECONDS, BODY_SECONDS = 30.0, 60.0
-# Requests that are read or wait for the networks, which answer one at a time; more would only fill the memory.
+# For the head of a request; without a byte of its body; for the whole body; for the rest of a body that is refused, and
+# for taking an answer. A client that is silent, or very slow, must not keep others out.
+HEAD_SECONDS, SILENCE_SECONDS, BODY_SECONDS, LINGER_SECONDS = 10.0, 10.0, 60.0, 10.0
+# Requests that wait for the networks, which answer one at a time.
 MAX_WAITING = 16
+# Bodies in memory, and connections: a newcomer takes the place of the oldest one whose request is not whole yet.
+MAX_HELD_BYTES, MAX_CONNECTIONS = 32 * MAX_BODY_BYTES, 512
+STOP_SECONDS = 90  # to answer what is in flight when the server is stopped
+USAGE = "GET /health, or POST an image to /"
+
+Address = tuple[str, int]  # of a client: host and port
 
 
 class RefusedError(Exception):
     """A request that cannot be answered, and why."""
 
-    def __init__(self, status: HTTPStatus, why: str) -> None:
+    def __init__(self, status: HTTPStatus, why: str, retry_seconds: int | None = None) -> None:
         super().__init__(why)
-        self.status = status
+        self.status, self.retry_seconds = status, retry_seconds
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Listens from its making on; `serve_forever` answers, until `shutdown` from another thread."""
+class Crowd:
+    """All open connections, oldest first; those whose request is not whole give way when there are too many."""
 
-    daemon_threads = True
+    def __init__(self) -> None:
+        self._idle: dict[Address, Connection] = {}  # no whole head yet, or answered
+        self._sending: dict[Address, Connection] = {}  # a body
+        self._whole: dict[Address, Connection] = {}  # waits for its answer
+        self._bytes: dict[Address, int] = {}
+
+    def add(self, address: Address, connection: Connection) -> None:
+        """Take a new connection in; end the oldest one that can give way where there are too many."""
+        if len(self._idle) + len(self._sending) + len(self._whole) >= MAX_CONNECTIONS:
+            self._drop(next(iter(self._idle or self._sending), address))
+        self._idle[address] = connection
+
+    def remove(self, address: Address) -> None:
+        """Forget a connection that has ended."""
+        for known in (self._idle, self._sending, self._whole):
+            known.pop(address, None)
+        self._bytes.pop(address, None)
+
+    def begin(self, address: Address) -> None:
+        """Stop the clock of a request's head, which is whole."""
+        if (connection := self._idle.pop(address, None)) is not None:
+            self._sending[address] = connection
+            connection.allow(None)
+
+    def receive(self, address: Address, size: int) -> None:
+        """Count bytes of a body; end the oldest connections that still send where all bodies take too much memory."""
+        self._bytes[address] = self._bytes.get(address, 0) + size
+        while sum(self._bytes.values()) > MAX_HELD_BYTES and self._sending:
+            self._drop(next(iter(self._sending)))
+
+    def complete(self, address: Address) -> None:
+        """Keep a connection, whose body is whole, until it is answered."""
+        if (connection := self._sending.pop(address, None)) is not None:
+            self._whole[address] = connection
+
+    def end(self, address: Address) -> None:
+        """Let an answered connection give way again, and end it when its client does not take the answer."""
+        self._bytes.pop(address, None)
+        connection = self._whole.pop(address, None) or self._sending.pop(address, None)
+        if connection is not None:
+            self._idle[address] = connection
+            connection.allow(LINGER_SECONDS)
+
+    def _drop(self, address: Address) -> None:
+        connection = self._idle.get(address) or self._sending.get(address)
+        self.remove(address)
+        if connection is not None:
+            connection.abort()
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection with what it lacks: a time limit for the head of a request and for taking the answer."""
+
+    crowd: Crowd  # set by the class that an endpoint makes of this one
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock of the first head."""
+        super().connection_made(transport)
+        self._peer: Address = transport.get_extra_info("peername")[:2]
+        self._open = transport
+        self.allow(HEAD_SECONDS)
+        self.crowd.add(self._peer, self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self.allow(None)
+        self.crowd.remove(self._peer)
+        super().connection_lost(exc)
+
+    def allow(self, seconds: float | None) -> None:
+        """End the connection after so many seconds; never for None."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """End the connection now, whatever is unsent."""
+        self._open.abort()
+
+
+class Refusal(JSONResponse):
+    """An answer to a request whose body may not have been read.
+
+    A client that first sends all of a large body would never see an answer that is followed by a closed connection. So
+    the answer goes out at once, and the rest of the body is read and dropped, for a while, before the end.
+    """
+
+    def __init__(self, status: int, why: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__({"error": why}, status, {"Connection": "close", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, drop the body, end."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # A client that asked whether it should send the body has its answer.
+        if not any(name == b"expect" for name, _ in scope["headers"]):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_drop_body(receive), LINGER_SECONDS)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop_body(receive: Receive) -> None:
+    message: Message = {"type": "http.request", "more_body": True}
+    while message["type"] == "http.request" and message.get("more_body", False):
+        message = await receive()
+
+
+class Networks:
+    """The classifier behind a queue: one thread predicts, at most MAX_WAITING requests wait for it."""
 
     def __init__(self, classifier: Classifier, config: Serve) -> None:
-        """Raises ConfigError when the address cannot be listened on."""
         self._classifier, self._config = classifier, config
-        self._networks = threading.Lock()
-        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
-        try:
-            super().__init__((config.host, config.port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"host, port: {config.host}:{config.port}: cannot listen there: {error}") from None
+        self._turn = asyncio.Lock()  # first come, first served
+        self._thread = ThreadPoolExecutor(1, "networks")
+        self.waiting = 0  # the one that is answered included
+        self.began: float | None = None  # monotonic seconds, of the prediction under way
+        self._last = 1.0  # seconds that the last prediction took
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no trouble of ours."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+    @property
+    def full(self) -> bool:
+        """Whether another request would have to be sent away."""
+        return self.waiting >= MAX_WAITING
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Room for one request. Raises RefusedError when there is none."""
-        if not self._waiting.acquire(blocking=False):
-            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_WAITING} requests wait already; try again")
-        try:
-            yield
-        finally:
-            self._waiting.release()
+    def check_room(self) -> None:
+        """Raise RefusedError when too many requests wait already."""
+        if self.full:
+            seconds = min(60, max(1, math.ceil(self.waiting * self._last)))
+            why = f"{self.waiting} requests wait already; try again in {seconds} s"
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, why, seconds)
 
-    def answer(self, image: bytes, crops: int | None, top: int | None, members: Sequence[int]) -> list[Guess]:
-        """The likeliest classes; None is the configured default. Raises RefusedError."""
+    async def answer(self, request: Request, image: bytes) -> list[Guess] | None:
+        """Return the likeliest classes; None when the client has gone meanwhile. Raises RefusedError."""
+        self.check_room()
+        crops, top, members = _asked(request)
+        self.waiting += 1
         try:
-            with self._networks:
-                (found,) = self._classifier.classify(
-                    [image], crops or self._config.crops, top or self._config.top, members
+            async with self._turn:
+                if await request.is_disconnected():
+                    return None
+                self.began = time.monotonic()
+                call = (
+                    [image],
+                    self._config.crops if crops is None else crops,
+                    self._config.top if top is None else top,
+                    members,
                 )
+                try:
+                    running = asyncio.get_running_loop().run_in_executor(self._thread, self._classifier.classify, *call)
+                    (found,) = await running
+                finally:
+                    self._last, self.began = time.monotonic() - self.began, None
         except ValueError as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
+        finally:
+            self.waiting -= 1
         if isinstance(found, BadSampleError):
             raise RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(found))
         return found
+
+    def close(self) -> None:
+        """Take no more predictions."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Endpoint:
+    """Listens from its making on; `run` answers until `stop`, then answers what is in flight."""
+
+    def __init__(self, classifier: Classifier, config: Serve) -> None:
+        """Raises ConfigError when the address cannot be listened on."""
+        try:
+            family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+            self._socket = socket.create_server((config.host, config.port), family=family)
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"host, port: {config.host}:{config.port}: cannot listen there: {error}") from None
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._networks, self._crowd = Networks(classifier, config), Crowd()
+        self._app = Starlette(
+            routes=[Route("/health", self._health), Route("/", self._predict, methods=["POST"])],
+            exception_handlers={RefusedError: _refused, HTTPException: _unknown, Exception: _failed},
+        )
+        self._app.router.redirect_slashes = False
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._serve,
+                http=type("Connection", (Connection,), {"crowd": self._crowd}),
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                interface="asgi3",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                # A client's own word of where it comes from is nothing to go by.
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+            )
+        )
+
+    def run(self) -> None:
+        """Answer until `stop`, SIGINT or SIGTERM, and until all that is in flight is answered."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._networks.close()
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Have `run` end; from any thread, or a signal's handler."""
+        self._server.should_exit = True
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Keep the connection's clock while the application answers."""
+        address: Address = tuple(scope["client"])
+        self._crowd.begin(address)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._crowd.end(address)
+
+    async def _health(self, _: Request) -> Response:
+        """Say whether another image would be taken: 200, or 503 where too many wait or the server is stopping."""
+        networks = self._networks
+        state = "stopping" if self._server.should_exit else "busy" if networks.full else "ok"
+        seconds = None if networks.began is None else round(time.monotonic() - networks.began, 1)
+        told = {"status": state, "waiting": networks.waiting, "answering_seconds": seconds}
+        return JSONResponse(told, 200 if state == "ok" else 503, {"Connection": "close"})
+
+    async def _predict(self, request: Request) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in TYPES:
+            why = f"{kind or 'no Content-Type'} is refused: send {' or '.join(TYPES)}"
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why)
+        _asked(request)
+        self._networks.check_room()
+        try:
+            body = await self._body(request)
+        except TimeoutError:
+            raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
+        found = None if body is None else await self._networks.answer(request, body)
+        if found is None:  # the client has gone
+            return Response(status_code=HTTPStatus.BAD_REQUEST, headers={"Connection": "close"})
+        return JSONResponse({"predictions": [asdict(guess) for guess in found]}, headers={"Connection": "close"})
+
+    async def _body(self, request: Request) -> bytes | None:
+        """Return the body; None when its client has gone. Raises RefusedError, or TimeoutError when it is too slow."""
+        length = request.headers.get("content-length", "0")
+        if len(length) > 20 or int(length) > MAX_BODY_BYTES:
+            why = f"{length[:20]} bytes is refused: at most {MAX_BODY_BYTES}"
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+        address: Address = tuple(request.scope["client"])
+        body, deadline, more = bytearray(), time.monotonic() + BODY_SECONDS, True
+        while more:
+            left = min(SILENCE_SECONDS, deadline - time.monotonic())
+            message = await asyncio.wait_for(request.receive(), left)
+            if message["type"] != "http.request":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MAX_BODY_BYTES:  # sent in chunks, without a length
+                why = f"more than {MAX_BODY_BYTES} bytes is refused"
+                raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+            self._crowd.receive(address, len(message.get("body", b"")))
+        self._crowd.complete(address)
+        return bytes(body)
 
 
 def serve(config: Serve, screen: Console) -> int:
     """Serve until Ctrl-C, SIGTERM or SIGHUP; the exit status.
 
-    Raises ConfigError, DataError or StorageError before that.
+    What is in flight then is answered first; a second Ctrl-C ends it at once. Raises ConfigError, DataError or
+    StorageError before it listens.
     """
-    for number in interrupt.ending_signals():
+    stopping = interrupt.ending_signals()
+    for number in stopping:
         signal.signal(number, _interrupt)
-    known = predicting.opened(config.chosen, lambda text: screen.print(text, highlight=False, markup=False))
-    with Endpoint(known, config) as endpoint:
-        host, port = endpoint.server_address[:2]
-        screen.print(f"listening on http://{host!s}:{port}", highlight=False, markup=False)
-        try:
-            endpoint.serve_forever()
-        except KeyboardInterrupt:
-            return 0
+
+    def note(text: str) -> None:
+        screen.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    known = predicting.opened(config.chosen, note)
+    endpoint = Endpoint(known, config)
+    for number in stopping:
+        signal.signal(number, lambda _, __: endpoint.stop())
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    note(f"listening on http://{host}:{endpoint.port}")
+    if not ip_address(endpoint.host).is_loopback:
+        note(
+            f"{endpoint.host} can be reached from other machines, and there is no login; put a proxy with one in front"
+        )
+    endpoint.run()
     return 0
 
 
@@ -113,75 +367,33 @@ def _interrupt(_: int, __: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-    timeout = SILENCE_SECONDS
-    protocol_version = "HTTP/1.1"  # curl waits a second before it sends a photograph to an older one
-    server_version, sys_version = "orchestrator", ""
-
-    def do_GET(self) -> None:
-        if urlsplit(self.path).path == "/health":
-            self._send(HTTPStatus.OK, {"status": "ok"})
-        else:
-            self._send(HTTPStatus.NOT_FOUND, {"error": "GET /health, or POST an image to /"})
-
-    def do_POST(self) -> None:
-        try:
-            with self.server.turn():
-                asked = _asked(self.path)
-                found = self.server.answer(self._body(), *asked)
-            self._send(HTTPStatus.OK, {"predictions": [asdict(guess) for guess in found]})
-        except RefusedError as error:
-            self._send(error.status, {"error": str(error)})
-        except TimeoutError:
-            self._send(HTTPStatus.REQUEST_TIMEOUT, {"error": "the body did not come"})
-
-    def _body(self) -> bytes:
-        kind = self.headers.get_content_type()
-        if kind not in TYPES:
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{kind} is refused: send {' or '.join(TYPES)}")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "send a Content-Length")
-        if int(length) > MAX_BODY_BYTES:
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes is refused: at most {MAX_BODY_BYTES}"
-            )
-        return self._read(int(length))
-
-    def _read(self, length: int) -> bytes:
-        body, deadline = bytearray(), time.monotonic() + BODY_SECONDS
-        while len(body) < length:
-            piece = self.rfile.read1(min(length - len(body), 2**16))
-            if not piece:
-                raise RefusedError(HTTPStatus.BAD_REQUEST, f"the body ended after {len(body)} of {length} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            body += piece
-        return bytes(body)
-
-    def _send(self, status: HTTPStatus, told: dict[str, object]) -> None:
-        body = json.dumps(told).encode() + b"\n"
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        # A body that was refused unread must not be taken for the next request.
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    headers = {} if error.retry_seconds is None else {"Retry-After": str(error.retry_seconds)}
+    return Refusal(error.status, str(error), headers)
 
 
-def _asked(path: str) -> tuple[int | None, int | None, list[int]]:
-    """Crops, top and members that a request asks for. Raises RefusedError."""
-    parts = urlsplit(path)
-    if parts.path != "/":
-        raise RefusedError(HTTPStatus.NOT_FOUND, "POST an image to /")
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+async def _unknown(_: Request, error: Exception) -> Response:
+    """Answer what Starlette itself refuses: another path or method."""
+    assert isinstance(error, HTTPException)
+    return Refusal(error.status_code, f"{error.detail}: {USAGE}", dict(error.headers or {}))
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """Answer a fault of ours, which Starlette passes on to the log."""
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}; the server's log has more")
+
+
+def _asked(request: Request) -> tuple[int | None, int | None, Sequence[int]]:
+    """Return the crops, top and members that a request asks for. Raises RefusedError."""
+    text = request.scope["query_string"].decode("latin-1")
+    query = dict(parse_qsl(text, keep_blank_values=True))
     if unknown := query.keys() - {"crops", "top", "members"}:
         raise RefusedError(HTTPStatus.BAD_REQUEST, f"{sorted(unknown)[0]!r} is unknown: crops, top and members are not")
     numbers = {name: text.split(",") for name, text in query.items()}
     for name, texts in numbers.items():
-        if not all(text.isdecimal() and len(text) <= 9 and int(text) for text in texts):
+        # isdecimal alone takes digits of other scripts, too, which are shown as something else.
+        if not all(text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) for text in texts):
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name}: {query[name]!r} is refused: whole numbers from 1 on")
         if name != "members" and len(texts) > 1:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name}: {query[name]!r} is refused: one number")

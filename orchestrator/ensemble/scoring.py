@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
-from orchestrator.data.errors import DataError
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_task import MOST_SCORERS, Scored, Scorer, ScoreShard, Which, score_shard
 from orchestrator.fleet.figures import duration
@@ -66,13 +65,16 @@ def _digest(spec: RunSpec, url: str) -> str:
         raise ConfigError(f"{spec.name}: has no final weights: nothing is committed in {shown}; train it on") from None
 
 
-def score_folder(spec: RunSpec, split: str = SPLIT, kind: Kind = "averaged") -> str:
-    """Where the scores of a run's weights lie. Raises ConfigError when the run has no such weights."""
-    return _folder(spec, split, weights_of(spec, kind))
+def score_folder(spec: RunSpec, split: str = SPLIT, kind: Kind = "averaged", digest: str = "") -> str:
+    """Where the scores of a run's weights lie. Raises ConfigError when the run has no such weights.
+
+    digest: of the dataset that is scored; by default the run's own.
+    """
+    return _folder(spec, split, weights_of(spec, kind), digest or spec.dataset_digest)
 
 
-def _folder(spec: RunSpec, split: str, weights: Weights) -> str:
-    score_key = score_store.key(weights.identity, spec.recipe, spec.dataset_digest, split)
+def _folder(spec: RunSpec, split: str, weights: Weights, digest: str) -> str:
+    score_key = score_store.key(weights.identity, spec.recipe, digest, split)
     return score_store.folder(spec.folder, score_key)
 
 
@@ -92,17 +94,11 @@ def score_kinds(
     The folders of the scores, in the order of `specs`, for each of `kinds`. What is stored is verified; parts that are
     damaged or belong elsewhere are named and scored again. Each task scores one shard for all weights of one size that
     lack it. Returns early, with less scored, when interrupted.
-    Raises DataError for a run of another dataset, ConfigError for one without such weights, launch.pool.TaskError when
-    a task fails.
+    The dataset is the session's, which need not be the one that a run was trained on; its classes must be.
+    Raises ConfigError for a run without such weights, launch.pool.TaskError when a task fails.
     """
     digest = session.manifest.digest()
-    for spec in specs:
-        if spec.dataset_digest != digest:
-            raise DataError(
-                f"{spec.name}: was trained on dataset {spec.dataset_digest}, this one is {digest}; leave it out, or "
-                "give its own with --data"
-            )
-    scorers = {kind: [_scorer(spec, split, kind) for spec in specs] for kind in kinds}
+    scorers = {kind: [_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}
     tasks = _tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
     if not session.interruption.event.is_set():
         if tasks:
@@ -112,9 +108,9 @@ def score_kinds(
     return [[scorer.scores for scorer in scorers[kind]] for kind in kinds]
 
 
-def _scorer(spec: RunSpec, split: str, kind: Kind) -> Scorer:
+def _scorer(spec: RunSpec, split: str, kind: Kind, digest: str) -> Scorer:
     weights = weights_of(spec, kind)
-    folder = _folder(spec, split, weights)
+    folder = _folder(spec, split, weights, digest)
     return Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
 
 

@@ -1,15 +1,20 @@
-"""Finished runs by name, as members of an ensemble."""
+"""Finished runs by name, URL or path, as members of an ensemble, and the data that they are scored on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
+from orchestrator.data.errors import DataError
 from orchestrator.launch import named
-from orchestrator.launch.config import RunSpec, stored_spec
+from orchestrator.launch.config import EMBEDDED, Destination, RunSpec, stored_spec
+from orchestrator.launch.named import MODELS
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
+from orchestrator.training.job import final_of
 from orchestrator.training.outcome import finished
 
 
@@ -24,24 +29,26 @@ class Stored:
 def runs(storage: str, names: Sequence[str], field: str, members: Sequence[int] = (), partial: bool = False) -> Stored:
     """The finished runs of these names, ensembles replaced by their members, in order.
 
-    field: of the command line, for messages. members: only those of these numbers, from 1. partial: leave out what is
-    not trained to its end, as long as anything is. Raises ConfigError for a name that is not there, a run that is not
-    trained to its end, a number that no run has, and for anything that is given twice.
+    names: of runs or ensembles in `storage`, or absolute paths or URLs of their folders. field: of the command line,
+    for messages. members: only those of these numbers, from 1. partial: leave out what is not trained to its end, as
+    long as anything is. Raises ConfigError for a name that is not there, a run that is not trained to its end, a number
+    that no run has, and for anything that is given twice.
     """
     found: list[str] = []
     for name in names:
-        for member in _members_of(storage, name):
-            if member in found:
-                raise ConfigError(f"{field}: {member}: is given twice; give each model once")
-            found.append(member)
+        for folder in _folders(storage, name, field):
+            if folder in found:
+                raise ConfigError(f"{field}: {urls.name(folder)}: is given twice; give each model once")
+            found.append(folder)
     asked = chosen(found, members)
-    done = [name for name in asked if finished(files.join(storage, "models", name)) is not None]
-    unfinished = [name for name in asked if name not in done]
-    for name in unfinished:
+    done = [folder for folder in asked if finished(folder) is not None]
+    unfinished = [folder for folder in asked if folder not in done]
+    for folder in unfinished:
         if not partial or not done:
-            _spec(storage, name, field)  # one that is not there is told so
-            raise ConfigError(f"{field}: {name}: is not trained to its end; submit its training again")
-    return Stored(tuple(_spec(storage, name, field) for name in done), tuple(unfinished))
+            _spec(storage, folder, field)  # one that is not there is told so
+            raise ConfigError(f"{field}: {urls.name(folder)}: is not trained to its end; submit its training again")
+    specs = tuple(_spec(storage, folder, field) for folder in done)
+    return Stored(specs, tuple(urls.name(folder) for folder in unfinished))
 
 
 def chosen(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
@@ -53,25 +60,91 @@ def chosen(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     return [names[number - 1] for number in numbers] if numbers else list(names)
 
 
-def placed(session: Session, spec: RunSpec, field: str) -> RunSpec:
-    """A stored run on this session's data and hardware. Raises ConfigError for one of another dataset."""
+def data_of(specs: Sequence[RunSpec], destination: Destination) -> Destination:
+    """Return the destination with the dataset that the runs were trained on, where it names none.
+
+    Raises ConfigError when the runs had several, or when theirs is not where it was.
+    """
+    if destination.data:
+        return destination
+    first = specs[0]
+    for spec in specs:
+        if spec.dataset_digest != first.dataset_digest:
+            raise ConfigError(
+                f"data: {first.name} and {spec.name} were trained on different datasets ({first.dataset_digest}, "
+                f"{spec.dataset_digest}); set --data to the one to score them on"
+            )
+    place = first.destination.data
+    if place == files.join(first.destination.storage, "data", EMBEDDED):
+        return destination.model_copy(update={"data": EMBEDDED})
+    shown, fix = urls.redact(place), f"set --data to where the dataset of {first.name} lies now"
+    try:
+        there = manifest.load(place).digest()
+    except (DataError, OSError) as error:
+        raise ConfigError(
+            f"data: {shown}: {first.name} was trained on it, and it cannot be read: {error}; {fix}"
+        ) from None
+    if there != first.dataset_digest:
+        raise ConfigError(
+            f"data: {shown}: is dataset {there}, {first.name} was trained on {first.dataset_digest}; {fix}, or "
+            f"to {shown} to score it on that"
+        )
+    return destination.model_copy(update={"data": place})
+
+
+def placed(session: Session, spec: RunSpec, field: str, other_data: bool = False) -> RunSpec:
+    """A stored run on this session's data and hardware, in its own storage.
+
+    other_data: the session's dataset may be another one than the run's, of the same classes. Raises ConfigError.
+    """
     if spec.dataset_digest != session.manifest.digest():
-        raise ConfigError(f"{field}: {spec.name}: was trained on another dataset; give that one with --data")
-    return spec.model_copy(update={"destination": session.destination, "placement": session.placement})
+        if not other_data:
+            raise ConfigError(f"{field}: {spec.name}: was trained on another dataset; give that one with --data")
+        _check_classes(session, spec, field)
+    destination = session.destination.model_copy(update={"storage": spec.destination.storage})
+    return spec.model_copy(update={"destination": destination, "placement": session.placement})
 
 
-def _members_of(storage: str, name: str) -> list[str]:
+def _check_classes(session: Session, spec: RunSpec, field: str) -> None:
+    """Raise ConfigError when a run knows other classes than the session's dataset has."""
+    classes, there = places.stored_classes(final_of(spec.folder)), session.manifest.classes
+    if classes is None or classes == there:  # None: the tasks find out
+        return
+    number = next((one for one, pair in enumerate(zip(classes, there, strict=False)) if pair[0] != pair[1]), None)
+    told = "" if number is None else f"; class {number} is {classes[number]!r} there, {there[number]!r} here"
+    raise ConfigError(
+        f"{field}: {spec.name}: knows {len(classes)} classes, data {urls.redact(session.destination.data)} has "
+        f"{len(there)}{told}; set --data to a dataset with the same classes in the same order"
+    )
+
+
+def _folders(storage: str, name: str, field: str) -> list[str]:
+    """Return the folders of the runs that a name, URL or path means."""
+    if "/" in name:
+        (found,) = named.find([name], storage, field)
+        if found.sweep:
+            raise ConfigError(f"{field}: {urls.redact(name)}: is a sweep; give the folder of one of its runs")
+        return [found.folder] if found.members is None else list(found.members)
     try:
         return named.members_of(files.join(storage, named.ENSEMBLES, name))
     except FileNotFoundError:
-        return [name]
+        return [files.join(storage, MODELS, name)]
 
 
-def _spec(storage: str, name: str, field: str) -> RunSpec:
+def _spec(storage: str, folder: str, field: str) -> RunSpec:
+    """Return what the run in a folder is, in the storage where it lies."""
+    name = urls.name(folder)
     try:
-        return stored_spec(files.join(storage, named.MODELS, name))
+        spec = stored_spec(folder)
     except FileNotFoundError:
-        there = files.list_names(files.join(storage, "ensembles")) + files.list_names(files.join(storage, "models"))
+        there = files.list_names(files.join(storage, named.ENSEMBLES)) + files.list_names(files.join(storage, MODELS))
         known = ", ".join(there) or "none"
         shown = urls.redact(storage)
         raise ConfigError(f"{field}: {name!r}: no such run or ensemble in {shown}; there are: {known}") from None
+    above, _, kind = folder.rpartition("/")[0].rpartition("/")
+    if kind != MODELS or spec.name != name:
+        raise ConfigError(
+            f"{field}: {urls.redact(folder)}: holds the run {spec.name}; its folder must be .../{MODELS}/{spec.name}"
+        )
+    places_now = {"storage": above, "data": named.dataset_of(spec.to_dict(), folder)}
+    return spec.model_copy(update={"destination": spec.destination.model_copy(update=places_now)})

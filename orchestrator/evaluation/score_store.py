@@ -19,7 +19,7 @@ from orchestrator.config.fingerprint import fingerprint
 from orchestrator.data import crops
 from orchestrator.evaluation import half
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import commit, files, urls
+from orchestrator.storage import archives, commit, files, urls
 from orchestrator.storage.commit import CommitError
 
 # 2: times 2^15, in the order that float32 had. 3: rows that are too flat for float16 in float32.
@@ -185,11 +185,12 @@ def _read(where: str, shard: int) -> tuple[dict[str, object], dict[str, NDArray[
     payload = commit.read(part)
     names = ("ids", "labels", "rows") if version == 2 else ("ids", "labels", "rows", "exact", "exact_rows")
     try:
+        archives.check_stored(payload[_FILE])
         with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in names}
         fits = _fit(arrays, about)
         int(str(about["bad"]))
-    except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
     if not fits:
         raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")

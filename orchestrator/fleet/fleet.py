@@ -100,7 +100,7 @@ def _train(
     def on_change(spec: RunSpec, status: RunStatus, message: str) -> None:
         board.change(spec, status, message)
         if status in _STATUS:
-            session.closing(session.key(spec.name, parent or ""), _STATUS[status])
+            session.closing(session.run_key(spec, parent), _STATUS[status])
         if message:
             session.say(f"{spec.name}: {status}: {message}")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from orchestrator.fleet.board import Board, Row
 from orchestrator.fleet.figures import duration, moment, of_epoch, shown
 from orchestrator.fleet.shown import Shown
+from orchestrator.launch.environment import submission_id
 from orchestrator.tracking.events import Event
 
 
@@ -61,7 +62,8 @@ class Progress(Shown):
         for row in self._board.rows.values():
             if row.state == "WAITING" and row.spec.name not in self._told_waiting:
                 self._told_waiting.add(row.spec.name)
-                text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes"
+                own = ", or this job's own --entrypoint-num-cpus or -gpus hold them" if submission_id() else ""
+                text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes{own}"
                 self._console.print(text, highlight=False, markup=False)
         for row, event in news:
             if (line := _line(row, event)) is not None:

@@ -118,8 +118,8 @@ def _run(name: str, storage: str, data: str) -> Run:
     except FileNotFoundError:
         raise ConfigError(f"runs: {urls.redact(name)!r}: no run at {urls.redact(folder)}{_others(folder)}") from None
     except ValueError as error:
-        raise ConfigError(f"runs: {urls.redact(name)!r}: {error}") from None
-    place = _absolute(data, "data") if data else spec.destination.data
+        raise ConfigError(f"runs: {urls.redact(name)!r}: its spec.json cannot be used: {error}") from None
+    place = _absolute(data, "data") if data else named.dataset_of(spec.to_dict(), folder)
     try:
         dataset = manifest.load(place, allow_elsewhere=True)  # its counts and digest are compared, no tar is read
     except DataError as error:

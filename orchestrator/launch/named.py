@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.config.errors import ConfigError, show, suggestion
 from orchestrator.config.json_text import parse_object
@@ -14,6 +15,7 @@ from orchestrator.storage.files import StorageError
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
+TRAINED, EVALUATED = "train_ensemble", "evaluate"  # what made it, in SPEC
 SWEEP, TRIALS = "sweep.json", "trials"  # what a sweep looks for; the folder of what its trials are and how they ended
 _READERS = 8
 
@@ -49,10 +51,30 @@ def folder_of(name: str, storage: str) -> str:
     return _absolute(name) if "/" in name else files.join(storage_of(storage), MODELS, name)
 
 
-def find(names: Sequence[str], storage: str) -> list[Named]:
-    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there."""
+def dataset_of(spec: Mapping[str, Any], folder: str) -> str:
+    """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
+
+    Raises KeyError, TypeError or AttributeError for a spec that does not say.
+    """
+    destination = spec["destination"]
+    data, place = str(destination["data"]), str(destination.get("storage", ""))
+    before, now = files.join(place, MODELS, urls.name(folder)).split("/"), folder.rstrip("/").split("/")
+    while before and now and before[-1] == now[-1]:
+        before.pop()
+        now.pop()
+    old, new = "/".join(before), "/".join(now)
+    if not old or not data.startswith(f"{old}/") or files.exists(files.join(data, "manifest.json")):
+        return data
+    return new + data[len(old) :]
+
+
+def find(names: Sequence[str], storage: str, field: str = "runs") -> list[Named]:
+    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there.
+
+    field: of the command line, for messages.
+    """
     place = "" if all("/" in name for name in names) else storage_of(storage)
-    found = {one.folder: one for one in (_found(name, place) for name in names)}
+    found = {one.folder: one for one in (_found(name, place, field) for name in names)}
     return list(found.values())
 
 
@@ -70,9 +92,9 @@ def everything(storage: str) -> list[Named]:
     return [*found, *sweeps, *(Named(folder) for folder in below(place, MODELS) if folder not in taken)]
 
 
-def _found(name: str, storage: str) -> Named:
+def _found(name: str, storage: str, field: str) -> Named:
     if "/" in name:
-        folder = _absolute(name)
+        folder = _absolute(name, field)
         one = _ensemble(folder) or _alone(folder)
         parent = folder.rpartition("/")[0]
         known = files.list_names(parent) if one is None else []
@@ -86,7 +108,7 @@ def _found(name: str, storage: str) -> Named:
     if one is None:
         near = suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
         raise ConfigError(
-            f"runs: {urls.redact(name)!r}: no such run, ensemble or sweep in {urls.redact(parent)}"
+            f"{field}: {urls.redact(name)!r}: no such run, ensemble or sweep in {urls.redact(parent)}"
             f"{near or '; there are none'}; another storage is given with --storage"
         )
     return one
@@ -108,23 +130,26 @@ def _ensemble(folder: str) -> Named | None:
         if isinstance(error, StorageError) and not faults.is_of_one_object(error):
             raise
         return Named(folder, (), trouble=str(error))
-    models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
-    return Named(folder, tuple(files.join(models, name) for name in members))
+    return Named(folder, tuple(members))
 
 
 def members_of(folder: str) -> list[str]:
-    """Return the names of the members of the ensemble in a folder.
+    """Return the folders of the members of the ensemble in a folder: runs of the same storage, or `elsewhere`.
 
     Raises FileNotFoundError; ConfigError, naming the file, for a record that cannot be read.
     """
     url = files.join(folder, SPEC)
     try:
-        members = parse_object(files.read_bytes(url)).get("members")
+        record = parse_object(files.read_bytes(url))
     except ValueError as error:
         raise ConfigError(f"{urls.redact(url)}: cannot be read: {error}") from None
+    members, elsewhere = record.get("members"), record.get("elsewhere", {})
     if not isinstance(members, list) or not all(isinstance(name, str) and name and "/" not in name for name in members):
         raise ConfigError(f"{urls.redact(url)}: cannot be read: its members must be names of runs, got {show(members)}")
-    return members
+    if not isinstance(elsewhere, dict) or not all(isinstance(place, str) for place in elsewhere.values()):
+        raise ConfigError(f"{urls.redact(url)}: cannot be read: elsewhere must be folders, got {show(elsewhere)}")
+    models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
+    return [elsewhere.get(name) or files.join(models, name) for name in members]
 
 
 def below(storage: str, kind: str) -> list[str]:
@@ -133,8 +158,8 @@ def below(storage: str, kind: str) -> list[str]:
     return [files.join(place, name) for name in files.list_names(place)]
 
 
-def _absolute(url: str) -> str:
+def _absolute(url: str, field: str = "runs") -> str:
     try:
-        return urls.absolute(url, "runs").rstrip("/")
+        return urls.absolute(url, field).rstrip("/")
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -25,13 +25,14 @@ from orchestrator.launch import cluster, interrupt, pool
 from orchestrator.launch.command import console
 from orchestrator.launch.environment import is_submitted
 from orchestrator.launch.interrupt import Interruption
-from orchestrator.storage import files, urls
+from orchestrator.storage import files, ranged, urls
 
 Results = Iterator[tuple[int, Any]]
 
 # Reads of a task that are under way side by side; its CPU decodes what came.
 TASK_THREADS = 4
 LOCAL_SHARDS = 4
+GRACE_SECONDS = 5.0
 # A log has no moving bar; it gets a line now and then.
 LOG_SECONDS = 30.0
 
@@ -60,6 +61,8 @@ def pack(config: Pack) -> int:
             return interruption.exit_status
     made = packing.conclude(begun, entries)
     screen.print(pack_report.table(begun.plan, entries))
+    if summary := pack_report.describe_left_out(begun.plan, entries):
+        say(summary)
     for bad in pack_report.left_out(entries)[: pack_report.SHOWN]:
         say(printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
     say(f"packed: {_told(config.url, made)}; report: {urls.redact(files.join(config.url, pack_report.NAME))}")
@@ -119,7 +122,8 @@ def in_threads(
 ) -> Results:
     """What pool.run does, in threads: (number of the argument, result) of each call as it ends.
 
-    Raises what a call raised. What is under way is waited for, whatever ends this.
+    Raises what a call raised. What is under way is waited for, whatever ends this; after a stop, reads that wait for a
+    store are given up after some seconds.
     """
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Future[Any], int] = {}
@@ -130,6 +134,8 @@ def in_threads(
                 running[threads.submit(function, *argument)] = number
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
+        if running and wait(running, timeout=GRACE_SECONDS).not_done:
+            ranged.close_all()
 
 
 # ------------------------------------------------------------------ what is said

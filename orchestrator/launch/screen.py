@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +18,12 @@ from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.config.printable import printable
 from orchestrator.data.errors import DataError
 from orchestrator.launch.lease import LeaseHeldError
+from orchestrator.storage import ranged
 from orchestrator.storage.commit import CommitError
 from orchestrator.storage.files import StorageError
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+THREAD_SECONDS = 5.0
 # A log is no terminal and has no width of its own.
 LOG_WIDTH = 120
 
@@ -31,7 +35,11 @@ def console() -> Console:
 
 
 def guarded(prog: str, main: Callable[[], int]) -> int:
-    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback."""
+    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback.
+
+    After Ctrl-C the process ends within seconds, also when a thread waits for a store that does not answer.
+    """
+    before = set(threading.enumerate())
     try:
         return main()
     except ConfigError as error:
@@ -42,7 +50,22 @@ def guarded(prog: str, main: Callable[[], int]) -> int:
         lacking = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
         return tell(prog, [f"{lacking}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"], FAILED)
     except KeyboardInterrupt:
-        return tell(prog, ["interrupted"], INTERRUPTED)
+        status = tell(prog, ["interrupted"], INTERRUPTED)
+        _end_threads(before, status)
+        return status
+
+
+def _end_threads(before: set[threading.Thread], status: int) -> None:
+    """Wait a moment for threads started since; end the process when one stays, since Python would wait for it."""
+    ranged.close_all()
+    deadline = time.monotonic() + THREAD_SECONDS
+    for thread in set(threading.enumerate()) - before:
+        if not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
 
 
 class LastingStream:
@@ -81,6 +104,7 @@ class LastingStream:
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Let a job go on, and save, when nobody can read any longer what it prints."""
+    prepare_output()  # on the streams themselves: one that is wrapped cannot be set up
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 
 import ray
 from rich.console import Console
@@ -15,27 +19,32 @@ from rich.console import Console
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.config.overrides import paths
 from orchestrator.data.manifest import Manifest
-from orchestrator.launch import cluster, interrupt, lease, preflight
+from orchestrator.launch import cluster, interrupt, lease, named, preflight
 from orchestrator.launch.cluster import Capacity
-from orchestrator.launch.config import EMBEDDED, Destination, Placement, RunSpec
+from orchestrator.launch.config import EMBEDDED, SPEC, Destination, Placement, RunSpec
 from orchestrator.launch.environment import submission_id
 from orchestrator.launch.interrupt import Interruption
 from orchestrator.launch.lease import Lease
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.previews import PreviewRequest
 from orchestrator.launch.trainer import launch
-from orchestrator.storage import urls
+from orchestrator.storage import files, identity, urls
 from orchestrator.tracking import opening
 from orchestrator.tracking.replay import Replayer
-from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachable, TrackingError
 from orchestrator.training.job import Outcome, journal_of
 
+_log = logging.getLogger(__name__)
 FLAG_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
 # Longer than a checkpoint takes to be written.
 CUT_OFF_SECONDS = 120.0
 STALE_RUN_SECONDS = 600.0
 KILLED_CLOSE_SECONDS = 10.0
+
+
+class NotRecordedError(RuntimeError):
+    """The job's work is done and kept, but the tracker does not have all of it; the message says what to do."""
 
 
 @dataclass
@@ -67,18 +76,35 @@ class Session:
             self._waited = not self.replayer.drain(CLOSE_SECONDS)
         try:
             where = self.replayer.run_url(key, 1.0)
-        except TrackingError as error:
-            where = f"not recorded yet: {error}"
+        except TrackingError:
+            where = "not recorded yet"  # the session's end says why, unless it is by then
         self.say(f"results: {urls.redact(folder)}")
         self.say(f"MLflow:  {where}")
 
     def key(self, name: str, parent: str = "") -> str:
-        """Identity of a run in the tracker: a run of the same name in another storage is another run."""
-        return f"{parent}/{name}@{fingerprint(self.destination.storage)}"
+        """Identity of a run in the tracker: a run of the same name in another storage is another run.
+
+        A storage keeps its id wherever it is moved and however its place is spelt.
+        """
+        return f"{parent}/{name}@{self.storage_id}"
+
+    @cached_property
+    def storage_id(self) -> str:
+        """The id of the storage. Raises StorageError when it has none and none can be written."""
+        storage = self.destination.storage
+        return identity.ensure_id(storage, lambda: _first_id(storage))
+
+    def run_key(self, spec: RunSpec, parent: str | None = None) -> str:
+        """Return the identity in the tracker of a training run.
+
+        A run of this storage has one for life, whichever ensembles it is in; one of a sweep is the sweep's own.
+        """
+        own = spec.destination.storage == self.destination.storage
+        return self.key(spec.name, "" if own else parent or "")
 
     def follow(self, spec: RunSpec, parent: str | None = None) -> str:
         """Record a run from its journal, nested under the run of key `parent`; its key."""
-        key = self.key(spec.name, parent or "")
+        key = self.run_key(spec, parent)
         params = {path: str(value) for path, value in paths(spec.recipe).items()}
         tags = spec.tags | {"orchestrator.dataset": f"{self.manifest.name} {spec.dataset_digest}"}
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), journal_of(spec.folder), parent)
@@ -231,34 +257,63 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     interruption,
                     console,
                 )
+                session.storage_id  # noqa: B018  what is wrong with it is told before anything runs
                 for action in (session.announce_stop, session.kill_open_runs, session.cut_off):
                     interruption.on_set(action)
                 if (job := submission_id()) is not None:
                     session.say(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
+                # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
+                session.replayer.submit(_reap)
                 try:
                     yield session
-                finally:
-                    session._closed.set()
-                    _close(session)
+                except BaseException:
+                    if (lacking := _close(session)) is not None:
+                        session.say(lacking)
+                    raise
+                if (lacking := _close(session)) is not None:
+                    if not interruption.event.is_set():
+                        raise NotRecordedError(lacking)
+                    session.say(lacking)  # and the exit status stays that of the signal
+
+
+def _first_id(storage: str) -> str:
+    """Return the id that a storage is given.
+
+    Before there were ids, MLflow knew the runs of a storage by a hash of its place, which their specs still name.
+    """
+    sweeps = (named.below(sweep, named.MODELS) for sweep in named.below(storage, named.SWEEPS))
+    for folder in chain(named.below(storage, named.MODELS), *sweeps):
+        kept = files.read_record(files.join(folder, SPEC)).get("destination")
+        place = kept.get("storage") if isinstance(kept, dict) else None
+        if isinstance(place, str) and place:
+            # A trial's is the folder of its sweep.
+            return fingerprint(re.sub(rf"/{named.SWEEPS}/[^/]+$", "", place))
+    return uuid.uuid4().hex
 
 
 def _tracker(destination: Destination) -> Callable[[], Tracker]:
-    """Opens the tracker, beside the work when a quick look shows that it is there.
-
-    Raises TrackingError when it cannot be used.
-    """
-    if opening.answers(destination.tracking):
-        return lambda: opening.beside(lambda: _opened_tracker(destination))
-    tracker = _opened_tracker(destination)
+    """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
+    if opening.is_made_on_use(destination.tracking):
+        return lambda: opening.beside(lambda: _usable_tracker(destination))
+    tracker = _usable_tracker(destination)
     return lambda: tracker
 
 
-def _opened_tracker(destination: Destination) -> Tracker:
+def _usable_tracker(destination: Destination) -> Tracker:
+    """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
     tracker = opening.tracker(destination.tracking, destination.experiment)
     tracker.check()
-    # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
-    tracker.reap(STALE_RUN_SECONDS)
     return tracker
+
+
+def _reap(tracker: Tracker) -> None:
+    """Close stale runs. What the tracker refuses is only logged: they are another job's."""
+    try:
+        tracker.reap(STALE_RUN_SECONDS)
+    except TrackerUnreachable:
+        raise
+    except TrackingError as error:
+        _log.warning("runs that earlier jobs left open stay so: %s", error)
 
 
 def _all_or_problems(
@@ -282,11 +337,19 @@ def _all_or_problems(
     return data.result(), tracker.result()
 
 
-def _close(session: Session) -> None:
+def _close(session: Session) -> str | None:
+    """Give every run its final status; what to say of that which is not recorded, None when all is."""
+    session._closed.set()
     interrupted = session.interruption.event.is_set()
     missing: FinalStatus = "KILLED" if interrupted else "FAILED"
     # Runs that were given a status keep their place: members before their parent.
     unset: Mapping[str, FinalStatus] = dict.fromkeys(sorted(session._open - session.statuses.keys()), missing)
     seconds = KILLED_CLOSE_SECONDS if interrupted or session._waited else CLOSE_SECONDS
-    if not session.replayer.stop({**session.statuses, **unset}, seconds):
-        session.say("MLflow did not take everything; the journals have it: the same command again records it.")
+    if session.replayer.stop({**session.statuses, **unset}, seconds):
+        return None
+    cause = session.replayer.cause or f"it did not take all within {seconds:g} s"
+    return (
+        f"tracking: not everything is recorded: {cause} What was trained is kept in "
+        f"{urls.redact(session.destination.storage)}: once MLflow can be used, run the same command again; it retrains "
+        "nothing that is finished and records what is missing"
+    )

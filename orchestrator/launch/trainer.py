@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from typing import Protocol, cast
 
 from ray.exceptions import RayError
@@ -62,7 +63,7 @@ def launch(spec: RunSpec, lease: Flags, gpus: float) -> Outcome:
     try:
         result = _fit(spec, lease, gpus, scratch)
     except WorkerGroupError as error:
-        raise RunFailedError(f"{spec.name}: {_last_line(error)}") from error
+        raise RunFailedError(f"{spec.name}: {_stalled(spec.folder) or _last_line(error)}") from error
     except (TrainingFailedError, RayError) as error:
         raise LaunchError(f"{spec.name}: {_last_line(error)}") from error
     finally:
@@ -126,7 +127,15 @@ def _resources(spec: RunSpec, gpus: float) -> dict[str, float]:
     return resources | ({"GPU": gpus} if gpus > 0 else {})
 
 
+def _stalled(folder: str) -> str | None:
+    """Return what a watchdog of the last attempt said before it ended its worker; Ray can only suppose why it died."""
+    with suppress(OSError):
+        newest = attempts.newest(folder)
+        return newest[1].stalled[0] if newest is not None and newest[1].stalled else None
+    return None
+
+
 def _last_line(error: BaseException) -> str:
-    """The cause: Ray puts it at the end of a long text."""
+    """Return the cause, which Ray puts at the end of a long text, without the list of what it supposes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__

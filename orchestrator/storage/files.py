@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -96,6 +99,14 @@ def exists(url: str) -> bool:
     with naming("look for", url):
         if urls.is_local(url):
             return os.path.exists(urls.local_path(url))
+        if urls.is_web(url):
+            try:
+                # Not strict, fsspec takes a server in trouble for one without the file.
+                return bool(retrying(lambda: _filesystem(url).exists(_path(url), strict=True)))
+            except Exception as error:
+                if faults.is_absent(error):
+                    return False
+                raise
         return bool(retrying(lambda: _fresh(url).exists(_path(url))))
 
 
@@ -104,11 +115,19 @@ def size(url: str) -> int:
     with naming("measure", url):
         if urls.is_local(url):
             return os.path.getsize(urls.local_path(url))
-        return int(retrying(lambda: _fresh(url).size(_path(url))))
+        found = retrying(lambda: _fresh(url).size(_path(url)))
+        if found is None:
+            raise StorageError(f"{urls.redact(url)}: the server must send a Content-Length, got none")
+        return int(found)
 
 
-def sizes(url: str) -> dict[str, int]:
-    """Bytes of each object directly below a folder, by name; empty when there is no such folder."""
+def sizes(url: str, names: Collection[str] | None = None) -> dict[str, int]:
+    """Bytes of each object directly below a folder, by name; empty when there is no such folder.
+
+    names: those that matter. A web server is then asked for each of them, since few can be listed.
+    """
+    if urls.is_web(url):
+        return _web_sizes(url, list_names(url) if names is None else names)
     with naming("list", url):
         if urls.is_local(url):
             path = urls.local_path(url)
@@ -132,6 +151,8 @@ def list_names(url: str) -> list[str]:
             if not os.path.isdir(path):
                 return []
             return sorted(name for name in os.listdir(path) if not name.startswith(TEMP_PREFIX))
+        if urls.is_web(url):
+            return _web_names(url)
         try:
             found = retrying(lambda: _fresh(url).ls(_path(url), detail=False))
         except FileNotFoundError:
@@ -151,14 +172,63 @@ def remove(url: str) -> None:
             elif os.path.lexists(path):
                 os.unlink(path)
             return
-        filesystem = _fresh(url)
-        if filesystem.exists(_path(url)):
-            retrying(lambda: filesystem.rm(_path(url), recursive=True))
+        if urls.scheme(url) in s3.SCHEMES:
+            s3.remove(urls.normalize(url))
+        else:
+            _remove_any(_fresh(url), _path(url))
 
 
 # Of fsspec's filesystems: HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
 OPTIONS: dict[str, dict[str, Any]] = {name: {"client_kwargs": {"trust_env": True}} for name in ("http", "https")}
+_ASKED_AT_ONCE = 16
 TEMP_PREFIX = ".tmp-"  # of files that are being written; what a killed writer left has it, too
+
+
+def _remove_any(filesystem: Any, path: str) -> None:
+    """Remove by fsspec's calls for one file each; `rm` takes `*`, `?` and `[` in a path for patterns."""
+    if not retrying(lambda: filesystem.exists(path)):
+        return
+    found = retrying(lambda: filesystem.find(path, withdirs=True, detail=True))
+    for each, facts in sorted(found.items(), reverse=True):
+        remove_one = filesystem.rmdir if facts["type"] == "directory" else filesystem.rm_file
+        with suppress(FileNotFoundError):
+            retrying(partial(remove_one, each))
+    filesystem.invalidate_cache()
+    with suppress(FileNotFoundError):  # object stores have no folders
+        if filesystem.isdir(path):
+            retrying(lambda: filesystem.rmdir(path))
+
+
+def _web_names(url: str) -> list[str]:
+    """Names that a web server's page about a folder links to. Raises StorageError where there are none."""
+    below = f"{_path(url).rstrip('/')}/"
+    try:
+        links = retrying(lambda: _filesystem(url).ls(below, detail=False))
+    except Exception as error:
+        if not faults.is_final(error):
+            raise
+        links = []  # no page about the folder; its files may be there all the same
+    own = [str(link).removeprefix(below) for link in links if str(link).startswith(below)]
+    names = sorted({urls.name(f"{below}{name}") for name in own if name and not re.search(r"[?#]|/.", name)})
+    if not names:
+        raise StorageError(
+            f"cannot list {urls.redact(url)}: a web server has no list of files unless its page links to them; give "
+            "names in full or with braces such as train-{000..099}.tar"
+        )
+    return names
+
+
+def _web_sizes(url: str, names: Collection[str]) -> dict[str, int]:
+    """Bytes of the files of these names that a web server has."""
+
+    def ask(name: str) -> tuple[str, int | None]:
+        try:
+            return name, size(join(url, name))
+        except FileNotFoundError:
+            return name, None
+
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="sizes") as pool:
+        return {name: found for name, found in pool.map(ask, names) if found is not None}
 
 
 def _create_remote(url: str, data: bytes) -> bool:
@@ -226,7 +296,7 @@ def _fresh(url: str) -> Any:
 
 
 def _path(url: str) -> str:
-    return str(_filesystem(url)._strip_protocol(url))
+    return str(_filesystem(url)._strip_protocol(urls.normalize(url)))
 
 
 @contextmanager
@@ -236,10 +306,10 @@ def naming(verb: str, url: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError as error:
-        if error.filename is not None or urls.name(url) in str(error):
-            raise
-        # S3 says no more than "NoSuchKey".
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), urls.redact(url)) from error
     except Exception as error:
-        raise StorageError(f"cannot {verb} {urls.redact(url)}: {faults.told(error)}") from error
+        if faults.is_absent(error):
+            if isinstance(error, FileNotFoundError) and (error.filename is not None or urls.name(url) in str(error)):
+                raise
+            # S3 says no more than "NoSuchKey".
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), urls.redact(url)) from error
+        raise StorageError(f"cannot {verb} {urls.redact(url)}: {urls.redact(faults.told(error))}") from error

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import fsspec
 
 from orchestrator.storage import faults, files, s3, urls
 from orchestrator.storage.files import StorageError
 from orchestrator.storage.local import LocalReader
-from orchestrator.storage.s3 import EndedEarlyError, Progress, TruncatedError
+from orchestrator.storage.s3 import EndedEarlyError, PendingCalls, Progress, TruncatedError
 
 T = TypeVar("T")
 
@@ -200,20 +200,23 @@ class Ranges:
 
 
 class _AnyReader:
-    """Ranges of what fsspec can open, by its blocking calls, which have the time-outs of that filesystem."""
+    """Ranges of what fsspec can open; those of asynchronous filesystems are given up in time, and on closing."""
+
+    def __init__(self) -> None:
+        self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: Progress, seconds: float) -> None:
         """Ask once; an answer may be shorter than asked for."""
         filesystem = fsspec.filesystem(urls.scheme(url), **files.OPTIONS.get(urls.scheme(url), {}))
-        path = filesystem._strip_protocol(url)
-        data = filesystem.cat_file(path, start=start, end=start + len(view))
+        path = filesystem._strip_protocol(urls.normalize(url))
+        data = self._call(filesystem, "cat_file", seconds, path, start=start, end=start + len(view))
         if len(data) > len(view):
             raise ValueError(f"{len(data)} bytes came where {len(view)} were asked for: it serves no ranges")
         view[: len(data)] = data
         progress.done += len(data)
         if len(data) == len(view):
             return
-        size = filesystem.size(path)
+        size = self._call(filesystem, "info", seconds, path)["size"]
         if size is not None and start + len(data) >= size:
             raise TruncatedError(f"bytes {start} to {start + len(view)} wanted, it has {size}")
         raise EndedEarlyError(f"{len(data)} of {len(view)} bytes came")
@@ -221,10 +224,21 @@ class _AnyReader:
     def size(self, url: str, seconds: float) -> int:
         """Bytes of an object."""
         filesystem = fsspec.filesystem(urls.scheme(url), **files.OPTIONS.get(urls.scheme(url), {}))
-        return int(filesystem.size(filesystem._strip_protocol(url)))
+        size = self._call(filesystem, "info", seconds, filesystem._strip_protocol(urls.normalize(url)))["size"]
+        if size is None:
+            raise ValueError("the server must send a Content-Length, got none")
+        return int(size)
 
     def close(self) -> None:
-        """Nothing of its own is open."""
+        """Give up the reads that are under way."""
+        self._pending.cancel()
+
+    def _call(self, filesystem: Any, method: str, seconds: float, *arguments: Any, **options: Any) -> Any:
+        if not filesystem.async_impl:
+            return getattr(filesystem, method)(*arguments, **options)
+        # fsspec names the coroutines of its asynchronous filesystems so.
+        call = getattr(filesystem, f"_{method}")(*arguments, **options)
+        return self._pending.run(filesystem.loop, call, seconds)
 
 
 def _truncated(url: str, what: str) -> StorageError:
@@ -240,8 +254,14 @@ def _failure(verb: str, url: str, byte: int, error: Exception, spent: str) -> OS
     if faults.status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return _truncated(url, f"it has no byte {byte}")
     place = f"{urls.redact(url)} at byte {byte}" if verb == "read" else urls.redact(url)
-    cause = faults.told(error).replace(url, urls.redact(url))
+    cause = urls.redact(faults.told(error))
     return StorageError(f"cannot {verb} {place}: {cause}" + (f" (gave up after {spent})" if spent else ""))
+
+
+def close_all() -> None:
+    """Close every reader of this process, so that threads which wait for a store end; for a job that is interrupted."""
+    for ranges in list(_LIVE):
+        ranges.close()
 
 
 _LIVE: weakref.WeakSet[Ranges] = weakref.WeakSet()

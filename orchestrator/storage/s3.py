@@ -9,18 +9,50 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+import threading
+import weakref
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import fsspec
+
+from orchestrator.storage import faults, urls
+from orchestrator.storage.retry import retrying
 
 SCHEMES = frozenset({"s3", "s3a"})
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 _PIECE_BYTES = 2**20
 
+# What a store answers that takes no bulk delete: without Content-MD5 (MinIO before 2025, older Ceph), or at all (GCS).
+_NO_BULK = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.LENGTH_REQUIRED,
+    HTTPStatus.NOT_IMPLEMENTED,
+}
+_BULK = 1000  # objects of one bulk delete, the protocol's limit
+_DELETES_AT_ONCE = 8
+_without_bulk: weakref.WeakSet[Any] = weakref.WeakSet()  # filesystems whose store refused a bulk delete
+
 T = TypeVar("T")
+
+
+class DeleteError(OSError):
+    """The store kept an object that was to be removed; `response` is laid out as botocore's."""
+
+    def __init__(self, key: str, code: str, message: str) -> None:
+        super().__init__(f"{key}: {code}: {message}")
+        denied = code in ("AccessDenied", "ObjectLocked", "InvalidObjectState")
+        status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.INTERNAL_SERVER_ERROR
+        self.response = {
+            "Error": {"Code": code, "Message": message},
+            "ResponseMetadata": {"HTTPStatusCode": int(status)},
+        }
 
 
 class TruncatedError(ValueError):
@@ -50,6 +82,95 @@ def filesystem() -> Any:
     return made
 
 
+def remove(url: str) -> None:
+    """Remove an object and everything below it as a folder; every character of the key stands for itself.
+
+    fsspec's own `rm` takes `*`, `?` and `[` in a path for patterns, and ignores objects that the store kept.
+    """
+    made = filesystem()
+    made.invalidate_cache()
+    bucket, key, _ = made.split_path(url)
+    keys = list(_keys_below(made, bucket, f"{key}/" if key else ""))
+    if key and _is_object(made, bucket, key):
+        keys.append(key)
+    if len(keys) > 1 and made not in _without_bulk:
+        try:
+            for start in range(0, len(keys), _BULK):
+                retrying(partial(_delete_bulk, made, bucket, keys[start : start + _BULK]))
+        except OSError as error:
+            if faults.status(error) not in _NO_BULK:
+                raise
+            _without_bulk.add(made)
+    if len(keys) == 1 or made in _without_bulk:
+        with ThreadPoolExecutor(_DELETES_AT_ONCE, thread_name_prefix="delete") as pool:
+            list(pool.map(lambda each: retrying(lambda: made.call_s3("delete_object", Bucket=bucket, Key=each)), keys))
+    made.invalidate_cache()
+
+
+def _is_object(made: Any, bucket: str, key: str) -> bool:
+    try:
+        retrying(lambda: made.call_s3("head_object", Bucket=bucket, Key=key))
+    except OSError as error:
+        if faults.is_absent(error):
+            return False
+        raise
+    return True
+
+
+def _keys_below(made: Any, bucket: str, prefix: str) -> Iterator[str]:
+    """Yield all keys with a prefix, the markers of empty folders among them."""
+    token: dict[str, str] = {}
+    while True:
+        page = retrying(partial(made.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token))
+        yield from (str(entry["Key"]) for entry in page.get("Contents", ()))
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _delete_bulk(made: Any, bucket: str, keys: Sequence[str]) -> None:
+    listed = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    for kept in made.call_s3("delete_objects", Bucket=bucket, Delete=listed).get("Errors", ()):
+        if kept.get("Code") != "NoSuchKey":
+            raise DeleteError(str(kept.get("Key")), str(kept.get("Code")), str(kept.get("Message")))
+
+
+class PendingCalls:
+    """Coroutines that threads wait for, all of which can be cancelled at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._futures: set[Future[Any]] = set()
+        self._cancelled = False
+
+    def run(self, loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Return what a coroutine on another thread's loop does. Raises TimeoutError, or ValueError once cancelled."""
+        with self._lock:
+            if self._cancelled:
+                call.close()
+                raise ValueError("the reader is closed")
+            future = asyncio.run_coroutine_threadsafe(call, loop)
+            self._futures.add(future)
+        try:
+            return future.result(max(0.0, seconds))
+        except CancelledError:
+            raise ValueError("the reader is closed") from None
+        except BaseException:
+            # Out of time, or Ctrl-C: without this the request would go on.
+            future.cancel()
+            raise
+        finally:
+            with self._lock:
+                self._futures.discard(future)
+
+    def cancel(self) -> None:
+        """Cancel what is under way and refuse what is to come."""
+        with self._lock:
+            self._cancelled, futures = True, list(self._futures)
+        for future in futures:
+            future.cancel()
+
+
 def _config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
     """What botocore is told beside what it finds in the environment."""
     return {
@@ -71,6 +192,7 @@ class S3Reader:
         }
         # An instance of its own, as closing it must not take the connections of others.
         self._filesystem = fsspec.filesystem("s3", config_kwargs=config, skip_instance_cache=True)
+        self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: Progress, seconds: float) -> None:
         """Ask once for the bytes from `start` on and put them into the view as they come; `progress` counts them.
@@ -86,27 +208,18 @@ class S3Reader:
         return int(self._run(self._head(url), seconds)["ContentLength"])
 
     def close(self) -> None:
-        """Close the connections."""
-        made, self._filesystem = self._filesystem, None
-        creator = getattr(made, "_s3creator", None)
+        """Give up the reads that are under way and close the connections."""
+        self._pending.cancel()
+        creator = getattr(self._filesystem, "_s3creator", None)
         if creator is not None:
-            made.close_session(made.loop, creator)
+            self._filesystem.close_session(self._filesystem.loop, creator)
 
     def _run(self, call: Coroutine[Any, Any, T], seconds: float) -> T:
-        if self._filesystem is None:
-            call.close()
-            raise ValueError("the reader is closed")
-        future = asyncio.run_coroutine_threadsafe(call, self._filesystem.loop)
-        try:
-            return future.result(max(0.0, seconds))
-        except BaseException:
-            # Out of time, or Ctrl-C: without this the request would go on.
-            future.cancel()
-            raise
+        return self._pending.run(self._filesystem.loop, call, seconds)
 
     async def _call(self, method: str, url: str, **arguments: str) -> Any:
         client = await self._filesystem.set_session()
-        bucket, key, version = self._filesystem.split_path(url)
+        bucket, key, version = self._filesystem.split_path(urls.normalize(url))
         wanted = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
         # Adds what the user told s3fs to send along, such as "requester pays".
         call = getattr(client, method)

@@ -1,16 +1,28 @@
-"""URLs of places that hold bytes: local paths (absolute) and anything fsspec can open."""
+"""URLs of places that hold bytes: local paths (absolute) and anything fsspec can open.
+
+In file: and http: URLs names are percent-encoded (RFC 8089, RFC 3986); in plain paths and in the URLs of object stores
+every character stands for itself. `from_path`, `local_path`, `join` and `name` convert.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from urllib.parse import quote, unquote
 
 from orchestrator.config.printable import redact, refusal_of_credentials
 
-__all__ = ["absolute", "is_local", "join", "local_path", "name", "redact", "scheme"]
+__all__ = ["absolute", "from_path", "is_local", "is_web", "join", "local_path", "name", "normalize", "redact", "scheme"]
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+# s3:/bucket, s3:bucket, S3//bucket, s3:///bucket: not a colon and two slashes between the scheme and a name.
+_MISSPELT = re.compile(
+    r"^(s3a?|gs|gcs|az|abfss?|hdfs|https?|file)(:/?(?!/)|//)|^(s3a?|gs|gcs|abfss?|https?):///", re.IGNORECASE
+)
+_WEB = frozenset({"http", "https"})
+_QUOTED = _WEB | {"file"}  # schemes of URLs whose names are percent-encoded
+_LOCAL_HOST = re.compile(r"^localhost(?=/)", re.IGNORECASE)
 
 
 def scheme(url: str) -> str:
@@ -24,20 +36,41 @@ def is_local(url: str) -> bool:
     return scheme(url) == "file"
 
 
+def is_web(url: str) -> bool:
+    """Return whether a URL names a page or file of a web server, which can be read and usually not listed."""
+    return scheme(url) in _WEB
+
+
 def local_path(url: str) -> str:
     """The path of a local URL. Raises ValueError for any other URL."""
     if not is_local(url):
         raise ValueError(f"{redact(url)} is no local path")
-    return url.removeprefix("file://")
+    match = _SCHEME.match(url)
+    if match is None:
+        return url
+    return unquote(_LOCAL_HOST.sub("", url[match.end() :]), errors="surrogateescape")
+
+
+def from_path(path: str) -> str:
+    """Return the file: URL of an absolute local path, percent-encoded."""
+    return "file://" + quote(path, errors="surrogateescape")
+
+
+def normalize(url: str) -> str:
+    """Return the URL with its scheme in small letters, as fsspec wants it."""
+    match = _SCHEME.match(url)
+    return url if match is None else match.group(0).lower() + url[match.end() :]
 
 
 def join(url: str, *parts: str) -> str:
     """A URL below another one; parts are relative, joined by single slashes."""
     pieces = [_without_slash(url)]
+    encoded = _is_encoded(url)
     for part in parts:
         if part.startswith("/") or _SCHEME.match(part):
             raise ValueError(f"{part!r} cannot be joined to {redact(url)}: it is not relative")
-        pieces.append(part.strip("/"))
+        piece = part.strip("/")
+        pieces.append(quote(piece, errors="surrogateescape") if encoded else piece)
     head, rest = pieces[0], "/".join(pieces[1:])
     if not rest:
         return head
@@ -53,8 +86,13 @@ def _without_slash(url: str) -> str:
 
 
 def name(url: str) -> str:
-    """The last component of a URL."""
-    return url.rstrip("/").rsplit("/", 1)[-1]
+    """The last component of a URL, decoded."""
+    last = url.rstrip("/").rsplit("/", 1)[-1]
+    return unquote(last, errors="surrogateescape") if _is_encoded(url) else last
+
+
+def _is_encoded(url: str) -> bool:
+    return bool(_SCHEME.match(url)) and scheme(url) in _QUOTED
 
 
 def absolute(url: str, field: str) -> str:
@@ -66,12 +104,34 @@ def absolute(url: str, field: str) -> str:
     """
     if (reason := refusal_of_credentials(url, field)) is not None:
         raise ValueError(reason)
+    if (match := _MISSPELT.match(url)) is not None:
+        meant = (match[1] or match[3]).lower()
+        fixed = meant + (":///" if meant == "file" else "://") + url[match.end() :].lstrip("/")
+        raise ValueError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
     if not is_local(url):
-        return _without_slash(url)
+        return _without_slash(normalize(url))
     path = os.path.expanduser(local_path(url))
+    if path.startswith("~"):
+        raise ValueError(
+            f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
+            "give an absolute path or a URL"
+        )
     if not os.path.isabs(path):
         raise ValueError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
-            f"give an absolute path such as {os.path.abspath(path)!r} or a URL"
+            f"give {_elsewhere(path)} or a URL"
         )
-    return os.path.normpath(path)
+    # POSIX lets two slashes at the start mean something else; on Linux they do not.
+    return re.sub(r"^//+", "/", os.path.normpath(path))
+
+
+def is_in_submitted_job() -> bool:
+    """Return whether this process was started by Ray's job server, in a temporary copy of the working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _elsewhere(path: str) -> str:
+    """Return what to give instead of a relative path."""
+    if is_in_submitted_job():  # the folder that this process sees goes with the job
+        return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"
+    return f"an absolute path such as {os.path.abspath(path)!r}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.printable import redact
-from orchestrator.tracking import environment
+from orchestrator.storage import urls
+from orchestrator.tracking import default_store, environment
 
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
@@ -17,11 +19,10 @@ import mlflow.pyfunc  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import uri as uris  # noqa: E402
-from orchestrator.tracking.mlflow import is_final  # noqa: E402
-from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError  # noqa: E402
+from orchestrator.tracking.mlflow import ERRORS, explain  # noqa: E402
+from orchestrator.tracking.tracker import TrackingError  # noqa: E402
 
 URI = "models:/"
 DIGEST_TAG = "orchestrator.digest"
@@ -65,20 +66,27 @@ class Registry:
     def __init__(self, uri: str) -> None:
         """uri: as MlflowTracker takes it. Raises TrackingError for one that is refused; nothing is contacted."""
         self._uri = uris.parse(uri)
+        if self._uri.sqlite_path is not None:
+            default_store.follow_move(self._uri.sqlite_path)
         self._client = MlflowClient(self._uri.raw, self._uri.raw)
 
     def version(self, name: str, digest: str) -> str | None:
-        """The version of the model `name` that was made from what has this digest; None when there is none."""
+        """The version of the model `name` that was made from what has this digest; None when there is none.
+
+        A version whose files are no longer there does not count.
+        """
         if "'" in name:
             raise TrackingError(f"model name {name!r} has a quote in it; MLflow cannot search for that")
         with self._guard(f"look for model {name!r}"):
             found = [one for one in self._versions(name) if one.tags.get(DIGEST_TAG) == digest]
-            return str(min(int(one.version) for one in found)) if found else None
+            there = (one for one in sorted(found, key=lambda one: int(one.version)) if self._is_there(one))
+            return next((str(one.version) for one in there), None)
 
     def add(self, name: str, digest: str, run_id: str, folder: str, about: str, tags: Mapping[str, str]) -> str:
         """Store the MLflow model in a local folder with a run, and make it a version of the model `name`; which one.
 
-        about: for people, Markdown. Done again after it was cut off, it makes good what was missing.
+        about: for people, Markdown. Done again after it was cut off, or after files were lost, it makes good what was
+        missing.
         """
         with self._guard(f"register model {name!r}"):
             # Each under its own path: an older version must not get the files of a newer one.
@@ -89,21 +97,44 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != _ALREADY_THERE:
                     raise
+            for known in self._versions(name):
+                if known.tags.get(DIGEST_TAG) == digest and known.run_id == run_id:
+                    return str(known.version)  # its files had been lost
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{place}"
             short = {key: redact(text)[:5000] for key, text in {**tags, DIGEST_TAG: digest}.items()}
             made = self._client.create_model_version(name, source, run_id, tags=short, description=redact(about))
             return str(made.version)
 
     def name_first(self, name: str, alias: str, version: str) -> str:
-        """The version that has the alias; it becomes this one only when none has it: later it is for people to move."""
+        """The version that has the alias: this one when none has it, or when the files of that version are lost.
+
+        Later it is for people to move.
+        """
         with self._guard(f"name version {version} of model {name!r} {alias!r}"):
             try:
-                return str(self._client.get_model_version_by_alias(name, alias).version)
+                holder = self._client.get_model_version_by_alias(name, alias)
+                if str(holder.version) == version or self._is_there(holder):
+                    return str(holder.version)
             except MlflowException as error:
                 if error.error_code not in (_ABSENT, "INVALID_PARAMETER_VALUE"):
                     raise
             self._client.set_registered_model_alias(name, alias, version)
             return version
+
+    def aliased(self, alias: str) -> list[str]:
+        """Return the names of the models of this project that have a version with the alias, in order."""
+        with self._guard(f"look for models with the alias {alias!r}"):
+            found: list[str] = []
+            token: str | None = None
+            while True:
+                page = self._client.search_registered_models(max_results=100, page_token=token)
+                found += [one.name for one in page if alias in one.aliases]
+                token = page.token
+                if not token:
+                    break
+            return sorted(
+                name for name in found if DIGEST_TAG in self._client.get_model_version_by_alias(name, alias).tags
+            )
 
     def fetch(self, model: str, folder: str) -> str:
         """The local folder, below `folder`, with the files of a model that `add` registered.
@@ -116,7 +147,38 @@ class Registry:
             digest = found.tags.get(DIGEST_TAG)
             if digest is None or not found.run_id:
                 raise TrackingError(f"{model!r} is refused: not registered by this project")
+            if (local := self._moved_folder(found)) is not None:
+                return local
+            if not self._is_there(found):
+                where = self._uri.redact(f"{self._client.get_run(found.run_id).info.artifact_uri}/{_place(digest)}")
+                raise TrackingError(
+                    f"{model!r} (version {found.version}) must have its files in {where}, which holds none; rerun the "
+                    "job that made the ensemble to register it anew"
+                )
             return str(self._client.download_artifacts(found.run_id, _place(digest), folder))
+
+    def _is_there(self, version: ModelVersion) -> bool:
+        """Return whether a version's files are among the artifacts of its run, or where its source says."""
+        if self._moved_folder(version) is not None:
+            return True
+        digest = version.tags.get(DIGEST_TAG)
+        if digest is None or not version.run_id:
+            return True  # not registered by this project
+        try:
+            return bool(self._client.list_artifacts(version.run_id, _place(digest)))
+        except MlflowException as error:
+            if error.error_code != _ABSENT:
+                raise
+            return False  # its run was deleted
+
+    def _moved_folder(self, version: ModelVersion) -> str | None:
+        """Return the local folder of a version whose store was moved and may not be written; None for any other."""
+        if self._uri.sqlite_path is None or not version.source:
+            return None
+        place = default_store.present_place(self._uri.sqlite_path, version.source)
+        if place == version.source or not os.path.isdir(folder := urls.local_path(place)):
+            return None
+        return folder
 
     def _named(self, model: str) -> ModelVersion:
         what = model.removeprefix(URI)
@@ -146,10 +208,8 @@ class Registry:
         """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600]
-            kind = TrackingError if is_final(error) else TrackerUnreachable
-            raise kind(f"MLflow at {self._uri.shown} did not {doing}: {text}") from None
+        except ERRORS as error:
+            raise explain(error, self._uri, doing) from None
 
 
 def _place(digest: str) -> str:

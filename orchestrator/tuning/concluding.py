@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from orchestrator.fleet import fleet
 from orchestrator.launch import artifacts
-from orchestrator.launch.config import RunSpec
+from orchestrator.launch.config import Destination, RunSpec, data_of, job_command
 from orchestrator.launch.named import SWEEP
 from orchestrator.launch.session import Session
 from orchestrator.recipe.config import Recipe
@@ -58,11 +58,19 @@ def conclude(session: Session, explored: Explored) -> Concluded:
         frozen = _frozen(session, explored, best, noise)
         url = files.join(explored.folder, WINNER)
         files.write_bytes(url, frozen.to_json().encode())
-        lines.append(f"winner:  {best.name}; python jobs/train_ensemble.py {urls.redact(url)}")
+        lines.append(f"winner:  {best.name}; {next_command(session.destination, job.weights, frozen, url)}")
     report.write(explored.folder, _about(session, explored, best), explored.trials, metric, explored.plan.base, noise)
     lines.append(f"report:  {urls.redact(files.join(explored.folder, report.HTML))}")
     session.replayer.submit(partial(_log, session, explored, best), needs=explored.key)
     return Concluded(best, tuple(lines))
+
+
+def next_command(destination: Destination, weights: str, winner: Frozen, url: str) -> str:
+    """Return the command that trains the winner at `url` as an ensemble, on the data that it was tuned on."""
+    flags = destination.flags(data_of(winner))
+    if weights:
+        flags += ["--weights", urls.redact(urls.absolute(weights, "weights"))]
+    return job_command("train_ensemble.py", [urls.redact(url), *flags])
 
 
 def _spent(explored: Explored) -> str:

@@ -41,7 +41,7 @@ def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path
 
 def test_a_damaged_export_is_found(tmp_path: Path) -> None:
     weights.save(str(tmp_path / "final"), some(), some(), {}, ())
-    flip_byte(tmp_path / "final" / weights.EXPORT, -1)
+    flip_byte(tmp_path / "final" / places.EXPORT, -1)
     with pytest.raises(CheckpointError, match=r"averaged\.safetensors: damaged"):
         weights.load(str(tmp_path / "final"))
 

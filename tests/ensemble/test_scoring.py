@@ -18,7 +18,6 @@ import torch
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.places import place_of
 from orchestrator.config.errors import ConfigError
-from orchestrator.data.errors import DataError
 from orchestrator.data.packer import RawSample, pack
 from orchestrator.ensemble import scoring
 from orchestrator.evaluation import score_store
@@ -252,13 +251,18 @@ def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> Non
 
 
 # ------------------------------------------------------------------ who is refused
-def test_a_member_of_another_dataset_is_refused_by_name(runs: Path, sent: Sent) -> None:
+def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, sent: Sent) -> None:
     at = session(runs)
-    good, other = finished(at, finals.small(name="a"), finals.small(name="b"))
-    other = other.model_copy(update={"dataset_digest": "fedcba9876543210"})
-    with pytest.raises(DataError, match=rf"{other.name}: was trained on dataset fedcba9876543210, this one is "):
-        scoring.score(at, [good, other])
-    assert sent == []
+    (own,) = finished(at, finals.small(name="a"))
+    other = own.model_copy(update={"dataset_digest": "fedcba9876543210"})
+    finals.save(Path(other.folder), other.recipe, at.manifest.classes, 0)
+    (folder,) = scoring.score(at, [other])
+    assert folder == scoring.score_folder(other, digest=at.manifest.digest())
+    assert folder != scoring.score_folder(other)
+    assert score_store.done(folder) == {0, 1, 2}
+    count = len(sent)
+    assert scoring.score(at, [other]) == [folder]
+    assert len(sent) == count  # what is stored is found again
 
 
 @pytest.mark.parametrize("kind", ["averaged", "raw", "best"])

@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest
 from orchestrator.ensemble import stored
-from orchestrator.launch.config import RunSpec
+from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.launch.session import Session
 from orchestrator.storage import files
+from orchestrator.storage.files import StorageError
 from orchestrator.training.job import Outcome, outcome_of
-from tests.support import finals, launched
+from tests.support import finals, launched, shards
 
 
 @pytest.fixture
@@ -76,3 +81,77 @@ def test_members_are_chosen_by_number() -> None:
         stored.chosen(names, (0,))
     with pytest.raises(ConfigError, match=r"^members: 2 is given twice"):
         stored.chosen(names, (2, 2))
+
+
+def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) -> None:
+    elsewhere = str(tmp_path / "not-there")
+    for place in (f"{tmp_path}/ensembles/both", f"file://{tmp_path}/ensembles/both/"):
+        found = stored.runs(elsewhere, [place, runs[2].folder], "include")
+        assert [(spec.name, spec.folder) for spec in found.runs] == [(spec.name, spec.folder) for spec in runs]
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("{0}/models/nothing", "^include: .*/models/nothing': no such run"),
+        ("{0}", "^include: .*: holds the run|^include: '[^']*': no such run"),
+        ("models/one", "^include: .*models/one.*absolute"),
+        ("/", "^include: "),
+    ],
+)
+def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], place: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        stored.runs(str(tmp_path), [place.format(tmp_path)], "include")
+    assert "\n" not in str(caught.value)
+    with pytest.raises((ConfigError, StorageError)):
+        stored.runs(str(tmp_path), ["https://["], "include")
+
+
+def test_a_run_in_a_folder_of_another_name_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+    moved = tmp_path / "models" / "renamed"
+    Path(runs[0].folder).rename(moved)
+    with pytest.raises(ConfigError, match=rf"renamed: holds the run {runs[0].name}; its folder must be"):
+        stored.runs(str(tmp_path), ["renamed"], "runs")
+
+
+def kept(data: Path, *specs: RunSpec) -> list[RunSpec]:
+    """The same runs as if they were trained on the dataset at `data`."""
+    digest = manifest.load(str(data)).digest()
+    places = specs[0].destination.model_copy(update={"data": str(data)})
+    return [spec.model_copy(update={"destination": places, "dataset_digest": digest}) for spec in specs]
+
+
+def test_the_data_of_a_run_is_known(tmp_path: Path, runs: list[RunSpec]) -> None:
+    shards.dataset(tmp_path / "data")
+    specs = kept(tmp_path / "data", *runs)
+    assert stored.data_of(specs, Destination()).data == str(tmp_path / "data")
+    assert stored.data_of(specs, Destination(data="/given")).data == "/given"
+    embedded = Destination(data="digits", storage=str(tmp_path), tracking="none").resolved()
+    own = runs[0].model_copy(update={"destination": embedded})
+    assert stored.data_of([own], Destination()).data == "digits"
+
+
+def test_data_that_has_moved_is_asked_for(tmp_path: Path, runs: list[RunSpec]) -> None:
+    shards.dataset(tmp_path / "data")
+    specs = kept(tmp_path / "data", *runs)
+    with pytest.raises(ConfigError, match=r"were trained on different datasets .* set --data"):
+        stored.data_of([specs[0], runs[1]], Destination())
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=rf"^data: .*set --data to where the dataset of {specs[0].name} lies now"):
+        stored.data_of(specs, Destination())
+    shards.dataset(tmp_path / "data", 7)
+    with pytest.raises(ConfigError, match=r"is dataset \w+, .* was trained on \w+; set --data"):
+        stored.data_of(specs, Destination())
+
+
+def test_another_dataset_needs_the_same_classes(tmp_path: Path, runs: list[RunSpec]) -> None:
+    other = shards.dataset(tmp_path / "data")
+    destination = Destination(data=str(tmp_path / "data"), storage=str(tmp_path), tracking="none")
+    at = cast("Session", SimpleNamespace(manifest=other, destination=destination, placement=Placement()))
+    with pytest.raises(ConfigError, match=r"knows 2 classes, .* has 3; class 0 is 'a' there, 'ant' here"):
+        stored.placed(at, runs[0], "runs", other_data=True)
+    finals.save(Path(runs[0].folder), runs[0].recipe, shards.CLASSES, 0)
+    placed = stored.placed(at, runs[0], "runs", other_data=True)
+    assert (placed.name, placed.folder, placed.destination.data) == (runs[0].name, runs[0].folder, destination.data)
+    with pytest.raises(ConfigError, match=r"^include: .*: was trained on another dataset"):
+        stored.placed(at, runs[0], "include")

@@ -99,7 +99,8 @@ def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
 def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
-    arrays, no_exact = io.BytesIO(), {"exact": np.empty((0, 2), dtype=np.int64), "exact_rows": np.empty((0, 4))}
+    arrays = io.BytesIO()
+    no_exact: dict[str, Any] = {"exact": np.empty((0, 2), dtype=np.int64), "exact_rows": np.empty((0, 4))}
     np.savez(arrays, ids=np.arange(2), labels=np.arange(3), rows=np.zeros((2, 8, 4), dtype=np.float16), **no_exact)
     beyond = io.BytesIO()
     places, values = np.array([[2, 0]]), np.zeros((1, 4), dtype=np.float32)
@@ -254,3 +255,12 @@ def test_the_key_changes_with_what_changes_scores(other: dict[str, Any]) -> None
 def test_the_key_ignores_what_only_the_weights_know() -> None:
     changes = {"epochs": 9, "name": "other", "seeds.order": 3, "augmentation.area": (0.5, 1.0), "batch_size": 32}
     assert key(changes=changes) == key()
+
+
+def test_scores_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, ids=np.zeros(0), labels=np.zeros(0), rows=np.zeros((0, 8, 7)))
+    about = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 0, "bad": 0}
+    commit.write(str(tmp_path / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
+    with pytest.raises(commit.CommitError, match="is compressed"):
+        score_store.load(str(tmp_path), 0)

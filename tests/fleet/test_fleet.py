@@ -38,6 +38,9 @@ class FakeSession:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def run_key(self, spec: RunSpec, parent: str | None = None) -> str:
+        return self.key(spec.name, parent or "")
+
     def key(self, name: str, parent: str = "") -> str:
         return f"{parent}/{name}"
 

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.config import cli, flags
 from orchestrator.config.base import Config
 from orchestrator.config.cli import Preset
+from orchestrator.config.overrides import draft
 from orchestrator.config.tree import KIND, branches, kinds, variants
 from orchestrator.tracking import uri
 from orchestrator.tracking.tracker import TrackingError
@@ -68,7 +69,7 @@ def text_flags(config: Config) -> dict[str, tuple[str, ...]]:
     """Every flag that takes a text, with the flags that have to stand before it."""
     found: dict[str, tuple[str, ...]] = {}
     for shape in shapes(config):
-        shaped = cli.draft(config, shape)
+        shaped = draft(config, shape)
         shown = flags.names(shaped)
         for flag, path in shown.items():
             owner: Any = shaped
@@ -180,7 +181,7 @@ def test_a_tracking_server_s_password_is_in_nothing_that_is_recorded(tmp_path: P
         named = server.uri.replace("http://", f"http://user:{PLANTED}@")
         done = job(
             "simulate.py", "googlenet-tiny", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"),
-            "--tracking", named, runs=tmp_path / "runs",
+            "--batch-size", "8", "--tracking", named, runs=tmp_path / "runs",
         )  # fmt: skip
     assert done.status == 0, done.err
     assert PLANTED not in done.out + done.err

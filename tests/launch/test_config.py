@@ -1,17 +1,21 @@
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.config.cli import parse
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply, paths
+from orchestrator.ensemble.config import TrainEnsemble
 from orchestrator.launch.config import (
     RUNS_VARIABLE,
     Destination,
     JobConfig,
     Placement,
     RunSpec,
+    job_command,
     job_from_file,
     job_presets,
 )
@@ -58,7 +62,7 @@ def test_without_the_variable_runs_land_in_the_home(monkeypatch: pytest.MonkeyPa
 def test_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUNS_VARIABLE, "/elsewhere")
     asked = Destination(data="s3://bucket/data/", storage="s3://bucket/runs", tracking="http://mlflow:5000")
-    assert asked.resolved() == asked.model_copy(update={"data": "s3://bucket/data"})
+    assert asked.resolved() == asked.model_copy(update={"data": "s3://bucket/data", "experiment": "googlenet"})
 
 
 @pytest.mark.parametrize("field", ["data", "storage"])
@@ -71,6 +75,35 @@ def test_a_relative_runs_variable_is_refused_by_its_name(monkeypatch: pytest.Mon
     monkeypatch.setenv(RUNS_VARIABLE, "runs")
     with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: 'runs'"):
         Destination(data="digits").resolved()
+
+
+def test_mlflows_variables_stand_in_for_flags_that_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    found = Destination(data="digits", storage="s3://bucket/runs").resolved()
+    assert (found.tracking, found.experiment) == ("http://mlflow:5000", "mine")
+    given = Destination(data="digits", storage="/runs", tracking="http://other:1", experiment="theirs").resolved()
+    assert (given.tracking, given.experiment) == ("http://other:1", "theirs")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "x" * 600)
+    with pytest.raises(ConfigError, match=r"experiment: .* at most 250"):
+        Destination(data="digits", storage="/runs").resolved()
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "file:///tmp/mlruns", "databricks"])
+def test_a_variable_that_cannot_be_used_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: .*--tracking"):
+        Destination(data="digits", storage="/runs").resolved()
+    assert Destination(data="digits", storage="/runs", tracking="http://m:1").resolved().tracking == "http://m:1"
+
+
+def test_a_user_without_a_home_is_asked_for_a_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv(RUNS_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=r"^storage: the user \(uid \d+\) has no home folder.*--storage, or"):
+        Destination(data="digits").resolved()
+    with pytest.raises(ConfigError, match=r"^storage: '~/runs' begins with a home folder, and there is none"):
+        Destination(data="digits", storage="~/runs").resolved()
 
 
 def test_without_data_nothing_is_guessed() -> None:
@@ -210,6 +243,39 @@ def test_presets_come_from_nowhere() -> None:
 def test_a_spec_from_before_there_was_a_provenance_is_read() -> None:
     before = {name: value for name, value in spec().to_dict().items() if name != "provenance"}
     assert RunSpec.from_dict(before) == spec()
+
+
+@pytest.mark.parametrize("folder", ["orchestrator-runs", "more runs/it's"])
+@pytest.mark.parametrize(
+    ("given", "default"),
+    [
+        ({"data": "digits"}, "digits"),
+        ({"data": "digits"}, ""),
+        ({"data": "/data/my flowers"}, "digits"),
+        ({"data": "s3://bucket/data", "tracking": "http://host:5000", "experiment": "two words"}, ""),
+        ({"data": "digits", "storage": "s3://bucket/runs", "tracking": "http://host:5000"}, "digits"),
+    ],
+)
+def test_a_printed_command_leads_to_the_same_places(
+    given: dict[str, str], default: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / folder))
+    places = Destination.from_dict(given).resolved()
+    line = job_command("train_ensemble.py", ["file.json", *places.flags(default)])
+    monkeypatch.delenv("ORCHESTRATOR_RUNS")  # the shell into which it is pasted
+    words = shlex.split(line)
+    assert words[:3] == ["python", "jobs/train_ensemble.py", "file.json"]
+    presets = job_presets(TrainEnsemble)
+    preset = "googlenet-digits" if default else "googlenet-imagenet"
+    parsed = parse("train_ensemble.py", "", presets, preset, [preset, *words[3:]])
+    assert parsed.destination.resolved() == places
+
+
+def test_a_command_without_need_of_flags_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ORCHESTRATOR_RUNS", raising=False)
+    assert Destination(data="digits").resolved().flags("digits") == []
 
 
 def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None:

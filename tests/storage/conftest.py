@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -33,7 +34,8 @@ def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prox
 
     def conditions(request: Request) -> Fault | None:
         # As S3 does, and rclone does not: it would create an object over another.
-        taken = "if-none-match" in request.headers and (s3_server.folder / request.path.strip("/")).is_file()
+        key = unquote(request.path.partition("?")[0]).strip("/")
+        taken = "if-none-match" in request.headers and (s3_server.folder / key).is_file()
         return Fault(412, "PreconditionFailed") if taken else None
 
     with proxied(s3_server.endpoint, conditions) as proxy:

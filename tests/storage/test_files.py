@@ -2,12 +2,14 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
+from orchestrator.storage.ranged import Ranges
 
 
 def test_what_is_written_is_read(place: str) -> None:
@@ -159,3 +161,27 @@ def test_removing_a_link_leaves_what_it_points_at(tmp_path: Path) -> None:
     files.remove(str(tmp_path / "link"))
     assert files.list_names(str(tmp_path)) == ["folder"]
     assert files.read_bytes(str(tmp_path / "folder" / "a")) == b"1"
+
+
+# ------------------------------------------------------------------ names are literal
+NAMES = ("[x]", "*", "?", "{a,b}", "[!a]", "**", "a b", "100%25", "a#b", "a?b", "r&d=1", "\u00fcber", "a+b")
+
+
+def test_every_character_of_a_name_stands_for_itself(place: str) -> None:
+    for name in (*NAMES, "x", "a", "b", "ab", "100%"):
+        files.write_bytes(files.join(place, name, "kept"), name.encode())
+    everything = sorted({*NAMES, "x", "a", "b", "ab", "100%"})
+    assert files.list_names(place) == everything
+    for name in NAMES:
+        url = files.join(place, name, "kept")
+        assert files.read_bytes(url) == name.encode()
+        assert files.read_range(url, 0, 1) == name.encode()[:1]
+        assert files.exists(url)
+        assert files.size(url) == len(name.encode())
+        assert files.sizes(files.join(place, name)) == {"kept": len(name.encode())}
+        assert not files.create_bytes(url, b"other")
+        with closing(Ranges()) as ranges:
+            assert bytes(ranges.read(url, 0, 1)) == name.encode()[:1]
+        files.remove(files.join(place, name))
+        everything.remove(name)
+        assert files.list_names(place) == everything, f"{name!r} alone was to go"

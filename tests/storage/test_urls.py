@@ -71,6 +71,13 @@ def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
     assert os.path.join(os.getcwd(), "runs") in str(caught.value)
 
 
+def test_a_submitted_job_is_not_sent_into_its_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="folder on the cluster's nodes") as caught:
+        urls.absolute("runs", "ORCHESTRATOR_RUNS")
+    assert os.getcwd() not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -88,3 +95,56 @@ def test_redact(url: str, shown: str) -> None:
 def test_an_empty_host_keeps_its_slashes(url: str) -> None:
     assert urls.redact(url) == url
     assert urls.redact(url + "?password=secret") == url
+
+
+# ------------------------------------------------------------------ names in URLs
+@pytest.mark.parametrize("path", ["/a b", "/100%25", "/x#1", "/q?1", "/r&d=1", "/\u00fcber", "/[x]", "/bad\udcff"])
+def test_a_path_survives_being_a_url(path: str) -> None:
+    url = urls.from_path(path)
+    assert url.isascii()
+    assert urls.local_path(url) == path
+    assert urls.local_path(urls.join(url, path[1:])) == path + path
+    assert urls.name(url) == path[1:]
+    assert urls.absolute(url, "data") == path
+    assert urls.local_path(path) == path, "a plain path is no URL"
+
+
+@pytest.mark.parametrize(
+    ("url", "absolute"),
+    [
+        ("FILE:///a/b", "/a/b"),
+        ("file://localhost/a%20b", "/a b"),
+        ("file:///100%", "/100%"),
+        ("//x//y/", "/x/y"),
+        ("S3://Bucket/Key/", "s3://Bucket/Key"),
+        ("HTTPS://host/x", "https://host/x"),
+    ],
+)
+def test_other_spellings_are_the_same_place(url: str, absolute: str) -> None:
+    assert urls.absolute(url, "storage") == absolute
+
+
+@pytest.mark.parametrize(
+    ("url", "fixed"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("S3//bucket/x", "s3://bucket/x"),
+        ("s3:///bucket/x", "s3://bucket/x"),
+        ("gs:/bucket", "gs://bucket"),
+        ("file:/a", "file:///a"),
+        ("file:a", "file:///a"),
+        ("https:/h/x", "https://h/x"),
+    ],
+)
+def test_a_misspelt_url_is_named_with_its_fix(url: str, fixed: str) -> None:
+    with pytest.raises(ValueError, match=r"storage: .*must have two slashes") as caught:
+        urls.absolute(url, "storage")
+    assert repr(fixed) in str(caught.value)
+
+
+def test_names_below_a_web_server_are_encoded() -> None:
+    url = urls.join("https://host/data", "a b#1.tar")
+    assert url == "https://host/data/a%20b%231.tar"
+    assert urls.name(url) == "a b#1.tar"
+    assert urls.join("s3://bucket", "a b#1.tar") == "s3://bucket/a b#1.tar"

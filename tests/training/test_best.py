@@ -92,7 +92,7 @@ def test_a_run_keeps_its_best_epoch(small: Path, tmp_path: Path) -> None:
     (place,) = places.places(best_of(done.folder))
     assert place.samples in averaged
     assert errors[place.samples] == min(errors[samples] for samples in averaged)  # type: ignore[type-var]
-    assert files.exists(files.join(place.url, weights.EXPORT))
+    assert files.exists(files.join(place.url, places.EXPORT))
 
 
 def test_an_epoch_that_could_not_be_kept_does_not_count(

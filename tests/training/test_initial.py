@@ -7,7 +7,7 @@ import torch
 from safetensors import torch as safe
 from torch import Tensor
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import places, weights
 from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply
@@ -31,7 +31,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Weights of seed 9 for three classes, as a final folder and as its safetensors file."""
     url = tmp_path / "final"
     weights.save(str(url), exported(network(seed=9)), exported(network(seed=8)), recipe().to_dict(), ("a", "b", "c"))
-    return str(url / weights.EXPORT if request.param == "file" else url)
+    return str(url / places.EXPORT if request.param == "file" else url)
 
 
 def test_the_same_network_takes_all_but_the_auxiliary_heads(place: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -171,6 +172,13 @@ def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
     assert again.status == 0, again.err
     assert "6 of 6 begun ones are done already" in again.out
     assert {path: path.stat().st_mtime_ns for path in sweep_of(runs).glob("models/*/journal/*")} == journals
+    # The command that it prints runs as it stands, in a shell that knows nothing of this storage.
+    (line,) = [line for line in again.out.splitlines() if line.startswith("winner:")]
+    words = shlex.split(line.partition("; ")[2])
+    assert words[:2] == ["python", "jobs/train_ensemble.py"]
+    assert words[words.index("--storage") + 1] == str(runs)
+    planned = job("train_ensemble.py", *words[2:], "--dry-run", runs=runs / "another")
+    assert planned.status == 0, planned.err
 
 
 def test_the_winner_is_a_recipe_for_the_other_jobs(ended: Ended, runs: Path) -> None:

@@ -1,0 +1,39 @@
+"""What a storage is, wherever it lies and however its place is spelt: an id in a small file inside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+from orchestrator.storage import files, urls
+from orchestrator.storage.files import StorageError
+
+NAME = "storage.json"
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_ABOUT = (
+    "The identity of this storage in MLflow; moves with the folder. Remove it from a copy that is to be a new storage."
+)
+
+
+def read_id(storage: str) -> str | None:
+    """Return the id of a storage; None when it has none yet, or one that makes no sense."""
+    found = files.read_record(files.join(storage, NAME)).get("id")
+    return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+
+def ensure_id(storage: str, make: Callable[[], str]) -> str:
+    """Return the id of a storage, which becomes `make()` when there is none; of several drivers one wins.
+
+    Raises StorageError when it cannot be written, or is damaged.
+    """
+    if (found := read_id(storage)) is not None:
+        return found
+    where = files.join(storage, NAME)
+    files.create_bytes(where, json.dumps({"id": make(), "about": _ABOUT}, indent=1).encode())
+    if (found := read_id(storage)) is None:
+        raise StorageError(
+            f"{urls.redact(where)}: must be a JSON object with an id of letters and digits; restore it, or remove it "
+            "and MLflow gets every run of this storage anew"
+        )
+    return found

@@ -1,0 +1,66 @@
+"""Ctrl-C while a store does not answer: the job ends at once, whatever its threads wait for."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data.packer import pack
+from orchestrator.storage import files
+from tests.support import shards
+from tests.support.faulty import Fault, Proxy, Request, proxied
+from tests.support.launched import ROOT, ended_with
+from tests.support.s3 import environment, forget_clients, lead, served
+
+pytestmark = pytest.mark.process
+
+PATIENT_SECONDS = 60  # of a busy machine; without an answer a read is tried for four minutes
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to an S3 server that holds a dataset."""
+    (tmp_path / "s3").mkdir()
+    with served(tmp_path / "s3") as server, proxied(server.endpoint) as proxy:
+        lead(monkeypatch, server.endpoint)
+        pack(files.join(server.bucket("bucket"), "data"), "tiny", shards.CLASSES, {"train": shards.samples(8)}, 4)
+        forget_clients()
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("stalled", "arguments"),
+    [(".tar", ("verify", "--url")), (".tar", ("index", "--train", "train/*.tar", "--to", "OUT", "--url")),
+     (".index.json", ("verify", "--url"))],
+)  # fmt: skip
+def test_a_stalled_read_does_not_hold_ctrl_c_up(
+    proxy: Proxy, tmp_path: Path, stalled: str, arguments: tuple[str, ...]
+) -> None:
+    waits = threading.Event()
+
+    def plan(request: Request) -> Fault | None:
+        if request.method != "GET" or not request.path.partition("?")[0].endswith(stalled):
+            return None
+        waits.set()
+        return Fault(stall_after=0)
+
+    proxy.plan = plan
+    command = [word.replace("OUT", str(tmp_path / "out")) for word in arguments]
+    with ended_with(
+        subprocess.Popen(
+            [sys.executable, "jobs/shards.py", *command, "s3://bucket/data"],
+            cwd=ROOT,
+            text=True,
+            stderr=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **environment(proxy.endpoint)},
+        )
+    ) as process:
+        assert waits.wait(PATIENT_SECONDS), "it never asked"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=PATIENT_SECONDS)
+    assert process.returncode == 130, told
+    assert told.endswith("error: interrupted\n")
