@@ -11,7 +11,7 @@ python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcde
 
 States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
 stopped, failed, lost (its driver is gone without a word); of trials also pruned (ended early) and diverged. Images/s
-and the time left are those of running ones.
+and the time left are those of running ones. An ensemble whose models are trained says how far its scoring is.
 
 Exit status: 0 none failed or lost, 1 some failed or lost, 2 one is unknown.
 """
