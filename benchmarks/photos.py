@@ -106,7 +106,7 @@ def _packed(url: str, samples: Iterable[RawSample], per_shard: int) -> str:
     if files.exists(files.join(url, manifest.NAME)):
         return url
     frame.progress(f"making {os.path.basename(url)} photos")
-    packed = pack(url, "photos", CLASSES, {SPLIT: samples}, per_shard)
+    packed = pack(url, "photos", CLASSES, {SPLIT: samples}, per_shard, {"decode": True})  # as `shards.py pack` does
     total, count = sum(shard.bytes for shard in packed.shards(SPLIT)), packed.samples(SPLIT)
     frame.progress(f"{count} photos, {total / count / 1000:.1f} kB each, {len(packed.shards(SPLIT))} shards")
     return url

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     config = parse(PROG, "Answer with what is in images.", {"model": Preset(Serve())}, "model")
     # Torch is imported only now: help and refusals stay quick.
     from orchestrator.ensemble import predicting_http
-    from orchestrator.launch.screen import console, guarded
+    from orchestrator.launch.screen import console, guarded, lasting_output
 
-    raise SystemExit(guarded(PROG, lambda: predicting_http.serve(config, console())))
+    with lasting_output():
+        raise SystemExit(guarded(PROG, lambda: predicting_http.serve(config, console())))

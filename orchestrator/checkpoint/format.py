@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.checkpoint.places import Place, place_of, places
-from orchestrator.storage import commit, files, urls
+from orchestrator.storage import archives, commit, files, urls
 
 __all__ = [
     "CheckpointError",
@@ -112,6 +112,10 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
     if STATE not in payload:
         raise CheckpointError(f"{shown}: its {commit.DONE} lists no {STATE}")
     try:
+        archives.check_stored(payload[STATE])
+    except ValueError as error:
+        raise CheckpointError(f"{shown}: {STATE} is not what torch.save writes: {error}") from None
+    try:
         state = torch.load(io.BytesIO(payload[STATE]), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0]
@@ -120,9 +124,26 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{shown}: {STATE} is not what torch.save writes ({type(error).__name__})") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{shown}: holds {type(state).__name__}, no state")
+    if name := _larger_than_stored(state):
+        raise CheckpointError(f"{shown}: {name} claims more numbers than {STATE} holds; remove this checkpoint")
     if name := not_finite(state):
         raise CheckpointError(f"{shown}: {name} holds NaN or infinite numbers; remove this checkpoint")
     return state
+
+
+def _larger_than_stored(state: Mapping[str, Any], above: str = "") -> str | None:
+    """Return the dotted name of the first tensor of more elements than its storage has; None when there is none.
+
+    A stride of 0 makes terabytes of one number: a sum over it would never end.
+    """
+    for key, value in state.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            if found := _larger_than_stored(value, f"{name}."):
+                return found
+        elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            return name
+    return None
 
 
 def not_finite(state: Mapping[str, Any], above: str = "") -> str | None:

@@ -42,7 +42,8 @@ _REASONS = {
     "string_pattern_mismatch": "must match {pattern}",
     "union_tag_not_found": "must be given",
     "value_error": "{error}",
-    "json_invalid": "holds text that is no valid Unicode",  # the JSON is our own, its texts are the user's
+    # The JSON is our own, its texts are the user's.
+    "json_invalid": "holds text that is no valid Unicode; give names in UTF-8, with PYTHONUTF8=1 in an ASCII locale",
 }
 
 

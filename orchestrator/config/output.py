@@ -52,8 +52,11 @@ def prepare_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.setLogRecordFactory(_Record)
-    sys.excepthook = _print_uncaught
-    threading.excepthook = _print_uncaught_in_thread
+    # A hook of somebody else's, such as a debugger's, stays.
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_uncaught
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_uncaught_in_thread
     warnings.formatwarning = _format_warning
 
 

@@ -24,7 +24,8 @@ from orchestrator.data import (
     shard_names,
     shard_tasks,
 )
-from orchestrator.data.adopted_shard import Facts, ShardWork
+from orchestrator.data.adopted_shard import Facts, ShardWork, describe_transparent
+from orchestrator.data.decode import BACKGROUND_NAME
 from orchestrator.data.errors import DataError
 from orchestrator.data.fields import Skipped
 from orchestrator.data.labels import Labels
@@ -72,16 +73,23 @@ def run(job: IndexJob, console: Console) -> int:
     by_split = {split: _with_samples([found[name] for name in listed], split) for split, listed in names.items()}
     for facts in by_split.values():
         _refuse_duplicates(job.to, facts)
+    how_made = how.made()
+    if empty := len(items) - sum(map(len, by_split.values())):
+        how_made[EMPTY] = empty
+    if any(one.transparent for one in found.values()):
+        how_made[manifest.BACKGROUND] = BACKGROUND_NAME
     made = Manifest(
         name=job.name or urls.name(job.url),
         classes=classes or _numbered([one for facts in by_split.values() for one in facts]),
         titles=titles,
         tars=job.url if job.to != job.url else "",
-        made=how.made() | ({EMPTY: empty} if (empty := len(items) - sum(map(len, by_split.values()))) else {}),
+        made=how_made,
         splits={split: tuple(one.shard for one in facts) for split, facts in by_split.items()},
     )
     manifest.save(job.to, made)
     work.end()
+    for line in describe_transparent({split: sum(one.transparent for one in by_split[split]) for split in by_split}):
+        _say(console, line)
     _tell(job, made, by_split, lists, console)
     for name in (name for name, _ in items if not found[name].shard.samples):
         _say(console, f"warning: {printable(name)}: no member in it: left out", "yellow")
@@ -171,7 +179,8 @@ def _already(
         kept = tuple(shard.name for shard in found.splits.get(split, ()))
         same = same and kept == tuple(name for name in listed if name in there)
     same = same and found.splits.keys() == names.keys()
-    same = same and found.made == how.made() | empty and how.classes in ((), found.classes)
+    said = {name: value for name, value in found.made.items() if name != manifest.BACKGROUND}
+    same = same and said == how.made() | empty and how.classes in ((), found.classes)
     if not same:
         shown = urls.redact(files.join(job.to, manifest.NAME))
         raise DataError(f"{shown}: is there and is about other tars or labels; remove it to index again")

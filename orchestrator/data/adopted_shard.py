@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from orchestrator.config.fingerprint import fingerprint
 from orchestrator.config.json_text import parse_object
-from orchestrator.data import index, tars
-from orchestrator.data.errors import DataError
+from orchestrator.data import decode, index, tars
+from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.fields import NONE_SKIPPED, Others, Skipped, members_named
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.labels import Labels
 from orchestrator.data.manifest import Shard
 from orchestrator.data.shard_counts import Lists
+from orchestrator.data.tars import Member
 from orchestrator.storage import files, urls
 from orchestrator.storage.files import StorageError
 from orchestrator.storage.ranged import Ranges
@@ -34,6 +36,7 @@ class Facts:
     labels: NDArray[np.int32]
     keys: NDArray[np.uint64]  # hashes
     skipped: Skipped = NONE_SKIPPED
+    transparent: int = 0  # images
 
 
 class ShardWork:
@@ -83,8 +86,10 @@ class ShardWork:
 
         blocks = tars.blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
         fields, others, shown = self._how.fields, Others(), urls.redact(url)
+        transparent: list[str] = []
         members = tars.members(blocks, shown, fields.extensions, others.add)
-        listing = index.of_members(members, shown, self._how.checked_reader(), fields, others)
+        noted = note_transparent(members, fields.images, transparent)
+        listing = index.of_members(noted, shown, self._how.checked_reader(), fields, others)
         skipped = others.skipped(set(listing.keys))
         if not listing.keys and others.members:
             raise DataError(f"{shown}: no sample in it has a {members_named(fields.images)}{others.hint()}")
@@ -110,10 +115,11 @@ class ShardWork:
                 "said": repr(said),
                 "shard": shard.to_dict(),
                 "skipped": skipped.to_dict(),
+                "transparent": len(transparent),
             }
         )
         files.write_bytes(files.join(self._to, WORK, name + ".json"), entry.encode())
-        return facts(shard, listing, skipped)
+        return facts(shard, listing, skipped, len(transparent))
 
     def _kept(self, name: str, size: int) -> Facts | None:
         """What an earlier run found, if it is still so."""
@@ -125,14 +131,34 @@ class ShardWork:
             same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
             if not same or shard.bytes != size:
                 return None
-            return facts(shard, index.load(self._to, shard), Skipped.from_dict(entry["skipped"]))
+            skipped, transparent = Skipped.from_dict(entry["skipped"]), int(entry["transparent"])
+            return facts(shard, index.load(self._to, shard), skipped, transparent)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def facts(shard: Shard, listing: ShardIndex, skipped: Skipped) -> Facts:
+def facts(shard: Shard, listing: ShardIndex, skipped: Skipped, transparent: int = 0) -> Facts:
     """What is kept of a shard and its index."""
-    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes(), skipped)
+    return Facts(shard, listing.labels.astype(np.int32), index.Keys(listing.keys).hashes(), skipped, transparent)
+
+
+def describe_transparent(counts: Mapping[str, int]) -> list[str]:
+    """Return a line about the transparent images of each split that has some."""
+    return [
+        f"{split}: {count} images are transparent: they are laid on {decode.BACKGROUND_NAME}"
+        for split, count in counts.items()
+        if count
+    ]
+
+
+def note_transparent(members: Iterable[Member], images: Sequence[str], keys: list[str]) -> Iterator[Member]:
+    """Yield the members, and append the key of each image that is not opaque to `keys`; broken ones are passed over."""
+    for member in members:
+        if member.extension in images:
+            with suppress(BadSampleError):
+                if decode.is_transparent(member.payload):
+                    keys.append(member.key)
+        yield member
 
 
 def _asked(skipped: Skipped) -> str:

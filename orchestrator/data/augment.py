@@ -62,14 +62,19 @@ def augment(image: Image, config: AugmentationConfig, draws: Draws, out: Image) 
     _resize(image, crop_box(width, height, config, draws), config, draws, out)
 
 
-def decode_and_augment(data: bytearray | memoryview, config: AugmentationConfig, draws: Draws, out: Image) -> None:
-    """The same from an encoded image, of which no more is decoded than the crop needs. Raises BadSampleError."""
+def decode_and_augment(
+    data: bytearray | memoryview, config: AugmentationConfig, draws: Draws, out: Image, is_whole: bool = False
+) -> None:
+    """Do the same from an encoded image, of which no more is decoded than the crop needs. Raises BadSampleError.
+
+    is_whole: that the image was decoded before, so that rows below the crop need not be checked.
+    """
     head = header(data)
     box = crop_box(head.width, head.height, config, draws)
     fast = config.decoding == "fast"
     by = denominator(box, out.shape[0]) if fast and head.is_jpeg else 1
     box = reduced_box(box, by, out.shape[0])
-    image = decode_part(data, head, (box[1] + box[3]) * by, by, fast)
+    image = decode_part(data, head, (box[1] + box[3]) * by, by, fast, is_whole)
     _resize(image, box, config, draws, out)
 
 

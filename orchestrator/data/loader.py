@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,6 +96,7 @@ class Loader:
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
         self._reader, self._size, self._threads, self._pin = reader, size, threads, pin
         self._spare: list[_Buffers] = []  # of iterators that have ended: the next one's
+        self._under_way: dict[int, tuple[float, Sample]] = {}  # by thread: since when (monotonic) it decodes which
 
     def check(self, order: OrderConfig, config: AugmentationConfig, workers: int) -> None:
         """Raise DataError when this process has no memory for its windows, or cannot import a stage."""
@@ -104,6 +106,15 @@ class Loader:
     def traffic(self) -> Traffic:
         """What was read since the loader's reader was made."""
         return self._reader.traffic()
+
+    def describe_decoding(self, seconds: float = 1.0) -> list[str]:
+        """Name the samples whose decoding began more than so long ago, the longest first; for any thread."""
+        now = time.monotonic()
+        slow = sorted((one for one in list(self._under_way.values()) if now - one[0] > seconds), key=lambda one: one[0])
+        return [
+            f"sample {sample.key!r} of {sample.source} at byte {sample.offset}, decoded for {now - began:.0f} s"
+            for began, sample in slow
+        ]
 
     def close(self) -> None:
         """Close files and connections; no batches after this."""
@@ -123,7 +134,8 @@ class Loader:
 
         plan = read_plan.of_epoch(order, batch_size, steps, rank, workers)
         self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
-        return self._run(work(), plan, steps.start, stages.filler(config, seed, order.epoch, self._reader.classes))
+        fill = stages.filler(config, seed, order.epoch, self._reader.classes, self._reader.is_whole)
+        return self._run(work(), plan, steps.start, fill)
 
     def evaluation(self, counts: tuple[int, ...], batch_size: int, rank: int = 0, workers: int = 1) -> Iterator[Batch]:
         """Centre crops of the rank's stretch of the split, each sample on one rank only, the last batch short."""
@@ -170,12 +182,20 @@ class Loader:
         def ended() -> bool:
             return stopped.is_set() or closing.is_set()
 
+        def noted(sample: Sample, id: int, draws: Draws, out: Image) -> int:
+            thread = threading.get_ident()
+            self._under_way[thread] = time.monotonic(), sample
+            try:
+                return fill(sample, id, draws, out)
+            finally:
+                del self._under_way[thread]
+
         with self._reader.along(plan) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, item in enumerate(work, step):
                     ahead.advance(number)
-                    pending.append(_begun(item, buffers.take(len(item.ids)), ahead, fill, pool, ended))
+                    pending.append(_begun(item, buffers.take(len(item.ids)), ahead, noted, pool, ended))
                     if len(pending) >= DECODING:
                         yield pending.popleft().batch()
                 while pending:

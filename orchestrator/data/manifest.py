@@ -19,6 +19,8 @@ from orchestrator.storage import files, urls
 
 FORMAT_VERSION = 2
 NAME = "manifest.json"
+# What `made` has of a dataset with transparent images: the name of the colour that they are laid on.
+BACKGROUND = "background"
 # Sums over 100,000 shards of such numbers still fit into 64 bits.
 MAX_SAMPLES = 2**40
 MAX_BYTES = 2**46
@@ -65,10 +67,13 @@ class Manifest(Config):
         return tars
 
     def digest(self) -> str:
-        """A short hash of classes and shards: the dataset's identity, wherever it lies and however it was made."""
-        return fingerprint(
-            self.format_version, self.classes, {s: _sum(shards) for s, shards in self.splits.items()}, length=16
-        )
+        """Return a short hash of classes and shards: the dataset's identity, wherever it lies and however it was made.
+
+        What transparent images are laid on is part of it where there are any: it decides on their pixels.
+        """
+        sums = {split: _sum(shards) for split, shards in self.splits.items()}
+        background = [self.made[BACKGROUND]] if BACKGROUND in self.made else []
+        return fingerprint(self.format_version, self.classes, sums, *background, length=16)
 
     def tar_url(self, url: str, shard: Shard) -> str:
         """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""

@@ -6,22 +6,22 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.data import decode
+from orchestrator.data import decode, png_chunks
 from orchestrator.data.errors import BadSampleError
+from orchestrator.data.image_format import OTHERS, identify_format
+from orchestrator.data.jpeg_segments import PROGRESSIVE, Segments
 from orchestrator.data.tars import MAX_PAYLOAD
 
-# Kept as they are; the decoder copes with them.
+# Met in images that are taken; those of another format are stored as PNG, the others are kept as they are.
 Oddity = Literal[
-    "cmyk", "ycck", "grey", "progressive", "png-named-jpeg", "jpeg-named-png", "exif-broken", "exif-rotated"
+    "cmyk", "ycck", "grey", "progressive", "transparent", "png-named-jpeg", "jpeg-named-png", "exif-broken",
+    "exif-rotated", "webp", "gif", "bmp", "tiff",
+]  # fmt: skip
+# Why an image is left out; by its format when that is the reason.
+Defect = Literal[
+    "empty", "no-image", "too-large", "undecodable", "heic", "avif", "jpeg-xl", "jpeg-2000", "psd", "svg", "pdf"
 ]
-# Why an image is left out.
-Defect = Literal["empty", "no-image", "too-large", "undecodable"]
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_STANDALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
-_FRAMES = tuple(marker for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
-_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-_GREY_PNG = (b"\0", b"\4")  # colour types, without and with alpha
 _JPEG_NAMES = ("jpg", "jpeg", "jpe", "jfif")
 _ORIENTATION = 0x0112
 # Bytes of a value of each EXIF type.
@@ -32,7 +32,7 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 class Finding:
     """What was found out about an image."""
 
-    extension: str  # by content: "jpg" or "png"
+    extension: str  # of what is stored: "jpg" or "png"
     width: int = 0
     height: int = 0
     oddities: tuple[Oddity, ...] = ()
@@ -40,36 +40,37 @@ class Finding:
     reason: str = ""  # of the defect
 
 
-@dataclass
-class _Segments:
-    """What the segments before a JPEG's first scan tell."""
-
-    frame: int = 0  # marker
-    components: int = 0
-    adobe: int | None = None  # colour transform
-    exif: bytes | None = None
-
-
 def inspect(image: bytes, name: str) -> Finding:
-    """What an image whose file is called `name` tells before a pixel is decoded."""
-    is_png = image[:8] == _PNG
+    """Return what an image whose file is called `name` tells before a pixel is decoded."""
     if not image:
         return Finding("jpg", defect="empty", reason="0 bytes")
-    if not is_png and image[:3] != _JPEG:
-        begins = bytes(image[:8]).hex(" ")
-        return Finding("jpg", defect="no-image", reason=f"no JPEG or PNG: it begins with {begins}")
+    kind = identify_format(image)
+    extension = "jpg" if kind == "jpeg" else "png"
     try:
         head = decode.header(image)
     except BadSampleError as error:
-        defect: Defect = "too-large" if "is refused" in str(error) else "undecodable"
-        return Finding("png" if is_png else "jpg", defect=defect, reason=str(error))
-    found = _png_oddities(image) if is_png else _jpeg_oddities(_segments(image))
+        return Finding(extension, defect=_defect(kind, error), reason=str(error))
+    found: list[Oddity] = []
+    if head.segments is not None:
+        found += _jpeg_oddities(image, head.segments)
+    elif head.format == "png":
+        found += ["grey"] if png_chunks.read_png(image).is_grey else []
+    elif head.format != "jpeg":
+        found.append(head.format)
     named = name.rpartition(".")[2].lower()
-    if is_png and named in _JPEG_NAMES:
+    if kind == "png" and named in _JPEG_NAMES:
         found.append("png-named-jpeg")
-    elif not is_png and named == "png":
+    elif kind == "jpeg" and named == "png":
         found.append("jpeg-named-png")
-    return Finding("png" if is_png else "jpg", head.width, head.height, tuple(found))
+    return Finding(extension, head.width, head.height, tuple(found))
+
+
+def _defect(kind: str | None, error: BadSampleError) -> Defect:
+    if kind is None:
+        return "no-image"
+    if isinstance(error, decode.ImageTooLargeError):
+        return "too-large"
+    return next((other for other in OTHERS if other == kind), "undecodable")
 
 
 def too_many_bytes(length: int) -> Finding | None:
@@ -79,45 +80,20 @@ def too_many_bytes(length: int) -> Finding | None:
     return Finding("jpg", defect="too-large", reason=f"{length} bytes is refused: at most {MAX_PAYLOAD}")
 
 
-def _png_oddities(image: bytes) -> list[Oddity]:
-    return ["grey"] if image[25:26] in _GREY_PNG else []
-
-
-def _jpeg_oddities(segments: _Segments) -> list[Oddity]:
+def _jpeg_oddities(image: bytes, segments: Segments) -> list[Oddity]:
     found: list[Oddity] = []
     if segments.components == 4:
         found.append("ycck" if segments.adobe == 2 else "cmyk")
     elif segments.components == 1:
         found.append("grey")
-    if segments.frame in _PROGRESSIVE:
+    if segments.frame in PROGRESSIVE:
         found.append("progressive")
     if segments.exif is not None:
-        orientation = _orientation(segments.exif)
+        orientation = _orientation(image[slice(*segments.exif)])
         if orientation is None:
             found.append("exif-broken")
         elif orientation > 1:
             found.append("exif-rotated")
-    return found
-
-
-def _segments(image: bytes) -> _Segments:
-    found, at = _Segments(), 2
-    while at + 4 <= len(image) and image[at] == 0xFF:
-        marker = image[at + 1]
-        if marker == 0xFF or marker in _STANDALONE:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker in (0xDA, 0xD9):
-            break
-        length = int.from_bytes(image[at + 2 : at + 4], "big")
-        body = bytes(image[at + 4 : at + 2 + length])
-        if marker in _FRAMES and len(body) >= 6:
-            found.frame, found.components = marker, body[5]
-        elif marker == 0xE1 and body.startswith(b"Exif\0") and found.exif is None:
-            found.exif = body[6:]
-        elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-            found.adobe = body[11]
-        at += 2 + max(2, length)
     return found
 
 

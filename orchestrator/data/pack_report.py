@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config.printable import printable
+from orchestrator.data.decode import BACKGROUND_NAME
+from orchestrator.data.image_format import EXTENSIONS, OTHERS, PROPER_NAMES, TAKEN
 from orchestrator.data.pack_state import Plan, ShardId
 from orchestrator.data.shard_packing import Entry, LeftOut
 
@@ -22,25 +24,44 @@ NAME = "report.json"
 ALWAYS_ALLOWED = 10
 SHOWN = 10
 
-MEANINGS = {
+MEANINGS: dict[str, str] = {
     "cmyk": "CMYK JPEG, decoded to RGB",
     "ycck": "YCCK JPEG, decoded to RGB",
     "grey": "greyscale, spread over three channels",
     "progressive": "progressive JPEG",
+    "transparent": f"transparent, laid on {BACKGROUND_NAME}",
+    **{kind: f"{PROPER_NAMES[kind]}, stored as PNG" for kind in TAKEN[2:]},
     "png-named-jpeg": "PNG with the name of a JPEG, stored as .png",
     "jpeg-named-png": "JPEG with the name of a PNG, stored as .jpg",
     "exif-broken": "EXIF data that cannot be read, ignored",
     "exif-rotated": "EXIF orientation, ignored",
     "empty": "0 bytes: left out",
-    "no-image": "neither JPEG nor PNG: left out",
-    "too-large": "too many pixels or bytes, or too long a strip: left out",
+    "no-image": "no image: left out",
+    "too-large": "too many pixels, bytes or scans, or too long a strip: left out",
     "undecodable": "cannot be decoded: left out",
+    **{kind: f"{PROPER_NAMES[kind]}: left out; convert to JPEG or PNG first" for kind in OTHERS},
 }
 
 
 def left_out(entries: Mapping[ShardId, Entry]) -> list[LeftOut]:
     """Broken images, in the order of the shards."""
     return [bad for _, entry in sorted(entries.items()) for bad in entry.left_out]
+
+
+def describe_left_out(plan: Plan, entries: Mapping[ShardId, Entry]) -> str:
+    """Return how many pictures of which formats are not in the dataset, and what to do; empty when all are.
+
+    Files that are passed over by their names count where a format has such names.
+    """
+    kinds = Counter(bad.defect for bad in left_out(entries))
+    for extension, count in plan.ignored.items():
+        if extension in EXTENSIONS:
+            kinds[EXTENSIONS[extension]] += count
+    if not kinds:
+        return ""
+    others = any(kind in OTHERS for kind in kinds)
+    counted = ", ".join(f"{count} {PROPER_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
+    return f"{kinds.total()} left out: {counted}" + ("; convert them to JPEG or PNG first" if others else "")
 
 
 def too_many(plan: Plan, entries: Mapping[ShardId, Entry], max_bad: float) -> str | None:
@@ -50,11 +71,13 @@ def too_many(plan: Plan, entries: Mapping[ShardId, Entry], max_bad: float) -> st
     if len(bad) <= allowed:
         return None
     seen = sum(entry.images for entry in entries.values())
+    kinds = Counter(one.defect for one in bad)
+    counted = ", ".join(f"{count} {PROPER_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
     listed = "; ".join(f"{one.key} ({one.source}): {one.reason}" for one in bad[:SHOWN])
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     return (
         f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: mend "
-        f"the source, or give a larger --max-bad. Broken: {listed}{more}"
+        f"the source, or give a larger --max-bad. Broken ({counted}): {listed}{more}"
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from orchestrator.data import manifest, pack_plan, pack_report, pack_state, shard_packing
+from orchestrator.data.decode import BACKGROUND_NAME
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.pack_config import Pack
@@ -133,7 +134,9 @@ def conclude(packing: Packing, entries: dict[ShardId, Entry]) -> Manifest:
     for name, shards in listed.items():
         if not shards:
             raise DataError(f"{urls.redact(url)}: no image of the {name} split can be decoded")
-    made = Manifest(name=plan.name, classes=plan.classes, titles=plan.titles, made=plan.made, splits=listed)
+    transparent = any("transparent" in entry.oddities for entry in entries.values())
+    how = {**plan.made, **({manifest.BACKGROUND: BACKGROUND_NAME} if transparent else {})}
+    made = Manifest(name=plan.name, classes=plan.classes, titles=plan.titles, made=how, splits=listed)
     files.write_bytes(files.join(url, pack_report.NAME), pack_report.to_bytes(plan, entries))
     _sweep(url, plan)
     manifest.save(url, made)

@@ -53,6 +53,11 @@ class SampleReader:
         """Number of classes of the dataset."""
         return self._split.classes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every image was decoded when the dataset was packed."""
+        return self._split.is_whole
+
     def check_windows(self, samples: int) -> None:
         """Raise DataError when so many remote samples would take more than half of the memory that is free.
 

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -194,24 +195,32 @@ class ImageReader:
 
 
 def treated(image: bytes, name: str, treatment: Treatment) -> Packed:
-    """An image as it is to be stored: its bytes as they are, unless it is larger than `resize`."""
+    """Return an image as it is to be stored: a JPEG or PNG byte for byte, unless it is larger than `resize`.
+
+    Images of other formats become PNGs of the same pixels.
+    """
     finding = oddities.inspect(image, name)
     if finding.defect:
         return Packed(b"", finding)
     shorter = min(finding.width, finding.height)
     is_large = 0 < treatment.resize < shorter
-    if not is_large and not treatment.decode:
-        return Packed(image, finding)
+    is_other = decode.header(image).format not in ("jpeg", "png")
     try:
+        if decode.is_transparent(image):
+            finding = replace(finding, oddities=(*finding.oddities, "transparent"))
+        if not (is_large or is_other or treatment.decode):
+            return Packed(image, finding)
         pixels = decode.decode(image)
     except BadSampleError as error:
         return Packed(b"", Finding(finding.extension, defect="undecodable", reason=str(error)))
-    if not is_large:
-        return Packed(image, finding)
-    rows, columns = (max(1, round(side * treatment.resize / shorter)) for side in pixels.shape[:2])
-    small = np.ascontiguousarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
-    encoded = simplejpeg.encode_jpeg(small, quality=treatment.quality, colorspace="RGB", colorsubsampling="420")
-    return Packed(encoded, finding, is_resized=True)
+    if is_large:
+        rows, columns = (max(1, round(side * treatment.resize / shorter)) for side in pixels.shape[:2])
+        small = np.ascontiguousarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
+        encoded = simplejpeg.encode_jpeg(small, quality=treatment.quality, colorspace="RGB", colorsubsampling="420")
+        return Packed(encoded, finding, is_resized=True)
+    if is_other:
+        return Packed(cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes(), finding)
+    return Packed(image, finding)
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:

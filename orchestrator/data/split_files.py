@@ -34,6 +34,8 @@ class SplitFiles:
         self._tars = [manifest.tar_url(url, shard) for shard in self.shards]
         self._shown = [urls.redact(url) for url in self._tars]
         self.classes = len(manifest.classes)
+        # Packing decoded every image, and each is compared with its checksum when it is read.
+        self.is_whole = manifest.made.get("decode") is True
         self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
         self._measured: set[int] = set()
         self._lock = threading.Lock()

@@ -45,13 +45,14 @@ def draws(seed: int, epoch: int, ids: Ints) -> Draws:
     return np.hstack([keyed.uniforms(keyed.key(seed, name, epoch), ids, number) for name, number in purposes])
 
 
-def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> Fill:
+def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int, is_whole: bool = False) -> Fill:
     """A function that fills one image of a batch and returns its label.
 
-    Raises DataError when a stage's name means nothing.
+    is_whole: that every image was decoded when the dataset was packed. Raises DataError when a stage's name means
+    nothing.
     """
     if config.stages in _FUSED:
-        return _fused(config)
+        return _fused(config, is_whole)
     stages = [(name, _BUILT_IN[name](config) if name in _BUILT_IN else _imported(name)) for name in config.stages]
     base = keyed.key(seed, "stages", epoch)
 
@@ -82,12 +83,12 @@ def filler(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> F
     return fill
 
 
-def _fused(config: AugmentationConfig) -> Fill:
+def _fused(config: AugmentationConfig, is_whole: bool) -> Fill:
     colours = config.photometric
     distorted = "photometric" in config.stages and not photometric.is_off(colours)
 
     def fill(sample: Sample, _id: int, draws: Draws, out: Image) -> int:
-        augment.decode_and_augment(sample.image, config, draws[_CROP], out)
+        augment.decode_and_augment(sample.image, config, draws[_CROP], out, is_whole)
         if distorted:
             photometric.distort(out, colours, draws[_PHOTOMETRIC])
         return sample.label

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data import decode, index, labels, tars
+from orchestrator.data.adopted_shard import note_transparent
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.fields import NONE_SKIPPED, Others, Skipped
 from orchestrator.data.index import Keys, ShardIndex
@@ -34,6 +35,7 @@ class Verified:
     lengths: NDArray[np.int64]
     unreachable: StorageError | None = None  # the storage failed: nothing is known
     skipped: Skipped = NONE_SKIPPED
+    transparent: int = 0  # images, when they are decoded
 
 
 class ShardCheck:
@@ -47,14 +49,15 @@ class ShardCheck:
         """All that is wrong with a shard."""
         problems: list[str] = []
         others = Others()
+        transparent: list[str] = []
         try:
             listing = self._index(shard, problems)
-            held = self._tar(shard, problems, tick, others)
+            held = self._tar(shard, problems, tick, others, transparent)
         except StorageError as error:
             return _verified((*problems, str(error)), None, error)
         if listing is not None and held is not None and (said := _difference(listing, held)):
             problems.append(f"its index is not what the tar holds: {said}; index the dataset again")
-        found = _verified(problems, held or listing)
+        found = replace(_verified(problems, held or listing), transparent=len(transparent))
         return replace(found, skipped=others.skipped(set(held.keys))) if held is not None else found
 
     def _index(self, shard: Shard, problems: list[str]) -> ShardIndex | None:
@@ -75,7 +78,9 @@ class ShardCheck:
             )
         return listing
 
-    def _tar(self, shard: Shard, problems: list[str], tick: Callable[[int], None], others: Others) -> ShardIndex | None:
+    def _tar(
+        self, shard: Shard, problems: list[str], tick: Callable[[int], None], others: Others, transparent: list[str]
+    ) -> ShardIndex | None:
         """The index that the tar should have; None when it cannot be read to its end."""
         url = self._found.tar_url(self._url, shard)
         digest, size = hashlib.sha256(), 0
@@ -91,6 +96,7 @@ class ShardCheck:
         members: Iterable[Member] = tars.members(blocks, "the tar", fields.extensions, others.add)
         if self._deep:
             members = _decoded(members, fields.images, undecodable)
+            members = note_transparent(members, fields.images, transparent)
         held, unread = None, None
         try:
             held = index.of_members(members, "the tar", self._labels.reader(), fields, others)

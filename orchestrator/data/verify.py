@@ -18,6 +18,7 @@ from rich.text import Text
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.printable import printable
 from orchestrator.data import duplicates, index, labels, manifest, mixing, shard_tasks
+from orchestrator.data.adopted_shard import describe_transparent
 from orchestrator.data.errors import DataError
 from orchestrator.data.fields import NONE_SKIPPED
 from orchestrator.data.manifest import Manifest, Shard
@@ -71,12 +72,13 @@ def run(job: VerifyJob, console: Console) -> int:
     problems = [(place.shard.name, problem) for place in places for problem in place.result.problems]
     problems += _of_manifest(found) + _equal_keys(url, places)
     mixed, poor = _mixed(places, job)
-    warnings = [*_equal_images(url, places), *_left_out(found, places), *poor]
+    transparent, unrecorded = _transparent(found, places)
+    warnings = [*_equal_images(url, places), *_left_out(found, places), *unrecorded, *poor]
 
     def say(line: str, style: str = "") -> None:
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
-    for line in _summary(found):
+    for line in (*_summary(found), *transparent):
         say(line)
     for warning in warnings:
         say(f"warning: {warning.line}", "yellow")
@@ -214,6 +216,22 @@ def _summary(found: Manifest) -> list[str]:
         total = sum(shard.bytes for shard in shards)
         lines.append(f"{split}: {found.samples(split)} samples in {len(shards)} shards, {total / 2**30:.2f} GiB")
     return lines
+
+
+def _transparent(found: Manifest, places: Sequence[_Place]) -> tuple[list[str], list[_Warning]]:
+    """Transparent images, which only decoding finds: a line for each split, and a warning when nothing records them."""
+    counts = {
+        split: sum(place.result.transparent for place in places if place.split == split)
+        for split in sorted(found.splits)
+    }
+    lines = describe_transparent(counts)
+    if not lines or manifest.BACKGROUND in found.made:
+        return lines, []
+    warning = (
+        "transparent images are not recorded in the manifest, which is of a version that ignored transparency: pack or "
+        "index the dataset again, or earlier runs and stored scores count as of the same pixels"
+    )
+    return lines, [_Warning(warning, "transparent images are not recorded")]
 
 
 def _mixed(places: Sequence[_Place], job: VerifyJob) -> tuple[list[str], list[_Warning]]:

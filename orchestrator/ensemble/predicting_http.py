@@ -40,6 +40,7 @@ from orchestrator.data.errors import BadSampleError
 from orchestrator.ensemble import predicting
 from orchestrator.ensemble.predicting_config import Serve
 from orchestrator.evaluation.classifier import Classifier, Guess
+from orchestrator.launch import interrupt
 
 TYPES = ("image/jpeg", "image/png")
 MAX_BODY_BYTES = 16 * 2**20
@@ -341,8 +342,7 @@ def serve(config: Serve, screen: Console) -> int:
     What is in flight then is answered first; a second Ctrl-C ends it at once. Raises ConfigError, DataError or
     StorageError before it listens.
     """
-    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup ignores it
-    stopping = [signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+    stopping = interrupt.ending_signals()
     for number in stopping:
         signal.signal(number, _interrupt)
 
@@ -351,7 +351,7 @@ def serve(config: Serve, screen: Console) -> int:
 
     known = predicting.opened(config.chosen, note)
     endpoint = Endpoint(known, config)
-    for number in (signal.SIGINT, *stopping):
+    for number in stopping:
         signal.signal(number, lambda _, __: endpoint.stop())
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     note(f"listening on http://{host}:{endpoint.port}")

@@ -29,7 +29,7 @@ URI = "models:/"
 # What the code beside the model imports, at the versions that made it.
 REQUIREMENTS = (
     *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
-    *("opencv-python-headless", "simplejpeg"),
+    *("opencv-python-headless", "pillow", "simplejpeg"),
 )
 MOST_DATASET_LETTERS = 60  # of a dataset's name in a model's, which may have 256
 _NOT_IN_A_NAME = re.compile(r"[/:'\"`]")
@@ -106,7 +106,7 @@ def package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: 
         # The order of the names is that of the members.
         (weights / f"{number:04d}-{urls.name(run)}.safetensors").write_bytes(_exported(final_of(run)))
     told = Path(scratch, f"{served.TITLES}.json")
-    told.write_text(json.dumps(list(titles)))
+    told.write_text(json.dumps(list(titles)), encoding="utf-8")
     return import_module("orchestrator.tracking.registered").Package(
         code=served.__file__,
         beside=[str(Path(orchestrator.__file__).parent)],

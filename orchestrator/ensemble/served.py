@@ -70,7 +70,9 @@ class Served(PythonModel):
         # Not at the top: who registers a model runs this file too, and needs no torch for it.
         classifier = import_module("orchestrator.evaluation.classifier").Classifier
         finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS]).glob("*.safetensors"))
-        self._classifier = classifier.load(finals, json.loads(Path(context.artifacts[TITLES]).read_text()))
+        self._classifier = classifier.load(
+            finals, json.loads(Path(context.artifacts[TITLES]).read_text(encoding="utf-8"))
+        )
 
     def predict(
         self, context: Any, model_input: Table, params: Mapping[str, Any] | None = None

@@ -16,8 +16,9 @@ from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.data import crops
-from orchestrator.data.decode import Encoded, Image, decode
+from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.data.image_format import Encoded
 from orchestrator.evaluation import forward, views
 from orchestrator.evaluation.forward import Member
 from orchestrator.evaluation.views import Views

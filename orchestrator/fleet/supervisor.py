@@ -7,17 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.checkpoint import places
+from orchestrator.checkpoint.places import Place
 from orchestrator.fleet.plan import Plan, with_workers
 from orchestrator.fleet.supply import Supply
 from orchestrator.fleet.widening import UnderWay, widened
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import LeaseHeldError
 from orchestrator.launch.trainer import RunFailedError
-from orchestrator.training.job import Outcome, checkpoints_of
+from orchestrator.training import attempts
+from orchestrator.training.job import Outcome
 
 RunStatus = Literal["waiting", "running", "finished", "stopped", "failed"]
 
@@ -67,7 +69,7 @@ class _Run:
     message: str = ""
     launched: bool = False
     failures: int = 0  # launches in a row that got nowhere
-    saved: int = -1  # samples of its newest checkpoint when a launch last failed
+    saved: Sequence[Place] = ()  # its checkpoints when a launch last failed
     not_before: float = 0.0  # monotonic seconds
     offered: float | None = None  # since when it could have been started with fewer workers
     wider: int | None = None  # workers that it is being stopped for
@@ -210,9 +212,10 @@ class _Supervisor:
 
     def _failed(self, run: _Run, message: str) -> None:
         """A launch failed: the run waits and is launched again, while others may have its slot."""
-        saved = _saved_samples(run.spec)
-        if saved > run.saved:
-            run.failures, run.saved = 0, saved
+        with suppress(OSError):  # storage that does not answer shows no progress
+            if attempts.has_progressed(run.spec.folder, run.saved):
+                run.failures = 0
+            run.saved = attempts.committed(run.spec.folder)
         run.failures += 1
         run.wider, run.asked, run.message = None, False, message
         if self._stop.is_set():
@@ -254,11 +257,3 @@ class _Supervisor:
                 return {}  # it may be the one that ends last
             under_way.append(UnderWay(name, left, run.spec.placement.workers, pace.most(run.spec)))
         return widened(under_way, free, pace)
-
-
-def _saved_samples(spec: RunSpec) -> int:
-    """The farthest committed checkpoint; -1 when there is none, or storage does not tell."""
-    try:
-        return next((place.samples for place in places.committed(checkpoints_of(spec.folder))), -1)
-    except OSError:
-        return -1

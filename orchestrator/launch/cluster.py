@@ -22,7 +22,7 @@ from ray.core.generated import gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.launch import prestart
+from orchestrator.launch import interrupt, prestart
 from orchestrator.launch.config import Placement
 from orchestrator.launch.environment import check_surroundings, is_submitted
 from orchestrator.launch.temp_dir import make_temp_dir
@@ -142,11 +142,12 @@ def _connect() -> None:
         return
     # No dashboard: nothing but this driver talks to the cluster. No process ahead of its use, but for what is asked for
     # by `prestart`: Ray's own have another runtime environment than our workers, and would never be used.
-    ray.init(
-        address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=LOCAL_STORE_BYTES, _temp_dir=make_temp_dir(),
-        _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
-    )  # fmt: skip
+    with interrupt.shielding_children():
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            object_store_memory=LOCAL_STORE_BYTES, _temp_dir=make_temp_dir(),
+            _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
+        )  # fmt: skip
 
 
 def _knock(address: str) -> None:

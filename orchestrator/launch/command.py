@@ -18,7 +18,8 @@ __all__ = ["FAILED", "INTERRUPTED", "REFUSED", "console", "guarded", "starting_r
 
 def guarded(prog: str, main: Callable[[], int]) -> int:
     """The exit status of a job: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
-    return screen.guarded(prog, lambda: _on_cluster(prog, main))
+    with screen.lasting_output():
+        return screen.guarded(prog, lambda: _on_cluster(prog, main))
 
 
 def starting_recipe(config: JobConfig) -> Recipe:

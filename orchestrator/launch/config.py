@@ -20,7 +20,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
 from orchestrator.tracking import default_store
-from orchestrator.training.execution import Execution
+from orchestrator.training.execution import Execution, check_batch_norm
 from orchestrator.training.job import Cadence, TrainJob
 
 # The one environment variable that the project defines: where runs land by default.
@@ -256,6 +256,7 @@ class JobConfig(Config):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         _check_divisible(self.recipe, self.placement)
+        check_batch_norm(self.recipe, self.placement.execution, self.placement.workers)
         return self
 
     def spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and stop flags turned into one event, with things to do at once when it is set."""
+"""Ctrl-C, SIGTERM, SIGHUP and stop flags turned into one event, with things to do at once when it is set."""
 
 from __future__ import annotations
 
@@ -57,20 +57,48 @@ class Interruption:
                 _log.exception("interrupt: an action failed")
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a job: SIGHUP, of a closed terminal, only where the job's starter did not ignore it.
+
+    `nohup` ignores it, for a job that is to outlive its terminal.
+    """
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return signal.SIGINT, signal.SIGTERM, *hangup
+
+
+@contextmanager
+def shielding_children() -> Iterator[None]:
+    """Have the processes that this thread starts in the block outlive a closed terminal: their driver ends them.
+
+    The kernel sends SIGHUP to all that runs in a terminal's foreground, Ray's own processes included, which the
+    workers need in order to save. A signal mask is inherited by what is started; Ray itself treats SIGINT like this.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
 def handled() -> Iterator[Interruption]:
-    """An Interruption fed by SIGINT and SIGTERM while the block runs; a second signal ends the process at once.
+    """An Interruption fed by `ending_signals` while the block runs; a second of them ends the process at once.
 
-    Must be entered in the main thread. Training code runs in other threads, where no handler would be called.
+    A SIGHUP never counts as the second: one closed terminal sends several. Must be entered in the main thread. Training
+    code runs in other threads, where no handler would be called.
     """
     interruption = Interruption()
+    asked = False
 
     def handler(number: int, _frame: FrameType | None) -> None:
-        if interruption.event.is_set():
+        nonlocal asked
+        asked = asked or (interruption.event.is_set() and interruption.signal != signal.SIGHUP)
+        if asked and number != signal.SIGHUP:
             os._exit(128 + number)
+        asked = asked or number != signal.SIGHUP
         interruption.request(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in ending_signals()}
     try:
         yield interruption
     finally:

@@ -61,6 +61,8 @@ def pack(config: Pack) -> int:
             return interruption.exit_status
     made = packing.conclude(begun, entries)
     screen.print(pack_report.table(begun.plan, entries))
+    if summary := pack_report.describe_left_out(begun.plan, entries):
+        say(summary)
     for bad in pack_report.left_out(entries)[: pack_report.SHOWN]:
         say(printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
     say(f"packed: {_told(config.url, made)}; report: {urls.redact(files.join(config.url, pack_report.NAME))}")

@@ -129,7 +129,7 @@ def _answer(reference: Any, node: dict[str, Any]) -> str | None:
             for one in ray.nodes()  # type: ignore[no-untyped-call]
             if one["Alive"]
         }
-        fix = " (is there room on the disk of its /tmp/ray?)" if isinstance(error, RuntimeEnvSetupError) else ""
+        fix = " (is there room on the disk of Ray's temp dir there?)" if isinstance(error, RuntimeEnvSetupError) else ""
         return None if gone else f"node {node['NodeManagerAddress']}: {type(error).__name__}: {_words(error)}{fix}"
     return found
 
@@ -180,8 +180,7 @@ def _sizes(places: Sequence[str]) -> dict[str, int]:
     """Return the bytes of each object that is there, by URL; each folder is listed once."""
     folders: dict[str, list[str]] = {}
     for place in places:
-        folder, _, last = place.rpartition("/")
-        folders.setdefault(folder, []).append(last)
+        folders.setdefault(place.rpartition("/")[0], []).append(urls.name(place))
     return {
         files.join(folder, last): size
         for folder, names in folders.items()

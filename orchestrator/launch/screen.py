@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
@@ -63,6 +66,53 @@ def _end_threads(before: set[threading.Thread], status: int) -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+
+
+class LastingStream:
+    """A text stream that takes what is written after its terminal is closed, or its reader has ended, and drops it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it; its length."""
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what is buffered, or drop it."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            return  # a full disk, say, may have room for the next line
+        # The stream still holds what it could not write, and Python tries again at its exit, which would then fail.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Let a job go on, and save, when nobody can read any longer what it prints."""
+    prepare_output()  # on the streams themselves: one that is wrapped cannot be set up
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 def tell(prog: str, problems: list[str], status: int) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from orchestrator.checkpoint import places
 from orchestrator.config.errors import ConfigError
 from orchestrator.launch import holder, named
 from orchestrator.launch.holder import Holder
@@ -18,7 +17,8 @@ from orchestrator.launch.lease import STALE_SECONDS
 from orchestrator.launch.named import Named
 from orchestrator.launch.screen import FAILED
 from orchestrator.storage import files
-from orchestrator.training.job import checkpoints_of, outcome_of
+from orchestrator.training import attempts
+from orchestrator.training.job import outcome_of
 
 POLL_SECONDS = 0.5
 NO_CHECKPOINT = json.dumps({"save": False}).encode()
@@ -126,7 +126,7 @@ def _stand(one: Named) -> str:
 
 
 def _progress(folder: str) -> str:
-    newest = next(places.committed(checkpoints_of(folder)), None)
+    newest = next(iter(attempts.committed(folder)), None)
     return f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from typing import Protocol, cast
 
 from ray.exceptions import RayError
@@ -11,14 +12,14 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.result import Result
 
-from orchestrator.checkpoint import places
 from orchestrator.launch import lean, prestart
 from orchestrator.launch.collectives import Collectives
 from orchestrator.launch.config import Placement, RunSpec
 from orchestrator.launch.drains import DrainWatch
 from orchestrator.launch.lean import LeanTrainer
 from orchestrator.launch.watch import ControllerWatch
-from orchestrator.training.job import Outcome, checkpoints_of
+from orchestrator.training import attempts
+from orchestrator.training.job import Outcome
 from orchestrator.training.outcome import finished
 
 # Between looks whether an elastic run could have another number of workers; Ray's default is 60 s.
@@ -62,7 +63,7 @@ def launch(spec: RunSpec, lease: Flags, gpus: float) -> Outcome:
     try:
         result = _fit(spec, lease, gpus, scratch)
     except WorkerGroupError as error:
-        raise RunFailedError(f"{spec.name}: {_last_line(error)}") from error
+        raise RunFailedError(f"{spec.name}: {_stalled(spec.folder) or _last_line(error)}") from error
     except (TrainingFailedError, RayError) as error:
         raise LaunchError(f"{spec.name}: {_last_line(error)}") from error
     finally:
@@ -78,18 +79,13 @@ def _fit(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> Result:
     Ray counts restarts over a trainer's whole life; a run of weeks has more than one that gets nowhere may have.
     """
     while True:
-        before = _saved_samples(spec)
+        before = attempts.committed(spec.folder)
         try:
             # V2's trainer gives V2's result, whatever its annotation says.
             return cast(Result, _trainer(spec, lease, gpus, tempfile.mkdtemp(dir=scratch)).fit())
         except WorkerGroupError:
-            if _saved_samples(spec) <= before:
+            if not attempts.has_progressed(spec.folder, before):
                 raise
-
-
-def _saved_samples(spec: RunSpec) -> int:
-    """The farthest committed checkpoint; -1 when there is none."""
-    return next((place.samples for place in places.committed(checkpoints_of(spec.folder))), -1)
 
 
 def _trainer(spec: RunSpec, lease: Flags, gpus: float, scratch: str) -> LeanTrainer:
@@ -131,7 +127,15 @@ def _resources(spec: RunSpec, gpus: float) -> dict[str, float]:
     return resources | ({"GPU": gpus} if gpus > 0 else {})
 
 
+def _stalled(folder: str) -> str | None:
+    """Return what a watchdog of the last attempt said before it ended its worker; Ray can only suppose why it died."""
+    with suppress(OSError):
+        newest = attempts.newest(folder)
+        return newest[1].stalled[0] if newest is not None and newest[1].stalled else None
+    return None
+
+
 def _last_line(error: BaseException) -> str:
-    """The cause: Ray puts it at the end of a long text."""
+    """Return the cause, which Ray puts at the end of a long text, without the list of what it supposes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__

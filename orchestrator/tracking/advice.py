@@ -16,7 +16,8 @@ def on_refusal(status: int, text: str) -> str:
     if status == 401:
         return (
             " Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the driver runs, or write them to "
-            "~/.mlflow/credentials."
+            "~/.mlflow/credentials. Of a server that `make up` or `make ui` started: user orchestrator, password in "
+            "~/.orchestrator/mlflow_password."
         )
     if status == 403 and "host header" in text.lower():
         return " Use a name in the server's MLFLOW_SERVER_ALLOWED_HOSTS (--allowed-hosts), or add this one there."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
+from orchestrator.tracking import login  # noqa: E402
 from orchestrator.tracking import uri as uris  # noqa: E402
 from orchestrator.tracking.tracker import (  # noqa: E402
     EXPERIMENT_TAGS,
@@ -44,6 +46,7 @@ PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
 _HEARTBEAT_SECONDS = 10.0
+SILENT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
 _METRICS_PER_BATCH = 1000
 _ITEMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
@@ -74,6 +77,8 @@ class MlflowTracker:
         self._connected: tuple[MlflowClient, str] | None = None
         self._steps: dict[str, _LastSteps] = {}
         self._beats: dict[str, float] = {}
+        self._suspected: dict[str, tuple[str, float]] = {}  # by run: its heartbeat, and since when it is known
+        self._stale_seconds = 0.0
         # With it in the environment, MLflow nests new runs wrongly (mlflow#15713).
         if os.environ.pop("MLFLOW_RUN_ID", None) is not None:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
@@ -119,6 +124,8 @@ class MlflowTracker:
                 if time.monotonic() - self._beats.get(run_id, -_HEARTBEAT_SECONDS) >= _HEARTBEAT_SECONDS:
                     self._send_tags(client, run_id, {HEARTBEAT_TAG: _beat()})
                     self._beats[run_id] = time.monotonic()
+                    if any(time.monotonic() - since >= SILENT_SECONDS for _, since in self._suspected.values()):
+                        self.reap(self._stale_seconds)
             except BaseException:
                 # A batch whose answer was lost may have been recorded: ask MLflow next time.
                 del self._steps[run_id]
@@ -175,19 +182,32 @@ class MlflowTracker:
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
-        return f"mlflow server --backend-store-uri {shlex.quote(self._uri.shown)}  # then http://127.0.0.1:5000{page}"
+        # Without the login, MLflow's server reads its owner's files for every user of the machine.
+        server = f"mlflow server --app-name {login.APP} --backend-store-uri {shlex.quote(self._uri.shown)}"
+        return f"{server}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED, at their last heartbeat, runs left RUNNING; no heartbeat: not ours."""
-        reaped = []
+        """Close as KILLED, at their last heartbeat, runs left RUNNING whose driver is silent; no heartbeat: not ours.
+
+        Clocks of machines differ, so that a heartbeat only looks old at first. A run is closed once its heartbeat has
+        not changed for SILENT_SECONDS of this process's own clock: by a later call, which `log` makes in time.
+        """
+        self._stale_seconds, reaped, now = stale_seconds, [], time.monotonic()
         with self._guard("reap stale runs"):
             client, experiment_id = self._connect()
+            suspected: dict[str, tuple[str, float]] = {}
             for run in list(_running(client, experiment_id)):
-                heartbeat = float(run.data.tags.get(HEARTBEAT_TAG, "inf"))
-                if run.info.run_id not in self._steps and heartbeat < time.time() - stale_seconds:
-                    self._send_tags(client, run.info.run_id, {REAPED_TAG: _beat()})
-                    client.set_terminated(run.info.run_id, "KILLED", end_time=int(heartbeat * 1000))
-                    reaped.append(str(run.info.run_id))
+                run_id, beat = str(run.info.run_id), run.data.tags.get(HEARTBEAT_TAG, "")
+                if run_id in self._steps or not abs(time.time() - _seconds(beat)) > stale_seconds:
+                    continue
+                before, since = self._suspected.get(run_id, ("", now))
+                suspected[run_id] = (beat, since if before == beat else now)
+                if before == beat and now - since >= SILENT_SECONDS:
+                    self._send_tags(client, run_id, {REAPED_TAG: _beat()})
+                    client.set_terminated(run_id, "KILLED", end_time=int(_seconds(beat) * 1000))
+                    reaped.append(run_id)
+                    del suspected[run_id]
+            self._suspected = suspected
         return reaped
 
     def _connect(self) -> tuple[MlflowClient, str]:
@@ -316,3 +336,12 @@ def _batches(items: list[_Item], length: int) -> Iterator[list[_Item]]:
 
 def _beat() -> str:
     return f"{time.time():.1f}"
+
+
+def _seconds(beat: str) -> float:
+    """Return what a heartbeat says, NaN for none or what is no time."""
+    try:
+        seconds = float(beat)
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan

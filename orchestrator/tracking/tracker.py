@@ -83,4 +83,7 @@ class Tracker(Protocol):
         """What a person opens to see the run, or the command that shows it."""
 
     def reap(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED the runs left RUNNING whose heartbeat is older than this; their ids."""
+        """Close as KILLED the runs left RUNNING whose heartbeat looks older than this and stays as it is; their ids.
+
+        A heartbeat's time is of another machine's clock, so whether it stays is what a later call finds.
+        """

@@ -13,7 +13,7 @@ from orchestrator.tracking.tracker import TrackingError
 _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_UNQUOTED = re.compile(r"[/?#@\[\]\s]")
+_UNQUOTED = re.compile(r"[/?#\[\]\s]")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -60,7 +60,7 @@ def parse(uri: str) -> TrackingUri:
         raise TrackingError(_refusal(redact(shown), scheme))
     if _UNQUOTED.search(rest[: max(0, end - 1)]):
         raise TrackingError(
-            f"tracking uri {shown!r}: user and password must be quoted, such as %2F for / and %40 for @; or leave them "
+            f"tracking uri {shown!r}: user and password must be quoted, such as %2F for /; or leave them "
             "out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     try:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.checkpoint import places
 from orchestrator.checkpoint.places import Place
-from orchestrator.storage import files
+from orchestrator.storage import commit, files
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.job import attempts_of, journal_of
+from orchestrator.training.job import attempts_of, checkpoints_of, journal_of
 
 _RECORD = re.compile(r"^(\d{6})\.json$")
 _RESUMED = re.compile(r"^(\d{6})\.resumed-(\d{15})$")
@@ -144,6 +145,30 @@ def void(folder: str) -> Callable[[Place], str | None]:
         return None
 
     return reason
+
+
+def committed(folder: str) -> list[Place]:
+    """Return the committed checkpoints of the run in `folder` that count as far as is known, newest first."""
+    is_void = void(folder)
+    return [place for place in places.committed(checkpoints_of(folder)) if is_void(place) is None]
+
+
+def has_progressed(folder: str, before: Sequence[Place]) -> bool:
+    """Return whether the run has a good checkpoint that is farther than what `before`, its earlier ones, was worth.
+
+    A checkpoint that an attempt passed over since then, because it could not be loaded, was worth nothing.
+    """
+    is_void = void(folder)
+    reached = max((place.samples for place in before if is_void(place) is None), default=-1)
+    return any(_is_whole(place) for place in committed(folder) if place.samples > reached)
+
+
+def _is_whole(place: Place) -> bool:
+    try:
+        commit.read(place.url)
+    except (commit.CommitError, FileNotFoundError):
+        return False
+    return True
 
 
 def _before(folder: str, attempts: str, number: int, names: list[str]) -> Before:

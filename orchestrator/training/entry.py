@@ -106,6 +106,7 @@ def _run(
     blank = start.blank_batch(job)
     stepper, micro_batch = _stepper(job, world, attempt, state, blank)
     training, validation = unanimous(world, lambda: start.loaders(job, manifest, world))
+    dog.explain_by(lambda: training.describe_decoding() + validation.describe_decoding())
     resumed = start.resume(job, world, attempt, state)
     if job.recipe.initial_weights and state.progress.samples == 0:
         unanimous(world, lambda: load_into(state.model, job.weights, job.recipe.initial_weights))

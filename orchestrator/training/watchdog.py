@@ -20,6 +20,7 @@ from orchestrator.training.job import Limits
 POLL_SECONDS = 0.5
 STEPS_KEPT = 101
 TELL_SECONDS = 10.0
+NAMED = 3  # of what takes long in other threads
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Watchdog:
         self._pulse_steps = pulse_steps
         self._limits, self._tell = limits, tell
         self._phases: dict[str, tuple[float, float]] = {}  # phase: began (monotonic), limit in seconds
+        self._describe: Callable[[], list[str]] = list
         self._trainer = threading.get_ident()
         self._steps: deque[float] = deque(maxlen=STEPS_KEPT)
         self._last: float | None = None
@@ -79,6 +81,10 @@ class Watchdog:
         """The training thread has heard of it."""
         self._phases.pop("stop", None)
 
+    def explain_by(self, describe: Callable[[], list[str]]) -> None:
+        """Have a cause name what `describe` returns: the work of other threads that takes long, the longest first."""
+        self._describe = describe
+
     def close(self) -> None:
         """Watch no more."""
         self._ended.set()
@@ -107,6 +113,9 @@ class Watchdog:
 
     def _fire(self, phase: str, seconds: float, limit: float) -> None:
         cause = f"no end of the phase {phase!r} after {seconds:.1f} s (limit {limit:.1f} s), in {self._where()}"
+        if slow := self._describe():
+            more = f" and {len(slow) - NAMED} more" if len(slow) > NAMED else ""
+            cause += f"; meanwhile: {'; '.join(slow[:NAMED])}{more}"
         _log.error("watchdog: %s; this worker ends itself", cause)
         # Storage may be what hangs: it gets its seconds, then the process ends anyhow.
         teller = threading.Thread(target=self._tell, args=(cause, stacks()), name="watchdog-tells", daemon=True)
@@ -133,7 +142,7 @@ def end_process() -> None:
 
 def stacks() -> str:
     """The Python stacks of all threads."""
-    with tempfile.TemporaryFile("w+") as file:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         return file.read()

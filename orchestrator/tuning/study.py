@@ -268,7 +268,7 @@ def _name(trial: Trial) -> str:
 def _cause(trial: Trial) -> str:
     """Why a trial failed for good: Ray puts the cause at the end of a long text."""
     try:
-        text = Path(trial.error_file or "").read_text(errors="replace").rpartition("Failure #")[2]
+        text = Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
     except OSError:
         text = ""
     if (detail := _DETAIL.search(text)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def _by_workers(task: TrialTask, context: Context) -> Outcome:
     They wait for nobody between epochs, so a trial that is not wanted any more may be an epoch ahead.
     """
     spec = task.spec
-    flag = files.join(spec.folder, f"enough-{threading.get_native_id()}.stop")
+    # A name of this launch alone: a flag that an earlier one left behind must not stop it.
+    flag = files.join(spec.folder, f"enough-{uuid.uuid4().hex}.stop")
     done = threading.Event()
     with _told(task, context, flag, done):
         prestart.use(spec.placement.workers)

@@ -1,6 +1,8 @@
 """Checkpoints: saved, verified, the newest good one found, few kept, nothing unpickled."""
 
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,31 @@ def test_prune_counts_attempts_at_the_same_progress_one_by_one(tmp_path: Path) -
     urls = saved(tmp_path, (5, 1), (5, 2), (5, 3))
     checkpoints.prune(str(tmp_path), 2, urls[-1])
     assert names(tmp_path) == [(5, 3), (5, 2)]
+
+
+# ------------------------------------------------------------------ bounds
+def test_a_state_that_unpacks_to_more_than_it_is_said_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(checkpoints.encode({"a": torch.zeros(2**20)}))) as plain,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for name in plain.namelist():
+            deflated.writestr(name, plain.read(name))
+    assert len(packed.getvalue()) < 2**15
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    url = str(tmp_path / "one")
+    commit.write(url, {"state.pt": packed.getvalue()}, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError, match=r"state\.pt is not what torch\.save writes: its entry .* is compressed"):
+        checkpoints.load(url)
+
+
+def test_a_tensor_of_more_numbers_than_are_stored(tmp_path: Path) -> None:
+    url = str(tmp_path / "one")
+    endless = {"model": {"weight": torch.zeros(1).expand(10**15)}}
+    payload = {"state.pt": checkpoints.encode(endless)}
+    commit.write(url, payload, {"format_version": checkpoints.FORMAT_VERSION})
+    with pytest.raises(CheckpointError, match=r"model\.weight claims more numbers"):
+        checkpoints.load(url)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -14,10 +15,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import tyro
 
 from cluster import local as script
 from cluster.local import Local
 from tests.support.launched import ROOT, process_tree, title, until
+from tests.support.others import run_as_nobody
 
 BIN = Path(sys.executable).parent
 
@@ -166,17 +169,26 @@ def call(*arguments: str, folder: Path, seconds: float = 120) -> "subprocess.Com
 
 
 @pytest.mark.process
-def test_a_port_that_another_program_has_is_refused_with_the_flag(tmp_path: Path) -> None:
+def test_a_port_that_another_program_has_is_refused_with_a_command_that_runs(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         done = call("up", "--mlflow-port", str(port), "--dashboard-port", str(free_port()), folder=tmp_path)
+        (line,) = done.stderr.splitlines()
+        assert f"local.py: error: mlflow: port {port} is in use by another program" in line
+        # The command as printed, with make's own way of handing words on.
+        printed = line.partition("such as: ")[2]
+        shown = subprocess.run(
+            ["bash", "-c", f"{printed} --dry-run"], capture_output=True, text=True, check=True
+        ).stdout
+        words = shlex.split(next(row for row in shown.splitlines() if "cluster/local.py up" in row))
+        chosen = tyro.cli(Local, args=words[words.index("up") :])
+        assert chosen.runs == tmp_path / "runs"
+        assert chosen.mlflow_port > port
+        assert not script.listening(chosen.mlflow_port)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f"local.py: error: mlflow: port {port} is in use by another program: give another one with --mlflow-port"
-    ]
     assert sorted(path.suffix for path in (tmp_path / "runs" / ".local").iterdir()) == []
 
 
@@ -186,6 +198,38 @@ def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path:
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "'upp'" in done.stderr
     assert call("down", folder=tmp_path).returncode == 0
+
+
+# As another user: list a session's folder, read a log, replace the code of a job, connect to a socket.
+REACH = """
+session = pathlib.Path(sys.argv[1])
+def replace():
+    (session / "runtime_resources/working_dir_files/planted.py").write_text("planted")
+def connect():
+    socket.socket(socket.AF_UNIX).connect(str(session / "sockets/raylet"))
+for attempt in (lambda: list(session.iterdir()), (session / "logs/gcs_server.out").read_text, replace, connect):
+    try:
+        attempt(); print("done")
+    except PermissionError:
+        print("denied")
+"""
+
+
+def session_folder(ray: int) -> Path:
+    """The folder of the Ray that runs in a session of processes."""
+    for pid in script.members(ray):
+        for word in (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0"):
+            if word.startswith("--session-dir="):
+                return Path(word.partition("=")[2])
+    raise AssertionError("no process of Ray names its session's folder")
+
+
+def check_closed(session: Path) -> None:
+    """Fail where another user gets at a session's files, the code of a submitted job among them."""
+    assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
+    assert list(session.glob("runtime_resources/working_dir_files/_ray_pkg_*/job.py"))
+    if os.geteuid() == 0:  # only root can act as another user
+        assert run_as_nobody(REACH, str(session)).split() == ["denied"] * 4
 
 
 @pytest.mark.cluster
@@ -200,21 +244,33 @@ def test_up_takes_a_job_and_down_leaves_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         for name in ("ray", "mlflow"):
             sessions.append(json.loads((runs / ".local" / f"{name}.pid").read_text())["pid"])
-        with urllib.request.urlopen(f"http://127.0.0.1:{mlflow}/health", timeout=5) as answer:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{mlflow}/health", timeout=5)
+        password = (home / ".orchestrator" / "mlflow_password").read_text()
+        page = urllib.request.Request(
+            f"http://127.0.0.1:{mlflow}/health", headers={"Authorization": f"Bearer {password}"}
+        )
+        with urllib.request.urlopen(page, timeout=5) as answer:
             assert answer.status == 200
+        assert f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}" in done.stdout
+        assert password not in done.stdout
         with pytest.raises(urllib.error.HTTPError, match="401"):  # closed to whoever has no token
             urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/jobs/", timeout=5)
         again = call("up", *ports, folder=tmp_path)
         assert again.returncode == 0
         assert "ray is running already" in again.stdout
 
-        submitting = {**os.environ, "HOME": str(home)}
+        work = tmp_path / "work"
+        work.mkdir()
+        (work / "job.py").write_text("import os; print(6 * 7, os.environ['ORCHESTRATOR_RUNS'])")
+        submitting = {
+            **os.environ, "HOME": str(home), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        }  # fmt: skip
         del submitting["RAY_AUTH_TOKEN"]
         deadline = time.monotonic() + 90
         while True:
             job = subprocess.run(
-                [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--",
-                 "python", "-c", "import os; print(6 * 7, os.environ['ORCHESTRATOR_RUNS'])"],
+                [str(BIN / "ray"), "job", "submit", "--working-dir", str(work), "--", "python", "job.py"],
                 capture_output=True, text=True, timeout=90, env=submitting, cwd=tmp_path, check=False,
             )  # fmt: skip
             # Ray's own agent comes up a little after its job server, on a busy machine a little more.
@@ -223,6 +279,7 @@ def test_up_takes_a_job_and_down_leaves_nothing(tmp_path: Path) -> None:
             time.sleep(1)
         assert job.returncode == 0, job.stdout + job.stderr
         assert f"42 {runs}" in job.stdout
+        check_closed(session_folder(sessions[0]))
         tree = [pid for session in sessions for pid in process_tree(session)]
         assert len(tree) > 4
     finally:

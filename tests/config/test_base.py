@@ -112,7 +112,10 @@ REFUSED: list[tuple[Any, str]] = [
         "zzz: unknown key; known keys: schedule, scales, epochs, clip, pooling, loss, members",
     ),
     ({"clip": {1}}, "Recipe holds a value that JSON cannot: {1} of type set has no JSON form"),
-    ({"loss": "\udc80"}, "holds text that is no valid Unicode"),
+    (
+        {"loss": "\udc80"},
+        "holds text that is no valid Unicode; give names in UTF-8, with PYTHONUTF8=1 in an ASCII locale",
+    ),
     ([1], "Recipe must be a mapping of its fields, not list"),
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 from rich.console import Console
@@ -19,7 +20,7 @@ from orchestrator.data.reader import SampleReader
 from orchestrator.data.shards_config import IndexJob
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
-from tests.support import shards
+from tests.support import pictures, shards
 
 PATTERNS = {"train": "train-*.tar", "validation": "val.tar"}
 
@@ -452,3 +453,17 @@ def test_lists_that_agree(foreign: Path, name: str) -> None:
 def test_listed_tars_that_are_left_out_are_told(foreign: Path) -> None:
     (foreign / "_info.json").write_text(json.dumps(timm([3, 4])))
     assert "warning: 1 tars listed there are not adopted: train-1.tar" in run(foreign, train="train-0.tar")
+
+
+def test_transparent_images_are_counted_and_part_of_the_identity(foreign: Path) -> None:
+    assert "are transparent" not in run(foreign)
+    digest = manifest.load(str(foreign)).digest()
+    pixels = shards.picture(1)
+    clear = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    write(foreign, val=shards.tar([("a.png", clear), ("a.cls", b"1"), ("b.png", clear[:-30]), ("b.cls", b"0")]))
+    files.remove(str(foreign / "manifest.json"))
+    assert "validation: 1 images are transparent: they are laid on white" in run(foreign)
+    made = manifest.load(str(foreign))
+    assert made.made[manifest.BACKGROUND] == "white"
+    assert made.digest() != digest
+    assert "already indexed" in run(foreign)

@@ -62,7 +62,7 @@ def test_broken_exif_does_no_harm() -> None:
     assert np.array_equal(decode(broken), decode(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"hello", b"\x89PNG\r\n\x1a\n", encoded("P", "GIF")])
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"hello", b"\x89PNG\r\n\x1a\n", encoded("P", "GIF")[:10]])
 def test_no_image(data: bytes) -> None:
     with pytest.raises(BadSampleError):
         decode(data)

@@ -27,9 +27,9 @@ def made(layout: str, width: int = 203, height: int = 157) -> bytes:
     return bytes(simplejpeg.encode_jpeg(picture, quality=92, colorsubsampling=layout))
 
 
-def part(data: bytes, rows: int, denominator: int = 1, fast: bool = False) -> Image:
+def part(data: bytes, rows: int, denominator: int = 1, fast: bool = False, is_whole: bool = True) -> Image:
     buffer = bytearray(data)
-    found = decode.decode_part(buffer, decode.header(buffer), rows, denominator, fast).copy()
+    found = decode.decode_part(buffer, decode.header(buffer), rows, denominator, fast, is_whole).copy()
     assert bytes(buffer) == data, "the image's bytes are as they were"
     return found
 
@@ -81,7 +81,7 @@ def test_restart_markers_below_the_crop_are_passed_over() -> None:
     assert np.array_equal(part(data, 5)[:5], decode.decode(data)[:5])
 
 
-@given(st.integers(0, 400))
+@given(st.integers(1, 400))
 def test_a_file_that_is_cut_is_found_wherever_the_crop_lies(missing: int) -> None:
     data = made("420")
     cut = data[: len(data) - 2 - missing]
@@ -152,9 +152,9 @@ def test_large_photos_are_decoded_at_a_reduced_size(monkeypatch: pytest.MonkeyPa
     asked = []
     plain = decode.decode_part
 
-    def noting(data: bytearray, head: decode.Header, rows: int, denominator: int, fast: bool) -> Image:
+    def noting(data: bytearray, head: decode.Header, rows: int, denominator: int, *how: bool) -> Image:
         asked.append(denominator)
-        return plain(data, head, rows, denominator, fast)
+        return plain(data, head, rows, denominator, *how)
 
     monkeypatch.setattr(augment, "decode_part", noting)
     data = made("420", 320, 260)

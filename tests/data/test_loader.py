@@ -1,5 +1,6 @@
 """Batches: the planned samples, the same pixels for any workers and threads, and nothing left behind."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data import manifest
+from orchestrator.data import augment, manifest
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.crops import cut_one
-from orchestrator.data.decode import decode
+from orchestrator.data.decode import Image, decode, decode_part
 from orchestrator.data.errors import DataError
-from orchestrator.data.loader import AHEAD, DECODING, Batch
+from orchestrator.data.loader import AHEAD, DECODING, Batch, Loader
 from orchestrator.data.packer import RawSample
 from orchestrator.data.read_ahead import ReadAhead
+from orchestrator.data.reader import SampleReader
 from tests.support import shards
 from tests.support.shards import counts, kept, loader, order, training
 
@@ -236,3 +238,28 @@ def test_the_producer_waits_for_its_consumer(many: Path, monkeypatch: pytest.Mon
     time.sleep(0.3)
     assert len(asked) <= (1 + AHEAD + 1 + DECODING) * 4, "one at the consumer's, the queue, one put, those decoded"
     assert len(kept(batches)) == 14
+
+
+def test_a_sample_that_takes_long_to_decode_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    plain = decode_part
+
+    def slow(*arguments: Any) -> Image:
+        begun.set()
+        go_on.wait(30)
+        return plain(*arguments)
+
+    monkeypatch.setattr(augment, "decode_part", slow)
+    found = manifest.load(str(packed))
+    one = Loader(SampleReader(str(packed), found, "train"), 16, 1)
+    batches = one.training(order(found), AugmentationConfig(), 0, BATCH, range(1))
+    reading = threading.Thread(target=lambda: kept(batches))
+    reading.start()
+    assert begun.wait(30)
+    (named,) = one.describe_decoding(0.0)
+    assert re.match(r"sample 'sample-\d+' of .*\.tar at byte \d+, decoded for \d+ s", named)
+    assert one.describe_decoding(1000.0) == []
+    go_on.set()
+    reading.join()
+    assert one.describe_decoding(0.0) == []
+    one.close()

@@ -1,10 +1,11 @@
 """What is said of odd and of broken images, before and while they are decoded."""
 
+import numpy as np
 import pytest
 
-from orchestrator.data import oddities
+from orchestrator.data import decode, oddities
 from orchestrator.data.shard_packing import Treatment, treated
-from tests.support import imagenet, shards
+from tests.support import imagenet, pictures, shards
 
 
 @pytest.mark.parametrize("kind", sorted(imagenet.odd()))
@@ -34,14 +35,14 @@ def test_oddities_add_up() -> None:
 @pytest.mark.parametrize(
     ("image", "defect", "said"),
     [(b"", "empty", "0 bytes"),
-     (b"GIF89a" + bytes(20), "no-image", "47 49 46"),
+     (b"GIF89a" + bytes(4), "undecodable", "GIF: its header cannot be read"),
      (b"<html>", "no-image", "no JPEG or PNG"),
      (imagenet.bomb(), "too-large", "65000 x 65000 pixels is refused"),
      (shards.jpeg(0, 2000, 8), "too-large", "2000 x 8 pixels is refused"),
      (b"\x89PNG\r\n\x1a\n" + bytes(4), "undecodable", "ends inside its header"),
      (b"\xff\xd8\xff\xe0", "undecodable", ""),
      (shards.jpeg(0, 100, 100)[:900], "undecodable", "broken JPEG"),
-     (shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken image")],
+     (shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
 )  # fmt: skip
 def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
     packed = treated(image, "a.JPEG", Treatment())
@@ -96,3 +97,39 @@ def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
 def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
     assert oddities.too_many_bytes(2**40) is not None
     assert oddities.too_many_bytes(2**20) is None
+
+
+# ------------------------------------------------------------------ formats and transparency
+@pytest.mark.parametrize(
+    ("image", "defect"),
+    [(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "heic"),
+     (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(90), "avif"),
+     (b"\xff\x0a" + bytes(90), "jpeg-xl"), (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(90), "jpeg-xl"),
+     (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "jpeg-2000"), (b"<svg xmlns='x'/>", "svg")],
+)  # fmt: skip
+def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> None:
+    finding = treated(image, "a.jpg", Treatment()).finding
+    assert finding.defect == defect
+    assert finding.reason.endswith("convert it to JPEG or PNG")
+
+
+@pytest.mark.parametrize("form", ["WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("decodes", [True, False])
+def test_other_formats_become_pngs_of_the_same_pixels(form: str, decodes: bool) -> None:
+    image = shards.encoded("RGB", form, number=3)
+    packed = treated(image, "a.jpg", Treatment(decode=decodes))
+    assert (packed.finding.extension, packed.finding.oddities) == ("png", (form.lower(),))
+    assert np.array_equal(decode.decode(packed.image), decode.decode(image))
+    assert treated(image, "a.jpg", Treatment(decode=decodes)) == packed, "the same bytes each time"
+
+
+def test_transparency_is_noted_and_the_bytes_are_kept() -> None:
+    pixels = shards.picture(1)
+    image = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    for treatment in (Treatment(), Treatment(decode=False)):
+        assert treated(image, "a.png", treatment).finding.oddities == ("transparent",)
+        assert treated(image, "a.png", treatment).image == image
+    opaque = pictures.png(np.dstack((pixels, np.full(pixels.shape[:2], 255))), 6, 8)
+    assert treated(opaque, "a.png", Treatment()).finding.oddities == ()
+    reduced = treated(image, "a.png", Treatment(resize=20))
+    assert (reduced.is_resized, reduced.finding.oddities) == (True, ("transparent",))

@@ -22,7 +22,7 @@ from orchestrator.data.sources import listing
 from orchestrator.data.sources.config import FolderSource, IlsvrcSource, Source
 from orchestrator.data.sources.listing import Row
 from orchestrator.storage import files
-from tests.support import imagenet, shards
+from tests.support import imagenet, pictures, shards
 
 
 def silent(_text: str) -> None:
@@ -436,3 +436,62 @@ def test_of_two_that_start_at_once_the_winner_packs_its_own_rows(tars: IlsvrcSou
     with pytest.raises(DataError, match="an unfinished packing with"):
         pack_state.keep(loser, *plans[1])
     assert pack(winner).digest() == wanted
+
+
+# ------------------------------------------------------------------ formats and transparency
+HEIC, AVIF = (b"\0\0\0\x18ftyp" + brand + bytes(90) for brand in (b"heic", b"avif"))
+
+
+def transparent(number: int) -> bytes:
+    pixels = shards.picture(number)
+    return pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+
+
+def met(folder: Path) -> Counter[str]:
+    """What the report counts, of all splits."""
+    splits = json.loads((folder / pack_report.NAME).read_bytes())["splits"].values()
+    return sum((Counter(split["met"]) for split in splits), Counter())
+
+
+def test_transparency_is_counted_and_part_of_the_identity(tmp_path: Path) -> None:
+    one = tree(tmp_path / "one", more={"bee/clear.png": transparent(1)})
+    made = pack(command(one, tmp_path / "a"))
+    assert made.made[manifest.BACKGROUND] == "white"
+    assert met(tmp_path / "a") == {"transparent": 1}
+    plain = {name: value for name, value in made.made.items() if name != manifest.BACKGROUND}
+    assert made.model_copy(update={"made": plain}).digest() != made.digest()
+    packed = packing.begin(command(one, tmp_path / "a"), silent)
+    assert isinstance(packed, Manifest), "the same command again finds it packed"
+    without = pack(command(tree(tmp_path / "two"), tmp_path / "b"))
+    assert manifest.BACKGROUND not in without.made
+
+
+def test_what_was_left_out_or_converted_is_counted_by_format(tmp_path: Path) -> None:
+    more = {f"bee/h{n}.jpg": HEIC for n in range(3)} | {f"bee/a{n}.jpg": AVIF for n in range(2)}
+    more |= {"bee/w.webp": shards.encoded("RGB", "WEBP"), "bee/g.gif": shards.encoded("P", "GIF")}
+    pack(command(tree(tmp_path / "tree", more=more), tmp_path / "packed"))
+    assert met(tmp_path / "packed") == {"heic": 3, "avif": 2, "webp": 1, "gif": 1}
+    assert all(pack_report.MEANINGS[kind] for kind in met(tmp_path / "packed"))
+
+
+def test_pictures_that_were_left_out_are_told_by_format_whether_by_content_or_by_name(tmp_path: Path) -> None:
+    more = {f"bee/h{n}.jpg": HEIC for n in range(3)} | {"bee/x.HEIC": HEIC, "bee/x.avif": AVIF, "bee/e.jpg": b""}
+    under_way = begun(command(tree(tmp_path / "tree", more={**more, "bee/notes.txt": b"x"}), tmp_path / "packed"))
+    entries = {
+        shard: Entry.from_dict(shard_packing.pack_shard(under_way.task(shard, 2).to_dict()))
+        for shard in under_way.left()
+    }
+    said = pack_report.describe_left_out(under_way.plan, entries)
+    assert said.startswith("6 left out: 4 HEIC, ")
+    assert "1 AVIF" in said and "1 empty" in said and said.endswith("; convert them to JPEG or PNG first")
+    assert pack_report.describe_left_out(under_way.plan.model_copy(update={"ignored": {"txt": 1}}), {}) == ""
+
+
+def test_too_many_of_a_format_are_told_by_format(tmp_path: Path) -> None:
+    more = {f"bee/h{n}.jpg": HEIC for n in range(8)} | {f"bee/a{n}.jpg": AVIF for n in range(4)}
+    under_way = begun(command(tree(tmp_path / "tree", more=more), tmp_path / "packed"))
+    entries = {
+        shard: Entry.from_dict(shard_packing.pack_shard(under_way.task(shard, 2).to_dict()))
+        for shard in under_way.left()
+    }
+    assert "Broken (8 HEIC, 4 AVIF): " in str(pack_report.too_many(under_way.plan, entries, 0.001))

@@ -21,7 +21,7 @@ from orchestrator.data.packer import RawSample, tar_bytes
 from orchestrator.data.shards_config import IndexJob, VerifyJob
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
-from tests.support import shards
+from tests.support import pictures, shards
 
 TAR = "train/train-000001.tar"
 
@@ -252,7 +252,7 @@ def test_images_that_are_there_twice_are_told(packed: Path) -> None:
 
 # ------------------------------------------------------------------ deep
 def test_images_that_cannot_be_decoded(packed: Path) -> None:
-    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n" + bytes(8) + (2**31).to_bytes(4, "big") * 2
+    cut, bomb = shards.jpeg(5)[:300], b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (2**31).to_bytes(4, "big") * 2 + bytes(9)
     with_samples(packed, [RawSample(k, d, 0) for k, d in (("a", b"no image"), ("b", cut), ("c", bomb), ("d", b""))])
     assert run(packed)[0] == 0
     told = wrong(packed, *(f"sample {key!r} at byte " for key in "abcd"), "4 problems", deep=True)
@@ -299,3 +299,17 @@ def test_a_storage_that_is_down(packed: Path, monkeypatch: pytest.MonkeyPatch) -
     failing(monkeypatch, 0)
     with pytest.raises(StorageError, match="down"):
         run(packed)
+
+
+def test_transparent_images_are_counted(packed: Path) -> None:
+    pixels = shards.picture(1)
+    clear = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    with_samples(packed, [RawSample("a", clear, 0, "png"), RawSample("b", clear + b"x", 0, "png")])
+    assert "transparent" not in run(packed)[1]
+    status, told = run(packed, deep=True)
+    assert status == 0
+    assert "train: 2 images are transparent: they are laid on white" in told
+    assert "warning: transparent images are not recorded" in told
+    found = manifest.load(str(packed))
+    manifest.save(str(packed), found.model_copy(update={"made": found.made | {manifest.BACKGROUND: "white"}}))
+    assert "not recorded" not in run(packed, deep=True)[1]

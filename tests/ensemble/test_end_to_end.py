@@ -1,8 +1,11 @@
 """The main job as a person runs it: a real Ray, real training, sqlite MLflow; and what it survives."""
 
 import os
+import pty
 import signal
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from orchestrator.tracking.events import Event
 from orchestrator.training import state as states
 from orchestrator.training.job import checkpoints_of, journal_of
 from tests.support import shards
-from tests.support.launched import job, process_tree, started, title, until
+from tests.support.launched import ROOT, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
 
@@ -224,3 +227,28 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -
     assert "incident" not in [event.kind for event in events(model)]
     parents, children = recorded(runs)
     assert (statuses(parents), statuses(children)) == (["FINISHED"], ["FINISHED"])
+
+
+def test_a_closed_terminal_costs_no_work(tmp_path: Path, tiny: Path) -> None:
+    runs = tmp_path / "runs"
+    command = [
+        sys.executable, str(ROOT / "jobs" / "train.py"), "googlenet-tiny", "--data", str(tiny), "--epochs", "1000",
+        "--cadence.checkpoint-seconds", "600", "--cadence.validate-epochs", "1000",
+    ]  # fmt: skip
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, {**os.environ, "ORCHESTRATOR_RUNS": str(runs)})
+    os.set_blocking(terminal, False)
+
+    def trains() -> bool:
+        with suppress(BlockingIOError):
+            os.read(terminal, 65536)  # a full terminal would hold up the job
+        return any(event.kind == "epoch" for path in runs.glob("models/*") for event in events(path))
+
+    until(trains, SECONDS)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    (model,) = models(runs)
+    assert events(model)[-1].kind == "stopped"
+    assert len(checkpoints(runs)) == 1
+    assert [run.info.status for run in [*recorded(runs)[0], *recorded(runs)[1]]] == ["KILLED"]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.data import crops
+from orchestrator.data import decode as decode_module
 from orchestrator.data.decode import Image, decode
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.evaluation import classifier
@@ -15,7 +16,7 @@ from orchestrator.evaluation.classifier import Classifier
 from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.normalise import Normaliser
-from tests.support import ensembles, finals, shards
+from tests.support import ensembles, finals, pictures, shards
 
 IMAGES = [
     shards.jpeg(1, 60, 33),  # landscape
@@ -175,3 +176,20 @@ def test_views_of_few_crops_are_cut_from_one_scale(monkeypatch: pytest.MonkeyPat
     image = decode(IMAGES[0])
     assert [len(classifier.cut(image, 16, count).pixels) for count in (1, 10)] == [1, 5]
     assert len(calls) == 2
+
+
+def test_bodies_made_to_cost_much_are_answered_as_bad_samples_and_harm_no_other(known: Classifier) -> None:
+    bodies = [
+        pictures.many_scans(9_900, 9_900, 3_000),
+        pictures.lying_length(shards.encoded("RGB", "PNG"), 2**30),
+        b"\0\0\0\x18ftypheic" + bytes(90),
+        IMAGES[0],
+        pictures.flat_jpeg([(1, 4), (1, 1), (1, 1)]),
+    ]
+    scans, chunk, heic, plain, turned = known.classify(bodies, 1)
+    assert "3000 scans" in str(scans)
+    assert "has 1073741824 bytes by its header" in str(chunk)
+    assert "HEIC" in str(heic)
+    assert [type(one) for one in (scans, chunk, heic)] == [decode_module.ImageTooLargeError, *[BadSampleError] * 2]
+    assert known.classify([IMAGES[0]], 1) == [plain]
+    assert isinstance(turned, list)

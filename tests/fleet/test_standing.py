@@ -179,4 +179,4 @@ def test_records_that_cannot_be_read_are_no_reason_to_fail(run: RunSpec) -> None
     for name in ("spec.json", "outcome.json", "attempts/000001.json", "attempts/000001.beat", "lease/000001.json"):
         files.write_bytes(files.join(run.folder, name), b"{")
     found = standing(run.folder)
-    assert (found.state, found.model, found.workers) == ("failed", run.name, None)
+    assert (found.state, found.model, found.workers) == ("lost", run.name, None)

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint.places import place_of
 from orchestrator.fleet import supervisor, supply
 from orchestrator.fleet.plan import Pace, Plan, Planned, with_workers
 from orchestrator.fleet.supervisor import Ended, RunStatus, Tail, supervise
 from orchestrator.fleet.supply import Supply
 from orchestrator.launch.config import RunSpec
+from orchestrator.storage import files
+from orchestrator.training import attempts
 from orchestrator.training.job import Outcome, Status, checkpoints_of
 from tests.support.launched import recipe, spec, until
 
@@ -142,6 +145,24 @@ def test_launches_that_come_farther_are_not_counted_together(tmp_path: Path) -> 
     launcher = Launcher(far=[*[crashes] * 5, "finished"])
     ended, _ = supervised(launcher, ["far"], 1, storage=str(tmp_path))
     assert len(launcher.calls) == 6
+    assert ended["far"].status == "finished"
+
+
+def test_a_damaged_newest_checkpoint_hides_no_progress(tmp_path: Path) -> None:
+    run = spec(recipe("far"), str(tmp_path))
+    folder = checkpoints_of(run.folder)
+    checkpoint_format.save(folder, {"samples": 1}, 1000, 0)
+    files.write_bytes(files.join(place_of(folder, 1000, 0), checkpoint_format.STATE), b"cut")
+    samples = iter(range(100, 1000, 100))
+
+    def crashes() -> Outcome:
+        attempt, reached = attempts.take(run.folder, 1), next(samples)
+        attempt.resumed(reached - 100)
+        checkpoint_format.save(folder, {"samples": 1}, reached, attempt.number)
+        raise OSError("the controller died")
+
+    launcher = Launcher(far=[*[crashes] * 5, "finished"])
+    ended, _ = supervised(launcher, ["far"], 1, storage=str(tmp_path))
     assert ended["far"].status == "finished"
 
 

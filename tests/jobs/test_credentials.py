@@ -181,7 +181,7 @@ def test_a_tracking_server_s_password_is_in_nothing_that_is_recorded(tmp_path: P
         named = server.uri.replace("http://", f"http://user:{PLANTED}@")
         done = job(
             "simulate.py", "googlenet-tiny", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"),
-            "--tracking", named, runs=tmp_path / "runs",
+            "--batch-size", "8", "--tracking", named, runs=tmp_path / "runs",
         )  # fmt: skip
     assert done.status == 0, done.err
     assert PLANTED not in done.out + done.err

@@ -19,6 +19,7 @@ from orchestrator.launch.config import (
     job_from_file,
     job_presets,
 )
+from orchestrator.recipe import presets
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.training.job import Cadence
 from tests.support.launched import recipe, spec
@@ -246,3 +247,10 @@ def test_a_command_without_need_of_flags_has_none(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("ORCHESTRATOR_RUNS", raising=False)
     assert Destination(data="digits").resolved().flags("digits") == []
+
+
+def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None:
+    base = presets.googlenet_bn_digits().model_copy(update={"batch_size": 3})
+    with pytest.raises(ValidationError, match=r"batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
+        JobConfig(recipe=base, placement=Placement(workers=2))
+    assert JobConfig(recipe=base).recipe.batch_size == 3

@@ -1,8 +1,10 @@
 import os
+import pty
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -71,7 +73,7 @@ raise SystemExit(interruption.exit_status)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_sets_the_event_and_gives_the_exit_status(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", CODE.format(ends=True)], stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
@@ -90,3 +92,84 @@ def test_a_second_signal_ends_a_process_that_is_stuck() -> None:
         assert process.stdout.readline() == b"acted\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
+
+
+@pytest.mark.process
+def test_repeated_hangups_are_one_and_a_signal_after_them_is_the_first_of_its_kind() -> None:
+    with subprocess.Popen([sys.executable, "-c", CODE.format(ends=False)], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline() == b"acted\n"
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.handled() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert not interruption.event.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_started_in_the_shield_outlives_a_hangup() -> None:
+    code = "print('ready', flush=True); input(); print('alive', flush=True)"
+    with interrupt.shielding_children():
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stdout.read() == b"alive\n"
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+CLOSED_TERMINAL = """
+import sys
+from pathlib import Path
+from orchestrator.launch import interrupt, screen
+with screen.lasting_output(), interrupt.handled() as interruption:
+    console = screen.console()
+    console.print("ready")
+    interruption.event.wait(20)
+    console.print("stopping")
+    sys.stderr.write("stopping\\n")
+    print("saving", flush=True)
+    Path(sys.argv[1]).write_text("saved")
+raise SystemExit(interruption.exit_status)
+"""
+
+
+@pytest.mark.process
+def test_a_closed_terminal_ends_a_job_in_order_though_it_prints(tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", CLOSED_TERMINAL, str(tmp_path / "state")])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert (tmp_path / "state").read_text() == "saved"
+
+
+@pytest.mark.process
+def test_a_job_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLOSED_TERMINAL, str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
+    assert (tmp_path / "state").read_text() == "saved"

@@ -1,5 +1,8 @@
 import io
+import threading
 from concurrent.futures import Future
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,6 +124,34 @@ def test_a_damaged_manifest_is_told(packed: Manifest, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     (text,) = problems(tmp_path)
     assert "manifest.json: damaged" in text
+
+
+def test_a_dataset_on_a_web_server_without_lists_passes(packed: Manifest, tmp_path: Path) -> None:
+    class Unlisted(SimpleHTTPRequestHandler):
+        """Serves files and no folders."""
+
+        def list_directory(self, path: object) -> None:
+            self.send_error(403)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (tmp_path / "data").rename(tmp_path / "a b#1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Unlisted, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/a%20b%231"
+            assert check(tmp_path, data=url) == packed
+            odd = tmp_path / "a b#1" / "x y%25#.tar"
+            odd.write_bytes(b"123")
+            place = files.join(url, odd.name)
+            assert preflight._sizes([place]) == {place: 3}
+            (tmp_path / "a b#1" / packed.shards("train")[0].name).unlink()
+            assert "missing, the manifest lists it" in problems(tmp_path, data=url)[0]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:

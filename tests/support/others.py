@@ -10,7 +10,7 @@ NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 # Imports come first: the other user may not be able to read this interpreter's library.
 _BECOME = f"""
-import base64, http.client, json, os, pathlib, socket, sys, urllib.error, urllib.request
+import base64, encodings.idna, http.client, json, os, pathlib, socket, sys, urllib.error, urllib.request
 os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
 """
 

@@ -33,10 +33,10 @@ def jpeg(number: int, width: int = 40, height: int = 30) -> bytes:
     return bytes(simplejpeg.encode_jpeg(picture(number, width, height), quality=90))
 
 
-def encoded(mode: str, form: str, number: int = 0, **options: Any) -> bytes:
+def encoded(mode: str, form: str, number: int = 0, width: int = 40, height: int = 30, **options: Any) -> bytes:
     """`picture` as Pillow writes it: mode "L", "RGB", "CMYK" ..., form "JPEG", "PNG" ..."""
     buffer = io.BytesIO()
-    Pillow.fromarray(picture(number)).convert(mode).save(buffer, form, **options)
+    Pillow.fromarray(picture(number, width, height)).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ import pytest
 from mlflow.entities import Metric, Run, ViewType
 from mlflow.tracking import MlflowClient
 
+from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import HEARTBEAT_TAG, KEY_TAG, MlflowTracker
 from orchestrator.tracking.tracker import Point, TrackedRun, TrackerUnreachable, TrackingError
 
@@ -221,8 +222,9 @@ def test_what_cannot_be_stored_is_said(tracker: MlflowTracker, tmp_path: Path) -
 
 
 def test_reap_closes_stale_runs_and_no_others(
-    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mlflow, "SILENT_SECONDS", 0.0)
     stale, fresh, done = (tracker.open_run(run_named(name)) for name in ("stale", "fresh", "done"))
     old = time.time() - 1000
     for run_id in (stale, done):
@@ -231,13 +233,43 @@ def test_reap_closes_stale_runs_and_no_others(
     experiment_id = client.get_run(fresh).info.experiment_id
     foreign = client.create_run(experiment_id).info.run_id
     assert tracker.reap(600) == []  # its own
-    assert again().reap(600) == [stale]
-    assert again().reap(600) == []
+    observer = again()
+    assert [observer.reap(600), observer.reap(600), observer.reap(600)] == [[], [stale], []]
     ended = client.get_run(stale).info
     assert ended.status == "KILLED"
     assert ended.end_time / 1000 == pytest.approx(old, abs=1)
     states = {run_id: client.get_run(run_id).info.status for run_id in (fresh, done, foreign)}
     assert states == {fresh: "RUNNING", done: "FINISHED", foreign: "RUNNING"}
+
+
+@pytest.mark.parametrize("ahead", [-5000.0, 5000.0])
+def test_a_driver_whose_clock_differs_is_not_taken_for_dead(
+    ahead: float, tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run_id, observer = tracker.open_run(run_named("alive")), again()
+    for beat in range(3):
+        tracker.set_tags(run_id, {HEARTBEAT_TAG: f"{time.time() + ahead + beat:.1f}"})
+        monkeypatch.setattr(mlflow, "SILENT_SECONDS", 0.0)
+        assert observer.reap(600) == []
+    assert client.get_run(run_id).info.status == "RUNNING"
+    monkeypatch.setattr(mlflow, "SILENT_SECONDS", 60.0)
+    assert observer.reap(600) == []  # it has not been silent for long
+    monkeypatch.setattr(mlflow, "SILENT_SECONDS", 0.0)
+    own = observer.open_run(run_named("own"))
+    observer._beats[own] = -100.0
+    observer.log(own, [])  # what a live driver calls all the time
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("beat", ["soon", "inf", "nan"])
+def test_a_heartbeat_that_is_no_time_says_nothing(
+    beat: str, tracker: MlflowTracker, again: Callable[[], MlflowTracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "SILENT_SECONDS", 0.0)
+    tracker.set_tags(tracker.open_run(run_named("odd")), {HEARTBEAT_TAG: beat})
+    observer = again()
+    assert [observer.reap(600), observer.reap(600)] == [[], []]
 
 
 def test_heartbeat_without_points(
@@ -269,7 +301,7 @@ def test_deleted_runs_and_experiments(
 def test_url_of_a_database_is_a_command(tracker: MlflowTracker, database: str) -> None:
     run_id = tracker.open_run(run_named("a"))
     url = tracker.run_url(run_id)
-    assert f"mlflow server --backend-store-uri {database}" in url
+    assert f"mlflow server --app-name orchestrator --backend-store-uri {database}" in url
     assert url.endswith(f"/runs/{run_id}")
 
 

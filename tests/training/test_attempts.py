@@ -12,7 +12,9 @@ from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt, Before, Failure
 from orchestrator.training.incident import LOST, UNUSABLE, Goodput, cause, incident
-from orchestrator.training.job import attempts_of, journal_of
+from orchestrator.training.job import attempts_of, final_of, journal_of, outcome_of
+from orchestrator.training.outcome import finished
+from tests.support.damage import DAMAGED
 
 
 def write(folder: Path, attempt: int, *events: tuple[str, int], **values: object) -> None:
@@ -186,3 +188,39 @@ def test_goodput_is_the_share_that_counted() -> None:
     assert fresh.share == pytest.approx(0.0, abs=0.05)
     resumed = Goodput(Attempt("/nowhere", 2, began, elapsed=90.0), productive_before=50.0)
     assert resumed.share == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("data", DAMAGED)
+def test_no_damaged_record_keeps_the_next_attempt_from_starting(data: bytes, tmp_path: Path) -> None:
+    first = attempts.take(str(tmp_path), 1)
+    first.beat(64)
+    first.stalled(0, "why")
+    failed(tmp_path, time.time(), r0="x")
+    write(tmp_path, 1, ("started", 0), ("crashed", 64))  # a crash without its cause
+    folders = (attempts_of(str(tmp_path)), journal_of(str(tmp_path)))
+    records = [files.join(folder, name) for folder in folders for name in files.list_names(folder)]
+    assert len(records) > 4
+    for record in records:
+        kept = files.read_bytes(record)
+        files.write_bytes(record, data)
+        taken = attempts.take(str(tmp_path), 1)
+        assert taken.before is not None and cause(taken.before)
+        files.remove(files.join(attempts_of(str(tmp_path)), f"{taken.number:06d}.json"))
+        files.write_bytes(record, kept)
+
+
+@pytest.mark.parametrize("data", DAMAGED)
+def test_no_damaged_record_of_an_end_raises(data: bytes, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    whole = json.dumps({"files": {}, "about": {"weights": "x"}}).encode()
+    outcome = json.dumps({"status": "finished", "newer": {"a": 1}}).encode()
+    done = files.join(final_of(folder), "DONE")
+    files.write_bytes(done, whole)
+    files.write_bytes(outcome_of(folder), outcome)
+    assert finished(folder) is not None, "a field of a newer version is ignored"
+    files.write_bytes(outcome_of(folder), data)
+    assert finished(folder) is None
+    files.write_bytes(outcome_of(folder), outcome)
+    for damage in (data, b'{"files": {}}', b'{"files": {}, "about": {}}'):
+        files.write_bytes(done, damage)
+        assert finished(folder) is None

@@ -205,3 +205,11 @@ def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> Non
         assert until(lambda: fired)
     one.close()
     assert "the phase 'save'" in fired[0]
+
+
+def test_a_cause_names_what_takes_long_in_other_threads(fired: list[str]) -> None:
+    one = dog(fired, start_seconds=0.05)
+    one.explain_by(lambda: [f"sample {key!r}" for key in "abcde"])
+    assert until(lambda: fired)
+    one.close()
+    assert fired[0].endswith("; meanwhile: sample 'a'; sample 'b'; sample 'c' and 2 more")

@@ -1,0 +1,76 @@
+"""The chunks of a PNG, compared with the bytes that are there before a decoder allocates what they promise."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from orchestrator.data.errors import BadSampleError
+from orchestrator.data.image_format import PNG_SIGNATURE, Encoded
+
+_HEAD = struct.Struct(">I4s")  # length, type
+_CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
+# Encoders write IDAT chunks of 8 KiB and more; a file of millions of empty ones must not cost seconds of Python.
+_MOST_CHUNKS = 100_000
+_GREY, _GREY_ALPHA, _RGBA = 0, 4, 6  # colour types
+
+
+class Png(NamedTuple):
+    """What a PNG says of itself, and the chunks that make its pixels."""
+
+    width: int
+    height: int
+    bits: int  # a channel
+    colour: int  # type
+    transparent: bytes | None  # body of its tRNS chunk
+    pixels: bytes  # a PNG of nothing but the chunks that decide on pixels
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether it has no colours."""
+        return self.colour in (_GREY, _GREY_ALPHA)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether some of its pixels may be transparent."""
+        return self.colour in (_GREY_ALPHA, _RGBA) or self.transparent is not None
+
+
+def read_png(data: Encoded) -> Png:
+    """Return the parts of a PNG. Raises BadSampleError when a chunk's length exceeds the file, or it has no pixels.
+
+    Text, profiles, animation and whatever follows the end mark are left out: they decide on no pixel, and decoders have
+    allocated too much for them, or given up on their checksums.
+    """
+    at, parts, transparent, header = len(PNG_SIGNATURE), [PNG_SIGNATURE], None, b""
+    for _ in range(_MOST_CHUNKS):
+        if at + _HEAD.size > len(data):
+            break
+        length, kind = _HEAD.unpack_from(data, at)
+        if kind == b"IEND":
+            break
+        end = at + 12 + length
+        if end > len(data):
+            raise BadSampleError(
+                f"broken PNG: its chunk {kind.decode('ascii', 'backslashreplace')} at byte {at} has {length} bytes by "
+                f"its header, {max(0, len(data) - at - 12)} are there"
+            )
+        body = at + 8
+        if not header:
+            if kind == b"CgBI":
+                raise BadSampleError("PNG in the iPhone's own form (CgBI), which few programs read: save it again")
+            if kind != b"IHDR" or length != 13:
+                raise BadSampleError("broken PNG: it does not begin with its header")
+            header = bytes(data[body : body + 13])
+        if kind == b"tRNS":
+            transparent = bytes(data[body : body + length])
+        if kind in _CRITICAL:
+            parts.append(bytes(data[at:end]))
+        at = end
+    else:
+        raise BadSampleError(f"broken PNG: more than {_MOST_CHUNKS} chunks")
+    if not header:
+        raise BadSampleError("broken PNG: it ends inside its header")
+    width, height, bits, colour = struct.unpack(">IIBB", header[:10])
+    return Png(width, height, bits, colour, transparent, b"".join((*parts, _IEND)))
