@@ -67,6 +67,7 @@ class Standing:
     checkpoint_seconds_ago: float | None = None
     workers: int | None = None
     owner: str = ""  # who runs it
+    stage: str = ""  # what the driver of its ensemble does with it now that it is trained
 
 
 def standing(
@@ -85,7 +86,7 @@ def standing(
         held, lives = driver, awaited
     last = newest[1] if newest is not None else None
     state, message = _state(folder, outcome, held, lives, newest)
-    if (held is None or driver is not None) and newest is None and awaited:
+    if (held is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
     saved = _saved(folder)
     epochs = whole(_of(spec, "recipe", "epochs"))

@@ -230,3 +230,26 @@ def test_a_folder_in_place_of_a_record_hides_no_other_run(tmp_path: Path) -> Non
     assert code == 1
     assert f"{folder}/spec.json" in text.replace("\n", "")
     assert "1 finished" in text or "finished" in text
+
+
+def test_an_ensemble_that_is_scored_is_not_over(tmp_path: Path) -> None:
+    members = [spec(recipe(f"net-m{number}", epochs=1), str(tmp_path)) for number in (1, 2)]
+    folder = drivers.ensemble(str(tmp_path), "net-x2", members)
+    for number in (1, 2):
+        finished(tmp_path, f"net-m{number}")
+    assert [family.live for family in status.families(named.find(["net-x2"], str(tmp_path)))] == [False]
+    drivers.lease(folder, beat=0)
+    for record, stage in (
+        (None, "preparing scores or the report"),
+        ({"shards": 9, "done": 3, "seconds_left": 75.0}, "scoring 3 of 9 shards, about 1:15 left"),
+        ({"shards": 9, "done": 0, "seconds_left": None}, "scoring 0 of 9 shards"),
+        ({"shards": "many"}, "preparing scores or the report"),
+        ({"shards": 9, "done": 9, "seconds_left": 0.0}, "scored, preparing the report"),
+    ):
+        if record is not None:
+            files.write_bytes(files.join(folder, named.SCORING), json.dumps(record).encode())
+        (family,) = status.families(named.find(["net-x2"], str(tmp_path)))
+        assert family.live, "a watch goes on"
+        assert family.title == f"net-x2: 2 of 2 finished, {stage}"
+        rows = json.loads(told(tmp_path, "net-x2", as_json=True)[1])
+        assert [(row["state"], row["stage"]) for row in rows] == [("finished", stage)] * 2
