@@ -73,10 +73,41 @@ def predict(config: Predict, screen: Console) -> int:
 
 def opened(chosen: Chosen, note: Callable[[str], None]) -> Classifier:
     """The classifier that is meant, ready; `note` is told which. Raises as `predict` does."""
-    if chosen.model.startswith(registry.URI):
+    registered, why = chosen.model, ""
+    if not registered:
+        registered, why = _champion(chosen)
+    if registered.startswith(registry.URI):
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            return _loaded(_registered(chosen, scratch), note)
-    return _loaded(source(chosen), note)
+            return _loaded(_registered(chosen.model_copy(update={"model": registered}), scratch), note, why)
+    return _loaded(source(chosen), note, why)
+
+
+def _champion(chosen: Chosen) -> tuple[str, str]:
+    """Return the URI of the registered champion, empty where there is none, and what to say of it.
+
+    Raises ConfigError where several are registered, or where the registry cannot be asked.
+    """
+    try:
+        destination = Destination(data=EMBEDDED, storage=chosen.storage, tracking=chosen.tracking).resolved()
+    except ConfigError:
+        if chosen.tracking:
+            raise
+        return "", "no MLflow store is known"  # storage elsewhere, which has no default one
+    database = os.path.join(urls.local_path(destination.storage), "mlflow.db") if not chosen.tracking else ""
+    if database and destination.tracking.startswith("sqlite") and not os.path.exists(database):
+        return "", "no model is registered"  # known without MLflow, which takes seconds to import
+    shown = urls.redact(destination.tracking)
+    try:
+        found = registry.champions(destination.tracking)
+    except TrackingError as error:
+        raise ConfigError(
+            f"model: which one is the champion cannot be found out: {error}; name an ensemble or run with --model"
+        ) from None
+    if len(found) > 1:
+        raise ConfigError(
+            f"model: {len(found)} champions are registered in {shown}; choose with --model: {', '.join(found)}"
+        )
+    return (found[0], f"the champion registered in {shown}") if found else ("", f"no champion is registered in {shown}")
 
 
 def source(chosen: Chosen) -> Source:
@@ -135,22 +166,29 @@ def _read(url: str) -> bytes | OSError | BadSampleError:
 
 
 def _newest(storage: str) -> tuple[Named, str]:
-    """The ensemble last worked on, of those whose members are all trained, and what to say of it."""
+    """The newest ensemble that train_ensemble.py made and whose members are all trained, and what to say of it.
+
+    What was only evaluated never counts, and evaluating an ensemble makes it no newer.
+    """
     place = named.storage_of(storage)
-    there = [one for one in named.everything(storage) if one.members]
-    for one in sorted(there, key=lambda one: (_since(one.folder), one.name), reverse=True):
+    origins = {one.folder: (one, *_origin(one.folder)) for one in named.everything(storage) if one.members}
+    there = [(created, one.name, one) for one, made_by, created in origins.values() if made_by != named.EVALUATED]
+    for _, _, one in sorted(there, key=lambda each: each[:2], reverse=True):
         if all(finished(run) is not None for run in one.members or ()):
-            return one, one.name if len(there) == 1 else f"{one.name}, the last whole one of {len(there)} ensembles"
+            return one, one.name if len(there) == 1 else f"{one.name}, the newest whole one of {len(there)} trained"
     raise ConfigError(
         f"model: no ensemble in {urls.redact(place)} has all its models trained ({len(there)} there); give one, or a "
         "run, with --model, or another storage with --storage"
     )
 
 
-def _since(folder: str) -> float:
-    """When work on an ensemble began last, unix seconds; 0 when nobody knows."""
+def _origin(folder: str) -> tuple[str, float]:
+    """Return what made an ensemble first and when, unix seconds; of older ones when work on it began last, else 0."""
+    record = files.read_record(files.join(folder, named.SPEC))
+    if isinstance(created := record.get("created"), int | float):
+        return str(record.get("made_by")), float(created)
     last = holder.look(folder)
-    return 0.0 if last is None else last.owner.since
+    return named.TRAINED, 0.0 if last is None else last.owner.since
 
 
 def _taken(members: Sequence[str], numbers: Sequence[int]) -> list[tuple[int, str]]:
@@ -188,8 +226,8 @@ def _registered(chosen: Chosen, scratch: str) -> Source:
     return Source(_counted(chosen.model, taken, weights), tuple(path for _, path in taken), tuple(titles))
 
 
-def _loaded(chosen: Source, note: Callable[[str], None]) -> Classifier:
-    note(f"model: {chosen.told}")
+def _loaded(chosen: Source, note: Callable[[str], None], why: str) -> Classifier:
+    note(f"model: {chosen.told}" + (f": {why}" if why else ""))
     try:
         return Classifier.load(chosen.finals, chosen.titles)
     except (CheckpointError, FileNotFoundError) as error:

@@ -18,14 +18,14 @@ class Chosen(Config):
     model: str = Field(
         "",
         description="name of an ensemble or run, URL of its folder, or models:/NAME@ALIAS of MLflow's registry; by "
-        "default the ensemble, of those whose models are all trained, that was last trained or evaluated",
+        "default the registered champion, or where none is registered the newest ensemble that was trained whole",
     )
     members: tuple[int, ...] = Field(
         (), description="numbers of the ensemble's models to use, from 1, such as 1,3; all by default"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field(
-        "", description="MLflow tracking URI, for models:/...; by default a sqlite database in the storage folder"
+        "", description="MLflow tracking URI of the registry; by default a sqlite database in the storage folder"
     )
 
 

@@ -64,6 +64,7 @@ def _about(session: Session, found: Found) -> dict[str, object]:
         "dataset": session.manifest.name,
         "dataset_digest": session.manifest.digest(),
         "split": scoring.SPLIT,
+        "input_sizes": sorted({spec.recipe.model.image_size for spec in found.usable}),
         "weights_digests": {spec.name: scoring.weights_of(spec, found.kind).digest for spec in found.usable},
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "versions": {name: version(name) for name in ("googlenet-orchestrator", "torch", "ray")},
@@ -88,13 +89,17 @@ def _log(session: Session, key: str, folder: str, table: Table3, tracker: Tracke
 
 def _register(session: Session, key: str, found: Found, about: str, _tracker: Tracker) -> None:
     """The ensemble in the model registry; the same one again changes nothing."""
+    dataset = session.manifest
+    # The embedded data is what such presets are made for.
+    own = session.destination.embedded
     made = registry.register(
         session.destination.tracking,
         session.replayer.run_id(key, 0.0),
-        found.family,
+        found.family if own else registry.model_name(found.family, dataset.name, dataset.digest()),
         found.name,
         [spec.folder for spec in found.usable],
-        session.manifest.titles,
+        dataset.titles,
         about,
+        former=found.family,
     )
     session.say(f"model:   {made.uri} (version {made.version}, {'new' if made.fresh else 'there already'})")

@@ -29,8 +29,9 @@ URI = "models:/"
 # What the code beside the model imports, at the versions that made it.
 REQUIREMENTS = (
     *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
-    *("opencv-python-headless", "simplejpeg"),
+    *("opencv-python-headless", "pillow", "simplejpeg"),
 )
+MOST_DATASET_LETTERS = 60  # of a dataset's name in a model's, which may have 256
 _NOT_IN_A_NAME = re.compile(r"[/:'\"`]")
 
 
@@ -49,11 +50,19 @@ class Registered:
         return f"{URI}{self.model}@{self.alias}" if self.alias else f"{URI}{self.model}/{self.version}"
 
 
+def model_name(family: str, dataset: str, digest: str) -> str:
+    """Return the name of the registered model of a family's ensembles on a dataset: each dataset has its champion."""
+    dataset = dataset[:MOST_DATASET_LETTERS]
+    return f"{family}-{digest[:8]}" if family.endswith(f"-{dataset}") else f"{family}-{dataset}-{digest[:8]}"
+
+
 def register(
-    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = ""
-) -> Registered:
+    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = "",
+    former: str = "",
+) -> Registered:  # fmt: skip
     """Register the ensemble of finished runs as a version of `model`; the same ensemble again changes nothing.
 
+    former: a name under which it may have been registered before, where it then stays.
     tracking: URI of the MLflow store. run_id: of the ensemble's run there, with whose artifacts the model is kept.
     runs: URLs of the members' folders, in order. titles: readable names of the classes, or none. about: Markdown.
     The alias goes to the first version, and stays there until somebody moves it. Takes seconds, most of them MLflow's.
@@ -64,6 +73,10 @@ def register(
     registry = import_module("orchestrator.tracking.registered").Registry(tracking)
     digest = digest_of(runs, titles)
     found = registry.version(model, digest)
+    if found is None and former:
+        former = _NOT_IN_A_NAME.sub("-", former)
+        if (before := registry.version(former, digest)) is not None:
+            model, found = former, before
     fresh = found is None
     if found is None:
         names = [urls.name(run) for run in runs]
@@ -104,6 +117,12 @@ def package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: 
         example=served.example(),
         metadata=metadata,
     )
+
+
+def champions(tracking: str) -> list[str]:
+    """Return the URIs of all champions that this project registered in an MLflow store. Raises TrackingError."""
+    registry = import_module("orchestrator.tracking.registered").Registry(tracking)
+    return [f"{URI}{name}@{ALIAS}" for name in registry.aliased(ALIAS)]
 
 
 def fetch(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]]:

@@ -66,7 +66,7 @@ def sections(about: Mapping[str, object], analysis: Analysis, pictures: Mapping[
         report_sections.sizes(analysis),
         report_sections.members(analysis),
         report_sections.diversity(analysis),
-        report_sections.crops(analysis),
+        report_sections.crops(analysis, about),
         report_sections.averaging(analysis),
         report_mistakes.calibration(analysis),
         report_mistakes.classes(analysis),

@@ -96,11 +96,12 @@ def _cells(analysis: Analysis) -> Figure:
         names = [f"{_models(cell.models)}, {_crops(cell.crops)}" for cell in cells]
         panel.set_yticks(places, names if rank == 1 else [""] * len(cells), color=INK)
     paper = [(cell.paper_top5, place) for cell, place in zip(cells, places, strict=True) if cell.paper_top5 is not None]
-    axes[1].plot(
-        [value for value, _ in paper], [place for _, place in paper], "D", mfc="none", mec=SERIES[1], mew=1.5,
-        label="the paper's figure (ILSVRC 2014)",
-    )  # fmt: skip
-    legend(figure, axes[1], 2)
+    if analysis.table.of_ilsvrc:
+        axes[1].plot(
+            [value for value, _ in paper], [place for _, place in paper], "D", mfc="none", mec=SERIES[1], mew=1.5,
+            label="the paper's figure (ILSVRC 2014)",
+        )  # fmt: skip
+        legend(figure, axes[1], 2)
     return figure
 
 
@@ -139,7 +140,7 @@ def _by_crops(analysis: Analysis) -> Figure:
             panel.plot(places, values, color=colour, lw=1.8, label=_models(size))
             _whiskers(panel, values, [_interval(cell, rank) for cell in chosen], places, colour, upright=True)
             paper = [(place, cell.paper_top5) for place, cell in zip(places, chosen, strict=True)]
-            if rank == 5 and all(value is not None for _, value in paper):
+            if rank == 5 and analysis.table.of_ilsvrc and all(value is not None for _, value in paper):
                 panel.plot(*zip(*paper, strict=True), "D--", mfc="none", ms=5, lw=1, color=colour,
                            label=f"{_models(size)}, the paper")  # fmt: skip
         panel.set_xticks(range(len(counts)), [str(count) for count in counts])

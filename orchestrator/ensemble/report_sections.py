@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from orchestrator.data.crops import PAPER_INPUT, PAPER_SCALES, scale_sides
+from orchestrator.ensemble import results
 from orchestrator.ensemble.report_grid import Grid, Row, Section
 from orchestrator.ensemble.report_text import (
     between,
@@ -34,10 +36,11 @@ _DIFFERENCE = ("top-1, points", "95% interval", "p", "top-5, points", "95% inter
 
 def table(analysis: Analysis) -> Section:
     """The paper's Table 3 and the comparisons of its cells."""
-    cells = analysis.table.cells
-    rows = tuple(_cell_row(cell, cells[0]) for cell in cells)
+    cells, comparable = analysis.table.cells, analysis.table.of_ilsvrc
+    rows = tuple(_cell_row(cell, cells[0])[: None if comparable else -1] for cell in cells)
     head = ("models", "crops", "cost", "top-1, %", "95% interval", "vs 1x1", "top-5, %", "95% interval", "vs 1x1",
-            "paper's top-5, %", "vs 1x1", "here less paper")  # fmt: skip
+            "paper's top-5, %" if comparable else "paper's top-5 on ImageNet, %", "vs 1x1",
+            *(("here less paper",) if comparable else ()))  # fmt: skip
     paired = tuple(
         (cell_name(one.cell), cell_name(one.other), *_difference(one.top1), *_difference(one.top5))
         for one in analysis.paired
@@ -49,6 +52,7 @@ def table(analysis: Analysis) -> Section:
             "Cost is in forward passes of each image. A row of 1 model is the mean over the single models. Differences "
             "are in points of error, less is better; paired differences and what chance makes of them are in the "
             "second table.",
+            *(() if comparable else (results.PAPERS,)),
         ),
         ("cells",),
         (
@@ -161,14 +165,17 @@ def diversity(analysis: Analysis) -> Section | None:
     return Section("diversity", "How alike the models are", tuple(text), ("disagreement",))
 
 
-def crops(analysis: Analysis) -> Section:
+def crops(analysis: Analysis, about: Mapping[str, object]) -> Section:
     """What of an image is looked at, and what is made of it."""
+    inputs = _inputs(about)
+    of_inputs = [scale_sides(size) for size in inputs]
+    sides = {paper: " / ".join(str(of[place]) for of in of_inputs) for place, paper in enumerate(PAPER_SCALES)}
     by_scale = {
         scale: [one for one in analysis.scales if one.scale == scale]
         for scale in sorted({one.scale for one in analysis.scales})
     }
     scales = tuple(
-        (str(scale), *(percent(value) for one in found for value in (one.top1_error, one.top5_error)))
+        (sides[scale], *(percent(value) for one in found for value in (one.top1_error, one.top5_error)))
         for scale, found in by_scale.items()
     )
     sizes = sorted({one.models for one in analysis.scales})
@@ -187,8 +194,10 @@ def crops(analysis: Analysis) -> Section:
         "crops",
         "Crops, scales and the maximum",
         (
-            "The 144 crops are 36 of each of four sizes of the image; the paper gives its shorter side as 256, 288, "
-            "320 and 352. The paper tried the maximum over crops, too, and found it worse than the mean.",
+            "The 144 crops are 36 of each of four sizes of the image, whose shorter side is "
+            f"{', '.join(sides.values())} pixels for networks that see {' / '.join(map(str, inputs))}; the paper's are "
+            f"{', '.join(map(str, PAPER_SCALES))} for {PAPER_INPUT}.",
+            "The paper tried the maximum over crops, too, and found it worse than the mean.",
         ),
         ("error_by_crops",),
         (
@@ -200,6 +209,12 @@ def crops(analysis: Analysis) -> Section:
             ),
         ),
     )
+
+
+def _inputs(about: Mapping[str, object]) -> Sequence[int]:
+    """Return the sizes of the networks' inputs, in pixels; the paper's where nothing says."""
+    sizes = about.get("input_sizes")
+    return [int(size) for size in sizes] if isinstance(sizes, list) and sizes else [PAPER_INPUT]
 
 
 def averaging(analysis: Analysis) -> Section | None:

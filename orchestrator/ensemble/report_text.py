@@ -98,7 +98,7 @@ def headline(analysis: Analysis) -> list[str]:
         )
         other = "one of them alone has on average" if several else "it has with a single crop"
         told.append(f"{subject}, {_less(difference.points)} {percent(against)}% that {other}: {verdict(difference)}.")
-    if together.models == PAPER_MODELS:
+    if together.models == PAPER_MODELS and analysis.table.of_ilsvrc:
         paper = percent(PAPER_TOP5[PAPER_MODELS, together.crops])
         told.append(f"The paper's seven have a top-5 error of {paper}% on ILSVRC 2014's 50,000 validation images.")
     return told

@@ -12,6 +12,7 @@ from orchestrator.storage import files
 from orchestrator.tracking import plots
 from orchestrator.tracking.plots import EnsembleCell
 
+PAPERS = "The paper's figures are of ImageNet's 1,000 classes: they cannot be compared with errors on other classes."
 MODELS_CROPS = "models crops"
 VERSUS = "vs 1x1"
 INTERVAL = "95% interval"
@@ -31,6 +32,7 @@ def rows(table: Table3) -> list[tuple[str, ...]]:
 
 def text(table: Table3) -> str:
     """The table in plain text; each row begins with models and crops."""
+    note = "" if table.of_ilsvrc else f"\n{PAPERS}"
     body = [HEADER, *rows(table)]
     widths = [max(len(row[column]) for row in body) for column in range(len(HEADER))]
     lines = [
@@ -40,14 +42,14 @@ def text(table: Table3) -> str:
         ).rstrip()
         for row in body
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]) + note
 
 
 def markdown(table: Table3) -> str:
     """The table in Markdown."""
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     lines += ["| " + " | ".join(row) + " |" for row in rows(table)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + ("" if table.of_ilsvrc else f"\n{PAPERS}\n")
 
 
 def columns(table: Table3) -> dict[str, list[object]]:
@@ -75,7 +77,7 @@ def picture(table: Table3, path: str) -> None:
         [
             EnsembleCell(
                 cell.models, cell.crops, cell.top1_error, *cell.top1_interval, cell.top5_error, *cell.top5_interval,
-                cell.paper_top5,
+                cell.paper_top5 if table.of_ilsvrc else None,
             )
             for cell in table.cells
         ],

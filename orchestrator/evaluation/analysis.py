@@ -65,7 +65,7 @@ def _analysis(found: Outcomes, names: Sequence[str], raw: tuple[int, ...], manif
         split=split,
         member_names=tuple(names),
         class_names=manifest.titles or manifest.classes,
-        table=table3.tabulated(wrong, means, found.bad, found.unlabelled),
+        table=table3.tabulated(wrong, means, found.bad, found.unlabelled, table3.is_ilsvrc(manifest.classes)),
         members=diversity.members(found, names),
         subsets=diversity.subsets(found),
         pairs=diversity.pairs(found, names),

@@ -137,7 +137,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class ScaleError:
-    """Errors by the 36 crops of one scale alone; `scale` is the paper's shorter side (256, 288, 320 or 352)."""
+    """Errors by the 36 crops of one scale alone; `scale` is the paper's shorter side for 224 (256, 288, 320 or 352)."""
 
     scale: int
     models: int

@@ -14,6 +14,7 @@ from orchestrator.data import keyed
 # Up to this many members all subsets are looked at, 1,023 of them; of more members at most so many of each size.
 MOST_MEMBERS = 10
 MOST_SUBSETS = 128
+MARGIN = np.float32(2**-16)  # relative; more than what rounds off a float32 sum of a hundred scores
 
 Floats = NDArray[np.float32]
 Wrong = NDArray[np.bool_]  # images x 2: whether the true class misses the first place, and the first five
@@ -24,8 +25,8 @@ class Rivals:
     """The classes of some images that come before the true one, or level with it, in at least one member.
 
     No other class can do so in a mean of members: where each member's score is below that of the true class, so are
-    their sums. Rounding cannot change that. Stored scores have 11 bits (evaluation.half), so two that differ do so by
-    1 part in 2,048 at least, while a float32 sum of K of them is off by less than K parts in 2^24.
+    their sums. A float32 sum of K scores is off by less than K parts in 2^24, so that rounding cannot change that where
+    they differ by more than MARGIN. Scores of float16 (evaluation.half) do so whenever they differ.
     """
 
     def __init__(self, members: Sequence[Floats], labels: NDArray[np.int64]) -> None:
@@ -36,7 +37,7 @@ class Rivals:
         below, all_below = np.empty(shape, dtype=np.bool_), np.ones(shape, dtype=np.bool_)
         for scores, true in zip(members, self._true, strict=True):
             # Not ">=": a score that is no number must count as wrong, not as right.
-            all_below &= np.less(scores, true[:, None], out=below)
+            all_below &= np.less(scores, true[:, None] * (1 - MARGIN), out=below)
         all_below[rows, labels] = True
         images, classes = np.divmod(np.flatnonzero(~all_below), shape[1])
         self._scores = np.stack([scores[images, classes] for scores in members])

@@ -1,8 +1,8 @@
 """Stored scores: for each (model, image) the mean probabilities over 1, 10 and 144 crops, per scale, and the maximum.
 
 A part is one shard of the split, committed by a DONE file, so scoring resumes per shard and a model that was scored is
-never scored again. float16 stored (evaluation.half says what that loses), float32 summed, all classes (a top-k could
-not be joined exactly).
+never scored again. float16 stored (evaluation.half says what that loses), but float32 where a row is too flat for that;
+float32 summed, all classes (a top-k could not be joined exactly).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,12 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.storage import archives, commit, files, urls
 from orchestrator.storage.commit import CommitError
 
-# 2: times 2^15, in the order that float32 had.
-FORMAT_VERSION = 2
+# 2: times 2^15, in the order that float32 had. 3: rows that are too flat for float16 in float32.
+FORMAT_VERSION = 3
+# The format that keys name. Parts of format 2 stay readable under the same key, but for those with flat rows.
+_KEY_VERSION = 2
+# What the probabilities of a row of format 2 may sum to, more or less than 1.
+_FLAT = 2e-3
 _FILE = "scores.npz"
 _MEANS, _SCALES = len(crops.SUBSETS), len(crops.PAPER_SCALES)
 # Stored for each image: means over 1, 10 and 144 crops, over each of the four scales, and the maximum.
@@ -44,18 +49,26 @@ class Scores:
 
 
 class Part:
-    """Scores of one model on one shard as they come, in the 16 bytes a class and image that they are stored in."""
+    """Scores of one model on one shard as they come, in the 16 bytes a class and image that they are stored in.
+
+    Rows that are too flat for float16 take four bytes a class more.
+    """
 
     def __init__(self, most: int, classes: int) -> None:
         self._ids = np.empty(most, dtype=np.int64)
         self._labels = np.empty(most, dtype=np.int64)
         self._rows = np.empty((most, ROWS, classes), dtype=np.float16)
+        self._exact: list[tuple[NDArray[np.int64], Floats]] = []  # image and row of each, and its values
         self._images = 0
 
     def add(self, ids: NDArray[np.int64], labels: NDArray[np.int64], rows: Floats) -> None:
         """Take N more images: ids, labels, and N x 8 x C rows. Raises ValueError for what are no probabilities."""
         here = slice(self._images, self._images + len(ids))
-        self._rows[here] = half.encoded(rows)
+        stored = half.encoded(rows)
+        self._rows[here] = stored
+        flat = np.argwhere(~half.fits(rows, stored))
+        if len(flat):
+            self._exact.append((flat + np.array([self._images, 0]), rows[flat[:, 0], flat[:, 1]]))
         self._ids[here], self._labels[here] = ids, labels
         self._images = here.stop
 
@@ -63,7 +76,13 @@ class Part:
         """Commit what was taken as the scores of a shard, `bad` images of which could not be decoded."""
         taken = slice(0, self._images)
         buffer = io.BytesIO()
-        np.savez(buffer, ids=self._ids[taken], labels=self._labels[taken], rows=self._rows[taken])
+        where_exact = np.concatenate([np.empty((0, 2), dtype=np.int64), *(places for places, _ in self._exact)])
+        no_values = np.empty((0, self._rows.shape[2]), dtype=np.float32)
+        values = np.concatenate([no_values, *(rows for _, rows in self._exact)])
+        np.savez(
+            buffer, ids=self._ids[taken], labels=self._labels[taken], rows=self._rows[taken], exact=where_exact,
+            exact_rows=values,
+        )  # fmt: skip
         about = {
             "format_version": FORMAT_VERSION,
             "key": _name(where),
@@ -77,7 +96,7 @@ class Part:
 def key(weights_digest: str, recipe: Recipe, dataset_digest: str, split: str) -> str:
     """What identifies scores: weights, dataset, geometry, preprocessing, number format."""
     geometry = {"size": recipe.model.image_size, "scales": list(crops.scale_sides(recipe.model.image_size))}
-    return fingerprint(weights_digest, dataset_digest, split, geometry, recipe.preprocessing, "float16", FORMAT_VERSION)
+    return fingerprint(weights_digest, dataset_digest, split, geometry, recipe.preprocessing, "float16", _KEY_VERSION)
 
 
 def folder(run_folder: str, score_key: str) -> str:
@@ -108,8 +127,11 @@ def load(where: str, shard: int) -> Scores:
     Raises FileNotFoundError (not scored) or storage.commit.CommitError (damaged, or the scores of other weights or of
     another shard).
     """
-    about, ids, labels, rows = _read(where, shard)
-    values = half.decoded(rows)
+    about, arrays = _read(where, shard)
+    ids, labels, values = arrays["ids"], arrays["labels"], half.decoded(arrays["rows"])
+    if "exact" in arrays:
+        images, rows = arrays["exact"].T
+        values[images, rows] = arrays["exact_rows"]
     return Scores(
         ids=ids,
         labels=labels,
@@ -127,9 +149,10 @@ def problem(where: str, shard: int, first: int, samples: int, classes: int) -> s
     many classes. Raises FileNotFoundError when there are none.
     """
     try:
-        about, ids, _, rows = _read(where, shard)
+        about, arrays = _read(where, shard)
     except CommitError as error:
         return str(error)
+    ids, rows = arrays["ids"], arrays["rows"]
     shown = urls.redact(_part(where, shard))
     inside = (ids >= first) & (ids < first + samples)
     if not inside.all() or len(np.unique(ids)) != len(ids) or len(ids) + int(str(about["bad"])) != samples:
@@ -148,26 +171,46 @@ def _name(where: str) -> str:
     return where.rstrip("/").rpartition("/")[2]
 
 
-def _read(
-    where: str, shard: int
-) -> tuple[dict[str, object], NDArray[np.int64], NDArray[np.int64], NDArray[np.float16]]:
-    """What a part says of itself, its ids, labels and rows. Raises as `load` does."""
+def _read(where: str, shard: int) -> tuple[dict[str, object], dict[str, NDArray[Any]]]:
+    """Return what a part says of itself, and its arrays. Raises as `load` does."""
     part = _part(where, shard)
     shown = urls.redact(part)
     about = commit.about(part)
-    wanted = {"format_version": FORMAT_VERSION, "key": _name(where), "shard": shard}
+    version = about.get("format_version")
+    readable = version if version in (2, FORMAT_VERSION) else FORMAT_VERSION
+    wanted = {"format_version": readable, "key": _name(where), "shard": shard}
     for field, value in wanted.items():
         if about.get(field) != value:
             raise CommitError(f"{shown}: its {field} is {about.get(field)!r}, not {value!r}: it belongs elsewhere")
     payload = commit.read(part)
+    names = ("ids", "labels", "rows") if version == 2 else ("ids", "labels", "rows", "exact", "exact_rows")
     try:
         archives.check_stored(payload[_FILE])
-        with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as arrays:
-            ids, labels, rows = arrays["ids"], arrays["labels"], arrays["rows"]
-        fits = ids.shape == labels.shape == rows.shape[:1] == (about["images"],) and rows.shape[1] == ROWS
+        with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in names}
+        fits = _fit(arrays, about)
         int(str(about["bad"]))
-    except (KeyError, ValueError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
     if not fits:
         raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")
-    return about, ids, labels, rows
+    if version == 2 and _flat(arrays["rows"]):
+        raise CommitError(f"{shown}: holds nearly flat scores, which format 2 rounds wrongly; score them again")
+    return about, arrays
+
+
+def _fit(arrays: dict[str, NDArray[Any]], about: dict[str, object]) -> bool:
+    ids, labels, rows = arrays["ids"], arrays["labels"], arrays["rows"]
+    if not (ids.shape == labels.shape == rows.shape[:1] == (about["images"],) and rows.shape[1] == ROWS):
+        return False
+    if "exact" not in arrays:
+        return True
+    exact, values = arrays["exact"], arrays["exact_rows"]
+    shapes = exact.shape == (len(values), 2) and values.shape[1:] == rows.shape[2:]
+    return shapes and bool(((exact >= 0) & (exact < rows.shape[:2])).all())
+
+
+def _flat(rows: NDArray[np.float16]) -> bool:
+    """Return whether a row of means, which sum to 1, was pushed up where format 2 kept too many values apart."""
+    sums = half.decoded(rows[:, :-1]).sum(axis=-1)
+    return bool((np.abs(sums - 1) > _FLAT).any())

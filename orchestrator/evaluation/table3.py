@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from orchestrator.evaluation import joined, resampling
 # its base, 10.07, beside them. They are not kept here but taken from these: it prints -3.45 for (7, 144), while 6.67
 # less 10.07 is -3.40; the other four it prints agree with its figures.
 PAPER_TOP5 = {(1, 1): 10.07, (1, 10): 9.15, (1, 144): 7.89, (7, 1): 8.09, (7, 10): 7.62, (7, 144): 6.67}
+
+ILSVRC_CLASSES = 1000
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 READERS = 2  # threads that read, verify and decode scores while others are joined
 
@@ -50,6 +54,7 @@ class Table3:
     images: int  # with scores and a label
     bad_images: int  # that no decoder takes
     unlabelled: int = 0  # scored, but without a label, so in no figure
+    of_ilsvrc: bool = True  # of the classes that the paper's figures are of; else they compare with nothing here
 
     def cell(self, models: int, number_of_crops: int) -> Cell:
         """The cell of so many models and crops. Raises KeyError when the table has none."""
@@ -82,10 +87,18 @@ def table(folders: Sequence[str], manifest: Manifest, split: str) -> Table3:
                     found.append(errors(np.sum(means, axis=0, dtype=np.float32), shard.labels))
             bad, unlabelled = bad + shard.bad, unlabelled + shard.unlabelled
     whole = {key: np.concatenate(found) for key, found in wrong.items()}
-    return tabulated(whole, resampling.bootstrap(np.hstack(list(whole.values()))), bad, unlabelled)
+    drawn = resampling.bootstrap(np.hstack(list(whole.values())))
+    return tabulated(whole, drawn, bad, unlabelled, is_ilsvrc(manifest.classes))
 
 
-def tabulated(wrong: Mapping[CellKey, Wrong], means: NDArray[np.float64], bad: int, unlabelled: int) -> Table3:
+def is_ilsvrc(classes: Sequence[str]) -> bool:
+    """Return whether these are as many classes as ILSVRC has, named by WordNet ids as there."""
+    return len(classes) == ILSVRC_CLASSES and all(map(_WORDNET_ID.fullmatch, classes))
+
+
+def tabulated(
+    wrong: Mapping[CellKey, Wrong], means: NDArray[np.float64], bad: int, unlabelled: int, of_ilsvrc: bool = True
+) -> Table3:
     """The table of the errors of images by cell; `means` are the bootstrap's of the cells' columns side by side."""
     cells = []
     for column, ((models, count), found) in enumerate(wrong.items()):
@@ -93,7 +106,7 @@ def tabulated(wrong: Mapping[CellKey, Wrong], means: NDArray[np.float64], bad: i
         bounds = [resampling.interval(100 * means[:, 2 * column + rank]) for rank in range(2)]
         cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], PAPER_TOP5.get((models, count))))
     images = len(next(iter(wrong.values())))
-    return Table3(tuple(cells), images, bad, unlabelled)
+    return Table3(tuple(cells), images, bad, unlabelled, of_ilsvrc)
 
 
 def errors(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Wrong:

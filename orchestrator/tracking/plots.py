@@ -96,17 +96,18 @@ def ensemble_table(rows: Sequence[EnsembleCell], path: str) -> None:
     _whiskers(left, places, [(row.top1_low, row.top1_error, row.top1_high) for row in ordered], _COLOURS[0])
     _whiskers(right, places, [(row.top5_low, row.top5_error, row.top5_high) for row in ordered], _COLOURS[0])
     paper = [(row.paper_top5_error, place) for row, place in zip(ordered, places, strict=True)]
-    right.plot(
-        [error for error, _ in paper if error is not None],
-        [place for error, place in paper if error is not None],
-        linestyle="none",
-        marker="D",
-        markersize=7,
-        markerfacecolor="none",
-        markeredgecolor=_COLOURS[5],
-        markeredgewidth=1.6,
-        label="paper (ILSVRC 2014)",
-    )
+    if any(error is not None for error, _ in paper):
+        right.plot(
+            [error for error, _ in paper if error is not None],
+            [place for error, place in paper if error is not None],
+            linestyle="none",
+            marker="D",
+            markersize=7,
+            markerfacecolor="none",
+            markeredgecolor=_COLOURS[5],
+            markeredgewidth=1.6,
+            label="paper (ILSVRC 2014)",
+        )
     left.set_yticks(places, [_cell_name(row) for row in ordered])
     left.set(title="Top-1 error", xlabel="percent")
     right.set(title="Top-5 error", xlabel="percent")

@@ -19,11 +19,10 @@ import mlflow.pyfunc  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import uri as uris  # noqa: E402
-from orchestrator.tracking.mlflow import is_final  # noqa: E402
-from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError  # noqa: E402
+from orchestrator.tracking.mlflow import ERRORS, explain  # noqa: E402
+from orchestrator.tracking.tracker import TrackingError  # noqa: E402
 
 URI = "models:/"
 DIGEST_TAG = "orchestrator.digest"
@@ -122,6 +121,21 @@ class Registry:
             self._client.set_registered_model_alias(name, alias, version)
             return version
 
+    def aliased(self, alias: str) -> list[str]:
+        """Return the names of the models of this project that have a version with the alias, in order."""
+        with self._guard(f"look for models with the alias {alias!r}"):
+            found: list[str] = []
+            token: str | None = None
+            while True:
+                page = self._client.search_registered_models(max_results=100, page_token=token)
+                found += [one.name for one in page if alias in one.aliases]
+                token = page.token
+                if not token:
+                    break
+            return sorted(
+                name for name in found if DIGEST_TAG in self._client.get_model_version_by_alias(name, alias).tags
+            )
+
     def fetch(self, model: str, folder: str) -> str:
         """The local folder, below `folder`, with the files of a model that `add` registered.
 
@@ -194,10 +208,8 @@ class Registry:
         """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600]
-            kind = TrackingError if is_final(error) else TrackerUnreachable
-            raise kind(f"MLflow at {self._uri.shown} did not {doing}: {text}") from None
+        except ERRORS as error:
+            raise explain(error, self._uri, doing) from None
 
 
 def _place(digest: str) -> str:

@@ -22,7 +22,13 @@ from orchestrator.recipe.normalise import Normaliser
 from orchestrator.recipe.polyak import averaged_of
 from orchestrator.recipe.schedule import rate_at
 from orchestrator.training.dropout import masks
-from orchestrator.training.execution import Execution
+from orchestrator.training.execution import (
+    LEAST_NORMALISED,
+    Execution,
+    check_batch_norm,
+    count_passes,
+    largest_pass,
+)
 from orchestrator.training.profiler import Profiler
 from orchestrator.training.state import TrainState
 from orchestrator.training.world import World
@@ -48,11 +54,12 @@ class Stepper:
         self, recipe: Recipe, state: TrainState, network: nn.Module, world: World, execution: Execution | None = None
     ) -> None:
         execution = execution or Execution()
-        _check(recipe, execution, world.device)
+        _check(recipe, execution, world)
         self._recipe, self._state, self._world = recipe, state, world
         self._ddp = network if isinstance(network, DistributedDataParallel) else None
         self._network = torch.compile(network) if execution.compile else network
         self._micro_batch = execution.micro_batch
+        self._normalises = normalises_batches(recipe.model)
         self.profiler: Profiler | None = None
         self.normalise = Normaliser(recipe.preprocessing, world.device)
         self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
@@ -96,15 +103,16 @@ class Stepper:
         images: the largest part of a global batch on any rank. All ranks must call it with the same arguments, and
         come to the same answer. Raises DoesNotFitError, on every rank alike, when one image is too large.
         """
-        tried = min(images, self._micro_batch or images)
-        while self._world.sum([float(self._too_large(blank, tried))])[0]:
-            if tried == 1:
+        tried, least = min(images, self._micro_batch or images), LEAST_NORMALISED if self._normalises else 1
+        while self._world.sum([float(self._too_large(blank, largest_pass(images, tried, self._normalises)))])[0]:
+            if tried <= least:
+                fewest = "one image fits" if least == 1 else f"{largest_pass(images, tried, True)} images fit"
                 raise DoesNotFitError(
-                    f"model.image_size {self._recipe.model.image_size} is refused: not even one image fits the memory "
+                    f"model.image_size {self._recipe.model.image_size} is refused: not even {fewest} the memory "
                     f"of {self._world.device}; take a smaller image or network, precision float16 or bfloat16, or a "
                     "larger device"
                 )
-            tried = (tried + 1) // 2
+            tried = max(least, (tried + 1) // 2)
             self._micro_batch = tried
         return self._micro_batch
 
@@ -128,9 +136,10 @@ class Stepper:
         if len(batch.ids) == 0:
             # A part without a sample: the other ranks still wait for this one's gradients, which are 0.
             batch = _blank(batch, 2)
+        elif len(batch.ids) == 1 and self._normalises:
+            batch = _doubled(batch)
         parts = self._on_device(batch)
-        # Parts of nearly equal size: a last one of a single image would give batch norms nothing to go by.
-        num_parts = math.ceil(len(batch.ids) / (self._micro_batch or len(batch.ids)))
+        num_parts = count_passes(len(batch.ids), self._micro_batch, self._normalises)
         chunks = list(zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True))
         total = torch.zeros((), device=self._world.device)
         for number, chunk in enumerate(chunks, 1):
@@ -221,17 +230,26 @@ def _blank(like: Batch, images: int) -> Batch:
     return Batch(pixels, whole, torch.zeros(images), whole)
 
 
-def _check(recipe: Recipe, execution: Execution, device: torch.device) -> None:
+def _doubled(batch: Batch) -> Batch:
+    """A part of one image, and its copy of weight 0: a batch norm's statistics, and gradients, are those of the image.
+
+    Over maps of 1 x 1, where torch raises ValueError for a single image, the image teaches the layers below nothing.
+    """
+    images, labels, ids = (torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.ids))
+    return Batch(images, labels, torch.cat([batch.weights, torch.zeros_like(batch.weights)]), ids)
+
+
+def _check(recipe: Recipe, execution: Execution, world: World) -> None:
+    device = world.device
     if recipe.precision == "float16" and device.type == "cpu":
         raise ConfigError(
             "precision: 'float16' is refused on a CPU, which has no arithmetic for it: give float32 or bfloat16, or "
             "workers with a GPU (--placement.gpus-per-worker 1)"
         )
-    if execution.micro_batch == 1 and normalises_batches(recipe.model):
-        raise ConfigError(
-            "execution.micro_batch: 1 is refused for a network with batch norm, which has nothing to go by in a single "
-            "image: give 2 or more"
-        )
+    try:
+        check_batch_norm(recipe, execution, world.workers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
         raise ConfigError(
             f"execution.compile: True is refused: this worker's machine has no C++ compiler ({', '.join(_COMPILERS)}); "

@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.errors import DataError
-from orchestrator.ensemble import predicting
+from orchestrator.ensemble import predicting, registry
 from orchestrator.ensemble.predicting_config import Chosen, Predict
 from orchestrator.evaluation.classifier import Classifier
 from tests.support import ensembles, shards
@@ -67,7 +67,65 @@ def predicted(storage: Path, *images: str, **fields: Any) -> tuple[int, Console]
 def test_by_default_the_last_whole_ensemble(storage: Path) -> None:
     found = predicting.source(chosen(storage))
     assert found.finals == finals(storage, "m1", "m2", "m3")
-    assert found.told == "newer, the last whole one of 3 ensembles (3 models)"
+    assert found.told == "newer, the newest whole one of 3 trained (3 models)"
+
+
+def made(storage: Path, name: str, made_by: str, created: float, of: tuple[str, ...] = ("m1", "m2", "m3")) -> None:
+    record = {"members": list(of), "recipes": {}, "made_by": made_by, "created": created}
+    folder = storage / "ensembles" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ensemble.json").write_text(json.dumps(record))
+
+
+def test_what_was_looked_at_last_is_not_what_answers(tmp_path: Path) -> None:
+    ensembles.members(tmp_path)
+    made(tmp_path, "trained", "train_ensemble", 100.0)
+    made(tmp_path, "older", "train_ensemble", 50.0, ("m1",))
+    made(tmp_path, "evaluated", "evaluate", 300.0, ("m2",))
+    holder = tmp_path / "ensembles" / "older" / "lease"  # worked on again, as an evaluation of all its members does
+    holder.mkdir()
+    (holder / "000001.json").write_text(json.dumps({"host": "there", "pid": 1, "job": "", "since": 900.0}))
+    (holder / "000001.released").write_text("")
+    assert predicting.source(chosen(tmp_path)).told == "trained, the newest whole one of 2 trained (3 models)"
+    assert predicting.source(chosen(tmp_path, model="evaluated")).finals == finals(tmp_path, "m2")
+
+
+def test_the_registered_champion_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = ensembles.members(tmp_path)
+    made(tmp_path, "trained", "train_ensemble", 100.0)
+    (tmp_path / "mlflow.db").touch()
+    asked: list[str] = []
+
+    def registered(champions: list[str]) -> None:
+        def ask(uri: str) -> list[str]:
+            asked.append(uri)
+            return champions
+
+        monkeypatch.setattr(registry, "champions", ask)
+
+    def fetch(uri: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
+        assert model == "models:/tiny@champion"
+        return [f"{runs[1]}/final"], ["an ant", "a bee", "a cat"]
+
+    monkeypatch.setattr(registry, "fetch", fetch)
+    told: list[str] = []
+    registered(["models:/tiny@champion"])
+    assert predicting.opened(chosen(tmp_path), told.append).names == ("an ant", "a bee", "a cat")
+    assert told[-1].startswith("model: models:/tiny@champion (1 model): the champion registered in sqlite:///")
+    assert asked == [f"sqlite:///{tmp_path}/mlflow.db"]
+    registered([])
+    assert len(predicting.opened(chosen(tmp_path), told.append)) == 3
+    assert told[-1].startswith("model: trained (3 models): no champion is registered in sqlite:///")
+    registered(["models:/a@champion", "models:/b@champion"])
+    with pytest.raises(ConfigError, match=r"2 champions .* --model: models:/a@champion, models:/b@champion"):
+        predicting.opened(chosen(tmp_path), told.append)
+    assert len(predicting.opened(chosen(tmp_path, model="trained"), told.append)) == 3  # what is named needs none
+
+
+def test_without_a_registry_it_says_which_one_answers(storage: Path) -> None:
+    told: list[str] = []
+    predicting.opened(chosen(storage), told.append)
+    assert told == ["model: newer, the newest whole one of 3 trained (3 models): no model is registered"]
 
 
 def test_by_name_url_and_number(storage: Path) -> None:
@@ -189,7 +247,7 @@ def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: 
     status, _ = predicted(storage, str(photos), json_lines=True, crops=144, top=2)
     out, err = capsys.readouterr()
     assert status == 1
-    assert "model: newer, the last whole one of 3 ensembles (3 models)" in err
+    assert "model: newer, the newest whole one of 3 trained (3 models): no model is registered" in err
     assert "1 of 4 images could not be read" in err
     rows = [json.loads(line) for line in out.splitlines()]
     names = ("a.JPEG", "b.jpg", "broken.jpg", "c.png")

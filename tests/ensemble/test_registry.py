@@ -94,6 +94,20 @@ def test_another_ensemble_is_another_version_and_the_alias_stays(
     assert str(client.get_model_version_by_alias("two", "champion").version) == "2"
 
 
+def test_each_dataset_has_its_champion_and_old_names_stay(store: str, runs: list[str], run_id: str) -> None:
+    names = [
+        registry.model_name("net", dataset, digest) for dataset, digest in (("cats", "a1" * 8), ("dogs", "b2" * 8))
+    ]
+    assert names == ["net-cats-a1a1a1a1", "net-dogs-b2b2b2b2"]
+    assert registry.model_name("net-cats", "cats", "c3" * 8) == "net-cats-c3c3c3c3"
+    for name, members in zip(names, (runs[:1], runs[1:2]), strict=True):
+        assert registry.register(store, run_id, name, "x1", members, (), former="net").uri == f"models:/{name}@champion"
+    before = registry.register(store, run_id, "net", "x2", runs[:2], ())  # by an earlier version of the code
+    again = registry.register(store, run_id, names[0], "x2", runs[:2], (), former="net")
+    assert (again.uri, again.fresh, before.uri) == ("models:/net@champion", False, "models:/net@champion")
+    assert {f"models:/{name}@champion" for name in (*names, "net")} <= set(registry.champions(store))
+
+
 def test_what_was_cut_off_is_made_good(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
     registry.register(store, run_id, "cut", "cut-x3", runs, ())
     client.delete_registered_model_alias("cut", "champion")

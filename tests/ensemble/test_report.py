@@ -10,6 +10,7 @@ import pytest
 from orchestrator.ensemble import report, report_markdown, report_plots, report_sections, report_text, results
 from orchestrator.evaluation.analysis import Scored, analyse
 from orchestrator.evaluation.findings import Analysis, Difference
+from orchestrator.evaluation.table3 import PAPER_TOP5
 from tests.support import shards, stores
 from tests.support.pages import Page
 
@@ -34,7 +35,9 @@ def made(root: Path, members: int, classes: int, images: int = 120, raw: bool = 
 
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
-    return made(tmp_path_factory.mktemp("seven"), 7, 10, raw=True)
+    """As if its classes were ILSVRC's, so that the paper's figures stand beside its own."""
+    analysis = made(tmp_path_factory.mktemp("seven"), 7, 10, raw=True)
+    return replace(analysis, table=replace(analysis.table, of_ilsvrc=True))
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,31 @@ def test_comparisons_gains_and_variants_are_those_of_the_analysis(seven: Analysi
     assert [row[1] for row in found.table("", "ECE")] == [f"{one.ece:.4f}" for one in seven.calibration]
 
 
+def test_the_papers_figures_are_called_imagenets_beside_other_data(seven: Analysis) -> None:
+    here = replace(seven, table=replace(seven.table, of_ilsvrc=False))
+    found = Page(page(here))
+    heads = {cell for table in found.tables for cell in table[0]}
+    assert "paper's top-5 on ImageNet, %" in heads
+    assert {row[9] for row in found.table("models", "crops")} == {f"{value:.2f}" for value in PAPER_TOP5.values()}
+    assert "here less paper" not in heads
+    assert results.PAPERS in found.text
+    assert "The paper's seven" not in " ".join(report_text.headline(here))
+    drawn = report_plots.plots(here, {})
+    assert "the paper" not in drawn["cells"].svg + drawn["error_by_crops"].svg
+    assert results.PAPERS not in Page(page(seven)).text
+    for text in (results.text, results.markdown):
+        assert results.PAPERS in text(here.table)
+        assert results.PAPERS not in text(seven.table)
+
+
+def test_scales_are_those_of_the_networks(seven: Analysis) -> None:
+    found = Page(page(seven, input_sizes=[48, 112]))
+    assert [row[0] for row in found.table("shorter side", "top-1, 1 model, %")] == [
+        "55 / 128", "62 / 144", "69 / 160", "75 / 176"
+    ]  # fmt: skip
+    assert "networks that see 48 / 112" in found.text
+
+
 def test_members_sizes_and_scales_are_those_of_the_analysis(seven: Analysis) -> None:
     found = Page(page(seven))
     alone = found.table("model", "top-1, 1 crop")
@@ -297,7 +325,7 @@ def test_two_models(tmp_path: Path) -> None:
     assert {"sizes", "diversity"} <= set(Page(text).sections)
     rows = Page(text).table("models", "crops")
     assert [row[9] for row in rows] == ["10.07", "9.15", "7.89", "-", "-", "-"]
-    assert [row[11] for row in rows[3:]] == ["-", "-", "-"]
+    assert "here less paper" not in text  # 3 classes
 
 
 def test_a_thousand_classes_are_not_a_thousand_rows(tmp_path: Path) -> None:

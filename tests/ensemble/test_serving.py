@@ -142,7 +142,7 @@ def test_serve_answers_what_predict_says(storage: Path, image: Path, tmp_path: P
     assert "Traceback" not in (tmp_path / "serving" / "log").read_text()
     done = job("predict.py", str(image), "--crops", "1", "--members", "2", "--json", runs=storage)
     assert done.status == 0, done.err
-    assert done.complaints == ["model: tiny-x3 (models 2 of 3)"]
+    assert done.complaints == ["model: tiny-x3 (models 2 of 3): no model is registered"]
     same(json.loads(told)["predictions"], json.loads(done.out)["predictions"])
 
 
@@ -152,7 +152,7 @@ def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     done = job("predict.py", str(image), str(broken), runs=storage)
     assert done.status == 1
     assert "ant" in done.out and "not read: no JPEG or PNG" in done.out
-    assert done.complaints == ["model: tiny-x3 (3 models)", "1 of 2 images could not be read"]
+    assert done.complaints == ["model: tiny-x3 (3 models): no model is registered", "1 of 2 images could not be read"]
     for arguments, told in (
         ((), "images: give at least one image"),
         ((str(image), "--crops", "7"), "crops: 7 is refused"),

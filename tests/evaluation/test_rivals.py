@@ -40,6 +40,18 @@ def not_all_numbers(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArra
 KINDS = (few_levels, anything, next_to_each_other, not_all_numbers)
 
 
+@settings(max_examples=60)
+@given(st.integers(2, 7), st.integers(0, 2**32 - 1))
+def test_classes_a_step_of_float32_apart_are_rivals(members: int, seed: int) -> None:
+    """Sums round such a step away, and a tie counts against the true class."""
+    draw = np.random.default_rng(seed)
+    flat = np.full((members, 6, 9), 1e-3, dtype=np.float32).view(np.int32) + draw.integers(-2, 3, (members, 6, 9))
+    scores, labels = list(flat.astype(np.int32).view(np.float32)), draw.integers(0, 9, 6)
+    for subset, wrong in Rivals(scores, labels).errors(rivals.subsets(members)):
+        plain = errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
+        np.testing.assert_array_equal(wrong, plain, err_msg=str(subset))
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @settings(max_examples=60)
 @given(st.integers(1, 7), st.integers(1, 6), st.integers(2, 12), st.integers(0, 2**32 - 1))

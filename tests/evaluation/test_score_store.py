@@ -3,13 +3,17 @@ import io
 import shutil
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from orchestrator.config.overrides import apply
-from orchestrator.evaluation import score_store
+from orchestrator.evaluation import half, score_store
 from orchestrator.evaluation.score_store import Scores
 from orchestrator.storage import commit
 from tests.support.launched import recipe
@@ -96,7 +100,12 @@ def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
     arrays = io.BytesIO()
-    np.savez(arrays, ids=np.arange(2), labels=np.arange(3), rows=np.zeros((2, 8, 4), dtype=np.float16))
+    no_exact: dict[str, Any] = {"exact": np.empty((0, 2), dtype=np.int64), "exact_rows": np.empty((0, 4))}
+    np.savez(arrays, ids=np.arange(2), labels=np.arange(3), rows=np.zeros((2, 8, 4), dtype=np.float16), **no_exact)
+    beyond = io.BytesIO()
+    places, values = np.array([[2, 0]]), np.zeros((1, 4), dtype=np.float32)
+    rows = np.zeros((2, 8, 4), dtype=np.float16)
+    np.savez(beyond, ids=np.arange(2), labels=np.arange(2), rows=rows, exact=places, exact_rows=values)
     pickled = io.BytesIO()
     np.savez(pickled, ids=np.array([{}]), allow_pickle=True)
     for payload, about, told in (
@@ -104,7 +113,8 @@ def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
         ({"other": b""}, good, "holds no scores"),
         ({"scores.npz": pickled.getvalue()}, good, "holds no scores"),
         ({"scores.npz": arrays.getvalue()}, good, "do not fit each other"),
-        ({}, {**good, "format_version": 1}, "its format_version is 1, not 2"),
+        ({"scores.npz": beyond.getvalue()}, good, "do not fit each other"),
+        ({}, {**good, "format_version": 1}, "its format_version is 1, not 3"),
         ({}, {}, "its format_version is None"),
     ):
         commit.write(part, payload, about)
@@ -152,6 +162,72 @@ def test_what_are_no_probabilities_is_not_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no number"):
         score_store.save(str(tmp_path), 0, bad)
     assert score_store.done(str(tmp_path)) == set()
+
+
+# ------------------------------------------------------------------ nearly flat rows, as at the start of training
+def softmax(seed: int, images: int, spread: float, classes: int = 1000) -> NDArray[np.float32]:
+    logits = np.random.default_rng(seed).normal(0, spread, (images, score_store.ROWS, classes))
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
+
+
+def stored(folder: Path, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows as they come back."""
+    ids = np.arange(len(rows))
+    part = score_store.Part(len(rows), rows.shape[2])
+    for start in range(0, len(rows), 3):
+        here = slice(start, start + 3)
+        part.add(ids[here], ids[here], rows[here])
+    part.save(str(folder), 0, 0)
+    back = score_store.load(str(folder), 0)
+    means = [back.means[count][:, None] for count in (1, 10, 144)]
+    return np.concatenate([*means, back.per_scale, back.maximum[:, None]], axis=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 3.0, 10.0]))
+def test_sums_order_and_the_ensembles_answer_survive_at_any_spread(seed: int, spread: float) -> None:
+    with TemporaryDirectory() as folder:
+        members = [softmax(seed + member, 4, spread) for member in range(7)]
+        back = [stored(Path(folder) / str(member), rows) for member, rows in enumerate(members)]
+    for rows, found in zip(members, back, strict=True):
+        np.testing.assert_allclose(found.sum(axis=-1), rows.sum(axis=-1), rtol=1e-3)
+        order = np.argsort(rows, axis=-1, kind="stable")
+        ranked, kept = np.take_along_axis(rows, order, axis=-1), np.take_along_axis(found, order, axis=-1)
+        np.testing.assert_array_equal(ranked[..., 1:] > ranked[..., :-1], kept[..., 1:] > kept[..., :-1])
+    exact, answer = np.sum(members, axis=0), np.sum(back, axis=0).argmax(axis=-1)
+    chosen = np.take_along_axis(exact, answer[..., None], axis=-1)[..., 0]
+    assert (chosen >= exact.max(axis=-1) * (1 - 2**-9)).all()  # no other but where float16 sees a tie
+    if spread <= 0.1:
+        np.testing.assert_array_equal(answer, exact.argmax(axis=-1))
+
+
+def test_rows_of_trained_networks_take_two_bytes_a_score(tmp_path: Path) -> None:
+    rows = softmax(1, 20, 3.0)
+    stored(tmp_path, rows)
+    size = (tmp_path / "shard-000000" / "scores.npz").stat().st_size
+    assert size < 1.1 * 2 * rows.size
+
+
+def as_format_2(folder: Path, rows: NDArray[np.float32]) -> None:
+    """Commit rows as the format before wrote them, all in float16."""
+    buffer, ids = io.BytesIO(), np.arange(len(rows))
+    np.savez(buffer, ids=ids, labels=ids, rows=half.encoded(rows))
+    about = {"format_version": 2, "key": folder.name, "shard": 0, "images": len(rows), "bad": 0}
+    commit.write(str(folder / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
+
+
+def test_scores_of_the_format_before_are_read_unless_they_are_flat(tmp_path: Path) -> None:
+    rows = softmax(1, 5, 3.0)
+    as_format_2(tmp_path, rows)
+    assert score_store.problem(str(tmp_path), 0, 0, 5, 1000) is None
+    np.testing.assert_allclose(score_store.load(str(tmp_path), 0).maximum, rows[:, -1], rtol=1e-2)
+    as_format_2(tmp_path, softmax(1, 5, 0.01))
+    assert "nearly flat scores, which format 2 rounds wrongly; score them again" in str(
+        score_store.problem(str(tmp_path), 0, 0, 5, 1000)
+    )
+    with pytest.raises(commit.CommitError, match="nearly flat"):
+        score_store.load(str(tmp_path), 0)
 
 
 # ------------------------------------------------------------------ what identifies scores

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
@@ -17,10 +20,10 @@ from orchestrator.data.order import batch_positions
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.polyak import PolyakAverage
 from orchestrator.training import state as states
-from orchestrator.training.execution import Execution
+from orchestrator.training.execution import Execution, check_batch_norm, count_passes, largest_pass
 from orchestrator.training.profiler import Profiler
 from orchestrator.training.state import TrainState
-from orchestrator.training.step import DoesNotFitError, Stepper, largest_part
+from orchestrator.training.step import DoesNotFitError, Stepper, _doubled, largest_part
 from orchestrator.training.world import World
 from tests.support.ranks import Ranks
 from tests.support.runs import ALONE, CPU, recipe
@@ -183,6 +186,107 @@ def test_no_part_is_larger_than_the_largest(batch_size: int, lanes: int, workers
         for rank in range(workers)
     )
     assert most <= largest_part(batch_size, lanes, workers) <= min(batch_size, most + 1 + lanes // workers)
+
+
+# ------------------------------------------------------------------ batch norm, which needs more than one image
+def normed() -> Recipe:
+    """Over maps of 1 x 1 at its end, where torch raises ValueError for a pass of one image."""
+    return apply(recipe(), {"model.batch_norm": True, "model.lrn": False, "model.image_size": 32})
+
+
+def seen_by(state: TrainState) -> list[int]:
+    sizes: list[int] = []
+    state.model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@given(st.integers(2, 4096), st.integers(2, 300) | st.none())
+def test_no_pass_of_a_batch_norm_holds_a_single_image(images: int, micro_batch: int | None) -> None:
+    passes = count_passes(images, micro_batch, True)
+    assert images // passes >= 2
+    assert math.ceil(images / passes) <= max(micro_batch or images, 3)
+    assert math.ceil(images / passes) <= largest_pass(images, micro_batch, True)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 100), st.integers(2, 9))
+def test_every_part_of_every_batch_is_cut_so(lanes: int, workers: int, batch_size: int, micro_batch: int) -> None:
+    most = largest_pass(largest_part(batch_size, lanes, workers), micro_batch, True)
+    for number in range(lanes):
+        for rank in range(min(workers, lanes)):
+            images = len(batch_positions(number, batch_size, lanes, rank, workers))
+            passes = count_passes(images, micro_batch, True)
+            assert passes == 1 or images // passes >= 2
+            assert math.ceil(images / passes) <= most
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(33, [3] + [2] * 15), (3, [3]), (2, [2]), (1, [2])])
+def test_batch_norm_trains_on_parts_of_any_size(images: int, sizes: list[int]) -> None:
+    step, state = stepper(normed(), execution=Execution(micro_batch=2))
+    seen = seen_by(state)
+    assert math.isfinite(float(step(batch(images))))
+    assert seen == sizes
+
+
+def test_an_image_and_its_copy_are_normalised_as_the_image_alone() -> None:
+    layer = nn.BatchNorm2d(3)
+    image = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    one = Batch(image, torch.zeros(1), torch.ones(1), torch.zeros(1))
+    both = _doubled(one)
+    assert both.weights.tolist() == [1, 0]
+    gradients = []
+    for images, weights in ((one.images, one.weights), (both.images, both.weights)):
+        pixels = images.clone().requires_grad_()
+        (layer(pixels).pow(3).sum((1, 2, 3)) * weights).sum().backward()
+        assert pixels.grad is not None
+        gradients.append(pixels.grad.sum(0))
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "found"), [(24, None), (7, 6), (3, 3)])
+def test_the_search_ends_above_a_single_image(limit: int, found: int | None) -> None:
+    step, state = stepper(normed())
+    sizes = seen_by(state)
+
+    def full(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = state.model.register_forward_pre_hook(full)
+    assert step.fit(batch(1), 24) == found
+    handle.remove()
+    sizes.clear()
+    step(batch(23))
+    assert 2 <= min(sizes) <= max(sizes) <= limit
+
+
+def test_the_search_names_what_does_not_fit_of_a_batch_norm() -> None:
+    step, state = stepper(normed())
+
+    def full(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    state.model.register_forward_pre_hook(full)
+    with pytest.raises(DoesNotFitError, match="not even 3 images fit the memory"):
+        step.fit(batch(1), 24)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "micro_batch", "words"),
+    [
+        (3, 2, None, "batch_size must be at least 2 for each worker .* got 3 for 2 workers; set --batch-size 4"),
+        (1, 1, None, "got 1 for 1 workers"),
+        (8, 1, 1, "execution.micro_batch must be at least 2 .* got 1; set --placement.execution.micro-batch 2"),
+    ],
+)
+def test_workers_with_single_images_are_refused(
+    batch_size: int, workers: int, micro_batch: int | None, words: str
+) -> None:
+    of, execution = apply(normed(), {"batch_size": batch_size}), Execution(micro_batch=micro_batch)
+    state = states.fresh(of, CLASSES, 6, CPU)
+    with pytest.raises(ConfigError, match=words):
+        Stepper(of, state, state.model, World(0, workers, CPU), execution)
+    check_batch_norm(apply(recipe(), {"batch_size": batch_size}), execution, workers)  # without batch norm it may
 
 
 # ------------------------------------------------------------------ options
