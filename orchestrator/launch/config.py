@@ -239,6 +239,11 @@ class RunSpec(Config):
         )
         files.write_bytes(files.join(self.folder, SPEC), kept.to_json().encode())
 
+    def for_workers(self) -> Self:
+        """Return the same without the tracker's password, which workers do not need and Ray would keep in its files."""
+        tracking = urls.redact(self.destination.tracking)
+        return self.model_copy(update={"destination": self.destination.model_copy(update={"tracking": tracking})})
+
     def job(self, stop_flag: str, successor: str) -> TrainJob:
         """What each worker is given; the two URLs are those of the lease under which the run is trained."""
         return TrainJob(

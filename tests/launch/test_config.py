@@ -131,6 +131,12 @@ def test_what_is_kept_of_a_destination_has_no_secret() -> None:
     assert (kept.data, kept.storage, kept.tracking) == ("https://host/d", "/runs", "http://mlflow:5000")
 
 
+def test_workers_are_not_told_the_tracker_s_password() -> None:
+    place = Destination(data="https://host/d?token=needed", storage="/runs", tracking="http://me:secret@mlflow:5000")
+    told = spec().model_copy(update={"destination": place}).for_workers().destination
+    assert (told.data, told.storage, told.tracking) == (place.data, place.storage, "http://mlflow:5000")
+
+
 # ------------------------------------------------------------------ identity
 @pytest.mark.parametrize("path", [path for path in paths(recipe()) if path not in ("version", "schedule.kind")])
 def test_every_field_of_the_recipe_changes_the_identity(path: str) -> None:
