@@ -68,8 +68,16 @@ def main() -> int:
     commands: dict[str, Callable[[Local], int]] = {"up": up, "down": down, "ui": ui}
     if (command := commands.get(local.command)) is None:
         return fail(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
+    for flag, port in (("--dashboard-port", local.dashboard_port), ("--mlflow-port", local.mlflow_port)):
+        if not 1 <= port <= 65535:
+            return fail(f"{flag} must be between 1 and 65535, got {port}")
     try:
         local.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return fail(
+            f"{local.state} cannot be made: {error.strerror}; set --runs or ORCHESTRATOR_RUNS to another folder"
+        )
+    try:
         return command(local)
     except ConfigError as error:
         return fail(str(error))

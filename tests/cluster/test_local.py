@@ -200,6 +200,32 @@ def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path:
     assert call("down", folder=tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "folder", "told"),
+    [
+        (["up", "--mlflow-port", "0"], "runs", "--mlflow-port must be between 1 and 65535, got 0"),
+        (["ui", "--mlflow-port", "-1"], "runs", "--mlflow-port must be between 1 and 65535, got -1"),
+        (["up", "--dashboard-port", "99999"], "runs", "--dashboard-port must be between 1 and 65535, got 99999"),
+        (["up"], "file/runs", "file/runs/.local cannot be made: Not a directory; set --runs"),
+    ],
+)
+def test_a_port_or_folder_that_cannot_be_is_refused_in_a_line(
+    words: list[str],
+    folder: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["local.py", *words, "--runs", str(tmp_path / folder)])
+    monkeypatch.setattr(script, "up", lambda local: pytest.fail("started"))
+    monkeypatch.setattr(script, "ui", lambda local: pytest.fail("started"))
+    assert script.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
 # As another user: list a session's folder, read a log, replace the code of a job, connect to a socket.
 REACH = """
 session = pathlib.Path(sys.argv[1])
