@@ -75,6 +75,8 @@ def _conclude(session: Session, result: EnsembleResult, allow_partial: bool) -> 
             session.say(f"{result.table.bad_images} images could not be decoded and are not counted")
         if result.table.unlabelled:
             session.say(f"{result.table.unlabelled} images have no label: they are scored, and not counted")
+        if not result.table.of_ilsvrc:
+            session.say(results.PAPERS)
         session.say(f"report:  {result.report}")
     session.tell_places(result.folder, result.key)
     if not result.whole:

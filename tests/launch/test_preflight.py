@@ -333,7 +333,7 @@ def test_errors_are_one_line_each(
 
 def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
-        raise LeaseHeldError("/runs/x", Owner("host", 7, "raysubmit_1", 0.0), "/runs/x/lease/000001.stop")
+        raise LeaseHeldError("/runs/x", Owner("host", 7, "raysubmit_1", 0.0))
 
     assert command.guarded("job", main) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
