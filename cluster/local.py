@@ -103,6 +103,8 @@ def up(local: Local) -> int:
         str(BIN / "ray"), "start", "--head", "--block", "--port=0", "--disable-usage-stats",
         f"--temp-dir={make_temp_dir()}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={local.dashboard_port}",
+        # By default each Ray of the machine wants 52365: without its agent the second one takes no jobs.
+        f"--dashboard-agent-listen-port={unused_port()}",
     ]  # fmt: skip
     services = (
         ("ray", ray, "dashboard_port", local.dashboard_port, "api/version"),
@@ -298,6 +300,13 @@ def running(local: Local, name: str) -> int | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return int(kept["pid"]) if stat[19] == kept["began"] and stat[0] != "Z" else None
+
+
+def unused_port() -> int:
+    """Return a port that is free at every address of this machine."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def listening(port: int) -> bool:
