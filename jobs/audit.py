@@ -15,6 +15,7 @@ from pydantic import Field
 
 from orchestrator.config.base import Config
 from orchestrator.config.cli import Preset, parse
+from orchestrator.launch import environment
 from orchestrator.launch.config import RUNS_VARIABLE
 
 PROG = "audit.py"
@@ -33,6 +34,7 @@ class Audit(Config):
 if __name__ == "__main__":
     config = parse(PROG, "Compare what runs were trained on with the plan.", {"runs": Preset(Audit())}, "runs")
     # The heavy rooms are imported only now: help and refusals stay quick.
+    environment.settle()
     from orchestrator.launch import audit
     from orchestrator.launch.screen import console, guarded
 

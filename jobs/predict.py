@@ -12,12 +12,14 @@ Exit status: 0 all images were classified, 1 some could not be read, 2 refused.
 
 from orchestrator.config.cli import Preset, parse
 from orchestrator.ensemble.predicting_config import Predict
+from orchestrator.launch import environment
 
 PROG = "predict.py"
 
 if __name__ == "__main__":
     config = parse(PROG, "Show what is in images.", {"images": Preset(Predict())}, "images")
     # Torch is imported only now: help and refusals stay quick.
+    environment.settle()
     from orchestrator.ensemble import predicting
     from orchestrator.launch.screen import console, guarded
 

@@ -10,12 +10,14 @@ GET /health answers when it is ready. Images in base64 in JSON are for `mlflow m
 
 from orchestrator.config.cli import Preset, parse
 from orchestrator.ensemble.predicting_config import Serve
+from orchestrator.launch import environment
 
 PROG = "serve.py"
 
 if __name__ == "__main__":
     config = parse(PROG, "Answer with what is in images.", {"model": Preset(Serve())}, "model")
     # Torch is imported only now: help and refusals stay quick.
+    environment.settle()
     from orchestrator.ensemble import predicting_http
     from orchestrator.launch.screen import console, guarded, lasting_output
 

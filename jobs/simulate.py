@@ -9,6 +9,7 @@ python jobs/simulate.py winner.json
 """
 
 from orchestrator.config.cli import parse
+from orchestrator.launch import environment
 from orchestrator.launch.simulation import simulation_from_file, simulation_presets
 from orchestrator.recipe import presets
 
@@ -23,6 +24,7 @@ if __name__ == "__main__":
         from_file=simulation_from_file,
     )
     # The heavy rooms are imported only now: help and refusals stay quick.
+    environment.settle()
     from orchestrator.launch import simulate
     from orchestrator.launch.command import console, guarded
 

@@ -10,9 +10,9 @@ python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcde
     a run anywhere, for machines: a JSON list on a line of its own for each look
 
 States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
-stopped, failed, lost (its driver is gone without a word), unreadable (a
-record of it is damaged or may not be read); of trials also pruned (ended early) and diverged. Images/s
-and the time left are those of running ones.
+stopped, failed, lost (its driver is gone without a word), unreadable (a record of it is damaged or may not be read); of
+trials also pruned (ended early) and diverged. Images/s and the time left are those of running ones. An ensemble whose
+models are trained says how far its scoring is.
 
 Exit status: 0 none failed, lost or unreadable, 1 some are, 2 one is unknown.
 """

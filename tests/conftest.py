@@ -19,7 +19,13 @@ os.environ["DO_NOT_TRACK"] = "true"
 # A test without credentials of its own must fail at once, not ask the cloud's metadata server for some.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 # What the developer's shell points at is not for tests.
-for _name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI", "ORCHESTRATOR_RUNS"):
+for _name in (
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN_PATH",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "ORCHESTRATOR_RUNS",
+):
     os.environ.pop(_name, None)
 
 import hypothesis  # noqa: E402

@@ -24,7 +24,7 @@ from tyro.constructors import (
 
 from orchestrator.config.base import Config, plain
 from orchestrator.config.errors import ConfigError, Problem, suggestion
-from orchestrator.config.overrides import homes
+from orchestrator.config.overrides import homes, paths
 from orchestrator.config.readings import Words
 from orchestrator.config.tree import KIND, branches, kinds, variants
 
@@ -218,12 +218,23 @@ def _dashed(flag: str) -> str:
     return "--" + flag.replace("_", "-")
 
 
+def _negated(config: Config, known: Mapping[str, str], flag: str) -> str | None:
+    """Return how a flag is switched off that was written --no-BRANCH.NAME; None when it is something else."""
+    name = flag.lstrip("-").replace("-", "_").removeprefix("no_")
+    if not flag.startswith("--no-") or name not in known or not isinstance(paths(config).get(known[name]), bool):
+        return None
+    branch, dot, last = name.rpartition(".")
+    return f"{_dashed(f'{branch}{dot}no_{last}')} or {_dashed(name)} false"
+
+
 def unknown(config: Config, token: str) -> ConfigError:
     """Why a token is no flag of this configuration, and which flag may have been meant."""
     flag = token.partition("=")[0]
     if not flag.startswith("-"):
         return ConfigError(Problem(flag, "unexpected argument; flags begin with --"))
     known = names(config)
+    if (proper := _negated(config, known, flag)) is not None:
+        return ConfigError(Problem(flag, f"unknown flag; write {proper}"))
     branch, _, last = flag.lstrip("-").replace("-", "_").rpartition(".")
     # The flag may be one of another kind; its neighbour tells where such a kind would be.
     neighbour = known.get(f"{branch}.{KIND}" if branch else KIND)

@@ -76,7 +76,8 @@ def end_of_credentials(rest: str) -> int:
 def _redacted(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
     rest = rest[end_of_credentials(rest) :]
-    query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"[?#]"
+    # "#/" begins a page of MLflow's or Ray's, not a secret.
+    query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"\?|#(?!/)"
     rest = re.split(query, rest, maxsplit=1)[0]
     return f"{match['scheme']}://{rest}"
 

@@ -22,7 +22,7 @@ from orchestrator.fleet import fleet
 from orchestrator.fleet.board import Board
 from orchestrator.fleet.config import PlanConfig
 from orchestrator.launch.config import RunSpec
-from orchestrator.launch.named import EVALUATED, SPEC, TRAINED
+from orchestrator.launch.named import EVALUATED, SCORING, SPEC, TRAINED
 from orchestrator.launch.session import Session
 from orchestrator.storage import files, urls
 from orchestrator.tracking.tracker import TrackedRun
@@ -87,7 +87,8 @@ def run(session: Session, task: Task) -> EnsembleResult:
     with session.leased(folder):
         key = _record(session, task, folder)
         if task.trains:
-            trained = fleet.train(session, runs, key, task.plan, session.stop_one)
+            scored = len(_kinds(task, session.manifest)) * session.manifest.samples(scoring.SPLIT)
+            trained = fleet.train(session, runs, key, task.plan, session.stop_one, scored)
             usable = [spec for spec in runs if trained.ended[spec.name].status == "finished"]
             board = trained.board
         else:
@@ -97,6 +98,7 @@ def run(session: Session, task: Task) -> EnsembleResult:
         table = None
         if usable and not session.interruption.event.is_set():
             table = _score(session, folder, key, task, usable, board)
+        files.remove(files.join(folder, SCORING))
         result = EnsembleResult(name, folder, key, len(usable), task.members, table, recorded.report_url(folder))
         if not session.interruption.event.is_set():
             session.closing(key, "FINISHED" if result.whole else "FAILED")
@@ -141,9 +143,8 @@ def _score(
     session: Session, folder: str, key: str, task: Task, usable: Sequence[RunSpec], board: Board
 ) -> Table3 | None:
     """Score what is trained and record it; None when a wish to stop came in between."""
-    compares = task.kind == "averaged" and _compares(task.reporting, session.manifest)
-    kinds: tuple[Kind, ...] = ("averaged", "raw") if compares else (task.kind,)
-    folders, *others = scoring.score_kinds(session, usable, kinds)
+    kinds = _kinds(task, session.manifest)
+    folders, *others = scoring.score_kinds(session, usable, kinds, ensemble=folder)
     raw: Sequence[str | None] = others[0] if others else [None] * len(usable)
     if session.interruption.event.is_set():
         return None
@@ -159,6 +160,12 @@ def _score(
     )
     recorded.record(session, folder, key, found, task.reporting.registered)
     return found.analysis.table
+
+
+def _kinds(task: Task, manifest: Manifest) -> tuple[Kind, ...]:
+    """Return the kinds of weights that are scored."""
+    compares = task.kind == "averaged" and _compares(task.reporting, manifest)
+    return ("averaged", "raw") if compares else (task.kind,)
 
 
 def _compares(reporting: Reporting, manifest: Manifest) -> bool:

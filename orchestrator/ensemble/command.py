@@ -7,6 +7,7 @@ from orchestrator.ensemble import aggregate, members, results, stored
 from orchestrator.ensemble.aggregate import EnsembleResult, Task
 from orchestrator.ensemble.config import Evaluate, TrainEnsemble
 from orchestrator.fleet import dryrun
+from orchestrator.launch import preflight
 from orchestrator.launch.command import FAILED, console, starting_recipe
 from orchestrator.launch.session import Session, opened
 
@@ -20,10 +21,12 @@ def train_ensemble(config: TrainEnsemble) -> int:
     included = stored.runs(destination.storage, config.include, "include").runs
     if config.dry_run:
         dryrun.show(config, [*recipes, *(spec.recipe for spec in included)], config.plan, screen)
+        preflight.check_places(config.destination, recipes, config.placement.workers)
         return 0
     with opened(config.destination, config.placement, screen) as session:
         digest = session.manifest.digest()
         runs = [config.spec(recipe, session.destination, digest) for recipe in recipes]
+        preflight.check_trainable(session.manifest, session.destination.data, recipes, config.placement.workers)
         taken = [stored.placed(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in taken}:
             raise ConfigError(f"include: {min(twice)}: is a member already; leave it out")
@@ -72,6 +75,8 @@ def _conclude(session: Session, result: EnsembleResult, allow_partial: bool) -> 
             session.say(f"{result.table.bad_images} images could not be decoded and are not counted")
         if result.table.unlabelled:
             session.say(f"{result.table.unlabelled} images have no label: they are scored, and not counted")
+        if not result.table.of_ilsvrc:
+            session.say(results.PAPERS)
         session.say(f"report:  {result.report}")
     session.tell_places(result.folder, result.key)
     if not result.whole:

@@ -32,7 +32,6 @@ def rows(table: Table3) -> list[tuple[str, ...]]:
 
 def text(table: Table3) -> str:
     """The table in plain text; each row begins with models and crops."""
-    note = "" if table.of_ilsvrc else f"\n{PAPERS}"
     body = [HEADER, *rows(table)]
     widths = [max(len(row[column]) for row in body) for column in range(len(HEADER))]
     lines = [
@@ -42,7 +41,7 @@ def text(table: Table3) -> str:
         ).rstrip()
         for row in body
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]) + note
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def markdown(table: Table3) -> str:
@@ -92,7 +91,8 @@ def write(
     content = {"about": about, "images": table.images, "bad_images": table.bad_images, "table": columns(table)}
     files.write_bytes(files.join(folder, "table.json"), json.dumps(content, indent=1).encode())
     files.write_bytes(files.join(folder, "table.md"), markdown(table).encode())
-    files.write_bytes(files.join(folder, "table.txt"), (text(table) + "\n").encode())
+    note = "" if table.of_ilsvrc else f"{PAPERS}\n"
+    files.write_bytes(files.join(folder, "table.txt"), f"{text(table)}\n{note}".encode())
     with tempfile.TemporaryDirectory() as scratch:
         picture(table, os.path.join(scratch, "table.png"))
         if curves:

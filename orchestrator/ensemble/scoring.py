@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from orchestrator.checkpoint import places
@@ -14,8 +16,9 @@ from orchestrator.evaluation.score_task import MOST_SCORERS, Scored, Scorer, Sco
 from orchestrator.fleet.figures import duration
 from orchestrator.launch import pool
 from orchestrator.launch.config import RunSpec
+from orchestrator.launch.named import SCORING
 from orchestrator.launch.session import Session
-from orchestrator.storage import commit, urls
+from orchestrator.storage import commit, files, urls
 from orchestrator.training.job import best_of, final_of
 
 SPLIT = "validation"
@@ -87,13 +90,14 @@ def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT, kind: 
 
 
 def score_kinds(
-    session: Session, specs: Sequence[RunSpec], kinds: Sequence[Kind], split: str = SPLIT
+    session: Session, specs: Sequence[RunSpec], kinds: Sequence[Kind], split: str = SPLIT, ensemble: str = ""
 ) -> list[list[str]]:
     """Score several kinds of weights of finished runs, each image decoded and cropped once for all of them.
 
     The folders of the scores, in the order of `specs`, for each of `kinds`. What is stored is verified; parts that are
     damaged or belong elsewhere are named and scored again. Each task scores one shard for all weights of one size that
     lack it. Returns early, with less scored, when interrupted.
+    ensemble: URL of the folder in which to say how far it is, for `status`.
     The dataset is the session's, which need not be the one that a run was trained on; its classes must be.
     Raises ConfigError for a run without such weights, launch.pool.TaskError when a task fails.
     """
@@ -102,7 +106,7 @@ def score_kinds(
     tasks = _tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
     if not session.interruption.event.is_set():
         if tasks:
-            _run(session, tasks)
+            _run(session, tasks, ensemble)
         else:
             session.say("scoring: every score is stored already")
     return [[scorer.scores for scorer in scorers[kind]] for kind in kinds]
@@ -114,7 +118,17 @@ def _scorer(spec: RunSpec, split: str, kind: Kind, digest: str) -> Scorer:
     return Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
 
 
-def _run(session: Session, tasks: Sequence[ScoreShard]) -> None:
+def _tell_status(ensemble: str, tasks: Sequence[ScoreShard], ended: Set[int], left: float | None) -> None:
+    """Write how far scoring is for `status` to read; a look at a work that goes on must not cost it."""
+    shards = {task.shard for task in tasks}
+    pending = {task.shard for number, task in enumerate(tasks) if number not in ended}
+    told = {"shards": len(shards), "done": len(shards - pending), "seconds_left": left}
+    with suppress(OSError):
+        if ensemble:
+            files.write_bytes(files.join(ensemble, SCORING), json.dumps(told).encode())
+
+
+def _run(session: Session, tasks: Sequence[ScoreShard], ensemble: str) -> None:
     """Have the tasks done, and say how far they are."""
     shards = session.manifest.shards(tasks[0].split)
     work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
@@ -124,11 +138,14 @@ def _run(session: Session, tasks: Sequence[ScoreShard]) -> None:
     session.say(f"scoring: {sum(work):,} images x models{both} are to do, of {models} models, each on 144 crops")
     done, began, said = 0, time.monotonic(), -SAID_SECONDS
     told: set[int] = set()
+    ended: set[int] = set()
+    _tell_status(ensemble, tasks, ended, None)
     arguments = [(task.to_dict(),) for task in tasks]
     stop = session.interruption.event.is_set
     cpus = session.placement.cpus_per_worker
     for number, result in pool.run(score_shard, arguments, cpus, session.gpus, _slots(session), stop):
         done += work[number]
+        ended.add(number)
         shard, came = tasks[number].shard, Scored.from_dict(result)
         if came.bad and shard not in told:
             told.add(shard)
@@ -137,6 +154,7 @@ def _run(session: Session, tasks: Sequence[ScoreShard]) -> None:
         now = time.monotonic()
         if now - said >= SAID_SECONDS or done == sum(work):
             said, left = now, (now - began) / max(1, done) * (sum(work) - done)
+            _tell_status(ensemble, tasks, ended, left)
             session.say(f"scoring: {done:,} of {sum(work):,} images x models, {duration(left)} left")
 
 

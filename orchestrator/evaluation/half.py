@@ -62,7 +62,7 @@ def fits(values: Floats, stored: Half) -> NDArray[np.bool_]:
     back = decoded(stored)
     sums = np.abs(back.sum(axis=-1) - values.sum(axis=-1)) <= LARGEST_ERROR * values.sum(axis=-1)
     first = max(0, values.shape[-1] - FIRST)
-    leading = np.argpartition(values, first, axis=-1)[..., first:] if first else slice(None)
-    exact, found = (np.take_along_axis(array, leading, axis=-1) if first else array for array in (values, back))
-    near: NDArray[np.bool_] = (np.abs(found - exact) <= LARGEST_ERROR * exact + SMALLEST).all(axis=-1)
-    return sums & near
+    leading = np.argpartition(values, first, axis=-1)[..., first:]
+    exact, found = np.take_along_axis(values, leading, axis=-1), np.take_along_axis(back, leading, axis=-1)
+    near = np.abs(found - exact) <= LARGEST_ERROR * exact + SMALLEST
+    return np.asarray(sums & near.all(axis=-1))

@@ -190,7 +190,7 @@ def _read(where: str, shard: int) -> tuple[dict[str, object], dict[str, NDArray[
             arrays = {name: stored[name] for name in names}
         fits = _fit(arrays, about)
         int(str(about["bad"]))
-    except (KeyError, ValueError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
     if not fits:
         raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")

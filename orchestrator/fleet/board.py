@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from orchestrator.data.crops import NUM_CROPS
 from orchestrator.fleet import schedule
 from orchestrator.fleet.figures import NOTHING, EpochFigures, of_epoch, whole
-from orchestrator.fleet.forecast import Durations, Seen
+from orchestrator.fleet.forecast import VALIDATION_SHARE, Durations, Seen
 from orchestrator.fleet.plan import STEADY, Pace
 from orchestrator.fleet.supervisor import RunStatus
 from orchestrator.launch.config import RunSpec
@@ -61,8 +62,10 @@ class Row:
 class Board:
     """The rows of a fleet; `poll` brings them up to date."""
 
-    def __init__(self, specs: Sequence[RunSpec]) -> None:
+    def __init__(self, specs: Sequence[RunSpec], scored_images: int = 0) -> None:
+        """scored_images: of each run when all are trained, on all crops."""
         self.rows = {spec.name: Row(spec) for spec in specs}
+        self._scored_images = scored_images
         self.began = time.time()
         self._own = {spec.name: spec.placement.workers for spec in specs}
         self._order = [spec.name for spec in specs]
@@ -146,6 +149,24 @@ class Board:
         starts = schedule.in_turn(lasts, workers, slots, at_once, busy)
         ends = [begin + last for begin, last in zip(starts, lasts, strict=True)]
         return max([end for end, _ in busy] + ends, default=0.0)
+
+    def scoring_seconds(self, slots: int) -> float | None:
+        """Seconds that scoring takes after the last run on so many slots, by the speed of training; None before one.
+
+        At most so: crops of square images coincide, and images that were scored before are not scored again.
+        """
+        speeds = {
+            name: row.figures.images_per_second / (row.workers or row.spec.placement.workers)
+            for name, row in self.rows.items()
+            if row.figures.images_per_second
+        }
+        if not self._scored_images:
+            return 0.0
+        if not speeds:
+            return None
+        usual = sum(speeds.values()) / len(speeds)
+        each = self._scored_images * NUM_CROPS * VALIDATION_SHARE
+        return sum(each / speeds.get(name, usual) for name in self.rows) / max(1, slots)
 
     def _left(self, row: Row, scale: float | None) -> float | None:
         """Seconds of training left: as measured, else as expected times `scale`."""

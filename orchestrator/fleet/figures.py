@@ -38,6 +38,14 @@ def of_epoch(event: Event) -> EpochFigures:
     )
 
 
+def loss_of(event: Event) -> float | None:
+    """Return the loss that an event tells: of the last steps at a point of the curves, of the epoch at its end.
+
+    Journals of earlier versions have both under one name.
+    """
+    return number(event.values.get("train/step_loss", event.values.get("train/loss")))
+
+
 def number(value: object) -> float | None:
     """The value if it is a number."""
     return float(value) if isinstance(value, int | float) else None

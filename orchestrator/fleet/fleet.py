@@ -42,16 +42,18 @@ def train(
     parent: str | None = None,
     config: PlanConfig | None = None,
     stop_run: Callable[[RunSpec], None] | None = None,
+    scored_images: int = 0,
 ) -> FleetResult:
     """Train every run that is not finished; each is recorded under the run of key `parent`.
 
     Returns when all ended, however they did. A run's failure is in the result, never raised.
     stop_run: asks one run to save and stop, the session going on; without it no run under way gets more workers.
+    scored_images: of each run afterwards, on all crops, which the time left includes.
     """
     config = config or PlanConfig()
     done = {spec.name: outcome for spec in specs if (outcome := finished(spec.folder)) is not None}
     todo = [spec for spec in specs if spec.name not in done]
-    board = Board(specs)
+    board = Board(specs, scored_images)
     ended: dict[str, Ended] = {}
     for spec in specs:
         if spec.name in done:

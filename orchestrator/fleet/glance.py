@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from orchestrator.fleet.figures import whole
+from orchestrator.fleet.figures import loss_of, whole
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor, JournalError
@@ -48,7 +48,7 @@ def glance(folder: str) -> Glance:
     starts = {one: event for one, head in heads.items() for event in head if event.kind == "started"}
     newest = attempts[-1]
     ended = [event for _, event in tail if event.kind == "epoch"]
-    points = [event for place, event in tail if place.attempt == newest and "train/loss" in event.values]
+    points = [event for place, event in tail if place.attempt == newest and loss_of(event) is not None]
     return Glance(
         newest,
         starts.get(newest),

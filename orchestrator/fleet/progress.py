@@ -11,6 +11,7 @@ from rich.table import Table
 from orchestrator.fleet.board import Board, Row
 from orchestrator.fleet.figures import duration, moment, of_epoch, shown
 from orchestrator.fleet.shown import Shown
+from orchestrator.launch.environment import submission_id
 from orchestrator.tracking.events import Event
 
 
@@ -45,26 +46,46 @@ class Progress(Shown):
         at_once = max(1, min(self._slots() // placement.least, most, len(rows)))
         ended = sum(row.status not in ("waiting", "running") for row in rows)
         waves = math.ceil(len(rows) / at_once)
-        eta = self._board.eta_seconds(self._slots())
+        training, scoring = self._board.eta_seconds(self._slots()), self._board.scoring_seconds(self._slots())
+        eta = _whole(training, scoring)
+        scores = f", scoring up to {duration(scoring)} of it" if scoring else ""
         wave = f"wave {min(waves, ended // at_once + 1)} of {waves}, " if waves > 1 else ""
-        return f"{wave}{at_once} at once, {duration(eta)} left, done at about {moment(eta)}"
+        return f"{wave}{at_once} at once, {duration(eta)} left{scores}, done at about {moment(eta)}"
+
+    def _all_done(self) -> str:
+        """When everything is done."""
+        training, scoring = self._board.eta_seconds(self._slots()), self._board.scoring_seconds(self._slots())
+        if scoring == 0:
+            return f"all done in about {duration(training)}, at {moment(training)}"
+        whole = _whole(training, scoring)
+        return (
+            f"all trained in about {duration(training)}, at {moment(training)}, and scored up to {duration(scoring)} "
+            f"later, at {moment(whole)}"
+        )
 
     def show(self) -> None:
         """The table, or a line for each event since the last look."""
         news = self._board.poll()
         if self._live is not None:
+            for row, event in news:
+                if event.kind == "weights":
+                    self._console.print(f"{row.spec.name}: {_line(row, event)}", highlight=False, markup=False)
             self._live.update(self.table(), refresh=True)
             return
         for row in self._board.rows.values():
             if row.state == "WAITING" and row.spec.name not in self._told_waiting:
                 self._told_waiting.add(row.spec.name)
-                text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes"
+                own = ", or this job's own --entrypoint-num-cpus or -gpus hold them" if submission_id() else ""
+                text = f"{row.spec.name}: WAITING for workers: others use the cluster, or it lost nodes{own}"
                 self._console.print(text, highlight=False, markup=False)
         for row, event in news:
             if (line := _line(row, event)) is not None:
-                left = self._board.eta_seconds(self._slots())
-                done = f"all done in about {duration(left)}, at {moment(left)}"
+                done = self._all_done()
                 self._console.print(f"{row.spec.name}: {line}, {done}", highlight=False, markup=False)
+
+
+def _whole(training: float | None, scoring: float | None) -> float | None:
+    return None if training is None or scoring is None else training + scoring
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -89,6 +110,8 @@ def _line(row: Row, event: Event) -> str | None:
         )
     if event.kind == "incident":
         return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"
+    if event.kind == "weights":
+        return str(event.values.get("loaded"))
     if event.kind == "started" and event.values.get("resumed"):
         return f"resumed after {event.samples} samples"
     return None

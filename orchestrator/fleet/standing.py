@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.checkpoint.places import places
-from orchestrator.fleet.figures import NOTHING, number, of_epoch, whole
+from orchestrator.fleet.figures import NOTHING, loss_of, number, of_epoch, whole
 from orchestrator.fleet.glance import Glance, glance
 from orchestrator.launch import holder
 from orchestrator.launch.holder import Holder
@@ -67,6 +67,7 @@ class Standing:
     checkpoint_seconds_ago: float | None = None
     workers: int | None = None
     owner: str = ""  # who runs it
+    stage: str = ""  # what the driver of its ensemble does with it now that it is trained
 
 
 def standing(
@@ -85,7 +86,7 @@ def standing(
         held, lives = driver, awaited
     last = newest[1] if newest is not None else None
     state, message = _state(folder, outcome, held, lives, newest)
-    if (held is None or driver is not None) and newest is None and awaited:
+    if (held is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
     saved = _saved(folder)
     epochs = whole(_of(spec, "recipe", "epochs"))
@@ -153,7 +154,7 @@ def _figures(state: State, epochs: int | None, told: Glance, last: Before | None
     found: dict[str, Any] = {
         "samples": samples if told.last is not None else None,
         "epoch": samples / size if size else (float(figures.epoch) if told.epoch is not None else None),
-        "loss": number(point.values["train/loss"]) if point is not None else figures.loss,
+        "loss": loss_of(point) if point is not None else figures.loss,
         "top1_error": figures.top1_error,
         "top5_error": figures.top5_error,
         "images_per_second": figures.images_per_second,

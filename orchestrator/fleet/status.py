@@ -49,11 +49,12 @@ class Family:
     sweep: bool = False
     owner: str = ""  # who runs the sweep
     brief: bool = False  # show only what runs or went wrong
+    stage: str = ""  # what the driver of an ensemble does now that its models are trained
 
     @property
     def live(self) -> bool:
         """Whether there may be more to see at a later look."""
-        return bool(self.owner) or any(row.state in LIVE for row in self.rows)
+        return bool(self.owner or self.stage) or any(row.state in LIVE for row in self.rows)
 
     @property
     def shown(self) -> tuple[Standing, ...]:
@@ -65,7 +66,7 @@ class Family:
         """The line above its rows."""
         done = sum(row.state == "finished" for row in self.rows)
         if not self.sweep:
-            return f"{self.name}: {done} of {len(self.rows)} finished"
+            return f"{self.name}: {done} of {len(self.rows)} finished" + (f", {self.stage}" if self.stage else "")
         ended = sum(row.state in ENDED for row in self.rows)
         return f"{self.name}: {ended} of {len(self.rows)} ended"
 
@@ -118,7 +119,33 @@ def families(found: Sequence[Named], brief: bool = False) -> list[Family]:
                 family, calls = Family(one.name, ()), [partial(_unreadable, one.folder, _why(error))]
             folders = one.members or (one.folder,) * len(calls)
             waiting.append((family, [pool.submit(_shielded, *each) for each in zip(calls, folders, strict=True)]))
-        return [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
+        looked = [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
+        return list(pool.map(_staged, found, looked))
+
+
+def _staged(one: Named, family: Family) -> Family:
+    """Return the family with what its ensemble's driver does now, when no model is trained any more."""
+    if not one.members or one.trouble or any(row.state in LIVE for row in family.rows):
+        return family
+    try:
+        stage = _stage(one.folder)
+    except _OF_ONE_RUN:
+        return family  # the rows are what counts
+    return replace(family, stage=stage, rows=tuple(replace(row, stage=stage) for row in family.rows))
+
+
+def _stage(folder: str) -> str:
+    """Return what the driver of an ensemble does besides training; empty when there is none."""
+    if not holder.lives(folder, holder.look(folder)):
+        return ""
+    found = files.read_record(files.join(folder, named.SCORING))
+    shards, done, left = (found.get(name) for name in ("shards", "done", "seconds_left"))
+    if not isinstance(shards, int) or not isinstance(done, int):
+        return "preparing scores or the report"
+    if done >= shards:
+        return "scored, preparing the report"
+    rest = f", about {duration(left)} left" if isinstance(left, int | float) else ""
+    return f"scoring {done} of {shards} shards{rest}"
 
 
 def _family(one: Named, brief: bool) -> tuple[Family, Sequence[Callable[[], Standing]]]:

@@ -11,6 +11,7 @@ from orchestrator.launch.config import JobConfig
 from orchestrator.launch.pool import TaskError
 from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.screen import FAILED, INTERRUPTED, REFUSED, console
+from orchestrator.launch.session import NotRecordedError
 from orchestrator.recipe.config import Recipe
 
 __all__ = ["FAILED", "INTERRUPTED", "REFUSED", "console", "guarded", "starting_recipe"]
@@ -39,5 +40,5 @@ def _on_cluster(prog: str, main: Callable[[], int]) -> int:
         return main()
     except PreflightError as error:
         return screen.tell(prog, list(error.problems), FAILED)
-    except (ClusterError, TaskError) as error:
+    except (ClusterError, TaskError, NotRecordedError) as error:
         return screen.tell(prog, [str(error)], FAILED)

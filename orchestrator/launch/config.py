@@ -19,12 +19,16 @@ from orchestrator.recipe import frozen, presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.frozen import Frozen, Provenance
 from orchestrator.storage import files, urls
-from orchestrator.tracking import default_store
+from orchestrator.tracking import default_store, uri
+from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.execution import Execution, check_batch_norm
 from orchestrator.training.job import Cadence, TrainJob
 
 # The one environment variable that the project defines: where runs land by default.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
+# MLflow's own: where its other tools record, too.
+URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT = "googlenet"
 DEFAULT_STORAGE = "~/orchestrator-runs"
 EMBEDDED = "digits"
 SPEC = "spec.json"  # in a run's folder
@@ -76,8 +80,12 @@ class Destination(Config):
 
     data: str = Field("", description="URL of a packed dataset, or 'digits' for the embedded one")
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
-    tracking: str = Field("", description="MLflow tracking URI; by default a sqlite database in the storage folder")
-    experiment: str = Field("googlenet", min_length=1, description="MLflow experiment")
+    tracking: str = Field(
+        "", description=f"MLflow tracking URI; by default ${URI_VARIABLE}, else a sqlite database in the storage folder"
+    )
+    experiment: str = Field(
+        "", max_length=250, description=f"MLflow experiment; by default ${EXPERIMENT_VARIABLE}, else {EXPERIMENT}"
+    )
     allow_elsewhere: bool = Field(
         False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
     )
@@ -85,17 +93,20 @@ class Destination(Config):
     def resolved(self) -> Self:
         """The same with every default filled in and every place absolute.
 
-        Raises ConfigError without data, for a relative path, or when the tracking default needs a local storage.
+        Raises ConfigError without data, for a relative path, without a home for the default storage, or when the
+        tracking default needs a local storage.
         """
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
         try:
-            chosen = self.storage or os.environ.get(RUNS_VARIABLE) or DEFAULT_STORAGE
-            storage = urls.absolute(chosen, "storage" if self.storage else RUNS_VARIABLE)
+            if self.storage or not os.environ.get(RUNS_VARIABLE):
+                storage = urls.absolute(self.storage or _home_of_runs(), "storage")
+            else:
+                storage = urls.absolute(os.environ[RUNS_VARIABLE], RUNS_VARIABLE)
             data = files.join(storage, "data", EMBEDDED) if self.data == EMBEDDED else urls.absolute(self.data, "data")
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        tracking = self.tracking
+        tracking = self.tracking or _named_by_environment()
         if not tracking:
             if not urls.is_local(storage):
                 raise ConfigError(
@@ -103,7 +114,9 @@ class Destination(Config):
                     "such as --tracking http://HOST:5000"
                 )
             tracking = _database_in(storage)
-        return self.model_copy(update={"storage": storage, "data": data, "tracking": tracking})
+        experiment = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or EXPERIMENT
+        places = {"storage": storage, "data": data, "tracking": tracking, "experiment": experiment}
+        return type(self).from_dict({**self.to_dict(), **places})  # checked: a variable's text has not been yet
 
     @property
     def embedded(self) -> bool:
@@ -123,7 +136,7 @@ class Destination(Config):
             flags += ["--storage", urls.redact(self.storage)]
         if not urls.is_local(self.storage) or self.tracking != _database_in(self.storage):
             flags += ["--tracking", urls.redact(self.tracking)]
-        if self.experiment != type(self).model_fields["experiment"].default:
+        if self.experiment != EXPERIMENT:
             flags += ["--experiment", self.experiment]
         return flags
 
@@ -131,6 +144,27 @@ class Destination(Config):
         """The same without users, passwords and queries: fit to be kept."""
         places = {name: urls.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
         return self.model_copy(update=places)
+
+
+def _home_of_runs() -> str:
+    """Return the default storage. Raises ConfigError when this user has no home folder."""
+    if os.path.expanduser("~") == "~":
+        raise ConfigError(
+            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; give --storage, or set "
+            f"{RUNS_VARIABLE}, to an absolute path or a URL"
+        )
+    return DEFAULT_STORAGE
+
+
+def _named_by_environment() -> str:
+    """Return the tracking URI that MLflow's variable holds; empty when it is not set. Raises ConfigError."""
+    named = os.environ.get(URI_VARIABLE, "")
+    try:
+        if named:
+            uri.parse(named)
+    except TrackingError as error:
+        raise ConfigError(f"{URI_VARIABLE}: {error}; or give --tracking, which wins") from None
+    return named
 
 
 def _database_in(storage: str) -> str:
@@ -204,6 +238,11 @@ class RunSpec(Config):
             update={"destination": self.destination.redacted(), "weights": urls.redact(self.weights)}
         )
         files.write_bytes(files.join(self.folder, SPEC), kept.to_json().encode())
+
+    def for_workers(self) -> Self:
+        """Return the same without the tracker's password, which workers do not need and Ray would keep in its files."""
+        tracking = urls.redact(self.destination.tracking)
+        return self.model_copy(update={"destination": self.destination.model_copy(update={"tracking": tracking})})
 
     def job(self, stop_flag: str, successor: str) -> TrainJob:
         """What each worker is given; the two URLs are those of the lease under which the run is trained."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from orchestrator.data import manifest, order
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.launch.config import EMBEDDED, Destination, Placement
+from orchestrator.launch.config import EMBEDDED, EXPERIMENT_VARIABLE, URI_VARIABLE, Destination, Placement
 from orchestrator.models.config import label, normalises_batches
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.schedule import rate_at
@@ -50,13 +51,20 @@ def show(
         f"each model: {least}{placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
         f"data:       {urls.redact(destination.data)} ({data})",
         f"storage:    {urls.redact(destination.storage)}",
-        f"tracking:   {urls.redact(destination.tracking)}",
+        f"tracking:   {urls.redact(destination.tracking)}, {_experiment(destination)}",
     ]
     if any(normalises_batches(recipe.model) for recipe in recipes):
         lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     return found
+
+
+def _experiment(destination: Destination) -> str:
+    """Return the experiment, and which of MLflow's variables hold what is used."""
+    used = {URI_VARIABLE: destination.tracking, EXPERIMENT_VARIABLE: destination.experiment}
+    named = [name for name, value in used.items() if os.environ.get(name) == value]
+    return f"experiment {destination.experiment}" + (f" (from {' and '.join(named)})" if named else "")
 
 
 def _steps(found: Manifest, recipe: Recipe) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import getpass
 import os
 import re
 import secrets
+import shutil
 import sys
+import tempfile
 
 from orchestrator.config.cli import refuse
 from orchestrator.config.errors import ConfigError
@@ -29,6 +33,23 @@ _SWITCHES = {
 }
 # What bash does not take literally in the middle of a word.
 _SHELL_CHARACTERS = re.compile(r"""[\s|&;<>()$`\\"'*?]|\{[^{}]*(,|\.\.)[^{}]*\}""")
+
+
+def settle() -> None:
+    """Make the process independent of where it was started: a notebook, or a container with a made-up user.
+
+    Libraries read these variables while they are imported, so jobs call this before; workers inherit them.
+    """
+    # A notebook names a canvas of its own, which other processes lack. We draw into files alone.
+    os.environ["MPLBACKEND"] = "Agg"
+    if os.path.expanduser("~") == "~":  # no HOME, and no entry in passwd for this uid
+        home = tempfile.mkdtemp(prefix="orchestrator-home-")
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+        os.environ["HOME"] = home
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
 
 
 def prepare(prog: str, destination: Destination, placement: Placement) -> None:
@@ -75,6 +96,7 @@ def check_interpreter() -> None:
 def switch(placement: Placement | None = None) -> None:
     """Set what the user did not set of Ray's switches; without a placement for jobs that train nothing."""
     placement = placement or Placement()
+    settle()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     # An end or a death is seen at the next poll: at Ray's 2 s small runs pay for it (pitfalls 3).

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.config.json_text import parse_object
+from orchestrator.launch.config import job_command
 from orchestrator.launch.environment import submission_id
-from orchestrator.storage import files
+from orchestrator.storage import files, urls
 
 BEAT_SECONDS = 3.0
 STALE_SECONDS = 15.0
@@ -72,13 +73,13 @@ def parse_owner(data: bytes) -> Owner:
 class LeaseHeldError(RuntimeError):
     """Another live driver runs this run; the message names it and says what can be done."""
 
-    def __init__(self, folder: str, owner: Owner, stop_flag: str) -> None:
+    def __init__(self, folder: str, owner: Owner) -> None:
         job = shlex.quote(owner.job)
         attach = f"ray job logs --follow {job}" if owner.job else "look at its terminal"
         stop = f"ray job stop {job}" if owner.job else "Ctrl-C there"
         super().__init__(
-            f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or create the file "
-            f"{stop_flag}) and submit again"
+            f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or from anywhere: "
+            f"{job_command('stop.py', [urls.redact(folder)])}) and submit again"
         )
 
 
@@ -191,7 +192,7 @@ def _check_free(folder: str, leases: str, number: int, stale_seconds: float) -> 
         if files.exists(stem + ".released"):
             return
         if _beat_of(stem) != first:
-            raise LeaseHeldError(folder, owner, stem + ".stop")
+            raise LeaseHeldError(folder, owner)
 
 
 def _beat_of(stem: str) -> bytes:

@@ -15,6 +15,7 @@ from orchestrator.storage.files import StorageError
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
 SPEC = "ensemble.json"  # what an ensemble is made of
+SCORING = "scoring.json"  # how far its scoring is, while its driver scores
 TRAINED, EVALUATED = "train_ensemble", "evaluate"  # what made it, in SPEC
 SWEEP, TRIALS = "sweep.json", "trials"  # what a sweep looks for; the folder of what its trials are and how they ended
 _READERS = 8

@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 from ray.exceptions import NodeDiedError, RayError, RuntimeEnvSetupError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data import index, manifest
+from orchestrator.data import index, manifest, order, stages
 from orchestrator.data import mixing as mix
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.launch.config import EMBEDDED, Destination
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import files, probe, urls
+from orchestrator.tracking import opening
+from orchestrator.tracking.tracker import TrackingError
 
 NODE_SECONDS = 60.0  # a cold start of Python over a network file system takes its time
 LONGEST = 400  # characters of an error of Ray's
 # A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
 READ_BYTES = 64 * 2**20
+TRAIN, VALIDATION = "train", "validation"
 
 
 class PreflightError(RuntimeError):
@@ -45,11 +48,61 @@ def dataset(asked: Destination, resolved: Destination) -> Manifest:
         if asked.data == EMBEDDED and not _readable(resolved.data):
             # Imported when they are to be packed: scikit-learn takes a second.
             import_module("orchestrator.data.digits").pack_digits(resolved.data)
-        found = manifest.load(resolved.data, allow_elsewhere=resolved.allow_elsewhere)
-        _check_shards(resolved.data, found)
+        found = _check_dataset(resolved)
         _check_content(resolved.data, found)
     except (DataError, OSError) as error:
         raise PreflightError([str(error)]) from None
+    return found
+
+
+def check_trainable(found: Manifest, url: str, recipes: Sequence[Recipe], workers: int) -> None:
+    """Raise PreflightError when the workers of one of these recipes would refuse the dataset."""
+    problems = []
+    for recipe in recipes:
+        try:
+            if TRAIN not in found.splits:
+                raise DataError(f"data: {urls.redact(url)}: it has no {TRAIN} split; pack or index one, and try again")
+            counts = [shard.samples for shard in found.shards(TRAIN)]
+            order.check(counts, recipe.order.lanes, recipe.batch_size, workers)
+            stages.filler(recipe.augmentation, 0, 0, len(found.classes))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise PreflightError(list(dict.fromkeys(problems)))
+
+
+def check_places(asked: Destination, recipes: Sequence[Recipe] = (), workers: int = 1) -> None:
+    """Look at all places without writing, for a dry run. Raises PreflightError with all that a start would refuse."""
+    destination, problems = asked.resolved(), list[str]()
+    if (problem := probe.outlook(destination.storage)) is not None:
+        problems.append(f"storage: {problem}")
+    packed_on_use = asked.data == EMBEDDED and not _readable(destination.data)
+    try:
+        if not packed_on_use:
+            check_trainable(_check_dataset(destination), destination.data, recipes, workers)
+    except PreflightError as error:
+        problems.extend(error.problems)
+    except (DataError, OSError) as error:
+        problems.append(str(error))
+    try:
+        if not opening.is_made_on_use(destination.tracking):
+            opening.tracker(destination.tracking, destination.experiment).look()
+    except TrackingError as error:
+        problems.append(f"tracking: {error}")
+    if problems:
+        raise PreflightError(problems)
+
+
+def _check_dataset(destination: Destination) -> Manifest:
+    """Return the manifest of a dataset that is whole as far as a look tells. Raises DataError and OSError."""
+    url = destination.data
+    found = manifest.load(url, allow_elsewhere=destination.allow_elsewhere)
+    if VALIDATION not in found.splits or found.samples(VALIDATION) == 0:
+        raise DataError(
+            f"data: {urls.redact(url)}: it has no {VALIDATION} split, so no error could be computed; pack it with some "
+            f"images held out (--source.holdout 0.1), or index one (--{VALIDATION})"
+        )
+    _check_shards(url, found)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import uuid
@@ -30,15 +31,20 @@ from orchestrator.launch.trainer import launch
 from orchestrator.storage import files, identity, urls
 from orchestrator.tracking import opening
 from orchestrator.tracking.replay import Replayer
-from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachable, TrackingError
 from orchestrator.training.job import Outcome, journal_of
 
+_log = logging.getLogger(__name__)
 FLAG_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
 # Longer than a checkpoint takes to be written.
 CUT_OFF_SECONDS = 120.0
 STALE_RUN_SECONDS = 600.0
 KILLED_CLOSE_SECONDS = 10.0
+
+
+class NotRecordedError(RuntimeError):
+    """The job's work is done and kept, but the tracker does not have all of it; the message says what to do."""
 
 
 @dataclass
@@ -70,8 +76,8 @@ class Session:
             self._waited = not self.replayer.drain(CLOSE_SECONDS)
         try:
             where = self.replayer.run_url(key, 1.0)
-        except TrackingError as error:
-            where = f"not recorded yet: {error}"
+        except TrackingError:
+            where = "not recorded yet"  # the session's end says why, unless it is by then
         self.say(f"results: {urls.redact(folder)}")
         self.say(f"MLflow:  {where}")
 
@@ -256,11 +262,18 @@ def opened(asked: Destination, placement: Placement, console: Console) -> Iterat
                     interruption.on_set(action)
                 if (job := submission_id()) is not None:
                     session.say(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
+                # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
+                session.replayer.submit(_reap)
                 try:
                     yield session
-                finally:
-                    session._closed.set()
-                    _close(session)
+                except BaseException:
+                    if (lacking := _close(session)) is not None:
+                        session.say(lacking)
+                    raise
+                if (lacking := _close(session)) is not None:
+                    if not interruption.event.is_set():
+                        raise NotRecordedError(lacking)
+                    session.say(lacking)  # and the exit status stays that of the signal
 
 
 def _first_id(storage: str) -> str:
@@ -279,22 +292,28 @@ def _first_id(storage: str) -> str:
 
 
 def _tracker(destination: Destination) -> Callable[[], Tracker]:
-    """Opens the tracker, beside the work when a quick look shows that it is there.
-
-    Raises TrackingError when it cannot be used.
-    """
-    if opening.answers(destination.tracking):
-        return lambda: opening.beside(lambda: _opened_tracker(destination))
-    tracker = _opened_tracker(destination)
+    """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
+    if opening.is_made_on_use(destination.tracking):
+        return lambda: opening.beside(lambda: _usable_tracker(destination))
+    tracker = _usable_tracker(destination)
     return lambda: tracker
 
 
-def _opened_tracker(destination: Destination) -> Tracker:
+def _usable_tracker(destination: Destination) -> Tracker:
+    """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
     tracker = opening.tracker(destination.tracking, destination.experiment)
     tracker.check()
-    # Runs whose driver was killed; a live one beats every few seconds, whatever it trains.
-    tracker.reap(STALE_RUN_SECONDS)
     return tracker
+
+
+def _reap(tracker: Tracker) -> None:
+    """Close stale runs. What the tracker refuses is only logged: they are another job's."""
+    try:
+        tracker.reap(STALE_RUN_SECONDS)
+    except TrackerUnreachable:
+        raise
+    except TrackingError as error:
+        _log.warning("runs that earlier jobs left open stay so: %s", error)
 
 
 def _all_or_problems(
@@ -318,11 +337,19 @@ def _all_or_problems(
     return data.result(), tracker.result()
 
 
-def _close(session: Session) -> None:
+def _close(session: Session) -> str | None:
+    """Give every run its final status; what to say of that which is not recorded, None when all is."""
+    session._closed.set()
     interrupted = session.interruption.event.is_set()
     missing: FinalStatus = "KILLED" if interrupted else "FAILED"
     # Runs that were given a status keep their place: members before their parent.
     unset: Mapping[str, FinalStatus] = dict.fromkeys(sorted(session._open - session.statuses.keys()), missing)
     seconds = KILLED_CLOSE_SECONDS if interrupted or session._waited else CLOSE_SECONDS
-    if not session.replayer.stop({**session.statuses, **unset}, seconds):
-        session.say("MLflow did not take everything; the journals have it: the same command again records it.")
+    if session.replayer.stop({**session.statuses, **unset}, seconds):
+        return None
+    cause = session.replayer.cause or f"it did not take all within {seconds:g} s"
+    return (
+        f"tracking: not everything is recorded: {cause} What was trained is kept in "
+        f"{urls.redact(session.destination.storage)}: once MLflow can be used, run the same command again; it retrains "
+        "nothing that is finished and records what is missing"
+    )

@@ -72,7 +72,7 @@ class Recipe(Config):
 
     unknown_is_error: ClassVar[bool] = True
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="begins the names of its runs")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=128, description="begins the names of its runs")
     version: int = Field(RECIPE_VERSION, ge=RECIPE_VERSION, le=RECIPE_VERSION, description="of the recipe's meaning")
     epochs: int = Field(250, ge=1, le=100_000, description="passes over the training split (Caffe replication: 250)")
     batch_size: int = Field(32, ge=1, le=1_000_000, description="images of a global batch, over all workers together")

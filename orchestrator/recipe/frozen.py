@@ -56,7 +56,12 @@ def load(url: str) -> Frozen:
     try:
         found = parse_json(files.read_bytes(url))
     except FileNotFoundError:
-        raise ConfigError(f"{shown}: nothing there; {WHAT_IT_IS}") from None
+        copied = urls.is_in_submitted_job() and urls.is_local(url) and not url.startswith("/")
+        ignored = (
+            ". A submitted job has a copy of the working directory without what git ignores, such as runs/: give the "
+            "absolute path on the cluster's nodes, or a URL"
+        )
+        raise ConfigError(f"{shown}: nothing there; {WHAT_IT_IS}{ignored if copied else ''}") from None
     except OSError as error:  # a folder, or storage that does not answer; the message names the place
         raise ConfigError(f"{shown}: cannot be read: {error}") from None
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from pathlib import Path
 
 from orchestrator.storage import files, urls
 
@@ -19,6 +21,22 @@ def problem(url: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"{urls.redact(url)}: not writable: {error}"
     return None
+
+
+def outlook(url: str) -> str | None:
+    """Return what speaks against writing below `url`, found without writing; None when nothing does."""
+    if not urls.is_local(url):
+        try:
+            files.list_names(url)
+        except (OSError, ValueError) as error:
+            return f"{urls.redact(url)}: {error}"
+        return None
+    path = Path(urls.local_path(url))
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    why = "this user may not write there" if there.is_dir() else "it is not a folder"
+    return f"{path}: not writable: {there}: {why}"
 
 
 def unguarded(url: str) -> str | None:

@@ -16,7 +16,10 @@ __all__ = ["absolute", "from_path", "is_local", "is_web", "join", "local_path", 
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-_ONE_SLASH = re.compile(r"^(s3a?|gs|gcs|az|abfss?|hdfs|https?|file):/(?!/)", re.IGNORECASE)
+# s3:/bucket, s3:bucket, S3//bucket, s3:///bucket: not a colon and two slashes between the scheme and a name.
+_MISSPELT = re.compile(
+    r"^(s3a?|gs|gcs|az|abfss?|hdfs|https?|file)(:/?(?!/)|//)|^(s3a?|gs|gcs|abfss?|https?):///", re.IGNORECASE
+)
 _WEB = frozenset({"http", "https"})
 _QUOTED = _WEB | {"file"}  # schemes of URLs whose names are percent-encoded
 _LOCAL_HOST = re.compile(r"^localhost(?=/)", re.IGNORECASE)
@@ -101,17 +104,34 @@ def absolute(url: str, field: str) -> str:
     """
     if (reason := refusal_of_credentials(url, field)) is not None:
         raise ValueError(reason)
-    if (match := _ONE_SLASH.match(url)) is not None:
-        slashes = ":///" if match[1].lower() == "file" else "://"
-        fixed = match[1].lower() + slashes + url[match.end() :].lstrip("/")
+    if (match := _MISSPELT.match(url)) is not None:
+        meant = (match[1] or match[3]).lower()
+        fixed = meant + (":///" if meant == "file" else "://") + url[match.end() :].lstrip("/")
         raise ValueError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
     if not is_local(url):
         return _without_slash(normalize(url))
     path = os.path.expanduser(local_path(url))
+    if path.startswith("~"):
+        raise ValueError(
+            f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
+            "give an absolute path or a URL"
+        )
     if not os.path.isabs(path):
         raise ValueError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
-            f"give an absolute path such as {os.path.abspath(path)!r} or a URL"
+            f"give {_elsewhere(path)} or a URL"
         )
     # POSIX lets two slashes at the start mean something else; on Linux they do not.
     return re.sub(r"^//+", "/", os.path.normpath(path))
+
+
+def is_in_submitted_job() -> bool:
+    """Return whether this process was started by Ray's job server, in a temporary copy of the working directory."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _elsewhere(path: str) -> str:
+    """Return what to give instead of a relative path."""
+    if is_in_submitted_job():  # the folder that this process sees goes with the job
+        return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"
+    return f"an absolute path such as {os.path.abspath(path)!r}"

@@ -2,12 +2,69 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 
-def on_refusal(status: int, text: str) -> str:
-    """The fix for what would be the same later; empty when only the answer itself tells it.
+_FOUND = re.compile(r"found version (\w+)|revision identified by '(\w+)'")
+_DELETED = re.compile(r"the (run|experiment) (\w+) must be in the 'active' state\. current state is deleted")
+# A piece of an error's text in small letters, and what mends it. The first that fits counts.
+_FIXES = (
+    (
+        "certificate verify failed",
+        "Set MLFLOW_TRACKING_SERVER_CERT_PATH where the driver runs to the file (PEM) of the certificate, or of the "
+        "authority, that signed the server's.",
+    ),
+    ("wrong_version_number", "The server speaks no TLS at that port: write http:// instead of https://."),
+    ("record layer failure", "The server speaks no TLS at that port: write http:// instead of https://."),
+    (
+        "readonly database",
+        "This user may not write the database's file: change its mode or owner, or set another one with --tracking.",
+    ),
+    ("unable to open database file", "Change the mode or owner of the file, or set another one with --tracking."),
+    (
+        "not a database",
+        "That file is no SQLite database, or a damaged one: restore it from a backup, or set another one with "
+        "--tracking.",
+    ),
+    (
+        "malformed",
+        "The database is damaged: restore it from a backup, or set another one with --tracking.",
+    ),
+    ("disk is full", "Free space on the disk of the database."),
+    (
+        "database is locked",
+        "Another process holds the database: end it, or use an MLflow server, which takes many drivers.",
+    ),
+)
 
-    status: of HTTP; 0 when nobody was asked.
+
+def on_schema(text: str, shown: str, is_known: Callable[[str], bool]) -> str | None:
+    """Return what to do about a database of another MLflow version; None when the error is about something else.
+
+    shown: the database's URI. is_known: whether the installed MLflow knows a revision of the schema.
     """
+    found = _FOUND.search(text)
+    if found is None or not ("database schema" in text or "revision identified" in text):
+        return None
+    revision = found.group(1) or found.group(2)
+    # Absent: a database whose first migration never ran.
+    if revision == "None" or is_known(revision):
+        return (
+            f"its database has the schema of an older MLflow (revision {revision}); back the database up, then run "
+            f"mlflow db upgrade {shown}"
+        )
+    return (
+        f"its database has the schema of a newer MLflow (revision {revision}); install that version of mlflow where "
+        "the driver runs, or set another database with --tracking"
+    )
+
+
+def on_refusal(status: int, text: str, shown: str = "") -> str:
+    """Return the fix for what would be the same later; empty when only the answer itself tells it.
+
+    status: of HTTP; 0 when nothing was asked. shown: the tracking URI.
+    """
+    low = text.lower()
     if status == 0:
         return (
             " What speaks to that database is not installed: write the URI as postgresql+psycopg2://... with "
@@ -19,13 +76,32 @@ def on_refusal(status: int, text: str) -> str:
             "~/.mlflow/credentials. Of a server that `make up` or `make ui` started: user orchestrator, password in "
             "~/.orchestrator/mlflow_password."
         )
-    if status == 403 and "host header" in text.lower():
+    if status == 403 and "host header" in low:
         return " Use a name in the server's MLFLOW_SERVER_ALLOWED_HOSTS (--allowed-hosts), or add this one there."
-    return " This user may not do that: ask the server's administrator for the permission." if status == 403 else ""
+    if status == 403:
+        return (
+            " This user may not write there: ask the server's administrator for the permission EDIT on the experiment, "
+            "or set another one with --experiment."
+        )
+    if "<html" in low:
+        return " What answers there is not MLflow: give its address, with the path under which it is served."
+    if deleted := _DELETED.search(low):
+        what, name = deleted.groups()
+        return (
+            f" Somebody deleted it in MLflow. To have it back: MLFLOW_TRACKING_URI={shown} mlflow {what}s restore "
+            f"--{what}-id {name}. Left deleted, the next submission of the same command records the run anew."
+        )
+    return ""
 
 
-def on_silence(in_file: bool) -> str:
-    """What to look at when it does not answer; in_file: it is a database in a file."""
+def on_silence(in_file: bool, text: str = "") -> str:
+    """Return what to look at when a store does not answer; in_file: it is a database in a file."""
+    low = text.lower()
+    for piece, fix in _FIXES:
+        if piece in low:
+            return fix
     if in_file:
         return "Is the folder writable, the disk full, the file a database of this MLflow version?"
-    return "Is the server up, the address right (try ADDRESS/health)? Or give another URI"
+    return (
+        "Is the server up, the address right (try ADDRESS/health, and https:// if it speaks TLS)? Or give another URI"
+    )

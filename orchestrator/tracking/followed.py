@@ -56,6 +56,12 @@ class FollowedRun:
         """Events read and not yet delivered."""
         return len(self._waiting)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the tracker takes nothing of this run, or of the one above it, until a person mends the cause."""
+        above = self._parent
+        return self.serving.is_final or (above is not None and above.run_id is None and above.is_refused)
+
     def reopen(self) -> None:
         """Go on with a run that was closed; nothing for any other."""
         if self.closed:

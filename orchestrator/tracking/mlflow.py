@@ -9,11 +9,13 @@ import os
 import re
 import shlex
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator.config.json_text import parse_json
 from orchestrator.config.printable import redact
@@ -22,7 +24,7 @@ from orchestrator.tracking import advice, default_store, environment
 # Before the imports below: mlflow reads some of it while it is imported.
 environment.prepare()
 
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
@@ -45,6 +47,7 @@ KEY_TAG = "orchestrator.key"
 PARENT_TAG = "mlflow.parentRunId"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
+CHECKED_TAG = "orchestrator.checked"  # of an experiment: when a driver last proved that it may write there
 _HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
 _METRICS_PER_BATCH = 1000
@@ -84,10 +87,20 @@ class MlflowTracker:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
 
     def check(self) -> None:
-        """Connect and find or make the experiment; about 10 s for a server that is not there."""
-        with environment.impatience(), self._guard("check"):
+        """Find or make the experiment and write a tag to it, which needs the permissions that runs need.
+
+        Takes about 10 s for a server that is not there.
+        """
+        with environment.impatience(), self._guard("record runs (tried before the start)", Exception):
             client, experiment_id = self._connect()
-            client.get_experiment(experiment_id)
+            client.set_experiment_tag(experiment_id, CHECKED_TAG, _beat())
+
+    def look(self) -> None:
+        """Do of `check` what writes nothing, for a store that is there already. Raises TrackingError."""
+        with environment.impatience(), self._guard("be used", Exception):
+            found = self._client().get_experiment_by_name(self._experiment_name)
+            if found is not None:
+                self._check_active(found)
 
     def open_run(self, run: TrackedRun) -> str:
         """The id of the run of this key, new or set back to RUNNING; params already there stay."""
@@ -214,18 +227,26 @@ class MlflowTracker:
         if self._connected is None:
             root = self._artifact_root
             if self._uri.sqlite_path is not None:
-                folder = Path(self._uri.sqlite_path).parent
-                folder.mkdir(parents=True, exist_ok=True)
-                if not os.access(folder, os.W_OK):  # else mlflow retries to open the database for minutes
-                    raise TrackingError(f"tracking uri {self._uri.shown}: folder {folder} is not writable")
+                self._reach()
                 default_store.follow_move(self._uri.sqlite_path)
                 # MLflow's own default is ./mlruns of whatever folder the process is in.
                 root = root or default_store.artifact_root(self._uri.sqlite_path)
-            if self._uri.database is not None:
-                socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
-            client = MlflowClient(self._uri.raw, self._uri.raw)
+            client = self._client()
             self._connected = client, self._experiment(client, root)
         return self._connected
+
+    def _client(self) -> MlflowClient:
+        self._reach()
+        return MlflowClient(self._uri.raw, self._uri.raw)
+
+    def _reach(self) -> None:
+        """Raise when the store cannot be reached, within seconds: MLflow would retry for minutes."""
+        if self._uri.sqlite_path is not None:
+            path = Path(self._uri.sqlite_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _try_sqlite(path)
+        if self._uri.database is not None:
+            socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
 
     def _experiment(self, client: MlflowClient, root: str | None) -> str:
         found = client.get_experiment_by_name(self._experiment_name)
@@ -237,12 +258,16 @@ class MlflowTracker:
                 found = client.get_experiment_by_name(self._experiment_name)
                 if found is None:
                     raise
+        self._check_active(found)
+        return str(found.experiment_id)
+
+    def _check_active(self, found: Experiment) -> None:
         if found.lifecycle_stage != "active":
             raise TrackingError(
-                f"experiment {self._experiment_name!r} was deleted; restore it (mlflow experiments restore"
-                f" --experiment-id {found.experiment_id}) or give another name"
+                f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.shown}; restore it with"
+                f" MLFLOW_TRACKING_URI={self._uri.shown} mlflow experiments restore --experiment-id"
+                f" {found.experiment_id}, or set another name with --experiment"
             )
-        return str(found.experiment_id)
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
         known = run.data.params
@@ -260,17 +285,14 @@ class MlflowTracker:
             client.log_batch(run_id, tags=batch, synchronous=True)
 
     @contextmanager
-    def _guard(self, doing: str) -> Iterator[None]:
-        """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
+    def _guard(self, doing: str, *more: type[Exception]) -> Iterator[None]:
+        """Turn MLflow's errors, and `more`, into ours. None is chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600].rstrip(". ") + "."
-            if is_final(error):
-                text += advice.on_refusal(_status(error), text)
-                raise TrackingError(f"MLflow at {self._uri.shown} refused to {doing}: {text}") from None
-            text += f" {advice.on_silence(self._uri.sqlite_path is not None)}"
-            raise TrackerUnreachable(f"MLflow at {self._uri.shown} cannot {doing}: {text}") from None
+        except TrackingError:
+            raise
+        except (*ERRORS, *more) as error:
+            raise explain(error, self._uri, doing) from None
 
 
 def _first(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
@@ -308,13 +330,59 @@ class _LastSteps:
         return metrics
 
 
-def is_final(error: Exception) -> bool:
-    """Whether the answer would be the same later: a request that MLflow understood and refused, or cannot make."""
-    return isinstance(error, ImportError) or (isinstance(error, MlflowException) and 429 != _status(error) < 500)
+# What MLflow's clients raise when a store cannot be used.
+ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
 
 
-def _status(error: Any) -> int:
-    return 0 if isinstance(error, ImportError) else int(error.get_http_status_code())
+def explain(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
+    """Return the error to raise for one of MLflow's, with its fix; TrackerUnreachable for what may pass."""
+    # SQLAlchemy adds the statement with its values.
+    whole = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
+    text = whole[:600].rstrip(". ") + "."
+    if (schema := advice.on_schema(whole, uri.shown, _is_known_revision)) is not None:
+        return TrackingError(f"MLflow at {uri.shown} cannot {doing}: {schema}")
+    status = _status(error)
+    if status is not None and 429 != status < 500:
+        return TrackingError(
+            f"MLflow at {uri.shown} refused to {doing}: {text}{advice.on_refusal(status, whole, uri.shown)}"
+        )
+    return TrackerUnreachable(
+        f"MLflow at {uri.shown} cannot {doing}: {text} {advice.on_silence(uri.sqlite_path is not None, whole)}"
+    )
+
+
+def _status(error: Exception) -> int | None:
+    """Return the HTTP status of an answer, 0 where a module is missing and nothing was asked, None without answer."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return 0 if isinstance(error, ImportError) else None
+
+
+def _is_known_revision(revision: str) -> bool:
+    """Return whether this MLflow has the migration that leads to a schema revision."""
+    try:
+        migrations = resources.files("mlflow.store.db_migrations") / "versions"
+        return any(entry.name.startswith(f"{revision}_") for entry in migrations.iterdir())
+    except (ImportError, OSError):
+        return True  # MLflow keeps them elsewhere: older is the likelier case, and its advice harms nothing
+
+
+def _try_sqlite(path: Path) -> None:
+    """Raise sqlite3.Error when a database that is there cannot be read and locked: MLflow would retry for minutes.
+
+    Raises TrackingError for a folder that cannot be written: SQLite keeps its journal beside the database.
+    """
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise TrackingError(
+            f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or owner, or"
+            " set another place with --tracking"
+        )
+    if path.exists():
+        with closing(
+            sqlite3.connect(default_store.sqlite_uri(str(path), "rw"), uri=True, timeout=_CONNECT_SECONDS)
+        ) as database:
+            database.execute("begin immediate")  # a damaged, read-only or locked database shows itself
+            database.rollback()
 
 
 def _running(client: MlflowClient, experiment_id: str) -> Iterator[Run]:

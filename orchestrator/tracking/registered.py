@@ -19,11 +19,10 @@ import mlflow.pyfunc  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import uri as uris  # noqa: E402
-from orchestrator.tracking.mlflow import is_final  # noqa: E402
-from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError  # noqa: E402
+from orchestrator.tracking.mlflow import ERRORS, explain  # noqa: E402
+from orchestrator.tracking.tracker import TrackingError  # noqa: E402
 
 URI = "models:/"
 DIGEST_TAG = "orchestrator.digest"
@@ -209,10 +208,8 @@ class Registry:
         """Turn MLflow's errors into ours. The originals are not chained: their texts may hold credentials."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            text = self._uri.redact(f"{type(error).__name__}: {error}")[:600]
-            kind = TrackingError if is_final(error) else TrackerUnreachable
-            raise kind(f"MLflow at {self._uri.shown} did not {doing}: {text}") from None
+        except ERRORS as error:
+            raise explain(error, self._uri, doing) from None
 
 
 def _place(digest: str) -> str:

@@ -20,13 +20,13 @@ from orchestrator.tracking.tracker import (
     TrackerUnreachable,
     TrackingError,
 )
-from orchestrator.tracking.trouble import Trouble
+from orchestrator.tracking.trouble import Trouble, is_explained
 
 _log = logging.getLogger(__name__)
 Request = Callable[[Tracker], None]
 # While somebody waits in drain() or stop(), a tracker that is down is asked again this often.
 _HURRIED_SECONDS = 0.5
-# A request that the tracker refuses is not the tracker's outage; it must not hold up the others for good.
+# A request that fails by a slip of ours is not the tracker's outage; it must not hold up the others.
 _REQUEST_TRIES = 3
 # Of the time given to stop(): what draining may take, so that some is left to close the runs.
 _DRAIN_SHARE = 0.8
@@ -37,6 +37,7 @@ class _Queued:
     request: Request
     future: Future[None]
     needs: str | None
+    about: str | None
     errors: list[Exception] = field(default_factory=list)
 
 
@@ -62,6 +63,8 @@ class Replayer:
         self._ended = False
         self._nudged = False
         self._clean_since = float("-inf")
+        self._settled_since = float("-inf")
+        self._given_up: list[str] = []
         self._thread = threading.Thread(target=self._run, name="replayer", daemon=True)
         self._thread.start()
 
@@ -81,18 +84,20 @@ class Replayer:
             self._followed[run.key].reopen()
             self._nudge()
 
-    def submit(self, request: Request, needs: str | None = None) -> Future[None]:
+    def submit(self, request: Request, needs: str | None = None, about: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        needs: key of a followed run that must be open before; the request waits for it, others pass it.
-        A request that fails otherwise than by an outage is tried three times, logged, and its future fails.
+        needs: key of a followed run that must be open before; the request waits for it, others pass it. about: key of
+        the followed run that it is about, `needs` by default.
+        A request that the tracker refuses is logged, and its future fails; one that fails otherwise than by an outage
+        is tried three times before.
         """
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append(_Queued(request, future, needs))
+            self._requests.append(_Queued(request, future, needs, about or needs))
             self._nudge()
         return future
 
@@ -108,7 +113,9 @@ class Replayer:
 
     def run_url(self, key: str, timeout: float) -> str:
         """What a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        run_id = self.run_id(key, timeout)
+        run_id, refused = self.run_id(key, timeout), self._get(key).serving
+        if refused.is_final:
+            raise TrackingError(str(refused.last))
         if self._tracker is None:
             raise TrackingError("the tracker is still opening")
         return self._tracker.run_url(run_id)
@@ -123,12 +130,15 @@ class Replayer:
             return sum(followed.waiting for followed in self._followed.values()) + len(self._requests)
 
     def drain(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds; True when all that is in the journals by now is in the tracker."""
+        """Wait at most `timeout` seconds; True when all that is in the journals by now is in the tracker.
+
+        False at once when the tracker refuses what is left: waiting changes nothing.
+        """
         called = time.monotonic()
         with self._changed:
             self._hurried += 1
             self._nudge()
-            self._changed.wait_for(lambda: self._ended or self._clean_since >= called, timeout)
+            self._changed.wait_for(lambda: self._ended or self._settled_since >= called, timeout)
             self._hurried -= 1
             return self._clean_since >= called
 
@@ -148,7 +158,7 @@ class Replayer:
         self._close(key, status, tracker)
 
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
-        """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all worked.
+        """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all is recorded.
 
         Runs without a status stay open. Raises ValueError for a key that is not followed.
         """
@@ -158,7 +168,7 @@ class Replayer:
             return not statuses
         deadline = time.monotonic() + timeout
         drained = self.drain(timeout * _DRAIN_SHARE)
-        futures = {key: self.submit(partial(self._close, key, status)) for key, status in statuses.items()}
+        futures = {key: self.submit(partial(self._close, key, status), about=key) for key, status in statuses.items()}
         with self._changed:
             self._hurried += 1
             self._nudge()
@@ -169,13 +179,16 @@ class Replayer:
         self._thread.join(max(0.0, deadline - time.monotonic()))
         left = [key for key, future in futures.items() if not future.done() or future.exception() is not None]
         if not drained or left:
-            _log.error(
-                "tracker: stopped with %d events not recorded, runs not closed: %s; the journals keep all,"
-                " starting the same job again records them",
-                self.behind(),
-                left or "none",
-            )
-        return drained and not left
+            _log.info("stopped with %d events not recorded, runs not closed: %s", self.behind(), left or "none")
+        return drained and not left and not self._given_up
+
+    @property
+    def cause(self) -> str:
+        """Why something is not recorded: the first trouble that there is; empty when there is none."""
+        with self._changed:
+            runs = list(self._followed.values())
+        troubles = (self._outage.last, *(run.serving.last for run in runs), *(run.reading.last for run in runs))
+        return next((text for text in (*troubles, *self._given_up) if text), "")
 
     def _get(self, key: str) -> FollowedRun:
         with self._changed:
@@ -188,10 +201,12 @@ class Replayer:
             with self._changed:
                 self._nudged = False
             started = time.monotonic()
-            clean = self._round()
+            clean, settled = self._round()
             with self._changed:
                 if clean:
                     self._clean_since = started
+                if settled:
+                    self._settled_since = started
                 self._changed.notify_all()
                 if self._stopping:
                     break
@@ -216,26 +231,33 @@ class Replayer:
             return 0.0
         return min(self._poll_seconds, _HURRIED_SECONDS) if self._hurried else self._poll_seconds
 
-    def _round(self) -> bool:
-        """Read every journal, then talk to the tracker; True when nothing is left over and nothing failed."""
+    def _round(self) -> tuple[bool, bool]:
+        """Read every journal, then talk to the tracker.
+
+        Returns whether nothing is left over and nothing failed; and whether another round would change nothing, since
+        the tracker refuses what is left.
+        """
         with self._changed:
             runs, hurried = list(self._followed.values()), self._hurried > 0
         # Reading comes first and for all, so that behind() is true in an outage.
-        clean = [run.reading.attempt(run.read, hurried) for run in runs]
+        settled = [run.reading.attempt(run.read, hurried) for run in runs]
+        clean = settled.copy()
         try:
             tracker = self._open()
             for run in runs:
                 # An outage is no trouble of this run: it ends the round.
                 clean.append(run.serving.attempt(partial(run.serve, tracker), hurried, TrackerUnreachable))
+                settled.append(clean[-1] or run.is_refused)
                 with self._changed:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
+            settled.append(clean[-1] or self._all_need_refused_runs())
         except Exception as error:
             # The thread must outlive whatever a tracker raises.
             self._outage.failed(error)
-            return False
+            return False, self._outage.is_final
         self._outage.worked()
-        return all(clean)
+        return all(clean), all(settled)
 
     def _open(self) -> Tracker:
         if self._tracker is None:
@@ -257,16 +279,29 @@ class Replayer:
                 raise
             except Exception as error:
                 queued.errors.append(error)
-                if len(queued.errors) < _REQUEST_TRIES:
+                if len(queued.errors) < _REQUEST_TRIES and not isinstance(error, TrackingError):
                     return False
-                _log.error("tracker request given up after %d tries: %s", _REQUEST_TRIES, error, exc_info=error)
-                queued.future.set_exception(error)
+                self._give_up(queued, error)
             else:
                 queued.future.set_result(None)
             with self._changed:
                 self._requests.remove(queued)
                 self._changed.notify_all()
         return not waiting and not self._requests
+
+    def _give_up(self, queued: _Queued, error: Exception) -> None:
+        """Fail a request; what its run's trouble has said already is not said again."""
+        known = queued.about is not None and self._get(queued.about).is_refused
+        level = logging.INFO if known else logging.ERROR
+        _log.log(level, "tracker request given up: %s", error, exc_info=None if is_explained(error) else error)
+        self._given_up.append(str(error))
+        queued.future.set_exception(error)
+
+    def _all_need_refused_runs(self) -> bool:
+        with self._changed:
+            return all(
+                queued.needs is not None and self._followed[queued.needs].is_refused for queued in self._requests
+            )
 
     def _close(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
         run = self._get(key)

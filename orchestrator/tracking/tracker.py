@@ -55,6 +55,9 @@ class Tracker(Protocol):
     def check(self) -> None:
         """Prove within about 10 seconds that runs can be recorded."""
 
+    def look(self) -> None:
+        """Do of `check` what writes nothing, for a store that is there already."""
+
     def open_run(self, run: TrackedRun) -> str:
         """The run's id: a new run, or the one of this key set back to RUNNING."""
 

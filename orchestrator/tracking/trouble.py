@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from orchestrator.tracking.tracker import TrackerUnreachable, TrackingError
+
 _log = logging.getLogger(__name__)
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
@@ -15,6 +17,7 @@ class Trouble:
     """Counts failures in a row.
 
     name: what fails, for the log. failures: in a row so far. last: the latest error's text, None when well.
+    is_final: whether the latest error is one that the tracker will give again until a person mends its cause.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,6 +25,7 @@ class Trouble:
         self._retry_at = float("-inf")
         self.failures = 0
         self.last: str | None = None
+        self.is_final = False
 
     @property
     def wait_seconds(self) -> float:
@@ -49,11 +53,13 @@ class Trouble:
 
     def failed(self, error: Exception) -> None:
         """Note a failure; the first one is logged, with a traceback where its text may not explain it."""
+        self.is_final = isinstance(error, TrackingError) and not isinstance(error, TrackerUnreachable)
+        text = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
         if not self.failures:
-            explained = isinstance(error, RuntimeError | OSError | ValueError)
-            _log.warning("%s: %s: %s; trying again", self._name, type(error).__name__, error, exc_info=not explained)
+            ending = "" if self.is_final else "; trying again"
+            _log.warning("%s: %s%s", self._name, text, ending, exc_info=not is_explained(error))
         self.failures += 1
-        self.last = f"{type(error).__name__}: {error}"
+        self.last = text
         self._retry_at = time.monotonic() + self.wait_seconds
 
     def worked(self) -> None:
@@ -62,3 +68,9 @@ class Trouble:
             _log.warning("%s: works again after %d failures", self._name, self.failures)
         self.failures = 0
         self.last = None
+        self.is_final = False
+
+
+def is_explained(error: Exception) -> bool:
+    """Return whether the text of an error says what is wrong, so that a traceback adds nothing."""
+    return isinstance(error, RuntimeError | OSError | ValueError)

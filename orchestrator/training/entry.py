@@ -108,8 +108,9 @@ def _run(
     training, validation = unanimous(world, lambda: start.loaders(job, manifest, world))
     dog.explain_by(lambda: training.describe_decoding() + validation.describe_decoding())
     resumed = start.resume(job, world, attempt, state)
+    loaded = None
     if job.recipe.initial_weights and state.progress.samples == 0:
-        unanimous(world, lambda: load_into(state.model, job.weights, job.recipe.initial_weights))
+        loaded = unanimous(world, lambda: load_into(state.model, job.weights, job.recipe.initial_weights))
     if world.leads:
         attempt.resumed(state.progress.samples)
     goodput = Goodput(attempt, resumed.productive)
@@ -120,6 +121,8 @@ def _run(
     )  # fmt: skip
     parts.saver.resumed(state.progress.samples)
     recorder.started(state.progress, world, resumed.passed_over)
+    if loaded is not None:
+        recorder.noted("weights", state.progress, loaded=loaded.tell(job.weights, manifest.classes))
     if micro_batch != job.execution.micro_batch:
         recorder.noted("micro-batch", state.progress, images=float(micro_batch or 0))
     try:

@@ -62,7 +62,7 @@ def _run_epoch(parts: Parts, epoch: int, meter: Meter) -> Outcome | None:
             if ended is not None:
                 return ended
             if state.progress.step % cadence.log_steps < cadence.pulse_steps:  # a point was due since the last pulse
-                parts.recorder.point(state.progress, found.loss / max(found.weight, 1.0), parts.rate)
+                parts.recorder.point(state.progress, meter.mean_since(found.loss, found.weight), parts.rate)
     return None
 
 

@@ -29,6 +29,7 @@ class Meter:
         self.waited_seconds = 0.0
         self.weight = 0.0
         self.steps = 0
+        self._told = (0.0, 0.0)
         self._loss = torch.zeros((), device=self._device)
         self._step_seconds = array("f")
 
@@ -55,6 +56,11 @@ class Meter:
     def loss(self) -> float:
         """Summed loss; waits for the device."""
         return float(self._loss)
+
+    def mean_since(self, loss: float, weight: float) -> float:
+        """Return the mean loss since the last call, or the start, from the sums over all ranks at this moment."""
+        before, self._told = self._told, (loss, weight)
+        return (loss - before[0]) / max(weight - before[1], 1.0)
 
     def step_percentiles(self) -> dict[int, float]:
         """Seconds of a step without its wait for data: the median, and what one in ten and in a hundred exceed.

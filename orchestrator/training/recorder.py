@@ -72,10 +72,10 @@ class Recorder:
         )
 
     def point(self, progress: Progress, loss: float, rate: float) -> None:
-        """A point of the curves between two epoch ends."""
+        """Record a point of the curves between two epoch ends; the loss is the mean since the point before."""
         self._samples = progress.samples
         if self._journal is not None:
-            values = {"train/loss": loss, "train/rate": rate}
+            values = {"train/step_loss": loss, "train/rate": rate}
             self._journal.append("metrics", progress.samples, **values)
 
     def epoch(self, progress: Progress, metrics: dict[str, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from orchestrator.launch import preflight
 from orchestrator.launch.command import FAILED, console, starting_recipe
 from orchestrator.launch.named import SWEEPS
 from orchestrator.launch.session import Session, opened
@@ -22,9 +23,12 @@ def tune(config: TuneJob) -> int:
     checking.check(chosen, base)
     if config.dry_run:
         _show(config, chosen, screen)
+        preflight.check_places(config.destination, [base], config.placement.workers)
         return 0
     with opened(config.destination, config.placement, screen) as session:
         explore.at_once(session, config)  # refused before anything is written
+        workers = config.placement.workers
+        preflight.check_trainable(session.manifest, session.destination.data, [base], workers)
         planned = Plan(config, base, chosen, session.manifest.digest())
         folder = files.join(session.destination.storage, SWEEPS, planned.name)
         with session.leased(folder) as held:

@@ -249,8 +249,9 @@ class Sweep:
             origin = self._records[record.origin.trial]
             fork = Fork(folder=terms.spec_of(origin.recipe).folder, samples=record.origin.samples)
         return TrialTask(
-            number=record.number, spec=terms.spec_of(record.recipe), metric=terms.metric, stop_flag=terms.stop_flag,
-            successor=terms.successor, gpus=terms.gpus, ended=self._trials[record.number].done, fork=fork,
+            number=record.number, spec=terms.spec_of(record.recipe).for_workers(), metric=terms.metric,
+            stop_flag=terms.stop_flag, successor=terms.successor, gpus=terms.gpus,
+            ended=self._trials[record.number].done, fork=fork,
         )  # fmt: skip
 
     def _spec(self, number: int) -> RunSpec:

@@ -16,6 +16,7 @@ from orchestrator.config.printable import printable, redact, refusal_of_credenti
         ("https://[user:PW@host", "https://host"),
         ("https://[user:PW", "https://[user:PW"),
         ("https://host/a?X-Amz-Signature=PW#PW", "https://host/a"),
+        ("http://u:PW@host:5000/#/experiments/1/runs/2?x=PW", "http://host:5000/#/experiments/1/runs/2"),
         ("postgresql+psycopg2://u:PW@db/m?password=PW", "postgresql+psycopg2://db/m"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         ("s3://bucket/a?b#c@d", "s3://bucket/a?b#c@d"),

@@ -137,6 +137,15 @@ def test_the_main_job_then_the_same_again(tmp_path: Path) -> None:
     for child in children_again:
         assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 2
 
+    # Part of it by its path, without --data: a result of its own, and no second run of the member.
+    part = job("evaluate.py", str(ensemble), "--members", "2", runs=runs, seconds=SECONDS)
+    assert part.status == 0, part.out + part.err
+    assert cells(part.out) == ROWS[:3]
+    parents_now, children_now = recorded(runs)
+    assert {run.info.run_id for run in children_now} == {run.info.run_id for run in children}
+    (evaluated,) = [run for run in parents_now if run.info.run_id not in {one.info.run_id for one in parents}]
+    assert evaluated.data.tags["orchestrator.members"] == models(runs)[1].name
+
 
 def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tiny: Path) -> None:
     runs = tmp_path / "runs"

@@ -99,7 +99,8 @@ def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
 def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
-    arrays, no_exact = io.BytesIO(), {"exact": np.empty((0, 2), dtype=np.int64), "exact_rows": np.empty((0, 4))}
+    arrays = io.BytesIO()
+    no_exact: dict[str, Any] = {"exact": np.empty((0, 2), dtype=np.int64), "exact_rows": np.empty((0, 4))}
     np.savez(arrays, ids=np.arange(2), labels=np.arange(3), rows=np.zeros((2, 8, 4), dtype=np.float16), **no_exact)
     beyond = io.BytesIO()
     places, values = np.array([[2, 0]]), np.zeros((1, 4), dtype=np.float32)

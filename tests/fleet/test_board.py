@@ -47,7 +47,7 @@ def test_the_board_follows_a_journal(run: RunSpec) -> None:
     board = Board([run])
     board.change(run, "running", "")
     assert board.poll() == []
-    write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+    write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
     assert [event.kind for _, event in board.poll()] == ["started", "metrics", "epoch"]
     figures = row_of(board, run).figures
     assert (figures.epoch, figures.loss, figures.images_per_second) == (1, 2.0, 1234.5)
@@ -214,12 +214,31 @@ def test_the_headline_tells_the_wave(tmp_path: Path) -> None:
     assert "done at about" in title
 
 
+def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "POLL_SECONDS", 0.02)
+    runs = [spec(recipe(f"net-{number}", epochs=1), str(tmp_path)) for number in range(2)]
+    board, text = Board(runs, scored_images=1000), io.StringIO()
+    assert board.scoring_seconds(2) is None
+    board.change(runs[0], "running", "")
+    with Progress(board, lambda: 2, Console(file=text, width=200)) as progress:
+        write_journal(runs[0].folder, 1, [STARTED, epoch(1, **{"train/images_per_second": 4800.0})])
+        until(lambda: "epoch 1/1" in text.getvalue())
+        # 144 crops of 1,000 images of 2 models, forward alone a third of training's 4,800 a second, on 2 slots.
+        assert board.scoring_seconds(2) == pytest.approx(10.0)
+        board.change(runs[0], "finished", "")
+        board.change(runs[1], "finished", "")
+        title = str(progress.table().title)
+    assert "and scored up to 0:10 later, at " in text.getvalue()
+    assert "0:10 left, scoring up to 0:10 of it, done at about" in title
+    assert Board(runs).scoring_seconds(2) == 0.0
+
+
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shown, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), Board([run])
     board.change(run, "running", "")
     with Progress(board, lambda: 2, Console(file=text, width=200)):
-        write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/loss": 9.0}), epoch(1, 40.0)])
+        write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
         until(lambda: "epoch 1/4" in text.getvalue())
         write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
         until(lambda: "epoch 2/4" in text.getvalue())

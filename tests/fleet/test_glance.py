@@ -31,7 +31,7 @@ def started(samples: int, **values: Any) -> Event:
 
 
 def point(samples: int) -> Event:
-    return event("metrics", samples, **{"train/loss": 1.0})
+    return event("metrics", samples, **{"train/step_loss": 1.0})
 
 
 def epoch(number: int) -> Event:

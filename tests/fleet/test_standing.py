@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.places import place_of
+from orchestrator.fleet.figures import loss_of
 from orchestrator.fleet.standing import standing
 from orchestrator.launch import lease
 from orchestrator.launch.config import RunSpec
 from orchestrator.launch.lease import Owner
 from orchestrator.storage import commit, files
+from orchestrator.tracking.events import Event
 from orchestrator.training.job import attempts_of, checkpoints_of, final_of, outcome_of
 from tests.support import drivers
 from tests.support.launched import recipe, spec, write_journal
@@ -27,7 +29,7 @@ def now() -> Owner:
 
 
 def point(samples: int) -> tuple[str, int, dict[str, Any]]:
-    return "metrics", samples, {"train/loss": 0.25}
+    return "metrics", samples, {"train/step_loss": 0.25}
 
 
 EPOCH = (
@@ -180,3 +182,12 @@ def test_records_that_cannot_be_read_are_no_reason_to_fail(run: RunSpec) -> None
         files.write_bytes(files.join(run.folder, name), b"{")
     found = standing(run.folder)
     assert (found.state, found.model, found.workers) == ("lost", run.name, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "loss"), [({"train/step_loss": 2.0, "train/loss": 1.0}, 2.0), ({"train/loss": 1.0}, 1.0), ({}, None)]
+)
+def test_the_loss_of_an_event_is_that_of_its_steps_and_in_earlier_journals_the_only_one(
+    values: dict[str, float], loss: float | None
+) -> None:
+    assert loss_of(Event("metrics", 0.0, 8, values)) == loss

@@ -49,7 +49,7 @@ def test_everything_in_a_storage_is_shown_members_with_their_ensemble(tmp_path: 
     drivers.lease(members[0].folder, beat=0)
     drivers.attempt(members[0].folder, samples=500)
     write_journal(
-        members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})]
+        members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/step_loss": 2})]
     )
     code, text = told(tmp_path)
     assert code == 0
@@ -77,7 +77,7 @@ def test_what_failed_is_told_with_its_cause_and_the_exit_status(tmp_path: Path) 
 def test_json_is_a_line_for_machines(tmp_path: Path) -> None:
     finished(tmp_path, "net")
     folder = drivers.begun(spec(recipe("nan"), str(tmp_path)))
-    write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/loss": float("nan")})])
+    write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/step_loss": float("nan")})])
     code, text = told(tmp_path, as_json=True)
     assert code == 0
     nan, net = json.loads(text)
@@ -150,7 +150,7 @@ def whole_run(storage: Path, name: str) -> str:
     folder = finished(storage, name)
     drivers.lease(folder, beat=0, released=b"")
     drivers.attempt(folder, samples=500)
-    write_journal(folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/loss": 2})])
+    write_journal(folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/step_loss": 2})])
     files.write_bytes(files.join(checkpoints_of(folder), "000000000500-000001", "DONE"), b"{}")
     return folder
 
@@ -230,3 +230,26 @@ def test_a_folder_in_place_of_a_record_hides_no_other_run(tmp_path: Path) -> Non
     assert code == 1
     assert f"{folder}/spec.json" in text.replace("\n", "")
     assert "1 finished" in text or "finished" in text
+
+
+def test_an_ensemble_that_is_scored_is_not_over(tmp_path: Path) -> None:
+    members = [spec(recipe(f"net-m{number}", epochs=1), str(tmp_path)) for number in (1, 2)]
+    folder = drivers.ensemble(str(tmp_path), "net-x2", members)
+    for number in (1, 2):
+        finished(tmp_path, f"net-m{number}")
+    assert [family.live for family in status.families(named.find(["net-x2"], str(tmp_path)))] == [False]
+    drivers.lease(folder, beat=0)
+    for record, stage in (
+        (None, "preparing scores or the report"),
+        ({"shards": 9, "done": 3, "seconds_left": 75.0}, "scoring 3 of 9 shards, about 1:15 left"),
+        ({"shards": 9, "done": 0, "seconds_left": None}, "scoring 0 of 9 shards"),
+        ({"shards": "many"}, "preparing scores or the report"),
+        ({"shards": 9, "done": 9, "seconds_left": 0.0}, "scored, preparing the report"),
+    ):
+        if record is not None:
+            files.write_bytes(files.join(folder, named.SCORING), json.dumps(record).encode())
+        (family,) = status.families(named.find(["net-x2"], str(tmp_path)))
+        assert family.live, "a watch goes on"
+        assert family.title == f"net-x2: 2 of 2 finished, {stage}"
+        rows = json.loads(told(tmp_path, "net-x2", as_json=True)[1])
+        assert [(row["state"], row["stage"]) for row in rows] == [("finished", stage)] * 2

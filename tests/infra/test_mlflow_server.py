@@ -94,6 +94,20 @@ def test_a_user_records_a_run_and_its_artifacts_go_to_the_store(stack: Stack) ->
 
 
 @pytest.mark.usefixtures("prepared")
+def test_a_user_who_may_not_write_is_told_before_a_start(stack: Stack) -> None:
+    with tracker(stack.server.uri, "admin", stack.secret("admin_password"), "closed") as administrators:
+        administrators.check()
+    with tracker(stack.server.uri, "jobs", stack.secret("jobs_password"), "closed") as ours:
+        ours.look()
+        with pytest.raises(TrackingError, match=r"refused to record runs.*permission EDIT") as raised:
+            ours.check()
+    assert not isinstance(raised.value, TrackerUnreachable)
+    refused = pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD")
+    with tracker(stack.server.uri, "jobs", "wrong", "closed") as ours, refused:
+        ours.check()
+
+
+@pytest.mark.usefixtures("prepared")
 def test_a_user_is_no_administrator(stack: Stack) -> None:
     password = stack.secret("jobs_password")
     assert status(stack, "/api/2.0/mlflow/users/get?username=jobs", "jobs", password) == 200

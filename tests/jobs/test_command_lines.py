@@ -106,6 +106,10 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("status.py", ["--watch", "0"], "watch"),
         ("status.py", ["--storage", "relative/runs"], "relative"),
         ("evaluate.py", ["some-run", "--crops", "3"], "--crops"),
+        ("train.py", ["googlenet-tiny", "--no-model.lrn"], "write --model.no-lrn or --model.lrn false"),
+        ("train.py", ["googlenet-tiny", "--name", "n" * 250], "at most 128 character"),
+        ("train.py", ["googlenet-tiny", "--experiment", "e" * 600], "at most 250 character"),
+        ("train.py", ["googlenet-tiny", "--storage", "s3:/bucket/runs"], "give 's3://bucket/runs'"),
     ],
 )
 def test_users_mistakes_are_one_line_and_exit_status_2(
@@ -175,6 +179,24 @@ def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Pat
     (complaint,) = done.complaints
     assert f"'some-run': no such run or ensemble in {runs_of(tmp_path)}" in complaint
     assert not runs_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_notebooks_canvas_is_not_inherited(script: str, tmp_path: Path) -> None:
+    backend = "module://matplotlib_inline.backend_inline"
+    done = job(script, "googlenet-tiny", "--dry-run", runs=runs_of(tmp_path), MPLBACKEND=backend)
+    assert (done.status, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_a_dry_run_exits_with_what_a_start_would_refuse(script: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    tracking = f"sqlite:///{tmp_path}/file/mlflow.db"
+    done = job(script, "googlenet-tiny", "--dry-run", "--tracking", tracking, runs=runs_of(tmp_path))
+    assert done.status == 1
+    assert len(done.complaints) == 1, done.err
+    assert done.complaints[0].startswith(f"{script}: error: tracking: MLflow at {tracking} cannot be used: ")
+    assert "googlenet-tiny" in done.out, "the plan all the same"
 
 
 # ------------------------------------------------------------------ preflight, with a Ray of its own

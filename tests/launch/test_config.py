@@ -62,7 +62,7 @@ def test_without_the_variable_runs_land_in_the_home(monkeypatch: pytest.MonkeyPa
 def test_what_is_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUNS_VARIABLE, "/elsewhere")
     asked = Destination(data="s3://bucket/data/", storage="s3://bucket/runs", tracking="http://mlflow:5000")
-    assert asked.resolved() == asked.model_copy(update={"data": "s3://bucket/data"})
+    assert asked.resolved() == asked.model_copy(update={"data": "s3://bucket/data", "experiment": "googlenet"})
 
 
 @pytest.mark.parametrize("field", ["data", "storage"])
@@ -75,6 +75,35 @@ def test_a_relative_runs_variable_is_refused_by_its_name(monkeypatch: pytest.Mon
     monkeypatch.setenv(RUNS_VARIABLE, "runs")
     with pytest.raises(ConfigError, match=f"^{RUNS_VARIABLE}: 'runs'"):
         Destination(data="digits").resolved()
+
+
+def test_mlflows_variables_stand_in_for_flags_that_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    found = Destination(data="digits", storage="s3://bucket/runs").resolved()
+    assert (found.tracking, found.experiment) == ("http://mlflow:5000", "mine")
+    given = Destination(data="digits", storage="/runs", tracking="http://other:1", experiment="theirs").resolved()
+    assert (given.tracking, given.experiment) == ("http://other:1", "theirs")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "x" * 600)
+    with pytest.raises(ConfigError, match=r"experiment: .* at most 250"):
+        Destination(data="digits", storage="/runs").resolved()
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "file:///tmp/mlruns", "databricks"])
+def test_a_variable_that_cannot_be_used_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: .*--tracking"):
+        Destination(data="digits", storage="/runs").resolved()
+    assert Destination(data="digits", storage="/runs", tracking="http://m:1").resolved().tracking == "http://m:1"
+
+
+def test_a_user_without_a_home_is_asked_for_a_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv(RUNS_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=r"^storage: the user \(uid \d+\) has no home folder.*--storage, or"):
+        Destination(data="digits").resolved()
+    with pytest.raises(ConfigError, match=r"^storage: '~/runs' begins with a home folder, and there is none"):
+        Destination(data="digits", storage="~/runs").resolved()
 
 
 def test_without_data_nothing_is_guessed() -> None:
@@ -100,6 +129,12 @@ def test_what_is_kept_of_a_destination_has_no_secret() -> None:
         data="https://me:secret@host/d?token=secret", storage="/runs", tracking="http://me:secret@mlflow:5000"
     ).redacted()
     assert (kept.data, kept.storage, kept.tracking) == ("https://host/d", "/runs", "http://mlflow:5000")
+
+
+def test_workers_are_not_told_the_tracker_s_password() -> None:
+    place = Destination(data="https://host/d?token=needed", storage="/runs", tracking="http://me:secret@mlflow:5000")
+    told = spec().model_copy(update={"destination": place}).for_workers().destination
+    assert (told.data, told.storage, told.tracking) == (place.data, place.storage, "http://mlflow:5000")
 
 
 # ------------------------------------------------------------------ identity

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from ray.dashboard.modules.job.cli import job_cli_group
 
 from orchestrator.launch import lease
 from orchestrator.launch.lease import Lease, LeaseHeldError, Owner
@@ -52,7 +55,7 @@ def test_a_lease_that_cannot_be_read_is_held_as_long_as_it_beats(folder: str, re
     ended = threading.Event()
     thread = beating(stem, ended)
     try:
-        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*000001\.stop"):
+        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*jobs/stop\.py"):
             lease.take(folder, 60)
     finally:
         ended.set()
@@ -151,7 +154,13 @@ def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: st
         ended.set()
         thread.join()
     text = str(raised.value)
-    assert all(word in text for word in (folder, job, "process 4242 on node-7", attach, stem + ".stop"))
+    assert all(word in text for word in (folder, job, "process 4242 on node-7", attach))
+    # What it suggests can be pasted into a shell.
+    (line,) = re.findall(r"from anywhere: (.*)\) and submit again", text)
+    assert shlex.split(line) == ["python", "jobs/stop.py", folder]
+    for command in re.findall(r"ray job [^),]*", text):
+        name, *arguments = shlex.split(command)[2:]
+        assert job_cli_group.commands[name].make_context(name, arguments).params["job_id"] == job
     assert files.list_names(files.join(folder, "lease")) == ["000001.beat", "000001.json"]
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from mlflow.tracking import MlflowClient
 from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
 from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import adopt, manifest
-from orchestrator.data.config import OrderConfig
+from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.packer import RawSample, tar_bytes
+from orchestrator.data.packer import RawSample, pack, tar_bytes
 from orchestrator.data.shards_config import IndexJob
 from orchestrator.launch import command, dryrun, preflight, session
 from orchestrator.launch.cluster import ClusterError
@@ -192,6 +193,67 @@ def test_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "runs") in problem
 
 
+def test_a_dataset_without_validation_is_told_before_the_workers_start(tmp_path: Path) -> None:
+    pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"train": shards.samples(20)}, 10)
+    (text,) = problems(tmp_path)
+    assert "it has no validation split" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch_size": 64}, "batch_size: 64 is refused: the split has only 13"),
+        ({"augmentation": AugmentationConfig(stages=("decode", "no_such_module:stage"))}, "no_such_module"),
+    ],
+)
+def test_what_workers_would_refuse_is_known_before(
+    changes: dict[str, Any], told: str, packed: Manifest, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "data")
+    preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], 2)
+    with pytest.raises(PreflightError, match=told):
+        preflight.check_trainable(packed, url, [runs.recipe(**changes)], 2)
+
+
+def test_a_dataset_without_training_images_is_told(tmp_path: Path) -> None:
+    found = pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": shards.samples(20)}, 10)
+    with pytest.raises(PreflightError, match="no train split"):
+        preflight.check_trainable(found, str(tmp_path / "data"), [runs.recipe()], 1)
+
+
+# ------------------------------------------------------------------ a look that writes nothing
+def test_a_dry_run_finds_what_a_start_would_refuse(packed: Manifest, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    tracker = MlflowTracker(f"sqlite:///{database}", "gone")
+    tracker.check()
+    client = MlflowClient(f"sqlite:///{database}")
+    gone = client.get_experiment_by_name("gone")
+    assert gone is not None
+    client.delete_experiment(gone.experiment_id)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "data" / packed.shards("train")[0].name).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PreflightError) as raised:
+        preflight.check_places(
+            Destination(
+                data=str(tmp_path / "data"),
+                storage=str(tmp_path / "file" / "runs"),
+                tracking=f"sqlite:///{database}",
+                experiment="gone",
+            )
+        )
+    storage, data, tracking = raised.value.problems
+    assert storage == f"storage: {tmp_path}/file/runs: not writable: {tmp_path}/file: it is not a folder"
+    assert "missing, the manifest lists it" in data
+    assert "was deleted" in tracking
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_finds_nothing_wrong_with_places_that_are_still_to_be_made(tmp_path: Path) -> None:
+    preflight.check_places(Destination(data="digits", storage=str(tmp_path / "runs")))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------ all problems at once
 def done(value: T | Exception) -> Future[T]:
     future: Future[T] = Future()
@@ -252,6 +314,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
         (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
         (ClusterError("too small"), 1, ["job: error: too small"]),
+        (session.NotRecordedError("lost"), 1, ["job: error: lost"]),
         (DataError("gone"), 1, ["job: error: gone"]),
         (CommitError("damaged"), 1, ["job: error: damaged"]),
         (files.StorageError("full"), 1, ["job: error: full"]),
@@ -270,7 +333,7 @@ def test_errors_are_one_line_each(
 
 def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
-        raise LeaseHeldError("/runs/x", Owner("host", 7, "raysubmit_1", 0.0), "/runs/x/lease/000001.stop")
+        raise LeaseHeldError("/runs/x", Owner("host", 7, "raysubmit_1", 0.0))
 
     assert command.guarded("job", main) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

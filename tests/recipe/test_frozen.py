@@ -87,3 +87,12 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_a_sweep_is_told_in_a_word_or_two() -> None:
     assert PROVENANCE.told == "tiny-pbt-0123456789 t003"
     assert Provenance().told == ""
+
+
+def test_a_file_that_git_ignores_is_not_in_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=r"without what git ignores.*absolute path"):
+        load("runs/sweeps/x/winner.json")
+    with pytest.raises(ConfigError, match="nothing there") as raised:
+        load("/nowhere/winner.json")
+    assert "git" not in str(raised.value)

@@ -71,6 +71,13 @@ def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
     assert os.path.join(os.getcwd(), "runs") in str(caught.value)
 
 
+def test_a_submitted_job_is_not_sent_into_its_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="folder on the cluster's nodes") as caught:
+        urls.absolute("runs", "ORCHESTRATOR_RUNS")
+    assert os.getcwd() not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -118,9 +125,19 @@ def test_other_spellings_are_the_same_place(url: str, absolute: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "fixed"), [("s3:/bucket/x", "s3://bucket/x"), ("file:/a", "file:///a"), ("https:/h/x", "https://h/x")]
+    ("url", "fixed"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("S3//bucket/x", "s3://bucket/x"),
+        ("s3:///bucket/x", "s3://bucket/x"),
+        ("gs:/bucket", "gs://bucket"),
+        ("file:/a", "file:///a"),
+        ("file:a", "file:///a"),
+        ("https:/h/x", "https://h/x"),
+    ],
 )
-def test_a_url_with_one_slash_is_named_with_its_fix(url: str, fixed: str) -> None:
+def test_a_misspelt_url_is_named_with_its_fix(url: str, fixed: str) -> None:
     with pytest.raises(ValueError, match=r"storage: .*must have two slashes") as caught:
         urls.absolute(url, "storage")
     assert repr(fixed) in str(caught.value)

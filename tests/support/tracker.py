@@ -35,6 +35,9 @@ class RecordingTracker:
     def check(self) -> None:
         self._call("check")
 
+    def look(self) -> None:
+        self._call("look")
+
     def open_run(self, run: TrackedRun) -> str:
         self._call("open_run")
         run_id = f"id-{run.key}"

@@ -13,10 +13,45 @@ from orchestrator.tracking.tracker import TrackingError
         (401, "You are not authenticated", "MLFLOW_TRACKING_USERNAME"),
         (403, "Invalid Host header - possible DNS rebinding attack detected", "MLFLOW_SERVER_ALLOWED_HOSTS"),
         (403, "Permission denied", "administrator"),
+        (404, "error code 404 != 200. Response body: '<!DOCTYPE HTML><HTML>", "not MLflow"),
+        (
+            400,
+            "The run ab12 must be in the 'active' state. Current state is deleted.",
+            "mlflow runs restore --run-id ab12",
+        ),
     ],
 )
 def test_a_refusal_has_its_fix(status: int, text: str, expected: str) -> None:
     assert expected in advice.on_refusal(status, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "certificate verify failed: self-signed certificate",
+            "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        ),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "http://"),
+        ("[SSL] record layer failure (_ssl.c:1016)", "http://"),
+        ("sqlite3.OperationalError: attempt to write a readonly database", "owner"),
+        ("sqlite3.OperationalError: database is locked", "MLflow server"),
+        ("Connection refused", "ADDRESS/health"),
+    ],
+)
+def test_a_silence_has_its_fix(text: str, expected: str) -> None:
+    assert expected in advice.on_silence(False, text)
+
+
+def test_a_schema_is_older_or_newer_than_the_installed_mlflow() -> None:
+    text = "Detected out-of-date database schema (found version abc123, but expected def456)."
+    older = advice.on_schema(text, "sqlite:////x.db", lambda revision: revision == "abc123")
+    newer = advice.on_schema("Can't locate revision identified by 'abc123'", "sqlite:////x.db", lambda _: False)
+    assert older is not None
+    assert "mlflow db upgrade sqlite:////x.db" in older
+    assert newer is not None
+    assert "install that version" in newer
+    assert advice.on_schema("found version 3 of something else", "x", lambda _: True) is None
 
 
 def test_other_refusals_speak_for_themselves() -> None:

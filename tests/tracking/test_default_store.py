@@ -57,7 +57,8 @@ def written(folder: Path) -> set[str]:
 
 def test_a_uri_names_the_file_whatever_it_is_called(folder: Path) -> None:
     assert parse(uri(folder)).sqlite_path == str(folder / "mlflow.db")
-    assert opening.answers(uri(folder))
+    MlflowTracker(uri(folder), "googlenet").look()
+    assert not opening.is_made_on_use(uri(folder))
     assert "?" not in uri(folder)
     assert parse(f"sqlite:////{folder.parent}/x.db").sqlite_path == f"{folder.parent}/x.db"
 

@@ -1,16 +1,21 @@
 import json
 import math
 import os
+import re
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric, Run, ViewType
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.tracking import mlflow
 from orchestrator.tracking.mlflow import HEARTBEAT_TAG, KEY_TAG, MlflowTracker
@@ -284,7 +289,7 @@ def test_heartbeat_without_points(
 
 
 def test_deleted_runs_and_experiments(
-    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient
+    tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient, database: str
 ) -> None:
     run_id = tracker.open_run(run_named("a"))
     client.delete_run(run_id)
@@ -294,8 +299,40 @@ def test_deleted_runs_and_experiments(
     assert isinstance(run, Run)
     assert len(client.search_runs([run.info.experiment_id], run_view_type=ViewType.ALL)) == 2
     client.delete_experiment(run.info.experiment_id)
-    with pytest.raises(TrackingError, match="mlflow experiments restore"):
+    restore = f"MLFLOW_TRACKING_URI={database} mlflow experiments restore --experiment-id {run.info.experiment_id}"
+    with pytest.raises(TrackingError, match=re.escape(restore)) as raised:
         again().check()
+    assert not isinstance(raised.value, TrackerUnreachable)
+
+
+@pytest.mark.parametrize(
+    ("revision", "told"),
+    [("451aebb31d03", "older MLflow.*mlflow db upgrade sqlite:"), ("ffffffffffff", "newer MLflow")],
+)
+def test_the_schema_of_another_mlflow_is_no_outage(revision: str, told: str, database: str, tmp_path: Path) -> None:
+    MlflowTracker(database, "e").check()
+    path = tmp_path / "mlflow.db"
+    shutil.copyfile(database.removeprefix("sqlite:///"), path)
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("update alembic_version set version_num = ?", (revision,))
+    with pytest.raises(TrackingError, match=f"cannot record runs.*{told}") as raised:
+        MlflowTracker(f"sqlite:///{path}", "e").check()
+    assert not isinstance(raised.value, TrackerUnreachable)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [("attempt to write a readonly database", "owner"), ("database or disk is full", "Free space")]
+)
+def test_a_database_that_takes_no_writes_fails_the_check(
+    error: str, told: str, tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("INSERT INTO experiment_tags", {}, sqlite3.OperationalError(error))
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", fail)
+    with pytest.raises(TrackerUnreachable, match=f"{error}.*{told}") as raised:
+        tracker.check()
+    assert "INSERT" not in str(raised.value)
 
 
 def test_url_of_a_database_is_a_command(tracker: MlflowTracker, database: str) -> None:

@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    with pytest.raises(TrackerUnreachable, match="did not look for model 'x'") as raised:
+    with pytest.raises(TrackerUnreachable, match="cannot look for model 'x'") as raised:
         Registry(f"http://me:secret@127.0.0.1:{port}").version("x", "aa")
     assert "secret" not in str(raised.value)
 

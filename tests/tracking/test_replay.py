@@ -266,7 +266,8 @@ def test_stop_in_an_outage_says_what_is_left(
     started = time.monotonic()
     assert not replayer.stop({"a": "FINISHED"}, 1)
     assert time.monotonic() - started < 15  # of an outage without end
-    assert "not closed: ['a']" in caplog.text
+    assert replayer.cause == "the recording tracker is down"
+    assert caplog.text.count("is down") == 1
     assert isinstance(waiting.exception(5), TrackingError)
 
 
@@ -331,3 +332,90 @@ def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
     needy.result(5)
     assert seen == ["other", replayer.run_id("a", 0.0)]
     assert "request given up" not in caplog.text
+
+
+def test_what_the_tracker_refuses_is_not_waited_for(
+    tracker: RecordingTracker,
+    replayer: Replayer,
+    writer: JournalWriter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    follow(replayer, tmp_path)
+    replayer.follow(TrackedRun("other", "other"), None)
+    assert replayer.drain(5)
+    refuse = lambda *_: (_ for _ in ()).throw(TrackingError("the run was deleted"))  # noqa: E731
+    real, tracker.log = tracker.log, refuse  # type: ignore[method-assign]
+    writer.append("metrics", samples=1, loss=0.0)
+    assert writer.flush(5)
+    until(lambda: replayer.behind() == 1)
+    called = time.monotonic()
+    assert not replayer.drain(60)
+    assert time.monotonic() - called < 30, "waiting changes nothing"
+    with pytest.raises(TrackingError, match="was deleted"):
+        replayer.run_url("a", 1.0)
+    tracker.log = real  # type: ignore[method-assign]  # a person restored it
+    assert replayer.drain(5)
+    assert replayer.run_url("a", 1.0) == "recorded://id-a"
+    assert len(tracker.runs["id-a"].points) == 1
+    said = [record for record in caplog.records if "was deleted" in record.getMessage()]
+    assert not any(record.exc_info for record in said), "a line, no traceback"
+    assert "trying again" not in said[0].getMessage()
+
+
+def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unrecorded(
+    tracker: RecordingTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    replayer = Replayer(lambda: tracker, POLL)
+    tries: list[int] = []
+
+    def refused(_: Tracker) -> None:
+        tries.append(1)
+        raise TrackingError("no permission for artifacts")
+
+    assert isinstance(replayer.submit(refused).exception(5), TrackingError)
+    assert len(tries) == 1
+    assert not replayer.stop({}, 5)
+    assert replayer.cause == "no permission for artifacts"
+    assert [record.exc_info for record in caplog.records] == [None]
+
+
+def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
+    tracker: RecordingTracker, replayer: Replayer
+) -> None:
+    tracker.open_run = lambda run: (_ for _ in ()).throw(TrackingError("refused"))  # type: ignore[method-assign]
+    replayer.follow(TrackedRun("parent", "ensemble"), None)
+    replayer.follow(TrackedRun("m", "member"), None, parent_key="parent")
+    replayer.submit(lambda _: None, needs="m")
+    called = time.monotonic()
+    assert not replayer.drain(60)
+    assert time.monotonic() - called < 30
+
+
+def test_a_run_that_a_person_deletes_is_said_in_a_line_and_recorded_anew_by_the_next_job(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri, uri)
+    writer = JournalWriter(str(tmp_path / "journal"), 0, flush_seconds=0.05)
+    replayer = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+    follow(replayer, tmp_path)
+    writer.append("metrics", samples=1, loss=1.0)
+    assert writer.flush(5)
+    assert replayer.drain(30)
+    deleted = replayer.run_id("a", 1)
+    client.delete_run(deleted)
+    writer.append("metrics", samples=2, loss=2.0)
+    assert writer.close(5)
+    called = time.monotonic()
+    assert not replayer.stop({"a": "FINISHED"}, 60)
+    assert time.monotonic() - called < 30
+    assert f"mlflow runs restore --run-id {deleted}" in replayer.cause
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not line.exc_info
+    again = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+    follow(again, tmp_path)
+    assert again.stop({"a": "FINISHED"}, 30)
+    anew = again.run_id("a", 1)
+    assert anew != deleted
+    assert [metric.step for metric in client.get_metric_history(anew, "loss")] == [1, 2]

@@ -44,6 +44,19 @@ def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_p
     assert runs.saved_at(one) == [], "a finished run needs no checkpoints"
 
 
+def test_a_loss_of_steps_and_one_of_an_epoch_have_names_of_their_own(small: Path, tmp_path: Path) -> None:
+    one = job(small, tmp_path, recipe(epochs=1), log_steps=2, pulse_steps=2)  # six steps
+    assert train(one).status == "finished"
+    (epoch,), points = events(one, "epoch"), events(one, "metrics")
+    assert [sorted(point.values) for point in points] == [["train/rate", "train/step_loss"]] * 2
+    assert "train/step_loss" not in epoch.values
+    each = job(small, tmp_path / "each", recipe(epochs=1), log_steps=1, pulse_steps=1)
+    assert train(each).status == "finished"
+    single = [float(point.values["train/step_loss"]) for point in events(each, "metrics")]  # type: ignore[arg-type]
+    means = [float(point.values["train/step_loss"]) for point in points]  # type: ignore[arg-type]
+    assert means == pytest.approx([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2], rel=1e-5)
+
+
 # ------------------------------------------------------------------ exact resume
 @pytest.mark.parametrize(("pulse_steps", "stops"), [(4, (4, 6, 8)), (5, (5, 6, 10))])
 def test_stopped_and_resumed_equals_never_stopped(

@@ -13,8 +13,8 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply
 from orchestrator.models.build import build
 from orchestrator.models.network import Network
-from orchestrator.training.initial import digest_of, given, load_into
-from tests.support.runs import ask_to_stop, final, job, recipe, stop_asking, train
+from orchestrator.training.initial import Loaded, digest_of, given, load_into
+from tests.support.runs import ask_to_stop, events, final, job, recipe, stop_asking, train
 
 
 def network(classes: int = 3, seed: int = 1, changes: dict[str, object] | None = None) -> Network:
@@ -36,7 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_the_same_network_takes_all_but_the_auxiliary_heads(place: str) -> None:
     model, before, given = network(), network().state_dict(), network(seed=9).state_dict()
-    kept = load_into(model, place, digest_of(place))
+    kept = load_into(model, place, digest_of(place)).kept
     assert set(kept) == model.auxiliary_names() != frozenset()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name] if name in kept else given[name])
@@ -48,7 +48,7 @@ def test_the_identity_is_the_content_wherever_it_lies(place: str) -> None:
 
 def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> None:
     model, before = network(classes=5), network(classes=5).state_dict()
-    kept = load_into(model, place, digest_of(place))
+    kept = load_into(model, place, digest_of(place)).kept
     assert set(kept) == model.auxiliary_names() | {"classifier.weight", "classifier.bias"}
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in kept)
     taken = "stages.conv1.conv.weight"
@@ -130,3 +130,71 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
     bad.write_bytes(safe.save({"one": torch.tensor([float("nan")])}))
     with pytest.raises(CheckpointError, match="one holds NaN"):
         digest_of(str(bad))
+
+
+# ------------------------------------------------------------------ weights as others save them
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_no_part_of_a_name(prefix: str, tmp_path: Path) -> None:
+    plain, path = exported(network(seed=9)), tmp_path / "wrapped.safetensors"
+    path.write_bytes(safe.save({f"{prefix}{name}": tensor for name, tensor in plain.items()}))
+    assert digest_of(str(path)) == weights.digest(plain)
+    model = network()
+    load_into(model, str(path), digest_of(str(path)))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in plain.items())
+
+
+def test_a_part_may_be_compiled_by_itself(tmp_path: Path) -> None:
+    plain, path = exported(network(seed=9)), tmp_path / "part.safetensors"
+    path.write_bytes(safe.save({name.replace("stages.", "stages._orig_mod."): one for name, one in plain.items()}))
+    assert digest_of(str(path)) == weights.digest(plain)
+
+
+def test_a_layer_may_be_called_module(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(safe.save({"module.weight": torch.ones(1), "other.weight": torch.ones(2)}))
+    assert digest_of(str(path)) == weights.digest({"module.weight": torch.ones(1), "other.weight": torch.ones(2)})
+
+
+def test_a_tensor_with_and_without_a_prefix_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.safetensors"
+    path.write_bytes(safe.save({"weight": torch.ones(1), "_orig_mod.weight": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match="holds a tensor twice"):
+        digest_of(str(path))
+
+
+def test_what_was_loaded_and_what_was_not_is_told(place: str) -> None:
+    loaded = load_into(model := network(), place, digest_of(place))
+    heads = len(model.auxiliary_names())
+    assert loaded.classes == ("a", "b", "c")
+    text = loaded.tell(place, ("a", "b", "c"))
+    assert f"{loaded.taken} of {loaded.taken + heads} tensors loaded; initialised anew: heads." in text
+    assert "classes" not in text
+    assert loaded.tell(place, ("a", "c", "b")).endswith("; 2 of 3 classes have other names: 'c' was 'b', 'b' was 'c'")
+    other = load_into(network(classes=5), place, digest_of(place))
+    assert "classifier" in Loaded(1, other.kept[-2:]).tell(place, ())
+    assert other.tell(place, tuple("abcde")).endswith("; they are of 3 classes, the dataset has 5")
+
+
+def test_a_run_records_what_it_was_started_from(small: Path, tmp_path: Path, place: str) -> None:
+    one = job(small, tmp_path / "run", given(recipe(epochs=1), place)).model_copy(update={"weights": place})
+    assert train(one).status == "finished"
+    (event,) = events(one, "weights")
+    assert f"weights of {place}: " in str(event.values["loaded"])
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "folder.safetensors"])
+def test_another_kind_of_file_is_named_with_the_way_out(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.startswith("folder"):
+        path.mkdir()
+    else:
+        torch.save(exported(network()), path)
+    with pytest.raises(ConfigError, match=rf"must be a finished run's final folder .* got {path}; convert"):
+        given(recipe(), str(path))
+
+
+def test_the_folder_of_a_run_is_answered_with_that_of_its_weights(tmp_path: Path) -> None:
+    final = tmp_path / "run" / "final"
+    weights.save(str(final), exported(network()), exported(network()), recipe().to_dict(), ("a", "b", "c"))
+    with pytest.raises(ConfigError, match=f"nothing there; the run's weights are in {final}"):
+        given(recipe(), str(tmp_path / "run"))

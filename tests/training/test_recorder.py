@@ -72,7 +72,7 @@ def test_what_happens_is_journalled(one: TrainJob, leader: Recorder) -> None:
         "micro_batch": 8,
         "samples_per_epoch": 3200,
     }
-    assert point == {"train/loss": 0.5, "train/rate": 0.1}
+    assert point == {"train/step_loss": 0.5, "train/rate": 0.1}
     assert failed == {"status": "diverged", "message": "why"}
 
 
