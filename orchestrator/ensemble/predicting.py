@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestrator.checkpoint.format import CheckpointError
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import manifest
+from orchestrator.data import image_format, manifest
 from orchestrator.data.errors import BadSampleError, DataError
 from orchestrator.data.sources.folder import is_image
 from orchestrator.ensemble import registry
@@ -131,6 +131,7 @@ def source(chosen: Chosen) -> Source:
 def found(places: Sequence[str]) -> list[str]:
     """The images at these places, as their URLs or absolute paths; those of a folder are told by their extensions.
 
+    Pictures of formats that are not decoded are among them, since their answer says so: a phone's HEIC must not vanish.
     Raises ConfigError for a folder that has none.
     """
     images: list[str] = []
@@ -138,11 +139,18 @@ def found(places: Sequence[str]) -> list[str]:
         url = place if not urls.is_local(place) else os.path.abspath(os.path.expanduser(urls.local_path(place)))
         # A page of the web is no list of files.
         names = [] if urls.scheme(url) in _WEB or _is_file(url) else files.list_names(url)
-        inside = [name for name in names if is_image(name)]
+        inside = [name for name in names if is_image(name) or _is_other_picture(name)]
         if not inside and (names or _is_folder(url)):
             raise ConfigError(f"images: {urls.redact(place)}: a folder without images; those in folders are not seen")
         images += [files.join(url, name) for name in inside] or [url]
     return images
+
+
+def _is_other_picture(name: str) -> bool:
+    """Return whether a name is that of a picture, not a document, whose format is not decoded."""
+    stem, _, extension = name.rpartition(".")
+    kind = image_format.EXTENSIONS.get(extension.lower())
+    return bool(stem) and not stem.startswith(".") and kind not in (None, "svg", "pdf")
 
 
 def _is_file(url: str) -> bool:

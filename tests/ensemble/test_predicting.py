@@ -194,6 +194,12 @@ def test_images_of_folders_by_their_extensions(photos: Path, monkeypatch: pytest
     assert predicting.found(["s3ish://is.never/asked.jpg"][:0]) == []
 
 
+def test_pictures_of_other_formats_in_a_folder_get_an_answer(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.avif", "c.jpg", "._a.heic", "map.svg", "paper.pdf", "heic"):
+        (tmp_path / name).write_bytes(b"")
+    assert [Path(url).name for url in predicting.found([str(tmp_path)])] == ["a.HEIC", "b.avif", "c.jpg"]
+
+
 def test_a_folder_without_images_is_refused(photos: Path) -> None:
     with pytest.raises(ConfigError, match=r"a folder without images; those in folders are not seen"):
         predicting.found([str(photos.parent)])
