@@ -8,9 +8,17 @@ import unicodedata
 # In these "?" and "#" are letters of a name unless NAME=VALUE follows; in every other URL they begin a query.
 _NO_QUERY = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>[^\s\"'`<>]*)")
+# Bounded, since a search without a bound takes time that grows with the square of the text.
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,40})://"
+_URL = re.compile(rf"{_SCHEME}(?P<rest>[^\s\"'`<>]*)")
+# Of s3:KEY:SECRET@bucket and s3:/KEY:SECRET@bucket, which lack slashes, what comes before the last "@".
+_FEW_SLASHES = re.compile(
+    r"(?<![A-Za-z0-9+.-])(?P<start>(?:s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp):/?)(?!/)"
+    r"[^\s\"'`<>:@/]{1,1000}:[^\s\"'`<>]{0,1000}@",
+    re.IGNORECASE,
+)
 # KEY:SECRET@bucket as libraries repeat it, without a scheme; models:/name@alias is MLflow's and no secret.
-_BARE = re.compile(r"(?<![^\s\"'`=(])[^\s\"'`<>:@/=(]+:(?!/)[^\s\"'`<>@{}();,]+@(?=[\w.\[-])")
+_BARE = re.compile(r"(?<![^\s\"'`=(])[^\s\"'`<>:@/=(]{1,1000}:(?!/)[^\s\"'`<>@{}();,]{1,1000}@(?=[\w.\[-])")
 # Separators, format characters (bidirectional overrides among them) that change what other characters look like.
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}
 _BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
@@ -22,7 +30,7 @@ def redact(text: str) -> str:
     A password may hold "/", "?", "#" or "@" that should have been quoted: when a colon stands before the first
     slash, everything up to the last "@" counts as credentials. Never raises.
     """
-    return _BARE.sub("***@", _URL.sub(_redacted, text))
+    return _BARE.sub("***@", _FEW_SLASHES.sub(r"\g<start>", _URL.sub(_redacted, text)))
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -48,7 +56,7 @@ def refusal_of_credentials(text: str, name: str) -> str | None:
         text: a URL, a path or anything else, as the user gave it; the reason does not repeat what must not be seen.
         name: the flag, argument or variable that it was given by.
     """
-    for match in re.finditer(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://", text):
+    for match in re.finditer(_SCHEME, text):
         rest = text[match.end() :]
         if end := end_of_credentials(rest):
             shown = printable(f"{match['scheme']}://{rest[end:]}")

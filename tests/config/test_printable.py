@@ -27,6 +27,8 @@ from orchestrator.config.printable import printable, redact, refusal_of_credenti
         ('{"key":"a@b","other":"c@d"}', '{"key":"a@b","other":"c@d"}'),
         ("cannot read http://u:PW@h/x: then 'http://u:PW@h/y'", "cannot read http://h/x: then 'http://h/y'"),
         ("at 12:30 by a@b.org", "at 12:30 by a@b.org"),
+        ("got 's3:/KEY:SEC/PW@bucket/a'", "got 's3:/bucket/a'"),
+        ("such as /work/s3:KEY:PW@bucket", "such as /work/s3:bucket"),
     ],
 )
 def test_no_credentials(text: str, shown: str) -> None:
