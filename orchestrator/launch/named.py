@@ -145,12 +145,16 @@ def members_of(folder: str) -> list[str]:
     except ValueError as error:
         raise ConfigError(f"{urls.redact(url)}: cannot be read: {error}") from None
     members, elsewhere = record.get("members"), record.get("elsewhere", {})
-    if not isinstance(members, list) or not all(isinstance(name, str) and name and "/" not in name for name in members):
+    if not isinstance(members, list) or not all(_is_name(name) for name in members):
         raise ConfigError(f"{urls.redact(url)}: cannot be read: its members must be names of runs, got {show(members)}")
     if not isinstance(elsewhere, dict) or not all(isinstance(place, str) for place in elsewhere.values()):
         raise ConfigError(f"{urls.redact(url)}: cannot be read: elsewhere must be folders, got {show(elsewhere)}")
     models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
     return [elsewhere.get(name) or files.join(models, name) for name in members]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
 
 
 def below(storage: str, kind: str) -> list[str]:

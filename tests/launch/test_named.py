@@ -42,7 +42,9 @@ def test_an_unknown_run_is_refused_with_near_misses(tmp_path: Path) -> None:
         named.find(["runs/models/x"], "")
 
 
-@pytest.mark.parametrize("record", [*DAMAGED, b'{"members": null}', b'{"members": ["../x"]}', b'{"members": [1]}'])
+@pytest.mark.parametrize(
+    "record", [*DAMAGED, b'{"members": null}', b'{"members": ["../x"]}', b'{"members": [".."]}', b'{"members": [1]}']
+)
 def test_a_damaged_ensemble_is_named_with_its_file(tmp_path: Path, record: bytes) -> None:
     folder = Path(drivers.ensemble(str(tmp_path), "net-x2", []))
     (folder / "ensemble.json").write_bytes(record)
