@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Callable
 
+# Commands of MLflow as this interpreter has it: those printed run where no environment is active.
+MLFLOW = f"{shlex.quote(sys.executable)} -m mlflow"
+
 _FOUND = re.compile(r"found version (\w+)|revision identified by '(\w+)'")
+# "[Errno 111] Connection refused", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed ..."
+_CAUSES = re.compile(r"\[(?:Errno -?\d+|SSL[^\]]*)\] ([\w :-]*\w)"), re.compile(r"Caused by \w+\([\"'](.+?)[\"']\)\)")
 _DELETED = re.compile(r"the (run|experiment) (\w+) must be in the 'active' state\. current state is deleted")
 # A piece of an error's text in small letters, and what mends it. The first that fits counts.
 _FIXES = (
@@ -51,7 +58,7 @@ def on_schema(text: str, shown: str, is_known: Callable[[str], bool]) -> str | N
     if revision == "None" or is_known(revision):
         return (
             f"its database has the schema of an older MLflow (revision {revision}); back the database up, then run "
-            f"mlflow db upgrade {shown}"
+            f"{MLFLOW} db upgrade {shown}"
         )
     return (
         f"its database has the schema of a newer MLflow (revision {revision}); install that version of mlflow where "
@@ -88,10 +95,19 @@ def on_refusal(status: int, text: str, shown: str = "") -> str:
     if deleted := _DELETED.search(low):
         what, name = deleted.groups()
         return (
-            f" Somebody deleted it in MLflow. To have it back: MLFLOW_TRACKING_URI={shown} mlflow {what}s restore "
+            f" Somebody deleted it in MLflow. To have it back: MLFLOW_TRACKING_URI={shown} {MLFLOW} {what}s restore "
             f"--{what}-id {name}. Left deleted, the next submission of the same command records the run anew."
         )
     return ""
+
+
+def summarize_silence(text: str) -> str | None:
+    """Return why urllib3 or requests got no answer, out of their long text; None for any other error."""
+    if "Max retries exceeded" not in text and "timeout exception" not in text:
+        return None
+    if "timed out" in text.lower():
+        return "no answer in time"
+    return next((found[1] for cause in _CAUSES if (found := cause.search(text)) is not None), None)
 
 
 def on_silence(in_file: bool, text: str = "") -> str:
@@ -103,5 +119,6 @@ def on_silence(in_file: bool, text: str = "") -> str:
     if in_file:
         return "Is the folder writable, the disk full, the file a database of this MLflow version?"
     return (
-        "Is the server up, the address right (try ADDRESS/health, and https:// if it speaks TLS)? Or give another URI"
+        "Check that the server runs and the address is right (ADDRESS/health answers; https:// if it speaks TLS); "
+        "set another one with --tracking"
     )

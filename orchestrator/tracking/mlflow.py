@@ -49,6 +49,7 @@ HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
 CHECKED_TAG = "orchestrator.checked"  # of an experiment: when a driver last proved that it may write there
 _HEARTBEAT_SECONDS = 10.0
+_LATEST_SECONDS = 1e11  # unix time; MLflow's databases keep an end time as milliseconds in 64 bits
 SILENT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
 _METRICS_PER_BATCH = 1000
 _ITEMS_PER_BATCH = 100
@@ -196,7 +197,7 @@ class MlflowTracker:
         if self._uri.sqlite_path is None and self._uri.database is None:
             return self._uri.link + page
         # Without the login, MLflow's server reads its owner's files for every user of the machine.
-        server = f"mlflow server --app-name {login.APP} --backend-store-uri {shlex.quote(self._uri.shown)}"
+        server = f"{advice.MLFLOW} server --app-name {login.APP} --backend-store-uri {shlex.quote(self._uri.shown)}"
         return f"{server}  # then http://127.0.0.1:5000{page}"
 
     def reap(self, stale_seconds: float) -> list[str]:
@@ -265,7 +266,7 @@ class MlflowTracker:
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.shown}; restore it with"
-                f" MLFLOW_TRACKING_URI={self._uri.shown} mlflow experiments restore --experiment-id"
+                f" MLFLOW_TRACKING_URI={self._uri.shown} {advice.MLFLOW} experiments restore --experiment-id"
                 f" {found.experiment_id}, or set another name with --experiment"
             )
 
@@ -338,7 +339,7 @@ def explain(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingErro
     """Return the error to raise for one of MLflow's, with its fix; TrackerUnreachable for what may pass."""
     # SQLAlchemy adds the statement with its values.
     whole = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
-    text = whole[:600].rstrip(". ") + "."
+    text = (advice.summarize_silence(whole) or whole[:600]).rstrip(". ") + "."
     if (schema := advice.on_schema(whole, uri.shown, _is_known_revision)) is not None:
         return TrackingError(f"MLflow at {uri.shown} cannot {doing}: {schema}")
     status = _status(error)
@@ -407,9 +408,9 @@ def _beat() -> str:
 
 
 def _seconds(beat: str) -> float:
-    """Return what a heartbeat says, NaN for none or what is no time."""
+    """Return the unix time in a heartbeat tag; NaN without one, or when it holds no time that MLflow can store."""
     try:
         seconds = float(beat)
     except ValueError:
         return math.nan
-    return seconds if math.isfinite(seconds) else math.nan
+    return seconds if 0 <= seconds <= _LATEST_SECONDS else math.nan

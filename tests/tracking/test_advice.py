@@ -43,6 +43,28 @@ def test_a_silence_has_its_fix(text: str, expected: str) -> None:
     assert expected in advice.on_silence(False, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NewConnectionError('HTTPConnection: [Errno 111] Connection refused'))", "Connection refused"),
+        (
+            "ConnectTimeoutError(<HTTPConnection>, 'Connection to h timed out. (connect timeout=5)'))",
+            "no answer in time",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+            "self-signed certificate (_ssl.c:1006)')))",
+            "certificate verify failed: self-signed certificate",
+        ),
+        ("ResponseError('too many 503 error responses'))", "too many 503 error responses"),
+    ],
+)
+def test_an_unreachable_server_is_one_cause(text: str, expected: str) -> None:
+    long = f"HTTPConnectionPool(host='h', port=9): Max retries exceeded with url: /api?x=1 (Caused by {text}"
+    assert advice.summarize_silence(long) == expected
+    assert advice.summarize_silence("OperationalError: database is locked") is None
+
+
 def test_a_schema_is_older_or_newer_than_the_installed_mlflow() -> None:
     text = "Detected out-of-date database schema (found version abc123, but expected def456)."
     older = advice.on_schema(text, "sqlite:////x.db", lambda revision: revision == "abc123")
