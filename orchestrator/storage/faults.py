@@ -10,6 +10,11 @@ from typing import Any
 
 from orchestrator.config.printable import printable
 
+
+class SettingError(ValueError):
+    """A variable of a store's client holds something that cannot be used; the message begins with its name."""
+
+
 # What a second try cannot mend.
 _FINAL = (
     FileNotFoundError,
@@ -113,6 +118,8 @@ def told(error: BaseException) -> str:
 
 def _told(error: BaseException) -> str:
     answered, code, message = _answer(error)
+    if isinstance(error, SettingError):
+        return str(error)
     if type(error).__name__ in _NO_CREDENTIALS:
         return f"no credentials: {error}: {_WHERE_FROM}"
     if answered in (401, 403) and not _response(error):

@@ -8,6 +8,7 @@ sends a request again, once, when the connection closes before the answer.)
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 import weakref
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from orchestrator.config.printable import redact, refusal_of_credentials
 from orchestrator.storage import faults, urls
 from orchestrator.storage.retry import retrying
 
@@ -37,6 +39,8 @@ _NO_BULK = {
 }
 _BULK = 1000  # objects of one bulk delete, the protocol's limit
 _DELETES_AT_ONCE = 8
+# botocore's variables for the endpoint; the first one that is set counts.
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _without_bulk: weakref.WeakSet[Any] = weakref.WeakSet()  # filesystems whose store refused a bulk delete
 
 T = TypeVar("T")
@@ -172,13 +176,26 @@ class PendingCalls:
 
 
 def _config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
-    """What botocore is told beside what it finds in the environment."""
+    """Return what botocore needs beside what it finds in the environment. Raises SettingError for a bad endpoint."""
+    for name in ENDPOINTS:
+        if problem := _problem_of_endpoint(name, os.environ.get(name, "")):
+            raise faults.SettingError(problem)
     return {
         "connect_timeout": connect_seconds,
         "read_timeout": read_seconds,
         "max_pool_connections": connections,
         "retries": {"total_max_attempts": 1},
     }
+
+
+def _problem_of_endpoint(name: str, value: str) -> str | None:
+    """Return what is wrong with the endpoint in a variable, without credentials; None when nothing is."""
+    if not value:
+        return None
+    if re.match(r"https?://[^/]", value, re.IGNORECASE):
+        reason = refusal_of_credentials(value, name)
+        return reason and f"{reason.partition(';')[0]}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+    return f"{name}: must be a URL such as https://HOST:9000, got {redact(value)!r}"
 
 
 class S3Reader:

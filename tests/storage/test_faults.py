@@ -1,5 +1,6 @@
 """What storage errors mean, told from what they carry."""
 
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
     ReadTimeoutError,
 )
 
-from orchestrator.storage import faults
+from orchestrator.storage import faults, files, s3
+from orchestrator.storage.files import StorageError
+from orchestrator.storage.ranged import Ranges
 
 
 def answered(status: int, code: str = "", message: str = "") -> Any:
@@ -61,6 +64,30 @@ def test_refusals_and_missing_credentials_say_what_to_look_at() -> None:
     assert faults.told(NoCredentialsError()).startswith("no credentials: ")
     assert faults.told(OSError("broken")) == "OSError: broken"
     assert faults.told(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            "http://KEY:SECRET@127.0.0.1:9",
+            "must be a URL without user name and password, got one with them for http://127.0.0.1:9; "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead",
+        ),
+        ("KEY:SECRET@host:9000", "must be a URL such as https://HOST:9000, got '***@host:9000'"),
+        ("127.0.0.1:9000", "must be a URL such as https://HOST:9000, got '127.0.0.1:9000'"),
+    ],
+)
+@pytest.mark.parametrize("name", s3.ENDPOINTS)
+def test_an_endpoint_that_cannot_be_used_is_named(
+    name: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError) as caught:
+        files.read_bytes("s3://bucket/a")
+    assert str(caught.value) == f"cannot read s3://bucket/a: {name}: {expected}"
+    with pytest.raises(StorageError, match=f"{name}: must be a URL"), closing(Ranges()) as ranges:
+        ranges.read("s3://bucket/a", 0, 1)
 
 
 def test_absence() -> None:
