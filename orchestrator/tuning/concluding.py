@@ -23,7 +23,7 @@ from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.explore import Explored, unfinished
 from orchestrator.tuning.ranking import Noise
 from orchestrator.tuning.samplers import Sampler
-from orchestrator.tuning.space import Space, recipe_of
+from orchestrator.tuning.space import Space, grid, recipe_of
 from orchestrator.tuning.trials import Epoch, Trial
 
 WINNER = "winner.json"
@@ -47,7 +47,7 @@ def conclude(session: Session, explored: Explored) -> Concluded:
     lines = ["", ranking.text(ranked[:SHOWN], metric)]
     if len(ranked) > SHOWN:
         lines.append(f"and {len(ranked) - SHOWN} more, in the report")
-    lines.append(_spent(explored))
+    lines.append(describe_spent(explored))
     noise = None
     if best is not None and job.repeats > 0:
         noise = _noise(session, explored, best)
@@ -73,13 +73,24 @@ def next_command(destination: Destination, weights: str, winner: Frozen, url: st
     return job_command("train_ensemble.py", [urls.redact(url), *flags])
 
 
-def _spent(explored: Explored) -> str:
+def describe_spent(explored: Explored) -> str:
+    """Return how much was trained, and which flag a sweep that used up its budget needs for more."""
     trials, epochs = explored.trials, explored.plan.base.epochs
     trained = sum(trial.own_epochs for trial in trials)
     left = unfinished(trials)
-    rest = f"; {len(left)} could go on: {explored.enough}" if left and explored.enough else ""
+    rest = f"; {len(left)} can resume: {explored.enough}" if left and explored.enough else ""
+    if not left and _has_more(explored):
+        rest = f"; --budget.trials {explored.plan.job.budget.trials} is used up; set a larger one to try more"
     share = f"{100 * trained / max(1, epochs * len(trials)):.0f}%"
     return f"{len(trials)} trials, {trained} epochs: {share} of what all of them whole would take{rest}"
+
+
+def _has_more(explored: Explored) -> bool:
+    """Return whether a larger budget of trials would try more; a population keeps its size."""
+    plan, search, most = explored.plan, explored.plan.job.search, explored.plan.job.budget.trials
+    if search.scheduler == "pbt" or len(explored.trials) < most:
+        return False
+    return search.sampler != "grid" or len(grid(plan.space, plan.base)) > most
 
 
 def _noise(session: Session, explored: Explored, best: Trial) -> Noise:

@@ -182,10 +182,12 @@ class Sweep:
         budget = self._terms.budget
         if not self._enough:
             if budget.hours is not None and time.monotonic() - self._began > 3600 * budget.hours:
-                self._enough = f"budget.hours {budget.hours:g} are over"
+                self._enough = (
+                    f"--budget.hours {budget.hours:g} is used up; rerun the same command, or set a larger one"
+                )
             spent = sum(trial.own_epochs for trial in self._trials.values())
             if budget.epochs is not None and spent >= budget.epochs:
-                self._enough = f"budget.epochs {budget.epochs:g} are spent"
+                self._enough = f"--budget.epochs {budget.epochs:g} is used up; set a larger one"
         return bool(self._enough) or self._terms.stopped()
 
     def _suggested(self) -> Record | None:

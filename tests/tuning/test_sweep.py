@@ -150,7 +150,7 @@ def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
     assert sweep.next_task() is None
     sweep.ended(first, None)
     sweep.ended(second, None)
-    assert states(sweep) == [("stopped", "budget.epochs 3 are spent")] * 2
+    assert states(sweep) == [("stopped", "--budget.epochs 3 is used up; set a larger one")] * 2
     # More of it goes on with the same trials.
     later = place.sweep({"trials": 9, "epochs": 30})
     assert [task(later).number for _ in range(3)] == [1, 2, 3]
@@ -166,7 +166,7 @@ def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     now[0] += 2
     assert sweep.reported(report(number, 2)).end
     sweep.ended(number, None)
-    assert states(sweep) == [("stopped", "budget.hours 0.5 are over")]
+    assert states(sweep) == [("stopped", "--budget.hours 0.5 is used up; rerun the same command, or set a larger one")]
 
 
 def test_a_wish_to_stop(place: Place) -> None:
