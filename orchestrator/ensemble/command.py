@@ -46,6 +46,7 @@ def evaluate(config: Evaluate) -> int:
     if config.dry_run:
         for spec in found.runs:
             screen.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
+        preflight.check_places(stored.data_of(found.runs, config.destination))
         return 0
     with opened(stored.data_of(found.runs, config.destination), config.placement, screen) as session:
         runs = tuple(stored.placed(session, spec, "runs", other_data=True) for spec in found.runs)

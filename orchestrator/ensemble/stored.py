@@ -79,7 +79,7 @@ def data_of(specs: Sequence[RunSpec], destination: Destination) -> Destination:
         return destination.model_copy(update={"data": EMBEDDED})
     shown, fix = urls.redact(place), f"set --data to where the dataset of {first.name} lies now"
     try:
-        there = manifest.load(place).digest()
+        there = manifest.load(place, allow_elsewhere=destination.allow_elsewhere).digest()
     except (DataError, OSError) as error:
         raise ConfigError(
             f"data: {shown}: {first.name} was trained on it, and it cannot be read: {error}; {fix}"

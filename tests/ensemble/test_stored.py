@@ -9,8 +9,10 @@ import pytest
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
-from orchestrator.ensemble import stored
+from orchestrator.ensemble import command, stored
+from orchestrator.ensemble.config import Evaluate
 from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.launch.preflight import PreflightError
 from orchestrator.launch.session import Session
 from orchestrator.storage import files
 from orchestrator.storage.files import StorageError
@@ -155,3 +157,23 @@ def test_another_dataset_needs_the_same_classes(tmp_path: Path, runs: list[RunSp
     assert (placed.name, placed.folder, placed.destination.data) == (runs[0].name, runs[0].folder, destination.data)
     with pytest.raises(ConfigError, match=r"^include: .*: was trained on another dataset"):
         stored.placed(at, runs[0], "include")
+
+
+def test_a_dry_run_looks_at_the_places(tmp_path: Path, runs: list[RunSpec]) -> None:
+    packed = shards.dataset(tmp_path / "data")
+    places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path))
+    asked = Evaluate(runs=("both",), destination=places, dry_run=True)
+    assert command.evaluate(asked) == 0
+    (tmp_path / "data" / packed.shards("validation")[0].name).unlink()
+    with pytest.raises(PreflightError, match="missing, the manifest lists it"):
+        command.evaluate(asked)
+
+
+def test_the_data_of_a_run_may_have_tars_elsewhere_when_that_is_allowed(tmp_path: Path, runs: list[RunSpec]) -> None:
+    made = shards.dataset(tmp_path / "tars")
+    manifest.save(str(tmp_path / "data"), made.model_copy(update={"tars": str(tmp_path / "tars")}))
+    places = runs[0].destination.model_copy(update={"data": str(tmp_path / "data")})
+    spec = runs[0].model_copy(update={"destination": places, "dataset_digest": made.digest()})
+    assert stored.data_of([spec], Destination(allow_elsewhere=True)).data == str(tmp_path / "data")
+    with pytest.raises(ConfigError, match="set --allow-elsewhere"):
+        stored.data_of([spec], Destination())
