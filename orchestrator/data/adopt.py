@@ -171,7 +171,7 @@ def _already(
     job: IndexJob, how: Labels, names: Mapping[str, Sequence[str]], sizes: Mapping[str, int], console: Console
 ) -> int:
     """Say that the dataset is complete; DataError when it is another one than the job is about."""
-    found = manifest.load(job.to, allow_elsewhere=True)
+    found = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
     there = {shard.name: shard.bytes for shards in found.splits.values() for shard in shards}
     same = {split: len(listed) for split, listed in names.items()} and there.items() <= sizes.items()
     empty = {EMPTY: len(sizes) - len(there)} if len(sizes) > len(there) else {}

@@ -90,11 +90,11 @@ class Manifest(Config):
         return sum(shard.samples for shard in self.shards(split))
 
 
-def load(url: str, *, allow_elsewhere: bool = False) -> Manifest:
-    """Load the manifest of the dataset at `url`.
+def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Manifest:
+    """Load the manifest of the dataset at `url`, which came by `field` of the command line.
 
-    A manifest names the place of its tars, so whoever can write one could make every node read any of its files or
-    ask any host that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
+    A manifest names the place of its tars, so its author could make every node read any of its files or ask any host
+    that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
     for such tars, and for a manifest that is missing, damaged or of another version.
     """
     where = files.join(url, NAME)
@@ -103,18 +103,19 @@ def load(url: str, *, allow_elsewhere: bool = False) -> Manifest:
         data = files.read_bytes(where)
     except FileNotFoundError:
         raise DataError(
-            f"data: {shown}: no manifest there: {urls.redact(url)} is no packed dataset, or its packing did not finish"
+            f"{field}: {shown}: no manifest there: {urls.redact(url)} is no packed dataset, or its packing did not "
+            "finish"
         ) from None
     try:
         # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
         found = Manifest.model_validate_json(data)
     except ValidationError:
-        raise _refusal(data, shown) from None
+        raise _refusal(data, shown, field) from None
     if found.format_version != FORMAT_VERSION or "format_version" not in found.model_fields_set:
-        raise _refusal(data, shown)
+        raise _refusal(data, shown, field)
     if not allow_elsewhere and is_elsewhere(found.tars, url):
         raise DataError(
-            f"data: {shown}: its tars must lie below {urls.redact(url)}, got {urls.redact(found.tars)}; set "
+            f"{field}: {shown}: its tars must lie below {urls.redact(url)}, got {urls.redact(found.tars)}; set "
             "--allow-elsewhere if the manifest may have them read from there"
         )
     return found
@@ -141,20 +142,20 @@ def _climbs(place: str) -> bool:
     return ".." in re.split(r"[/\\]", unquote(place))
 
 
-def _refusal(data: bytes, shown: str) -> DataError:
+def _refusal(data: bytes, shown: str, field: str) -> DataError:
     """What is wrong with a manifest that cannot be used."""
     try:
         raw = parse_json(data)
         version = raw["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        return DataError(f"data: {shown}: damaged: {error!r}; pack the dataset again")
+        return DataError(f"{field}: {shown}: damaged: {error!r}; pack the dataset again")
     if version != FORMAT_VERSION:
-        return DataError(f"data: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
+        return DataError(f"{field}: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
     try:
         Manifest.from_dict(raw)
     except ConfigError as error:
-        return DataError(f"data: {shown}: damaged: {error}; pack the dataset again")
-    return DataError(f"data: {shown}: damaged: it is no valid JSON; pack the dataset again")
+        return DataError(f"{field}: {shown}: damaged: {error}; pack the dataset again")
+    return DataError(f"{field}: {shown}: damaged: it is no valid JSON; pack the dataset again")
 
 
 def _sum(shards: tuple[Shard, ...]) -> str:

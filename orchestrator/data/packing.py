@@ -64,7 +64,7 @@ def begin(config: Pack, say: Callable[[str], None]) -> Packing | Manifest:
     """
     url, shown = config.url, urls.redact(config.url)
     if files.exists(files.join(url, manifest.NAME)):
-        return _finished(config, manifest.load(url, allow_elsewhere=True), say)
+        return _finished(config, manifest.load(url, allow_elsewhere=True, field="url"), say)
     plan, places = pack_state.load(url), _places(config)
     if plan is not None:
         pack_state.refuse_another(plan, config)

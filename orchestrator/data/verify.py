@@ -67,7 +67,7 @@ def run(job: VerifyJob, console: Console) -> int:
         url = urls.absolute(job.url, "url")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    found = manifest.load(url, allow_elsewhere=job.allow_elsewhere)
+    found = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     places = _checked(url, found, job, console)
     problems = [(place.shard.name, problem) for place in places for problem in place.result.problems]
     problems += _of_manifest(found) + _equal_keys(url, places)

@@ -150,8 +150,8 @@ def _home_of_runs() -> str:
     """Return the default storage. Raises ConfigError when this user has no home folder."""
     if os.path.expanduser("~") == "~":
         raise ConfigError(
-            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; give --storage, or set "
-            f"{RUNS_VARIABLE}, to an absolute path or a URL"
+            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
+            "--storage, of a job that has it) to an absolute path or a URL"
         )
     return DEFAULT_STORAGE
 

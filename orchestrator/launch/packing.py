@@ -192,7 +192,7 @@ def _pack_digits(config: Pack, say: Callable[[str], None]) -> int:
     if pack_state.load(config.url) is not None:
         raise DataError(f"url: {shown}: an unfinished packing is there: take another --url, or remove it")
     if files.exists(files.join(config.url, manifest.NAME)):
-        found = manifest.load(config.url, allow_elsewhere=True)
+        found = manifest.load(config.url, allow_elsewhere=True, field="url")
         if found.name != digits.NAME:
             raise DataError(f"url: {shown}: the dataset {found.name!r} is there: take another --url, or remove it")
         say(f"already packed: {_told(config.url, found)}")

@@ -100,7 +100,10 @@ def test_a_variable_that_cannot_be_used_is_named(uri: str, monkeypatch: pytest.M
 def test_a_user_without_a_home_is_asked_for_a_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     monkeypatch.delenv(RUNS_VARIABLE, raising=False)
-    with pytest.raises(ConfigError, match=r"^storage: the user \(uid \d+\) has no home folder.*--storage, or"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^storage: the user \(uid \d+\) has no home folder .*; set ORCHESTRATOR_RUNS \(or --storage, of",
+    ):
         Destination(data="digits").resolved()
     with pytest.raises(ConfigError, match=r"^storage: '~/runs' begins with a home folder, and there is none"):
         Destination(data="digits", storage="~/runs").resolved()
