@@ -10,7 +10,7 @@ python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcde
     a run anywhere, for machines: a JSON list on a line of its own for each look
 
 States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
-stopped, failed, lost (its driver is gone without a word), unreadable (a record of it is damaged or may not be read); of
+stopped, failed, lost (its driver died and left its lease), unreadable (a record of it is damaged or may not be read); of
 trials also pruned (ended early) and diverged. Images/s and the time left are those of running ones. An ensemble whose
 models are trained says how far its scoring is.
 

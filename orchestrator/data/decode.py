@@ -211,7 +211,7 @@ def _decode_jpeg(data: Encoded, segments: Segments, pixels: Image, fast: bool = 
     if _UNKNOWN_LAYOUT in trouble:
         return False
     if trouble == _NO_END and segments.is_single_scan:
-        # Nothing but the end mark may be missing; if more is, that is told now.
+        # Perhaps only the end mark is missing; decoding with one shows whether more is.
         try:
             _decode_into(pixels, b"".join((data, b"\xff\xd9")), fast)
             return True
@@ -344,9 +344,11 @@ def _blocks(rows: int) -> list[slice]:
 
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ImageTooLargeError(f"{width} x {height} pixels is refused: at most {MAX_PIXELS} in all")
+        raise ImageTooLargeError(f"an image must have 1 to {MAX_PIXELS} pixels, got {width} x {height}; scale it down")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageTooLargeError(f"{width} x {height} pixels is refused: at most {MAX_ASPECT} times as long as wide")
+        raise ImageTooLargeError(
+            f"an image must be at most {MAX_ASPECT} times as long as wide, got {width} x {height} pixels; crop it"
+        )
 
 
 def _check_scans(data: Encoded, head: Header) -> None:

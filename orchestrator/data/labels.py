@@ -91,7 +91,7 @@ def _names_member(key: str) -> bool:
 
 
 def stored(made: Mapping[str, object], classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()) -> Labels:
-    """How the labels of a dataset are stored that was packed or adopted. Raises DataError when nobody can tell."""
+    """Return how a packed or adopted dataset stores its labels. Raises DataError when `made` does not say it."""
     member, _, field = str(made.get(_MADE, "cls")).partition(":")
     try:
         fields = parse_images(str(made.get(_MADE_IMAGES, "")))

@@ -77,7 +77,7 @@ def too_many_bytes(length: int) -> Finding | None:
     """The finding about an image that is not even read."""
     if length <= MAX_PAYLOAD:
         return None
-    return Finding("jpg", defect="too-large", reason=f"{length} bytes is refused: at most {MAX_PAYLOAD}")
+    return Finding("jpg", defect="too-large", reason=f"an image must have at most {MAX_PAYLOAD} bytes, got {length}")
 
 
 def _jpeg_oddities(image: bytes, segments: Segments) -> list[Oddity]:

@@ -165,7 +165,7 @@ def _read(url: str) -> bytes | OSError | BadSampleError:
     """The file, or what is wrong with it."""
     try:
         if (size := files.size(url)) > MAX_BYTES:
-            return BadSampleError(f"{size} bytes is refused: at most {MAX_BYTES}")
+            return BadSampleError(f"an image must have at most {MAX_BYTES} bytes, got {size}")
         return files.read_bytes(url)
     except FileNotFoundError:
         return StorageError("nothing there")

@@ -300,7 +300,7 @@ class Endpoint:
     async def _predict(self, request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in TYPES:
-            why = f"{kind or 'no Content-Type'} is refused: send {' or '.join(TYPES)}"
+            why = f"Content-Type must be {' or '.join(TYPES)}, got {kind or 'none'}"
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why)
         _asked(request)
         self._networks.check_room()
@@ -317,7 +317,7 @@ class Endpoint:
         """Return the body; None when its client has gone. Raises RefusedError, or TimeoutError when it is too slow."""
         length = request.headers.get("content-length", "0")
         if len(length) > 20 or int(length) > MAX_BODY_BYTES:
-            why = f"{length[:20]} bytes is refused: at most {MAX_BODY_BYTES}"
+            why = f"the body must have at most {MAX_BODY_BYTES} bytes, got {length[:20]}"
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
         address: Address = tuple(request.scope["client"])
         body, deadline, more = bytearray(), time.monotonic() + BODY_SECONDS, True
@@ -329,7 +329,7 @@ class Endpoint:
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > MAX_BODY_BYTES:  # sent in chunks, without a length
-                why = f"more than {MAX_BODY_BYTES} bytes is refused"
+                why = f"the body must have at most {MAX_BODY_BYTES} bytes, got more"
                 raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
             self._crowd.receive(address, len(message.get("body", b"")))
         self._crowd.complete(address)

@@ -29,7 +29,7 @@ State = Literal[
     "stopped",
     "failed",
     "unreadable",  # one of its records; the others are shown
-    "lost",  # its driver is gone without a word
+    "lost",  # its driver died without releasing its lease
     "pruned",  # a trial that was ended early
     "diverged",  # a trial whose loss or score is no number
 ]
@@ -118,7 +118,7 @@ def _state(
     if held is not None and lives:
         return _live(held, newest), ""
     if held is not None and not held.released:
-        return "lost", f"its driver is gone without a word ({held.owner}); the same command goes on with it"
+        return "lost", f"its driver died without releasing its lease ({held.owner}); rerun the same command to resume"
     # An outcome counts when it is that of the last attempt: an earlier one was overtaken.
     if status and (newest is None or outcome.get("attempt") == newest[0]):
         return ("stopped", "") if status in ("stopped", "finished") else ("failed", f"{status}: {message}")

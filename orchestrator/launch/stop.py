@@ -47,7 +47,7 @@ class _Awaited:
         if now.beat != self.held.beat:
             self.held, self.heard = now, time.monotonic()
         if now.gone:
-            return f"its owner is gone without a word ({now.owner})"
+            return f"its driver died without releasing its lease ({now.owner})"
         if time.monotonic() - self.heard > STALE_SECONDS:
             return f"its owner has not been heard of for {STALE_SECONDS:g} s and counts as gone ({now.owner})"
         return None

@@ -92,14 +92,14 @@ def never(*_arguments: object, **_named: object) -> None:
 def test_an_oversize_header_is_refused_before_decoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
     monkeypatch.setattr(cv2, "imdecode", never)
-    with pytest.raises(BadSampleError, match="60000 x 60000 pixels is refused"):
+    with pytest.raises(BadSampleError, match="got 60000 x 60000; scale"):
         decode(OVERSIZE[kind])
 
 
 def test_a_strip_that_test_crops_would_blow_up_is_refused() -> None:
     assert decode(jpeg(0, 8, 8 * MAX_ASPECT)).shape == (800, 8, 3)
     for width, height in ((8, 801), (801, 8)):
-        with pytest.raises(BadSampleError, match=f"{width} x {height} pixels is refused"):
+        with pytest.raises(BadSampleError, match=f"got {width} x {height}[ ;]"):
             decode(jpeg(0, width, height))
 
 

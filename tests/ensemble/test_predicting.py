@@ -287,7 +287,7 @@ def test_too_large_a_file_is_not_read(
 ) -> None:
     monkeypatch.setattr(predicting, "MAX_BYTES", 100)
     assert predicted(storage, str(photos / "b.jpg"), json_lines=True)[0] == 1
-    assert "bytes is refused: at most 100" in json.loads(capsys.readouterr().out)["error"]
+    assert "must have at most 100 bytes" in json.loads(capsys.readouterr().out)["error"]
 
 
 def test_no_image_is_refused(storage: Path) -> None:

@@ -136,7 +136,7 @@ def test_an_owner_of_this_machine_that_is_gone_is_noticed_at_once(run: RunSpec, 
     drivers.lease(run.folder, Owner(socket.gethostname(), 2**22 + 1, "", time.time()), beat=0)
     status, text = told(run.name, tmp_path)
     assert status == 0
-    assert "its owner is gone without a word" in text
+    assert "its driver died without releasing its lease" in text
 
 
 def test_a_driver_that_took_over_is_left_alone(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
