@@ -161,6 +161,21 @@ def as_it_comes(folder: Path, train: Mapping[str, Members] | None = None, count:
     return folder
 
 
+def as_kaggle_has_it(folder: Path) -> Path:
+    """Kaggle's folders, with the solution in no order; the folder."""
+    images, ids = validation()
+    inner = folder / "ILSVRC/Data/CLS-LOC"
+    for wnid, members in training().items():
+        write(inner / "train" / wnid, members)
+    write(inner / "val", images)
+    labels = zip(images, [WNIDS[number - 1] for number in ids], strict=True)
+    rows = [f"{name.partition('.')[0]},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n" for (name, _), wnid in labels]
+    mapping = "".join(f"{wnid} {said}\n" for wnid, said in zip(WNIDS, WORDS, strict=True))
+    write(folder, [("LOC_val_solution.csv", "".join(["ImageId,PredictionString\n", *reversed(rows)]).encode()),
+                   ("LOC_synset_mapping.txt", mapping.encode())])  # fmt: skip
+    return folder
+
+
 def in_folders(folder: Path, flat: bool = True, train: Mapping[str, Members] | None = None) -> Path:
     """The usual folders: train/WNID/*, and val/* with a devkit or val/WNID/*; the folder."""
     images, ids = validation()

@@ -44,12 +44,14 @@ class IlsvrcSource(Config):
     url: str = Field(
         "",
         description="folder with ILSVRC2012_img_train.tar or train/, ILSVRC2012_img_val.tar or val/, and "
-        "ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_devkit_t12/",
+        "ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_devkit_t12/; or with Kaggle's ILSVRC/ and LOC_*",
     )
     train: str = Field("", description="training tar of tars, or folder of a folder per class, when not below url")
     validation: str = Field("", description="flat validation tar or folder, or folder per class, when not below url")
     devkit: str = Field(
-        "", description="devkit, tar.gz or folder, when not below url: labels of flat validation images"
+        "",
+        description="devkit, tar.gz or folder, or Kaggle's LOC_val_solution.csv, when not below url: labels of flat "
+        "validation images",
     )
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
 

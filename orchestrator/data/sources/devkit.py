@@ -1,9 +1,10 @@
-"""The ILSVRC2012 development kit: wnids, names of classes, labels of the validation images."""
+"""The ILSVRC2012 development kit or Kaggle's lists: wnids, names of classes, labels of the validation images."""
 
 from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,25 +15,34 @@ from orchestrator.storage import files, urls
 
 META = "data/meta.mat"
 GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"  # Kaggle's
+_OF_DEVKIT, _OF_KAGGLE = "the devkit of ILSVRC2012 has it", f"Kaggle's files have it beside {SOLUTION}"
 # The real files have 2.5 MB together; anything far larger is something else.
 MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the devkit tells."""
+    """What the devkit, or Kaggle's lists, say of ILSVRC2012."""
 
     shown: str  # where it lies
     words: dict[str, str]  # by wnid, of the synsets without children, which are the classes
     wnids: dict[int, str]  # by ILSVRC2012_ID
     truth: tuple[int, ...]  # ILSVRC2012_ID of each validation image, by name
+    solution: Mapping[str, str] | None = None  # wnid by the name of a validation image, in place of `truth`
 
-    def validation_classes(self, images: int) -> list[str]:
-        """The wnid of each of the validation images, sorted by name. Raises DataError when they do not fit."""
-        if images != len(self.truth):
-            raise DataError(
-                f"{self.shown}: {GROUND_TRUTH} has {len(self.truth)} labels, there are {images} validation images"
-            )
+    def validation_classes(self, names: Sequence[str]) -> list[str]:
+        """Return the wnid of each validation image, given their sorted names without extension.
+
+        Raises DataError when names and labels do not fit.
+        """
+        named, labels = (GROUND_TRUTH, len(self.truth)) if self.solution is None else (SOLUTION, len(self.solution))
+        if len(names) != labels:
+            raise DataError(f"{self.shown}: {named} has {labels} labels, there are {len(names)} validation images")
+        if self.solution is not None:
+            if missing := next((name for name in names if name not in self.solution), None):
+                raise DataError(f"{self.shown}: it has no label for the validation image {missing!r}")
+            return [self.solution[name] for name in names]
         for line, number in enumerate(self.truth, start=1):
             if number not in self.wnids:
                 raise DataError(f"{self.shown}: {GROUND_TRUTH}: line {line}: {number} is the id of no class")
@@ -40,10 +50,12 @@ class Devkit:
 
 
 def load(url: str) -> Devkit:
-    """The devkit at `url`: a folder, or a tar (also compressed) that is read in memory and never unpacked.
+    """Load the devkit at `url`: a folder, a tar (also compressed) that is read in memory, or Kaggle's solution (.csv).
 
     Raises DataError when it is missing or damaged.
     """
+    if url.endswith(".csv"):
+        return _from_kaggle(url)
     shown = urls.redact(url)
     meta, truth = _from_tar(url) if url.endswith((".tar", ".tar.gz", ".tgz")) else _from_folder(url)
     words, wnids = _synsets(meta, shown)
@@ -54,18 +66,48 @@ def load(url: str) -> Devkit:
     return Devkit(shown, words, wnids, labels)
 
 
+def _from_kaggle(url: str) -> Devkit:
+    """Load Kaggle's solution of the validation split, and the names of the classes from the file beside it."""
+    mapping, shown = files.join(url.rpartition("/")[0], MAPPING), urls.redact(url)
+    words: dict[str, str] = {}
+    for number, line in enumerate(_text(mapping).splitlines(), start=1):
+        wnid, _, said = line.strip().partition(" ")
+        if not said or wnid in words:
+            raise DataError(f"{urls.redact(mapping)}: line {number}: must be a new WNID and its names, got {line!r}")
+        words[wnid] = said.strip()
+    solution: dict[str, str] = {}
+    for number, line in enumerate(_text(url).splitlines(), start=1):
+        if number == 1 and line.startswith("ImageId,"):
+            continue
+        name, _, boxes = line.replace('"', "").partition(",")
+        wnids = set(boxes.split()[::5])  # of each box: its class, then four numbers
+        if len(wnids) != 1 or not wnids <= words.keys() or name in solution:
+            raise DataError(
+                f"{shown}: line {number}: must be a new image and boxes of one class of {MAPPING}, got {line[:80]!r}"
+            )
+        solution[name] = wnids.pop()
+    return Devkit(shown, words, {}, (), solution)
+
+
+def _text(url: str) -> str:
+    try:
+        return _bounded(url, _OF_KAGGLE).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{urls.redact(url)}: must be text in UTF-8, got {error.object[error.start]:#04x}") from None
+
+
 def _from_folder(url: str) -> tuple[bytes, bytes]:
     return _bounded(files.join(url, META)), _bounded(files.join(url, GROUND_TRUTH))
 
 
-def _bounded(url: str) -> bytes:
+def _bounded(url: str, origin: str = _OF_DEVKIT) -> bytes:
     try:
         size = files.size(url)
         if size > MAX_BYTES:
-            raise DataError(f"{urls.redact(url)}: {size} bytes: no file of the devkit is over {MAX_BYTES}")
+            raise DataError(f"{urls.redact(url)}: must have at most {MAX_BYTES} bytes, got {size}")
         return files.read_bytes(url)
     except FileNotFoundError:
-        raise DataError(f"{urls.redact(url)}: missing: the devkit of ILSVRC2012 has it") from None
+        raise DataError(f"{urls.redact(url)}: missing: {origin}") from None
 
 
 def _from_tar(url: str) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""ILSVRC2012 as it comes: a training tar of tars, a flat validation tar, a devkit; or the same in folders.
+"""ILSVRC2012 as it comes: a training tar of tars, a flat validation tar, a devkit; or the same in folders; or Kaggle's.
 
 Nothing is unpacked: each image is a range of the outer tar. Keys are the same for tars and folders, so that both give
 the same dataset.
@@ -21,11 +21,12 @@ from orchestrator.data.tars import escape_undecodable
 from orchestrator.storage import files, urls
 from orchestrator.storage.ranged import Ranges
 
+_KAGGLE = "ILSVRC/Data/CLS-LOC"
 # In order of preference: tars need fewer requests. Both give the same dataset.
 STANDARD = {
-    "train": ("ILSVRC2012_img_train.tar", "train"),
-    "validation": ("ILSVRC2012_img_val.tar", "val", "validation"),
-    "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12"),
+    "train": ("ILSVRC2012_img_train.tar", "train", f"{_KAGGLE}/train"),
+    "validation": ("ILSVRC2012_img_val.tar", "val", "validation", f"{_KAGGLE}/val"),
+    "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", devkit.SOLUTION),
 }
 # Inner tars are walked side by side: of a remote one every byte comes over the network.
 WALKERS = 16
@@ -41,7 +42,7 @@ def roots(source: IlsvrcSource) -> dict[str, str]:
         place: files.join(source.url, name)
         for place, standard in STANDARD.items()
         for name in reversed(standard)
-        if name in names
+        if name.partition("/")[0] in names
     } | {place: url for place in STANDARD if (url := getattr(source, place))}
     if "train" not in found:
         raise DataError(f"source.url: {urls.redact(source.url)}: neither {' nor '.join(STANDARD['train'])} there")
@@ -125,15 +126,14 @@ def _validation(
             return folder.per_class(url, classes, ignored, bare=True)[1]
     if kit is None:
         raise DataError(
-            f"source.devkit: needed: the labels of {urls.redact(url)} are in {' or '.join(STANDARD['devkit'])}; with "
-            "Kaggle's files use shards.py pack folder --source.labels LOC_val_solution.csv"
+            f"source.devkit: needed: the labels of {urls.redact(url)} are in {' or '.join(STANDARD['devkit'])}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    wnids = kit.validation_classes(len(images))
+    paths = [image.name.rpartition("/")[2] for image in images]
+    wnids = kit.validation_classes([path.rpartition(".")[0] for path in paths])
     rows = (
         Row(keys.of_name(path), image.name, numbers[wnid], image.offset, image.length, path)
-        for image, wnid in zip(images, wnids, strict=True)
-        for path in (image.name.rpartition("/")[2],)
+        for image, path, wnid in zip(images, paths, wnids, strict=True)
     )
     return listing.split(url, is_tar, rows)
 

@@ -162,7 +162,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    refused(tmp_path, "neither ILSVRC2012_img_train.tar nor train there")
+    refused(tmp_path, "neither ILSVRC2012_img_train.tar nor train nor ILSVRC/Data/CLS-LOC/train there")
     refused(tmp_path, r"x\.tar: missing", train=str(tmp_path / "x.tar"), holdout=0.0)
     imagenet.write(tmp_path, [(TRAIN, b"")])
     refused(tmp_path, "truncated at byte 0", holdout=0.0)
@@ -190,7 +190,7 @@ def test_classes_are_the_synsets_without_children(tmp_path: Path) -> None:
     kit = devkit.load(devkit_at(tmp_path))
     assert kit.words == dict(zip(WNIDS, WORDS, strict=True))
     assert kit.wnids == dict(enumerate(WNIDS, start=1))
-    assert kit.validation_classes(3) == list(WNIDS[:3])
+    assert kit.validation_classes(["a", "b", "c"]) == list(WNIDS[:3])
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_damaged_devkit_is_refused(tmp_path: Path, name: str, data: bytes, sai
 def test_an_id_of_a_synset_with_children_is_no_label(tmp_path: Path) -> None:
     kit = devkit.load(devkit_at(tmp_path, {devkit.GROUND_TRUTH: b"1\n5\n3\n"}))
     with pytest.raises(DataError, match="line 2: 5 is the id of no class"):
-        kit.validation_classes(3)
+        kit.validation_classes(["a", "b", "c"])
 
 
 def test_a_devkit_that_lacks_a_file_or_is_cut(tmp_path: Path) -> None:
@@ -223,3 +223,41 @@ def test_a_devkit_that_lacks_a_file_or_is_cut(tmp_path: Path) -> None:
         devkit.load(str(packed))
     with pytest.raises(DataError, match=r"none\.tar\.gz: missing"):
         devkit.load(str(tmp_path / "none.tar.gz"))
+
+
+# ------------------------------------------------------------------ Kaggle's lists
+def test_kaggles_files_give_the_same(tmp_path: Path) -> None:
+    kaggle = imagenet.as_kaggle_has_it(tmp_path / "kaggle")
+    of_tars = listed(imagenet.as_it_comes(tmp_path / "tars"))
+    found = listed(kaggle)
+    assert {split: images(found, split) for split in found.splits} == expected()
+    assert (found.classes, found.titles, found.digest()) == (of_tars.classes, of_tars.titles, of_tars.digest())
+    parts = listed(kaggle / "ILSVRC/Data/CLS-LOC", devkit=str(kaggle / devkit.SOLUTION))
+    assert parts.digest() == found.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "said"),
+    [
+        (devkit.SOLUTION, "ILSVRC2012_val_00000001,n02105855 1 2 3 4", "has 1 labels, there are 10 validation images"),
+        (devkit.SOLUTION, "a,n02105855 1 2 3 4\na,n02105855 1 2 3 4", "line 2: must be a new image"),
+        (
+            devkit.SOLUTION,
+            "a,n02105855 1 2 3 4 n01440764 1 2 3 4",
+            "line 1: must be a new image and boxes of one class",
+        ),
+        (devkit.SOLUTION, "a,n00000000 1 2 3 4", "line 1: must be a new image and boxes of one class"),
+        (devkit.SOLUTION, "ImageId,PredictionString\n\n", "line 2: must be a new image and boxes of one class"),
+        (devkit.SOLUTION, "\n".join(f"{n},n02105855 1 2 3 4" for n in range(10)), "no label for .*'ILSVRC2012_val_0"),
+        (devkit.MAPPING, "n02105855", "line 1: must be a new WNID and its names, got 'n02105855'"),
+        (devkit.MAPPING, "\xff", "LOC_synset_mapping.txt: must be text in UTF-8, got 0xff"),
+    ],
+)
+def test_lists_of_kaggle_that_do_not_fit(tmp_path: Path, name: str, lines: str, said: str) -> None:
+    (imagenet.as_kaggle_has_it(tmp_path) / name).write_bytes(lines.encode("latin1"))
+    refused(tmp_path, said)
+
+
+def test_kaggles_solution_needs_the_names_of_the_classes(tmp_path: Path) -> None:
+    (imagenet.as_kaggle_has_it(tmp_path) / devkit.MAPPING).unlink()
+    refused(tmp_path, r"LOC_synset_mapping\.txt: missing: Kaggle's files have it beside LOC_val_solution\.csv")
