@@ -8,6 +8,14 @@ import unicodedata
 # In these "?" and "#" are letters of a name unless NAME=VALUE follows; in every other URL they begin a query.
 _NO_QUERY = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
 
+# Of these a port may follow the host; in URLs of object stores a bucket stands there, which has none.
+_WITH_PORT = ("http", "https", "hdfs", "webhdfs")
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}/(?!.*://)", re.DOTALL)
+# What stands where a port would, in a web address without "@", and can be none: a password whose rest is missing.
+_NO_PORT = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|(?!\[[0-9A-Fa-f:.]+\])[^:/?#]*):(?!\d{1,5}(?:\W|$)|\W*$|port\b)[^/?#]*", re.IGNORECASE
+)
+
 # Bounded, since a search without a bound takes time that grows with the square of the text.
 _SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,40})://"
 _URL = re.compile(rf"{_SCHEME}(?P<rest>[^\s\"'`<>]*)")
@@ -28,7 +36,7 @@ def redact(text: str) -> str:
     """Return a text, or a URL, without user names, passwords and queries in any URL that it holds.
 
     A password may hold "/", "?", "#" or "@" that should have been quoted: when a colon stands before the first
-    slash, everything up to the last "@" counts as credentials. Never raises.
+    slash, everything up to the last "@" counts as credentials, but for HOST:PORT/ of a web address. Never raises.
     """
     return _BARE.sub("***@", _FEW_SLASHES.sub(r"\g<start>", _URL.sub(_redacted, text)))
 
@@ -58,7 +66,7 @@ def refusal_of_credentials(text: str, name: str) -> str | None:
     """
     for match in re.finditer(_SCHEME, text):
         rest = text[match.end() :]
-        if end := end_of_credentials(rest):
+        if end := end_of_credentials(rest, match["scheme"]):
             shown = printable(f"{match['scheme']}://{rest[end:]}")
             instead = _INSTEAD.get(
                 match["scheme"].lower(), "give them by the environment of the store's client instead"
@@ -73,8 +81,13 @@ _ANY = "give them by the environment of the store's client instead"
 _INSTEAD = {"s3": _AWS, "s3a": _AWS, "http": _NETRC, "https": _NETRC}
 
 
-def end_of_credentials(rest: str) -> int:
-    """Return the position after the credentials in what follows "scheme://"; 0 when there are none."""
+def end_of_credentials(rest: str, scheme: str) -> int:
+    """Return the position after the credentials in what follows "scheme://"; 0 when there are none.
+
+    A name and up to five digits before the first slash are a host and its port: "@" is a letter of the path then.
+    """
+    if scheme.lower() in _WITH_PORT and _HOST_AND_PORT.match(rest):
+        return 0
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if ":" in authority and "@" in rest:
         return rest.rindex("@") + 1
@@ -83,7 +96,10 @@ def end_of_credentials(rest: str) -> int:
 
 def _redacted(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
-    rest = rest[end_of_credentials(rest) :]
+    end = end_of_credentials(rest, scheme)
+    rest = rest[end:]
+    if not end and scheme in ("http", "https") and (found := _NO_PORT.match(rest)) is not None:
+        rest = f"{found['host']}:***{rest[found.end() :]}"
     # "#/" begins a page of MLflow's or Ray's, not a secret.
     query = r"[?#](?=[\w.-]+=)" if scheme in _NO_QUERY else r"\?|#(?!/)"
     rest = re.split(query, rest, maxsplit=1)[0]

@@ -50,7 +50,7 @@ def parse(uri: str) -> TrackingUri:
     Raises TrackingError for anything else, with the reason and what to give instead.
     """
     before, separator, rest = uri.partition("://")
-    end = end_of_credentials(rest)
+    end = end_of_credentials(rest, before)
     bare, _, query = rest[end:].partition("?")
     shown = before + separator + ("***@" if end else "") + bare + ("?***" if query else "")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""

@@ -14,7 +14,17 @@ from orchestrator.config.printable import printable, redact, refusal_of_credenti
         ("http://user:p@ss/word@host/a", "http://host/a"),
         ("http://user:?#@host/a", "http://host/a"),
         ("https://[user:PW@host", "https://host"),
-        ("https://[user:PW", "https://[user:PW"),
+        ("https://[user:PW", "https://[user:***"),
+        ("https://user:PW", "https://user:***"),
+        ("https://host:9000/a@b?c", "https://host:9000/a@b"),
+        ("https://[::1]:9000/a@b", "https://[::1]:9000/a@b"),
+        (
+            "got http://h:5000: then http://h:5000, (http://[::1]:1) http://h: http://HOST:PORT",
+            "got http://h:5000: then http://h:5000, (http://[::1]:1) http://h: http://HOST:PORT",
+        ),
+        ("https://u:PW/9000/x@host/a", "https://host/a"),
+        ("https://proxy:9000/http://u:PW@host/a", "https://host/a"),
+        ("s3://KEY:9000/PW@bucket/a", "s3://bucket/a"),
         ("https://host/a?X-Amz-Signature=PW#PW", "https://host/a"),
         ("http://u:PW@host:5000/#/experiments/1/runs/2?x=PW", "http://host:5000/#/experiments/1/runs/2"),
         ("postgresql+psycopg2://u:PW@db/m?password=PW", "postgresql+psycopg2://db/m"),
@@ -52,6 +62,10 @@ def test_characters_that_steer_a_terminal_are_escaped() -> None:
         ("gs://u:pa@ss@bucket", "gs://bucket;"),
         ('["https://a/b", "https://u:pass@host/c"]', 'https://host/c"];'),
         ("https://u:pa@ss@h\x1b[2J", "https://h\\x1b[2J;"),
+        # Digits and a slash after the name of a host are its port; of a bucket's key, and with letters, a password.
+        ("s3://KEY:9000/pa@bucket/a", "s3://bucket/a;"),
+        ("https://user:9pa/9000@host/a", "https://host/a;"),
+        ("https://user:9000@host/a@b", "https://b;"),
     ],
 )
 def test_a_place_with_credentials_is_refused_without_showing_them(text: str, shown: str) -> None:
@@ -63,7 +77,17 @@ def test_a_place_with_credentials_is_refused_without_showing_them(text: str, sho
 
 @pytest.mark.parametrize(
     "text",
-    ["s3://bucket/a@b", "https://h/@me/a.jpg", "/plain/u:p@h", "models:/name@champion", "https://h/a?b=c@d", "a:b@c"],
+    [
+        "s3://bucket/a@b",
+        "https://h/@me/a.jpg",
+        "/plain/u:p@h",
+        "models:/name@champion",
+        "https://h/a?b=c@d",
+        "a:b@c",
+        "https://host:9000/a@b",
+        "http://[::1]:9000/a@b",
+        "https://host:9000/x/u:p@h",
+    ],
 )
 def test_a_place_without_credentials_is_taken(text: str) -> None:
     assert refusal_of_credentials(text, "--data") is None
