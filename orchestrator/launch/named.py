@@ -137,7 +137,9 @@ def _ensemble(folder: str) -> Named | None:
 def members_of(folder: str) -> list[str]:
     """Return the folders of the members of the ensemble in a folder: runs of the same storage, or `elsewhere`.
 
-    Raises FileNotFoundError; ConfigError, naming the file, for a record that cannot be read.
+    The record's author may be another user of the storage. Unlike a manifest's tars, these places need no flag: jobs
+    open only the files of a run there, by their fixed names, and a place must be the folder of the run of that name in
+    a store that can hold runs. Raises FileNotFoundError; ConfigError, naming the file, for a damaged record.
     """
     url = files.join(folder, SPEC)
     try:
@@ -147,14 +149,27 @@ def members_of(folder: str) -> list[str]:
     members, elsewhere = record.get("members"), record.get("elsewhere", {})
     if not isinstance(members, list) or not all(_is_name(name) for name in members):
         raise ConfigError(f"{urls.redact(url)}: cannot be read: its members must be names of runs, got {show(members)}")
-    if not isinstance(elsewhere, dict) or not all(isinstance(place, str) for place in elsewhere.values()):
-        raise ConfigError(f"{urls.redact(url)}: cannot be read: elsewhere must be folders, got {show(elsewhere)}")
+    if not isinstance(elsewhere, dict) or not all(_is_run(*item) for item in elsewhere.items()):
+        raise ConfigError(
+            f"{urls.redact(url)}: cannot be read: elsewhere must be folders of runs by name, such as "
+            f"s3://bucket/runs/{MODELS}/NAME, got {urls.redact(show(elsewhere))}"
+        )
     models = files.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
     return [elsewhere.get(name) or files.join(models, name) for name in members]
 
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
+
+
+def _is_run(name: str, place: object) -> bool:
+    """Return whether a place is a run's folder of that name: absolute, and not on a web server."""
+    if not isinstance(place, str) or urls.is_web(place) or not place.endswith(f"/{MODELS}/{name}"):
+        return False
+    try:
+        return _is_name(name) and urls.absolute(place, name) == place
+    except ValueError:
+        return False
 
 
 def below(storage: str, kind: str) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,34 @@ def test_a_damaged_ensemble_is_named_with_its_file(tmp_path: Path, record: bytes
     assert found.trouble.startswith(f"{folder}/ensemble.json: cannot be read: ")
     with pytest.raises(ConfigError, match=r"ensemble\.json: cannot be read"):
         named.members_of(str(folder))
+
+
+@pytest.mark.parametrize(
+    "place", ["/other/models/net-m1", "s3://bucket/runs/models/net-m1", "/s/sweeps/w/models/net-m1"]
+)
+def test_a_member_may_lie_in_another_storage(tmp_path: Path, place: str) -> None:
+    folder = Path(drivers.ensemble(str(tmp_path), "net-x2", []))
+    record = {"members": ["net-m1", "net-m2"], "elsewhere": {"net-m1": place}}
+    (folder / "ensemble.json").write_text(json.dumps(record))
+    assert named.members_of(str(folder)) == [place, f"{tmp_path}/models/net-m2"]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"net-m1": "/etc"},
+        {"net-m1": "/other/models/net-m2"},
+        {"net-m1": "models/net-m1"},
+        {"net-m1": "/other/../etc/models/net-m1"},
+        {"net-m1": "http://169.254.169.254/models/net-m1"},
+        {"net-m1": "s3://KEY:SECRET@bucket/models/net-m1"},
+        {"..": "/other/models/.."},
+        {"net-m1": 1},
+    ],
+)
+def test_a_record_of_an_ensemble_leads_to_no_folder_but_a_runs(tmp_path: Path, elsewhere: dict[str, object]) -> None:
+    folder = Path(drivers.ensemble(str(tmp_path), "net-x2", []))
+    (folder / "ensemble.json").write_text(json.dumps({"members": ["net-m1"], "elsewhere": elsewhere}))
+    with pytest.raises(ConfigError, match=r"cannot be read: elsewhere must be folders of runs by name") as caught:
+        named.members_of(str(folder))
+    assert "SECRET" not in str(caught.value)
