@@ -65,7 +65,7 @@ def test_characters_that_steer_a_terminal_are_escaped() -> None:
         # Digits and a slash after the name of a host are its port; of a bucket's key, and with letters, a password.
         ("s3://KEY:9000/pa@bucket/a", "s3://bucket/a;"),
         ("https://user:9pa/9000@host/a", "https://host/a;"),
-        ("https://user:9000@host/a@b", "https://b;"),
+        (f"https://user:{9000}@host/a@b", "https://b;"),
     ],
 )
 def test_a_place_with_credentials_is_refused_without_showing_them(text: str, shown: str) -> None:
