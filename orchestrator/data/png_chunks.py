@@ -11,6 +11,7 @@ from orchestrator.data.image_format import PNG_SIGNATURE, Encoded
 
 _HEAD = struct.Struct(">I4s")  # length, type
 _CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_ONCE = (b"PLTE", b"tRNS")  # of several the first counts; libpng warns of each other one
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 # Encoders write IDAT chunks of 8 KiB and more; a file of millions of empty ones must not cost seconds of Python.
 _MOST_CHUNKS = 100_000
@@ -49,6 +50,7 @@ def read_png(data: Encoded) -> Png:
     allocated too much for them, or given up on their checksums.
     """
     at, parts, transparent, header = len(PNG_SIGNATURE), [PNG_SIGNATURE], None, b""
+    taken = set[bytes]()
     for _ in range(_MOST_CHUNKS):
         if at + _HEAD.size > len(data):
             break
@@ -68,10 +70,12 @@ def read_png(data: Encoded) -> Png:
             if kind != b"IHDR" or length != 13:
                 raise BadSampleError("broken PNG: it does not begin with its header")
             header = bytes(data[body : body + 13])
-        if kind == b"tRNS":
-            transparent = bytes(data[body : body + length])
-        if kind in _CRITICAL:
+        if kind in _CRITICAL and kind not in taken:
             parts.append(bytes(data[at:end]))
+            if kind == b"tRNS":
+                transparent = bytes(data[body : body + length])
+            if kind in _ONCE:
+                taken.add(kind)
         at = end
     else:
         raise BadSampleError(f"broken PNG: more than {_MOST_CHUNKS} chunks")

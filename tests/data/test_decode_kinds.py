@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from orchestrator.data import decode
+from orchestrator.data import decode, png_chunks
 from orchestrator.data.errors import BadSampleError
 from tests.support import pictures, shards
 
@@ -179,7 +179,7 @@ def test_scans_of_thumbnails_and_of_what_follows_the_image_do_not_count() -> Non
 
 LYING = """
 import resource, sys
-from orchestrator.data import decode
+from orchestrator.data import decode, png_chunks
 from orchestrator.data.errors import BadSampleError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20,) * 2)
@@ -213,6 +213,16 @@ def test_a_png_whose_data_unpacks_to_far_more_than_its_pixels() -> None:
     data = plain[:at] + pictures.chunk(b"IDAT", zlib.compress(surplus)) + plain[end:]
     with pytest.raises(BadSampleError, match=r"its data unpacks to more than \d+ bytes, far more than 40 x 30 pixels"):
         decode.decode(data)
+
+
+def test_of_several_transparent_levels_of_a_png_the_first_counts() -> None:
+    levels = np.arange(30 * 40).reshape(30, 40) % 4
+    data = pictures.png(levels, 0, 8, transparent=struct.pack(">H", 1))
+    at = data.index(b"IDAT") - 4
+    again = pictures.chunk(b"tRNS", struct.pack(">H", 2)) * 3
+    several = data[:at] + again + data[at:]
+    assert png_chunks.read_png(several) == png_chunks.read_png(data)
+    assert np.array_equal(decode.decode(several), decode.decode(data))
 
 
 def test_a_large_png_is_taken_in_one_chunk_or_in_many() -> None:
