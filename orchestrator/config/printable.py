@@ -68,9 +68,7 @@ def refusal_of_credentials(text: str, name: str) -> str | None:
         rest = text[match.end() :]
         if end := end_of_credentials(rest, match["scheme"]):
             shown = printable(f"{match['scheme']}://{rest[end:]}")
-            instead = _INSTEAD.get(
-                match["scheme"].lower(), "give them by the environment of the store's client instead"
-            )
+            instead = _INSTEAD.get(match["scheme"].lower(), _ANY)
             return f"{name}: must be a URL without user name and password, got one with them for {shown}; {instead}"
     return None
 

@@ -300,6 +300,7 @@ def _opened(data: Encoded, kind: str) -> Pillow.Image:
 
 def _decode_png(data: Encoded) -> Image:
     png = png_chunks.read_png(data)
+    png_chunks.check_surplus(png)
     if png.has_alpha:
         pixels = _bgra(png)
         return _composited(pixels[:, :, 2::-1], pixels[:, :, 3])

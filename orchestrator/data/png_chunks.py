@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import NamedTuple
 
 from orchestrator.data.errors import BadSampleError
@@ -10,10 +11,15 @@ from orchestrator.data.image_format import PNG_SIGNATURE, Encoded
 
 _HEAD = struct.Struct(">I4s")  # length, type
 _CRITICAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+_ONCE = (b"PLTE", b"tRNS")  # of several the first counts; libpng warns of each other one
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 # Encoders write IDAT chunks of 8 KiB and more; a file of millions of empty ones must not cost seconds of Python.
 _MOST_CHUNKS = 100_000
 _GREY, _GREY_ALPHA, _RGBA = 0, 4, 6  # colour types
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# Deflate packs a thousand bytes into one: what so much data unpacks to costs libpng a few seconds at most.
+_MOST_UNCHECKED = 512 * 2**10
+_PIECE = 16 * 2**10  # bytes that are unpacked at a time
 
 
 class Png(NamedTuple):
@@ -44,6 +50,7 @@ def read_png(data: Encoded) -> Png:
     allocated too much for them, or given up on their checksums.
     """
     at, parts, transparent, header = len(PNG_SIGNATURE), [PNG_SIGNATURE], None, b""
+    taken = set[bytes]()
     for _ in range(_MOST_CHUNKS):
         if at + _HEAD.size > len(data):
             break
@@ -63,10 +70,12 @@ def read_png(data: Encoded) -> Png:
             if kind != b"IHDR" or length != 13:
                 raise BadSampleError("broken PNG: it does not begin with its header")
             header = bytes(data[body : body + 13])
-        if kind == b"tRNS":
-            transparent = bytes(data[body : body + length])
-        if kind in _CRITICAL:
+        if kind in _CRITICAL and kind not in taken:
             parts.append(bytes(data[at:end]))
+            if kind == b"tRNS":
+                transparent = bytes(data[body : body + length])
+            if kind in _ONCE:
+                taken.add(kind)
         at = end
     else:
         raise BadSampleError(f"broken PNG: more than {_MOST_CHUNKS} chunks")
@@ -74,3 +83,29 @@ def read_png(data: Encoded) -> Png:
         raise BadSampleError("broken PNG: it ends inside its header")
     width, height, bits, colour = struct.unpack(">IIBB", header[:10])
     return Png(width, height, bits, colour, transparent, b"".join((*parts, _IEND)))
+
+
+def check_surplus(png: Png) -> None:
+    """Raise BadSampleError for a PNG whose data unpacks to more than its pixels: libpng unpacks it to its end.
+
+    Little data is not looked at: it costs less than looking.
+    """
+    if len(png.pixels) <= _MOST_UNCHECKED:
+        return
+    row = 1 + (png.width * png.bits * _CHANNELS.get(png.colour, 4) + 7) // 8
+    most = 2 * png.height * row + 2**20  # twice, as interlaced images have more rows than their height
+    inflate, unpacked, at = zlib.decompressobj(), 0, len(PNG_SIGNATURE)
+    try:
+        while at < len(png.pixels):
+            length, kind = _HEAD.unpack_from(png.pixels, at)
+            body = at + 8, at + 8 + (length if kind == b"IDAT" else 0)
+            for start in range(*body, _PIECE):
+                unpacked += len(inflate.decompress(png.pixels[start : min(start + _PIECE, body[1])]))
+                if unpacked > most:
+                    raise BadSampleError(
+                        f"broken PNG: its data unpacks to more than {most} bytes, far more than "
+                        f"{png.width} x {png.height} pixels take"
+                    )
+            at += 12 + length
+    except zlib.error:
+        return  # damaged data ends libpng's work, too

@@ -113,7 +113,8 @@ def _champion(chosen: Chosen) -> tuple[str, str]:
 def source(chosen: Chosen) -> Source:
     """The weights in storage that are meant. Raises ConfigError when they are not there, or not all."""
     if chosen.model:
-        (one,) = named.find([chosen.model], chosen.storage)
+        (one,) = named.find([chosen.model], chosen.storage, "model")
+        one.check_members("model")
         told = one.name
     else:
         one, told = _newest(chosen.storage)

@@ -124,6 +124,7 @@ def _folders(storage: str, name: str, field: str) -> list[str]:
         (found,) = named.find([name], storage, field)
         if found.sweep:
             raise ConfigError(f"{field}: {urls.redact(name)}: is a sweep; give the folder of one of its runs")
+        found.check_members(field)
         return [found.folder] if found.members is None else list(found.members)
     try:
         return named.members_of(files.join(storage, named.ENSEMBLES, name))

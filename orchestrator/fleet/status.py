@@ -115,9 +115,10 @@ def families(found: Sequence[Named], brief: bool = False) -> list[Family]:
         for one in found:
             try:
                 family, calls = _family(one, brief)
+                folders = one.members or (one.folder,) * len(calls)
             except _OF_ONE_RUN as error:
                 family, calls = Family(one.name, ()), [partial(_unreadable, one.folder, _why(error))]
-            folders = one.members or (one.folder,) * len(calls)
+                folders = (one.folder,)
             waiting.append((family, [pool.submit(_shielded, *each) for each in zip(calls, folders, strict=True)]))
         looked = [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
         return list(pool.map(_staged, found, looked))

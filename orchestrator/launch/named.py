@@ -40,6 +40,13 @@ class Named:
         """All folders that may have a lease: its own, then those of its members."""
         return (self.folder, *(self.members or ()))
 
+    def check_members(self, field: str) -> None:
+        """Raise ConfigError for an ensemble whose members are not known."""
+        if self.trouble:
+            raise ConfigError(f"{field}: {self.trouble}")
+        if self.members == ():
+            raise ConfigError(f"{field}: {urls.redact(files.join(self.folder, SPEC))}: must have members, got none")
+
 
 def storage_of(storage: str) -> str:
     """The URL of the storage that was asked for, or of the default one. Raises ConfigError."""

@@ -116,6 +116,8 @@ def _wait(awaited: dict[str, list[_Awaited]], deadline: float, screen: Console) 
 
 def _stand(one: Named) -> str:
     """Where something stands that nobody runs."""
+    if one.trouble:
+        return f"whether its members run is not known: {one.trouble}"
     if one.members is not None:
         return "the same command goes on with it, if there is anything left to do"
     status = _status(one.folder)

@@ -45,6 +45,7 @@ _Item = TypeVar("_Item")
 
 KEY_TAG = "orchestrator.key"
 PARENT_TAG = "mlflow.parentRunId"
+FOLDER_TAG = "orchestrator.folder"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 REAPED_TAG = "orchestrator.reaped"
 CHECKED_TAG = "orchestrator.checked"  # of an experiment: when a driver last proved that it may write there
@@ -54,6 +55,7 @@ SILENT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
 _METRICS_PER_BATCH = 1000
 _ITEMS_PER_BATCH = 100
 _PARAM_LENGTH = 6000
+_TRIAL = re.compile(r"/sweeps/[^/]+/models/[^/]+$")  # a folder of a sweep's run
 _TAG_LENGTH = 5000  # older servers; newer ones take 8000
 _NOT_IN_A_NAME = re.compile(r"[^\w.\-/: ]", re.ASCII)
 _CONNECT_SECONDS = 5.0
@@ -110,7 +112,7 @@ class MlflowTracker:
         tags = {**run.tags, KEY_TAG: run.key, HEARTBEAT_TAG: _beat()}
         with self._guard(f"open run {run.name!r}"):
             client, experiment_id = self._connect()
-            mlflow_run = _first(client, experiment_id, run.key)
+            mlflow_run = _first(client, experiment_id, run)
             if run.parent_id is not None and (mlflow_run is None or PARENT_TAG not in mlflow_run.data.tags):
                 tags[PARENT_TAG] = run.parent_id  # a run that is part of something else, too, stays where it was
             if mlflow_run is not None:
@@ -296,15 +298,20 @@ class MlflowTracker:
             raise explain(error, self._uri, doing) from None
 
 
-def _first(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
-    """Return the oldest run of this key; else the oldest that was recorded under a parent's key and this one."""
-    for condition in (f"= '{key}'", f"LIKE '%{key}'"):
+def _first(client: MlflowClient, experiment_id: str, run: TrackedRun) -> Run | None:
+    """Return the oldest run of this key; else the oldest that was recorded under an ensemble's key and this one."""
+    for condition in (f"= '{run.key}'", f"LIKE '%{run.key}'"):
         found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` {condition}", order_by=["start_time ASC"])
-        # LIKE has wildcards, and does not tell cases apart.
-        for run in found:
-            if run.data.tags[KEY_TAG].endswith(key):
-                return run
+        # LIKE has wildcards, and does not tell cases apart. A trial's recipe may be trained alone: that is another run.
+        for one in found:
+            known = one.data.tags[KEY_TAG]
+            if known == run.key or (known.endswith(run.key) and _is_trial(one.data.tags) == _is_trial(run.tags)):
+                return one
     return None
+
+
+def _is_trial(tags: Mapping[str, str]) -> bool:
+    return _TRIAL.search(tags.get(FOLDER_TAG, "")) is not None
 
 
 class _LastSteps:

@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from itertools import product
 
@@ -15,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from orchestrator.data import decode
+from orchestrator.data import decode, png_chunks
 from orchestrator.data.errors import BadSampleError
 from tests.support import pictures, shards
 
@@ -178,7 +179,7 @@ def test_scans_of_thumbnails_and_of_what_follows_the_image_do_not_count() -> Non
 
 LYING = """
 import resource, sys
-from orchestrator.data import decode
+from orchestrator.data import decode, png_chunks
 from orchestrator.data.errors import BadSampleError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20,) * 2)
@@ -201,6 +202,38 @@ def test_a_png_of_millions_of_chunks_ends_early() -> None:
     data = shards.encoded("RGB", "PNG")
     with pytest.raises(BadSampleError, match="more than 100000 chunks"):
         decode.header(data[:33] + pictures.chunk(b"teXt", b"") * 100_001 + data[33:])
+
+
+def test_a_png_whose_data_unpacks_to_far_more_than_its_pixels() -> None:
+    plain = shards.encoded("RGB", "PNG")
+    at = plain.index(b"IDAT") - 4
+    end = plain.index(b"IEND") - 4
+    # The whole image, then bytes that do not pack: as many packed ones may unpack to a thousand times as many.
+    surplus = zlib.decompress(plain[at + 8 : end - 4]) + np.random.default_rng(0).bytes(3 * 2**20)
+    data = plain[:at] + pictures.chunk(b"IDAT", zlib.compress(surplus)) + plain[end:]
+    with pytest.raises(BadSampleError, match=r"its data unpacks to more than \d+ bytes, far more than 40 x 30 pixels"):
+        decode.decode(data)
+
+
+def test_of_several_transparent_levels_of_a_png_the_first_counts() -> None:
+    levels = np.arange(30 * 40).reshape(30, 40) % 4
+    data = pictures.png(levels, 0, 8, transparent=struct.pack(">H", 1))
+    at = data.index(b"IDAT") - 4
+    again = pictures.chunk(b"tRNS", struct.pack(">H", 2)) * 3
+    several = data[:at] + again + data[at:]
+    assert png_chunks.read_png(several) == png_chunks.read_png(data)
+    assert np.array_equal(decode.decode(several), decode.decode(data))
+
+
+def test_a_large_png_is_taken_in_one_chunk_or_in_many() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (600, 500, 3), dtype=np.uint8)
+    data = pictures.png(image, 2, 8)
+    at, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    body = data[at + 8 : end - 4]
+    assert len(body) > 800_000
+    parts = b"".join(pictures.chunk(b"IDAT", body[start : start + 9_999]) for start in range(0, len(body), 9_999))
+    for whole in (data, data[:at] + parts + data[end:]):
+        assert np.array_equal(decode.decode(whole), image)
 
 
 @pytest.mark.parametrize("form", ["WEBP", "GIF", "BMP", "TIFF"])

@@ -153,6 +153,14 @@ def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], told: 
         predicting.source(chosen(storage, **fields))
 
 
+@pytest.mark.parametrize("record", [b"{", b"[]", b'{"members": []}'])
+def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Path, record: bytes) -> None:
+    ensembles.ensemble(tmp_path, "damaged")
+    (tmp_path / "ensembles" / "damaged" / "ensemble.json").write_bytes(record)
+    with pytest.raises(ConfigError, match=r"^model: .*/damaged/ensemble\.json: "):
+        predicting.source(chosen(tmp_path, model="damaged"))
+
+
 def test_no_whole_ensemble(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no ensemble in .* has all its models trained \(0 there\)"):
         predicting.source(chosen(tmp_path))

@@ -73,6 +73,13 @@ def test_what_is_not_trained_is_named_where_a_part_will_do(tmp_path: Path, runs:
     assert stored.runs(str(tmp_path), ["two"], "runs", partial=True).unfinished == ("never-begun",)
 
 
+@pytest.mark.parametrize("record", [b"{", b"[]", b'{"members": []}'])
+def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Path, record: bytes) -> None:
+    files.write_bytes(files.join(str(tmp_path), "ensembles", "damaged", "ensemble.json"), record)
+    with pytest.raises(ConfigError, match=r"/damaged/ensemble\.json: "):
+        stored.runs(str(tmp_path), [f"{tmp_path}/ensembles/damaged"], "runs")
+
+
 def test_members_are_chosen_by_number() -> None:
     names = ["one", "two", "three"]
     assert stored.chosen(names, ()) == names

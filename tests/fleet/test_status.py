@@ -229,7 +229,20 @@ def test_a_folder_in_place_of_a_record_hides_no_other_run(tmp_path: Path) -> Non
     code, text = told(tmp_path)
     assert code == 1
     assert f"{folder}/spec.json" in text.replace("\n", "")
-    assert "1 finished" in text or "finished" in text
+    assert "finished" in text
+
+
+@pytest.mark.parametrize("record", ["lease/000001.json", "ensemble.json"])
+def test_a_folder_in_place_of_an_ensembles_record_hides_no_other_run(tmp_path: Path, record: str) -> None:
+    whole_run(tmp_path, "whole")
+    folder = drivers.ensemble(str(tmp_path), "net-x2", [spec(recipe(f"net-m{one}"), str(tmp_path)) for one in (1, 2)])
+    drivers.lease(folder, beat=0, released=b"")
+    files.remove(files.join(folder, record))
+    os.mkdir(files.join(folder, record))
+    code, text = told(tmp_path, as_json=True)
+    rows = {row["state"]: row for row in json.loads(text)}
+    assert (code, set(rows)) == (1, {"finished", "unreadable"})
+    assert f"{folder}/{record}" in rows["unreadable"]["message"]
 
 
 def test_an_ensemble_that_is_scored_is_not_over(tmp_path: Path) -> None:

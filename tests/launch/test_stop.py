@@ -105,6 +105,13 @@ def test_an_ensemble_is_stopped_with_its_members(tmp_path: Path) -> None:
             one.end()
 
 
+def test_an_ensemble_whose_record_is_damaged_is_not_said_to_be_at_rest(tmp_path: Path) -> None:
+    folder = drivers.ensemble(str(tmp_path), "net-x2", [])
+    files.write_bytes(files.join(folder, "ensemble.json"), b"{")
+    text = told("net-x2", tmp_path)[1]
+    assert text.startswith(f"net-x2: nobody runs it; whether its members run is not known: {folder}/ensemble.json: ")
+
+
 def test_a_run_that_does_not_stop_in_time_is_told_and_fails(run: RunSpec, tmp_path: Path) -> None:
     drivers.lease(run.folder, beat=0)
     status, text = told(run.name, tmp_path, wait=0.1)

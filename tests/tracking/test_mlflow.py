@@ -174,6 +174,18 @@ def test_a_run_that_was_recorded_under_a_parent_is_found_and_stays_there(
     assert client.get_run(fresh).data.tags["mlflow.parentRunId"] == second
 
 
+def test_a_trials_recipe_that_is_trained_alone_is_a_run_of_its_own(tracker: MlflowTracker) -> None:
+    def folder(place: str) -> dict[str, str]:
+        return {"orchestrator.folder": place}
+
+    sweep = tracker.open_run(run_named("sweep"))
+    tried = TrackedRun("/s@a/net-t001@a", "net-t001", sweep, tags=folder("/runs/sweeps/s/models/net-t001"))
+    alone = TrackedRun("/net-t001@a", "net-t001", tags=folder("/runs/models/net-t001"))
+    trial, other = tracker.open_run(tried), tracker.open_run(alone)
+    assert trial != other
+    assert (tracker.open_run(tried), tracker.open_run(alone)) == (trial, other)
+
+
 def test_run_id_in_the_environment_is_scrubbed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
     MlflowTracker(database, "x")
