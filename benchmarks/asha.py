@@ -23,8 +23,8 @@ from scipy import stats
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import digits
-from orchestrator.recipe.baselines import lenet_5_digits
+from orchestrator.data.build import digits
+from orchestrator.recipe.baseline_presets import lenet_5_digits
 from orchestrator.recipe.config import Recipe
 
 SEEDS = 5

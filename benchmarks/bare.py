@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import frame
 from orchestrator.tracking import journal
-from orchestrator.training.job import TrainJob, journal_of
+from orchestrator.training.config import TrainJob, get_journal_dir
 
 Runs = Sequence[subprocess.Popen[bytes]]
 
@@ -57,12 +57,12 @@ def ended(place: Path, runs: Runs, patience_seconds: float) -> None:
 
 def has_started(folder: str) -> bool:
     """Whether the run in a folder is at its first step."""
-    return any(event.kind == "started" for event in journal.read(journal_of(folder))[0])
+    return any(event.kind == "started" for event in journal.read_events(get_journal_dir(folder))[0])
 
 
 def span(job: TrainJob) -> tuple[float, float]:
     """When the training of a job that has finished began and ended, in unix seconds."""
-    moments = {event.kind: event.time for event in journal.read(journal_of(job.folder))[0]}
+    moments = {event.kind: event.time for event in journal.read_events(get_journal_dir(job.folder))[0]}
     return moments["started"], moments["finished"]
 
 
@@ -104,7 +104,7 @@ class _Alone:
 def train(payload: Mapping[str, Any]) -> None:
     """Train a job in this process."""
     torch, entry, world = (
-        import_module(name) for name in ("torch", "orchestrator.training.entry", "orchestrator.training.world")
+        import_module(name) for name in ("torch", "orchestrator.training.trainer", "orchestrator.training.distributed")
     )
     outcome = entry.run(TrainJob.from_dict(payload), world.current(torch.device("cpu")), _Alone())
     if outcome.status != "finished":

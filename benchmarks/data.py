@@ -22,9 +22,9 @@ from benchmarks import fidelity, frame, peer, photos
 from benchmarks.frame import Figure
 from orchestrator.data import manifest
 from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
-from orchestrator.data.loader import Batch, Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.dataloader import Batch, BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
 
 SIZE, BATCH, SEED = 224, 256, 7
 LANES, WINDOW = 16, 64  # 1,024 samples mixed at a time, as many as webdataset's buffer holds
@@ -96,14 +96,14 @@ def decode(images: list[bytes], threads: int, fast: bool = False) -> None:
 def epochs(url: str, augmentation: AugmentationConfig, threads: int) -> Callable[[], None]:
     """A function that loads another whole epoch each time, by one reader and one loader."""
     packed = manifest.load(url)
-    loader = Loader(SampleReader(url, packed, photos.SPLIT), SIZE, threads)
+    loader = BatchLoader(SampleReader(url, packed, photos.SPLIT), SIZE, threads)
     numbers = count()
 
     def one() -> None:
         order = EpochOrder(photos.counts(packed), SEED, next(numbers), LANES, WINDOW)
         steps = range(order.samples // BATCH)
         assert len(steps) * BATCH == order.samples, "an epoch's tail would be dropped, and with it work"
-        got = delivered(loader.training(order, augmentation, SEED, BATCH, steps))
+        got = delivered(loader.iter_training(order, augmentation, SEED, BATCH, steps))
         assert got == order.samples, f"{got} of {order.samples} samples came"
 
     return one
@@ -169,12 +169,12 @@ def _against_processes(url: str) -> Iterator[Figure]:
 def share(url: str, rank: int, workers: int, threads: int) -> dict[str, float]:
     """One rank's part of an epoch after an epoch to warm up: samples, CPU seconds, when it began and ended."""
     packed = manifest.load(url)
-    loader = Loader(SampleReader(url, packed, photos.SPLIT), SIZE, threads)
+    loader = BatchLoader(SampleReader(url, packed, photos.SPLIT), SIZE, threads)
     for epoch in range(2):
         order = EpochOrder(photos.counts(packed), SEED, epoch, LANES, WINDOW)
         cpu, started = time.process_time(), time.monotonic()
         steps = range(order.samples // BATCH)
-        samples = delivered(loader.training(order, BILINEAR, SEED, BATCH, steps, rank, workers))
+        samples = delivered(loader.iter_training(order, BILINEAR, SEED, BATCH, steps, rank, workers))
     return {"samples": samples, "cpu": time.process_time() - cpu, "started": started, "ended": time.monotonic()}
 
 

@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 
 from benchmarks import photos
 from benchmarks.frame import Figure
-from orchestrator.data import keyed, manifest
-from orchestrator.data.augment import DRAWS, INTERPOLATIONS, Box, crop_box, denominator, reduced_box
+from orchestrator.data import manifest, rng
 from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
-from orchestrator.data.loader import Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
+from orchestrator.data.transforms.random_resized_crop import (
+    DRAWS,
+    INTERPOLATIONS,
+    CropBox,
+    choose_denominator,
+    draw_crop_box,
+    reduce_box,
+)
 
 SIZE, SEED, BATCH = 224, 11, 32
 SAME = 99.0  # dB given to crops without any difference
@@ -47,16 +54,16 @@ def _psnr(
     packed = manifest.load(url)
     order = EpochOrder(photos.counts(packed), SEED, 0, 4, 16)
     images = photos.images(url)
-    loader = Loader(SampleReader(url, packed, photos.SPLIT), SIZE, 1)
+    loader = BatchLoader(SampleReader(url, packed, photos.SPLIT), SIZE, 1)
     found = defaultdict(list)
-    for batch in loader.training(order, augmentation, SEED, BATCH, range(samples // BATCH)):
-        draws = keyed.uniforms(keyed.key(SEED, "augment", 0), batch.ids.numpy(), DRAWS)
+    for batch in loader.iter_training(order, augmentation, SEED, BATCH, range(samples // BATCH)):
+        draws = rng.uniform(rng.derive_key(SEED, "augment", 0), batch.ids.numpy(), DRAWS)
         delivered = batch.images.permute(0, 2, 3, 1).numpy()
         for got, number, row in zip(delivered, batch.ids.tolist(), draws, strict=True):
             image, method = simplejpeg.decode_jpeg(images[number]), interpolation(augmentation, row)
-            box = crop_box(image.shape[1], image.shape[0], augmentation, row)
-            by = denominator(box, SIZE)
-            x, y, w, h = (by * side for side in reduced_box(box, by, SIZE))
+            box = draw_crop_box(image.shape[1], image.shape[0], augmentation, row)
+            by = choose_denominator(box, SIZE)
+            x, y, w, h = (by * side for side in reduce_box(box, by, SIZE))
             on_grid = (x, y, w, h)
             wanted = [(box, method), (on_grid, method), (on_grid, "area")]
             mirrored = augmentation.mirror and row[-1] < 0.5
@@ -68,7 +75,7 @@ def _psnr(
 def exact(data: bytes, augmentation: AugmentationConfig, draws: NDArray[np.float64]) -> Pixels:
     """The crop (SIZE x SIZE x 3) by these draws, from every pixel of the image."""
     image = simplejpeg.decode_jpeg(data)
-    box = crop_box(image.shape[1], image.shape[0], augmentation, draws)
+    box = draw_crop_box(image.shape[1], image.shape[0], augmentation, draws)
     return crop(image, box, interpolation(augmentation, draws), augmentation.mirror and draws[-1] < 0.5)
 
 
@@ -77,7 +84,7 @@ def interpolation(augmentation: AugmentationConfig, draws: NDArray[np.float64]) 
     return augmentation.interpolations[int(draws[-2] * len(augmentation.interpolations))]
 
 
-def crop(image: Pixels, box: Box, method: str, mirrored: bool) -> Pixels:
+def crop(image: Pixels, box: CropBox, method: str, mirrored: bool) -> Pixels:
     """SIZE x SIZE x 3 uint8 of a box of the image."""
     x, y, w, h = box
     resized = cv2.resize(image[y : y + h, x : x + w], (SIZE, SIZE), interpolation=INTERPOLATIONS[method])

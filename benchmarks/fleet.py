@@ -28,14 +28,15 @@ from typing import NamedTuple
 from benchmarks import bare, frame, turns
 from benchmarks.frame import Figure
 from benchmarks.turns import Side, Stopwatch
-from orchestrator.data import digits, manifest
+from orchestrator.data import manifest
+from orchestrator.data.build import digits
 from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
-from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tracking import journal
-from orchestrator.training.job import TrainJob, journal_of
+from orchestrator.training.config import TrainJob, get_journal_dir
 from tests.drills import stage
 from tests.support.launched import until
 
@@ -96,7 +97,7 @@ def figures(folder: str, seconds: float = SECONDS) -> Iterator[Figure]:
 def _bound(specs: list[RunSpec], seconds: float) -> float:
     """The plan's own bound for runs that take so long."""
     # Not imported above: Ray reads its switches when it is imported, and the driver, which is this module, sets them.
-    plans, cluster = import_module("orchestrator.fleet.plan"), import_module("orchestrator.launch.cluster")
+    plans, cluster = import_module("orchestrator.scheduler.run_plan"), import_module("orchestrator.ray_backend.cluster")
     capacity = cluster.Capacity((cluster.Node(SLOTS, 0),))
     return float(plans.plan(specs, capacity, 0, [seconds] * len(specs)).bound)
 
@@ -104,7 +105,7 @@ def _bound(specs: list[RunSpec], seconds: float) -> float:
 def _recipes(epochs: int) -> tuple[Recipe, ...]:
     """Members of equal work, which differ in their seeds."""
     base = googlenet_tiny().model_copy(update={"name": "fleet", "epochs": epochs, "model": googlenet_digits().model})
-    return members.recipes(base, EnsembleConfig(members=MEMBERS, wider=1.0, vary_crops=False))
+    return members.build_recipes(base, EnsembleConfig(members=MEMBERS, wider=1.0, vary_crops=False))
 
 
 def _specs(place: Path, data: Path, epochs: int) -> list[RunSpec]:
@@ -117,12 +118,12 @@ def _specs(place: Path, data: Path, epochs: int) -> list[RunSpec]:
 
 
 def _destination(place: Path, data: Path) -> Destination:
-    return Destination(data=str(data), storage=str(place / "runs")).resolved()
+    return Destination(data=str(data), storage=str(place / "runs")).resolve()
 
 
 def _times(folder: Path, fleet: Stopwatch) -> Times:
     """The moments of a run that finished in its first attempt."""
-    events, _ = journal.read(journal_of(str(folder)))
+    events, _ = journal.read_events(get_journal_dir(str(folder)))
     moments = {event.kind: event.time for event in events}
     if "finished" not in moments or (folder / "attempts" / "000002.json").exists():
         raise RuntimeError(f"{folder}: not finished in its first attempt")
@@ -202,7 +203,9 @@ def _begun(place: Path) -> bool:
 
 def drive(place: Path, data: Path, epochs: int) -> int:
     """Train the members on the cluster at hand; the exit status."""
-    import_module("orchestrator.launch.environment").prepare("benchmarks.fleet", _destination(place, data), Placement())
+    import_module("orchestrator.ray_backend.ray_env").prepare(
+        "benchmarks.fleet", _destination(place, data), Placement()
+    )
     fleet, session, screen = (
         import_module(f"orchestrator.{name}") for name in ("fleet.fleet", "launch.session", "launch.screen")
     )

@@ -25,20 +25,20 @@ from benchmarks import frame, photos
 from benchmarks.frame import Cost, Figure
 from orchestrator.checkpoint import weights
 from orchestrator.data import manifest
-from orchestrator.data.crops import UNMIRRORED
-from orchestrator.data.digits import pack_digits
-from orchestrator.data.packer import RawSample, pack
-from orchestrator.evaluation import forward, predict
-from orchestrator.evaluation.forward import Member
-from orchestrator.evaluation.predict import prepared, score_shard
-from orchestrator.evaluation.score_store import ROWS, Part
-from orchestrator.evaluation.score_task import Scorer, ScoreShard
-from orchestrator.evaluation.views import Views
-from orchestrator.models.build import build
+from orchestrator.data.build.digits import pack_digits
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
+from orchestrator.data.transforms.multi_crop import NUM_UNMIRRORED
+from orchestrator.evaluation import inference, shard_scorer
+from orchestrator.evaluation.crop_views import CropViews
+from orchestrator.evaluation.inference import InferenceModel
+from orchestrator.evaluation.score_store import NUM_ROWS, ShardScoreWriter
+from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringTask
+from orchestrator.evaluation.shard_scorer import iter_samples, score_shard
+from orchestrator.models.registry import create_model
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.normalise import Normaliser
-from orchestrator.storage import files
+from orchestrator.recipe.normalize import Normalizer
+from orchestrator.storage import file_io
 
 MEMBERS, CLASSES, SPLIT = 7, 1000, "validation"
 PHOTOS, ROUNDS = 2, 3
@@ -50,9 +50,9 @@ MOST, MOST_BESIDE = 1.05, 0.05
 class Grid:
     """A task of scoring, the networks that it uses, and its images as they see them."""
 
-    task: ScoreShard
-    members: list[Member]
-    images: list[Views]
+    task: ShardScoringTask
+    members: list[InferenceModel]
+    images: list[CropViews]
 
     def whole(self) -> None:
         """Score the shard, from its tar to its committed scores."""
@@ -60,14 +60,14 @@ class Grid:
 
     def prepare(self) -> None:
         """Read, decode and cut, and no more."""
-        for _ in prepared(self.task, manifest.load(self.task.data), self.members[0]):
+        for _ in iter_samples(self.task, manifest.load(self.task.data), self.members[0]):
             pass
 
     def store(self, rows: Tensor) -> None:
         """Store N x ROWS x C float32 for each of the models, and no more."""
         ids = np.arange(len(rows), dtype=np.int64)
         for number in range(MEMBERS):
-            part = Part(len(rows), rows.shape[2])
+            part = ShardScoreWriter(len(rows), rows.shape[2])
             part.add(ids, ids, rows.numpy())
             part.save(f"{self.task.scorers[number].scores}-spare", self.task.shard, 0)
 
@@ -80,10 +80,10 @@ class Grid:
 
     def floats(self, every: bool) -> Tensor:
         """The images' views that differ and their mirror images, or (`every`) their 144 crops, normalised."""
-        normalise = Normaliser(self.members[0].recipe.preprocessing, torch.device("cpu"))
+        normalise = Normalizer(self.members[0].recipe.preprocessing, torch.device("cpu"))
         found = [torch.cat((one.pixels, one.pixels.flip(3))) for one in self.images]
         if every:
-            found = [both[one.row_of] for both, one in zip(found, self.images, strict=True)]
+            found = [both[one.view_indices] for both, one in zip(found, self.images, strict=True)]
         return normalise(torch.cat(found)).contiguous(memory_format=torch.channels_last)
 
 
@@ -99,7 +99,7 @@ def _photos(folder: str) -> Iterator[Figure]:
     grid = _grid(folder, "photos", _photo_data(folder), presets.googlenet_imagenet(), CLASSES)
     crops = grid.floats(every=True)
     # As scoring cuts the 72 views of a photo into equal parts: no remainder that would be slower by the crop.
-    at_once = UNMIRRORED // -(-UNMIRRORED // forward.at_once(224, torch.device("cpu")))
+    at_once = NUM_UNMIRRORED // -(-NUM_UNMIRRORED // inference.compute_batch_size(224, torch.device("cpu")))
     parts: dict[str, Callable[[], object]] = {"forward": partial(grid.passes, crops, at_once), "whole": grid.whole}
     grid.passes(crops[:2], 2)
     costs = frame.interleaved(parts, ROUNDS)
@@ -124,7 +124,7 @@ def _digits(folder: str) -> Iterator[Figure]:
     parts: dict[str, Callable[[], None]] = {
         "whole": grid.whole,
         "forward": partial(grid.passes, every, 144),
-        "forward_of_views": partial(grid.passes, views, forward.at_once(32, torch.device("cpu"))),
+        "forward_of_views": partial(grid.passes, views, inference.compute_batch_size(32, torch.device("cpu"))),
     }
     for part in parts.values():
         part()
@@ -138,7 +138,7 @@ def _digits(folder: str) -> Iterator[Figure]:
 
 def _beside(grid: Grid, classes: int) -> dict[str, float]:
     """CPU seconds of what is no forward pass: all of it but mirroring and normalising, which only `whole` has."""
-    rows = torch.rand(len(grid.images), ROWS, classes).softmax(dim=2)
+    rows = torch.rand(len(grid.images), NUM_ROWS, classes).softmax(dim=2)
     parts: dict[str, Callable[[], object]] = {"decode_crops": grid.prepare, "store": partial(grid.store, rows)}
     costs = frame.interleaved(parts, PARTS_ROUNDS)
     return {name: median(_cpu(found)) for name, found in costs.items()}
@@ -153,24 +153,26 @@ def _grid(folder: str, name: str, data: str, recipe: Recipe, classes: int) -> Gr
     found = manifest.load(data)
     scorers = []
     for number in range(MEMBERS):
-        model = build(recipe.model, classes, number)
+        model = create_model(recipe.model, classes, number)
         model.drop_auxiliary()
         url = os.path.join(folder, "grid", name, f"m{number}")
         state = model.state_dict()
         digest = weights.save(f"{url}/final", state, state, recipe.to_dict(), found.classes)
-        scorers.append(Scorer(name=f"m{number}", weights=f"{url}/final", digest=digest, scores=f"{url}/scores/grid"))
-    task = ScoreShard(data=data, split=SPLIT, shard=0, scorers=tuple(scorers), threads=1)
-    members = predict.members_of(scorers, found)
-    images = [one.views for one in prepared(task, found, members[0]) if one.views is not None]
+        scorers.append(
+            ScoringTarget(name=f"m{number}", weights=f"{url}/final", digest=digest, scores=f"{url}/scores/grid")
+        )
+    task = ShardScoringTask(data=data, split=SPLIT, shard=0, scorers=tuple(scorers), threads=1)
+    members = shard_scorer.load_models(scorers, found)
+    images = [one.views for one in iter_samples(task, found, members[0]) if one.views is not None]
     return Grid(task, members, images)
 
 
 def _photo_data(folder: str) -> str:
     """A shard of photos of as many classes as ImageNet has."""
     url = os.path.join(folder, "grid", "photos-data")
-    if not files.exists(files.join(url, manifest.NAME)):
+    if not file_io.exists(file_io.join(url, manifest.FILE_NAME)):
         frame.progress("making photos")
         jpegs = [simplejpeg.encode_jpeg(photos.cut_out(n), quality=photos.QUALITY) for n in range(PHOTOS)]
         samples = [RawSample(f"photo-{n}", bytes(jpeg), n) for n, jpeg in enumerate(jpegs)]
-        pack(url, "photos", tuple(f"class-{n:04d}" for n in range(CLASSES)), {SPLIT: samples}, PHOTOS)
+        write_dataset(url, "photos", tuple(f"class-{n:04d}" for n in range(CLASSES)), {SPLIT: samples}, PHOTOS)
     return url

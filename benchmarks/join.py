@@ -25,16 +25,17 @@ from numpy.typing import NDArray
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import crops, manifest
+from orchestrator.data import manifest
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.ensemble import report
+from orchestrator.data.transforms import multi_crop
+from orchestrator.ensemble.report import ensemble_report
 from orchestrator.evaluation import analysis, score_store
-from orchestrator.evaluation.analysis import Scored
+from orchestrator.evaluation.analysis import MemberScores
 from orchestrator.evaluation.score_store import Scores
 
 MODELS, CLASSES = 7, 1000
 SHARDS, IMAGES = 40, 1250
-STORE_BYTES = int(1.05 * MODELS * SHARDS * IMAGES * CLASSES * score_store.ROWS * 2)
+STORE_BYTES = int(1.05 * MODELS * SHARDS * IMAGES * CLASSES * score_store.NUM_ROWS * 2)
 SPLIT, SEED, REPEATS, CORES = "validation", 7, 3, 2
 ABOVE, SPREAD = 8.5, 2.2  # how far the true class stands above the noise: mean and standard deviation over images
 OF_IMAGE, OF_MODEL, OF_CROPS = 1.6, 0.6, {1: 0.7, 10: 0.55, 144: 0.25}  # standard deviations of the noise
@@ -78,14 +79,14 @@ def store(folder: str) -> None:
             task.result()
 
 
-def scored(folder: str) -> list[Scored]:
+def scored(folder: str) -> list[MemberScores]:
     """The models of a made store."""
-    return [Scored(f"m{model}", os.path.join(folder, f"m{model}")) for model in range(MODELS)]
+    return [MemberScores(f"m{model}", os.path.join(folder, f"m{model}")) for model in range(MODELS)]
 
 
 def save(folder: str, model: int, shard: int) -> None:
     """Commit what a model scores on a shard."""
-    score_store.save(scored(folder)[model].scores, shard, scores(model, shard, IMAGES, CLASSES))
+    score_store.save_shard(scored(folder)[model].scores, shard, scores(model, shard, IMAGES, CLASSES))
 
 
 def scores(model: int, shard: int, images: int, classes: int) -> Scores:
@@ -95,7 +96,7 @@ def scores(model: int, shard: int, images: int, classes: int) -> Scores:
     logits = OF_IMAGE * of_image.standard_normal((images, classes), dtype=np.float32)
     logits[np.arange(images), labels] += (ABOVE + SPREAD * of_image.standard_normal(images)).astype(np.float32)
     logits += OF_MODEL * own.standard_normal(logits.shape, dtype=np.float32)
-    noises = [*OF_CROPS.values(), *[OF_SCALE] * len(crops.PAPER_SCALES), OF_CROPS[1]]
+    noises = [*OF_CROPS.values(), *[OF_SCALE] * len(multi_crop.PAPER_SCALES), OF_CROPS[1]]
     rows = [_softmax(logits + noise * own.standard_normal(logits.shape, dtype=np.float32)) for noise in noises]
     means = dict(zip(OF_CROPS, rows, strict=False))
     ids = shard * images + np.arange(images)
@@ -112,12 +113,12 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def joined(folder: str, started: float) -> dict[str, Any]:
     """Seconds since `started` and peak memory of this process once it has analysed and told, and the errors found."""
     imported = time.time()
-    found = analysis.analyse(scored(folder), manifest.load(folder), SPLIT)
+    found = analysis.analyze_ensemble(scored(folder), manifest.load(folder), SPLIT)
     analysed = time.time()
     assert found.table.images == SHARDS * IMAGES, found.table
     curves = {name: [(epoch, 100 / (1 + epoch)) for epoch in range(1, 251)] for name in found.member_names}
     with tempfile.TemporaryDirectory() as scratch:
-        report.write(scratch, {"ensemble": "made"}, found, curves, {})
+        ensemble_report.write_report(scratch, {"ensemble": "made"}, found, curves, {})
     told = time.time()
     return {
         "imports": imported - started,

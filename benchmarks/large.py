@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks import fidelity, frame, photos
 from benchmarks.frame import Figure
-from orchestrator.data import keyed, manifest
-from orchestrator.data.augment import DRAWS
+from orchestrator.data import manifest, rng
 from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
-from orchestrator.data.loader import Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
+from orchestrator.data.transforms.random_resized_crop import DRAWS
 
 SIZE, BATCH, SEED = 224, 32, 7
 ROUNDS = 7
@@ -28,16 +28,16 @@ def figures(folder: str) -> Iterator[Figure]:
     """The figures of `make bench-large`."""
     url, augmentation = photos.large(folder), AugmentationConfig(photometric=NO_PHOTOMETRIC)
     packed, images = manifest.load(url), photos.images(url)
-    loader = Loader(SampleReader(url, packed, photos.SPLIT), SIZE, 1)
+    loader = BatchLoader(SampleReader(url, packed, photos.SPLIT), SIZE, 1)
     ids = np.arange(len(images), dtype=np.int64)
     # Drawn beforehand: the peer pays for nothing but its decoding and its crop. Its epochs are ours: the same crops.
-    draws = [keyed.uniforms(keyed.key(SEED, "augment", epoch), ids, DRAWS) for epoch in range(ROUNDS + 1)]
+    draws = [rng.uniform(rng.derive_key(SEED, "augment", epoch), ids, DRAWS) for epoch in range(ROUNDS + 1)]
     ours_next, peer_next = count(), count()
 
     def ours() -> None:
         order = EpochOrder(photos.counts(packed), SEED, next(ours_next), 4, 8)
         got = 0
-        for batch in loader.training(order, augmentation, SEED, BATCH, range(len(images) // BATCH)):
+        for batch in loader.iter_training(order, augmentation, SEED, BATCH, range(len(images) // BATCH)):
             assert bool(batch.weights.all()), batch.bad
             got += len(batch.ids)
         assert got == len(images), f"{got} of {len(images)} samples came"

@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks import frame, photos
 from benchmarks.frame import Figure
 from benchmarks.s3 import store
-from orchestrator.data import loader, manifest
+from orchestrator.data import dataloader, manifest
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
-from orchestrator.data.loader import Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
 
 COPIES = 3
 EPOCHS = 3
@@ -51,12 +51,12 @@ def watched(url: str) -> dict[str, Any]:
     before = frame.memory("VmRSS")
     packed = manifest.load(url)
     reader = SampleReader(url, packed, photos.SPLIT, ReadingConfig(read_ahead_mib=READ_AHEAD_MIB))
-    loads = Loader(reader, SIZE, THREADS)
+    loads = BatchLoader(reader, SIZE, THREADS)
     peaks = []
     for epoch in range(EPOCHS):
         order = EpochOrder(photos.counts(packed), SEED, epoch, LANES, WINDOW)
         steps, seen, peak = range(order.samples // BATCH), 0, 0.0
-        for batch in loads.training(order, AugmentationConfig(), SEED, BATCH, steps):
+        for batch in loads.iter_training(order, AugmentationConfig(), SEED, BATCH, steps):
             assert bool(batch.weights.all()), batch.bad
             seen, peak = seen + len(batch.ids), max(peak, frame.memory("VmRSS"))
         assert seen == order.samples, f"{seen} of {order.samples} samples came"
@@ -66,8 +66,8 @@ def watched(url: str) -> dict[str, Any]:
 
 def _settings(packed: manifest.Manifest) -> float:
     shards = packed.shards(photos.SPLIT)
-    sample = sum(shard.bytes for shard in shards) / packed.samples(photos.SPLIT)
-    ring = (loader.AHEAD + loader.DECODING + 3) * BATCH * SIZE * SIZE * 3
+    sample = sum(shard.bytes for shard in shards) / packed.count_samples(photos.SPLIT)
+    ring = (dataloader.READY_BATCHES + dataloader.DECODING_BATCHES + 3) * BATCH * SIZE * SIZE * 3
     return (ring + 2 * LANES * WINDOW * sample) / 2**20 + READ_AHEAD_MIB + OTHER_MIB
 
 

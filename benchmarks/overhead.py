@@ -22,21 +22,20 @@ import torch
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import manifest, order
-from orchestrator.data.loader import Batch, Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
-from orchestrator.launch.config import RunSpec
+from orchestrator.data import manifest, sampler
+from orchestrator.data.dataloader import Batch, BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
+from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_imagenet
-from orchestrator.training import state as states
-from orchestrator.training.attempts import Attempt
-from orchestrator.training.incident import Goodput
-from orchestrator.training.job import Cadence, TrainJob
-from orchestrator.training.saver import Saver
-from orchestrator.training.step import Stepper
-from orchestrator.training.watchdog import Watchdog
-from orchestrator.training.world import World
+from orchestrator.training import train_state as states
+from orchestrator.training.attempts import Attempt, Goodput
+from orchestrator.training.callbacks.checkpointer import Checkpointer
+from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.config import Cadence, TrainJob
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_step import TrainStep
 from tests.drills import recipes, stage
 from tests.drills.stage import Run
 
@@ -53,7 +52,7 @@ WORDS = (
 STALL_SHARE = 0.02
 SAVES, STEPS_BETWEEN, SMALL_BATCH = 5, 8, 4
 CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
+ALONE = DistributedContext(0, 1, CPU)
 
 
 def figures(folder: str) -> Iterator[Figure]:
@@ -95,25 +94,25 @@ def bare(core: int, folder: str, seconds: float) -> float:
     spec = RunSpec.from_dict(json.loads((Path(folder) / "spec.json").read_bytes()))
     recipe, data = spec.recipe, manifest.load(spec.destination.data)
     counts = tuple(shard.samples for shard in data.shards("train"))
-    steps = order.steps_per_epoch(sum(counts), recipe.batch_size)
-    state = states.fresh(recipe, len(data.classes), steps, CPU)
-    stepper = Stepper(recipe, state, states.wrapped(state.model, 1), ALONE)
-    loader = Loader(SampleReader(spec.destination.data, data, "train"), recipe.model.image_size, 1)
+    steps = sampler.count_steps(sum(counts), recipe.batch_size)
+    state = states.create_initial_state(recipe, len(data.classes), steps, CPU)
+    stepper = TrainStep(recipe, state, states.wrap_in_ddp(state.model, 1), ALONE)
+    loader = BatchLoader(SampleReader(spec.destination.data, data, "train"), recipe.model.image_size, 1)
     try:
         return _rate(_batches(loader, recipe, counts, steps), stepper, seconds)
     finally:
         loader.close()
 
 
-def _batches(loader: Loader, recipe: Recipe, counts: tuple[int, ...], steps: int) -> Iterator[Batch]:
+def _batches(loader: BatchLoader, recipe: Recipe, counts: tuple[int, ...], steps: int) -> Iterator[Batch]:
     """Epoch after epoch, as the loop has them."""
     for epoch in count():
         plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
         seed = recipe.seeds.augmentation
-        yield from loader.training(plan, recipe.augmentation, seed, recipe.batch_size, range(steps))
+        yield from loader.iter_training(plan, recipe.augmentation, seed, recipe.batch_size, range(steps))
 
 
-def _rate(batches: Iterator[Batch], stepper: Stepper, seconds: float) -> float:
+def _rate(batches: Iterator[Batch], stepper: TrainStep, seconds: float) -> float:
     warm, began, images = time.monotonic() + WARM_SECONDS, 0.0, 0
     for batch in batches:
         stepper(batch)
@@ -149,8 +148,8 @@ def _saved(folder: str) -> tuple[list[float], list[float], list[float]]:
     """Seconds: that each save held training up, of steps without a writer, and of steps beside one."""
     recipe = googlenet_imagenet()
     size = recipe.model.image_size
-    state = states.fresh(recipe, 1000, 1000, CPU)
-    stepper = Stepper(recipe, state, state.model, ALONE)
+    state = states.create_initial_state(recipe, 1000, 1000, CPU)
+    stepper = TrainStep(recipe, state, state.model, ALONE)
     saver = _saver(recipe, folder)
     images = torch.randint(0, 256, (SMALL_BATCH, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     ids = torch.arange(SMALL_BATCH)
@@ -170,15 +169,15 @@ def _saved(folder: str) -> tuple[list[float], list[float], list[float]]:
     return stalls, alone, beside
 
 
-def _saver(recipe: Recipe, folder: str) -> Saver:
+def _saver(recipe: Recipe, folder: str) -> Checkpointer:
     job = TrainJob(
         recipe=recipe, cadence=Cadence(), data=folder, dataset_digest="-", folder=folder, stop_flag=f"{folder}/stop"
     )
     attempt = Attempt(f"{folder}/attempts", 1, time.time())
-    return Saver(job, attempt, Goodput(attempt), Watchdog(job.cadence.limits, lambda *_: None))
+    return Checkpointer(job, attempt, Goodput(attempt), Watchdog(job.cadence.limits, lambda *_: None))
 
 
-def _seconds(stepper: Stepper, batch: Batch) -> float:
+def _seconds(stepper: TrainStep, batch: Batch) -> float:
     began = time.perf_counter()
     stepper(batch)
     return time.perf_counter() - began

@@ -20,9 +20,9 @@ from sklearn.datasets import load_sample_image
 
 from benchmarks import frame
 from orchestrator.data import index, manifest
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.packer import RawSample, pack
-from orchestrator.storage import files
+from orchestrator.storage import file_io
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 92
 TILES = 4  # a large photo is this many small ones wide and high
@@ -78,7 +78,7 @@ def images(url: str) -> list[bytes]:
     found = []
     packed = manifest.load(url)
     for shard in packed.shards(SPLIT):
-        tar, listing = files.read_bytes(packed.tar_url(url, shard)), index.load(url, shard)
+        tar, listing = file_io.read_bytes(packed.tar_url(url, shard)), index.load(url, shard)
         spans = zip(listing.offsets.tolist(), listing.lengths.tolist(), strict=True)
         found += [tar[offset : offset + length] for offset, length in spans]
     return found
@@ -103,10 +103,12 @@ def _sample(number: int, image: bytes) -> RawSample:
 
 
 def _packed(url: str, samples: Iterable[RawSample], per_shard: int) -> str:
-    if files.exists(files.join(url, manifest.NAME)):
+    if file_io.exists(file_io.join(url, manifest.FILE_NAME)):
         return url
     frame.progress(f"making {os.path.basename(url)} photos")
-    packed = pack(url, "photos", CLASSES, {SPLIT: samples}, per_shard, {"decode": True})  # as `shards.py pack` does
-    total, count = sum(shard.bytes for shard in packed.shards(SPLIT)), packed.samples(SPLIT)
+    packed = write_dataset(
+        url, "photos", CLASSES, {SPLIT: samples}, per_shard, {"decode": True}
+    )  # as `shards.py pack` does
+    total, count = sum(shard.bytes for shard in packed.shards(SPLIT)), packed.count_samples(SPLIT)
     frame.progress(f"{count} photos, {total / count / 1000:.1f} kB each, {len(packed.shards(SPLIT))} shards")
     return url

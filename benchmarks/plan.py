@@ -20,12 +20,12 @@ import numpy as np
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import keyed, manifest, read_plan
-from orchestrator.data.augment import DRAWS
+from orchestrator.data import manifest, prefetch, rng
 from orchestrator.data.config import OrderConfig
+from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.data.order import EpochOrder, batch_positions, steps_per_epoch
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.sampler import EpochOrder, count_steps, select_rank_positions
+from orchestrator.data.transforms.random_resized_crop import DRAWS
 
 PER_SHARD, SHARD_BYTES = 10_000, 1_100_000_000
 SHARDS, FEW_SHARDS = 100_000, 100
@@ -39,12 +39,12 @@ def figures(folder: str) -> Iterator[Figure]:
     many, few = (_dataset(os.path.join(folder, f"plan-{shards}"), shards) for shards in (SHARDS, FEW_SHARDS))
     random.seed(7)
     found = [_planned(many, random.random()) for _ in range(REPEATS)]
-    yield Figure("plan.manifest_mb", os.path.getsize(os.path.join(many, manifest.NAME)) / 1e6)
+    yield Figure("plan.manifest_mb", os.path.getsize(os.path.join(many, manifest.FILE_NAME)) / 1e6)
     for part in ("imports", "manifest", "reader", "position"):
         yield Figure(f"plan.{part}_s", max(one[part] for one in found))
     yield Figure("plan.seconds", max(one["seconds"] for one in found), at_most=10)
     yield Figure("plan.peak_mb", max(one["peak_mb"] for one in found), at_most=500)
-    yield Figure("plan.peak_with_torch_mb", _planned(many, 0.5, "orchestrator.data.loader")["peak_mb"])
+    yield Figure("plan.peak_with_torch_mb", _planned(many, 0.5, "orchestrator.data.dataloader")["peak_mb"])
     small = _planned(few, 0.5)
     for place, microseconds in found[0]["per_sample"].items():
         yield Figure(f"plan.microseconds_per_sample.{place}", microseconds)
@@ -94,7 +94,7 @@ def planned(url: str, position: float) -> dict[str, Any]:
     settings = OrderConfig()
     counts = tuple(shard.samples for shard in packed.shards(SPLIT))
     order = EpochOrder(counts, 7, 3, settings.lanes, settings.window)
-    steps = steps_per_epoch(order.samples, BATCH)
+    steps = count_steps(order.samples, BATCH)
     _batches(order, int(position * steps), 1, BATCH)
     times.append(time.monotonic())
     peak = frame.memory("VmHWM") * 2**20 / 1e6
@@ -111,14 +111,14 @@ def _batches(order: EpochOrder, start: int, number: int, batch_size: int) -> flo
 
     The first of them, which opens a window in every lane, is left out; the windows that the others open are not.
     """
-    steps = range(start, steps_per_epoch(order.samples, batch_size))
-    windows = read_plan.of_epoch(order, batch_size, steps, 0, 1)
+    steps = range(start, count_steps(order.samples, batch_size))
+    windows = prefetch.plan_epoch(order, batch_size, steps, 0, 1)
     ahead = next(windows, None)
     began = 0.0
     for step in range(start, start + number + 1):
-        shard, numbers = order.locate(batch_positions(step, batch_size, order.lanes, 0, 1))
-        ids = order.ids(shard, numbers)
-        keyed.uniforms(keyed.key(7, "augment", 3), ids, DRAWS)
+        shard, numbers = order.locate(select_rank_positions(step, batch_size, order.lanes, 0, 1))
+        ids = order.get_sample_ids(shard, numbers)
+        rng.uniform(rng.derive_key(7, "augment", 3), ids, DRAWS)
         while ahead is not None and ahead.step <= step:
             ahead = next(windows, None)
         began = began or time.perf_counter()

@@ -17,12 +17,12 @@ from typing import Any
 from benchmarks import frame, photos
 from benchmarks.frame import Figure
 from benchmarks.s3 import store
-from orchestrator.data import index, manifest, read_plan
+from orchestrator.data import index, manifest, prefetch
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
-from orchestrator.data.loader import Loader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.sampler import EpochOrder
 
 COPIES = 2
 # A batch is a part of what the windows hold that is primed; with the ImageNet preset it is a smaller one.
@@ -64,7 +64,7 @@ def start(url: str, step: int) -> dict[str, Any]:
     reader = SampleReader(url, packed, photos.SPLIT)
     order = _order(packed)
     steps = range(step, order.samples // BATCH)
-    batches = Loader(reader, SIZE, THREADS).training(order, AugmentationConfig(), SEED, BATCH, steps)
+    batches = BatchLoader(reader, SIZE, THREADS).iter_training(order, AugmentationConfig(), SEED, BATCH, steps)
     batch = next(batches)
     seconds = time.perf_counter() - began
     assert len(batch.ids) == BATCH and bool(batch.weights.all()), batch.bad
@@ -78,13 +78,13 @@ def windows(url: str, step: int) -> dict[str, Any]:
     # The least read-ahead there is: what opens later is not asked for here.
     reader = SampleReader(url, packed, photos.SPLIT, ReadingConfig(read_ahead_mib=1))
     order = _order(packed)
-    plan = read_plan.of_epoch(order, BATCH, range(step, order.samples // BATCH), 0, 1)
-    with reader.along(plan) as ahead:
+    plan = prefetch.plan_epoch(order, BATCH, range(step, order.samples // BATCH), 0, 1)
+    with reader.open_prefetcher(plan) as ahead:
         ahead.advance(step)
         read, since, deadline = -1, 0.0, time.monotonic() + MOST_SECONDS
-        while reader.traffic().bytes != read or time.monotonic() - since < QUIET_SECONDS:
-            if reader.traffic().bytes != read:
-                read, since = reader.traffic().bytes, time.monotonic()
+        while reader.get_read_stats().bytes != read or time.monotonic() - since < QUIET_SECONDS:
+            if reader.get_read_stats().bytes != read:
+                read, since = reader.get_read_stats().bytes, time.monotonic()
             assert time.monotonic() < deadline, f"still reading after {MOST_SECONDS:g} s"
             time.sleep(0.05)
     return {"read": read, "windows": open_bytes(url, packed, order, step * BATCH)}
@@ -95,7 +95,7 @@ def open_bytes(url: str, packed: Manifest, order: EpochOrder, position: int) -> 
     total = 0
     for lane in range(order.lanes):
         step = max(0, -(-(position - lane) // order.lanes))
-        for shard, first, past in order.spans(lane, *order.window_at(lane, step)):
+        for shard, first, past in order.find_spans(lane, *order.find_window(lane, step)):
             listing = index.load(url, packed.shards(photos.SPLIT)[shard])
             total += int(listing.offsets[past - 1] + listing.lengths[past - 1] - listing.offsets[first])
     return total

@@ -20,9 +20,9 @@ from benchmarks import frame, photos
 from benchmarks.frame import Figure
 from orchestrator.data import manifest
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
-from orchestrator.data.loader import Loader
-from orchestrator.data.order import EpochOrder
-from orchestrator.data.reader import SampleReader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.sampler import EpochOrder
 from tests.support.faulty import delayed
 from tests.support.s3 import environment, served
 
@@ -81,15 +81,15 @@ def throughput(url: str) -> dict[str, Any]:
     mean = sum(shard.bytes for shard in packed.shards(photos.SPLIT)) / order.samples
     ahead = LANES * WINDOW + int(READ_AHEAD_MIB * 2**20 / mean)  # samples that are in memory before their turn
     steps = range(order.samples // BATCH)
-    images, settled, cpu, before = 0, 0.0, 0.0, reader.traffic()
-    batches = Loader(reader, SIZE, 1).training(order, AugmentationConfig(), SEED, BATCH, steps)
+    images, settled, cpu, before = 0, 0.0, 0.0, reader.get_read_stats()
+    batches = BatchLoader(reader, SIZE, 1).iter_training(order, AugmentationConfig(), SEED, BATCH, steps)
     for _, batch in zip(range((order.samples - ahead) // BATCH), batches, strict=False):
         assert bool(batch.weights.all()), batch.bad
         if settled:
             images += len(batch.ids)
         elif time.perf_counter() - began >= SETTLED_SECONDS:
-            settled, cpu, before = time.perf_counter(), time.process_time(), reader.traffic()
-    seconds, cpu, traffic = time.perf_counter() - settled, time.process_time() - cpu, reader.traffic()
+            settled, cpu, before = time.perf_counter(), time.process_time(), reader.get_read_stats()
+    seconds, cpu, traffic = time.perf_counter() - settled, time.process_time() - cpu, reader.get_read_stats()
     assert settled and seconds >= LEAST_SECONDS, f"it was over after {time.perf_counter() - began:.1f} s"
     batches.close()  # type: ignore[attr-defined]
     reader.close()

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.loader import Batch
+from orchestrator.data.dataloader import Batch
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits
-from orchestrator.training import state as states
-from orchestrator.training.step import Stepper
-from orchestrator.training.world import World
+from orchestrator.training import train_state as states
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_step import TrainStep
 
 BATCH = 96  # of all workers
 CLASSES = 10
@@ -41,16 +41,16 @@ def part(workers: int, rank: int) -> Batch:
     return Batch(pixels, labels, torch.ones(images), torch.arange(images) + rank * images)
 
 
-def stepper(workers: int, world: World) -> Stepper:
+def stepper(workers: int, world: DistributedContext) -> TrainStep:
     """Steps as training makes them, with the exchange of gradients where the world has more than one."""
     of = recipe(workers)
-    state = states.fresh(of, CLASSES, 1000, CPU)
-    return Stepper(of, state, states.wrapped(state.model, world.workers), world)
+    state = states.create_initial_state(of, CLASSES, 1000, CPU)
+    return TrainStep(of, state, states.wrap_in_ddp(state.model, world.workers), world)
 
 
 def gradients(workers: int) -> torch.Tensor:
     """As many numbers as a step exchanges."""
-    model = states.fresh(recipe(workers), CLASSES, 1, CPU).model
+    model = states.create_initial_state(recipe(workers), CLASSES, 1, CPU).model
     return torch.zeros(sum(one.numel() for one in model.parameters() if one.requires_grad))
 
 
@@ -68,7 +68,10 @@ def main(rank: int, workers: int, url: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=workers)
     batch, flat = part(workers, rank), gradients(workers)
-    together, apart = stepper(workers, World(rank, workers, CPU)), stepper(workers, World(0, 1, CPU))
+    together, apart = (
+        stepper(workers, DistributedContext(rank, workers, CPU)),
+        stepper(workers, DistributedContext(0, 1, CPU)),
+    )
     kinds: dict[str, Callable[[], object]] = {
         "step": lambda: together(batch),
         "alone": lambda: apart(batch),

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import digits
+from orchestrator.data.build import digits
 from orchestrator.tracking import journal
 from tests.drills import stage
 from tests.support.launched import ROOT, process_tree, title
@@ -92,7 +92,7 @@ def _ours(place: Path, data: Path, environment: Mapping[str, str], ancestor: int
             for mark, name in (("lease", "lease/000001.json"), ("attempt", "attempts/000001.json")):
                 if (run / name).exists():
                     marks[mark] = (run / name).stat().st_mtime
-            events, _ = journal.read(str(run / "journal"))
+            events, _ = journal.read_events(str(run / "journal"))
             for mark, kind in (("started", "started"), ("step", "metrics")):
                 marks.update((mark, event.time) for event in events[::-1] if event.kind == kind)
         return marks
@@ -158,7 +158,7 @@ def plain(data: str, place: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.launch.temp_dir import make_temp_dir
+    from orchestrator.ray_backend.temp_dir import make_temp_dir
 
     # Without an address Ray would look for a cluster that somebody left behind.
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -178,20 +178,20 @@ def plain_loop(config: dict[str, Any]) -> None:
     from torch.nn import functional
 
     from orchestrator.data import manifest
-    from orchestrator.data.loader import Loader
-    from orchestrator.data.order import EpochOrder
-    from orchestrator.data.reader import SampleReader
-    from orchestrator.models.build import build
+    from orchestrator.data.dataloader import BatchLoader
+    from orchestrator.data.dataset import SampleReader
+    from orchestrator.data.sampler import EpochOrder
+    from orchestrator.models.registry import create_model
     from orchestrator.recipe.presets import googlenet_tiny
 
     device, recipe, found = ray.train.torch.get_device(), googlenet_tiny(), manifest.load(config["data"])
     counts = tuple(shard.samples for shard in found.shards("train"))
-    model = ray.train.torch.prepare_model(build(recipe.model, len(found.classes), recipe.seeds.weights))
+    model = ray.train.torch.prepare_model(create_model(recipe.model, len(found.classes), recipe.seeds.weights))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=recipe.optimizer.momentum)
-    loader = Loader(SampleReader(config["data"], found, "train"), recipe.model.image_size, 1)
+    loader = BatchLoader(SampleReader(config["data"], found, "train"), recipe.model.image_size, 1)
     plan = EpochOrder(counts, recipe.seeds.order, 0, recipe.order.lanes, recipe.order.window)
     seed = recipe.seeds.augmentation
-    for batch in loader.training(plan, recipe.augmentation, seed, recipe.batch_size, range(1)):
+    for batch in loader.iter_training(plan, recipe.augmentation, seed, recipe.batch_size, range(1)):
         logits = model(batch.images.to(device).float())
         loss = functional.cross_entropy(logits.main, batch.labels.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -223,7 +223,7 @@ def measured(folder: Path) -> tuple[float, float, float] | None:
     lease, released = folder / "lease" / "000001.json", folder / "lease" / "000001.released"
     if not released.exists() or (folder / "attempts" / "000002.json").exists():
         return None
-    events, _ = journal.read(str(folder / "journal"))
+    events, _ = journal.read_events(str(folder / "journal"))
     times = {event.kind: event.time for event in events}
     if "finished" not in times:
         return None

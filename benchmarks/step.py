@@ -18,13 +18,13 @@ from benchmarks import frame
 from benchmarks.frame import Cost, Figure
 from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import scale_row, scaled
-from orchestrator.models.network import Masks
-from orchestrator.models.table1 import Convolution, Inception, MaxPool
+from orchestrator.models.googlenet import scale_filters, scale_row
+from orchestrator.models.network import DropoutMasks
+from orchestrator.models.table1 import ConvolutionRow, InceptionRow, MaxPoolRow
 from orchestrator.recipe import loss, presets
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
-from orchestrator.training import dropout, state
+from orchestrator.training import train_state, train_step
 
 THREADS, BATCH, CLASSES, SEED = 2, 16, 1000, 7
 ROUNDS, SMALL_ROUNDS = 15, 60
@@ -47,7 +47,7 @@ class _Conv(nn.Module):
 
 
 class _Inception(nn.Module):
-    def __init__(self, inputs: int, row: Inception) -> None:
+    def __init__(self, inputs: int, row: InceptionRow) -> None:
         super().__init__()
         self.conv1 = _Conv(inputs, row.conv1, 1)
         self.reduce3, self.conv3 = _Conv(inputs, row.reduce3, 1), _Conv(row.reduce3, row.conv3, 3)
@@ -64,7 +64,10 @@ class _Inception(nn.Module):
 class _Head(nn.Module):
     def __init__(self, inputs: int, classes: int, config: GoogLeNetConfig) -> None:
         super().__init__()
-        filters, hidden = scaled(table1.AUX_FILTERS, config.width), scaled(table1.AUX_HIDDEN, config.width)
+        filters, hidden = (
+            scale_filters(table1.AUX_FILTERS, config.width),
+            scale_filters(table1.AUX_HIDDEN, config.width),
+        )
         side = 14 * config.image_size // 224
         self.pool = nn.AvgPool2d(min(5, side), 3)
         self.conv = _Conv(inputs, filters, 1)
@@ -85,10 +88,10 @@ class Plain(nn.Module):
         self.stages, self.norms, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         channels = 3
         for row in table1.TABLE_1:
-            if isinstance(row, MaxPool):
+            if isinstance(row, MaxPoolRow):
                 self.stages[row.name] = nn.MaxPool2d(3, 2, ceil_mode=True)
-            elif isinstance(row, Convolution):
-                reduce, filters = scaled(row.reduce, config.width), scaled(row.filters, config.width)
+            elif isinstance(row, ConvolutionRow):
+                reduce, filters = scale_filters(row.reduce, config.width), scale_filters(row.filters, config.width)
                 last = _Conv(reduce if row.reduce else channels, filters, row.kernel, row.stride)
                 self.stages[row.name] = nn.Sequential(_Conv(channels, reduce, 1), last) if row.reduce else last
                 channels = filters
@@ -103,7 +106,7 @@ class Plain(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
 
-    def forward(self, x: Tensor, masks: Masks) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, masks: DropoutMasks) -> tuple[Tensor, ...]:
         """N x 3 x S x S -> N x classes of the classifier and, while training, of each auxiliary head."""
         auxiliary = []
         for name, stage in self.stages.items():
@@ -123,7 +126,7 @@ class Inputs:
 
     images: Tensor
     labels: Tensor
-    masks: Masks
+    masks: DropoutMasks
 
 
 @dataclass(frozen=True)
@@ -143,17 +146,17 @@ class Steps:
 
 
 def ours(recipe: Recipe, inputs: Inputs) -> Steps:
-    """As training/step.py does it, from images on the device to the update."""
-    made = state.fresh(recipe, CLASSES, 1, torch.device("cpu"))
+    """As training/train_step.py does it, from images on the device to the update."""
+    made = train_state.create_initial_state(recipe, CLASSES, 1, torch.device("cpu"))
     made.model.to(inputs.images.dtype)
-    sgd.set_rate(made.optimizer, RATE)
+    sgd.set_lr(made.optimizer, RATE)
     images = inputs.images.contiguous(memory_format=torch.channels_last)
     weights = torch.ones(len(images))
 
     def backward() -> tuple[Tensor, ...]:
         made.optimizer.zero_grad()
         logits = made.model.train()(images, inputs.masks)
-        (loss.summed(logits, inputs.labels, weights, recipe.loss) / len(images)).backward()  # type: ignore[no-untyped-call]
+        (loss.compute_loss_sum(logits, inputs.labels, weights, recipe.loss) / len(images)).backward()  # type: ignore[no-untyped-call]
         return logits.main, *logits.auxiliary
 
     def infer() -> tuple[Tensor, ...]:
@@ -191,8 +194,8 @@ def inputs_of(recipe: Recipe, batch: int, dtype: torch.dtype) -> Inputs:
     side, generator = recipe.model.image_size, torch.Generator().manual_seed(SEED)
     images = torch.randn(batch, 3, side, side, generator=generator) * PIXEL_DEVIATION * recipe.preprocessing.scale
     labels = torch.randint(CLASSES, (batch,), generator=generator)
-    model = state.fresh(recipe, CLASSES, 1, torch.device("cpu")).model
-    masks = dropout.masks(model, SEED, 0, torch.arange(batch))
+    model = train_state.create_initial_state(recipe, CLASSES, 1, torch.device("cpu")).model
+    masks = train_step.make_dropout_masks(model, SEED, 0, torch.arange(batch))
     return Inputs(images.to(dtype), labels, {place: mask.to(dtype) for place, mask in masks.items()})
 
 

@@ -14,7 +14,7 @@ from statistics import median
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.tracking.journal import Event
+from orchestrator.tracking.events import Event
 from tests.drills import recipes, stage
 from tests.drills.stage import Run, send
 

@@ -20,11 +20,12 @@ from statistics import mean
 
 from benchmarks import bare, frame
 from benchmarks.frame import Figure
-from orchestrator.data import digits, manifest
+from orchestrator.data import manifest
+from orchestrator.data.build import digits
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tracking import journal
-from orchestrator.training.job import TrainJob, journal_of
+from orchestrator.training.config import TrainJob, get_journal_dir
 
 TRIALS, AT_ONCE = 8, 2
 SECONDS = 20.0  # of a trial
@@ -104,6 +105,6 @@ def _sweep(place: Path, epochs: int) -> tuple[float, float]:
 
 def _span(run: Path) -> tuple[float, float]:
     """When a trial made ready for its first step, and when it had ended, in unix seconds."""
-    events, _ = journal.read(journal_of(str(run)))
+    events, _ = journal.read_events(get_journal_dir(str(run)))
     moments = {event.kind: event.time for event in events}
     return moments["started"], moments["finished"]

@@ -25,19 +25,19 @@ from typing import Any
 import tyro
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.launch.environment import check_interpreter
-from orchestrator.launch.temp_dir import make_temp_dir
+from orchestrator.ray_backend.ray_env import check_interpreter_path
+from orchestrator.ray_backend.temp_dir import make_temp_dir
 from orchestrator.tracking import login
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
-LIVE = ("PENDING", "RUNNING")
+LIVE_JOB_STATUSES = ("PENDING", "RUNNING")
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalServices:
     """Start (up), stop (down) or show (ui: MLflow in the foreground) the local services."""
 
     command: tyro.conf.Positional[str]
@@ -50,47 +50,51 @@ class Local:
     """of the MLflow server"""
 
     @property
-    def state(self) -> Path:
+    def state_folder(self) -> Path:
         """Where pids and logs of the services are kept."""
         return self.runs.resolve() / ".local"
 
     @property
-    def database(self) -> str:
+    def tracking_uri(self) -> str:
         """The tracking database that jobs write by default."""
         path = str(self.runs.resolve() / "mlflow.db")
-        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/default_store.py has it
+        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/sqlite_store.py has it
         return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
 def main() -> int:
     """The exit status."""
-    local = tyro.cli(Local, description=__doc__)
-    commands: dict[str, Callable[[Local], int]] = {"up": up, "down": down, "ui": ui}
+    local = tyro.cli(LocalServices, description=__doc__)
+    commands: dict[str, Callable[[LocalServices], int]] = {
+        "up": start_services,
+        "down": stop_services,
+        "ui": serve_mlflow,
+    }
     if (command := commands.get(local.command)) is None:
-        return fail(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
+        return print_error(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
     for flag, port in (("--dashboard-port", local.dashboard_port), ("--mlflow-port", local.mlflow_port)):
         if not 1 <= port <= 65535:
-            return fail(f"{flag} must be between 1 and 65535, got {port}")
+            return print_error(f"{flag} must be between 1 and 65535, got {port}")
     try:
-        local.state.mkdir(parents=True, exist_ok=True)
+        local.state_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return fail(
-            f"{local.state} cannot be made: {error.strerror}; set --runs or ORCHESTRATOR_RUNS to another folder"
+        return print_error(
+            f"{local.state_folder} cannot be made: {error.strerror}; set --runs or ORCHESTRATOR_RUNS to another folder"
         )
     try:
         return command(local)
     except ConfigError as error:
-        return fail(str(error))
+        return print_error(str(error))
 
 
-def up(local: Local) -> int:
+def start_services(local: LocalServices) -> int:
     """Start what is not running and wait until it answers. Raises ConfigError for surroundings that cannot work."""
-    check_interpreter()
+    check_interpreter_path()
     make_token()
-    if not token():
-        return fail(f"{token_path()} is empty; remove it, and a token is made")
+    if not read_token():
+        return print_error(f"{get_token_path()} is empty; remove it, and a token is made")
     password = login.load_password()
-    local = as_running(local)
+    local = use_running_ports(local)
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
@@ -104,36 +108,36 @@ def up(local: Local) -> int:
         f"--temp-dir={make_temp_dir()}",
         "--dashboard-host=127.0.0.1", f"--dashboard-port={local.dashboard_port}",
         # By default each Ray of the machine wants 52365: without its agent the second one takes no jobs.
-        f"--dashboard-agent-listen-port={unused_port()}",
+        f"--dashboard-agent-listen-port={find_unused_port()}",
     ]  # fmt: skip
     services = (
         ("ray", ray, "dashboard_port", local.dashboard_port, "api/version"),
-        ("mlflow", mlflow_command(local), "mlflow_port", local.mlflow_port, "health"),
+        ("mlflow", build_mlflow_command(local), "mlflow_port", local.mlflow_port, "health"),
     )
-    missing = [service for service in services if running(local, service[0]) is None]
+    missing = [service for service in services if find_session(local, service[0]) is None]
     for name, _, flag, port, _ in missing:
-        if listening(port):  # else that program's answer would be taken for the service's
-            return fail(
+        if is_port_in_use(port):  # else that program's answer would be taken for the service's
+            return print_error(
                 f"{name}: port {port} is in use by another program; choose another one, such as: "
-                f"{command_with(local, 'up', flag, free_port(port))}"
+                f"{format_make_command(local, 'up', flag, find_next_free_port(port))}"
             )
     for name, command, *_ in services:
-        if running(local, name) is None:
+        if find_session(local, name) is None:
             port = local.dashboard_port if name == "ray" else local.mlflow_port
-            start(local, name, command, environment, port)
+            start_service(local, name, command, environment, port)
         else:
             print(f"{name} is running already")
-    login_headers = {"ray": f"Bearer {token()}", "mlflow": f"Bearer {password}"}
+    login_headers = {"ray": f"Bearer {read_token()}", "mlflow": f"Bearer {password}"}
     for name, _, _, port, path in services:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/{path}", headers={"Authorization": login_headers[name]}
         )
         if (problem := wait_until_up(local, name, request)) is not None:
             for started, *_ in missing:
-                stop(local, started)
-            return fail(problem)
+                stop_service(local, started)
+            return print_error(problem)
     print(f"Ray:    http://127.0.0.1:{local.dashboard_port}  (jobs and dashboard)")
-    show_page(local)
+    print_mlflow_login(local)
     # Without an address Ray takes that of a file in /tmp, or of some process, either of which may be another user's.
     address = f"http://127.0.0.1:{local.dashboard_port}"
     print(f"submit: source .venv/bin/activate && export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS={address}")
@@ -141,79 +145,83 @@ def up(local: Local) -> int:
     return 0
 
 
-def show_page(local: Local) -> None:
+def print_mlflow_login(local: LocalServices) -> None:
     """Say where MLflow's page is and how to log in; not the password, which a log would keep."""
-    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.database})")
-    print(f"        user {login.USER}, password in {login.password_path()}", flush=True)
+    print(f"MLflow: http://127.0.0.1:{local.mlflow_port}  ({local.tracking_uri})")
+    print(f"        user {login.USER_NAME}, password in {login.get_password_path()}", flush=True)
 
 
-def command_with(local: Local, word: str, flag: str, port: int) -> str:
+def format_make_command(local: LocalServices, word: str, flag: str, port: int) -> str:
     """Return a command line that does the same with another port."""
     ports = {"dashboard_port": local.dashboard_port, "mlflow_port": local.mlflow_port, flag: port}
-    words = [f"--{name.replace('_', '-')} {value}" for name, value in ports.items() if value != getattr(Local, name)]
-    words += [] if local.runs == Local.runs else ["--runs", shlex.quote(str(local.runs.resolve()))]
+    words = [
+        f"--{name.replace('_', '-')} {value}" for name, value in ports.items() if value != getattr(LocalServices, name)
+    ]
+    words += [] if local.runs == LocalServices.runs else ["--runs", shlex.quote(str(local.runs.resolve()))]
     where = "" if Path.cwd() == ROOT else f"-C {ROOT} "
     return f"make {where}{word} UP_ARGS={shlex.quote(' '.join(words).replace('$', '$$'))}"
 
 
-def free_port(after: int) -> int:
+def find_next_free_port(after: int) -> int:
     """Return the next port on which nothing listens."""
-    return next(port for port in range(after + 1, 65536) if not listening(port))
+    return next(port for port in range(after + 1, 65536) if not is_port_in_use(port))
 
 
-def down(local: Local) -> int:
+def stop_services(local: LocalServices) -> int:
     """Stop what `up` started, jobs that run there first; nothing else."""
-    local = as_running(local)
-    if running(local, "ray"):
+    local = use_running_ports(local)
+    if find_session(local, "ray"):
         stop_jobs(local)
     for name in ("ray", "mlflow"):
-        stop(local, name)
+        stop_service(local, name)
     return 0
 
 
-def stop(local: Local, name: str) -> None:
+def stop_service(local: LocalServices, name: str) -> None:
     """Stop a service if it runs."""
-    if (session := running(local, name)) is not None:
+    if (session := find_session(local, name)) is not None:
         stop_session(session)
         print(f"{name} stopped")
-    pid_file(local, name).unlink(missing_ok=True)
+    get_pid_file(local, name).unlink(missing_ok=True)
 
 
-def ui(local: Local) -> int:
+def serve_mlflow(local: LocalServices) -> int:
     """Serve the MLflow page until Ctrl-C, or say where it is served already."""
-    local = as_running(local)
+    local = use_running_ports(local)
     login.load_password()
-    show_page(local)
-    if running(local, "mlflow") is not None:
+    print_mlflow_login(local)
+    if find_session(local, "mlflow") is not None:
         return 0
-    if listening(local.mlflow_port):
-        return fail(
+    if is_port_in_use(local.mlflow_port):
+        return print_error(
             f"mlflow: port {local.mlflow_port} is in use by another program; choose another one, such as: "
-            f"{command_with(local, 'ui', 'mlflow_port', free_port(local.mlflow_port))}"
+            f"{format_make_command(local, 'ui', 'mlflow_port', find_next_free_port(local.mlflow_port))}"
         )
     with contextlib.suppress(KeyboardInterrupt):
-        return subprocess.run(mlflow_command(local), env=mlflow_environment(os.environ), check=False).returncode
+        return subprocess.run(
+            build_mlflow_command(local), env=build_mlflow_environment(os.environ), check=False
+        ).returncode
     return 0
 
 
-def mlflow_command(local: Local) -> list[str]:
+def build_mlflow_command(local: LocalServices) -> list[str]:
     """The MLflow server over the jobs' default database, on loopback."""
     return [
-        str(BIN / "mlflow"), "server", "--app-name", login.APP, "--backend-store-uri", local.database,
+        str(BIN / "mlflow"), "server", "--app-name", login.APP_NAME, "--backend-store-uri", local.tracking_uri,
         "--host", "127.0.0.1", "--port", str(local.mlflow_port), "--workers", "1",
         # Experiments made by jobs name their own artifact folder; this is for those made in the page.
         "--default-artifact-root", (local.runs.resolve() / "mlflow-artifacts").as_uri(),
     ]  # fmt: skip
 
 
-def mlflow_environment(base: Mapping[str, str]) -> dict[str, str]:
+def build_mlflow_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Without MLflow's job runners: eight processes that nothing here uses."""
     return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **base}
 
 
 def make_token() -> None:
     """Make the token that closes Ray to others, readable by its owner alone; one that is there is kept."""
-    path = token_path()
+    path = get_token_path()
     if os.environ.get("RAY_AUTH_TOKEN") or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -222,7 +230,7 @@ def make_token() -> None:
     print(f"made {path}: Ray's token for this user")
 
 
-def token_path() -> Path:
+def get_token_path() -> Path:
     """Where it is, where no variable holds it. One that Ray made is readable by every user of the machine: no more."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if path.exists() and path.stat().st_uid == os.getuid():
@@ -230,97 +238,105 @@ def token_path() -> Path:
     return path
 
 
-def token() -> str:
+def read_token() -> str:
     """The token that `up` starts Ray with."""
-    return os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text().strip()
+    return os.environ.get("RAY_AUTH_TOKEN") or get_token_path().read_text().strip()
 
 
-def stop_jobs(local: Local) -> None:
+def stop_jobs(local: LocalServices) -> None:
     """Ask jobs to save and end, and wait for them; their drivers are in sessions of their own."""
     asked = False
     deadline = time.monotonic() + STOP_SECONDS
     with contextlib.suppress(OSError, ValueError):
-        while (ids := [job["submission_id"] for job in ask(local, "api/jobs/") if job["status"] in LIVE]) and (
-            time.monotonic() < deadline
-        ):
+        while (
+            ids := [
+                job["submission_id"]
+                for job in query_job_server(local, "api/jobs/")
+                if job["status"] in LIVE_JOB_STATUSES
+            ]
+        ) and (time.monotonic() < deadline):
             for identity in ids if not asked else []:
                 print(f"stopping job {identity}", flush=True)
-                ask(local, f"api/jobs/{identity}/stop", "POST")
+                query_job_server(local, f"api/jobs/{identity}/stop", "POST")
             asked = True
             time.sleep(0.5)
 
 
-def ask(local: Local, path: str, method: str = "GET") -> Any:
+def query_job_server(local: LocalServices, path: str, method: str = "GET") -> Any:
     """The answer of Ray's job server, from JSON."""
     request = urllib.request.Request(
-        f"http://127.0.0.1:{local.dashboard_port}/{path}", method=method, headers={"Authorization": f"Bearer {token()}"}
+        f"http://127.0.0.1:{local.dashboard_port}/{path}",
+        method=method,
+        headers={"Authorization": f"Bearer {read_token()}"},
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.loads(answer.read())
 
 
-def as_running(local: Local) -> Local:
+def use_running_ports(local: LocalServices) -> LocalServices:
     """With the ports of the services that run, whatever the flags say now."""
     return replace(
         local,
-        dashboard_port=port_of(local, "ray") or local.dashboard_port,
-        mlflow_port=port_of(local, "mlflow") or local.mlflow_port,
+        dashboard_port=find_service_port(local, "ray") or local.dashboard_port,
+        mlflow_port=find_service_port(local, "mlflow") or local.mlflow_port,
     )
 
 
-def port_of(local: Local, name: str) -> int | None:
+def find_service_port(local: LocalServices, name: str) -> int | None:
     """The port of a service that runs, None when it does not."""
-    if running(local, name) is None:
+    if find_session(local, name) is None:
         return None
-    return int(json.loads(pid_file(local, name).read_text())["port"])
+    return int(json.loads(get_pid_file(local, name).read_text())["port"])
 
 
-def start(local: Local, name: str, command: list[str], environment: Mapping[str, str], port: int) -> None:
+def start_service(
+    local: LocalServices, name: str, command: list[str], environment: Mapping[str, str], port: int
+) -> None:
     """Start a service in a session of its own, its output in a log, its pid in a file."""
-    print(f"starting {name}, log {local.state / name}.log", flush=True)
-    with open(local.state / f"{name}.log", "wb") as log:
+    print(f"starting {name}, log {local.state_folder / name}.log", flush=True)
+    with open(local.state_folder / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-            env=mlflow_environment(environment),
+            env=build_mlflow_environment(environment),
         )  # fmt: skip
     began = (Path("/proc") / str(process.pid) / "stat").read_text().rsplit(")", 1)[1].split()[19]
-    pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began, "port": port}))
+    get_pid_file(local, name).write_text(json.dumps({"pid": process.pid, "began": began, "port": port}))
 
 
-def pid_file(local: Local, name: str) -> Path:
+def get_pid_file(local: LocalServices, name: str) -> Path:
     """Where a service's pid is kept."""
-    return local.state / f"{name}.pid"
+    return local.state_folder / f"{name}.pid"
 
 
-def running(local: Local, name: str) -> int | None:
+def find_session(local: LocalServices, name: str) -> int | None:
     """The session of a service that runs; a pid that another process has by now does not count."""
     try:
-        kept = json.loads(pid_file(local, name).read_text())
+        kept = json.loads(get_pid_file(local, name).read_text())
         stat = (Path("/proc") / str(kept["pid"]) / "stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return int(kept["pid"]) if stat[19] == kept["began"] and stat[0] != "Z" else None
 
 
-def unused_port() -> int:
+def find_unused_port() -> int:
     """Return a port that is free at every address of this machine."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
 
 
-def listening(port: int) -> bool:
+def is_port_in_use(port: int) -> bool:
     """Whether a program of this machine answers at a port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until_up(local: Local, name: str, request: urllib.request.Request) -> str | None:
+def wait_until_up(local: LocalServices, name: str, request: urllib.request.Request) -> str | None:
     """None when the service answers; else what went wrong."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if running(local, name) is None:
+        if find_session(local, name) is None:
             break
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
@@ -328,22 +344,22 @@ def wait_until_up(local: Local, name: str, request: urllib.request.Request) -> s
                     return None
         except OSError:
             time.sleep(0.5)
-    tail = (local.state / f"{name}.log").read_text(errors="replace").strip().splitlines()[-3:]
-    return f"{name} did not start: {' | '.join(tail)} (whole log: {local.state / name}.log)"
+    tail = (local.state_folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-3:]
+    return f"{name} did not start: {' | '.join(tail)} (whole log: {local.state_folder / name}.log)"
 
 
 def stop_session(session: int) -> None:
     """End all processes of a session: asked first, then made to."""
     for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + patience
-        for pid in members(session):
+        for pid in list_session_pids(session):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        while members(session) and time.monotonic() < deadline:
+        while list_session_pids(session) and time.monotonic() < deadline:
             time.sleep(0.2)
 
 
-def members(session: int) -> list[int]:
+def list_session_pids(session: int) -> list[int]:
     """Live processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -355,7 +371,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def fail(text: str) -> int:
+def print_error(text: str) -> int:
     """Say what is wrong; the exit status."""
     print(f"local.py: error: {text}", file=sys.stderr)
     return 1

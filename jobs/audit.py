@@ -13,15 +13,15 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
-from orchestrator.config.cli import Preset, parse
-from orchestrator.launch import environment
-from orchestrator.launch.config import RUNS_VARIABLE
+from orchestrator.ray_backend import ray_env
+from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
 PROG = "audit.py"
 
 
-class Audit(Config):
+class AuditConfig(Config):
     """What the command line sets."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
@@ -32,10 +32,14 @@ class Audit(Config):
 
 
 if __name__ == "__main__":
-    config = parse(PROG, "Compare what runs were trained on with the plan.", {"runs": Preset(Audit())}, "runs")
+    config = parse_args(
+        PROG, "Compare what runs were trained on with the plan.", {"runs": Preset(AuditConfig())}, "runs"
+    )
     # The heavy rooms are imported only now: help and refusals stay quick.
-    environment.settle()
-    from orchestrator.launch import audit
-    from orchestrator.launch.screen import console, guarded
+    ray_env.prepare_process()
+    from orchestrator.cli import audit
+    from orchestrator.cli.exit_status import make_console, run_command
 
-    raise SystemExit(guarded(PROG, lambda: audit.run(config.runs, config.storage, config.data, console())))
+    raise SystemExit(
+        run_command(PROG, lambda: audit.audit_runs(config.runs, config.storage, config.data, make_console()))
+    )

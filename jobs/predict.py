@@ -10,17 +10,17 @@ python jobs/predict.py cat.jpg --model models:/googlenet-digits@champion --json
 Exit status: 0 all images were classified, 1 some could not be read, 2 refused.
 """
 
-from orchestrator.config.cli import Preset, parse
-from orchestrator.ensemble.predicting_config import Predict
-from orchestrator.launch import environment
+from orchestrator.config.arg_parser import Preset, parse_args
+from orchestrator.ensemble.config import PredictConfig
+from orchestrator.ray_backend import ray_env
 
 PROG = "predict.py"
 
 if __name__ == "__main__":
-    config = parse(PROG, "Show what is in images.", {"images": Preset(Predict())}, "images")
+    config = parse_args(PROG, "Show what is in images.", {"images": Preset(PredictConfig())}, "images")
     # Torch is imported only now: help and refusals stay quick.
-    environment.settle()
-    from orchestrator.ensemble import predicting
-    from orchestrator.launch.screen import console, guarded
+    ray_env.prepare_process()
+    from orchestrator.cli import predict
+    from orchestrator.cli.exit_status import make_console, run_command
 
-    raise SystemExit(guarded(PROG, lambda: predicting.predict(config, console())))
+    raise SystemExit(run_command(PROG, lambda: predict.run_predict(config, make_console())))

@@ -8,18 +8,18 @@ python jobs/serve.py --model models:/googlenet-digits@champion --members 1,3
 GET /health answers when it is ready. Images in base64 in JSON are for `mlflow models serve`.
 """
 
-from orchestrator.config.cli import Preset, parse
-from orchestrator.ensemble.predicting_config import Serve
-from orchestrator.launch import environment
+from orchestrator.config.arg_parser import Preset, parse_args
+from orchestrator.ensemble.config import ServeConfig
+from orchestrator.ray_backend import ray_env
 
 PROG = "serve.py"
 
 if __name__ == "__main__":
-    config = parse(PROG, "Answer with what is in images.", {"model": Preset(Serve())}, "model")
+    config = parse_args(PROG, "Answer with what is in images.", {"model": Preset(ServeConfig())}, "model")
     # Torch is imported only now: help and refusals stay quick.
-    environment.settle()
-    from orchestrator.ensemble import predicting_http
-    from orchestrator.launch.screen import console, guarded, lasting_output
+    ray_env.prepare_process()
+    from orchestrator.cli import serve
+    from orchestrator.cli.exit_status import make_console, run_command, tolerate_closed_output
 
-    with lasting_output():
-        raise SystemExit(guarded(PROG, lambda: predicting_http.serve(config, console())))
+    with tolerate_closed_output():
+        raise SystemExit(run_command(PROG, lambda: serve.run_serve(config, make_console())))

@@ -11,15 +11,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from orchestrator.config.cli import parse, refuse
-from orchestrator.config.errors import ConfigError, Problem, suggestion
-from orchestrator.data import pack_config, shards_config
-from orchestrator.launch import environment
+from orchestrator.config.arg_parser import exit_with_error, parse_args
+from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
+from orchestrator.data.build import config
+from orchestrator.ray_backend import ray_env
 
 PROG = "shards.py"
 
 
-class Word(NamedTuple):
+class Subcommand(NamedTuple):
     """What a first word does."""
 
     summary: str
@@ -28,28 +28,30 @@ class Word(NamedTuple):
     function: str  # module:function, from a configuration to an exit status
 
 
-WORDS = {
-    "pack": Word("Images into tars.", pack_config.presets, "folder", "orchestrator.launch.packing:pack"),
-    "index": Word("Adopts others' tars.", shards_config.index_presets, "tars", "orchestrator.launch.shards:index_tars"),
-    "verify": Word("Checks one.", shards_config.verify_presets, "dataset", "orchestrator.launch.shards:verify_all"),
+SUBCOMMANDS = {
+    "pack": Subcommand("Images into tars.", config.pack_presets, "folder", "orchestrator.cli.shards:pack_dataset"),
+    "index": Subcommand("Adopts others' tars.", config.index_presets, "tars", "orchestrator.cli.shards:index_tars"),
+    "verify": Subcommand("Checks one.", config.verify_presets, "dataset", "orchestrator.cli.shards:verify_dataset"),
 }
 
 
 def main(word: str = "--help", *arguments: str) -> int:
     if word in ("--help", "-h"):
-        told = [f"  {name:<8}{known.summary}" for name, known in WORDS.items()]
+        told = [f"  {name:<8}{known.summary}" for name, known in SUBCOMMANDS.items()]
         print("\n".join([f"usage: {PROG} WORD ...", "", *told, "", f"`{PROG} WORD --help` tells more of each."]))
         return 0
-    if word not in WORDS:
-        refuse(PROG, ConfigError(Problem(word, "unknown word" + suggestion(word, list(WORDS), "words"))))
-    known = WORDS[word]
-    config = parse(f"{PROG} {word}", known.summary, known.presets(), known.default, arguments)
+    if word not in SUBCOMMANDS:
+        exit_with_error(
+            PROG, ConfigError(FieldError(word, "unknown word" + format_suggestion(word, list(SUBCOMMANDS), "words")))
+        )
+    known = SUBCOMMANDS[word]
+    config = parse_args(f"{PROG} {word}", known.summary, known.presets(), known.default, arguments)
     # Ray reads its switches when it is imported, and the heavy rooms are imported only now: help stays quick.
-    environment.switch()
-    from orchestrator.launch.command import guarded
+    ray_env.set_ray_variables()
+    from orchestrator.cli.run_command import run_cluster_command
 
     module, _, function = known.function.partition(":")
-    return guarded(PROG, lambda: int(getattr(import_module(module), function)(config)))
+    return run_cluster_command(PROG, lambda: int(getattr(import_module(module), function)(config)))
 
 
 if __name__ == "__main__":

@@ -8,24 +8,25 @@ python jobs/simulate.py winner.json
     the recipe in a file: a run's recipe.json, or what a sweep handed over
 """
 
-from orchestrator.config.cli import parse
-from orchestrator.launch import environment
-from orchestrator.launch.simulation import simulation_from_file, simulation_presets
+from orchestrator.cli.simulate_config import build_simulate_presets, load_simulate_preset
+from orchestrator.config.arg_parser import parse_args
+from orchestrator.ray_backend import ray_env
 from orchestrator.recipe import presets
 
 PROG = "simulate.py"
 
 if __name__ == "__main__":
-    config = parse(
+    config = parse_args(
         PROG,
         "Print and draw a schedule, without training.",
-        simulation_presets(),
+        build_simulate_presets(),
         presets.DEFAULT,
-        from_file=simulation_from_file,
+        from_file=load_simulate_preset,
     )
     # The heavy rooms are imported only now: help and refusals stay quick.
-    environment.settle()
-    from orchestrator.launch import simulate
-    from orchestrator.launch.command import console, guarded
+    ray_env.prepare_process()
+    from orchestrator.cli import simulate
+    from orchestrator.cli.exit_status import make_console
+    from orchestrator.cli.run_command import run_cluster_command
 
-    raise SystemExit(guarded(PROG, lambda: simulate.run(config, console())))
+    raise SystemExit(run_cluster_command(PROG, lambda: simulate.simulate_training(config, make_console())))

@@ -10,9 +10,9 @@ python jobs/status.py s3://bucket/runs/models/googlenet-imagenet-0123456789abcde
     a run anywhere, for machines: a JSON list on a line of its own for each look
 
 States: waiting (for its turn or for workers), starting, running, restarting (its workers crashed), stopping, finished,
-stopped, failed, lost (its driver died and left its lease), unreadable (a record of it is damaged or may not be read); of
-trials also pruned (ended early) and diverged. Images/s and the time left are those of running ones. An ensemble whose
-models are trained says how far its scoring is.
+stopped, failed, lost (its driver died and left its lease), unreadable (a record of it is damaged or may not be read);
+of trials also pruned (ended early) and diverged. Images/s and the time left are those of running ones. An ensemble
+whose models are trained says how far its scoring is.
 
 Exit status: 0 none failed, lost or unreadable, 1 some are, 2 one is unknown.
 """
@@ -22,14 +22,14 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
-from orchestrator.config.cli import Preset, parse
-from orchestrator.launch.config import RUNS_VARIABLE
+from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
 PROG = "status.py"
 
 
-class Status(Config):
+class StatusConfig(Config):
     """What the command line sets."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
@@ -41,10 +41,13 @@ class Status(Config):
 
 
 if __name__ == "__main__":
-    config = parse(PROG, "Show what runs are doing.", {"runs": Preset(Status())}, "runs")
-    from orchestrator.fleet import status
-    from orchestrator.launch.screen import console, guarded
+    config = parse_args(PROG, "Show what runs are doing.", {"runs": Preset(StatusConfig())}, "runs")
+    from orchestrator.cli import status
+    from orchestrator.cli.exit_status import make_console, run_command
 
     raise SystemExit(
-        guarded(PROG, lambda: status.run(config.runs, config.storage, config.json_lines, config.watch, console()))
+        run_command(
+            PROG,
+            lambda: status.show_status(config.runs, config.storage, config.json_lines, config.watch, make_console()),
+        )
     )

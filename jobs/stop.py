@@ -16,14 +16,14 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
-from orchestrator.config.cli import Preset, parse
-from orchestrator.launch.config import RUNS_VARIABLE
+from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
 PROG = "stop.py"
 
 
-class Stop(Config):
+class StopConfig(Config):
     """What the command line sets."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
@@ -35,8 +35,10 @@ class Stop(Config):
 
 
 if __name__ == "__main__":
-    config = parse(PROG, "Stop runs; the same command goes on with them.", {"runs": Preset(Stop())}, "runs")
-    from orchestrator.launch import stop
-    from orchestrator.launch.screen import console, guarded
+    config = parse_args(PROG, "Stop runs; the same command goes on with them.", {"runs": Preset(StopConfig())}, "runs")
+    from orchestrator.cli import stop
+    from orchestrator.cli.exit_status import make_console, run_command
 
-    raise SystemExit(guarded(PROG, lambda: stop.run(config.runs, config.storage, config.save, config.wait, console())))
+    raise SystemExit(
+        run_command(PROG, lambda: stop.stop_runs(config.runs, config.storage, config.save, config.wait, make_console()))
+    )

@@ -8,30 +8,30 @@ python jobs/train_ensemble.py winner.json
     one of the recipe in a file: a run's recipe.json, or what a sweep handed over
 """
 
-from orchestrator.config.cli import parse
-from orchestrator.ensemble.config import TrainEnsemble
-from orchestrator.launch import environment
-from orchestrator.launch.config import job_from_file, job_presets
+from orchestrator.config.arg_parser import parse_args
+from orchestrator.ensemble.config import TrainEnsembleConfig
+from orchestrator.ray_backend import ray_env
+from orchestrator.ray_backend.run_spec import build_job_presets, make_preset_loader
 from orchestrator.recipe import presets
 
 PROG = "train_ensemble.py"
 
 if __name__ == "__main__":
-    config = parse(
+    config = parse_args(
         PROG,
         "Train an ensemble, score it with 1 / 10 / 144 crops, record it in MLflow.",
-        job_presets(TrainEnsemble),
+        build_job_presets(TrainEnsembleConfig),
         presets.DEFAULT,
-        from_file=job_from_file(TrainEnsemble),
+        from_file=make_preset_loader(TrainEnsembleConfig),
     )
     # Ray reads its switches when it is imported, and the heavy rooms (torch, ray, mlflow) are imported only now:
     # help and refusals stay quick.
-    environment.prepare(PROG, config.destination, config.placement)
-    from orchestrator.launch import cluster
+    ray_env.configure_ray_or_exit(PROG, config.destination, config.placement)
+    from orchestrator.ray_backend import cluster
 
     if not config.dry_run:
-        cluster.begin(config.placement.workers)
-    from orchestrator.ensemble import command
-    from orchestrator.launch.command import guarded
+        cluster.connect_in_background(config.placement.workers)
+    from orchestrator.cli import train_ensemble
+    from orchestrator.cli.run_command import run_cluster_command
 
-    raise SystemExit(guarded(PROG, lambda: command.train_ensemble(config)))
+    raise SystemExit(run_cluster_command(PROG, lambda: train_ensemble.run_train_ensemble(config)))

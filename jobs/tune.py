@@ -6,32 +6,31 @@ ray job submit --working-dir . -- python jobs/tune.py googlenet-imagenet --data 
     a space of your own on a cluster
 """
 
-from orchestrator.config.cli import parse
-from orchestrator.launch import environment
-from orchestrator.launch.config import job_from_file, job_presets
+from orchestrator.config.arg_parser import parse_args
+from orchestrator.ray_backend import ray_env
+from orchestrator.ray_backend.run_spec import build_job_presets, make_preset_loader
 from orchestrator.recipe import presets
-from orchestrator.tuning import switches
 from orchestrator.tuning.config import TuneJob
 
 PROG = "tune.py"
 
 if __name__ == "__main__":
-    config = parse(
+    config = parse_args(
         PROG,
         "Find a schedule, or any other value of a recipe.",
-        job_presets(TuneJob),
+        build_job_presets(TuneJob),
         presets.DEFAULT,
-        from_file=job_from_file(TuneJob),
+        from_file=make_preset_loader(TuneJob),
     )
     # Ray reads its switches when it is imported, and the heavy rooms (ray, mlflow) are imported only now: help and
     # refusals stay quick.
-    environment.prepare(PROG, config.destination, config.placement)
-    switches.switch()
-    from orchestrator.launch import cluster
+    ray_env.configure_ray_or_exit(PROG, config.destination, config.placement)
+    ray_env.set_tune_variables()
+    from orchestrator.ray_backend import cluster
 
     if not config.dry_run:
-        cluster.begin(trial_cpus=config.placement.workers * config.placement.cpus_per_worker)
-    from orchestrator.launch.command import guarded
-    from orchestrator.tuning import command
+        cluster.connect_in_background(trial_cpus=config.placement.workers * config.placement.cpus_per_worker)
+    from orchestrator.cli import tune
+    from orchestrator.cli.run_command import run_cluster_command
 
-    raise SystemExit(guarded(PROG, lambda: command.tune(config)))
+    raise SystemExit(run_cluster_command(PROG, lambda: tune.run_tune(config)))

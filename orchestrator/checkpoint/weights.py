@@ -11,13 +11,14 @@ from typing import Any
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from orchestrator.checkpoint import format as checkpoint_format
-from orchestrator.checkpoint.places import EXPORT
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint.checkpoint_dir import EXPORT_FILE
+from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json
-from orchestrator.storage import commit, urls
+from orchestrator.storage import commit
 
 AVERAGED, RAW = "averaged", "raw"
-AUDIT = "audit.json"
+AUDIT_FILE = "audit.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class FinalWeights:
     digest: str  # of the averaged weights
 
 
-def digest(weights: dict[str, Tensor]) -> str:
+def compute_digest(weights: dict[str, Tensor]) -> str:
     """A hash of names, shapes and values: two runs with the same digest give the same scores."""
     total = hashlib.sha256()
     for name in sorted(weights):
@@ -51,21 +52,21 @@ def save(
 
     Raises NonFiniteError, before anything is written, for NaN or infinite weights.
     """
-    identity = digest(averaged)
+    identity = compute_digest(averaged)
     state = {AVERAGED: averaged, RAW: raw, "recipe": recipe, "classes": list(classes)}
     checkpoint_format.check_finite(url, state)
     payload = {
-        checkpoint_format.STATE: checkpoint_format.encode(state),
-        EXPORT: export(averaged, {"recipe": recipe, "classes": list(classes), "weights": identity}),
+        checkpoint_format.STATE_FILE: checkpoint_format.serialize_state(state),
+        EXPORT_FILE: export_safetensors(averaged, {"recipe": recipe, "classes": list(classes), "weights": identity}),
     }
     if audit is not None:
-        payload[AUDIT] = json.dumps(audit, sort_keys=True, indent=1).encode()
+        payload[AUDIT_FILE] = json.dumps(audit, sort_keys=True, indent=1).encode()
     facts = {"format_version": checkpoint_format.FORMAT_VERSION, "weights": identity}
-    commit.write(url, payload, {**(about or {}), **facts})
+    commit.write_folder(url, payload, {**(about or {}), **facts})
     return identity
 
 
-def export(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
+def export_safetensors(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
     """Weights as a safetensors file, `about` as its metadata: texts stay what they are, all else becomes JSON."""
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -75,16 +76,18 @@ def export(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
 def load(url: str) -> FinalWeights:
     """Verified final weights. Raises FileNotFoundError or CheckpointError."""
     state = checkpoint_format.load(url)
-    return FinalWeights(state[AVERAGED], state[RAW], state["recipe"], tuple(state["classes"]), digest(state[AVERAGED]))
+    return FinalWeights(
+        state[AVERAGED], state[RAW], state["recipe"], tuple(state["classes"]), compute_digest(state[AVERAGED])
+    )
 
 
-def audit_of(url: str) -> object:
+def load_audit(url: str) -> object:
     """The record that was saved with final weights, as JSON has it; None when there is none.
 
     Raises FileNotFoundError (not committed) or CommitError (damaged).
     """
-    data = commit.read(url).get(AUDIT)
+    data = commit.read_folder(url).get(AUDIT_FILE)
     try:
         return None if data is None else parse_json(data)
     except ValueError as error:
-        raise commit.CommitError(f"{urls.redact(url)}/{AUDIT}: no JSON: {error}") from None
+        raise commit.CommitError(f"{redaction.redact(url)}/{AUDIT_FILE}: no JSON: {error}") from None

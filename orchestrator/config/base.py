@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.config.errors import ConfigError, explain
+from orchestrator.config.errors import ConfigError, convert_validation_error
+from orchestrator.config.introspection import get_union_members
 from orchestrator.config.json_text import parse_object
-from orchestrator.config.tree import branches
 
 
 class Config(BaseModel):
@@ -43,7 +43,7 @@ class Config(BaseModel):
         """
         super().__pydantic_init_subclass__(**kwargs)
         for name, field in cls.model_fields.items():
-            if any(isinstance(b, type) and issubclass(b, PurePath) for b in branches(field.annotation)):
+            if any(isinstance(b, type) and issubclass(b, PurePath) for b in get_union_members(field.annotation)):
                 # A place may be a URL, and pydantic's JSON mode refuses a Path as a default.
                 raise TypeError(f"{cls.__name__}.{name}: {field.annotation} is refused: declare places as str")
 
@@ -67,9 +67,9 @@ class Config(BaseModel):
         try:
             # By way of JSON text, because only pydantic's JSON mode is strict about numbers and yet
             # reads lists as tuples and strings as enums.
-            return cls.model_validate_json(json.dumps(dict(data), default=plain))
+            return cls.model_validate_json(json.dumps(dict(data), default=to_jsonable))
         except ValidationError as error:
-            raise explain(error, cls) from None
+            raise convert_validation_error(error, cls) from None
         except TypeError as error:
             raise ConfigError(f"{cls.__name__} holds a value that JSON cannot: {error}") from None
 
@@ -85,22 +85,22 @@ class Config(BaseModel):
             found = parse_object(data)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        return cls.from_dict(_known(cls, found))
+        return cls.from_dict(_drop_unknown_fields(cls, found))
 
 
-def _known(cls: type[Config], data: dict[str, Any]) -> dict[str, Any]:
+def _drop_unknown_fields(cls: type[Config], data: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a record that the class knows; below it likewise, but for kinds of a union."""
     if cls.unknown_is_error:
         return data
     found = {name: value for name, value in data.items() if name in cls.model_fields}
     for name, value in found.items():
-        below = [one for one in branches(cls.model_fields[name].annotation) if one is not type(None)]
+        below = [one for one in get_union_members(cls.model_fields[name].annotation) if one is not type(None)]
         if len(below) == 1 and isinstance(below[0], type) and issubclass(below[0], Config) and isinstance(value, dict):
-            found[name] = _known(below[0], value)
+            found[name] = _drop_unknown_fields(below[0], value)
     return found
 
 
-def plain(value: object) -> Any:
+def to_jsonable(value: object) -> Any:
     """The JSON form of a Config, enum, path or mapping; meant as `default` of json.dumps.
 
     Raises:

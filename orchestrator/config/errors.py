@@ -10,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from orchestrator.config.tree import KIND, Models, branches, kind_of, models_in
+from orchestrator.config.introspection import KIND, ModelTypes, find_models, get_kind, get_union_members
 
-_LONGEST_VALUE = 60
-_LONGEST_HINT = 90
-_MOST_KEYS = 12
+_MAX_VALUE_LENGTH = 60
+_MAX_HINT_LENGTH = 90
+_MAX_KEYS_LISTED = 12
 
 # pydantic's error types, told in the user's words; the braces are filled from the error's context.
 _REASONS = {
@@ -48,7 +48,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class FieldError:
     """One refused place: its dotted path (empty for the whole configuration) and why."""
 
     path: str
@@ -65,45 +65,45 @@ class ConfigError(ValueError):
     cross processes.
     """
 
-    def __init__(self, *problems: Problem | str) -> None:
+    def __init__(self, *problems: FieldError | str) -> None:
         super().__init__(*problems)
 
     @property
-    def problems(self) -> tuple[Problem, ...]:
+    def field_errors(self) -> tuple[FieldError, ...]:
         """Every refused place, in the order in which the fields are declared."""
-        return tuple(p if isinstance(p, Problem) else Problem("", str(p)) for p in self.args)
+        return tuple(p if isinstance(p, FieldError) else FieldError("", str(p)) for p in self.args)
 
     def __str__(self) -> str:
-        return "; ".join(str(problem) for problem in self.problems)
+        return "; ".join(str(problem) for problem in self.field_errors)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ErrorLocation:
     """Where an error is: its visible path, the models that own the last key, and the field if known."""
 
     parts: tuple[str, ...]
-    owners: Models
+    owners: ModelTypes
     field: FieldInfo | None
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as one short line: text quoted, None as none, long values cut."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     text = repr(value) if isinstance(value, str | int | float) else json.dumps(value, default=str)
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return text if len(text) <= _MAX_VALUE_LENGTH else text[: _MAX_VALUE_LENGTH - 3] + "..."
 
 
-def near_misses(name: str, candidates: Iterable[str]) -> list[str]:
+def find_near_misses(name: str, candidates: Iterable[str]) -> list[str]:
     """Up to three known names that look like `name`; hyphens, underscores and case do not count.
 
     Names are compared as a whole first, then by their last dotted part, so that `decay_factor` finds
     `schedule.decay_factor`, then by their beginnings, so that `poly` finds `polynomial`.
     """
-    wanted = _plain(name)
-    by_plain = {_plain(candidate): candidate for candidate in candidates}
+    wanted = _normalize_name(name)
+    by_plain = {_normalize_name(candidate): candidate for candidate in candidates}
     keys: tuple[Callable[[str], str], ...] = (
         lambda plain: plain,
         lambda plain: plain.rpartition(".")[2],
@@ -116,23 +116,23 @@ def near_misses(name: str, candidates: Iterable[str]) -> list[str]:
     return []
 
 
-def suggestion(name: str, known: Sequence[str], noun: str) -> str:
+def format_suggestion(name: str, known: Sequence[str], noun: str) -> str:
     """`; did you mean a or b?` when something is near, else the first known names."""
-    near = near_misses(name, known)
+    near = find_near_misses(name, known)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    listed = ", ".join(known[:_MOST_KEYS]) + (", ..." if len(known) > _MOST_KEYS else "")
+    listed = ", ".join(known[:_MAX_KEYS_LISTED]) + (", ..." if len(known) > _MAX_KEYS_LISTED else "")
     return f"; known {noun}: {listed}" if listed else ""
 
 
-def one_of(value: str, choices: Iterable[str]) -> str:
+def format_choices(value: str, choices: Iterable[str]) -> str:
     """`must be one of a, b`, and which of them `value` looks like."""
     listed = list(choices)
-    near = near_misses(value, listed)
+    near = find_near_misses(value, listed)
     return f"must be one of {', '.join(listed)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def explain(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
+def convert_validation_error(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
     """The one-line ConfigError for what pydantic refused.
 
     Args:
@@ -144,25 +144,25 @@ def explain(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
     values: dict[str, str] = {}
     hints: dict[str, str] = {}
     for details in error.errors(include_url=False):
-        place = _locate(details["loc"], root)
+        place = _locate_error(details["loc"], root)
         tag = (KIND,) if details["type"].startswith("union_tag") else ()
         path = ".".join((*(prefix.split(".") if prefix else ()), *place.parts, *tag))
-        reason = _reason(details, place)
+        reason = _format_reason(details, place)
         if reason not in reasons.setdefault(path, []):
             reasons[path].append(reason)
-        values.setdefault(path, _refused(details))
-        hints.setdefault(path, "" if tag or details["type"] == "value_error" else _hint(place))
+        values.setdefault(path, _format_rejected_value(details))
+        hints.setdefault(path, "" if tag or details["type"] == "value_error" else _format_hint(place))
     # Several reasons at one place are the branches of a union, each of which says what it would take.
     return ConfigError(
-        *(Problem(path, values[path] + " or ".join(found) + hints[path]) for path, found in reasons.items())
+        *(FieldError(path, values[path] + " or ".join(found) + hints[path]) for path, found in reasons.items())
     )
 
 
-def _locate(loc: tuple[int | str, ...], root: Any) -> _Place:
-    annotation, owners, field = root, models_in(root), None
+def _locate_error(loc: tuple[int | str, ...], root: Any) -> _ErrorLocation:
+    annotation, owners, field = root, find_models(root), None
     parts: list[str] = []
     for item in loc:
-        tagged = [model for model in owners if len(owners) > 1 and kind_of(model) == item]
+        tagged = [model for model in owners if len(owners) > 1 and get_kind(model) == item]
         known = owners[0].model_fields.get(str(item)) if len(owners) == 1 else None
         if tagged:
             owners, field = tuple(tagged), None
@@ -171,14 +171,14 @@ def _locate(loc: tuple[int | str, ...], root: Any) -> _Place:
         elif known is not None:
             parts.append(item)
             field, annotation = known, known.annotation
-            owners = models_in(annotation)
+            owners = find_models(annotation)
         # pydantic names the branch of a plain union ("float", "str") as if it were a key.
-        elif owners or any(get_origin(branch) in (dict, Mapping) for branch in branches(annotation)):
+        elif owners or any(get_origin(branch) in (dict, Mapping) for branch in get_union_members(annotation)):
             parts.append(item)
-    return _Place(tuple(parts), owners, field)
+    return _ErrorLocation(tuple(parts), owners, field)
 
 
-def _reason(details: ErrorDetails, place: _Place) -> str:
+def _format_reason(details: ErrorDetails, place: _ErrorLocation) -> str:
     kind = details["type"]
     # Bounds come as floats even where an int was declared: 1.0 reads better as 1.
     context = {key: f"{v:g}" if isinstance(v, float) else v for key, v in details.get("ctx", {}).items()}
@@ -186,33 +186,33 @@ def _reason(details: ErrorDetails, place: _Place) -> str:
         return "must be given"
     if kind == "extra_forbidden":
         known = list(place.owners[0].model_fields) if place.owners else []
-        return "unknown key" + suggestion(place.parts[-1], known, "keys")
+        return "unknown key" + format_suggestion(place.parts[-1], known, "keys")
     if kind in ("literal_error", "enum", "union_tag_invalid"):
         listed = str(context.get("expected") or context["expected_tags"]).replace(" or ", ", ")
         choices = [choice.strip("'") for choice in listed.split(", ")]
-        return one_of(str(context.get("tag", details["input"])), choices)
+        return format_choices(str(context.get("tag", details["input"])), choices)
     return " ".join(_REASONS.get(kind, details["msg"]).format_map(context).split())
 
 
-def _refused(details: ErrorDetails) -> str:
+def _format_rejected_value(details: ErrorDetails) -> str:
     """The offending value, where showing it helps: not for a whole mapping or an absent key."""
     if details["type"] == "union_tag_invalid":
-        return f"{show(details['ctx']['tag'])} is refused: "
+        return f"{format_value(details['ctx']['tag'])} is refused: "
     if details["type"] in ("missing", "extra_forbidden", "union_tag_not_found", "json_invalid"):
         return ""
     if isinstance(details["input"], dict | BaseModel):
         return ""
-    return f"{show(details['input'])} is refused: "
+    return f"{format_value(details['input'])} is refused: "
 
 
-def _hint(place: _Place) -> str:
+def _format_hint(place: _ErrorLocation) -> str:
     """The field's own description in brackets, its first line only."""
     description = place.field.description if place.field is not None else None
     if not description:
         return ""
     line = description.strip().splitlines()[0].rstrip(".")
-    return f" ({line if len(line) <= _LONGEST_HINT else line[: _LONGEST_HINT - 3] + '...'})"
+    return f" ({line if len(line) <= _MAX_HINT_LENGTH else line[: _MAX_HINT_LENGTH - 3] + '...'})"
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.lstrip("-").replace("-", "_").lower()

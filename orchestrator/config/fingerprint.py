@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.config.base import Config, plain
+from orchestrator.config.base import Config, to_jsonable
 
-_LONGEST = 64  # hex digits of a sha256
+_MAX_DIGITS = 64  # hex digits of a sha256
 
-Part = Config | Mapping[str, Any] | tuple[Any, ...] | list[Any] | str | int | float | None
+FingerprintInput = Config | Mapping[str, Any] | tuple[Any, ...] | list[Any] | str | int | float | None
 
 
-def fingerprint(*parts: Part, length: int = 10) -> str:
+def compute_fingerprint(*parts: FingerprintInput, length: int = 10) -> str:
     """Hex digits that name these values: equal parts, equal name, on every machine and Python version.
 
     sha256 over canonical JSON (sorted keys, no whitespace, floats by repr, -0.0 as 0.0), so the order of
@@ -27,27 +27,27 @@ def fingerprint(*parts: Part, length: int = 10) -> str:
         ValueError: for a length out of range, or a number that is not finite.
         TypeError: for a value with no JSON form.
     """
-    if not 4 <= length <= _LONGEST:
-        raise ValueError(f"length: {length} is refused: must be between 4 and {_LONGEST}")
-    text = json.dumps([_canonical(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    if not 4 <= length <= _MAX_DIGITS:
+        raise ValueError(f"length: {length} is refused: must be between 4 and {_MAX_DIGITS}")
+    text = json.dumps([_canonicalize(part) for part in parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
 
 
-def _canonical(value: Any) -> Any:
+def _canonicalize(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is refused: a fingerprint takes finite numbers only")
         return value + 0.0  # turns -0.0 into 0.0, leaves every other float as it is
     if isinstance(value, Mapping):
-        return {_key(key): _canonical(item) for key, item in value.items()}
+        return {_check_key(key): _canonicalize(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [_canonicalize(item) for item in value]
     if value is None or (isinstance(value, str | int) and type(value) in (str, int, bool)):
         return value
-    return _canonical(plain(value))
+    return _canonicalize(to_jsonable(value))
 
 
-def _key(key: object) -> str:
+def _check_key(key: object) -> str:
     # JSON would write 1 and "1" alike, and could not sort a mixture.
     if not isinstance(key, str):
         raise TypeError(f"key {key!r} is refused: a fingerprint takes text keys only")

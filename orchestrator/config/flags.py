@@ -22,33 +22,32 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from orchestrator.config.base import Config, plain
-from orchestrator.config.errors import ConfigError, Problem, suggestion
-from orchestrator.config.overrides import homes, paths
-from orchestrator.config.readings import Words
-from orchestrator.config.tree import KIND, branches, kinds, variants
+from orchestrator.config.base import Config, to_jsonable
+from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
+from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
+from orchestrator.config.overrides import ListItems, find_kinds_with_path, flatten_config
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|false", type(None): "none"}
 
 
 @dataclass(frozen=True)
-class _Typed:
+class _FlagText:
     """What was typed after one flag; tells it from a default that was left alone."""
 
     tokens: tuple[str, ...]
 
 
-def names(config: Config) -> dict[str, str]:
+def map_flags_to_paths(config: Config) -> dict[str, str]:
     """Flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
 
     They differ where `tyro.conf.arg(name="")` leaves a level out of the flags. Positionals have no flag, and fixed
     fields none either.
     """
     found: dict[str, str] = {}
-    for name, field in _settable(type(config)).items():
-        shown, value = _shown_name(name, field), getattr(config, name)
+    for name, field in _get_settable_fields(type(config)).items():
+        shown, value = _get_flag_name(name, field), getattr(config, name)
         if isinstance(value, Config):
-            below = names(value)
+            below = map_flags_to_paths(value)
             found.update({".".join(filter(None, (shown, f))): f"{name}.{path}" for f, path in below.items()})
         elif not is_positional(field):
             found[shown] = name
@@ -60,12 +59,12 @@ def is_positional(field: FieldInfo) -> bool:
     return tyro.conf.Positional in field.metadata
 
 
-def _settable(model: type[BaseModel]) -> dict[str, FieldInfo]:
+def _get_settable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields that a command line may set: all but those declared as `tyro.conf.Fixed[...]`."""
     return {name: field for name, field in model.model_fields.items() if tyro.conf.Fixed not in field.metadata}
 
 
-def typed(prog: str, description: str, config: Config, arguments: Sequence[str]) -> dict[str, Any]:
+def parse_flags(prog: str, description: str, config: Config, arguments: Sequence[str]) -> dict[str, Any]:
     """The overrides that the flags in `arguments` ask for: dotted path to text, Words or bool.
 
     Prints the help and exits for --help.
@@ -80,8 +79,8 @@ def typed(prog: str, description: str, config: Config, arguments: Sequence[str])
         ConfigError: for an unknown flag (with near misses), or one that lacks its value.
     """
     registry = ConstructorRegistry()
-    registry.struct_rule(_rule(_choices(config)))
-    with _errors.on_parse_error(_refusal(config)):
+    registry.struct_rule(_make_struct_rule(_collect_kind_choices(config)))
+    with _errors.on_parse_error(_make_error_handler(config)):
         values: Any = tyro.cli(
             type(config),
             prog=prog,
@@ -90,47 +89,47 @@ def typed(prog: str, description: str, config: Config, arguments: Sequence[str])
             default=config,
             registry=registry,
         )
-    found = _overrides(config, values)
-    for flag, path in names(config).items():
-        if found.get(path) == Words():
-            raise ConfigError(Problem(_dashed(flag), "needs a value, [] for none"))
+    found = _collect_overrides(config, values)
+    for flag, path in map_flags_to_paths(config).items():
+        if found.get(path) == ListItems():
+            raise ConfigError(FieldError(_format_flag(flag), "needs a value, [] for none"))
     return found
 
 
-def _overrides(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_overrides(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, field in _settable(type(config)).items():
+    for name, field in _get_settable_fields(type(config)).items():
         default, value = getattr(config, name), values[name]
         if isinstance(default, Config):
-            found.update({f"{name}.{path}": v for path, v in _overrides(default, value).items()})
-        elif isinstance(value, _Typed):
+            found.update({f"{name}.{path}": v for path, v in _collect_overrides(default, value).items()})
+        elif isinstance(value, _FlagText):
             alone = len(value.tokens) == 1 and not (is_positional(field) and _takes_many(field.annotation))
-            found[name] = value.tokens[0] if alone else Words(value.tokens)
+            found[name] = value.tokens[0] if alone else ListItems(value.tokens)
         elif field.annotation is bool and value != default:
             found[name] = value
     return found
 
 
-def _rule(choices: Mapping[int, str]) -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
+def _make_struct_rule(choices: Mapping[int, str]) -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
     """How tyro is to see a Config: as a dict of texts; `choices` is the metavar of kind by id of variant."""
 
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         if not (isinstance(info.type, type) and issubclass(info.type, Config)):
             return None
         fields = [
-            _spec(name, field, getattr(info.default, name), choices.get(id(info.default)))
-            for name, field in _settable(info.type).items()
+            _make_field_spec(name, field, getattr(info.default, name), choices.get(id(info.default)))
+            for name, field in _get_settable_fields(info.type).items()
         ]
-        return StructConstructorSpec(instantiate=_collect, fields=tuple(fields))
+        return StructConstructorSpec(instantiate=_collect_values, fields=tuple(fields))
 
     return rule
 
 
-def _collect(**values: Any) -> dict[str, Any]:
+def _collect_values(**values: Any) -> dict[str, Any]:
     return values
 
 
-def _spec(name: str, field: FieldInfo, default: Any, choices: str | None) -> StructFieldSpec:
+def _make_field_spec(name: str, field: FieldInfo, default: Any, choices: str | None) -> StructFieldSpec:
     help_text = field.description or ""
     seen: Any
     if isinstance(default, Config):
@@ -142,10 +141,10 @@ def _spec(name: str, field: FieldInfo, default: Any, choices: str | None) -> Str
         many = _takes_many(field.annotation)
         spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
             nargs="*" if many else 1,
-            metavar=choices if choices is not None and name == KIND else _metavar(field.annotation),
-            instance_from_str=lambda tokens: _Typed(tuple(tokens)),
+            metavar=choices if choices is not None and name == KIND else _format_metavar(field.annotation),
+            instance_from_str=lambda tokens: _FlagText(tuple(tokens)),
             is_instance=lambda value: True,
-            str_from_instance=_texts,
+            str_from_instance=_format_default,
         )
         seen = Annotated[object, spec]
     marks = tuple(mark for mark in field.metadata if type(mark).__module__.startswith("tyro."))
@@ -153,48 +152,48 @@ def _spec(name: str, field: FieldInfo, default: Any, choices: str | None) -> Str
     return StructFieldSpec(name=name, type=seen, default=default, helptext=help_text)
 
 
-def _choices(config: Config) -> dict[int, str]:
+def _collect_kind_choices(config: Config) -> dict[int, str]:
     found: dict[int, str] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
-            union = kinds(variants(field.annotation))
-            found.update(_choices(value))
+            union = map_kinds(get_model_variants(field.annotation))
+            found.update(_collect_kind_choices(value))
             found.update({id(value): f"{{{','.join(union)}}}"} if union else {})
     return found
 
 
 def _takes_many(annotation: Any) -> bool:
-    return any(get_origin(branch) is tuple for branch in branches(annotation))
+    return any(get_origin(branch) is tuple for branch in get_union_members(annotation))
 
 
-def _metavar(annotation: Any) -> str:
-    return "|".join(dict.fromkeys(_word(branch) for branch in branches(annotation)))
+def _format_metavar(annotation: Any) -> str:
+    return "|".join(dict.fromkeys(_format_branch(branch) for branch in get_union_members(annotation)))
 
 
-def _word(branch: Any) -> str:
+def _format_branch(branch: Any) -> str:
     if get_origin(branch) is Literal:
         return "{" + ",".join(str(choice) for choice in get_args(branch)) + "}"
     if get_origin(branch) is tuple:
-        items = [_metavar(item) for item in get_args(branch) if item is not Ellipsis]
+        items = [_format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
         return f"{items[0]} ..." if Ellipsis in get_args(branch) else " ".join(items)
     if isinstance(branch, type) and issubclass(branch, Enum):
         return "{" + ",".join(str(member.value) for member in branch) + "}"
     return _METAVARS.get(branch, "JSON")
 
 
-def _texts(value: Any) -> list[str]:
+def _format_default(value: Any) -> list[str]:
     """A default as it would be typed."""
     if isinstance(value, tuple | list):
-        return [text for item in value for text in _texts(item)] or ["[]"]
+        return [text for item in value for text in _format_default(item)] or ["[]"]
     if isinstance(value, dict | BaseModel):
-        return [json.dumps(value, default=plain)]
+        return [json.dumps(value, default=to_jsonable)]
     if isinstance(value, Enum):
         return [str(value.value)]
     return ["none" if value is None else str(value)]
 
 
-def _shown_name(name: str, field: FieldInfo) -> str:
+def _get_flag_name(name: str, field: FieldInfo) -> str:
     for mark in field.metadata:
         shown = getattr(mark, "name", None) if type(mark).__module__.startswith("tyro.") else None
         if shown is not None:
@@ -202,44 +201,50 @@ def _shown_name(name: str, field: FieldInfo) -> str:
     return name
 
 
-def _refusal(config: Config) -> Callable[[_errors.ParseErrorEvent], None]:
+def _make_error_handler(config: Config) -> Callable[[_errors.ParseErrorEvent], None]:
     def refuse(event: _errors.ParseErrorEvent) -> None:
         if isinstance(event, _errors.UnrecognizedArgs):
-            raise unknown(config, event.tokens[0])
+            raise make_unknown_flag_error(config, event.tokens[0])
         if isinstance(event, _errors.BadValue):
             wanted = event.argument.lowered.metavar
-            raise ConfigError(Problem(event.argument.display_name(), f"needs a value: {wanted}"))
+            raise ConfigError(FieldError(event.argument.display_name(), f"needs a value: {wanted}"))
         raise ConfigError(f"the command line is refused: {event}")
 
     return refuse
 
 
-def _dashed(flag: str) -> str:
+def _format_flag(flag: str) -> str:
     return "--" + flag.replace("_", "-")
 
 
-def _negated(config: Config, known: Mapping[str, str], flag: str) -> str | None:
+def _find_negated_flag(config: Config, known: Mapping[str, str], flag: str) -> str | None:
     """Return how a flag is switched off that was written --no-BRANCH.NAME; None when it is something else."""
     name = flag.lstrip("-").replace("-", "_").removeprefix("no_")
-    if not flag.startswith("--no-") or name not in known or not isinstance(paths(config).get(known[name]), bool):
+    if (
+        not flag.startswith("--no-")
+        or name not in known
+        or not isinstance(flatten_config(config).get(known[name]), bool)
+    ):
         return None
     branch, dot, last = name.rpartition(".")
-    return f"{_dashed(f'{branch}{dot}no_{last}')} or {_dashed(name)} false"
+    return f"{_format_flag(f'{branch}{dot}no_{last}')} or {_format_flag(name)} false"
 
 
-def unknown(config: Config, token: str) -> ConfigError:
+def make_unknown_flag_error(config: Config, token: str) -> ConfigError:
     """Why a token is no flag of this configuration, and which flag may have been meant."""
     flag = token.partition("=")[0]
     if not flag.startswith("-"):
-        return ConfigError(Problem(flag, "unexpected argument; flags begin with --"))
-    known = names(config)
-    if (proper := _negated(config, known, flag)) is not None:
-        return ConfigError(Problem(flag, f"unknown flag; write {proper}"))
+        return ConfigError(FieldError(flag, "unexpected argument; flags begin with --"))
+    known = map_flags_to_paths(config)
+    if (proper := _find_negated_flag(config, known, flag)) is not None:
+        return ConfigError(FieldError(flag, f"unknown flag; write {proper}"))
     branch, _, last = flag.lstrip("-").replace("-", "_").rpartition(".")
     # The flag may be one of another kind; its neighbour tells where such a kind would be.
     neighbour = known.get(f"{branch}.{KIND}" if branch else KIND)
-    elsewhere = homes(config, f"{neighbour.rpartition('.')[0]}.{last}") if neighbour else []
+    elsewhere = find_kinds_with_path(config, f"{neighbour.rpartition('.')[0]}.{last}") if neighbour else []
     if elsewhere:
         kind = f"--{branch}.{KIND}" if branch else f"--{KIND}"
-        return ConfigError(Problem(flag, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
-    return ConfigError(Problem(flag, "unknown flag" + suggestion(flag, [_dashed(name) for name in known], "flags")))
+        return ConfigError(FieldError(flag, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
+    return ConfigError(
+        FieldError(flag, "unknown flag" + format_suggestion(flag, [_format_flag(name) for name in known], "flags"))
+    )

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-_MOST_DIGITS = 300  # a float holds 308
+_MAX_DIGITS = 300  # a float holds 308
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -16,7 +16,7 @@ def parse_json(data: bytes | str) -> Any:
     parser, NaN and Infinity (which are not JSON), numbers that no float holds (1e999).
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded)
+        return json.loads(data, parse_constant=_reject_constant, parse_float=_parse_float, parse_int=_parse_int)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -31,18 +31,18 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     return value
 
 
-def _bounded(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
+def _parse_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits is too large")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is too large a number")
     return number
 
 
-def _refuse_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")

@@ -16,11 +16,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from orchestrator.config.printable import printable
+from orchestrator.config.redaction import make_printable
 
-_KEPT = "\n\t"  # of a text of several lines
+_KEPT_WHITESPACE = "\n\t"  # of a text of several lines
 # A class and a file are named by others: brackets in a name are no style, ":car:" is no picture.
-_LITERAL: dict[str, Any] = {"markup": False, "emoji": False}
+_LITERAL_OPTIONS: dict[str, Any] = {"markup": False, "emoji": False}
 
 
 class PrintableConsole(Console):
@@ -28,16 +28,16 @@ class PrintableConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         """Take the options of `rich.console.Console`."""
-        super().__init__(**(_LITERAL | options))
+        super().__init__(**(_LITERAL_OPTIONS | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return the text as rich does, after it was made printable."""
-        return super().render_str(printable(text, keep=_KEPT), **options)
+        return super().render_str(make_printable(text, keep=_KEPT_WHITESPACE), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Return what rich makes of a renderable, whose texts were made printable."""
         if isinstance(renderable, Text):
-            shown = printable(renderable.plain, keep=_KEPT)
+            shown = make_printable(renderable.plain, keep=_KEPT_WHITESPACE)
             if shown != renderable.plain:
                 renderable = renderable.blank_copy(shown)
         return super().render(renderable, options)
@@ -51,7 +51,7 @@ def prepare_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.setLogRecordFactory(_Record)
+    logging.setLogRecordFactory(_PrintableLogRecord)
     # A hook of somebody else's, such as a debugger's, stays.
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_uncaught
@@ -60,35 +60,35 @@ def prepare_output() -> None:
     warnings.formatwarning = _format_warning
 
 
-class _Record(logging.LogRecord):
+class _PrintableLogRecord(logging.LogRecord):
     """A log record, ours or a library's, whose message and traceback are printable."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         if self.exc_info:
-            self.exc_text = _traceback(*self.exc_info)  # which a formatter then takes as it is
+            self.exc_text = _format_traceback(*self.exc_info)  # which a formatter then takes as it is
 
     def getMessage(self) -> str:
-        return printable(super().getMessage(), keep=_KEPT)
+        return make_printable(super().getMessage(), keep=_KEPT_WHITESPACE)
 
 
-def _traceback(kind: Any, error: Any, trace: Any) -> str:
-    return printable("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), keep=_KEPT)
+def _format_traceback(kind: Any, error: Any, trace: Any) -> str:
+    return make_printable("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), keep=_KEPT_WHITESPACE)
 
 
 def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(_traceback(kind, error, trace) + "\n")
+    sys.stderr.write(_format_traceback(kind, error, trace) + "\n")
 
 
 def _print_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
     if uncaught.exc_type is SystemExit:
         return
     name = uncaught.thread.name if uncaught.thread is not None else "unknown"
-    told = _traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
-    sys.stderr.write(f"Exception in thread {printable(name)}:\n{told}\n")
+    told = _format_traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
+    sys.stderr.write(f"Exception in thread {make_printable(name)}:\n{told}\n")
 
 
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return printable(f"{filename}:{lineno}: {category.__name__}: {message}\n", keep=_KEPT)
+    return make_printable(f"{filename}:{lineno}: {category.__name__}: {message}\n", keep=_KEPT_WHITESPACE)

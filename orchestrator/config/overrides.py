@@ -1,21 +1,32 @@
 """Dotted overrides: `schedule.decay_factor=0.94`, typed by the field they name."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import product
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from orchestrator.config.base import Config, plain
-from orchestrator.config.errors import ConfigError, Problem, one_of, show, suggestion
-from orchestrator.config.readings import Words, read
-from orchestrator.config.tree import KIND, Models, kinds, variants
+from orchestrator.config.base import Config, to_jsonable
+from orchestrator.config.errors import (
+    ConfigError,
+    FieldError,
+    convert_validation_error,
+    format_choices,
+    format_suggestion,
+    format_value,
+)
+from orchestrator.config.introspection import KIND, ModelTypes, get_model_variants, map_kinds
+from orchestrator.config.json_text import parse_json
 
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=BaseModel)
 
 
-def paths(config: Config) -> dict[str, Any]:
+def flatten_config(config: Config) -> dict[str, Any]:
     """Every leaf of the configuration: dotted path to value, in declared order.
 
     A container of configurations is one leaf, and so is a configuration that is None.
@@ -24,13 +35,13 @@ def paths(config: Config) -> dict[str, Any]:
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, Config):
-            found.update({f"{name}.{path}": leaf for path, leaf in paths(value).items()})
+            found.update({f"{name}.{path}": leaf for path, leaf in flatten_config(value).items()})
         else:
             found[name] = value
     return found
 
 
-def apply(config: C, overrides: Mapping[str, Any]) -> C:
+def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     """The configuration with the overrides in place; the given one stays as it is.
 
     Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of
@@ -44,110 +55,214 @@ def apply(config: C, overrides: Mapping[str, Any]) -> C:
     Raises:
         ConfigError: one line naming every unknown path (with near misses) or refused value.
     """
-    return type(config).from_dict(_edited(config, overrides))
+    return type(config).from_dict(_merge_overrides(config, overrides))
 
 
-def draft(config: C, overrides: Mapping[str, Any]) -> C:
+def build_draft(config: C, overrides: Mapping[str, Any]) -> C:
     """Like `apply`, but its values are not validated: the shape of a configuration still being written.
 
     Raises:
         ConfigError: for an unknown path or kind.
     """
-    return _unchecked(type(config), _edited(config, overrides))
+    return _construct_unvalidated(type(config), _merge_overrides(config, overrides))
 
 
-def homes(config: Config, path: str) -> list[str]:
+def find_kinds_with_path(config: Config, path: str) -> list[str]:
     """The kinds that would have this path, for a path that the present kind lacks; empty if none would."""
     *branch, last = path.split(".")
     model: type[BaseModel] = type(config)
     value: Any = config
-    models: Models = ()
+    models: ModelTypes = ()
     for name in branch:
         if not isinstance(value, Config) or name not in model.model_fields:
             return []
-        models = variants(model.model_fields[name].annotation)
+        models = get_model_variants(model.model_fields[name].annotation)
         value = getattr(value, name)
         model = type(value)
-    return [kind for kind, other in kinds(models).items() if last in other.model_fields]
+    return [kind for kind, other in map_kinds(models).items() if last in other.model_fields]
 
 
-def _edited(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_overrides(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
     data = config.to_dict()
-    problems: list[Problem] = []
-    for path in sorted(overrides, key=_order):
+    problems: list[FieldError] = []
+    for path in sorted(overrides, key=_get_sort_key):
         try:
-            _set(type(config), data, path, overrides[path], config)
+            _set_path(type(config), data, path, overrides[path], config)
         except ConfigError as error:
-            problems.extend(error.problems)
+            problems.extend(error.field_errors)
     if problems:
         raise ConfigError(*problems)
     return data
 
 
-def _unchecked(model: type[M], data: Mapping[str, Any]) -> M:
+def _construct_unvalidated(model: type[M], data: Mapping[str, Any]) -> M:
     # What has no default and is not said yet is none for now: every field has to be there to be shown.
     values: dict[str, Any] = {name: None for name, field in model.model_fields.items() if field.is_required()}
     for name, value in data.items():
-        models = variants(model.model_fields[name].annotation)
+        models = get_model_variants(model.model_fields[name].annotation)
         if models and isinstance(value, dict):
-            values[name] = _unchecked(kinds(models).get(str(value.get(KIND)), models[0]), value)
+            values[name] = _construct_unvalidated(map_kinds(models).get(str(value.get(KIND)), models[0]), value)
         else:
             values[name] = value
     return model.model_construct(**values)
 
 
-def _order(path: str) -> tuple[int, bool, str]:
+def _get_sort_key(path: str) -> tuple[int, bool, str]:
     *_, last = path.split(".")
     return path.count("."), last != KIND, path
 
 
-def _set(model: type[BaseModel], data: dict[str, Any], path: str, value: Any, config: Config) -> None:
+def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: Any, config: Config) -> None:
     """Set one path in the JSON form `data` of a `model`; `config` is only asked for near misses."""
     *branch, last = path.split(".")
     union: Mapping[str, type[BaseModel]] = {}
     for name in branch:
         field = model.model_fields.get(name)
-        models = variants(field.annotation) if field is not None else ()
-        below = _below(data, name, field)
+        models = get_model_variants(field.annotation) if field is not None else ()
+        below = _get_branch(data, name, field)
         if not models or not isinstance(below, dict):
-            raise _unknown(path, config)
-        union, data = kinds(models), below
+            raise _make_unknown_path_error(path, config)
+        union, data = map_kinds(models), below
         model = union.get(str(data.get(KIND)), models[0])
     if last == KIND and len(union) > 1:
-        _switch(union, data, value, path)
+        _switch_kind(union, data, value, path)
     elif last in model.model_fields:
-        is_text = isinstance(value, str | Words)
-        data[last] = read(value, model, last, path) if is_text else _branch_or_leaf(value)
+        is_text = isinstance(value, str | ListItems)
+        data[last] = parse_value(value, model, last, path) if is_text else _copy_branch(value)
     else:
-        raise _unknown(path, config)
+        raise _make_unknown_path_error(path, config)
 
 
-def _below(data: dict[str, Any], name: str, field: FieldInfo | None) -> Any:
+def _get_branch(data: dict[str, Any], name: str, field: FieldInfo | None) -> Any:
     """What `data` has at `name`; a branch left to its default is written out first, to be changed in part."""
     if field is not None and name not in data and not field.is_required():
         default = field.get_default(call_default_factory=True, validated_data=data)
-        data[name] = _branch_or_leaf(default)
+        data[name] = _copy_branch(default)
     return data.get(name)
 
 
-def _branch_or_leaf(value: Any) -> Any:
+def _copy_branch(value: Any) -> Any:
     # Deeper overrides may change what a whole branch brings, so it must be a dict of our own.
-    return plain(value) if isinstance(value, Config | Mapping) else value
+    return to_jsonable(value) if isinstance(value, Config | Mapping) else value
 
 
-def _switch(union: Mapping[str, type[BaseModel]], data: dict[str, Any], kind: Any, path: str) -> None:
+def _switch_kind(union: Mapping[str, type[BaseModel]], data: dict[str, Any], kind: Any, path: str) -> None:
     """Turn `data` into another variant in place: shared fields stay, the others are left to defaults."""
     if not isinstance(kind, str) or kind not in union:
-        raise ConfigError(Problem(path, f"{show(kind)} is refused: {one_of(str(kind), union)}"))
+        raise ConfigError(FieldError(path, f"{format_value(kind)} is refused: {format_choices(str(kind), union)}"))
     shared = union[kind].model_fields
     for name in [name for name in data if name not in shared]:
         del data[name]
     data[KIND] = kind
 
 
-def _unknown(path: str, config: Config) -> ConfigError:
-    elsewhere = homes(config, path)
+def _make_unknown_path_error(path: str, config: Config) -> ConfigError:
+    elsewhere = find_kinds_with_path(config, path)
     if elsewhere:
         kind = f"{path.rpartition('.')[0]}.{KIND}"
-        return ConfigError(Problem(path, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
-    return ConfigError(Problem(path, "unknown path" + suggestion(path, list(paths(config)), "paths")))
+        return ConfigError(FieldError(path, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
+    return ConfigError(
+        FieldError(path, "unknown path" + format_suggestion(path, list(flatten_config(config)), "paths"))
+    )
+
+
+_KEYWORDS = {"none": None, "null": None, "true": True, "false": False}
+_MAX_MIXED_ITEMS = 4  # items up to which every mixture of texts and numbers is tried
+_FIELD_MODEL_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class ListItems(tuple[str, ...]):
+    """Texts that are the items of one list: `--scales 0.08 1.0`."""
+
+
+def parse_value(text: str | ListItems, model: type[BaseModel], name: str, path: str) -> Any:
+    """The JSON-ready value that `text` means for the field `name` of `model`.
+
+    The field decides: "1" is the text 1 for a str, one for an int. "none", "true" and "false" are words
+    where the field takes them; a tuple is written [0.08, 1.0] or 0.08,1.0; a mapping is written as JSON.
+
+    Args:
+        text: as typed on a command line or written in a sweep; Words for several at once.
+        model: the class that has the field.
+        name: name of the field.
+        path: dotted path for the error message.
+
+    Raises:
+        ConfigError: when the field takes none of the text's meanings; it tells about the likeliest one.
+    """
+    probe = _make_field_model(model, name)
+    likeliest: tuple[tuple[bool, int], ValidationError] | None = None
+    for reading in _iter_candidates(text):
+        try:
+            probe.model_validate_json(json.dumps({name: reading}), strict=True)
+        except ValidationError as error:
+            distance = _rank_error(error)
+            # Strictly nearer only: of equally near meanings, the first one is the most literal.
+            if likeliest is None or distance < likeliest[0]:
+                likeliest = distance, error
+        else:
+            return reading
+    assert likeliest is not None, "every text has at least one reading: itself"
+    raise convert_validation_error(likeliest[1], model, path.rpartition(".")[0])
+
+
+@lru_cache(maxsize=1024)
+def _make_field_model(model: type[BaseModel], name: str) -> type[BaseModel]:
+    """A model of that one field, to ask the field alone: the others may not be valid yet."""
+    field = model.model_fields[name]
+    definitions: dict[str, Any] = {name: (field.annotation, field)}
+    return create_model("Probe", __config__=_FIELD_MODEL_CONFIG, **definitions)
+
+
+def _iter_candidates(text: str | ListItems) -> Iterator[Any]:
+    if isinstance(text, ListItems):
+        yield from _iter_candidate_lists(text)
+        with suppress(ValueError):  # not JSON: the readings above still stand
+            yield [parse_json(item) for item in text]
+        return
+    word = text.strip()
+    if word.lower() in _KEYWORDS:
+        yield _KEYWORDS[word.lower()]
+    number = _parse_number(word)
+    if number is not None:
+        yield number
+    yield text
+    if word[:1] in ("[", "{", '"'):
+        with suppress(ValueError):  # not JSON: the readings below still stand
+            yield parse_json(word)
+    inner = word[1:-1] if (word[:1], word[-1:]) in (("[", "]"), ("(", ")")) else word
+    items = [item.strip() for item in inner.split(",")]
+    if items[-1] == "":  # "0.5," is a list of one, "[]" a list of none
+        items.pop()
+    yield from _iter_candidate_lists(items)
+
+
+def _iter_candidate_lists(items: Sequence[str]) -> Iterator[list[Any]]:
+    if len(items) > _MAX_MIXED_ITEMS:
+        yield list(items)
+        yield [_parse_scalar(item) for item in items]
+    else:  # a pair may be a text and a number
+        yield from map(list, product(*([item, _parse_scalar(item)] for item in items)))
+
+
+def _parse_number(word: str) -> int | float | None:
+    for number in (int, float):
+        try:
+            return number(word)
+        except ValueError:
+            continue
+    return None
+
+
+def _parse_scalar(item: str) -> Any:
+    if item.lower() in _KEYWORDS:
+        return _KEYWORDS[item.lower()]
+    number = _parse_number(item)
+    return item if number is None else number
+
+
+def _rank_error(error: ValidationError) -> tuple[bool, int]:
+    """How far a reading is from what the field takes: wrong altogether, then by its number of errors."""
+    details = error.errors(include_url=False)
+    wrong = any(len(d["loc"]) == 1 and d["type"].endswith(("_type", "_required")) for d in details)
+    return wrong, len(details)

@@ -69,7 +69,7 @@ class AugmentationConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _ranges(self) -> Self:
+    def _check_ranges(self) -> Self:
         low, high = self.area
         if not 0 < low <= high <= 1:
             raise ValueError(f"area {low}, {high} is refused: 0 < smallest <= largest <= 1 is needed")
@@ -96,7 +96,7 @@ class OrderConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _within_budget(self) -> Self:
+    def _check_budget(self) -> Self:
         if self.lanes * self.window > self.budget:
             raise ValueError(
                 f"window {self.window} x lanes {self.lanes} = {self.lanes * self.window} samples is over the budget of "

@@ -13,18 +13,19 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_object
-from orchestrator.data import labels, tars
-from orchestrator.data.errors import DataError
-from orchestrator.data.fields import Fields, Others
+from orchestrator.data.build import label_format, tar_reader
+from orchestrator.data.build.member_fields import MemberFields, OtherMembers
+from orchestrator.data.build.tar_reader import TarMember
+from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Shard
-from orchestrator.data.tars import Member
-from orchestrator.storage import files, urls
+from orchestrator.storage import file_io
 
 SUFFIX = ".index.json"
 
 
-class Keys(Sequence[str]):
+class KeyColumn(Sequence[str]):
     """Keys in one piece of memory: as single strings they would take most of an open index."""
 
     __slots__ = ("_ends", "_text")
@@ -55,7 +56,7 @@ class Keys(Sequence[str]):
     def __hash__(self) -> int:
         return hash(tuple(self))
 
-    def hashes(self) -> NDArray[np.uint64]:
+    def compute_hashes(self) -> NDArray[np.uint64]:
         """xxh3_64 of each key."""
         view, ends = memoryview(self._text), self._ends.tolist()
         found = [xxhash.xxh3_64_intdigest(view[start:end]) for start, end in pairwise(ends)]
@@ -84,27 +85,27 @@ class ShardIndex:
         return json.dumps(columns, separators=(",", ":")).encode()
 
 
-def checksum(image: bytes | bytearray | memoryview) -> int:
+def compute_checksum(image: bytes | bytearray | memoryview) -> int:
     """XXH3 of an image's bytes, 64 bits: a tenth of the cost of any cryptographic sum."""
     return xxhash.xxh3_64_intdigest(image)
 
 
-def of_tar(data: bytes, name: str) -> ShardIndex:
+def index_tar(data: bytes, name: str) -> ShardIndex:
     """The index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
 
     Raises DataError when a sample lacks one of the two or has one twice, or the tar is cut or damaged.
     """
-    fields, others = Fields(), Others()
-    members = tars.members([data], name, fields.extensions, others.add)
-    return of_members(members, name, labels.decimal, fields, others)
+    fields, others = MemberFields(), OtherMembers()
+    members = tar_reader.iter_members([data], name, fields.extensions, others.add)
+    return index_members(members, name, label_format.parse_decimal, fields, others)
 
 
-def of_members(
-    members: Iterable[Member],
+def index_members(
+    members: Iterable[TarMember],
     name: str,
     read_label: Callable[[memoryview], int],
-    fields: Fields,
-    others: Others,
+    fields: MemberFields,
+    others: OtherMembers,
 ) -> ShardIndex:
     """The index of a tar's members: an image and a label for each key, by the extensions of `fields`.
 
@@ -118,7 +119,11 @@ def of_members(
         key, rank, is_label = member.key, ranks[member.extension], member.extension in fields.labels
         before = (numbers if is_label else images).get(key)
         if before is not None and (before[0] == rank or not (is_label or fields.is_chosen)):
-            fix = "keys must be unique" if before[0] == rank else _choose(fields.images[before[0]], member.extension)
+            fix = (
+                "keys must be unique"
+                if before[0] == rank
+                else _suggest_image_key(fields.images[before[0]], member.extension)
+            )
             raise DataError(
                 f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
                 f"{member.offset}: {fix}"
@@ -126,7 +131,7 @@ def of_members(
         if before is not None and before[0] < rank:
             continue
         if not is_label:
-            images[key] = (rank, member.offset, len(member.payload), checksum(member.payload))
+            images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
             continue
         try:
             numbers[key] = (rank, read_label(member.payload))
@@ -137,11 +142,11 @@ def of_members(
         said = "" if numbers else f"; no member ends in .{' or .'.join(fields.labels)}"
         raise DataError(
             f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{said})"
-            f"{others.hint()}"
+            f"{others.suggest_flags()}"
         )
     _, offsets, lengths, checksums = zip(*images.values(), strict=True) if images else ((), (), (), ())
     return ShardIndex(
-        Keys(images),
+        KeyColumn(images),
         np.array([numbers[key][1] for key in images], dtype=np.int64),
         np.array(offsets, dtype=np.int64),
         np.array(lengths, dtype=np.int64),
@@ -149,7 +154,7 @@ def of_members(
     )
 
 
-def _choose(one: str, other: str) -> str:
+def _suggest_image_key(one: str, other: str) -> str:
     return f".{one} and .{other}; set --image-key {one} if that is the one to train on"
 
 
@@ -158,16 +163,16 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
 
     Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
     """
-    where = files.join(dataset, shard.name + SUFFIX)
-    shown = urls.redact(where)
+    where = file_io.join(dataset, shard.name + SUFFIX)
+    shown = redaction.redact(where)
     try:
-        data = files.read_bytes(where)
+        data = file_io.read_bytes(where)
     except FileNotFoundError:
         raise DataError(f"data: {shown}: missing; pack or index the dataset again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
     try:
-        found = _from_columns(parse_object(data))
+        found = _parse_columns(parse_object(data))
         # Compared like this no sum can overflow.
         inside = (found.offsets >= 0) & (found.lengths >= 0) & (found.lengths <= shard.bytes - found.offsets)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -178,7 +183,7 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     return found
 
 
-def _from_columns(columns: dict[str, list[Any]]) -> ShardIndex:
+def _parse_columns(columns: dict[str, list[Any]]) -> ShardIndex:
     names = ("keys", "labels", "offsets", "lengths", "checksums")
     for name in names:
         if not set(map(type, columns[name])) <= {str if name == "keys" else int}:
@@ -186,9 +191,30 @@ def _from_columns(columns: dict[str, list[Any]]) -> ShardIndex:
     if len({len(columns[name]) for name in names}) > 1:
         raise ValueError(f"columns of {', '.join(f'{len(columns[name])} {name}' for name in names)}")
     return ShardIndex(
-        Keys(columns["keys"]),
+        KeyColumn(columns["keys"]),
         np.array(columns["labels"], dtype=np.int64),
         np.array(columns["offsets"], dtype=np.int64),
         np.array(columns["lengths"], dtype=np.int64),
         np.array(columns["checksums"], dtype=np.uint64),
     )
+
+
+Places = NDArray[np.int64]
+
+
+def find_equal_pairs(columns: Sequence[NDArray[np.uint64]]) -> Places:
+    """P x 2 places of equal hashes in the concatenated columns, each with its next equal, ascending."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *columns])
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    first = np.flatnonzero(ranked[1:] == ranked[:-1])
+    pairs = np.stack((order[first], order[first + 1]), axis=1)
+    return np.asarray(pairs[np.argsort(pairs[:, 0], kind="stable")], dtype=np.int64)
+
+
+def locate_rows(columns: Sequence[NDArray[np.uint64]], places: Places) -> tuple[Places, Places]:
+    """Column and row of places in the concatenated columns."""
+    ends = np.cumsum([len(column) for column in columns], dtype=np.int64)
+    column = np.searchsorted(ends, places, side="right")
+    lengths = np.array([len(column) for column in columns], dtype=np.int64)
+    return np.asarray(column, dtype=np.int64), np.asarray(places - (ends - lengths)[column], dtype=np.int64)

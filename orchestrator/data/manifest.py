@@ -10,23 +10,24 @@ from urllib.parse import unquote
 
 from pydantic import Field, ValidationError, field_validator
 
+from orchestrator.config import redaction
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import fingerprint
+from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_json
-from orchestrator.data.errors import DataError
-from orchestrator.storage import files, urls
+from orchestrator.data.data_errors import DataError
+from orchestrator.storage import file_io, urls
 
 FORMAT_VERSION = 2
-NAME = "manifest.json"
+FILE_NAME = "manifest.json"
 # What `made` has of a dataset with transparent images: the name of the colour that they are laid on.
-BACKGROUND = "background"
+BACKGROUND_KEY = "background"
 # Sums over 100,000 shards of such numbers still fit into 64 bits.
 MAX_SAMPLES = 2**40
 MAX_BYTES = 2**46
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -53,16 +54,26 @@ class Manifest(Config):
 
     @field_validator("splits")
     @classmethod
-    def _within(cls, splits: dict[str, tuple[Shard, ...]]) -> dict[str, tuple[Shard, ...]]:
+    def _check_shard_names(cls, splits: dict[str, tuple[Shard, ...]]) -> dict[str, tuple[Shard, ...]]:
         for name in (shard.name for shards in splits.values() for shard in shards):
-            if not name or name.startswith("/") or "://" in name or _climbs(name) or _CONTROL.search(name):
+            if (
+                not name
+                or name.startswith("/")
+                or "://" in name
+                or _has_parent_segment(name)
+                or _CONTROL_CHARACTERS.search(name)
+            ):
                 raise ValueError(f"shard {name!r} is refused: it must be a path below the dataset's folder")
         return splits
 
     @field_validator("tars")
     @classmethod
-    def _absolute(cls, tars: str) -> str:
-        if tars and (_climbs(tars) or _CONTROL.search(tars) or not (tars.startswith("/") or _URL.match(tars))):
+    def _check_tars(cls, tars: str) -> str:
+        if tars and (
+            _has_parent_segment(tars)
+            or _CONTROL_CHARACTERS.search(tars)
+            or not (tars.startswith("/") or _URL.match(tars))
+        ):
             raise ValueError(f"must be an absolute path or a URL without '..', got {tars!r}")
         return tars
 
@@ -71,13 +82,13 @@ class Manifest(Config):
 
         What transparent images are laid on is part of it where there are any: it decides on their pixels.
         """
-        sums = {split: _sum(shards) for split, shards in self.splits.items()}
-        background = [self.made[BACKGROUND]] if BACKGROUND in self.made else []
-        return fingerprint(self.format_version, self.classes, sums, *background, length=16)
+        sums = {split: _hash_shards(shards) for split, shards in self.splits.items()}
+        background = [self.made[BACKGROUND_KEY]] if BACKGROUND_KEY in self.made else []
+        return compute_fingerprint(self.format_version, self.classes, sums, *background, length=16)
 
     def tar_url(self, url: str, shard: Shard) -> str:
         """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""
-        return files.join(self.tars or url, shard.name)
+        return file_io.join(self.tars or url, shard.name)
 
     def shards(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split. Raises DataError when the dataset has no such split."""
@@ -85,7 +96,7 @@ class Manifest(Config):
             raise DataError(f"{self.name}: no split {split!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[split]
 
-    def samples(self, split: str) -> int:
+    def count_samples(self, split: str) -> int:
         """Number of samples of a split."""
         return sum(shard.samples for shard in self.shards(split))
 
@@ -97,31 +108,33 @@ def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Man
     that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
     for such tars, and for a manifest that is missing, damaged or of another version.
     """
-    where = files.join(url, NAME)
-    shown = urls.redact(where)
+    where = file_io.join(url, FILE_NAME)
+    shown = redaction.redact(where)
     try:
-        data = files.read_bytes(where)
+        data = file_io.read_bytes(where)
     except FileNotFoundError:
         raise DataError(
-            f"{field}: {shown}: no manifest there: {urls.redact(url)} is no packed dataset, or its packing did not "
+            f"{field}: {shown}: no manifest there: {redaction.redact(url)} is no packed dataset, or its "
+            "packing did not "
             "finish"
         ) from None
     try:
         # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
         found = Manifest.model_validate_json(data)
     except ValidationError:
-        raise _refusal(data, shown, field) from None
+        raise _build_error(data, shown, field) from None
     if found.format_version != FORMAT_VERSION or "format_version" not in found.model_fields_set:
-        raise _refusal(data, shown, field)
-    if not allow_elsewhere and is_elsewhere(found.tars, url):
+        raise _build_error(data, shown, field)
+    if not allow_elsewhere and is_outside(found.tars, url):
         raise DataError(
-            f"{field}: {shown}: its tars must lie below {urls.redact(url)}, got {urls.redact(found.tars)}; set "
+            f"{field}: {shown}: its tars must lie below {redaction.redact(url)}, got "
+            f"{redaction.redact(found.tars)}; set "
             "--allow-elsewhere if the manifest may have them read from there"
         )
     return found
 
 
-def is_elsewhere(tars: str, url: str) -> bool:
+def is_outside(tars: str, url: str) -> bool:
     """Whether a manifest's `tars` lie outside the folder `url`: in another store, or not below its path.
 
     Local paths are compared without their symbolic links. Spellings of one remote place that differ count as two.
@@ -129,20 +142,20 @@ def is_elsewhere(tars: str, url: str) -> bool:
     if not tars:
         return False
     if urls.is_local(tars) and urls.is_local(url):
-        at, base = (os.path.realpath(urls.local_path(place)) for place in (tars, url))
+        at, base = (os.path.realpath(urls.to_local_path(place)) for place in (tars, url))
     else:
         at, base = tars, url
-        if urls.scheme(tars).startswith("http") and re.search("[?#]", tars):
+        if urls.get_scheme(tars).startswith("http") and re.search("[?#]", tars):
             return True  # what is joined to it would not be a path
     return not f"{at.rstrip('/')}/".startswith(f"{base.rstrip('/')}/")
 
 
-def _climbs(place: str) -> bool:
+def _has_parent_segment(place: str) -> bool:
     """Whether a path has a ".." segment, also one that a web server would decode to it."""
     return ".." in re.split(r"[/\\]", unquote(place))
 
 
-def _refusal(data: bytes, shown: str, field: str) -> DataError:
+def _build_error(data: bytes, shown: str, field: str) -> DataError:
     """What is wrong with a manifest that cannot be used."""
     try:
         raw = parse_json(data)
@@ -158,7 +171,7 @@ def _refusal(data: bytes, shown: str, field: str) -> DataError:
     return DataError(f"{field}: {shown}: damaged: it is no valid JSON; pack the dataset again")
 
 
-def _sum(shards: tuple[Shard, ...]) -> str:
+def _hash_shards(shards: tuple[Shard, ...]) -> str:
     """One hash of all that is said of a split, shard after shard: as JSON in one piece it would take much memory."""
     digest = hashlib.sha256()
     for shard in shards:
@@ -168,4 +181,4 @@ def _sum(shards: tuple[Shard, ...]) -> str:
 
 def save(url: str, manifest: Manifest) -> None:
     """Write the manifest, which declares the dataset complete."""
-    files.write_bytes(files.join(url, NAME), (manifest.to_json() + "\n").encode())
+    file_io.write_bytes(file_io.join(url, FILE_NAME), (manifest.to_json() + "\n").encode())

@@ -32,14 +32,14 @@ class EnsembleConfig(Config):
     )
 
 
-WIDER = 1.25  # section 7 gives no factor
+DEFAULT_WIDTH_FACTOR = 1.25  # section 7 gives no factor
 PAPER_MEMBERS = 7  # section 7; a wider member that stays in its place leaves the others as they are when some are added
 # Parts of the base's range of crop areas that members in turn draw from: all of it, its smaller and its larger three
 # quarters. Section 6 says that some models were trained on smaller relative crops and others on larger ones.
-AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
+CROP_AREA_PARTS = ((0.0, 1.0), (0.0, 0.75), (0.25, 1.0))
 
 
-def recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
+def build_recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
     """The members' recipes. All share policy and initial weights; order, augmentation, dropout and crops differ.
 
     Raises ConfigError when there is no such wider member, or it cannot be as wide as asked for.
@@ -49,15 +49,15 @@ def recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
             f"ensemble.wider_member: {config.wider_member} is refused: there are {config.members} members; give one of "
             "them, or leave it out"
         )
-    wider = _wider(base, config)
-    return tuple(_member(base, config, number, wider) for number in range(config.members))
+    wider = _resolve_width_factor(base, config)
+    return tuple(_build_member(base, config, number, wider) for number in range(config.members))
 
 
-def _wider(base: Recipe, config: EnsembleConfig) -> float:
+def _resolve_width_factor(base: Recipe, config: EnsembleConfig) -> float:
     """How much wider the wider member is."""
     has_width = isinstance(base.model, GoogLeNetConfig)
     if config.wider is None:
-        return WIDER if has_width else 1.0
+        return DEFAULT_WIDTH_FACTOR if has_width else 1.0
     if config.wider > 1 and not has_width:
         raise ConfigError(
             f"ensemble.wider: {config.wider:g} is refused: model.kind {base.model.kind} has no width; give 1, or leave "
@@ -66,7 +66,7 @@ def _wider(base: Recipe, config: EnsembleConfig) -> float:
     return config.wider
 
 
-def _member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> Recipe:
+def _build_member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> Recipe:
     seeds = base.seeds.model_copy(
         update={
             "order": base.seeds.order + number,
@@ -75,7 +75,7 @@ def _member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> 
         }
     )
     low, high = base.augmentation.area
-    begin, end = AREA_PARTS[number % len(AREA_PARTS)] if config.vary_crops else AREA_PARTS[0]
+    begin, end = CROP_AREA_PARTS[number % len(CROP_AREA_PARTS)] if config.vary_crops else CROP_AREA_PARTS[0]
     area = (round(low + begin * (high - low), 6), round(low + end * (high - low), 6))
     widened = config.wider_member or min(config.members, PAPER_MEMBERS)
     is_wider = wider > 1 and number == widened - 1 and config.members > 1

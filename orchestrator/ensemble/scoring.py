@@ -9,36 +9,44 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from orchestrator.checkpoint import places
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.score_task import MOST_SCORERS, Scored, Scorer, ScoreShard, Which, score_shard
-from orchestrator.fleet.figures import duration
-from orchestrator.launch import pool
-from orchestrator.launch.config import RunSpec
-from orchestrator.launch.named import SCORING
-from orchestrator.launch.session import Session
-from orchestrator.storage import commit, files, urls
-from orchestrator.training.job import best_of, final_of
+from orchestrator.evaluation.scoring_task import (
+    MAX_MODELS_PER_TASK,
+    ScoringTarget,
+    ShardScoringResult,
+    ShardScoringTask,
+    WeightsVariant,
+    score_shard,
+)
+from orchestrator.monitor.formatting import format_duration
+from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend.run_lookup import SCORING_FILE
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.ray_backend.session import Session
+from orchestrator.storage import commit, file_io
+from orchestrator.training.config import get_best_weights_dir, get_final_weights_dir
 
-SPLIT = "validation"
+SCORED_SPLIT = "validation"
 # Which weights of a run: the average over the last part of training, those of its last step, or those of the epoch that
 # validated best (which are never part of a table: they were chosen on the split that is scored).
-Kind = Literal["averaged", "raw", "best"]
+WeightsKind = Literal["averaged", "raw", "best"]
 
 # Most that the scores of a task's shard may take in its memory; with more models it is sent several times, for some of
 # them each time, and its images are decoded as often.
-TASK_BYTES = 2**30
-VERIFYING = 8  # stored parts that are read at once
-SAID_SECONDS = 5.0  # between lines of progress
-SHOWN_BAD = 3
+MAX_TASK_BYTES = 2**30
+VERIFY_THREADS = 8  # stored parts that are read at once
+PROGRESS_SECONDS = 5.0  # between lines of progress
+MAX_SHOWN_BAD_IMAGES = 3
 
 
-class Weights(NamedTuple):
+class RunWeights(NamedTuple):
     """Weights of a run, and what identifies them."""
 
     url: str  # folder of final weights
-    which: Which  # of the two that lie there
+    which: WeightsVariant  # of the two that lie there
     digest: str  # of the folder's averaged weights
 
     @property
@@ -47,50 +55,56 @@ class Weights(NamedTuple):
         return self.digest if self.which == "averaged" else f"{self.digest}-{self.which}"
 
 
-def weights_of(spec: RunSpec, kind: Kind = "averaged") -> Weights:
+def find_weights(spec: RunSpec, kind: WeightsKind = "averaged") -> RunWeights:
     """The weights of a run. Raises ConfigError, naming the run, when it has none of that kind."""
     if kind != "best":
-        url = final_of(spec.folder)
-        return Weights(url, kind, _digest(spec, url))
-    newest = next(places.committed(best_of(spec.folder)), None)
+        url = get_final_weights_dir(spec.folder)
+        return RunWeights(url, kind, _read_digest(spec, url))
+    newest = next(checkpoint_dir.iter_committed_checkpoints(get_best_weights_dir(spec.folder)), None)
     if newest is None:
         raise ConfigError(f"{spec.name}: has no weights of a best validation; leave it out")
     # Written as final weights are; early on, before there is an average, the error is that of the raw ones.
-    averaged = "validation/averaged_top1_error" in commit.about(newest.url)
-    return Weights(newest.url, "averaged" if averaged else "raw", _digest(spec, newest.url))
+    averaged = "validation/averaged_top1_error" in commit.read_metadata(newest.url)
+    return RunWeights(newest.url, "averaged" if averaged else "raw", _read_digest(spec, newest.url))
 
 
-def _digest(spec: RunSpec, url: str) -> str:
+def _read_digest(spec: RunSpec, url: str) -> str:
     try:
-        return places.stored_digest(url)
+        return checkpoint_dir.read_weights_digest(url)
     except FileNotFoundError:
-        shown = urls.redact(url)
+        shown = redaction.redact(url)
         raise ConfigError(f"{spec.name}: has no final weights: nothing is committed in {shown}; train it on") from None
 
 
-def score_folder(spec: RunSpec, split: str = SPLIT, kind: Kind = "averaged", digest: str = "") -> str:
+def get_score_folder(spec: RunSpec, split: str = SCORED_SPLIT, kind: WeightsKind = "averaged", digest: str = "") -> str:
     """Where the scores of a run's weights lie. Raises ConfigError when the run has no such weights.
 
     digest: of the dataset that is scored; by default the run's own.
     """
-    return _folder(spec, split, weights_of(spec, kind), digest or spec.dataset_digest)
+    return _make_score_url(spec, split, find_weights(spec, kind), digest or spec.dataset_digest)
 
 
-def _folder(spec: RunSpec, split: str, weights: Weights, digest: str) -> str:
-    score_key = score_store.key(weights.identity, spec.recipe, digest, split)
-    return score_store.folder(spec.folder, score_key)
+def _make_score_url(spec: RunSpec, split: str, weights: RunWeights, digest: str) -> str:
+    score_key = score_store.compute_key(weights.identity, spec.recipe, digest, split)
+    return score_store.get_folder(spec.folder, score_key)
 
 
-def score(session: Session, specs: Sequence[RunSpec], split: str = SPLIT, kind: Kind = "averaged") -> list[str]:
+def score_runs(
+    session: Session, specs: Sequence[RunSpec], split: str = SCORED_SPLIT, kind: WeightsKind = "averaged"
+) -> list[str]:
     """Score finished runs on 144 crops of every image; the folders of their scores, in the order of `specs`.
 
     As `score_kinds` does.
     """
-    return score_kinds(session, specs, (kind,), split)[0]
+    return score_weights_kinds(session, specs, (kind,), split)[0]
 
 
-def score_kinds(
-    session: Session, specs: Sequence[RunSpec], kinds: Sequence[Kind], split: str = SPLIT, ensemble: str = ""
+def score_weights_kinds(
+    session: Session,
+    specs: Sequence[RunSpec],
+    kinds: Sequence[WeightsKind],
+    split: str = SCORED_SPLIT,
+    ensemble: str = "",
 ) -> list[list[str]]:
     """Score several kinds of weights of finished runs, each image decoded and cropped once for all of them.
 
@@ -102,82 +116,86 @@ def score_kinds(
     Raises ConfigError for a run without such weights, launch.pool.TaskError when a task fails.
     """
     digest = session.manifest.digest()
-    scorers = {kind: [_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}
-    tasks = _tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
+    scorers = {kind: [_make_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}
+    tasks = _plan_tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
     if not session.interruption.event.is_set():
         if tasks:
-            _run(session, tasks, ensemble)
+            _run_tasks(session, tasks, ensemble)
         else:
-            session.say("scoring: every score is stored already")
+            session.print_line("scoring: every score is stored already")
     return [[scorer.scores for scorer in scorers[kind]] for kind in kinds]
 
 
-def _scorer(spec: RunSpec, split: str, kind: Kind, digest: str) -> Scorer:
-    weights = weights_of(spec, kind)
-    folder = _folder(spec, split, weights, digest)
-    return Scorer(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
+def _make_scorer(spec: RunSpec, split: str, kind: WeightsKind, digest: str) -> ScoringTarget:
+    weights = find_weights(spec, kind)
+    folder = _make_score_url(spec, split, weights, digest)
+    return ScoringTarget(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
 
 
-def _tell_status(ensemble: str, tasks: Sequence[ScoreShard], ended: Set[int], left: float | None) -> None:
+def _write_progress(ensemble: str, tasks: Sequence[ShardScoringTask], ended: Set[int], left: float | None) -> None:
     """Write how far scoring is for `status` to read; a look at a work that goes on must not cost it."""
     shards = {task.shard for task in tasks}
     pending = {task.shard for number, task in enumerate(tasks) if number not in ended}
     told = {"shards": len(shards), "done": len(shards - pending), "seconds_left": left}
     with suppress(OSError):
         if ensemble:
-            files.write_bytes(files.join(ensemble, SCORING), json.dumps(told).encode())
+            file_io.write_bytes(file_io.join(ensemble, SCORING_FILE), json.dumps(told).encode())
 
 
-def _run(session: Session, tasks: Sequence[ScoreShard], ensemble: str) -> None:
+def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: str) -> None:
     """Have the tasks done, and say how far they are."""
     shards = session.manifest.shards(tasks[0].split)
     work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
     scorers = [scorer for task in tasks for scorer in task.scorers]
     models, kinds = len({scorer.name for scorer in scorers}), sorted({scorer.which for scorer in scorers})
     both = f" with {' and '.join(kinds)} weights" if len(kinds) > 1 else ""
-    session.say(f"scoring: {sum(work):,} images x models{both} are to do, of {models} models, each on 144 crops")
-    done, began, said = 0, time.monotonic(), -SAID_SECONDS
+    session.print_line(f"scoring: {sum(work):,} images x models{both} are to do, of {models} models, each on 144 crops")
+    done, began, said = 0, time.monotonic(), -PROGRESS_SECONDS
     told: set[int] = set()
     ended: set[int] = set()
-    _tell_status(ensemble, tasks, ended, None)
+    _write_progress(ensemble, tasks, ended, None)
     arguments = [(task.to_dict(),) for task in tasks]
     stop = session.interruption.event.is_set
     cpus = session.placement.cpus_per_worker
-    for number, result in pool.run(score_shard, arguments, cpus, session.gpus, _slots(session), stop):
+    for number, result in task_pool.run_tasks(score_shard, arguments, cpus, session.gpus, _count_slots(session), stop):
         done += work[number]
         ended.add(number)
-        shard, came = tasks[number].shard, Scored.from_dict(result)
+        shard, came = tasks[number].shard, ShardScoringResult.from_dict(result)
         if came.bad and shard not in told:
             told.add(shard)
-            rest = f" and {len(came.bad) - SHOWN_BAD} more" if len(came.bad) > SHOWN_BAD else ""
-            session.say(f"scoring: cannot be decoded, not counted: {'; '.join(came.bad[:SHOWN_BAD])}{rest}")
+            rest = f" and {len(came.bad) - MAX_SHOWN_BAD_IMAGES} more" if len(came.bad) > MAX_SHOWN_BAD_IMAGES else ""
+            session.print_line(
+                f"scoring: cannot be decoded, not counted: {'; '.join(came.bad[:MAX_SHOWN_BAD_IMAGES])}{rest}"
+            )
         now = time.monotonic()
-        if now - said >= SAID_SECONDS or done == sum(work):
+        if now - said >= PROGRESS_SECONDS or done == sum(work):
             said, left = now, (now - began) / max(1, done) * (sum(work) - done)
-            _tell_status(ensemble, tasks, ended, left)
-            session.say(f"scoring: {done:,} of {sum(work):,} images x models, {duration(left)} left")
+            _write_progress(ensemble, tasks, ended, left)
+            session.print_line(f"scoring: {done:,} of {sum(work):,} images x models, {format_duration(left)} left")
 
 
-def _slots(session: Session) -> int:
+def _count_slots(session: Session) -> int:
     """How many tasks run at once."""
-    return max(1, session.capacity.bundles(session.placement.cpus_per_worker, session.gpus))
+    return max(1, session.capacity.count_bundles(session.placement.cpus_per_worker, session.gpus))
 
 
-def _tasks(session: Session, specs: Sequence[RunSpec], scorers: Sequence[Scorer], split: str) -> list[ScoreShard]:
+def _plan_tasks(
+    session: Session, specs: Sequence[RunSpec], scorers: Sequence[ScoringTarget], split: str
+) -> list[ShardScoringTask]:
     """What is to be done, largest shards first."""
-    lacking = _lacking(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
+    lacking = _find_missing_scores(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
     sizes = {scorer.scores: spec.recipe.model.image_size for scorer, spec in zip(scorers, specs, strict=True)}
     shards, classes = session.manifest.shards(split), len(session.manifest.classes)
     # Fewer shards than slots: the models of a shard are shared out, though its images are then decoded for each.
-    shares = -(-_slots(session) // max(1, len(lacking)))
+    shares = -(-_count_slots(session) // max(1, len(lacking)))
     tasks = []
     for shard, wanted in lacking.items():
-        each = 2 * score_store.ROWS * classes * max(1, shards[shard].samples)
+        each = 2 * score_store.NUM_ROWS * classes * max(1, shards[shard].samples)
         for size in sorted({sizes[scorer.scores] for scorer in wanted}):
             alike = [scorer for scorer in wanted if sizes[scorer.scores] == size]
-            most = min(MOST_SCORERS, TASK_BYTES // each, -(-len(alike) // shares))
-            for some in _at_most(alike, max(1, most)):
-                task = ScoreShard(
+            most = min(MAX_MODELS_PER_TASK, MAX_TASK_BYTES // each, -(-len(alike) // shares))
+            for some in _split_batches(alike, max(1, most)):
+                task = ShardScoringTask(
                     data=session.destination.data, split=split, shard=shard, scorers=some,
                     threads=session.placement.cpus_per_worker, reading=session.placement.reading,
                     allow_elsewhere=session.destination.allow_elsewhere,
@@ -187,31 +205,33 @@ def _tasks(session: Session, specs: Sequence[RunSpec], scorers: Sequence[Scorer]
     return sorted(tasks, key=lambda task: -shards[task.shard].samples * len(task.scorers))
 
 
-def _at_most(scorers: Sequence[Scorer], most: int) -> Iterator[tuple[Scorer, ...]]:
+def _split_batches(scorers: Sequence[ScoringTarget], most: int) -> Iterator[tuple[ScoringTarget, ...]]:
     for start in range(0, len(scorers), most):
         yield tuple(scorers[start : start + most])
 
 
-def _lacking(session: Session, scorers: Sequence[Scorer], split: str) -> dict[int, list[Scorer]]:
+def _find_missing_scores(
+    session: Session, scorers: Sequence[ScoringTarget], split: str
+) -> dict[int, list[ScoringTarget]]:
     """By shard, the models whose scores are not there, or not good, which is said."""
     shards, classes = session.manifest.shards(split), len(session.manifest.classes)
     starts = [sum(shard.samples for shard in shards[:number]) for number in range(len(shards))]
 
-    def look(which: tuple[int, Scorer]) -> str | None:
+    def look(which: tuple[int, ScoringTarget]) -> str | None:
         number, scorer = which
         if session.interruption.event.is_set():
             return None
         try:
-            return score_store.problem(scorer.scores, number, starts[number], shards[number].samples, classes)
+            return score_store.find_problem(scorer.scores, number, starts[number], shards[number].samples, classes)
         except FileNotFoundError:
             return ""
 
     every = [(number, scorer) for number in range(len(shards)) for scorer in scorers]
-    lacking: dict[int, list[Scorer]] = {}
-    with ThreadPoolExecutor(VERIFYING, thread_name_prefix="scores") as threads:
+    lacking: dict[int, list[ScoringTarget]] = {}
+    with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="scores") as threads:
         for (number, scorer), problem in zip(every, threads.map(look, every), strict=True):
             if problem:
-                session.say(f"scoring: {scorer.name}: shard {number} is scored again: {problem}")
+                session.print_line(f"scoring: {scorer.name}: shard {number} is scored again: {problem}")
             if problem is not None:
                 lacking.setdefault(number, []).append(scorer)
     return lacking

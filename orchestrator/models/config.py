@@ -9,15 +9,15 @@ from pydantic import Field
 from orchestrator.config.base import Config
 
 KINDS = "googlenet | lenet-5 | alexnet | zfnet | nin | vgg-16 | spp-net"
-_LARGEST = 1024
-_SIDE = "side of the square input in pixels"
+_MAX_IMAGE_SIZE = 1024
+_IMAGE_SIZE_HELP = "side of the square input in pixels"
 
 
 class GoogLeNetConfig(Config):
     """GoogLeNet (arXiv 1409.4842, section 5): size, regularisation and ablations."""
 
     kind: Literal["googlenet"] = Field("googlenet", description=KINDS)
-    image_size: int = Field(224, ge=15, le=_LARGEST, description=_SIDE + " (section 5: 224)")
+    image_size: int = Field(224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 5: 224)")
     width: float = Field(
         1.0,
         gt=0,
@@ -44,14 +44,16 @@ class LeNet5Config(Config):
     """LeNet-5 (LeCun et al. 1998) in its common form, on greyscale: 61,706 parameters for 10 classes."""
 
     kind: Literal["lenet-5"] = Field("lenet-5", description=KINDS)
-    image_size: int = Field(32, ge=16, le=_LARGEST, description=_SIDE + " (section II.B: 32)")
+    image_size: int = Field(32, ge=16, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section II.B: 32)")
 
 
 class AlexNetConfig(Config):
     """AlexNet (Krizhevsky et al. 2012), whose groups are the halves on its two GPUs."""
 
     kind: Literal["alexnet"] = Field("alexnet", description=KINDS)
-    image_size: int = Field(227, ge=11, le=_LARGEST, description=_SIDE + " (its arithmetic needs 227, not 224)")
+    image_size: int = Field(
+        227, ge=11, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (its arithmetic needs 227, not 224)"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 4.2: 0.5)")
     lrn: bool = Field(True, description="local response normalisation after conv1 and conv2 (section 3.3)")
 
@@ -60,7 +62,7 @@ class ZFNetConfig(Config):
     """ZFNet (Zeiler and Fergus, arXiv 1311.2901, Figure 3), whose company Clarifai won in 2013."""
 
     kind: Literal["zfnet"] = Field("zfnet", description=KINDS)
-    image_size: int = Field(224, ge=23, le=_LARGEST, description=_SIDE + " (Figure 3: 224)")
+    image_size: int = Field(224, ge=23, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (Figure 3: 224)")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3: 0.5)")
     lrn: bool = Field(True, description="contrast normalisation across maps after pool1 and pool2 (Figure 3)")
 
@@ -69,7 +71,7 @@ class NINConfig(Config):
     """Network in Network (Lin et al., arXiv 1312.4400), its authors' ImageNet form in Caffe's model zoo."""
 
     kind: Literal["nin"] = Field("nin", description=KINDS)
-    image_size: int = Field(224, ge=11, le=_LARGEST, description=_SIDE + " (model zoo: 224)")
+    image_size: int = Field(224, ge=11, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (model zoo: 224)")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped before conv4 (model zoo: 0.5)")
 
 
@@ -77,7 +79,7 @@ class VGG16Config(Config):
     """VGG-16 (Simonyan and Zisserman, arXiv 1409.1556, Table 1, column D)."""
 
     kind: Literal["vgg-16"] = Field("vgg-16", description=KINDS)
-    image_size: int = Field(224, ge=15, le=_LARGEST, description=_SIDE + " (section 2.1: 224)")
+    image_size: int = Field(224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 2.1: 224)")
     dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3.1: 0.5)")
 
 
@@ -85,17 +87,19 @@ class SPPNetConfig(Config):
     """SPP-net, MSRA's (He et al., arXiv 1406.4729): spatial pyramid pooling over the body ZF-5."""
 
     kind: Literal["spp-net"] = Field("spp-net", description=KINDS)
-    image_size: int = Field(224, ge=15, le=_LARGEST, description=_SIDE + " (section 3.1: 224); weights fit any")
+    image_size: int = Field(
+        224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 3.1: 224); weights fit any"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3.1: 50%)")
     lrn: bool = Field(True, description="local response normalisation before pool1 and pool2 (Table 1)")
 
 
-PlainConfig = LeNet5Config | AlexNetConfig | ZFNetConfig | NINConfig | VGG16Config | SPPNetConfig
-AnyModel = GoogLeNetConfig | PlainConfig
-ModelConfig = Annotated[AnyModel, Field(discriminator="kind")]
+BaselineConfig = LeNet5Config | AlexNetConfig | ZFNetConfig | NINConfig | VGG16Config | SPPNetConfig
+AnyModelConfig = GoogLeNetConfig | BaselineConfig
+ModelConfig = Annotated[AnyModelConfig, Field(discriminator="kind")]
 
 
-def label(config: AnyModel) -> str:
+def format_label(config: AnyModelConfig) -> str:
     """A network in a few letters: its kind, and for GoogLeNet its width and what is not the paper's."""
     if not isinstance(config, GoogLeNetConfig):
         return config.kind
@@ -103,6 +107,6 @@ def label(config: AnyModel) -> str:
     return " ".join([config.kind, f"x{config.width:g}", *(mark for mark, is_so in marks.items() if is_so)])
 
 
-def normalises_batches(config: AnyModel) -> bool:
+def has_batch_norm(config: AnyModelConfig) -> bool:
     """Whether the network has batch norms, so that its losses depend on the number of workers."""
     return isinstance(config, GoogLeNetConfig) and config.batch_norm

@@ -11,9 +11,8 @@ from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.inception import InceptionNaive, InceptionReduced
 from orchestrator.models.layers import ConvReLU, LocalResponseNorm, max_pool
-from orchestrator.models.network import Logits, Masks, Network
-from orchestrator.models.table1 import Convolution, Inception, MaxPool
-from orchestrator.models.variants import SeparableConvReLU, with_batch_norms
+from orchestrator.models.network import DropoutMasks, Logits, Network
+from orchestrator.models.table1 import ConvolutionRow, InceptionRow, MaxPoolRow
 
 
 class AuxiliaryHead(nn.Module):
@@ -24,8 +23,8 @@ class AuxiliaryHead(nn.Module):
         # A small preset's map may be smaller than the paper's 14 x 14: the window then is the whole map.
         self.kernel = min(table1.AUX_POOL_KERNEL, side)
         pooled = (side - self.kernel) // table1.AUX_POOL_STRIDE + 1
-        filters = scaled(table1.AUX_FILTERS, width)
-        hidden = scaled(table1.AUX_HIDDEN, width)
+        filters = scale_filters(table1.AUX_FILTERS, width)
+        hidden = scale_filters(table1.AUX_HIDDEN, width)
         self.conv = ConvReLU(inputs, filters, 1)
         self.hidden = nn.Linear(filters * pooled * pooled, hidden)
         self.classifier = nn.Linear(hidden, classes)
@@ -49,7 +48,7 @@ class GoogLeNet(Network):
         self.heads = nn.ModuleDict()
         channels, side = 3, config.image_size
         for row in table1.TABLE_1:
-            stage, channels, side = _stage(row, channels, side, config)
+            stage, channels, side = _build_stage(row, channels, side, config)
             self.stages[row.name] = stage
             if config.lrn and row.name in table1.LRN_AFTER:
                 self.norms[row.name] = LocalResponseNorm(channels)
@@ -58,9 +57,9 @@ class GoogLeNet(Network):
         self.final_side = side
         self.classifier = nn.Linear(channels, classes)
         if config.batch_norm:
-            with_batch_norms(self)
+            add_batch_norms(self)
 
-    def forward(self, images: Tensor, masks: Masks | None = None) -> Logits:
+    def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
         """N x 3 x image_size x image_size (mean subtracted) -> Logits.
 
         `masks` are the dropout masks of this batch (see dropout.py); without them nothing is dropped, which
@@ -78,7 +77,7 @@ class GoogLeNet(Network):
             x = x * masks["main"]
         return Logits(self.classifier(x), tuple(auxiliary))
 
-    def dropout_units(self) -> dict[str, tuple[int, float]]:
+    def get_dropout_units(self) -> dict[str, tuple[int, float]]:
         """Units and drop probability of each place that drops: "main" and the auxiliary heads."""
         places = {"main": (self.classifier.in_features, self.config.dropout)}
         for name, head in self.heads.items():
@@ -86,12 +85,12 @@ class GoogLeNet(Network):
             places[name] = (head.classifier.in_features, self.config.auxiliary_dropout)
         return places
 
-    def rows(self) -> dict[str, nn.Module]:
+    def get_cost_rows(self) -> dict[str, nn.Module]:
         """The rows of Table 1, the linear layer and the auxiliary heads."""
-        heads = {table1.HEAD + name: head for name, head in self.heads.items()}
-        return {**self.stages, table1.LINEAR: self.classifier, **heads}
+        heads = {table1.AUX_ROW_PREFIX + name: head for name, head in self.heads.items()}
+        return {**self.stages, table1.LINEAR_ROW_NAME: self.classifier, **heads}
 
-    def classifiers(self) -> dict[str, nn.Module]:
+    def get_classifiers(self) -> dict[str, nn.Module]:
         """The linear layer and those that end the auxiliary heads."""
         return {
             name: layer
@@ -99,7 +98,7 @@ class GoogLeNet(Network):
             if name == "classifier" or (name.startswith("heads.") and name.endswith(".classifier"))
         }
 
-    def auxiliary_names(self) -> frozenset[str]:
+    def get_auxiliary_names(self) -> frozenset[str]:
         """All of the auxiliary heads."""
         return frozenset(f"heads.{name}" for name in self.heads.state_dict())
 
@@ -109,7 +108,7 @@ class GoogLeNet(Network):
 
 
 class _MaxPool(nn.Module):
-    def __init__(self, row: MaxPool) -> None:
+    def __init__(self, row: MaxPoolRow) -> None:
         super().__init__()
         self.row = row
 
@@ -117,24 +116,24 @@ class _MaxPool(nn.Module):
         return max_pool(x, self.row.kernel, self.row.stride)
 
 
-def scaled(filters: int, width: float) -> int:
+def scale_filters(filters: int, width: float) -> int:
     """Filters times the width multiplier, a whole number and at least 1."""
     return max(1, round(filters * width))
 
 
-def _stage(row: table1.Row, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
+def _build_stage(row: table1.TableRow, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
     """The module of a row with its output channels and side."""
-    if isinstance(row, MaxPool):
+    if isinstance(row, MaxPoolRow):
         # Caffe's and torch's ceil mode: the last window must start inside the map.
         return _MaxPool(row), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
-    if isinstance(row, Convolution):
-        filters = scaled(row.filters, config.width)
+    if isinstance(row, ConvolutionRow):
+        filters = scale_filters(row.filters, config.width)
         after = math.ceil(side / row.stride)
         if row.reduce == 0:
             if config.stem == "separable":
                 return SeparableConvReLU(channels, filters, row.kernel, row.stride), filters, after
             return ConvReLU(channels, filters, row.kernel, row.stride), filters, after
-        reduce = scaled(row.reduce, config.width)
+        reduce = scale_filters(row.reduce, config.width)
         pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))
         return nn.Sequential(*pair), filters, after
     scaled_row = scale_row(row, config.width)
@@ -143,14 +142,65 @@ def _stage(row: table1.Row, channels: int, side: int, config: GoogLeNetConfig) -
     return module, module.filters, side
 
 
-def scale_row(row: Inception, width: float) -> Inception:
+def scale_row(row: InceptionRow, width: float) -> InceptionRow:
     """The row with every filter count multiplied."""
-    return Inception(
+    return InceptionRow(
         row.name,
-        conv1=scaled(row.conv1, width),
-        reduce3=scaled(row.reduce3, width),
-        conv3=scaled(row.conv3, width),
-        reduce5=scaled(row.reduce5, width),
-        conv5=scaled(row.conv5, width),
-        pool_proj=scaled(row.pool_proj, width),
+        conv1=scale_filters(row.conv1, width),
+        reduce3=scale_filters(row.reduce3, width),
+        conv3=scale_filters(row.conv3, width),
+        reduce5=scale_filters(row.reduce5, width),
+        conv5=scale_filters(row.conv5, width),
+        pool_proj=scale_filters(row.pool_proj, width),
     )
+
+
+# Table 1 counts 2.7K parameters and 34M operations for its first row: those of a depthwise 7x7 with 8 filters for each
+# colour and a 1x1 behind it (8 x 3 x 49 = 1,176 and 24 x 64 = 1,536), as in Google's later Inception stems.
+DEPTH_MULTIPLIER = 8
+# Google's Inception networks; torch's own is 1e-5.
+BATCH_NORM_EPSILON = 1e-3
+
+
+class SeparableConvReLU(nn.Module):
+    """A depthwise k x k convolution without bias or ReLU, then 1x1 with both."""
+
+    def __init__(self, inputs: int, filters: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        # Never more maps in between than come out, for narrow networks.
+        maps = inputs * max(1, min(DEPTH_MULTIPLIER, filters // inputs))
+        self.depthwise = nn.Conv2d(inputs, maps, kernel, stride, padding=kernel // 2, groups=inputs, bias=False)
+        self.pointwise = ConvReLU(maps, filters, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x inputs x H x W -> N x filters x ceil(H / stride) x ceil(W / stride)."""
+        out: Tensor = self.pointwise(self.depthwise(x))
+        return out
+
+
+class ConvNormReLU(nn.Module):
+    """A ConvReLU's convolution without bias, batch norm, ReLU."""
+
+    def __init__(self, plain: ConvReLU) -> None:
+        super().__init__()
+        conv = plain.conv
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(conv.out_channels, eps=BATCH_NORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ConvReLU's."""
+        conv = self.conv
+        if conv.kernel_size == (1, 1) and x.device.type == "cpu":  # as ConvReLU does, and with gradients like its
+            y = functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
+        else:
+            y = conv(x)
+        return functional.relu(self.norm(y), inplace=True)
+
+
+def add_batch_norms(model: nn.Module) -> None:
+    """Put batch norm into every ConvReLU of the model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ConvReLU):
+                parent.add_module(name, ConvNormReLU(child))

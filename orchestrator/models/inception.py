@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.models.layers import ConvReLU
-from orchestrator.models.table1 import Inception
+from orchestrator.models.table1 import InceptionRow
 
 
 class InceptionReduced(nn.Module):
     """Figure 2b: 1x1, 1x1 -> 3x3, 1x1 -> 5x5 and 3x3 pool -> 1x1, concatenated over channels."""
 
-    def __init__(self, inputs: int, row: Inception) -> None:
+    def __init__(self, inputs: int, row: InceptionRow) -> None:
         super().__init__()
         self.conv1 = ConvReLU(inputs, row.conv1, 1)
         self.reduce3 = ConvReLU(inputs, row.reduce3, 1)
@@ -35,7 +35,7 @@ class InceptionReduced(nn.Module):
 class InceptionNaive(nn.Module):
     """Figure 2a, the ablation: no reductions, and the pooled input itself goes to the output."""
 
-    def __init__(self, inputs: int, row: Inception) -> None:
+    def __init__(self, inputs: int, row: InceptionRow) -> None:
         super().__init__()
         self.conv1 = ConvReLU(inputs, row.conv1, 1)
         self.conv3 = ConvReLU(inputs, row.conv3, 3)

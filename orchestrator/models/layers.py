@@ -50,24 +50,24 @@ class _LocalResponseNorm(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, band: Tensor) -> Tensor:
         ctx.save_for_backward(x, band)
         y = torch.empty_like(x)
-        for scale, spare, xs, ys in _blocks(x, y):
-            _scale(xs, band, spare, out=scale)
-            torch.mul(xs, _factor(scale, spare, out=scale), out=ys)
+        for scale, spare, xs, ys in _iterate_blocks(x, y):
+            _compute_scale(xs, band, spare, out=scale)
+            torch.mul(xs, _compute_factor(scale, spare, out=scale), out=ys)
         return y
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         x, band = ctx.saved_tensors  # type: ignore[attr-defined]
         dx = torch.empty_like(x)
-        for scale, spare, xs, gs, ds in _blocks(x, grads[0], dx):
-            _scale(xs, band, spare, out=scale)
-            torch.mul(gs, _factor(scale, ds, out=spare), out=ds)  # g * s^-b
+        for scale, spare, xs, gs, ds in _iterate_blocks(x, grads[0], dx):
+            _compute_scale(xs, band, spare, out=scale)
+            torch.mul(gs, _compute_factor(scale, ds, out=spare), out=ds)  # g * s^-b
             torch.mul(ds, xs, out=spare).div_(scale)
-            ds.sub_(_window_sum(spare, band, out=scale).mul_(xs), alpha=2 * LRN_BETA * LRN_ALPHA / LRN_SIZE)
+            ds.sub_(_sum_window(spare, band, out=scale).mul_(xs), alpha=2 * LRN_BETA * LRN_ALPHA / LRN_SIZE)
         return dx, None
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _iterate_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Two buffers and some samples of each tensor, until all samples had their turn."""
     first = tensors[0]
     size = max(1, LRN_BLOCK // max(1, first.shape[1:].numel()))
@@ -79,17 +79,17 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield *(buffer[: len(block[0])] for buffer in buffers), *block
 
 
-def _scale(x: Tensor, band: Tensor, spare: Tensor, out: Tensor) -> Tensor:
-    return _window_sum(torch.mul(x, x, out=spare), band, out).mul_(LRN_ALPHA / LRN_SIZE).add_(1.0)
+def _compute_scale(x: Tensor, band: Tensor, spare: Tensor, out: Tensor) -> Tensor:
+    return _sum_window(torch.mul(x, x, out=spare), band, out).mul_(LRN_ALPHA / LRN_SIZE).add_(1.0)
 
 
-def _factor(scale: Tensor, spare: Tensor, out: Tensor) -> Tensor:
+def _compute_factor(scale: Tensor, spare: Tensor, out: Tensor) -> Tensor:
     """s^-0.75; `out` may be `scale` itself."""
     root = torch.rsqrt(scale, out=out)
     return root.mul_(torch.sqrt(root, out=spare))
 
 
-def _window_sum(x: Tensor, band: Tensor, out: Tensor) -> Tensor:
+def _sum_window(x: Tensor, band: Tensor, out: Tensor) -> Tensor:
     """The sum over the channels at most LRN_SIZE // 2 away."""
     if x.device.type != "cpu":
         return out.copy_(functional.conv2d(x, band))  # one kernel, as a 1x1 convolution with a banded matrix

@@ -17,7 +17,7 @@ class Logits(NamedTuple):
     auxiliary: tuple[Tensor, ...] = ()  # each N x classes, in the order in which they stand in the network
 
 
-Masks = dict[str, Tensor]  # dropout masks by place, each N x units, scaled by 1 / (1 - p)
+DropoutMasks = dict[str, Tensor]  # dropout masks by place, each N x units, scaled by 1 / (1 - p)
 
 
 class Network(nn.Module, ABC):
@@ -32,22 +32,22 @@ class Network(nn.Module, ABC):
             raise ValueError(f"classes: {classes} is refused: a classifier needs at least 2")
 
     @abstractmethod
-    def forward(self, images: Tensor, masks: Masks | None = None) -> Logits:
+    def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
         """N x 3 x S x S -> scores. Without masks nothing is dropped, in either mode."""
 
     @abstractmethod
-    def dropout_units(self) -> dict[str, tuple[int, float]]:
+    def get_dropout_units(self) -> dict[str, tuple[int, float]]:
         """Units and drop probability of each place that drops; `masks` has a mask for each."""
 
     @abstractmethod
-    def rows(self) -> dict[str, nn.Module]:
+    def get_cost_rows(self) -> dict[str, nn.Module]:
         """The parts that a table of costs lists, by name, in the order in which an image passes through them."""
 
     @abstractmethod
-    def classifiers(self) -> dict[str, nn.Module]:
+    def get_classifiers(self) -> dict[str, nn.Module]:
         """The layers that give class scores, by their names in the network: all that depends on the classes."""
 
-    def auxiliary_names(self) -> frozenset[str]:
+    def get_auxiliary_names(self) -> frozenset[str]:
         """Names in the state dict that only training needs: the auxiliary heads'."""
         return frozenset()
 
@@ -55,7 +55,7 @@ class Network(nn.Module, ABC):
         """Throw away for good what only training needs."""
 
     @property
-    def normalises_batches(self) -> bool:
+    def has_batch_norm(self) -> bool:
         """Whether outputs while training depend on the other images of the batch.
 
         Such a network is exempt from elastic determinism: with another number of workers its losses differ.

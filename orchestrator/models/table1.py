@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvolutionRow:
     """A k x k convolution with stride; `reduce` filters of 1x1 in front of it when not 0."""
 
     name: str
@@ -22,7 +22,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPoolRow:
     """A 3x3 max pool with stride 2, rounding up (Table 1's sizes need it)."""
 
     name: str
@@ -31,7 +31,7 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
-class Inception:
+class InceptionRow:
     """One Inception module with dimension reductions (Figure 2b): filters of its six convolutions."""
 
     name: str
@@ -50,30 +50,30 @@ class Inception:
         return self.conv1 + self.conv3 + self.conv5 + self.pool_proj
 
 
-Row = Convolution | MaxPool | Inception
+TableRow = ConvolutionRow | MaxPoolRow | InceptionRow
 
 K = 1024.0  # The paper's K is 1024 in most rows (5a: 1072K, 5b: 1388K weights without biases).
 M = 1e6
 
-TABLE_1: tuple[Row, ...] = (
-    Convolution("conv1", kernel=7, stride=2, filters=64, paper_params=2.7 * K, paper_ops=34 * M),
-    MaxPool("pool1"),
-    Convolution("conv2", kernel=3, stride=1, filters=192, reduce=64, paper_params=112 * K, paper_ops=360 * M),
-    MaxPool("pool2"),
-    Inception("3a", 64, 96, 128, 16, 32, 32, paper_params=159 * K, paper_ops=128 * M),
-    Inception("3b", 128, 128, 192, 32, 96, 64, paper_params=380 * K, paper_ops=304 * M),
-    MaxPool("pool3"),
-    Inception("4a", 192, 96, 208, 16, 48, 64, paper_params=364 * K, paper_ops=73 * M),
-    Inception("4b", 160, 112, 224, 24, 64, 64, paper_params=437 * K, paper_ops=88 * M),
-    Inception("4c", 128, 128, 256, 24, 64, 64, paper_params=463 * K, paper_ops=100 * M),
-    Inception("4d", 112, 144, 288, 32, 64, 64, paper_params=580 * K, paper_ops=119 * M),
-    Inception("4e", 256, 160, 320, 32, 128, 128, paper_params=840 * K, paper_ops=170 * M),
-    MaxPool("pool4"),
-    Inception("5a", 256, 160, 320, 32, 128, 128, paper_params=1072 * K, paper_ops=54 * M),
-    Inception("5b", 384, 192, 384, 48, 128, 128, paper_params=1388 * K, paper_ops=71 * M),
+TABLE_1: tuple[TableRow, ...] = (
+    ConvolutionRow("conv1", kernel=7, stride=2, filters=64, paper_params=2.7 * K, paper_ops=34 * M),
+    MaxPoolRow("pool1"),
+    ConvolutionRow("conv2", kernel=3, stride=1, filters=192, reduce=64, paper_params=112 * K, paper_ops=360 * M),
+    MaxPoolRow("pool2"),
+    InceptionRow("3a", 64, 96, 128, 16, 32, 32, paper_params=159 * K, paper_ops=128 * M),
+    InceptionRow("3b", 128, 128, 192, 32, 96, 64, paper_params=380 * K, paper_ops=304 * M),
+    MaxPoolRow("pool3"),
+    InceptionRow("4a", 192, 96, 208, 16, 48, 64, paper_params=364 * K, paper_ops=73 * M),
+    InceptionRow("4b", 160, 112, 224, 24, 64, 64, paper_params=437 * K, paper_ops=88 * M),
+    InceptionRow("4c", 128, 128, 256, 24, 64, 64, paper_params=463 * K, paper_ops=100 * M),
+    InceptionRow("4d", 112, 144, 288, 32, 64, 64, paper_params=580 * K, paper_ops=119 * M),
+    InceptionRow("4e", 256, 160, 320, 32, 128, 128, paper_params=840 * K, paper_ops=170 * M),
+    MaxPoolRow("pool4"),
+    InceptionRow("5a", 256, 160, 320, 32, 128, 128, paper_params=1072 * K, paper_ops=54 * M),
+    InceptionRow("5b", 384, 192, 384, 48, 128, 128, paper_params=1388 * K, paper_ops=71 * M),
 )
-LINEAR = "linear"  # the row behind the modules
-HEAD = "head "  # before the name of the module that an auxiliary head reads
+LINEAR_ROW_NAME = "linear"  # the row behind the modules
+AUX_ROW_PREFIX = "head "  # before the name of the module that an auxiliary head reads
 LINEAR_PAPER_PARAMS = 1000 * K
 LINEAR_PAPER_OPS = 1 * M
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from orchestrator.config.base import Config
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig
-from orchestrator.recipe.schedule import Schedule, StepDecay, impossible
+from orchestrator.recipe.lr_schedule import Schedule, StepDecay, find_schedule_error
 
 # Bumped when the meaning of a recipe changes, so that old runs are not taken for new ones.
 # 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
@@ -35,17 +35,17 @@ class LossConfig(Config):
     )
 
 
-class _Averaging(Config):
+class _AveragingBase(Config):
     start: float = Field(0.6, ge=0, lt=1, description="share of training after which weights are averaged")
 
 
-class RunningMean(_Averaging):
+class RunningMean(_AveragingBase):
     """Polyak averaging: the weights used at inference (section 6) are the mean over the last part of training."""
 
     kind: Literal["running"] = Field("running", description="running | exponential")
 
 
-class ExponentialAverage(_Averaging):
+class ExponentialAverage(_AveragingBase):
     """A mean that forgets: what lies a half-life back counts half. The first steps count in full, not towards 0."""
 
     kind: Literal["exponential"] = Field("exponential", description="running | exponential")
@@ -96,7 +96,7 @@ class Recipe(Config):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if trouble := impossible(self.schedule, self.epochs):
+    def _check_schedule(self) -> Self:
+        if trouble := find_schedule_error(self.schedule, self.epochs):
             raise ValueError(trouble)
         return self

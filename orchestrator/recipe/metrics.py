@@ -10,15 +10,15 @@ from orchestrator.models.network import Logits
 
 
 @dataclass(frozen=True)
-class Counts:
+class ErrorCounts:
     """How many samples were scored and how many of them were wrong."""
 
     samples: int = 0
     wrong_top1: int = 0
     wrong_top5: int = 0
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
+    def __add__(self, other: ErrorCounts) -> ErrorCounts:
+        return ErrorCounts(
             self.samples + other.samples, self.wrong_top1 + other.wrong_top1, self.wrong_top5 + other.wrong_top5
         )
 
@@ -33,12 +33,12 @@ class Counts:
         return self.wrong_top5 / self.samples
 
 
-def count(logits: Logits, labels: Tensor, weights: Tensor) -> Counts:
+def count_errors(logits: Logits, labels: Tensor, weights: Tensor) -> ErrorCounts:
     """Counts over N samples; samples of weight 0 are left out."""
     top = min(5, logits.main.shape[1])
     hits = logits.main.topk(top, dim=1).indices == labels[:, None]
     counted = weights > 0
-    return Counts(
+    return ErrorCounts(
         samples=int(counted.sum()),
         wrong_top1=int((~hits[:, 0] & counted).sum()),
         wrong_top5=int((~hits.any(dim=1) & counted).sum()),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from orchestrator.recipe.config import OptimizerConfig
 
-MOMENTUM = "momentum_buffer"  # torch's name
+MOMENTUM_KEY = "momentum_buffer"  # torch's name
 
 
-class Sgd(torch.optim.SGD):
+class UndecoratedSGD(torch.optim.SGD):
     """torch's SGD, to the bit, without the decorators that import torch._dynamo: more than a second of each start.
 
     They matter to an optimizer that is compiled itself, which none is here.
@@ -37,7 +37,7 @@ class Sgd(torch.optim.SGD):
             self._step(self, closure)
 
 
-def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
     """SGD over the model's parameters; the rate is set before every step, so it starts at 0.
 
     Weight decay spares biases, as is usual since the Caffe replication (decay_mult: 0 for biases).
@@ -49,28 +49,28 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
         {"params": biases, "weight_decay": 0.0},
     ]
     # Fused: one kernel over all tensors instead of several passes over each; torch has it for CPU and CUDA.
-    optimizer = Sgd(groups, lr=0.0, momentum=config.momentum, fused=True)
+    optimizer = UndecoratedSGD(groups, lr=0.0, momentum=config.momentum, fused=True)
     if config.momentum > 0:
         # Zeros are what torch begins with. Left to it, the buffers are made at the first step without being filled,
         # and stay so when float16's scaler skips that step.
         for parameter in model.parameters():
-            optimizer.state[parameter][MOMENTUM] = torch.zeros_like(parameter)
+            optimizer.state[parameter][MOMENTUM_KEY] = torch.zeros_like(parameter)
     return optimizer
 
 
-def momentum(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+def get_momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     """The momentum of each parameter by the parameter's name, not copied; empty without momentum."""
     named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
-    return {name: state[MOMENTUM] for name, state in named if state.get(MOMENTUM) is not None}
+    return {name: state[MOMENTUM_KEY] for name, state in named if state.get(MOMENTUM_KEY) is not None}
 
 
-def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+def set_lr(optimizer: torch.optim.SGD, rate: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def clip(model: nn.Module, config: OptimizerConfig) -> None:
+def clip_gradients(model: nn.Module, config: OptimizerConfig) -> None:
     """Scale all gradients down together where their norm is above `config.clip_norm`.
 
     The gradients are those of the global batch already, equal on all ranks, so that nothing needs to be agreed on.

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig, OrderConfig, PreprocessingConfig
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.recipe import baselines
+from orchestrator.recipe import baseline_presets
 from orchestrator.recipe.config import LossConfig, OptimizerConfig, Recipe, RunningMean
-from orchestrator.recipe.schedule import CosineDecay, PolynomialDecay, StepDecay
+from orchestrator.recipe.lr_schedule import CosineDecay, PolynomialDecay, StepDecay
 
 # Batch norm takes the place of LRN and of biases (arXiv 1502.03167, section 3.2).
-_NORMED = GoogLeNetConfig(batch_norm=True, lrn=False)
+_BATCH_NORM_MODEL = GoogLeNetConfig(batch_norm=True, lrn=False)
 
 
 def googlenet_imagenet() -> Recipe:
@@ -76,7 +76,7 @@ def googlenet_bn_imagenet() -> Recipe:
         name="googlenet-bn-imagenet",
         epochs=90,
         batch_size=256,
-        model=_NORMED,
+        model=_BATCH_NORM_MODEL,
         schedule=CosineDecay(base_rate=0.1, warmup_epochs=5.0),  # arXiv 1706.02677 for a batch of 256
         optimizer=OptimizerConfig(weight_decay=1e-4),  # arXiv 1706.02677
         loss=LossConfig(label_smoothing=0.1),  # arXiv 1512.00567, section 7
@@ -122,20 +122,20 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
         googlenet_digits_naive,
         googlenet_bn_imagenet,
         googlenet_bn_digits,
-        baselines.lenet_5_digits,
-        baselines.alexnet_imagenet,
-        baselines.zfnet_imagenet,
-        baselines.nin_imagenet,
-        baselines.vgg_16_imagenet,
-        baselines.spp_net_imagenet,
+        baseline_presets.lenet_5_digits,
+        baseline_presets.alexnet_imagenet,
+        baseline_presets.zfnet_imagenet,
+        baseline_presets.nin_imagenet,
+        baseline_presets.vgg_16_imagenet,
+        baseline_presets.spp_net_imagenet,
         googlenet_tiny,
     )
 }
 DEFAULT = "googlenet-digits"
 # Made for the embedded dataset; the others need one.
-ON_DIGITS = tuple(name for name in PRESETS if "-digits" in name or name == "googlenet-tiny")
+DIGITS_PRESETS = tuple(name for name in PRESETS if "-digits" in name or name == "googlenet-tiny")
 
 
-def summary(name: str) -> str:
+def get_summary(name: str) -> str:
     """The one line that says what a preset is."""
     return (PRESETS[name].__doc__ or "").splitlines()[0]

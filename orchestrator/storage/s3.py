@@ -21,27 +21,27 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from orchestrator.config.printable import redact, refusal_of_credentials
-from orchestrator.storage import faults, urls
-from orchestrator.storage.retry import retrying
+from orchestrator.config.redaction import find_credentials_problem, redact
+from orchestrator.storage import storage_errors, urls
+from orchestrator.storage.storage_errors import call_with_retries
 
 SCHEMES = frozenset({"s3", "s3a"})
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
-_PIECE_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 
 # What a store answers that takes no bulk delete: without Content-MD5 (MinIO before 2025, older Ceph), or at all (GCS).
-_NO_BULK = {
+_BULK_UNSUPPORTED_STATUSES = {
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.METHOD_NOT_ALLOWED,
     HTTPStatus.LENGTH_REQUIRED,
     HTTPStatus.NOT_IMPLEMENTED,
 }
-_BULK = 1000  # objects of one bulk delete, the protocol's limit
-_DELETES_AT_ONCE = 8
+_BULK_DELETE_LIMIT = 1000  # objects of one bulk delete, the protocol's limit
+_MAX_CONCURRENT_DELETES = 8
 # botocore's variables for the endpoint; the first one that is set counts.
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_without_bulk: weakref.WeakSet[Any] = weakref.WeakSet()  # filesystems whose store refused a bulk delete
+_bulk_unsupported: weakref.WeakSet[Any] = weakref.WeakSet()  # filesystems whose store refused a bulk delete
 
 T = TypeVar("T")
 
@@ -63,25 +63,25 @@ class TruncatedError(ValueError):
     """An object ends before the bytes that were asked for. A ValueError: trying again is of no use."""
 
 
-class ReplacedError(ValueError):
+class ObjectReplacedError(ValueError):
     """An object is not the one of which the first bytes were read."""
 
 
-class EndedEarlyError(OSError):
+class IncompleteBodyError(OSError):
     """A body ended before its announced end; the rest can be asked for."""
 
 
 @dataclass
-class Progress:
+class ReadProgress:
     """How far a read has come, over all its requests."""
 
     done: int = 0
     identity: tuple[object, ...] | None = None  # of the object that was read so far
 
 
-def filesystem() -> Any:
+def get_filesystem() -> Any:
     """The process's S3 filesystem for whole objects; fsspec keeps it, though not over a fork."""
-    made = fsspec.filesystem("s3", config_kwargs=_config(CONNECT_SECONDS, READ_SECONDS, connections=10))
+    made = fsspec.filesystem("s3", config_kwargs=_make_client_config(CONNECT_SECONDS, READ_SECONDS, connections=10))
     made.retries = 1
     return made
 
@@ -91,41 +91,45 @@ def remove(url: str) -> None:
 
     fsspec's own `rm` takes `*`, `?` and `[` in a path for patterns, and ignores objects that the store kept.
     """
-    made = filesystem()
+    made = get_filesystem()
     made.invalidate_cache()
     bucket, key, _ = made.split_path(url)
-    keys = list(_keys_below(made, bucket, f"{key}/" if key else ""))
+    keys = list(_iter_keys(made, bucket, f"{key}/" if key else ""))
     if key and _is_object(made, bucket, key):
         keys.append(key)
-    if len(keys) > 1 and made not in _without_bulk:
+    if len(keys) > 1 and made not in _bulk_unsupported:
         try:
-            for start in range(0, len(keys), _BULK):
-                retrying(partial(_delete_bulk, made, bucket, keys[start : start + _BULK]))
+            for start in range(0, len(keys), _BULK_DELETE_LIMIT):
+                call_with_retries(partial(_delete_bulk, made, bucket, keys[start : start + _BULK_DELETE_LIMIT]))
         except OSError as error:
-            if faults.status(error) not in _NO_BULK:
+            if storage_errors.get_http_status(error) not in _BULK_UNSUPPORTED_STATUSES:
                 raise
-            _without_bulk.add(made)
-    if len(keys) == 1 or made in _without_bulk:
-        with ThreadPoolExecutor(_DELETES_AT_ONCE, thread_name_prefix="delete") as pool:
-            list(pool.map(lambda each: retrying(lambda: made.call_s3("delete_object", Bucket=bucket, Key=each)), keys))
+            _bulk_unsupported.add(made)
+    if len(keys) == 1 or made in _bulk_unsupported:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_DELETES, thread_name_prefix="delete") as pool:
+            list(
+                pool.map(
+                    lambda each: call_with_retries(lambda: made.call_s3("delete_object", Bucket=bucket, Key=each)), keys
+                )
+            )
     made.invalidate_cache()
 
 
 def _is_object(made: Any, bucket: str, key: str) -> bool:
     try:
-        retrying(lambda: made.call_s3("head_object", Bucket=bucket, Key=key))
+        call_with_retries(lambda: made.call_s3("head_object", Bucket=bucket, Key=key))
     except OSError as error:
-        if faults.is_absent(error):
+        if storage_errors.is_not_found(error):
             return False
         raise
     return True
 
 
-def _keys_below(made: Any, bucket: str, prefix: str) -> Iterator[str]:
+def _iter_keys(made: Any, bucket: str, prefix: str) -> Iterator[str]:
     """Yield all keys with a prefix, the markers of empty folders among them."""
     token: dict[str, str] = {}
     while True:
-        page = retrying(partial(made.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token))
+        page = call_with_retries(partial(made.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token))
         yield from (str(entry["Key"]) for entry in page.get("Contents", ()))
         if not page.get("IsTruncated"):
             return
@@ -175,11 +179,11 @@ class PendingCalls:
             future.cancel()
 
 
-def _config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
+def _make_client_config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
     """Return what botocore needs beside what it finds in the environment. Raises SettingError for a bad endpoint."""
     for name in ENDPOINTS:
         if problem := _problem_of_endpoint(name, os.environ.get(name, "")):
-            raise faults.SettingError(problem)
+            raise storage_errors.SettingError(problem)
     return {
         "connect_timeout": connect_seconds,
         "read_timeout": read_seconds,
@@ -193,7 +197,7 @@ def _problem_of_endpoint(name: str, value: str) -> str | None:
     if not value:
         return None
     if re.match(r"https?://[^/]", value, re.IGNORECASE):
-        reason = refusal_of_credentials(value, name)
+        reason = find_credentials_problem(value, name)
         return reason and f"{reason.partition(';')[0]}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
     return f"{name}: must be a URL such as https://HOST:9000, got {redact(value)!r}"
 
@@ -204,14 +208,14 @@ class S3Reader:
     def __init__(self, connect_seconds: float, read_seconds: float, connections: int) -> None:
         # A checksum of the whole object says nothing of a range.
         config = {
-            **_config(connect_seconds, read_seconds, connections),
+            **_make_client_config(connect_seconds, read_seconds, connections),
             "response_checksum_validation": "when_required",
         }
         # An instance of its own, as closing it must not take the connections of others.
         self._filesystem = fsspec.filesystem("s3", config_kwargs=config, skip_instance_cache=True)
         self._pending = PendingCalls()
 
-    def fill(self, url: str, start: int, view: memoryview, progress: Progress, seconds: float) -> None:
+    def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
         """Ask once for the bytes from `start` on and put them into the view as they come; `progress` counts them.
 
         Raises what went wrong; what came before is in the view. Nothing writes into it afterwards.
@@ -236,7 +240,7 @@ class S3Reader:
 
     async def _call(self, method: str, url: str, **arguments: str) -> Any:
         client = await self._filesystem.set_session()
-        bucket, key, version = self._filesystem.split_path(urls.normalize(url))
+        bucket, key, version = self._filesystem.split_path(urls.normalize_scheme(url))
         wanted = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
         # Adds what the user told s3fs to send along, such as "requester pays".
         call = getattr(client, method)
@@ -245,17 +249,17 @@ class S3Reader:
     async def _head(self, url: str) -> Any:
         return await self._call("head_object", url)
 
-    async def _fill(self, url: str, start: int, target: memoryview, progress: Progress) -> None:
+    async def _fill(self, url: str, start: int, target: memoryview, progress: ReadProgress) -> None:
         wanted = len(target)
         answer = await self._call("get_object", url, Range=f"bytes={start}-{start + wanted - 1}")
         body = answer["Body"]
         try:
-            _check(answer, start, wanted, progress)
+            _check_response_range(answer, start, wanted, progress)
             filled = 0
             while filled < wanted:
-                piece = await body.read(min(_PIECE_BYTES, wanted - filled))
+                piece = await body.read(min(_CHUNK_BYTES, wanted - filled))
                 if not piece:
-                    raise EndedEarlyError(f"the body ended after {filled} of {wanted} bytes")
+                    raise IncompleteBodyError(f"the body ended after {filled} of {wanted} bytes")
                 target[filled : filled + len(piece)] = piece
                 filled += len(piece)
                 progress.done += len(piece)
@@ -264,7 +268,7 @@ class S3Reader:
             body.close()
 
 
-def _check(answer: Any, start: int, wanted: int, progress: Progress) -> None:
+def _check_response_range(answer: Any, start: int, wanted: int, progress: ReadProgress) -> None:
     """Whether the answer is the range that was asked for, of the object that was read before."""
     told = str(answer.get("ContentRange") or "")
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", told)
@@ -278,13 +282,14 @@ def _check(answer: Any, start: int, wanted: int, progress: Progress) -> None:
     if progress.identity is None:
         progress.identity = identity
     elif identity != progress.identity:
-        raise ReplacedError(
-            f"the object was replaced while it was read: ETag, time and size were {_shown(progress.identity)} "
-            f"and are {_shown(identity)}"
+        raise ObjectReplacedError(
+            "the object was replaced while it was read: ETag, time and size were "
+            f"{_format_identity(progress.identity)} "
+            f"and are {_format_identity(identity)}"
         )
     if last - first + 1 < wanted:
         raise TruncatedError(f"bytes {start} to {start + wanted} wanted, the object has {total}")
 
 
-def _shown(identity: tuple[object, ...]) -> str:
+def _format_identity(identity: tuple[object, ...]) -> str:
     return ", ".join(map(str, identity))

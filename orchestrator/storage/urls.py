@@ -10,22 +10,32 @@ import os
 import re
 from urllib.parse import quote, unquote
 
-from orchestrator.config.printable import redact, refusal_of_credentials
+from orchestrator.config.redaction import find_credentials_problem, redact
 
-__all__ = ["absolute", "from_path", "is_local", "is_web", "join", "local_path", "name", "normalize", "redact", "scheme"]
+__all__ = [
+    "get_basename",
+    "get_scheme",
+    "is_local",
+    "is_web",
+    "join",
+    "normalize_scheme",
+    "require_absolute",
+    "to_file_url",
+    "to_local_path",
+]
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 # s3:/bucket, s3:bucket, S3//bucket, s3:///bucket: not a colon and two slashes between the scheme and a name.
-_MISSPELT = re.compile(
+_MISSPELT_SCHEME = re.compile(
     r"^(s3a?|gs|gcs|az|abfss?|hdfs|https?|file)(:/?(?!/)|//)|^(s3a?|gs|gcs|abfss?|https?):///", re.IGNORECASE
 )
-_WEB = frozenset({"http", "https"})
-_QUOTED = _WEB | {"file"}  # schemes of URLs whose names are percent-encoded
+_WEB_SCHEMES = frozenset({"http", "https"})
+_ENCODED_SCHEMES = _WEB_SCHEMES | {"file"}  # schemes of URLs whose names are percent-encoded
 _LOCAL_HOST = re.compile(r"^localhost(?=/)", re.IGNORECASE)
 
 
-def scheme(url: str) -> str:
+def get_scheme(url: str) -> str:
     """The scheme of a URL, "file" for plain paths."""
     match = _SCHEME.match(url)
     return match.group(1).lower() if match else "file"
@@ -33,15 +43,15 @@ def scheme(url: str) -> str:
 
 def is_local(url: str) -> bool:
     """True for plain paths and file:// URLs."""
-    return scheme(url) == "file"
+    return get_scheme(url) == "file"
 
 
 def is_web(url: str) -> bool:
     """Return whether a URL names a page or file of a web server, which can be read and usually not listed."""
-    return scheme(url) in _WEB
+    return get_scheme(url) in _WEB_SCHEMES
 
 
-def local_path(url: str) -> str:
+def to_local_path(url: str) -> str:
     """The path of a local URL. Raises ValueError for any other URL."""
     if not is_local(url):
         raise ValueError(f"{redact(url)} is no local path")
@@ -51,12 +61,12 @@ def local_path(url: str) -> str:
     return unquote(_LOCAL_HOST.sub("", url[match.end() :]), errors="surrogateescape")
 
 
-def from_path(path: str) -> str:
+def to_file_url(path: str) -> str:
     """Return the file: URL of an absolute local path, percent-encoded."""
     return "file://" + quote(path, errors="surrogateescape")
 
 
-def normalize(url: str) -> str:
+def normalize_scheme(url: str) -> str:
     """Return the URL with its scheme in small letters, as fsspec wants it."""
     match = _SCHEME.match(url)
     return url if match is None else match.group(0).lower() + url[match.end() :]
@@ -64,7 +74,7 @@ def normalize(url: str) -> str:
 
 def join(url: str, *parts: str) -> str:
     """A URL below another one; parts are relative, joined by single slashes."""
-    pieces = [_without_slash(url)]
+    pieces = [_strip_trailing_slash(url)]
     encoded = _is_encoded(url)
     for part in parts:
         if part.startswith("/") or _SCHEME.match(part):
@@ -77,7 +87,7 @@ def join(url: str, *parts: str) -> str:
     return head + rest if head.endswith("/") else f"{head}/{rest}"
 
 
-def _without_slash(url: str) -> str:
+def _strip_trailing_slash(url: str) -> str:
     """The URL without slashes at its end, but for those that make it a root: "/", "memory://", "file:///"."""
     match = _SCHEME.match(url)
     prefix = match.group(0) if match else ""
@@ -85,32 +95,32 @@ def _without_slash(url: str) -> str:
     return prefix + (rest.rstrip("/") or rest[:1])
 
 
-def name(url: str) -> str:
+def get_basename(url: str) -> str:
     """The last component of a URL, decoded."""
     last = url.rstrip("/").rsplit("/", 1)[-1]
     return unquote(last, errors="surrogateescape") if _is_encoded(url) else last
 
 
 def _is_encoded(url: str) -> bool:
-    return bool(_SCHEME.match(url)) and scheme(url) in _QUOTED
+    return bool(_SCHEME.match(url)) and get_scheme(url) in _ENCODED_SCHEMES
 
 
-def absolute(url: str, field: str) -> str:
+def require_absolute(url: str, field: str) -> str:
     """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process, or holds
     a user name or password.
 
     A submitted job runs in a temporary copy of its working directory: what it wrote to a relative
     path would vanish with it (design: where things land).
     """
-    if (reason := refusal_of_credentials(url, field)) is not None:
+    if (reason := find_credentials_problem(url, field)) is not None:
         raise ValueError(reason)
-    if (match := _MISSPELT.match(url)) is not None:
+    if (match := _MISSPELT_SCHEME.match(url)) is not None:
         meant = (match[1] or match[3]).lower()
         fixed = meant + (":///" if meant == "file" else "://") + url[match.end() :].lstrip("/")
         raise ValueError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
     if not is_local(url):
-        return _without_slash(normalize(url))
-    path = os.path.expanduser(local_path(url))
+        return _strip_trailing_slash(normalize_scheme(url))
+    path = os.path.expanduser(to_local_path(url))
     if path.startswith("~"):
         raise ValueError(
             f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
@@ -119,7 +129,7 @@ def absolute(url: str, field: str) -> str:
     if not os.path.isabs(path):
         raise ValueError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
-            f"give {_elsewhere(path)} or a URL"
+            f"give {_suggest_absolute_path(path)} or a URL"
         )
     # POSIX lets two slashes at the start mean something else; on Linux they do not.
     return re.sub(r"^//+", "/", os.path.normpath(path))
@@ -130,7 +140,7 @@ def is_in_submitted_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _elsewhere(path: str) -> str:
+def _suggest_absolute_path(path: str) -> str:
     """Return what to give instead of a relative path."""
     if is_in_submitted_job():  # the folder that this process sees goes with the job
         return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"

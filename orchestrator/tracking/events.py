@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from orchestrator.config.json_text import parse_object
-from orchestrator.config.printable import redact
+from orchestrator.config.redaction import redact
 
 # JSON has no NaN or infinity, and a diverging run must be able to say so: they travel as these strings.
 _NON_FINITE = re.compile(r"\\*(nan|inf|-inf)")
@@ -36,13 +36,13 @@ class Event:
     values: Mapping[str, object] = field(default_factory=dict)
 
 
-def encode(event: Event) -> str:
+def encode_event(event: Event) -> str:
     """The event as one line of strict JSON without the line end.
 
     Raises JournalError naming the value that JSON cannot hold.
     """
     record = {"kind": event.kind, "time": event.time, "samples": event.samples}
-    record["values"] = {key: _pack(value, f"{event.kind}.{key}") for key, value in event.values.items()}
+    record["values"] = {key: _to_json_value(value, f"{event.kind}.{key}") for key, value in event.values.items()}
     try:
         return json.dumps(record, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
@@ -52,7 +52,7 @@ def encode(event: Event) -> str:
         ) from error
 
 
-def decode(line: str) -> Event:
+def decode_event(line: str) -> Event:
     """Return the event of a line made by encode, perhaps of a newer version. Raises ValueError for anything else."""
     record = parse_object(line)
     kind, time, samples, values = (record.get(name) for name in ("kind", "time", "samples", "values"))
@@ -61,7 +61,7 @@ def decode(line: str) -> Event:
     if samples is not None and not (_is_number(samples) and isinstance(samples, int)):
         raise ValueError(f"an event's samples must be a whole number, got {samples!r}")
     try:
-        return Event(kind, float(time), samples, {key: _unpack(value) for key, value in values.items()})
+        return Event(kind, float(time), samples, {key: _from_json_value(value) for key, value in values.items()})
     except (RecursionError, OverflowError) as error:
         raise ValueError(f"{type(error).__name__} in an event") from None
 
@@ -70,7 +70,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _pack(value: object, where: str) -> object:
+def _to_json_value(value: object, where: str) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
@@ -83,20 +83,20 @@ def _pack(value: object, where: str) -> object:
         for key in value:
             if not isinstance(key, str):
                 raise JournalError(f"{where}: key {key!r} is a {type(key).__name__}; give a string")
-        return {key: _pack(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _to_json_value(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_pack(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_to_json_value(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise JournalError(
         f"{where}: {value!r} is a {type(value).__name__}; give a bool, int, float, str, None, list or mapping"
         " (tensors and numpy scalars: .item() or float())"
     )
 
 
-def _unpack(value: object) -> object:
+def _from_json_value(value: object) -> object:
     if isinstance(value, str) and _NON_FINITE.fullmatch(value):
         return value[1:] if value.startswith("\\") else float(value)
     if isinstance(value, dict):
-        return {key: _unpack(item) for key, item in value.items()}
+        return {key: _from_json_value(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_unpack(item) for item in value]
+        return [_from_json_value(item) for item in value]
     return value

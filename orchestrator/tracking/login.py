@@ -20,9 +20,9 @@ from typing import Any
 
 from orchestrator.config.errors import ConfigError
 
-APP = "orchestrator"  # of `mlflow server --app-name`, declared in pyproject.toml
-USER = "orchestrator"
-_PATH = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"
+APP_NAME = "orchestrator"  # of `mlflow server --app-name`, declared in pyproject.toml
+USER_NAME = "orchestrator"
+_PASSWORD_PATH_VARIABLE = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"  # noqa: S105
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -30,15 +30,16 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
-def password_path() -> Path:
+def get_password_path() -> Path:
     """Return where the password is kept. Raises ConfigError without a home folder."""
-    if named := os.environ.get(_PATH):
+    if named := os.environ.get(_PASSWORD_PATH_VARIABLE):
         return Path(named)
     try:
         return Path.home() / ".orchestrator" / "mlflow_password"
     except RuntimeError:
         raise ConfigError(
-            f"HOME must be set, since this user has no home folder; or set {_PATH} to the file for MLflow's password"
+            f"HOME must be set, since this user has no home folder; or set {_PASSWORD_PATH_VARIABLE} to "
+            "the file for MLflow's password"
         ) from None
 
 
@@ -47,7 +48,7 @@ def load_password() -> str:
 
     Raises ConfigError for a file that cannot be read or made, is empty, or belongs to another user.
     """
-    path = password_path()
+    path = get_password_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -61,9 +62,13 @@ def load_password() -> str:
                 os.fchmod(file.fileno(), 0o600)
             password = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"MLflow's password cannot be kept in {path}: {error}; set {_PATH} to another file") from None
+        raise ConfigError(
+            f"MLflow's password cannot be kept in {path}: {error}; set {_PASSWORD_PATH_VARIABLE} to another file"
+        ) from None
     if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path} must belong to this user, got user {found.st_uid}; set {_PATH} to another file")
+        raise ConfigError(
+            f"{path} must belong to this user, got user {found.st_uid}; set {_PASSWORD_PATH_VARIABLE} to another file"
+        )
     if len(password) < 12:
         raise ConfigError(f"{path} must hold at least 12 characters, got {len(password)}; remove it to have one made")
     return password
@@ -74,7 +79,7 @@ class RequireLogin:
 
     def __init__(self, app: _App, password: str) -> None:
         self._app = app
-        self._accepted = {b"basic": f"{USER}:{password}".encode(), b"bearer": password.encode()}
+        self._accepted = {b"basic": f"{USER_NAME}:{password}".encode(), b"bearer": password.encode()}
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Pass on what has the login, and the start and end of the process."""
@@ -84,7 +89,7 @@ class RequireLogin:
             await send({"type": "websocket.close", "code": 1008})
         else:
             headers = [(b"www-authenticate", b'Basic realm="MLflow"'), (b"content-type", b"text/plain")]
-            text = f"Log in as {USER}; the password is in a file of the user who started this server.\n"
+            text = f"Log in as {USER_NAME}; the password is in a file of the user who started this server.\n"
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": text.encode()})
 

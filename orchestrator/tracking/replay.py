@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from orchestrator.tracking.events import Event
-from orchestrator.tracking.followed import FollowedRun
+from orchestrator.tracking import journal
+from orchestrator.tracking.events import Event, encode_event
+from orchestrator.tracking.retry_state import RetryState, is_self_explanatory
 from orchestrator.tracking.tracker import (
     FinalStatus,
+    MetricPoint,
     TrackedRun,
     Tracker,
-    TrackerUnreachable,
+    TrackerUnreachableError,
     TrackingError,
 )
-from orchestrator.tracking.trouble import Trouble, is_explained
 
 _log = logging.getLogger(__name__)
-Request = Callable[[Tracker], None]
+TrackerRequest = Callable[[Tracker], None]
 # While somebody waits in drain() or stop(), a tracker that is down is asked again this often.
-_HURRIED_SECONDS = 0.5
+_DRAIN_POLL_SECONDS = 0.5
 # A request that fails by a slip of ours is not the tracker's outage; it must not hold up the others.
-_REQUEST_TRIES = 3
+_MAX_REQUEST_TRIES = 3
 # Of the time given to stop(): what draining may take, so that some is left to close the runs.
 _DRAIN_SHARE = 0.8
 
 
 @dataclass(eq=False)
-class _Queued:
-    request: Request
+class _QueuedRequest:
+    request: TrackerRequest
     future: Future[None]
-    needs: str | None
-    about: str | None
+    required_key: str | None
+    subject_key: str | None
     errors: list[Exception] = field(default_factory=list)
 
 
-class Replayer:
+class JournalReplayer:
     """Replays the journals of runs into a tracker while training goes on, whatever the tracker does.
 
     Opening the tracker (importing mlflow, migrating a database: seconds) happens in the thread, so training
@@ -54,17 +56,17 @@ class Replayer:
         self._factory = tracker_factory
         self._poll_seconds = poll_seconds
         self._changed = threading.Condition()
-        self._followed: dict[str, FollowedRun] = {}
-        self._outage = Trouble("tracker")
-        self._requests: deque[_Queued] = deque()
+        self._runs: dict[str, ReplayedRun] = {}
+        self._tracker_retry = RetryState("tracker")
+        self._requests: deque[_QueuedRequest] = deque()
         self._tracker: Tracker | None = None
-        self._hurried = 0
+        self._drain_waiters = 0
         self._stopping = False
         self._ended = False
-        self._nudged = False
+        self._wake_requested = False
         self._clean_since = float("-inf")
         self._settled_since = float("-inf")
-        self._given_up: list[str] = []
+        self._failed_requests: list[str] = []
         self._thread = threading.Thread(target=self._run, name="replayer", daemon=True)
         self._thread.start()
 
@@ -76,15 +78,15 @@ class Replayer:
         Raises ValueError for a parent that is not followed.
         """
         with self._changed:
-            if parent_key is not None and parent_key not in self._followed:
+            if parent_key is not None and parent_key not in self._runs:
                 raise ValueError(f"parent_key {parent_key!r} of {run.key!r} is not followed; follow it first")
-            if run.key not in self._followed:
-                parent = None if parent_key is None else self._followed[parent_key]
-                self._followed[run.key] = FollowedRun(run, journal_folder, parent)
-            self._followed[run.key].reopen()
-            self._nudge()
+            if run.key not in self._runs:
+                parent = None if parent_key is None else self._runs[parent_key]
+                self._runs[run.key] = ReplayedRun(run, journal_folder, parent)
+            self._runs[run.key].reopen()
+            self._wake_thread()
 
-    def submit(self, request: Request, needs: str | None = None, about: str | None = None) -> Future[None]:
+    def submit(self, request: TrackerRequest, needs: str | None = None, about: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
         needs: key of a followed run that must be open before; the request waits for it, others pass it. about: key of
@@ -97,37 +99,37 @@ class Replayer:
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append(_Queued(request, future, needs, about or needs))
-            self._nudge()
+            self._requests.append(_QueuedRequest(request, future, needs, about or needs))
+            self._wake_thread()
         return future
 
-    def run_id(self, key: str, timeout: float) -> str:
+    def wait_for_run_id(self, key: str, timeout: float) -> str:
         """The tracker's id of a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        followed = self._get(key)
+        followed = self._get_run(key)
         with self._changed:
             self._changed.wait_for(lambda: followed.run_id is not None, timeout)
         if followed.run_id is None:
-            last = self._outage.last or followed.serving.last or "still opening"
+            last = self._tracker_retry.last_error or followed.tracker_retry.last_error or "still opening"
             raise TrackingError(f"run {key!r} is not in the tracker after {timeout:g} s: {last}")
         return followed.run_id
 
-    def run_url(self, key: str, timeout: float) -> str:
+    def wait_for_run_url(self, key: str, timeout: float) -> str:
         """What a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        run_id, refused = self.run_id(key, timeout), self._get(key).serving
-        if refused.is_final:
-            raise TrackingError(str(refused.last))
+        run_id, refused = self.wait_for_run_id(key, timeout), self._get_run(key).tracker_retry
+        if refused.is_permanent:
+            raise TrackingError(str(refused.last_error))
         if self._tracker is None:
             raise TrackingError("the tracker is still opening")
-        return self._tracker.run_url(run_id)
+        return self._tracker.get_run_url(run_id)
 
-    def outcome(self, key: str) -> Event | None:
+    def get_outcome(self, key: str) -> Event | None:
         """The last finished / stopped / failed event of a run that the tracker has been told of."""
-        return self._get(key).outcome
+        return self._get_run(key).outcome
 
-    def behind(self) -> int:
+    def count_pending(self) -> int:
         """Events and requests that wait for the tracker (of a long outage: those read so far)."""
         with self._changed:
-            return sum(followed.waiting for followed in self._followed.values()) + len(self._requests)
+            return sum(followed.pending_count for followed in self._runs.values()) + len(self._requests)
 
     def drain(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; True when all that is in the journals by now is in the tracker.
@@ -136,10 +138,10 @@ class Replayer:
         """
         called = time.monotonic()
         with self._changed:
-            self._hurried += 1
-            self._nudge()
+            self._drain_waiters += 1
+            self._wake_thread()
             self._changed.wait_for(lambda: self._ended or self._settled_since >= called, timeout)
-            self._hurried -= 1
+            self._drain_waiters -= 1
             return self._clean_since >= called
 
     def close(self, key: str, status: FinalStatus) -> Future[None]:
@@ -147,15 +149,15 @@ class Replayer:
 
         Raises ValueError for a key that is not followed.
         """
-        self._get(key)
-        return self.submit(partial(self._finish, key, status), needs=key)
+        self._get_run(key)
+        return self.submit(partial(self._finish_run, key, status), needs=key)
 
-    def _finish(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get(key)
+    def _finish_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
+        run = self._get_run(key)
         # A run that is over has a journal that ends.
-        while not (run.read() and run.serve(tracker)):
+        while not (run.read_journal() and run.deliver(tracker)):
             pass
-        self._close(key, status, tracker)
+        self._close_run(key, status, tracker)
 
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
         """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all is recorded.
@@ -163,45 +165,51 @@ class Replayer:
         Runs without a status stay open. Raises ValueError for a key that is not followed.
         """
         for key in statuses:
-            self._get(key)
+            self._get_run(key)
         if self._stopping:
             return not statuses
         deadline = time.monotonic() + timeout
         drained = self.drain(timeout * _DRAIN_SHARE)
-        futures = {key: self.submit(partial(self._close, key, status), about=key) for key, status in statuses.items()}
+        futures = {
+            key: self.submit(partial(self._close_run, key, status), about=key) for key, status in statuses.items()
+        }
         with self._changed:
-            self._hurried += 1
-            self._nudge()
+            self._drain_waiters += 1
+            self._wake_thread()
             left_seconds = max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: all(future.done() for future in futures.values()), left_seconds)
             self._stopping = True
-            self._nudge()
+            self._wake_thread()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         left = [key for key, future in futures.items() if not future.done() or future.exception() is not None]
         if not drained or left:
-            _log.info("stopped with %d events not recorded, runs not closed: %s", self.behind(), left or "none")
-        return drained and not left and not self._given_up
+            _log.info("stopped with %d events not recorded, runs not closed: %s", self.count_pending(), left or "none")
+        return drained and not left and not self._failed_requests
 
     @property
-    def cause(self) -> str:
+    def first_error(self) -> str:
         """Why something is not recorded: the first trouble that there is; empty when there is none."""
         with self._changed:
-            runs = list(self._followed.values())
-        troubles = (self._outage.last, *(run.serving.last for run in runs), *(run.reading.last for run in runs))
-        return next((text for text in (*troubles, *self._given_up) if text), "")
+            runs = list(self._runs.values())
+        troubles = (
+            self._tracker_retry.last_error,
+            *(run.tracker_retry.last_error for run in runs),
+            *(run.journal_retry.last_error for run in runs),
+        )
+        return next((text for text in (*troubles, *self._failed_requests) if text), "")
 
-    def _get(self, key: str) -> FollowedRun:
+    def _get_run(self, key: str) -> ReplayedRun:
         with self._changed:
-            if key not in self._followed:
-                raise ValueError(f"run key {key!r} is not followed; followed are {sorted(self._followed)}")
-            return self._followed[key]
+            if key not in self._runs:
+                raise ValueError(f"run key {key!r} is not followed; followed are {sorted(self._runs)}")
+            return self._runs[key]
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._nudged = False
+                self._wake_requested = False
             started = time.monotonic()
-            clean, settled = self._round()
+            clean, settled = self._run_round()
             with self._changed:
                 if clean:
                     self._clean_since = started
@@ -210,7 +218,7 @@ class Replayer:
                 self._changed.notify_all()
                 if self._stopping:
                     break
-                self._changed.wait_for(lambda: self._nudged, self._pause())
+                self._changed.wait_for(lambda: self._wake_requested, self._get_pause_seconds())
 
         with self._changed:
             self._ended = True
@@ -218,48 +226,48 @@ class Replayer:
         for queued in self._requests:
             queued.future.set_exception(TrackingError("the replayer was stopped before this request was served"))
 
-    def _nudge(self) -> None:
+    def _wake_thread(self) -> None:
         """Start the next round now. The caller holds the lock."""
-        self._nudged = True
+        self._wake_requested = True
         self._changed.notify_all()
 
-    def _pause(self) -> float:
+    def _get_pause_seconds(self) -> float:
         """Seconds to the next round: none while there is a backlog that the tracker takes."""
-        if self._outage.failures:
-            return _HURRIED_SECONDS if self._hurried else self._outage.wait_seconds
-        if any(followed.waiting and not followed.serving.failures for followed in self._followed.values()):
+        if self._tracker_retry.failures:
+            return _DRAIN_POLL_SECONDS if self._drain_waiters else self._tracker_retry.wait_seconds
+        if any(followed.pending_count and not followed.tracker_retry.failures for followed in self._runs.values()):
             return 0.0
-        return min(self._poll_seconds, _HURRIED_SECONDS) if self._hurried else self._poll_seconds
+        return min(self._poll_seconds, _DRAIN_POLL_SECONDS) if self._drain_waiters else self._poll_seconds
 
-    def _round(self) -> tuple[bool, bool]:
+    def _run_round(self) -> tuple[bool, bool]:
         """Read every journal, then talk to the tracker.
 
         Returns whether nothing is left over and nothing failed; and whether another round would change nothing, since
         the tracker refuses what is left.
         """
         with self._changed:
-            runs, hurried = list(self._followed.values()), self._hurried > 0
+            runs, hurried = list(self._runs.values()), self._drain_waiters > 0
         # Reading comes first and for all, so that behind() is true in an outage.
-        settled = [run.reading.attempt(run.read, hurried) for run in runs]
+        settled = [run.journal_retry.attempt(run.read_journal, hurried) for run in runs]
         clean = settled.copy()
         try:
-            tracker = self._open()
+            tracker = self._open_tracker()
             for run in runs:
                 # An outage is no trouble of this run: it ends the round.
-                clean.append(run.serving.attempt(partial(run.serve, tracker), hurried, TrackerUnreachable))
-                settled.append(clean[-1] or run.is_refused)
+                clean.append(run.tracker_retry.attempt(partial(run.deliver, tracker), hurried, TrackerUnreachableError))
+                settled.append(clean[-1] or run.is_rejected)
                 with self._changed:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
-            settled.append(clean[-1] or self._all_need_refused_runs())
+            settled.append(clean[-1] or self._all_need_rejected_runs())
         except Exception as error:
             # The thread must outlive whatever a tracker raises.
-            self._outage.failed(error)
-            return False, self._outage.is_final
-        self._outage.worked()
+            self._tracker_retry.record_failure(error)
+            return False, self._tracker_retry.is_permanent
+        self._tracker_retry.record_success()
         return all(clean), all(settled)
 
-    def _open(self) -> Tracker:
+    def _open_tracker(self) -> Tracker:
         if self._tracker is None:
             tracker = self._factory()
             tracker.check()
@@ -270,18 +278,18 @@ class Replayer:
         """Serve in order; True when the queue is empty, False when one must be tried again."""
         waiting = False
         for queued in list(self._requests):
-            if queued.needs is not None and self._get(queued.needs).run_id is None:
+            if queued.required_key is not None and self._get_run(queued.required_key).run_id is None:
                 waiting = True
                 continue
             try:
                 queued.request(tracker)
-            except TrackerUnreachable:
+            except TrackerUnreachableError:
                 raise
             except Exception as error:
                 queued.errors.append(error)
-                if len(queued.errors) < _REQUEST_TRIES and not isinstance(error, TrackingError):
+                if len(queued.errors) < _MAX_REQUEST_TRIES and not isinstance(error, TrackingError):
                     return False
-                self._give_up(queued, error)
+                self._fail_request(queued, error)
             else:
                 queued.future.set_result(None)
             with self._changed:
@@ -289,23 +297,152 @@ class Replayer:
                 self._changed.notify_all()
         return not waiting and not self._requests
 
-    def _give_up(self, queued: _Queued, error: Exception) -> None:
+    def _fail_request(self, queued: _QueuedRequest, error: Exception) -> None:
         """Fail a request; what its run's trouble has said already is not said again."""
-        known = queued.about is not None and self._get(queued.about).is_refused
+        known = queued.subject_key is not None and self._get_run(queued.subject_key).is_rejected
         level = logging.INFO if known else logging.ERROR
-        _log.log(level, "tracker request given up: %s", error, exc_info=None if is_explained(error) else error)
-        self._given_up.append(str(error))
+        _log.log(level, "tracker request given up: %s", error, exc_info=None if is_self_explanatory(error) else error)
+        self._failed_requests.append(str(error))
         queued.future.set_exception(error)
 
-    def _all_need_refused_runs(self) -> bool:
+    def _all_need_rejected_runs(self) -> bool:
         with self._changed:
             return all(
-                queued.needs is not None and self._followed[queued.needs].is_refused for queued in self._requests
+                queued.required_key is not None and self._runs[queued.required_key].is_rejected
+                for queued in self._requests
             )
 
-    def _close(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get(key)
+    def _close_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
+        run = self._get_run(key)
         if run.run_id is None:
             raise TrackingError(f"run {key!r} was never opened in the tracker, so it cannot be closed")
         tracker.close_run(run.run_id, status)
         run.closed = True
+
+
+_METRIC_KINDS = frozenset({"metrics", "epoch"})
+_INCIDENT_KINDS = frozenset({"incident", "recovered"})  # what happened, and what it had cost in the end
+_OUTCOME_KINDS = frozenset({"finished", "stopped", "failed"})
+_SEGMENTS_PER_READ = 200
+_EVENTS_PER_DELIVERY = 2000
+# While the tracker is down, reading goes on to here; the rest stays in the journal.
+_MAX_PENDING_EVENTS = 20_000
+# A damaged segment is asked for this often before it is given up: a store may be behind with itself.
+_MAX_DAMAGED_READS = 5
+
+INCIDENTS_TAG = "orchestrator.incidents"
+LOST_SEGMENTS_TAG = "orchestrator.journal_segments_lost"
+INCIDENTS_FILE = "incidents.json"
+
+
+class ReplayedRun:
+    """Used by the replayer's thread alone, but for the plain attributes, which others may look at.
+
+    run_id: the tracker's id once open. outcome: the last finished / stopped / failed event delivered.
+    reading, serving: trouble with the journal's storage, and of the tracker with this run.
+    """
+
+    def __init__(self, run: TrackedRun, folder: str | None, parent: ReplayedRun | None) -> None:
+        self.run = run
+        self.run_id: str | None = None
+        self.closed = False
+        self.outcome: Event | None = None
+        self.journal_retry = RetryState(f"journal of run {run.name}")
+        self.tracker_retry = RetryState(f"tracking of run {run.name}")
+        self._parent = parent
+        self._folder = folder
+        self._cursor: journal.Cursor | None = None
+        self._pending: list[Event] = []
+        self._incidents: list[Event] = []
+        self._damaged_reads = 0
+        self._lost_segments = 0
+        self._lost_segments_tagged = 0
+
+    @property
+    def pending_count(self) -> int:
+        """Events read and not yet delivered."""
+        return len(self._pending)
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the tracker takes nothing of this run, or of the one above it, until a person mends the cause."""
+        above = self._parent
+        return self.tracker_retry.is_permanent or (above is not None and above.run_id is None and above.is_rejected)
+
+    def reopen(self) -> None:
+        """Go on with a run that was closed; nothing for any other."""
+        if self.closed:
+            self.run_id, self.closed = None, False
+
+    def read_journal(self) -> bool:
+        """Take in the next part of the journal; True when there was nothing new.
+
+        Raises JournalError for a damaged segment, and after some tries skips it; storage errors pass through.
+        """
+        if self._folder is None or self.closed:
+            return True
+        if len(self._pending) >= _MAX_PENDING_EVENTS:
+            return False
+        try:
+            events, self._cursor = journal.read_events(self._folder, self._cursor, _SEGMENTS_PER_READ)
+        except journal.DamagedSegmentError as error:
+            self._damaged_reads += 1
+            if self._damaged_reads < _MAX_DAMAGED_READS:
+                raise
+            _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
+            self._cursor, self._damaged_reads, self._lost_segments = error.cursor, 0, self._lost_segments + 1
+            return False
+        self._damaged_reads = 0
+        self._pending.extend(events)
+        return not events
+
+    def deliver(self, tracker: Tracker) -> bool:
+        """Open the run if need be and pass on what waits; True when nothing is left. Raises TrackingError."""
+        if self.closed:
+            return True
+        if self.run_id is None:
+            run = self.run
+            if self._parent is not None:
+                if self._parent.run_id is None:
+                    return False
+                run = replace(run, parent_id=self._parent.run_id)
+            self.run_id = tracker.open_run(run)
+        self._deliver_batch(tracker, self.run_id)
+        return not self._pending
+
+    def _deliver_batch(self, tracker: Tracker, run_id: str) -> None:
+        """Pass on a bounded number of events; with none, a heartbeat.
+
+        Raises TrackingError; then everything still waits, and the tracker's last-step rule makes the second
+        delivery harmless.
+        """
+        events = self._pending[:_EVENTS_PER_DELIVERY]
+        tracker.log_metrics(run_id, extract_points(events))
+        new = [event for event in events if event.kind in _INCIDENT_KINDS]
+        if new:
+            incidents = [*self._incidents, *new]
+            tracker.log_text(run_id, INCIDENTS_FILE, format_incidents(incidents))
+            count = sum(event.kind == "incident" for event in incidents)
+            tracker.set_tags(run_id, {INCIDENTS_TAG: str(count)})
+            self._incidents = incidents
+        if self._lost_segments > self._lost_segments_tagged:
+            tracker.set_tags(run_id, {LOST_SEGMENTS_TAG: str(self._lost_segments)})
+            self._lost_segments_tagged = self._lost_segments
+        self.outcome = next((event for event in reversed(events) if event.kind in _OUTCOME_KINDS), self.outcome)
+        del self._pending[: len(events)]
+
+
+def extract_points(events: Iterable[Event]) -> list[MetricPoint]:
+    """The numeric values of metrics and epoch events that have a clock, in order; step is samples seen."""
+    return [
+        MetricPoint(name, float(value), event.samples, event.time)
+        for event in events
+        if event.kind in _METRIC_KINDS and event.samples is not None
+        for name, value in event.values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def format_incidents(incidents: Iterable[Event]) -> str:
+    """The incidents as a JSON list for people and programs, in the journal's own form of an event."""
+    return json.dumps([json.loads(encode_event(event)) for event in incidents], indent=1)

@@ -16,7 +16,7 @@ class TrackingError(RuntimeError):
     """The tracker refused something, or cannot be used as configured; the message says what to do."""
 
 
-class TrackerUnreachable(TrackingError):
+class TrackerUnreachableError(TrackingError):
     """The tracker does not answer, or answers that it is in trouble: the same call may work later."""
 
 
@@ -37,7 +37,7 @@ class TrackedRun:
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricPoint:
     """One value of a curve. step: samples seen. time: unix seconds."""
 
     name: str
@@ -55,13 +55,13 @@ class Tracker(Protocol):
     def check(self) -> None:
         """Prove within about 10 seconds that runs can be recorded."""
 
-    def look(self) -> None:
+    def check_readable(self) -> None:
         """Do of `check` what writes nothing, for a store that is there already."""
 
     def open_run(self, run: TrackedRun) -> str:
         """The run's id: a new run, or the one of this key set back to RUNNING."""
 
-    def log(self, run_id: str, points: Sequence[Point]) -> None:
+    def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Add points, dropping those at or below the last recorded step of their name.
 
         With no points it is a heartbeat.
@@ -82,10 +82,10 @@ class Tracker(Protocol):
     def close_run(self, run_id: str, status: FinalStatus) -> None:
         """End a run."""
 
-    def run_url(self, run_id: str) -> str:
+    def get_run_url(self, run_id: str) -> str:
         """What a person opens to see the run, or the command that shows it."""
 
-    def reap(self, stale_seconds: float) -> list[str]:
+    def close_stale_runs(self, stale_seconds: float) -> list[str]:
         """Close as KILLED the runs left RUNNING whose heartbeat looks older than this and stays as it is; their ids.
 
         A heartbeat's time is of another machine's clock, so whether it stays is what a later call finds.

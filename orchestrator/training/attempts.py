@@ -11,27 +11,27 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from orchestrator.checkpoint import places
-from orchestrator.checkpoint.places import Place
-from orchestrator.storage import commit, files
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
+from orchestrator.storage import commit, file_io
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.job import attempts_of, checkpoints_of, journal_of
+from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir, get_journal_dir
 
-_RECORD = re.compile(r"^(\d{6})\.json$")
-_RESUMED = re.compile(r"^(\d{6})\.resumed-(\d{15})$")
-_STALLED = re.compile(r"^(\d{6})\.stalled-rank-\d{5}\.json$")
-_FAILED = re.compile(r"^failed-(\d+)\.json$")
+_ATTEMPT_FILE = re.compile(r"^(\d{6})\.json$")
+_RESUMED_FILE = re.compile(r"^(\d{6})\.resumed-(\d{15})$")
+_STALLED_FILE = re.compile(r"^(\d{6})\.stalled-rank-\d{5}\.json$")
+_FAILED_FILE = re.compile(r"^failed-(\d+)\.json$")
 
-_FAILURES = 20  # newest records that are looked at
+_MAX_FAILURE_RECORDS = 20  # newest records that are looked at
 
-ORDERLY = ("finished", "stopped", "failed")  # kinds of the event that ends an attempt in order
+CLEAN_END_EVENTS = ("finished", "stopped", "failed")  # kinds of the event that ends an attempt in order
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """A sign of life of rank 0."""
 
     time: float  # unix seconds
@@ -39,7 +39,7 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureRecord:
     """What the launcher saw: when, and what each rank ended with."""
 
     time: float  # unix seconds
@@ -47,31 +47,33 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Before:
+class PreviousAttempt:
     """What the attempt before left behind."""
 
-    began: float  # unix seconds
-    elapsed: float  # seconds that the run had been under way when it began
-    last: Event | None = None
-    beat: Beat | None = None
-    failure: Failure | None = None
-    stalled: tuple[str, ...] = ()  # why ranks ended themselves
+    start_time: float  # unix seconds
+    elapsed_seconds: float  # seconds that the run had been under way when it began
+    last_event: Event | None = None
+    heartbeat: Heartbeat | None = None
+    failure: FailureRecord | None = None
+    stall_causes: tuple[str, ...] = ()  # why ranks ended themselves
 
     @property
-    def orderly(self) -> bool:
+    def ended_cleanly(self) -> bool:
         """Whether it ended with an outcome."""
-        return self.last is not None and self.last.kind in ORDERLY
+        return self.last_event is not None and self.last_event.kind in CLEAN_END_EVENTS
 
     @property
-    def ended(self) -> float:
+    def last_seen(self) -> float:
         """Its last sign of life, in unix seconds."""
-        signs = [one.time for one in (self.last, self.beat) if one is not None]
-        return max([self.began, *signs])
+        signs = [one.time for one in (self.last_event, self.heartbeat) if one is not None]
+        return max([self.start_time, *signs])
 
     @property
     def samples(self) -> int:
         """The farthest that it is known to have come."""
-        return max((self.last.samples or 0) if self.last else 0, self.beat.samples if self.beat else 0)
+        return max(
+            (self.last_event.samples or 0) if self.last_event else 0, self.heartbeat.samples if self.heartbeat else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -80,65 +82,65 @@ class Attempt:
 
     folder: str  # URL of the run's attempts
     number: int
-    began: float  # unix seconds
-    elapsed: float = 0.0  # seconds that the run had been under way before, what failures cost included
-    before: Before | None = None
+    start_time: float  # unix seconds
+    elapsed_seconds: float = 0.0  # seconds that the run had been under way before, what failures cost included
+    previous: PreviousAttempt | None = None
 
-    def superseded(self) -> bool:
+    def is_superseded(self) -> bool:
         """Whether a later attempt has begun: then nothing that this one writes counts any more."""
-        return files.exists(files.join(self.folder, f"{self.number + 1:06d}.json"))
+        return file_io.exists(file_io.join(self.folder, f"{self.number + 1:06d}.json"))
 
-    def beat(self, samples: int) -> None:
+    def write_heartbeat(self, samples: int) -> None:
         """Leave a sign of life."""
         about = json.dumps({"time": time.time(), "samples": samples})
-        files.write_bytes(files.join(self.folder, f"{self.number:06d}.beat"), about.encode())
+        file_io.write_bytes(file_io.join(self.folder, f"{self.number:06d}.beat"), about.encode())
 
-    def resumed(self, samples: int) -> None:
+    def record_resume(self, samples: int) -> None:
         """Say where this attempt begins: what earlier ones have beyond it is void from now on."""
-        files.write_bytes(files.join(self.folder, f"{self.number:06d}.resumed-{samples:015d}"), b"")
+        file_io.write_bytes(file_io.join(self.folder, f"{self.number:06d}.resumed-{samples:015d}"), b"")
 
-    def stalled(self, rank: int, cause: str) -> None:
+    def record_stall(self, rank: int, cause: str) -> None:
         """Say why this rank ends itself."""
         name = f"{self.number:06d}.stalled-rank-{rank:05d}.json"
-        files.write_bytes(files.join(self.folder, name), json.dumps({"time": time.time(), "cause": cause}).encode())
+        file_io.write_bytes(file_io.join(self.folder, name), json.dumps({"time": time.time(), "cause": cause}).encode())
 
 
-def take(folder: str, workers: int) -> Attempt:
+def create_attempt(folder: str, workers: int) -> Attempt:
     """The next attempt at the run in `folder`, with what the one before left behind."""
-    attempts = attempts_of(folder)
-    names = files.list_names(attempts)
-    numbers = [int(match[1]) for name in names if (match := _RECORD.match(name))]
+    attempts = get_attempts_dir(folder)
+    names = file_io.list_names(attempts)
+    numbers = [int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))]
     number = max(numbers, default=0) + 1
     while True:
-        before = _before(folder, attempts, number - 1, names) if number > 1 else None
+        before = _load_previous_attempt(folder, attempts, number - 1, names) if number > 1 else None
         began = time.time()
         elapsed = 0.0
         if before is not None:
-            elapsed = before.elapsed + (before.ended if before.orderly else began) - before.began
+            elapsed = before.elapsed_seconds + (before.last_seen if before.ended_cleanly else began) - before.start_time
         about = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
-        if files.create_bytes(files.join(attempts, f"{number:06d}.json"), about.encode()):
+        if file_io.create_bytes(file_io.join(attempts, f"{number:06d}.json"), about.encode()):
             return Attempt(attempts, number, began, elapsed, before)
-        number, names = number + 1, files.list_names(attempts)
+        number, names = number + 1, file_io.list_names(attempts)
 
 
-def newest(folder: str) -> tuple[int, Before] | None:
+def load_latest_attempt(folder: str) -> tuple[int, PreviousAttempt] | None:
     """The number of the last attempt at the run in `folder` and what there is of it so far; None without any."""
-    attempts = attempts_of(folder)
-    names = files.list_names(attempts)
-    number = max((int(match[1]) for name in names if (match := _RECORD.match(name))), default=0)
-    return (number, _before(folder, attempts, number, names)) if number else None
+    attempts = get_attempts_dir(folder)
+    names = file_io.list_names(attempts)
+    number = max((int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))), default=0)
+    return (number, _load_previous_attempt(folder, attempts, number, names)) if number else None
 
 
-def void(folder: str) -> Callable[[Place], str | None]:
+def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str | None]:
     """Tells why a checkpoint of the run in `folder` does not count, None when it does.
 
     It does not when a later attempt than its own began at an earlier place: then its writer was cut off, or suspended,
     and came back after another had taken over; or it was damaged when that one began.
     """
-    found = [match for name in files.list_names(attempts_of(folder)) if (match := _RESUMED.match(name))]
+    found = [match for name in file_io.list_names(get_attempts_dir(folder)) if (match := _RESUMED_FILE.match(name))]
     begun = [(int(match[1]), int(match[2])) for match in found]
 
-    def reason(place: Place) -> str | None:
+    def reason(place: CheckpointFolder) -> str | None:
         for number, samples in begun:
             if number > place.attempt and samples < place.samples:
                 return f"void, since attempt {number} went on from {samples} samples"
@@ -147,64 +149,155 @@ def void(folder: str) -> Callable[[Place], str | None]:
     return reason
 
 
-def committed(folder: str) -> list[Place]:
+def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
     """Return the committed checkpoints of the run in `folder` that count as far as is known, newest first."""
-    is_void = void(folder)
-    return [place for place in places.committed(checkpoints_of(folder)) if is_void(place) is None]
+    is_void = load_stale_checkpoint_check(folder)
+    return [
+        place
+        for place in checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
+        if is_void(place) is None
+    ]
 
 
-def has_progressed(folder: str, before: Sequence[Place]) -> bool:
+def has_progressed(folder: str, before: Sequence[CheckpointFolder]) -> bool:
     """Return whether the run has a good checkpoint that is farther than what `before`, its earlier ones, was worth.
 
     A checkpoint that an attempt passed over since then, because it could not be loaded, was worth nothing.
     """
-    is_void = void(folder)
+    is_void = load_stale_checkpoint_check(folder)
     reached = max((place.samples for place in before if is_void(place) is None), default=-1)
-    return any(_is_whole(place) for place in committed(folder) if place.samples > reached)
+    return any(_is_complete(place) for place in list_valid_checkpoints(folder) if place.samples > reached)
 
 
-def _is_whole(place: Place) -> bool:
+def _is_complete(place: CheckpointFolder) -> bool:
     try:
-        commit.read(place.url)
+        commit.read_folder(place.url)
     except (commit.CommitError, FileNotFoundError):
         return False
     return True
 
 
-def _before(folder: str, attempts: str, number: int, names: list[str]) -> Before:
-    record = files.read_record(files.join(attempts, f"{number:06d}.json"))
-    began = _number(record.get("time"))
-    attempt, last = journal.last(journal_of(folder)) or (0, None)
-    beat = files.read_record(files.join(attempts, f"{number:06d}.beat"))
-    stalled = [name for name in sorted(names) if (match := _STALLED.match(name)) and int(match[1]) == number]
-    causes = [str(files.read_record(files.join(attempts, name)).get("cause", "stalled")) for name in stalled]
-    return Before(
-        began=began,
-        elapsed=_number(record.get("elapsed")),
-        last=last if attempt == number else None,
-        beat=Beat(_number(beat["time"]), int(_number(beat.get("samples")))) if "time" in beat else None,
-        failure=_failure(attempts, number, began, names),
-        stalled=tuple(causes),
+def _load_previous_attempt(folder: str, attempts: str, number: int, names: list[str]) -> PreviousAttempt:
+    record = file_io.read_json_or_empty(file_io.join(attempts, f"{number:06d}.json"))
+    began = _to_float(record.get("time"))
+    attempt, last = journal.read_last_event(get_journal_dir(folder)) or (0, None)
+    beat = file_io.read_json_or_empty(file_io.join(attempts, f"{number:06d}.beat"))
+    stalled = [name for name in sorted(names) if (match := _STALLED_FILE.match(name)) and int(match[1]) == number]
+    causes = [str(file_io.read_json_or_empty(file_io.join(attempts, name)).get("cause", "stalled")) for name in stalled]
+    return PreviousAttempt(
+        start_time=began,
+        elapsed_seconds=_to_float(record.get("elapsed")),
+        last_event=last if attempt == number else None,
+        heartbeat=Heartbeat(_to_float(beat["time"]), int(_to_float(beat.get("samples")))) if "time" in beat else None,
+        failure=_find_failure(attempts, number, began, names),
+        stall_causes=tuple(causes),
     )
 
 
-def latest(folder: str) -> int:
+def find_latest_number(folder: str) -> int:
     """The number of the newest attempt at the run in `folder`; 0 when there is none."""
-    names = files.list_names(attempts_of(folder))
-    return max((int(match[1]) for name in names if (match := _RECORD.match(name))), default=0)
+    names = file_io.list_names(get_attempts_dir(folder))
+    return max((int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))), default=0)
 
 
-def _failure(attempts: str, number: int, since: float, names: list[str]) -> Failure | None:
+def _find_failure(attempts: str, number: int, since: float, names: list[str]) -> FailureRecord | None:
     """The launcher's first word of this attempt's failure; of one since then where it does not say whose."""
-    moments = sorted(int(match[1]) for name in names if (match := _FAILED.match(name)))
-    for moment in moments[-_FAILURES:]:
-        found = files.read_record(files.join(attempts, f"failed-{moment}.json"))
+    moments = sorted(int(match[1]) for name in names if (match := _FAILED_FILE.match(name)))
+    for moment in moments[-_MAX_FAILURE_RECORDS:]:
+        found = file_io.read_json_or_empty(file_io.join(attempts, f"failed-{moment}.json"))
         if found.get("attempt") == number or ("attempt" not in found and moment / 1000 >= since):
             causes = found.get("causes")
             told = {str(rank): str(text) for rank, text in causes.items()} if isinstance(causes, dict) else {}
-            return Failure(moment / 1000, told)
+            return FailureRecord(moment / 1000, told)
     return None
 
 
-def _number(value: object) -> float:
+def _to_float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+WORKER_LOST_CAUSE = "the attempt before ended without an outcome: worker or node lost, or driver gone"
+CHECKPOINT_UNUSABLE_CAUSE = "a checkpoint could not be used"
+# What ranks say whose peer is gone; the cause is told by another.
+_PEER_ERRORS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "socket closed",
+    "timed out waiting",
+    "nccl communicator was aborted",
+)
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One failure and the start after it."""
+
+    cause: str
+    attempt: int  # the one that starts
+    seconds_to_detect: float | None  # from the last sign of life until the launcher noticed; None: nobody did
+    seconds_to_restart: float  # from then (or from the last sign of life) until it is ready to step
+    samples_replayed: int
+    checkpoints_passed_over: list[str]
+
+
+def build_incident(attempt: Attempt, samples: int, passed_over: list[str]) -> Incident | None:
+    """What happened before this attempt, which begins its steps now at `samples`; None when nothing did."""
+    before = attempt.previous
+    if before is None or (before.ended_cleanly and not passed_over):
+        # A first attempt may find a checkpoint that it cannot use: of a run whose records are gone.
+        return Incident(CHECKPOINT_UNUSABLE_CAUSE, attempt.number, None, 0.0, 0, passed_over) if passed_over else None
+    noticed = None if before.ended_cleanly or before.failure is None else max(before.failure.time, before.last_seen)
+    since = attempt.start_time if before.ended_cleanly else noticed or before.last_seen
+    return Incident(
+        CHECKPOINT_UNUSABLE_CAUSE if before.ended_cleanly else find_failure_cause(before),
+        attempt.number,
+        None if noticed is None else round(noticed - before.last_seen, 3),
+        round(max(0.0, time.time() - since), 3),
+        max(0, before.samples - samples),
+        passed_over,
+    )
+
+
+def find_failure_cause(before: PreviousAttempt) -> str:
+    """Why an attempt ended without an outcome, from the best witness there is."""
+    if before.stall_causes:
+        return before.stall_causes[0]
+    if before.failure is not None and (told := _find_root_cause(before.failure)) is not None:
+        return told
+    if before.last_event is not None and before.last_event.kind == "crashed":
+        return f"the attempt before crashed: {before.last_event.values.get('cause', 'no cause is recorded')}"
+    return WORKER_LOST_CAUSE
+
+
+def _find_root_cause(failure: FailureRecord) -> str | None:
+    """The cause that is no echo of another rank's."""
+    for rank, text in sorted(failure.causes.items()):
+        if text and not any(echo in text.lower() for echo in _PEER_ERRORS):
+            return f"rank {rank}: {text}" if rank.isdigit() else text
+    return None
+
+
+@dataclass
+class Goodput:
+    """Seconds that a run was under way, and those of them whose work is part of the result.
+
+    What was trained after the checkpoint that a restart went back to was for nothing, as are the seconds until it was
+    noticed and until the next attempt's first step.
+    """
+
+    attempt: Attempt
+    productive_seconds_before: float = 0.0  # as the checkpoint has it
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def productive_seconds(self) -> float:
+        """Seconds of steps and validations on the way to the present state."""
+        return self.productive_seconds_before + time.monotonic() - self._began
+
+    @property
+    def productive_share(self) -> float:
+        """Productive seconds of all since the first worker's first start; pauses that were asked for left out."""
+        return min(
+            1.0,
+            self.productive_seconds / max(1e-9, self.attempt.elapsed_seconds + time.time() - self.attempt.start_time),
+        )

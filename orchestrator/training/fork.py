@@ -12,25 +12,25 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from orchestrator.checkpoint import format as checkpoint_format
-from orchestrator.checkpoint.format import CheckpointError, Place
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint.checkpoint import CheckpointError, CheckpointFolder
+from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import audit
-from orchestrator.data.errors import DataError
+from orchestrator.data import sample_audit
+from orchestrator.data.data_errors import DataError
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.prefix import differences, prefix_epochs
-from orchestrator.storage import urls
+from orchestrator.recipe.prefix import count_shared_epochs, find_differences
 from orchestrator.training import attempts
-from orchestrator.training.job import checkpoints_of, marks_of
-from orchestrator.training.saver import PRODUCTIVE
+from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY
+from orchestrator.training.config import get_checkpoints_dir, get_marks_dir
 
 _log = logging.getLogger(__name__)
 
 # Before all attempts, which are numbered from 1: the first one goes on from there, and none makes it void that does.
-BEFORE_ALL = 0
+FORK_ATTEMPT_NUMBER = 0
 
 
-def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -> int | None:
+def fork_run(source: str, target: str, recipe: Recipe, samples: int | None = None) -> int | None:
     """Begin the run in folder `target`, of this recipe, with a checkpoint of the run in folder `source`; its samples.
 
     samples: which checkpoint; by default the newest that lies before the recipes part. Both runs must be of the same
@@ -40,11 +40,11 @@ def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -
     alone that were marked, Cadence.marks), or when the run in `target` has begun by itself: then its own state counts.
     Raises CheckpointError when the recipes differ in more than their schedule, or part before `samples`; StorageError.
     """
-    if attempts.latest(target):
+    if attempts.find_latest_number(target):
         return None
-    for place, state in _usable(source, samples):
-        shown = urls.redact(place.url)
-        if not _shares(state, recipe, shown):
+    for place, state in _iterate_usable_checkpoints(source, samples):
+        shown = redaction.redact(place.url)
+        if not _shares_state(state, recipe, shown):
             if samples is None:
                 continue
             raise CheckpointError(
@@ -52,18 +52,21 @@ def fork(source: str, target: str, recipe: Recipe, samples: int | None = None) -
                 "fork an earlier checkpoint"
             )
         # The seconds that led there are of the run that was under way then.
-        content = {**state, "recipe": recipe.to_dict(), PRODUCTIVE: 0.0}
-        about = {"samples": place.samples, "attempt": BEFORE_ALL, "time": time.time(), "forked_from": shown}
-        url = checkpoint_format.place_of(checkpoints_of(target), place.samples, BEFORE_ALL)
-        checkpoint_format.write(url, content, about)
+        content = {**state, "recipe": recipe.to_dict(), PRODUCTIVE_SECONDS_KEY: 0.0}
+        about = {"samples": place.samples, "attempt": FORK_ATTEMPT_NUMBER, "time": time.time(), "forked_from": shown}
+        url = checkpoint_format.make_checkpoint_url(get_checkpoints_dir(target), place.samples, FORK_ATTEMPT_NUMBER)
+        checkpoint_format.write_folder(url, content, about)
         return place.samples
     return None
 
 
-def _usable(source: str, samples: int | None) -> Iterator[tuple[Place, dict[str, Any]]]:
+def _iterate_usable_checkpoints(source: str, samples: int | None) -> Iterator[tuple[CheckpointFolder, dict[str, Any]]]:
     """Checkpoints of a run, newest first, that count and are whole, with their states; all, or those at `samples`."""
-    void = attempts.void(source)
-    for place in [*checkpoint_format.places(checkpoints_of(source)), *checkpoint_format.places(marks_of(source))]:
+    void = attempts.load_stale_checkpoint_check(source)
+    for place in [
+        *checkpoint_format.list_checkpoints(get_checkpoints_dir(source)),
+        *checkpoint_format.list_checkpoints(get_marks_dir(source)),
+    ]:
         if samples not in (None, place.samples) or void(place) is not None:
             continue
         try:
@@ -76,27 +79,27 @@ def _usable(source: str, samples: int | None) -> Iterator[tuple[Place, dict[str,
         yield place, state
 
 
-def _shares(state: dict[str, Any], recipe: Recipe, shown: str) -> bool:
+def _shares_state(state: dict[str, Any], recipe: Recipe, shown: str) -> bool:
     """Whether a training by `recipe` would be in this state. Raises CheckpointError when it never could be."""
     try:
         own = Recipe.from_dict(state["recipe"])
-        done = _epochs_done(state, shown)
+        done = _count_epochs_done(state, shown)
     except (KeyError, ConfigError, DataError) as error:
         raise CheckpointError(f"{shown}: holds no state of a training run ({type(error).__name__}: {error})") from None
-    if differing := differences(own, recipe):
+    if differing := find_differences(own, recipe):
         raise CheckpointError(
             f"{shown}: is of a recipe that differs in {', '.join(differing)}: only a run whose schedule alone differs "
             "can go on from it"
         )
-    return done <= Fraction(prefix_epochs(own, recipe))
+    return done <= Fraction(count_shared_epochs(own, recipe))
 
 
-def _epochs_done(state: dict[str, Any], shown: str) -> Fraction:
+def _count_epochs_done(state: dict[str, Any], shown: str) -> Fraction:
     """Epochs done; within the first one 1, the most that it can be: how long an epoch is, only one that is over tells.
 
     Raises DataError for a record that lacks the first epoch.
     """
-    first = audit.record_of(state.get("audit"), shown).of_epoch(0).samples
+    first = sample_audit.parse_record(state.get("audit"), shown).get_epoch(0).samples
     if not first:
         raise DataError("its record of what was delivered lacks the first epoch")
     return Fraction(int(state["samples"]), first)

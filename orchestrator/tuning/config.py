@@ -9,14 +9,14 @@ import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
-from orchestrator.launch.config import JobConfig
 from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.ray_backend.run_spec import JobConfig
 from orchestrator.recipe.config import Recipe
-from orchestrator.tuning.trials import Metric
+from orchestrator.tuning.trial import MetricName
 
 # GoogLeNet without batch norm stands at the level of chance for about 4 epochs of the digits: whoever judges it there
 # judges noise (docs/benchmarks.md). Of larger datasets fewer epochs are as many updates.
-LATE_EPOCHS = 6
+CHANCE_LEVEL_EPOCHS = 6
 
 SamplerKind = Literal["tpe", "random", "grid"]
 SchedulerKind = Literal["asha", "median", "pbt", "none"]
@@ -36,7 +36,7 @@ class SearchConfig(Config):
         description="which trials are ended early: asha (successive halving) | median (worse than the median) | pbt "
         "(the worst take over the weights of the best with another schedule) | none",
     )
-    metric: Metric = Field("top1_error", description="validation error that trials are compared by")
+    metric: MetricName = Field("top1_error", description="validation error that trials are compared by")
     seed: int = Field(0, ge=0, description="of the choice of trials; those of training are the recipe's")
     grace_epochs: int | None = Field(
         None,
@@ -54,13 +54,13 @@ class SearchConfig(Config):
         None, ge=1, description="pbt: epochs between looks at the population; by default a sixth of the recipe's"
     )
 
-    def grace(self, recipe: Recipe) -> int:
+    def get_grace_epochs(self, recipe: Recipe) -> int:
         """Epochs that no trial of the recipe is ended before."""
         ninth, quarter = max(1, round(recipe.epochs / 9)), max(1, round(recipe.epochs / 4))
         at_chance = isinstance(recipe.model, GoogLeNetConfig) and not recipe.model.batch_norm
-        return self.grace_epochs or (max(ninth, min(quarter, LATE_EPOCHS)) if at_chance else ninth)
+        return self.grace_epochs or (max(ninth, min(quarter, CHANCE_LEVEL_EPOCHS)) if at_chance else ninth)
 
-    def interval(self, epochs: int) -> int:
+    def get_interval_epochs(self, epochs: int) -> int:
         """Epochs between two looks at a population."""
         return self.interval_epochs or max(1, round(epochs / 6))
 
@@ -86,7 +86,7 @@ class TuneJob(JobConfig):
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _check_consistency(self) -> Self:
         epochs = self.recipe.epochs
         for name in ("grace_epochs", "interval_epochs"):
             value = getattr(self.search, name)
@@ -96,13 +96,14 @@ class TuneJob(JobConfig):
             raise ValueError(
                 f"budget.trials {self.budget.trials} is refused: a population for scheduler pbt has at least 4"
             )
-        if self.cadence.validate_epochs > self.search.grace(self.recipe) and self.search.scheduler != "none":
+        if self.cadence.validate_epochs > self.search.get_grace_epochs(self.recipe) and self.search.scheduler != "none":
             raise ValueError(
                 f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a trial may be ended after "
-                f"{self.search.grace(self.recipe)} epochs, when it would not have been validated yet; lower it, or "
+                f"{self.search.get_grace_epochs(self.recipe)} epochs, when it would not have been "
+                "validated yet; lower it, or "
                 "raise grace_epochs"
             )
-        interval = self.search.interval(epochs)
+        interval = self.search.get_interval_epochs(epochs)
         if self.search.scheduler == "pbt" and interval % self.cadence.validate_epochs:
             raise ValueError(
                 f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a population meets every "
@@ -118,7 +119,7 @@ class TuneJob(JobConfig):
     @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs at which asha ends trials."""
-        epochs, rung = self.recipe.epochs, float(self.search.grace(self.recipe))
+        epochs, rung = self.recipe.epochs, float(self.search.get_grace_epochs(self.recipe))
         found = []
         while rung < epochs:
             found.append(math.ceil(rung))

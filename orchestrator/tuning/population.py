@@ -14,59 +14,63 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data import keyed
+from orchestrator.data import rng
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.schedule import PlainSchedule, Segment, Segments, plain_at, segments_of
-from orchestrator.tuning.ledger import Origin
-from orchestrator.tuning.sweep import Following
-from orchestrator.tuning.trials import Metric, Trial
+from orchestrator.recipe.lr_schedule import PlainSchedule, Segment, Segments, get_schedule_at, to_segments
+from orchestrator.tuning.sweep import Replacement
+from orchestrator.tuning.trial import MetricName, Trial
+from orchestrator.tuning.trial_store import ForkPoint
 
 QUANTILE = 0.25  # of the population that is replaced, and that is copied (arXiv 1711.09846, section 4: 20%)
-HIGHEST_RATE = 100.0  # that a schedule takes
-FACTORS = (0.8, 1.25)  # of a perturbed learning rate (Ray Tune's; the paper has 0.8 and 1.2)
+MAX_RATE = 100.0  # that a schedule takes
+PERTURBATION_FACTORS = (0.8, 1.25)  # of a perturbed learning rate (Ray Tune's; the paper has 0.8 and 1.2)
 
 
 @dataclass(frozen=True)
-class Exploiting:
+class PopulationBasedTraining:
     """Decides by the scores at the same epoch."""
 
-    metric: Metric
+    metric: MetricName
     interval: int  # epochs between meetings
     seed: int
-    saved: Callable[[Trial, int], int | None]  # samples of a checkpoint that a trial has of that epoch's end
+    find_checkpoint: Callable[[Trial, int], int | None]  # samples of a checkpoint that a trial has of that epoch's end
 
-    def meets(self, epoch: int, epochs: int) -> bool:
+    def is_exploit_epoch(self, epoch: int, epochs: int) -> bool:
         """Whether the population meets after that epoch, of so many."""
         return 0 < epoch < epochs and epoch % self.interval == 0
 
-    def replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Following]:
+    def choose_replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Replacement]:
         """By number, what goes on instead of the worst, and of those that diverged on the way to this meeting."""
         # Those that came from this meeting, of an earlier driver, were no part of it.
-        here = [one for one in trials if one.shared < epoch]
-        scored = [(score, one) for one in here if (score := _at(one, epoch, self.metric)) is not None]
+        here = [one for one in trials if one.inherited_epochs < epoch]
+        scored = [(score, one) for one in here if (score := _get_score_at(one, epoch, self.metric)) is not None]
         ranked = sorted(scored, key=lambda each: (each[0], each[1].number))
         few = int(QUANTILE * len(ranked))
         worst = [one for score, one in ranked[len(ranked) - few :] if score > ranked[0][0]]
         lost = [one for one in trials if one.state == "diverged" and one.trained_epochs < epoch]
         best = [one for _, one in ranked[: max(1, few)]]
-        donors = [(one, samples) for one in best if (samples := self.saved(one, epoch)) is not None]
+        donors = [(one, samples) for one in best if (samples := self.find_checkpoint(one, epoch)) is not None]
         if not donors:
             return {}
         found = {}
         for one in (*worst, *lost):
-            donor, samples = donors[_draw(self.seed, "donor", one.number, epoch, len(donors))]
-            recipe = self._explored(donor.recipe, one.number, epoch)
+            donor, samples = donors[_draw_index(self.seed, "donor", one.number, epoch, len(donors))]
+            recipe = self._perturb_recipe(donor.recipe, one.number, epoch)
             assignment = {**donor.assignment, "from": f"{donor.name} at epoch {epoch}"}
-            found[one.number] = Following(assignment, recipe, Origin(trial=donor.number, samples=samples, epoch=epoch))
+            found[one.number] = Replacement(
+                assignment, recipe, ForkPoint(trial=donor.number, samples=samples, epoch=epoch)
+            )
         return found
 
-    def _explored(self, donor: Recipe, number: int, epoch: int) -> Recipe:
+    def _perturb_recipe(self, donor: Recipe, number: int, epoch: int) -> Recipe:
         """The donor's recipe with another schedule from that epoch on."""
-        parts = segments_of(donor.schedule)
+        parts = to_segments(donor.schedule)
         before = [part for part in parts if part.from_epoch < epoch]
         after = [part for part in parts if part.from_epoch > epoch]  # of a preset that has segments itself
-        factor = FACTORS[_draw(self.seed, "factor", number, epoch, len(FACTORS))]
-        changed = Segment(from_epoch=float(epoch), schedule=_scaled(plain_at(donor.schedule, epoch), factor))
+        factor = PERTURBATION_FACTORS[_draw_index(self.seed, "factor", number, epoch, len(PERTURBATION_FACTORS))]
+        changed = Segment(
+            from_epoch=float(epoch), schedule=_scale_rates(get_schedule_at(donor.schedule, epoch), factor)
+        )
         segments = Segments(segments=(*before, changed, *after))
         try:
             return Recipe.from_dict(donor.model_copy(update={"schedule": segments}).to_dict())
@@ -74,15 +78,15 @@ class Exploiting:
             raise AssertionError(f"a perturbed recipe is refused: {error}") from error
 
 
-def _scaled(schedule: PlainSchedule, factor: float) -> PlainSchedule:
+def _scale_rates(schedule: PlainSchedule, factor: float) -> PlainSchedule:
     names = [name for name in ("base_rate", "final_rate") if hasattr(schedule, name)]
-    rates = {name: min(HIGHEST_RATE, getattr(schedule, name) * factor) for name in names}
+    rates = {name: min(MAX_RATE, getattr(schedule, name) * factor) for name in names}
     return schedule.model_copy(update=rates)
 
 
-def _at(trial: Trial, epoch: int, metric: Metric) -> float | None:
-    return next((one.score(metric) for one in trial.epochs if one.epoch == epoch), None)
+def _get_score_at(trial: Trial, epoch: int, metric: MetricName) -> float | None:
+    return next((one.get_score(metric) for one in trial.epochs if one.epoch == epoch), None)
 
 
-def _draw(seed: int, purpose: str, number: int, epoch: int, choices: int) -> int:
-    return keyed.key(seed, f"population-{purpose}", number, epoch) % choices
+def _draw_index(seed: int, purpose: str, number: int, epoch: int, choices: int) -> int:
+    return rng.derive_key(seed, f"population-{purpose}", number, epoch) % choices

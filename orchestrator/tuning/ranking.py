@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from orchestrator.tuning.searched import axes, pairs, short_names, shown
-from orchestrator.tuning.trials import Metric, Trial
+from orchestrator.tuning.param_axes import build_axes, format_assignment, format_value, make_short_names
+from orchestrator.tuning.trial import MetricName, Trial
 
-WIDTH = 100  # characters of a line of the plain table
-FEW_SEEDS = 5  # with fewer the spread itself is hardly known
-METRIC_NAMES: dict[Metric, str] = {"top1_error": "top-1 error", "top5_error": "top-5 error"}
+MAX_LINE_CHARS = 100  # characters of a line of the plain table
+MIN_RELIABLE_SEEDS = 5  # with fewer the spread itself is hardly known
+METRIC_NAMES: dict[MetricName, str] = {"top1_error": "top-1 error", "top5_error": "top-5 error"}
 
-Row = tuple[str, ...]
+TextRow = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedTrial:
     """A trial and its place.
 
     rank: from 1. score: the error in percent at the last validated epoch, None without one. cost_share: of the seconds
@@ -38,7 +38,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Repeats:
+class RepeatedScores:
     """The errors, in percent, of one recipe under several seeds.
 
     lost: runs without a score, which are in no figure. deviation: the standard deviation of the seeds, None for fewer
@@ -52,7 +52,7 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Noise:
+class SeedComparison:
     """The winner against the base preset, each under several seeds.
 
     gain: mean error of the base less that of the winner, in points: above 0 where the winner is better. interval: the
@@ -60,15 +60,15 @@ class Noise:
     the difference, in whichever direction, is larger than seed noise; None without an interval.
     """
 
-    base: Repeats
-    winner: Repeats
+    base: RepeatedScores
+    winner: RepeatedScores
     gain: float | None
     interval: tuple[float, float] | None
     beyond: bool | None
     verdict: str
 
 
-def rank(trials: Sequence[Trial], metric: Metric) -> tuple[Ranked, ...]:
+def rank_trials(trials: Sequence[Trial], metric: MetricName) -> tuple[RankedTrial, ...]:
     """The trials, best first.
 
     Finished ones come first, by their scores; of equals the one of fewer epochs, then the earlier one. An early score
@@ -76,12 +76,12 @@ def rank(trials: Sequence[Trial], metric: Metric) -> tuple[Ranked, ...]:
     Diverged and failed ones follow, and those that wait are last.
     """
     total = math.fsum(trial.seconds for trial in trials)
-    ordered = sorted(trials, key=lambda trial: _key(trial, metric))
+    ordered = sorted(trials, key=lambda trial: _get_sort_key(trial, metric))
     return tuple(
-        Ranked(
+        RankedTrial(
             place,
             trial,
-            trial.score(metric),
+            trial.get_score(metric),
             trial.trained_epochs,
             trial.seconds,
             trial.seconds / total if total > 0 else 0.0,
@@ -90,21 +90,21 @@ def rank(trials: Sequence[Trial], metric: Metric) -> tuple[Ranked, ...]:
     )
 
 
-def winner(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+def find_winner(trials: Sequence[Trial], metric: MetricName) -> Trial | None:
     """The best of the trials that finished; None when none has finished with a score."""
-    finished = [trial for trial in trials if trial.state == "finished" and trial.score(metric) is not None]
-    return min(finished, key=lambda trial: _key(trial, metric), default=None)
+    finished = [trial for trial in trials if trial.state == "finished" and trial.get_score(metric) is not None]
+    return min(finished, key=lambda trial: _get_sort_key(trial, metric), default=None)
 
 
-def columns(ranking: Sequence[Ranked], metric: Metric) -> tuple[Row, tuple[Row, ...]]:
+def build_columns(ranking: Sequence[RankedTrial], metric: MetricName) -> tuple[TextRow, tuple[TextRow, ...]]:
     """Head and rows of the ranking as text: seven columns, then one for each searched path ("-" where absent)."""
-    searched = axes([one.trial for one in ranking])
+    searched = build_axes([one.trial for one in ranking])
     head = ("rank", "trial", "state", f"{METRIC_NAMES[metric]}, %", "epochs", "time", "cost, %")
     rows = tuple(
         (
-            *_facts(one),
+            *_format_facts(one),
             *(
-                shown(one.trial.assignment[axis.path]) if axis.path in one.trial.assignment else "-"
+                format_value(one.trial.assignment[axis.path]) if axis.path in one.trial.assignment else "-"
                 for axis in searched
             ),
         )
@@ -114,36 +114,38 @@ def columns(ranking: Sequence[Ranked], metric: Metric) -> tuple[Row, tuple[Row, 
     return head + tuple(axis.name if axis.name not in head else f"recipe.{axis.path}" for axis in searched), rows
 
 
-def text(ranking: Sequence[Ranked], metric: Metric) -> str:
+def render_text(ranking: Sequence[RankedTrial], metric: MetricName) -> str:
     """The ranking as a plain table of at most 100 columns, one that a terminal or a log can show."""
     head = ("rank", "trial", "state", "top-1 %" if metric == "top1_error" else "top-5 %", "epochs", "time", "cost %")
-    facts = [_facts(one) for one in ranking]
+    facts = [_format_facts(one) for one in ranking]
     widths = [max(len(row[place]) for row in (head, *facts)) for place in range(len(head))]
     left = sum(widths) + 2 * len(widths)
-    names = short_names(path for one in ranking for path in one.trial.assignment)
-    lines = [_line(head, widths) + "assignment"]
+    names = make_short_names(path for one in ranking for path in one.trial.assignment)
+    lines = [_format_line(head, widths) + "assignment"]
     for one, row in zip(ranking, facts, strict=True):
-        said = textwrap.wrap(_assigned(one.trial, names), WIDTH - left, break_on_hyphens=False) or ["-"]
-        lines.append(_line(row, widths) + said[0])
+        said = textwrap.wrap(_format_trial(one.trial, names), MAX_LINE_CHARS - left, break_on_hyphens=False) or ["-"]
+        lines.append(_format_line(row, widths) + said[0])
         lines += [" " * left + more for more in said[1:]]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def markdown(ranking: Sequence[Ranked], metric: Metric) -> str:
+def render_markdown(ranking: Sequence[RankedTrial], metric: MetricName) -> str:
     """The ranking as a table in Markdown."""
-    head, rows = columns(ranking, metric)
-    lines = ["| " + " | ".join(map(escaped, head)) + " |", "|" + "".join(f" {'---' if place in (1, 2) else '---:'} |"
-             for place in range(len(head)))]  # fmt: skip
-    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    head, rows = build_columns(ranking, metric)
+    lines = [
+        "| " + " | ".join(map(escape_markdown, head)) + " |",
+        "|" + "".join(f" {'---' if place in (1, 2) else '---:'} |" for place in range(len(head))),
+    ]
+    lines += ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def escaped(words: str) -> str:
+def escape_markdown(words: str) -> str:
     """Text that Markdown shows as it is: nothing in it ends a cell, marks it up or is HTML."""
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(words.split()))
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them, as in "45s", "4m10s", "3h07m"."""
     whole = round(seconds)
     if whole < 60:
@@ -152,21 +154,21 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def noise(base_scores: Sequence[float], winner_scores: Sequence[float]) -> Noise:
+def compare_seeds(base_scores: Sequence[float], winner_scores: Sequence[float]) -> SeedComparison:
     """Whether the winner's gain over the base preset is larger than what seeds do.
 
     Both are errors in percent, of runs of fresh seeds: the score that the winner was chosen by is lucky and would
     flatter it. Give a run without a score as a NaN: it is counted, and left out of the figures.
     """
-    base, best = _repeats(base_scores), _repeats(winner_scores)
+    base, best = _summarize_scores(base_scores), _summarize_scores(winner_scores)
     gain = None if base.mean is None or best.mean is None else base.mean - best.mean
-    interval = None if gain is None else _interval(gain, base, best)
+    interval = None if gain is None else _compute_interval(gain, base, best)
     beyond = None if interval is None else not interval[0] <= 0 <= interval[1]
-    return Noise(base, best, gain, interval, beyond, _verdict(base, best, gain, interval))
+    return SeedComparison(base, best, gain, interval, beyond, _compose_verdict(base, best, gain, interval))
 
 
-def _key(trial: Trial, metric: Metric) -> tuple[int, float, float, int]:
-    score = trial.score(metric)
+def _get_sort_key(trial: Trial, metric: MetricName) -> tuple[int, float, float, int]:
+    score = trial.get_score(metric)
     last = math.inf if score is None else score
     if trial.state == "finished":
         return 0, last, trial.trained_epochs, trial.number
@@ -174,19 +176,19 @@ def _key(trial: Trial, metric: Metric) -> tuple[int, float, float, int]:
     return group, -trial.trained_epochs, last, trial.number
 
 
-def _facts(one: Ranked) -> Row:
+def _format_facts(one: RankedTrial) -> TextRow:
     return (
         str(one.rank),
         one.trial.name,
         one.trial.state,
         "-" if one.score is None else f"{one.score:.2f}",
         str(one.epochs),
-        duration(one.seconds),
+        format_duration(one.seconds),
         f"{100 * one.cost_share:.1f}",
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _format_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Cells side by side; the trial and its state are words, the others numbers."""
     return "".join(
         f"{cell:<{width}}  " if place in (1, 2) else f"{cell:>{width}}  "
@@ -194,17 +196,17 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     )
 
 
-def _assigned(trial: Trial, names: dict[str, str]) -> str:
+def _format_trial(trial: Trial, names: dict[str, str]) -> str:
     """The assignment, and why a trial failed or diverged."""
-    told = pairs(trial.assignment, names)
+    told = format_assignment(trial.assignment, names)
     if trial.reason and trial.state in ("diverged", "failed"):
         told += f" ({textwrap.shorten(trial.reason, 70, placeholder='...')})"
     return told.strip()
 
 
-def _repeats(scores: Sequence[float]) -> Repeats:
+def _summarize_scores(scores: Sequence[float]) -> RepeatedScores:
     kept = tuple(float(score) for score in scores if math.isfinite(score))
-    return Repeats(
+    return RepeatedScores(
         kept,
         len(scores) - len(kept),
         statistics.fmean(kept) if kept else None,
@@ -212,7 +214,7 @@ def _repeats(scores: Sequence[float]) -> Repeats:
     )
 
 
-def _interval(gain: float, base: Repeats, best: Repeats) -> tuple[float, float] | None:
+def _compute_interval(gain: float, base: RepeatedScores, best: RepeatedScores) -> tuple[float, float] | None:
     """Welch's: the two may spread differently. None where there is no spread to reckon with."""
     if base.deviation is None or best.deviation is None:
         return None
@@ -226,7 +228,9 @@ def _interval(gain: float, base: Repeats, best: Repeats) -> tuple[float, float] 
     return gain - reach, gain + reach
 
 
-def _verdict(base: Repeats, best: Repeats, gain: float | None, interval: tuple[float, float] | None) -> str:
+def _compose_verdict(
+    base: RepeatedScores, best: RepeatedScores, gain: float | None, interval: tuple[float, float] | None
+) -> str:
     lost = "".join(
         f" {one.lost} of {one.lost + len(one.scores)} runs of the {name} gave no score and are left out, "
         "which flatters it."
@@ -236,25 +240,25 @@ def _verdict(base: Repeats, best: Repeats, gain: float | None, interval: tuple[f
     if gain is None:
         return f"No verdict: no run of the {'winner' if best.mean is None else 'base preset'} gave a score.{lost}"
     direction = "better" if gain > 0 else "worse"
-    counts = f"{_seeds(len(best.scores))} against {len(base.scores)}"
+    counts = f"{_format_seeds(len(best.scores))} against {len(base.scores)}"
     said = f"The winner is {abs(gain):.2f} points {direction} than the base preset on average ({counts}"
     if interval is None:
         few = min(len(base.scores), len(best.scores)) < 2
         why = "a single seed shows no spread" if few else "the seeds differ in nothing"
         return f"{said}): {why}, so there is no interval, and seed noise alone may explain the difference.{lost}"
-    said += f"; 95% interval of the gain {_points(interval[0])} to {_points(interval[1])})"
+    said += f"; 95% interval of the gain {_format_points(interval[0])} to {_format_points(interval[1])})"
     if interval[0] <= 0 <= interval[1]:
         said += ": no more than seed noise may explain."
     else:
         said += f": more than seed noise explains{'' if gain > 0 else ', so keep the base preset'}."
-    if min(len(base.scores), len(best.scores)) < FEW_SEEDS:
+    if min(len(base.scores), len(best.scores)) < MIN_RELIABLE_SEEDS:
         said += " So few seeds hardly tell how far seeds spread; the interval takes their errors to be normal."
     return said + lost
 
 
-def _points(value: float) -> str:
+def _format_points(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
-def _seeds(count: int) -> str:
+def _format_seeds(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"

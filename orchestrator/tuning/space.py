@@ -16,15 +16,15 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.config import overrides
+from orchestrator.config import overrides, redaction
 from orchestrator.config.base import Config
-from orchestrator.config.errors import ConfigError, Problem, show
+from orchestrator.config.errors import ConfigError, FieldError, format_value
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import files, urls
-from orchestrator.tuning.trials import Assignment
+from orchestrator.storage import file_io, urls
+from orchestrator.tuning.trial import Assignment
 
 # More assignments than this are never listed, and nobody trains as many.
-MOST_LISTED = 10_000
+MAX_LISTED = 10_000
 _DIGITS = 6  # of a number drawn from a range; people read and repeat them
 
 Scalar = bool | int | float | str
@@ -46,9 +46,9 @@ class Dimension(Config):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _check_form(self) -> Self:
         if self.values is None:
-            self._a_range()
+            self._check_range()
             return self
         fields = type(self).model_fields
         of_ranges = ("low", "high", "log", "whole", "points")
@@ -59,19 +59,19 @@ class Dimension(Config):
             raise ValueError("values [] is refused: name at least one value, or leave the dimension out")
         known: set[Hashable] = set()
         for value in self.values:
-            if as_key(value) in known:
-                raise ValueError(f"values: {show(value)} is there twice; name each value once")
-            known.add(as_key(value))
+            if to_hashable(value) in known:
+                raise ValueError(f"values: {format_value(value)} is there twice; name each value once")
+            known.add(to_hashable(value))
         return self
 
     @model_validator(mode="after")
-    def _reachable(self) -> Self:
+    def _check_conditions(self) -> Self:
         for path, values in self.when.items():
             if not values:
                 raise ValueError(f"when: {path} [] is refused: name at least one value, or leave the condition out")
         return self
 
-    def _a_range(self) -> None:
+    def _check_range(self) -> None:
         if self.low is None or self.high is None:
             missing = " and ".join(name for name in ("low", "high") if getattr(self, name) is None)
             raise ValueError(f"{missing} must be given, or values instead of a range")
@@ -90,7 +90,7 @@ class Dimension(Config):
         if self.values is not None:
             return tuple(list(value) if isinstance(value, tuple) else value for value in self.values)
         low, high = self.bounds
-        if not self.whole or high - low >= MOST_LISTED:
+        if not self.whole or high - low >= MAX_LISTED:
             return None
         return tuple(range(int(low), int(high) + 1))
 
@@ -101,44 +101,44 @@ class Dimension(Config):
         return self.low, self.high
 
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[Any, ...]:
         """All values, or the least and the greatest number."""
         if self.values is not None:
             return self.choices or ()
-        return tuple(self.shown(end) for end in self.bounds)
+        return tuple(self.round_value(end) for end in self.bounds)
 
     @property
-    def grid(self) -> tuple[Any, ...]:
+    def grid_values(self) -> tuple[Any, ...]:
         """What a grid takes: all values, or `points` numbers of a range, evenly spread on its scale."""
         if self.values is not None:
             return self.choices or ()
         # A whole range may have fewer numbers than points.
-        found = (self.shown(self._on_scale(point / (self.points - 1))) for point in range(self.points))
+        found = (self.round_value(self._interpolate(point / (self.points - 1))) for point in range(self.points))
         return tuple(dict.fromkeys(found))
 
-    def at(self, share: float) -> Any:
+    def value_at(self, share: float) -> Any:
         """What it is at that share, from 0 to below 1, of all that it may be."""
         if self.values is not None:
             return (self.choices or ())[int(share * len(self.values))]
         # Half a number more on both sides gives the ends of a whole range their equal part.
-        return self.shown(self._on_scale(share, 0.5 if self.whole else 0.0))
+        return self.round_value(self._interpolate(share, 0.5 if self.whole else 0.0))
 
-    def takes(self, value: Any) -> bool:
+    def accepts(self, value: Any) -> bool:
         """Whether it may be that."""
         if self.values is not None:
-            return as_key(value) in map(as_key, self.values)
+            return to_hashable(value) in map(to_hashable, self.values)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         low, high = self.bounds
         return low <= value <= high and (not self.whole or value == int(value))
 
-    def _on_scale(self, share: float, margin: float = 0.0) -> float:
+    def _interpolate(self, share: float, margin: float = 0.0) -> float:
         low, high = self.bounds[0] - margin, self.bounds[1] + margin
         if self.log:
             return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         return low + share * (high - low)
 
-    def shown(self, value: float) -> Any:
+    def round_value(self, value: float) -> Any:
         """The number of the range that stands for `value`: six digits of it, or a whole one."""
         low, high = self.bounds
         short = round(value) if self.whole else float(f"{value:.{_DIGITS}g}")
@@ -152,9 +152,9 @@ class Space(Config):
     dimensions: dict[str, Dimension] = Field(min_length=1, description="dotted path of the recipe to what it may be")
 
     @model_validator(mode="after")
-    def _no_circle(self) -> Self:
+    def _check_acyclic(self) -> Self:
         try:
-            self.sorter().prepare()
+            self.build_sorter().prepare()
         except CycleError as error:
             circle = " -> ".join(error.args[1])
             raise ValueError(
@@ -162,15 +162,15 @@ class Space(Config):
             ) from None
         return self
 
-    def sorter(self) -> TopologicalSorter[str]:
+    def build_sorter(self) -> TopologicalSorter[str]:
         """The dimensions as a graph: each after those that it depends on."""
         known = self.dimensions
         return TopologicalSorter({path: [on for on in known[path].when if on in known] for path in known})
 
     @property
-    def order(self) -> tuple[str, ...]:
+    def ordered_paths(self) -> tuple[str, ...]:
         """The paths, each after those that it depends on, else by name."""
-        sorter, found = self.sorter(), list[str]()
+        sorter, found = self.build_sorter(), list[str]()
         sorter.prepare()
         while sorter.is_active():
             ready = sorted(sorter.get_ready())
@@ -179,25 +179,27 @@ class Space(Config):
         return tuple(found)
 
 
-def as_key(value: Any) -> Hashable:
+def to_hashable(value: Any) -> Hashable:
     """Equal for values that are the same in JSON: 1 and 1.0, a list and a tuple, but not 1 and true."""
     if isinstance(value, list | tuple):
-        return tuple(map(as_key, value))
+        return tuple(map(to_hashable, value))
     return ("bool", value) if isinstance(value, bool) else value
 
 
-def walk(space: Space, base: Recipe, options: Callable[[str, Dimension], Iterable[Any]]) -> Iterator[dict[str, Any]]:
+def iter_assignments(
+    space: Space, base: Recipe, options: Callable[[str, Dimension], Iterable[Any]]
+) -> Iterator[dict[str, Any]]:
     """Every assignment that can be made of the options of each dimension; of those only that exist, in their order.
 
     A dimension exists when all of its `when` hold. One that looks at a dimension which does not exist itself, does not
     exist either; at a path that is no dimension, the base recipe decides.
     """
-    known, order = overrides.paths(base), space.order
+    known, order = overrides.flatten_config(base), space.ordered_paths
 
     def exists(path: str, chosen: Mapping[str, Any]) -> bool:
         for on, values in space.dimensions[path].when.items():
             source = chosen if on in space.dimensions else known
-            if on not in source or as_key(source[on]) not in map(as_key, values):
+            if on not in source or to_hashable(source[on]) not in map(to_hashable, values):
                 return False
         return True
 
@@ -212,63 +214,67 @@ def walk(space: Space, base: Recipe, options: Callable[[str, Dimension], Iterabl
     return further(order, {})
 
 
-def choose(space: Space, base: Recipe, pick: Callable[[str, Dimension], Any]) -> dict[str, Any]:
+def choose_assignment(space: Space, base: Recipe, pick: Callable[[str, Dimension], Any]) -> dict[str, Any]:
     """The assignment in which every dimension that exists is what `pick` says; it is asked for those only, in order."""
-    return next(walk(space, base, lambda path, dimension: (pick(path, dimension),)))
+    return next(iter_assignments(space, base, lambda path, dimension: (pick(path, dimension),)))
 
 
-def recipe_of(base: Recipe, assignment: Assignment) -> Recipe:
+def build_recipe(base: Recipe, assignment: Assignment) -> Recipe:
     """The recipe of a trial. Another kind keeps what it shares with the base's, and has its defaults for the rest.
 
     Raises:
         ConfigError: for an assignment that the recipe refuses.
     """
-    return overrides.apply(base, assignment)
+    return overrides.apply_overrides(base, assignment)
 
 
-def grid(space: Space, base: Recipe) -> tuple[Assignment, ...]:
+def list_grid(space: Space, base: Recipe) -> tuple[Assignment, ...]:
     """Every assignment of a grid whose recipe is valid, one for each recipe; the last paths change fastest.
 
     Raises:
         ConfigError: for more than MOST_LISTED, or when the recipe refuses every one.
     """
-    listed = list(itertools.islice(walk(space, base, lambda _, dimension: dimension.grid), MOST_LISTED + 1))
-    if len(listed) > MOST_LISTED:
-        points = max(space.dimensions, key=lambda path: len(space.dimensions[path].grid))
-        reason = f"a grid of more than {MOST_LISTED} trials is refused: fewer points or values (most: {points}) will do"
-        raise ConfigError(Problem("dimensions", reason + ", or sampler tpe or random"))
+    listed = list(
+        itertools.islice(iter_assignments(space, base, lambda _, dimension: dimension.grid_values), MAX_LISTED + 1)
+    )
+    if len(listed) > MAX_LISTED:
+        points = max(space.dimensions, key=lambda path: len(space.dimensions[path].grid_values))
+        reason = f"a grid of more than {MAX_LISTED} trials is refused: fewer points or values (most: {points}) will do"
+        raise ConfigError(FieldError("dimensions", reason + ", or sampler tpe or random"))
     found: dict[Recipe, Assignment] = {}
     refusals: list[ConfigError] = []
     for assignment in listed:
         try:
-            found.setdefault(recipe_of(base, assignment), assignment)
+            found.setdefault(build_recipe(base, assignment), assignment)
         except ConfigError as error:
             refusals.append(error)
     if not found:
-        raise ConfigError(Problem("dimensions", f"no trial of the grid is valid; the first: {refusals[0]}"))
+        raise ConfigError(FieldError("dimensions", f"no trial of the grid is valid; the first: {refusals[0]}"))
     return tuple(found.values())
 
 
-def everything(space: Space, base: Recipe) -> tuple[Assignment, ...] | None:
+def list_assignments(space: Space, base: Recipe) -> tuple[Assignment, ...] | None:
     """Every assignment there is, valid or not; None where they have no end, or are more than MOST_LISTED."""
     if any(dimension.choices is None for dimension in space.dimensions.values()):
         return None
-    listed = itertools.islice(walk(space, base, lambda _, dimension: dimension.choices or ()), MOST_LISTED + 1)
+    listed = itertools.islice(
+        iter_assignments(space, base, lambda _, dimension: dimension.choices or ()), MAX_LISTED + 1
+    )
     found = tuple(listed)
-    return found if len(found) <= MOST_LISTED else None
+    return found if len(found) <= MAX_LISTED else None
 
 
-def load(url: str) -> Space:
+def load_space(url: str) -> Space:
     """The space in a .json or .toml file at a path or URL; in TOML a dotted path is quoted: [dimensions."loss.x"].
 
     Raises:
         ConfigError: when the file is not there, cannot be read, or holds no space.
     """
-    shown = urls.redact(url)
-    parsers: dict[str, Callable[[str], Any]] = {"json": _json, "toml": tomllib.loads}
+    shown = redaction.redact(url)
+    parsers: dict[str, Callable[[str], Any]] = {"json": _parse_json, "toml": tomllib.loads}
     try:
-        parse = parsers[urls.name(url).rpartition(".")[2]]
-        return Space.from_dict(parse(files.read_bytes(url).decode()))
+        parse = parsers[urls.get_basename(url).rpartition(".")[2]]
+        return Space.from_dict(parse(file_io.read_bytes(url).decode()))
     except KeyError:
         reason = "its name must end in .json or .toml"
     except FileNotFoundError:
@@ -279,14 +285,14 @@ def load(url: str) -> Space:
         reason = "it is nested too deeply"
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {error}"
-    raise ConfigError(Problem("space", f"{shown} is refused: {reason}"))
+    raise ConfigError(FieldError("space", f"{shown} is refused: {reason}"))
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_each_once)
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_reject_duplicate_keys)
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two equal keys one would be lost without a word. Raises ValueError."""
     names = [name for name, _ in pairs]
     twice = [name for name in names if names.count(name) > 1]

@@ -13,16 +13,16 @@ from collections.abc import Callable
 from pydantic import Field
 
 from orchestrator.config.base import Config
-from orchestrator.launch.config import RunSpec
-from orchestrator.training.job import Context, Outcome, Status
-from orchestrator.tuning import history
-from orchestrator.tuning.stepping import Steps
-from orchestrator.tuning.trials import Epoch, Metric, State
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus
+from orchestrator.tuning import trial_history
+from orchestrator.tuning.stepwise_training import StepwiseTraining
+from orchestrator.tuning.trial import EpochResult, MetricName, State
 
 # The error of a trial that has none: schedulers compare numbers, and no error is larger.
-WORST = 100.0
+WORST_ERROR = 100.0
 
-_STATES: dict[Status, State] = {
+_STATE_BY_STATUS: dict[OutcomeStatus, State] = {
     "finished": "finished",
     "stopped": "stopped",
     "diverged": "diverged",
@@ -44,7 +44,7 @@ class TrialTask(Config):
 
     number: int = Field(ge=1)
     spec: RunSpec
-    metric: Metric
+    metric: MetricName
     stop_flag: str
     successor: str
     gpus: float = Field(ge=0, description="of each worker")
@@ -52,7 +52,7 @@ class TrialTask(Config):
     fork: Fork | None = None
 
 
-class Report(Config):
+class TrialReport(Config):
     """What a step of a trial tells the scheduler."""
 
     number: int
@@ -66,54 +66,58 @@ class Report(Config):
     reason: str = ""
 
 
-Train = Callable[[TrialTask, Context], Outcome]
+TrainFunction = Callable[[TrialTask, LauncherContext], Outcome]
 
 
 class TrialRun:
     """One trial in this process."""
 
-    def __init__(self, task: TrialTask, train: Train) -> None:
+    def __init__(self, task: TrialTask, train: TrainFunction) -> None:
         """train: trains the trial's run, or what is left of it."""
         self._task = task
-        known = history.read(task.spec.folder)
-        self._known = deque(known)
-        self._last = known[-1] if known else Epoch(0, {}, 0.0)
-        task.spec.keep()
-        self._steps = Steps(lambda context: train(task, context))
+        known = trial_history.read_epochs(task.spec.folder)
+        self._known_epochs = deque(known)
+        self._last_epoch = known[-1] if known else EpochResult(0, {}, 0.0)
+        task.spec.save()
+        self._training = StepwiseTraining(lambda context: train(task, context))
 
-    def step(self) -> Report:
+    def step(self) -> TrialReport:
         """The next epoch, or the end; after the end it is not called again. Raises what training raised."""
-        if self._known:
-            epoch = self._known.popleft()
-            if self._task.ended and not self._known:
-                return self._report(epoch, again=True, state="finished")  # the ledger knows better
-            return self._report(epoch, again=True)
+        if self._known_epochs:
+            epoch = self._known_epochs.popleft()
+            if self._task.ended and not self._known_epochs:
+                return self._make_report(epoch, again=True, state="finished")  # the ledger knows better
+            return self._make_report(epoch, again=True)
         while True:
-            told = self._steps.next()
+            told = self._training.next_epoch()
             if isinstance(told, Outcome):
-                return self._ended(told)
-            if int(told["epoch"]) <= self._last.epoch:
+                return self._report_end(told)
+            if int(told["epoch"]) <= self._last_epoch.epoch:
                 continue  # trained again after a restart, and told before
             values = {name: float(value) for name, value in told.items() if name not in ("epoch", "samples")}
-            self._last = history.following(self._last, int(told["epoch"]), values, int(told["samples"]))
-            if self._last.epoch < self._task.spec.recipe.epochs:
-                return self._report(self._last)
-            ended = self._steps.next()  # it writes its final weights
+            self._last_epoch = trial_history.build_next_epoch(
+                self._last_epoch, int(told["epoch"]), values, int(told["samples"])
+            )
+            if self._last_epoch.epoch < self._task.spec.recipe.epochs:
+                return self._make_report(self._last_epoch)
+            ended = self._training.next_epoch()  # it writes its final weights
             assert isinstance(ended, Outcome)
-            return self._ended(ended)
+            return self._report_end(ended)
 
     def close(self) -> None:
         """Have it save where it is."""
-        self._steps.close()
+        self._training.close()
 
-    def _ended(self, outcome: Outcome) -> Report:
-        return self._report(self._last, state=_STATES[outcome.status], reason=outcome.message)
+    def _report_end(self, outcome: Outcome) -> TrialReport:
+        return self._make_report(self._last_epoch, state=_STATE_BY_STATUS[outcome.status], reason=outcome.message)
 
-    def _report(self, epoch: Epoch, again: bool = False, state: State = "running", reason: str = "") -> Report:
-        score = WORST if state in ("diverged", "failed") else epoch.score(self._task.metric)
+    def _make_report(
+        self, epoch: EpochResult, again: bool = False, state: State = "running", reason: str = ""
+    ) -> TrialReport:
+        score = WORST_ERROR if state in ("diverged", "failed") else epoch.get_score(self._task.metric)
         if score is not None and not math.isfinite(score):
-            score = WORST
-        return Report(
+            score = WORST_ERROR
+        return TrialReport(
             number=self._task.number,
             epoch=epoch.epoch,
             values={name: value for name, value in epoch.values.items() if math.isfinite(value)},
@@ -126,6 +130,6 @@ class TrialRun:
         )
 
 
-def decode(text: str) -> TrialTask:
+def decode_task(text: str) -> TrialTask:
     """The task that travelled as JSON."""
     return TrialTask.from_dict(json.loads(text))

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.checkpoint import places, weights
-from orchestrator.checkpoint.format import STATE, CheckpointError, NonFiniteError
+from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint.checkpoint import STATE_FILE, CheckpointError, NonFiniteError
 from orchestrator.storage import commit
-from tests.support.shards import flip_byte
+from tests.support.tiny_shards import flip_byte
 
 
 def some(value: float = 1.0) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     url = str(tmp_path / "final")
     digest = weights.save(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
     found = weights.load(url)
-    assert found.digest == digest == places.stored_digest(url)
+    assert found.digest == digest == checkpoint_dir.read_weights_digest(url)
     assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
     assert torch.equal(found.averaged["b"], some(1.0)["b"])
     assert torch.equal(found.raw["b"], some(2.0)["b"])
@@ -41,7 +41,7 @@ def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path
 
 def test_a_damaged_export_is_found(tmp_path: Path) -> None:
     weights.save(str(tmp_path / "final"), some(), some(), {}, ())
-    flip_byte(tmp_path / "final" / places.EXPORT, -1)
+    flip_byte(tmp_path / "final" / checkpoint_dir.EXPORT_FILE, -1)
     with pytest.raises(CheckpointError, match=r"averaged\.safetensors: damaged"):
         weights.load(str(tmp_path / "final"))
 
@@ -54,15 +54,15 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 def test_the_digest_never_changes() -> None:
     """Score stores are keyed by it: another digest for old weights would score everything again."""
-    assert weights.digest(some()) == "cfee9f47a3cd6367"
+    assert weights.compute_digest(some()) == "cfee9f47a3cd6367"
 
 
 def test_the_digest_is_of_names_and_values_alone() -> None:
-    plain = weights.digest(some())
-    assert weights.digest(dict(sorted(some().items()))) == plain, "not of the order"
+    plain = weights.compute_digest(some())
+    assert weights.compute_digest(dict(sorted(some().items()))) == plain, "not of the order"
     strided = some() | {"a": some()["a"].contiguous(memory_format=torch.channels_last)}
-    assert weights.digest(strided) == plain, "not of the layout in memory"
-    assert weights.digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
+    assert weights.compute_digest(strided) == plain, "not of the layout in memory"
+    assert weights.compute_digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_the_digest_is_of_names_and_values_alone() -> None:
     ids=["value", "shape", "type", "name"],
 )
 def test_changed_weights_have_another_digest(changed: dict[str, Tensor]) -> None:
-    assert weights.digest(some() | changed) != weights.digest(some())
+    assert weights.compute_digest(some() | changed) != weights.compute_digest(some())
 
 
 def test_absent_and_damaged(tmp_path: Path) -> None:
     url = tmp_path / "final"
-    for call in (weights.load, places.stored_digest):
+    for call in (weights.load, checkpoint_dir.read_weights_digest):
         with pytest.raises(FileNotFoundError):
             call(str(url))
     weights.save(str(url), some(), some(), {}, ("ant", "bee"))
-    flip_byte(url / STATE, 500)
+    flip_byte(url / STATE_FILE, 500)
     with pytest.raises(CheckpointError):
         weights.load(str(url))
     (url / commit.DONE).unlink()

@@ -18,7 +18,7 @@ import pytest
 import tyro
 
 from cluster import local as script
-from cluster.local import Local
+from cluster.local import LocalServices
 from tests.support.launched import ROOT, process_tree, title, until
 from tests.support.others import run_as_nobody
 
@@ -26,9 +26,9 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Local:
-    made = Local("up", runs=tmp_path / "runs")
-    made.state.mkdir(parents=True)
+def local(tmp_path: Path) -> LocalServices:
+    made = LocalServices("up", runs=tmp_path / "runs")
+    made.state_folder.mkdir(parents=True)
     return made
 
 
@@ -67,7 +67,7 @@ def test_a_token_is_made_once_and_for_its_owner_alone(
     first = path.read_text()
     assert len(bytes.fromhex(first)) == 32
     script.make_token()
-    assert path.read_text() == first == script.token()
+    assert path.read_text() == first == script.read_token()
     told = capsys.readouterr().out
     assert len(told.splitlines()) == 1
     assert first not in told
@@ -77,16 +77,16 @@ def test_a_token_that_is_given_is_used(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
     script.make_token()
-    assert script.token() == "given"
+    assert script.read_token() == "given"
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "elsewhere"))
     script.make_token()
-    assert script.token() == (tmp_path / "elsewhere").read_text()
+    assert script.read_token() == (tmp_path / "elsewhere").read_text()
     assert not (tmp_path / ".ray").exists()
 
 
 def test_a_token_that_others_could_read_is_closed_to_them_and_an_empty_one_starts_nothing(
-    tmp_path: Path, local: Local, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, local: LocalServices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     path = tmp_path / "token"
@@ -94,38 +94,38 @@ def test_a_token_that_others_could_read_is_closed_to_them_and_an_empty_one_start
     path.write_text("made by Ray")
     path.chmod(0o644)
     script.make_token()
-    assert (script.token(), stat.S_IMODE(path.stat().st_mode)) == ("made by Ray", 0o600)
+    assert (script.read_token(), stat.S_IMODE(path.stat().st_mode)) == ("made by Ray", 0o600)
     path.write_text("\n")
-    assert script.up(local) == 1
+    assert script.start_services(local) == 1
     assert f"{path} is empty" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ what runs
-def test_a_service_runs_until_its_process_ends(local: Local) -> None:
-    assert script.running(local, "x") is None
-    script.start(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ, 4711)
-    pid = script.running(local, "x")
+def test_a_service_runs_until_its_process_ends(local: LocalServices) -> None:
+    assert script.find_session(local, "x") is None
+    script.start_service(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ, 4711)
+    pid = script.find_session(local, "x")
     assert pid is not None
     assert os.getsid(pid) == pid
-    script.stop(local, "x")
-    assert script.running(local, "x") is None
-    assert not script.pid_file(local, "x").exists()
+    script.stop_service(local, "x")
+    assert script.find_session(local, "x") is None
+    assert not script.get_pid_file(local, "x").exists()
     os.waitpid(pid, 0)
 
 
-def test_a_pid_that_another_process_has_by_now_does_not_count(local: Local) -> None:
+def test_a_pid_that_another_process_has_by_now_does_not_count(local: LocalServices) -> None:
     began = (Path("/proc") / str(os.getpid()) / "stat").read_text().rsplit(")", 1)[1].split()[19]
-    file = script.pid_file(local, "x")
+    file = script.get_pid_file(local, "x")
     file.write_text(json.dumps({"pid": os.getpid(), "began": began}))
-    assert script.running(local, "x") == os.getpid()
+    assert script.find_session(local, "x") == os.getpid()
     file.write_text(json.dumps({"pid": os.getpid(), "began": str(int(began) - 1)}))
-    assert script.running(local, "x") is None
+    assert script.find_session(local, "x") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "7", '{"pid": 99999999, "began": "1"}'])
-def test_a_broken_pid_file_means_not_running(local: Local, text: str) -> None:
-    script.pid_file(local, "x").write_text(text)
-    assert script.running(local, "x") is None
+def test_a_broken_pid_file_means_not_running(local: LocalServices, text: str) -> None:
+    script.get_pid_file(local, "x").write_text(text)
+    assert script.find_session(local, "x") is None
 
 
 STUBBORN = """
@@ -145,12 +145,12 @@ def test_a_session_is_ended_whole_and_nothing_else(monkeypatch: pytest.MonkeyPat
     with running(STUBBORN) as ours, running("import time; print(1, flush=True); time.sleep(60)") as other:
         tree = process_tree(ours.pid)
         assert len(tree) == 3
-        assert sorted(script.members(ours.pid)) == sorted(tree)
+        assert sorted(script.list_session_pids(ours.pid)) == sorted(tree)
         script.stop_session(ours.pid)
-        assert script.members(ours.pid) == []
+        assert script.list_session_pids(ours.pid) == []
         assert ours.wait(5) == -signal.SIGTERM
         assert other.poll() is None
-        assert script.members(other.pid) == [other.pid]
+        assert script.list_session_pids(other.pid) == [other.pid]
 
 
 # ------------------------------------------------------------------ the command line
@@ -184,10 +184,10 @@ def test_a_port_that_another_program_has_is_refused_with_a_command_that_runs(tmp
             ["bash", "-c", f"{printed} --dry-run"], capture_output=True, text=True, check=True
         ).stdout
         words = shlex.split(next(row for row in shown.splitlines() if "cluster/local.py up" in row))
-        chosen = tyro.cli(Local, args=words[words.index("up") :])
+        chosen = tyro.cli(LocalServices, args=words[words.index("up") :])
         assert chosen.runs == tmp_path / "runs"
         assert chosen.mlflow_port > port
-        assert not script.listening(chosen.mlflow_port)
+        assert not script.is_port_in_use(chosen.mlflow_port)
     assert done.returncode == 1
     assert sorted(path.suffix for path in (tmp_path / "runs" / ".local").iterdir()) == []
 
@@ -219,8 +219,8 @@ def test_a_port_or_folder_that_cannot_be_is_refused_in_a_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["local.py", *words, "--runs", str(tmp_path / folder)])
-    monkeypatch.setattr(script, "up", lambda local: pytest.fail("started"))
-    monkeypatch.setattr(script, "ui", lambda local: pytest.fail("started"))
+    monkeypatch.setattr(script, "start_services", lambda local: pytest.fail("started"))
+    monkeypatch.setattr(script, "serve_mlflow", lambda local: pytest.fail("started"))
     assert script.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
@@ -243,7 +243,7 @@ for attempt in (lambda: list(session.iterdir()), (session / "logs/gcs_server.out
 
 def session_folder(ray: int) -> Path:
     """The folder of the Ray that runs in a session of processes."""
-    for pid in script.members(ray):
+    for pid in script.list_session_pids(ray):
         for word in (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0"):
             if word.startswith("--session-dir="):
                 return Path(word.partition("=")[2])
@@ -313,7 +313,7 @@ def test_up_takes_a_job_and_down_leaves_nothing(tmp_path: Path) -> None:
     assert ended.returncode == 0
     assert "ray stopped" in ended.stdout
     assert "mlflow stopped" in ended.stdout
-    assert [script.members(session) for session in sessions] == [[], []]
+    assert [script.list_session_pids(session) for session in sessions] == [[], []]
     until(lambda: not [title(pid) for pid in tree if title(pid)], 15)
     time.sleep(0.1)
     assert not list((runs / ".local").glob("*.pid"))

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from orchestrator.config.cli import Preset, parse
+from orchestrator.config.arg_parser import Preset, parse_args
 from tests.config.samples import Train
 
 if __name__ == "__main__":
@@ -11,4 +11,4 @@ if __name__ == "__main__":
         "digits": Preset(Train(), "Minutes on a laptop.\nNot shown."),
         "googlenet-imagenet": Preset(Train(data="s3://imagenet"), "The paper."),
     }
-    json.dump(parse("train", "Trains one model.", presets, "digits").to_dict(), sys.stdout)
+    json.dump(parse_args("train", "Trains one model.", presets, "digits").to_dict(), sys.stdout)

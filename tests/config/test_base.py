@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.config.base import Config, plain
-from orchestrator.config.errors import ConfigError, Problem
+from orchestrator.config.base import Config, to_jsonable
+from orchestrator.config.errors import ConfigError, FieldError
 from tests.config.samples import Member, Polynomial, Pooling, Recipe, StepDecay, Train
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -141,10 +141,10 @@ def test_python_construction_raises_pydantics_own_error() -> None:
 
 
 def test_config_error_crosses_processes() -> None:
-    error = ConfigError(Problem("a.b", "is wrong"), "so is all")
+    error = ConfigError(FieldError("a.b", "is wrong"), "so is all")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == "a.b: is wrong; so is all"
-    assert copy.problems == (Problem("a.b", "is wrong"), Problem("", "so is all"))
+    assert copy.problems == (FieldError("a.b", "is wrong"), FieldError("", "so is all"))
 
 
 def test_paths_are_declared_as_text() -> None:
@@ -156,4 +156,4 @@ def test_paths_are_declared_as_text() -> None:
 
 def test_plain_refuses_what_json_cannot_hold() -> None:
     with pytest.raises(TypeError, match="set has no JSON form"):
-        plain({1})
+        to_jsonable({1})

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.overrides import apply, draft, homes, paths
+from orchestrator.config.overrides import apply_overrides, build_draft, find_kinds_with_path, flatten_config
 from tests.config.samples import Augment, Member, Polynomial, Pooling, Recipe, Scheduled, StepDecay, Train
 from tests.config.test_base import recipes
 
@@ -37,15 +37,15 @@ TAKEN: list[tuple[dict[str, Any], str, Any]] = [
 
 @pytest.mark.parametrize(("overrides", "path", "value"), TAKEN)
 def test_taken(overrides: dict[str, Any], path: str, value: Any) -> None:
-    found = paths(apply(Recipe(), overrides))[path]
+    found = flatten_config(apply_overrides(Recipe(), overrides))[path]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_text_fields_keep_text_that_looks_like_something_else() -> None:
-    train = apply(Train(), {"data": "1", "storage": "true", "cache": "/c", "dry_run": "TRUE"})
+    train = apply_overrides(Train(), {"data": "1", "storage": "true", "cache": "/c", "dry_run": "TRUE"})
     assert (train.data, train.storage, train.cache, train.dry_run) == ("1", "true", "/c", True)
-    assert apply(train, {"data": "none", "storage": "none"}).storage is None
-    assert apply(train, {"data": "none"}).data == "none"
+    assert apply_overrides(train, {"data": "none", "storage": "none"}).storage is None
+    assert apply_overrides(train, {"data": "none"}).data == "none"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -81,26 +81,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("overrides", "line"), REFUSED)
 def test_refused_in_one_line(overrides: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        apply(Recipe(), overrides)
+        apply_overrides(Recipe(), overrides)
     assert str(caught.value) == line
 
 
 def test_deep_paths_are_named_in_full() -> None:
     with pytest.raises(ConfigError, match=r"^recipe\.schedule\.decay_factor: 2 is refused"):
-        apply(Train(), {"recipe.schedule.decay_factor": "2"})
+        apply_overrides(Train(), {"recipe.schedule.decay_factor": "2"})
 
 
 @given(st.permutations([("schedule.kind", "polynomial"), ("schedule.power", "0.25"), ("epochs", "3")]))
 def test_order_does_not_matter_and_shared_fields_stay(order: list[tuple[str, str]]) -> None:
     start = Recipe(schedule=StepDecay(base_rate=0.5))
-    changed = apply(start, dict(order))
+    changed = apply_overrides(start, dict(order))
     assert changed.schedule == Polynomial(base_rate=0.5, power=0.25)
     assert changed.epochs == 3, "too few for the old kind, fine for the new one"
     assert start.schedule == StepDecay(base_rate=0.5)
 
 
 def test_a_union_inside_a_variant_that_was_only_just_chosen() -> None:
-    changed = apply(
+    changed = apply_overrides(
         Augment(),
         {"ops.noise.power": 2, "ops.noise.kind": "polynomial", "ops.kind": "scheduled", "ops.pair": "3,4"},
     )
@@ -108,22 +108,22 @@ def test_a_union_inside_a_variant_that_was_only_just_chosen() -> None:
 
 
 def test_an_absent_branch_is_a_leaf_that_can_be_set_whole_then_in_part() -> None:
-    assert paths(Augment())["other"] is None
-    changed = apply(Augment(), {"other": '{"kind": "polynomial"}', "other.power": "3"})
+    assert flatten_config(Augment())["other"] is None
+    changed = apply_overrides(Augment(), {"other": '{"kind": "polynomial"}', "other.power": "3"})
     assert changed.other == Polynomial(power=3)
-    assert apply(changed, {"other": "none"}) == Augment()
+    assert apply_overrides(changed, {"other": "none"}) == Augment()
     with pytest.raises(ConfigError, match=r"^other\.power: belongs to other\.kind polynomial; set that too$"):
-        apply(Augment(), {"other.power": "3"})
+        apply_overrides(Augment(), {"other.power": "3"})
 
 
 def test_switching_to_the_same_kind_changes_nothing() -> None:
     start = Recipe(schedule=StepDecay(decay_factor=0.5))
-    assert apply(start, {"schedule.kind": "step"}) == start
+    assert apply_overrides(start, {"schedule.kind": "step"}) == start
 
 
 @given(recipes)
 def test_every_leaf_can_be_put_back(recipe: Recipe) -> None:
-    assert apply(Recipe(), paths(recipe)) == recipe
+    assert apply_overrides(Recipe(), flatten_config(recipe)) == recipe
 
 
 @given(recipes)
@@ -131,16 +131,18 @@ def test_every_leaf_can_be_put_back_as_text(recipe: Recipe) -> None:
     def text(value: Any) -> str:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    leaves = {p: v for p, v in paths(recipe).items() if p not in ("members", "pooling")}
+    leaves = {p: v for p, v in flatten_config(recipe).items() if p not in ("members", "pooling")}
     written = {path: text(value) if value != () else "[]" for path, value in leaves.items()}
-    assert paths(apply(Recipe(), written)) | {"members": None, "pooling": None} == paths(recipe) | {
+    assert flatten_config(apply_overrides(Recipe(), written)) | {"members": None, "pooling": None} == flatten_config(
+        recipe
+    ) | {
         "members": None,
         "pooling": None,
     }
 
 
 def test_paths_lists_every_leaf_in_order() -> None:
-    assert list(paths(Train())) == [
+    assert list(flatten_config(Train())) == [
         "data",
         "storage",
         "cache",
@@ -159,13 +161,13 @@ def test_paths_lists_every_leaf_in_order() -> None:
 
 
 def test_a_draft_has_the_shape_but_is_not_validated() -> None:
-    shape = draft(Recipe(schedule=Polynomial(), epochs=3), {"schedule.kind": "step"})
+    shape = build_draft(Recipe(schedule=Polynomial(), epochs=3), {"schedule.kind": "step"})
     assert isinstance(shape.schedule, StepDecay)
     assert shape.epochs == 3
 
 
 def test_homes() -> None:
-    assert homes(Recipe(), "schedule.power") == ["polynomial"]
-    assert homes(Recipe(), "schedule.nothing") == []
-    assert homes(Recipe(), "epochs.power") == []
-    assert homes(Recipe(), "nowhere.power") == []
+    assert find_kinds_with_path(Recipe(), "schedule.power") == ["polynomial"]
+    assert find_kinds_with_path(Recipe(), "schedule.nothing") == []
+    assert find_kinds_with_path(Recipe(), "epochs.power") == []
+    assert find_kinds_with_path(Recipe(), "nowhere.power") == []

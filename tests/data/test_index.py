@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.index import Keys, checksum
+from orchestrator.data.index import KeyColumn, compute_checksum
 
 # Names of members that are no valid UTF-8 come with lone surrogates.
 TEXTS = st.lists(st.text(st.characters(exclude_categories=()), max_size=9), max_size=9)
@@ -12,18 +12,18 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=()), max_size=9), max_
 
 @given(TEXTS)
 def test_keys_are_a_sequence_of_strings(texts: list[str]) -> None:
-    keys = Keys(texts)
+    keys = KeyColumn(texts)
     assert (len(keys), list(keys), tuple(keys)) == (len(texts), texts, tuple(texts))
     assert keys == tuple(texts)
     assert (keys[1:-1], keys[::-1]) == (tuple(texts[1:-1]), tuple(texts[::-1]))
     assert [keys[-1 - at] for at in range(len(keys))] == texts[::-1]
-    assert keys == Keys(texts)
-    assert hash(keys) == hash(Keys(texts))
-    assert keys.hashes().tolist() == [checksum(text.encode("utf-8", "surrogatepass")) for text in texts]
+    assert keys == KeyColumn(texts)
+    assert hash(keys) == hash(KeyColumn(texts))
+    assert keys.compute_hashes().tolist() == [compute_checksum(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 def test_no_other_keys() -> None:
-    keys = Keys(["a", "bc"])
+    keys = KeyColumn(["a", "bc"])
     assert keys != ("a", "c")
     assert keys != "abc"
     for number in (2, -3):

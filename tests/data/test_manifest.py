@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from orchestrator.data import manifest
-from orchestrator.data.errors import DataError
-from orchestrator.data.packer import RawSample
-from tests.support import shards
+from orchestrator.data.build.tar_writer import RawSample
+from orchestrator.data.data_errors import DataError
+from tests.support import tiny_shards
 
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    shards.dataset(tmp_path)
+    tiny_shards.dataset(tmp_path)
     return tmp_path
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / manifest.NAME
+    path = folder / manifest.FILE_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -27,7 +27,7 @@ def test_round_trip(packed: Path) -> None:
     found = manifest.load(str(packed))
     manifest.save(str(packed), found)
     assert manifest.load(str(packed)) == found
-    assert (found.samples("train"), found.samples("validation")) == (13, 5)
+    assert (found.count_samples("train"), found.count_samples("validation")) == (13, 5)
     assert [shard.samples for shard in found.shards("train")] == [4, 4, 4, 1]
 
 
@@ -38,7 +38,7 @@ def test_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}", "\xff", '{"name": "x"}'])
 def test_damaged(packed: Path, text: str) -> None:
-    (packed / manifest.NAME).write_bytes(text.encode("latin-1"))
+    (packed / manifest.FILE_NAME).write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"manifest.json: damaged: .*pack the dataset again"):
         manifest.load(str(packed))
 
@@ -57,14 +57,14 @@ def test_unknown_and_impossible_keys(packed: Path) -> None:
 
 
 def test_without_a_version(packed: Path) -> None:
-    path = packed / manifest.NAME
+    path = packed / manifest.FILE_NAME
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "format_version"}))
     with pytest.raises(DataError, match=r"manifest.json: damaged: KeyError\('format_version'\)"):
         manifest.load(str(packed))
 
 
 def test_wrong_values_are_named(packed: Path) -> None:
-    splits = json.loads((packed / manifest.NAME).read_text())["splits"]
+    splits = json.loads((packed / manifest.FILE_NAME).read_text())["splits"]
     splits["train"][2]["samples"] = -4
     rewrite(packed, splits=splits)
     with pytest.raises(DataError, match=r"damaged: splits\.train\.2\.samples: .*at least 0"):
@@ -73,7 +73,7 @@ def test_wrong_values_are_named(packed: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.tar", "a/../../x.tar", "s3://other/x.tar", ""])
 def test_shards_elsewhere_are_refused(packed: Path, name: str) -> None:
-    splits = json.loads((packed / manifest.NAME).read_text())["splits"]
+    splits = json.loads((packed / manifest.FILE_NAME).read_text())["splits"]
     splits["train"][0]["name"] = name
     rewrite(packed, splits=splits)
     with pytest.raises(DataError, match=rf"shard '{name}' is refused: it must be a path below the dataset's folder"):
@@ -92,12 +92,12 @@ def test_unknown_split(packed: Path) -> None:
 
 
 def test_digest_knows_the_content_not_the_place(tmp_path: Path) -> None:
-    here, there = shards.dataset(tmp_path / "a"), shards.dataset(tmp_path / "b")
-    other = shards.dataset(tmp_path / "c", train=12)
+    here, there = tiny_shards.dataset(tmp_path / "a"), tiny_shards.dataset(tmp_path / "b")
+    other = tiny_shards.dataset(tmp_path / "c", train=12)
     assert here.digest() == there.digest() != other.digest()
     # A label is in no manifest, yet it changes the shard's checksum.
-    relabelled = [RawSample(s.key, s.image, (s.label + 1) % 3) for s in shards.samples(13)]
-    assert shards.dataset(tmp_path / "d", relabelled).digest() != here.digest()
+    relabelled = [RawSample(s.key, s.image, (s.label + 1) % 3) for s in tiny_shards.samples(13)]
+    assert tiny_shards.dataset(tmp_path / "d", relabelled).digest() != here.digest()
 
 
 # ------------------------------------------------------------------ tars elsewhere
@@ -115,15 +115,15 @@ def test_digest_knows_the_content_not_the_place(tmp_path: Path) -> None:
      ("/data/tars", "file:///data", False), ("s3://bucket/data/x", "/bucket/data", True)],
 )  # fmt: skip
 def test_which_tars_lie_elsewhere(tars: str, url: str, elsewhere: bool) -> None:
-    assert manifest.is_elsewhere(tars, url) is elsewhere
+    assert manifest.is_outside(tars, url) is elsewhere
 
 
 def test_a_link_below_the_dataset_leads_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tars").symlink_to("/etc")
     (tmp_path / "alias").symlink_to("data")
-    assert manifest.is_elsewhere(str(tmp_path / "data" / "tars"), str(tmp_path / "data"))
-    assert not manifest.is_elsewhere(str(tmp_path / "data"), str(tmp_path / "alias"))
+    assert manifest.is_outside(str(tmp_path / "data" / "tars"), str(tmp_path / "data"))
+    assert not manifest.is_outside(str(tmp_path / "data"), str(tmp_path / "alias"))
 
 
 @pytest.mark.parametrize("tars", ["../tars", "tars", "s3://b/data/../other", "http://h/d/%2e%2e/x", "/data\\..\\x",

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data import read_plan
-from orchestrator.data.order import EpochOrder, batch_positions, steps_per_epoch
-from orchestrator.data.read_plan import PRIMED_STEPS
+from orchestrator.data import prefetch
+from orchestrator.data.prefetch import PRIMED_STEPS
+from orchestrator.data.sampler import EpochOrder, count_steps, select_rank_positions
 
 orders = st.builds(
     EpochOrder,
@@ -24,18 +24,18 @@ def test_a_plan_brings_what_the_rank_is_given(
 ) -> None:
     workers = min(workers, order.lanes)
     rank = data.draw(st.integers(0, workers - 1))
-    last = steps_per_epoch(order.samples, batch_size)
+    last = count_steps(order.samples, batch_size)
     start = data.draw(st.integers(0, last - 1))
     needed: dict[tuple[int, int], int] = {}
     for step in range(start, last):
-        shard, number = order.locate(batch_positions(step, batch_size, order.lanes, rank, workers))
+        shard, number = order.locate(select_rank_positions(step, batch_size, order.lanes, rank, workers))
         needed |= {place: step for place in zip(shard.tolist(), number.tolist(), strict=True)}
 
     planned: dict[tuple[int, int], int] = {}
     steps = []
-    for span in read_plan.of_epoch(order, batch_size, range(start, last), rank, workers):
+    for span in prefetch.plan_epoch(order, batch_size, range(start, last), rank, workers):
         assert span.numbers.tolist() == sorted(set(span.numbers.tolist()))
-        if not span.single:
+        if not span.is_single:
             steps.append(span.step)
             for number in span.numbers.tolist():
                 assert (span.shard, number) not in planned, "a sample in two windows"
@@ -56,7 +56,7 @@ def test_a_stretch_of_ids_in_order(counts: list[int], batch_size: int, data: st.
     past = data.draw(st.integers(first, sum(counts)))
     starts = np.cumsum([0, *counts])
     ids = []
-    for span in read_plan.of_ids(counts, first, past, batch_size):
+    for span in prefetch.plan_id_range(counts, first, past, batch_size):
         found = [int(starts[span.shard]) + number for number in span.numbers.tolist()]
         assert span.step == (found[0] - first) // batch_size
         ids += found

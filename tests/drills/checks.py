@@ -9,8 +9,8 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
-from orchestrator.tracking.journal import Event
-from orchestrator.training.job import final_of
+from orchestrator.tracking.events import Event
+from orchestrator.training.config import get_final_weights_dir
 from tests.drills.faults import Hit
 from tests.drills.stage import Run
 from tests.support import launched
@@ -38,7 +38,7 @@ class Report:
 
 def final(run: Run) -> FinalWeights:
     """The final weights of a finished run, verified."""
-    return weights.load(final_of(str(run.folder)))
+    return weights.load(get_final_weights_dir(str(run.folder)))
 
 
 def recovered(run: Run, hit: Hit, name: str) -> Report:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orchestrator.checkpoint.weights import FinalWeights
 from orchestrator.data import manifest
-from orchestrator.launch.config import EMBEDDED
 from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
 from orchestrator.recipe.presets import googlenet_tiny
 from tests.drills import checks
 from tests.drills.checks import Report
@@ -73,8 +73,8 @@ def undisturbed(cluster: Cluster, storage: Path, words: tuple[str, ...]) -> Fina
 
 def samples_of(run: Run, epochs: int) -> int:
     """Samples of so many epochs of the run."""
-    data = manifest.load(str(run.storage / "data" / EMBEDDED))
-    return epochs * (data.samples("train") // BATCH) * BATCH
+    data = manifest.load(str(run.storage / "data" / EMBEDDED_DATASET))
+    return epochs * (data.count_samples("train") // BATCH) * BATCH
 
 
 def hit_at_random(

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.checkpoint import format as checkpoints
-from orchestrator.checkpoint.format import Place
+from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.checkpoint.checkpoint import CheckpointFolder
 from orchestrator.storage import commit
 from orchestrator.tracking import journal
-from orchestrator.tracking.journal import Cursor, Event
-from orchestrator.training.job import checkpoints_of, journal_of
+from orchestrator.tracking.events import Event
+from orchestrator.tracking.journal import Cursor
+from orchestrator.training.config import get_checkpoints_dir, get_journal_dir
 from tests.support.launched import ROOT, Ended, process_tree, title, until
 
 START_SECONDS = 90.0
@@ -177,7 +178,7 @@ class Run:
     def events(self, kind: str | None = None) -> list[Event]:
         """The journal up to now, or its events of one kind."""
         if self._begun():
-            found, self._cursor = journal.read(journal_of(str(self.folder)), self._cursor)
+            found, self._cursor = journal.read_events(get_journal_dir(str(self.folder)), self._cursor)
             self._events += found
         return [event for event in self._events if kind in (None, event.kind)]
 
@@ -188,16 +189,16 @@ class Run:
         told = max((event.samples or 0 for event in events[starts[-1] :]), default=0) if starts else 0
         return max([told, *(place.samples for place in self.committed()[:1])])
 
-    def committed(self) -> list[Place]:
+    def committed(self) -> list[CheckpointFolder]:
         """Its complete checkpoints, newest first."""
         return [place for place in self._places() if commit.is_complete(place.url)]
 
-    def uncommitted(self) -> list[Place]:
+    def uncommitted(self) -> list[CheckpointFolder]:
         """Its checkpoints that are being written, or whose writer died."""
         return [place for place in self._places() if not commit.is_complete(place.url)]
 
-    def _places(self) -> list[Place]:
-        return checkpoints.places(checkpoints_of(str(self.folder))) if self._begun() else []
+    def _places(self) -> list[CheckpointFolder]:
+        return checkpoints.list_checkpoints(get_checkpoints_dir(str(self.folder))) if self._begun() else []
 
     def _begun(self) -> bool:
         return any((self.storage / "models").glob("*"))

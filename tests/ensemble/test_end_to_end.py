@@ -14,18 +14,18 @@ import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from orchestrator.checkpoint import format as checkpoint_format
+from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.data import manifest
-from orchestrator.data.packer import RawSample, pack
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
-from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training import state as states
-from orchestrator.training.job import checkpoints_of, journal_of
-from tests.support import shards
+from orchestrator.training import train_state as states
+from orchestrator.training.config import get_checkpoints_dir, get_journal_dir
+from tests.support import tiny_shards
 from tests.support.launched import ROOT, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
@@ -53,7 +53,7 @@ def models(runs: Path) -> list[Path]:
 
 
 def events(model: Path) -> list[Event]:
-    return journal.read(journal_of(str(model)))[0]
+    return journal.read_events(get_journal_dir(str(model)))[0]
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -83,9 +83,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "data"
 
     def some(count: int, first: int) -> list[RawSample]:
-        return [RawSample(f"sample-{n:04d}", shards.jpeg(n, 48, 48), n % 3) for n in range(first, first + count)]
+        return [RawSample(f"sample-{n:04d}", tiny_shards.jpeg(n, 48, 48), n % 3) for n in range(first, first + count)]
 
-    pack(str(folder), "tiny", shards.CLASSES, {"train": some(512, 0), "validation": some(12, 600)}, 64)
+    write_dataset(str(folder), "tiny", tiny_shards.CLASSES, {"train": some(512, 0), "validation": some(12, 600)}, 64)
     return folder
 
 
@@ -181,19 +181,19 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path: Path, tiny: Path) -> N
 def test_a_member_that_diverges_leaves_a_partial_ensemble(tmp_path: Path, tiny: Path) -> None:
     runs = tmp_path / "runs"
     arguments = ("googlenet-tiny", "--ensemble.members", "3", "--ensemble.wider", "1", "--data", str(tiny))
-    _, second, _ = members.recipes(googlenet_tiny(), EnsembleConfig(members=3, wider=1.0))
-    destination = Destination(data=str(tiny), storage=str(runs)).resolved()
+    _, second, _ = members.build_recipes(googlenet_tiny(), EnsembleConfig(members=3, wider=1.0))
+    destination = Destination(data=str(tiny), storage=str(runs)).resolve()
     digest = manifest.load(str(tiny)).digest()
     spec = RunSpec(recipe=second, placement=Placement(), destination=destination, dataset_digest=digest)
     # Where it goes on from: weights beyond all measure, which give a loss that is no number.
-    begun = states.fresh(second, 3, 512 // second.batch_size, torch.device("cpu"))
-    heads = tuple(f"{name}." for name in begun.model.classifiers())
+    begun = states.create_initial_state(second, 3, 512 // second.batch_size, torch.device("cpu"))
+    heads = tuple(f"{name}." for name in begun.model.get_classifiers())
     state = begun.snapshot()
     for name, tensor in state["model"].items():
         if name.startswith(heads):
             tensor.fill_(3e38)
     first = second.batch_size
-    checkpoints_in = checkpoints_of(spec.folder)
+    checkpoints_in = get_checkpoints_dir(spec.folder)
     checkpoint_format.save(checkpoints_in, {**state, "samples": first, "recipe": second.to_dict()}, first, 0)
 
     done = job("train_ensemble.py", *arguments, runs=runs, seconds=SECONDS)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.ensemble.members import EnsembleConfig, recipes
+from orchestrator.ensemble.members import EnsembleConfig, build_recipes
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
@@ -13,7 +13,7 @@ each_preset = pytest.mark.parametrize("name", list(presets.PRESETS))
 
 
 def members(name: str = "googlenet-digits", **config: int | float | bool) -> tuple[Recipe, ...]:
-    return recipes(presets.PRESETS[name](), EnsembleConfig.from_dict(config))
+    return build_recipes(presets.PRESETS[name](), EnsembleConfig.from_dict(config))
 
 
 def width(recipe: Recipe) -> float:
@@ -119,4 +119,4 @@ def test_an_impossible_width_is_refused() -> None:
     base = presets.googlenet_tiny()
     broad = base.model_copy(update={"model": base.model.model_copy(update={"width": 7.0})})
     with pytest.raises(ConfigError, match="width"):
-        recipes(broad, EnsembleConfig())
+        build_recipes(broad, EnsembleConfig())

@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.places import place_of
+from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.config.errors import ConfigError
-from orchestrator.data.packer import RawSample, pack
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import scoring
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.score_task import ScoreShard, score_shard
-from orchestrator.launch import pool
-from orchestrator.launch.config import RunSpec
-from orchestrator.launch.session import Session
+from orchestrator.evaluation.scoring_task import ShardScoringTask, score_shard
+from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.training import best
-from orchestrator.training.job import best_of
-from tests.support import finals, shards
+from orchestrator.training.callbacks import best_checkpoint
+from orchestrator.training.config import get_best_weights_dir
+from tests.support import finals, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session
 
@@ -45,9 +45,9 @@ def _threads_as_before() -> Iterator[None]:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """A dataset of 5 images in 3 shards, the fourth of which is broken."""
-    samples = shards.samples(5)
+    samples = tiny_shards.samples(5)
     samples[3] = RawSample(samples[3].key, b"nothing", 0)
-    pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": samples}, PER_SHARD)
+    write_dataset(str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"validation": samples}, PER_SHARD)
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def finished(at: Session, *recipes: Recipe) -> list[RunSpec]:
     return found
 
 
-Sent = list[ScoreShard]
+Sent = list[ShardScoringTask]
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         for number, argument in enumerate(arguments):
             if stop():
                 return
-            tasks.append(ScoreShard.from_dict(argument[0]))
+            tasks.append(ShardScoringTask.from_dict(argument[0]))
             yield number, function(*argument)
 
-    monkeypatch.setattr(pool, "run", run)
+    monkeypatch.setattr(task_pool, "run_tasks", run)
     return tasks
 
 
-def names(task: ScoreShard) -> list[str]:
+def names(task: ShardScoringTask) -> list[str]:
     return [scorer.name.rpartition("-")[0] for scorer in task.scorers]
 
 
@@ -98,9 +98,9 @@ def tree(folder: Path) -> dict[str, int]:
 def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, finals.small(16, name="a"), finals.small(24, name="b"), finals.small(16, name="c"))
-    folders = scoring.score(at, specs)
-    assert folders == [scoring.score_folder(spec) for spec in specs]
-    assert [score_store.done(folder) for folder in folders] == [{0, 1, 2}] * 3
+    folders = scoring.score_runs(at, specs)
+    assert folders == [scoring.get_score_folder(spec) for spec in specs]
+    assert [score_store.list_scored_shards(folder) for folder in folders] == [{0, 1, 2}] * 3
     # The last shard has one image, and the longest tasks go first.
     assert [(task.shard, names(task)) for task in sent] == [
         (0, ["a", "c"]), (1, ["a", "c"]), (0, ["b"]), (1, ["b"]), (2, ["a", "c"]), (2, ["b"])
@@ -114,37 +114,37 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
 def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
-    scoring.score(at, specs[:2])
+    scoring.score_runs(at, specs[:2])
     before = tree(runs)
     sent.clear()
-    assert len(scoring.score(at, specs[:2])) == 2
+    assert len(scoring.score_runs(at, specs[:2])) == 2
     assert "every score is stored already" in said(at)
     assert sent == []
     assert tree(runs) == before
-    scoring.score(at, [specs[2], *specs[:2]])
+    scoring.score_runs(at, [specs[2], *specs[:2]])
     assert [names(task) for task in sent] == [["c"]] * SHARDS
     assert tree(runs).items() >= before.items()
     # And when one member's scores are taken away, that one's.
     sent.clear()
-    shutil.rmtree(scoring.score_folder(specs[1]))
-    scoring.score(at, specs)
+    shutil.rmtree(scoring.get_score_folder(specs[1]))
+    scoring.score_runs(at, specs)
     assert [names(task) for task in sent] == [["b"]] * SHARDS
 
 
 def test_a_member_given_twice_is_scored_once(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    assert len(scoring.score(at, [spec, spec])) == 2
+    assert len(scoring.score_runs(at, [spec, spec])) == 2
     assert [len(task.scorers) for task in sent] == [1] * SHARDS
-    assert scoring.score(at, []) == []
+    assert scoring.score_runs(at, []) == []
 
 
 def test_tasks_hold_no_more_scores_than_their_memory_takes(
     runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
+    monkeypatch.setattr(scoring, "MAX_TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
     at = session(runs)
-    scoring.score(at, finished(at, *(finals.small(name=name) for name in "abc")))
+    scoring.score_runs(at, finished(at, *(finals.small(name=name) for name in "abc")))
     assert sorted((task.shard, names(task)) for task in sent) == [
         (0, ["a", "b"]), (0, ["c"]), (1, ["a", "b"]), (1, ["c"]), (2, ["a", "b", "c"])
     ]  # fmt: skip
@@ -153,11 +153,11 @@ def test_tasks_hold_no_more_scores_than_their_memory_takes(
 def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
-    scoring.score(at, specs)
+    scoring.score_runs(at, specs)
     for spec in specs:
         shutil.rmtree(one_part(spec, 1))
     sent.clear()
-    scoring.score(at, specs)
+    scoring.score_runs(at, specs)
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a", "b"]), (1, ["c"])]
 
 
@@ -169,19 +169,19 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
         at.interruption.event.set()
         return score_shard(raw)
 
-    monkeypatch.setattr("orchestrator.ensemble.scoring.score_shard", stopped_after_one)
-    scoring.score(at, [spec])
+    monkeypatch.setattr("orchestrator.evaluation.scoring_task.score_shard", stopped_after_one)
+    scoring.score_runs(at, [spec])
     assert len(sent) == 1
-    assert len(score_store.done(scoring.score_folder(spec))) == 1
+    assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1
 
 
 # ------------------------------------------------------------------ what is not believed
 def one_part(spec: RunSpec, shard: int) -> Path:
-    return Path(scoring.score_folder(spec)) / f"shard-{shard:06d}"
+    return Path(scoring.get_score_folder(spec)) / f"shard-{shard:06d}"
 
 
 def flip(spec: RunSpec) -> None:
-    shards.flip_byte(one_part(spec, 1) / "scores.npz", 300)
+    tiny_shards.flip_byte(one_part(spec, 1) / "scores.npz", 300)
 
 
 def truncate(spec: RunSpec) -> None:
@@ -203,7 +203,7 @@ def another_shard(spec: RunSpec) -> None:
 
 
 def other_images(spec: RunSpec) -> None:
-    score_store.save(scoring.score_folder(spec), 1, score_store.load(scoring.score_folder(spec), 0))
+    score_store.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
 
 
 @pytest.mark.parametrize(
@@ -222,31 +222,31 @@ def test_a_part_that_cannot_be_believed_is_scored_again(
 ) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
-    scoring.score(at, [first, second])
-    before = score_store.load(scoring.score_folder(first), 1)
+    scoring.score_runs(at, [first, second])
+    before = score_store.load_shard(scoring.get_score_folder(first), 1)
     sent.clear()
     spoil(first)
-    scoring.score(at, [first, second])
+    scoring.score_runs(at, [first, second])
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a"])]
     (line,) = [line for line in said(at).splitlines() if "is scored again" in line]
     assert line.startswith(f"scoring: {first.name}: shard 1 is scored again: ")
     assert told in line
-    assert (score_store.load(scoring.score_folder(first), 1).means[144] == before.means[144]).all()
+    assert (score_store.load_shard(scoring.get_score_folder(first), 1).means[144] == before.means[144]).all()
     sent.clear()
-    scoring.score(at, [first, second])
+    scoring.score_runs(at, [first, second])
     assert sent == []
 
 
 def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
-    scoring.score(at, [first, second])
+    scoring.score_runs(at, [first, second])
     shutil.rmtree(one_part(first, 0))
     shutil.copytree(one_part(second, 0), one_part(first, 0))
     with pytest.raises(ValueError, match="its key is"):
-        score_store.load(scoring.score_folder(first), 0)
+        score_store.load_shard(scoring.get_score_folder(first), 0)
     sent.clear()
-    scoring.score(at, [first, second])
+    scoring.score_runs(at, [first, second])
     assert [(task.shard, names(task)) for task in sent] == [(0, ["a"])]
 
 
@@ -256,22 +256,22 @@ def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, s
     (own,) = finished(at, finals.small(name="a"))
     other = own.model_copy(update={"dataset_digest": "fedcba9876543210"})
     finals.save(Path(other.folder), other.recipe, at.manifest.classes, 0)
-    (folder,) = scoring.score(at, [other])
-    assert folder == scoring.score_folder(other, digest=at.manifest.digest())
-    assert folder != scoring.score_folder(other)
-    assert score_store.done(folder) == {0, 1, 2}
+    (folder,) = scoring.score_runs(at, [other])
+    assert folder == scoring.get_score_folder(other, digest=at.manifest.digest())
+    assert folder != scoring.get_score_folder(other)
+    assert score_store.list_scored_shards(folder) == {0, 1, 2}
     count = len(sent)
-    assert scoring.score(at, [other]) == [folder]
+    assert scoring.score_runs(at, [other]) == [folder]
     assert len(sent) == count  # what is stored is found again
 
 
 @pytest.mark.parametrize("kind", ["averaged", "raw", "best"])
-def test_a_run_without_such_weights_is_named(runs: Path, sent: Sent, kind: scoring.Kind) -> None:
+def test_a_run_without_such_weights_is_named(runs: Path, sent: Sent, kind: scoring.WeightsKind) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
     shutil.rmtree(Path(spec.folder) / "final")
     with pytest.raises(ConfigError, match=f"{spec.name}: has no "):
-        scoring.score(at, [spec], kind=kind)
+        scoring.score_runs(at, [spec], kind=kind)
 
 
 # ------------------------------------------------------------------ averaged, raw, best
@@ -279,7 +279,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     """Weights of the best validation, as training keeps them."""
     final, _ = finals.save(Path(spec.folder) / "spare", spec.recipe, classes, seed)
     loaded = weights.load(final)
-    url = place_of(best_of(spec.folder), 64, 1)
+    url = make_checkpoint_url(get_best_weights_dir(spec.folder), 64, 1)
     about = {"samples": 64, metric: 0.5}
     weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, about=about)
     return url
@@ -288,35 +288,35 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
 def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    url = keep_best(spec, best.ERRORS[0], at.manifest.classes, seed=5)
-    folders = [scoring.score(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
+    url = keep_best(spec, best_checkpoint.MONITORED_METRICS[0], at.manifest.classes, seed=5)
+    folders = [scoring.score_runs(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
     assert len(set(folders)) == 3
     assert all(folder.startswith(spec.folder + "/scores/") for folder in folders)
     found = [(task.scorers[0].weights, task.scorers[0].which) for task in sent[::SHARDS]]
     assert found == [(f"{spec.folder}/final", "averaged"), (f"{spec.folder}/final", "raw"), (url, "averaged")]
-    scores = [score_store.load(folder, 0).means[144] for folder in folders]
+    scores = [score_store.load_shard(folder, 0).means[144] for folder in folders]
     assert not any((one == other).all() for one, other in ((scores[0], scores[1]), (scores[0], scores[2])))
 
 
 def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "ab"))
-    averaged, raw = scoring.score_kinds(at, specs, ("averaged", "raw"))
-    assert averaged == [scoring.score_folder(spec) for spec in specs]
-    assert raw == [scoring.score_folder(spec, kind="raw") for spec in specs]
+    averaged, raw = scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
+    assert averaged == [scoring.get_score_folder(spec) for spec in specs]
+    assert raw == [scoring.get_score_folder(spec, kind="raw") for spec in specs]
     assert [len(task.scorers) for task in sent] == [4] * SHARDS
     assert "20 images x models with averaged and raw weights are to do, of 2 models, each" in said(at)
     sent.clear()
     shutil.rmtree(raw[1])
-    scoring.score_kinds(at, specs, ("averaged", "raw"))
+    scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
     assert [[scorer.which for scorer in task.scorers] for task in sent] == [["raw"]] * SHARDS
 
 
 def test_the_best_before_there_is_an_average_are_the_raw_weights(runs: Path) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    url = keep_best(spec, best.ERRORS[1], at.manifest.classes, seed=5)
-    found = scoring.weights_of(spec, "best")
+    url = keep_best(spec, best_checkpoint.MONITORED_METRICS[1], at.manifest.classes, seed=5)
+    found = scoring.find_weights(spec, "best")
     assert (found.url, found.which) == (url, "raw")
     assert found.identity == f"{found.digest}-raw"
 
@@ -330,8 +330,8 @@ def test_the_driver_needs_no_torch_to_send_tasks() -> None:
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
     """Shards that take a second or two each."""
-    samples = [RawSample(f"sample-{n:03d}", shards.jpeg(n, 60, 40), n % 3) for n in range(120)]
-    pack(str(tmp_path / "data"), "tiny", shards.CLASSES, {"validation": samples}, 20)
+    samples = [RawSample(f"sample-{n:03d}", tiny_shards.jpeg(n, 60, 40), n % 3) for n in range(120)]
+    write_dataset(str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"validation": samples}, 20)
     at = session(tmp_path)
     specs = finished(at, finals.small(48, 0.25, "a"), finals.small(48, 0.25, "b"))
     (tmp_path / "specs.json").write_text(json.dumps([spec.to_dict() for spec in specs]))
@@ -343,7 +343,7 @@ import json, sys
 from pathlib import Path
 from orchestrator.ensemble import scoring
 from orchestrator.launch import cluster, interrupt
-from orchestrator.launch.config import RunSpec
+from orchestrator.ray_backend.run_spec import RunSpec
 from tests.ensemble.test_scoring import session
 runs = Path(sys.argv[1])
 specs = [RunSpec.from_dict(one) for one in json.loads((runs / "specs.json").read_text())]

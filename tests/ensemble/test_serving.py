@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ensemble import registry
-from orchestrator.tracking.mlflow import MlflowTracker
+from orchestrator.ensemble import ensemble_registry
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.tracker import TrackedRun
-from tests.support import ensembles, shards
+from tests.support import ensembles, tiny_shards
 from tests.support.launched import ROOT, job
 
 pytestmark = [pytest.mark.process, pytest.mark.leaks]  # MLflow keeps the threads with which it copies files
 
 SECONDS = 150.0
-IMAGE = shards.jpeg(1, 50, 31)
+IMAGE = tiny_shards.jpeg(1, 50, 31)
 
 
 def free_port() -> int:
@@ -118,8 +118,8 @@ def test_mlflow_serves_what_predict_says(storage: Path, image: Path, tmp_path: P
     with listening(command, port, "/health", tmp_path / "server", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
         run_id = MlflowTracker(server, "tests").open_run(TrackedRun("key", "tiny-x3"))
         runs = [str(storage / "models" / name) for name in ("m1", "m2", "m3")]
-        made = registry.register(server, run_id, "tiny", "tiny-x3", runs, ())
-        assert registry.register(server, run_id, "tiny", "tiny-x3", runs, ()).fresh is False
+        made = ensemble_registry.register_ensemble(server, run_id, "tiny", "tiny-x3", runs, ())
+        assert ensemble_registry.register_ensemble(server, run_id, "tiny", "tiny-x3", runs, ()).is_new is False
         command = [*mlflow, "models", "serve", "-m", made.uri, "--env-manager", "local", *at, str(serving)]
         with listening(command, serving, "/ping", tmp_path / "serving", MLFLOW_TRACKING_URI=server):
             status, told = invoked(serving, IMAGE)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.evaluation import resampling, score_store, table3
-from orchestrator.evaluation.analysis import Analysis, Scored, analyse
-from orchestrator.evaluation.findings import Difference
+from orchestrator.evaluation import bootstrap, score_store, table3
+from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
+from orchestrator.evaluation.analysis_results import Analysis, ErrorDifference
 from orchestrator.evaluation.score_store import Scores
 from tests.support import stores
 from tests.support.stores import CROPS, SPLIT, manifest
@@ -28,30 +28,30 @@ NAMES = tuple(f"m{number}" for number in range(MEMBERS))
 Floats = NDArray[np.float32]
 
 
-def made(root: Path, labels: NDArray[np.int64] = LABELS) -> list[Scored]:
+def made(root: Path, labels: NDArray[np.int64] = LABELS) -> list[MemberScores]:
     parts = np.split(labels, SPLIT_AT)
     folders = [stores.write_drawn(root / name, number, parts, CLASSES) for number, name in enumerate(NAMES)]
     raw = {number: stores.write_drawn(root / f"raw{number}", 100 + number, parts, CLASSES) for number in RAW}
-    return [Scored(name, folders[number], raw.get(number)) for number, name in enumerate(NAMES)]
+    return [MemberScores(name, folders[number], raw.get(number)) for number, name in enumerate(NAMES)]
 
 
 @pytest.fixture(scope="module")
-def members(tmp_path_factory: pytest.TempPathFactory) -> list[Scored]:
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[MemberScores]:
     return made(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
-def found(members: list[Scored]) -> Analysis:
-    return analyse(members, manifest(SHARDS, CLASSES), SPLIT)
+def found(members: list[MemberScores]) -> Analysis:
+    return analyze_ensemble(members, manifest(SHARDS, CLASSES), SPLIT)
 
 
 @pytest.fixture(scope="module")
-def stored(members: list[Scored]) -> list[Scores]:
+def stored(members: list[MemberScores]) -> list[Scores]:
     return [whole(member.scores) for member in members]
 
 
 def whole(folder: str) -> Scores:
-    parts = [score_store.load(folder, number) for number in range(len(SHARDS))]
+    parts = [score_store.load_shard(folder, number) for number in range(len(SHARDS))]
     return Scores(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -63,7 +63,7 @@ def whole(folder: str) -> Scores:
 
 
 def wrong(scores: list[Floats]) -> NDArray[np.float64]:
-    return table3.errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
+    return table3.compute_errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
 
 
 def single(scores: list[Floats]) -> NDArray[np.float64]:
@@ -80,16 +80,16 @@ def all_crops(stored: list[Scores]) -> list[Floats]:
 
 
 def check_all(
-    differences: tuple[Difference, Difference], errors: NDArray[np.float64], others: NDArray[np.float64]
+    differences: tuple[ErrorDifference, ErrorDifference], errors: NDArray[np.float64], others: NDArray[np.float64]
 ) -> None:
     """The differences, top-1 and top-5, of errors of images; and p by the test itself."""
     for rank, difference in enumerate(differences):
         apart = errors[:, rank] - others[:, rank]
         check(difference, 100 * apart.mean())
-        assert difference.p == pytest.approx(resampling.sign_flip(apart, math.factorial(MEMBERS)))
+        assert difference.p == pytest.approx(bootstrap.compute_sign_flip_p(apart, math.factorial(MEMBERS)))
 
 
-def check(difference: Difference, points: float) -> None:
+def check(difference: ErrorDifference, points: float) -> None:
     assert difference.points == pytest.approx(points, abs=1e-9)
     low, high = difference.interval
     assert low <= points <= high
@@ -99,8 +99,8 @@ def check(difference: Difference, points: float) -> None:
 
 
 # ------------------------------------------------------------------ figure by figure
-def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[Scored]) -> None:
-    plain = table3.table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
+def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[MemberScores]) -> None:
+    plain = table3.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
     assert found.table == plain
     assert (plain.images, plain.bad_images, plain.unlabelled) == (IMAGES, 0, 0)
     assert (found.split, found.member_names) == (SPLIT, NAMES)
@@ -200,7 +200,7 @@ def test_cells_are_compared_in_pairs(found: Analysis, stored: list[Scores]) -> N
         check_all((one.top1, one.top5), cell_errors(*one.cell), cell_errors(*one.other))
 
 
-def test_scales_maximum_and_raw_weights(found: Analysis, stored: list[Scores], members: list[Scored]) -> None:
+def test_scales_maximum_and_raw_weights(found: Analysis, stored: list[Scores], members: list[MemberScores]) -> None:
     scales = [
         (scale, models, *percent(errors([one.per_scale[:, number] for one in stored])))
         for models, errors in ((1, single), (MEMBERS, wrong))
@@ -245,11 +245,11 @@ def test_it_is_plain_values_for_json(found: Analysis) -> None:
 
 def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, found: Analysis) -> None:
     members = made(tmp_path)
-    assert analyse(members, manifest(SHARDS, CLASSES), SPLIT) == found
+    assert analyze_ensemble(members, manifest(SHARDS, CLASSES), SPLIT) == found
     for member in members:
         for folder in (member.scores, member.raw):
             if folder:
-                score_store.save(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
+                score_store.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
     moved = [
         replace(
             member,
@@ -258,12 +258,12 @@ def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, f
         )
         for member in members
     ]
-    assert analyse(moved, manifest([IMAGES], CLASSES), SPLIT) == found
+    assert analyze_ensemble(moved, manifest([IMAGES], CLASSES), SPLIT) == found
 
 
 def test_images_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None:
     known = np.arange(IMAGES) % 3 > 0
-    some = analyse(made(tmp_path / "some", np.where(known, LABELS, -1)), manifest(SHARDS, CLASSES), SPLIT)
+    some = analyze_ensemble(made(tmp_path / "some", np.where(known, LABELS, -1)), manifest(SHARDS, CLASSES), SPLIT)
     assert (some.table.images, some.table.unlabelled) == (known.sum(), IMAGES - known.sum())
     assert sum(one.images for one in some.classes) == known.sum()
     assert all(known[one.image] and one.true == LABELS[one.image] for one in some.mistakes)

@@ -6,23 +6,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.checkpoint.format import CheckpointError
-from orchestrator.data import crops
-from orchestrator.data import decode as decode_module
-from orchestrator.data.decode import Image, decode
-from orchestrator.data.errors import BadSampleError, DataError
+from orchestrator.checkpoint.checkpoint import CheckpointError
+from orchestrator.data.data_errors import BadSampleError, DataError
+from orchestrator.data.transforms import decode as decode_module
+from orchestrator.data.transforms import multi_crop
+from orchestrator.data.transforms.decode import Image, decode_image
 from orchestrator.evaluation import classifier
 from orchestrator.evaluation.classifier import Classifier
 from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.normalise import Normaliser
-from tests.support import ensembles, finals, pictures, shards
+from orchestrator.recipe.normalize import Normalizer
+from tests.support import ensembles, finals, pictures, tiny_shards
 
 IMAGES = [
-    shards.jpeg(1, 60, 33),  # landscape
-    shards.jpeg(2, 30, 71),  # portrait
-    shards.jpeg(3, 40, 40),
-    shards.encoded("L", "PNG", 4),
+    tiny_shards.jpeg(1, 60, 33),  # landscape
+    tiny_shards.jpeg(2, 30, 71),  # portrait
+    tiny_shards.jpeg(3, 40, 40),
+    tiny_shards.encoded("L", "PNG", 4),
 ]
 SIZES = ((16, 0.05), (24, 0.06), (16, 0.04))
 
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Network
     made = []
     for number, (size, width) in enumerate(SIZES):
         recipe = finals.small(size, width, f"m{number}")
-        url, network = finals.save(folder / str(number), recipe, shards.CLASSES, number)
+        url, network = finals.save(folder / str(number), recipe, tiny_shards.CLASSES, number)
         made.append((url, network, recipe))
     return made
 
@@ -54,12 +54,12 @@ def by_hand(trained: Sequence[tuple[str, Network, Recipe]], image: bytes, count:
     means = []
     for _, network, recipe in trained:
         size = recipe.model.image_size
-        cut = np.empty((crops.UNMIRRORED, size, size, 3), dtype=np.uint8)
-        crops.cut(decode(image), size, cut)
-        both = np.concatenate((cut, cut[:, :, ::-1]))[list(crops.SUBSETS[count])]
+        cut = np.empty((multi_crop.NUM_UNMIRRORED, size, size, 3), dtype=np.uint8)
+        multi_crop.cut_crops(decode_image(image), size, cut)
+        both = np.concatenate((cut, cut[:, :, ::-1]))[list(multi_crop.CROP_SUBSETS[count])]
         pixels = torch.from_numpy(both).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            said = network(Normaliser(recipe.preprocessing, torch.device("cpu"))(pixels)).main.softmax(dim=1)
+            said = network(Normalizer(recipe.preprocessing, torch.device("cpu"))(pixels)).main.softmax(dim=1)
         means.append(said.mean(dim=0))
     return np.asarray(torch.stack(means).mean(dim=0).numpy())
 
@@ -68,7 +68,7 @@ def by_hand(trained: Sequence[tuple[str, Network, Recipe]], image: bytes, count:
 def test_the_mean_over_networks_of_the_mean_over_crops(
     known: Classifier, trained: list[tuple[str, Network, Recipe]], count: int
 ) -> None:
-    found = known.probabilities(IMAGES, count)
+    found = known.predict_probabilities(IMAGES, count)
     assert found.shape == (4, 3)
     assert found.dtype == np.float32
     wanted = np.stack([by_hand(trained, image, count) for image in IMAGES])
@@ -77,21 +77,23 @@ def test_the_mean_over_networks_of_the_mean_over_crops(
 
 
 def test_crops_matter(known: Classifier) -> None:
-    one, ten, all_of_them = (known.probabilities(IMAGES, count) for count in (1, 10, 144))
+    one, ten, all_of_them = (known.predict_probabilities(IMAGES, count) for count in (1, 10, 144))
     assert np.abs(one - ten).max() > 1e-4
     assert np.abs(ten - all_of_them).max() > 1e-4
 
 
 def test_an_image_alone_gets_what_it_gets_among_many(known: Classifier) -> None:
-    many = [shards.jpeg(number, 24 + number % 7, 40 - number % 5) for number in range(70)]
-    together = known.probabilities(many, 1, [2])  # in two parts
-    alone = np.concatenate([known.probabilities([image], 1, [2]) for image in many])
+    many = [tiny_shards.jpeg(number, 24 + number % 7, 40 - number % 5) for number in range(70)]
+    together = known.predict_probabilities(many, 1, [2])  # in two parts
+    alone = np.concatenate([known.predict_probabilities([image], 1, [2]) for image in many])
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def test_some_of_the_networks(known: Classifier, trained: list[tuple[str, Network, Recipe]]) -> None:
     np.testing.assert_allclose(
-        known.probabilities(IMAGES[:1], 10, [3, 1])[0], by_hand([trained[0], trained[2]], IMAGES[0], 10), atol=1e-6
+        known.predict_probabilities(IMAGES[:1], 10, [3, 1])[0],
+        by_hand([trained[0], trained[2]], IMAGES[0], 10),
+        atol=1e-6,
     )
     for wrong in ([0], [4], [1, 1]):
         with pytest.raises(ValueError, match=r"members: .* from 1 to 3, each once"):
@@ -99,11 +101,13 @@ def test_some_of_the_networks(known: Classifier, trained: list[tuple[str, Networ
 
 
 def test_the_likeliest_classes_first(known: Classifier) -> None:
-    row = known.probabilities(IMAGES[:1], 10)[0]
+    row = known.predict_probabilities(IMAGES[:1], 10)[0]
     (guesses,) = known.classify(IMAGES[:1], 10, 2)
     assert isinstance(guesses, list)
     order = sorted(range(3), key=lambda label: -row[label])[:2]
-    assert [(guess.label, guess.class_name) for guess in guesses] == [(label, shards.CLASSES[label]) for label in order]
+    assert [(guess.label, guess.class_name) for guess in guesses] == [
+        (label, tiny_shards.CLASSES[label]) for label in order
+    ]
     assert [guess.probability for guess in guesses] == [float(row[label]) for label in order]
     (every,) = known.classify(IMAGES[:1], 1, 99)
     assert isinstance(every, list) and len(every) == 3
@@ -115,10 +119,10 @@ def test_broken_images_are_told_in_their_place(known: Classifier) -> None:
     assert [isinstance(one, BadSampleError) for one in found] == [False, True, False, True, True]
     assert found[2] == known.classify([IMAGES[1]], 10, 1)[0]
     with pytest.raises(BadSampleError, match="image 1: no JPEG or PNG"):
-        known.probabilities(images, 144)
+        known.predict_probabilities(images, 144)
     assert known.classify([b"no image"], 10, 1)[0].args  # type: ignore[union-attr]
     assert known.classify([], 10) == []
-    assert known.probabilities([], 10).shape == (0, 3)
+    assert known.predict_probabilities([], 10).shape == (0, 3)
 
 
 def test_impossible_wishes(known: Classifier) -> None:
@@ -149,8 +153,8 @@ def test_only_models_of_the_same_classes(trained: list[tuple[str, Network, Recip
 # ------------------------------------------------------------------ exported weights
 def test_exported_weights_say_the_same(known: Classifier, trained: list[tuple[str, Network, Recipe]]) -> None:
     exported = Classifier.load([f"{url}/averaged.safetensors" for url, _, _ in trained])
-    assert exported.classes == shards.CLASSES
-    np.testing.assert_array_equal(exported.probabilities(IMAGES, 10), known.probabilities(IMAGES, 10))
+    assert exported.classes == tiny_shards.CLASSES
+    np.testing.assert_array_equal(exported.predict_probabilities(IMAGES, 10), known.predict_probabilities(IMAGES, 10))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "plain", "json"])
@@ -166,22 +170,22 @@ def test_damaged_weights_are_refused(trained: list[tuple[str, Network, Recipe]],
 
 def test_views_of_few_crops_are_cut_from_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
-    resize = crops.resize
+    resize = multi_crop.resize_image
 
     def counted(image: Image, size: tuple[int, int]) -> Image:
         calls.append(size)
         return resize(image, size)
 
-    monkeypatch.setattr(crops, "resize", counted)
-    image = decode(IMAGES[0])
-    assert [len(classifier.cut(image, 16, count).pixels) for count in (1, 10)] == [1, 5]
+    monkeypatch.setattr(multi_crop, "resize_image", counted)
+    image = decode_image(IMAGES[0])
+    assert [len(classifier.build_test_views(image, 16, count).pixels) for count in (1, 10)] == [1, 5]
     assert len(calls) == 2
 
 
 def test_bodies_made_to_cost_much_are_answered_as_bad_samples_and_harm_no_other(known: Classifier) -> None:
     bodies = [
         pictures.many_scans(9_900, 9_900, 3_000),
-        pictures.lying_length(shards.encoded("RGB", "PNG"), 2**30),
+        pictures.lying_length(tiny_shards.encoded("RGB", "PNG"), 2**30),
         b"\0\0\0\x18ftypheic" + bytes(90),
         IMAGES[0],
         pictures.flat_jpeg([(1, 4), (1, 1), (1, 1)]),

@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.evaluation import half, rivals
-from orchestrator.evaluation.rivals import Rivals
-from orchestrator.evaluation.table3 import errors
+from orchestrator.evaluation import image_errors, score_store
+from orchestrator.evaluation.image_errors import CompetingClasses
+from orchestrator.evaluation.table3 import compute_errors
 
 ONE = int(np.float16(2**15).view(np.uint16))  # 1.0 as it is stored
 NAN = int(np.float16(np.nan).view(np.uint16))
 
 
 def decoded(bits: NDArray[np.int64]) -> NDArray[np.float32]:
-    return half.decoded(bits.astype(np.uint16).view(np.float16))
+    return score_store.decode_float16(bits.astype(np.uint16).view(np.float16))
 
 
 def few_levels(draw: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -47,8 +47,8 @@ def test_classes_a_step_of_float32_apart_are_rivals(members: int, seed: int) -> 
     draw = np.random.default_rng(seed)
     flat = np.full((members, 6, 9), 1e-3, dtype=np.float32).view(np.int32) + draw.integers(-2, 3, (members, 6, 9))
     scores, labels = list(flat.astype(np.int32).view(np.float32)), draw.integers(0, 9, 6)
-    for subset, wrong in Rivals(scores, labels).errors(rivals.subsets(members)):
-        plain = errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
+    for subset, wrong in CompetingClasses(scores, labels).iter_errors(image_errors.list_subsets(members)):
+        plain = compute_errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
         np.testing.assert_array_equal(wrong, plain, err_msg=str(subset))
 
 
@@ -59,19 +59,19 @@ def test_every_ensembles_errors_are_those_of_its_sums(kind, members, images, cla
     draw = np.random.default_rng(seed)
     scores = list(decoded(kind(draw, (members, images, classes))))
     labels = draw.integers(0, classes, images)
-    everyone = rivals.subsets(members)
-    found = dict(Rivals(scores, labels).errors(everyone))
+    everyone = image_errors.list_subsets(members)
+    found = dict(CompetingClasses(scores, labels).iter_errors(everyone))
     assert list(found) == sorted(everyone)
     for subset in everyone:
-        plain = errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
+        plain = compute_errors(np.sum([scores[member] for member in subset], axis=0, dtype=np.float32), labels)
         np.testing.assert_array_equal(found[subset], plain, err_msg=str(subset))
 
 
 def test_images_without_rivals_and_shards_without_images() -> None:
     sure = np.array([[0.9, 0.1], [0.9, 0.1]], dtype=np.float32)
-    ((_, wrong),) = Rivals([sure], np.array([0, 0])).errors([(0,)])
+    ((_, wrong),) = CompetingClasses([sure], np.array([0, 0])).iter_errors([(0,)])
     assert wrong.tolist() == [[False, False]] * 2
-    ((_, wrong),) = Rivals([sure[:0]], np.zeros(0, dtype=np.int64)).errors([(0,)])
+    ((_, wrong),) = CompetingClasses([sure[:0]], np.zeros(0, dtype=np.int64)).iter_errors([(0,)])
     assert wrong.shape == (0, 2)
 
 
@@ -80,28 +80,37 @@ def test_subsets_come_in_any_order_and_share_sums_rightly() -> None:
     scores = list(decoded(anything(draw, (5, 40, 8))))
     labels = draw.integers(0, 8, 40)
     asked = [(2, 4), (0, 1, 2), (0, 1, 4), (0, 4), (1,), (0, 1, 2, 3)]
-    found = dict(Rivals(scores, labels).errors(asked))
+    found = dict(CompetingClasses(scores, labels).iter_errors(asked))
     assert set(found) == set(asked)
     for subset in asked:
-        np.testing.assert_array_equal(found[subset], errors(sum(scores[member] for member in subset), labels))
+        np.testing.assert_array_equal(found[subset], compute_errors(sum(scores[member] for member in subset), labels))
 
 
 # ------------------------------------------------------------------ which subsets
 def test_all_subsets_of_few_members() -> None:
-    assert rivals.subsets(1) == [(0,)]
-    assert rivals.subsets(3) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
-    assert len(rivals.subsets(7)) == 127
-    assert len(set(rivals.subsets(rivals.MOST_MEMBERS))) == 2**rivals.MOST_MEMBERS - 1
+    assert image_errors.list_subsets(1) == [(0,)]
+    assert image_errors.list_subsets(3) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    assert len(image_errors.list_subsets(7)) == 127
+    assert (
+        len(set(image_errors.list_subsets(image_errors.MAX_EXHAUSTIVE_MEMBERS)))
+        == 2**image_errors.MAX_EXHAUSTIVE_MEMBERS - 1
+    )
 
 
-@pytest.mark.parametrize("members", [rivals.MOST_MEMBERS + 1, 20, rivals.MOST_SUBSETS + 2])
+@pytest.mark.parametrize(
+    "members", [image_errors.MAX_EXHAUSTIVE_MEMBERS + 1, 20, image_errors.MAX_SUBSETS_PER_SIZE + 2]
+)
 def test_of_many_members_a_sample_of_each_size_that_is_the_same_each_time(members: int) -> None:
-    found = rivals.subsets(members)
+    found = image_errors.list_subsets(members)
     assert len(set(found)) == len(found)
-    assert found == rivals.subsets(members)
+    assert found == image_errors.list_subsets(members)
     for size in range(1, members + 1):
         sized = [subset for subset in found if len(subset) == size]
         assert all(list(subset) == sorted(set(subset)) and set(subset) <= set(range(members)) for subset in sized)
         possible = math.comb(members, size)
-        assert len(sized) == (possible if possible <= max(rivals.MOST_SUBSETS, members) else rivals.MOST_SUBSETS)
+        assert len(sized) == (
+            possible
+            if possible <= max(image_errors.MAX_SUBSETS_PER_SIZE, members)
+            else image_errors.MAX_SUBSETS_PER_SIZE
+        )
     assert set(found) >= {*combinations(range(members), 1), *combinations(range(members), members - 1)}

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.config.overrides import apply
-from orchestrator.evaluation import half, score_store
+from orchestrator.config.overrides import apply_overrides
+from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_store import Scores
 from orchestrator.storage import commit
 from tests.support.launched import recipe
-from tests.support.shards import flip_byte
+from tests.support.tiny_shards import flip_byte
 
 
 def scores(seed: int = 0, images: int = 5, classes: int = 7, bad: int = 1) -> Scores:
@@ -33,18 +33,18 @@ def scores(seed: int = 0, images: int = 5, classes: int = 7, bad: int = 1) -> Sc
         means={count: some(images) for count in (1, 10, 144)},
         per_scale=some(images, 4),
         maximum=some(images),
-        bad=bad,
+        bad_images=bad,
     )
 
 
 def test_scores_come_back_to_half_precision(tmp_path: Path) -> None:
     saved = scores()
     saved.labels[2] = -1  # an image without a label
-    score_store.save(str(tmp_path), 3, saved)
-    loaded = score_store.load(str(tmp_path), 3)
+    score_store.save_shard(str(tmp_path), 3, saved)
+    loaded = score_store.load_shard(str(tmp_path), 3)
     np.testing.assert_array_equal(loaded.ids, saved.ids)
     np.testing.assert_array_equal(loaded.labels, saved.labels)
-    assert loaded.bad == 1
+    assert loaded.bad_images == 1
     pairs = [(loaded.means[count], saved.means[count]) for count in (1, 10, 144)]
     for got, gave in [*pairs, (loaded.per_scale, saved.per_scale), (loaded.maximum, saved.maximum)]:
         assert got.dtype == np.float32
@@ -53,30 +53,30 @@ def test_scores_come_back_to_half_precision(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_images_comes_back(tmp_path: Path) -> None:
-    score_store.save(str(tmp_path), 0, scores(images=0, bad=4))
-    loaded = score_store.load(str(tmp_path), 0)
-    assert (len(loaded.ids), loaded.means[144].shape, loaded.bad) == (0, (0, 7), 4)
+    score_store.save_shard(str(tmp_path), 0, scores(images=0, bad=4))
+    loaded = score_store.load_shard(str(tmp_path), 0)
+    assert (len(loaded.ids), loaded.means[144].shape, loaded.bad_images) == (0, (0, 7), 4)
 
 
 def test_what_is_committed_is_done_and_nothing_else(tmp_path: Path) -> None:
     where = str(tmp_path / "scores")
-    assert score_store.done(where) == set()
+    assert score_store.list_scored_shards(where) == set()
     for shard in (0, 2, 11):
-        score_store.save(where, shard, scores(shard))
+        score_store.save_shard(where, shard, scores(shard))
     (tmp_path / "scores" / "shard-000002" / commit.DONE).unlink()  # its writer died
     (tmp_path / "scores" / "notes.txt").write_text("of a person")
-    assert score_store.done(where) == {0, 11}
+    assert score_store.list_scored_shards(where) == {0, 11}
     with pytest.raises(FileNotFoundError):
-        score_store.load(where, 2)
-    score_store.save(where, 2, scores(2))
-    assert score_store.done(where) == {0, 2, 11}
+        score_store.load_shard(where, 2)
+    score_store.save_shard(where, 2, scores(2))
+    assert score_store.list_scored_shards(where) == {0, 2, 11}
 
 
 def test_damaged_scores_are_refused(tmp_path: Path) -> None:
-    score_store.save(str(tmp_path), 0, scores())
+    score_store.save_shard(str(tmp_path), 0, scores())
     flip_byte(tmp_path / "shard-000000" / "scores.npz", 200)
     with pytest.raises(commit.CommitError, match=r"scores\.npz: damaged"):
-        score_store.load(str(tmp_path), 0)
+        score_store.load_shard(str(tmp_path), 0)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_damaged_scores_are_refused(tmp_path: Path) -> None:
     [("aaaa/shard-000001", "its shard is 0, not 1"), ("bbbb/shard-000000", "its key is 'aaaa', not ")],
 )
 def test_a_part_is_refused_where_it_does_not_belong(tmp_path: Path, other: str, told: str) -> None:
-    score_store.save(f"{tmp_path}/aaaa", 0, scores())
+    score_store.save_shard(f"{tmp_path}/aaaa", 0, scores())
     shutil.copytree(tmp_path / "aaaa" / "shard-000000", tmp_path / other)
     with pytest.raises(commit.CommitError, match=f"{told}.*it belongs elsewhere"):
-        score_store.load(f"{tmp_path}/{other[:4]}", int(other[-1]))
+        score_store.load_shard(f"{tmp_path}/{other[:4]}", int(other[-1]))
 
 
 def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
-    score_store.save(f"{tmp_path}/one/aaaa", 0, scores())
+    score_store.save_shard(f"{tmp_path}/one/aaaa", 0, scores())
     (tmp_path / "one").rename(tmp_path / "two")
-    assert score_store.load(f"{tmp_path}/two/aaaa/", 0).bad == 1
+    assert score_store.load_shard(f"{tmp_path}/two/aaaa/", 0).bad_images == 1
 
 
 def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
@@ -117,41 +117,41 @@ def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
         ({}, {**good, "format_version": 1}, "its format_version is 1, not 3"),
         ({}, {}, "its format_version is None"),
     ):
-        commit.write(part, payload, about)
+        commit.write_folder(part, payload, about)
         with pytest.raises(commit.CommitError, match=told):
-            score_store.load(str(tmp_path), 0)
+            score_store.load_shard(str(tmp_path), 0)
 
 
 def test_problems_are_told(tmp_path: Path) -> None:
     where = str(tmp_path)
     with pytest.raises(FileNotFoundError):
-        score_store.problem(where, 0, 10, 6, 7)
-    score_store.save(where, 0, scores())  # images 10 .. 14 and a bad one
-    assert score_store.problem(where, 0, 10, 6, 7) is None
-    assert score_store.problem(where, 0, 9, 6, 7) is None  # which of them is the bad one is not known
+        score_store.find_problem(where, 0, 10, 6, 7)
+    score_store.save_shard(where, 0, scores())  # images 10 .. 14 and a bad one
+    assert score_store.find_problem(where, 0, 10, 6, 7) is None
+    assert score_store.find_problem(where, 0, 9, 6, 7) is None  # which of them is the bad one is not known
     for first, samples in ((11, 6), (10, 5), (10, 7), (8, 6)):
-        told = score_store.problem(where, 0, first, samples, 7)
+        told = score_store.find_problem(where, 0, first, samples, 7)
         assert told is not None
         assert f"5 images, which are not those {first} .. {first + samples - 1} of the split" in told
-    assert "of 7 classes, not 8" in str(score_store.problem(where, 0, 10, 6, 8))
+    assert "of 7 classes, not 8" in str(score_store.find_problem(where, 0, 10, 6, 8))
     twice = dataclasses.replace(scores(), ids=np.array([10, 11, 11, 13, 14]))
-    score_store.save(where, 1, twice)
-    assert "which are not those" in str(score_store.problem(where, 1, 10, 6, 7))
+    score_store.save_shard(where, 1, twice)
+    assert "which are not those" in str(score_store.find_problem(where, 1, 10, 6, 7))
 
 
 def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
     images, classes = 200, 1000
-    rows = np.full((10, score_store.ROWS, classes), 1e-3, dtype=np.float32)
+    rows = np.full((10, score_store.NUM_ROWS, classes), 1e-3, dtype=np.float32)
     ids = np.arange(10, dtype=np.int64)
     tracemalloc.start()
     try:
-        part = score_store.Part(images, classes)
+        part = score_store.ShardScoreWriter(images, classes)
         for _ in range(images // 10):
             part.add(ids, ids, rows)
         held, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    stored = images * score_store.ROWS * classes * 2
+    stored = images * score_store.NUM_ROWS * classes * 2
     assert stored <= held < 1.05 * stored
     assert most < 2.5 * stored  # what ten images take on their way
 
@@ -160,13 +160,13 @@ def test_what_are_no_probabilities_is_not_stored(tmp_path: Path) -> None:
     bad = scores()
     bad.maximum[1, 2] = np.nan
     with pytest.raises(ValueError, match="no number"):
-        score_store.save(str(tmp_path), 0, bad)
-    assert score_store.done(str(tmp_path)) == set()
+        score_store.save_shard(str(tmp_path), 0, bad)
+    assert score_store.list_scored_shards(str(tmp_path)) == set()
 
 
 # ------------------------------------------------------------------ nearly flat rows, as at the start of training
 def softmax(seed: int, images: int, spread: float, classes: int = 1000) -> NDArray[np.float32]:
-    logits = np.random.default_rng(seed).normal(0, spread, (images, score_store.ROWS, classes))
+    logits = np.random.default_rng(seed).normal(0, spread, (images, score_store.NUM_ROWS, classes))
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
 
@@ -174,12 +174,12 @@ def softmax(seed: int, images: int, spread: float, classes: int = 1000) -> NDArr
 def stored(folder: Path, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows as they come back."""
     ids = np.arange(len(rows))
-    part = score_store.Part(len(rows), rows.shape[2])
+    part = score_store.ShardScoreWriter(len(rows), rows.shape[2])
     for start in range(0, len(rows), 3):
         here = slice(start, start + 3)
         part.add(ids[here], ids[here], rows[here])
     part.save(str(folder), 0, 0)
-    back = score_store.load(str(folder), 0)
+    back = score_store.load_shard(str(folder), 0)
     means = [back.means[count][:, None] for count in (1, 10, 144)]
     return np.concatenate([*means, back.per_scale, back.maximum[:, None]], axis=1)
 
@@ -212,29 +212,29 @@ def test_rows_of_trained_networks_take_two_bytes_a_score(tmp_path: Path) -> None
 def as_format_2(folder: Path, rows: NDArray[np.float32]) -> None:
     """Commit rows as the format before wrote them, all in float16."""
     buffer, ids = io.BytesIO(), np.arange(len(rows))
-    np.savez(buffer, ids=ids, labels=ids, rows=half.encoded(rows))
+    np.savez(buffer, ids=ids, labels=ids, rows=score_store.encode_float16(rows))
     about = {"format_version": 2, "key": folder.name, "shard": 0, "images": len(rows), "bad": 0}
-    commit.write(str(folder / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
+    commit.write_folder(str(folder / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
 
 
 def test_scores_of_the_format_before_are_read_unless_they_are_flat(tmp_path: Path) -> None:
     rows = softmax(1, 5, 3.0)
     as_format_2(tmp_path, rows)
-    assert score_store.problem(str(tmp_path), 0, 0, 5, 1000) is None
-    np.testing.assert_allclose(score_store.load(str(tmp_path), 0).maximum, rows[:, -1], rtol=1e-2)
+    assert score_store.find_problem(str(tmp_path), 0, 0, 5, 1000) is None
+    np.testing.assert_allclose(score_store.load_shard(str(tmp_path), 0).maximum, rows[:, -1], rtol=1e-2)
     as_format_2(tmp_path, softmax(1, 5, 0.01))
     assert "nearly flat scores, which format 2 rounds wrongly; score them again" in str(
-        score_store.problem(str(tmp_path), 0, 0, 5, 1000)
+        score_store.find_problem(str(tmp_path), 0, 0, 5, 1000)
     )
     with pytest.raises(commit.CommitError, match="nearly flat"):
-        score_store.load(str(tmp_path), 0)
+        score_store.load_shard(str(tmp_path), 0)
 
 
 # ------------------------------------------------------------------ what identifies scores
 def key(
     weights: str = "w", changes: dict[str, Any] | None = None, dataset: str = "d", split: str = "validation"
 ) -> str:
-    return score_store.key(weights, apply(recipe(), changes or {}), dataset, split)
+    return score_store.compute_key(weights, apply_overrides(recipe(), changes or {}), dataset, split)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,6 @@ def test_scores_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, ids=np.zeros(0), labels=np.zeros(0), rows=np.zeros((0, 8, 7)))
     about = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 0, "bad": 0}
-    commit.write(str(tmp_path / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
+    commit.write_folder(str(tmp_path / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
     with pytest.raises(commit.CommitError, match="is compressed"):
-        score_store.load(str(tmp_path), 0)
+        score_store.load_shard(str(tmp_path), 0)

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import keyed
+from orchestrator.data import rng
 from orchestrator.evaluation import score_store, table3
-from orchestrator.evaluation.analysis import Scored, analyse
+from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.evaluation.score_store import Scores
 from tests.support import stores
 from tests.support.stores import CROPS, SPLIT, manifest
@@ -14,7 +14,7 @@ CLASSES, IMAGES, MEMBERS = 8, 90, 4
 
 
 def halves(images: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    first = keyed.permutation(keyed.key(0, "halves"), images) < images // 2
+    first = rng.permutation(rng.derive_key(0, "halves"), images) < images // 2
     return first, ~first
 
 
@@ -30,8 +30,8 @@ def right_on(images: NDArray[np.bool_], labels: NDArray[np.int64], sure: float =
 def test_nothing_is_picked_on_the_images_that_it_is_scored_on(tmp_path: Path) -> None:
     labels = np.arange(IMAGES) % CLASSES
     parts = dict(zip(("one", "two"), (right_on(half, labels) for half in halves(IMAGES)), strict=True))
-    members = [Scored(name, stores.write(tmp_path / name, [part])) for name, part in parts.items()]
-    alone, both = analyse(members, manifest([IMAGES], CLASSES), SPLIT).selection
+    members = [MemberScores(name, stores.write(tmp_path / name, [part])) for name, part in parts.items()]
+    alone, both = analyze_ensemble(members, manifest([IMAGES], CLASSES), SPLIT).selection
     # Each half picks the member that is right on it; on the other half that one is always wrong.
     assert (alone.size, alone.added, alone.top1_error, alone.top5_error) == (1, ("one", "two"), 100, 100)
     assert (both.size, both.added, both.top1_error) == (2, ("two", "one"), 0)
@@ -44,8 +44,8 @@ def test_equally_good_members_are_taken_by_top1_error_then_in_their_order(tmp_pa
     rows = second_place.maximum
     rows[np.arange(IMAGES), (labels + 1) % CLASSES] = 0.5  # the same array stands for all crops
     parts = {"second": second_place, "first": right_on(first_place, labels), "again": right_on(first_place, labels)}
-    members = [Scored(name, stores.write(tmp_path / name, [part])) for name, part in parts.items()]
-    steps = analyse(members, manifest([IMAGES], CLASSES), SPLIT).selection
+    members = [MemberScores(name, stores.write(tmp_path / name, [part])) for name, part in parts.items()]
+    steps = analyze_ensemble(members, manifest([IMAGES], CLASSES), SPLIT).selection
     assert [step.added for step in steps] == [("first", "first"), ("second", "second"), ("again", "again")]
 
 
@@ -54,15 +54,15 @@ def test_each_step_adds_the_member_with_which_the_half_has_least_errors(tmp_path
     cut = np.split(labels, [40])
     names = [f"m{number}" for number in range(MEMBERS)]
     folders = [stores.write_drawn(tmp_path / name, number, cut, CLASSES) for number, name in enumerate(names)]
-    members = [Scored(*pair) for pair in zip(names, folders, strict=True)]
-    steps = analyse(members, manifest([40, 50], CLASSES), SPLIT).selection
+    members = [MemberScores(*pair) for pair in zip(names, folders, strict=True)]
+    steps = analyze_ensemble(members, manifest([40, 50], CLASSES), SPLIT).selection
 
     def errors(chosen: list[int]) -> NDArray[np.float64]:
         scores = [
-            np.concatenate([score_store.load(folders[member], shard).means[144] for shard in range(2)])
+            np.concatenate([score_store.load_shard(folders[member], shard).means[144] for shard in range(2)])
             for member in sorted(chosen)
         ]
-        return table3.errors(np.sum(scores, axis=0, dtype=np.float32), labels)
+        return table3.compute_errors(np.sum(scores, axis=0, dtype=np.float32), labels)
 
     one, two = halves(IMAGES)
     wrong = np.zeros((MEMBERS, 2))

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.data.errors import DataError
+from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.evaluation import score_store, table3
 from orchestrator.evaluation.score_store import Scores
-from orchestrator.evaluation.table3 import PAPER_TOP5, errors
+from orchestrator.evaluation.table3 import PAPER_TOP5, compute_errors
 
 CLASSES = 8
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "paper.md"
@@ -39,7 +39,9 @@ def store(where: Path, shard: int, first: int, labels: list[int], means: dict[in
     count = len(labels)
     ids = np.arange(first, first + count)
     nothing = np.zeros((count, 4, CLASSES), dtype=np.float32)
-    score_store.save(str(where), shard, Scores(ids, np.array(labels, dtype=np.int64), means, nothing, nothing[:, 0], 0))
+    score_store.save_shard(
+        str(where), shard, Scores(ids, np.array(labels, dtype=np.int64), means, nothing, nothing[:, 0], 0)
+    )
 
 
 def alike(scores: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
@@ -49,7 +51,7 @@ def alike(scores: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
 # ------------------------------------------------------------------ errors of images
 def test_errors_follow_the_place_of_the_true_class() -> None:
     labels = [3] * CLASSES
-    found = errors(ranked(labels, list(range(CLASSES))), np.array(labels))
+    found = compute_errors(ranked(labels, list(range(CLASSES))), np.array(labels))
     assert found[:, 0].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
     assert found[:, 1].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 
@@ -57,10 +59,10 @@ def test_errors_follow_the_place_of_the_true_class() -> None:
 def test_ties_count_as_wrong() -> None:
     same = np.full((1, CLASSES), 1 / CLASSES, dtype=np.float32)
     for label in range(CLASSES):
-        assert errors(same, np.array([label])).tolist() == [[1, 1]]
+        assert compute_errors(same, np.array([label])).tolist() == [[1, 1]]
     pair = np.array([[0.4, 0.4, 0.2, 0, 0, 0, 0, 0]], dtype=np.float32)
-    assert errors(pair, np.array([0])).tolist() == [[1, 0]]
-    assert errors(pair, np.array([2])).tolist() == [[1, 0]]
+    assert compute_errors(pair, np.array([0])).tolist() == [[1, 0]]
+    assert compute_errors(pair, np.array([2])).tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("place", [0, 3])
@@ -68,7 +70,7 @@ def test_what_is_no_number_counts_as_wrong(place: int) -> None:
     scores = np.full((2, CLASSES), np.nan, dtype=np.float32)
     scores[1] = ranked([3], [0])[0]
     scores[1, place] = np.nan
-    found = errors(scores, np.array([3, 3]))
+    found = compute_errors(scores, np.array([3, 3]))
     assert found[0].tolist() == [1, 1]
     assert found[1, 0] == 1
 
@@ -80,7 +82,7 @@ def test_without_ties_errors_are_those_of_a_sort(images: list[tuple[int, int]], 
     scores = np.stack([draw.permutation(CLASSES) for _ in images]).astype(np.float32)
     order = np.argsort(-scores, axis=1)
     expected = [[label not in row[:1], label not in row[:5]] for label, row in zip(labels, order, strict=True)]
-    assert errors(scores, labels).tolist() == expected
+    assert compute_errors(scores, labels).tolist() == expected
 
 
 # ------------------------------------------------------------------ the table
@@ -90,14 +92,14 @@ def test_known_scores_give_known_errors_shard_by_shard(tmp_path: Path) -> None:
     means = {count: ranked(labels, place) for count, place in places.items()}
     store(tmp_path, 0, 0, labels[:3], {count: mean[:3] for count, mean in means.items()})
     store(tmp_path, 1, 3, labels[3:], {count: mean[3:] for count, mean in means.items()})
-    made = table3.table([str(tmp_path)], manifest(3, 1), "validation")
+    made = table3.compute_table([str(tmp_path)], manifest(3, 1), "validation")
     assert (made.images, made.bad_images) == (4, 0)
     assert [(cell.models, cell.crops, cell.cost) for cell in made.cells] == [(1, 1, 1), (1, 10, 10), (1, 144, 144)]
     assert [cell.top1_error for cell in made.cells] == [75.0, 50.0, 25.0]
     assert [cell.top5_error for cell in made.cells] == [50.0, 25.0, 25.0]
-    assert made.cell(1, 144).paper_top5 == 7.89
+    assert made.get_cell(1, 144).paper_top5 == 7.89
     with pytest.raises(KeyError):
-        made.cell(7, 1)
+        made.get_cell(7, 1)
 
 
 def test_an_ensemble_sums_probabilities_and_one_model_is_the_mean(tmp_path: Path) -> None:
@@ -114,21 +116,21 @@ def test_an_ensemble_sums_probabilities_and_one_model_is_the_mean(tmp_path: Path
         scores[:, 1] = 1 - scores[:, 0]
         store(tmp_path / str(number), 0, 0, [0, 0, 0], alike(scores))
         folders.append(str(tmp_path / str(number)))
-    made = table3.table(folders, manifest(3), "validation")
+    made = table3.compute_table(folders, manifest(3), "validation")
     assert [(cell.models, cell.crops, cell.cost) for cell in made.cells[3:]] == [(3, 1, 3), (3, 10, 30), (3, 144, 432)]
     # Wrong are images 1 and 2 of the first model, 0 and 2 of the second, 0 of the third.
-    assert made.cell(1, 1).top1_error == pytest.approx(100 * 5 / 9)
+    assert made.get_cell(1, 1).top1_error == pytest.approx(100 * 5 / 9)
     # The sums get images 0 and 1 right; a vote would lose the first of them, the maximum the second.
-    assert made.cell(3, 1).top1_error == pytest.approx(100 / 3)
-    assert made.cell(3, 1).paper_top5 is None
+    assert made.get_cell(3, 1).top1_error == pytest.approx(100 / 3)
+    assert made.get_cell(3, 1).paper_top5 is None
 
 
 def test_intervals_hold_the_mean_agree_with_theory_and_are_the_same_each_time(tmp_path: Path) -> None:
     labels = [0] * 200
     store(tmp_path, 0, 0, labels, alike(ranked(labels, [0] * 140 + [7] * 60)))
-    made = table3.table([str(tmp_path)], manifest(200), "validation")
-    assert table3.table([str(tmp_path)], manifest(200), "validation") == made
-    cell = made.cell(1, 10)
+    made = table3.compute_table([str(tmp_path)], manifest(200), "validation")
+    assert table3.compute_table([str(tmp_path)], manifest(200), "validation") == made
+    cell = made.get_cell(1, 10)
     assert (cell.top1_error, cell.top5_error) == (30.0, 30.0)
     low, high = cell.top1_interval
     assert low < 30.0 < high
@@ -146,7 +148,7 @@ def test_each_cell_has_its_own_interval(tmp_path: Path) -> None:
         for count, (top1, top5) in wrong.items()
     }
     store(tmp_path, 0, 0, labels, means)
-    made = table3.table([str(tmp_path)], manifest(300), "validation")
+    made = table3.compute_table([str(tmp_path)], manifest(300), "validation")
     for cell in made.cells:
         intervals = (cell.top1_interval, cell.top5_interval)
         for (low, high), number in zip(intervals, wrong[cell.crops], strict=True):
@@ -156,7 +158,7 @@ def test_each_cell_has_its_own_interval(tmp_path: Path) -> None:
 
 def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
     store(tmp_path, 0, 0, [1, 2], alike(ranked([1, 2], [0, 0])))
-    assert table3.table([str(tmp_path)], manifest(2), "validation").cell(1, 1).top1_interval == (0.0, 0.0)
+    assert table3.compute_table([str(tmp_path)], manifest(2), "validation").get_cell(1, 1).top1_interval == (0.0, 0.0)
 
 
 # ------------------------------------------------------------------ what is refused
@@ -164,38 +166,38 @@ def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
 def test_scores_of_other_images_are_refused(tmp_path: Path, first: int, count: int) -> None:
     store(tmp_path, 0, first, [0] * count, alike(ranked([0] * count, [0] * count)))
     with pytest.raises(DataError, match="not the 3 of the shard"):
-        table3.table([str(tmp_path)], manifest(3), "validation")
+        table3.compute_table([str(tmp_path)], manifest(3), "validation")
 
 
 def test_an_image_counted_twice_is_refused(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 0])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     twice = Scores(np.array([0, 0]), np.array([0, 0]), alike(scores), nothing, scores, 0)
-    score_store.save(str(tmp_path), 0, twice)
+    score_store.save_shard(str(tmp_path), 0, twice)
     with pytest.raises(DataError, match="not the 2"):
-        table3.table([str(tmp_path)], manifest(2), "validation")
+        table3.compute_table([str(tmp_path)], manifest(2), "validation")
 
 
 def test_models_with_different_labels_are_refused(tmp_path: Path) -> None:
     for name, labels in (("a", [0, 1]), ("b", [0, 2])):
         store(tmp_path / name, 0, 0, labels, alike(ranked(labels, [0, 0])))
     with pytest.raises(DataError, match="different images or labels"):
-        table3.table([str(tmp_path / "a"), str(tmp_path / "b")], manifest(2), "validation")
+        table3.compute_table([str(tmp_path / "a"), str(tmp_path / "b")], manifest(2), "validation")
 
 
 def test_a_shard_that_is_not_scored_is_no_table(tmp_path: Path) -> None:
     store(tmp_path, 0, 0, [0], alike(ranked([0], [0])))
     with pytest.raises(FileNotFoundError):
-        table3.table([str(tmp_path)], manifest(1, 1), "validation")
+        table3.compute_table([str(tmp_path)], manifest(1, 1), "validation")
 
 
 def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 7])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     partial = Scores(np.array([0, 2]), np.array([0, 0]), alike(scores), nothing, scores, 1)
-    score_store.save(str(tmp_path), 0, partial)
-    made = table3.table([str(tmp_path)], manifest(3), "validation")
-    assert (made.images, made.bad_images, made.cell(1, 1).top1_error) == (2, 1, 50.0)
+    score_store.save_shard(str(tmp_path), 0, partial)
+    made = table3.compute_table([str(tmp_path)], manifest(3), "validation")
+    assert (made.images, made.bad_images, made.get_cell(1, 1).top1_error) == (2, 1, 50.0)
 
 
 # ------------------------------------------------------------------ the paper

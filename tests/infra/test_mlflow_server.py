@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.tracker import Point, TrackedRun, Tracker, TrackerUnreachable, TrackingError
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.tracker import MetricPoint, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
 from tests.support.launched import process_tree
 from tests.support.mlflow_server import BIN, SCRIPT, served
 from tests.support.mlflow_stack import MLFLOW, NAME, Stack
@@ -82,7 +82,7 @@ def test_a_user_records_a_run_and_its_artifacts_go_to_the_store(stack: Stack) ->
     with tracker(stack.server.uri, "jobs", stack.secret("jobs_password")) as ours:
         ours.check()
         run_id = ours.open_run(TrackedRun("key", "a run", params={"width": "1"}))
-        ours.log(run_id, [Point("train/loss", 0.5, 32, time.time())])
+        ours.log_metrics(run_id, [MetricPoint("train/loss", 0.5, 32, time.time())])
         ours.log_text(run_id, "notes.txt", "kept")
         ours.close_run(run_id, "FINISHED")
     (stored,) = (stack.store.folder / "mlflow").rglob("notes.txt")
@@ -98,10 +98,10 @@ def test_a_user_who_may_not_write_is_told_before_a_start(stack: Stack) -> None:
     with tracker(stack.server.uri, "admin", stack.secret("admin_password"), "closed") as administrators:
         administrators.check()
     with tracker(stack.server.uri, "jobs", stack.secret("jobs_password"), "closed") as ours:
-        ours.look()
+        ours.check_readable()
         with pytest.raises(TrackingError, match=r"refused to record runs.*permission EDIT") as raised:
             ours.check()
-    assert not isinstance(raised.value, TrackerUnreachable)
+    assert not isinstance(raised.value, TrackerUnreachableError)
     refused = pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD")
     with tracker(stack.server.uri, "jobs", "wrong", "closed") as ours, refused:
         ours.check()
@@ -136,7 +136,7 @@ def test_our_client_without_a_login_says_so_at_once(stack: Stack) -> None:
     began = time.monotonic()
     with tracker(stack.server.uri) as ours, pytest.raises(TrackingError, match="401") as caught:
         ours.check()
-    assert not isinstance(caught.value, TrackerUnreachable), "trying again would not help"
+    assert not isinstance(caught.value, TrackerUnreachableError), "trying again would not help"
     assert stack.server.uri in str(caught.value)
     assert time.monotonic() - began < 10
 
@@ -149,7 +149,7 @@ def test_our_client_by_a_name_that_is_not_allowed_says_so_at_once(stack: Stack) 
         pytest.raises(TrackingError, match=r"403.*Host header") as caught,
     ):
         ours.check()
-    assert not isinstance(caught.value, TrackerUnreachable)
+    assert not isinstance(caught.value, TrackerUnreachableError)
     assert time.monotonic() - began < 10
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.tracker import Point, TrackedRun
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.tracker import MetricPoint, TrackedRun
 from tests.support.launched import ROOT
 from tests.support.mlflow_stack import Stack
 
@@ -96,7 +96,7 @@ def recorded(stack: Stack, prepared: "subprocess.CompletedProcess[str]") -> Stac
         patch.setenv("MLFLOW_TRACKING_PASSWORD", stack.secret("jobs_password"))
         ours = MlflowTracker(stack.server.uri, "curves")
         run_id = ours.open_run(TrackedRun("curves", "the run"))
-        ours.log(run_id, [Point(name, 0.5, 32, time.time()) for name in sorted(names)])
+        ours.log_metrics(run_id, [MetricPoint(name, 0.5, 32, time.time()) for name in sorted(names)])
         ours.set_tags(run_id, {"orchestrator.incidents": "2"})
         ours.close_run(run_id, "FINISHED")
     return stack

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.recipe.presets import googlenet_tiny
-from tests.support import shards
+from tests.support import tiny_shards
 from tests.support.launched import ROOT, Ended, job
 
 SCRIPTS = (
@@ -228,7 +228,7 @@ def test_missing_data_unwritable_storage_and_a_dead_tracker_are_told_at_once(tmp
 
 @pytest.mark.cluster
 def test_a_broken_shard_is_named_before_anything_is_trained(tmp_path: Path) -> None:
-    packed = shards.dataset(tmp_path / "data", 70, 20)
+    packed = tiny_shards.dataset(tmp_path / "data", 70, 20)
     shard = tmp_path / "data" / packed.shards("train")[0].name
     shard.write_bytes(shard.read_bytes()[:-512])
     done = preflight("train_ensemble.py", "googlenet-tiny", "--data", str(tmp_path / "data"), tmp_path=tmp_path)
@@ -239,8 +239,8 @@ def test_a_broken_shard_is_named_before_anything_is_trained(tmp_path: Path) -> N
 
 @pytest.mark.cluster
 def test_more_workers_than_the_cluster_is_refused_within_seconds(tmp_path: Path) -> None:
-    packed = shards.dataset(tmp_path / "data", 70, 20)
-    assert packed.samples("train") == 70
+    packed = tiny_shards.dataset(tmp_path / "data", 70, 20)
+    assert packed.count_samples("train") == 70
     cpus = (os.cpu_count() or 1) + 1
     began = time.monotonic()
     done = preflight(

@@ -10,14 +10,14 @@ from unittest.mock import patch
 
 import pytest
 
-from orchestrator.config import cli, flags
+from orchestrator.config import arg_parser, flags
+from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
-from orchestrator.config.cli import Preset
-from orchestrator.config.overrides import draft
-from orchestrator.config.tree import KIND, branches, kinds, variants
-from orchestrator.tracking import uri
+from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
+from orchestrator.config.overrides import build_draft
+from orchestrator.tracking import tracking_uri
 from orchestrator.tracking.tracker import TrackingError
-from tests.support import mlflow_server, shards
+from tests.support import mlflow_server, tiny_shards
 from tests.support.launched import ROOT, job
 
 PLANTED = "pl4nted"
@@ -49,7 +49,7 @@ def start_of(command: Sequence[str]) -> Config:
     def parse(prog: str, description: str, presets: Any, default: str, *rest: Any, **more: Any) -> NoReturn:
         raise Presets(presets, default)
 
-    with patch.object(cli, "parse", parse), pytest.raises(Presets) as given:
+    with patch.object(arg_parser, "parse_args", parse), pytest.raises(Presets) as given:
         run(*command)
     found: Config = given.value.presets[given.value.default].value
     return found
@@ -61,7 +61,7 @@ def shapes(config: Config, above: str = "") -> Iterator[dict[str, str]]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
-            yield from ({f"{above}{name}.{KIND}": kind} for kind in kinds(variants(field.annotation)))
+            yield from ({f"{above}{name}.{KIND}": kind} for kind in map_kinds(get_model_variants(field.annotation)))
             yield from (each for each in shapes(value, f"{above}{name}.") if each)
 
 
@@ -69,8 +69,8 @@ def text_flags(config: Config) -> dict[str, tuple[str, ...]]:
     """Every flag that takes a text, with the flags that have to stand before it."""
     found: dict[str, tuple[str, ...]] = {}
     for shape in shapes(config):
-        shaped = draft(config, shape)
-        shown = flags.names(shaped)
+        shaped = build_draft(config, shape)
+        shown = flags.map_flags_to_paths(shaped)
         for flag, path in shown.items():
             owner: Any = shaped
             *branch, last = path.split(".")
@@ -87,7 +87,7 @@ def flag_of(shown: Mapping[str, str], path: str) -> str:
 
 
 def takes_text(annotation: Any) -> bool:
-    return any(branch is str or str in getattr(branch, "__args__", ()) for branch in branches(annotation))
+    return any(branch is str or str in getattr(branch, "__args__", ()) for branch in get_union_members(annotation))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -127,11 +127,11 @@ def test_no_value_of_a_refused_command_line_shows_one(script: str, capfd: pytest
 def test_no_form_of_a_tracking_uri_is_shown_with_its_password(scheme: str, password: str) -> None:
     given = f"{scheme}://user:{password}@host.invalid:5000/x?password={PLANTED}"
     try:
-        parsed = uri.parse(given)
+        parsed = tracking_uri.parse_tracking_uri(given)
     except TrackingError as error:
         assert PLANTED not in str(error)
     else:
-        assert PLANTED not in parsed.shown + parsed.link + parsed.redact(f"cannot open {given}")
+        assert PLANTED not in parsed.redacted + parsed.base_url + parsed.redact(f"cannot open {given}")
 
 
 # ------------------------------------------------------------------ real runs
@@ -174,7 +174,7 @@ def test_no_password_of_a_runs_variable_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_tracking_server_s_password_is_in_nothing_that_is_recorded(tmp_path: Path) -> None:
-    shards.dataset(tmp_path / "data")
+    tiny_shards.dataset(tmp_path / "data")
     store = tmp_path / "store"
     store.mkdir()
     with mlflow_server.served(tmp_path / "server", f"sqlite:///{store}/mlflow.db", str(store / "artifacts")) as server:

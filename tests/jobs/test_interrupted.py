@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.packer import pack
-from orchestrator.storage import files
-from tests.support import shards
+from orchestrator.data.build.tar_writer import write_dataset
+from orchestrator.storage import file_io
+from tests.support import tiny_shards
 from tests.support.faulty import Fault, Proxy, Request, proxied
 from tests.support.launched import ROOT, ended_with
 from tests.support.s3 import environment, forget_clients, lead, served
@@ -27,7 +27,13 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     (tmp_path / "s3").mkdir()
     with served(tmp_path / "s3") as server, proxied(server.endpoint) as proxy:
         lead(monkeypatch, server.endpoint)
-        pack(files.join(server.bucket("bucket"), "data"), "tiny", shards.CLASSES, {"train": shards.samples(8)}, 4)
+        write_dataset(
+            file_io.join(server.bucket("bucket"), "data"),
+            "tiny",
+            tiny_shards.CLASSES,
+            {"train": tiny_shards.samples(8)},
+            4,
+        )
         forget_clients()
         yield proxy
 

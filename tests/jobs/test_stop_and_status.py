@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.tracking import journal
-from orchestrator.training.job import journal_of
+from orchestrator.training.config import get_journal_dir
 from tests.support.launched import ROOT, job, until
 
 pytestmark = [pytest.mark.process]
@@ -87,7 +87,7 @@ def test_a_run_is_shown_stopped_with_a_checkpoint_and_resumed(tmp_path: Path) ->
     again = shown(runs)
     assert (again["state"], again["incidents"]) == ("stopped", 0)
     assert again["checkpoint_samples"] == row["samples"]  # none was written this time
-    events, _ = journal.read(journal_of(str(runs / "models" / name)))
+    events, _ = journal.read_events(get_journal_dir(str(runs / "models" / name)))
     assert [event.samples for event in events if event.kind == "started"] == [0, row["samples"]]
 
 

@@ -7,16 +7,14 @@ import pytest
 
 from orchestrator.models import table1
 from orchestrator.models.config import AlexNetConfig, GoogLeNetConfig, LeNet5Config, SPPNetConfig, VGG16Config
-from orchestrator.models.cost import main
-from orchestrator.models.cost_notes import FEWER, NOTES
-from orchestrator.models.cost_print import BUDGET
-from orchestrator.models.measure import CLASSES, RowCost, cost_table, image_cost, totals
+from orchestrator.models.cost import MULTIPLY_ADD_BUDGET, PARAMETER_CLAIM_NOTE, ROW_NOTES, main
+from orchestrator.models.flops import IMAGENET_CLASSES, RowCost, count_image_multiply_adds, measure_row_costs, sum_costs
 
 K = 1024
 
 
 def table(classes: int = 1000, **changes: object) -> dict[str, RowCost]:
-    return {row.name: row for row in cost_table(GoogLeNetConfig.from_dict(changes), classes)}
+    return {row.name: row for row in measure_row_costs(GoogLeNetConfig.from_dict(changes), classes)}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def test_multiply_adds_by_hand(papers: dict[str, RowCost]) -> None:
     assert papers["5a"].params - papers["5a"].weights == 256 + 160 + 320 + 32 + 128 + 128, "biases"
 
 
-@pytest.mark.parametrize("name", [*(r.name for r in table1.TABLE_1 if not isinstance(r, table1.MaxPool)), "linear"])
+@pytest.mark.parametrize("name", [*(r.name for r in table1.TABLE_1 if not isinstance(r, table1.MaxPoolRow)), "linear"])
 def test_rows_are_as_near_the_paper_as_its_rounding_and_its_known_oddities_allow(
     papers: dict[str, RowCost], name: str
 ) -> None:
@@ -79,13 +77,13 @@ def test_notes_say_what_the_papers_own_parameters_would_give(
     row = papers[name]
     assert row.paper_weights is not None
     assert f"{row.paper_weights * side * side / 1e6:.0f}M" == said
-    assert said in NOTES[name]
+    assert said in ROW_NOTES[name]
     assert row.paper_multiply_adds == figure * 1e6
-    assert NOTES[name].startswith(f"{row.weights / K:,.{0 if name == '5b' else 1}f}K")
+    assert ROW_NOTES[name].startswith(f"{row.weights / K:,.{0 if name == '5b' else 1}f}K")
 
 
 def test_every_row_with_figures_has_a_note(papers: dict[str, RowCost]) -> None:
-    assert set(NOTES) == {row.name for row in papers.values() if row.paper_weights is not None}
+    assert set(ROW_NOTES) == {row.name for row in papers.values() if row.paper_weights is not None}
 
 
 def test_width_and_the_naive_module_cost_what_they_should() -> None:
@@ -109,7 +107,7 @@ def test_the_separable_stem_is_the_first_row_that_the_paper_counts_and_fits_its_
     assert rows["conv1"].weights == 2712
     assert rows["conv1"].multiply_adds == (1176 + 1536) * 112 * 112 == pytest.approx(34e6, rel=0.001)
     assert [row for row in rows.values() if row.name != "conv1"] == [r for r in papers.values() if r.name != "conv1"]
-    assert totals(list(rows.values())).multiply_adds == pytest.approx(BUDGET, rel=0.001)
+    assert sum_costs(list(rows.values())).multiply_adds == pytest.approx(MULTIPLY_ADD_BUDGET, rel=0.001)
 
 
 def test_batch_norm_adds_two_numbers_a_filter_for_the_bias_that_it_takes() -> None:
@@ -131,14 +129,14 @@ def test_smaller_images_and_other_classes() -> None:
 
 # ------------------------------------------------------------------ other networks
 def test_alexnets_rows_by_hand() -> None:
-    rows = {row.name: row for row in cost_table(AlexNetConfig(), CLASSES)}
+    rows = {row.name: row for row in measure_row_costs(AlexNetConfig(), IMAGENET_CLASSES)}
     assert rows["conv2"].output == (27, 27, 256)
     assert rows["conv2"].params == 256 * 48 * 25 + 256, "each half sees 48 of the 96 maps"
     assert rows["fc6"].params == 6 * 6 * 256 * 4096 + 4096
     # The literature: 666M in convolutions (arXiv 1703.09039, table II) and 58.6M in the fully connected layers.
     convolutions = sum(row.multiply_adds for row in rows.values() if row.name.startswith("conv"))
     assert round(convolutions / 1e6) == 666
-    assert round((totals(list(rows.values())).multiply_adds - convolutions) / 1e6, 1) == 58.6
+    assert round((sum_costs(list(rows.values())).multiply_adds - convolutions) / 1e6, 1) == 58.6
 
 
 @pytest.mark.parametrize(
@@ -150,32 +148,41 @@ def test_alexnets_rows_by_hand() -> None:
     ],
 )
 def test_multiply_adds_of_the_literature(config: LeNet5Config | VGG16Config, classes: int, products: int) -> None:
-    assert totals(cost_table(config, classes)).multiply_adds == products
+    assert sum_costs(measure_row_costs(config, classes)).multiply_adds == products
 
 
 def test_a_pyramid_makes_50_numbers_of_each_map_at_any_size() -> None:
     for side in (224, 180):  # arXiv 1406.4729 trains on both
-        rows = {row.name: row for row in cost_table(SPPNetConfig(image_size=side), CLASSES)}
+        rows = {row.name: row for row in measure_row_costs(SPPNetConfig(image_size=side), IMAGENET_CLASSES)}
         assert rows["spp"].output == (1, 1, 50 * 256)
-        assert totals(list(rows.values())).params == 77_037_672
+        assert sum_costs(list(rows.values())).params == 77_037_672
 
 
 def test_how_many_times_fewer_than_alexnet() -> None:
     """Section 1 says 12 times: what the counts give is what the note says."""
-    alexnet, ours = totals(cost_table(AlexNetConfig(), CLASSES)), cost_table(GoogLeNetConfig(), CLASSES)
-    without_linear = totals([row for row in ours if row.name != "linear"]).params
+    alexnet, ours = (
+        sum_costs(measure_row_costs(AlexNetConfig(), IMAGENET_CLASSES)),
+        measure_row_costs(GoogLeNetConfig(), IMAGENET_CLASSES),
+    )
+    without_linear = sum_costs([row for row in ours if row.name != "linear"]).params
     column = sum(row.paper_weights or 0 for row in ours)
-    assert (alexnet.params, totals(ours).params, without_linear) == (60_965_224, 6_998_552, 5_973_552)
-    assert f"{alexnet.params:,} / {totals(ours).params:,} = {alexnet.params / totals(ours).params:.1f}" in FEWER
-    assert f"({without_linear:,}) {alexnet.params / without_linear:.1f}" in FEWER
-    assert f"({column / K:,.1f}K) {alexnet.weights / (column / K * 1000):.1f}" in FEWER
-    assert f"{alexnet.weights / column:.1f} with K = 1024" in FEWER
+    assert (alexnet.params, sum_costs(ours).params, without_linear) == (60_965_224, 6_998_552, 5_973_552)
+    assert (
+        f"{alexnet.params:,} / {sum_costs(ours).params:,} = {alexnet.params / sum_costs(ours).params:.1f}"
+        in PARAMETER_CLAIM_NOTE
+    )
+    assert f"({without_linear:,}) {alexnet.params / without_linear:.1f}" in PARAMETER_CLAIM_NOTE
+    assert f"({column / K:,.1f}K) {alexnet.weights / (column / K * 1000):.1f}" in PARAMETER_CLAIM_NOTE
+    assert f"{alexnet.weights / column:.1f} with K = 1024" in PARAMETER_CLAIM_NOTE
     assert alexnet.params / 12 == pytest.approx(5e6, rel=0.02), "5 million, as its authors say later"
 
 
 def test_an_image_costs_what_training_does() -> None:
-    assert image_cost(GoogLeNetConfig()) == totals(cost_table(GoogLeNetConfig(), CLASSES), heads=True).multiply_adds
-    assert image_cost(GoogLeNetConfig(auxiliary=False)) == 1_582_671_872
+    assert (
+        count_image_multiply_adds(GoogLeNetConfig())
+        == sum_costs(measure_row_costs(GoogLeNetConfig(), IMAGENET_CLASSES), heads=True).multiply_adds
+    )
+    assert count_image_multiply_adds(GoogLeNetConfig(auxiliary=False)) == 1_582_671_872
 
 
 # ------------------------------------------------------------------ the command
@@ -201,7 +208,7 @@ def test_another_network_has_no_notes_but_the_papers_columns(capsys: pytest.Capt
     assert "width 0.25, naive modules, 10 classes" in printed
     assert "463K" in printed
     assert "head 4a" not in printed
-    assert NOTES["4c"][:20] not in printed
+    assert ROW_NOTES["4c"][:20] not in printed
     assert "1.5 billion" in printed
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.models import table1
-from orchestrator.models.build import build
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import GoogLeNet, scaled
+from orchestrator.models.googlenet import GoogLeNet, scale_filters
 from orchestrator.models.inception import InceptionReduced
+from orchestrator.models.registry import create_model
 
 # Section 5, Table 1: output sizes, H x W x C.
 TABLE_1 = {
@@ -39,7 +39,7 @@ def tiny(seed: int = 0, **changes: Any) -> GoogLeNet:
 
 
 def built(config: GoogLeNetConfig, classes: int, seed: int) -> GoogLeNet:
-    model = build(config, classes, seed)
+    model = create_model(config, classes, seed)
     assert isinstance(model, GoogLeNet)
     return model
 
@@ -87,11 +87,11 @@ def test_parameters_are_exactly_the_published_totals(full: GoogLeNet) -> None:
 
 def test_it_is_22_layers_deep(full: GoogLeNet) -> None:
     # Section 5: 22 layers with parameters, 27 with the pools: an Inception module is two deep, conv2 too.
-    depth = {table1.Convolution: 1, table1.Inception: 2, table1.MaxPool: 0}
+    depth = {table1.ConvolutionRow: 1, table1.InceptionRow: 2, table1.MaxPoolRow: 0}
     layers = 1 + sum(
-        depth[type(row)] + (isinstance(row, table1.Convolution) and row.reduce > 0) for row in table1.TABLE_1
+        depth[type(row)] + (isinstance(row, table1.ConvolutionRow) and row.reduce > 0) for row in table1.TABLE_1
     )
-    pools = 1 + sum(isinstance(row, table1.MaxPool) for row in table1.TABLE_1)
+    pools = 1 + sum(isinstance(row, table1.MaxPoolRow) for row in table1.TABLE_1)
     assert (layers, layers + pools) == (22, 27)
 
 
@@ -114,32 +114,32 @@ def test_dropped_heads_are_gone_from_the_state_dict_too() -> None:
     model = tiny()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     before = model.eval()(images).main
-    assert model.auxiliary_names() == {name for name in model.state_dict() if name.startswith("heads.")} != set()
+    assert model.get_auxiliary_names() == {name for name in model.state_dict() if name.startswith("heads.")} != set()
     model.drop_auxiliary()
     assert not any(name.startswith("heads.") for name in model.state_dict())
     assert torch.equal(model(images).main, before)
     assert model.train()(images).auxiliary == ()
-    assert set(model.dropout_units()) == {"main"}
-    assert not model.auxiliary_names()
+    assert set(model.get_dropout_units()) == {"main"}
+    assert not model.get_auxiliary_names()
     inference = GoogLeNet(GoogLeNetConfig(**TINY, auxiliary=False), 10)
     inference.load_state_dict(model.state_dict())
     assert torch.equal(inference.eval()(images).main, before)
 
 
-def test_dropout_units() -> None:
-    assert GoogLeNet(GoogLeNetConfig(), 1000).dropout_units() == {
+def test_get_dropout_units() -> None:
+    assert GoogLeNet(GoogLeNetConfig(), 1000).get_dropout_units() == {
         "main": (1024, 0.4),
         "4a": (1024, 0.7),
         "4d": (1024, 0.7),
     }
     small = tiny(width=0.25, dropout=0.5, auxiliary_dropout=0.0)
-    assert small.dropout_units() == {"main": (256, 0.5), "4a": (256, 0.0), "4d": (256, 0.0)}
+    assert small.get_dropout_units() == {"main": (256, 0.5), "4a": (256, 0.0), "4d": (256, 0.0)}
 
 
 def test_masks_multiply_the_units_of_their_place() -> None:
     model = tiny().train()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    ones = {name: torch.ones(3, units) for name, (units, _) in model.dropout_units().items()}
+    ones = {name: torch.ones(3, units) for name, (units, _) in model.get_dropout_units().items()}
     plain, masked = model(images), model(images, ones)
     assert all(map(torch.equal, (plain.main, *plain.auxiliary), (masked.main, *masked.auxiliary)))
     for number, place in enumerate(("main", "4a", "4d")):
@@ -177,16 +177,16 @@ def test_width_multiplies_every_filter_count(width: float) -> None:
     convolutions = [m for m in model.stages.modules() if isinstance(m, nn.Conv2d)]
     wanted: list[int] = []
     for row in table1.TABLE_1:
-        if isinstance(row, table1.Convolution):
+        if isinstance(row, table1.ConvolutionRow):
             wanted += [row.reduce, row.filters] if row.reduce else [row.filters]
-        elif isinstance(row, table1.Inception):
+        elif isinstance(row, table1.InceptionRow):
             wanted += [row.conv1, row.reduce3, row.conv3, row.reduce5, row.conv5, row.pool_proj]
     assert [conv.out_channels for conv in convolutions] == [filters * width for filters in wanted]
-    assert model.dropout_units()["4a"][0] == 1024 * width
+    assert model.get_dropout_units()["4a"][0] == 1024 * width
 
 
 def test_a_tiny_width_leaves_at_least_one_filter() -> None:
-    assert scaled(16, 0.01) == 1
+    assert scale_filters(16, 0.01) == 1
     model = tiny(width=0.001)
     assert model.eval()(torch.zeros(1, 3, 32, 32)).main.shape == (1, 10)
 
@@ -198,7 +198,7 @@ def test_one_class_is_refused() -> None:
 
 def test_branches_are_concatenated_in_the_order_of_table_1() -> None:
     # Weights of other implementations carry over only so: 1x1, 3x3, 5x5, pool projection.
-    module = InceptionReduced(6, table1.Inception("x", 1, 2, 2, 1, 3, 4))
+    module = InceptionReduced(6, table1.InceptionRow("x", 1, 2, 2, 1, 3, 4))
     x = torch.randn(1, 6, 5, 5, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         branches = (

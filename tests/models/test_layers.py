@@ -97,7 +97,7 @@ def test_lrn_of_no_samples() -> None:
 def test_the_window_is_the_banded_convolution_that_other_devices_use(channels: int) -> None:
     x = random((2, channels, 3, 5), 100.0, torch.float64)
     band = LocalResponseNorm(channels).double().band
-    got = layers._window_sum(x, band, torch.empty_like(x))
+    got = layers._sum_window(x, band, torch.empty_like(x))
     torch.testing.assert_close(got, torch.nn.functional.conv2d(x, band))
 
 

@@ -5,24 +5,24 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.models.build import build, network
+from orchestrator.models.baselines.conv_fc import SpatialPyramidPooling
 from orchestrator.models.config import (
     AlexNetConfig,
-    AnyModel,
+    AnyModelConfig,
     GoogLeNetConfig,
     LeNet5Config,
     NINConfig,
     SPPNetConfig,
     VGG16Config,
     ZFNetConfig,
-    label,
-    normalises_batches,
+    format_label,
+    has_batch_norm,
 )
 from orchestrator.models.network import Network
-from orchestrator.models.plain import Pyramid
+from orchestrator.models.registry import create_model, create_uninitialized_model
 
 # The smallest image that each takes. Only shapes are computed, on the meta device, which LRN does not know.
-SMALLEST: list[AnyModel] = [
+SMALLEST: list[AnyModelConfig] = [
     LeNet5Config(image_size=16),
     AlexNetConfig(image_size=11, lrn=False),
     ZFNetConfig(image_size=23, lrn=False),
@@ -33,7 +33,7 @@ SMALLEST: list[AnyModel] = [
     GoogLeNetConfig(image_size=15, lrn=False, module="naive", stem="separable"),
     GoogLeNetConfig(image_size=15, lrn=False, batch_norm=True),
 ]
-EVERY: list[AnyModel] = [
+EVERY: list[AnyModelConfig] = [
     LeNet5Config(),
     AlexNetConfig(image_size=64),
     NINConfig(image_size=64),
@@ -42,21 +42,21 @@ EVERY: list[AnyModel] = [
     GoogLeNetConfig(image_size=32, width=0.25, batch_norm=True, lrn=False),
 ]
 # Built as AlexNet is, from other rows: what holds for it holds for them.
-LARGE: list[AnyModel] = [ZFNetConfig(image_size=32), VGG16Config(image_size=32), SPPNetConfig(image_size=32)]
+LARGE: list[AnyModelConfig] = [ZFNetConfig(image_size=32), VGG16Config(image_size=32), SPPNetConfig(image_size=32)]
 every = pytest.mark.parametrize("config", EVERY, ids=lambda config: f"{config.kind}-{EVERY.index(config)}")
 
 
-def outline(config: AnyModel, classes: int) -> Network:
+def outline(config: AnyModelConfig, classes: int) -> Network:
     """The network without the memory of its weights."""
     with torch.device("meta"):
-        return network(config, classes)
+        return create_uninitialized_model(config, classes)
 
 
 def num_params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def images_for(config: AnyModel, number: int = 3) -> Tensor:
+def images_for(config: AnyModelConfig, number: int = 3) -> Tensor:
     side = config.image_size
     drawn = torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(1))
     return drawn.contiguous(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def images_for(config: AnyModel, number: int = 3) -> Tensor:
         (SPPNetConfig(lrn=False), 1000, 3_726_464 + 52_432_896 + 16_781_312 + 4_097_000),
     ],
 )
-def test_parameters_are_as_many_as_published(config: AnyModel, classes: int, params: int) -> None:
+def test_parameters_are_as_many_as_published(config: AnyModelConfig, classes: int, params: int) -> None:
     assert num_params(outline(config, classes)) == params
 
 
@@ -87,7 +87,7 @@ def test_sides_of_the_maps_are_the_papers() -> None:
     sides: dict[str, list[int]] = {}
     for config in (AlexNetConfig(lrn=False), ZFNetConfig(lrn=False), NINConfig(), SPPNetConfig(lrn=False)):
         model = outline(config, 1000).eval()
-        for name, part in model.rows().items():
+        for name, part in model.get_cost_rows().items():
             if name.startswith(("conv", "pool")):
 
                 def note(_m: nn.Module, _i: object, out: Tensor, kind: str = config.kind) -> None:
@@ -106,9 +106,9 @@ def test_sides_of_the_maps_are_the_papers() -> None:
 
 # ------------------------------------------------------------------ what holds for all
 @pytest.mark.parametrize("config", [*EVERY, *LARGE], ids=lambda config: config.kind)
-def test_gradients_reach_every_layer(config: AnyModel) -> None:
-    model = build(config, 10, 0).train()
-    units = model.dropout_units()
+def test_gradients_reach_every_layer(config: AnyModelConfig) -> None:
+    model = create_model(config, 10, 0).train()
+    units = model.get_dropout_units()
     keep = torch.Generator().manual_seed(2)
     masks = {place: (torch.rand(3, n, generator=keep) >= p).float() / (1 - p) for place, (n, p) in units.items()}
     logits = model(images_for(config), masks)
@@ -124,7 +124,7 @@ def test_gradients_reach_every_layer(config: AnyModel) -> None:
 
 
 @pytest.mark.parametrize("config", SMALLEST, ids=lambda config: f"{config.kind}-{SMALLEST.index(config)}")
-def test_the_smallest_images_pass_and_smaller_ones_are_refused(config: AnyModel) -> None:
+def test_the_smallest_images_pass_and_smaller_ones_are_refused(config: AnyModelConfig) -> None:
     side = config.image_size
     logits = outline(config, 10).train()(torch.empty(3, 3, side, side, device="meta"))
     assert all(out.shape == (3, 10) for out in (logits.main, *logits.auxiliary))
@@ -134,11 +134,11 @@ def test_the_smallest_images_pass_and_smaller_ones_are_refused(config: AnyModel)
 
 
 @every
-def test_masks_act_at_every_place_and_none_means_nothing_dropped(config: AnyModel) -> None:
-    model, images = build(config, 10, 0).eval(), images_for(config)
+def test_masks_act_at_every_place_and_none_means_nothing_dropped(config: AnyModelConfig) -> None:
+    model, images = create_model(config, 10, 0).eval(), images_for(config)
     with torch.no_grad():
         plain = model(images).main
-        units = {place: n for place, (n, _) in model.dropout_units().items()}
+        units = {place: n for place, (n, _) in model.get_dropout_units().items()}
         ones = {place: torch.ones(3, n) for place, n in units.items()}
         assert torch.allclose(model(images, ones).main, plain, atol=1e-6)
         for place in units.keys() - {"4a", "4d"}:  # those act on the auxiliary scores
@@ -147,29 +147,29 @@ def test_masks_act_at_every_place_and_none_means_nothing_dropped(config: AnyMode
 
 
 def test_where_and_how_much_is_dropped() -> None:
-    assert outline(AlexNetConfig(lrn=False), 1000).dropout_units() == {"fc6": (4096, 0.5), "fc7": (4096, 0.5)}
-    assert outline(NINConfig(dropout=0.25), 1000).dropout_units() == {"main": (384 * 6 * 6, 0.25)}
-    assert outline(LeNet5Config(), 10).dropout_units() == {}
+    assert outline(AlexNetConfig(lrn=False), 1000).get_dropout_units() == {"fc6": (4096, 0.5), "fc7": (4096, 0.5)}
+    assert outline(NINConfig(dropout=0.25), 1000).get_dropout_units() == {"main": (384 * 6 * 6, 0.25)}
+    assert outline(LeNet5Config(), 10).get_dropout_units() == {}
 
 
 @every
-def test_classifiers_are_what_depends_on_the_classes(config: AnyModel) -> None:
-    ten, twelve = build(config, 10, 0), build(config, 12, 0)
+def test_classifiers_are_what_depends_on_the_classes(config: AnyModelConfig) -> None:
+    ten, twelve = create_model(config, 10, 0), create_model(config, 12, 0)
     other = twelve.state_dict()
     differing = {
         name.rpartition(".")[0] for name, value in ten.state_dict().items() if value.shape != other[name].shape
     }
-    assert differing == set(ten.classifiers())
-    assert all(ten.get_submodule(name) is layer for name, layer in ten.classifiers().items())
+    assert differing == set(ten.get_classifiers())
+    assert all(ten.get_submodule(name) is layer for name, layer in ten.get_classifiers().items())
     assert set(ten.state_dict()) == set(other)
 
 
 @every
-def test_weights_depend_on_the_seed_alone_and_no_layer_is_left_out(config: AnyModel) -> None:
+def test_weights_depend_on_the_seed_alone_and_no_layer_is_left_out(config: AnyModelConfig) -> None:
     torch.manual_seed(1)
-    first = build(config, 10, 3).state_dict()
+    first = create_model(config, 10, 3).state_dict()
     torch.manual_seed(2)
-    again, other = build(config, 10, 3).state_dict(), build(config, 10, 4).state_dict()
+    again, other = create_model(config, 10, 3).state_dict(), create_model(config, 10, 4).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     drawn = [name for name, value in first.items() if value.ndim > 1]
     assert drawn
@@ -177,20 +177,20 @@ def test_weights_depend_on_the_seed_alone_and_no_layer_is_left_out(config: AnyMo
 
 
 @every
-def test_scores_at_the_start_are_neither_flat_nor_huge(config: AnyModel) -> None:
+def test_scores_at_the_start_are_neither_flat_nor_huge(config: AnyModelConfig) -> None:
     with torch.no_grad():
-        logits = build(config, 100, 0).train()(images_for(config, 8)).main
+        logits = create_model(config, 100, 0).train()(images_for(config, 8)).main
     assert 0.02 < logits.std() < 5
 
 
 @every
-def test_inference_needs_no_auxiliary_weights(config: AnyModel) -> None:
-    model, images = build(config, 10, 0).eval(), images_for(config)
-    only_training = model.auxiliary_names()
+def test_inference_needs_no_auxiliary_weights(config: AnyModelConfig) -> None:
+    model, images = create_model(config, 10, 0).eval(), images_for(config)
+    only_training = model.get_auxiliary_names()
     assert bool(only_training) == isinstance(config, GoogLeNetConfig)
     before = model(images).main
     model.drop_auxiliary()
-    assert not model.auxiliary_names()
+    assert not model.get_auxiliary_names()
     assert not only_training & model.state_dict().keys()
     assert torch.equal(model(images).main, before)
 
@@ -198,31 +198,38 @@ def test_inference_needs_no_auxiliary_weights(config: AnyModel) -> None:
 def test_one_class_is_refused() -> None:
     for config in EVERY:
         with pytest.raises(ValueError, match="classes: 1 is refused"):
-            network(config, 1)
+            create_uninitialized_model(config, 1)
 
 
 def test_labels() -> None:
-    assert [label(config) for config in (VGG16Config(), GoogLeNetConfig(width=0.25))] == ["vgg-16", "googlenet x0.25"]
+    assert [format_label(config) for config in (VGG16Config(), GoogLeNetConfig(width=0.25))] == [
+        "vgg-16",
+        "googlenet x0.25",
+    ]
     assert (
-        label(GoogLeNetConfig(module="naive", stem="separable", batch_norm=True)) == "googlenet x1 naive separable bn"
+        format_label(GoogLeNetConfig(module="naive", stem="separable", batch_norm=True))
+        == "googlenet x1 naive separable bn"
     )
 
 
 @every
-def test_a_config_says_whether_its_network_has_batch_norms(config: AnyModel) -> None:
-    assert normalises_batches(config) == build(config, 10, 0).normalises_batches
+def test_a_config_says_whether_its_network_has_batch_norms(config: AnyModelConfig) -> None:
+    assert has_batch_norm(config) == create_model(config, 10, 0).has_batch_norm
 
 
 # ------------------------------------------------------------------ peculiarities
 def test_lenet_sees_grey() -> None:
-    model, images = build(LeNet5Config(), 10, 0), images_for(LeNet5Config())
+    model, images = create_model(LeNet5Config(), 10, 0), images_for(LeNet5Config())
     grey = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     assert torch.allclose(model(images).main, model(grey).main, atol=1e-6)
 
 
 def test_alexnets_halves_see_their_own_maps() -> None:
-    model = build(AlexNetConfig(image_size=64, lrn=False), 10, 0)
-    conv2, x = model.rows()["conv2"], torch.randn(1, 96, 5, 5, generator=torch.Generator().manual_seed(1)).abs()
+    model = create_model(AlexNetConfig(image_size=64, lrn=False), 10, 0)
+    conv2, x = (
+        model.get_cost_rows()["conv2"],
+        torch.randn(1, 96, 5, 5, generator=torch.Generator().manual_seed(1)).abs(),
+    )
     with torch.no_grad():
         before, changed = conv2(x), conv2(torch.cat((x[:, :48] + 1, x[:, 48:]), dim=1))
     assert torch.equal(before[:, 128:], changed[:, 128:])
@@ -231,25 +238,25 @@ def test_alexnets_halves_see_their_own_maps() -> None:
 
 def test_a_pyramids_cells_cover_the_map_and_its_weights_fit_any_image() -> None:
     x = torch.arange(2 * 13 * 13.0).view(1, 2, 13, 13)
-    pooled = Pyramid((6, 3, 2, 1))(x).view(-1)
+    pooled = SpatialPyramidPooling((6, 3, 2, 1))(x).view(-1)
     assert len(pooled) == 2 * 50
     assert pooled[:36].max() == x[0, 0].max() == pooled[35], "the last cell ends in the corner"
     # Appendix A: cell 2 of 3 in 13 pixels goes from floor(13 / 3) to ceil(26 / 3).
     assert pooled[72 + 4] == x[0, 0, 4:9, 4:9].max()
-    model = build(SPPNetConfig(image_size=48), 10, 0).eval()
+    model = create_model(SPPNetConfig(image_size=48), 10, 0).eval()
     for side in (48, 64, 57):
         assert model(torch.zeros(1, 3, side, side)).main.shape == (1, 10)
 
 
 def test_no_score_of_nin_is_below_zero() -> None:
     config = NINConfig(image_size=64)
-    assert bool((build(config, 10, 0)(images_for(config)).main >= 0).all())
+    assert bool((create_model(config, 10, 0)(images_for(config)).main >= 0).all())
 
 
 # ------------------------------------------------------------------ GoogLeNet's variants
 def test_batch_norm_follows_every_convolution_and_is_used() -> None:
     config = GoogLeNetConfig(image_size=32, width=0.1, batch_norm=True, lrn=False)
-    model = build(config, 10, 0).train()
+    model = create_model(config, 10, 0).train()
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     # 3 in the first two rows, 6 in each of 9 modules, one in each head.
@@ -260,12 +267,12 @@ def test_batch_norm_follows_every_convolution_and_is_used() -> None:
         assert norm.running_mean is not None
         assert norm.running_mean.any(), name
     assert model.normalises_batches
-    assert not build(GoogLeNetConfig(image_size=32, width=0.1), 10, 0).normalises_batches
+    assert not create_model(GoogLeNetConfig(image_size=32, width=0.1), 10, 0).has_batch_norm
 
 
 def test_a_batch_normed_network_is_another_while_training_with_another_batch() -> None:
     config = GoogLeNetConfig(image_size=32, width=0.1, batch_norm=True, lrn=False)
-    model, images = build(config, 10, 0), images_for(config, 8)
+    model, images = create_model(config, 10, 0), images_for(config, 8)
     alone, together = model.train()(images[:4]).main, model(images).main[:4]
     assert not torch.allclose(alone, together, atol=1e-3)
     model.eval()
@@ -275,7 +282,7 @@ def test_a_batch_normed_network_is_another_while_training_with_another_batch() -
 def test_its_1x1_convolutions_are_convolutions_and_have_gradients_of_plain_strides() -> None:
     # On CPU they are computed as matrix products; DDP wants the strides of weights and gradients to agree.
     config = GoogLeNetConfig(image_size=32, width=0.1, batch_norm=True, lrn=False)
-    model = build(config, 10, 0).eval()
+    model = create_model(config, 10, 0).eval()
     part = model.get_submodule("stages.3a.conv1")
     x = torch.randn(2, 19, 4, 4, generator=torch.Generator().manual_seed(1)).contiguous(
         memory_format=torch.channels_last
@@ -292,10 +299,10 @@ def test_its_1x1_convolutions_are_convolutions_and_have_gradients_of_plain_strid
 
 def test_the_separable_stem_keeps_the_maps() -> None:
     plain, separable = (
-        build(GoogLeNetConfig(image_size=64, width=0.5, stem=stem), 10, 0) for stem in ("plain", "separable")
+        create_model(GoogLeNetConfig(image_size=64, width=0.5, stem=stem), 10, 0) for stem in ("plain", "separable")
     )
     x = images_for(GoogLeNetConfig(image_size=64))
-    assert plain.rows()["conv1"](x).shape == separable.rows()["conv1"](x).shape == (3, 32, 32, 32)
+    assert plain.get_cost_rows()["conv1"](x).shape == separable.get_cost_rows()["conv1"](x).shape == (3, 32, 32, 32)
     depthwise = separable.get_submodule("stages.conv1.depthwise")
     assert isinstance(depthwise, nn.Conv2d)
     # 8 for each colour; here 32 // 3, of which no more than 8.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint import weights
-from orchestrator.data import digits
-from orchestrator.training.job import final_of
+from orchestrator.data.build import digits
+from orchestrator.training.config import get_final_weights_dir
 from tests.drills import checks, stage
 from tests.nodes import scenes
 from tests.nodes.scenes import flags, submitted
@@ -69,7 +69,7 @@ def test_packets_that_are_lost_change_nothing(pair: nodes.Cluster, shared: Path)
         print(f"{share:.0%} of all packets lost: {time.time() - began:.1f} s, {repeated[share]} segments sent again")
         assert ended.status == 0, ended.out
         assert not run.events("incident")
-        final[share] = weights.load(final_of(str(run.folder)))
+        final[share] = weights.load(get_final_weights_dir(str(run.folder)))
     assert repeated[0.01] > repeated[0.0] + 50, "else nothing was lost"
     assert identical(final[0.0], final[0.01])
 
@@ -194,7 +194,7 @@ import sys
 sys.path.insert(0, {root!r})
 import ray
 from orchestrator.launch import preflight
-from orchestrator.launch.config import Destination
+from orchestrator.ray_backend.run_spec import Destination
 ray.init(log_to_driver=False, logging_level="ERROR")
 print(preflight.reachable_from_nodes(Destination(data={data!r}, storage={storage!r})))
 """

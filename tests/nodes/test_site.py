@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
-from orchestrator.training.job import final_of
+from orchestrator.training.config import get_final_weights_dir
 from tests.drills import stage
 from tests.nodes.scenes import flags
 from tests.nodes.site import Site, SiteRun, site
@@ -56,7 +56,7 @@ def shared() -> Iterator[Site]:
 
 def finals(folder: Path) -> dict[str, FinalWeights]:
     """The final weights of a storage's runs, by name."""
-    return {one.name: weights.load(final_of(str(one))) for one in sorted((folder / "models").iterdir())}
+    return {one.name: weights.load(get_final_weights_dir(str(one))) for one in sorted((folder / "models").iterdir())}
 
 
 def under_way(made: Site, name: str, workers: int) -> SiteRun:

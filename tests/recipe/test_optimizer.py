@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.models.build import build as build_network
 from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.models.registry import create_model as build_network
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import OptimizerConfig
 
@@ -31,8 +31,8 @@ def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple
 
 def test_two_steps_by_hand() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build(layer, OptimizerConfig(momentum=0.9, weight_decay=0.1))
-    sgd.set_rate(optimizer, 0.1)
+    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.9, weight_decay=0.1))
+    sgd.set_lr(optimizer, 0.1)
     # Weight: velocity 0.5 + 0.1 * 2 = 0.7. Bias without decay: velocity 0.5.
     assert step(layer, optimizer, 0.5) == pytest.approx((1.93, 0.95))
     # Weight: 0.9 * 0.7 + 0.5 + 0.1 * 1.93 = 1.323. Bias: 0.9 * 0.5 + 0.5 = 0.95.
@@ -41,15 +41,15 @@ def test_two_steps_by_hand() -> None:
 
 def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build(layer, OptimizerConfig(momentum=0.0, weight_decay=0.0))
+    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0, weight_decay=0.0))
     assert step(layer, optimizer, 1.0) == (2.0, 1.0), "before a rate is set, nothing moves"
-    sgd.set_rate(optimizer, 0.25)
+    sgd.set_lr(optimizer, 0.25)
     assert step(layer, optimizer, 1.0) == (1.75, 0.75)
 
 
 def test_every_parameter_is_trained_and_only_weights_decay() -> None:
     model = build_network(GoogLeNetConfig(image_size=32, width=0.1), 10, 0)
-    optimizer = sgd.build(model, OptimizerConfig(weight_decay=0.5))
+    optimizer = sgd.build_optimizer(model, OptimizerConfig(weight_decay=0.5))
     decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
     assert len(decays) == sum(len(group["params"]) for group in optimizer.param_groups)
     found = {name: decays[id(one)] for name, one in model.named_parameters()}
@@ -60,7 +60,7 @@ def test_every_parameter_is_trained_and_only_weights_decay() -> None:
 def gradients(model: nn.Linear, weight: float, bias: float) -> list[float]:
     model.weight.grad = torch.full((1, 1), weight)
     model.bias.grad = torch.full((1,), bias)
-    sgd.clip(model, OptimizerConfig(clip_norm=2.5))
+    sgd.clip_gradients(model, OptimizerConfig(clip_norm=2.5))
     return [model.weight.grad.item(), model.bias.grad.item()]
 
 
@@ -72,18 +72,18 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
 
 def test_momentum_is_known_by_the_parameters_names_from_the_start() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build(layer, OptimizerConfig())
-    assert {name: one.tolist() for name, one in sgd.momentum(layer, optimizer).items()} == {
+    optimizer = sgd.build_optimizer(layer, OptimizerConfig())
+    assert {name: one.tolist() for name, one in sgd.get_momentum_buffers(layer, optimizer).items()} == {
         "weight": [[0.0]], "bias": [0.0],
     }  # fmt: skip
     step(layer, optimizer, 0.5)
-    assert sgd.momentum(layer, optimizer)["bias"].tolist() == [0.5]
-    assert sgd.momentum(layer, sgd.build(layer, OptimizerConfig(momentum=0.0))) == {}
+    assert sgd.get_momentum_buffers(layer, optimizer)["bias"].tolist() == [0.5]
+    assert sgd.get_momentum_buffers(layer, sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0))) == {}
 
 
 def test_steps_are_torchs_to_the_bit() -> None:
     found = []
-    kinds: tuple[type[torch.optim.SGD], ...] = (sgd.Sgd, torch.optim.SGD)
+    kinds: tuple[type[torch.optim.SGD], ...] = (sgd.UndecoratedSGD, torch.optim.SGD)
     for kind in kinds:
         generator = torch.Generator().manual_seed(1)
         weights = [nn.Parameter(torch.randn(7, 5, generator=generator)) for _ in range(3)]
@@ -94,7 +94,7 @@ def test_steps_are_torchs_to_the_bit() -> None:
             for one in weights:
                 one.grad = torch.randn(7, 5, generator=generator)
             optimizer.step()
-        found.append([*(one.detach() for one in weights), *(optimizer.state[one][sgd.MOMENTUM] for one in weights)])
+        found.append([*(one.detach() for one in weights), *(optimizer.state[one][sgd.MOMENTUM_KEY] for one in weights)])
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
 

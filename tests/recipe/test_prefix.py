@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.overrides import apply
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe, RunningMean
-from orchestrator.recipe.prefix import differences, prefix_epochs, shares_prefix
-from orchestrator.recipe.schedule import (
+from orchestrator.recipe.lr_schedule import (
     AnySchedule,
     CosineDecay,
     ExponentialDecay,
@@ -18,8 +17,9 @@ from orchestrator.recipe.schedule import (
     Segment,
     Segments,
     StepDecay,
-    rate_at,
+    compute_lr,
 )
+from orchestrator.recipe.prefix import count_shared_epochs, find_differences, shares_prefix
 from tests.recipe.test_segments import COSINE, FLAT, LINEAR, segments
 
 EPOCHS = 12
@@ -52,7 +52,7 @@ def _any(draw: st.DrawFn) -> AnySchedule:
 def agree(a: AnySchedule, b: AnySchedule, before: float, totals: tuple[int, int] = (EPOCHS, EPOCHS)) -> bool:
     """Whether all rates before that point are the same, at 24 steps an epoch and closer to where things change."""
     steps = [step / 24 for step in range(24 * EPOCHS)] + [at - 1e-9 for at in (0.5, 1.0, 2.0, 2.5, 3.0, 5.0)]
-    return all(rate_at(a, at, 1, totals[0]) == rate_at(b, at, 1, totals[1]) for at in steps if at < before)
+    return all(compute_lr(a, at, 1, totals[0]) == compute_lr(b, at, 1, totals[1]) for at in steps if at < before)
 
 
 def recipe(schedule: AnySchedule, **changes: Any) -> Recipe:
@@ -69,17 +69,17 @@ def test_schedules_that_share_a_prefix_say_the_same_rates(a: AnySchedule, b: Any
 
 @given(_any(), _any())
 def test_the_prefix_is_how_far_they_share_it(a: AnySchedule, b: AnySchedule) -> None:
-    shared = prefix_epochs(recipe(a), recipe(b))
+    shared = count_shared_epochs(recipe(a), recipe(b))
     assert agree(a, b, shared)
     assert shares_prefix(a, b, shared, EPOCHS)
-    assert prefix_epochs(recipe(b), recipe(a)) == shared
+    assert count_shared_epochs(recipe(b), recipe(a)) == shared
     if shared < EPOCHS:
         assert not shares_prefix(a, b, shared + 1e-6, EPOCHS)
 
 
 @given(_any(), _any(), st.integers(6, 11))
 def test_a_prefix_of_trainings_of_unlike_length_is_one_too(a: AnySchedule, b: AnySchedule, epochs: int) -> None:
-    shared = prefix_epochs(recipe(a), recipe(b, epochs=epochs))
+    shared = count_shared_epochs(recipe(a), recipe(b, epochs=epochs))
     assert agree(a, b, shared, (EPOCHS, epochs))
     assert shared <= epochs * 0.5, "then the shorter one averages its weights"
 
@@ -87,7 +87,7 @@ def test_a_prefix_of_trainings_of_unlike_length_is_one_too(a: AnySchedule, b: An
 @given(_any())
 def test_a_schedule_shares_all_with_itself(schedule: AnySchedule) -> None:
     assert shares_prefix(schedule, schedule, EPOCHS, EPOCHS)
-    assert prefix_epochs(recipe(schedule), recipe(schedule)) == EPOCHS
+    assert count_shared_epochs(recipe(schedule), recipe(schedule)) == EPOCHS
 
 
 # ------------------------------------------------------------------ and it is not nothing
@@ -113,7 +113,7 @@ def test_a_schedule_shares_all_with_itself(schedule: AnySchedule) -> None:
     ],
 )
 def test_how_far_they_come(a: AnySchedule, b: AnySchedule, shared: float) -> None:
-    assert prefix_epochs(recipe(a), recipe(b)) == shared
+    assert count_shared_epochs(recipe(a), recipe(b)) == shared
     assert agree(a, b, shared)
 
 
@@ -138,13 +138,16 @@ def test_what_lies_beyond_the_training_is_not_looked_at() -> None:
     ],
 )
 def test_recipes_that_differ_in_more_share_nothing(change: dict[str, Any]) -> None:
-    assert prefix_epochs(recipe(FLAT), apply(recipe(FLAT), change)) == 0
-    assert differences(recipe(FLAT), apply(recipe(COSINE), change))[0] in {next(iter(change)), "model.kind"}
+    assert count_shared_epochs(recipe(FLAT), apply_overrides(recipe(FLAT), change)) == 0
+    assert find_differences(recipe(FLAT), apply_overrides(recipe(COSINE), change))[0] in {
+        next(iter(change)),
+        "model.kind",
+    }
 
 
 def test_a_name_trains_nothing() -> None:
-    assert prefix_epochs(recipe(FLAT), recipe(FLAT, name="another")) == EPOCHS
-    assert differences(recipe(FLAT), recipe(COSINE, name="another", epochs=9)) == ()
+    assert count_shared_epochs(recipe(FLAT), recipe(FLAT, name="another")) == EPOCHS
+    assert find_differences(recipe(FLAT), recipe(COSINE, name="another", epochs=9)) == ()
 
 
 @pytest.mark.parametrize(
@@ -160,11 +163,15 @@ def test_a_name_trains_nothing() -> None:
 def test_trainings_of_unlike_length_share_what_asks_for_no_length(
     a: AnySchedule, b: AnySchedule, shared: float
 ) -> None:
-    assert prefix_epochs(recipe(a), recipe(b, epochs=8)) == shared == prefix_epochs(recipe(b, epochs=8), recipe(a))
+    assert (
+        count_shared_epochs(recipe(a), recipe(b, epochs=8))
+        == shared
+        == count_shared_epochs(recipe(b, epochs=8), recipe(a))
+    )
 
 
 def test_an_average_that_begins_between_floats_is_not_overstepped() -> None:
     """0.29 is a little less in binary: of 100 steps an epoch the 29th is averaged already."""
     of = recipe(FLAT, epochs=100, averaging=RunningMean(start=0.29))
-    shared = prefix_epochs(of, recipe(FLAT, epochs=101, averaging=RunningMean(start=0.29)))
+    shared = count_shared_epochs(of, recipe(FLAT, epochs=101, averaging=RunningMean(start=0.29)))
     assert 28.99 < shared < 29

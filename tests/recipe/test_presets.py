@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.overrides import paths
+from orchestrator.config.overrides import flatten_config
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.schedule import CosineDecay, StepDecay, rate_at
+from orchestrator.recipe.lr_schedule import CosineDecay, StepDecay, compute_lr
 
 # Section 5: network and loss. Section 6: optimizer, schedule, crops. The rest is the Caffe replication's.
 PAPER: dict[str, object] = {
@@ -46,12 +46,12 @@ PAPER: dict[str, object] = {
 
 
 def differing(one: Recipe, other: Recipe) -> set[str]:
-    left, right = paths(one), paths(other)
+    left, right = flatten_config(one), flatten_config(other)
     return {path for path in left.keys() | right.keys() if left.get(path) != right.get(path)}
 
 
 def test_googlenet_imagenet_is_the_papers() -> None:
-    found = paths(presets.googlenet_imagenet())
+    found = flatten_config(presets.googlenet_imagenet())
     assert {path: found[path] for path in PAPER} == PAPER
     augmentation = presets.googlenet_imagenet().augmentation
     assert set(augmentation.interpolations) == {"bilinear", "area", "nearest", "cubic"}
@@ -71,23 +71,23 @@ def test_googlenet_imagenet_has_the_replications_rate_per_image() -> None:
 def test_the_wide_one_differs_by_name_and_width_only() -> None:
     base, wide = presets.googlenet_imagenet(), presets.googlenet_imagenet_wide()
     assert differing(base, wide) == {"name", "model.width"}
-    assert paths(wide)["model.width"] > paths(base)["model.width"]
+    assert flatten_config(wide)["model.width"] > flatten_config(base)["model.width"]
 
 
 @pytest.mark.parametrize("name", ["googlenet-imagenet", "googlenet-digits"])
 def test_the_ablation_differs_by_its_modules_only(name: str) -> None:
     base, naive = presets.PRESETS[name](), presets.PRESETS[name + "-naive"]()
     assert differing(base, naive) == {"name", "model.module"}
-    assert paths(naive)["model.module"] == "naive"
+    assert flatten_config(naive)["model.module"] == "naive"
 
 
 def test_the_variant_with_batch_norm_says_that_it_is_not_the_papers() -> None:
     recipe = presets.googlenet_bn_imagenet()
-    found = paths(recipe)
+    found = flatten_config(recipe)
     assert (found["model.batch_norm"], found["model.lrn"]) == (True, False)
     assert (found["schedule.kind"], found["loss.label_smoothing"]) == ("cosine", 0.1)
     for name in ("googlenet-bn-imagenet", "googlenet-bn-digits"):
-        assert presets.summary(name).startswith("Not the paper's")
+        assert presets.get_summary(name).startswith("Not the paper's")
 
 
 # AlexNet: Krizhevsky 2012, sections 4 and 5. ZFNet: arXiv 1311.2901, section 3. NIN: Caffe's model zoo (450,000 and
@@ -106,20 +106,20 @@ def test_baselines_are_trained_as_by_their_authors(
     name: str, size: int, batch: int, epochs: int, drops: int, dropout: float
 ) -> None:
     recipe = presets.PRESETS[name]()
-    found = paths(recipe)
+    found = flatten_config(recipe)
     assert found["model.kind"] == name.removesuffix("-imagenet")
     assert (found["model.image_size"], recipe.batch_size, recipe.epochs) == (size, batch, epochs)
     assert found["model.dropout"] == dropout
     assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 5e-4)
-    assert rate_at(recipe.schedule, 0, 1, epochs) == 0.01
-    assert rate_at(recipe.schedule, epochs - 0.01, 1, epochs) == pytest.approx(0.01 * 0.1**drops)
+    assert compute_lr(recipe.schedule, 0, 1, epochs) == 0.01
+    assert compute_lr(recipe.schedule, epochs - 0.01, 1, epochs) == pytest.approx(0.01 * 0.1**drops)
     assert recipe.loss.label_smoothing == 0
 
 
 def test_presets_on_digits_are_those_made_for_them() -> None:
-    assert presets.DEFAULT in presets.ON_DIGITS
+    assert presets.DEFAULT in presets.DIGITS_PRESETS
     for name, recipe in presets.PRESETS.items():
-        assert (recipe().model.image_size == 32) == (name in presets.ON_DIGITS), name
+        assert (recipe().model.image_size == 32) == (name in presets.DIGITS_PRESETS), name
 
 
 def test_the_tiny_one_differs_from_the_digits_in_what_makes_it_quick() -> None:
@@ -145,8 +145,8 @@ def test_presets_are_whole_valid_frozen_and_travel(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_summaries_are_one_line_of_text(name: str) -> None:
-    assert presets.summary(name).endswith(".")
-    assert "\n" not in presets.summary(name)
+    assert presets.get_summary(name).endswith(".")
+    assert "\n" not in presets.get_summary(name)
 
 
 def test_the_default_preset_exists() -> None:
@@ -204,5 +204,5 @@ def test_a_schedule_is_known_by_its_kind() -> None:
 
 @pytest.mark.process
 def test_recipes_are_had_without_torch() -> None:
-    code = "import sys, orchestrator.recipe.presets, orchestrator.training.job; sys.exit('torch' in sys.modules)"
+    code = "import sys, orchestrator.recipe.presets, orchestrator.training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

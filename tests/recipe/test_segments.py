@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import fingerprint
-from orchestrator.config.overrides import apply
+from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.presets import PRESETS
-from orchestrator.recipe.schedule import (
+from orchestrator.recipe.lr_schedule import (
     AnySchedule,
     CosineDecay,
     ExponentialDecay,
@@ -22,12 +21,13 @@ from orchestrator.recipe.schedule import (
     Segment,
     Segments,
     StepDecay,
-    gentler,
-    impossible,
-    rate_at,
-    turns,
+    compute_lr,
+    find_schedule_error,
+    find_turning_points,
+    suggest_lower_lr,
 )
-from tests.recipe.test_schedule import schedules
+from orchestrator.recipe.presets import PRESETS
+from tests.recipe.test_lr_schedule import schedules
 
 FLAT = StepDecay(base_rate=0.1, decay_factor=1.0)
 COSINE = CosineDecay(base_rate=0.2, warmup_epochs=4.0)
@@ -52,7 +52,7 @@ THREE = segments((0.0, FLAT), (2.5, COSINE), (5.0, LINEAR))
 )
 def test_each_segment_follows_the_clock_of_the_training(done: float, rate: float) -> None:
     """The second one's warm-up is five eighths over when it begins, and half of the third one's fall."""
-    assert rate_at(THREE, done, 1, 10) == pytest.approx(rate, rel=1e-6)
+    assert compute_lr(THREE, done, 1, 10) == pytest.approx(rate, rel=1e-6)
 
 
 @given(schedules, schedules, st.floats(0.01, 50), st.floats(0, 60))
@@ -60,26 +60,26 @@ def test_the_rate_is_that_of_the_last_segment_that_has_begun(
     first: PlainSchedule, second: PlainSchedule, start: float, done: float
 ) -> None:
     both = segments((0.0, first), (start, second))
-    assert rate_at(both, done, 1, 60) == rate_at(second if start <= done else first, done, 1, 60)
+    assert compute_lr(both, done, 1, 60) == compute_lr(second if start <= done else first, done, 1, 60)
 
 
 def test_a_segment_begins_with_the_first_sample_of_its_epoch() -> None:
     both = segments((0.0, FLAT), (3.0, LINEAR))
-    assert rate_at(both, 3 * 1437 - 32, 1437, 10) == 0.1
-    assert rate_at(both, 3 * 1437, 1437, 10) == pytest.approx(0.28)
+    assert compute_lr(both, 3 * 1437 - 32, 1437, 10) == 0.1
+    assert compute_lr(both, 3 * 1437, 1437, 10) == pytest.approx(0.28)
 
 
 def test_where_the_rate_turns() -> None:
-    assert turns(THREE) == [2.5, 4.0, 5.0]
-    assert turns(FLAT) == []
-    assert turns(StepDecay(warmup_epochs=1.5)) == [1.5]
-    assert turns(segments((0.0, COSINE), (2.0, FLAT))) == [2.0], "a warm-up that is cut off does not end"
+    assert find_turning_points(THREE) == [2.5, 4.0, 5.0]
+    assert find_turning_points(FLAT) == []
+    assert find_turning_points(StepDecay(warmup_epochs=1.5)) == [1.5]
+    assert find_turning_points(segments((0.0, COSINE), (2.0, FLAT))) == [2.0], "a warm-up that is cut off does not end"
 
 
 def test_what_to_lower_when_a_training_diverged() -> None:
-    assert gentler(COSINE, 1.0) == "lower schedule.base_rate or lengthen schedule.warmup_epochs"
-    assert gentler(THREE, 2.4) == "lower base_rate in schedule.segments.0.schedule"
-    assert gentler(THREE, 7.0) == "lower base_rate in schedule.segments.2.schedule"
+    assert suggest_lower_lr(COSINE, 1.0) == "lower schedule.base_rate or lengthen schedule.warmup_epochs"
+    assert suggest_lower_lr(THREE, 2.4) == "lower base_rate in schedule.segments.0.schedule"
+    assert suggest_lower_lr(THREE, 7.0) == "lower base_rate in schedule.segments.2.schedule"
 
 
 # ------------------------------------------------------------------ refused
@@ -114,7 +114,7 @@ def test_segments_begin_at_0_and_one_after_the_other(parts: list[tuple[float, Pl
     ],
 )
 def test_what_a_training_cannot_follow_is_told(schedule: Segments, told: str | None) -> None:
-    found = impossible(schedule, 10)
+    found = find_schedule_error(schedule, 10)
     assert (found or "").startswith(told or "")
     assert (found is None) == (told is None)
     if told is not None:
@@ -144,17 +144,17 @@ def test_segments_survive_json_and_have_a_name_of_their_own() -> None:
     of = recipe(THREE)
     again = Recipe.from_dict(json.loads(of.to_json()))
     assert again == of
-    assert fingerprint(again) == fingerprint(of) != fingerprint(recipe(FLAT))
+    assert compute_fingerprint(again) == compute_fingerprint(of) != compute_fingerprint(recipe(FLAT))
     later = segments((0.0, FLAT), (2.5, COSINE), (5.5, LINEAR))
-    assert fingerprint(recipe(later)) != fingerprint(of)
+    assert compute_fingerprint(recipe(later)) != compute_fingerprint(of)
 
 
 def test_a_sweep_may_set_them_as_one_value_and_switch_back() -> None:
-    of = apply(recipe(FLAT), {"schedule": THREE})
+    of = apply_overrides(recipe(FLAT), {"schedule": THREE})
     assert of == recipe(THREE)
-    assert apply(of, {"schedule.kind": "exponential"}).schedule == ExponentialDecay()
+    assert apply_overrides(of, {"schedule.kind": "exponential"}).schedule == ExponentialDecay()
     with pytest.raises(ConfigError, match=r"schedule\.base_rate: belongs to schedule\.kind step or exponential or"):
-        apply(of, {"schedule.base_rate": 0.1})
+        apply_overrides(of, {"schedule.base_rate": 0.1})
 
 
 # Taken before there were segments: runs that were trained then are found again.
@@ -174,6 +174,6 @@ BEFORE_BY_KIND = {
 
 
 def test_recipes_from_before_keep_their_names() -> None:
-    assert {name: fingerprint(PRESETS[name]()) for name in BEFORE} == BEFORE
+    assert {name: compute_fingerprint(PRESETS[name]()) for name in BEFORE} == BEFORE
     kinds = {kind: Recipe.from_dict({"name": "x", "schedule": {"kind": kind}}) for kind in BEFORE_BY_KIND}
-    assert {kind: fingerprint(of) for kind, of in kinds.items()} == BEFORE_BY_KIND
+    assert {kind: compute_fingerprint(of) for kind, of in kinds.items()} == BEFORE_BY_KIND

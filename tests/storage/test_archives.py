@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.storage import archives
+from orchestrator.storage import commit
 
 
 def zipped(method: int, size: int = 2**20) -> bytes:
@@ -23,23 +23,23 @@ def test_what_torch_and_numpy_write_is_taken() -> None:
     torch.save({"a": torch.zeros(3)}, state)
     np.savez(arrays, a=np.zeros(3))
     for written in (state, arrays):
-        archives.check_stored(written.getvalue())
+        commit.check_zip_uncompressed(written.getvalue())
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compressed_entry_is_named(method: int) -> None:
     with pytest.raises(ValueError, match="'archive/data/0' is compressed"):
-        archives.check_stored(zipped(method))
+        commit.check_zip_uncompressed(zipped(method))
 
 
 def test_an_entry_larger_than_the_archive() -> None:
     data = zipped(zipfile.ZIP_STORED, 100)
     at = data.index(b"PK\1\2") + 20  # of the directory: both sizes
     with pytest.raises(ValueError, match=f"{2**31} bytes by its directory"):
-        archives.check_stored(data[:at] + struct.pack("<II", 2**31, 2**31) + data[at + 8 :])
+        commit.check_zip_uncompressed(data[:at] + struct.pack("<II", 2**31, 2**31) + data[at + 8 :])
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"\x80\2}q\0.", zipped(zipfile.ZIP_STORED)[:-30]])
 def test_no_archive(data: bytes) -> None:
     with pytest.raises(ValueError, match="no zip archive"):
-        archives.check_stored(data)
+        commit.check_zip_uncompressed(data)

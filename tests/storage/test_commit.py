@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage import commit, files
+from orchestrator.storage import commit, file_io
 from orchestrator.storage.commit import DONE, CommitError
-from tests.support.shards import flip_byte
+from tests.support.tiny_shards import flip_byte
 
 PAYLOAD = {"a": b"first file", "b": b"", "c": b"third file"}
 ABOUT: dict[str, object] = {"samples": 3, "by": "a test"}
 
 
 def test_what_was_committed_is_read(place: str) -> None:
-    folder = files.join(place, "one")
-    commit.write(folder, PAYLOAD, ABOUT)
+    folder = file_io.join(place, "one")
+    commit.write_folder(folder, PAYLOAD, ABOUT)
     assert commit.is_complete(folder)
-    assert commit.read(folder) == PAYLOAD
-    assert commit.about(folder) == ABOUT
+    assert commit.read_folder(folder) == PAYLOAD
+    assert commit.read_metadata(folder) == ABOUT
 
 
 def test_nothing_there(place: str) -> None:
     assert not commit.is_complete(place)
-    for call in (commit.read, commit.about):
+    for call in (commit.read_folder, commit.read_metadata):
         with pytest.raises(FileNotFoundError):
             call(place)
 
@@ -53,47 +53,47 @@ class _Dying(dict[str, bytes]):
 @pytest.mark.parametrize("rewritten", [False, True], ids=["new", "rewritten"])
 def test_a_writer_killed_at_any_file_leaves_nothing_complete(place: str, after: int, rewritten: bool) -> None:
     if rewritten:
-        commit.write(place, {name: b"older" for name in PAYLOAD}, ABOUT)
+        commit.write_folder(place, {name: b"older" for name in PAYLOAD}, ABOUT)
     with pytest.raises(_KilledError):
-        commit.write(place, _Dying(PAYLOAD, after), ABOUT)
+        commit.write_folder(place, _Dying(PAYLOAD, after), ABOUT)
     assert not commit.is_complete(place)
     with pytest.raises(FileNotFoundError):
-        commit.read(place)
-    commit.write(place, PAYLOAD, ABOUT)
-    assert commit.read(place) == PAYLOAD
+        commit.read_folder(place)
+    commit.write_folder(place, PAYLOAD, ABOUT)
+    assert commit.read_folder(place) == PAYLOAD
 
 
 def test_a_missing_file_is_named(place: str) -> None:
-    commit.write(place, PAYLOAD, ABOUT)
-    files.remove(files.join(place, "c"))
-    with pytest.raises(CommitError, match=f"{files.join(place, 'c')}: missing"):
-        commit.read(place)
+    commit.write_folder(place, PAYLOAD, ABOUT)
+    file_io.remove(file_io.join(place, "c"))
+    with pytest.raises(CommitError, match=f"{file_io.join(place, 'c')}: missing"):
+        commit.read_folder(place)
 
 
 @pytest.mark.parametrize("byte", range(len(PAYLOAD["a"])))
 def test_a_flipped_byte_of_the_payload_is_found(tmp_path: Path, byte: int) -> None:
-    commit.write(str(tmp_path), PAYLOAD, ABOUT)
+    commit.write_folder(str(tmp_path), PAYLOAD, ABOUT)
     flip_byte(tmp_path / "a", byte)
     with pytest.raises(CommitError, match=r"/a: damaged"):
-        commit.read(str(tmp_path))
+        commit.read_folder(str(tmp_path))
 
 
 def test_truncation_and_growth_are_found(tmp_path: Path) -> None:
     for damaged in (PAYLOAD["a"][:-1], PAYLOAD["a"] + b"x"):
-        commit.write(str(tmp_path), PAYLOAD, ABOUT)
-        files.write_bytes(str(tmp_path / "a"), damaged)
+        commit.write_folder(str(tmp_path), PAYLOAD, ABOUT)
+        file_io.write_bytes(str(tmp_path / "a"), damaged)
         with pytest.raises(CommitError, match="damaged"):
-            commit.read(str(tmp_path))
+            commit.read_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x02, 0x80, 0xFF])
 def test_a_damaged_done_file_never_gives_another_payload(tmp_path: Path, bit: int) -> None:
-    commit.write(str(tmp_path), {"a": b"data"}, {"n": 1})
+    commit.write_folder(str(tmp_path), {"a": b"data"}, {"n": 1})
     done = (tmp_path / DONE).read_bytes()
     for where in range(len(done)):
         (tmp_path / DONE).write_bytes(done[:where] + bytes([done[where] ^ bit]) + done[where + 1 :])
         try:
-            found = commit.read(str(tmp_path))
+            found = commit.read_folder(str(tmp_path))
         except CommitError:
             continue
         assert found == {"a": b"data"}
@@ -107,10 +107,10 @@ def test_a_damaged_done_file_never_gives_another_payload(tmp_path: Path, bit: in
 def test_a_done_file_of_another_shape_is_refused(tmp_path: Path, done: bytes) -> None:
     (tmp_path / DONE).write_bytes(done)
     with pytest.raises(CommitError, match=DONE):
-        commit.read(str(tmp_path))
+        commit.read_folder(str(tmp_path))
 
 
 def test_an_about_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / DONE).write_text(json.dumps({"files": {}, "about": [1]}))
     with pytest.raises(CommitError, match="about"):
-        commit.about(str(tmp_path))
+        commit.read_metadata(str(tmp_path))

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage import files, probe
+from orchestrator.storage import file_io
 from tests.support.s3 import S3Server, forget_clients, lead
 
 
 def test_a_good_place_has_no_problem_and_keeps_no_trace(place: str) -> None:
-    files.write_bytes(files.join(place, "mine"), b"1")
-    assert probe.problem(place) is None
-    assert files.list_names(place) == ["mine"]
+    file_io.write_bytes(file_io.join(place, "mine"), b"1")
+    assert file_io.find_write_problem(place) is None
+    assert file_io.list_names(place) == ["mine"]
 
 
 def test_a_place_below_a_file_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
-    problem = probe.problem(str(tmp_path / "file" / "runs"))
+    problem = file_io.find_write_problem(str(tmp_path / "file" / "runs"))
     assert problem is not None
     assert "not writable" in problem
     assert str(tmp_path / "file" / "runs") in problem
@@ -27,30 +27,30 @@ def test_a_place_below_a_file_is_not_writable(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root ignores permissions")
 def test_a_read_only_place_is_not_writable(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    problem = probe.problem(str(tmp_path))
+    problem = file_io.find_write_problem(str(tmp_path))
     assert problem is not None
     assert "PermissionError" in problem
 
 
 def test_a_problem_shows_no_secret() -> None:
-    problem = probe.problem("nonsense://user:secret@host/x")
+    problem = file_io.find_write_problem("nonsense://user:secret@host/x")
     assert problem is not None
     assert "nonsense://host/x" in problem
     assert "secret" not in problem
 
 
 def test_a_place_where_objects_are_created_once_is_guarded(place: str) -> None:
-    files.write_bytes(files.join(place, "mine"), b"1")
-    assert probe.unguarded(place) is None
-    assert files.list_names(place) == ["mine"]
+    file_io.write_bytes(file_io.join(place, "mine"), b"1")
+    assert file_io.find_conditional_create_problem(place) is None
+    assert file_io.list_names(place) == ["mine"]
 
 
 @pytest.mark.process
 def test_a_store_that_ignores_conditions_is_named(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     lead(monkeypatch, s3_server.endpoint)  # rclone's own, which creates an object over another
     place = s3_server.bucket(f"b-{uuid.uuid4().hex}") + "/place"
-    said = probe.unguarded(place)
-    left = files.list_names(place)
+    said = file_io.find_conditional_create_problem(place)
+    left = file_io.list_names(place)
     forget_clients()
     assert said is not None
     assert said.startswith(f"{place}: this store ignores conditional creates (If-None-Match)")
@@ -58,4 +58,4 @@ def test_a_store_that_ignores_conditions_is_named(s3_server: S3Server, monkeypat
 
 
 def test_a_place_that_cannot_be_written_is_the_other_probe_s_to_tell() -> None:
-    assert probe.unguarded("nonsense://user:secret@host/x") is None
+    assert file_io.find_conditional_create_problem("nonsense://user:secret@host/x") is None

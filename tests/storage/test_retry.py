@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.storage.retry import retrying
+from orchestrator.storage.storage_errors import call_with_retries
 
 
 def failing(times: int, error: BaseException) -> tuple[Callable[[], str], list[int]]:
@@ -23,14 +23,14 @@ def failing(times: int, error: BaseException) -> tuple[Callable[[], str], list[i
 @pytest.mark.parametrize("error", [OSError("reset"), TimeoutError(), ConnectionError(), RuntimeError("throttled")])
 def test_transient_errors_are_mended(error: Exception) -> None:
     call, calls = failing(2, error)
-    assert retrying(call, attempts=3, first_wait_seconds=0.001) == "done"
+    assert call_with_retries(call, attempts=3, first_wait_seconds=0.001) == "done"
     assert len(calls) == 3
 
 
 def test_the_last_error_is_raised_when_every_attempt_failed() -> None:
     call, calls = failing(9, OSError("still down"))
     with pytest.raises(OSError, match="still down"):
-        retrying(call, attempts=3, first_wait_seconds=0.001)
+        call_with_retries(call, attempts=3, first_wait_seconds=0.001)
     assert len(calls) == 3
 
 
@@ -44,5 +44,5 @@ def test_the_last_error_is_raised_when_every_attempt_failed() -> None:
 def test_final_errors_are_raised_at_once(error: BaseException) -> None:
     call, calls = failing(1, error)
     with pytest.raises(type(error)):
-        retrying(call, first_wait_seconds=0.001)
+        call_with_retries(call, first_wait_seconds=0.001)
     assert len(calls) == 1

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.storage import files
-from orchestrator.storage.files import StorageError
-from orchestrator.storage.ranged import Patience, Ranges
+from orchestrator.storage import file_io
+from orchestrator.storage.file_io import StorageError
+from orchestrator.storage.ranged_reads import RangeReader, ReadRetryPolicy
 from tests.support.faulty import DENIED, INTERNAL, NO_KEY, SLOW_DOWN, Fault, Proxy, Request, delayed, sequence
 from tests.support.s3 import S3Server, environment, forget_clients, lead
 
 pytestmark = pytest.mark.process
 
-QUICK = Patience(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01, connect_seconds=2, read_seconds=0.5)
+QUICK = ReadRetryPolicy(
+    tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01, connect_seconds=2, read_seconds=0.5
+)
 # More than a socket's buffers hold, so that faults in its middle are met in its middle.
 DATA = random.Random(3).randbytes(12 * 2**20)
 MIB = 2**20
@@ -25,7 +27,7 @@ MIB = 2**20
 
 @pytest.fixture
 def url(bucket: str, s3_server: S3Server) -> str:
-    url = files.join(bucket, "folder", "object")
+    url = file_io.join(bucket, "folder", "object")
     s3_server.put(url.removeprefix("s3://"), DATA)
     return url
 
@@ -36,7 +38,7 @@ def gets(proxy: Proxy) -> list[str]:
 
 
 def test_ranges_are_exact(url: str, proxy: Proxy) -> None:
-    ranges = Ranges(patience=QUICK)
+    ranges = RangeReader(patience=QUICK)
     for start, length in ((0, len(DATA)), (0, 1), (12345, 5 * MIB), (len(DATA) - 1, 1)):
         assert ranges.read(url, start, length) == DATA[start : start + length]
     assert ranges.size(url) == len(DATA)
@@ -46,7 +48,7 @@ def test_ranges_are_exact(url: str, proxy: Proxy) -> None:
 
 
 def test_many_threads_share_the_connections(url: str, proxy: Proxy) -> None:
-    ranges, step = Ranges(streams=4, patience=QUICK), MIB // 2
+    ranges, step = RangeReader(streams=4, patience=QUICK), MIB // 2
     with ThreadPoolExecutor(8) as pool:
         starts = range(0, len(DATA), step)
         assert b"".join(pool.map(lambda start: ranges.read(url, start, step), starts)) == DATA
@@ -61,7 +63,7 @@ def test_many_threads_share_the_connections(url: str, proxy: Proxy) -> None:
 )
 def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, None, fault)
-    ranges = Ranges(patience=QUICK)
+    ranges = RangeReader(patience=QUICK)
     for start in (100, 7):
         assert ranges.read(url, start, 10 * MIB) == DATA[start : start + 10 * MIB]
     first, second, third, fourth = gets(proxy)
@@ -81,7 +83,7 @@ def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fau
 )
 def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, fault, fault)
-    ranges = Ranges(patience=QUICK)
+    ranges = RangeReader(patience=QUICK)
     assert ranges.read(url, 9, MIB) == DATA[9 : 9 + MIB]
     assert len(gets(proxy)) == 4, "neither s3fs nor botocore tries by itself"
     assert ranges.transfer.retries == 3
@@ -89,7 +91,7 @@ def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -
 
 def test_progress_renews_the_tries(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(*[Fault(cut_after=MIB)] * 9)
-    assert Ranges(patience=QUICK).read(url, 0, 10 * MIB) == DATA[: 10 * MIB]
+    assert RangeReader(patience=QUICK).read(url, 0, 10 * MIB) == DATA[: 10 * MIB]
     assert len(gets(proxy)) == 10
 
 
@@ -97,7 +99,9 @@ def test_random_faults_never_change_a_byte(url: str, proxy: Proxy) -> None:
     generator = random.Random(5)
     faults = [SLOW_DOWN, Fault(reset_after=700_000), Fault(cut_after=1), Fault(reset_after=0), INTERNAL, None, None]
     proxy.plan = sequence(*[generator.choice(faults) for _ in range(100)])
-    ranges = Ranges(streams=4, patience=Patience(tries=20, first_wait_seconds=0.001, longest_wait_seconds=0.01))
+    ranges = RangeReader(
+        streams=4, patience=ReadRetryPolicy(tries=20, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+    )
     spans = [(generator.randrange(8 * MIB), generator.randrange(1, 3 * MIB)) for _ in range(24)]
     with ThreadPoolExecutor(4) as pool:
         for (start, length), data in zip(spans, pool.map(lambda span: ranges.read(url, *span), spans), strict=True):
@@ -109,15 +113,15 @@ def test_random_faults_never_change_a_byte(url: str, proxy: Proxy) -> None:
 def test_lasting_trouble_names_object_byte_and_cause(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(Fault(cut_after=MIB), *[SLOW_DOWN] * 99)
     with pytest.raises(StorageError, match=rf"folder/object at byte {MIB}: .*SlowDown.*gave up after 5 requests"):
-        Ranges(patience=QUICK).read(url, 0, 10 * MIB)
+        RangeReader(patience=QUICK).read(url, 0, 10 * MIB)
     assert len(gets(proxy)) == 1 + QUICK.tries
 
 
 def test_a_stalled_server_is_given_up_in_time(url: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: Fault(stall_after=0)
-    patience = Patience(tries=2, first_wait_seconds=0.001, read_seconds=0.2)
+    patience = ReadRetryPolicy(tries=2, first_wait_seconds=0.001, read_seconds=0.2)
     with pytest.raises(StorageError, match=r"object at byte 0: .*[Tt]ime"):
-        Ranges(patience=patience).read(url, 0, MIB)
+        RangeReader(patience=patience).read(url, 0, MIB)
 
 
 def test_a_server_that_trickles_is_given_up_in_time(url: str, proxy: Proxy) -> None:
@@ -125,17 +129,17 @@ def test_a_server_that_trickles_is_given_up_in_time(url: str, proxy: Proxy) -> N
     proxy.latency_seconds = 0.05
     proxy.plan = lambda request: Fault(cut_after=1)
     # On a busy machine the first connection alone takes a second.
-    patience = Patience(requests=10**6, first_wait_seconds=0.0, total_seconds=3.0, slowest_bytes_per_second=1e9)
+    patience = ReadRetryPolicy(requests=10**6, first_wait_seconds=0.0, total_seconds=3.0, slowest_bytes_per_second=1e9)
     with pytest.raises(StorageError, match="gave up after"):
-        Ranges(patience=patience).read(url, 0, MIB)
+        RangeReader(patience=patience).read(url, 0, MIB)
 
 
 def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) -> None:
     proxy.latency_seconds = 0.4
     buffer = bytearray(MIB)
-    patience = Patience(tries=1, total_seconds=0.1, slowest_bytes_per_second=1e9, read_seconds=10)
+    patience = ReadRetryPolicy(tries=1, total_seconds=0.1, slowest_bytes_per_second=1e9, read_seconds=10)
     with pytest.raises(StorageError, match="object at byte 0"):
-        Ranges(patience=patience).read_into(url, 0, memoryview(buffer))
+        RangeReader(patience=patience).read_into(url, 0, memoryview(buffer))
     buffer.extend(b"grown")  # refused while anybody holds the memory
     time.sleep(0.6)
     assert not any(buffer[:MIB])
@@ -144,8 +148,8 @@ def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) ->
 @pytest.mark.parametrize("answer", [None, NO_KEY], ids=["server", "proxy"])
 def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, answer: Fault | None) -> None:
     proxy.plan = lambda request: answer
-    url = files.join(bucket, "nowhere")
-    ranges = Ranges(patience=QUICK)
+    url = file_io.join(bucket, "nowhere")
+    ranges = RangeReader(patience=QUICK)
     for call in (lambda: ranges.read(url, 0, 10), lambda: ranges.size(url)):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             call()
@@ -154,8 +158,8 @@ def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, a
 
 def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: DENIED
-    ranges = Ranges(patience=QUICK)
-    for call in (lambda: ranges.read(url, 5, 10), lambda: ranges.size(url), lambda: files.read_bytes(url)):
+    ranges = RangeReader(patience=QUICK)
+    for call in (lambda: ranges.read(url, 5, 10), lambda: ranges.size(url), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*permission denied \(403.*AWS_ACCESS_KEY_ID"):
             call()
     assert len(proxy.requests) == 3, "trying again is of no use"
@@ -164,7 +168,7 @@ def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> Non
 def test_wrong_keys_are_refused_by_the_server(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-key")
     forget_clients()
-    for call in (lambda: Ranges(patience=QUICK).read(url, 5, 10), lambda: files.read_bytes(url)):
+    for call in (lambda: RangeReader(patience=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*permission denied \(403.*AWS_PROFILE") as caught:
             call()
         assert "not-the-secret-key" not in str(caught.value)
@@ -174,7 +178,7 @@ def test_missing_credentials_are_named_at_once(url: str, proxy: Proxy, monkeypat
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     forget_clients()
-    for call in (lambda: Ranges(patience=QUICK).read(url, 5, 10), lambda: files.read_bytes(url)):
+    for call in (lambda: RangeReader(patience=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*no credentials.*AWS_ACCESS_KEY_ID"):
             call()
     assert not proxy.requests
@@ -186,9 +190,9 @@ def test_a_dead_server_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> N
     lead(monkeypatch, f"http://127.0.0.1:{port}")
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://b/object at byte 0: .*Connect.*gave up after 4 requests"):
-        Ranges(patience=QUICK).read("s3://b/object", 0, 10)
+        RangeReader(patience=QUICK).read("s3://b/object", 0, 10)
     with pytest.raises(StorageError, match=r"s3://b/object"):
-        files.read_bytes("s3://b/object")
+        file_io.read_bytes("s3://b/object")
     forget_clients()
     assert time.monotonic() - began < 30
 
@@ -196,7 +200,7 @@ def test_a_dead_server_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("start", "length"), [(len(DATA) - 5, 6), (len(DATA), 1), (2 * len(DATA), 7)])
 def test_truncation_names_the_object(url: str, proxy: Proxy, start: int, length: int) -> None:
     with pytest.raises(StorageError, match="folder/object: truncated"):
-        Ranges(patience=QUICK).read(url, start, length)
+        RangeReader(patience=QUICK).read(url, start, length)
     assert len(gets(proxy)) == 1, "trying again is of no use"
 
 
@@ -210,7 +214,7 @@ def test_an_object_replaced_during_a_read_is_noticed(url: str, proxy: Proxy, s3_
 
     proxy.plan = plan
     with pytest.raises(StorageError, match=rf"folder/object at byte {MIB}: .*replaced while it was read"):
-        Ranges(patience=QUICK).read(url, 0, 10 * MIB)
+        RangeReader(patience=QUICK).read(url, 0, 10 * MIB)
 
 
 def conditionally(proxy: Proxy, first: Fault) -> None:
@@ -222,32 +226,32 @@ def conditionally(proxy: Proxy, first: Fault) -> None:
 
 @pytest.mark.parametrize("first", [Fault(lost=True), SLOW_DOWN], ids=["lost", "refused"])
 def test_a_create_knows_its_own_object_after_a_lost_answer(bucket: str, proxy: Proxy, first: Fault) -> None:
-    url = files.join(bucket, "lease")
+    url = file_io.join(bucket, "lease")
     conditionally(proxy, first)
-    assert files.create_bytes(url, b"same")
-    assert not files.create_bytes(url, b"same"), "another's object, whatever it holds"
+    assert file_io.create_bytes(url, b"same")
+    assert not file_io.create_bytes(url, b"same"), "another's object, whatever it holds"
     conditionally(proxy, first)
-    assert not files.create_bytes(url, b"other")
-    assert files.read_bytes(url) == b"same"
+    assert not file_io.create_bytes(url, b"other")
+    assert file_io.read_bytes(url) == b"same"
 
 
 def test_a_create_that_never_comes_through_is_an_error(bucket: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: INTERNAL
     with pytest.raises(StorageError, match=r"cannot create .*lease"):
-        files.create_bytes(files.join(bucket, "lease"), b"mine")
+        file_io.create_bytes(file_io.join(bucket, "lease"), b"mine")
 
 
 def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -> None:
     proxy.plan = sequence(SLOW_DOWN, Fault(lost=True), method="PUT")
-    files.write_bytes(files.join(bucket, "object"), b"mine")
+    file_io.write_bytes(file_io.join(bucket, "object"), b"mine")
     assert {request.method for request in proxy.requests} == {"PUT"}
     assert len(proxy.requests) == 3
-    assert files.read_bytes(files.join(bucket, "object")) == b"mine"
+    assert file_io.read_bytes(file_io.join(bucket, "object")) == b"mine"
 
 
 # ------------------------------------------------------------------ processes
 def test_a_forked_child_makes_connections_of_its_own(url: str) -> None:
-    ranges = Ranges(patience=QUICK)
+    ranges = RangeReader(patience=QUICK)
     assert ranges.read(url, 0, 10) == DATA[:10]
     child = os.fork()
     if child == 0:
@@ -259,9 +263,9 @@ def test_a_forked_child_makes_connections_of_its_own(url: str) -> None:
 def test_the_proxy_as_a_process_delays_requests(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with delayed(s3_server.endpoint, 0.2, cpus=os.sched_getaffinity(0)) as endpoint:
         lead(monkeypatch, endpoint)
-        url = files.join(s3_server.bucket("delayed"), "object")
+        url = file_io.join(s3_server.bucket("delayed"), "object")
         s3_server.put("delayed/object", DATA)
-        ranges = Ranges(patience=Patience(first_wait_seconds=0.001))
+        ranges = RangeReader(patience=ReadRetryPolicy(first_wait_seconds=0.001))
         began = time.monotonic()
         assert ranges.read(url, 0, len(DATA)) == DATA
         assert time.monotonic() - began >= 0.2

@@ -5,14 +5,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from orchestrator.storage import files
-from orchestrator.storage.files import StorageError
-from orchestrator.storage.ranged import Patience, Ranges
+from orchestrator.storage import file_io
+from orchestrator.storage.file_io import StorageError
+from orchestrator.storage.ranged_reads import RangeReader, ReadRetryPolicy
 from tests.support.s3 import forget_clients, lead
 
 pytestmark = pytest.mark.process
 
-QUICK = Patience(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01, connect_seconds=2, read_seconds=5)
+QUICK = ReadRetryPolicy(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01, connect_seconds=2, read_seconds=5)
 MOVED = "<Error><Code>PermanentRedirect</Code><Message>must be addressed using the specified endpoint</Message></Error>"
 WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message><Region>eu-west-1</Region></Error>"
 
@@ -50,9 +50,9 @@ def test_a_bucket_in_another_region_is_told_so(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         lead(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}")
         for call in (
-            lambda: files.read_bytes("s3://b/object"),
-            lambda: files.list_names("s3://b/folder"),
-            lambda: Ranges(patience=QUICK).read("s3://b/object", 0, 10),
+            lambda: file_io.read_bytes("s3://b/object"),
+            lambda: file_io.list_names("s3://b/folder"),
+            lambda: RangeReader(patience=QUICK).read("s3://b/object", 0, 10),
         ):
             with pytest.raises(StorageError, match=told):
                 call()

@@ -6,8 +6,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator.storage import faults, files, s3
-from orchestrator.storage.files import StorageError
+from orchestrator.storage import file_io, s3, storage_errors
+from orchestrator.storage.file_io import StorageError
 from tests.support.faulty import Fault, Proxy, Request
 from tests.support.s3 import S3Server, forget_clients, lead
 
@@ -27,24 +27,24 @@ def test_a_refused_bulk_delete_becomes_single_ones_from_then_on(bucket: str, pro
         return fault if bulk else None
 
     proxy.plan = plan
-    s3._without_bulk.clear()
+    s3._bulk_unsupported.clear()
     for expected in (["POST", "DELETE", "DELETE", "DELETE"], ["DELETE", "DELETE", "DELETE"]):
         for name in ("a", "deep/b", "deep/c"):
-            files.write_bytes(files.join(bucket, "folder", name), b"1")
-        files.write_bytes(files.join(bucket, "folder-2"), b"1")
+            file_io.write_bytes(file_io.join(bucket, "folder", name), b"1")
+        file_io.write_bytes(file_io.join(bucket, "folder-2"), b"1")
         proxy.requests.clear()
-        files.remove(files.join(bucket, "folder"))
+        file_io.remove(file_io.join(bucket, "folder"))
         assert sent(proxy) == expected
-        assert files.list_names(bucket) == ["folder-2"]
+        assert file_io.list_names(bucket) == ["folder-2"]
 
 
 @pytest.mark.process
 def test_a_denied_delete_is_an_error(bucket: str, proxy: Proxy) -> None:
     for name in ("a", "b"):
-        files.write_bytes(files.join(bucket, "folder", name), b"1")
+        file_io.write_bytes(file_io.join(bucket, "folder", name), b"1")
     proxy.plan = lambda request: Fault(403, "AccessDenied") if request.method in ("POST", "DELETE") else None
     with pytest.raises(StorageError, match=r"cannot remove .*folder: permission denied"):
-        files.remove(files.join(bucket, "folder"))
+        file_io.remove(file_io.join(bucket, "folder"))
 
 
 def test_an_object_that_a_bulk_delete_kept_is_an_error() -> None:
@@ -57,18 +57,18 @@ def test_an_object_that_a_bulk_delete_kept_is_an_error() -> None:
     for code, final in (("AccessDenied", True), ("InternalError", False)):
         with pytest.raises(s3.DeleteError, match=f"a: {code}") as caught:
             s3._delete_bulk(Kept(), "bucket", ["a"])
-        assert faults.is_final(caught.value) == final
+        assert storage_errors.is_permanent(caught.value) == final
     code = "NoSuchKey"
     s3._delete_bulk(Kept(), "bucket", ["a"])
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("call", [lambda url: files.write_bytes(url, b"1"), files.read_bytes])
+@pytest.mark.parametrize("call", [lambda url: file_io.write_bytes(url, b"1"), file_io.read_bytes])
 def test_refused_checksum_headers_are_told_with_the_fix(
     bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, call: Callable[[str], object]
 ) -> None:
-    url = files.join(bucket, "object")
-    files.write_bytes(url, b"1")
+    url = file_io.join(bucket, "object")
+    file_io.write_bytes(url, b"1")
     checksums = ("x-amz-checksum-", "x-amz-sdk-checksum-", "x-amz-trailer")
 
     def plan(request: Request) -> Fault | None:
@@ -88,23 +88,23 @@ def test_refused_checksum_headers_are_told_with_the_fix(
 
 @pytest.mark.process
 def test_a_bucket_whose_requesters_pay(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = files.join(bucket, "object")
-    files.write_bytes(url, b"1")
+    url = file_io.join(bucket, "object")
+    file_io.write_bytes(url, b"1")
 
     def plan(request: Request) -> Fault | None:
         return None if request.headers.get("x-amz-request-payer") == "requester" else Fault(403, "AccessDenied")
 
     proxy.plan = plan
     with pytest.raises(StorageError, match=r"requesters pay needs FSSPEC_S3_REQUESTER_PAYS=true"):
-        files.read_bytes(url)
+        file_io.read_bytes(url)
     # What fsspec makes of that variable when it is imported.
     monkeypatch.setitem(fsspec.config.conf, "s3", {"requester_pays": "true"})
     forget_clients()
-    assert files.read_bytes(url) == b"1"
-    assert files.list_names(bucket) == ["object"]
-    files.write_bytes(url, b"2")
-    files.remove(url)
-    assert not files.exists(url)
+    assert file_io.read_bytes(url) == b"1"
+    assert file_io.list_names(bucket) == ["object"]
+    file_io.write_bytes(url, b"2")
+    file_io.remove(url)
+    assert not file_io.exists(url)
 
 
 @pytest.mark.process
@@ -112,6 +112,6 @@ def test_an_endpoint_with_a_path(s3_server: S3Server, proxy: Proxy, monkeypatch:
     s3_server.bucket("storage")
     lead(monkeypatch, f"{proxy.endpoint}/storage/v1/s3")
     proxy.requests.clear()
-    files.write_bytes("s3://bucket/object", b"1")
-    assert files.read_bytes("s3://bucket/object") == b"1"
+    file_io.write_bytes("s3://bucket/object", b"1")
+    assert file_io.read_bytes("s3://bucket/object") == b"1"
     assert {each.path.partition("?")[0] for each in proxy.requests} == {"/storage/v1/s3/bucket/object"}

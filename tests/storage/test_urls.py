@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from orchestrator.config import redaction
 from orchestrator.storage import urls
 
 
@@ -35,17 +36,17 @@ def test_only_relative_parts_are_joined(part: str) -> None:
     ("url", "scheme"), [("/a", "file"), ("a", "file"), ("FILE:///a", "file"), ("S3://b/a", "s3"), ("c:/x", "file")]
 )
 def test_scheme(url: str, scheme: str) -> None:
-    assert urls.scheme(url) == scheme
+    assert urls.get_scheme(url) == scheme
     assert urls.is_local(url) == (scheme == "file")
 
 
 def test_name_is_the_last_component() -> None:
-    assert [urls.name(url) for url in ("/a/b", "s3://x/y/", "b")] == ["b", "y", "b"]
+    assert [urls.get_basename(url) for url in ("/a/b", "s3://x/y/", "b")] == ["b", "y", "b"]
 
 
 def test_a_local_path_of_a_remote_url_is_refused_without_its_secret() -> None:
     with pytest.raises(ValueError, match="no local path") as caught:
-        urls.local_path("s3://key:secret@host/x")
+        urls.to_local_path("s3://key:secret@host/x")
     assert "secret" not in str(caught.value)
 
 
@@ -60,13 +61,13 @@ def test_a_local_path_of_a_remote_url_is_refused_without_its_secret() -> None:
     ],
 )
 def test_absolute(url: str, absolute: str) -> None:
-    assert urls.absolute(url, "storage") == absolute
+    assert urls.require_absolute(url, "storage") == absolute
 
 
 @pytest.mark.parametrize("url", ["runs", "./runs", "file://runs"])
 def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
     with pytest.raises(ValueError, match=r"storage: .*relative") as caught:
-        urls.absolute(url, "storage")
+        urls.require_absolute(url, "storage")
     assert repr(url) in str(caught.value)
     assert os.path.join(os.getcwd(), "runs") in str(caught.value)
 
@@ -74,7 +75,7 @@ def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
 def test_a_submitted_job_is_not_sent_into_its_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ValueError, match="folder on the cluster's nodes") as caught:
-        urls.absolute("runs", "ORCHESTRATOR_RUNS")
+        urls.require_absolute("runs", "ORCHESTRATOR_RUNS")
     assert os.getcwd() not in str(caught.value)
 
 
@@ -88,25 +89,25 @@ def test_a_submitted_job_is_not_sent_into_its_temporary_folder(monkeypatch: pyte
     ],
 )
 def test_redact(url: str, shown: str) -> None:
-    assert urls.redact(url) == shown
+    assert redaction.redact(url) == shown
 
 
 @pytest.mark.parametrize("url", ["sqlite:////a/b.db", "file:///a/b", "memory:///x"])
 def test_an_empty_host_keeps_its_slashes(url: str) -> None:
-    assert urls.redact(url) == url
-    assert urls.redact(url + "?password=secret") == url
+    assert redaction.redact(url) == url
+    assert redaction.redact(url + "?password=secret") == url
 
 
 # ------------------------------------------------------------------ names in URLs
 @pytest.mark.parametrize("path", ["/a b", "/100%25", "/x#1", "/q?1", "/r&d=1", "/\u00fcber", "/[x]", "/bad\udcff"])
 def test_a_path_survives_being_a_url(path: str) -> None:
-    url = urls.from_path(path)
+    url = urls.to_file_url(path)
     assert url.isascii()
-    assert urls.local_path(url) == path
-    assert urls.local_path(urls.join(url, path[1:])) == path + path
-    assert urls.name(url) == path[1:]
-    assert urls.absolute(url, "data") == path
-    assert urls.local_path(path) == path, "a plain path is no URL"
+    assert urls.to_local_path(url) == path
+    assert urls.to_local_path(urls.join(url, path[1:])) == path + path
+    assert urls.get_basename(url) == path[1:]
+    assert urls.require_absolute(url, "data") == path
+    assert urls.to_local_path(path) == path, "a plain path is no URL"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_path_survives_being_a_url(path: str) -> None:
     ],
 )
 def test_other_spellings_are_the_same_place(url: str, absolute: str) -> None:
-    assert urls.absolute(url, "storage") == absolute
+    assert urls.require_absolute(url, "storage") == absolute
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,12 @@ def test_other_spellings_are_the_same_place(url: str, absolute: str) -> None:
 )
 def test_a_misspelt_url_is_named_with_its_fix(url: str, fixed: str) -> None:
     with pytest.raises(ValueError, match=r"storage: .*must have two slashes") as caught:
-        urls.absolute(url, "storage")
+        urls.require_absolute(url, "storage")
     assert repr(fixed) in str(caught.value)
 
 
 def test_names_below_a_web_server_are_encoded() -> None:
     url = urls.join("https://host/data", "a b#1.tar")
     assert url == "https://host/data/a%20b%231.tar"
-    assert urls.name(url) == "a b#1.tar"
+    assert urls.get_basename(url) == "a b#1.tar"
     assert urls.join("s3://bucket", "a b#1.tar") == "s3://bucket/a b#1.tar"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data import shard_names
-from orchestrator.data.errors import DataError
-from orchestrator.storage import files, ranged, retry
-from orchestrator.storage.files import StorageError
-from orchestrator.storage.ranged import Patience, Ranges
+from orchestrator.data.build import shard_patterns
+from orchestrator.data.data_errors import DataError
+from orchestrator.storage import file_io, ranged_reads, storage_errors
+from orchestrator.storage.file_io import StorageError
+from orchestrator.storage.ranged_reads import RangeReader, ReadRetryPolicy
 
-QUICK = Patience(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+QUICK = ReadRetryPolicy(tries=4, first_wait_seconds=0.001, longest_wait_seconds=0.01)
 LISTED = "a b#1.tar"
 
 
@@ -68,7 +68,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "x.tar").write_bytes(b"0123456789")
     (tmp_path / "data" / LISTED).write_bytes(b"12")
-    monkeypatch.setattr(files, "retrying", partial(retry.retrying, first_wait_seconds=0.001))
+    monkeypatch.setattr(
+        file_io, "call_with_retries", partial(storage_errors.call_with_retries, first_wait_seconds=0.001)
+    )
     with Server(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as made:
         made.failures, made.asked = [], []
         thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
@@ -87,29 +89,29 @@ def calls(url: str) -> list[Callable[[], object]]:
     """Each way of asking for the same object."""
 
     def ranged_size() -> int:
-        with closing(Ranges(patience=QUICK)) as ranges:
+        with closing(RangeReader(patience=QUICK)) as ranges:
             return ranges.size(url)
 
     def ranged_read() -> bytes:
-        with closing(Ranges(patience=QUICK)) as ranges:
+        with closing(RangeReader(patience=QUICK)) as ranges:
             return bytes(ranges.read(url, 2, 3))
 
-    return [lambda: files.read_bytes(url), lambda: files.size(url), ranged_size, ranged_read]
+    return [lambda: file_io.read_bytes(url), lambda: file_io.get_size(url), ranged_size, ranged_read]
 
 
 @pytest.mark.parametrize("status", [503, 429, 500])
 def test_a_server_in_trouble_is_asked_again(server: Server, data: str, status: int) -> None:
-    for call, expected in zip(calls(files.join(data, "x.tar")), (b"0123456789", 10, 10, b"234"), strict=True):
+    for call, expected in zip(calls(file_io.join(data, "x.tar")), (b"0123456789", 10, 10, b"234"), strict=True):
         server.failures = [status] * 3
         assert call() == expected
     server.failures = [status] * 2
-    assert files.exists(files.join(data, "x.tar"))
+    assert file_io.exists(file_io.join(data, "x.tar"))
 
 
 def test_a_server_that_stays_in_trouble_is_no_missing_file(server: Server, data: str) -> None:
-    url = files.join(data, "x.tar")
+    url = file_io.join(data, "x.tar")
     asked = calls(url)
-    asked.append(partial(files.exists, url))
+    asked.append(partial(file_io.exists, url))
     for call in asked:
         server.failures = [503] * 99
         with pytest.raises(StorageError, match=r"x\.tar.*503"):
@@ -119,50 +121,50 @@ def test_a_server_that_stays_in_trouble_is_no_missing_file(server: Server, data:
 
 @pytest.mark.parametrize("status", [404, 410])
 def test_what_is_gone_is_a_missing_file_at_once(server: Server, data: str, status: int) -> None:
-    for call in calls(files.join(data, "x.tar")):
+    for call in calls(file_io.join(data, "x.tar")):
         server.failures = [status] * 99
         server.asked.clear()
         with pytest.raises(FileNotFoundError, match=r"x\.tar"):
             call()
         assert len(server.asked) <= 2
-    assert not files.exists(files.join(data, "x.tar"))
+    assert not file_io.exists(file_io.join(data, "x.tar"))
     server.failures.clear()
 
 
 def test_a_refusal_says_nothing_of_aws(server: Server, data: str) -> None:
     server.failures = [403] * 2
     with pytest.raises(StorageError, match=r"x\.tar: permission denied \(403 Forbidden\)$"):
-        files.read_bytes(files.join(data, "x.tar"))
+        file_io.read_bytes(file_io.join(data, "x.tar"))
 
 
 def test_a_page_of_links_is_a_list(data: str) -> None:
-    assert files.list_names(data) == [LISTED, "x.tar"]
-    assert files.sizes(data) == {LISTED: 2, "x.tar": 10}
-    assert files.read_bytes(files.join(data, LISTED)) == b"12"
+    assert file_io.list_names(data) == [LISTED, "x.tar"]
+    assert file_io.list_sizes(data) == {LISTED: 2, "x.tar": 10}
+    assert file_io.read_bytes(file_io.join(data, LISTED)) == b"12"
 
 
 def test_a_server_without_a_list_is_asked_by_name(server: Server, data: str) -> None:
     server.hidden = True
-    assert files.sizes(data, ["x.tar", LISTED, "none.tar"]) == {LISTED: 2, "x.tar": 10}
+    assert file_io.list_sizes(data, ["x.tar", LISTED, "none.tar"]) == {LISTED: 2, "x.tar": 10}
     with pytest.raises(StorageError, match=r"cannot list .*data"):
-        files.sizes(data)
+        file_io.list_sizes(data)
     server.hidden = False
     with pytest.raises(StorageError, match=r"cannot list .*none: .*braces such as train-\{000"):
-        files.list_names(data.replace("data", "none"))
+        file_io.list_names(data.replace("data", "none"))
 
 
 def test_shards_of_a_server_without_a_list_are_found_by_their_braces(server: Server, data: str, tmp_path: Path) -> None:
     for name in ("x-0.tar", "x-1.tar", "y.tar"):
         (tmp_path / "data" / name).write_bytes(b"123")
     server.hidden = True
-    folders = shard_names.Folders(data)
-    assert shard_names.named(folders, "x-{0..1}.tar", "train") == ("x-0.tar", "x-1.tar")
-    assert shard_names.named(folders, "y.tar", "validation") == ("y.tar",)
-    assert (folders.size("x-1.tar"), folders.size("y.tar")) == (3, 3)
+    folders = shard_patterns.FolderSizes(data)
+    assert shard_patterns.match_shards(folders, "x-{0..1}.tar", "train") == ("x-0.tar", "x-1.tar")
+    assert shard_patterns.match_shards(folders, "y.tar", "validation") == ("y.tar",)
+    assert (folders.get_size("x-1.tar"), folders.get_size("y.tar")) == (3, 3)
     with pytest.raises(DataError, match=r"x-2\.tar is missing \(1 of 3"):
-        shard_names.named(shard_names.Folders(data), "x-{0..2}.tar", "train")
+        shard_patterns.match_shards(shard_patterns.FolderSizes(data), "x-{0..2}.tar", "train")
     with pytest.raises(StorageError, match=r"cannot list .*braces"):
-        shard_names.named(shard_names.Folders(data), "x-*.tar", "train")
+        shard_patterns.match_shards(shard_patterns.FolderSizes(data), "x-*.tar", "train")
 
 
 def test_closing_ends_a_read_that_waits(server: Server, data: str) -> None:
@@ -175,12 +177,12 @@ def test_closing_ends_a_read_that_waits(server: Server, data: str) -> None:
             release.wait(60)
 
     server.RequestHandlerClass = partial(Stalled, directory="/")
-    ranges = Ranges(patience=QUICK)
+    ranges = RangeReader(patience=QUICK)
     failed: list[BaseException] = []
 
     def read() -> None:
         try:
-            ranges.read(files.join(data, "x.tar"), 0, 1)
+            ranges.read(file_io.join(data, "x.tar"), 0, 1)
         except StorageError as error:
             failed.append(error)
 
@@ -188,7 +190,7 @@ def test_closing_ends_a_read_that_waits(server: Server, data: str) -> None:
     reader.start()
     try:
         assert asked.wait(30)
-        ranged.close_all()
+        ranged_reads.close_all_readers()
         reader.join(30)
         assert "closed" in str(failed[0])
     finally:

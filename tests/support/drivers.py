@@ -5,64 +5,66 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from orchestrator.launch.config import RunSpec
-from orchestrator.launch.lease import Owner
-from orchestrator.storage import files
-from orchestrator.training.job import attempts_of
+from orchestrator.ray_backend.lease import LeaseOwner
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.storage import file_io
+from orchestrator.training.config import get_attempts_dir
 
-ELSEWHERE = Owner("another-host", 1, "raysubmit_abc", time.time() - 3600)
+ELSEWHERE = LeaseOwner("another-host", 1, "raysubmit_abc", time.time() - 3600)
 
 
-def lease(folder: str, owner: Owner = ELSEWHERE, number: int = 1, beat: float | None = None, **kinds: bytes) -> str:
+def lease(
+    folder: str, owner: LeaseOwner = ELSEWHERE, number: int = 1, beat: float | None = None, **kinds: bytes
+) -> str:
     """A lease with a heartbeat that is so many seconds old, and files of other kinds; the stem of its files."""
-    stem = files.join(folder, "lease", f"{number:06d}")
-    files.write_bytes(stem + ".json", json.dumps(asdict(owner)).encode())
+    stem = file_io.join(folder, "lease", f"{number:06d}")
+    file_io.write_bytes(stem + ".json", json.dumps(asdict(owner)).encode())
     if beat is not None:
         beats(stem, beat)
     for kind, data in kinds.items():
-        files.write_bytes(f"{stem}.{kind}", data)
+        file_io.write_bytes(f"{stem}.{kind}", data)
     return stem
 
 
 def beats(stem: str, ago: float = 0.0) -> None:
     """A heartbeat."""
-    files.write_bytes(stem + ".beat", json.dumps({"time": time.time() - ago}).encode())
+    file_io.write_bytes(stem + ".beat", json.dumps({"time": time.time() - ago}).encode())
 
 
 def begun(spec: RunSpec) -> str:
     """A run that was launched; its folder."""
-    files.write_bytes(files.join(spec.folder, "spec.json"), spec.to_json().encode())
+    file_io.write_bytes(file_io.join(spec.folder, "spec.json"), spec.to_json().encode())
     return spec.folder
 
 
 def attempt(folder: str, number: int = 1, samples: int | None = None, ago: float = 0.0, began: float = 60.0) -> None:
     """An attempt that began so many seconds ago, and its last sign of life."""
-    stem = files.join(attempts_of(folder), f"{number:06d}")
+    stem = file_io.join(get_attempts_dir(folder), f"{number:06d}")
     now = time.time()
-    files.write_bytes(stem + ".json", json.dumps({"workers": 2, "time": now - began, "elapsed": 0.0}).encode())
+    file_io.write_bytes(stem + ".json", json.dumps({"workers": 2, "time": now - began, "elapsed": 0.0}).encode())
     if samples is not None:
-        files.write_bytes(stem + ".beat", json.dumps({"time": now - ago, "samples": samples}).encode())
+        file_io.write_bytes(stem + ".beat", json.dumps({"time": now - ago, "samples": samples}).encode())
 
 
 def ensemble(storage: str, name: str, members: Sequence[RunSpec]) -> str:
     """An ensemble's record; its folder."""
-    folder = files.join(storage, "ensembles", name)
+    folder = file_io.join(storage, "ensembles", name)
     recipes = {spec.name: spec.recipe.to_dict() for spec in members}
     about = {"members": list(recipes), "recipes": recipes}
-    files.write_bytes(files.join(folder, "ensemble.json"), json.dumps(about).encode())
+    file_io.write_bytes(file_io.join(folder, "ensemble.json"), json.dumps(about).encode())
     return folder
 
 
 def sweep(storage: str, name: str) -> str:
     """A sweep's record; its folder, which is the storage of its trials."""
-    folder = files.join(storage, "sweeps", name)
-    files.write_bytes(files.join(folder, "sweep.json"), b"{}")
+    folder = file_io.join(storage, "sweeps", name)
+    file_io.write_bytes(file_io.join(folder, "sweep.json"), b"{}")
     return folder
 
 
 def trial(folder: str, number: int, spec: RunSpec, ended: str = "", reason: str = "") -> None:
     """What the ledger of a sweep has of a trial, and how it ended, if it did."""
-    stem = files.join(folder, "trials", f"{number:04d}")
-    files.write_bytes(stem + ".json", json.dumps({"number": number, "recipe": spec.recipe.to_dict()}).encode())
+    stem = file_io.join(folder, "trials", f"{number:04d}")
+    file_io.write_bytes(stem + ".json", json.dumps({"number": number, "recipe": spec.recipe.to_dict()}).encode())
     if ended:
-        files.write_bytes(stem + ".ended.json", json.dumps({"state": ended, "reason": reason}).encode())
+        file_io.write_bytes(stem + ".ended.json", json.dumps({"state": ended, "reason": reason}).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.support import finals, shards
+from tests.support import finals, tiny_shards
 
 # Image size and width of each member: one size is not enough to show that sizes may differ.
 MEMBERS = ((16, 0.05), (24, 0.06), (16, 0.05))
@@ -30,7 +30,7 @@ def members(storage: Path, names: Sequence[str] = ("m1", "m2", "m3"), seed: int 
     for number, name in enumerate(names):
         size, width = MEMBERS[number % len(MEMBERS)]
         run = storage / "models" / name
-        finals.save(run, finals.small(size, width, name), shards.CLASSES, seed + number)
+        finals.save(run, finals.small(size, width, name), tiny_shards.CLASSES, seed + number)
         (run / "outcome.json").write_text(json.dumps({"status": "finished"}))
         runs.append(str(run))
     return runs

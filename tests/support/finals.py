@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from orchestrator.checkpoint import weights
-from orchestrator.models.build import build
 from orchestrator.models.network import Network
+from orchestrator.models.registry import create_model
 from orchestrator.recipe.config import Recipe
 from tests.support.launched import recipe
 
@@ -16,7 +16,7 @@ def small(size: int = 16, width: float = 0.05, name: str = "small") -> Recipe:
 
 def save(folder: Path, of: Recipe, classes: tuple[str, ...], seed: int) -> tuple[str, Network]:
     """The URL of final weights, and the network that has them."""
-    model = build(of.model, len(classes), seed).eval()
+    model = create_model(of.model, len(classes), seed).eval()
     model.drop_auxiliary()
     # As built, a network says nearly the same of every image: larger weights make scores that differ.
     state = {name: value * 3 if name == "classifier.weight" else value for name, value in model.state_dict().items()}

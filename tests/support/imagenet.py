@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from scipy.io import savemat
 
-from tests.support import shards
+from tests.support import tiny_shards
 
 # In the order of their ILSVRC2012_ID, which is not that of the wnids.
 WNIDS = ("n02105855", "n01440764", "n07697537", "n01443537")
@@ -25,7 +25,7 @@ Members = list[tuple[str, bytes]]
 def exif(data: bytes, number: int = 0) -> bytes:
     """A JPEG with these bytes as its EXIF data."""
     body = b"Exif\0\0" + data
-    image = shards.jpeg(number)
+    image = tiny_shards.jpeg(number)
     return image[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + image[2:]
 
 
@@ -38,13 +38,13 @@ def oriented(orientation: int, number: int = 0) -> bytes:
 
 def ycck(number: int = 0) -> bytes:
     """A JPEG of inverted cyan, magenta, yellow and black, as some training images are."""
-    pixels = np.dstack([shards.picture(number), np.full((30, 40), 200, dtype=np.uint8)])
+    pixels = np.dstack([tiny_shards.picture(number), np.full((30, 40), 200, dtype=np.uint8)])
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90, colorspace="CMYK"))
 
 
 def bomb(side: int = 65_000) -> bytes:
     """A small JPEG whose header claims side x side pixels."""
-    image = bytearray(shards.jpeg(0))
+    image = bytearray(tiny_shards.jpeg(0))
     frame = image.index(b"\xff\xc0")
     image[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
     return bytes(image)
@@ -53,20 +53,20 @@ def bomb(side: int = 65_000) -> bytes:
 def odd() -> dict[str, bytes]:
     """An image for each oddity, by its name in the report; all can be decoded."""
     return {
-        "png-named-jpeg": shards.encoded("RGB", "PNG", 1),
-        "cmyk": shards.encoded("CMYK", "JPEG", 2),
+        "png-named-jpeg": tiny_shards.encoded("RGB", "PNG", 1),
+        "cmyk": tiny_shards.encoded("CMYK", "JPEG", 2),
         "ycck": ycck(3),
-        "grey": shards.encoded("L", "JPEG", 4),
+        "grey": tiny_shards.encoded("L", "JPEG", 4),
         "exif-broken": exif(b"MM\0*\0\0\0\x08\0\x50short", 5),
         "exif-rotated": oriented(6, 6),
-        "progressive": shards.encoded("RGB", "JPEG", 7, progressive=True),
+        "progressive": tiny_shards.encoded("RGB", "JPEG", 7, progressive=True),
     }
 
 
 def broken() -> dict[str, bytes]:
     """Images that cannot be used, each with a name of its own."""
     return {
-        "cut": shards.jpeg(9, 200, 150)[:1500],
+        "cut": tiny_shards.jpeg(9, 200, 150)[:1500],
         "bomb": bomb(),
         "empty": b"",
         "text": b"<html>404 Not Found</html>",
@@ -77,7 +77,7 @@ def broken() -> dict[str, bytes]:
 def training(per_class: int = 6, more: Mapping[str, bytes] | None = None) -> dict[str, Members]:
     """Names and bytes of each class's images; the odd ones, and `more`, are among those of the first class."""
     images = {
-        wnid: [(f"{wnid}_{n}.JPEG", shards.jpeg(100 * c + n, 40 + n, 30)) for n in range(per_class)]
+        wnid: [(f"{wnid}_{n}.JPEG", tiny_shards.jpeg(100 * c + n, 40 + n, 30)) for n in range(per_class)]
         for c, wnid in enumerate(WNIDS)
     }
     added = {**odd(), **(more or {})}
@@ -87,7 +87,7 @@ def training(per_class: int = 6, more: Mapping[str, bytes] | None = None) -> dic
 
 def validation(count: int = 10) -> tuple[Members, list[int]]:
     """Names and bytes of the validation images in their order, and the ILSVRC2012_ID of each."""
-    images = [(f"ILSVRC2012_val_{n:08d}.JPEG", shards.jpeg(500 + n)) for n in range(1, count + 1)]
+    images = [(f"ILSVRC2012_val_{n:08d}.JPEG", tiny_shards.jpeg(500 + n)) for n in range(1, count + 1)]
     return images, [n * 3 % len(WNIDS) + 1 for n in range(count)]
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_tiny
-from orchestrator.storage import files
+from orchestrator.storage import file_io
 from orchestrator.tracking.journal import JournalWriter
-from orchestrator.training.job import Cadence, journal_of
+from orchestrator.training.config import Cadence, get_journal_dir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,7 +38,9 @@ def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) 
     return RunSpec(
         recipe=of or recipe(),
         placement=Placement(**placement),
-        destination=Destination(data=files.join(storage, "data"), storage=storage, tracking="sqlite:////nowhere/x.db"),
+        destination=Destination(
+            data=file_io.join(storage, "data"), storage=storage, tracking="sqlite:////nowhere/x.db"
+        ),
         cadence=Cadence(),
         dataset_digest="0123456789abcdef",
     )
@@ -46,7 +48,7 @@ def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) 
 
 def write_journal(folder: str, attempt: int, events: list[tuple[str, int, Mapping[str, object]]]) -> None:
     """One attempt's events (kind, samples, values) in a run's folder, as its rank 0 writes them."""
-    writer = JournalWriter(journal_of(folder), attempt, flush_seconds=0.01)
+    writer = JournalWriter(get_journal_dir(folder), attempt, flush_seconds=0.01)
     for kind, samples, values in events:
         writer.append(kind, samples, **values)
     assert writer.close(10)

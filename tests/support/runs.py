@@ -8,27 +8,35 @@ from unittest.mock import patch
 
 import torch
 
-from orchestrator.checkpoint import format as checkpoints
+from orchestrator.checkpoint import checkpoint as checkpoints
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
-from orchestrator.data import audit, manifest
-from orchestrator.data.audit import AuditRecord
-from orchestrator.data.loader import Batch
-from orchestrator.data.order import EpochOrder
+from orchestrator.data import manifest, sample_audit
+from orchestrator.data.dataloader import Batch
+from orchestrator.data.sample_audit import AuditRecord
+from orchestrator.data.sampler import EpochOrder
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import files
+from orchestrator.storage import file_io
 from orchestrator.tracking import journal
-from orchestrator.tracking.journal import Event
-from orchestrator.training import entry, watch
-from orchestrator.training.job import Cadence, Outcome, TrainJob, checkpoints_of, final_of, journal_of
-from orchestrator.training.step import Stepper
-from orchestrator.training.world import World
+from orchestrator.tracking.events import Event
+from orchestrator.training import trainer
+from orchestrator.training.callbacks import stop_monitor
+from orchestrator.training.config import (
+    Cadence,
+    Outcome,
+    TrainJob,
+    get_checkpoints_dir,
+    get_final_weights_dir,
+    get_journal_dir,
+)
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_step import TrainStep
 from tests.support.ranks import Ranks
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
+ALONE = DistributedContext(0, 1, CPU)
 NEVER = 1e9  # seconds between checkpoints
 
 
@@ -38,7 +46,7 @@ def first_optimizer_step() -> None:
 
 
 def recipe(**changes: Any) -> Recipe:
-    """The tiny preset for the tiny dataset of tests/support/shards.py: 32 px, three epochs of batches of 8."""
+    """The tiny preset for the tiny dataset of tests/support/tiny_shards.py: 32 px, three epochs of batches of 8."""
     base = presets.googlenet_tiny()
     small = {
         "epochs": 3,
@@ -77,22 +85,22 @@ class RecordingContext:
             raise self.error
         self.reports.append(metrics)
 
-    def preempted(self) -> bool:
+    def has_preemption_notice(self) -> bool:
         return self.notice
 
-    def wanted(self) -> bool:
+    def should_continue(self) -> bool:
         return self.enough is None or self.reports[-1]["epoch"] < self.enough
 
 
-def train(of: TrainJob, world: World = ALONE, context: RecordingContext | None = None) -> Outcome:
+def train(of: TrainJob, world: DistributedContext = ALONE, context: RecordingContext | None = None) -> Outcome:
     """Run one attempt with a sharp eye on the stop flag."""
-    with patch.object(watch, "POLL_SECONDS", 0.002):
-        return entry.run(of, world, context or RecordingContext())
+    with patch.object(stop_monitor, "POLL_SECONDS", 0.002):
+        return trainer.run_training(of, world, context or RecordingContext())
 
 
 def train_on_rank(rank: int, workers: int, payload: dict[str, Any]) -> dict[str, Any]:
     """What each of several processes does: an attempt; its outcome."""
-    return train(TrainJob.from_dict(payload), World(rank, workers, CPU)).to_dict()
+    return train(TrainJob.from_dict(payload), DistributedContext(rank, workers, CPU)).to_dict()
 
 
 def train_by(ranks: Ranks, workers: int, of: TrainJob) -> list[Outcome]:
@@ -107,13 +115,13 @@ def train_by(ranks: Ranks, workers: int, of: TrainJob) -> list[Outcome]:
 def train_and_note(rank: int, workers: int, payload: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[int]]]:
     """An attempt; its outcome, and the ids that step() was given on this rank by global step."""
     noted: dict[int, list[int]] = {}
-    step = Stepper.__call__
+    step = TrainStep.__call__
 
-    def noting(self: Stepper, batch: Batch) -> torch.Tensor:
+    def noting(self: TrainStep, batch: Batch) -> torch.Tensor:
         noted[self._state.progress.step] = batch.ids.tolist()
         return step(self, batch)
 
-    with patch.object(Stepper, "__call__", noting):
+    with patch.object(TrainStep, "__call__", noting):
         outcome = train_on_rank(rank, workers, payload)
     return outcome, noted
 
@@ -127,14 +135,14 @@ def plan(of: TrainJob, epoch: int) -> EpochOrder:
 
 def delivered(of: TrainJob) -> AuditRecord:
     """The record that is kept with the final weights."""
-    return audit.record_of(weights.audit_of(final_of(of.folder)), "final")
+    return sample_audit.parse_record(weights.load_audit(get_final_weights_dir(of.folder)), "final")
 
 
 def as_planned(of: TrainJob) -> bool:
     """Whether every epoch of a finished run was delivered as it was planned."""
     record = delivered(of)
     return len(record.epochs) == of.recipe.epochs and not any(
-        audit.compared(one, found, of.recipe.batch_size, found.samples // of.recipe.batch_size).problems
+        sample_audit.compare_with_plan(one, found, of.recipe.batch_size, found.samples // of.recipe.batch_size).problems
         for one in record.epochs
         for found in [plan(of, one.epoch)]
     )
@@ -142,28 +150,28 @@ def as_planned(of: TrainJob) -> bool:
 
 def ask_to_stop(of: TrainJob) -> None:
     """Set the stop flag."""
-    files.write_bytes(of.stop_flag, b"")
+    file_io.write_bytes(of.stop_flag, b"")
 
 
 def stop_asking(of: TrainJob) -> None:
     """Take the stop flag away."""
-    files.remove(of.stop_flag)
+    file_io.remove(of.stop_flag)
 
 
 def events(of: TrainJob, kind: str | None = None) -> list[Event]:
     """The journal of a run, or those of its events that are of one kind."""
-    found, _ = journal.read(journal_of(of.folder))
+    found, _ = journal.read_events(get_journal_dir(of.folder))
     return [event for event in found if kind in (None, event.kind)]
 
 
 def saved_at(of: TrainJob) -> list[int]:
     """Samples seen at each checkpoint, newest first."""
-    return [place.samples for place in checkpoints.places(checkpoints_of(of.folder))]
+    return [place.samples for place in checkpoints.list_checkpoints(get_checkpoints_dir(of.folder))]
 
 
 def final(of: TrainJob) -> FinalWeights:
     """The final weights."""
-    return weights.load(final_of(of.folder))
+    return weights.load(get_final_weights_dir(of.folder))
 
 
 def outcome(of: TrainJob) -> Outcome:

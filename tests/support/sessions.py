@@ -7,11 +7,11 @@ from typing import cast
 from rich.console import Console
 
 from orchestrator.data import manifest
-from orchestrator.launch.cluster import Capacity, Node
-from orchestrator.launch.config import Destination, Placement
-from orchestrator.launch.interrupt import Interruption
-from orchestrator.launch.session import Session
-from orchestrator.tracking.replay import Replayer
+from orchestrator.ray_backend.cluster import ClusterCapacity, Node
+from orchestrator.ray_backend.run_spec import Destination, Placement
+from orchestrator.ray_backend.session import Session
+from orchestrator.ray_backend.signals import Interruption
+from orchestrator.tracking.replay import JournalReplayer
 
 
 def session(storage: Path) -> Session:
@@ -20,9 +20,9 @@ def session(storage: Path) -> Session:
         Destination(data=str(storage / "data"), storage=str(storage), tracking=f"sqlite:///{storage}/x.db"),
         Placement(),
         manifest.load(str(storage / "data")),
-        Capacity((Node(2, 0),)),
+        ClusterCapacity((Node(2, 0),)),
         0.0,
-        cast(Replayer, None),
+        cast(JournalReplayer, None),
         Interruption(),
         Console(file=io.StringIO(), width=10_000),
     )

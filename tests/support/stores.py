@@ -46,7 +46,7 @@ def drawn(model: int, labels: NDArray[np.int64], classes: int, seed: int = 0, fi
 def write(folder: Path, parts: Sequence[Scores]) -> str:
     """Commit the scores of each shard; the folder's URL."""
     for number, part in enumerate(parts):
-        score_store.save(str(folder), number, part)
+        score_store.save_shard(str(folder), number, part)
     return str(folder)
 
 

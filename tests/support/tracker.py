@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.tracking.tracker import FinalStatus, Point, TrackedRun, TrackerUnreachable
+from orchestrator.tracking.tracker import FinalStatus, MetricPoint, TrackedRun, TrackerUnreachableError
 
 
 @dataclass
@@ -12,7 +12,7 @@ class RecordedRun:
 
     run: TrackedRun
     status: str = "RUNNING"
-    points: list[Point] = field(default_factory=list)
+    points: list[MetricPoint] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     files: list[tuple[str, str]] = field(default_factory=list)
@@ -35,7 +35,7 @@ class RecordingTracker:
     def check(self) -> None:
         self._call("check")
 
-    def look(self) -> None:
+    def check_readable(self) -> None:
         self._call("look")
 
     def open_run(self, run: TrackedRun) -> str:
@@ -46,7 +46,7 @@ class RecordingTracker:
         recorded.tags.update(run.tags)
         return run_id
 
-    def log(self, run_id: str, points: Sequence[Point]) -> None:
+    def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         self._call("log")
         recorded = self.runs[run_id]
         for point in points:
@@ -55,7 +55,7 @@ class RecordingTracker:
                 recorded.last_steps[point.name] = point.step
         if self.lossy:
             self.lossy = False
-            raise TrackerUnreachable("the answer was lost")
+            raise TrackerUnreachableError("the answer was lost")
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._call("set_tags")
@@ -77,15 +77,15 @@ class RecordingTracker:
         self._call("close_run")
         self.runs[run_id].status = status
 
-    def run_url(self, run_id: str) -> str:
+    def get_run_url(self, run_id: str) -> str:
         self._call("run_url")
         return f"recorded://{run_id}"
 
-    def reap(self, stale_seconds: float) -> list[str]:
+    def close_stale_runs(self, stale_seconds: float) -> list[str]:
         self._call("reap")
         return []
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if self.down:
-            raise TrackerUnreachable("the recording tracker is down")
+            raise TrackerUnreachableError("the recording tracker is down")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.tracking.events import Event, JournalError, decode, encode
+from orchestrator.tracking.events import Event, JournalError, decode_event, encode_event
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 awkward = st.sampled_from(["nan", "inf", "-inf", "\\nan", "\\\\-inf", "\u2028", "\n", "\x85"])
@@ -18,15 +18,15 @@ nested = st.recursive(
 
 @given(st.dictionaries(st.text(), nested, max_size=4), st.none() | st.integers(0))
 def test_every_value_survives_a_strict_json_line(values: dict[str, object], samples: int | None) -> None:
-    line = encode(Event("metrics", 1.5, samples, values))
+    line = encode_event(Event("metrics", 1.5, samples, values))
     assert "\n" not in line and line.isascii()
     json.loads(line, parse_constant=lambda name: pytest.fail(f"bare {name} in JSON"))
     # repr, since nan is not equal to itself
-    assert repr(decode(line)) == repr(Event("metrics", 1.5, samples, values))
+    assert repr(decode_event(line)) == repr(Event("metrics", 1.5, samples, values))
 
 
 def test_non_finite_floats_are_floats_again() -> None:
-    back = decode(encode(Event("metrics", 0.0, 1, {"loss": math.nan, "norm": -math.inf, "word": "nan"})))
+    back = decode_event(encode_event(Event("metrics", 0.0, 1, {"loss": math.nan, "norm": -math.inf, "word": "nan"})))
     assert math.isnan(float(str(back.values["loss"])))
     assert back.values["norm"] == -math.inf
     assert back.values["word"] == "nan"
@@ -38,4 +38,4 @@ def test_non_finite_floats_are_floats_again() -> None:
 )
 def test_what_json_cannot_hold_is_named(values: dict[str, object], words: str) -> None:
     with pytest.raises(JournalError, match=words):
-        encode(Event("metrics", 0.0, 1, values))
+        encode_event(Event("metrics", 0.0, 1, values))

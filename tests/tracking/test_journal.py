@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.storage import files
+from orchestrator.storage import file_io
 from orchestrator.tracking import journal
-from orchestrator.tracking.journal import Cursor, DamagedSegment, JournalWriter, read
+from orchestrator.tracking.journal import Cursor, DamagedSegmentError, JournalWriter, read_events
 
 NEVER = 3600.0
 
@@ -21,7 +21,7 @@ class Storage:
     """files.create_bytes that can fail, before or after the deed."""
 
     def __init__(self) -> None:
-        self.real = files.create_bytes
+        self.real = file_io.create_bytes
         self.fail_next = 0
         self.lose_answer_next = 0
         self.created: list[str] = []
@@ -41,13 +41,13 @@ class Storage:
 @pytest.fixture
 def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
     fake = Storage()
-    monkeypatch.setattr(files, "create_bytes", fake.create_bytes)
-    monkeypatch.setattr(journal, "_HURRIED_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(file_io, "create_bytes", fake.create_bytes)
+    monkeypatch.setattr(journal, "_FLUSH_WAIT_SECONDS", 0.01)
     return fake
 
 
 def numbers(folder: str) -> list[object]:
-    return [event.values["n"] for event in read(folder)[0] if "n" in event.values]
+    return [event.values["n"] for event in read_events(folder)[0] if "n" in event.values]
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
     assert writer.flush(5)
     writer.append("finished", n=1)
     assert writer.close(5)
-    events, cursor = read(folder, None)
+    events, cursor = read_events(folder, None)
     assert [(event.kind, event.samples, event.values["n"]) for event in events] == [
         ("metrics", 128, 0),
         ("finished", None, 1),
@@ -81,22 +81,22 @@ def test_cursor_reads_only_new_segments(tmp_path: Path, monkeypatch: pytest.Monk
     writer = JournalWriter(str(tmp_path), 3, flush_seconds=NEVER)
     writer.append("epoch", n=0)
     writer.flush(5)
-    events, cursor = read(str(tmp_path))
+    events, cursor = read_events(str(tmp_path))
     writer.append("epoch", n=1)
     writer.close(5)
     seen = []
-    real = files.read_bytes
-    monkeypatch.setattr(files, "read_bytes", lambda url: seen.append(url) or real(url))  # type: ignore[func-returns-value]
-    events, cursor = read(str(tmp_path), cursor)
+    real = file_io.read_bytes
+    monkeypatch.setattr(file_io, "read_bytes", lambda url: seen.append(url) or real(url))  # type: ignore[func-returns-value]
+    events, cursor = read_events(str(tmp_path), cursor)
     assert [event.values["n"] for event in events] == [1]
     assert [Path(url).name for url in seen] == ["000003-000002.jsonl"]
-    assert read(str(tmp_path), cursor) == ([], cursor)
+    assert read_events(str(tmp_path), cursor) == ([], cursor)
 
 
 def test_absent_journal_is_empty(tmp_path: Path) -> None:
-    events, cursor = read(str(tmp_path / "nowhere"))
+    events, cursor = read_events(str(tmp_path / "nowhere"))
     assert events == []
-    assert read(str(tmp_path / "nowhere"), cursor) == ([], cursor)
+    assert read_events(str(tmp_path / "nowhere"), cursor) == ([], cursor)
 
 
 def test_limit_reads_in_parts(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_limit_reads_in_parts(tmp_path: Path) -> None:
         writer.append("metrics", n=n)
         writer.flush(5)
     writer.close(5)
-    first, cursor = read(str(tmp_path), None, limit=3)
-    rest, _ = read(str(tmp_path), cursor)
+    first, cursor = read_events(str(tmp_path), None, limit=3)
+    rest, _ = read_events(str(tmp_path), cursor)
     assert [len(first), len(rest)] == [3, 2]
 
 
@@ -123,8 +123,8 @@ def test_events_wait_while_storage_fails(tmp_path: Path, storage: Storage) -> No
 
 def test_append_does_not_wait_for_storage_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    real = files.create_bytes
-    monkeypatch.setattr(files, "create_bytes", lambda url, data: release.wait(20) and real(url, data))
+    real = file_io.create_bytes
+    monkeypatch.setattr(file_io, "create_bytes", lambda url, data: release.wait(20) and real(url, data))
     writer = JournalWriter(str(tmp_path), 0, flush_seconds=0.01)
     writer.append("metrics", n=0)
     time.sleep(0.1)
@@ -146,7 +146,7 @@ def test_lost_answer_is_not_another_writer(tmp_path: Path, storage: Storage) -> 
     assert writer.flush(5)
     writer.append("metrics", n=1)
     assert writer.close(5)
-    assert not writer.fenced
+    assert not writer.is_fenced
     assert numbers(str(tmp_path)) == [0, 1]
 
 
@@ -159,7 +159,7 @@ def test_full_spool_drops_oldest_metrics_first_and_says_so(tmp_path: Path, stora
     writer.append("finished", n=6)
     storage.fail_next = 0
     assert writer.close(5)
-    events, _ = read(str(tmp_path))
+    events, _ = read_events(str(tmp_path))
     assert [event.values.get("n") for event in events] == [None, 0, 4, 5, 6]
     assert events[0].kind == "journal_dropped"
     assert events[0].values == {"metrics": 3}
@@ -171,7 +171,7 @@ def test_full_spool_without_metrics_drops_the_oldest(tmp_path: Path, storage: St
         writer.append("incident", n=n)
     assert writer.close(5)
     assert numbers(str(tmp_path)) == [3, 4]
-    assert read(str(tmp_path))[0][0].values == {"others": 3}
+    assert read_events(str(tmp_path))[0][0].values == {"others": 3}
 
 
 def test_segment_of_another_writer_fences(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_segment_of_another_writer_fences(tmp_path: Path) -> None:
     assert other.close(5)
     writer.append("metrics", n=2)
     assert not writer.flush(5)
-    assert writer.fenced
+    assert writer.is_fenced
     writer.append("metrics", n=3)
     assert not writer.close(0.1)
     assert numbers(str(tmp_path)) == [0, 1]
@@ -201,11 +201,11 @@ def test_damaged_segment_is_named_after_what_is_whole(tmp_path: Path, damage: by
     writer = JournalWriter(str(tmp_path), 0, flush_seconds=NEVER)
     writer.append("metrics", n=0)
     assert writer.close(5)
-    files.create_bytes(str(tmp_path / "000000-000002.jsonl"), damage)
-    events, cursor = read(str(tmp_path))
+    file_io.create_bytes(str(tmp_path / "000000-000002.jsonl"), damage)
+    events, cursor = read_events(str(tmp_path))
     assert (len(events), cursor) == (1, Cursor(0, 1))
-    with pytest.raises(DamagedSegment, match=r"000000-000002\.jsonl") as caught:
-        read(str(tmp_path), cursor)
+    with pytest.raises(DamagedSegmentError, match=r"000000-000002\.jsonl") as caught:
+        read_events(str(tmp_path), cursor)
     assert caught.value.cursor == Cursor(0, 2)
 
 
@@ -216,8 +216,8 @@ def test_segment_cut_at_a_line_end_is_damaged(tmp_path: Path) -> None:
     assert writer.close(5)
     segment = tmp_path / "000000-000001.jsonl"
     segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DamagedSegment, match="promises 2 events, 1 "):
-        read(str(tmp_path))
+    with pytest.raises(DamagedSegmentError, match="promises 2 events, 1 "):
+        read_events(str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +230,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[str]]
 def test_any_interleaving_gives_every_event_once_in_order(folders: Iterator[str], steps: list[str]) -> None:
     """a append, f flush, l flush whose answer is lost, r re-open the attempt, c crash, n next attempt."""
     folder, storage, patch = next(folders), Storage(), pytest.MonkeyPatch()
-    patch.setattr(files, "create_bytes", storage.create_bytes)
-    patch.setattr(journal, "_HURRIED_WAIT_SECONDS", 0.001)
+    patch.setattr(file_io, "create_bytes", storage.create_bytes)
+    patch.setattr(journal, "_FLUSH_WAIT_SECONDS", 0.001)
     attempt, count, waiting = 0, 0, []
     stored: list[int] = []
     seen: list[object] = []
@@ -246,7 +246,7 @@ def test_any_interleaving_gives_every_event_once_in_order(folders: Iterator[str]
                 continue
             if step == "c":
                 # A killed process: what was not flushed is gone, nothing else is.
-                writer._spool.take()
+                writer._queue.pop_all()
                 waiting = []
             storage.lose_answer_next = int(step == "l" and bool(waiting))
             assert writer.flush(5)
@@ -255,7 +255,7 @@ def test_any_interleaving_gives_every_event_once_in_order(folders: Iterator[str]
                 assert writer.close(5)
                 attempt += step == "n"
                 writer = JournalWriter(folder, attempt, flush_seconds=NEVER)
-            events, cursor = read(folder, cursor)
+            events, cursor = read_events(folder, cursor)
             seen += [event.values["n"] for event in events]
             assert seen == stored == numbers(folder)
     finally:
@@ -280,4 +280,4 @@ def test_object_store_works_as_well_as_a_folder() -> None:
         assert writer.close(5)
         assert numbers(folder) == list(range(20))
     finally:
-        files.remove(folder)
+        file_io.remove(folder)

@@ -42,7 +42,7 @@ def test_a_password_is_made_once_and_for_its_owner_alone(home: Path) -> None:
     finally:
         os.umask(before)
     path = home / ".orchestrator" / "mlflow_password"
-    assert login.password_path() == path
+    assert login.get_password_path() == path
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
     assert len(first) >= 32
     path.chmod(0o644)
@@ -118,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "password").write_text(PASSWORD)
     port = _free_port()
     command = [
-        str(Path(sys.executable).parent / "mlflow"), "server", "--app-name", login.APP, "--port", str(port),
+        str(Path(sys.executable).parent / "mlflow"), "server", "--app-name", login.APP_NAME, "--port", str(port),
         "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1",
     ]  # fmt: skip
     environment = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from orchestrator.storage import files
-from orchestrator.tracking import followed, trouble
+from orchestrator.storage import file_io
+from orchestrator.tracking import replay, retry_state
 from orchestrator.tracking.journal import JournalWriter
-from orchestrator.tracking.mlflow import MlflowTracker
-from orchestrator.tracking.replay import Replayer
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackingError
 from tests.support.tracker import RecordingTracker
 
@@ -21,8 +21,8 @@ POLL = 0.02
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trouble, "_FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(trouble, "_LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(retry_state, "_MIN_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(retry_state, "_MAX_RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def tracker() -> RecordingTracker:
 
 
 @pytest.fixture
-def replayer(tracker: RecordingTracker) -> Iterator[Replayer]:
-    made = Replayer(lambda: tracker, POLL)
+def replayer(tracker: RecordingTracker) -> Iterator[JournalReplayer]:
+    made = JournalReplayer(lambda: tracker, POLL)
     yield made
     made.stop({}, 5)
 
@@ -51,12 +51,12 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def follow(replayer: Replayer, tmp_path: Path, key: str = "a") -> None:
+def follow(replayer: JournalReplayer, tmp_path: Path, key: str = "a") -> None:
     replayer.follow(TrackedRun(key, f"run {key}"), str(tmp_path / "journal"))
 
 
 def test_events_become_points_incidents_and_an_outcome(
-    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+    tracker: RecordingTracker, replayer: JournalReplayer, writer: JournalWriter, tmp_path: Path
 ) -> None:
     follow(replayer, tmp_path)
     writer.append("metrics", samples=128, loss=2.5, note="text", good=True, deep={"a": 1})
@@ -66,17 +66,17 @@ def test_events_become_points_incidents_and_an_outcome(
     writer.append("finished", samples=256)
     assert writer.flush(5)
     assert replayer.drain(5)
-    run = tracker.runs[replayer.run_id("a", 5)]
+    run = tracker.runs[replayer.wait_for_run_id("a", 5)]
     found = [(point.name, point.value, point.step) for point in run.points]
     assert found == [("loss", 2.5, 128), ("loss", 2.0, 256), ("top5", 10.5, 256)]
     assert run.tags["orchestrator.incidents"] == "1"
     (incident,) = json.loads(run.texts["incidents.json"])
     assert incident["samples"] == 128
     assert incident["values"] == {"cause": "worker lost", "seconds": "nan"}
-    outcome = replayer.outcome("a")
+    outcome = replayer.get_outcome("a")
     assert outcome is not None
     assert outcome.kind == "finished"
-    assert replayer.behind() == 0
+    assert replayer.count_pending() == 0
     writer.append("incident", samples=300, cause="again")
     assert writer.flush(5)
     assert replayer.drain(5)
@@ -86,7 +86,7 @@ def test_events_become_points_incidents_and_an_outcome(
 
 def test_outage_loses_nothing_and_is_said_once(
     tracker: RecordingTracker,
-    replayer: Replayer,
+    replayer: JournalReplayer,
     writer: JournalWriter,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -96,27 +96,27 @@ def test_outage_loses_nothing_and_is_said_once(
     for step in range(1, 501):
         writer.append("metrics", samples=step, loss=float(step))
     assert writer.flush(5)
-    until(lambda: replayer.behind() == 500)
+    until(lambda: replayer.count_pending() == 500)
     assert not replayer.drain(0.3)
     with pytest.raises(TrackingError, match="recording tracker is down"):
-        replayer.run_id("a", 0.01)
+        replayer.wait_for_run_id("a", 0.01)
     tracker.down = False
     assert replayer.drain(5)
-    assert replayer.run_id("a", 5) == "id-a"
+    assert replayer.wait_for_run_id("a", 5) == "id-a"
     tracker.down = True
     writer.append("metrics", samples=501, loss=501.0)
     assert writer.flush(5)
-    until(lambda: replayer.behind() == 1)
+    until(lambda: replayer.count_pending() == 1)
     tracker.down = False
     assert replayer.drain(5)
     assert [point.step for point in tracker.runs["id-a"].points] == list(range(1, 502))
-    lines = [record.getMessage() for record in caplog.records if record.name == trouble.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == retry_state.__name__]
     assert [line for line in lines if "trying again" in line] == [line for line in lines if "down" in line]
     assert len(lines) == 4, lines
 
 
 def test_lost_answer_makes_no_duplicates(
-    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+    tracker: RecordingTracker, replayer: JournalReplayer, writer: JournalWriter, tmp_path: Path
 ) -> None:
     tracker.lossy = True
     follow(replayer, tmp_path)
@@ -134,7 +134,7 @@ def test_second_driver_replays_from_the_start_without_duplicates(
         writer.append("metrics", samples=step, loss=0.0)
         writer.append("incident", cause=str(step))
         assert writer.flush(5)
-        replayer = Replayer(lambda: tracker, POLL)
+        replayer = JournalReplayer(lambda: tracker, POLL)
         follow(replayer, tmp_path)
         assert replayer.stop({"a": "KILLED"}, 5)
     run = tracker.runs["id-a"]
@@ -152,18 +152,18 @@ def test_slow_opening_holds_nobody_up(tracker: RecordingTracker, tmp_path: Path)
         return tracker
 
     started = time.monotonic()
-    replayer = Replayer(factory, POLL)
+    replayer = JournalReplayer(factory, POLL)
     follow(replayer, tmp_path)
     future = replayer.submit(lambda given: given.set_tags("id-a", {"x": "1"}))
     assert time.monotonic() - started < 10  # the opening takes 20
     release.set()
-    assert replayer.run_id("a", 5) == "id-a"
+    assert replayer.wait_for_run_id("a", 5) == "id-a"
     future.result(5)
     assert tracker.runs["id-a"].tags["x"] == "1"
     assert replayer.stop({"a": "FINISHED"}, 5)
 
 
-def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: Replayer) -> None:
+def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: JournalReplayer) -> None:
     replayer.follow(TrackedRun("parent", "ensemble"), None)
     for n in range(7):
         replayer.follow(TrackedRun(f"m{n}", f"member {n}"), None, parent_key="parent")
@@ -172,12 +172,12 @@ def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: 
     with pytest.raises(ValueError, match="'nobody'"):
         replayer.follow(TrackedRun("x", "x"), None, parent_key="nobody")
     with pytest.raises(ValueError, match="followed are"):
-        replayer.outcome("nobody")
+        replayer.get_outcome("nobody")
 
 
-def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: Replayer) -> None:
+def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: JournalReplayer) -> None:
     replayer.follow(TrackedRun("a", "a"), None)
-    replayer.run_id("a", 5)
+    replayer.wait_for_run_id("a", 5)
     tracker.down = True
     done: list[int] = []
 
@@ -190,14 +190,14 @@ def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, 
 
     futures = [replayer.submit(request(n)) for n in range(5)]
     time.sleep(0.2)
-    assert (done, replayer.behind()) == ([], 5)
+    assert (done, replayer.count_pending()) == ([], 5)
     tracker.down = False
     for future in futures:
         future.result(5)
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_request_that_never_works_is_given_up(replayer: Replayer, caplog: pytest.LogCaptureFixture) -> None:
+def test_request_that_never_works_is_given_up(replayer: JournalReplayer, caplog: pytest.LogCaptureFixture) -> None:
     tries: list[int] = []
 
     def broken(_: Tracker) -> None:
@@ -212,7 +212,7 @@ def test_request_that_never_works_is_given_up(replayer: Replayer, caplog: pytest
 
 
 def test_trouble_of_one_run_stays_with_it(
-    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+    tracker: RecordingTracker, replayer: JournalReplayer, writer: JournalWriter, tmp_path: Path
 ) -> None:
     real = tracker.open_run
 
@@ -229,18 +229,18 @@ def test_trouble_of_one_run_stays_with_it(
     until(lambda: bool(tracker.runs.get("id-a") and tracker.runs["id-a"].points))
     assert not replayer.drain(0.2)
     with pytest.raises(TrackingError, match="refused"):
-        replayer.run_id("bad", 0.01)
+        replayer.wait_for_run_id("bad", 0.01)
     assert not replayer.stop({"a": "FINISHED", "bad": "FAILED"}, 2)
     assert tracker.runs["id-a"].status == "FINISHED"
 
 
 def test_stop_closes_and_a_closed_run_can_be_followed_again(
-    tracker: RecordingTracker, replayer: Replayer, writer: JournalWriter, tmp_path: Path
+    tracker: RecordingTracker, replayer: JournalReplayer, writer: JournalWriter, tmp_path: Path
 ) -> None:
     follow(replayer, tmp_path)
     assert replayer.drain(5)
     replayer.submit(lambda given: None).result(5)
-    replayer._close("a", "FAILED", tracker)
+    replayer._close_run("a", "FAILED", tracker)
     calls = tracker.calls.count("log")
     assert replayer.drain(5)
     assert tracker.calls.count("log") == calls  # no heartbeat of a closed run
@@ -260,31 +260,31 @@ def test_stop_in_an_outage_says_what_is_left(
     tracker: RecordingTracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker.down = True
-    replayer = Replayer(lambda: tracker, POLL)
+    replayer = JournalReplayer(lambda: tracker, POLL)
     follow(replayer, tmp_path)
     waiting = replayer.submit(lambda given: None)
     started = time.monotonic()
     assert not replayer.stop({"a": "FINISHED"}, 1)
     assert time.monotonic() - started < 15  # of an outage without end
-    assert replayer.cause == "the recording tracker is down"
+    assert replayer.first_error == "the recording tracker is down"
     assert caplog.text.count("is down") == 1
     assert isinstance(waiting.exception(5), TrackingError)
 
 
 def test_damaged_segment_is_given_up_and_said(
     tracker: RecordingTracker,
-    replayer: Replayer,
+    replayer: JournalReplayer,
     writer: JournalWriter,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     writer.append("metrics", samples=1, loss=0.0)
     assert writer.close(5)
-    files.create_bytes(str(tmp_path / "journal" / "000000-000002.jsonl"), b"torn")
+    file_io.create_bytes(str(tmp_path / "journal" / "000000-000002.jsonl"), b"torn")
     later = JournalWriter(str(tmp_path / "journal"), 1, flush_seconds=0.01)
     later.append("metrics", samples=2, loss=0.0)
     assert later.close(5)
-    with caplog.at_level(logging.ERROR, followed.__name__):
+    with caplog.at_level(logging.ERROR, replay.__name__):
         follow(replayer, tmp_path)
         until(lambda: len(tracker.runs["id-a"].points) == 2 if "id-a" in tracker.runs else False)
     assert "000000-000002.jsonl" in caplog.text
@@ -296,7 +296,7 @@ def test_into_a_real_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for attempt, last in enumerate((300, 500)):
         writer = JournalWriter(str(tmp_path / "journal"), attempt, flush_seconds=0.05)
-        replayer = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+        replayer = JournalReplayer(lambda: MlflowTracker(uri, "e"), POLL)
         replayer.follow(TrackedRun("parent", "ensemble"), None)
         replayer.follow(TrackedRun("a", "a"), str(tmp_path / "journal"), parent_key="parent")
         # The second attempt repeats steps 201..300, as after a crash.
@@ -304,13 +304,13 @@ def test_into_a_real_mlflow(tmp_path: Path) -> None:
             writer.append("metrics", samples=step, loss=float(step))
         assert writer.close(5)
         assert replayer.stop({"a": "FINISHED", "parent": "FINISHED"}, 30)
-        run_id = replayer.run_id("a", 1)
+        run_id = replayer.wait_for_run_id("a", 1)
         history = MlflowClient(uri, uri).get_metric_history(run_id, "loss")
         assert [metric.step for metric in history] == list(range(1, last + 1))
 
 
 def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
-    tracker: RecordingTracker, replayer: Replayer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tracker: RecordingTracker, replayer: JournalReplayer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     opening, asked = threading.Event(), threading.Event()
     original = tracker.open_run
@@ -324,19 +324,19 @@ def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
     tracker.open_run = slow  # type: ignore[method-assign]
     follow(replayer, tmp_path)
     seen: list[str] = []
-    needy = replayer.submit(lambda _: seen.append(replayer.run_id("a", 0.0)), needs="a")
+    needy = replayer.submit(lambda _: seen.append(replayer.wait_for_run_id("a", 0.0)), needs="a")
     replayer.submit(lambda _: seen.append("other")).result(5)
     assert asked.wait(5)
     assert (seen, needy.done()) == (["other"], False)
     opening.set()
     needy.result(5)
-    assert seen == ["other", replayer.run_id("a", 0.0)]
+    assert seen == ["other", replayer.wait_for_run_id("a", 0.0)]
     assert "request given up" not in caplog.text
 
 
 def test_what_the_tracker_refuses_is_not_waited_for(
     tracker: RecordingTracker,
-    replayer: Replayer,
+    replayer: JournalReplayer,
     writer: JournalWriter,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -345,18 +345,18 @@ def test_what_the_tracker_refuses_is_not_waited_for(
     replayer.follow(TrackedRun("other", "other"), None)
     assert replayer.drain(5)
     refuse = lambda *_: (_ for _ in ()).throw(TrackingError("the run was deleted"))  # noqa: E731
-    real, tracker.log = tracker.log, refuse  # type: ignore[method-assign]
+    real, tracker.log_metrics = tracker.log_metrics, refuse  # type: ignore[method-assign]
     writer.append("metrics", samples=1, loss=0.0)
     assert writer.flush(5)
-    until(lambda: replayer.behind() == 1)
+    until(lambda: replayer.count_pending() == 1)
     called = time.monotonic()
     assert not replayer.drain(60)
     assert time.monotonic() - called < 30, "waiting changes nothing"
     with pytest.raises(TrackingError, match="was deleted"):
-        replayer.run_url("a", 1.0)
-    tracker.log = real  # type: ignore[method-assign]  # a person restored it
+        replayer.wait_for_run_url("a", 1.0)
+    tracker.log_metrics = real  # type: ignore[method-assign]  # a person restored it
     assert replayer.drain(5)
-    assert replayer.run_url("a", 1.0) == "recorded://id-a"
+    assert replayer.wait_for_run_url("a", 1.0) == "recorded://id-a"
     assert len(tracker.runs["id-a"].points) == 1
     said = [record for record in caplog.records if "was deleted" in record.getMessage()]
     assert not any(record.exc_info for record in said), "a line, no traceback"
@@ -366,7 +366,7 @@ def test_what_the_tracker_refuses_is_not_waited_for(
 def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unrecorded(
     tracker: RecordingTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replayer = Replayer(lambda: tracker, POLL)
+    replayer = JournalReplayer(lambda: tracker, POLL)
     tries: list[int] = []
 
     def refused(_: Tracker) -> None:
@@ -376,12 +376,12 @@ def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unr
     assert isinstance(replayer.submit(refused).exception(5), TrackingError)
     assert len(tries) == 1
     assert not replayer.stop({}, 5)
-    assert replayer.cause == "no permission for artifacts"
+    assert replayer.first_error == "no permission for artifacts"
     assert [record.exc_info for record in caplog.records] == [None]
 
 
 def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
-    tracker: RecordingTracker, replayer: Replayer
+    tracker: RecordingTracker, replayer: JournalReplayer
 ) -> None:
     tracker.open_run = lambda run: (_ for _ in ()).throw(TrackingError("refused"))  # type: ignore[method-assign]
     replayer.follow(TrackedRun("parent", "ensemble"), None)
@@ -398,24 +398,24 @@ def test_a_run_that_a_person_deletes_is_said_in_a_line_and_recorded_anew_by_the_
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri, uri)
     writer = JournalWriter(str(tmp_path / "journal"), 0, flush_seconds=0.05)
-    replayer = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+    replayer = JournalReplayer(lambda: MlflowTracker(uri, "e"), POLL)
     follow(replayer, tmp_path)
     writer.append("metrics", samples=1, loss=1.0)
     assert writer.flush(5)
     assert replayer.drain(30)
-    deleted = replayer.run_id("a", 1)
+    deleted = replayer.wait_for_run_id("a", 1)
     client.delete_run(deleted)
     writer.append("metrics", samples=2, loss=2.0)
     assert writer.close(5)
     called = time.monotonic()
     assert not replayer.stop({"a": "FINISHED"}, 60)
     assert time.monotonic() - called < 30
-    assert f"mlflow runs restore --run-id {deleted}" in replayer.cause
+    assert f"mlflow runs restore --run-id {deleted}" in replayer.first_error
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert not line.exc_info
-    again = Replayer(lambda: MlflowTracker(uri, "e"), POLL)
+    again = JournalReplayer(lambda: MlflowTracker(uri, "e"), POLL)
     follow(again, tmp_path)
     assert again.stop({"a": "FINISHED"}, 30)
-    anew = again.run_id("a", 1)
+    anew = again.wait_for_run_id("a", 1)
     assert anew != deleted
     assert [metric.step for metric in client.get_metric_history(anew, "loss")] == [1, 2]

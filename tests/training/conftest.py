@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.digits import pack_digits
-from orchestrator.training.job import TrainJob
-from orchestrator.training.watchdog import Watchdog
-from tests.support import runs, shards
+from orchestrator.data.build.digits import pack_digits
+from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.config import TrainJob
+from tests.support import runs, tiny_shards
 from tests.support.ranks import Ranks
 from tests.support.runs import first_optimizer_step
 
@@ -31,7 +31,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 training samples, so that two of each epoch are dropped at batches of 8, and 5 for validation."""
     folder = tmp_path_factory.mktemp("small")
-    shards.dataset(folder, train=50, per_shard=6)
+    tiny_shards.dataset(folder, train=50, per_shard=6)
     return folder
 
 

@@ -4,26 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import format as checkpoint_format
-from orchestrator.data.packer import RawSample, pack
-from orchestrator.storage import files
-from orchestrator.training.job import checkpoints_of, final_of
-from tests.support import runs, shards
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
+from orchestrator.storage import file_io
+from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir
+from tests.support import runs, tiny_shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, job, recipe, stop_asking, train
 
 
 # ------------------------------------------------------------------ broken images
 def broken(first: int) -> RawSample:
-    return RawSample(f"broken-{first}", shards.jpeg(first)[:200], 1)
+    return RawSample(f"broken-{first}", tiny_shards.jpeg(first)[:200], 1)
 
 
 def test_broken_images_are_counted_and_not_fatal(tmp_path: Path) -> None:
     data = tmp_path / "data"
     splits = {
-        "train": [*shards.samples(14), broken(90), broken(91)],
-        "validation": [*shards.samples(6, 500), broken(92)],
+        "train": [*tiny_shards.samples(14), broken(90), broken(91)],
+        "validation": [*tiny_shards.samples(6, 500), broken(92)],
     }
-    pack(str(data), "x", shards.CLASSES, splits, 4)
+    write_dataset(str(data), "x", tiny_shards.CLASSES, splits, 4)
     one = job(data, tmp_path / "run", recipe(epochs=1))
     outcome = train(one)
     assert outcome.status == "finished"
@@ -34,10 +34,10 @@ def test_broken_images_are_counted_and_not_fatal(tmp_path: Path) -> None:
 
 def with_broken(folder: Path, bad: int) -> None:
     splits = {
-        "train": [*shards.samples(48 - bad), *(broken(90 + n) for n in range(bad))],
-        "validation": shards.samples(5, 500),
+        "train": [*tiny_shards.samples(48 - bad), *(broken(90 + n) for n in range(bad))],
+        "validation": tiny_shards.samples(5, 500),
     }
-    pack(str(folder), "x", shards.CLASSES, splits, 6)
+    write_dataset(str(folder), "x", tiny_shards.CLASSES, splits, 6)
 
 
 def test_bad_samples_are_those_of_the_epoch_and_survive_a_resume(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_too_many_bad_samples_are_bad_data_within_a_pulse(tmp_path: Path) -> Non
         outcome.message
     )
     assert "the first: 'broken-" in outcome.message
-    assert not files.exists(final_of(one.folder))
+    assert not file_io.exists(get_final_weights_dir(one.folder))
     assert train(job(data, tmp_path / "patient", recipe(epochs=1, max_bad_share=0.9))).status == "finished"
 
 
@@ -102,10 +102,10 @@ def test_a_checkpoint_without_a_record_is_refused(small: Path, tmp_path: Path) -
     one = job(small, tmp_path, recipe(), pulse_steps=4)
     ask_to_stop(one)
     train(one)
-    (place,) = checkpoint_format.places(checkpoints_of(one.folder))
+    (place,) = checkpoint_format.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     del state["audit"]
-    checkpoint_format.write(place.url, state, {})
+    checkpoint_format.write_folder(place.url, state, {})
     outcome = train(one)
     assert outcome.status == "bad-checkpoint"
     assert place.url in outcome.message

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.format import STATE
-from orchestrator.config.overrides import apply
-from orchestrator.data.packer import RawSample, pack
+from orchestrator.checkpoint.checkpoint import STATE_FILE
+from orchestrator.config.overrides import apply_overrides
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.recipe import presets
-from orchestrator.storage import commit, files
-from orchestrator.training import entry
-from orchestrator.training.job import TrainJob, checkpoints_of, final_of
-from tests.support import runs, shards
+from orchestrator.storage import commit, file_io
+from orchestrator.training import trainer
+from orchestrator.training.config import TrainJob, get_checkpoints_dir, get_final_weights_dir
+from tests.support import runs, tiny_shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, final, identical, job, recipe, stop_asking, train
 
 
 # ------------------------------------------------------------------ the digits
 def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_path: Path) -> None:
-    one = job(digits, tmp_path, apply(presets.googlenet_tiny(), {"epochs": 1}), log_steps=10, pulse_steps=10)
+    one = job(digits, tmp_path, apply_overrides(presets.googlenet_tiny(), {"epochs": 1}), log_steps=10, pulse_steps=10)
     context = RecordingContext()
     outcome = train(one, context=context)
     assert (outcome.status, outcome.attempt) == ("finished", 1)
@@ -40,7 +40,7 @@ def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_p
     assert found.recipe == one.recipe.to_dict()
     assert len(found.classes) == 10
     assert not any(name.startswith("heads.") for name in found.raw)
-    assert weights.digest(found.averaged) != weights.digest(found.raw)
+    assert weights.compute_digest(found.averaged) != weights.compute_digest(found.raw)
     assert runs.saved_at(one) == [], "a finished run needs no checkpoints"
 
 
@@ -106,7 +106,7 @@ def test_a_stop_after_the_last_step_still_ends_with_a_validation(small: Path, tm
 _KILLED = """
 import os, signal, sys
 from orchestrator.training import entry
-from orchestrator.training.job import TrainJob
+from orchestrator.training.config import TrainJob
 from tests.support.runs import ALONE
 
 class Context:
@@ -132,7 +132,7 @@ def test_killed_and_resumed_equals_never_killed(small: Path, tmp_path: Path, who
         [sys.executable, "-c", _KILLED], input=one.to_json(), text=True, check=False, cwd=os.getcwd(), timeout=120
     )
     assert killed.returncode == -signal.SIGKILL
-    assert not files.exists(final_of(one.folder))
+    assert not file_io.exists(get_final_weights_dir(one.folder))
     assert train(one).status == "finished"
     assert identical(final(one), final(whole))
     assert runs.delivered(one) == runs.delivered(whole)
@@ -153,11 +153,11 @@ def test_a_finished_run_is_not_trained_again(small: Path, tmp_path: Path) -> Non
     """A worker may die after the end; Ray then restarts the whole group."""
     one = job(small, tmp_path, recipe(epochs=1))
     first = train(one)
-    before = (files.list_names(final_of(one.folder)), len(events(one)))
+    before = (file_io.list_names(get_final_weights_dir(one.folder)), len(events(one)))
     context = RecordingContext()
     assert train(one, context=context) == first
     assert context.reports == []
-    assert before == (files.list_names(final_of(one.folder)), len(events(one)))
+    assert before == (file_io.list_names(get_final_weights_dir(one.folder)), len(events(one)))
 
 
 def test_seeds_and_recipe_change_the_result(small: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_seeds_and_recipe_change_the_result(small: Path, tmp_path: Path) -> None
         {"precision": "bfloat16"}, {},
     ]  # fmt: skip
     for number, change in enumerate(changes):
-        one = job(small, tmp_path / str(number), apply(recipe(epochs=1), change))
+        one = job(small, tmp_path / str(number), apply_overrides(recipe(epochs=1), change))
         assert train(one).status == "finished"
         found.append(final(one).digest)
     assert found[0] == found[-1]
@@ -192,14 +192,14 @@ def test_another_dataset_is_bad_data(small: Path, tmp_path: Path) -> None:
 def test_what_the_data_cannot_give_is_bad_data(
     small: Path, tmp_path: Path, changes: dict[str, object], told: str
 ) -> None:
-    outcome = train(job(small, tmp_path, apply(recipe(epochs=1), changes)))
+    outcome = train(job(small, tmp_path, apply_overrides(recipe(epochs=1), changes)))
     assert (outcome.status == "bad-data") == bool(told)
     assert told in outcome.message
 
 
 def test_a_missing_shard_is_bad_data(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    shards.dataset(data, train=16)
+    tiny_shards.dataset(data, train=16)
     (data / "train" / "train-000001.tar").unlink()
     outcome = train(job(data, tmp_path / "run", recipe()))
     assert outcome.status == "bad-data"
@@ -210,9 +210,9 @@ def test_a_missing_shard_is_bad_data(tmp_path: Path) -> None:
 def test_broken_validation_images_are_counted_and_too_many_end_the_run(
     tmp_path: Path, broken: int, status: str
 ) -> None:
-    validation = [*shards.samples(9, 500), *(RawSample(f"broken-{n:02d}", b"no image", 0) for n in range(broken))]
-    splits = {"train": shards.samples(16), "validation": validation}
-    pack(str(tmp_path / "data"), "x", shards.CLASSES, splits, 6)
+    validation = [*tiny_shards.samples(9, 500), *(RawSample(f"broken-{n:02d}", b"no image", 0) for n in range(broken))]
+    splits = {"train": tiny_shards.samples(16), "validation": validation}
+    write_dataset(str(tmp_path / "data"), "x", tiny_shards.CLASSES, splits, 6)
     outcome = train(job(tmp_path / "data", tmp_path / "run", recipe(epochs=1)))
     assert outcome.status == status
     if status == "finished":
@@ -225,7 +225,7 @@ def test_broken_validation_images_are_counted_and_too_many_end_the_run(
 @pytest.mark.parametrize("left", [[], [RawSample("broken", b"", 0)]], ids=["empty", "broken"])
 def test_a_validation_split_without_a_whole_image_is_bad_data(tmp_path: Path, left: list[RawSample]) -> None:
     data = tmp_path / "data"
-    pack(str(data), "x", shards.CLASSES, {"train": shards.samples(8), "validation": left}, 4)
+    write_dataset(str(data), "x", tiny_shards.CLASSES, {"train": tiny_shards.samples(8), "validation": left}, 4)
     outcome = train(job(data, tmp_path / "run", recipe()))
     assert outcome.status == "bad-data"
     assert "validation" in outcome.message
@@ -233,11 +233,11 @@ def test_a_validation_split_without_a_whole_image_is_bad_data(tmp_path: Path, le
 
 @pytest.mark.parametrize("pulse_steps", [1, 1000], ids=["between epochs", "at an epoch's end"])
 def test_a_rate_that_diverges(small: Path, tmp_path: Path, pulse_steps: int) -> None:
-    one = job(small, tmp_path, apply(recipe(), {"schedule.base_rate": 100.0}), pulse_steps=pulse_steps)
+    one = job(small, tmp_path, apply_overrides(recipe(), {"schedule.base_rate": 100.0}), pulse_steps=pulse_steps)
     outcome = train(one)
     assert outcome.status == "diverged"
     assert "schedule.base_rate" in outcome.message
-    assert not files.exists(final_of(one.folder))
+    assert not file_io.exists(get_final_weights_dir(one.folder))
 
 
 def test_the_checkpoint_of_another_recipe_is_refused(small: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_the_checkpoint_of_another_recipe_is_refused(small: Path, tmp_path: Path
     other = one.model_copy(update={"recipe": recipe(epochs=4)})
     outcome = train(other)
     assert outcome.status == "bad-checkpoint"
-    assert checkpoints_of(one.folder) in outcome.message
+    assert get_checkpoints_dir(one.folder) in outcome.message
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_noted(small: Path, tmp_path: Path, whole: TrainJob) -> None:
@@ -256,8 +256,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_noted(small: Path, tmp_path: Pa
     for _ in range(2):
         train(one)
     stop_asking(one)
-    newest = Path(checkpoints_of(one.folder), files.list_names(checkpoints_of(one.folder))[-1])
-    shards.flip_byte(newest / STATE, 5000)
+    newest = Path(get_checkpoints_dir(one.folder), file_io.list_names(get_checkpoints_dir(one.folder))[-1])
+    tiny_shards.flip_byte(newest / STATE_FILE, 5000)
     assert train(one).status == "finished"
     assert events(one, "started")[-1].samples == 4 * 8
     (incident,) = events(one, "incident")
@@ -273,7 +273,7 @@ def test_when_every_checkpoint_is_damaged_the_run_begins_anew_and_says_so(
     ask_to_stop(one)
     train(one)
     stop_asking(one)
-    (only,) = Path(checkpoints_of(one.folder)).iterdir()
+    (only,) = Path(get_checkpoints_dir(one.folder)).iterdir()
     (only / commit.DONE).write_bytes(b"{}")
     assert train(one).status == "finished"
     assert len(events(one, "incident")) == 1
@@ -285,12 +285,12 @@ def test_a_crash_is_raised_and_leaves_its_traceback(small: Path, tmp_path: Path,
     one = job(small, tmp_path, recipe(), checkpoint_seconds=0.001)
     with pytest.raises(RuntimeError, match="the launcher is gone"):
         train(one, context=RecordingContext(RuntimeError("the launcher is gone")))
-    (name,) = files.list_names(files.join(one.folder, "tracebacks"))
+    (name,) = file_io.list_names(file_io.join(one.folder, "tracebacks"))
     assert name == "attempt-000001-rank-00000.txt"
-    text = files.read_bytes(files.join(one.folder, "tracebacks", name)).decode()
+    text = file_io.read_bytes(file_io.join(one.folder, "tracebacks", name)).decode()
     assert "RuntimeError: the launcher is gone" in text
     assert "in train" in text
-    assert not files.exists(files.join(one.folder, "outcome.json"))
+    assert not file_io.exists(file_io.join(one.folder, "outcome.json"))
     assert train(one).status == "finished"
     (incident,) = events(one, "incident")
     assert "RuntimeError: the launcher is gone" in str(incident.values["cause"])
@@ -308,8 +308,8 @@ def test_a_traceback_that_cannot_be_written_hides_no_cause(small: Path, tmp_path
 def test_attempts_are_numbered_through(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe(epochs=1))
     # As another starter left it: a gap, and a number that is taken.
-    files.write_bytes(str(tmp_path / "attempts" / "000002.json"), b"{}")
+    file_io.write_bytes(str(tmp_path / "attempts" / "000002.json"), b"{}")
     assert train(one).attempt == 3
-    records = [name for name in files.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
+    records = [name for name in file_io.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
     assert records == ["000002.json", "000003.json"]
-    assert entry._attempt(one, runs.ALONE).number == 4
+    assert trainer._start_attempt(one, runs.ALONE).number == 4

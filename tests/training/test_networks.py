@@ -5,20 +5,20 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from orchestrator.data.loader import Batch
-from orchestrator.models.build import build
-from orchestrator.models.config import AlexNetConfig, AnyModel, GoogLeNetConfig, LeNet5Config, NINConfig
+from orchestrator.data.dataloader import Batch
+from orchestrator.models.config import AlexNetConfig, AnyModelConfig, GoogLeNetConfig, LeNet5Config, NINConfig
+from orchestrator.models.registry import create_model
 from orchestrator.recipe.config import Recipe
-from orchestrator.training import state as states
-from orchestrator.training.state import TrainState
-from orchestrator.training.step import Stepper
-from orchestrator.training.world import World
+from orchestrator.training import train_state as states
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_state import TrainState
+from orchestrator.training.train_step import TrainStep
 from tests.support.ranks import Ranks
 from tests.support.runs import ALONE, CPU, recipe
 
 CLASSES = 3
 # The others are AlexNet with other rows (see tests/models/test_networks.py).
-NETWORKS: list[AnyModel] = [
+NETWORKS: list[AnyModelConfig] = [
     LeNet5Config(),
     AlexNetConfig(image_size=32),
     NINConfig(image_size=32),
@@ -35,16 +35,16 @@ def batch(first: int = 0, images: int = 8) -> Batch:
     return Batch(pixels, ids % CLASSES, torch.ones(images), ids)
 
 
-def of(config: AnyModel) -> Recipe:
+def of(config: AnyModelConfig) -> Recipe:
     base = recipe()
     averaging = base.averaging.model_copy(update={"start": 0.0})
     return base.model_copy(update={"model": config, "averaging": averaging})
 
 
-def trained(config: AnyModel, world: World = ALONE) -> tuple[TrainState, list[float]]:
+def trained(config: AnyModelConfig, world: DistributedContext = ALONE) -> tuple[TrainState, list[float]]:
     """Three steps on batches of 8, of which each rank has its share."""
-    state = states.fresh(of(config), CLASSES, 6, CPU)
-    step = Stepper(of(config), state, states.wrapped(state.model, world.workers), world)
+    state = states.create_initial_state(of(config), CLASSES, 6, CPU)
+    step = TrainStep(of(config), state, states.wrap_in_ddp(state.model, world.workers), world)
     own = slice(world.rank * 8 // world.workers, (world.rank + 1) * 8 // world.workers)
     losses = []
     for first in (0, 8, 16):
@@ -54,13 +54,13 @@ def trained(config: AnyModel, world: World = ALONE) -> tuple[TrainState, list[fl
 
 
 @networks
-def test_final_weights_are_those_of_a_network_for_inference(config: AnyModel) -> None:
-    before = build(config, CLASSES, 0).state_dict()
+def test_final_weights_are_those_of_a_network_for_inference(config: AnyModelConfig) -> None:
+    before = create_model(config, CLASSES, 0).state_dict()
     state, losses = trained(config)
     assert all(0 < loss < 1000 for loss in losses)
-    averaged, raw = state.final_weights()
+    averaged, raw = state.copy_final_weights()
     assert averaged.keys() == raw.keys()
-    model = build(config, CLASSES, 1)
+    model = create_model(config, CLASSES, 1)
     model.drop_auxiliary()
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     # Validation puts the mean over the model's own weights; inference loads final weights.
@@ -75,13 +75,13 @@ def test_final_weights_are_those_of_a_network_for_inference(config: AnyModel) ->
 
 def test_the_mean_of_a_batch_normed_network_has_the_mean_of_its_statistics() -> None:
     config = NETWORKS[-1]
-    state = states.fresh(of(config), CLASSES, 6, CPU)
-    step = Stepper(of(config), state, state.model, ALONE)
+    state = states.create_initial_state(of(config), CLASSES, 6, CPU)
+    step = TrainStep(of(config), state, state.model, ALONE)
     seen: list[dict[str, Tensor]] = []
     for first in (0, 8):
         step(batch(first))
         seen.append({name: value.clone() for name, value in state.model.state_dict().items()})
-    averaged, raw = state.final_weights()
+    averaged, raw = state.copy_final_weights()
     statistics = [name for name in raw if name.endswith(("running_mean", "running_var"))]
     assert len(statistics) == 2 * 57
     for name in statistics:
@@ -89,14 +89,14 @@ def test_the_mean_of_a_batch_normed_network_has_the_mean_of_its_statistics() -> 
         assert not torch.equal(averaged[name], raw[name]), name
 
 
-def _ranked(rank: int, workers: int, config: AnyModel) -> dict[str, Tensor]:
-    return trained(config, World(rank, workers, CPU))[0].final_weights()[1]
+def _ranked(rank: int, workers: int, config: AnyModelConfig) -> dict[str, Tensor]:
+    return trained(config, DistributedContext(rank, workers, CPU))[0].copy_final_weights()[1]
 
 
 @pytest.mark.process
 def test_masks_of_a_whole_map_are_the_same_on_two_ranks(ranks: Ranks) -> None:
     config = NINConfig(image_size=32)
-    alone = trained(config)[0].final_weights()[1]
+    alone = trained(config)[0].copy_final_weights()[1]
     for found in ranks.run(_ranked, 2, config):
         assert not isinstance(found, Exception), found
         assert max(float((found[name] - alone[name]).abs().max()) for name in alone) < 1e-5

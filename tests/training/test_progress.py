@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.overrides import apply
-from orchestrator.training.progress import Progress
-from orchestrator.training.step import averaging_from
+from orchestrator.config.overrides import apply_overrides
+from orchestrator.training.train_state import Progress
+from orchestrator.training.train_step import compute_averaging_start_step
 from tests.support.runs import recipe
 
 
@@ -33,4 +33,4 @@ def test_one_step_at_a_time_is_the_same_as_all_at_once(step: int, batch_size: in
 
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.6, 36), (0.61, 36), (0.99, 59), (0.9999, 59)])
 def test_averaging_begins_at_its_share_and_holds_at_least_the_last_step(start: float, first: int) -> None:
-    assert averaging_from(apply(recipe(epochs=6), {"averaging.start": start}), 10) == first
+    assert compute_averaging_start_step(apply_overrides(recipe(epochs=6), {"averaging.start": start}), 10) == first

@@ -8,12 +8,12 @@ from unittest.mock import patch
 
 import pytest
 
-from orchestrator.data.order import batch_positions
-from orchestrator.data.packer import RawSample, pack
-from orchestrator.data.read_ahead import ReadAhead
-from orchestrator.storage import files
-from orchestrator.training.job import TrainJob
-from tests.support import runs, shards
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
+from orchestrator.data.prefetch import Prefetcher
+from orchestrator.data.sampler import select_rank_positions
+from orchestrator.storage import file_io
+from orchestrator.training.config import TrainJob
+from tests.support import runs, tiny_shards
 from tests.support.ranks import Ranks
 from tests.support.runs import ask_to_stop, events, job, recipe, stop_asking, train_by
 
@@ -30,7 +30,7 @@ def truncated(tar: Path) -> None:
 
 
 def flipped(tar: Path) -> None:
-    shards.flip_byte(tar, tar.read_bytes().index(b"\xff\xd8") + 100)  # within the JPEG
+    tiny_shards.flip_byte(tar, tar.read_bytes().index(b"\xff\xd8") + 100)  # within the JPEG
 
 
 @pytest.mark.parametrize("harm", [missing, truncated, flipped])
@@ -40,10 +40,10 @@ def test_data_that_one_rank_cannot_read_ends_all_ranks_alike(
 ) -> None:
     """One sample a shard, so that one rank alone meets the damage, in the middle of the first epoch."""
     data = tmp_path / "data"
-    shards.dataset(data, train=48, per_shard=1)
+    tiny_shards.dataset(data, train=48, per_shard=1)
     one = job(data, tmp_path / "run", recipe(), pulse_steps=pulse_steps, checkpoint_seconds=0.001)
     met = 3  # the step of the first epoch that is given the harmed sample
-    shard = int(runs.plan(one, 0).locate(batch_positions(met, 8, 8, 1, 2))[0][0])
+    shard = int(runs.plan(one, 0).locate(select_rank_positions(met, 8, 8, 1, 2))[0][0])
     name = f"train-{shard:06d}.tar"
     harm(data / "train" / name)
     outcomes = train_by(ranks, 2, one)
@@ -54,13 +54,13 @@ def test_data_that_one_rank_cannot_read_ends_all_ranks_alike(
     assert outcomes[0].samples == (4 if pulse_steps == 2 else 6) * 8, "within a pulse"
     assert all(samples <= met * 8 for samples in runs.saved_at(one)), "nothing is saved after the failure"
     assert runs.outcome(one) == outcomes[0]
-    assert files.list_names(files.join(one.folder, "tracebacks")) == [], "no crash, which would be tried again"
+    assert file_io.list_names(file_io.join(one.folder, "tracebacks")) == [], "no crash, which would be tried again"
 
 
 def test_validation_data_that_one_rank_cannot_read_ends_all_ranks_alike(tmp_path: Path, ranks: Ranks) -> None:
     data = tmp_path / "data"
-    splits = {"train": shards.samples(16), "validation": shards.samples(6, 500)}
-    pack(str(data), "x", shards.CLASSES, splits, 1)
+    splits = {"train": tiny_shards.samples(16), "validation": tiny_shards.samples(6, 500)}
+    write_dataset(str(data), "x", tiny_shards.CLASSES, splits, 1)
     (data / "validation" / "validation-000005.tar").unlink()
     one = job(data, tmp_path / "run", recipe())
     outcomes = train_by(ranks, 2, one)
@@ -75,16 +75,16 @@ def test_storage_that_fails_is_a_crash(small: Path, tmp_path: Path, ranks: Ranks
     found = ranks.run(_without_storage, 2, one.to_dict(), collective_seconds=5)
     assert all(isinstance(raised, RuntimeError) for raised in found)
     assert "the network is down" in all_tracebacks(one)
-    assert not files.exists(files.join(one.folder, "outcome.json"))
+    assert not file_io.exists(file_io.join(one.folder, "outcome.json"))
 
 
 def _without_storage(rank: int, workers: int, payload: dict[str, Any]) -> dict[str, Any]:
     def failing(*_: object) -> None:
-        raise files.StorageError("the network is down")
+        raise file_io.StorageError("the network is down")
 
     if rank == 0:
         return runs.train_on_rank(rank, workers, payload)
-    with patch.object(ReadAhead, "take", failing):
+    with patch.object(Prefetcher, "take", failing):
         return runs.train_on_rank(rank, workers, payload)
 
 
@@ -105,7 +105,7 @@ def test_two_ranks_then_three_see_the_global_batches_of_one(small: Path, tmp_pat
     assert by_two == by_three
     for step, ids in {**before, **by_three}.items():
         order = runs.plan(one, step // 6)
-        expected = order.ids(*order.locate(batch_positions(step % 6, 8, 8, 0, 1)))
+        expected = order.get_sample_ids(*order.locate(select_rank_positions(step % 6, 8, 8, 0, 1)))
         assert ids == sorted(expected.tolist())
     for each in (one, copied):
         assert runs.as_planned(each)
@@ -126,8 +126,8 @@ def noted(ranks: Ranks, workers: int, of: TrainJob) -> dict[int, list[int]]:
 def harmed(folder: Path, bad: int) -> None:
     """24 training samples, of which so many are broken."""
     broken = [RawSample(f"broken-{n:02d}", b"no image", 0) for n in range(bad)]
-    splits = {"train": [*shards.samples(24 - bad), *broken], "validation": shards.samples(2, 500)}
-    pack(str(folder), "x", shards.CLASSES, splits, 4)
+    splits = {"train": [*tiny_shards.samples(24 - bad), *broken], "validation": tiny_shards.samples(2, 500)}
+    write_dataset(str(folder), "x", tiny_shards.CLASSES, splits, 4)
 
 
 def test_bad_samples_of_all_ranks_are_named_whoever_had_them(tmp_path: Path, ranks: Ranks) -> None:
@@ -161,5 +161,5 @@ def test_too_many_bad_samples_end_all_ranks_alike(tmp_path: Path, ranks: Ranks) 
 
 
 def all_tracebacks(of: TrainJob) -> str:
-    folder = files.join(of.folder, "tracebacks")
-    return "".join(files.read_bytes(files.join(folder, name)).decode() for name in files.list_names(folder))
+    folder = file_io.join(of.folder, "tracebacks")
+    return "".join(file_io.read_bytes(file_io.join(folder, name)).decode() for name in file_io.list_names(folder))

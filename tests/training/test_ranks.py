@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.overrides import apply
-from orchestrator.data.order import batch_positions
-from orchestrator.data.packer import RawSample, pack
+from orchestrator.config.overrides import apply_overrides
+from orchestrator.data.build.tar_writer import RawSample, write_dataset
+from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
-from orchestrator.training.job import Outcome, TrainJob
-from orchestrator.training.world import World
-from tests.support import runs, shards
+from orchestrator.training.config import Outcome, TrainJob
+from orchestrator.training.distributed import DistributedContext
+from tests.support import runs, tiny_shards
 from tests.support.ranks import Ranks
 from tests.support.runs import ask_to_stop, events, farthest, final, identical, job, recipe, stop_asking, train_by
 
@@ -57,7 +57,7 @@ def test_any_number_of_workers_gives_the_same_weights(whole: dict[int, TrainJob]
 def test_the_tolerance_would_tell_other_masks_crops_and_orders(
     small: Path, tmp_path: Path, whole: dict[int, TrainJob], change: dict[str, object]
 ) -> None:
-    other = job(small, tmp_path, apply(recipe(), change))
+    other = job(small, tmp_path, apply_overrides(recipe(), change))
     assert runs.train(other).status == "finished"
     assert farthest(final(whole[1]), final(other)) > 20 * ROUNDING
 
@@ -93,8 +93,8 @@ def test_a_run_goes_on_with_another_number_of_workers(
 
 def sparse() -> Recipe:
     """Batches so small that not every rank of three has a sample in every one."""
-    one = apply(recipe(epochs=1), {"batch_size": 3})
-    shares = [[len(batch_positions(step, 3, 8, rank, 3)) for rank in range(3)] for step in range(8)]
+    one = apply_overrides(recipe(epochs=1), {"batch_size": 3})
+    shares = [[len(select_rank_positions(step, 3, 8, rank, 3)) for rank in range(3)] for step in range(8)]
     assert any(0 in share for share in shares), "or the test tests nothing"
     return one
 
@@ -102,9 +102,9 @@ def sparse() -> Recipe:
 def test_a_rank_without_a_sample_takes_part(tmp_path: Path, ranks: Ranks) -> None:
     data = tmp_path / "data"
     broken = [RawSample(f"broken-{n}", b"no image", 0) for n in range(2)]
-    pack(
-        str(data), "x", shards.CLASSES,
-        {"train": [*shards.samples(22), *broken], "validation": shards.samples(2, 500)}, 4,
+    write_dataset(
+        str(data), "x", tiny_shards.CLASSES,
+        {"train": [*tiny_shards.samples(22), *broken], "validation": tiny_shards.samples(2, 500)}, 4,
     )  # fmt: skip
     done = []
     for workers in (1, 3):
@@ -118,7 +118,7 @@ def test_a_rank_without_a_sample_takes_part(tmp_path: Path, ranks: Ranks) -> Non
 
 
 def test_a_rate_that_diverges_ends_all_ranks(small: Path, tmp_path: Path, ranks: Ranks) -> None:
-    one = job(small, tmp_path, apply(recipe(), {"schedule.base_rate": 100.0}), pulse_steps=4)
+    one = job(small, tmp_path, apply_overrides(recipe(), {"schedule.base_rate": 100.0}), pulse_steps=4)
     assert [outcome.status for outcome in train_by(ranks, 3, one)] == ["diverged"] * 3
     assert runs.outcome(one).status == "diverged"
 
@@ -130,14 +130,14 @@ def test_a_finished_run_is_finished_for_all_ranks(ranks: Ranks, whole: dict[int,
 
 
 def test_more_workers_than_lanes_is_bad_data_on_all_ranks(small: Path, tmp_path: Path, ranks: Ranks) -> None:
-    one = job(small, tmp_path, apply(recipe(), {"order.lanes": 2}))
+    one = job(small, tmp_path, apply_overrides(recipe(), {"order.lanes": 2}))
     found = train_by(ranks, 3, one)
     assert [outcome.status for outcome in found] == ["bad-data"] * 3
     assert "order.lanes" in found[0].message
 
 
 def _texts(rank: int, workers: int, texts: list[str]) -> list[str]:
-    return World(rank, workers, runs.CPU).gather(texts[rank])
+    return DistributedContext(rank, workers, runs.CPU).all_gather_text(texts[rank])
 
 
 @pytest.mark.parametrize("texts", [["one", "", "zwölf \ud800"], ["", "", ""]])
@@ -148,8 +148,12 @@ def test_texts_of_all_ranks(ranks: Ranks, texts: list[str]) -> None:
 
 
 def _sums(rank: int, workers: int, values: list[float]) -> Any:
-    world = World(rank, workers, runs.CPU)
-    return world.sum([value * (rank + 1) for value in values]), world.agree(rank == 0), world.agree(rank != 0)
+    world = DistributedContext(rank, workers, runs.CPU)
+    return (
+        world.all_reduce_values([value * (rank + 1) for value in values]),
+        world.broadcast_flag(rank == 0),
+        world.broadcast_flag(rank != 0),
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])

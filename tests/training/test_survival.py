@@ -10,26 +10,17 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from orchestrator.checkpoint import format as checkpoints
-from orchestrator.data.loader import Batch
-from orchestrator.storage import files
-from orchestrator.training import attempts, watch, watchdog
-from orchestrator.training.job import TrainJob, attempts_of, checkpoints_of, final_of
-from orchestrator.training.step import Stepper
-from orchestrator.training.world import World
+from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.data.dataloader import Batch
+from orchestrator.storage import file_io
+from orchestrator.training import attempts
+from orchestrator.training.callbacks import stop_monitor, watchdog
+from orchestrator.training.config import TrainJob, get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_step import TrainStep
 from tests.support import runs
 from tests.support.ranks import Ranks
-from tests.support.runs import (
-    RecordingContext,
-    ask_to_stop,
-    events,
-    final,
-    identical,
-    job,
-    recipe,
-    stop_asking,
-    train,
-)
+from tests.support.runs import RecordingContext, ask_to_stop, events, final, identical, job, recipe, stop_asking, train
 
 
 def test_a_notice_is_answered_with_one_checkpoint(small: Path, tmp_path: Path) -> None:
@@ -50,7 +41,7 @@ def test_a_notice_is_answered_with_one_checkpoint(small: Path, tmp_path: Path) -
 
 def test_a_stop_without_saving(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe())
-    files.write_bytes(one.stop_flag, b'{"save": false}')
+    file_io.write_bytes(one.stop_flag, b'{"save": false}')
     assert train(one).status == "stopped"
     assert runs.saved_at(one) == []
 
@@ -59,7 +50,7 @@ def test_a_stop_without_saving(small: Path, tmp_path: Path) -> None:
 def test_one_that_was_taken_over_ends_and_writes_nothing_that_counts(
     small: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "FENCE_SECONDS", 0.002)
+    monkeypatch.setattr(stop_monitor, "FENCE_SECONDS", 0.002)
     one = job(small, tmp_path, recipe(epochs=200), checkpoint_seconds=0.001)
     one = one.model_copy(update={"successor": str(tmp_path / "000002.json")})
     before: list[int] = []
@@ -68,32 +59,32 @@ def test_one_that_was_taken_over_ends_and_writes_nothing_that_counts(
         def report(self, metrics: dict[str, float]) -> None:
             if metrics["epoch"] == 2:
                 if how == "driver":
-                    files.write_bytes(one.successor, b"")
-                attempts.take(one.folder, 1)
+                    file_io.write_bytes(one.successor, b"")
+                attempts.create_attempt(one.folder, 1)
                 before.extend(runs.saved_at(one))
 
     outcome = train(one, context=TakenOver())
     assert outcome.status == "stopped"
     assert "took this run over" in outcome.message
-    assert not files.exists(final_of(one.folder))
-    assert not files.exists(files.join(one.folder, "outcome.json"))
+    assert not file_io.exists(get_final_weights_dir(one.folder))
+    assert not file_io.exists(file_io.join(one.folder, "outcome.json"))
     # One write may have been under way.
     assert len(set(runs.saved_at(one)) - set(before)) <= 1
 
 
 def test_workers_of_a_driver_that_lost_its_run_do_not_begin(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe()).model_copy(update={"successor": str(tmp_path / "000002.json")})
-    files.write_bytes(one.successor, b"")
+    file_io.write_bytes(one.successor, b"")
     assert train(one).status == "stopped"
-    assert files.list_names(attempts_of(one.folder)) == [], "nor do they fence the new driver's"
+    assert file_io.list_names(get_attempts_dir(one.folder)) == [], "nor do they fence the new driver's"
 
 
 def test_a_late_checkpoint_of_an_earlier_attempt_does_not_count(small: Path, tmp_path: Path, whole: TrainJob) -> None:
     one = job(small, tmp_path, recipe(), pulse_steps=4)
     ask_to_stop(one)
     train(one)
-    folder = checkpoints_of(one.folder)
-    state = checkpoints.newest(folder).state
+    folder = get_checkpoints_dir(one.folder)
+    state = checkpoints.load_newest(folder).state
     train(one)
     # Attempt 1 comes back from a partition and writes what it trained meanwhile: another course of events.
     state["samples"] = 72
@@ -111,7 +102,7 @@ def test_a_late_checkpoint_of_an_earlier_attempt_does_not_count(small: Path, tmp
 _HANGS = """
 import json, sys, time
 from orchestrator.training import entry
-from orchestrator.training.job import TrainJob
+from orchestrator.training.config import TrainJob
 from tests.support.runs import ALONE, RecordingContext
 
 class Context(RecordingContext):
@@ -151,7 +142,7 @@ def test_lost_storage_of_attempts_costs_a_number_and_nothing_else(small: Path, t
     ask_to_stop(one)
     train(one)
     stop_asking(one)
-    shutil.rmtree(attempts_of(one.folder))
+    shutil.rmtree(get_attempts_dir(one.folder))
     assert train(one).status == "finished"
     assert identical(final(one), final(whole))
 
@@ -165,24 +156,24 @@ def test_all_ranks_hear_of_a_notice_that_one_was_given(small: Path, tmp_path: Pa
 
 
 def _with_a_notice_on_rank_1(rank: int, workers: int, payload: dict[str, object]) -> str:
-    world = World(rank, workers, runs.CPU)
+    world = DistributedContext(rank, workers, runs.CPU)
     return train(TrainJob.from_dict(payload), world, RecordingContext(notice=rank == 1)).status
 
 
 def test_weights_that_end_as_no_numbers_are_diverged(small: Path, tmp_path: Path) -> None:
     """The last update's doing: every loss was finite."""
     one = job(small, tmp_path, recipe(epochs=1))
-    step = Stepper.__call__
+    step = TrainStep.__call__
 
-    def poisoned(self: Stepper, batch: Batch) -> torch.Tensor:
+    def poisoned(self: TrainStep, batch: Batch) -> torch.Tensor:
         loss = step(self, batch)
         if self._state.progress.epoch == 1:
             with torch.no_grad():
                 next(self._state.model.parameters()).fill_(float("nan"))
         return loss
 
-    with patch.object(Stepper, "__call__", poisoned):
+    with patch.object(TrainStep, "__call__", poisoned):
         outcome = train(one)
     assert outcome.status == "diverged"
     assert "a weight, is not finite" in outcome.message
-    assert not files.exists(final_of(one.folder))
+    assert not file_io.exists(get_final_weights_dir(one.folder))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.lr_schedule import CosineDecay, PolynomialDecay, StepDecay
 from orchestrator.recipe.presets import googlenet_digits
-from orchestrator.recipe.schedule import CosineDecay, PolynomialDecay, StepDecay
-from orchestrator.tuning.trials import Epoch, State, Trial
+from orchestrator.tuning.trial import EpochResult, State, Trial
 
 
 def trial(
@@ -22,7 +22,7 @@ def trial(
 ) -> Trial:
     """A trial with these top-1 errors, one an epoch, of ten seconds each."""
     epochs = tuple(
-        Epoch(epoch, {"validation/raw_top1_error": error, "validation/raw_top5_error": error / 4}, 10.0 * epoch)
+        EpochResult(epoch, {"validation/raw_top1_error": error, "validation/raw_top5_error": error / 4}, 10.0 * epoch)
         for epoch, error in enumerate(errors, 1)
     )
     return Trial(number, assignment or {}, recipe or googlenet_digits(), state, reason, epochs)

@@ -14,13 +14,14 @@ from typing import Literal
 
 import ray
 
-from orchestrator.data import digits, manifest
-from orchestrator.launch import cluster, environment
-from orchestrator.launch.config import Destination, Placement, RunSpec
+from orchestrator.data import manifest
+from orchestrator.data.build import digits
+from orchestrator.ray_backend import cluster, ray_env
+from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
-from orchestrator.tuning import study, switches
-from orchestrator.tuning.sweep import Verdict
-from orchestrator.tuning.trial_run import Report, TrialTask
+from orchestrator.tuning import ray_tune
+from orchestrator.tuning.sweep import StopDecision
+from orchestrator.tuning.trial_run import TrialReport, TrialTask
 from tests.support.launched import process_tree, title
 
 EPOCHS = 1000
@@ -44,21 +45,21 @@ class EndsOne:
         self._handed += 1
         return self._task(self._handed)
 
-    def began(self, number: int) -> None:
+    def on_trial_started(self, number: int) -> None:
         pass
 
-    def reported(self, report: Report) -> Verdict:
+    def on_trial_report(self, report: TrialReport) -> StopDecision:
         self.actors |= pids("ray::TrialActor")
         if report.number == 2:
-            return Verdict(end=True)
+            return StopDecision(should_stop=True)
         if not self._ended:
-            return Verdict()
+            return StopDecision()
         since = time.monotonic() - self._ended
         if _free_cpus() >= 1.0:
             self.seconds = since
-        return Verdict(end=self.seconds < math.inf or since > LATEST_SECONDS)
+        return StopDecision(should_stop=self.seconds < math.inf or since > LATEST_SECONDS)
 
-    def ended(self, number: int, error: str | None) -> None:
+    def on_trial_ended(self, number: int, error: str | None) -> None:
         self._ended = self._ended or time.monotonic()
         self.errors.append(error)
 
@@ -84,16 +85,16 @@ def pids(word: str) -> set[int]:
 def main(storage: str) -> None:
     """Run them."""
     digits.pack_digits(f"{storage}/data")
-    switches.switch()
-    environment.switch()
-    cluster.begin(trial_cpus=1)
-    with cluster.connected() as capacity:
+    ray_env.set_tune_variables()
+    ray_env.set_ray_variables()
+    cluster.connect_in_background(trial_cpus=1)
+    with cluster.connect_cluster() as capacity:
         deadline = time.monotonic() + 60
         while len(ahead := pids("ray::IDLE")) < capacity.cpus:
             assert time.monotonic() < deadline, "no process is started ahead"
             time.sleep(0.1)
         steering = EndsOne(storage)
-        study.run(steering, study.none(), Placement(), 0.0, 0)
+        ray_tune.run_tuner(steering, ray_tune.make_fifo(), Placement(), 0.0, 0)
         told = {"seconds": steering.seconds, "errors": steering.errors, "ahead": len(steering.actors & ahead)}
         print(json.dumps(told))
 

@@ -42,7 +42,7 @@ def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[s
 
 def test_a_population_that_is_scored_where_it_meets_is_taken() -> None:
     taken: dict[str, Any] = {"search__scheduler": "pbt", "search__interval_epochs": 12, "cadence__validate_epochs": 3}
-    assert job(**taken).search.interval(26) == 12
+    assert job(**taken).search.get_interval_epochs(26) == 12
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_a_population_that_is_scored_where_it_meets_is_taken() -> None:
 )
 def test_a_network_that_stands_at_chance_for_long_is_judged_later(preset: str, epochs: int, grace: int) -> None:
     recipe = PRESETS[preset]().model_copy(update={"epochs": epochs})
-    assert SearchConfig().grace(recipe) == grace
-    assert SearchConfig(grace_epochs=5).grace(recipe) == 5
+    assert SearchConfig().get_grace_epochs(recipe) == grace
+    assert SearchConfig(grace_epochs=5).get_grace_epochs(recipe) == 5
 
 
 def test_rungs_are_the_grace_times_the_reduction() -> None:

@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from orchestrator.tuning.importance import FEWEST, encoded, importance
-from orchestrator.tuning.trials import Metric, Trial
+from orchestrator.tuning.importance import MIN_TRIALS, compute_importance, encode_assignments
+from orchestrator.tuning.trial import MetricName, Trial
 from tests.tuning import made
 
-METRIC: Metric = "top1_error"
+METRIC: MetricName = "top1_error"
 
 
 def planted(count: int, noise: float = 0.1) -> list[Trial]:
@@ -32,7 +32,7 @@ def planted(count: int, noise: float = 0.1) -> list[Trial]:
 
 
 def test_the_planted_path_is_found() -> None:
-    found = importance(planted(40), METRIC)
+    found = compute_importance(planted(40), METRIC)
     assert found.shares is not None
     assert next(iter(found.shares)) == "schedule.base_rate"
     assert found.shares["schedule.base_rate"] > 0.7
@@ -46,7 +46,7 @@ def test_the_planted_path_is_found() -> None:
 
 
 def test_the_same_trials_give_the_same_shares() -> None:
-    assert importance(planted(12), METRIC) == importance(planted(12), METRIC)
+    assert compute_importance(planted(12), METRIC) == compute_importance(planted(12), METRIC)
 
 
 def test_a_kind_has_the_credit_and_not_the_paths_that_come_with_it() -> None:
@@ -61,7 +61,7 @@ def test_a_kind_has_the_credit_and_not_the_paths_that_come_with_it() -> None:
             assignment["schedule.power"] = float(random.uniform(0.5, 2))
         error = {"step": 9.0, "cosine": 5.0, "polynomial": 7.0}[kind] + float(random.normal(0, 0.2))
         trials.append(made.trial(number, [error], assignment=assignment))
-    found = importance(trials, METRIC)
+    found = compute_importance(trials, METRIC)
     assert found.shares is not None
     assert found.shares["schedule.kind"] > 0.8
 
@@ -74,7 +74,7 @@ def test_noise_is_told_as_noise() -> None:
         )
         for number in range(1, 25)
     ]
-    found = importance(trials, METRIC)
+    found = compute_importance(trials, METRIC)
     assert found.explained is not None
     assert found.explained < 0.1
     assert found.shares is None or "take these shares for noise" in found.told
@@ -88,7 +88,7 @@ def test_with_few_finished_it_takes_the_latest_epoch_that_enough_reached() -> No
         for number in range(1, 13)
     ]  # fmt: skip
     trials[0] = made.trial(1, [51.0, 41.0, 31.0], assignment={"a": 1.0})
-    found = importance(trials, METRIC)
+    found = compute_importance(trials, METRIC)
     assert found.trials == 8
     assert found.shares == {"a": 1.0}
     assert found.told.startswith("Too few trials finished (1), so of the 8 that reached epoch 2, at that epoch")
@@ -96,21 +96,21 @@ def test_with_few_finished_it_takes_the_latest_epoch_that_enough_reached() -> No
 
 def test_scores_that_are_no_numbers_are_not_used() -> None:
     trials = [*planted(9), made.trial(10, [5.0, math.nan], "diverged", {"schedule.base_rate": 1.0})]
-    assert importance(trials, METRIC).trials == 9
+    assert compute_importance(trials, METRIC).trials == 9
 
 
 @pytest.mark.parametrize(
     ("trials", "said"),
     [
         ([], "0 trials with comparable scores are too few to tell what matters; it takes 8."),
-        (planted(FEWEST - 1), "7 trials with comparable scores are too few"),
+        (planted(MIN_TRIALS - 1), "7 trials with comparable scores are too few"),
         ([made.trial(n, [5.0], assignment={"a": n}) for n in range(1, 10)], "All 9 trials have the same score"),
         ([made.trial(n, [5.0 + n]) for n in range(1, 10)], "No path was searched."),
         ([made.trial(n, [5.0 + n], assignment={"a": 1}) for n in range(1, 10)], "do not show that any searched path"),
     ],
 )
 def test_none_with_a_reason(trials: list[Trial], said: str) -> None:
-    found = importance(trials, METRIC)
+    found = compute_importance(trials, METRIC)
     assert found.shares is None
     assert said in found.told
 
@@ -122,7 +122,7 @@ def test_encoding() -> None:
         {"rate": 0.1, "kind": "y"},
         {"rate": 0.01, "kind": "x", "power": 3.0, "lone": 5},
     ]
-    matrix, groups = encoded([made.trial(n, [], "waiting", one) for n, one in enumerate(assignments, 1)])
+    matrix, groups = encode_assignments([made.trial(n, [], "waiting", one) for n, one in enumerate(assignments, 1)])
     # Whether `power` is there, kind says already; of `lone` nothing else does.
     assert groups == {"rate": [0], "kind": [1, 2], "power": [3], "lone": [4, 5]}
     expected = [[-3, 1, 0, 1, 5, 1], [-1, 0, 1, 2, 5, 1], [-2, 1, 0, 3, 5, 0]]

@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.tracking import journal
-from orchestrator.training.job import journal_of
+from orchestrator.training.config import get_journal_dir
 from tests.support.launched import ROOT, Ended, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
@@ -40,7 +40,7 @@ def sweep_of(runs: Path) -> Path:
 
 
 def epochs_of(run: Path) -> list[int]:
-    events, _ = journal.read(journal_of(str(run)))
+    events, _ = journal.read_events(get_journal_dir(str(run)))
     return [int(str(event.values["train/epoch"]).partition(".")[0]) for event in events if event.kind == "epoch"]
 
 
@@ -83,13 +83,13 @@ def before(runs: Path, space: Path) -> dict[str, list[int]]:
 BLOCK = """
 import sys
 from pathlib import Path
-from orchestrator.config.cli import parse
+from orchestrator.config.arg_parser import parse
 from orchestrator.data import digits, manifest
-from orchestrator.launch.config import RunSpec, job_presets
+from orchestrator.ray_backend.run_spec import RunSpec, job_presets
 from orchestrator.tuning import explore, samplers, spaces
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.space import recipe_of
-from orchestrator.tuning.trials import Trial
+from orchestrator.tuning.trial import Trial
 runs = Path(sys.argv[1])
 config = parse("tune.py", "", job_presets(TuneJob), "googlenet-digits", sys.argv[2:])
 data = runs / "data" / "digits"

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.tuning import ranking, searched
-from orchestrator.tuning.trials import Metric, Trial
+from orchestrator.tuning import param_axes, ranking
+from orchestrator.tuning.trial import MetricName, Trial
 from tests.tuning import made
 
-METRIC: Metric = "top1_error"
+METRIC: MetricName = "top1_error"
 
 
 def names(trials: list[Trial]) -> list[str]:
-    return [one.trial.name for one in ranking.rank(trials, METRIC)]
+    return [one.trial.name for one in ranking.rank_trials(trials, METRIC)]
 
 
 # ------------------------------------------------------------------ order
@@ -32,7 +32,7 @@ def test_finished_ones_come_first_whatever_the_lucky_ones_had() -> None:
         made.trial(9, [], "pruned"),
     ]
     assert names(trials) == ["t003", "t002", "t005", "t001", "t006", "t009", "t004", "t008", "t007"]
-    best = ranking.winner(trials, METRIC)
+    best = ranking.find_winner(trials, METRIC)
     assert best is not None
     assert best.name == "t003"
 
@@ -43,33 +43,33 @@ def test_equals_are_told_apart_by_epochs_then_by_number() -> None:
 
 
 def test_no_winner_without_a_finished_trial_with_a_score() -> None:
-    assert ranking.winner([], METRIC) is None
-    assert ranking.rank([], METRIC) == ()
+    assert ranking.find_winner([], METRIC) is None
+    assert ranking.rank_trials([], METRIC) == ()
     trials = [made.trial(1, [5.0, 4.0], "pruned"), made.trial(2, [3.0, math.nan]), made.trial(3, [])]
-    assert ranking.winner(trials, METRIC) is None
+    assert ranking.find_winner(trials, METRIC) is None
     assert names(trials) == ["t003", "t002", "t001"]
 
 
 def test_every_random_sweep_has_finished_ones_before_pruned_ones_before_diverged_ones() -> None:
     for seed in range(20):
-        states = [one.trial.state for one in ranking.rank(made.sweep(30, seed), METRIC)]
+        states = [one.trial.state for one in ranking.rank_trials(made.sweep(30, seed), METRIC)]
         assert states == sorted(states, key=["finished", "pruned", "diverged"].index)
 
 
 def test_cost_shares_are_of_all_seconds() -> None:
-    found = ranking.rank([made.trial(1, [5.0] * 3), made.trial(2, [6.0], "pruned")], METRIC)
+    found = ranking.rank_trials([made.trial(1, [5.0] * 3), made.trial(2, [6.0], "pruned")], METRIC)
     assert [(one.rank, one.score, one.epochs, one.seconds, one.cost_share) for one in found] == [
         (1, 5.0, 3, 30.0, 0.75),
         (2, 6.0, 1, 10.0, 0.25),
     ]
-    (alone,) = ranking.rank([made.trial(1, [], "waiting")], METRIC)
+    (alone,) = ranking.rank_trials([made.trial(1, [], "waiting")], METRIC)
     assert alone.cost_share == 0.0
 
 
 # ------------------------------------------------------------------ tables
 def test_names_are_as_short_as_they_can_be() -> None:
     paths = ["schedule.kind", "averaging.kind", "schedule.base_rate", "kind", "a.b.width", "c.b.width"]
-    assert searched.short_names(paths) == {
+    assert param_axes.make_short_names(paths) == {
         "schedule.kind": "schedule.kind",
         "averaging.kind": "averaging.kind",
         "schedule.base_rate": "base_rate",
@@ -84,7 +84,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     [(0.0123456, "0.01235"), (64, "64"), (None, "none"), (True, "true"), ([0.4, 1.0], "[0.4,1.0]"), ("a\nb", "a b")],
 )
 def test_values_in_short(value: object, text: str) -> None:
-    assert searched.shown(value) == text
+    assert param_axes.format_value(value) == text
 
 
 def test_axes_have_the_scale_of_their_values() -> None:
@@ -93,16 +93,19 @@ def test_axes_have_the_scale_of_their_values() -> None:
         {"rate": 0.1, "width": 0.5, "mirror": False, "norm": 2.0, "decay": 9.0, "size": 64},
         {"rate": 0.01, "width": 0.25, "mirror": True, "norm": 0.5, "decay": 0.1},
     ]
-    found = {one.path: one for one in searched.axes([made.trial(n, [], "waiting", v) for n, v in enumerate(values, 1)])}
+    found = {
+        one.path: one
+        for one in param_axes.build_axes([made.trial(n, [], "waiting", v) for n, v in enumerate(values, 1)])
+    }
     assert {path: one.scale for path, one in found.items()} == {
         "rate": "log", "width": "linear", "mirror": "choice", "norm": "choice", "decay": "linear", "size": "linear"
     }  # fmt: skip
     assert found["norm"].choices == ("none", "0.5", "2.0")
-    assert [path for path, one in found.items() if one.some_absent] == ["size"]
-    value = found["rate"].value(values[2])
+    assert [path for path, one in found.items() if one.has_absent] == ["size"]
+    value = found["rate"].get_coordinate(values[2])
     assert value == pytest.approx(-2.0)
-    assert found["rate"].share(-2.0) == pytest.approx(0.5)
-    assert found["size"].value(values[2]) is None
+    assert found["rate"].normalize(-2.0) == pytest.approx(0.5)
+    assert found["size"].get_coordinate(values[2]) is None
 
 
 def test_the_plain_table() -> None:
@@ -110,7 +113,7 @@ def test_the_plain_table() -> None:
         made.trial(1, [9.0, 8.125], assignment={"schedule.kind": "cosine", "schedule.base_rate": 0.0123456}),
         made.trial(2, [7.0], "diverged", {"schedule.kind": "step"}, reason="the loss\nis no number"),
     ]
-    assert ranking.text(ranking.rank(trials, METRIC), METRIC).splitlines() == [
+    assert ranking.render_text(ranking.rank_trials(trials, METRIC), METRIC).splitlines() == [
         "rank  trial  state     top-1 %  epochs  time  cost %  assignment",
         "   1  t001   finished     8.12       2   20s    66.7  kind=cosine base_rate=0.01235",
         "   2  t002   diverged     7.00       1   10s    33.3  kind=step (the loss is no number)",
@@ -119,11 +122,11 @@ def test_the_plain_table() -> None:
 
 def test_the_plain_table_fits_its_width() -> None:
     trials = made.sweep(60)
-    lines = ranking.text(ranking.rank(trials, METRIC), METRIC).splitlines()
+    lines = ranking.render_text(ranking.rank_trials(trials, METRIC), METRIC).splitlines()
     assert max(map(len, lines)) <= 100
     assert sum(" t0" in line for line in lines) == 60
     long = made.trial(1, [1.0], assignment={"a." + "x" * 150: 1.0, "b": "y" * 200})
-    assert max(map(len, ranking.text(ranking.rank([long], METRIC), METRIC).splitlines())) <= 100
+    assert max(map(len, ranking.render_text(ranking.rank_trials([long], METRIC), METRIC).splitlines())) <= 100
 
 
 def test_the_markdown_table_has_a_column_for_each_path() -> None:
@@ -131,7 +134,7 @@ def test_the_markdown_table_has_a_column_for_each_path() -> None:
         made.trial(1, [8.0], assignment={"a.kind": "x|y<b>", "a.rate": 0.5}),
         made.trial(2, [], "waiting", {"a.kind": "z"}),
     ]
-    lines = ranking.markdown(ranking.rank(trials, METRIC), METRIC).splitlines()
+    lines = ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC).splitlines()
     assert lines[0] == "| rank | trial | state | top-1 error, % | epochs | time | cost, % | kind | rate |"
     assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2] == r"| 1 | t001 | finished | 8.00 | 1 | 10s | 100.0 | x\|y\<b\> | 0.5 |"
@@ -139,7 +142,9 @@ def test_the_markdown_table_has_a_column_for_each_path() -> None:
 
 
 def test_columns_have_names_of_their_own() -> None:
-    head, rows = ranking.columns(ranking.rank([made.trial(1, [8.0], assignment={"epochs": 9})], METRIC), METRIC)
+    head, rows = ranking.build_columns(
+        ranking.rank_trials([made.trial(1, [8.0], assignment={"epochs": 9})], METRIC), METRIC
+    )
     assert head[-1] == "recipe.epochs"
     assert rows[0][-1] == "9"
     assert len(set(head)) == len(head)
@@ -149,13 +154,13 @@ def test_columns_have_names_of_their_own() -> None:
     ("seconds", "text"), [(0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.4, "59m59s"), (11_250, "3h07m")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert ranking.duration(seconds) == text
+    assert ranking.format_duration(seconds) == text
 
 
 # ------------------------------------------------------------------ noise
 def test_a_gain_beyond_noise() -> None:
     base, best = [5.0, 5.2, 4.9, 5.1, 5.3], [4.0, 4.3, 4.1, 3.9, 4.2]
-    found = ranking.noise(base, best)
+    found = ranking.compare_seeds(base, best)
     expected = stats.ttest_ind(base, best, equal_var=False).confidence_interval(0.95)
     assert found.gain == pytest.approx(1.0)
     assert found.interval == pytest.approx((expected.low, expected.high))
@@ -173,19 +178,19 @@ def test_intervals_are_welchs_for_unlike_counts_and_spreads() -> None:
     for count, other in ((2, 2), (2, 7), (3, 4), (10, 3)):
         base, best = random.normal(5, 1, count).tolist(), random.normal(4.5, 0.2, other).tolist()
         expected = stats.ttest_ind(base, best, equal_var=False)
-        found = ranking.noise(base, best)
+        found = ranking.compare_seeds(base, best)
         assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
         assert found.beyond == (expected.pvalue < 0.05)
 
 
 def test_a_gain_within_noise_and_few_seeds() -> None:
-    found = ranking.noise([5.0, 5.6], [4.8, 5.3])
+    found = ranking.compare_seeds([5.0, 5.6], [4.8, 5.3])
     assert found.beyond is False
     assert "no more than seed noise may explain. So few seeds" in found.verdict
 
 
 def test_a_loss_beyond_noise() -> None:
-    found = ranking.noise([4.0, 4.1, 4.0, 4.1, 4.0], [6.0, 6.1, 6.0, 6.1, 6.0])
+    found = ranking.compare_seeds([4.0, 4.1, 4.0, 4.1, 4.0], [6.0, 6.1, 6.0, 6.1, 6.0])
     assert found.beyond is True
     assert found.gain == pytest.approx(-2.0)
     assert "2.00 points worse" in found.verdict
@@ -204,12 +209,12 @@ def test_a_loss_beyond_noise() -> None:
     ],
 )
 def test_no_interval_where_there_is_none(base: list[float], best: list[float], said: str) -> None:
-    found = ranking.noise(base, best)
+    found = ranking.compare_seeds(base, best)
     assert (found.interval, found.beyond) == (None, None)
     assert said in found.verdict
 
 
 def test_lost_runs_are_told() -> None:
-    found = ranking.noise([5.0, 5.1, 5.2], [4.0, math.nan, 4.1])
+    found = ranking.compare_seeds([5.0, 5.1, 5.2], [4.0, math.nan, 4.1])
     assert (found.winner.lost, found.winner.scores) == (1, (4.0, 4.1))
     assert "1 of 3 runs of the winner gave no score and are left out, which flatters it." in found.verdict

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.recipe.presets import googlenet_digits
-from orchestrator.tuning import draws
+from orchestrator.tuning import samplers
 from orchestrator.tuning.config import SamplerKind
-from orchestrator.tuning.samplers import Grid, Random, Sampler, make
-from orchestrator.tuning.space import Dimension, Space, grid, recipe_of
-from orchestrator.tuning.spaces import schedules
-from orchestrator.tuning.tpe import Tpe
-from orchestrator.tuning.trials import Assignment, Epoch, State, Trial
+from orchestrator.tuning.named_spaces import build_schedule_space
+from orchestrator.tuning.samplers import GridSampler, RandomSampler, Sampler, TpeSampler, make_sampler
+from orchestrator.tuning.space import Dimension, Space, build_recipe, list_grid
+from orchestrator.tuning.trial import Assignment, EpochResult, State, Trial
 
 BASE = googlenet_digits()
-SCHEDULES = schedules(BASE)
+SCHEDULES = build_schedule_space(BASE)
 OWN = {
     "step": {"schedule.decay_factor", "schedule.decay_epochs"},
     "exponential": {"schedule.decay_factor", "schedule.decay_epochs"},
@@ -41,12 +40,12 @@ def space(dimensions: dict[str, Any]) -> Space:
 
 
 def sampler(kind: SamplerKind, over: Space = SCHEDULES, seed: int = 0) -> Sampler:
-    return make(kind, over, BASE, "top1_error", seed)
+    return make_sampler(kind, over, BASE, "top1_error", seed)
 
 
 def trial(number: int, assignment: Assignment, state: State = "finished", score: float | None = 5.0) -> Trial:
-    epochs = () if score is None else (Epoch(1, {"validation/raw_top1_error": score}, 1.0),)
-    return Trial(number, assignment, recipe_of(BASE, assignment), state, epochs=epochs)
+    epochs = () if score is None else (EpochResult(1, {"validation/raw_top1_error": score}, 1.0),)
+    return Trial(number, assignment, build_recipe(BASE, assignment), state, epochs=epochs)
 
 
 def error(assignment: Assignment) -> float:
@@ -77,8 +76,8 @@ def assignments(told: Sequence[Trial]) -> list[Assignment]:
 def test_suggestions_lie_inside_and_name_what_their_kind_has(kind: SamplerKind, seed: int) -> None:
     for assignment in assignments(run(sampler(kind, seed=seed), 14)):
         assert set(assignment) == SHARED | OWN[assignment["schedule.kind"]]
-        assert all(SCHEDULES.dimensions[path].takes(value) for path, value in assignment.items())
-        recipe = recipe_of(BASE, assignment)
+        assert all(SCHEDULES.dimensions[path].accepts(value) for path, value in assignment.items())
+        recipe = build_recipe(BASE, assignment)
         assert recipe.schedule.kind == assignment["schedule.kind"]
 
 
@@ -117,7 +116,7 @@ def test_a_space_with_an_end_is_gone_through_once(kind: SamplerKind) -> None:
     )
     told = run(sampler(kind, few), 20)
     assert len(told) == 9
-    assert {one.recipe for one in told} == {recipe_of(BASE, found) for found in grid(few, BASE)}
+    assert {one.recipe for one in told} == {build_recipe(BASE, found) for found in list_grid(few, BASE)}
     assert sampler(kind, few).suggest(told) is None
 
 
@@ -156,7 +155,7 @@ def test_a_recipe_tried_under_another_name_is_not_tried_again(kind: SamplerKind)
 
 
 def test_make_gives_what_is_asked_for() -> None:
-    assert [type(sampler(kind)) for kind in KINDS] == [Random, Tpe, Grid]
+    assert [type(sampler(kind)) for kind in KINDS] == [RandomSampler, TpeSampler, GridSampler]
 
 
 # ------------------------------------------------------------------ random
@@ -195,27 +194,27 @@ def test_random_draws_are_even() -> None:
 def test_what_is_left_is_found_though_it_is_hardly_ever_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     many = space({"batch_size": {"low": 1, "high": 300, "whole": True}})
     told = [trial(number, {"batch_size": number}) for number in range(1, 300)]
-    monkeypatch.setattr(draws, "MOST_DRAWS", 3)
+    monkeypatch.setattr(samplers, "MAX_DRAWS", 3)
     assert sampler("random", many).suggest(told) == {"batch_size": 300}
 
 
 # ------------------------------------------------------------------ grid
 def test_a_grid_has_no_recipe_twice_and_keeps_its_order() -> None:
     told = run(sampler("grid"), 300)
-    assert assignments(told) == list(grid(SCHEDULES, BASE))
+    assert assignments(told) == list(list_grid(SCHEDULES, BASE))
     assert len({one.recipe for one in told}) == len(told) == 270
 
 
 # ------------------------------------------------------------------ tpe
 def test_tpe_finds_what_is_good() -> None:
-    late = {kind: [one.score("top1_error") or 0.0 for one in run(sampler(kind), 50)[25:]] for kind in DRAWING}
+    late = {kind: [one.get_score("top1_error") or 0.0 for one in run(sampler(kind), 50)[25:]] for kind in DRAWING}
     assert sorted(late["tpe"])[12] < 0.6 * sorted(late["random"])[12]
     assert min(late["tpe"]) < 4
 
 
 def test_tpe_learns_from_the_metric_that_it_is_asked_to() -> None:
     told = run(sampler("tpe"), 15)
-    top5 = make("tpe", SCHEDULES, BASE, "top5_error", 0)
+    top5 = make_sampler("tpe", SCHEDULES, BASE, "top5_error", 0)
     assert top5.suggest(told) != sampler("tpe").suggest(told)  # no trial told of its top-5 error
 
 

@@ -10,10 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.recipe.lr_schedule import PolynomialDecay, StepDecay
 from orchestrator.recipe.presets import googlenet_digits
-from orchestrator.recipe.schedule import PolynomialDecay, StepDecay
 from orchestrator.tuning import space as spaces
-from orchestrator.tuning.space import Dimension, Space, as_key, choose, everything, grid, load, recipe_of
+from orchestrator.tuning.space import (
+    Dimension,
+    Space,
+    build_recipe,
+    choose_assignment,
+    list_assignments,
+    list_grid,
+    load_space,
+    to_hashable,
+)
 
 KINDS = {"values": ["step", "polynomial"]}
 POWER = {"low": 0.25, "high": 1.0, "log": True, "when": {"schedule.kind": ["polynomial"]}}
@@ -71,9 +80,9 @@ def test_conditions_in_a_circle_are_refused() -> None:
 
 
 def test_numbers_and_truth_are_told_apart_as_in_json() -> None:
-    assert space(a={"values": [1, True, "1"]}).dimensions["a"].ends == (1, True, "1")
-    assert as_key(1) == as_key(1.0) != as_key(True)
-    assert as_key([1, [2]]) == as_key((1.0, (2,)))
+    assert space(a={"values": [1, True, "1"]}).dimensions["a"].extremes == (1, True, "1")
+    assert to_hashable(1) == to_hashable(1.0) != to_hashable(True)
+    assert to_hashable([1, [2]]) == to_hashable((1.0, (2,)))
 
 
 def test_what_is_stored_is_read_back() -> None:
@@ -96,7 +105,7 @@ def test_what_is_stored_is_read_back() -> None:
     ],
 )
 def test_what_a_grid_takes(dimension: dict[str, Any], taken: tuple[Any, ...]) -> None:
-    found = space(a=dimension).dimensions["a"].grid
+    found = space(a=dimension).dimensions["a"].grid_values
     assert found == taken
     assert [type(value) for value in found] == [type(value) for value in taken]
 
@@ -105,14 +114,14 @@ def test_what_a_grid_takes(dimension: dict[str, Any], taken: tuple[Any, ...]) ->
 def test_draws_lie_in_the_range(one: float, other: float, share: float) -> None:
     low, high = sorted((one, other + 2e3))
     dimension = Dimension(low=low, high=high)
-    assert low <= dimension.at(share) <= high
-    assert dimension.takes(dimension.at(share))
-    assert all(low <= value <= high for value in dimension.grid)
+    assert low <= dimension.value_at(share) <= high
+    assert dimension.accepts(dimension.value_at(share))
+    assert all(low <= value <= high for value in dimension.grid_values)
 
 
 @given(positive, st.floats(1.001, 1e6), shares)
 def test_draws_on_a_logarithmic_scale(low: float, factor: float, share: float) -> None:
-    found = Dimension(low=low, high=low * factor, log=True).at(share)
+    found = Dimension(low=low, high=low * factor, log=True).value_at(share)
     assert low <= found <= low * factor
     assert math.log(found / low) / math.log(factor) == pytest.approx(share, abs=2e-5 / math.log(factor))
 
@@ -120,7 +129,7 @@ def test_draws_on_a_logarithmic_scale(low: float, factor: float, share: float) -
 @given(st.integers(-50, 50), st.integers(1, 50), shares)
 def test_whole_draws_are_whole(low: int, width: int, share: float) -> None:
     dimension = Dimension(low=low, high=low + width, whole=True)
-    found = dimension.at(share)
+    found = dimension.value_at(share)
     assert type(found) is int
     assert found in (dimension.choices or ())
     assert dimension.choices == tuple(range(low, low + width + 1))
@@ -129,22 +138,22 @@ def test_whole_draws_are_whole(low: int, width: int, share: float) -> None:
 def test_each_whole_number_and_each_value_gets_an_equal_part() -> None:
     evenly = [share / 600 for share in range(600)]
     whole, values = Dimension(low=1, high=3, whole=True), Dimension(values=("a", "b", "c"))
-    assert [sum(whole.at(share) == n for share in evenly) for n in (1, 2, 3)] == pytest.approx([200] * 3, abs=1)
-    assert [sum(values.at(share) == n for share in evenly) for n in "abc"] == pytest.approx([200] * 3, abs=1)
+    assert [sum(whole.value_at(share) == n for share in evenly) for n in (1, 2, 3)] == pytest.approx([200] * 3, abs=1)
+    assert [sum(values.value_at(share) == n for share in evenly) for n in "abc"] == pytest.approx([200] * 3, abs=1)
 
 
 def test_what_a_dimension_takes() -> None:
     whole, real, pairs = Dimension(low=1, high=3, whole=True), Dimension(low=1, high=3), Dimension(values=((0.4, 1.0),))
-    assert [whole.takes(value) for value in (1, 3.0, 2.5, 0, True, "2")] == [True, True, False, False, False, False]
-    assert [real.takes(value) for value in (1, 2.5, 3.01, None)] == [True, True, False, False]
-    assert [pairs.takes(value) for value in ([0.4, 1], (0.4, 1.0), 0.4)] == [True, True, False]
+    assert [whole.accepts(value) for value in (1, 3.0, 2.5, 0, True, "2")] == [True, True, False, False, False, False]
+    assert [real.accepts(value) for value in (1, 2.5, 3.01, None)] == [True, True, False, False]
+    assert [pairs.accepts(value) for value in ([0.4, 1], (0.4, 1.0), 0.4)] == [True, True, False]
 
 
 # ------------------------------------------------------------------ conditions
 def test_a_dimension_exists_under_its_kind_only() -> None:
     found = space(schedule__power=POWER, schedule__kind=KINDS)
-    assert choose(found, BASE, lambda _, dimension: dimension.ends[0]) == {"schedule.kind": "step"}
-    assert choose(found, BASE, lambda _, dimension: dimension.ends[-1]) == {
+    assert choose_assignment(found, BASE, lambda _, dimension: dimension.extremes[0]) == {"schedule.kind": "step"}
+    assert choose_assignment(found, BASE, lambda _, dimension: dimension.extremes[-1]) == {
         "schedule.kind": "polynomial",
         "schedule.power": 1.0,
     }
@@ -155,8 +164,8 @@ def test_conditions_look_at_the_recipe_where_there_is_no_such_dimension() -> Non
     kept = space(optimizer__momentum={**only, "when": {"schedule.kind": ["polynomial"], "epochs": [26.0]}})
     gone = space(optimizer__momentum={**only, "when": {"schedule.kind": ["step"]}})
     true_is_not_one = space(optimizer__momentum={**only, "when": {"model.auxiliary": [1]}})
-    assert [len(grid(one, BASE)) for one in (kept, gone, true_is_not_one)] == [3, 1, 1]
-    assert grid(gone, BASE) == ({},)
+    assert [len(list_grid(one, BASE)) for one in (kept, gone, true_is_not_one)] == [3, 1, 1]
+    assert list_grid(gone, BASE) == ({},)
 
 
 def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
@@ -165,8 +174,8 @@ def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
         b_middle={"values": [3], "when": {"c_first": [1]}},
         c_first={"values": [1, 2]},
     )
-    assert found.order == ("c_first", "b_middle", "a_last")
-    assert everything(found, BASE) == ({"c_first": 1, "b_middle": 3, "a_last": 5}, {"c_first": 2})
+    assert found.ordered_paths == ("c_first", "b_middle", "a_last")
+    assert list_assignments(found, BASE) == ({"c_first": 1, "b_middle": 3, "a_last": 5}, {"c_first": 2})
 
 
 @given(st.permutations(["schedule.kind", "schedule.power", "augmentation.area", "optimizer.momentum"]))
@@ -178,8 +187,8 @@ def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
         "optimizer.momentum": {"low": 0.5, "high": 0.9},
     }
     found = Space.from_dict({"dimensions": {path: told[path] for path in order}})
-    assert found.order == ("augmentation.area", "optimizer.momentum", "schedule.kind", "schedule.power")
-    assert [list(one.items()) for one in grid(found, BASE)][4] == [
+    assert found.ordered_paths == ("augmentation.area", "optimizer.momentum", "schedule.kind", "schedule.power")
+    assert [list(one.items()) for one in list_grid(found, BASE)][4] == [
         ("augmentation.area", [0.4, 1.0]),
         ("optimizer.momentum", 0.7),
         ("schedule.kind", "step"),
@@ -188,22 +197,24 @@ def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
 
 # ------------------------------------------------------------------ recipes
 def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> None:
-    assert recipe_of(BASE, {"schedule.kind": "step"}).schedule == StepDecay(base_rate=0.01, warmup_epochs=2.0)
-    assert recipe_of(BASE, {"schedule.power": 2.0, "schedule.base_rate": 1}).schedule == PolynomialDecay(
+    assert build_recipe(BASE, {"schedule.kind": "step"}).schedule == StepDecay(base_rate=0.01, warmup_epochs=2.0)
+    assert build_recipe(BASE, {"schedule.power": 2.0, "schedule.base_rate": 1}).schedule == PolynomialDecay(
         base_rate=1.0, power=2.0, warmup_epochs=2.0
     )
-    assert recipe_of(BASE, {"augmentation.area": [0.2, 1]}).augmentation.area == (0.2, 1.0)
-    assert recipe_of(BASE, {}) == BASE
+    assert build_recipe(BASE, {"augmentation.area": [0.2, 1]}).augmentation.area == (0.2, 1.0)
+    assert build_recipe(BASE, {}) == BASE
 
 
 def test_a_recipe_that_is_refused_says_why() -> None:
     with pytest.raises(ConfigError, match=r"schedule: final_rate 0.5 is refused: above base_rate \(0.01\)"):
-        recipe_of(BASE, {"schedule.final_rate": 0.5})
+        build_recipe(BASE, {"schedule.final_rate": 0.5})
 
 
 # ------------------------------------------------------------------ grids
 def test_a_grid_is_the_conditional_product() -> None:
-    assert grid(space(schedule__power=POWER, schedule__kind=KINDS, schedule__base_rate={"values": [0.1, 1]}), BASE) == (
+    assert list_grid(
+        space(schedule__power=POWER, schedule__kind=KINDS, schedule__base_rate={"values": [0.1, 1]}), BASE
+    ) == (
         {"schedule.base_rate": 0.1, "schedule.kind": "step"},
         {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.25},
         {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.5},
@@ -217,35 +228,35 @@ def test_a_grid_is_the_conditional_product() -> None:
 
 def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
     finals = space(schedule__base_rate={"values": [0.1, 0.001]}, schedule__final_rate={"values": [0.0, 0.01]})
-    assert grid(finals, BASE) == (
+    assert list_grid(finals, BASE) == (
         {"schedule.base_rate": 0.1, "schedule.final_rate": 0.0},
         {"schedule.base_rate": 0.1, "schedule.final_rate": 0.01},
         {"schedule.base_rate": 0.001, "schedule.final_rate": 0.0},
     )
     # A text is read by its field: both are the same recipe.
-    assert grid(space(schedule__base_rate={"values": [0.1, "0.1"]}), BASE) == ({"schedule.base_rate": 0.1},)
+    assert list_grid(space(schedule__base_rate={"values": [0.1, "0.1"]}), BASE) == ({"schedule.base_rate": 0.1},)
 
 
 def test_a_grid_without_a_valid_trial_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no trial of the grid is valid; the first: .*above base_rate"):
-        grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
+        list_grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
 
 
 def test_a_grid_that_nobody_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     big = space(schedule__base_rate={"low": 0.1, "high": 1, "points": 5}, optimizer__momentum={"low": 0, "high": 0.9})
-    monkeypatch.setattr(spaces, "MOST_LISTED", 15)
-    assert len(grid(big, BASE)) == 15
-    monkeypatch.setattr(spaces, "MOST_LISTED", 14)
+    monkeypatch.setattr(spaces, "MAX_LISTED", 15)
+    assert len(list_grid(big, BASE)) == 15
+    monkeypatch.setattr(spaces, "MAX_LISTED", 14)
     with pytest.raises(ConfigError, match=r"more than 14 trials is refused.*most: schedule.base_rate"):
-        grid(big, BASE)
+        list_grid(big, BASE)
 
 
 def test_whether_a_space_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = space(batch_size={"low": 1, "high": 4, "whole": True}, schedule__kind=KINDS)
-    assert len(everything(ended, BASE) or ()) == 8
-    assert everything(space(schedule__kind=KINDS, schedule__power=POWER), BASE) is None
-    monkeypatch.setattr(spaces, "MOST_LISTED", 7)
-    assert everything(ended, BASE) is None
+    assert len(list_assignments(ended, BASE) or ()) == 8
+    assert list_assignments(space(schedule__kind=KINDS, schedule__power=POWER), BASE) is None
+    monkeypatch.setattr(spaces, "MAX_LISTED", 7)
+    assert list_assignments(ended, BASE) is None
 
 
 # ------------------------------------------------------------------ files
@@ -265,7 +276,7 @@ def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
     wanted = space(schedule__kind=KINDS, schedule__power=POWER)
     (tmp_path / "a.toml").write_text(TOML)
     (tmp_path / "a.json").write_text(json.dumps({"dimensions": {"schedule.power": POWER, "schedule.kind": KINDS}}))
-    assert load(str(tmp_path / "a.toml")) == load(f"file://{tmp_path}/a.json") == wanted
+    assert load_space(str(tmp_path / "a.toml")) == load_space(f"file://{tmp_path}/a.json") == wanted
 
 
 @pytest.mark.parametrize(
@@ -286,7 +297,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, tol
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load(str(tmp_path / name))
+        load_space(str(tmp_path / name))
     assert str(caught.value).startswith("space: ")
     assert told in str(caught.value)
 
@@ -296,4 +307,4 @@ def test_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
     for name in ("folder.json", "bytes.json"):
         with pytest.raises(ConfigError, match=f"{name} is refused: cannot be read"):
-            load(str(tmp_path / name))
+            load_space(str(tmp_path / name))

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.launch.config import RunSpec
+from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.schedule import plain_at
+from orchestrator.recipe.lr_schedule import get_schedule_at
 from orchestrator.tuning.config import BudgetConfig
-from orchestrator.tuning.ledger import Ledger, LedgerError, Origin
-from orchestrator.tuning.sweep import Following, Sweep, Terms
-from orchestrator.tuning.trial_run import Report, TrialTask
-from orchestrator.tuning.trials import Assignment, Trial
+from orchestrator.tuning.sweep import Replacement, Sweep, SweepContext
+from orchestrator.tuning.trial import Assignment, Trial
+from orchestrator.tuning.trial_run import TrialReport, TrialTask
+from orchestrator.tuning.trial_store import ForkPoint, TrialStore, TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
 
 
@@ -38,10 +38,10 @@ class Place:
     stopped: bool = False
     slots: int = 2
 
-    def added(self, spec: RunSpec) -> None:
+    def on_trial_added(self, spec: RunSpec) -> None:
         self.added_specs.append(spec.recipe.name)
 
-    def changed(self, trial: Trial, spec: RunSpec) -> None:
+    def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
         self.told.append((trial.name, trial.state, trial.trained_epochs))
 
     def spec_of(self, of: Recipe) -> RunSpec:
@@ -49,19 +49,19 @@ class Place:
 
     def sweep(self, budget: dict[str, Any] | None = None, most: int = 100, population: Any = None) -> Sweep:
         """The sweep of a new driver."""
-        terms = Terms(
+        terms = SweepContext(
             base=recipe(epochs=4),
             metric="top1_error",
             budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
-            spec_of=self.spec_of,
+            make_spec=self.spec_of,
             stop_flag="/stop",
             successor="/successor",
             gpus=0.0,
-            slots=lambda: self.slots,
-            stopped=lambda: self.stopped,
+            count_slots=lambda: self.slots,
+            is_stop_requested=lambda: self.stopped,
         )
-        ledger = Ledger(str(self.folder))
-        entries = ledger.read(lambda of: self.spec_of(of).folder)
+        ledger = TrialStore(str(self.folder))
+        entries = ledger.load_trials(lambda of: self.spec_of(of).folder)
         return Sweep(terms, ledger, entries, Rates(most), self, population)
 
 
@@ -70,9 +70,9 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def report(number: int, epoch: int, error: float = 50.0, **fields: Any) -> Report:
+def report(number: int, epoch: int, error: float = 50.0, **fields: Any) -> TrialReport:
     values = {"validation/raw_top1_error": error}
-    return Report(number=number, epoch=epoch, values=values, seconds=1.0 * epoch, score=error, **fields)
+    return TrialReport(number=number, epoch=epoch, values=values, seconds=1.0 * epoch, score=error, **fields)
 
 
 def task(sweep: Sweep) -> TrialTask:
@@ -89,9 +89,9 @@ def test_no_more_begin_than_fit_and_one_that_is_staged(place: Place) -> None:
     sweep = place.sweep({"trials": 10})
     assert [task(sweep).number for _ in range(3)] == [1, 2, 3]
     assert sweep.next_task() == "later"
-    sweep.began(1)
-    sweep.reported(report(1, 4, state="finished"))
-    sweep.ended(1, None)
+    sweep.on_trial_started(1)
+    sweep.on_trial_report(report(1, 4, state="finished"))
+    sweep.on_trial_ended(1, None)
     assert task(sweep).number == 4
     place.slots = 4  # a node came
     assert [task(sweep).number for _ in range(2)] == [5, 6]
@@ -102,7 +102,7 @@ def test_a_trial_is_written_down_before_it_begins(place: Place) -> None:
     one = task(place.sweep())
     assert (place.folder / "trials" / "0001.json").exists()
     assert one.spec.recipe.name == "tiny-t001"
-    assert plain_at(one.spec.recipe.schedule, 0.0).base_rate == 0.01
+    assert get_schedule_at(one.spec.recipe.schedule, 0.0).base_rate == 0.01
     assert place.added_specs == ["tiny-t001"]
 
 
@@ -113,22 +113,22 @@ def test_the_space_or_the_budget_of_trials_ends_it(place: Place) -> None:
         for _ in range(expected):
             task(sweep)
         assert sweep.next_task() is None
-        assert sweep.enough == ""
+        assert sweep.stop_reason == ""
 
 
 def test_how_a_trial_ends(place: Place) -> None:
     place.slots = 9
     sweep = place.sweep({"trials": 6})
     for _ in range(6):
-        sweep.began(task(sweep).number)
+        sweep.on_trial_started(task(sweep).number)
     for number in range(1, 7):
-        assert sweep.reported(report(number, 1)).judged
-    sweep.reported(report(1, 4, state="finished"))
-    sweep.reported(report(2, 1, state="diverged", reason="the loss is not finite"))
-    sweep.reported(report(3, 1, state="failed", reason="bad-data"))
-    sweep.reported(report(4, 1, state="stopped", reason="asked to stop"))
+        assert sweep.on_trial_report(report(number, 1)).ask_scheduler
+    sweep.on_trial_report(report(1, 4, state="finished"))
+    sweep.on_trial_report(report(2, 1, state="diverged", reason="the loss is not finite"))
+    sweep.on_trial_report(report(3, 1, state="failed", reason="bad-data"))
+    sweep.on_trial_report(report(4, 1, state="stopped", reason="asked to stop"))
     for number, error in ((1, None), (2, None), (3, None), (4, None), (5, None), (6, "OSError: no space")):
-        sweep.ended(number, error)
+        sweep.on_trial_ended(number, error)
     assert states(sweep) == [
         ("finished", ""),
         ("diverged", "the loss is not finite"),
@@ -144,12 +144,12 @@ def test_how_a_trial_ends(place: Place) -> None:
 def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
     sweep = place.sweep({"trials": 9, "epochs": 3})
     first, second = task(sweep).number, task(sweep).number
-    assert not sweep.reported(report(first, 1)).end
-    assert not sweep.reported(report(second, 1)).end
-    assert sweep.reported(report(first, 2)).end
+    assert not sweep.on_trial_report(report(first, 1)).should_stop
+    assert not sweep.on_trial_report(report(second, 1)).should_stop
+    assert sweep.on_trial_report(report(first, 2)).should_stop
     assert sweep.next_task() is None
-    sweep.ended(first, None)
-    sweep.ended(second, None)
+    sweep.on_trial_ended(first, None)
+    sweep.on_trial_ended(second, None)
     assert states(sweep) == [("stopped", "--budget.epochs 3 is used up; set a larger one")] * 2
     # More of it goes on with the same trials.
     later = place.sweep({"trials": 9, "epochs": 30})
@@ -162,10 +162,10 @@ def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     sweep = place.sweep({"hours": 0.5})
     number = task(sweep).number
     now[0] += 1799
-    assert not sweep.reported(report(number, 1)).end
+    assert not sweep.on_trial_report(report(number, 1)).should_stop
     now[0] += 2
-    assert sweep.reported(report(number, 2)).end
-    sweep.ended(number, None)
+    assert sweep.on_trial_report(report(number, 2)).should_stop
+    sweep.on_trial_ended(number, None)
     assert states(sweep) == [("stopped", "--budget.hours 0.5 is used up; rerun the same command, or set a larger one")]
 
 
@@ -173,9 +173,9 @@ def test_a_wish_to_stop(place: Place) -> None:
     sweep = place.sweep()
     number = task(sweep).number
     place.stopped = True
-    assert sweep.reported(report(number, 1)).end
+    assert sweep.on_trial_report(report(number, 1)).should_stop
     assert sweep.next_task() is None
-    sweep.ended(number, "its process died")  # with the cluster, perhaps
+    sweep.on_trial_ended(number, "its process died")  # with the cluster, perhaps
     assert states(sweep)[0][0] == "stopped"
 
 
@@ -186,9 +186,9 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
         write_journal(
             each.spec.folder, 1, [("epoch", 10 * at, {"train/epoch": float(at)}) for at in range(1, epochs + 1)]
         )
-        sweep.reported(report(number, epochs)) if epochs else None
-    sweep.reported(report(2, 2, state="diverged"))
-    sweep.ended(2, None)
+        sweep.on_trial_report(report(number, epochs)) if epochs else None
+    sweep.on_trial_report(report(2, 2, state="diverged"))
+    sweep.on_trial_ended(2, None)
 
     later = place.sweep()
     assert [(trial.state, trial.trained_epochs) for trial in later.trials] == [
@@ -202,18 +202,18 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert (second.spec, third.spec) == (one.spec, three.spec)
     assert later.next_task() == "later"
     # What is told again is not judged where it ended, and trains nothing.
-    assert not later.reported(report(2, 1, again=True)).judged
-    later.ended(2, None)
-    assert later.reported(report(1, 1, again=True)).judged
+    assert not later.on_trial_report(report(2, 1, again=True)).ask_scheduler
+    later.on_trial_ended(2, None)
+    assert later.on_trial_report(report(1, 1, again=True)).ask_scheduler
     assert later.new_epochs == 0
-    later.reported(report(1, 2))
+    later.on_trial_report(report(1, 2))
     assert later.new_epochs == 1
     assert later.next_task() is None
 
 
 def test_what_ended_before_its_first_epoch_is_not_told_again(place: Place) -> None:
     sweep = place.sweep()
-    sweep.ended(task(sweep).number, "ValueError: never works")
+    sweep.on_trial_ended(task(sweep).number, "ValueError: never works")
     later = place.sweep()
     assert task(later).number == 2
 
@@ -221,26 +221,26 @@ def test_what_ended_before_its_first_epoch_is_not_told_again(place: Place) -> No
 def test_two_drivers_of_one_sweep(place: Place) -> None:
     first, second = place.sweep(), place.sweep()
     task(first)
-    with pytest.raises(LedgerError, match="another driver runs this sweep"):
+    with pytest.raises(TrialStoreError, match="another driver runs this sweep"):
         second.next_task()
 
 
 class Meeting:
     """Meets after epoch 2, where trial 2 is replaced by one that goes on from trial 1."""
 
-    def meets(self, epoch: int, epochs: int) -> bool:
+    def is_exploit_epoch(self, epoch: int, epochs: int) -> bool:
         return epoch == 2
 
-    def replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Following]:
+    def choose_replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Replacement]:
         assert epoch == 2
-        assert {trial.trained_epochs for trial in trials if not trial.done} == {2}
-        return {2: Following({"from": "t001"}, recipe("other", epochs=4), Origin(trial=1, samples=128, epoch=2))}
+        assert {trial.trained_epochs for trial in trials if not trial.is_terminal} == {2}
+        return {2: Replacement({"from": "t001"}, recipe("other", epochs=4), ForkPoint(trial=1, samples=128, epoch=2))}
 
 
 def told(place: Place, sweep: Sweep, one: TrialTask, *epochs: int) -> bool:
     """Report epochs, in the run's journal too; whether the sweep ended the trial at the last."""
     write_journal(one.spec.folder, 1 + epochs[0], [("epoch", 64 * at, {"train/epoch": float(at)}) for at in epochs])
-    return [sweep.reported(report(one.number, at)).end for at in epochs][-1]
+    return [sweep.on_trial_report(report(one.number, at)).should_stop for at in epochs][-1]
 
 
 def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
@@ -248,20 +248,20 @@ def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
     sweep = place.sweep({"trials": 3}, population=Meeting())
     one, two = task(sweep), task(sweep)
     assert told(place, sweep, one, 1, 2), "it waits for the others"
-    sweep.ended(1, None)
+    sweep.on_trial_ended(1, None)
     assert states(sweep)[0] == ("waiting", "")
     three = task(sweep)
     assert sweep.next_task() == "later"
     for each in (two, three):
         assert told(place, sweep, each, 1, 2)
-        sweep.ended(each.number, None)
+        sweep.on_trial_ended(each.number, None)
     four, on = task(sweep), task(sweep)
     assert [state for state, _ in states(sweep)] == ["waiting", "pruned", "waiting", "waiting"]
     assert "another took its place at epoch 2" in states(sweep)[1][1]
     assert (on.number, on.fork) == (1, None)
     assert not told(place, sweep, on, 3)
-    sweep.reported(report(1, 4, state="finished"))
-    sweep.ended(1, None)
+    sweep.on_trial_report(report(1, 4, state="finished"))
+    sweep.on_trial_ended(1, None)
     off = task(sweep)
     assert (off.number, off.fork) == (3, None)
     assert (four.number, four.spec.recipe.name) == (4, "tiny-t004")
@@ -270,8 +270,8 @@ def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
     assert sweep.next_task() == "later"
     assert not told(place, sweep, four, 2), "what it took over is validated once more, and is no meeting"
     for each in (off, four):
-        sweep.reported(report(each.number, 4, state="finished"))
-        sweep.ended(each.number, None)
+        sweep.on_trial_report(report(each.number, 4, state="finished"))
+        sweep.on_trial_ended(each.number, None)
     assert sweep.next_task() is None
 
 
@@ -291,8 +291,8 @@ def test_a_population_goes_on_after_its_driver_died(place: Place) -> None:
     assert len(last.trials) == 4
     assert last.next_task() == "later"
     assert not told(place, last, four, 3)
-    last.reported(report(4, 4, state="finished"))
+    last.on_trial_report(report(4, 4, state="finished"))
     if first.number == 2:
-        last.ended(2, None)
-    last.ended(4, None)
+        last.on_trial_ended(2, None)
+    last.on_trial_ended(4, None)
     assert [task(last).number for _ in range(2)] == [1, 3]

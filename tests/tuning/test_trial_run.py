@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.training.job import Context, Outcome, Status
+from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus
 from orchestrator.tuning import trial_run
-from orchestrator.tuning.trial_run import WORST, Report, TrialRun, TrialTask
+from orchestrator.tuning.trial_run import WORST_ERROR, TrialReport, TrialRun, TrialTask
 from tests.support.launched import recipe, spec, write_journal
 
 
@@ -27,13 +27,13 @@ def told(number: int, error: float) -> dict[str, float]:
     return {"train/epoch": float(number), "train/images_per_second": 10.0, "validation/raw_top1_error": error}
 
 
-def training(errors: dict[int, float], status: Status = "finished", message: str = "") -> Any:
+def training(errors: dict[int, float], status: OutcomeStatus = "finished", message: str = "") -> Any:
     """Trains epochs with these errors, then ends so."""
 
-    def train(task: TrialTask, context: Context) -> Outcome:
+    def train(task: TrialTask, context: LauncherContext) -> Outcome:
         for number, error in errors.items():
             context.report({"epoch": number, "samples": 20 * number, **told(number, error)})
-            if number < 3 and not context.wanted():
+            if number < 3 and not context.should_continue():
                 return Outcome(status="stopped", samples=20 * number)
         return Outcome(status=status, message=message)
 
@@ -44,7 +44,7 @@ def journal(one: TrialTask, *errors: float) -> None:
     write_journal(one.spec.folder, 1, [("epoch", 20 * at, told(at, error)) for at, error in enumerate(errors, 1)])
 
 
-def brief(report: Report) -> tuple[int, float | None, bool, str]:
+def brief(report: TrialReport) -> tuple[int, float | None, bool, str]:
     return report.epoch, report.score, report.again, report.state
 
 
@@ -77,7 +77,7 @@ def test_one_that_ended_is_told_and_not_trained(tmp_path: Path) -> None:
     one = task(tmp_path, ended=True)
     journal(one, 60.0, 50.0)
 
-    def never(task: TrialTask, context: Context) -> Outcome:
+    def never(task: TrialTask, context: LauncherContext) -> Outcome:
         raise AssertionError("trained")
 
     run = TrialRun(one, never)
@@ -96,14 +96,14 @@ def test_one_that_had_finished_before_anybody_noted_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "state", "score"),
     [
-        ("diverged", "diverged", WORST),
-        ("bad-data", "failed", WORST),
-        ("bad-checkpoint", "failed", WORST),
-        ("refused", "failed", WORST),
+        ("diverged", "diverged", WORST_ERROR),
+        ("bad-data", "failed", WORST_ERROR),
+        ("bad-checkpoint", "failed", WORST_ERROR),
+        ("refused", "failed", WORST_ERROR),
         ("stopped", "stopped", 60.0),
     ],
 )
-def test_every_end_has_a_name(tmp_path: Path, status: Status, state: str, score: float) -> None:
+def test_every_end_has_a_name(tmp_path: Path, status: OutcomeStatus, state: str, score: float) -> None:
     run = TrialRun(task(tmp_path), training({1: 60.0}, status, "why"))
     run.step()
     last = run.step()
@@ -111,11 +111,11 @@ def test_every_end_has_a_name(tmp_path: Path, status: Status, state: str, score:
 
 
 def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
-    assert TrialRun(task(tmp_path), training({1: float("nan")})).step().score == WORST
+    assert TrialRun(task(tmp_path), training({1: float("nan")})).step().score == WORST_ERROR
 
 
 def test_an_epoch_that_was_not_validated_has_no_score(tmp_path: Path) -> None:
-    def train(task: TrialTask, context: Context) -> Outcome:
+    def train(task: TrialTask, context: LauncherContext) -> Outcome:
         context.report({"epoch": 1, "samples": 20, "train/images_per_second": 10.0})
         return Outcome(status="finished")
 
@@ -123,7 +123,7 @@ def test_an_epoch_that_was_not_validated_has_no_score(tmp_path: Path) -> None:
 
 
 def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
-    def train(task: TrialTask, context: Context) -> Outcome:
+    def train(task: TrialTask, context: LauncherContext) -> Outcome:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
@@ -132,9 +132,9 @@ def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
 
 def test_a_task_travels_as_text(tmp_path: Path) -> None:
     one = task(tmp_path, fork=trial_run.Fork(folder="/x", samples=5))
-    assert trial_run.decode(one.to_json()) == one
+    assert trial_run.decode_task(one.to_json()) == one
 
 
 def test_a_report_travels_as_text() -> None:
-    one = Report(number=1, epoch=2, values={"a": 0.5}, seconds=1.5, score=3.0, state="diverged", reason="why")
-    assert Report.from_dict(one.to_dict()) == one
+    one = TrialReport(number=1, epoch=2, values={"a": 0.5}, seconds=1.5, score=3.0, state="diverged", reason="why")
+    assert TrialReport.from_dict(one.to_dict()) == one

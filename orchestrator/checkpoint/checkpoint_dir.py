@@ -1,0 +1,72 @@
+"""Where checkpoints lie. Needs no torch, so that what only looks at a run is quick."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.config import redaction
+from orchestrator.config.json_text import parse_json, parse_object
+from orchestrator.storage import commit, file_io
+
+EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
+MAX_HEADER_BYTES = 100 * 2**20  # what safetensors itself takes
+
+_NAME_PATTERN = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A checkpoint folder that exists, complete or not."""
+
+    url: str
+    samples: int
+    attempt: int
+
+
+def make_checkpoint_url(folder: str, samples: int, attempt: int) -> str:
+    """The URL of the checkpoint of an attempt at this progress."""
+    return file_io.join(folder, f"samples-{samples:015d}-attempt-{attempt:06d}")
+
+
+def list_checkpoints(folder: str) -> list[CheckpointFolder]:
+    """Checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
+    found = []
+    for name in file_io.list_names(folder):
+        if match := _NAME_PATTERN.match(name):
+            found.append(CheckpointFolder(file_io.join(folder, name), int(match[1]), int(match[2])))
+    return sorted(found, key=lambda place: (place.samples, place.attempt), reverse=True)
+
+
+def iter_committed_checkpoints(folder: str) -> Iterator[CheckpointFolder]:
+    """Those that are complete, newest first; each is asked for when it comes to it."""
+    return (place for place in list_checkpoints(folder) if commit.is_complete(place.url))
+
+
+def read_weights_digest(url: str) -> str:
+    """The digest of final weights without loading them.
+
+    Raises FileNotFoundError when they are not there, CommitError when their DONE file does not name it.
+    """
+    digest = commit.read_metadata(url).get("weights")
+    if not isinstance(digest, str):
+        raise commit.CommitError(
+            f"{redaction.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
+        )
+    return digest
+
+
+def read_class_names(url: str) -> tuple[str, ...] | None:
+    """Return the class names that final weights know, from the head of their export; None where there is none."""
+    export = file_io.join(url, EXPORT_FILE)
+    try:
+        # A safetensors file begins with the length of its header, in JSON, which holds what the writer said of it.
+        length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
+        if length > MAX_HEADER_BYTES:
+            return None
+        header = parse_object(file_io.read_range(export, 8, length))
+        classes = parse_json(header["__metadata__"]["classes"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(str, classes)) if isinstance(classes, list) else None

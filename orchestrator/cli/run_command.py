@@ -1,0 +1,44 @@
+"""Around every job that uses a cluster: errors as one line each and an exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from orchestrator.cli import exit_status
+from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.ray_backend.cluster import ClusterError
+from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.run_spec import JobConfig
+from orchestrator.ray_backend.session import NotRecordedError
+from orchestrator.ray_backend.task_pool import TaskError
+from orchestrator.recipe.config import Recipe
+
+__all__ = ["resolve_recipe", "run_cluster_command"]
+
+
+def run_cluster_command(prog: str, main: Callable[[], int]) -> int:
+    """The exit status of a job: 0 done, 1 failed, 2 refused, 128 + n stopped by signal n."""
+    with exit_status.tolerate_closed_output():
+        return exit_status.run_command(prog, lambda: _report_cluster_errors(prog, main))
+
+
+def resolve_recipe(config: JobConfig) -> Recipe:
+    """The recipe of a job, with the digest of the weights that it is to start from.
+
+    Raises ConfigError for weights that cannot be used; StorageError.
+    """
+    if not config.weights and not config.recipe.initial_weights:
+        return config.recipe
+    # Imported for those who ask: it takes torch, and torch two seconds.
+    found: Recipe = import_module("orchestrator.training.warm_start").given(config.recipe, config.weights)
+    return found
+
+
+def _report_cluster_errors(prog: str, main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except PreflightError as error:
+        return exit_status.print_errors(prog, list(error.problems), EXIT_FAILURE)
+    except (ClusterError, TaskError, NotRecordedError) as error:
+        return exit_status.print_errors(prog, [str(error)], EXIT_FAILURE)

@@ -1,0 +1,156 @@
+"""A recipe's schedule and augmented images, without training."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.simulate_config import SimulateConfig
+from orchestrator.config import redaction
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.overrides import flatten_config
+from orchestrator.data import manifest, sampler
+from orchestrator.data.build import digits
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.ray_backend import previews
+from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.lr_schedule import find_turning_points
+from orchestrator.storage import file_io
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.tracker import MetricPoint, TrackedRun, TrackingError
+
+MAX_ROWS = 26
+MAX_LOGGED_RATES = 500
+
+
+def simulate_training(config: SimulateConfig, screen: Console) -> int:
+    """Print the schedule; draw it, and a contact sheet where there is data, as far as asked for; the exit status.
+
+    Raises ConfigError for what cannot be, PreflightError when MLflow cannot be reached or refuses.
+    """
+    try:
+        out = config.resolve_output_folder()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="simulate-") as temporary, _open_dataset(config) as (url, dataset):
+        steps = _count_steps_per_epoch(config, dataset)
+        columns = _tabulate_schedule(config.recipe, steps)
+        screen.print(_build_table(config.recipe, columns))
+        if not (out or config.uses_mlflow):
+            return 0
+        pictures = _draw_pictures(config.recipe, steps, url, dataset, Path(temporary), screen)
+        for picture in pictures if out else ():
+            where = file_io.join(out, picture.name)
+            file_io.write_bytes(where, picture.read_bytes())
+            screen.print(f"written: {redaction.redact(where)}", highlight=False, soft_wrap=True)
+        if config.uses_mlflow:
+            where = _log_to_mlflow(config, steps, columns, pictures)
+            screen.print(f"MLflow:  {where}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def _open_dataset(config: SimulateConfig) -> Iterator[tuple[str, Manifest | None]]:
+    """URL and manifest of the data, None where none was named; the digits are packed aside if they are not yet."""
+    if not config.data:
+        yield "", None
+        return
+    url = config.resolve_destination().data
+    try:
+        yield url, manifest.load(url, allow_elsewhere=config.allow_elsewhere)
+        return
+    except DataError as error:
+        if config.data != EMBEDDED_DATASET:
+            raise ConfigError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="digits-") as temporary:
+        yield temporary, digits.pack_digits(temporary)
+
+
+def _count_steps_per_epoch(config: SimulateConfig, dataset: Manifest | None) -> int:
+    samples = config.samples if dataset is None else dataset.count_samples(previews.TRAIN_SPLIT)
+    steps = sampler.count_steps(samples, config.recipe.batch_size)
+    if steps == 0:
+        raise ConfigError(
+            f"batch_size: {config.recipe.batch_size} is refused: more than the {samples} training images; lower it"
+        )
+    return steps
+
+
+def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
+    """The schedule at whole epochs, where a warm-up ends or a segment begins, and at the last step."""
+    last = recipe.epochs * steps_per_epoch - 1
+    turned = {min(last, round(at * steps_per_epoch)) for at in find_turning_points(recipe.schedule)}
+    chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _choose_stride(recipe.epochs))}
+    steps = sorted({*chosen, *turned, last})
+    return {
+        "epochs done": [step / steps_per_epoch for step in steps],
+        "step": [float(step) for step in steps],
+        "samples": [float(step * recipe.batch_size) for step in steps],
+        "rate": [previews.compute_learning_rate(recipe, steps_per_epoch, step) for step in steps],
+    }
+
+
+def _choose_stride(epochs: int) -> int:
+    """Epochs between rows: 1, 2 or 5 times a power of ten, so that there are at most MOST_ROWS."""
+    strides = (each * int(10**power) for power in range(9) for each in (1, 2, 5))
+    return next(stride for stride in strides if epochs <= stride * MAX_ROWS)
+
+
+def _build_table(recipe: Recipe, columns: dict[str, list[float]]) -> Table:
+    title = (
+        f"{recipe.name}: {recipe.schedule.kind} schedule, batches of {recipe.batch_size}, the last row its last step"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for epochs, step, samples, rate in zip(*columns.values(), strict=True):
+        table.add_row(f"{epochs:.6g}", f"{step:,.0f}", f"{samples:,.0f}", f"{rate:.6g}")
+    return table
+
+
+def _draw_pictures(
+    recipe: Recipe, steps: int, url: str, dataset: Manifest | None, folder: Path, screen: Console
+) -> list[Path]:
+    """The pictures; without a dataset there is no contact sheet."""
+    schedule, sheet = folder / previews.SCHEDULE_FILE, folder / previews.CONTACT_SHEET_FILE
+    previews.draw_schedule(recipe, steps, str(schedule))
+    if dataset is None:
+        screen.print("no contact sheet: name a dataset with --data", highlight=False)
+        return [schedule]
+    if not previews.draw_contact_sheet(recipe, url, dataset, str(sheet)):
+        screen.print("no contact sheet: none of the images that were picked can be decoded", highlight=False)
+        return [schedule]
+    return [schedule, sheet]
+
+
+def _log_to_mlflow(config: SimulateConfig, steps: int, columns: dict[str, list[float]], pictures: list[Path]) -> str:
+    """Record all in a run of its own, the same at each call; where it is to be seen."""
+    recipe, destination = config.recipe, config.resolve_destination()
+    key = f"simulate/{recipe.name}-{compute_fingerprint(recipe, steps)}"
+    params = {path: str(value) for path, value in flatten_config(recipe).items()}
+    try:
+        tracker = MlflowTracker(destination.tracking, destination.experiment)
+        tracker.check()
+        run_id = tracker.open_run(
+            TrackedRun(key, f"simulate-{recipe.name}", None, params, {"orchestrator.job": "simulate"})
+        )
+        points = previews.sample_learning_rates(recipe, steps, MAX_LOGGED_RATES)
+        # The name that a training uses: MLflow draws both as one chart.
+        tracker.log_metrics(run_id, [MetricPoint("train/rate", rate, samples, time.time()) for samples, rate in points])
+        tracker.log_table(run_id, "schedule.json", columns)
+        for picture in pictures:
+            tracker.log_file(run_id, str(picture))
+        tracker.close_run(run_id, "FINISHED")
+        return tracker.get_run_url(run_id)
+    except TrackingError as error:
+        raise PreflightError([f"tracking: {error}"]) from None

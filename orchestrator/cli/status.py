@@ -1,0 +1,311 @@
+"""What runs are doing, told from storage alone: tables that fit 100 columns, or JSON. Needs no Ray, no MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.config import redaction
+from orchestrator.monitor.formatting import format_duration, format_number
+from orchestrator.monitor.run_status import (
+    LIVE_STATES,
+    PROBLEM_STATES,
+    TERMINAL_STATES,
+    RunSnapshot,
+    inspect_run,
+    inspect_sweep,
+)
+from orchestrator.ray_backend import lease, run_lookup
+from orchestrator.ray_backend.run_lookup import RunEntry
+from orchestrator.storage import file_io, storage_errors, urls
+from orchestrator.storage.file_io import StorageError
+
+_READERS = 8
+_COLORS = {
+    "running": "green",
+    "finished": "cyan",
+    "restarting": "yellow",
+    "failed": "red",
+    "lost": "red",
+    "pruned": "cyan",
+}
+
+
+# What reading one run's records may raise.
+_SINGLE_RUN_ERRORS = (StorageError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that belong together: an ensemble's members, a sweep's trials, or one run alone."""
+
+    name: str  # of the ensemble or sweep, empty for a run alone
+    rows: tuple[RunSnapshot, ...]
+    sweep: bool = False
+    owner: str = ""  # who runs the sweep
+    brief: bool = False  # show only what runs or went wrong
+    stage: str = ""  # what the driver of an ensemble does now that its models are trained
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there may be more to see at a later look."""
+        return bool(self.owner or self.stage) or any(row.state in LIVE_STATES for row in self.rows)
+
+    @property
+    def visible_rows(self) -> tuple[RunSnapshot, ...]:
+        """The rows of its tables."""
+        return tuple(row for row in self.rows if not self.brief or row.state in (*LIVE_STATES, *PROBLEM_STATES))
+
+    @property
+    def title(self) -> str:
+        """The line above its rows."""
+        done = sum(row.state == "finished" for row in self.rows)
+        if not self.sweep:
+            return f"{self.name}: {done} of {len(self.rows)} finished" + (f", {self.stage}" if self.stage else "")
+        ended = sum(row.state in TERMINAL_STATES for row in self.rows)
+        return f"{self.name}: {ended} of {len(self.rows)} ended"
+
+    @property
+    def state_counts(self) -> str:
+        """How many runs of a sweep are in which state."""
+        counted = Counter(row.state for row in self.rows)
+        told = ", ".join(f"{number} {state}" for state, number in counted.most_common())
+        return f"{self.name}: {told or 'no trial yet'}"
+
+
+def show_status(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:
+    """Show runs, ensembles and sweeps; the exit status: 0, or 1 when one failed or was lost.
+
+    names: their names in `storage` (empty: the default one), or URLs of their folders; all there are when empty. Of
+    sweeps that are not named only the trials that run or went wrong are shown; JSON always has all.
+    as_json: one JSON list, a line for each look. watch: look again after so many seconds, until nobody runs any of
+    them, or Ctrl-C. Raises ConfigError when one is unknown.
+    """
+
+    def look() -> list[RunGroup]:
+        found = run_lookup.find_runs(names, storage) if names else run_lookup.list_all_runs(storage)
+        return inspect_groups(found, brief=not names)
+
+    found = look()
+    if not found and not as_json:
+        screen.print(
+            f"no runs in {redaction.redact(run_lookup.resolve_storage(storage))}", highlight=False, soft_wrap=True
+        )
+        return 0
+    if as_json:
+        found = _watch_groups(found, look, watch, lambda now: print_json(now, screen))
+    elif watch is not None and screen.is_terminal:
+        with Live(render_groups(found), console=screen, auto_refresh=False) as live:
+            found = _watch_groups(found, look, watch, lambda now: live.update(render_groups(now), refresh=True))
+    else:
+        found = _watch_groups(found, look, watch, lambda now: screen.print(render_groups(now), soft_wrap=False))
+    return EXIT_FAILURE if any(row.state in PROBLEM_STATES for family in found for row in family.rows) else 0
+
+
+def inspect_groups(found: Sequence[RunEntry], brief: bool = False) -> list[RunGroup]:
+    """How all of these stand, members with their ensembles, trials with their sweeps. Storage errors pass through.
+
+    brief: of sweeps, show only the trials that run or went wrong.
+    """
+    with ThreadPoolExecutor(_READERS, "status") as pool:
+        waiting: list[tuple[RunGroup, list[Future[RunSnapshot]]]] = []
+        for one in found:
+            try:
+                family, calls = _prepare_group(one, brief)
+                folders = one.members or (one.folder,) * len(calls)
+            except _SINGLE_RUN_ERRORS as error:
+                family, calls = RunGroup(one.name, ()), [partial(_make_unreadable, one.folder, _explain_error(error))]
+                folders = (one.folder,)
+            waiting.append((family, [pool.submit(_inspect_safely, *each) for each in zip(calls, folders, strict=True)]))
+        looked = [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
+        return list(pool.map(_add_stage, found, looked))
+
+
+def _add_stage(one: RunEntry, family: RunGroup) -> RunGroup:
+    """Return the family with what its ensemble's driver does now, when no model is trained any more."""
+    if not one.members or one.error or any(row.state in LIVE_STATES for row in family.rows):
+        return family
+    try:
+        stage = _read_stage(one.folder)
+    except _SINGLE_RUN_ERRORS:
+        return family  # the rows are what counts
+    return replace(family, stage=stage, rows=tuple(replace(row, stage=stage) for row in family.rows))
+
+
+def _read_stage(folder: str) -> str:
+    """Return what the driver of an ensemble does besides training; empty when there is none."""
+    if not lease.is_driver_alive(folder, lease.read_lease(folder)):
+        return ""
+    found = file_io.read_json_or_empty(file_io.join(folder, run_lookup.SCORING_FILE))
+    shards, done, left = (found.get(name) for name in ("shards", "done", "seconds_left"))
+    if not isinstance(shards, int) or not isinstance(done, int):
+        return "preparing scores or the report"
+    if done >= shards:
+        return "scored, preparing the report"
+    rest = f", about {format_duration(left)} left" if isinstance(left, int | float) else ""
+    return f"scoring {done} of {shards} shards{rest}"
+
+
+def _prepare_group(one: RunEntry, brief: bool) -> tuple[RunGroup, Sequence[Callable[[], RunSnapshot]]]:
+    if one.is_sweep:
+        told = inspect_sweep(one.folder)
+        return RunGroup(one.name, (), True, told.owner, brief), told.inspections
+    return RunGroup(one.name if one.members is not None else "", ()), _list_inspections(one)
+
+
+def _list_inspections(one: RunEntry) -> list[Callable[[], RunSnapshot]]:
+    if one.members is None:
+        return [partial(inspect_run, one.folder)]
+    if one.error:
+        return [partial(_make_unreadable, one.folder, one.error)]
+    recipes = file_io.read_json_or_empty(file_io.join(one.folder, run_lookup.ENSEMBLE_FILE)).get("recipes")
+    awaited = lease.is_driver_alive(one.folder, lease.read_lease(one.folder))
+    models = [_get_recipe_name(recipes, urls.get_basename(folder)) for folder in one.members]
+    return [
+        partial(inspect_run, each, one.name, model, awaited) for each, model in zip(one.members, models, strict=True)
+    ]
+
+
+def _get_recipe_name(recipes: object, run: str) -> str:
+    found = recipes.get(run) if isinstance(recipes, dict) else None
+    return str(found.get("name", "")) if isinstance(found, dict) else ""
+
+
+def _make_unreadable(folder: str, why: str) -> RunSnapshot:
+    return RunSnapshot(
+        urls.get_basename(folder), redaction.redact(folder), "unreadable", why, urls.get_basename(folder)
+    )
+
+
+def _inspect_safely(call: Callable[[], RunSnapshot], folder: str) -> RunSnapshot:
+    """What the call returns; what is wrong with the records of one run must not hide the others."""
+    try:
+        return call()
+    except _SINGLE_RUN_ERRORS as error:
+        return _make_unreadable(folder, _explain_error(error))
+
+
+def _explain_error(error: Exception) -> str:
+    """Why a run cannot be shown. Raises the error again when it says that the storage as a whole does not answer."""
+    if isinstance(error, StorageError) and not storage_errors.is_object_specific(error):
+        raise error
+    return str(error) if isinstance(error, StorageError) else f"a record is damaged: {type(error).__name__}: {error}"
+
+
+def _watch_groups(
+    found: list[RunGroup],
+    look: Callable[[], list[RunGroup]],
+    watch: float | None,
+    show: Callable[[list[RunGroup]], None],
+) -> list[RunGroup]:
+    """Show what was found, and what is found later, until nothing runs or Ctrl-C; the last that was found."""
+    show(found)
+    try:
+        while watch is not None and any(family.is_live for family in found):
+            time.sleep(watch)
+            try:
+                found = look()
+            except StorageError:
+                continue  # what cannot be seen now is seen at the next look
+            show(found)
+    except KeyboardInterrupt:
+        pass  # the way to end a watch
+    return found
+
+
+def print_json(found: Sequence[RunGroup], screen: Console) -> None:
+    """A JSON list of runs on one line; what is not finite is null, since JSON has no word for it."""
+    rows = [
+        {key: _replace_nonfinite(value) for key, value in asdict(row).items()}
+        for family in found
+        for row in family.rows
+    ]
+    screen.print(json.dumps(rows, allow_nan=False), highlight=False, soft_wrap=True, markup=False)
+
+
+def _replace_nonfinite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def render_groups(found: Sequence[RunGroup]) -> RenderableType:
+    """The tables of progress and of what is kept, and what there is to say of single runs."""
+    rows = [row for family in found for row in family.visible_rows]
+    parts: list[RenderableType] = [_build_progress_table(found)]
+    if rows:
+        parts += [Text(), _build_storage_table(rows)]
+    notes = [Text(one.state_counts) for one in found if one.sweep]
+    notes += [Text(note) for row in rows for note in _format_notes(row)]
+    owners = dict.fromkeys([row.owner for row in rows if row.owner] + [one.owner for one in found if one.owner])
+    notes += [Text(f"run by {owner}") for owner in owners]
+    return Group(*parts, *([Text(), *notes] if notes else []))
+
+
+def _build_progress_table(found: Sequence[RunGroup]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "left"):
+        # A model's name may be folded, a figure never cut.
+        left = name in ("model", "state")
+        fold = {"overflow": "fold", "no_wrap": False} if name == "model" else {"overflow": "ellipsis", "no_wrap": True}
+        table.add_column(name, justify="left" if left else "right", **fold)  # type: ignore[arg-type]
+    for family in found:
+        if family.name:
+            table.add_row(Text(family.title, style="bold"))
+        for row in family.visible_rows:
+            table.add_row(*_format_cells(row, "  " if family.name else ""))
+    return table
+
+
+def _format_cells(row: RunSnapshot, indent: str) -> tuple[Text | str, ...]:
+    epochs = "-" if row.epochs is None else str(row.epochs)
+    whole = row.epoch is None or row.epoch == int(row.epoch)
+    return (
+        Text(indent + row.model),
+        Text(row.state, style=_COLORS.get(row.state, "")),
+        f"{format_number(row.epoch, '.0f' if whole else '.1f')}/{epochs}",
+        format_number(row.loss, ".3f"),
+        format_number(row.top1_error, ".2f"),
+        format_number(row.top5_error, ".2f"),
+        format_number(row.images_per_second, ".0f"),
+        format_duration(row.seconds_left),
+    )
+
+
+def _build_storage_table(rows: Sequence[RunSnapshot]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for name in ("workers", "restarts", "goodput", "checkpoint"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        goodput = format_number(None if row.goodput is None else 100 * row.goodput, ".1f") + " %" * (
+            row.goodput is not None
+        )
+        table.add_row(
+            Text(row.name), format_number(row.workers, "d"), str(row.incidents), goodput, _format_checkpoint(row)
+        )
+    return table
+
+
+def _format_checkpoint(row: RunSnapshot) -> str:
+    if row.checkpoint_samples is None:
+        return "final weights" if row.state == "finished" else "-"
+    age = row.checkpoint_seconds_ago
+    return f"{row.checkpoint_samples} samples" + (f", {format_duration(age)} ago" if age is not None else "")
+
+
+def _format_notes(row: RunSnapshot) -> list[str]:
+    notes = [f"{row.name}: {row.state}: {row.message}"] if row.message else []
+    if row.last_incident and row.state != "finished":
+        notes.append(f"{row.name}: last restart: {row.last_incident}")
+    return notes

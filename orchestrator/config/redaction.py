@@ -1,0 +1,111 @@
+"""Text that people see: without credentials and without characters that steer a terminal."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# In these "?" and "#" are letters of a name unless NAME=VALUE follows; in every other URL they begin a query.
+_QUERYLESS_SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
+
+# Of these a port may follow the host; in URLs of object stores a bucket stands there, which has none.
+_WITH_PORT = ("http", "https", "hdfs", "webhdfs")
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}/(?!.*://)", re.DOTALL)
+# What stands where a port would, in a web address without "@", and can be none: a password whose rest is missing.
+_NO_PORT = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|(?!\[[0-9A-Fa-f:.]+\])[^:/?#]*):(?!\d{1,5}(?:\W|$)|\W*$|port\b)[^/?#]*", re.IGNORECASE
+)
+
+# Bounded, since a search without a bound takes time that grows with the square of the text.
+_SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,40})://"
+_URL = re.compile(rf"{_SCHEME}(?P<rest>[^\s\"'`<>]*)")
+# Of s3:KEY:SECRET@bucket and s3:/KEY:SECRET@bucket, which lack slashes, what comes before the last "@".
+_MISSPELT_URL = re.compile(
+    r"(?<![A-Za-z0-9+.-])(?P<start>(?:s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp):/?)(?!/)"
+    r"[^\s\"'`<>:@/]{1,1000}:[^\s\"'`<>]{0,1000}@",
+    re.IGNORECASE,
+)
+# KEY:SECRET@bucket as libraries repeat it, without a scheme; models:/name@alias is MLflow's and no secret.
+_BARE_CREDENTIALS = re.compile(r"(?<![^\s\"'`=(])[^\s\"'`<>:@/=(]{1,1000}:(?!/)[^\s\"'`<>@{}();,]{1,1000}@(?=[\w.\[-])")
+# Separators, format characters (bidirectional overrides among them) that change what other characters look like.
+_CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+_BIDI_CHARACTERS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+
+def redact(text: str) -> str:
+    """Return a text, or a URL, without user names, passwords and queries in any URL that it holds.
+
+    A password may hold "/", "?", "#" or "@" that should have been quoted: when a colon stands before the first
+    slash, everything up to the last "@" counts as credentials, but for HOST:PORT/ of a web address. Never raises.
+    """
+    return _BARE_CREDENTIALS.sub("***@", _MISSPELT_URL.sub(r"\g<start>", _URL.sub(_redact_url, text)))
+
+
+def make_printable(text: str, *, keep: str = "") -> str:
+    """Return `redact(text)` with control characters, lone surrogates and direction marks written as escapes.
+
+    Args:
+        text: anything, such as a file name, a class name, an error of a library.
+        keep: characters that stay as they are, such as a line feed for a text of several lines.
+    """
+    text = redact(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape_character(character) if character not in keep else character for character in text)
+
+
+def find_credentials_problem(text: str, name: str) -> str | None:
+    """Return why a text that holds a URL with a user name or password cannot be taken; None when it holds none.
+
+    What stands on a command line is seen by every user of the machine (`ps`) and kept by Ray, and a URL is kept with
+    what was made from it. So credentials are taken from where each library looks for them.
+
+    Args:
+        text: a URL, a path or anything else, as the user gave it; the reason does not repeat what must not be seen.
+        name: the flag, argument or variable that it was given by.
+    """
+    for match in re.finditer(_SCHEME, text):
+        rest = text[match.end() :]
+        if end := find_credentials_end(rest, match["scheme"]):
+            shown = make_printable(f"{match['scheme']}://{rest[end:]}")
+            instead = _ADVICE_BY_SCHEME.get(match["scheme"].lower(), _DEFAULT_ADVICE)
+            return f"{name}: must be a URL without user name and password, got one with them for {shown}; {instead}"
+    return None
+
+
+_AWS_ADVICE = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, instead"
+_NETRC_ADVICE = "put them into ~/.netrc instead, and write an @ that is part of the path as %40"
+_DEFAULT_ADVICE = "give them by the environment of the store's client instead"
+_ADVICE_BY_SCHEME = {"s3": _AWS_ADVICE, "s3a": _AWS_ADVICE, "http": _NETRC_ADVICE, "https": _NETRC_ADVICE}
+
+
+def find_credentials_end(rest: str, scheme: str) -> int:
+    """Return the position after the credentials in what follows "scheme://"; 0 when there are none.
+
+    A name and up to five digits before the first slash are a host and its port: "@" is a letter of the path then.
+    """
+    if scheme.lower() in _WITH_PORT and _HOST_AND_PORT.match(rest):
+        return 0
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if ":" in authority and "@" in rest:
+        return rest.rindex("@") + 1
+    return authority.rindex("@") + 1 if "@" in authority else 0
+
+
+def _redact_url(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    end = find_credentials_end(rest, scheme)
+    rest = rest[end:]
+    if not end and scheme in ("http", "https") and (found := _NO_PORT.match(rest)) is not None:
+        rest = f"{found['host']}:***{rest[found.end() :]}"
+    # "#/" begins a page of MLflow's or Ray's, not a secret.
+    query = r"[?#](?=[\w.-]+=)" if scheme in _QUERYLESS_SCHEMES else r"\?|#(?!/)"
+    rest = re.split(query, rest, maxsplit=1)[0]
+    return f"{match['scheme']}://{rest}"
+
+
+def _escape_character(character: str) -> str:
+    if unicodedata.category(character) in _CONTROL_CATEGORIES or character in _BIDI_CHARACTERS:
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return character

@@ -1,0 +1,1 @@
+"""Making datasets: pack, index and verify shards."""

@@ -1,0 +1,147 @@
+"""The command line of packing; importable without numpy, torch or ray."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from orchestrator.config import redaction
+from orchestrator.config.arg_parser import Preset
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
+from orchestrator.data.config import OrderConfig
+from orchestrator.storage import urls
+
+ManifestValues = dict[str, str | int | float | bool]
+
+
+class ShardLayout(Config):
+    """What decides on the bytes of a dataset, beside the images."""
+
+    seed: int = Field(0, ge=0, description="of the global shuffle; the same seed gives the same bytes")
+    shard_mib: float = Field(128.0, gt=0, le=8192, description="about the size of each shard, in MiB")
+    min_shards: int = Field(8, ge=1, le=1_000_000, description="fewest shards of a split, so that workers find work")
+    resize: int = Field(
+        0, ge=0, le=65_535, description="shorter side that larger images are reduced to; 0 keeps every byte as it is"
+    )
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality of reduced images")
+    decode: bool = Field(True, description="decode every image once, so that broken ones are found and left out")
+
+
+class PackConfig(Config):
+    """What `shards.py pack` sets."""
+
+    source: Source = FolderSource()
+    url: str = Field("", description="folder URL of the dataset to be made")
+    name: str = Field("", description="name of the dataset; by default that of the source")
+    layout: Annotated[ShardLayout, tyro.conf.arg(name="")] = ShardLayout()
+    max_bad: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="share of the images that may be broken and left out (10 always may); more end the packing",
+    )
+    at_once: int | None = Field(
+        None,
+        ge=1,
+        description="most shards in the making; each holds one in memory. By default one per CPU of the cluster, "
+        "without a cluster 4",
+    )
+    dry_run: bool = Field(False, description="print what would be packed and stop; nothing is written")
+
+    @model_validator(mode="after")
+    def _check_digits_options(self) -> Self:
+        if isinstance(self.source, DigitsSource) and (self.layout != ShardLayout() or self.name):
+            raise ValueError("source.kind digits: the embedded digits are packed one way only: give no other options")
+        return self
+
+    def resolve(self) -> Self:
+        """The same with absolute places and a name. Raises ConfigError."""
+        if not self.url:
+            raise ConfigError("url: needed: give the URL of the folder to pack to")
+        try:
+            url = urls.require_absolute(self.url, "url")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        source = self.source.resolve()
+        return self.model_copy(update={"url": url, "source": source, "name": self.name or _default_name(source)})
+
+    def to_manifest_values(self) -> ManifestValues:
+        """What the manifest keeps of how the dataset was made: no places and no times."""
+        layout = self.layout.to_dict()
+        if not self.layout.resize:
+            del layout["quality"]
+        return {"source": self.source.kind, "holdout": getattr(self.source, "holdout", None) or 0.0, **layout}
+
+    def describe_identity(self) -> dict[str, str]:
+        """What makes another packing of it, for people, by flag: places and options."""
+        places = {f"source.{name}": redaction.redact(str(value)) for name, value in self.source.to_dict().items()}
+        options = {name: str(value) for name, value in self.layout.to_dict().items()}
+        return {"name": self.name, **places, **options}
+
+
+def pack_presets() -> dict[str, Preset[PackConfig]]:
+    """The command line's presets: each kind of source."""
+    return {
+        "folder": Preset(PackConfig(source=FolderSource()), "A folder per class, local or in any store."),
+        "ilsvrc": Preset(PackConfig(source=IlsvrcSource()), "ILSVRC2012 as it comes: tars and devkit, never unpacked."),
+        "digits": Preset(PackConfig(source=DigitsSource()), "The embedded handwritten digits."),
+    }
+
+
+def _default_name(source: Source) -> str:
+    if isinstance(source, FolderSource):
+        return urls.get_basename(source.url)
+    return "ilsvrc2012" if isinstance(source, IlsvrcSource) else source.kind
+
+
+class IndexConfig(Config):
+    """Which tars make up a dataset, and how they are labelled."""
+
+    url: str = Field("", description="folder of the tars, any fsspec URL")
+    train: str = Field("", description="training tars below url: 'train-{000000..000146}.tar' or 'train/*.tar'")
+    validation: str = Field("", description="validation tars below url, likewise")
+    image_key: str = Field(
+        "",
+        description="member that is the image, by what follows the first dot of its name: 'jpg', 'input.jpg', or "
+        "several ('jpg;input.jpg'), of which the first counts; empty: the only one of jpg, jpeg and png",
+    )
+    label_key: str = Field(
+        "",
+        description="field of each sample's json that holds the label ('label', 'meta.json:label'), or the member that "
+        "is the label ('output.cls', '.label', 'cls;y.cls'); empty: the cls member",
+    )
+    classes: str = Field(
+        "", description="URL of the class names: one per line, a JSON list, or a JSON object from label to name"
+    )
+    to: str = Field("", description="where manifest and indexes are written when the tars' folder is read-only")
+    name: str = Field("", description="the dataset's name; by default the last part of url")
+    threads: int = Field(8, ge=1, le=256, description="tars that are read side by side")
+    order: OrderConfig = OrderConfig()
+    batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
+
+
+class VerifyConfig(Config):
+    """Which dataset to check, and how thoroughly."""
+
+    url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the manifest says, also outside the dataset's folder"
+    )
+    deep: bool = Field(False, description="decode every image, too")
+    threads: int = Field(8, ge=1, le=256, description="shards that are read side by side")
+    order: OrderConfig = OrderConfig()
+    batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
+
+
+def index_presets() -> dict[str, Preset[IndexConfig]]:
+    """The one starting point of `index`."""
+    return {"tars": Preset(IndexConfig(), "WebDataset tars made elsewhere")}
+
+
+def verify_presets() -> dict[str, Preset[VerifyConfig]]:
+    """The one starting point of `verify`."""
+    return {"dataset": Preset(VerifyConfig(), "a dataset that was packed or indexed")}

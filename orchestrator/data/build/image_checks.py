@@ -1,0 +1,124 @@
+"""What is odd about an encoded image, and whether it can be trained on; dimensions are looked at before pixels."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.data.build.tar_reader import MAX_MEMBER_BYTES
+from orchestrator.data.data_errors import BadSampleError
+from orchestrator.data.transforms import decode, png_chunks
+from orchestrator.data.transforms.image_format import UNSUPPORTED_FORMATS, identify_format
+from orchestrator.data.transforms.jpeg_segments import PROGRESSIVE_MARKERS, JpegSegments
+
+# Met in images that are taken; those of another format are stored as PNG, the others are kept as they are.
+Oddity = Literal[
+    "cmyk", "ycck", "grey", "progressive", "transparent", "png-named-jpeg", "jpeg-named-png", "exif-broken",
+    "exif-rotated", "webp", "gif", "bmp", "tiff",
+]  # fmt: skip
+# Why an image is left out; by its format when that is the reason.
+Defect = Literal[
+    "empty", "no-image", "too-large", "undecodable", "heic", "avif", "jpeg-xl", "jpeg-2000", "psd", "svg", "pdf"
+]
+
+_JPEG_NAMES = ("jpg", "jpeg", "jpe", "jfif")
+_ORIENTATION = 0x0112
+# Bytes of a value of each EXIF type.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+
+
+@dataclass(frozen=True)
+class ImageFinding:
+    """What was found out about an image."""
+
+    extension: str  # of what is stored: "jpg" or "png"
+    width: int = 0
+    height: int = 0
+    oddities: tuple[Oddity, ...] = ()
+    defect: Defect | None = None
+    reason: str = ""  # of the defect
+
+
+def inspect_image(image: bytes, name: str) -> ImageFinding:
+    """Return what an image whose file is called `name` tells before a pixel is decoded."""
+    if not image:
+        return ImageFinding("jpg", defect="empty", reason="0 bytes")
+    kind = identify_format(image)
+    extension = "jpg" if kind == "jpeg" else "png"
+    try:
+        head = decode.read_header(image)
+    except BadSampleError as error:
+        return ImageFinding(extension, defect=_classify_defect(kind, error), reason=str(error))
+    found: list[Oddity] = []
+    if head.segments is not None:
+        found += _find_jpeg_oddities(image, head.segments)
+    elif head.format == "png":
+        found += ["grey"] if png_chunks.read_png(image).is_gray else []
+    elif head.format != "jpeg":
+        found.append(head.format)
+    named = name.rpartition(".")[2].lower()
+    if kind == "png" and named in _JPEG_NAMES:
+        found.append("png-named-jpeg")
+    elif kind == "jpeg" and named == "png":
+        found.append("jpeg-named-png")
+    return ImageFinding(extension, head.width, head.height, tuple(found))
+
+
+def _classify_defect(kind: str | None, error: BadSampleError) -> Defect:
+    if kind is None:
+        return "no-image"
+    if isinstance(error, decode.ImageTooLargeError):
+        return "too-large"
+    return next((other for other in UNSUPPORTED_FORMATS if other == kind), "undecodable")
+
+
+def check_byte_size(length: int) -> ImageFinding | None:
+    """The finding about an image that is not even read."""
+    if length <= MAX_MEMBER_BYTES:
+        return None
+    return ImageFinding(
+        "jpg", defect="too-large", reason=f"an image must have at most {MAX_MEMBER_BYTES} bytes, got {length}"
+    )
+
+
+def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[Oddity]:
+    found: list[Oddity] = []
+    if segments.components == 4:
+        found.append("ycck" if segments.adobe_transform == 2 else "cmyk")
+    elif segments.components == 1:
+        found.append("grey")
+    if segments.frame_marker in PROGRESSIVE_MARKERS:
+        found.append("progressive")
+    if segments.exif_span is not None:
+        orientation = _read_orientation(image[slice(*segments.exif_span)])
+        if orientation is None:
+            found.append("exif-broken")
+        elif orientation > 1:
+            found.append("exif-rotated")
+    return found
+
+
+def _read_orientation(exif: bytes) -> int | None:
+    """The orientation that EXIF data tells, 1 (upright) when it tells none; None when the data is broken."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return None
+    try:
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        (count,) = struct.unpack_from(order + "H", exif, first)
+        orientation = 1
+        for number in range(count):
+            tag, kind, values = struct.unpack_from(order + "HHI", exif, first + 2 + 12 * number)
+            place = first + 2 + 12 * number + 8
+            length = _TYPE_BYTES[kind] * values
+            if length > 4:
+                (place,) = struct.unpack_from(order + "I", exif, place)
+            if place + length > len(exif):
+                return None
+            if tag == _ORIENTATION:
+                (orientation,) = struct.unpack_from(order + "H", exif, place)
+    except (struct.error, KeyError):
+        return None
+    # 0 is written by some cameras for "not known".
+    return max(1, orientation) if orientation <= 8 else None

@@ -1,0 +1,99 @@
+"""Samples into WebDataset tars with indexes and a manifest; the same samples give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import webdataset
+
+from orchestrator.data import index, manifest
+from orchestrator.data.build.sources import sample_keys
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.storage import file_io
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """An encoded image with its label; the last part of `key` has no dot, since WebDataset splits names there."""
+
+    key: str
+    image: bytes
+    label: int
+    extension: str = "jpg"
+
+
+def write_dataset(
+    url: str,
+    name: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Iterable[RawSample]],
+    samples_per_shard: int,
+    made: Mapping[str, str | int | float | bool] | None = None,
+) -> Manifest:
+    """Write every split as shards below `url` and, last, the manifest.
+
+    Two packers of the same samples write the same bytes, each file in one step: a race between them is harmless.
+    Raises DataError for a key or label that a reader could not take.
+    """
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard: {samples_per_shard} is refused: at least 1 is needed")
+    listed = {
+        split: tuple(
+            write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
+            for number, batch in enumerate(_batch_samples(_check_samples(samples, len(classes)), samples_per_shard))
+        )
+        for split, samples in splits.items()
+    }
+    packed = Manifest(name=name, classes=tuple(classes), made=dict(made or {}), splits=listed)
+    manifest.save(url, packed)
+    return packed
+
+
+def encode_tar(samples: Iterable[RawSample]) -> bytes:
+    """A WebDataset tar of `KEY.jpg` and `KEY.cls` members, without times or owners."""
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0, user="root", group="root", encoder=False) as writer:
+        for sample in samples:
+            writer.write({"__key__": sample.key, sample.extension: sample.image, "cls": str(sample.label).encode()})
+    return buffer.getvalue()
+
+
+def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
+    """Write one shard and, after it, its index; both are held in memory. What the manifest is to say of it.
+
+    Raises DataError for samples that no reader could take, StorageError when storage fails.
+    """
+    data = encode_tar(samples)
+    # Read back from the bytes to be written: what is wrong is found here, not by a reader.
+    listing = index.index_tar(data, name)
+    index_bytes = listing.to_bytes()
+    file_io.write_bytes(file_io.join(url, name), data)
+    file_io.write_bytes(file_io.join(url, name + index.SUFFIX), index_bytes)
+    return Shard(
+        name=name,
+        samples=len(listing.keys),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
+    )
+
+
+def _check_samples(samples: Iterable[RawSample], classes: int) -> Iterator[RawSample]:
+    for sample in samples:
+        sample_keys.check_key(sample.key)
+        if not 0 <= sample.label < classes:
+            raise DataError(
+                f"sample {sample.key!r}: label {sample.label} is refused: 0 .. {classes - 1} are the classes"
+            )
+        yield sample
+
+
+def _batch_samples(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:
+    iterator = iter(samples)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,120 @@
+"""Samples of one split: any one of them, a shard's in order, or along a plan that is read ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.data import prefetch
+from orchestrator.data.config import ReadingConfig
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.prefetch import Prefetcher, Sample, Span
+from orchestrator.data.shard_files import ShardFiles
+
+STREAM_SAMPLES = 64  # samples of a shard that are read ahead when it is read in order
+
+
+def _read_available_memory() -> int | None:
+    """Memory that can be had without swapping; None where the system does not tell."""
+    try:
+        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+class ReadStats(NamedTuple):
+    """What was read since the reader was made."""
+
+    bytes: int
+    requests: int
+    retries: int
+    cache_hits: int
+    cache_misses: int
+    cache_off: int  # 1 once the cache has stepped aside
+
+
+class SampleReader:
+    """Reads one split of a dataset; make it in the process that uses it. Safe for its threads."""
+
+    def __init__(self, url: str, manifest: Manifest, split: str, config: ReadingConfig | None = None) -> None:
+        self._config = config or ReadingConfig()
+        self._split = ShardFiles(url, manifest, split, self._config)
+        self._prefetcher = Prefetcher(self._split, iter(()), 0, 1)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the dataset."""
+        return self._split.classes
+
+    @property
+    def has_verified_images(self) -> bool:
+        """Whether every image was decoded when the dataset was packed."""
+        return self._split.has_verified_images
+
+    def check_windows(self, samples: int) -> None:
+        """Raise DataError when so many remote samples would take more than half of the memory that is free.
+
+        Local windows lie in the page cache and need none.
+        """
+        shards, room = self._split.shards, _read_available_memory()
+        held = sum(shard.bytes for shard in shards)
+        wanted = samples * held // max(1, sum(shard.samples for shard in shards))
+        if not self._split.is_local and room is not None and min(wanted, held) > room // 2:
+            raise DataError(
+                f"order.lanes x order.window: the {samples} samples that a worker holds open are {wanted / 2**20:,.0f} "
+                f"MiB of this data, more than half of the {room / 2**20:,.0f} MiB that are free on its node: lower "
+                "order.window, or use more workers"
+            )
+
+    def keep_indexes(self, count: int) -> None:
+        """Keep the indexes of at least so many shards: fewer than are in turn would be read again for every sample."""
+        self._split.max_cached_indexes = max(self._split.max_cached_indexes, count)
+
+    def read(self, shard: int, number: int) -> Sample:
+        """The sample `number` of shard `shard`.
+
+        Raises DataError when a shard or index is missing, truncated, damaged or labelled outside the classes,
+        StorageError when the storage fails.
+        """
+        found = self._prefetcher.get_sample(shard, number)
+        return replace(found, image=memoryview(bytearray(found.image)))  # the caller's own
+
+    def iter_shard(self, shard: int) -> Iterator[Sample]:
+        """All samples of a shard in its order, read ahead. Raises as `read` does."""
+        counts = [facts.samples for facts in self._split.shards]
+        first = sum(counts[:shard])
+        with self.open_prefetcher(
+            prefetch.plan_id_range(counts, first, first + counts[shard], STREAM_SAMPLES)
+        ) as ahead:
+            for number in range(counts[shard]):
+                if number % STREAM_SAMPLES == 0:
+                    ahead.advance(number // STREAM_SAMPLES)
+                yield ahead.get_sample(shard, number)
+
+    @contextmanager
+    def open_prefetcher(self, plan: Iterator[Span]) -> Iterator[Prefetcher]:
+        """A read-ahead along a plan, closed at the end."""
+        ahead = Prefetcher(self._split, plan, self._config.read_ahead_mib * 2**20, self._config.streams)
+        try:
+            yield ahead
+        finally:
+            ahead.close()
+
+    def get_read_stats(self) -> ReadStats:
+        """What was read so far."""
+        moved, cache = self._split.ranges.transfer, self._split.cache
+        if cache is None:
+            return ReadStats(moved.bytes, moved.requests, moved.retries, 0, 0, 0)
+        off = int(cache.disk_error is not None)
+        return ReadStats(moved.bytes, moved.requests, moved.retries, cache.hits, cache.misses, off)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._prefetcher.close()
+        self._split.close()

@@ -1,0 +1,185 @@
+"""Proof of what a run was trained on: a sum of hashes of the samples that step() was really given, against the plan.
+
+A sample's hash is mix(key(epoch, step) ^ id), and hashes are added modulo 2^64: the sum over ranks, and over the parts
+of an epoch that several attempts trained, is the same for any number of workers and any cut. It is kept with the
+weights, so that it rolls back with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.data import rng
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.sampler import EpochOrder, Int64Array
+
+# Few broken images are no reason to stop, however small the epoch.
+MIN_BAD_LIMIT = 10
+# Positions that are planned at once: few calls, little memory.
+CHUNK_POSITIONS = 1 << 17
+_HASH_PIECES, _PIECE_BITS = 4, 16
+_MODULUS = 1 << 64
+
+
+class BadEntry(Config):
+    """A sample that no decoder took, as it was first found."""
+
+    id: int = Field(ge=0)
+    key: str
+    source: str
+    offset: int = Field(ge=0)
+    reason: str
+
+
+class EpochAudit(Config):
+    """What was delivered of one epoch: hash in hexadecimal, samples, and the ids of those that had weight 0."""
+
+    epoch: int = Field(ge=0)
+    hash: str = Field("0" * 16, pattern="^[0-9a-f]{16}$")
+    samples: int = Field(0, ge=0)
+    bad: tuple[int, ...] = ()
+
+
+class AuditRecord(Config):
+    """What a run was trained on so far: its epochs in their order, and each bad sample once."""
+
+    epochs: tuple[EpochAudit, ...] = ()
+    bad: tuple[BadEntry, ...] = ()
+
+    def get_epoch(self, epoch: int) -> EpochAudit:
+        """What was delivered of an epoch; nothing when it has not begun."""
+        found = (one for one in self.epochs if one.epoch == epoch)
+        return next(found, EpochAudit(epoch=epoch))
+
+    def add_delivery(self, epoch: int, total: int, samples: int, bad: Sequence[BadEntry]) -> AuditRecord:
+        """The record after more of an epoch, the last one or the next, was delivered by all ranks together."""
+        before = self.get_epoch(epoch)
+        after = EpochAudit(
+            epoch=epoch,
+            hash=_format_hash(int(before.hash, 16) + total),
+            samples=before.samples + samples,
+            bad=(*before.bad, *(one.id for one in bad)),
+        )
+        others = tuple(one for one in self.epochs if one.epoch != epoch)
+        return AuditRecord(epochs=(*others, after), bad=(*self.bad, *self.select_new(bad)))
+
+    def select_new(self, bad: Sequence[BadEntry]) -> list[BadEntry]:
+        """Those that were not found bad in an earlier epoch."""
+        known = {one.id for one in self.bad}
+        return [one for one in bad if one.id not in known]
+
+
+def parse_record(raw: object, where: str) -> AuditRecord:
+    """The record that `to_dict` gave. Raises DataError naming `where` when it is none."""
+    try:
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"it is {type(raw).__name__}, no mapping")
+        return AuditRecord.from_dict(raw)
+    except ConfigError as error:
+        raise DataError(f"{where}: no record of what was delivered, or a damaged one: {error}") from None
+
+
+class DeliveryHash:
+    """What one rank was given since it was last asked: a sum of hashes and a number of samples."""
+
+    def __init__(self) -> None:
+        self.hash, self.samples = 0, 0
+
+    def add(self, epoch: int, step: int, ids: Int64Array) -> None:
+        """The rank's samples of a global batch of an epoch (N int64) were given to step()."""
+        base = np.uint64(rng.derive_key(0, "audit", epoch, step))
+        total = rng.mix_bits(ids.view(np.uint64) ^ base).sum(dtype=np.uint64)
+        self.hash = (self.hash + int(total)) % _MODULUS
+        self.samples += len(ids)
+
+
+def split_hash(value: int) -> list[float]:
+    """A 64-bit number in 16-bit pieces, whose float64 sums over up to 2^37 ranks are exact."""
+    return [float(value >> _PIECE_BITS * place & 0xFFFF) for place in range(_HASH_PIECES)]
+
+
+def join_hash(sums: Sequence[float]) -> int:
+    """The sum modulo 2^64 of the numbers whose pieces were summed."""
+    return sum(int(value) << _PIECE_BITS * place for place, value in enumerate(sums)) % _MODULUS
+
+
+@dataclass(frozen=True)
+class PlanHash:
+    """What the plan gives to the first steps of an epoch: sum of hashes, samples, and how many of them differ."""
+
+    hash: int
+    samples: int
+    distinct: int
+
+
+def hash_plan(order: EpochOrder, batch_size: int, steps: int) -> PlanHash:
+    """The plan of the first `steps` steps of an epoch, computed anew. A byte of memory for each sample."""
+    total = 0
+    seen = np.zeros(order.samples, dtype=np.bool_)
+    at_once = max(1, CHUNK_POSITIONS // batch_size)
+    for first in range(0, steps, at_once):
+        chunk = range(first, min(first + at_once, steps))
+        positions = np.arange(chunk.start * batch_size, chunk.stop * batch_size, dtype=np.int64)
+        ids = order.get_sample_ids(*order.locate(positions))
+        bases = np.array([rng.derive_key(0, "audit", order.epoch, step) for step in chunk], dtype=np.uint64)
+        hashes = rng.mix_bits(ids.view(np.uint64) ^ np.repeat(bases, batch_size))
+        total = (total + int(hashes.sum(dtype=np.uint64))) % _MODULUS
+        seen[ids] = True
+    return PlanHash(total, steps * batch_size, int(np.count_nonzero(seen)))
+
+
+@dataclass(frozen=True)
+class EpochVerdict:
+    """How an epoch's record compares with its plan; no `problems` means that what was planned was delivered, once."""
+
+    epoch: int
+    planned: int
+    delivered: int
+    exactly_once: int  # samples proven to be delivered exactly once; 0 when there are problems
+    left_out: int  # samples that the plan does not give: the ragged tail, and what an unfinished epoch has left
+    bad: int
+    problems: tuple[str, ...]
+
+
+def compare_with_plan(found: EpochAudit, order: EpochOrder, batch_size: int, steps: int) -> EpochVerdict:
+    """The record of an epoch, of which `steps` steps were made, against its plan."""
+    plan = hash_plan(order, batch_size, steps)
+    problems = tuple(_find_problems(found, plan, order.samples))
+    return EpochVerdict(
+        epoch=found.epoch,
+        planned=plan.samples,
+        delivered=found.samples,
+        exactly_once=0 if problems else plan.samples,
+        left_out=order.samples - plan.distinct,
+        bad=len(found.bad),
+        problems=problems,
+    )
+
+
+def _find_problems(found: EpochAudit, plan: PlanHash, samples: int) -> Iterable[str]:
+    if plan.distinct != plan.samples:
+        yield f"the plan gives {plan.samples} samples, only {plan.distinct} different ones"
+    if found.samples < plan.samples:
+        yield f"{plan.samples - found.samples} samples were never delivered"
+    elif found.samples > plan.samples:
+        yield f"{found.samples - plan.samples} samples were delivered too often"
+    elif int(found.hash, 16) != plan.hash:
+        yield f"other samples were delivered than planned: hash {found.hash}, planned {_format_hash(plan.hash)}"
+    if len(set(found.bad)) != len(found.bad) or any(not 0 <= one < samples for one in found.bad):
+        yield f"its bad samples repeat or are none of the split's {samples}"
+
+
+def compute_bad_limit(share: float, samples: int) -> int:
+    """How many of an epoch's samples may be unreadable."""
+    return max(MIN_BAD_LIMIT, math.floor(share * samples))
+
+
+def _format_hash(value: int) -> str:
+    return f"{value % _MODULUS:016x}"

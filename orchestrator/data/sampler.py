@@ -1,0 +1,163 @@
+"""The order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window).
+
+Shards are permuted; the sequence of their samples is cut into V lanes (contiguous, lengths differing by at most one);
+each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
+of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
+number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
+never with the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.data import rng
+from orchestrator.data.data_errors import DataError
+
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """One epoch's order. `counts` are the samples of each shard in the manifest's order."""
+
+    counts: tuple[int, ...]
+    seed: int
+    epoch: int
+    lanes: int
+    window: int
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples of the dataset: the positions that exist, the dropped tail included."""
+        return sum(self.counts)
+
+    @cached_property
+    def shard_order(self) -> Int64Array:
+        """Shards of the epoch in reading order."""
+        return rng.permutation(rng.derive_key(self.seed, "shards", self.epoch), len(self.counts))
+
+    @cached_property
+    def _counts(self) -> Int64Array:
+        return np.asarray(self.counts, dtype=np.int64)
+
+    @cached_property
+    def _shard_ends(self) -> Int64Array:
+        return np.cumsum(self._counts[self.shard_order], dtype=np.int64)
+
+    @cached_property
+    def _starts_by_shard(self) -> Int64Array:
+        """First sample id of each shard: ids number the samples in the manifest's order."""
+        return np.cumsum([0, *self.counts[:-1]], dtype=np.int64)
+
+    def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Shard and number within the shard of the samples at these positions (each an array like `positions`)."""
+        lane, step = positions % self.lanes, positions // self.lanes
+        sequence = self._lane_start(lane) + self._shuffle_in_lane(lane, step)
+        slot = np.searchsorted(self._shard_ends, sequence, side="right")
+        shard = self.shard_order[slot]
+        return shard, sequence - (self._shard_ends[slot] - self._counts[shard])
+
+    def get_sample_ids(self, shard: Int64Array, number: Int64Array) -> Int64Array:
+        """Sample ids (whole numbers, the same in every epoch) of located samples."""
+        return np.asarray(self._starts_by_shard[shard] + number, dtype=np.int64)
+
+    def _lane_start(self, lane: Int64Array) -> Int64Array:
+        short, longer = divmod(self.samples, self.lanes)
+        starts = np.asarray(lane * short + np.minimum(lane, longer), dtype=np.int64)
+        return starts
+
+    def _shuffle_in_lane(self, lane: Int64Array, step: Int64Array) -> Int64Array:
+        """Where in its lane the step-th sample lies: a permutation within each window."""
+        first = self._first_window_length(lane)
+        block = np.where(step < first, 0, 1 + (step - first) // self.window)
+        start = np.where(block == 0, 0, first + (block - 1) * self.window)
+        blocks, windows = self._open_windows
+        result = np.empty_like(step)
+        left = np.arange(len(lane))
+        while len(left):
+            held = blocks[lane[left]] == block[left]
+            now = left[held]
+            result[now] = start[now] + windows[lane[now], (step - start)[now]]
+            left = left[~held]
+            for one in self._find_first_blocks(lane[left], block[left]).tolist():
+                self._shuffle_window(int(lane[left[one]]), int(block[left[one]]))
+        return result
+
+    @staticmethod
+    def _find_first_blocks(lane: Int64Array, block: Int64Array) -> Int64Array:
+        """Of each lane the place of its first block."""
+        by_lane = np.lexsort((block, lane))
+        return by_lane[np.flatnonzero(np.diff(lane[by_lane], prepend=-1))]
+
+    def _first_window_length(self, lane: Int64Array) -> Int64Array:
+        """Samples of a lane's first window: lanes that have several take turns to open the next one."""
+        spread = 1 + np.asarray(lane, dtype=np.int64) * self.window // self.lanes
+        return np.where(self._lane_lengths(lane) > self.window, spread, self.window)
+
+    def find_window(self, lane: int, step: int) -> tuple[int, int]:
+        """Where in the lane the window that holds its step-th sample begins and ends."""
+        first, length = int(self._first_window_length(np.asarray(lane))), self._lane_length(lane)
+        start = 0 if step < first else first + (step - first) // self.window * self.window
+        return start, min(first if start == 0 else start + self.window, length)
+
+    def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Samples start .. end - 1 of a lane, as they lie: (shard, first number, past the last) of each stretch."""
+        found = []
+        at, stop = (int(self._lane_start(np.asarray(lane))) + offset for offset in (start, end))
+        while at < stop:
+            slot = int(np.searchsorted(self._shard_ends, at, side="right"))
+            shard = int(self.shard_order[slot])
+            begins = int(self._shard_ends[slot]) - self.counts[shard]
+            past = min(stop, int(self._shard_ends[slot]))
+            found.append((shard, at - begins, past - begins))
+            at = past
+        return found
+
+    @cached_property
+    def _open_windows(self) -> tuple[Int64Array, Int64Array]:
+        """Of each lane the window that was last asked for: its number and its shuffle, lanes x window numbers."""
+        return np.full(self.lanes, -1, dtype=np.int64), np.zeros((self.lanes, self.window), dtype=np.int64)
+
+    def _shuffle_window(self, lane: int, block: int) -> None:
+        """Shuffle a lane's window, shorter at the lane's end."""
+        first = int(self._first_window_length(np.asarray(lane)))
+        begin, end = self.find_window(lane, 0 if block == 0 else first + (block - 1) * self.window)
+        key = rng.derive_key(self.seed, "window", self.epoch, lane, block)
+        blocks, windows = self._open_windows
+        windows[lane, : end - begin] = rng.permutation(key, end - begin)
+        blocks[lane] = block
+
+    def _lane_length(self, lane: int) -> int:
+        return int(self._lane_lengths(np.asarray(lane)))
+
+    def _lane_lengths(self, lane: Int64Array) -> Int64Array:
+        short, longer = divmod(self.samples, self.lanes)
+        return np.asarray(short + (lane < longer), dtype=np.int64)
+
+
+def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Int64Array:
+    """Positions of global batch `step` that rank `rank` of `workers` trains on, ascending."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    mine: Int64Array = positions[(positions % lanes) % workers == rank]
+    return mine
+
+
+def check_workers(counts: Sequence[int], lanes: int, batch_size: int, workers: int) -> None:
+    """Raise DataError when this many workers cannot share the work."""
+    if workers > lanes:
+        raise DataError(f"workers: {workers} is refused: more than order.lanes ({lanes}), so some would have no data")
+    if workers > batch_size:
+        raise DataError(f"workers: {workers} is refused: more than batch_size ({batch_size})")
+    if sum(counts) < batch_size:
+        raise DataError(f"batch_size: {batch_size} is refused: the split has only {sum(counts)} samples")
+
+
+def count_steps(samples: int, batch_size: int) -> int:
+    """Whole global batches of an epoch; the rest is dropped by plan, another rest in each epoch."""
+    return samples // batch_size

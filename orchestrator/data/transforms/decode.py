@@ -1,0 +1,373 @@
+"""Encoded image to RGB array, with dimensions, scans and chunks bounded before a pixel is decoded.
+
+One rule says whether the data is whole, whatever decodes it: libjpeg's warnings about a JPEG's entire entropy stream,
+after what is known to be harmless was mended. A training crop of an image that packing has already found whole needs
+neither the rows below it nor, when it is much larger than the network's input, every pixel: `decode_part` stops after
+the last row that is asked for and decodes at 1/2, 1/4 or 1/8 size. libjpeg's entropy decoder has to pass every byte
+above a row, so nothing is to be saved above or beside the crop.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import struct
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import TiffImagePlugin
+
+from orchestrator.data.data_errors import BadSampleError
+from orchestrator.data.transforms import jpeg_segments, png_chunks
+from orchestrator.data.transforms.image_format import (
+    FORMAT_NAMES,
+    UNSUPPORTED_FORMATS,
+    DecodableFormat,
+    EncodedImage,
+    identify_format,
+)
+from orchestrator.data.transforms.jpeg_segments import JpegSegments
+
+Image = NDArray[np.uint8]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A bomb of 65,535 x 65,535 would take 12 GB; ImageNet's largest training image has about 32 million pixels.
+MAX_PIXELS = 100_000_000
+# Test crops enlarge the shorter side: a strip of 1 x 60,000 would grow to 256 x 15 million pixels, 12 GB.
+MAX_ASPECT = 100
+# Every scan of a JPEG passes over all of its pixels, and one of a hundred bytes may: real files have 10 to 20 scans.
+# libjpeg-turbo's own tools stop at 500; at the most pixels, 32 take a second or two.
+MAX_SCANS = 500
+MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
+# What transparent images lie on: white, as on paper and in browsers, for which logos and drawings are made.
+BACKGROUND_LEVEL = 255
+BACKGROUND_NAME = "white"
+# A thread keeps its pixel buffer up to this size; larger images get one of their own.
+MAX_BUFFER_BYTES = 64 * 2**20
+# Samples are decoded side by side by the loader's threads; OpenCV's own would only compete with them.
+cv2.setNumThreads(1)
+# Pillow's own bound warns in the middle of ours.
+Pillow.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_MCU_ROWS = 16  # rows of the tallest unit that JPEG files in use are coded in
+# Upsampling of chroma looks one row further down, unless it is the fast one.
+_MARGIN_ROWS = 8
+# What libjpeg says of the rows that were left out: restart markers or the end of image follow.
+_SKIPPED_ROWS_WARNING = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
+# Junk between the last row and the end: the image is whole, as libjpeg tells of the first trouble and this is it.
+_TRAILING_JUNK_WARNING = re.compile(r"extraneous bytes before marker 0xd9$")
+_MISSING_END_WARNING = "Premature end of JPEG file"
+# simplejpeg knows the usual layouts of chroma only.
+_UNKNOWN_SUBSAMPLING_ERROR = "Could not determine subsampling"
+# Modes of Pillow whose conversion to RGB is the picture; numbers of 16 and more bits would be cut off.
+_PLAIN_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_REDUCED_COPY = 1  # bit of TIFF's NewSubfileType
+
+
+class ImageTooLargeError(BadSampleError):
+    """An image of too many pixels or scans, or too long a strip."""
+
+
+class ImageHeader(NamedTuple):
+    """What is known before decoding."""
+
+    width: int
+    height: int
+    format: DecodableFormat
+    segments: JpegSegments | None = None  # of a JPEG
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it is a JPEG that can be decoded at a reduced size."""
+        return self.segments is not None and self.segments.components in (1, 3)
+
+
+def _wrap_errors(work: Callable[P, R]) -> Callable[P, R]:
+    """Turn whatever a decoder raises into BadSampleError: its callers know which sample it was."""
+
+    @functools.wraps(work)
+    def guarded(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return work(*arguments, **named)
+        except BadSampleError:
+            raise
+        except Exception as error:
+            raise BadSampleError(f"broken image: {type(error).__name__}: {error}") from error
+
+    return guarded
+
+
+@_wrap_errors
+def read_header(data: EncodedImage) -> ImageHeader:
+    """Return dimensions and format (whatever the file's name says).
+
+    Raises BadSampleError for what is no image of a format that is decoded here, for images over MAX_PIXELS pixels or
+    MAX_ASPECT : 1, and for JPEGs of more scans than MAX_SCANS and MAX_SCANNED_PIXELS allow.
+    """
+    kind = identify_format(data)
+    if kind is None:
+        raise BadSampleError(f"no JPEG or PNG: it begins with {bytes(data[:8]).hex(' ') or 'nothing'}")
+    if kind in UNSUPPORTED_FORMATS:
+        raise BadSampleError(f"{FORMAT_NAMES[kind]}: not a format that is decoded here; convert it to JPEG or PNG")
+    if kind == "jpeg":
+        segments = jpeg_segments.read_segments(data)
+        if not segments.frame_marker or not segments.scan_offset:
+            raise BadSampleError("broken JPEG: no frame and scan in its first segments")
+        found = ImageHeader(segments.width, segments.height, "jpeg", segments)
+        _check_size(found.width, found.height)
+        if not segments.is_single_scan:
+            _check_scans(data, found)
+        return found
+    if kind == "png":
+        png = png_chunks.read_png(data)
+        found = ImageHeader(png.width, png.height, "png")
+    else:
+        with _open_with_pillow(data, kind) as image:
+            found = ImageHeader(*image.size, kind)  # type: ignore[arg-type]
+    _check_size(found.width, found.height)
+    return found
+
+
+@_wrap_errors
+def decode_image(data: EncodedImage) -> Image:
+    """Return H x W x 3 uint8 RGB of an image: grey spread over three channels, transparency on BACKGROUND.
+
+    EXIF orientation is ignored for every format alike: what the labels were made for is the stored raster. Of several
+    frames or pages the first is taken. Raises BadSampleError for anything that is no whole image as `header` takes it.
+    """
+    head = read_header(data)
+    if head.segments is None or head.segments.components not in (1, 3, 4):
+        return _decode_other(data, head)
+    channels = 4 if head.segments.components == 4 else 3
+    pixels = np.empty((head.height, head.width, channels), dtype=np.uint8)
+    if not _decode_jpeg(data, head.segments, pixels):
+        return _decode_other(data, head)
+    return pixels if channels == 3 else _convert_cmyk(pixels)
+
+
+@_wrap_errors
+def decode_top_rows(
+    data: bytearray | memoryview,
+    head: ImageHeader,
+    rows: int,
+    denominator: int,
+    fast: bool = False,
+    is_whole: bool = False,
+) -> Image:
+    """Return at least the first `rows` of the image, decoded at 1 / `denominator` (1, 2, 4, 8) of its size.
+
+    The pixels are those of `decode`; with `fast`, whose DCT and chroma are rougher, about 40 dB from them. is_whole:
+    that the image was decoded before, so that what lies below `rows` need not be read; else it is, and whatever damage
+    `decode` finds is found. The result lies in the thread's buffer and is valid until its next call. Images that are no
+    baseline JPEG come whole and in full size: look at the shape. `data` is altered while this runs. Raises
+    BadSampleError when it is broken.
+    """
+    segments = head.segments
+    if segments is None or not head.is_jpeg:
+        return decode_image(data)
+    needed = rows if fast else rows + _MARGIN_ROWS
+    kept = min(head.height, -(-needed // _MCU_ROWS) * _MCU_ROWS)
+    if is_whole and segments.height_offset and not segments.harmless_spans and kept < head.height:
+        pixels = _thread_buffer.get_pixels(*_reduce_size(head.width, kept, denominator))
+        struct.pack_into(">H", data, segments.height_offset, kept)
+        try:
+            _decode_into(pixels, data, fast)
+            return pixels
+        except ValueError as error:
+            if _SKIPPED_ROWS_WARNING.search(str(error)):
+                return pixels
+            # Something else is odd: the whole image tells what.
+        finally:
+            struct.pack_into(">H", data, segments.height_offset, head.height)
+    pixels = _thread_buffer.get_pixels(*_reduce_size(head.width, head.height, denominator))
+    return pixels if _decode_jpeg(data, segments, pixels, fast) else decode_image(data)
+
+
+@_wrap_errors
+def is_transparent(data: EncodedImage) -> bool:
+    """Return whether a pixel of an image is not opaque. Raises BadSampleError as `decode` does."""
+    kind = identify_format(data)
+    if kind == "jpeg":
+        return False
+    if kind == "png":
+        png = png_chunks.read_png(data)
+        _check_size(png.width, png.height)
+        return png.has_alpha and bool((_decode_bgra(png)[:, :, 3] < 255).any())
+    with _open_with_pillow(data, read_header(data).format) as image:
+        return image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[:, :, 3] < 255).any())
+
+
+def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast: bool = False) -> bool:
+    """Decode a JPEG at the size of `pixels`, RGB or CMYK; False when simplejpeg does not know its layout of chroma.
+
+    Raises BadSampleError unless the image is whole. Here alone it is decided what is.
+    """
+    if segments.harmless_spans:
+        data = jpeg_segments.remove_harmless(data, segments)
+    try:
+        _decode_into(pixels, data, fast)
+        return True
+    except ValueError as error:
+        trouble = str(error)
+    if _TRAILING_JUNK_WARNING.search(trouble):
+        return True
+    if _UNKNOWN_SUBSAMPLING_ERROR in trouble:
+        return False
+    if trouble == _MISSING_END_WARNING and segments.is_single_scan:
+        # Perhaps only the end mark is missing; decoding with one shows whether more is.
+        try:
+            _decode_into(pixels, b"".join((data, b"\xff\xd9")), fast)
+            return True
+        except ValueError:
+            pass
+    raise BadSampleError(f"broken JPEG: {trouble}")
+
+
+def _decode_into(pixels: Image, data: EncodedImage, fast: bool) -> None:
+    """Decode at the size of `pixels`; they are filled before libjpeg's warnings are raised as ValueError."""
+    rows, columns = pixels.shape[:2]
+    colours = "RGB" if pixels.size == 3 * rows * columns else "CMYK"
+    simplejpeg.decode_jpeg(
+        data, colours, fastdct=fast, fastupsample=fast, min_height=rows, min_width=columns,
+        buffer=pixels, strict=True,
+    )  # fmt: skip
+
+
+def _reduce_size(width: int, height: int, denominator: int) -> tuple[int, int]:
+    """Rows and columns at 1 / denominator, as libjpeg rounds them."""
+    return -(-height // denominator), -(-width // denominator)
+
+
+class _ThreadBuffer(threading.local):
+    """A pixel buffer for each thread: fresh memory for every image would cost page faults."""
+
+    def __init__(self) -> None:
+        self._buffer: Image = np.empty(0, dtype=np.uint8)
+
+    def get_pixels(self, rows: int, columns: int) -> Image:
+        """Rows x columns x 3 of the thread's buffer; the same memory at each call."""
+        needed = rows * columns * 3
+        if needed > self._buffer.size:
+            fresh = np.empty(needed, dtype=np.uint8)
+            if needed > MAX_BUFFER_BYTES:
+                return fresh.reshape(rows, columns, 3)
+            self._buffer = fresh
+        return self._buffer[:needed].reshape(rows, columns, 3)
+
+
+_thread_buffer = _ThreadBuffer()
+
+
+def _convert_cmyk(pixels: Image) -> Image:
+    """RGB of CMYK as JPEGs hold it, inverted, by the formula of OpenCV."""
+    rgb = np.empty((*pixels.shape[:2], 3), dtype=np.uint8)
+    for rows in _split_rows(len(pixels)):
+        inks = pixels[rows].astype(np.int32)
+        black = inks[:, :, 3:]
+        rgb[rows] = black - ((255 - inks[:, :, :3]) * black >> 8)
+    return rgb
+
+
+def _decode_other(data: EncodedImage, head: ImageHeader) -> Image:
+    """Pixels of a header's image by OpenCV or Pillow."""
+    if head.format == "png":
+        return _decode_png(data)
+    with _open_with_pillow(data, head.format) as image:
+        if image.size != (head.width, head.height):
+            raise BadSampleError(
+                f"broken image: {head.width} x {head.height} pixels by its header, {image.size} in all"
+            )
+        if not image.has_transparency_data:
+            return np.asarray(image.convert("RGB"))
+        rgba = np.asarray(image.convert("RGBA"))
+    return _composite_on_background(rgba[:, :, :3], rgba[:, :, 3])
+
+
+def _open_with_pillow(data: EncodedImage, kind: str) -> Pillow.Image:
+    """The image as Pillow has it, not decoded yet. Raises BadSampleError for what it would change or take ages for."""
+    name = FORMAT_NAMES[kind]
+    try:
+        image = Pillow.open(io.BytesIO(data), formats=(name.upper(),))
+    except OSError:
+        raise BadSampleError(f"broken {name}: its header cannot be read") from None
+    if image.mode not in _PLAIN_MODES:
+        raise BadSampleError(f"{name} of kind {image.mode!r}, not of 8 bits a channel: convert it to JPEG or PNG")
+    if kind == "bmp" and image.info.get("compression") not in (0, 3):  # others are unpacked in Python
+        raise BadSampleError("BMP with compression: save it without, or convert it to PNG")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and int(image.tag_v2.get(254, 0)) & _REDUCED_COPY:
+        raise BadSampleError(
+            "TIFF that begins with a reduced copy, as cameras' raw files do: convert it to JPEG or PNG"
+        )
+    return image
+
+
+def _decode_png(data: EncodedImage) -> Image:
+    png = png_chunks.read_png(data)
+    png_chunks.check_surplus(png)
+    if png.has_alpha:
+        pixels = _decode_bgra(png)
+        return _composite_on_background(pixels[:, :, 2::-1], pixels[:, :, 3])
+    image = cv2.imdecode(
+        np.frombuffer(png.pixels, dtype=np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+    if image is None:
+        raise BadSampleError("broken image: OpenCV cannot decode it")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _decode_bgra(png: png_chunks.PngInfo) -> Image:
+    """H x W x 4 of a PNG that has alpha, 8 bits a channel."""
+    image = cv2.imdecode(np.frombuffer(png.pixels, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise BadSampleError("broken image: OpenCV cannot decode it")
+    if image.ndim == 3 and image.dtype == np.uint8:
+        return np.asarray(image, dtype=np.uint8)
+    pixels: NDArray[np.uint16] = np.asarray(image, dtype=np.uint16)
+    deep = 8 if png.bit_depth == 16 else 0
+    if pixels.ndim == 2:  # grey of which one level is transparent: OpenCV leaves that out
+        (level,) = struct.unpack(">H", (png.trns or b"")[:2])
+        level = level * 255 // (2**png.bit_depth - 1) if png.bit_depth < 8 else level
+        alpha = np.where(pixels == level, 0, 0xFFFF).astype(np.uint16)
+        pixels = np.dstack((pixels, pixels, pixels, alpha))
+    return (pixels >> deep & 0xFF).astype(np.uint8)
+
+
+def _composite_on_background(rgb: Image, alpha: Image) -> Image:
+    """RGB on BACKGROUND, rounded to the nearest level."""
+    image = np.empty(rgb.shape, dtype=np.uint8)
+    for rows in _split_rows(len(rgb)):
+        opacity = alpha[rows, :, None].astype(np.uint16)
+        image[rows] = (rgb[rows] * opacity + np.uint16(BACKGROUND_LEVEL) * (255 - opacity) + 127) // 255
+    return image
+
+
+def _split_rows(rows: int) -> list[slice]:
+    """Stretches of rows, so that numbers of more bits take little memory."""
+    return [slice(first, first + 64) for first in range(0, rows, 64)]
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ImageTooLargeError(f"an image must have 1 to {MAX_PIXELS} pixels, got {width} x {height}; scale it down")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageTooLargeError(
+            f"an image must be at most {MAX_ASPECT} times as long as wide, got {width} x {height} pixels; crop it"
+        )
+
+
+def _check_scans(data: EncodedImage, head: ImageHeader) -> None:
+    assert head.segments is not None
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (head.width * head.height))
+    if (scans := jpeg_segments.count_scans(data, head.segments)) > most:
+        raise ImageTooLargeError(
+            f"JPEG of {head.width} x {head.height} pixels in {scans} scans, each of which costs time: must have at "
+            f"most {most} at that size; save it again as an ordinary JPEG"
+        )

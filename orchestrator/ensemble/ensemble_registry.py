@@ -1,0 +1,159 @@
+"""An ensemble in MLflow's model registry: registered once, served by `mlflow models serve`, fetched by name.
+
+Importable without torch and mlflow; registering needs no torch either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orchestrator
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.json_text import parse_json
+from orchestrator.storage import commit, urls
+from orchestrator.training.config import get_final_weights_dir
+
+CHAMPION_ALIAS = "champion"
+MODEL_URI_PREFIX = "models:/"
+# What the code beside the model imports, at the versions that made it.
+REQUIREMENTS = (
+    *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
+    *("opencv-python-headless", "pillow", "simplejpeg"),
+)
+MAX_DATASET_CHARS = 60  # of a dataset's name in a model's, which may have 256
+_INVALID_NAME_CHARS = re.compile(r"[/:'\"`]")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+    is_new: bool  # made now: else the same ensemble was there
+    alias: str  # under which it can be asked for, empty when that is another version
+
+    @property
+    def uri(self) -> str:
+        """What MLflow's commands call it."""
+        return (
+            f"{MODEL_URI_PREFIX}{self.model}@{self.alias}"
+            if self.alias
+            else f"{MODEL_URI_PREFIX}{self.model}/{self.version}"
+        )
+
+
+def make_model_name(family: str, dataset: str, digest: str) -> str:
+    """Return the name of the registered model of a family's ensembles on a dataset: each dataset has its champion."""
+    dataset = dataset[:MAX_DATASET_CHARS]
+    return f"{family}-{digest[:8]}" if family.endswith(f"-{dataset}") else f"{family}-{dataset}-{digest[:8]}"
+
+
+def register_ensemble(
+    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = "",
+    former: str = "",
+) -> RegisteredVersion:  # fmt: skip
+    """Register the ensemble of finished runs as a version of `model`; the same ensemble again changes nothing.
+
+    former: a name under which it may have been registered before, where it then stays.
+    tracking: URI of the MLflow store. run_id: of the ensemble's run there, with whose artifacts the model is kept.
+    runs: URLs of the members' folders, in order. titles: readable names of the classes, or none. about: Markdown.
+    The alias goes to the first version, and stays there until somebody moves it. Takes seconds, most of them MLflow's.
+
+    Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read, TrackingError.
+    """
+    model = _INVALID_NAME_CHARS.sub("-", model)
+    registry = import_module("orchestrator.tracking.model_registry").Registry(tracking)
+    digest = compute_digest(runs, titles)
+    found = registry.version(model, digest)
+    if found is None and former:
+        former = _INVALID_NAME_CHARS.sub("-", former)
+        if (before := registry.version(former, digest)) is not None:
+            model, found = former, before
+    fresh = found is None
+    if found is None:
+        names = [urls.get_basename(run) for run in runs]
+        tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
+        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+            folder = os.path.join(scratch, "model")
+            build_package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
+            found = registry.add(model, digest, run_id, folder, about, tags)
+    named = registry.name_first(model, CHAMPION_ALIAS, found)
+    return RegisteredVersion(model, str(found), fresh, CHAMPION_ALIAS if named == found else "")
+
+
+def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:
+    """A hash of the members' final weights, in order, and of the titles. Raises FileNotFoundError, CommitError."""
+    if not runs:
+        raise ConfigError("members: none: an ensemble has at least one model")
+    weights = [checkpoint_dir.read_weights_digest(get_final_weights_dir(run)) for run in runs]
+    return hashlib.sha256(json.dumps([weights, list(titles)]).encode()).hexdigest()[:16]
+
+
+def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> Any:
+    """The tracking.registered.Package of an ensemble, with its weights below the local folder `scratch`."""
+    served = import_module("orchestrator.ensemble.mlflow_model")
+    weights = Path(scratch, served.WEIGHTS)
+    weights.mkdir()
+    for number, run in enumerate(runs, start=1):
+        # The order of the names is that of the members.
+        (weights / f"{number:04d}-{urls.get_basename(run)}.safetensors").write_bytes(
+            _read_exported_weights(get_final_weights_dir(run))
+        )
+    told = Path(scratch, f"{served.TITLES}.json")
+    told.write_text(json.dumps(list(titles)), encoding="utf-8")
+    return import_module("orchestrator.tracking.model_registry").Package(
+        code=served.__file__,
+        beside=[str(Path(orchestrator.__file__).parent)],
+        artifacts={served.WEIGHTS: str(weights), served.TITLES: str(told)},
+        # What follows a plus tells builds apart and is on no index.
+        requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=served.SIGNATURE,
+        example=served.example(),
+        metadata=metadata,
+    )
+
+
+def find_champions(tracking: str) -> list[str]:
+    """Return the URIs of all champions that this project registered in an MLflow store. Raises TrackingError."""
+    registry = import_module("orchestrator.tracking.model_registry").Registry(tracking)
+    return [f"{MODEL_URI_PREFIX}{name}@{CHAMPION_ALIAS}" for name in registry.aliased(CHAMPION_ALIAS)]
+
+
+def fetch_weights(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
+    """Local files of a registered model's weights, below the folder `scratch`, in order; and the classes' titles.
+
+    Raises TrackingError, or ConfigError when it is no ensemble of this project.
+    """
+    folder = Path(import_module("orchestrator.tracking.model_registry").Registry(tracking).fetch(model, scratch))
+    weights = sorted(str(path) for path in folder.glob("artifacts/weights/*.safetensors"))
+    try:
+        titles = parse_json((folder / "artifacts" / "titles.json").read_bytes())
+    except (OSError, ValueError):
+        titles = None
+    if not weights or not isinstance(titles, list):
+        raise ConfigError(f"model: {model!r} is refused: no ensemble that this project registered")
+    return weights, titles
+
+
+def _read_exported_weights(final: str) -> bytes:
+    """The averaged weights of a run as a safetensors file, verified."""
+    found = [data for name, data in commit.read_folder(final).items() if name.endswith(".safetensors")]
+    if found:
+        return found[0]
+    # Written before there were exports. It takes torch.
+    weights = import_module("orchestrator.checkpoint.weights")
+    loaded = weights.load(final)
+    about = {"recipe": loaded.recipe, "classes": list(loaded.classes), "weights": loaded.digest}
+    return bytes(weights.export(loaded.averaged, about))

@@ -1,0 +1,116 @@
+"""The ensemble as MLflow serves it: models-from-code. MLflow keeps this file with the model and runs it to load it.
+
+Nothing of it is pickled: code as text, weights as safetensors files. Needs of this project's code what lies beside it
+in the model.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simplejpeg
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+
+from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
+
+if TYPE_CHECKING:
+    DataFrame = Any
+else:
+    # MLflow hands over a table of pandas, which it brings, and looks whether `predict` says so.
+    DataFrame = import_module("pandas").DataFrame
+
+TITLES_ARTIFACT = "titles"
+WEIGHTS_ARTIFACT = "weights"
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "image")]),
+    outputs=Schema(
+        [
+            ColSpec(
+                Array(
+                    Object(
+                        [
+                            Property("label", DataType.long),
+                            Property("class_name", DataType.string),
+                            Property("probability", DataType.double),
+                        ]
+                    )
+                ),
+                "predictions",
+            )
+        ]
+    ),
+    params=ParamSchema(
+        [
+            ParamSpec("crops", DataType.long, DEFAULT_CROPS),
+            ParamSpec("top", DataType.long, DEFAULT_TOP_K),
+            ParamSpec("members", DataType.string, ""),  # "1,3"; all by default
+        ]
+    ),
+)
+
+
+class EnsembleModel(PythonModel):
+    """JPEG or PNG images in base64 -> for each image its likeliest classes."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the networks; in the artifacts lie a folder of weights, in the order of their names, and the titles."""
+        # Not at the top: who registers a model runs this file too, and needs no torch for it.
+        classifier = import_module("orchestrator.evaluation.classifier").Classifier
+        finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS_ARTIFACT]).glob("*.safetensors"))
+        self._classifier = classifier.load(
+            finals, json.loads(Path(context.artifacts[TITLES_ARTIFACT]).read_text(encoding="utf-8"))
+        )
+
+    def predict(
+        self, context: Any, model_input: DataFrame, params: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """For each row its `predictions`: label, class name and probability of each class, likeliest first.
+
+        model_input: a table with the column `image`. Raises MlflowException, which a server answers with status 400.
+        """
+        asked = {"crops": DEFAULT_CROPS, "top": DEFAULT_TOP_K, "members": "", **(params or {})}
+        # Of a dictionary of columns MLflow's Python interface makes one row, with all its images in one cell.
+        texts = [text for cell in model_input["image"] for text in (cell if isinstance(cell, list) else [cell])]
+        images = [_decode_image(number, text) for number, text in enumerate(texts)]
+        try:
+            members = [int(number) for number in str(asked["members"]).split(",") if number.strip()]
+            found = self._classifier.classify(images, int(asked["crops"]), int(asked["top"]), members)
+        except ValueError as error:
+            raise _make_exception(str(error)) from None
+        for number, guesses in enumerate(found):
+            if isinstance(guesses, Exception):
+                raise _make_exception(f"image {number}: {guesses}")
+        return [{"predictions": [asdict(guess) for guess in guesses]} for guesses in found]
+
+
+def make_input_example() -> dict[str, list[str]]:
+    """What a request holds: a grey JPEG of 32 x 32 pixels."""
+    grey = simplejpeg.encode_jpeg(np.full((32, 32, 3), 128, dtype=np.uint8))
+    return {"image": [base64.b64encode(grey).decode()]}
+
+
+def _decode_image(number: int, text: object) -> bytes:
+    try:
+        return base64.b64decode(str(text).encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise _make_exception(f"image {number}: no base64: {error}; send a JPEG or PNG file in base64") from None
+
+
+def _make_exception(why: str) -> MlflowException:
+    return MlflowException(why, error_code=INVALID_PARAMETER_VALUE)
+
+
+set_model(EnsembleModel())

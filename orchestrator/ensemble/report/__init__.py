@@ -1,0 +1,1 @@
+"""Report of an ensemble: HTML page, plots, tables."""

@@ -1,0 +1,1 @@
+"""Baseline networks that the paper compares with."""

@@ -1,0 +1,200 @@
+"""Runs, ensembles and sweeps in storage, by name or by the URL of their folder. Importable without ray or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config import redaction
+from orchestrator.config.errors import ConfigError, format_suggestion, format_value
+from orchestrator.config.json_text import parse_object
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
+from orchestrator.storage import file_io, storage_errors, urls
+from orchestrator.storage.file_io import StorageError
+
+MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
+ENSEMBLE_FILE = "ensemble.json"  # what an ensemble is made of
+SCORING_FILE = "scoring.json"  # how far its scoring is, while its driver scores
+MADE_BY_TRAINING, MADE_BY_EVALUATION = "train_ensemble", "evaluate"  # what made it, in SPEC
+SWEEP_FILE, TRIALS = (
+    "sweep.json",
+    "trials",
+)  # what a sweep looks for; the folder of what its trials are and how they ended
+_READER_THREADS = 8
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run, a sweep, or an ensemble with the folders of its members, which need not be there yet."""
+
+    folder: str
+    members: tuple[str, ...] | None = None  # None: no ensemble
+    is_sweep: bool = False
+    error: str = ""  # why the record of an ensemble cannot be read; it names the file
+
+    @property
+    def name(self) -> str:
+        """The last part of its folder."""
+        return urls.get_basename(self.folder)
+
+    @property
+    def lease_folders(self) -> tuple[str, ...]:
+        """All folders that may have a lease: its own, then those of its members."""
+        return (self.folder, *(self.members or ()))
+
+    def check_members(self, field: str) -> None:
+        """Raise ConfigError for an ensemble whose members are not known."""
+        if self.error:
+            raise ConfigError(f"{field}: {self.error}")
+        if self.members == ():
+            raise ConfigError(
+                f"{field}: {redaction.redact(file_io.join(self.folder, ENSEMBLE_FILE))}: must have members, got none"
+            )
+
+
+def resolve_storage(storage: str) -> str:
+    """The URL of the storage that was asked for, or of the default one. Raises ConfigError."""
+    # Only the storage is of interest: the other two would be refused if they were missing.
+    return Destination(data=EMBEDDED_DATASET, storage=storage, tracking="none").resolve().storage
+
+
+def resolve_run_folder(name: str, storage: str) -> str:
+    """The URL of the folder of the run of that name, or at that URL. Raises ConfigError for a relative path."""
+    return _make_absolute(name) if "/" in name else file_io.join(resolve_storage(storage), MODELS, name)
+
+
+def resolve_dataset_url(spec: Mapping[str, Any], folder: str) -> str:
+    """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
+
+    Raises KeyError, TypeError or AttributeError for a spec that does not say.
+    """
+    destination = spec["destination"]
+    data, place = str(destination["data"]), str(destination.get("storage", ""))
+    before, now = file_io.join(place, MODELS, urls.get_basename(folder)).split("/"), folder.rstrip("/").split("/")
+    while before and now and before[-1] == now[-1]:
+        before.pop()
+        now.pop()
+    old, new = "/".join(before), "/".join(now)
+    if not old or not data.startswith(f"{old}/") or file_io.exists(file_io.join(data, "manifest.json")):
+        return data
+    return new + data[len(old) :]
+
+
+def find_runs(names: Sequence[str], storage: str, field: str = "runs") -> list[RunEntry]:
+    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there.
+
+    field: of the command line, for messages.
+    """
+    place = "" if all("/" in name for name in names) else resolve_storage(storage)
+    found = {one.folder: one for one in (_find_run(name, place, field) for name in names)}
+    return list(found.values())
+
+
+def list_all_runs(storage: str) -> list[RunEntry]:
+    """All ensembles in storage, then its sweeps, then the runs that are no member of an ensemble.
+
+    Raises ConfigError for a bad URL.
+    """
+    place = resolve_storage(storage)
+    ensembles = list_folders(place, ENSEMBLES)
+    with ThreadPoolExecutor(_READER_THREADS, "named") as pool:
+        found = [one for one in pool.map(_read_ensemble, ensembles) if one is not None]
+    taken = {folder for one in found for folder in one.members or ()}
+    sweeps = [RunEntry(folder, is_sweep=True) for folder in list_folders(place, SWEEPS)]
+    return [*found, *sweeps, *(RunEntry(folder) for folder in list_folders(place, MODELS) if folder not in taken)]
+
+
+def _find_run(name: str, storage: str, field: str) -> RunEntry:
+    if "/" in name:
+        folder = _make_absolute(name, field)
+        one = _read_ensemble(folder) or _read_run_or_sweep(folder)
+        parent = folder.rpartition("/")[0]
+        known = file_io.list_names(parent) if one is None else []
+    else:
+        one = _read_ensemble(file_io.join(storage, ENSEMBLES, name))
+        parent, places = storage, [file_io.join(storage, kind, name) for kind in (MODELS, SWEEPS)]
+        if one is None:
+            one = next((found for folder in places if (found := _read_run_or_sweep(folder)) is not None), None)
+        kinds = (ENSEMBLES, MODELS, SWEEPS)
+        known = [] if one else [urls.get_basename(each) for kind in kinds for each in list_folders(storage, kind)]
+    if one is None:
+        near = format_suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
+        raise ConfigError(
+            f"{field}: {redaction.redact(name)!r}: no such run, ensemble or sweep in {redaction.redact(parent)}"
+            f"{near or '; there are none'}; another storage is given with --storage"
+        )
+    return one
+
+
+def _read_run_or_sweep(folder: str) -> RunEntry | None:
+    """The run or sweep in a folder; None when there is nothing."""
+    names = file_io.list_names(folder)
+    return RunEntry(folder, is_sweep=SWEEP_FILE in names) if names else None
+
+
+def _read_ensemble(folder: str) -> RunEntry | None:
+    """The ensemble in a folder, without members but with the trouble when its record cannot be read; else None."""
+    try:
+        members = load_member_folders(folder)
+    except FileNotFoundError:
+        return None
+    except (ConfigError, StorageError) as error:
+        if isinstance(error, StorageError) and not storage_errors.is_object_specific(error):
+            raise
+        return RunEntry(folder, (), error=str(error))
+    return RunEntry(folder, tuple(members))
+
+
+def load_member_folders(folder: str) -> list[str]:
+    """Return the folders of the members of the ensemble in a folder: runs of the same storage, or `elsewhere`.
+
+    The record's author may be another user of the storage. Unlike a manifest's tars, these places need no flag: jobs
+    open only the files of a run there, by their fixed names, and a place must be the folder of the run of that name in
+    a store that can hold runs. Raises FileNotFoundError; ConfigError, naming the file, for a damaged record.
+    """
+    url = file_io.join(folder, ENSEMBLE_FILE)
+    try:
+        record = parse_object(file_io.read_bytes(url))
+    except ValueError as error:
+        raise ConfigError(f"{redaction.redact(url)}: cannot be read: {error}") from None
+    members, elsewhere = record.get("members"), record.get("elsewhere", {})
+    if not isinstance(members, list) or not all(_is_run_name(name) for name in members):
+        raise ConfigError(
+            f"{redaction.redact(url)}: cannot be read: its members must be names of runs, got {format_value(members)}"
+        )
+    if not isinstance(elsewhere, dict) or not all(_is_run(*item) for item in elsewhere.items()):
+        raise ConfigError(
+            f"{redaction.redact(url)}: cannot be read: elsewhere must be folders of runs by name, such as "
+            f"s3://bucket/runs/{MODELS}/NAME, got {redaction.redact(format_value(elsewhere))}"
+        )
+    models = file_io.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
+    return [elsewhere.get(name) or file_io.join(models, name) for name in members]
+
+
+def _is_run_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
+
+
+def _is_run(name: str, place: object) -> bool:
+    """Return whether a place is a run's folder of that name: absolute, and not on a web server."""
+    if not isinstance(place, str) or urls.is_web(place) or not place.endswith(f"/{MODELS}/{name}"):
+        return False
+    try:
+        return _is_run_name(name) and urls.require_absolute(place, name) == place
+    except ValueError:
+        return False
+
+
+def list_folders(storage: str, kind: str) -> list[str]:
+    """URLs of the folders of that kind in a storage, in the order of their names."""
+    place = file_io.join(storage, kind)
+    return [file_io.join(place, name) for name in file_io.list_names(place)]
+
+
+def _make_absolute(url: str, field: str = "runs") -> str:
+    try:
+        return urls.require_absolute(url, field).rstrip("/")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

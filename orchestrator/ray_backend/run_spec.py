@@ -1,0 +1,366 @@
+"""Where a run goes: hardware and places. None of it changes a result. Importable without torch or ray."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Annotated, Self, TypeVar
+
+import tyro
+from pydantic import Field, model_validator
+
+from orchestrator.config import redaction
+from orchestrator.config.arg_parser import Preset
+from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.data.config import ReadingConfig
+from orchestrator.recipe import presets, recipe_file
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.recipe_file import Provenance, RecipeFile
+from orchestrator.storage import file_io, urls
+from orchestrator.tracking import sqlite_store, tracking_uri
+from orchestrator.tracking.tracker import TrackingError
+from orchestrator.training.config import Cadence, Execution, TrainJob, check_batch_norm
+
+# The one environment variable that the project defines: where runs land by default.
+RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
+# MLflow's own: where its other tools record, too.
+TRACKING_URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
+DEFAULT_EXPERIMENT = "googlenet"
+DEFAULT_STORAGE = "~/orchestrator-runs"
+EMBEDDED_DATASET = "digits"
+SPEC_FILE = "spec.json"  # in a run's folder
+
+
+class Placement(Config):
+    """How much of the cluster a run uses and how patient it is."""
+
+    workers: int = Field(1, ge=1, le=65536, description="DDP workers of each model")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="train with as few as this when nodes are lost, and with more when they return; only for a run "
+        "alone on its cluster, off by default",
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs, and threads, of each worker")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs of each worker; by default 1 where the cluster has any, else 0"
+    )
+    at_once: int | None = Field(None, ge=1, description="most models trained at once; by default as many as fit")
+    max_restarts: int = Field(3, ge=0, description="restarts without a new checkpoint before it counts as failed")
+    wait_seconds: float = Field(
+        0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
+    )
+    autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
+    poll_seconds: float = Field(0.5, gt=0, le=10, description="seconds between looks at the workers' health")
+    reading: ReadingConfig = ReadingConfig()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _validate_worker_range(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is refused: more than workers ({self.workers}); lower it")
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The fewest workers that a run may have."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change while a run is trained."""
+        return self.fewest_workers < self.workers
+
+
+class Destination(Config):
+    """Where data comes from and results go, as absolute URLs."""
+
+    data: str = Field("", description="URL of a packed dataset, or 'digits' for the embedded one")
+    storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
+    tracking: str = Field(
+        "",
+        description=f"MLflow tracking URI; by default ${TRACKING_URI_VARIABLE}, else a sqlite database in the "
+        "storage folder",
+    )
+    experiment: str = Field(
+        "",
+        max_length=250,
+        description=f"MLflow experiment; by default ${EXPERIMENT_VARIABLE}, else {DEFAULT_EXPERIMENT}",
+    )
+    allow_elsewhere: bool = Field(
+        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
+    )
+
+    def resolve(self) -> Self:
+        """The same with every default filled in and every place absolute.
+
+        Raises ConfigError without data, for a relative path, without a home for the default storage, or when the
+        tracking default needs a local storage.
+        """
+        if not self.data:
+            raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
+        try:
+            if self.storage or not os.environ.get(RUNS_VARIABLE):
+                storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
+            else:
+                storage = urls.require_absolute(os.environ[RUNS_VARIABLE], RUNS_VARIABLE)
+            data = (
+                file_io.join(storage, "data", EMBEDDED_DATASET)
+                if self.data == EMBEDDED_DATASET
+                else urls.require_absolute(self.data, "data")
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        tracking = self.tracking or _read_tracking_variable()
+        if not tracking:
+            if not urls.is_local(storage):
+                raise ConfigError(
+                    f"tracking: needed when storage is {redaction.redact(storage)}: give the URI of an MLflow server, "
+                    "such as --tracking http://HOST:5000"
+                )
+            tracking = _get_database_uri(storage)
+        experiment = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+        places = {"storage": storage, "data": data, "tracking": tracking, "experiment": experiment}
+        return type(self).from_dict({**self.to_dict(), **places})  # checked: a variable's text has not been yet
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether resolved places have the embedded data."""
+        return self.data == file_io.join(self.storage, "data", EMBEDDED_DATASET)
+
+    def to_flags(self, default_data: str = "") -> list[str]:
+        """Return the flags that lead a command to these resolved places from any shell.
+
+        Those that need no flag are left out: without $ORCHESTRATOR_RUNS, which another shell may lack.
+        default_data: what the command takes without --data, EMBEDDED or nothing.
+        """
+        flags: list[str] = []
+        if not self.is_embedded or default_data != EMBEDDED_DATASET:
+            flags += ["--data", EMBEDDED_DATASET if self.is_embedded else redaction.redact(self.data)]
+        if self.storage != urls.require_absolute(DEFAULT_STORAGE, "storage"):
+            flags += ["--storage", redaction.redact(self.storage)]
+        if not urls.is_local(self.storage) or self.tracking != _get_database_uri(self.storage):
+            flags += ["--tracking", redaction.redact(self.tracking)]
+        if self.experiment != DEFAULT_EXPERIMENT:
+            flags += ["--experiment", self.experiment]
+        return flags
+
+    def redact(self) -> Self:
+        """The same without users, passwords and queries: fit to be kept."""
+        places = {name: redaction.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
+        return self.model_copy(update=places)
+
+
+def _get_default_storage() -> str:
+    """Return the default storage. Raises ConfigError when this user has no home folder."""
+    if os.path.expanduser("~") == "~":
+        raise ConfigError(
+            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
+            "--storage, of a job that has it) to an absolute path or a URL"
+        )
+    return DEFAULT_STORAGE
+
+
+def _read_tracking_variable() -> str:
+    """Return the tracking URI that MLflow's variable holds; empty when it is not set. Raises ConfigError."""
+    named = os.environ.get(TRACKING_URI_VARIABLE, "")
+    try:
+        if named:
+            tracking_uri.parse_tracking_uri(named)
+    except TrackingError as error:
+        raise ConfigError(f"{TRACKING_URI_VARIABLE}: {error}; or give --tracking, which wins") from None
+    return named
+
+
+def _get_database_uri(storage: str) -> str:
+    """Return the default tracking URI of a local storage."""
+    return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
+
+
+def format_job_command(job: str, arguments: Sequence[str]) -> str:
+    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
+    return f"python jobs/{job} {shlex.join(arguments)}"
+
+
+class RunSpec(Config):
+    """One training run: what (recipe, dataset), where (placement, destination), how often (cadence)."""
+
+    recipe: Recipe
+    placement: Placement
+    destination: Destination
+    cadence: Cadence = Cadence()
+    dataset_digest: str
+    weights: str = Field("", description="URL of the weights to start from, whose digest the recipe names")
+    generation: int = Field(0, ge=0, description="raised by --new, so that a run starts afresh under another name")
+    provenance: Provenance | None = Field(None, description="of a recipe that a sweep found; no part of the identity")
+
+    @model_validator(mode="after")
+    def _validate_workers(self) -> Self:
+        _check_divisible(self.recipe, self.placement)
+        return self
+
+    @property
+    def identity(self) -> str:
+        """What the run is, wherever it runs: recipe and dataset, never URLs or hardware."""
+        return compute_fingerprint(self.recipe, self.dataset_digest, self.generation)
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its folder."""
+        return f"{self.recipe.name}-{self.identity}"
+
+    @property
+    def folder(self) -> str:
+        """URL of the run's folder."""
+        return file_io.join(self.destination.storage, "models", self.name)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the tracker is to show of the run beside its recipe."""
+        sweep = {} if self.provenance is None else {"orchestrator.sweep": self.provenance.source_label}
+        return {"orchestrator.folder": redaction.redact(self.folder)} | sweep
+
+    @property
+    def artifact_texts(self) -> dict[str, str]:
+        """What the tracker is to keep of the run: name of the artifact to its text."""
+        origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
+        return {"recipe.json": self.recipe.to_json()} | origin
+
+    @property
+    def dataset_warning(self) -> str | None:
+        """What is to be said of a recipe that was tuned on another dataset; None when it was not, or nobody knows."""
+        origin = self.provenance
+        if origin is None or origin.dataset_digest in ("", self.dataset_digest):
+            return None
+        return (
+            f"the recipe was tuned on {origin.dataset or 'a dataset'} of digest {origin.dataset_digest}, this one's is "
+            f"{self.dataset_digest}: what {origin.source_label or 'its sweep'} found need not hold here"
+        )
+
+    def save(self) -> None:
+        """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
+        kept = self.model_copy(
+            update={"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}
+        )
+        file_io.write_bytes(file_io.join(self.folder, SPEC_FILE), kept.to_json().encode())
+
+    def redact_tracking(self) -> Self:
+        """Return the same without the tracker's password, which workers do not need and Ray would keep in its files."""
+        tracking = redaction.redact(self.destination.tracking)
+        return self.model_copy(update={"destination": self.destination.model_copy(update={"tracking": tracking})})
+
+    def build_train_job(self, stop_flag: str, successor: str) -> TrainJob:
+        """What each worker is given; the two URLs are those of the lease under which the run is trained."""
+        return TrainJob(
+            recipe=self.recipe,
+            cadence=self.cadence,
+            data=self.destination.data,
+            allow_elsewhere=self.destination.allow_elsewhere,
+            dataset_digest=self.dataset_digest,
+            folder=self.folder,
+            stop_flag=stop_flag,
+            successor=successor,
+            threads=self.placement.cpus_per_worker,
+            reading=self.placement.reading,
+            execution=self.placement.execution,
+            weights=self.weights,
+        )
+
+
+def load_run_spec(folder: str) -> RunSpec:
+    """Return the spec that a run keeps in its folder.
+
+    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
+    """
+    url = file_io.join(folder, SPEC_FILE)
+    try:
+        return RunSpec.from_record(file_io.read_bytes(url))
+    except ConfigError as error:
+        raise ConfigError(f"{redaction.redact(url)}: cannot be used: {error}") from None
+
+
+class JobConfig(Config):
+    """What the command lines of training jobs have in common."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    provenance: Annotated[Provenance | None, tyro.conf.Fixed] = Field(
+        None, description="where the recipe comes from, when it was given as a file"
+    )
+    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    placement: Placement = Placement()
+    cadence: Cadence = Cadence()
+    weights: str = Field(
+        "", description="URL of weights to start from: a run's final folder or a .safetensors file; by default random"
+    )
+    new: int = Field(
+        0, ge=0, description="train afresh as generation N beside what was trained before; the same N resumes it"
+    )
+    dry_run: bool = Field(False, description="print the plan and stop; nothing is started or written")
+
+    @model_validator(mode="after")
+    def _validate_workers(self) -> Self:
+        _check_divisible(self.recipe, self.placement)
+        check_batch_norm(self.recipe, self.placement.execution, self.placement.workers)
+        return self
+
+    def build_run_spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:
+        """The run of `recipe` under this command line."""
+        return RunSpec(
+            recipe=recipe,
+            placement=self.placement,
+            destination=destination,
+            cadence=self.cadence,
+            dataset_digest=dataset_digest,
+            weights=self.weights and urls.require_absolute(self.weights, "weights"),
+            generation=self.new,
+            provenance=self.provenance,
+        )
+
+
+JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
+
+
+def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
+    """The command line's presets of a job: each recipe, on the embedded data where it is made for that."""
+    made = {}
+    for name, recipe in presets.PRESETS.items():
+        destination = Destination(data=EMBEDDED_DATASET if name in presets.DIGITS_PRESETS else "")
+        made[name] = Preset(kind(recipe=recipe(), destination=destination), presets.get_summary(name))
+    return made
+
+
+def make_preset_loader(kind: type[JobConfigT]) -> Callable[[str], Preset[JobConfigT]]:
+    """What makes a preset of a job from the recipe in a file; it raises ConfigError for one that cannot be used."""
+
+    def read(url: str) -> Preset[JobConfigT]:
+        found = recipe_file.load_recipe(url)
+        values = {
+            "recipe": found.recipe,
+            "provenance": found.provenance,
+            "destination": {"data": choose_default_data(found)},
+        }
+        return Preset(kind.from_dict(values))
+
+    return read
+
+
+def choose_default_data(found: RecipeFile) -> str:
+    """The data that a recipe from a file is trained on when the user names none: the embedded data or, empty, none.
+
+    What it was tuned on decides; where nobody says, whether its name begins like that of a preset for embedded data.
+    """
+    if found.provenance is not None and found.provenance.dataset:
+        embedded = found.provenance.dataset == EMBEDDED_DATASET
+    else:
+        embedded = any(f"{found.recipe.name}-".startswith(f"{name}-") for name in presets.DIGITS_PRESETS)
+    return EMBEDDED_DATASET if embedded else ""
+
+
+def _check_divisible(recipe: Recipe, placement: Placement) -> None:
+    """Raise ValueError when some worker would have no data."""
+    for name, most in (("order.lanes", recipe.order.lanes), ("batch_size", recipe.batch_size)):
+        if placement.workers > most:
+            raise ValueError(f"placement.workers {placement.workers} is refused: more than {name} ({most})")

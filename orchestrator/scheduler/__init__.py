@@ -1,0 +1,1 @@
+"""Scheduling of many runs on one cluster: plan, capacity, progress, dry run."""

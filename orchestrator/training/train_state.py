@@ -1,0 +1,192 @@
+"""All that changes while training: weights, momentum, average, progress. No random state exists to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.checkpoint.checkpoint import CheckpointError, find_tensor_mismatch
+from orchestrator.data import sample_audit
+from orchestrator.data.sample_audit import AuditRecord
+from orchestrator.models.network import Network
+from orchestrator.models.registry import create_model
+from orchestrator.recipe import optimizer as sgd
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.weight_averaging import WeightAverager, get_averaged_tensors
+
+
+class _HostBuffers:
+    """Memory for snapshots, kept from one to the next: fresh pages cost more than the copy itself."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def copy_tensors(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Copies of each group's tensors in host memory, strides as they are."""
+        for group, tensors in groups.items():
+            kept = self._kept.setdefault(group, {})
+            for name, tensor in tensors.items():
+                if name not in kept:
+                    kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+                kept[name].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            # Pinned copies return before they end; the writer's thread would read half of them.
+            torch.cuda.current_stream().synchronize()
+        return {group: {name: self._kept[group][name] for name in tensors} for group, tensors in groups.items()}
+
+
+@dataclass
+class TrainState:
+    """The state of one worker; equal on all workers after every step."""
+
+    model: Network
+    optimizer: torch.optim.SGD
+    average: WeightAverager
+    progress: Progress
+    scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
+    audit_record: AuditRecord = field(default_factory=AuditRecord)  # of what all ranks were given up to the last pulse
+    _host: _HostBuffers = field(default_factory=_HostBuffers, repr=False)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy in host memory that training cannot change: tensors by name and plain values.
+
+        The next snapshot writes over its tensors, so the one before must have been written to storage by then.
+        """
+        groups = {
+            "model": self.model.state_dict(),
+            "momentum": sgd.get_momentum_buffers(self.model, self.optimizer),
+            "mean": self.average.mean,
+        }
+        copied = self._host.copy_tensors(groups)
+        return {
+            "model": copied["model"],
+            "momentum": copied["momentum"],
+            "average": {"updates": self.average.updates, "mean": copied["mean"]},
+            "scaler": self.scaler.state_dict(),
+            "samples": self.progress.samples,
+            "audit": self.audit_record.to_dict(),
+        }
+
+    def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
+        """Continue from a snapshot, which `where` names.
+
+        Rates, flags and all else that the recipe says are not taken from it. Raises CheckpointError, and changes
+        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit.
+        """
+        try:
+            average, samples = saved["average"], saved["samples"]
+            _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
+            _check_fits(saved["momentum"], sgd.get_momentum_buffers(self.model, self.optimizer), f"{where}: momentum")
+            if average["updates"]:
+                _check_fits(average["mean"], get_averaged_tensors(self.model), f"{where}: average")
+            scaler = saved["scaler"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{where}: holds no state of a training run ({type(error).__name__}: {error}); start anew with --new"
+            ) from None
+        self.audit_record = sample_audit.parse_record(saved.get("audit"), where)
+        self.model.load_state_dict(saved["model"])
+        for name, tensor in sgd.get_momentum_buffers(self.model, self.optimizer).items():
+            tensor.copy_(saved["momentum"][name])
+        self.average.load_state_dict(average["updates"], average["mean"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+        self.progress = Progress(samples, self.progress.batch_size, self.progress.steps_per_epoch)
+
+    def copy_final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Averaged and raw weights without the auxiliary heads, on the CPU."""
+        only_training = self.model.get_auxiliary_names()
+        raw = {name: tensor for name, tensor in self.model.state_dict().items() if name not in only_training}
+        averaged = {name: self.average.mean.get(name, tensor) for name, tensor in raw.items()}
+        return _copy_to_cpu(averaged), _copy_to_cpu(raw)
+
+
+def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
+    """The state before the first step."""
+    model = create_model(recipe.model, classes, recipe.seeds.weights)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        _use_contiguous_pointwise_weights(model)
+    return TrainState(
+        model,
+        sgd.build_optimizer(model, recipe.optimizer),
+        WeightAverager(model, recipe.averaging, steps_per_epoch),
+        Progress(0, recipe.batch_size, steps_per_epoch),
+        torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16"),
+    )
+
+
+def _check_fits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
+    if (problem := find_tensor_mismatch(saved, wanted, "this run's")) is not None:
+        raise CheckpointError(
+            f"{where}: {problem}; give the recipe and data that it was trained with, or start anew with --new"
+        )
+
+
+def _copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+
+
+def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
+    """The model for the forward pass: DDP over the process group, or itself for a single worker.
+
+    Buckets of torch's 25 MiB: GoogLeNet's 54 MB of gradients go in three, the first while the rest are computed.
+    No static_graph: micro-batches without synchronisation are not the graph that it would record.
+    """
+    if workers == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)
+
+
+def _use_contiguous_pointwise_weights(model: nn.Module) -> None:
+    """Give 1x1 convolutions' weights the strides of their gradients.
+
+    They are computed as matrix products on CPU, whose gradients have plain strides; in channels_last the same memory
+    has other ones, and DDP would copy each gradient into its bucket and warn of it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            module.weight.data = module.weight.detach().clone(memory_format=torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. An epoch is `steps_per_epoch` global batches; its ragged tail is dropped by plan."""
+
+    samples: int
+    batch_size: int
+    steps_per_epoch: int
+
+    @property
+    def step(self) -> int:
+        """Global batches done since the start."""
+        return self.samples // self.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done, which is also the number of the epoch in progress."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Global batches done of the epoch in progress."""
+        return self.step % self.steps_per_epoch
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of an epoch, its ragged tail left out."""
+        return self.steps_per_epoch * self.batch_size
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs done, the part of the present one included; the time axis of schedules."""
+        return self.step / self.steps_per_epoch
+
+    def advance(self) -> Progress:
+        """After one more global batch."""
+        return replace(self, samples=self.samples + self.batch_size)

@@ -1,0 +1,222 @@
+"""What a sweep leaves behind: a ranking with its report, the winner as a recipe in a file, its run in the tracker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+
+from orchestrator.config import redaction
+from orchestrator.ray_backend.run_lookup import SWEEP_FILE
+from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data, format_job_command
+from orchestrator.ray_backend.session import Session
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.recipe_file import Provenance, RecipeFile
+from orchestrator.scheduler import multi_run
+from orchestrator.storage import file_io, urls
+from orchestrator.tracking import artifacts
+from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tuning import code_version, ranking
+from orchestrator.tuning.config import TuneJob
+from orchestrator.tuning.ranking import SeedComparison
+from orchestrator.tuning.report import sweep_report
+from orchestrator.tuning.run_sweep import SweepResult, get_unfinished
+from orchestrator.tuning.samplers import Sampler
+from orchestrator.tuning.space import Space, build_recipe, list_grid
+from orchestrator.tuning.trial import EpochResult, Trial
+
+WINNER_FILE = "winner.json"
+MAX_SHOWN_ROWS = 10  # rows of the ranking on the screen; the report has all
+PREVIEW_TRIALS = 5  # trials of a plan
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What to tell."""
+
+    winner: Trial | None
+    lines: tuple[str, ...]
+
+
+def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
+    """Rank, repeat if that was asked for, report, hand over."""
+    job, metric = explored.plan.job, explored.plan.job.search.metric
+    best = ranking.find_winner(explored.trials, metric)
+    ranked = ranking.rank_trials(explored.trials, metric)
+    lines = ["", ranking.render_text(ranked[:MAX_SHOWN_ROWS], metric)]
+    if len(ranked) > MAX_SHOWN_ROWS:
+        lines.append(f"and {len(ranked) - MAX_SHOWN_ROWS} more, in the report")
+    lines.append(describe_spent(explored))
+    noise = None
+    if best is not None and job.repeats > 0:
+        noise = _measure_seed_noise(session, explored, best)
+        if session.interruption.event.is_set():
+            return SweepSummary(best, tuple(lines))
+        lines.append(noise.verdict)
+    if best is not None:
+        frozen = _freeze_winner(session, explored, best, noise)
+        url = file_io.join(explored.folder, WINNER_FILE)
+        file_io.write_bytes(url, frozen.to_json().encode())
+        lines.append(f"winner:  {best.name}; {build_next_command(session.destination, job.weights, frozen, url)}")
+    sweep_report.write_report(
+        explored.folder, _describe_sweep(session, explored, best), explored.trials, metric, explored.plan.base, noise
+    )
+    lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
+    session.replayer.submit(partial(_log_ranking, session, explored, best), needs=explored.key)
+    return SweepSummary(best, tuple(lines))
+
+
+def build_next_command(destination: Destination, weights: str, winner: RecipeFile, url: str) -> str:
+    """Return the command that trains the winner at `url` as an ensemble, on the data that it was tuned on."""
+    flags = destination.to_flags(choose_default_data(winner))
+    if weights:
+        flags += ["--weights", redaction.redact(urls.require_absolute(weights, "weights"))]
+    return format_job_command("train_ensemble.py", [redaction.redact(url), *flags])
+
+
+def describe_spent(explored: SweepResult) -> str:
+    """Return how much was trained, and which flag a sweep that used up its budget needs for more."""
+    trials, epochs = explored.trials, explored.plan.base.epochs
+    trained = sum(trial.own_epochs for trial in trials)
+    left = get_unfinished(trials)
+    rest = f"; {len(left)} can resume: {explored.stop_reason}" if left and explored.stop_reason else ""
+    if not left and _has_more(explored):
+        rest = f"; --budget.trials {explored.plan.job.budget.trials} is used up; set a larger one to try more"
+    share = f"{100 * trained / max(1, epochs * len(trials)):.0f}%"
+    return f"{len(trials)} trials, {trained} epochs: {share} of what all of them whole would take{rest}"
+
+
+def _has_more(explored: SweepResult) -> bool:
+    """Return whether a larger budget of trials would try more; a population keeps its size."""
+    plan, search, most = explored.plan, explored.plan.job.search, explored.plan.job.budget.trials
+    if search.scheduler == "pbt" or len(explored.trials) < most:
+        return False
+    return search.sampler != "grid" or len(list_grid(plan.space, plan.base)) > most
+
+
+def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) -> SeedComparison:
+    """Train preset and winner anew with other seeds, whole, and compare."""
+    plan, job = explored.plan, explored.plan.job
+    destination = session.destination.model_copy(update={"storage": explored.folder})
+
+    def specs(recipe: Recipe, kind: str) -> list[RunSpec]:
+        return [
+            RunSpec(
+                recipe=_reseed_recipe(recipe, f"{plan.base.name}-{kind}-r{number}", number),
+                placement=job.placement,
+                destination=destination,
+                cadence=job.cadence,
+                dataset_digest=plan.dataset_digest,
+                weights=job.weights and urls.require_absolute(job.weights, "weights"),
+            )
+            for number in range(1, job.repeats + 1)
+        ]
+
+    of_base, of_best = specs(plan.base, "preset"), specs(best.recipe, "winner")
+    session.print_line(f"repeats: preset and winner {best.name}, {job.repeats} seeds each")
+    trained = multi_run.train_runs(session, [*of_base, *of_best], explored.key)
+
+    def scores(of: Sequence[RunSpec]) -> list[float]:
+        outcomes = [trained.results[spec.name].outcome for spec in of]
+        found = [
+            EpochResult(1, one.metrics if one is not None else {}, 0.0).get_score(job.search.metric) for one in outcomes
+        ]
+        return [math.nan if score is None else score for score in found]  # a lost one is counted as such
+
+    return ranking.compare_seeds(scores(of_base), scores(of_best))
+
+
+def _reseed_recipe(recipe: Recipe, name: str, number: int) -> Recipe:
+    """The recipe with seeds of its own: all of them, the initial weights' too."""
+    seeds = recipe.seeds.model_copy(update={kind: value + number for kind, value in recipe.seeds})
+    return recipe.model_copy(update={"name": name, "seeds": seeds})
+
+
+def _freeze_winner(session: Session, explored: SweepResult, best: Trial, noise: SeedComparison | None) -> RecipeFile:
+    plan = explored.plan
+    recipe = best.recipe.model_copy(update={"name": f"{plan.base.name}-tuned"})
+    return RecipeFile(
+        recipe=recipe,
+        provenance=Provenance(
+            sweep=plan.name,
+            trial=best.name,
+            assignment=dict(best.assignment),
+            base=plan.base.name,
+            seed=plan.job.search.seed,
+            dataset=session.manifest.name,
+            dataset_digest=plan.dataset_digest,
+            metric=plan.job.search.metric,
+            score=best.get_score(plan.job.search.metric),
+            commit=code_version.get_code_version(),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            repeats=noise.verdict if noise is not None else "",
+        ),
+    )
+
+
+def _describe_sweep(session: Session, explored: SweepResult, best: Trial | None) -> dict[str, object]:
+    plan, job = explored.plan, explored.plan.job
+    return {
+        "sweep": plan.name,
+        "preset": plan.base.name,
+        "dataset": f"{session.manifest.name} {plan.dataset_digest}",
+        "space": job.search.space,
+        "sampler": job.search.sampler,
+        "scheduler": job.search.scheduler,
+        "budget_trials": job.budget.trials,
+        "budget_epochs": job.budget.epochs,
+        "budget_seconds": None if job.budget.hours is None else 3600 * job.budget.hours,
+        "seed": job.search.seed,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "versions": {name: version(name) for name in ("googlenet-orchestrator", "ray", "optuna")},
+    }
+
+
+def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
+    """The ranking in the tracker: as metrics, as a table, as text, as pictures."""
+    run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.job.search.metric
+    now, score = time.time(), best.get_score(metric) if best is not None else None
+    points = {"sweep/trials": float(len(explored.trials))}
+    points["sweep/epochs"] = float(sum(trial.own_epochs for trial in explored.trials))
+    if score is not None:
+        points[f"sweep/best_{metric}"] = score
+    step = int(points["sweep/epochs"])  # a sweep that goes on has a later one
+    tracker.log_metrics(run_id, [MetricPoint(name, value, step, now) for name, value in points.items()])
+    ranked = ranking.rank_trials(explored.trials, metric)
+    head, rows = ranking.build_columns(ranked, metric)
+    tracker.log_table(run_id, "ranking.json", {name: [row[at] for row in rows] for at, name in enumerate(head)})
+    tracker.set_tags(run_id, {"mlflow.note.content": ranking.render_markdown(ranked[:MAX_SHOWN_ROWS], metric)})
+    texts = [
+        sweep_report.HTML_FILE,
+        sweep_report.MARKDOWN_FILE,
+        SWEEP_FILE,
+        *([WINNER_FILE] if best is not None else []),
+    ]
+    artifacts.log_run_folder(tracker, run_id, explored.folder, texts)
+
+
+def format_plan(job: TuneJob, space: Space, sampler: Sampler) -> list[str]:
+    """What a sweep would do, in lines."""
+    search, epochs = job.search, job.recipe.epochs
+    trials: list[Trial] = []
+    while len(trials) < min(PREVIEW_TRIALS, job.budget.trials):
+        assignment = sampler.suggest(trials)
+        if assignment is None:
+            break
+        trials.append(Trial(len(trials) + 1, assignment, build_recipe(job.recipe, assignment)))
+    most = job.budget.trials * epochs
+    lines = [
+        f"preset:    {job.recipe.name}, {epochs} epochs a trial",
+        f"space:     {search.space}: {', '.join(space.dimensions)}",
+        f"trials:    at most {job.budget.trials}, chosen by {search.sampler} (seed {search.seed})",
+        f"scheduler: {search.scheduler}" + (f", rungs at epochs {job.rungs}" if search.scheduler == "asha" else ""),
+        f"budget:    at most {most} epochs"
+        + (f", {job.budget.epochs:g} in all" if job.budget.epochs else "")
+        + (f", {job.budget.hours:g} hours" if job.budget.hours else ""),
+        f"each:      {job.placement.workers} worker(s) of {job.placement.cpus_per_worker} CPU",
+        "first trials:",
+    ]
+    return lines + [f"  {trial.name}: {dict(trial.assignment)}" for trial in trials]

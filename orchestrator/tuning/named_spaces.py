@@ -1,0 +1,98 @@
+"""Search spaces by name, built around a recipe: its own values lie inside. Importable without torch or ray.
+
+A range that suits one recipe is refused by another: steps 8 epochs apart are never reached in 2 epochs, and the rate
+grows with the batch. So a space is a function of the recipe that the sweep starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.config.errors import ConfigError, FieldError, format_suggestion, format_value
+from orchestrator.models.config import GoogLeNetConfig
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.lr_schedule import get_schedule_at
+from orchestrator.tuning.space import Dimension, Scalar, Space, load_space
+
+_KIND_PATH = "schedule.kind"
+_MAX_RATE = 100.0  # that a schedule takes
+# Smallest and largest share of the image that a crop covers.
+_CROP_AREAS = ((0.08, 1.0), (0.2, 1.0), (0.4, 1.0), (0.6, 1.0), (0.8, 1.0))
+
+
+def build_schedule_space(base: Recipe) -> Space:
+    """Kind of the schedule, its rate within a factor of 10, warm-up, and what each kind has of its own."""
+    rate, epochs = get_schedule_at(base.schedule, 0.0).base_rate, base.epochs
+    steps: dict[str, tuple[Scalar, ...]] = {_KIND_PATH: ("step", "exponential")}
+    # The paper's 4% every 8 of 250 epochs is among them, and a tenth every third of training, as AlexNet's.
+    decay_epochs = Dimension(low=_round_number(epochs / 32), high=_round_number(epochs / 2), log=True, when=steps)
+    # Never above the lowest rate, so that no pair of them is refused; the paper's kind ends at 0.
+    finals = (0.0, _round_number(rate / 100), _get_lowest_rate(rate))
+    return Space(
+        dimensions={
+            _KIND_PATH: Dimension(values=("step", "exponential", "polynomial", "cosine")),
+            "schedule.base_rate": _make_rate_dimension(rate, _get_lowest_rate(rate)),
+            "schedule.warmup_epochs": Dimension(low=0.0, high=_round_number(epochs / 10)),
+            "schedule.decay_factor": Dimension(low=0.1, high=0.97, when=steps),
+            "schedule.decay_epochs": decay_epochs,
+            "schedule.power": Dimension(low=0.25, high=2.0, log=True, when={_KIND_PATH: ("polynomial",)}),
+            "schedule.final_rate": Dimension(values=finals, when={_KIND_PATH: ("polynomial", "cosine")}),
+        }
+    )
+
+
+def build_regularization_space(base: Recipe) -> Space:
+    """Weight decay, momentum, label smoothing, crops; dropout and the auxiliary weight where the network has them."""
+    area = base.augmentation.area
+    areas = _CROP_AREAS if area in _CROP_AREAS else (*_CROP_AREAS, area)
+    found = {
+        "optimizer.weight_decay": Dimension(low=1e-5, high=1e-2, log=True),
+        "optimizer.momentum": Dimension(values=(0.8, 0.9, 0.95, 0.98)),
+        "loss.label_smoothing": Dimension(low=0.0, high=0.2),
+        "augmentation.area": Dimension(values=areas),
+    }
+    if hasattr(base.model, "dropout"):
+        found["model.dropout"] = Dimension(low=0.0, high=0.7)
+    if isinstance(base.model, GoogLeNetConfig) and base.model.auxiliary:
+        found["loss.auxiliary_weight"] = Dimension(low=0.0, high=0.6)
+    return Space(dimensions=found)
+
+
+def build_rate_space(base: Recipe) -> Space:
+    """The rate alone, within a factor of 10, under the schedule that the recipe has."""
+    plain = get_schedule_at(base.schedule, 0.0)
+    # A schedule that ends at a rate of its own cannot start below it.
+    lowest = max(_get_lowest_rate(plain.base_rate), getattr(plain, "final_rate", 0.0))
+    return Space(dimensions={"schedule.base_rate": _make_rate_dimension(plain.base_rate, lowest)})
+
+
+SPACES: dict[str, Callable[[Recipe], Space]] = {
+    space.__name__: space for space in (build_schedule_space, build_regularization_space, build_rate_space)
+}
+
+
+def find_space(space: str, base: Recipe) -> Space:
+    """The space of that name for the recipe, else the one in the file at that path or URL.
+
+    Raises:
+        ConfigError: when it is neither.
+    """
+    if space in SPACES:
+        return SPACES[space](base)
+    if "/" not in space and "." not in space:
+        near = format_suggestion(space, list(SPACES), "spaces")
+        raise ConfigError(FieldError("space", f"{format_value(space)} is no space and no .json or .toml file{near}"))
+    return load_space(space)
+
+
+def _make_rate_dimension(rate: float, lowest: float) -> Dimension:
+    return Dimension(low=lowest, high=min(_round_number(rate * 10), _MAX_RATE), log=True)
+
+
+def _get_lowest_rate(rate: float) -> float:
+    return _round_number(rate / 10)
+
+
+def _round_number(number: float) -> float:
+    """Two digits of it: ranges are read by people."""
+    return float(f"{number:.2g}")

@@ -1,0 +1,138 @@
+"""What is said of odd and of broken images, before and while they are decoded."""
+
+import numpy as np
+import pytest
+
+from orchestrator.data.build import image_checks
+from orchestrator.data.build.shard_packer import ReencodeOptions, reencode_image
+from orchestrator.data.transforms import decode
+from tests.support import imagenet, pictures, tiny_shards
+
+
+@pytest.mark.parametrize("kind", sorted(imagenet.odd()))
+def test_each_oddity_is_seen_and_the_image_kept_to_the_byte(kind: str) -> None:
+    image = imagenet.odd()[kind]
+    packed = reencode_image(image, "n02105855_2933.JPEG", ReencodeOptions())
+    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), None)
+    assert packed.image == image
+    assert packed.finding.extension == ("png" if kind == "png-named-jpeg" else "jpg")
+
+
+def test_a_plain_image_is_not_odd() -> None:
+    finding = image_checks.inspect_image(tiny_shards.jpeg(1, 40, 30), "a.jpg")
+    assert finding == image_checks.ImageFinding("jpg", 40, 30)
+
+
+def test_oddities_add_up() -> None:
+    assert image_checks.inspect_image(tiny_shards.encoded("L", "JPEG", progressive=True), "a.png").oddities == (
+        "grey",
+        "progressive",
+        "jpeg-named-png",
+    )
+    assert image_checks.inspect_image(tiny_shards.encoded("L", "PNG"), "a.jpg").oddities == ("grey", "png-named-jpeg")
+    assert image_checks.inspect_image(tiny_shards.encoded("L", "PNG"), "a.png").oddities == ("grey",)
+
+
+@pytest.mark.parametrize(
+    ("image", "defect", "said"),
+    [(b"", "empty", "0 bytes"),
+     (b"GIF89a" + bytes(4), "undecodable", "GIF: its header cannot be read"),
+     (b"<html>", "no-image", "no JPEG or PNG"),
+     (imagenet.bomb(), "too-large", "got 65000 x 65000; scale it down"),
+     (tiny_shards.jpeg(0, 2000, 8), "too-large", "got 2000 x 8 pixels; crop it"),
+     (b"\x89PNG\r\n\x1a\n" + bytes(4), "undecodable", "ends inside its header"),
+     (b"\xff\xd8\xff\xe0", "undecodable", ""),
+     (tiny_shards.jpeg(0, 100, 100)[:900], "undecodable", "broken JPEG"),
+     (tiny_shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
+)  # fmt: skip
+def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
+    packed = reencode_image(image, "a.JPEG", ReencodeOptions())
+    assert packed.finding.defect == defect
+    assert said in packed.finding.reason
+    assert packed.image == b""
+
+
+def test_without_decoding_only_headers_are_looked_at() -> None:
+    cut = tiny_shards.jpeg(0, 100, 100)[:900]
+    assert reencode_image(cut, "a.jpg", ReencodeOptions(decode=False)).image == cut
+    assert reencode_image(imagenet.bomb(), "a.jpg", ReencodeOptions(decode=False)).finding.defect == "too-large"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"XX", b"MM\0*", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x01" + b"\xff" * 12]
+)
+def test_exif_that_cannot_be_read_is_broken(data: bytes) -> None:
+    assert image_checks.inspect_image(imagenet.exif(data), "a.jpg").oddities == ("exif-broken",)
+
+
+@pytest.mark.parametrize(("orientation", "met"), [(0, ()), (1, ()), (3, ("exif-rotated",)), (9, ("exif-broken",))])
+def test_orientation(orientation: int, met: tuple[str, ...]) -> None:
+    assert image_checks.inspect_image(imagenet.oriented(orientation), "a.jpg").oddities == met
+
+
+def test_every_prefix_and_every_flipped_byte_of_a_header_is_survived() -> None:
+    image = imagenet.oriented(6)
+    for cut in range(0, 700, 3):
+        image_checks.inspect_image(image[:cut], "a.jpg")
+        flipped = bytearray(image)
+        flipped[cut] ^= 0xFF
+        reencode_image(bytes(flipped), "a.jpg", ReencodeOptions())
+
+
+# ------------------------------------------------------------------ reducing
+def test_only_larger_images_are_reduced() -> None:
+    large, small = tiny_shards.jpeg(1, 90, 60), tiny_shards.jpeg(1, 32, 30)
+    packed = reencode_image(large, "a.png", ReencodeOptions(resize=30, quality=90))
+    assert (packed.is_resized, packed.finding.width) == (True, 90)
+    again = image_checks.inspect_image(packed.image, "a.jpg")
+    assert (again.width, again.height) == (45, 30)
+    assert reencode_image(small, "a.jpg", ReencodeOptions(resize=30)).image == small
+    assert reencode_image(large, "a.jpg", ReencodeOptions(resize=30, quality=90)).image == packed.image, (
+        "the same each time"
+    )
+
+
+def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
+    packed = reencode_image(tiny_shards.jpeg(0, 100, 100)[:900], "a.jpg", ReencodeOptions(resize=30, decode=False))
+    assert packed.finding.defect == "undecodable"
+
+
+def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
+    assert image_checks.check_byte_size(2**40) is not None
+    assert image_checks.check_byte_size(2**20) is None
+
+
+# ------------------------------------------------------------------ formats and transparency
+@pytest.mark.parametrize(
+    ("image", "defect"),
+    [(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "heic"),
+     (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(90), "avif"),
+     (b"\xff\x0a" + bytes(90), "jpeg-xl"), (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(90), "jpeg-xl"),
+     (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "jpeg-2000"), (b"<svg xmlns='x'/>", "svg")],
+)  # fmt: skip
+def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> None:
+    finding = reencode_image(image, "a.jpg", ReencodeOptions()).finding
+    assert finding.defect == defect
+    assert finding.reason.endswith("convert it to JPEG or PNG")
+
+
+@pytest.mark.parametrize("form", ["WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("decodes", [True, False])
+def test_other_formats_become_pngs_of_the_same_pixels(form: str, decodes: bool) -> None:
+    image = tiny_shards.encoded("RGB", form, number=3)
+    packed = reencode_image(image, "a.jpg", ReencodeOptions(decode=decodes))
+    assert (packed.finding.extension, packed.finding.oddities) == ("png", (form.lower(),))
+    assert np.array_equal(decode.decode_image(packed.image), decode.decode_image(image))
+    assert reencode_image(image, "a.jpg", ReencodeOptions(decode=decodes)) == packed, "the same bytes each time"
+
+
+def test_transparency_is_noted_and_the_bytes_are_kept() -> None:
+    pixels = tiny_shards.picture(1)
+    image = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
+    for treatment in (ReencodeOptions(), ReencodeOptions(decode=False)):
+        assert reencode_image(image, "a.png", treatment).finding.oddities == ("transparent",)
+        assert reencode_image(image, "a.png", treatment).image == image
+    opaque = pictures.png(np.dstack((pixels, np.full(pixels.shape[:2], 255))), 6, 8)
+    assert reencode_image(opaque, "a.png", ReencodeOptions()).finding.oddities == ()
+    reduced = reencode_image(image, "a.png", ReencodeOptions(resize=20))
+    assert (reduced.is_resized, reduced.finding.oddities) == (True, ("transparent",))

@@ -1,0 +1,266 @@
+"""One pass over a tar: every member found where it lies, every cut noticed, nothing taken for a path."""
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.data import index
+from orchestrator.data.build import tar_reader
+from orchestrator.data.build.tar_reader import TarMember
+from orchestrator.data.build.tar_writer import encode_tar
+from orchestrator.data.data_errors import DataError
+from orchestrator.storage import file_io
+from orchestrator.storage.ranged_reads import RangeReader
+from tests.support import tiny_shards
+
+WANTED = ("jpg", "cls")
+WHOLE = encode_tar(tiny_shards.samples(3))
+LONG = "/".join(["a-folder-with-a-name"] * 9) + "/" + "x" * 150
+
+
+def members(data: bytes, block: int | None = None) -> list[TarMember]:
+    parts = [data] if block is None else [data[at : at + block] for at in range(0, len(data), block)]
+    return list(tar_reader.iter_members(parts, "x.tar", WANTED))
+
+
+def tar(entries: Sequence[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, data in entries:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def with_link(kind: bytes, name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "elsewhere"
+        archive.addfile(info)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------ what is there
+@pytest.mark.parametrize("block", [None, 1, 100, 512, 1000, 4096])
+def test_members_lie_where_they_are_said_to(block: int | None) -> None:
+    found = members(WHOLE, block)
+    assert [member.name for member in found] == [f"sample-{n:03d}.{e}" for n in range(3) for e in ("cls", "jpg")]
+    for member in found:
+        assert WHOLE[member.offset : member.offset + len(member.payload)] == member.payload
+    assert [bytes(m.payload) for m in found if m.extension == "jpg"] == [s.image for s in tiny_shards.samples(3)]
+
+
+SHORT = ("a.jpg", "d/é.jpg", "/".join(["y" * 60] * 3) + ".jpg")  # ustar has no room for LONG
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [*((tarfile.USTAR_FORMAT, name) for name in SHORT),
+     *((form, name) for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT) for name in (*SHORT, LONG + ".jpg"))],
+)  # fmt: skip
+def test_names_of_all_formats(form: int, name: str) -> None:
+    data = tar([("b.cls", b"1"), (name, b"pixels" * 200), ("c.cls", b"2")], form)
+    found = members(data, 700)
+    assert [(member.key, member.extension) for member in found] == [
+        ("b", "cls"), (name.removesuffix(".jpg"), "jpg"), ("c", "cls")
+    ]  # fmt: skip
+    assert data[found[1].offset :].startswith(found[1].payload)
+    assert bytes(found[1].payload) == b"pixels" * 200
+
+
+def test_what_is_no_sample_is_passed_over() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "made here"}) as out:
+        for kind, name in ((tarfile.DIRTYPE, "./"), (tarfile.DIRTYPE, "d.jpg/"), (tarfile.SYMTYPE, "link.txt")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, "a", 0
+            out.addfile(info)
+        for name in ("README", ".hidden.jpg", "._a.jpg", "a.seg.png", "big.bin"):
+            info = tarfile.TarInfo(name)
+            info.size = 3000
+            out.addfile(info, io.BytesIO(bytes(3000)))
+        info = tarfile.TarInfo("./d//./a.JPG")
+        info.size = 3
+        out.addfile(info, io.BytesIO(b"abc"))
+    (found,) = members(buffer.getvalue(), 999)
+    assert (found.name, found.key, found.extension, bytes(found.payload)) == ("./d//./a.JPG", "d/a", "jpg", b"abc")
+
+
+def test_a_size_in_a_pax_header_counts() -> None:
+    """Sizes over 8 GiB stand there, and some writers put every size there."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
+        info = tarfile.TarInfo("a.jpg")
+        info.size, info.pax_headers = 3, {"size": "3"}
+        out.addfile(info, io.BytesIO(b"abc"))
+    data = bytearray(buffer.getvalue())
+    header = data.index(b"a.jpg\0")
+    data[header + 124 : header + 136] = b"%011o\0" % 0
+    data[header + 148 : header + 156] = b" " * 8
+    data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
+    (found,) = members(bytes(data))
+    assert bytes(found.payload) == b"abc"
+
+
+def test_of_any_url_with_its_digests(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "x.tar"), "memory://tars/x.tar"):
+        file_io.write_bytes(url, WHOLE)
+        ranges, sha256, md5 = RangeReader(), hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        ticks: list[int] = []
+        found = list(
+            tar_reader.iter_members(tar_reader.read_blocks(url, ranges, (sha256, md5), ticks.append), url, WANTED)
+        )
+        ranges.close()
+        assert len(found) == 6
+        assert (sha256.hexdigest(), md5.hexdigest()) == (
+            hashlib.sha256(WHOLE).hexdigest(), hashlib.md5(WHOLE, usedforsecurity=False).hexdigest()
+        )  # fmt: skip
+        assert sum(ticks) == len(WHOLE)
+
+
+def test_blocks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 1000)
+    (tmp_path / "x.tar").write_bytes(WHOLE)
+    ranges = RangeReader()
+    sizes = [len(block) for block in tar_reader.read_blocks(str(tmp_path / "x.tar"), ranges, (), lambda _: None)]
+    assert (max(sizes), sum(sizes)) == (1000, len(WHOLE))
+    assert (
+        len(
+            list(
+                tar_reader.iter_members(
+                    tar_reader.read_blocks(str(tmp_path / "x.tar"), ranges, (), lambda _: None), "x", WANTED
+                )
+            )
+        )
+        == 6
+    )
+    ranges.close()
+
+
+# ------------------------------------------------------------------ what is cut or damaged
+@given(st.integers(0, len(WHOLE)))
+def test_any_cut_is_noticed_or_harmless(cut: int) -> None:
+    try:
+        found = index.index_tar(WHOLE[:cut], "x.tar")
+    except DataError as error:
+        assert "x.tar: " in str(error)
+        return
+    assert found.to_bytes() == index.index_tar(WHOLE, "x.tar").to_bytes()
+    assert WHOLE[:cut].endswith(bytes(512))
+
+
+def test_cuts_are_named_by_byte() -> None:
+    found = members(WHOLE)
+    last = found[-1]
+    header = last.offset - 512
+    for cut, said in (
+        (0, "empty: 0 bytes are no tar"),
+        (header, f"cut at byte {header}: the end of the archive, a block of zeros, is missing"),
+        (header + 7, f"cut at byte {header + 7}: inside the header of a member"),
+        (last.offset, f"cut at byte {last.offset}: inside member 'sample-002.jpg'"),
+        (last.offset + 9, f"cut at byte {last.offset + 9}: inside member 'sample-002.jpg', {len(last.payload)} bytes"),
+        (len(WHOLE.rstrip(b"\0")), f"cut at byte {len(WHOLE.rstrip(bytes(1)))}: inside"),
+    ):
+        for block in (None, 700):
+            with pytest.raises(DataError, match=f"x.tar: {said}"):
+                members(WHOLE[:cut], block)
+
+
+@given(st.binary(min_size=1, max_size=2000))
+def test_garbage_is_refused(data: bytes) -> None:
+    if not data[:512].strip(b"\0"):
+        return
+    with pytest.raises(DataError, match=r"x\.tar"):
+        members(data)
+
+
+@given(st.integers(0, 511), st.integers(0, 5), st.integers(1, 255))
+def test_a_flipped_byte_in_a_header_hides_nothing(byte: int, number: int, change: int) -> None:
+    """The header's checksum finds it: an error, or, where it covers nothing, the same members."""
+    at = members(WHOLE)[number].offset - 512 + byte
+    data = bytearray(WHOLE)
+    data[at] ^= change
+    try:
+        found = members(bytes(data))
+    except DataError:
+        return
+    assert [(m.name, m.offset, m.payload) for m in found] == [(m.name, m.offset, m.payload) for m in members(WHOLE)]
+
+
+def test_data_behind_the_end_is_noticed() -> None:
+    """`cat a.tar b.tar` looks like a tar to every reader, and the second half is never seen."""
+    with pytest.raises(DataError, match=f"x.tar: data behind the end of the archive at byte {len(WHOLE)}"):
+        members(WHOLE + WHOLE)
+
+
+def test_more_zeros_are_harmless() -> None:
+    assert len(members(WHOLE + bytes(5000))) == 6
+
+
+@pytest.mark.parametrize(
+    ("packed", "kind"),
+    [(gzip.compress(WHOLE), "gzip"), (bz2.compress(WHOLE), "bzip2"), (lzma.compress(WHOLE), "xz"),
+     (b"\x28\xb5\x2f\xfd" + bytes(600), "zstd")],
+)  # fmt: skip
+def test_compressed_tars_are_refused(packed: bytes, kind: str) -> None:
+    with pytest.raises(DataError, match=rf"x.tar: compressed \({kind}\): decompress it"):
+        members(packed)
+
+
+# ------------------------------------------------------------------ what points elsewhere
+@pytest.mark.parametrize("name", ["/etc/a.jpg", "../a.jpg", "d/../../a.jpg", "..", "/a.txt", "d/.."])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_that_point_elsewhere_are_refused(name: str, form: int) -> None:
+    data = tar([("b.cls", b"1"), (name, b"x")], form)
+    with pytest.raises(DataError, match=rf"x.tar: member '{name}' at byte 1024: an absolute name or one with '\.\.'"):
+        members(data)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_in_place_of_images_are_refused(kind: bytes) -> None:
+    """They would be lost without a word: a deduplicated sample has link members only."""
+    assert members(with_link(kind, "a.txt")) == []
+    with pytest.raises(DataError, match=r"x.tar: member 'a.jpg' at byte 0 is a link or no plain file"):
+        members(with_link(kind, "a.jpg"))
+
+
+def test_sparse_members_are_refused() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as out:
+        info = tarfile.TarInfo("a.jpg")
+        info.size, info.pax_headers = 3, {"GNU.sparse.major": "1"}
+        out.addfile(info, io.BytesIO(b"abc"))
+    with pytest.raises(DataError, match=r"x.tar: member .a.jpg. at byte 1024 is sparse"):
+        members(buffer.getvalue())
+
+
+def test_absurd_sizes_take_no_memory() -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 2**40
+    with pytest.raises(DataError, match=rf"x.tar: member 'a.jpg' at byte 0 has {2**40} bytes: over"):
+        members(info.tobuf(tarfile.GNU_FORMAT) + bytes(5000))
+    info.type, info.name = tarfile.XHDTYPE, "pax"
+    with pytest.raises(DataError, match=rf"x.tar: damaged: the extended header at byte 0 claims {2**40} bytes"):
+        members(info.tobuf(tarfile.GNU_FORMAT) + bytes(5000))
+
+
+@pytest.mark.parametrize(
+    "body", [b"12 path=a.jp\n"[:-1], b"99 path=a\n", b"path=a\n", b"-5 path=a\n", b"0 \n", b"9 path a\n"]
+)
+def test_damaged_extended_headers_are_refused(body: bytes) -> None:
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = tarfile.XHDTYPE, len(body)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(512, b"\0") + tar([("b.jpg", b"1")])
+    with pytest.raises(DataError, match=r"x.tar: damaged: the extended header at byte 0 is no list of PAX records"):
+        members(data)

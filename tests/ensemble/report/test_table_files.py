@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ensemble import train_and_score
+from orchestrator.ensemble.report import table_files
+from orchestrator.evaluation.table3 import PAPER_TOP5, Cell, Table3
+from tests.support.launched import recipe, spec
+
+
+def cell(models: int, crops: int, top1: float, top5: float) -> Cell:
+    return Cell(
+        models, crops, top1, (top1 - 1, top1 + 1), top5, (top5 - 0.5, top5 + 0.5), PAPER_TOP5.get((models, crops))
+    )
+
+
+SEVEN = Table3(
+    tuple(
+        cell(models, crops, top1, top5)
+        for models, crops, top1, top5 in (
+            (1, 1, 30.125, 10.0), (1, 10, 29.0, 9.0), (1, 144, 28.0, 8.0),
+            (7, 1, 27.0, 8.5), (7, 10, 26.0, 7.5), (7, 144, 25.0, 10.25),
+        )
+    ),
+    images=50_000,
+    bad_images=2,
+)  # fmt: skip
+TWO = Table3((cell(1, 1, 30.0, 10.0), cell(2, 1, 29.0, 9.0)), 10, 0)
+
+
+def test_rows_begin_with_models_and_crops() -> None:
+    lines = table_files.render_text(SEVEN).splitlines()
+    assert lines[0].startswith("models crops")
+    assert set(lines[1]) == {"-"}
+    assert [" ".join(line.split()[:2]) for line in lines[2:]] == ["1 1", "1 10", "1 144", "7 1", "7 10", "7 144"]
+    assert all(
+        line.startswith(f"{cell.models} {cell.crops} ") for line, cell in zip(lines[2:], SEVEN.cells, strict=True)
+    )
+    assert max(map(len, lines)) <= 110
+
+
+def test_a_row_holds_the_figures_and_the_papers() -> None:
+    rows = table_files.build_rows(SEVEN)
+    assert rows[0] == (
+        "1 1", "1", "30.12", "29.12 - 31.12", "base", "10.00", "9.50 - 10.50", "base", "10.07", "base",
+    )  # fmt: skip
+    assert rows[5] == (
+        "7 144", "1008", "25.00", "24.00 - 26.00", "-5.12", "10.25", "9.75 - 10.75", "+0.25", "6.67", "-3.40",
+    )  # fmt: skip
+
+
+def test_a_cell_that_the_paper_lacks_has_no_figure_of_it() -> None:
+    row = table_files.build_rows(TWO)[1]
+    assert row[-2:] == ("-", "-")
+    assert (row[4], row[7]) == ("-1.00", "-1.00")
+
+
+def test_markdown_has_a_head_and_equally_many_cells_in_each_line() -> None:
+    lines = table_files.render_markdown(SEVEN).splitlines()
+    assert len(lines) == 2 + 6
+    assert {line.count("|") for line in lines} == {len(table_files.HEADER) + 1}
+    assert set(lines[1]) == {"|", "-", " "}
+    assert lines[2].startswith("| 1 1 | 1 | 30.12 |")
+
+
+def test_columns_are_numbers_of_equal_length() -> None:
+    columns = table_files.build_columns(SEVEN)
+    assert {len(column) for column in columns.values()} == {6}
+    assert columns["cost"] == [1, 10, 144, 7, 70, 1008]
+    assert columns["top1_error"][0] == 30.125
+    assert columns["top5_low"][0] == 9.5
+    assert columns["top1_vs_base"][5] == -5.125
+    assert columns["top5_vs_base"] == [0.0, -1.0, -2.0, -1.5, -2.5, 0.25]
+    assert columns["paper_top5_error"] == list(PAPER_TOP5.values())
+    assert json.loads(json.dumps(columns)) == columns
+    assert table_files.build_columns(TWO)["paper_top5_error"] == [10.07, None]
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    curves = {"m1": [(1.0, 50.0), (2.0, 40.0)]}
+    table_files.write_files(str(tmp_path), SEVEN, {"members": ["m1"]}, curves)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curves.png", "table.json", "table.md", "table.png", "table.txt",
+    ]  # fmt: skip
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert content == {
+        "about": {"members": ["m1"]}, "images": 50_000, "bad_images": 2, "table": table_files.build_columns(SEVEN),
+    }  # fmt: skip
+    assert (tmp_path / "table.txt").read_text() == table_files.render_text(SEVEN) + "\n"
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_curves_there_is_no_picture_of_them(tmp_path: Path) -> None:
+    table_files.write_files(str(tmp_path), TWO, {}, {})
+    assert {path.name for path in tmp_path.glob("*.png")} == {"table.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("googlenet-digits-m1", "googlenet-digits"), ("net-m12-wide", "net"), ("net", "net"), ("net-m", "net-m")],
+)
+def test_an_ensemble_is_called_after_its_first_member(name: str, family: str) -> None:
+    assert train_and_score.get_family_name([spec(recipe(name)), spec(recipe("other-m2"))]) == family

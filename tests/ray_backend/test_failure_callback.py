@@ -1,0 +1,199 @@
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    FinishedState,
+    ResizingState,
+    RestartingState,
+    RunningState,
+    ShuttingDownState,
+)
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
+
+from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.ray_backend import failure_callback, preemption_notice
+from orchestrator.ray_backend.failure_callback import FailureRecorderCallback, describe_cause, find_failure_causes
+from orchestrator.storage import commit, file_io
+from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir
+
+RAYS_WORDS = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "
+    "dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly "
+    "exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed by the "
+    "OOM killer due to high memory usage, (2) ray stop --force was called."
+)
+RUNNING = RunningState()  # type: ignore[no-untyped-call]
+
+
+def dead(text: str, preempted: bool = False) -> WorkerHealthCheckFailedError:
+    """What Ray Train has for a worker whose actor died."""
+    return WorkerHealthCheckFailedError("health check failed", RayActorError(error_msg=text, preempted=preempted))
+
+
+class Group:
+    """A group of workers that all answer; counts how often rank 0 was told that the group will be replaced."""
+
+    def __init__(self) -> None:
+        self.announced = threading.Event()
+
+    def __len__(self) -> int:
+        return 2
+
+    def get_workers(self) -> list[Any]:
+        return []
+
+    def execute_single_async(self, rank: int, function: Any) -> None:
+        assert (rank, function) == (0, preemption_notice.announce_replacement)
+        self.announced.set()
+
+
+def watching(folder: Path, group: Group | None = None) -> FailureRecorderCallback:
+    made = FailureRecorderCallback(str(folder), elastic=False)
+    made.after_worker_group_start(group or Group())
+    return made
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The records of failures, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "attempts").glob("failed-*.json"))]
+
+
+# ------------------------------------------------------------------ causes
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("no good\nat all"), "ValueError: no good"),
+        (ValueError(""), "ValueError: no message"),
+        (dead(RAYS_WORDS), "worker died: Worker unexpectedly exits with a connection error code 2. End of file."),
+        (dead("The actor died because its node has died. Node Id: 1"), "its node died"),
+        (dead("killed", preempted=True), "its node was preempted"),
+        (dead("Task was killed due to the node running low on memory."), "worker killed: its node ran out of memory"),
+        (ActorDiedError(), "worker died: The actor died unexpectedly before finishing this task."),
+        (
+            WorkerHealthCheckTimeoutError("hangs for 60 s"),  # type: ignore[no-untyped-call]
+            "worker did not answer: hangs for 60 s",
+        ),
+    ],
+)
+def test_a_cause_is_one_line_without_suppositions(error: Exception, cause: str) -> None:
+    assert describe_cause(error) == cause
+
+
+@pytest.mark.parametrize(
+    ("error", "causes"),
+    [
+        (WorkerGroupError("text", {1: ValueError("b"), 0: OSError("a")}), {"0": "OSError: a", "1": "ValueError: b"}),
+        (PreemptionError(PreemptionInfo(None, {"n": [2]})), {"2": "its node was preempted"}),
+        (ControllerError(KeyError("x")), {"controller": "KeyError: 'x'"}),
+        (TrainingFailedError("?"), {"controller": "TrainingFailedError: ?"}),
+    ],
+)
+def test_a_failure_names_its_ranks_or_the_controller(error: Exception, causes: dict[str, str]) -> None:
+    assert find_failure_causes(error) == causes
+
+
+# ------------------------------------------------------------------ records
+@pytest.mark.parametrize("last", [False, True])
+def test_a_failure_is_kept_with_its_time_whether_it_is_retried_or_not(tmp_path: Path, last: bool) -> None:
+    error, before = WorkerGroupError("text", {0: ValueError("bad")}), time.time()
+    state = ShuttingDownState(ErroredState(error)) if last else RestartingState(error)
+    watching(tmp_path).after_controller_state_update(RUNNING, state)
+    [found] = kept(tmp_path)
+    assert found["causes"] == {"0": "ValueError: bad"}
+    assert before <= found["time"] <= time.time()
+    assert (tmp_path / "attempts" / f"failed-{round(1000 * found['time'])}.json").exists()
+
+
+def test_a_run_that_goes_well_leaves_no_record(tmp_path: Path) -> None:
+    finished = FinishedState()  # type: ignore[no-untyped-call]
+    for state in (RUNNING, ShuttingDownState(finished), finished):
+        watching(tmp_path).after_controller_state_update(RUNNING, state)
+    assert kept(tmp_path) == []
+
+
+def test_storage_that_fails_or_hangs_does_not_hold_up_the_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failure_callback, "RECORD_TIMEOUT_SECONDS", 0.05)
+    state, released = RestartingState(WorkerGroupError("text", {0: ValueError("bad")})), threading.Event()
+
+    def failing(*_: object) -> None:
+        raise OSError("full")
+
+    for write in (failing, lambda *_: released.wait(30)):
+        monkeypatch.setattr(file_io, "write_bytes", write)
+        began = time.monotonic()
+        watching(tmp_path).after_controller_state_update(RUNNING, state)
+        assert time.monotonic() - began < 10
+    released.set()
+
+
+def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[str] = []
+
+    def failing() -> None:
+        counts.append("counted")
+        raise RuntimeError("Ray does not answer")
+
+    monkeypatch.setattr(failure_callback, "get_or_create_autoscaling_coordinator", failing)
+    monkeypatch.setattr(failure_callback, "SCALING_CACHE_SECONDS", 0.0)
+    made = FailureRecorderCallback(str(tmp_path), elastic=True)  # it was told of no workers
+    made.after_controller_state_update(RUNNING, RestartingState(WorkerGroupError("text", {0: ValueError("bad")})))
+    assert [found["causes"] for found in kept(tmp_path)] == [{"0": "ValueError: bad"}]
+    monkeypatch.setattr(failure_callback, "NODE_REFRESH_SECONDS", 0.0)
+    made.after_worker_group_poll_status(SimpleNamespace())
+    assert len(counts) == 2
+
+
+# ------------------------------------------------------------------ a change of the number of workers
+def test_workers_are_replaced_only_after_a_new_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+    monkeypatch.setattr(failure_callback, "CHECKPOINT_POLL_SECONDS", 0.01)
+    folder, group = get_checkpoints_dir(str(tmp_path)), Group()
+    checkpoints.save(folder, {}, 10, 1)
+
+    def saving() -> None:
+        assert group.announced.wait(10)
+        checkpoints.save(folder, {}, 20, 1)
+
+    saver = threading.Thread(target=saving)
+    saver.start()
+    watching(tmp_path, group).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(3, {"CPU": 1})))
+    saver.join()
+    assert [place.samples for place in checkpoints.list_checkpoints(folder)] == [20, 10]
+    assert [found["causes"] for found in kept(tmp_path)] == [{"workers": "from 2 to 3 workers: nodes came or went"}]
+
+
+def test_a_checkpoint_that_does_not_come_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+    monkeypatch.setattr(failure_callback, "RESIZE_CHECKPOINT_SECONDS", 0.05)
+    monkeypatch.setattr(failure_callback, "CHECKPOINT_POLL_SECONDS", 0.01)
+    watching(tmp_path).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(1, {"CPU": 1})))
+    assert len(kept(tmp_path)) == 1
+
+
+def test_a_void_checkpoint_does_not_hide_the_one_that_counts(tmp_path: Path) -> None:
+    """Else the checkpoint before a change of the number of workers would be waited for to the end."""
+    folder = get_checkpoints_dir(str(tmp_path))
+    good, late = checkpoint_dir.make_checkpoint_url(folder, 16, 1), checkpoint_dir.make_checkpoint_url(folder, 24, 1)
+    for url in (good, late, checkpoint_dir.make_checkpoint_url(folder, 32, 2)):
+        commit.write_folder(url, {}, {})
+    file_io.remove(file_io.join(checkpoint_dir.make_checkpoint_url(folder, 32, 2), commit.DONE))
+    file_io.write_bytes(file_io.join(get_attempts_dir(str(tmp_path)), "000002.resumed-000000000000016"), b"")
+    assert failure_callback._find_newest_checkpoint(str(tmp_path)) == good

@@ -1,0 +1,249 @@
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from ray.dashboard.modules.job.cli import job_cli_group
+
+from orchestrator.ray_backend import lease
+from orchestrator.ray_backend.lease import Lease, LeaseHeldError, LeaseOwner
+from orchestrator.storage import file_io
+from tests.support.damage import DAMAGED
+from tests.support.launched import ROOT, until
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path / "run")
+
+
+def foreign(folder: str, host: str = "another-host", pid: int = 1, job: str = "raysubmit_abc") -> str:
+    """A lease of another driver; the stem of its files."""
+    stem = file_io.join(folder, "lease", "000001")
+    file_io.write_bytes(stem + ".json", json.dumps(asdict(LeaseOwner(host, pid, job, 0.0))).encode())
+    return stem
+
+
+def beating(stem: str, ended: threading.Event) -> threading.Thread:
+    def beat() -> None:
+        while not ended.wait(0.05):
+            file_io.write_bytes(stem + ".beat", str(time.monotonic()).encode())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("record", DAMAGED)
+def test_a_lease_that_cannot_be_read_is_held_as_long_as_it_beats(folder: str, record: bytes) -> None:
+    stem = foreign(folder)
+    file_io.write_bytes(stem + ".json", record)
+    ended = threading.Event()
+    thread = beating(stem, ended)
+    try:
+        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*jobs/stop\.py"):
+            lease.acquire_lease(folder, 60)
+    finally:
+        ended.set()
+        thread.join()
+    held = lease.acquire_lease(folder, 0.2)
+    assert held.number == 2
+    held.release()
+
+
+def test_a_lease_of_a_newer_version_is_read(folder: str) -> None:
+    stem = foreign(folder)
+    about = asdict(LeaseOwner("another-host", 7, "raysubmit_abc", 1e9)) | {"region": {"name": "x"}}
+    assert lease.parse_owner(json.dumps(about).encode()) == LeaseOwner("another-host", 7, "raysubmit_abc", 1e9)
+    file_io.write_bytes(file_io.join(folder, "lease", "notes.json"), b"{}")  # of somebody else
+    file_io.write_bytes(stem + ".json", json.dumps(about).encode())
+    held = lease.acquire_lease(folder, 0.1)
+    assert held.number == 2
+    held.release()
+
+
+@pytest.mark.parametrize(
+    "change", [{"pid": 0}, {"pid": True}, {"pid": 2**40}, {"since": 1e300}, {"host": None}, {"job": 3}, {"since": "x"}]
+)
+def test_an_owner_that_cannot_be_is_unknown(change: dict[str, object]) -> None:
+    assert lease.parse_owner(json.dumps(asdict(LeaseOwner("h", 1, "", 1.0)) | change).encode()) == lease.UNKNOWN_OWNER
+
+
+def test_of_eight_threads_one_gets_the_lease(folder: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def take(_: int) -> Lease | LeaseHeldError:
+        barrier.wait()
+        try:
+            return lease.acquire_lease(folder, 2)
+        except LeaseHeldError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(take, range(8)))
+    held = [result for result in results if isinstance(result, Lease)]
+    assert len(held) == 1
+    assert held[0].number == 1
+    held[0].release()
+
+
+def test_a_released_lease_is_free_at_once(folder: str) -> None:
+    lease.acquire_lease(folder).release()
+    began = time.monotonic()
+    second = lease.acquire_lease(folder, stale_seconds=20)
+    assert time.monotonic() - began < 10
+    assert second.number == 2
+    second.release()
+
+
+def test_release_ends_a_wait(folder: str) -> None:
+    stem = foreign(folder)
+    timer = threading.Timer(0.3, file_io.write_bytes, (stem + ".released", b""))
+    timer.start()
+    began = time.monotonic()
+    held = lease.acquire_lease(folder, stale_seconds=20)
+    assert time.monotonic() - began < 15
+    held.release()
+    timer.join()
+
+
+def test_a_dead_process_of_this_host_gives_the_run_free_at_once(folder: str) -> None:
+    import socket
+
+    process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    foreign(folder, socket.gethostname(), int(process.stdout))
+    began = time.monotonic()
+    held = lease.acquire_lease(folder, stale_seconds=20)
+    assert time.monotonic() - began < 10
+    assert held.number == 2
+    held.release()
+
+
+def test_a_silent_owner_elsewhere_is_dead_after_stale_seconds(folder: str) -> None:
+    file_io.write_bytes(foreign(folder) + ".beat", b"the last one")
+    began = time.monotonic()
+    held = lease.acquire_lease(folder, stale_seconds=0.6)
+    assert 0.6 <= time.monotonic() - began < 15
+    held.release()
+
+
+@pytest.mark.parametrize(
+    ("job", "attach"), [("raysubmit_abc", "ray job logs --follow raysubmit_abc"), ("", "terminal")]
+)
+def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: str) -> None:
+    stem, ended = foreign(folder, "node-7", 4242, job), threading.Event()
+    thread = beating(stem, ended)
+    try:
+        with pytest.raises(LeaseHeldError) as raised:
+            lease.acquire_lease(folder, stale_seconds=5)
+    finally:
+        ended.set()
+        thread.join()
+    text = str(raised.value)
+    assert all(word in text for word in (folder, job, "process 4242 on node-7", attach))
+    # What it suggests can be pasted into a shell.
+    (line,) = re.findall(r"from anywhere: (.*)\) and submit again", text)
+    assert shlex.split(line) == ["python", "jobs/stop.py", folder]
+    for command in re.findall(r"ray job [^),]*", text):
+        name, *arguments = shlex.split(command)[2:]
+        assert job_cli_group.commands[name].make_context(name, arguments).params["job_id"] == job
+    assert file_io.list_names(file_io.join(folder, "lease")) == ["000001.beat", "000001.json"]
+
+
+def test_a_held_lease_beats_until_it_is_released(folder: str) -> None:
+    held = lease.acquire_lease(folder)
+    beat = file_io.join(folder, "lease", "000001.beat")
+    first = file_io.read_bytes(beat)
+    until(lambda: file_io.read_bytes(beat) != first)
+    held.release()
+    last = file_io.read_bytes(beat)
+    time.sleep(0.2)
+    assert file_io.read_bytes(beat) == last
+
+
+def test_the_stop_flag_is_of_one_lease_alone(folder: str) -> None:
+    first = lease.acquire_lease(folder)
+    assert not first.is_stop_requested()
+    first.request_stop()
+    assert first.is_stop_requested()
+    assert file_io.exists(first.stop_flag)
+    first.release()
+    second = lease.acquire_lease(folder)
+    assert not second.is_stop_requested()
+    second.release()
+
+
+def test_a_heartbeat_survives_storage_that_fails_for_a_while(
+    folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = lease.acquire_lease(folder)
+    write, failures = file_io.write_bytes, [OSError("away")] * 3
+
+    def flaky(url: str, data: bytes) -> None:
+        if failures and url.endswith(".beat"):
+            raise failures.pop()
+        write(url, data)
+
+    monkeypatch.setattr(file_io, "write_bytes", flaky)
+    until(lambda: not failures)
+    beat = file_io.read_bytes(file_io.join(folder, "lease", "000001.beat"))
+    until(lambda: file_io.read_bytes(file_io.join(folder, "lease", "000001.beat")) != beat)
+    held.release()
+    assert "heartbeat not written" in caplog.text
+
+
+@pytest.mark.process
+def test_a_killed_owner_of_this_host_leaves_the_run_free(folder: str) -> None:
+    code = f"import time; from orchestrator.launch import lease; lease.take({folder!r}); print(1, flush=True)"
+    code += "; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(LeaseHeldError, match=f"process {process.pid} on"):
+            lease.acquire_lease(folder)
+        process.kill()
+    held = lease.acquire_lease(folder)
+    assert held.number == 2
+    assert held.stop_flag.endswith("000002.stop")
+    held.release()
+
+
+def test_this_process_is_named_as_an_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert lease.get_current_owner().job == ""
+    config = {"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_xyz", "job_name": "raysubmit_xyz"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(config))
+    assert (lease.get_current_owner().job, lease.get_current_owner().pid) == ("raysubmit_xyz", os.getpid())
+
+
+def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    held = lease.acquire_lease(folder)
+    assert not held.is_stop_requested()
+    assert file_io.create_bytes(file_io.join(folder, "lease", f"{held.number + 1:06d}.json"), b"another driver")
+    deadline = time.monotonic() + 5
+    while not held.is_stop_requested():
+        assert time.monotonic() < deadline, "it goes on under a lease that another has"
+        time.sleep(0.01)
+    held.release()
+
+
+def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Containers on the host's network share its name; their process numbers are their own."""
+    elsewhere = replace(lease.get_current_owner(), pid=2**22 + 1, space="the same boot, another namespace")
+    assert not lease.is_owner_dead(elsewhere)
+    assert lease.is_owner_dead(replace(elsewhere, space=lease.get_current_owner().space))

@@ -1,0 +1,176 @@
+"""Previews of a run: drawn once, stored beside it and in the tracker, and never in its way."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from orchestrator.data import manifest
+from orchestrator.data.build.tar_writer import RawSample
+from orchestrator.ray_backend import previews
+from orchestrator.ray_backend.previews import (
+    CONTACT_SHEET_FILE,
+    SCHEDULE_FILE,
+    PreviewRequest,
+    draw_contact_sheet,
+    draw_schedule,
+    sample_learning_rates,
+)
+from orchestrator.ray_backend.run_spec import Destination, RunSpec
+from orchestrator.recipe.config import Recipe
+from orchestrator.storage import file_io
+from orchestrator.tracking.replay import JournalReplayer
+from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackerUnreachableError, TrackingError
+from tests.support import tiny_shards
+from tests.support.launched import recipe, spec
+from tests.support.tracker import RecordingTracker
+
+RUN = "id-run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunSpec:
+    tiny_shards.dataset(tmp_path / "data", 70, 20)
+    return spec(recipe(), str(tmp_path))
+
+
+class KeepingTracker(RecordingTracker):
+    """Also keeps what is in the files, which are gone afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: dict[str, bytes] = {}
+
+    def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
+        super().log_file(run_id, local_path, artifact_folder)
+        assert artifact_folder == ""
+        self.pictures[Path(local_path).name] = Path(local_path).read_bytes()
+
+
+def tracker() -> KeepingTracker:
+    made = KeepingTracker()
+    made.open_run(TrackedRun("run", "run"))
+    return made
+
+
+def request(run: RunSpec) -> PreviewRequest:
+    return PreviewRequest(run, manifest.load(run.destination.data), lambda: RUN)
+
+
+def stored(run: RunSpec) -> list[str]:
+    folder = Path(run.folder, "previews")
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+# ------------------------------------------------------------------ what is drawn
+def test_rates_are_those_of_the_first_the_last_and_steps_between() -> None:
+    chosen = recipe(epochs=4, batch_size=10, schedule={"kind": "polynomial", "base_rate": 1.0, "power": 1.0})
+    found = dict(sample_learning_rates(chosen, 5, 100))
+    assert found == pytest.approx({step * 10: 1 - step / 20 for step in range(20)})
+    few = sample_learning_rates(chosen, 5, 3)
+    assert [samples for samples, _ in few] == [0, 90, 190]
+
+
+def test_pictures_are_drawn(run: RunSpec, tmp_path: Path) -> None:
+    draw_schedule(run.recipe, 7, str(tmp_path / "a.png"))
+    assert draw_contact_sheet(
+        run.recipe, run.destination.data, manifest.load(run.destination.data), str(tmp_path / "b.png")
+    )
+    for name in ("a.png", "b.png"):
+        assert (imread(tmp_path / name)[..., :3].min(axis=2) < 0.9).mean() > 0.01
+
+
+def test_no_sheet_without_an_image_that_can_be_decoded(tmp_path: Path) -> None:
+    broken = [RawSample(f"broken-{n}", b"\xff\xd8\xff no image", 0) for n in range(20)]
+    packed = tiny_shards.dataset(tmp_path / "data", broken)
+    assert not draw_contact_sheet(recipe(), str(tmp_path / "data"), packed, str(tmp_path / "b.png"))
+    assert not (tmp_path / "b.png").exists()
+
+
+# ------------------------------------------------------------------ the request
+def test_both_pictures_go_to_the_tracker_and_the_runs_folder(run: RunSpec) -> None:
+    to = tracker()
+    request(run)(to)
+    assert stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
+    assert to.pictures == {
+        name: Path(run.folder, "previews", name).read_bytes() for name in (CONTACT_SHEET_FILE, SCHEDULE_FILE)
+    }
+    assert to.pictures[CONTACT_SHEET_FILE].startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_draws_nothing_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    request(run)(tracker())
+    monkeypatch.setattr(previews, "draw_schedule", lambda *_: pytest.fail("drawn again"))
+    to = tracker()
+    request(run)(to)
+    assert to.pictures == {}
+
+
+def test_an_outage_is_waited_for_and_nothing_is_drawn_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = previews.draw_schedule
+
+    def noting(of: Recipe, steps_per_epoch: int, path: str) -> None:
+        drawn.append(path)
+        draw(of, steps_per_epoch, path)
+
+    monkeypatch.setattr(previews, "draw_schedule", noting)
+    to, asked = tracker(), request(run)
+    to.down = True
+    for _ in range(2):
+        with pytest.raises(TrackerUnreachableError):
+            asked(to)
+    assert stored(run) == []
+    to.down = False
+    asked(to)
+    assert sorted(to.pictures) == stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
+    assert len(drawn) == 1
+
+
+def test_broken_data_costs_the_sheet_alone(run: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
+    for tar in Path(run.destination.data).rglob("*.tar"):
+        tar.unlink()
+    to = tracker()
+    request(run)(to)
+    assert list(to.pictures) == stored(run) == [SCHEDULE_FILE]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "no contact sheet" in caplog.text
+
+
+@pytest.mark.parametrize("error", [TrackingError("artifacts are refused"), RuntimeError("a bug"), OSError("disk full")])
+def test_trouble_becomes_a_warning(run: RunSpec, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(KeepingTracker):
+        def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
+            raise error
+
+    request(run)(Refusing())
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert str(error) in caplog.text
+    assert stored(run) == []
+
+
+def test_through_the_replayer_as_a_session_does(run: RunSpec) -> None:
+    to = tracker()
+
+    def factory() -> Tracker:
+        return to
+
+    replayer = JournalReplayer(factory, poll_seconds=0.01)
+    try:
+        replayer.follow(TrackedRun("run", "run"), None)
+        asked = PreviewRequest(run, manifest.load(run.destination.data), lambda: replayer.wait_for_run_id("run", 0.0))
+        assert replayer.submit(asked, needs="run").result(30) is None
+        assert sorted(to.pictures) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
+    finally:
+        replayer.stop({}, 10)
+
+
+def test_url_of_the_pictures(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data", 70, 20)
+    remote = f"memory://{tmp_path.name}"
+    made = spec(recipe(), str(tmp_path))
+    places = Destination(data=made.destination.data, storage=remote, tracking="none")
+    run = made.model_copy(update={"destination": places})
+    request(run)(tracker())
+    assert file_io.list_names(file_io.join(run.folder, "previews")) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]

@@ -1,0 +1,125 @@
+"""What a dry run says of who trains when, and that it writes nothing."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.ray_backend.cluster import ClusterError
+from orchestrator.ray_backend.run_spec import Destination, JobConfig, Placement
+from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.presets import googlenet_imagenet_wide
+from orchestrator.recipe.recipe_file import Provenance
+from orchestrator.scheduler import dry_run
+from orchestrator.scheduler.config import PlanConfig
+from orchestrator.scheduler.dry_run import describe_differences, resolve_capacity
+from tests.support import tiny_shards
+from tests.support.launched import recipe, wide, write_journal
+
+
+def shown(folder: Path, recipes: list[Recipe], about: PlanConfig, **placement: Any) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    dry_run.print_dry_run(config(folder, recipes[0], **placement), recipes, about, console)
+    return console.export_text()
+
+
+def config(folder: Path, of: Recipe, **placement: Any) -> JobConfig:
+    destination = Destination(data=str(folder / "data"), storage=str(folder / "runs"))
+    return JobConfig(recipe=of, destination=destination, placement=Placement(**placement))
+
+
+def members(number: int) -> list[Recipe]:
+    return [
+        Recipe.from_dict({**recipe(f"net-m{n}").to_dict(), "batch_size": 4, "seeds": {"order": n, "dropout": n}})
+        for n in range(1, number + 1)
+    ]
+
+
+TWO_SLOTS = PlanConfig(nodes=2, cpus_per_node=1.0, images_per_second=1.0, start_seconds=10.0, price_per_hour=3.6)
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The row of the table of the order that begins so."""
+    order = text[text.index("order\n") if "order\n" in text else text.index("order ") :]
+    return [cell.strip() for cell in next(li for li in order.splitlines() if f" {name} " in li).split("\u2502")[1:-1]]
+
+
+def test_who_trains_when_and_what_it_takes(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data")
+    text = shown(tmp_path, members(3), TWO_SLOTS)
+    # Two epochs of 12 images and 5 to validate with, at one a second, after a start of 10 s.
+    assert cells(text, "net-m1") == ["net-m1", "seeds 1", "1", "1", "0:00", "0:37", "0:37"]
+    assert cells(text, "net-m3")[2:] == ["1", "2", "0:37", "0:37", "1:15"]
+    assert "no plan takes less than 1:15 (+0.0 %)" in text
+    assert "CPU-hours used" in text
+    assert "0.11 for those used, 0.15 for the cluster, at 3.6 for a CPU-hour" in text
+    assert "2 node(s) with 2 CPUs and 0 GPUs in all, as stated" in text
+    assert "a checkpoint takes up to" in text
+    assert max(len(line) for line in text.splitlines() if line[:1] in "\u2502\u2503") <= 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_without_a_speed_times_are_relative(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data")
+    text = shown(tmp_path, members(3), PlanConfig(nodes=2, cpus_per_node=1.0))
+    assert cells(text, "net-m3")[2:] == ["1", "2", "1.00", "1.00", "2.00"]
+    assert "2.00, in times of the shortest model" in text
+    assert "--plan.images-per-second" in text
+    assert "hours:" not in text
+
+
+def test_what_was_trained_before_counts(tmp_path: Path) -> None:
+    found = tiny_shards.dataset(tmp_path / "data")
+    recipes = members(2)
+    made = config(tmp_path, recipes[0])
+    run = made.build_run_spec(recipes[0], made.destination.resolve(), found.digest())
+    figures = {"train/epoch": 1.0, "train/loss": 1.0, "train/images_per_second": 2.0}
+    started = ("started", 0, {"attempt": 1, "resumed": False, "samples_per_epoch": 12, "workers": 1})
+    write_journal(run.folder, 1, [started, ("epoch", 12, figures)])
+    text = shown(tmp_path, recipes, PlanConfig(nodes=1, cpus_per_node=1.0, start_seconds=0.0))
+    # One epoch of two is left at the measured two images a second; the other model goes by the same speed.
+    assert cells(text, "net-m1")[5] == "0:07"
+    assert cells(text, "net-m2")[5] == "0:14"
+
+
+def test_a_cluster_that_holds_no_model_is_refused_with_what_it_is(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data")
+    with pytest.raises(ClusterError, match=r"not one run fits the cluster; the plan is for 2 node\(s\)"):
+        shown(tmp_path, members(2), TWO_SLOTS, workers=3)
+
+
+def test_more_workers_are_shown_where_the_plan_gives_them(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data")
+    about = TWO_SLOTS.model_copy(update={"most_workers": 2, "start_seconds": 0.0})
+    assert cells(shown(tmp_path, members(3), about), "net-m3")[2] == "2"
+
+
+def test_the_cluster_is_this_machine_when_none_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    capacity, told = resolve_capacity(PlanConfig())
+    assert len(capacity.nodes) == 1
+    assert capacity.cpus >= 1
+    assert "this machine" in told
+
+
+def test_differences_are_told_in_few_words() -> None:
+    base = googlenet_imagenet_wide()
+    area = base.augmentation.model_copy(update={"area": (0.08, 0.77)})
+    other = base.model_copy(update={"name": "other", "augmentation": area, "epochs": 9})
+    wider = wide("wider", base.epochs, 1.5).model_copy(update={"augmentation": base.augmentation})
+    told = describe_differences([base, other])
+    assert told == {base.name: "crops 0.08-1, epochs 250", "other": "crops 0.08-0.77, epochs 9"}
+    assert describe_differences([base]) == {base.name: "-"}
+    assert describe_differences([base, wider])["wider"].startswith("x1.5, ")
+
+
+def test_a_recipe_that_was_tuned_on_other_data_is_warned_of(tmp_path: Path) -> None:
+    tiny_shards.dataset(tmp_path / "data")
+    asked = config(tmp_path, recipe(batch_size=4)).model_copy(
+        update={"provenance": Provenance(sweep="s", trial="t1", dataset_digest="another")}
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    dry_run.print_dry_run(asked, [asked.recipe], TWO_SLOTS, console)
+    assert "warning:    the recipe was tuned on a dataset of digest another, this one's is " in console.export_text()

@@ -1,0 +1,442 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.scheduler import capacity, scheduler
+from orchestrator.scheduler.capacity import CapacityMonitor
+from orchestrator.scheduler.run_plan import PlannedRun, RunPlan, ScalingModel, replace_workers
+from orchestrator.scheduler.scheduler import RunPhase, RunResult, WideningHooks, execute_plan
+from orchestrator.storage import file_io
+from orchestrator.training import attempts
+from orchestrator.training.config import Outcome, OutcomeStatus, get_checkpoints_dir
+from tests.support.launched import recipe, spec, until
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(scheduler, "WIDEN_SECONDS", 0.02)
+    monkeypatch.setattr(capacity, "POLL_SECONDS", 0.02)
+
+
+def planned(specs: list[RunSpec], slots: int, pace: ScalingModel | None = None) -> RunPlan:
+    return RunPlan(
+        tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)), 1.0, pace or ScalingModel()
+    )
+
+
+class Launcher:
+    """A launch that does what each run's script says, one step a call, and notes who ran beside whom."""
+
+    def __init__(self, **scripts: list[OutcomeStatus | Exception | Callable[[], Outcome]]) -> None:
+        self.scripts, self.calls = scripts, list[str]()
+        self.workers: list[int] = []
+        self.under_way = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, run: RunSpec) -> Outcome:
+        name = run.recipe.name
+        with self._lock:
+            self.calls.append(name)
+            self.workers.append(run.placement.workers)
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            time.sleep(0.02)
+            script = self.scripts.get(name.replace("-", "_"), ["finished"])
+            step = script.pop(0) if len(script) > 1 else script[0]
+            if isinstance(step, Exception):
+                raise step
+            return Outcome(status=step, message=f"of {name}", samples=7) if isinstance(step, str) else step()
+        finally:
+            with self._lock:
+                self.under_way -= 1
+
+
+class Seen:
+    """The changes of state, and the thread that told them."""
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[str, RunPhase, str]] = []
+        self.threads: set[str] = set()
+
+    def __call__(self, run: RunSpec, status: RunPhase, message: str) -> None:
+        self.changes.append((run.recipe.name, status, message))
+        self.threads.add(threading.current_thread().name)
+
+
+def supervised(
+    launcher: Launcher,
+    names: list[str],
+    at_once: int = 2,
+    stop: threading.Event | None = None,
+    storage: str = "/nowhere",
+) -> tuple[dict[str, RunResult], Seen]:
+    seen, specs = Seen(), [spec(recipe(name), storage) for name in names]
+    ended = execute_plan(planned(specs, at_once), launcher, seen, stop or threading.Event())
+    assert list(sorted(ended)) == sorted(run.name for run in specs)
+    return {name.rsplit("-", 1)[0]: end for name, end in ended.items()}, seen
+
+
+def test_one_runs_failure_touches_no_other() -> None:
+    launcher = Launcher(raises=[RuntimeError("boom")], diverges=["diverged"])
+    ended, seen = supervised(launcher, ["a", "raises", "b", "diverges", "c"])
+    assert {name: end.status for name, end in ended.items()} == {
+        "a": "finished", "b": "finished", "c": "finished", "raises": "failed", "diverges": "failed",
+    }  # fmt: skip
+    assert ended["raises"].message == "RuntimeError: boom"
+    assert ended["diverges"].message == "diverged: of diverges"
+    assert ended["diverges"].outcome is not None
+    assert ended["a"].outcome == Outcome(status="finished", message="of a", samples=7)
+    assert seen.threads == {"MainThread"}
+    for name, end in ended.items():
+        told = [change[1:] for change in seen.changes if change[0] == name]
+        assert (told[0], told[-1]) == (("running", ""), (end.status, end.message))
+        assert len(told) == (6 if name == "raises" else 2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_at_most_so_many_are_under_way_and_the_slots_are_used(at_once: int) -> None:
+    launcher = Launcher()
+    names = [f"r{number}" for number in range(7)]
+    _, seen = supervised(launcher, names, at_once)
+    assert launcher.most == at_once
+    assert [name for name, status, _ in seen.changes if status == "running"] == names
+
+
+def test_a_launch_that_raises_is_tried_again_after_growing_pauses() -> None:
+    launcher = Launcher(shaky=[OSError("away"), "finished"], broken=[OSError("away"), OSError("still away")])
+    ended, seen = supervised(launcher, ["shaky", "broken"], 1)
+    assert (ended["shaky"].status, ended["shaky"].message) == ("finished", "")
+    assert (ended["broken"].status, ended["broken"].message) == ("failed", "OSError: still away")
+    assert sorted(launcher.calls) == ["broken", "broken", "broken", "shaky", "shaky"]
+    assert [change[1:] for change in seen.changes if change[0] == "broken"] == [
+        ("running", ""),
+        ("waiting", "its launch failed, again in 0.05 s: OSError: away"),
+        ("running", "launched again after OSError: away"),
+        ("waiting", "its launch failed, again in 0.1 s: OSError: still away"),
+        ("running", "launched again after OSError: still away"),
+        ("failed", "OSError: still away"),
+    ]
+
+
+def test_while_a_run_waits_for_its_next_launch_others_have_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0.3,))
+    launcher = Launcher(shaky=[OSError("away"), "finished"])
+    ended, _ = supervised(launcher, ["shaky", "b", "c"], 1)
+    assert launcher.calls == ["shaky", "b", "c", "shaky"]
+    assert {end.status for end in ended.values()} == {"finished"}
+
+
+def test_launches_that_come_farther_are_not_counted_together(tmp_path: Path) -> None:
+    run = spec(recipe("far"), str(tmp_path))
+    samples = iter(range(100, 1000, 100))
+
+    def crashes() -> Outcome:
+        checkpoint_format.save(get_checkpoints_dir(run.folder), {"samples": 1}, next(samples), 1)
+        raise OSError("the controller died")
+
+    launcher = Launcher(far=[*[crashes] * 5, "finished"])
+    ended, _ = supervised(launcher, ["far"], 1, storage=str(tmp_path))
+    assert len(launcher.calls) == 6
+    assert ended["far"].status == "finished"
+
+
+def test_a_damaged_newest_checkpoint_hides_no_progress(tmp_path: Path) -> None:
+    run = spec(recipe("far"), str(tmp_path))
+    folder = get_checkpoints_dir(run.folder)
+    checkpoint_format.save(folder, {"samples": 1}, 1000, 0)
+    file_io.write_bytes(file_io.join(make_checkpoint_url(folder, 1000, 0), checkpoint_format.STATE_FILE), b"cut")
+    samples = iter(range(100, 1000, 100))
+
+    def crashes() -> Outcome:
+        attempt, reached = attempts.create_attempt(run.folder, 1), next(samples)
+        attempt.record_resume(reached - 100)
+        checkpoint_format.save(folder, {"samples": 1}, reached, attempt.number)
+        raise OSError("the controller died")
+
+    launcher = Launcher(far=[*[crashes] * 5, "finished"])
+    ended, _ = supervised(launcher, ["far"], 1, storage=str(tmp_path))
+    assert ended["far"].status == "finished"
+
+
+def test_storage_that_does_not_tell_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(folder: str) -> Iterator[None]:
+        raise OSError(f"{folder}: away")
+
+    monkeypatch.setattr("orchestrator.checkpoint.checkpoint_dir.iter_committed_checkpoints", away)
+    ended, _ = supervised(Launcher(a=[OSError("launch")]), ["a", "b"])
+    assert (ended["a"].status, ended["b"].status) == ("failed", "finished")
+
+
+@pytest.mark.parametrize("status", ["diverged", "bad-data", "bad-checkpoint"])
+def test_an_outcome_is_never_tried_again(status: OutcomeStatus) -> None:
+    launcher = Launcher(run=[status])
+    ended, _ = supervised(launcher, ["run"])
+    assert launcher.calls == ["run"]
+    assert (ended["run"].status, ended["run"].message) == ("failed", f"{status}: of run")
+
+
+def test_after_a_stop_nothing_is_started_and_what_runs_is_waited_for() -> None:
+    stop = threading.Event()
+
+    def stopped() -> Outcome:
+        stop.set()
+        time.sleep(0.2)
+        return Outcome(status="stopped", message="asked to stop", samples=3)
+
+    launcher = Launcher(a=[stopped], b=[stopped])
+    ended, seen = supervised(launcher, ["a", "b", "c", "d"], 2, stop)
+    assert sorted(launcher.calls) == ["a", "b"]
+    assert {end.status for end in ended.values()} == {"stopped"}
+    assert ended["a"].outcome is not None
+    assert ended["c"] == RunResult("stopped", "not started")
+    assert not [change for change in seen.changes if change[0] in "cd"]
+
+
+def test_a_failure_after_a_stop_is_a_stop_and_is_not_tried_again() -> None:
+    stop = threading.Event()
+
+    def killed() -> Outcome:
+        stop.set()
+        raise RuntimeError("the workers are gone")
+
+    launcher = Launcher(a=[killed])
+    ended, _ = supervised(launcher, ["a"], 1, stop)
+    assert launcher.calls == ["a"]
+    assert ended["a"] == RunResult("stopped", "RuntimeError: the workers are gone")
+
+
+def test_a_stop_before_the_start_starts_nothing() -> None:
+    stop = threading.Event()
+    stop.set()
+    launcher = Launcher()
+    ended, _ = supervised(launcher, ["a", "b"], 2, stop)
+    assert launcher.calls == []
+    assert all(end.status == "stopped" for end in ended.values())
+
+
+def test_a_stop_ends_the_wait_for_another_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (600.0,))
+    stop = threading.Event()
+    launcher = Launcher(a=[OSError("away")])
+    timer = threading.Timer(0.2, stop.set)
+    timer.daemon = True
+    timer.start()
+    ended, _ = supervised(launcher, ["a"], 1, stop)
+    assert (ended["a"].status, launcher.calls) == ("stopped", ["a"])
+
+
+# ------------------------------------------------------------------ nodes that come and go
+@contextmanager
+def released(launcher: Launcher, names: list[str]) -> Iterator[threading.Event]:
+    """Runs of these names end when the event is set."""
+    go = threading.Event()
+
+    def held() -> Outcome:
+        assert go.wait(10)
+        return Outcome(status="finished", samples=7)
+
+    launcher.scripts |= {name: [held] for name in names}
+    try:
+        yield go
+    finally:
+        go.set()
+
+
+def in_background(made: RunPlan, launcher: Launcher, now: CapacityMonitor | None = None) -> list[dict[str, RunResult]]:
+    """Supervise in a daemon thread; where the result will be."""
+    result: list[dict[str, RunResult]] = []
+    work = threading.Thread(
+        target=lambda: result.append(execute_plan(made, launcher, Seen(), threading.Event(), now)), daemon=True
+    )
+    work.start()
+    return result
+
+
+def test_nodes_that_join_are_used_at_once_and_lost_ones_are_not_filled() -> None:
+    launcher, there = Launcher(), [1]
+    names = [f"r{number}" for number in range(6)]
+    specs = [spec(recipe(name)) for name in names]
+    with released(launcher, names) as go, CapacityMonitor(1, lambda: there[0]) as now:
+        result = in_background(planned(specs, 1), launcher, now)
+        until(lambda: launcher.under_way == 1)
+        there[0] = 3
+        until(lambda: launcher.under_way == 3)
+        there[0] = 1
+        until(lambda: now.slots == 1)
+        go.set()
+        until(lambda: bool(result))
+    assert launcher.most == 3
+    assert {end.status for end in result[0].values()} == {"finished"}
+
+
+def test_a_capacity_that_cannot_be_seen_has_not_changed() -> None:
+    calls = []
+
+    def away() -> int:
+        calls.append(1)
+        raise ConnectionError("no answer")
+
+    launcher = Launcher()
+    specs = [spec(recipe(f"r{number}")) for number in range(4)]
+    with CapacityMonitor(2, away) as now:
+        until(lambda: len(calls) > 2)
+        ended = execute_plan(planned(specs, 2), launcher, Seen(), threading.Event(), now)
+        assert now.slots == 2
+    assert launcher.most == 2
+    assert {end.status for end in ended.values()} == {"finished"}
+
+
+def test_a_look_at_the_capacity_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "JOIN_TIMEOUT_SECONDS", 0.05)
+    hang = threading.Event()
+    began = time.monotonic()
+    with CapacityMonitor(1, lambda: int(hang.wait(60))) as now:
+        ended = execute_plan(planned([spec(recipe("a"))], 1), Launcher(), Seen(), threading.Event(), now)
+    hang.set()
+    assert [end.status for end in ended.values()] == ["finished"]
+    assert time.monotonic() - began < 30
+
+
+def test_a_change_of_the_capacity_is_told() -> None:
+    told = []
+    with CapacityMonitor(2, lambda: 5, lambda before, now: told.append((before, now))) as now:
+        until(lambda: now.slots == 5)
+    assert told == [(2, 5)]
+
+
+def test_a_run_that_fits_nowhere_is_left_to_ray_to_wait_with() -> None:
+    launcher = Launcher()
+    with CapacityMonitor(0) as now:
+        ended = execute_plan(planned([spec(recipe("a"))], 1), launcher, Seen(), threading.Event(), now)
+    assert [end.status for end in ended.values()] == ["finished"]
+
+
+def test_no_more_runs_are_under_way_than_the_placement_allows() -> None:
+    launcher = Launcher()
+    specs = [spec(recipe(f"r{number}"), at_once=2) for number in range(5)]
+    with CapacityMonitor(9) as now:
+        execute_plan(planned(specs, 9), launcher, Seen(), threading.Event(), now)
+    assert launcher.most == 2
+
+
+# ------------------------------------------------------------------ more workers
+PACE = ScalingModel(launch_overhead=0.0, most_workers=2, serial_share=0.0)
+
+
+def tail(
+    left: Callable[[RunSpec], float | None], stop_run: Callable[[RunSpec], None], restart: float = 1.0
+) -> WideningHooks:
+    return WideningHooks(left, lambda: restart, stop_run)
+
+
+def test_the_run_that_is_left_is_stopped_and_goes_on_with_more_workers() -> None:
+    asked = threading.Event()
+
+    def stopped() -> Outcome:
+        assert asked.wait(10)
+        return Outcome(status="stopped", message="asked to stop", samples=3)
+
+    launcher, seen = Launcher(b=[stopped, "finished"]), Seen()
+    specs = [spec(recipe("a")), spec(recipe("b"))]
+    ended = execute_plan(
+        planned(specs, 2, PACE), launcher, seen, threading.Event(), None, tail(lambda _: 100.0, lambda _: asked.set())
+    )
+    assert {end.status for end in ended.values()} == {"finished"}
+    assert list(zip(launcher.calls, launcher.workers, strict=True))[-1] == ("b", 2)
+    assert [change[1:] for change in seen.changes if change[0] == "b"] == [
+        ("running", ""), ("running", "goes on with 2 workers"), ("finished", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("left", [1.5, None])
+def test_a_run_about_to_end_or_of_unknown_speed_is_left_alone(left: float | None) -> None:
+    def long() -> Outcome:
+        time.sleep(0.3)
+        return Outcome(status="finished", samples=7)
+
+    launcher, stopped = Launcher(b=[long]), list[str]()
+    specs = [spec(recipe("a")), spec(recipe("b"))]
+    execute_plan(
+        planned(specs, 2, PACE), launcher, Seen(), threading.Event(), None,
+        tail(lambda _: left, lambda run: stopped.append(run.name)),
+    )  # fmt: skip
+    assert stopped == []
+    assert launcher.workers == [1, 1]
+
+
+def test_a_failed_query_of_progress_stops_nothing() -> None:
+    def long() -> Outcome:
+        time.sleep(0.3)
+        return Outcome(status="finished", samples=7)
+
+    def away(run: RunSpec) -> float:
+        raise OSError(f"{run.name}: journal not read")
+
+    specs = [spec(recipe("a")), spec(recipe("b"))]
+    stopped = list[str]()
+    ended = execute_plan(
+        planned(specs, 2, PACE), Launcher(b=[long]), Seen(), threading.Event(), None,
+        tail(away, lambda run: stopped.append(run.name)),
+    )  # fmt: skip
+    assert {end.status for end in ended.values()} == {"finished"}
+    assert stopped == []
+
+
+def test_a_stop_flag_that_could_not_be_written_is_written_at_the_next_look() -> None:
+    asked, tries = threading.Event(), list[str]()
+
+    def stop_run(run: RunSpec) -> None:
+        tries.append(run.name)
+        if len(tries) < 3:
+            raise OSError("storage is away")
+        asked.set()
+
+    def stopped() -> Outcome:
+        assert asked.wait(10)
+        return Outcome(status="stopped", samples=3)
+
+    launcher = Launcher(a=[stopped, "finished"])
+    specs = [spec(recipe("a"))]
+    ended = execute_plan(
+        planned(specs, 2, PACE), launcher, Seen(), threading.Event(), None, tail(lambda _: 9e9, stop_run)
+    )
+    assert [end.status for end in ended.values()] == ["finished"]
+    assert (launcher.workers, len(tries)) == ([1, 2], 3)
+
+
+def test_a_run_stopped_for_good_while_it_was_to_be_widened_is_stopped() -> None:
+    stop = threading.Event()
+
+    def stopped() -> Outcome:
+        until(stop.is_set)
+        return Outcome(status="stopped", message="asked to stop", samples=3)
+
+    specs = [spec(recipe("a"))]
+    ended = execute_plan(
+        planned(specs, 2, PACE), Launcher(a=[stopped]), Seen(), stop, None, tail(lambda _: 9e9, lambda _: stop.set())
+    )
+    assert [end.status for end in ended.values()] == ["stopped"]
+
+
+def test_a_wide_run_waits_for_slots_for_a_while_and_then_takes_what_there_is() -> None:
+    for patience, workers in ((0.0, 1), (9.0, 2)):
+        launcher = Launcher()
+        with released(launcher, ["a"]) as go:
+            specs = [spec(recipe("a")), replace_workers(spec(recipe("b")), 2)]
+            made = planned(specs, 2, ScalingModel(patience, 2, 0.0))
+            result = in_background(made, launcher)
+            if workers == 1:
+                until(lambda done=launcher: len(done.calls) == 2)  # type: ignore[misc]
+            go.set()
+            until(lambda done=result: bool(done))  # type: ignore[misc]
+        assert launcher.workers == [1, workers]

@@ -1,0 +1,91 @@
+"""What is advised when MLflow refuses."""
+
+import pytest
+
+from orchestrator.tracking import mlflow_errors
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.tracker import TrackingError
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (401, "You are not authenticated", "MLFLOW_TRACKING_USERNAME"),
+        (403, "Invalid Host header - possible DNS rebinding attack detected", "MLFLOW_SERVER_ALLOWED_HOSTS"),
+        (403, "Permission denied", "administrator"),
+        (404, "error code 404 != 200. Response body: '<!DOCTYPE HTML><HTML>", "not MLflow"),
+        (
+            400,
+            "The run ab12 must be in the 'active' state. Current state is deleted.",
+            "mlflow runs restore --run-id ab12",
+        ),
+    ],
+)
+def test_a_refusal_has_its_fix(status: int, text: str, expected: str) -> None:
+    assert expected in mlflow_errors.explain_rejection(status, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "certificate verify failed: self-signed certificate",
+            "MLFLOW_TRACKING_SERVER_CERT_PATH",
+        ),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)", "http://"),
+        ("[SSL] record layer failure (_ssl.c:1016)", "http://"),
+        ("sqlite3.OperationalError: attempt to write a readonly database", "owner"),
+        ("sqlite3.OperationalError: database is locked", "MLflow server"),
+        ("Connection refused", "ADDRESS/health"),
+    ],
+)
+def test_a_silence_has_its_fix(text: str, expected: str) -> None:
+    assert expected in mlflow_errors.explain_no_response(False, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NewConnectionError('HTTPConnection: [Errno 111] Connection refused'))", "Connection refused"),
+        (
+            "ConnectTimeoutError(<HTTPConnection>, 'Connection to h timed out. (connect timeout=5)'))",
+            "no answer in time",
+        ),
+        (
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+            "self-signed certificate (_ssl.c:1006)')))",
+            "certificate verify failed: self-signed certificate",
+        ),
+        ("ResponseError('too many 503 error responses'))", "too many 503 error responses"),
+    ],
+)
+def test_an_unreachable_server_is_one_cause(text: str, expected: str) -> None:
+    long = f"HTTPConnectionPool(host='h', port=9): Max retries exceeded with url: /api?x=1 (Caused by {text}"
+    assert mlflow_errors.summarize_silence(long) == expected
+    assert mlflow_errors.summarize_silence("OperationalError: database is locked") is None
+
+
+def test_a_schema_is_older_or_newer_than_the_installed_mlflow() -> None:
+    text = "Detected out-of-date database schema (found version abc123, but expected def456)."
+    older = mlflow_errors.explain_schema_mismatch(text, "sqlite:////x.db", lambda revision: revision == "abc123")
+    newer = mlflow_errors.explain_schema_mismatch(
+        "Can't locate revision identified by 'abc123'", "sqlite:////x.db", lambda _: False
+    )
+    assert older is not None
+    assert "mlflow db upgrade sqlite:////x.db" in older
+    assert newer is not None
+    assert "install that version" in newer
+    assert mlflow_errors.explain_schema_mismatch("found version 3 of something else", "x", lambda _: True) is None
+
+
+def test_other_refusals_speak_for_themselves() -> None:
+    assert mlflow_errors.explain_rejection(400, "Invalid value for parameter 'x'") == ""
+
+
+def test_a_database_without_its_module_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(self: MlflowTracker) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
+
+    monkeypatch.setattr(MlflowTracker, "_connect", connect)
+    with pytest.raises(TrackingError, match=r"psycopg.*postgresql\+psycopg2"):
+        MlflowTracker("postgresql://nobody@127.0.0.1:9/none", "x").check()

@@ -1,0 +1,113 @@
+import socket
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.tracking.model_registry import ModelRegistry
+from orchestrator.tracking.tracker import TrackerUnreachableError, TrackingError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def registry(store: str) -> ModelRegistry:
+    return ModelRegistry(store)
+
+
+@pytest.fixture
+def run_id(store: str, tmp_path: Path) -> str:
+    client = MlflowClient(store, store)
+    experiment = client.create_experiment(tmp_path.name, str(tmp_path / "artifacts"))
+    return str(client.create_run(experiment).info.run_id)
+
+
+def model(tmp_path: Path, text: str = "a") -> str:
+    folder = tmp_path / f"model-{text}"
+    folder.mkdir()
+    (folder / "MLmodel").write_text(text)
+    return str(folder)
+
+
+# MLflow keeps the threads with which it copies files.
+@pytest.mark.leaks
+def test_versions_are_found_by_their_digest(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
+    assert registry.find_version("some", "aa") is None
+    assert registry.register_model("some", "aa", run_id, model(tmp_path, "a"), "about", {"more": "x" * 9000}) == "1"
+    assert registry.register_model("some", "bb", run_id, model(tmp_path, "b"), "", {}) == "2"
+    assert [registry.find_version("some", digest) for digest in ("aa", "bb", "cc")] == ["1", "2", None]
+    assert registry.find_version("other", "aa") is None
+    for number, text in (("1", "a"), ("2", "b"), ("latest", "b")):
+        folder = registry.download_model(f"models:/some/{number}", str(_made(tmp_path / f"out-{number}")))
+        assert Path(folder, "MLmodel").read_text() == text
+
+
+def test_more_versions_than_a_page_holds(
+    registry: ModelRegistry, run_id: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model(tmp_path)
+    for number in range(5):
+        registry.register_model("many", str(number), run_id, folder, "", {})
+    search = MlflowClient.search_model_versions
+    monkeypatch.setattr(
+        MlflowClient,
+        "search_model_versions",
+        lambda self, text, max_results, page_token: search(self, text, 2, None, page_token),
+    )
+    assert [registry.find_version("many", str(number)) for number in range(5)] == ["1", "2", "3", "4", "5"]
+
+
+def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    for digest in ("aa", "bb"):
+        registry.register_model("named", digest, run_id, folder, "", {})
+    assert registry.set_alias_if_unset("named", "champion", "1") == "1"
+    assert registry.set_alias_if_unset("named", "champion", "2") == "1"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ("models:/none@champion", "none"),
+        ("models:/none/3", "none"),
+        ("models:/none/latest", "give models:/NAME@ALIAS"),
+        ("models:/bare", "give models:/NAME@ALIAS"),
+        ("models:/foreign/1", "not registered by this project"),
+    ],
+)
+def test_models_that_are_not_there(registry: ModelRegistry, store: str, tmp_path: Path, wanted: str, told: str) -> None:
+    client = MlflowClient(store, store)
+    if not client.search_registered_models("name='foreign'"):
+        client.create_registered_model("foreign")
+        client.create_model_version("foreign", str(tmp_path))
+    with pytest.raises(TrackingError, match=told) as raised:
+        registry.download_model(wanted, str(tmp_path))
+    assert not isinstance(raised.value, TrackerUnreachableError)
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    with pytest.raises(TrackerUnreachableError, match="cannot look for model 'x'") as raised:
+        ModelRegistry(f"http://me:secret@127.0.0.1:{port}").find_version("x", "aa")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_name_that_cannot_be_searched_for(registry: ModelRegistry) -> None:
+    with pytest.raises(TrackingError, match="has a quote in it"):
+        registry.find_version("it's", "aa")
+
+
+def test_a_refused_uri() -> None:
+    with pytest.raises(TrackingError, match="file store"):
+        ModelRegistry("/some/folder")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

@@ -1,0 +1,153 @@
+"""What rank 0 writes of an attempt."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data.sample_audit import BadEntry
+from orchestrator.storage import file_io
+from orchestrator.tracking import journal
+from orchestrator.tracking.events import Event
+from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
+from orchestrator.training.callbacks import journal_logger
+from orchestrator.training.callbacks.journal_logger import JournalLogger
+from orchestrator.training.config import Outcome, TrainJob, get_attempts_dir, get_journal_dir
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.train_state import Progress
+from tests.support.runs import ALONE, CPU, events, recipe
+
+AT = Progress(320, 32, 100)
+FOLLOWER = DistributedContext(1, 2, CPU)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> TrainJob:
+    return TrainJob(
+        recipe=recipe(), data="/nowhere", dataset_digest="0", folder=str(tmp_path), stop_flag=str(tmp_path / "stop")
+    )
+
+
+@pytest.fixture
+def leader(one: TrainJob) -> Iterator[JournalLogger]:
+    made = JournalLogger(one, ALONE, Attempt(get_attempts_dir(one.folder), 2, time.time()))
+    yield made
+    made.close()
+
+
+def after(one: TrainJob, before: PreviousAttempt) -> JournalLogger:
+    """The recorder of an attempt after this one."""
+    return JournalLogger(one, ALONE, Attempt(get_attempts_dir(one.folder), 2, time.time(), 0.0, before))
+
+
+def test_only_rank_0_writes(one: TrainJob) -> None:
+    follower = JournalLogger(one, FOLLOWER, Attempt(get_attempts_dir(one.folder), 2, time.time()))
+    follower.log_start(AT, FOLLOWER, [])
+    follower.log_step_metrics(AT, 1.0, 0.1)
+    follower.log_epoch_metrics(AT, {})
+    follower.log_recovery(AT)
+    follower.log_event("preempted", AT)
+    follower.log_bad_samples(AT, [BadEntry(id=0, key="k", source="x", offset=0, reason="broken")])
+    follower.log_outcome(Outcome(status="finished"))
+    follower.close()
+    assert file_io.list_names(get_journal_dir(one.folder)) == []
+
+
+def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> None:
+    leader.log_start(AT, ALONE, [], micro_batch=8)
+    leader.log_step_metrics(AT, 0.5, 0.1)
+    leader.log_epoch_metrics(AT, {"train/loss": float("nan")})
+    leader.log_outcome(Outcome(status="diverged", message="why", samples=352))
+    leader.close()
+    kinds = [(event.kind, event.samples) for event in events(one)]
+    assert kinds == [("started", 320), ("metrics", 320), ("epoch", 320), ("failed", 352)]
+    started, point, _, failed = (dict(event.values) for event in events(one))
+    assert 0 <= started.pop("seconds_to_start") < 10  # type: ignore[operator]
+    assert started == {
+        "attempt": 2,
+        "workers": 1,
+        "device": "cpu",
+        "resumed": True,
+        "micro_batch": 8,
+        "samples_per_epoch": 3200,
+    }
+    assert point == {"train/step_loss": 0.5, "train/rate": 0.1}
+    assert failed == {"status": "diverged", "message": "why"}
+
+
+def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: JournalLogger) -> None:
+    entries = [BadEntry(id=n, key=f"k{n}", source="/d/x.tar", offset=n, reason="broken") for n in range(70)]
+    leader.log_bad_samples(AT, entries[:2])
+    leader.log_bad_samples(AT, [])
+    for _ in range(3):
+        leader.log_bad_samples(AT, entries)
+    leader.close()
+    told = events(one, "bad-sample")
+    assert len(told) == journal_logger.MAX_BAD_SAMPLES_LOGGED
+    assert told[1].samples == 320
+    assert told[1].values == {"id": 1, "key": "k1", "source": "/d/x.tar", "offset": 1, "reason": "broken"}
+
+
+@pytest.mark.parametrize("kind", ["finished", "stopped", "failed"])
+def test_an_end_in_order_is_no_incident(one: TrainJob, kind: str) -> None:
+    second = after(one, PreviousAttempt(time.time() - 9, 0.0, Event(kind, time.time(), 320)))
+    second.log_start(AT, ALONE, [])
+    second.close()
+    assert [event.kind for event in events(one)] == ["started"]
+
+
+def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
+    now = time.time()
+    before = PreviousAttempt(
+        now - 90,
+        0.0,
+        Event("metrics", now - 62, 400),
+        Heartbeat(now - 60, 480),
+        FailureRecord(now - 50, {"1": "its node died"}),
+    )
+    second = after(one, before)
+    second.log_start(AT, ALONE, ["x: damaged"])
+    second.log_recovery(Progress(448, 32, 100))
+    second.log_recovery(Progress(480, 32, 100))
+    second.log_recovery(Progress(512, 32, 100))
+    second.close()
+    incident, _, recovered = events(one)
+    assert incident.kind == "incident"
+    seconds = {name: incident.values[name] for name in ("seconds_to_detect", "seconds_to_restart")}
+    assert seconds["seconds_to_detect"] == pytest.approx(10, abs=0.5)
+    assert seconds["seconds_to_restart"] == pytest.approx(50, abs=1)
+    assert incident.values["cause"] == "rank 1: its node died"
+    assert incident.values["samples_replayed"] == 480 - 320
+    assert incident.values["checkpoints_passed_over"] == ["x: damaged"]
+    assert incident.values["attempt"] == 2
+    assert (recovered.kind, recovered.samples) == ("recovered", 480)
+    assert recovered.values["seconds_lost"] == pytest.approx(60, abs=2)
+
+
+def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogger) -> None:
+    leader.log_epoch_metrics(Progress(640, 32, 100), {})
+    leader.log_crash(RuntimeError("the disk is full"))
+    leader.close()
+    found = journal.read_last_event(get_journal_dir(one.folder))
+    assert found is not None
+    number, crashed = found
+    assert (number, crashed.kind, crashed.samples) == (2, "crashed", 640)
+    third = JournalLogger(
+        one, ALONE, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
+    )
+    third.log_start(AT, ALONE, [])
+    third.close()
+    incident = next(event.values for event in events(one) if event.kind == "incident")
+    assert incident["cause"] == "the attempt before crashed: RuntimeError: the disk is full"
+    assert incident["samples_replayed"] == 320
+
+
+def test_a_checkpoint_passed_over_is_an_incident_after_an_end_in_order_too(one: TrainJob) -> None:
+    second = after(one, PreviousAttempt(time.time(), 0.0, Event("stopped", time.time(), 480)))
+    second.log_start(AT, ALONE, ["x: damaged"])
+    second.close()
+    incident = events(one)[0].values
+    assert incident["checkpoints_passed_over"] == ["x: damaged"]
+    assert incident["samples_replayed"] == 160
+    assert "without an outcome" not in str(incident["cause"])

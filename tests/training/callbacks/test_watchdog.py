@@ -1,0 +1,215 @@
+"""The watchdog: which phases it ends, what it says, and what it leaves alone."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from orchestrator.training.callbacks import watchdog
+from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.config import PhaseTimeouts
+
+
+@pytest.fixture
+def fired(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Causes, in place of this process's end."""
+    causes: list[str] = []
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "end_process", lambda: time.sleep(0.2))
+    return causes
+
+
+def dog(fired: list[str], **limits: float) -> Watchdog:
+    return Watchdog(PhaseTimeouts(**limits), lambda cause, stacks: fired.append(cause))
+
+
+def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not condition():
+        time.sleep(0.005)
+    return bool(condition())
+
+
+def test_a_start_that_does_not_end(fired: list[str]) -> None:
+    one = dog(fired, start_seconds=0.05)
+    assert until(lambda: fired)
+    one.close()
+    assert "the phase 'start'" in fired[0]
+    assert "limit 0.1 s" in fired[0]
+    assert "test_watchdog.py" in fired[0], "it says where the training thread is"
+
+
+def test_no_step(fired: list[str]) -> None:
+    one = dog(fired, start_seconds=0.05, step_seconds=0.3)
+    for _ in range(20):
+        one.record_step()
+        time.sleep(0.01)
+    assert fired == []
+    assert until(lambda: fired)
+    one.close()
+    assert "the phase 'step'" in fired[0]
+
+
+def test_slow_steps_have_a_longer_limit(fired: list[str]) -> None:
+    one = dog(fired, step_seconds=0.05, step_times=20)
+    for _ in range(5):
+        one.record_step()
+        time.sleep(0.04)
+    time.sleep(0.3)
+    assert fired == [], "20 steps of 40 ms are not over"
+    one.close()
+
+
+def test_no_step_is_due_in_an_evaluation_and_it_has_its_own_limit(fired: list[str]) -> None:
+    one = dog(fired, step_seconds=0.05, step_times=2)
+    one.record_step()
+    with one.watch_phase("evaluation", 10.0):
+        time.sleep(0.2)
+        assert fired == []
+    one.record_step()
+    with one.watch_phase("evaluation", 0.05):
+        assert until(lambda: fired)
+    one.close()
+    assert "the phase 'evaluation'" in fired[0]
+
+
+@contextmanager
+def saving(by: Watchdog, limit: float) -> Iterator[None]:
+    """A save in the background that does not end while the block runs."""
+    release = threading.Event()
+
+    def save() -> None:
+        with by.watch_phase("save", limit):
+            release.wait(10)
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    try:
+        yield
+    finally:
+        release.set()
+        saver.join()
+
+
+def test_a_save_in_the_background_does_not_excuse_the_steps(fired: list[str]) -> None:
+    one = dog(fired, step_seconds=0.1, step_times=2)
+    one.record_step()
+    with saving(one, 10.0):
+        assert until(lambda: fired)
+    one.close()
+    assert "the phase 'step'" in fired[0]
+
+
+def test_a_save_that_hangs(fired: list[str]) -> None:
+    one = dog(fired)
+    with saving(one, 0.05):
+        assert until(lambda: fired)
+    one.close()
+    assert "the phase 'save'" in fired[0]
+
+
+def test_a_wish_to_stop_that_nobody_hears(fired: list[str]) -> None:
+    one = dog(fired, stop_seconds=0.1)
+    one.record_step()
+    one.expect_stop()
+    assert until(lambda: fired)
+    one.close()
+    assert "the phase 'stop'" in fired[0]
+
+
+def test_a_wish_to_stop_waits_for_an_evaluation_and_is_over_once_heard(fired: list[str]) -> None:
+    one = dog(fired, stop_seconds=0.1)
+    one.record_step()
+    with one.watch_phase("evaluation", 10.0):
+        one.expect_stop()
+        time.sleep(0.2)
+    one.acknowledge_stop()
+    time.sleep(0.2)
+    one.close()
+    assert fired == []
+
+
+def test_storage_that_hangs_does_not_keep_a_process_from_ending(
+    fired: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(watchdog, "REPORT_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "end_process", ended.set)
+    hangs = threading.Event()
+
+    def tell(cause: str, stacks: str) -> None:
+        hangs.wait(10)
+
+    one = Watchdog(PhaseTimeouts(start_seconds=0.01), tell)
+    assert ended.wait(5)
+    one.close()
+    hangs.set()
+
+
+_HANGS = """
+import time
+from orchestrator.training.config import Limits
+from orchestrator.training.callbacks.watchdog import Watchdog
+
+def stuck():
+    time.sleep(60)
+
+Watchdog(Limits(start_seconds=0.1), lambda cause, stacks: print(cause, stacks, flush=True))
+stuck()
+"""
+
+
+@pytest.mark.process
+def test_a_process_that_hangs_ends() -> None:
+    ended = subprocess.run([sys.executable, "-c", _HANGS], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == watchdog.EXIT_STATUS
+    assert "in stuck" in ended.stdout, "with the stacks of its threads"
+
+
+def test_slow_steps_are_given_the_time_to_come_to_a_pulse(fired: list[str]) -> None:
+    one = Watchdog(PhaseTimeouts(stop_seconds=0.05), lambda cause, stacks: fired.append(cause), pulse_steps=10)
+    for _ in range(4):
+        one.record_step()
+        time.sleep(0.03)
+    one.expect_stop()
+    time.sleep(0.3)
+    assert fired == [], "30 steps of 30 ms are not over"
+    one.close()
+
+
+def test_a_wish_to_stop_waits_for_a_start(fired: list[str]) -> None:
+    one = dog(fired, stop_seconds=0.1)
+    one.expect_stop()
+    time.sleep(0.3)
+    assert fired == []
+    one.record_step()
+    assert until(lambda: fired)
+    one.close()
+
+
+def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> None:
+    one = dog(fired)
+
+    def best() -> None:
+        with one.watch_phase("save-best", 10.0):
+            pass
+
+    with saving(one, 0.2):
+        other = threading.Thread(target=best)
+        other.start()
+        other.join()
+        assert until(lambda: fired)
+    one.close()
+    assert "the phase 'save'" in fired[0]
+
+
+def test_a_cause_names_what_takes_long_in_other_threads(fired: list[str]) -> None:
+    one = dog(fired, start_seconds=0.05)
+    one.set_slow_work_source(lambda: [f"sample {key!r}" for key in "abcde"])
+    assert until(lambda: fired)
+    one.close()
+    assert fired[0].endswith("; meanwhile: sample 'a'; sample 'b'; sample 'c' and 2 more")

@@ -1,0 +1,179 @@
+"""The report of a sweep: complete, by itself, escaped, and there whatever became of the trials."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.recipe.presets import googlenet_digits
+from orchestrator.tuning import ranking
+from orchestrator.tuning.importance import compute_importance
+from orchestrator.tuning.ranking import SeedComparison
+from orchestrator.tuning.report import sweep_plots, sweep_report
+from orchestrator.tuning.trial import MetricName, Trial
+from tests.support.pages import Page
+from tests.tuning import made
+
+METRIC: MetricName = "top1_error"
+ABOUT = {
+    "name": "digits-rates",
+    "dataset": "digits",
+    "sampler": "random",
+    "scheduler": "asha",
+    "budget_trials": 16,
+    "budget_epochs": 1000,
+    "budget_seconds": None,
+    "seed": 7,
+}
+
+
+def page(trials: list[Trial], noise: SeedComparison | None = None, **about: object) -> Page:
+    """The page without plots: they take a while."""
+    found = compute_importance(trials, METRIC)
+    return Page(sweep_report.render_html({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise, found, {}))
+
+
+# ------------------------------------------------------------------ the whole
+def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
+    trials = made.sweep(16)
+    best = ranking.find_winner(trials, METRIC)
+    assert best is not None
+    noise = ranking.compare_seeds([5.0, 5.2, 5.1], [4.0, 4.1, 4.2])
+    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), noise)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "ranking.json", "ranking.md", "errors.png"} <= names
+    assert {name for name in names if name.endswith(".png")} <= {f"{name}.png" for name in sweep_plots.PLOT_NAMES}
+    text = (tmp_path / "report.html").read_text()
+    found = Page(text)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(found.tags)
+    outward = [value for _, name, value in found.attributes if name in ("href", "src", "action")]
+    assert not [value for value in outward if not value.startswith(("#", "data:image/png;base64,"))]
+    assert not re.search(r"https?:|@import|url\(", text)
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+    assert found.tags.count("img") == sum(name.endswith(".png") for name in names)
+    identifiers = {value for _, name, value in found.attributes if name == "id"}
+    assert {value[1:] for value in outward if value.startswith("#")} <= identifiers
+    assert "@media print" in text
+    assert f"{best.name} wins with a top-1 error of {best.get_score(METRIC):.2f}% after 26 epochs." in found.all_text
+    assert "its own score is optimistic" in found.all_text
+    assert "more than seed noise explains" in found.all_text
+    assert "16 of 16 allowed: " in found.all_text
+    assert f"{sum(one.trained_epochs for one in trials):,} of 1,000 allowed" in found.all_text
+    assert "seed 7" in found.all_text
+    for one in trials:
+        assert one.name in found.all_text
+
+
+def test_the_json_holds_every_trial(tmp_path: Path) -> None:
+    trials = made.sweep(12)
+    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), None)
+    found = json.loads((tmp_path / "ranking.json").read_text())
+    best = ranking.find_winner(trials, METRIC)
+    assert best is not None
+    assert found["winner"] == best.name == found["trials"][0]["name"]
+    assert found["metric"] == METRIC
+    assert [one["rank"] for one in found["trials"]] == list(range(1, 13))
+    assert found["trials"][0]["assignment"] == best.assignment
+    assert found["trials"][0][METRIC] == best.get_score(METRIC)
+    assert found["trials"][0]["curve"][-1] == [26, best.get_score(METRIC)]
+    assert sum(one["cost_share"] for one in found["trials"]) == pytest.approx(1.0)
+    assert found["noise"] is None
+    assert found["about"] == ABOUT
+
+
+def test_the_markdown_holds_the_ranking() -> None:
+    trials = made.sweep(12)
+    noise = ranking.compare_seeds([5.0], [4.0])
+    text = sweep_report.render_markdown(ABOUT, trials, METRIC, googlenet_digits(), noise)
+    assert text.startswith("# digits-rates\n")
+    assert ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC) in text
+    assert "a single seed shows no spread" in text
+    assert "is optimistic" in text
+
+
+def test_names_may_hold_anything(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    trials = [
+        made.trial(1, [5.0], assignment={"a.kind": evil, f"b.{evil}": 1.0}),
+        made.trial(2, [6.0], "failed", {"a.kind": "$x$"}, reason=f"{evil} & more"),
+    ]
+    about = {**ABOUT, "name": f"<b>{evil}", "sampler": evil, evil: {evil: [evil]}}
+    sweep_report.write_report(str(tmp_path), about, trials, METRIC, googlenet_digits(), None)
+    text = (tmp_path / "report.html").read_text()
+    assert "script" not in Page(text).tags
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"(?<!\\)<", (tmp_path / "ranking.md").read_text())
+
+
+# ------------------------------------------------------------------ whatever became of the trials
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [made.trial(1, [], "waiting", {"a": 1})],
+        [made.trial(1, [5.0], assignment={"a": 1})],
+        [made.trial(1, [5.0])],
+        [made.trial(1, [math.nan], "diverged", {"a": 1}), made.trial(2, [math.inf], assignment={"a": 2})],
+        [made.trial(n, [50.0 - n], "pruned", {"a": n}) for n in range(1, 10)],
+    ],
+)
+def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
+    (tmp_path / "importance.png").write_bytes(b"of an earlier report")
+    sweep_report.write_report(str(tmp_path), {}, trials, METRIC, googlenet_digits(), None)
+    found = json.loads((tmp_path / "ranking.json").read_text(), parse_constant=pytest.fail)
+    assert len(found["trials"]) == len(trials)
+    assert "importance.png" not in {one.name for one in tmp_path.iterdir()} or len(trials) >= 8
+    text = Page((tmp_path / "report.html").read_text()).all_text
+    if any(one.state == "finished" and one.get_score(METRIC) for one in trials):
+        assert "t001 wins with a top-1 error of 5.00% after 1 epoch." in text
+    else:
+        assert "No trial has finished with a score, so there is no winner." in text
+        assert "optimistic" not in text
+
+
+# ------------------------------------------------------------------ against the base
+def test_the_base_among_the_trials_is_told() -> None:
+    base = googlenet_digits()
+    wide = base.model_copy(update={"name": "t2", "model": base.model.model_copy(update={"width": 0.5})})
+    first = made.trial(1, [9.0, 6.0], assignment={"model.width": 0.25}, recipe=base.model_copy(update={"name": "t1"}))
+    second = made.trial(2, [9.0, 5.5], assignment={"model.width": 0.5}, recipe=wide)
+    told = sweep_report.compose_headline([first, second], METRIC, base)
+    assert told == [
+        "t002 wins with a top-1 error of 5.50% after 2 epochs.",
+        "The base preset, googlenet-digits, was t001: 6.00%, which is 0.50 points more.",
+        "It is the best of 2 that finished; the next has 6.00%.",
+    ]
+    assert sweep_report.diff_with_base(second, base) == [("model.width", "0.25", "0.5", "changed")]
+    assert sweep_report.diff_with_base(first, base) == [("model.width", "0.25", "0.25", "")]
+    assert "It is the base preset, googlenet-digits" in page([first]).all_text
+
+
+def test_what_a_kind_brings_along_is_told() -> None:
+    base = googlenet_digits()  # a polynomial
+    (cosine,) = [one for one in made.sweep(40) if one.assignment["schedule.kind"] == "cosine"][:1]
+    rows = {row[0]: row[1:] for row in sweep_report.diff_with_base(cosine, base)}
+    assert rows["schedule.kind"] == ('"polynomial"', '"cosine"', "changed")
+    assert rows["schedule.power"] == ("0.5", "absent", "changed, not searched")
+    assert "name" not in rows
+
+
+def test_budgets_in_words() -> None:
+    trials = [made.trial(1, [5.0, 4.0]), made.trial(2, [6.0], "pruned")]
+    about = {"budget_trials": 2, "budget_seconds": 3600.0, "note": ["a", "b"]}
+    assert sweep_report.build_facts(about, trials, METRIC) == [
+        ("metric", "top-1 error on the validation split, in percent; of the averaged weights, if any"),
+        ("trials", "2 of 2 allowed: 1 finished, 1 pruned"),
+        ("epochs trained", "3"),
+        ("time trained, of all trials together", "30s of 1h00m allowed"),
+        ("note", "a, b"),
+    ]
+
+
+def test_a_metric_of_its_own() -> None:
+    trials = [made.trial(1, [8.0], assignment={"a": 1})]
+    assert sweep_report.compose_headline(trials, "top5_error", googlenet_digits())[0].startswith(
+        "t001 wins with a top-5 error of 2.00%"
+    )
