@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +91,22 @@ class _Alone:
     def report(self, metrics: dict[str, float]) -> None:
         """Nobody asks."""
 
-    def preempted(self) -> bool:
+    def has_preemption_notice(self) -> bool:
         """Never."""
         return False
 
-    def wanted(self) -> bool:
+    def should_continue(self) -> bool:
         """Always."""
         return True
 
 
 def train(payload: Mapping[str, Any]) -> None:
     """Train a job in this process."""
-    torch, entry, world = (
-        import_module(name) for name in ("torch", "orchestrator.training.trainer", "orchestrator.training.distributed")
-    )
-    outcome = entry.run(TrainJob.from_dict(payload), world.current(torch.device("cpu")), _Alone())
+    import torch
+
+    from orchestrator.training import distributed, trainer
+
+    outcome = trainer.run_training(TrainJob.from_dict(payload), distributed.get_context(torch.device("cpu")), _Alone())
     if outcome.status != "finished":
         raise RuntimeError(f"{outcome.status}: {outcome.message}")
 

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -97,9 +96,11 @@ def figures(folder: str, seconds: float = SECONDS) -> Iterator[Figure]:
 def _bound(specs: list[RunSpec], seconds: float) -> float:
     """The plan's own bound for runs that take so long."""
     # Not imported above: Ray reads its switches when it is imported, and the driver, which is this module, sets them.
-    plans, cluster = import_module("orchestrator.scheduler.run_plan"), import_module("orchestrator.ray_backend.cluster")
-    capacity = cluster.Capacity((cluster.Node(SLOTS, 0),))
-    return float(plans.plan(specs, capacity, 0, [seconds] * len(specs)).bound)
+    from orchestrator.ray_backend import cluster
+    from orchestrator.scheduler import run_plan
+
+    capacity = cluster.ClusterCapacity((cluster.Node(SLOTS, 0),))
+    return float(run_plan.plan_runs(specs, capacity, 0, [seconds] * len(specs)).min_makespan)
 
 
 def _recipes(epochs: int) -> tuple[Recipe, ...]:
@@ -203,15 +204,16 @@ def _begun(place: Path) -> bool:
 
 def drive(place: Path, data: Path, epochs: int) -> int:
     """Train the members on the cluster at hand; the exit status."""
-    import_module("orchestrator.ray_backend.ray_env").prepare(
-        "benchmarks.fleet", _destination(place, data), Placement()
-    )
-    fleet, session, screen = (
-        import_module(f"orchestrator.{name}") for name in ("fleet.fleet", "launch.session", "launch.screen")
-    )
-    with session.opened(_destination(place, data), Placement(), screen.console()) as opened:
-        result = fleet.train(opened, _specs(place, data, epochs))
-        return 0 if len(result.of("finished")) == MEMBERS else 1
+    from orchestrator.ray_backend import ray_env
+
+    ray_env.configure_ray_or_exit("benchmarks.fleet", _destination(place, data), Placement())
+    from orchestrator.cli import exit_status
+    from orchestrator.ray_backend import session
+    from orchestrator.scheduler import multi_run
+
+    with session.open_session(_destination(place, data), Placement(), exit_status.make_console()) as opened:
+        result = multi_run.train_runs(opened, _specs(place, data, epochs))
+        return 0 if len(result.list_runs("finished")) == MEMBERS else 1
 
 
 if __name__ == "__main__":

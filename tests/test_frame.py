@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def imported_packages(path: Path) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.partition(".")[0]
+
+
+def import_blocks(function: Function) -> Iterator[list[ast.stmt]]:
+    """Yield the runs of import statements that follow each other inside a function."""
+    for node in ast.walk(function):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            for is_import, block in groupby(body, lambda statement: isinstance(statement, ast.Import | ast.ImportFrom)):
+                if is_import:
+                    yield list(block)
 
 
 def num_lines(path: Path) -> int:
@@ -94,14 +105,15 @@ def test_functions_are_short(path: Path) -> None:
 
 
 @each_file
-def test_imports_stand_at_the_top(path: Path) -> None:
-    hidden = {
-        f"line {node.lineno}, in {function.name}"
+def test_an_import_in_a_function_has_its_reason(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    unexplained = {
+        f"line {block[0].lineno}, in {function.name}"
         for function in functions(path)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Import | ast.ImportFrom)
+        for block in import_blocks(function)
+        if not any("#" in lines[number - 1] for number in range(block[0].lineno - 1, block[-1].lineno + 1))
     }
-    assert hidden == set()
+    assert unexplained == set(), "say in a comment beside the import why it does not stand at the top"
 
 
 @each_file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 
 from orchestrator.cli import exit_status
 from orchestrator.cli.exit_status import EXIT_FAILURE
@@ -31,8 +30,9 @@ def resolve_recipe(config: JobConfig) -> Recipe:
     if not config.weights and not config.recipe.initial_weights:
         return config.recipe
     # Imported for those who ask: it takes torch, and torch two seconds.
-    found: Recipe = import_module("orchestrator.training.warm_start").given(config.recipe, config.weights)
-    return found
+    from orchestrator.training import warm_start  # torch takes two seconds to import
+
+    return warm_start.resolve_initial_weights(config.recipe, config.weights)
 
 
 def _report_cluster_errors(prog: str, main: Callable[[], int]) -> int:

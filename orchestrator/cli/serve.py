@@ -257,7 +257,7 @@ class PredictionServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._handle_request,
-                http=type("Connection", (TimedConnection,), {"crowd": self._connections}),
+                http=type("Connection", (TimedConnection,), {"registry": self._connections}),
                 ws="none",
                 lifespan="off",
                 loop="asyncio",

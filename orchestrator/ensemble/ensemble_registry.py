@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,12 +73,14 @@ def register_ensemble(
     Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read, TrackingError.
     """
     model = _INVALID_NAME_CHARS.sub("-", model)
-    registry = import_module("orchestrator.tracking.model_registry").Registry(tracking)
+    from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
+
+    registry = ModelRegistry(tracking)
     digest = compute_digest(runs, titles)
-    found = registry.version(model, digest)
+    found = registry.find_version(model, digest)
     if found is None and former:
         former = _INVALID_NAME_CHARS.sub("-", former)
-        if (before := registry.version(former, digest)) is not None:
+        if (before := registry.find_version(former, digest)) is not None:
             model, found = former, before
     fresh = found is None
     if found is None:
@@ -88,8 +89,8 @@ def register_ensemble(
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
             folder = os.path.join(scratch, "model")
             build_package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
-            found = registry.add(model, digest, run_id, folder, about, tags)
-    named = registry.name_first(model, CHAMPION_ALIAS, found)
+            found = registry.register_model(model, digest, run_id, folder, about, tags)
+    named = registry.set_alias_if_unset(model, CHAMPION_ALIAS, found)
     return RegisteredVersion(model, str(found), fresh, CHAMPION_ALIAS if named == found else "")
 
 
@@ -103,32 +104,37 @@ def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:
 
 def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> Any:
     """The tracking.registered.Package of an ensemble, with its weights below the local folder `scratch`."""
-    served = import_module("orchestrator.ensemble.mlflow_model")
-    weights = Path(scratch, served.WEIGHTS)
+    # MLflow takes seconds to import.
+    from orchestrator.ensemble import mlflow_model
+    from orchestrator.tracking.model_registry import ModelPackage
+
+    weights = Path(scratch, mlflow_model.WEIGHTS_ARTIFACT)
     weights.mkdir()
     for number, run in enumerate(runs, start=1):
         # The order of the names is that of the members.
         (weights / f"{number:04d}-{urls.get_basename(run)}.safetensors").write_bytes(
             _read_exported_weights(get_final_weights_dir(run))
         )
-    told = Path(scratch, f"{served.TITLES}.json")
+    told = Path(scratch, f"{mlflow_model.TITLES_ARTIFACT}.json")
     told.write_text(json.dumps(list(titles)), encoding="utf-8")
-    return import_module("orchestrator.tracking.model_registry").Package(
-        code=served.__file__,
-        beside=[str(Path(orchestrator.__file__).parent)],
-        artifacts={served.WEIGHTS: str(weights), served.TITLES: str(told)},
+    return ModelPackage(
+        python_model=mlflow_model.__file__,
+        code_paths=[str(Path(orchestrator.__file__).parent)],
+        artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(told)},
         # What follows a plus tells builds apart and is on no index.
         requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        signature=served.SIGNATURE,
-        example=served.example(),
+        signature=mlflow_model.SIGNATURE,
+        input_example=mlflow_model.make_input_example(),
         metadata=metadata,
     )
 
 
 def find_champions(tracking: str) -> list[str]:
     """Return the URIs of all champions that this project registered in an MLflow store. Raises TrackingError."""
-    registry = import_module("orchestrator.tracking.model_registry").Registry(tracking)
-    return [f"{MODEL_URI_PREFIX}{name}@{CHAMPION_ALIAS}" for name in registry.aliased(CHAMPION_ALIAS)]
+    from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
+
+    names = ModelRegistry(tracking).find_models_with_alias(CHAMPION_ALIAS)
+    return [f"{MODEL_URI_PREFIX}{name}@{CHAMPION_ALIAS}" for name in names]
 
 
 def fetch_weights(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
@@ -136,7 +142,9 @@ def fetch_weights(tracking: str, model: str, scratch: str) -> tuple[list[str], l
 
     Raises TrackingError, or ConfigError when it is no ensemble of this project.
     """
-    folder = Path(import_module("orchestrator.tracking.model_registry").Registry(tracking).fetch(model, scratch))
+    from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
+
+    folder = Path(ModelRegistry(tracking).download_model(model, scratch))
     weights = sorted(str(path) for path in folder.glob("artifacts/weights/*.safetensors"))
     try:
         titles = parse_json((folder / "artifacts" / "titles.json").read_bytes())
@@ -152,8 +160,9 @@ def _read_exported_weights(final: str) -> bytes:
     found = [data for name, data in commit.read_folder(final).items() if name.endswith(".safetensors")]
     if found:
         return found[0]
-    # Written before there were exports. It takes torch.
-    weights = import_module("orchestrator.checkpoint.weights")
+    # Weights without an export, which torch is needed for.
+    from orchestrator.checkpoint import weights
+
     loaded = weights.load(final)
     about = {"recipe": loaded.recipe, "classes": list(loaded.classes), "weights": loaded.digest}
-    return bytes(weights.export(loaded.averaged, about))
+    return bytes(weights.export_safetensors(loaded.averaged, about))

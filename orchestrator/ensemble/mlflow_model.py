@@ -67,10 +67,11 @@ class EnsembleModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the networks; in the artifacts lie a folder of weights, in the order of their names, and the titles."""
-        # Not at the top: who registers a model runs this file too, and needs no torch for it.
-        classifier = import_module("orchestrator.evaluation.classifier").Classifier
+        # Registering a model imports this file, too, and needs no torch.
+        from orchestrator.evaluation.classifier import Classifier
+
         finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS_ARTIFACT]).glob("*.safetensors"))
-        self._classifier = classifier.load(
+        self._classifier = Classifier.load(
             finals, json.loads(Path(context.artifacts[TITLES_ARTIFACT]).read_text(encoding="utf-8"))
         )
 
@@ -90,10 +91,12 @@ class EnsembleModel(PythonModel):
             found = self._classifier.classify(images, int(asked["crops"]), int(asked["top"]), members)
         except ValueError as error:
             raise _make_exception(str(error)) from None
-        for number, guesses in enumerate(found):
-            if isinstance(guesses, Exception):
-                raise _make_exception(f"image {number}: {guesses}")
-        return [{"predictions": [asdict(guess) for guess in guesses]} for guesses in found]
+        answers: list[dict[str, Any]] = []
+        for number, predictions in enumerate(found):
+            if isinstance(predictions, Exception):
+                raise _make_exception(f"image {number}: {predictions}")
+            answers.append({"predictions": [asdict(prediction) for prediction in predictions]})
+        return answers
 
 
 def make_input_example() -> dict[str, list[str]]:

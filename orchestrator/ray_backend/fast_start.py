@@ -179,7 +179,9 @@ class NonAutoscalingPolicy(FixedScalingPolicy):
 
 def run_train_worker(payload: dict[str, Any]) -> Any:
     """What Ray Train runs in each worker; only there is torch imported, which takes two seconds."""
-    return import_module("orchestrator.ray_backend.worker").train(payload)
+    from orchestrator.ray_backend import worker  # torch is imported in the workers alone
+
+    return worker.run_training(payload)
 
 
 _WORKER_GROUP_PACKAGE = "ray.train.v2._internal.execution.worker_group"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,9 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
-            # Imported when they are to be packed: scikit-learn takes a second.
-            import_module("orchestrator.data.build.digits").pack_digits(resolved.data)
+            from orchestrator.data.build import digits  # scikit-learn takes a second to import
+
+            digits.pack_digits(resolved.data)
         found = _check_dataset(resolved)
         _check_content(resolved.data, found)
     except (DataError, OSError) as error:

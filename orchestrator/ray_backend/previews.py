@@ -6,9 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +53,9 @@ def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
         (samples / per_epoch, rate) for samples, rate in sample_learning_rates(recipe, steps_per_epoch, SCHEDULE_POINTS)
     ]
     title = f"{recipe.name}: {recipe.schedule.kind} schedule"
-    _import_plots().schedule(points, per_epoch, title, path)
+    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+
+    run_plots.plot_lr_schedule(points, per_epoch, title, path)
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:
@@ -82,7 +82,9 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
         return False
     rows = [(_format_caption(one, dataset), [one.original, *one.epochs]) for one in found]
     columns = ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
-    _import_plots().contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
+    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+
+    run_plots.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
     return True
 
 
@@ -146,11 +148,6 @@ def _format_caption(one: AugmentedSample, dataset: Manifest) -> str:
     return "\n".join(
         text if len(text) <= MAX_CAPTION_LENGTH else text[: MAX_CAPTION_LENGTH - 1] + "…" for text in texts
     )
-
-
-def _import_plots() -> Any:
-    """The room's plots, imported when a picture is due: matplotlib's 0.3 s would hold up the start of every run."""
-    return import_module("orchestrator.plotting.run_plots")
 
 
 MAX_ORIGINAL_SIDE = 512  # longer side to which an untouched image is reduced: a photo may have 100 million pixels

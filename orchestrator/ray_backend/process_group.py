@@ -5,9 +5,7 @@ The driver imports this: torch, two seconds of a start, is imported in the worke
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import ray
@@ -39,7 +37,9 @@ class _ProcessGroupBackend(Backend):
             return
         host, port = worker_group.execute_single(0, get_address_and_port)
         seconds = backend_config.timeout_s
-        joined = worker_group.execute_async(call_in_worker, "join", backend_config.backend, host, port, seconds)
+        joined = worker_group.execute_async(
+            call_in_worker, "join_process_group", backend_config.backend, host, port, seconds
+        )
         ray.get(joined, timeout=SETUP_MARGIN_SECONDS + seconds)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
@@ -47,6 +47,7 @@ class _ProcessGroupBackend(Backend):
 
 
 def call_in_worker(name: str, *arguments: object) -> object:
-    """Call a function of launch.group. Sent to workers from processes that do not import that module."""
-    called: Callable[..., object] = getattr(import_module("orchestrator.ray_backend.process_group_join"), name)
-    return called(*arguments)
+    """Call a function of `process_group_join`. Sent to workers from processes that do not import that module."""
+    from orchestrator.ray_backend import process_group_join  # torch is imported in the workers alone
+
+    return getattr(process_group_join, name)(*arguments)

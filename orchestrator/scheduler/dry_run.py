@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
@@ -83,7 +82,9 @@ def resolve_capacity(about: PlanConfig) -> tuple[ClusterCapacity, str]:
     if has_existing_cluster():
         with cluster.connect_cluster() as capacity:
             return capacity, f"{_describe_nodes(capacity.nodes)}, as it is now"
-    gpus: int = import_module("torch").cuda.device_count()
+    import torch  # two seconds, which other commands need not wait for
+
+    gpus = torch.cuda.device_count()
     nodes = (Node(float(len(os.sched_getaffinity(0))), float(gpus)),)
     return ClusterCapacity(nodes), f"this machine, {_describe_nodes(nodes)}; for another one give --plan.nodes"
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 
 from orchestrator.data import sampler
 from orchestrator.data.manifest import Manifest
@@ -159,6 +158,7 @@ def estimate_storage(
 @lru_cache(maxsize=256)
 def _count_params(model: AnyModelConfig, classes: int) -> tuple[int, int]:
     """Parameters in training, and without the auxiliary heads."""
-    measure = import_module("orchestrator.models.flops")  # torch, which takes two seconds to import
-    rows = measure.cost_table(model, classes)
-    return measure.totals(rows, heads=True).params, measure.totals(rows).params
+    from orchestrator.models import flops  # torch takes two seconds to import
+
+    rows = flops.measure_row_costs(model, classes)
+    return flops.sum_costs(rows, heads=True).params, flops.sum_costs(rows).params

@@ -9,7 +9,6 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import combinations_with_replacement, product
 
 from orchestrator.models.config import has_batch_norm
@@ -103,8 +102,9 @@ def estimate_work(spec: RunSpec) -> float:
 def count_multiply_adds(spec: RunSpec) -> int:
     """Multiply-adds of one image's way forward through a run's network in training."""
     # Measured on a network that is built: torch, which takes two seconds to import, is needed for nothing else here.
-    cost: int = import_module("orchestrator.models.flops").image_cost(spec.recipe.model)
-    return cost
+    from orchestrator.models import flops  # torch takes two seconds to import
+
+    return flops.count_image_multiply_adds(spec.recipe.model)
 
 
 def count_slots(capacity: ClusterCapacity, placement: Placement, gpus: float) -> int:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +20,9 @@ T = TypeVar("T")
 
 def open_tracker(uri: str, experiment: str) -> Tracker:
     """Return the tracker of a URI; imports mlflow, which takes more than a second. Raises TrackingError."""
-    made: Tracker = import_module("orchestrator.tracking.mlflow_tracker").MlflowTracker(uri, experiment)
-    return made
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker  # MLflow takes seconds to import
+
+    return MlflowTracker(uri, experiment)
 
 
 def will_create_database(uri: str) -> bool:

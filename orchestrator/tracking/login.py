@@ -14,7 +14,6 @@ import os
 import secrets
 import stat
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,8 @@ class RequireLogin:
 
 def create_app() -> Any:
     """Return MLflow's app behind the login; `mlflow server --app-name orchestrator` calls this."""
-    app = import_module("mlflow.server.fastapi_app").app
+    from mlflow.server.fastapi_app import app  # opens the store that the server was started with
+
     # The last middleware that is added is the first to see a request.
     app.add_middleware(RequireLogin, password=load_password())
     return app

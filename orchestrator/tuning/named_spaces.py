@@ -67,7 +67,9 @@ def build_rate_space(base: Recipe) -> Space:
 
 
 SPACES: dict[str, Callable[[Recipe], Space]] = {
-    space.__name__: space for space in (build_schedule_space, build_regularization_space, build_rate_space)
+    "schedules": build_schedule_space,
+    "regularisation": build_regularization_space,
+    "rates": build_rate_space,
 }
 
 

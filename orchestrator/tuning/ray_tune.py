@@ -11,7 +11,6 @@ import logging
 import re
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -137,7 +136,9 @@ class TrialActor(tune.Trainable):
         """Take a trial over."""
         prepare_output()
         task = trial_run.decode_task(config["trial"])
-        self._run = TrialRun(task, import_module("orchestrator.tuning.trial_training").train)
+        from orchestrator.tuning.trial_training import train_trial  # torch is imported in the trial's process alone
+
+        self._run = TrialRun(task, train_trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial over; the one before saves where it is, if it has not ended."""

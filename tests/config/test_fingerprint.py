@@ -20,7 +20,7 @@ def test_literal_values_are_pinned() -> None:
 
 
 def test_stable_over_processes_and_hash_seeds() -> None:
-    program = "from orchestrator.config.fingerprint import fingerprint as f; print(f({'b': 1, 'a': (2.5,)}))"
+    program = "from orchestrator.config.fingerprint import compute_fingerprint as f; print(f({'b': 1, 'a': (2.5,)}))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -253,9 +253,9 @@ def test_fetching_by_alias_version_and_latest(store: str, runs: list[str], run_i
 def test_needs_no_torch(store: str, runs: list[str], run_id: str) -> None:
     code = (
         "import sys\n"
-        "from orchestrator.ensemble import registry\n"
+        "from orchestrator.ensemble import ensemble_registry\n"
         "assert not {'torch', 'mlflow', 'ray'} & set(sys.modules)\n"
-        f"registry.register({store!r}, {run_id!r}, 'light', 'light', {runs[:1]!r}, ())\n"
+        f"ensemble_registry.register_ensemble({store!r}, {run_id!r}, 'light', 'light', {runs[:1]!r}, ())\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)

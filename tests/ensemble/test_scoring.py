@@ -342,16 +342,16 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from orchestrator.ensemble import scoring
-from orchestrator.launch import cluster, interrupt
+from orchestrator.ray_backend import cluster, signals
 from orchestrator.ray_backend.run_spec import RunSpec
 from tests.ensemble.test_scoring import session
 runs = Path(sys.argv[1])
 specs = [RunSpec.from_dict(one) for one in json.loads((runs / "specs.json").read_text())]
-with cluster.connected(), interrupt.handled() as interruption:
+with cluster.connect_cluster(), signals.catch_stop_signals() as interruption:
     at = session(runs)
     at.interruption = interruption
-    at.say = lambda text: print(text, flush=True)
-    scoring.score(at, specs)
+    at.print_line = lambda text: print(text, flush=True)
+    scoring.score_runs(at, specs)
     print("ENDED", flush=True)
 """
 

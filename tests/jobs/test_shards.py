@@ -86,9 +86,9 @@ def test_mistakes_are_one_line_and_exit_status_2(tmp_path: Path, arguments: tupl
 STUCK = """
 import runpy, sys, threading
 from pathlib import Path
-from orchestrator.storage import files
+from orchestrator.storage import file_io
 
-real = files.write_bytes
+real = file_io.write_bytes
 
 def write(url, data):
     if url.endswith("/train-000003.tar"):
@@ -97,7 +97,7 @@ def write(url, data):
         threading.Event().wait()
     real(url, data)
 
-files.write_bytes = write
+file_io.write_bytes = write
 sys.argv = ["shards.py", *sys.argv[2:]]
 runpy.run_path(PATH, run_name="__main__")
 """

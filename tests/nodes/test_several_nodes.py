@@ -193,10 +193,10 @@ REACHABLE = """
 import sys
 sys.path.insert(0, {root!r})
 import ray
-from orchestrator.launch import preflight
+from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_spec import Destination
 ray.init(log_to_driver=False, logging_level="ERROR")
-print(preflight.reachable_from_nodes(Destination(data={data!r}, storage={storage!r})))
+print(preflight.check_nodes(Destination(data={data!r}, storage={storage!r})))
 """
 
 

@@ -62,12 +62,12 @@ _RUNS = """
 import os, sys, tempfile, time
 from functools import partial
 from pathlib import Path
-from orchestrator.launch import environment
-environment.switch()
+from orchestrator.ray_backend import ray_env
+ray_env.set_ray_variables()
 import ray
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.util.placement_group import placement_group_table
-from orchestrator.launch import cluster, lean, prestart
+from orchestrator.ray_backend import cluster, fast_start, worker_prestart
 from tests.support.launched import process_tree, title
 
 def pids(word):
@@ -84,9 +84,9 @@ def reserved():
     return [one["state"] for one in placement_group_table().values()]
 
 def trainer(function):
-    return lean.LeanTrainer(
+    return fast_start.FastStartTrainer(
         function, folder="/r", scaling_config=ScalingConfig(num_workers=1),
-        run_config=RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=prestart.runtime_env()),
+        run_config=RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=worker_prestart.build_runtime_env()),
     )
 
 def here():
@@ -98,33 +98,33 @@ def stay():
     training.touch()
     time.sleep(60)
 
-class LostEarly(lean.Controller):
+class LostEarly(fast_start.FastStartController):
     async def _run_control_loop_iteration(self):
         self.worker_group_cls = Early
         await super()._run_control_loop_iteration()
 
-class Early(lean.Group):
+class Early(fast_start.FastStartWorkerGroup):
     def _create_workers(self, *given, **named):
         super()._create_workers(*given, **named)
         raise KeyboardInterrupt("lost early")  # what Ray Train does not catch
 
-class LostLate(lean.Controller):
+class LostLate(fast_start.FastStartController):
     async def _run_control_loop_iteration(self):
         await super()._run_control_loop_iteration()
         if training.exists():
             print("helpers", sorted(title(pid).split(".")[0] for pid in pids("ray::") - agents))
             raise OSError("lost late")
 
-cluster.begin(1)
-with cluster.connected():
+cluster.connect_in_background(1)
+with cluster.connect_cluster():
     agents = pids("ray::DashboardAgent") | pids("ray::RuntimeEnvAgent")
     ahead = wait_for(partial(pids, "ray::IDLE"), "a process started ahead")
     used = trainer(here).fit().return_value
-    assert used[0] in ahead, (ahead, prestart.expected_environment(prestart.worker_variables()), used)
+    assert used[0] in ahead, (ahead, worker_prestart.serialize_runtime_env(worker_prestart.get_worker_variables()), used)
     assert set(reserved()) <= {"REMOVED"}, reserved()
-    usual = lean.Controller
+    usual = fast_start.FastStartController
     for lost in (LostEarly, LostLate):
-        lean.Controller = lost
+        fast_start.FastStartController = lost
         before = len(reserved())
         try:
             trainer(stay).fit()
@@ -133,7 +133,7 @@ with cluster.connected():
             assert len(reserved()) == before + 1
             print("given back after", error)
         wait_for(lambda: not pids("ray::RayTrainWorker"), "the workers' end")
-    lean.Controller = usual
+    fast_start.FastStartController = usual
     assert trainer(here).fit().return_value[0] not in ahead
     logs = Path(ray._private.worker._global_node.get_session_dir_path(), "logs", "train").glob("*-app-controller-*")
     print("logged", [log.read_text().count(" INFO r: Started training worker group") for log in logs])

@@ -61,9 +61,9 @@ def test_handlers_are_put_back() -> None:
 
 CODE = """
 import time
-from orchestrator.launch import interrupt
-with interrupt.handled() as interruption:
-    interruption.on_set(lambda: print("acted", flush=True))
+from orchestrator.ray_backend import signals
+with signals.catch_stop_signals() as interruption:
+    interruption.add_callback(lambda: print("acted", flush=True))
     print("ready", flush=True)
     while not (interruption.event.is_set() and {ends}):
         time.sleep(0.02)
@@ -138,9 +138,10 @@ def test_what_is_started_in_the_shield_outlives_a_hangup() -> None:
 CLOSED_TERMINAL = """
 import sys
 from pathlib import Path
-from orchestrator.launch import interrupt, screen
-with screen.lasting_output(), interrupt.handled() as interruption:
-    console = screen.console()
+from orchestrator.ray_backend import signals
+from orchestrator.cli import exit_status
+with exit_status.tolerate_closed_output(), signals.catch_stop_signals() as interruption:
+    console = exit_status.make_console()
     console.print("ready")
     interruption.event.wait(20)
     console.print("stopping")

@@ -105,7 +105,7 @@ from torch import nn
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import OptimizerConfig
 layer = nn.Linear(2, 2)
-optimizer = sgd.build(layer, OptimizerConfig())
+optimizer = sgd.build_optimizer(layer, OptimizerConfig())
 optimizer.zero_grad()
 layer(torch.ones(1, 2)).sum().backward()
 optimizer.step()

@@ -329,7 +329,7 @@ cache, found = BlockCache(folder, 100_000, 1000), bytearray(len(data))
 for start in range(0, len(data), 500):
     length = min(500, len(data) - start)
     cache.read_into("s3://b/object", "sha256", len(data), start, memoryview(found)[start : start + length], fetch)
-assert found == data and cache.trouble is None, cache.trouble
+assert found == data and cache.disk_error is None, cache.disk_error
 """
 
 

@@ -105,7 +105,7 @@ def test_a_stop_after_the_last_step_still_ends_with_a_validation(small: Path, tm
 
 _KILLED = """
 import os, signal, sys
-from orchestrator.training import entry
+from orchestrator.training import trainer
 from orchestrator.training.config import TrainJob
 from tests.support.runs import ALONE
 
@@ -120,7 +120,7 @@ class Context:
     def wanted(self):
         return True
 
-entry.run(TrainJob.from_dict(__import__("json").load(sys.stdin)), ALONE, Context())
+trainer.run_training(TrainJob.from_dict(__import__("json").load(sys.stdin)), ALONE, Context())
 """
 
 

@@ -101,7 +101,7 @@ def test_a_late_checkpoint_of_an_earlier_attempt_does_not_count(small: Path, tmp
 
 _HANGS = """
 import json, sys, time
-from orchestrator.training import entry
+from orchestrator.training import trainer
 from orchestrator.training.config import TrainJob
 from tests.support.runs import ALONE, RecordingContext
 
@@ -110,7 +110,7 @@ class Context(RecordingContext):
         if metrics["epoch"] == 2:
             time.sleep(600)
 
-entry.run(TrainJob.from_dict(json.load(sys.stdin)), ALONE, Context())
+trainer.run_training(TrainJob.from_dict(json.load(sys.stdin)), ALONE, Context())
 """
 
 

@@ -83,25 +83,26 @@ def before(runs: Path, space: Path) -> dict[str, list[int]]:
 BLOCK = """
 import sys
 from pathlib import Path
-from orchestrator.config.arg_parser import parse
-from orchestrator.data import digits, manifest
-from orchestrator.ray_backend.run_spec import RunSpec, job_presets
-from orchestrator.tuning import explore, samplers, spaces
+from orchestrator.config.arg_parser import parse_args
+from orchestrator.data.build import digits
+from orchestrator.data import manifest
+from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
+from orchestrator.tuning import run_sweep, samplers, named_spaces
 from orchestrator.tuning.config import TuneJob
-from orchestrator.tuning.space import recipe_of
+from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Trial
 runs = Path(sys.argv[1])
-config = parse("tune.py", "", job_presets(TuneJob), "googlenet-digits", sys.argv[2:])
+config = parse_args("tune.py", "", build_job_presets(TuneJob), "googlenet-digits", sys.argv[2:])
 data = runs / "data" / "digits"
 digits.pack_digits(str(data))
 digest = manifest.load(str(data)).digest()
-space = spaces.find(config.search.space, config.recipe)
-plan = explore.Plan(config, config.recipe, space, digest)
-sampler = samplers.make(config.search.sampler, space, config.recipe, config.search.metric, config.search.seed)
+space = named_spaces.find_space(config.search.space, config.recipe)
+plan = run_sweep.SweepPlan(config, config.recipe, space, digest)
+sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, config.search.metric, config.search.seed)
 told = []
 while (found := sampler.suggest(told)) is not None:
     number = len(told) + 1
-    recipe = recipe_of(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
+    recipe = build_recipe(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
     told.append(Trial(number, found, recipe))
 destination = config.destination.model_copy(update={"storage": str(runs / "sweeps" / plan.name)})
 spec = RunSpec(recipe=told[-1].recipe, placement=config.placement, destination=destination, dataset_digest=digest)

@@ -179,12 +179,12 @@ def test_scans_of_thumbnails_and_of_what_follows_the_image_do_not_count() -> Non
 
 LYING = """
 import resource, sys
-from orchestrator.data import decode, png_chunks
+from orchestrator.data.transforms import decode, png_chunks
 from orchestrator.data.data_errors import BadSampleError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20,) * 2)
 try:
-    decode.decode(sys.stdin.buffer.read())
+    decode.decode_image(sys.stdin.buffer.read())
 except BadSampleError as error:
     print(error)
 """

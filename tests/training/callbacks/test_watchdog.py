@@ -152,13 +152,13 @@ def test_storage_that_hangs_does_not_keep_a_process_from_ending(
 
 _HANGS = """
 import time
-from orchestrator.training.config import Limits
+from orchestrator.training.config import PhaseTimeouts
 from orchestrator.training.callbacks.watchdog import Watchdog
 
 def stuck():
     time.sleep(60)
 
-Watchdog(Limits(start_seconds=0.1), lambda cause, stacks: print(cause, stacks, flush=True))
+Watchdog(PhaseTimeouts(start_seconds=0.1), lambda cause, stacks: print(cause, stacks, flush=True))
 stuck()
 """
 
