@@ -144,7 +144,7 @@ def test_config_error_crosses_processes() -> None:
     error = ConfigError(FieldError("a.b", "is wrong"), "so is all")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == "a.b: is wrong; so is all"
-    assert copy.problems == (FieldError("a.b", "is wrong"), FieldError("", "so is all"))
+    assert copy.field_errors == (FieldError("a.b", "is wrong"), FieldError("", "so is all"))
 
 
 def test_paths_are_declared_as_text() -> None:

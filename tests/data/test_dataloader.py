@@ -237,7 +237,7 @@ def test_the_producer_waits_for_its_consumer(many: Path, monkeypatch: pytest.Mon
         asked.append(number)
         return take(ahead, shard, number)
 
-    monkeypatch.setattr(Prefetcher, "take", noting)
+    monkeypatch.setattr(Prefetcher, "get_sample", noting)
     batches = one.iter_evaluation((4,) * 15, 4)
     next(batches)
     time.sleep(0.3)

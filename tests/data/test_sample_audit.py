@@ -183,7 +183,7 @@ def test_anything_else_is_told(change: dict[str, object], told: str) -> None:
 
 
 def test_a_plan_that_repeats_a_sample_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EpochOrder, "ids", lambda _self, _shard, number: np.minimum(number, 3))
+    monkeypatch.setattr(EpochOrder, "get_sample_ids", lambda _self, _shard, number: np.minimum(number, 3))
     whole = hash_plan(ORDER, 8, 6)
     found = compare_with_plan(EpochAudit(epoch=2, hash=f"{whole.hash:016x}", samples=48), ORDER, 8, 6)
     assert found.problems == ("the plan gives 48 samples, only 4 different ones",)

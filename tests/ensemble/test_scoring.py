@@ -169,7 +169,7 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
         at.interruption.event.set()
         return score_shard(raw)
 
-    monkeypatch.setattr("orchestrator.evaluation.scoring_task.score_shard", stopped_after_one)
+    monkeypatch.setattr("orchestrator.ensemble.scoring.score_shard", stopped_after_one)
     scoring.score_runs(at, [spec])
     assert len(sent) == 1
     assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1

@@ -202,7 +202,7 @@ def test_beside_a_gpu_all_threads_prepare_images_in_order(
         time.sleep(0.1)  # so that one thread alone does not do it all
         return self
 
-    monkeypatch.setattr(CropViews, "pinned", pinned)
+    monkeypatch.setattr(CropViews, "pin_memory", pinned)
     task = ShardScoringTask(
         data=str(tmp_path / "data"), split="validation", shard=0, threads=3,
         scorers=(scorer(f"{tmp_path}/m0/final", tmp_path / "scores"),),

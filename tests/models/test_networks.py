@@ -266,7 +266,7 @@ def test_batch_norm_follows_every_convolution_and_is_used() -> None:
     for name, norm in norms.items():
         assert norm.running_mean is not None
         assert norm.running_mean.any(), name
-    assert model.normalises_batches
+    assert model.has_batch_norm
     assert not create_model(GoogLeNetConfig(image_size=32, width=0.1), 10, 0).has_batch_norm
 
 

@@ -23,7 +23,7 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(ray_trainer, "_fit_while_progressing", fit)
     monkeypatch.setattr(worker_prestart, "claim_workers", lambda workers: None)
-    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), keep=lambda: None)
+    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), save=lambda: None)
     with pytest.raises(ray_trainer.RunFailedError) as error:
         ray_trainer.launch_run(cast(RunSpec, spec), cast(Any, None), 0)
     return str(error.value)

@@ -192,10 +192,5 @@ def test_only_what_this_job_has_reserved_is_given_back(
 
 
 def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Worker:
-        @staticmethod
-        def train(payload: dict[str, Any]) -> dict[str, Any]:
-            return {"trained": payload}
-
-    monkeypatch.setattr(fast_start, "import_module", lambda name: {"orchestrator.ray_backend.worker": Worker}[name])
+    monkeypatch.setattr("orchestrator.ray_backend.worker.run_training", lambda payload: {"trained": payload})
     assert fast_start.run_train_worker({"a": 1}) == {"trained": {"a": 1}}

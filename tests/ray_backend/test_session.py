@@ -38,8 +38,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     made = Launches()
     monkeypatch.setattr(sessions, "launch_run", made)
     monkeypatch.setattr(sessions, "STOP_FLAG_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(Session, "follow", lambda *_: "key")
-    monkeypatch.setattr(Session, "_preview", lambda *_: None)
+    monkeypatch.setattr(Session, "record_run", lambda *_: "key")
+    monkeypatch.setattr(Session, "_request_previews", lambda *_: None)
     return made
 
 
@@ -161,7 +161,7 @@ def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
     clean: bool, waits: list[float], session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked, said = Tracked(clean), []
-    monkeypatch.setattr(Session, "say", lambda _, text: said.append(text))
+    monkeypatch.setattr(Session, "print_line", lambda _, text: said.append(text))
     session.replayer = tracked  # type: ignore[assignment]
     session.print_locations("/r", "key")
     lacking = sessions._close_session(session)

@@ -31,26 +31,26 @@ class FakeSession:
         self.console = Console(quiet=True)
         self.interruption = SimpleNamespace(event=threading.Event())
         self.said: list[str] = []
-        self.statuses: dict[str, str] = {}
+        self.final_statuses: dict[str, str] = {}
         self.trained: list[tuple[str, int]] = []
         self.hold: dict[str, threading.Event] = {}
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.said.append(text)
 
-    def run_key(self, spec: RunSpec, parent: str | None = None) -> str:
-        return self.key(spec.name, parent or "")
+    def make_run_key(self, spec: RunSpec, parent: str | None = None) -> str:
+        return self.make_tracking_key(spec.name, parent or "")
 
-    def key(self, name: str, parent: str = "") -> str:
+    def make_tracking_key(self, name: str, parent: str = "") -> str:
         return f"{parent}/{name}"
 
-    def follow(self, run: RunSpec, parent: str | None = None) -> str:
-        return self.key(run.name, parent or "")
+    def record_run(self, run: RunSpec, parent: str | None = None) -> str:
+        return self.make_tracking_key(run.name, parent or "")
 
-    def closing(self, key: str, status: str) -> None:
-        self.statuses[key] = status
+    def set_final_status(self, key: str, status: str) -> None:
+        self.final_statuses[key] = status
 
-    def train(self, run: RunSpec, parent: str | None = None) -> Outcome:
+    def train_run(self, run: RunSpec, parent: str | None = None) -> Outcome:
         name, workers = run.recipe.name, run.placement.workers
         self.trained.append((name, workers))
         if name in self.hold and workers == 1:
@@ -81,8 +81,8 @@ def test_a_member_that_diverges_leaves_six_of_seven(tmp_path: Path) -> None:
     assert (len(result.list_runs("finished")), result.list_runs("failed")) == (6, [runs[2].name])
     assert session.said[0] == "training 7 models, 2 at once in 4 waves"
     assert f"{runs[2].name}: failed: diverged: loss nan" in session.said
-    assert session.statuses[f"parent/{runs[2].name}"] == "FAILED"
-    assert list(session.statuses.values()).count("FINISHED") == 6
+    assert session.final_statuses[f"parent/{runs[2].name}"] == "FAILED"
+    assert list(session.final_statuses.values()).count("FINISHED") == 6
 
 
 def test_with_a_speed_the_plan_is_told_in_minutes(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_last_run_is_widened_only_when_that_is_asked_for(
 ) -> None:
     session = FakeSession(tmp_path)
     session.hold["long"] = threading.Event()
-    monkeypatch.setattr(ProgressMonitor, "seconds_left", lambda *_: 1000.0)
+    monkeypatch.setattr(ProgressMonitor, "estimate_seconds_left", lambda *_: 1000.0)
     (short, long), asked = specs_of(tmp_path, "short", "long"), list[str]()
 
     def stop_run(run: RunSpec) -> None:

@@ -148,7 +148,7 @@ def test_a_later_attempt_that_began_farther_voids_nothing(tmp_path: Path) -> Non
 
 # ------------------------------------------------------------------ incidents
 def before(**changes: object) -> PreviousAttempt:
-    return PreviousAttempt(**({"began": time.time() - 100, "elapsed": 0.0} | changes))  # type: ignore[arg-type]
+    return PreviousAttempt(**({"start_time": time.time() - 100, "elapsed_seconds": 0.0} | changes))  # type: ignore[arg-type]
 
 
 def attempt(of: PreviousAttempt | None) -> Attempt:
@@ -158,7 +158,7 @@ def attempt(of: PreviousAttempt | None) -> Attempt:
 def test_the_seconds_of_an_incident() -> None:
     now = time.time()
     found = build_incident(
-        attempt(before(began=now - 30, failure=FailureRecord(now - 20, {"1": "worker died: SIGKILL"}))), 320, []
+        attempt(before(start_time=now - 30, failure=FailureRecord(now - 20, {"1": "worker died: SIGKILL"}))), 320, []
     )
     assert found is not None
     assert found.seconds_to_detect == pytest.approx(10, abs=1)
@@ -187,7 +187,7 @@ ECHO = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer
 def test_the_best_witness_tells_the_cause() -> None:
     failure = FailureRecord(time.time(), {"0": ECHO, "1": "its node died"})
     assert find_failure_cause(before(failure=failure)) == "rank 1: its node died"
-    assert find_failure_cause(before(failure=failure, stalled=("rank 2: no end of the phase 'step'",))).startswith(
+    assert find_failure_cause(before(failure=failure, stall_causes=("rank 2: no end of the phase 'step'",))).startswith(
         "rank 2"
     )
     assert find_failure_cause(before(failure=FailureRecord(time.time(), {"0": ECHO}))) == WORKER_LOST_CAUSE

@@ -114,10 +114,10 @@ class Context:
         if metrics["epoch"] == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def preempted(self):
+    def has_preemption_notice(self):
         return False
 
-    def wanted(self):
+    def should_continue(self):
         return True
 
 trainer.run_training(TrainJob.from_dict(__import__("json").load(sys.stdin)), ALONE, Context())

@@ -28,7 +28,7 @@ def test_a_notice_is_answered_with_one_checkpoint(small: Path, tmp_path: Path) -
     saved: list[list[int]] = []
 
     class Notices(RecordingContext):
-        def preempted(self) -> bool:
+        def has_preemption_notice(self) -> bool:
             saved.append(runs.saved_at(one))
             return 3 <= len(saved) < 9 or len(saved) >= 12
 
