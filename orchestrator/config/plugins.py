@@ -19,12 +19,14 @@ from functools import cache
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, GetCoreSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError, format_suggestion
+from orchestrator.config.introspection import KIND, get_kind, get_model_variants, get_variant, map_kinds
 
 T = TypeVar("T")
 WHATS = ("model", "optimizer", "lr_schedule", "transform", "source", "metric", "callback", "tracker")
@@ -36,7 +38,9 @@ _registry: dict[str, dict[str, Any]] = {}
 
 
 class Plugin(Config):
-    """A plug-in by name, with its arguments."""
+    """A plug-in by name, with its arguments. A subclass may stand in a union with configs of built-in kinds."""
+
+    what: ClassVar[str] = ""  # of a subclass that is a variant of a union
 
     kind: str = Field(min_length=1, description="a built-in name, package.module:attribute or an entry point's name")
     args: dict[str, JsonValue] = Field({}, description="its keyword arguments, as JSON")
@@ -44,6 +48,27 @@ class Plugin(Config):
     def __hash__(self) -> int:
         """Hash the JSON text, because args may hold lists and mappings."""
         return hash(self.to_json())
+
+    @classmethod
+    def accepts_kind(cls, kind: str) -> bool:
+        """Return whether a kind can only be a plug-in from outside: a reference, or the name of an entry point."""
+        return ":" in kind or kind in _find_entry_points(cls.what)
+
+
+class KindDiscriminator:
+    """Annotation of a union of configs that tells them apart by `kind`, one of them a Plugin of any other kind."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return a tagged union; called by pydantic."""
+        variants = get_model_variants(source)
+
+        def choose(value: Any) -> str | None:
+            kind = value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, None)
+            variant = get_variant(variants, kind)
+            return get_kind(variant) if variant is not None else kind
+
+        choices = {kind: handler.generate_schema(variant) for kind, variant in map_kinds(variants).items()}
+        return core_schema.tagged_union_schema(choices, discriminator=choose)
 
 
 def register(what: str, name: str) -> Callable[[T], T]:
@@ -59,11 +84,6 @@ def register(what: str, name: str) -> Callable[[T], T]:
 def get_builtin_names(what: str) -> list[str]:
     """Return the names of the built-in plug-ins whose modules have been imported."""
     return list(_registry.get(what, {}))
-
-
-def is_plugin_kind(what: str, kind: str) -> bool:
-    """Return whether a kind can only mean a plug-in from outside: a reference, or the name of an entry point."""
-    return ":" in kind or kind in _find_entry_points(what)
 
 
 def load_plugin(what: str, kind: str) -> Any:
