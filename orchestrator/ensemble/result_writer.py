@@ -51,10 +51,10 @@ def record_result(session: Session, folder: str, key: str, found: EnsembleOutcom
     mistakes = [mistake.image for mistake in found.analysis.mistakes]
     shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, found.analysis.split, mistakes)
     ensemble_report.write_report(folder, about, found.analysis, found.curves, shown)
-    session.replayer.submit(partial(_log_result, session, key, folder, table), needs=key)
+    session.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
     if registered and found.kind == "averaged" and len(found.scored_runs) == found.requested_count:
         session.replayer.submit(
-            partial(_register_model, session, key, found, table_files.render_markdown(table)), needs=key
+            partial(_register_model, session, key, found, table_files.render_markdown(table)), required_key=key
         )
 
 

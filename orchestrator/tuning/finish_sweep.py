@@ -65,7 +65,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
         explored.folder, _describe_sweep(session, explored, best), explored.trials, metric, explored.plan.base, noise
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
-    session.replayer.submit(partial(_log_ranking, session, explored, best), needs=explored.key)
+    session.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return SweepSummary(best, tuple(lines))
 
 

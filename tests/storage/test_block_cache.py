@@ -89,7 +89,7 @@ def test_ranges_outside_the_object_are_refused(cache: BlockCache) -> None:
 
 
 def test_a_quota_below_a_block_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="quota of 999 bytes"):
+    with pytest.raises(ValueError, match="got 999 bytes"):
         BlockCache(str(tmp_path), BLOCK - 1, BLOCK)
 
 
