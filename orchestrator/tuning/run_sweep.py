@@ -14,7 +14,7 @@ from orchestrator.config import redaction
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.data import sampler
-from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
@@ -169,11 +169,11 @@ def _get_max_failures(job: TuneJob) -> int:
 
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
-    """Trials at once. Raises cluster.ClusterError when the cluster holds fewer than were asked for."""
+    """Trials at once. Raises ClusterError when the cluster holds fewer than were asked for."""
     holds = run_plan.count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
     asked = job.placement.at_once
     if asked is not None and asked > max(1, holds):
-        raise cluster.ClusterError(
+        raise launch_errors.ClusterError(
             f"placement.at_once: {asked} is refused: the cluster holds {holds} trials of {job.placement.workers} "
             f"workers at once; lower it, or leave it out"
         )

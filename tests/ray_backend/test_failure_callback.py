@@ -174,7 +174,7 @@ def test_workers_are_replaced_only_after_a_new_checkpoint(tmp_path: Path, monkey
     saver.start()
     watching(tmp_path, group).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(3, {"CPU": 1})))
     saver.join()
-    assert [place.samples for place in checkpoints.list_checkpoints(folder)] == [20, 10]
+    assert [place.samples for place in checkpoint_dir.list_checkpoints(folder)] == [20, 10]
     assert [found["causes"] for found in kept(tmp_path)] == [{"workers": "from 2 to 3 workers: nodes came or went"}]
 
 
