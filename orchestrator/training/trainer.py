@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
@@ -35,25 +35,24 @@ from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.callbacks.profiler import Profiler, get_trace_path
+from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.stop_monitor import StopMonitor
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import (
-    LauncherContext,
-    Outcome,
-    TrainJob,
-    get_attempts_dir,
-    get_checkpoints_dir,
-    get_final_weights_dir,
-    get_outcome_path,
-)
+from orchestrator.training.config import LauncherContext, Outcome, TrainJob
 from orchestrator.training.delivered_samples import SampleTracker, gather_first_error
 from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.epoch_meter import EpochMeter
 from orchestrator.training.evaluator import compute_read_metrics, compute_train_metrics, end_epoch
 from orchestrator.training.rank_sync import RankSyncResult, sync_ranks
 from orchestrator.training.run_context import RunContext
-from orchestrator.training.run_dir import load_finished_outcome
+from orchestrator.training.run_dir import (
+    get_attempts_dir,
+    get_checkpoints_dir,
+    get_final_weights_dir,
+    get_outcome_path,
+    get_trace_path,
+    load_finished_outcome,
+)
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch
 from orchestrator.training.warm_start import load_pretrained
@@ -446,7 +445,7 @@ def resume_from_checkpoint(job: TrainJob, world: DistributedContext, attempt: At
     resumed, samples, number = world.all_reduce_values(chosen)
     if not resumed:
         return ResumeInfo(passed_over)
-    url = checkpoint_format.make_checkpoint_url(folder, int(samples), int(number))
+    url = checkpoint_dir.make_checkpoint_url(folder, int(samples), int(number))
     # A rank that does not see it must crash: to start at the beginning would train on other weights.
     content = check_on_all_ranks(world, lambda: _load_matching_checkpoint(job, url, saved, device))
     state.restore(content, redaction.redact(url))

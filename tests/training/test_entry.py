@@ -15,7 +15,8 @@ from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.recipe import presets
 from orchestrator.storage import commit, file_io
 from orchestrator.training import trainer
-from orchestrator.training.config import TrainJob, get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir
 from tests.support import runs, tiny_shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, final, identical, job, recipe, stop_asking, train
 

@@ -11,7 +11,8 @@ from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.storage import commit, file_io
 from orchestrator.training.attempts import Attempt
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import TrainJob, get_best_weights_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_best_weights_dir
 from orchestrator.training.train_state import TrainState
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import Cadence, TrainJob, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.config import Cadence, TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir, get_marks_dir
 from orchestrator.training.train_state import TrainState
 
 _log = logging.getLogger(__name__)

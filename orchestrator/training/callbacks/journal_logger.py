@@ -9,8 +9,9 @@ from dataclasses import asdict
 from orchestrator.data.sample_audit import BadEntry
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training.attempts import Attempt, build_incident
-from orchestrator.training.config import Outcome, TrainJob, get_journal_dir
+from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import get_journal_dir
 from orchestrator.training.train_state import Progress
 
 CLOSE_TIMEOUT_SECONDS = 30.0

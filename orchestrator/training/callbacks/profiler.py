@@ -15,11 +15,6 @@ from orchestrator.storage import file_io
 _log = logging.getLogger(__name__)
 
 
-def get_trace_path(folder: str, attempt: int, rank: int) -> str:
-    """Where a rank's trace of an attempt goes."""
-    return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
-
-
 class Profiler:
     """Traces the steps `first` to `last` of an attempt, counted from 0, into one file."""
 

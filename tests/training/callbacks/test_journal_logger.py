@@ -13,8 +13,9 @@ from orchestrator.tracking.events import Event
 from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
 from orchestrator.training.callbacks import journal_logger
 from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.config import Outcome, TrainJob, get_attempts_dir, get_journal_dir
+from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import get_attempts_dir, get_journal_dir
 from orchestrator.training.train_state import Progress
 from tests.support.runs import ALONE, CPU, events, recipe
 
