@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.plugins import Plugin
 from orchestrator.config.redaction import redact
 from orchestrator.data.config import ReadingConfig
 from orchestrator.models.config import has_batch_norm
@@ -129,6 +130,7 @@ class TrainJob(Config):
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
+    callbacks: tuple[Plugin, ...] = Field((), description="callbacks of one's own, called in this order on every rank")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]
