@@ -26,8 +26,8 @@ def load_manifest(job: TrainJob, workers: int) -> Manifest:
     sampler.check_workers(counts, job.recipe.order.lanes, job.recipe.batch_size, workers)
     if manifest.count_samples(VALIDATION_SPLIT) == 0:
         raise DataError(
-            f"data: {redaction.redact(job.data)}: its {VALIDATION_SPLIT} split is empty, so no error could be computed; "
-            "pack the dataset with validation images"
+            f"data: {redaction.redact(job.data)}: its {VALIDATION_SPLIT} split is empty; pack the dataset with "
+            "validation images"
         )
     return manifest
 
@@ -37,9 +37,7 @@ def count_shard_samples(manifest: Manifest, split: str) -> tuple[int, ...]:
     return tuple(shard.samples for shard in manifest.shards(split))
 
 
-def build_dataloaders(
-    job: TrainJob, manifest: Manifest, workers: int, *, pin: bool
-) -> tuple[BatchLoader, BatchLoader]:
+def build_dataloaders(job: TrainJob, manifest: Manifest, workers: int, *, pin: bool) -> tuple[BatchLoader, BatchLoader]:
     """Return the loaders for training and validation. Raises DataError when this process cannot use them."""
     training, validation = (
         BatchLoader(

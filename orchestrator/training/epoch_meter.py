@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -91,7 +91,8 @@ class EpochMeter:
             "train/data_wait_share": self.waited_seconds / seconds,
             "train/data_wait_ms_per_step": 1000 * self.waited_seconds / max(1, self.steps),
         }
-        return metrics | {f"train/step_ms_p{rank}": 1000 * each for rank, each in self.compute_step_percentiles().items()}
+        percentiles = self.compute_step_percentiles()
+        return metrics | {f"train/step_ms_p{rank}": 1000 * value for rank, value in percentiles.items()}
 
     @property
     def elapsed_seconds(self) -> float:
@@ -113,8 +114,8 @@ class _ReadSums(RankSums):
 
 def compute_read_metrics(world: DistributedContext, before: ReadStats, after: ReadStats) -> dict[str, float]:
     """Return what all ranks read between two moments; every rank must call it."""
-    own = [float(now - then) for now, then in zip(after, before, strict=True)]
-    sums = world.all_reduce_sums(_ReadSums(*own[:-1], float(after.cache_off)))
+    own = _ReadSums(*(float(now - then) for now, then in zip(after, before, strict=True)))
+    sums = world.all_reduce_sums(replace(own, cache_off=float(after.cache_off)))
     metrics = {
         "train/read_mib": sums.bytes / 2**20,
         "train/read_requests": sums.requests,

@@ -102,9 +102,7 @@ class TrainStep:
         come to the same answer. Raises DoesNotFitError, on every rank alike, when one image is too large.
         """
         tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
-        while self._world.is_any(
-            self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))
-        ):
+        while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
             if tried <= least:
                 fewest = "one image fits" if least == 1 else f"{compute_largest_pass(images, tried, True)} images fit"
                 raise ModelTooLargeError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
@@ -101,9 +101,7 @@ class Trainer:
     initial_weights: LoadedWeights | None = None
     skipped_checkpoints: list[str]
 
-    def __init__(
-        self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt
-    ) -> None:
+    def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
         self.journal_logger = JournalLogger(job, world, attempt)
         self.watchdog = Watchdog(job.cadence.limits, self._record_stall, job.cadence.pulse_steps)
@@ -256,7 +254,7 @@ class Trainer:
         point = self.world.all_reduce_sums(own)
         if not point.exists:
             return 0.0
-        url = checkpoint_format.make_checkpoint_url(folder, int(point.samples), int(point.attempt))
+        url = checkpoint_dir.make_checkpoint_url(folder, int(point.samples), int(point.attempt))
         # A rank that does not see it must crash: to start at the beginning would train on other weights.
         content = self.world.check_on_all_ranks(lambda: _load_matching_checkpoint(self.job, url, newest.state, device))
         self.state.restore(content, redaction.redact(url))
@@ -294,9 +292,7 @@ class Trainer:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
         job, world, state = self.job, self.world, self.state
         recipe = job.recipe
-        order = EpochOrder(
-            self.train_shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window
-        )
+        order = EpochOrder(self.train_shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
         steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
         batches = self.train_loader.iter_training(
             order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers
@@ -363,7 +359,7 @@ class Trainer:
         return None
 
     def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
-        """Validate if this epoch is due for it, record and report; return the epoch's metrics. All ranks must call it."""
+        """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
         progress, cadence = self.state.progress, self.job.cadence
         is_last = progress.epoch == self.job.recipe.epochs
         bad = self.state.audit_record.get_epoch(progress.epoch - 1).bad
@@ -418,9 +414,7 @@ class Trainer:
     def _write_traceback(self, suffix: str, text: str) -> None:
         name = f"attempt-{self.attempt.number:06d}-rank-{self.world.rank:05d}{suffix}.txt"
         with suppress(OSError):  # the cause matters more than its record
-            file_io.write_bytes(
-                file_io.join(self.job.folder, "tracebacks", name), redaction.redact(text).encode()
-            )
+            file_io.write_bytes(file_io.join(self.job.folder, "tracebacks", name), redaction.redact(text).encode())
 
 
 def has_finite_weights(model: nn.Module) -> bool:

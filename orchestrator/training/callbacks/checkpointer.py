@@ -59,7 +59,7 @@ class BackgroundWriter:
 
 
 class Checkpointer(Callback):
-    """Saves the state when it is due; at most one write is under way. An error of a write is raised at the next save."""
+    """Saves the state when it is due, one write at a time. The next save raises the error of a write."""
 
     def __init__(self, job: TrainJob, attempt: Attempt, goodput: Goodput, watchdog: Watchdog) -> None:
         self.stalled_seconds = 0.0  # that training waited for checkpoints, in all

@@ -32,7 +32,7 @@ class JournalLogger(Callback):
         self._attempt = attempt
         self._samples = 0  # of the last event
         self._num_bad_logged = 0
-        self._replay: tuple[int, float, float] | None = None  # samples to reach, start of the steps, seconds lost before
+        self._replay: tuple[int, float, float] | None = None  # samples to reach, start, seconds lost before it
         self._journal = JournalWriter(get_journal_dir(job.folder), attempt.number) if world.is_rank_zero else None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -69,7 +69,7 @@ class JournalLogger(Callback):
         self.close()
 
     def log_start(self, progress: Progress, world: DistributedContext, skipped_checkpoints: list[str]) -> None:
-        """Record the start of the steps, and an incident when the attempt before ended out of order or left no state."""
+        """Record the start of the steps, and an incident when the attempt before crashed or left no usable state."""
         if self._journal is None:
             return
         self._samples = progress.samples

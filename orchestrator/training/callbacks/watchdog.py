@@ -138,7 +138,9 @@ class Watchdog(Callback):
             cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}{more}"
         _log.error("watchdog: %s; this worker ends itself", cause)
         # Storage may be what hangs: after its seconds the process ends anyhow.
-        reporter = threading.Thread(target=self._report, args=(cause, dump_stacks()), name="watchdog-report", daemon=True)
+        reporter = threading.Thread(
+            target=self._report, args=(cause, dump_stacks()), name="watchdog-report", daemon=True
+        )
         reporter.start()
         reporter.join(REPORT_TIMEOUT_SECONDS)
         if not self._ended.is_set():  # else training ended meanwhile
