@@ -19,7 +19,7 @@ from orchestrator.storage import commit, file_io, urls
 from orchestrator.tracking.events import Event
 from orchestrator.training import attempts
 from orchestrator.training.attempts import PreviousAttempt, find_failure_cause
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
 
 RunState = Literal[
     "waiting",  # for its turn, or for workers

@@ -13,7 +13,9 @@ from fractions import Fraction
 from typing import Any
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint.checkpoint import CheckpointError, CheckpointFolder
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.checkpoint.checkpoint import CheckpointError
+from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit
@@ -22,7 +24,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.prefix import count_shared_epochs, find_differences
 from orchestrator.training import attempts
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY
-from orchestrator.training.config import get_checkpoints_dir, get_marks_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_marks_dir
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def fork_run(source: str, target: str, recipe: Recipe, samples: int | None = Non
         # The seconds that led there are of the run that was under way then.
         content = {**state, "recipe": recipe.to_dict(), PRODUCTIVE_SECONDS_KEY: 0.0}
         about = {"samples": place.samples, "attempt": FORK_ATTEMPT_NUMBER, "time": time.time(), "forked_from": shown}
-        url = checkpoint_format.make_checkpoint_url(get_checkpoints_dir(target), place.samples, FORK_ATTEMPT_NUMBER)
+        url = checkpoint_dir.make_checkpoint_url(get_checkpoints_dir(target), place.samples, FORK_ATTEMPT_NUMBER)
         checkpoint_format.write_folder(url, content, about)
         return place.samples
     return None
@@ -64,8 +66,8 @@ def _iterate_usable_checkpoints(source: str, samples: int | None) -> Iterator[tu
     """Checkpoints of a run, newest first, that count and are whole, with their states; all, or those at `samples`."""
     void = attempts.load_stale_checkpoint_check(source)
     for place in [
-        *checkpoint_format.list_checkpoints(get_checkpoints_dir(source)),
-        *checkpoint_format.list_checkpoints(get_marks_dir(source)),
+        *checkpoint_dir.list_checkpoints(get_checkpoints_dir(source)),
+        *checkpoint_dir.list_checkpoints(get_marks_dir(source)),
     ]:
         if samples not in (None, place.samples) or void(place) is not None:
             continue

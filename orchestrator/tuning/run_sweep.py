@@ -24,7 +24,8 @@ from orchestrator.scheduler import run_plan
 from orchestrator.scheduler.capacity import CapacityMonitor, make_slot_counter
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
-from orchestrator.training.config import Cadence, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.config import Cadence
+from orchestrator.training.run_dir import get_checkpoints_dir, get_marks_dir
 from orchestrator.tuning import ray_tune, samplers, sharing
 from orchestrator.tuning.config import SearchConfig, TuneJob
 from orchestrator.tuning.live_progress import SweepProgress

@@ -15,7 +15,8 @@ from orchestrator.ray_backend import ray_trainer, worker_prestart
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
 from orchestrator.training import distributed, fork, run_dir, trainer
-from orchestrator.training.config import LauncherContext, Outcome, get_checkpoints_dir
+from orchestrator.training.config import LauncherContext, Outcome
+from orchestrator.training.run_dir import get_checkpoints_dir
 from orchestrator.tuning import trial_history
 from orchestrator.tuning.trial_run import TrialTask
 

@@ -26,7 +26,7 @@ from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.ray_backend import failure_callback, preemption_notice
 from orchestrator.ray_backend.failure_callback import FailureRecorderCallback, describe_cause, find_failure_causes
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 
 RAYS_WORDS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "

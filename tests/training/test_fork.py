@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.checkpoint.checkpoint import CheckpointError
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
@@ -14,7 +15,8 @@ from orchestrator.recipe.lr_schedule import PlainSchedule, PolynomialDecay, Segm
 from orchestrator.storage import commit, file_io
 from orchestrator.training import attempts, fork
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY
-from orchestrator.training.config import TrainJob, get_checkpoints_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support import runs
 from tests.support.runs import RecordingContext, events, final, identical, job, train
 
@@ -110,8 +112,10 @@ def test_a_fork_of_a_fork_is_right_too(small: Path, tmp_path: Path, begun: Train
 def test_all_but_recipe_and_clock_is_as_it_was(begun: TrainJob, tmp_path: Path) -> None:
     target = str(tmp_path / "target")
     assert fork.fork_run(begun.folder, target, OTHER, EPOCH) == EPOCH
-    (made,) = checkpoints.list_checkpoints(get_checkpoints_dir(target))
-    (taken,) = (one for one in checkpoints.list_checkpoints(get_checkpoints_dir(begun.folder)) if one.samples == EPOCH)
+    (made,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(target))
+    (taken,) = (
+        one for one in checkpoint_dir.list_checkpoints(get_checkpoints_dir(begun.folder)) if one.samples == EPOCH
+    )
     before, after = checkpoints.load(taken.url), checkpoints.load(made.url)
     assert Recipe.from_dict(after.pop("recipe")) == OTHER
     assert (before.pop("recipe"), after.pop(PRODUCTIVE_SECONDS_KEY)) == (ONE.to_dict(), 0.0)
@@ -124,18 +128,18 @@ def test_all_but_recipe_and_clock_is_as_it_was(begun: TrainJob, tmp_path: Path) 
 
 def test_given_twice_it_is_the_same(begun: TrainJob, tmp_path: Path) -> None:
     assert [fork.fork_run(begun.folder, str(tmp_path), OTHER) for _ in range(2)] == [EPOCH, EPOCH]
-    assert len(checkpoints.list_checkpoints(get_checkpoints_dir(str(tmp_path)))) == 1
+    assert len(checkpoint_dir.list_checkpoints(get_checkpoints_dir(str(tmp_path)))) == 1
 
 
 def test_a_run_that_has_begun_is_left_as_it_is(begun: TrainJob, tmp_path: Path) -> None:
     attempts.create_attempt(str(tmp_path), 1)
     assert fork.fork_run(begun.folder, str(tmp_path), OTHER) is None
-    assert checkpoints.list_checkpoints(get_checkpoints_dir(str(tmp_path))) == []
+    assert checkpoint_dir.list_checkpoints(get_checkpoints_dir(str(tmp_path))) == []
 
 
 def test_a_run_that_began_at_its_beginning_does_not_go_back_to_a_fork(begun: TrainJob, tmp_path: Path) -> None:
     assert fork.fork_run(begun.folder, str(tmp_path), OTHER) == EPOCH
-    (made,) = checkpoints.list_checkpoints(get_checkpoints_dir(str(tmp_path)))
+    (made,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(str(tmp_path)))
     first = attempts.create_attempt(str(tmp_path), 1)
     first.record_resume(EPOCH)
     assert attempts.load_stale_checkpoint_check(str(tmp_path))(made) is None
@@ -168,7 +172,7 @@ def test_the_newest_before_the_recipes_part_or_the_one_asked_for(
     begun: TrainJob, tmp_path: Path, of: Recipe, samples: int | None, taken: int | None
 ) -> None:
     assert fork.fork_run(begun.folder, str(tmp_path), of, samples) == taken
-    assert [place.samples for place in checkpoints.list_checkpoints(get_checkpoints_dir(str(tmp_path)))] == (
+    assert [place.samples for place in checkpoint_dir.list_checkpoints(get_checkpoints_dir(str(tmp_path)))] == (
         [taken] if taken else []
     )
 
@@ -189,7 +193,7 @@ def test_inside_the_first_epoch_nobody_knows_how_long_it_is(small: Path, tmp_pat
 
 @pytest.mark.parametrize("how", ["void", "not committed", "damaged"])
 def test_what_does_not_count_is_passed_over(source: TrainJob, tmp_path: Path, how: str) -> None:
-    newest = checkpoints.list_checkpoints(get_checkpoints_dir(source.folder))[0]
+    newest = checkpoint_dir.list_checkpoints(get_checkpoints_dir(source.folder))[0]
     if how == "void":
         attempts.create_attempt(source.folder, 1).record_resume(EPOCH)
     elif how == "not committed":
@@ -232,7 +236,7 @@ def test_a_recipe_that_could_not_be_in_that_state_is_refused(
 
 @pytest.mark.parametrize("lacks", ["recipe", "audit"])
 def test_what_is_no_state_of_a_run_is_refused(source: TrainJob, tmp_path: Path, lacks: str) -> None:
-    place = checkpoints.list_checkpoints(get_checkpoints_dir(source.folder))[0]
+    place = checkpoint_dir.list_checkpoints(get_checkpoints_dir(source.folder))[0]
     state = {name: value for name, value in checkpoints.load(place.url).items() if name != lacks}
     checkpoints.save(get_checkpoints_dir(source.folder), state, place.samples, place.attempt)
     with pytest.raises(CheckpointError, match=rf"{place.samples}-attempt-000001: holds no state of a training run"):
