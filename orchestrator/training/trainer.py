@@ -27,7 +27,6 @@ from orchestrator.data.dataloader import Batch, BatchLoader
 from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.sampler import EpochOrder
-from orchestrator.recipe.lr_schedule import suggest_lower_lr
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training import train_state as states
@@ -164,7 +163,7 @@ def _describe_divergence(parts: RunContext) -> str:
     return (
         f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
         f"{parts.learning_rate:g}: "
-        f"{suggest_lower_lr(parts.job.recipe.schedule, progress.epochs_done)}"
+        "lower schedule.base_rate or lengthen schedule.warmup_epochs"
     )
 
 

@@ -12,7 +12,7 @@ from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import Cadence, TrainJob, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.config import Cadence, TrainJob, get_checkpoints_dir
 from orchestrator.training.train_state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -34,9 +34,7 @@ class Checkpointer:
         self._error: BaseException | None = None
 
     def is_due(self, samples: int) -> bool:
-        """Whether the cadence asks for a checkpoint now; while one is being written only for one to be kept."""
-        if samples in self._cadence.marks:
-            return True
+        """Whether the cadence asks for a checkpoint now; not while one is being written."""
         if self._thread is not None and self._thread.is_alive():
             return False
         each = self._cadence.checkpoint_samples
@@ -77,8 +75,6 @@ class Checkpointer:
                 if self._attempt.is_superseded():
                     return  # it would not count, and must not push out what does
                 samples = content["samples"]
-                if samples in self._cadence.marks:
-                    checkpoint_format.save(get_marks_dir(self._run), content, samples, self._attempt.number)
                 saved = checkpoint_format.save(self._folder, content, samples, self._attempt.number)
                 if not self._attempt.is_superseded():  # by one that needs what would be removed
                     void = attempts.load_stale_checkpoint_check(self._run)
