@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.models.baselines.conv_fc import SpatialPyramidPooling
+from orchestrator.models.baselines.conv_nets import SpatialPyramidPooling
 from orchestrator.models.config import (
     AlexNetConfig,
     AnyModelConfig,
