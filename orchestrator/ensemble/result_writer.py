@@ -17,8 +17,8 @@ from orchestrator.ray_backend.run_lookup import ENSEMBLE_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.connect import MLFLOW
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 
 _LOGGED_FILES = ("table.md", ensemble_report.HTML_FILE, ensemble_report.MARKDOWN_FILE, ENSEMBLE_FILE)
 
@@ -52,6 +52,7 @@ def record_result(session: Session, folder: str, key: str, found: EnsembleOutcom
     shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, found.analysis.split, mistakes)
     ensemble_report.write_report(folder, about, found.analysis, found.curves, shown)
     session.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
+    registered = registered and session.destination.tracker.kind == MLFLOW  # the registry is MLflow's
     if registered and found.kind == "averaged" and len(found.scored_runs) == found.requested_count:
         session.replayer.submit(
             partial(_register_model, session, key, found, table_files.render_markdown(table)), required_key=key
@@ -87,7 +88,7 @@ def _log_result(session: Session, key: str, folder: str, table: Table3, tracker:
     tracker.log_table(run_id, "table3.json", table_files.build_columns(table))
     # MLflow shows this tag, as Markdown, at the head of the run's page.
     tracker.set_tags(run_id, {"mlflow.note.content": table_files.render_markdown(table)})
-    artifacts.log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
+    log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
 
 
 def _register_model(session: Session, key: str, found: EnsembleOutcome, about: str, _tracker: Tracker) -> None:

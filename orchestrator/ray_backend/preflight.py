@@ -14,6 +14,7 @@ from ray.exceptions import NodeDiedError, RayError, RuntimeEnvSetupError, TaskUn
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config import redaction
+from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest, sampler
 from orchestrator.data import shuffle_quality as mix
 from orchestrator.data.data_errors import DataError
@@ -82,9 +83,9 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), worker
     except (DataError, OSError) as error:
         problems.append(str(error))
     try:
-        if not connect.will_create_database(destination.tracking):
-            connect.open_tracker(destination.tracking, destination.experiment).check_readable()
-    except TrackingError as error:
+        if not connect.will_create_database(destination.tracking, destination.tracker):
+            connect.open_tracker(destination.tracking, destination.experiment, destination.tracker).check_readable()
+    except (TrackingError, ConfigError) as error:
         problems.append(f"tracking: {error}")
     if problems:
         raise PreflightError(problems)

@@ -300,7 +300,7 @@ def _choose_storage_id(storage: str) -> str:
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
     """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
-    if connect.will_create_database(destination.tracking):
+    if connect.will_create_database(destination.tracking, destination.tracker):
         return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
     tracker = _open_checked_tracker(destination)
     return lambda: tracker
@@ -308,7 +308,7 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
 
 def _open_checked_tracker(destination: Destination) -> Tracker:
     """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    tracker = connect.open_tracker(destination.tracking, destination.experiment)
+    tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
     tracker.check()
     return tracker
 

@@ -17,7 +17,7 @@ class RetryState:
     """Failures in a row of one operation, with growing pauses between its retries.
 
     name: the operation, for the log. first_seconds, longest_seconds: bounds of the pause. failures: in a row so far.
-    last_error: text of the latest error, None when well. is_permanent: whether it recurs until a person fixes its cause.
+    last_error: text of the latest error, None when well. is_permanent: whether it recurs until a person fixes it.
     """
 
     def __init__(self, name: str, first_seconds: float | None = None, longest_seconds: float | None = None) -> None:

@@ -17,8 +17,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.scheduler import multi_run
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 from orchestrator.tuning import code_version, ranking
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.ranking import SeedComparison
@@ -195,7 +194,7 @@ def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tr
         SWEEP_FILE,
         *([WINNER_FILE] if best is not None else []),
     ]
-    artifacts.log_run_folder(tracker, run_id, explored.folder, texts)
+    log_run_folder(tracker, run_id, explored.folder, texts)
 
 
 def format_plan(job: TuneJob, space: Space, sampler: Sampler) -> list[str]:
