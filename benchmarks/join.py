@@ -111,7 +111,7 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 # ------------------------------------------------------------------ in a process of its own
 def joined(folder: str, started: float) -> dict[str, Any]:
-    """Seconds since `started` and peak memory of this process once it has analysed and written, and the errors found."""
+    """Seconds since `started` and peak memory of this process after analysis and report, and the errors found."""
     imported = time.time()
     found = analysis.analyze_ensemble(scored(folder), manifest.load(folder), SPLIT)
     analysed = time.time()
