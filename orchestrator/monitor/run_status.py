@@ -26,7 +26,7 @@ from orchestrator.storage import commit, file_io, urls
 from orchestrator.tracking.events import Event
 from orchestrator.training import attempts
 from orchestrator.training.attempts import PreviousAttempt, find_failure_cause
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
 
 RunState = Literal[
     "waiting",  # for its turn, or for workers
@@ -267,7 +267,7 @@ def inspect_sweep(sweep: str) -> SweepSnapshot:
         folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or f"{number:04d}"))
         trial = replace(inspect_run(folder, model=model, awaited=alive, driver=held), sweep=urls.get_basename(sweep))
         if trial.state == "stopping" and held is not None and not held.stop_requested:
-            trial = replace(trial, state="waiting")  # its process trains another one of the population
+            trial = replace(trial, state="waiting")  # its actor trains another trial now
         end = f"{number:04d}.ended.json"
         if end not in names:
             return trial

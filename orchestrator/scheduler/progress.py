@@ -23,7 +23,7 @@ from orchestrator.scheduler.scheduler import RunPhase
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 
 # A start takes no longer on a busy machine; after that a run waits for workers.
 START_GRACE_SECONDS = 60.0

@@ -27,7 +27,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.callbacks import best_checkpoint
-from orchestrator.training.config import get_best_weights_dir
+from orchestrator.training.run_dir import get_best_weights_dir
 from tests.support import finals, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session

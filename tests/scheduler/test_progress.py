@@ -15,7 +15,7 @@ from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable, RunP
 from orchestrator.storage import file_io
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import make_segment_name
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from tests.support.launched import recipe, spec, until, write_journal
 
 
