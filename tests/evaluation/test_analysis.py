@@ -249,7 +249,7 @@ def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, f
     for member in members:
         for folder in (member.scores, member.raw):
             if folder:
-                score_store.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
+                stores.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
     moved = [
         replace(
             member,

@@ -133,7 +133,7 @@ def test_a_label_that_is_no_class(join: Join, tmp_path: Path, label: int) -> Non
     labels = part.labels.copy()
     labels[2] = label
     where = stores.write(tmp_path / "m", [replace(part, labels=labels)])
-    with pytest.raises(DataError, match=f"label {label} is none of 0 .. 5 nor -1"):
+    with pytest.raises(DataError, match=rf"labels must be -1 or 0 \.\. 5, got {label}"):
         join([where], manifest(SHARDS[:1], CLASSES))
 
 

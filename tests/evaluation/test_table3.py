@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_store import Scores
 from orchestrator.evaluation.table3 import PAPER_TOP5
-from tests.support import oracles
+from tests.support import oracles, stores
 from tests.support.oracles import compute_errors
 
 CLASSES = 8
@@ -41,7 +40,7 @@ def store(where: Path, shard: int, first: int, labels: list[int], means: dict[in
     count = len(labels)
     ids = np.arange(first, first + count)
     nothing = np.zeros((count, 4, CLASSES), dtype=np.float32)
-    score_store.save_shard(
+    stores.save_shard(
         str(where), shard, Scores(ids, np.array(labels, dtype=np.int64), means, nothing, nothing[:, 0], 0)
     )
 
@@ -175,7 +174,7 @@ def test_an_image_counted_twice_is_refused(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 0])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     twice = Scores(np.array([0, 0]), np.array([0, 0]), alike(scores), nothing, scores, 0)
-    score_store.save_shard(str(tmp_path), 0, twice)
+    stores.save_shard(str(tmp_path), 0, twice)
     with pytest.raises(DataError, match="not the 2"):
         oracles.compute_table([str(tmp_path)], manifest(2), "validation")
 
@@ -197,7 +196,7 @@ def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 7])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     partial = Scores(np.array([0, 2]), np.array([0, 0]), alike(scores), nothing, scores, 1)
-    score_store.save_shard(str(tmp_path), 0, partial)
+    stores.save_shard(str(tmp_path), 0, partial)
     made = oracles.compute_table([str(tmp_path)], manifest(3), "validation")
     assert (made.images, made.bad_images, made.get_cell(1, 1).top1_error) == (2, 1, 50.0)
 
