@@ -33,7 +33,8 @@ from orchestrator.storage import file_io, storage_id
 from orchestrator.tracking import connect
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
-from orchestrator.training.config import Outcome, get_journal_dir
+from orchestrator.training.config import Outcome
+from orchestrator.training.run_dir import get_journal_dir
 
 _log = logging.getLogger(__name__)
 STOP_FLAG_POLL_SECONDS = 2.0

@@ -53,18 +53,6 @@ def test_the_table_is_the_schedule_at_whole_epochs(kind: str) -> None:
         assert rate == pytest.approx(compute_lr(of.schedule, samples, 1000, 20), rel=1e-5)
 
 
-def test_the_table_shows_where_segments_begin() -> None:
-    parts = [
-        {"from_epoch": 0, "schedule": {"kind": "cosine", "base_rate": 0.5, "warmup_epochs": 0.5}},
-        {"from_epoch": 1.25, "schedule": {"kind": "step", "base_rate": 0.1, "decay_factor": 1.0}},
-    ]
-    of = recipe(epochs=3, batch_size=10, schedule={"kind": "segments", "segments": parts})
-    _, printed = simulated(of, samples=1009)
-    assert "tiny: segments schedule" in printed
-    assert [row[0] for row in table(printed)] == [0, 0.5, 1, 1.25, 2, 2.99]
-    assert [row[3] for row in table(printed)][3:] == [0.1, 0.1, 0.1]
-
-
 @pytest.mark.parametrize("epochs", [1, 2, 25, 26, 27, 250, 1000, 99_999])
 def test_a_long_schedule_has_few_rows(epochs: int) -> None:
     of = recipe(epochs=epochs, schedule={"kind": "cosine"})

@@ -17,7 +17,8 @@ from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
-from orchestrator.training.config import Outcome, get_outcome_path
+from orchestrator.training.config import Outcome
+from orchestrator.training.run_dir import get_outcome_path
 from tests.support import finals, launched, tiny_shards
 
 

@@ -31,7 +31,7 @@ from orchestrator.ray_backend.failure_callback import (
 )
 from orchestrator.ray_backend.fast_start import ControllerEventCallback
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 
 RAYS_WORDS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "

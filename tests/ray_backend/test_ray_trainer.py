@@ -13,7 +13,7 @@ from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.config import get_checkpoints_dir
+from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support import launched
 
 
