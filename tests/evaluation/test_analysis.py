@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.evaluation import bootstrap, score_store, table3
+from orchestrator.evaluation import bootstrap, score_store
 from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.evaluation.analysis_results import Analysis, ErrorDifference
 from orchestrator.evaluation.score_store import Scores
-from tests.support import stores
+from tests.support import oracles, stores
 from tests.support.stores import CROPS, SPLIT, manifest
 
 CLASSES, SHARDS, MEMBERS = 9, (70, 0, 50), 4
@@ -63,7 +63,7 @@ def whole(folder: str) -> Scores:
 
 
 def wrong(scores: list[Floats]) -> NDArray[np.float64]:
-    return table3.compute_errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
+    return oracles.compute_errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
 
 
 def single(scores: list[Floats]) -> NDArray[np.float64]:
@@ -100,7 +100,7 @@ def check(difference: ErrorDifference, points: float) -> None:
 
 # ------------------------------------------------------------------ figure by figure
 def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[MemberScores]) -> None:
-    plain = table3.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
+    plain = oracles.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
     assert found.table == plain
     assert (plain.images, plain.bad_images, plain.unlabelled) == (IMAGES, 0, 0)
     assert (found.split, found.member_names) == (SPLIT, NAMES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.table3 import compute_errors
+from tests.support.oracles import compute_errors
 
 Floats = NDArray[np.float32]
 

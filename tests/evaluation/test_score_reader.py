@@ -12,7 +12,7 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.evaluation import score_store, table3
 from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.storage.commit import CommitError
-from tests.support import stores
+from tests.support import oracles, stores
 from tests.support.stores import SPLIT, manifest
 from tests.support.tiny_shards import flip_byte
 
@@ -24,7 +24,7 @@ Join = Callable[[list[str], Manifest], object]
 
 
 def table(folders: list[str], dataset: Manifest) -> object:
-    return table3.compute_table(folders, dataset, SPLIT)
+    return oracles.compute_table(folders, dataset, SPLIT)
 
 
 def analysis(folders: list[str], dataset: Manifest) -> object:
