@@ -91,8 +91,8 @@ def taken(one: Side, seconds: float, other: Side, other_seconds: float) -> Itera
     """Give the machine to `one` for some seconds, then to the other for some, and so on; to both at the end.
 
     At the start `one` is running and the other stopped, and the other's turn begins immediately. There are no turns
-    after the other has ended. Raises at the end what disturbed them: then both had the machine at the same time, and their
-    clocks mean nothing.
+    after the other has ended. Raises at the end what disturbed them: then both had the machine at the same time, and
+    their clocks mean nothing.
     """
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="turns") as pool:
