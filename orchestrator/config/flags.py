@@ -24,7 +24,7 @@ from tyro.constructors import (
 
 from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
-from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
+from orchestrator.config.introspection import KIND, NOT_A_FLAG, get_model_variants, get_union_members, map_kinds
 from orchestrator.config.overrides import ListItems, find_kinds_with_path, flatten_config
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|false", type(None): "none"}
@@ -60,8 +60,9 @@ def is_positional(field: FieldInfo) -> bool:
 
 
 def _get_settable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that a command line may set: all but those declared as `tyro.conf.Fixed[...]`."""
-    return {name: field for name, field in model.model_fields.items() if tyro.conf.Fixed not in field.metadata}
+    """Return the fields that a command line may set: all but those marked tyro.conf.Fixed or NOT_A_FLAG."""
+    marks = (tyro.conf.Fixed, NOT_A_FLAG)
+    return {name: field for name, field in model.model_fields.items() if not any(m in field.metadata for m in marks)}
 
 
 def parse_flags(prog: str, description: str, config: Config, arguments: Sequence[str]) -> dict[str, Any]:

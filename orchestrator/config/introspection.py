@@ -10,6 +10,9 @@ KIND = "kind"
 PLUGIN_KIND = "package.module:attribute"
 """Stands for every kind that a union's own variants do not have, where the union also takes plug-ins."""
 
+NOT_A_FLAG = object()
+"""Annotation of a field that no command line may set."""
+
 ModelTypes = tuple[type[BaseModel], ...]
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.plugins import KindDiscriminator, Plugin, format_failure, load_plugin
 
-_KINDS = "step | exponential | polynomial | cosine | segments"
+_KINDS = "step | exponential | polynomial | cosine | segments | package.module:attribute"
 
 
 class _WarmupSchedule(Config):
@@ -61,14 +63,23 @@ class CosineDecay(_FinalRateSchedule):
     kind: Literal["cosine"] = Field("cosine", description=_KINDS)
 
 
-PlainSchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
+class SchedulePlugin(Plugin, _WarmupSchedule):
+    """A function of the user's from the share of training that is done, 0 to 1, to a multiple of base_rate.
+
+    It is called as function(share, **args) before every step.
+    """
+
+    what: ClassVar[str] = "lr_schedule"
+
+
+PlainSchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay | SchedulePlugin
 
 
 class Segment(Config):
     """From here on another schedule is followed, as if it had been from the start: its clock is the training's."""
 
     from_epoch: float = Field(0.0, ge=0, description="epochs done when it begins")
-    schedule: Annotated[PlainSchedule, Field(discriminator="kind")]
+    schedule: Annotated[PlainSchedule, KindDiscriminator()]
 
 
 class Segments(Config):
@@ -95,7 +106,7 @@ class Segments(Config):
 
 
 AnySchedule = PlainSchedule | Segments
-Schedule = Annotated[AnySchedule, Field(discriminator="kind")]
+Schedule = Annotated[AnySchedule, KindDiscriminator()]
 
 
 def to_segments(schedule: AnySchedule) -> tuple[Segment, ...]:
@@ -130,6 +141,21 @@ def _compute_decayed_lr(schedule: PlainSchedule, done: float, share: float) -> f
             return float(schedule.final_rate + (base - schedule.final_rate) * (1.0 - share) ** schedule.power)
         case CosineDecay():
             return schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+        case SchedulePlugin():
+            return base * _compute_plugin_factor(schedule, share)
+
+
+def _compute_plugin_factor(schedule: SchedulePlugin, share: float) -> float:
+    label = f"schedule {schedule.kind!r}"
+    try:
+        factor = load_plugin(schedule.what, schedule.kind)(share, **schedule.args)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"{label} failed for share {share:g} and its args{format_failure(error)}") from error
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+        raise ConfigError(f"{label} must return a finite number of at least 0, got {factor!r} for share {share:g}")
+    return float(factor)
 
 
 def find_turning_points(schedule: AnySchedule) -> list[float]:

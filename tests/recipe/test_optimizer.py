@@ -11,7 +11,7 @@ from torch import nn
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.registry import create_model as build_network
 from orchestrator.recipe import optimizer as sgd
-from orchestrator.recipe.config import OptimizerConfig
+from orchestrator.recipe.config import SGDConfig
 
 
 def linear(weight: float, bias: float) -> nn.Linear:
@@ -22,7 +22,7 @@ def linear(weight: float, bias: float) -> nn.Linear:
     return layer
 
 
-def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple[float, float]:
+def step(layer: nn.Linear, optimizer: torch.optim.Optimizer, gradient: float) -> tuple[float, float]:
     layer.weight.grad = torch.full((1, 1), gradient)
     layer.bias.grad = torch.full((1,), gradient)
     optimizer.step()
@@ -31,7 +31,7 @@ def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple
 
 def test_two_steps_by_hand() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.9, weight_decay=0.1))
+    optimizer = sgd.build_optimizer(layer, SGDConfig(momentum=0.9, weight_decay=0.1))
     sgd.set_lr(optimizer, 0.1)
     # Weight: velocity 0.5 + 0.1 * 2 = 0.7. Bias without decay: velocity 0.5.
     assert step(layer, optimizer, 0.5) == pytest.approx((1.93, 0.95))
@@ -41,7 +41,7 @@ def test_two_steps_by_hand() -> None:
 
 def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0, weight_decay=0.0))
+    optimizer = sgd.build_optimizer(layer, SGDConfig(momentum=0.0, weight_decay=0.0))
     assert step(layer, optimizer, 1.0) == (2.0, 1.0), "before a rate is set, nothing moves"
     sgd.set_lr(optimizer, 0.25)
     assert step(layer, optimizer, 1.0) == (1.75, 0.75)
@@ -49,7 +49,7 @@ def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:
 
 def test_every_parameter_is_trained_and_only_weights_decay() -> None:
     model = build_network(GoogLeNetConfig(image_size=32, width=0.1), 10, 0)
-    optimizer = sgd.build_optimizer(model, OptimizerConfig(weight_decay=0.5))
+    optimizer = sgd.build_optimizer(model, SGDConfig(weight_decay=0.5))
     decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
     assert len(decays) == sum(len(group["params"]) for group in optimizer.param_groups)
     found = {name: decays[id(one)] for name, one in model.named_parameters()}
@@ -60,7 +60,7 @@ def test_every_parameter_is_trained_and_only_weights_decay() -> None:
 def gradients(model: nn.Linear, weight: float, bias: float) -> list[float]:
     model.weight.grad = torch.full((1, 1), weight)
     model.bias.grad = torch.full((1,), bias)
-    sgd.clip_gradients(model, OptimizerConfig(clip_norm=2.5))
+    sgd.clip_gradients(model, SGDConfig(clip_norm=2.5))
     return [model.weight.grad.item(), model.bias.grad.item()]
 
 
@@ -72,13 +72,13 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
 
 def test_momentum_is_known_by_the_parameters_names_from_the_start() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig())
-    assert {name: one.tolist() for name, one in sgd.get_momentum_buffers(layer, optimizer).items()} == {
+    optimizer = sgd.build_optimizer(layer, SGDConfig())
+    assert {name: one.tolist() for name, one in sgd.get_optimizer_tensors(layer, optimizer).items()} == {
         "weight": [[0.0]], "bias": [0.0],
     }  # fmt: skip
     step(layer, optimizer, 0.5)
-    assert sgd.get_momentum_buffers(layer, optimizer)["bias"].tolist() == [0.5]
-    assert sgd.get_momentum_buffers(layer, sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0))) == {}
+    assert sgd.get_optimizer_tensors(layer, optimizer)["bias"].tolist() == [0.5]
+    assert sgd.get_optimizer_tensors(layer, sgd.build_optimizer(layer, SGDConfig(momentum=0.0))) == {}
 
 
 def test_steps_are_torchs_to_the_bit() -> None:
@@ -103,9 +103,9 @@ _TRAINS = """
 import sys, torch
 from torch import nn
 from orchestrator.recipe import optimizer as sgd
-from orchestrator.recipe.config import OptimizerConfig
+from orchestrator.recipe.config import SGDConfig
 layer = nn.Linear(2, 2)
-optimizer = sgd.build_optimizer(layer, OptimizerConfig())
+optimizer = sgd.build_optimizer(layer, SGDConfig())
 optimizer.zero_grad()
 layer(torch.ones(1, 2)).sum().backward()
 optimizer.step()
