@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -49,8 +49,14 @@ class SplitListing:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def iter_rows(self, rows: NDArray[np.int64]) -> Iterator[ImageRow]:
+        """Yield some of the images, in the order of `rows`."""
+        for row in rows.tolist():
+            numbers = (int(column[row]) for column in (self.labels, self.offsets, self.lengths))
+            yield ImageRow(self.keys[row], self.names[row], *numbers)
+
     def select_rows(self, rows: NDArray[np.int64]) -> SplitListing:
-        """Some of the rows, in that order."""
+        """Return some of the rows, in that order."""
         keys, names = (KeyColumn(column[row] for row in rows.tolist()) for column in (self.keys, self.names))
         return SplitListing(
             self.root, self.is_tar, keys, names, self.labels[rows], self.offsets[rows], self.lengths[rows]
