@@ -81,9 +81,6 @@ def _make_console() -> Console:
     return PrintableConsole(width=width, highlight=False)
 
 
-if __name__ == "__main__":
-    main()
-
 
 _OPS_FIT = "the paper's operations fit ours, and its own parameters would give"
 
@@ -256,3 +253,7 @@ def _print_legend(console: Console) -> None:
         legend.add_row(_get_note_letter(name), Text(f"{name}: {note}"))
     legend.add_row("", Text(TOTALS_NOTE))
     console.print(legend)
+
+
+if __name__ == "__main__":
+    main()

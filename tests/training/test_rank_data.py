@@ -84,7 +84,7 @@ def _without_storage(rank: int, workers: int, payload: dict[str, Any]) -> dict[s
 
     if rank == 0:
         return runs.train_on_rank(rank, workers, payload)
-    with patch.object(Prefetcher, "take", failing):
+    with patch.object(Prefetcher, "get_sample", failing):
         return runs.train_on_rank(rank, workers, payload)
 
 
