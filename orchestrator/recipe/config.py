@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
-from orchestrator.config.introspection import NOT_A_FLAG
+from orchestrator.config.flags import Flag
 from orchestrator.config.plugins import KindDiscriminator, Plugin
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig
@@ -132,7 +132,7 @@ class Recipe(Config):
         "", pattern=r"^([0-9a-f]{16})?$", description="digest of the weights to start from; by default seeds.weights"
     )
 
-    code: Annotated[dict[str, str], NOT_A_FLAG] = Field(
+    code: Annotated[dict[str, str], Flag(settable=False)] = Field(
         {},
         description="digest of the code of each plug-in, by its kind; filled in when a run is planned",
         exclude_if=lambda digests: not digests,

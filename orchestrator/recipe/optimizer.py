@@ -85,8 +85,8 @@ def check_optimizer(config: OptimizerPlugin) -> None:
         optimizer.step()
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
-            f"optimizer {config.kind!r} cannot step{format_failure(error)}; it must step after a backward pass, without "
-            "a closure"
+            f"optimizer {config.kind!r} cannot step{format_failure(error)}; it must step after a backward pass, "
+            "without a closure"
         ) from error
 
 

@@ -10,7 +10,7 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.plugins import compute_source_digest
 from orchestrator.models.config import ModelPlugin
 from orchestrator.recipe.config import OptimizerPlugin, Recipe
-from orchestrator.recipe.lr_schedule import SchedulePlugin, compute_lr, to_segments
+from orchestrator.recipe.lr_schedule import SchedulePlugin, compute_lr
 
 
 def pin_code(recipe: Recipe) -> Recipe:
@@ -43,10 +43,9 @@ def check_plugins(recipe: Recipe, num_classes: int) -> None:
             f"loss.class_weights must have {num_classes} numbers, one for each class, got "
             f"{len(recipe.loss.class_weights)}"
         )
-    for segment in to_segments(recipe.schedule):
-        if isinstance(segment.schedule, SchedulePlugin):
-            for epochs_done in (0.0, recipe.epochs / 2, float(recipe.epochs)):
-                compute_lr(segment.schedule, epochs_done, 1.0, recipe.epochs)
+    if isinstance(recipe.schedule, SchedulePlugin):
+        for epochs_done in (0.0, recipe.epochs / 2, float(recipe.epochs)):
+            compute_lr(recipe.schedule, epochs_done, 1.0, recipe.epochs)
     if isinstance(recipe.model, ModelPlugin):
         from orchestrator.models import plugin_model  # torch takes two seconds to import
 
