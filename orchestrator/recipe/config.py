@@ -72,6 +72,15 @@ class LossConfig(Config):
     )
 
 
+class MetricPlugin(Plugin):
+    """A metric of validation by name: a class as recipe.metrics.Metric, made with num_classes= and args.
+
+    It changes nothing that is trained, so it belongs to a job and not to a recipe.
+    """
+
+    what: ClassVar[str] = "metric"
+
+
 class _AveragingBase(Config):
     start: float = Field(0.6, ge=0, lt=1, description="share of training after which weights are averaged")
 

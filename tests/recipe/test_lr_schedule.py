@@ -111,7 +111,11 @@ def test_the_clock_is_samples(batch_size: int) -> None:
         (StepDecay(), 9, None),
         (StepDecay(decay_factor=1.0), 3, None),
         (ExponentialDecay(), 3, None),
-        (CosineDecay(warmup_epochs=3.0), 3, "schedule.warmup_epochs must be below epochs (3), got 3: the warm-up never ends"),
+        (
+            CosineDecay(warmup_epochs=3.0),
+            3,
+            "schedule.warmup_epochs must be below epochs (3), got 3: the warm-up never ends",
+        ),
         (CosineDecay(warmup_epochs=2.9), 3, None),
     ],
 )
