@@ -123,7 +123,7 @@ def test_smaller_images_and_other_classes() -> None:
     assert list(rows)[-1] == "linear"
     assert rows["linear"].output == (1, 1, 10)
     assert rows["5b"].output == (1, 1, 1024)
-    with pytest.raises(ValueError, match="classes: 1 is refused"):
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         table(classes=1)
 
 

@@ -148,5 +148,5 @@ def test_recipes_keep_their_fingerprints() -> None:
 
 
 def test_segments_are_no_kind_of_schedule() -> None:
-    with pytest.raises(ConfigError, match=r"^schedule\.kind: 'segments'"):
+    with pytest.raises(ConfigError, match=r"^schedule\.kind: must be one of .*, got 'segments'"):
         Recipe.from_dict({"name": "x", "schedule": {"kind": "segments", "segments": []}})

@@ -184,7 +184,7 @@ def test_the_default_preset_exists() -> None:
         ({"name": "x", "epochs": 10**9}, "epochs"),
         ({"name": "x", "schedule": {"kind": "step", "decay_epochs": float("inf")}}, "schedule.decay_epochs"),
         ({"name": "x", "schedule": {"kind": "cosine", "base_rate": float("nan")}}, "schedule.base_rate"),
-        ({"name": "x", "schedule": {"kind": "cosine", "final_rate": 0.1}}, "final_rate 0.1"),
+        ({"name": "x", "schedule": {"kind": "cosine", "final_rate": 0.1}}, "final_rate must be"),
         ({"name": "x", "epochs": 8}, "schedule.decay_epochs"),
         ({"name": "x", "epochs": 4, "schedule": {"kind": "cosine", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
         ({"name": "x", "epochs": 3, "schedule": {"kind": "step", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
