@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from orchestrator.data.build.sources.tar_headers import HeaderReader, MemberRange, iter_member_ranges
 
 from orchestrator.data.build.sources import tar_headers as headers_of
-from orchestrator.data.build.sources.tar_headers import HeaderReader, MemberRange, iter_member_ranges
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
