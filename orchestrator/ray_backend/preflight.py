@@ -85,9 +85,9 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), worker
     except (DataError, OSError) as error:
         problems.append(str(error))
     try:
-        if not connect.will_create_database(destination.tracking):
-            connect.open_tracker(destination.tracking, destination.experiment).check_readable()
-    except TrackingError as error:
+        if not connect.will_create_database(destination.tracking, destination.tracker):
+            connect.open_tracker(destination.tracking, destination.experiment, destination.tracker).check_readable()
+    except (TrackingError, ConfigError) as error:
         problems.append(f"tracking: {error}")
     if problems:
         raise PreflightError(problems)
