@@ -16,10 +16,11 @@ from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import manifest
-from orchestrator.data.build import digits, indexing, packing, verify
+from orchestrator.data.build import indexing, packing, verify
 from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig
 from orchestrator.data.build.packing import Packing, PackingPlan, ShardId
 from orchestrator.data.build.shard_packer import PackedShard, pack_shard
+from orchestrator.data.build.sources import digits
 from orchestrator.data.build.sources.config import DigitsSource
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest

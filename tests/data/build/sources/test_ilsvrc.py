@@ -23,7 +23,9 @@ TRAIN = "ILSVRC2012_img_train.tar"
 
 def listed(folder: Path | str, **fields: object) -> SourceListing:
     source = IlsvrcSource.from_dict({"url": str(folder), **fields}).resolve()
-    return source_registry.list_images(source, source_registry.find_roots(source))
+    images = source_registry.create_source(source)
+    assert isinstance(images, source_registry.ListedSource)
+    return images.list_images(images.find_roots())
 
 
 def images(found: SourceListing, split: str) -> dict[str, tuple[int, bytes]]:
@@ -169,7 +171,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path, "neither ILSVRC2012_img_train.tar nor train nor ILSVRC/Data/CLS-LOC/train there")
     refused(tmp_path, r"x\.tar: missing", train=str(tmp_path / "x.tar"), holdout=0.0)
     imagenet.write(tmp_path, [(TRAIN, b"")])
-    refused(tmp_path, "truncated at byte 0", holdout=0.0)
+    refused(tmp_path, "empty: 0 bytes are no tar", holdout=0.0)
 
 
 def test_labels_and_images_that_do_not_fit(tmp_path: Path) -> None:
