@@ -19,12 +19,14 @@ from functools import cache
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import Field, GetCoreSchemaHandler, JsonValue
+from pydantic_core import CoreSchema, core_schema
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError, format_suggestion
+from orchestrator.config.introspection import KIND, get_kind, get_model_variants, get_variant, map_kinds
 
 T = TypeVar("T")
 WHATS = ("model", "optimizer", "lr_schedule", "transform", "source", "metric", "callback", "tracker")
@@ -32,11 +34,15 @@ GROUP_PREFIX = "orchestrator."
 # Their versions belong to the environment of every run, as torch's own optimizers and layers do.
 _ENVIRONMENT_PACKAGES = ("orchestrator", "torch")
 
+_PACKAGE_DIR = str(Path(__file__).resolve().parent.parent)
+
 _registry: dict[str, dict[str, Any]] = {}
 
 
 class Plugin(Config):
-    """A plug-in by name, with its arguments."""
+    """A plug-in by name, with its arguments. A subclass may stand in a union with configs of built-in kinds."""
+
+    what: ClassVar[str] = ""  # of a subclass that is a variant of a union
 
     kind: str = Field(min_length=1, description="a built-in name, package.module:attribute or an entry point's name")
     args: dict[str, JsonValue] = Field({}, description="its keyword arguments, as JSON")
@@ -44,6 +50,27 @@ class Plugin(Config):
     def __hash__(self) -> int:
         """Hash the JSON text, because args may hold lists and mappings."""
         return hash(self.to_json())
+
+    @classmethod
+    def accepts_kind(cls, kind: str) -> bool:
+        """Return whether a kind can only be a plug-in from outside: a reference, or the name of an entry point."""
+        return ":" in kind or kind in _find_entry_points(cls.what)
+
+
+class KindDiscriminator:
+    """Annotation of a union of configs that tells them apart by `kind`, one of them a Plugin of any other kind."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return a tagged union; called by pydantic."""
+        variants = get_model_variants(source)
+
+        def choose(value: Any) -> str | None:
+            kind = value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, None)
+            variant = get_variant(variants, kind)
+            return get_kind(variant) if variant is not None else kind
+
+        choices = {kind: handler.generate_schema(variant) for kind, variant in map_kinds(variants).items()}
+        return core_schema.tagged_union_schema(choices, discriminator=choose)
 
 
 def register(what: str, name: str) -> Callable[[T], T]:
@@ -59,11 +86,6 @@ def register(what: str, name: str) -> Callable[[T], T]:
 def get_builtin_names(what: str) -> list[str]:
     """Return the names of the built-in plug-ins whose modules have been imported."""
     return list(_registry.get(what, {}))
-
-
-def is_plugin_kind(what: str, kind: str) -> bool:
-    """Return whether a kind can only mean a plug-in from outside: a reference, or the name of an entry point."""
-    return ":" in kind or kind in _find_entry_points(what)
 
 
 def load_plugin(what: str, kind: str) -> Any:
@@ -116,7 +138,7 @@ def create_plugin(what: str, kind: str, args: Mapping[str, Any], **given: Any) -
     except ConfigError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(f"{label} failed{_format_failure(error)}") from error
+        raise ConfigError(f"{label} failed{format_failure(error)}") from error
 
 
 @cache
@@ -165,9 +187,9 @@ def _import_module(name: str, label: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise _make_missing_module_error(name, label) from None
-        raise ConfigError(f"{label}: {name} does not import{_format_failure(error)}; install it") from error
+        raise ConfigError(f"{label}: {name} does not import{format_failure(error)}; install it") from error
     except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
-        raise ConfigError(f"{label}: {name} does not import{_format_failure(error)}") from error
+        raise ConfigError(f"{label}: {name} does not import{format_failure(error)}") from error
 
 
 def _find_spec(name: str, label: str) -> Any:
@@ -201,11 +223,13 @@ def _find_distribution(module: str, origin: str) -> metadata.Distribution | None
     return None
 
 
-def _format_failure(error: BaseException) -> str:
-    """Return ` at FILE:LINE: Error: text` for the innermost frame, on one line."""
+def format_failure(error: BaseException) -> str:
+    """Return ` at FILE:LINE: Error: text`, on one line, for the innermost frame outside of this package and torch."""
     if isinstance(error, SyntaxError):
         place = f" at {error.filename}:{error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        theirs = [frame for frame in frames if not frame.filename.startswith(_PACKAGE_DIR)]
+        theirs = [frame for frame in theirs if "/site-packages/torch/" not in frame.filename]
+        place = f" at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
     return f"{place}: {' '.join(f'{type(error).__name__}: {error}'.split())}"

@@ -6,12 +6,46 @@ import textwrap
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
 from orchestrator.config import plugins
+from orchestrator.config.arg_parser import Preset, parse_args
+from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.plugins import Plugin, compute_source_digest, create_plugin, load_plugin, register
+from orchestrator.config.plugins import (
+    KindDiscriminator,
+    Plugin,
+    compute_source_digest,
+    create_plugin,
+    load_plugin,
+    register,
+)
+
+
+class ModelPlugin(Plugin):
+    what: ClassVar[str] = "model"
+
+
+class MetricPlugin(Plugin):
+    what: ClassVar[str] = "metric"
+
+
+class BuiltIn(Config):
+    kind: Literal["built-in"] = "built-in"
+    size: int = 3
+    width: float = 1.0
+
+
+class PluginNet(Plugin):
+    what: ClassVar[str] = "model"
+    size: int = 4
+
+
+class Job(Config):
+    model: Annotated[BuiltIn | PluginNet, KindDiscriminator()] = BuiltIn()
+
 
 WriteModule = Callable[[str, str], Path]
 
@@ -50,7 +84,7 @@ def test_a_registered_name_is_found() -> None:
     assert load_plugin("metric", "top-1") is top_1
     assert plugins.get_builtin_names("metric") == ["top-1"]
     assert create_plugin("metric", "top-1", {}) == "found"
-    assert not plugins.is_plugin_kind("metric", "top-1")
+    assert not Plugin.accepts_kind("top-1")
 
 
 def test_a_reference_is_imported_and_called(write_module: WriteModule) -> None:
@@ -58,7 +92,7 @@ def test_a_reference_is_imported_and_called(write_module: WriteModule) -> None:
         "own_cnn.py", "class Nets:\n    @staticmethod\n    def make(num_classes, width=1): return num_classes, width"
     )
     assert create_plugin("model", "own_cnn:Nets.make", {"width": 2}, num_classes=10) == (10, 2)
-    assert plugins.is_plugin_kind("model", "own_cnn:Nets.make")
+    assert Plugin.accepts_kind("own_cnn:Nets.make")
 
 
 def test_an_entry_point_is_found(write_module: WriteModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +107,8 @@ def test_an_entry_point_is_found(write_module: WriteModule, monkeypatch: pytest.
     plugins._find_entry_points.cache_clear()
     try:
         assert create_plugin("model", "short-name", {}) == 7
-        assert plugins.is_plugin_kind("model", "short-name")
-        assert not plugins.is_plugin_kind("metric", "short-name")
+        assert ModelPlugin.accepts_kind("short-name")
+        assert not MetricPlugin.accepts_kind("short-name")
         assert compute_source_digest("short-name") == compute_source_digest("installed_net:make")
     finally:
         plugins._find_entry_points.cache_clear()
@@ -180,3 +214,49 @@ def test_the_working_directory_is_searched_last(tmp_path: Path, monkeypatch: pyt
     assert create_plugin("metric", "beside_me:make", {}) == 5
     assert sys.path[-1] == str(tmp_path)
     del sys.modules["beside_me"]
+
+
+# ------------------------------------------------------------------ in a union with built-in kinds
+def parse(*arguments: str) -> Job:
+    return parse_args("job", "", {"job": Preset(Job())}, "job", arguments)
+
+
+def test_a_reference_picks_the_plugins_variant_everywhere() -> None:
+    plugin = PluginNet(kind="own:Net", args={"width": 2}, size=3)
+    assert Job.from_dict({"model": {"kind": "own:Net", "args": {"width": 2}, "size": 3}}).model == plugin
+    assert Job(model=plugin).model == plugin
+    assert Job.from_dict(Job(model=plugin).to_dict()).model == plugin
+    # The size, a field of both kinds, stays.
+    assert parse("--model.kind", "own:Net", "--model.args", '{"width": 2}').model == plugin
+    assert parse("--model.kind=own:Net", "--model.size", "5").model == PluginNet(kind="own:Net", size=5)
+    assert parse("--model.width", "2").model == BuiltIn(width=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.kind", "buildin"], "must be one of built-in, package.module:attribute, got 'buildin'; did you mean built-in?"),
+        (["--model.args", "{}"], "--model.args: belongs to --model.kind package.module:attribute; set that too"),
+        (["--model.kind", "own:Net", "--model.args", "[1]"], "model.args: must be a mapping, got '[1]'"),
+        (["--model.kind", "own:Net", "--model.width", "2"], "--model.width: belongs to --model.kind built-in"),
+    ],
+)
+def test_mistakes_about_kinds_are_a_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_kind_in_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.kind: must be one of built-in, package"):
+        Job.from_dict({"model": {"kind": "other"}})
+    with pytest.raises(ConfigError, match=r"model.kind: must be given"):
+        Job.from_dict({"model": {}})
+
+
+def test_the_help_names_both(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "{built-in,package.module:attribute}" in capsys.readouterr().out.replace("\n", "")

@@ -110,7 +110,7 @@ def test_a_single_tree_with_a_share_held_out(tmp_path: Path) -> None:
 
 
 def test_without_validation_images_it_has_to_be_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no validation images: give --source\.holdout 0\.1"):
+    with pytest.raises(DataError, match=r"no validation images: set --source\.holdout 0\.1"):
         listed(str(tmp_path), {"train/a/1.jpg": b"", "train/b/1.jpg": b""})
 
 

@@ -97,7 +97,7 @@ def test_each_part_may_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_without_validation_images_a_share_is_held_out(tmp_path: Path) -> None:
     (imagenet.as_it_comes(tmp_path) / "ILSVRC2012_img_val.tar").unlink()
-    with pytest.raises(DataError, match=r"no validation images: give --source\.holdout"):
+    with pytest.raises(DataError, match=r"no validation images: set --source\.holdout"):
         listed(tmp_path)
     found = listed(tmp_path, holdout=0.2)
     assert images(found, "train") | images(found, "validation") == expected()["train"]
