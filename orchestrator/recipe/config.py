@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
-from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig
+from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig, check_batch_stages
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig
 from orchestrator.recipe.lr_schedule import Schedule, StepDecay, find_schedule_error
 
@@ -94,6 +94,11 @@ class Recipe(Config):
     initial_weights: str = Field(
         "", pattern=r"^([0-9a-f]{16})?$", description="digest of the weights to start from; by default seeds.weights"
     )
+
+    @model_validator(mode="after")
+    def _check_batch_stages(self) -> Self:
+        check_batch_stages(self.augmentation, self.order, self.batch_size)
+        return self
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

@@ -90,6 +90,13 @@ class ImageHeader(NamedTuple):
         return self.segments is not None and self.segments.components in (1, 3)
 
 
+def require_rgb(image: object) -> Image:
+    """Return the image if it is an H x W x 3 uint8 RGB array, else raise TypeError."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
+    return image
+
+
 def _wrap_errors(work: Callable[P, R]) -> Callable[P, R]:
     """Turn whatever a decoder raises into BadSampleError: its callers know which sample it was."""
 
