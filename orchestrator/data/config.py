@@ -129,7 +129,7 @@ class OrderConfig(Config):
     budget: int = Field(
         16384,
         ge=1,
-        description="most samples that lanes x window may hold at once, since one worker may own all lanes",
+        description="most samples that lanes x window may hold at the same time, since one worker may own all lanes",
     )
     balance: Literal["none", "class"] = Field(
         "none",
@@ -158,7 +158,7 @@ def check_batch_stages(augmentation: AugmentationConfig, order: OrderConfig, bat
 
 
 class ReadingConfig(Config):
-    """How the data is brought to a worker; changes no result."""
+    """Options of reading data; they change no result."""
 
     cache: str = Field(
         "", description="folder on each node's own disk that keeps what was read from remote data; none by default"

@@ -91,10 +91,10 @@ class _PendingBatch:
         """Return the batch when it is whole. Raises what a task raised."""
         for task in self.tasks:
             task.result()
-        labels: NDArray[np.int64] | NDArray[np.float32] = self.labels
+        labels, weights, ids = (torch.from_numpy(array) for array in (self.labels, self.weights, self.plan.ids))
         if self.mixer is not None and self.plan.lanes is not None:
-            labels = self.mixer.mix(self.images.numpy(), self.labels, self.weights > 0, self.plan.lanes, self.plan.step)
-        labels, weights, ids = (torch.from_numpy(array) for array in (labels, self.weights, self.plan.ids))
+            is_good, lanes = self.weights > 0, self.plan.lanes
+            labels = torch.from_numpy(self.mixer.mix(self.images.numpy(), self.labels, is_good, lanes, self.plan.step))
         bad = tuple(sorted(self.bad, key=lambda sample: sample.id))
         return Batch(self.images.permute(0, 3, 1, 2), labels, weights, ids, bad)
 

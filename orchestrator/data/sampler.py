@@ -20,10 +20,20 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import rng
+from orchestrator.data import index, rng
+from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
+
+
+def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderConfig) -> NDArray[np.integer] | None:
+    """Return the labels that a class-balanced order needs (N int32), read from all indexes; None for another order.
+
+    Raises DataError when an index is unfit, StorageError when storage fails.
+    """
+    return index.load_labels(url, manifest.shards(split)) if config.balance == "class" else None
 
 
 @dataclass(frozen=True)

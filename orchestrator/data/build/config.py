@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -74,6 +75,9 @@ class PackConfig(Config):
         layout = self.layout.to_dict()
         if not self.layout.resize:
             del layout["quality"]
+        if isinstance(self.source, PluginSource):
+            args = json.dumps(self.source.args, sort_keys=True)
+            return {"source": self.source.plugin, "args": args, **layout}
         return {"source": self.source.kind, "holdout": getattr(self.source, "holdout", None) or 0.0, **layout}
 
     def describe_identity(self) -> dict[str, str]:

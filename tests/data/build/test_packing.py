@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest
-from orchestrator.data.build import packing, shard_packer, tar_reader
+from orchestrator.data.build import packing, packing_plan, shard_packer, tar_reader
 from orchestrator.data.build.config import PackConfig, ShardLayout
 from orchestrator.data.build.packing import Packing
 from orchestrator.data.build.shard_packer import PackedShard
@@ -101,13 +101,13 @@ def test_every_row_is_in_one_shard(
     sizes: list[int], lengths: list[int], seed: int, shard_bytes: float, fewest: int
 ) -> None:
     found = a_listing(sizes, lengths)
-    made = packing.assign_shards(found, seed, "train", shard_bytes, fewest)
+    made = packing_plan.assign_shards(found, seed, "train", shard_bytes, fewest)
     assert sorted(np.concatenate(made).tolist()) == list(range(sum(sizes)))
     assert all(len(part) for part in made)
-    stored_bytes = found.lengths + packing.SAMPLE_OVERHEAD_BYTES
+    stored_bytes = found.lengths + packing_plan.SAMPLE_OVERHEAD_BYTES
     largest = max(int(stored_bytes[part].sum()) for part in made)
     assert largest <= shard_bytes + stored_bytes.max() or len(made) == 1
-    for mine, again in zip(made, packing.assign_shards(found, seed, "train", shard_bytes, fewest), strict=True):
+    for mine, again in zip(made, packing_plan.assign_shards(found, seed, "train", shard_bytes, fewest), strict=True):
         assert mine.tolist() == again.tolist()
 
 
@@ -115,7 +115,7 @@ def test_every_row_is_in_one_shard(
 @pytest.mark.parametrize("sizes", [[100] * 10, [500, 50, 5, 300], [1300, 732, 1000], [1] * 40])
 def test_classes_are_balanced_over_shards(sizes: list[int], seed: int) -> None:
     found = a_listing(sizes, [900, 1000, 1100])
-    made = packing.assign_shards(found, seed, "train", 1e12, 8)
+    made = packing_plan.assign_shards(found, seed, "train", 1e12, 8)
     assert len(made) == 8
     for part in made:
         expected = np.array(sizes) * len(part) / sum(sizes)
@@ -126,7 +126,7 @@ def test_classes_are_balanced_over_shards(sizes: list[int], seed: int) -> None:
 
 def test_the_shuffle_is_global_and_the_seed_its_only_input() -> None:
     found = a_listing([400, 400])
-    one, other = (packing.assign_shards(found, seed, "train", 1e12, 4) for seed in (1, 2))
+    one, other = (packing_plan.assign_shards(found, seed, "train", 1e12, 4) for seed in (1, 2))
     assert [part.tolist() for part in one] != [part.tolist() for part in other]
     for part in one:
         own = found.labels[part]
@@ -134,22 +134,22 @@ def test_the_shuffle_is_global_and_the_seed_its_only_input() -> None:
         ranks = part % 400
         assert ranks.min() < 40
         assert ranks.max() > 360
-    other_split = packing.assign_shards(found, 1, "validation", 1e12, 4)
+    other_split = packing_plan.assign_shards(found, 1, "validation", 1e12, 4)
     assert [part.tolist() for part in one] != [part.tolist() for part in other_split]
 
 
 def test_shards_are_cut_by_bytes() -> None:
     found = a_listing([300, 300], [1000, 100_000])
-    made = packing.assign_shards(found, 0, "train", 2e6, 1)
-    sums = [int((found.lengths[part] + packing.SAMPLE_OVERHEAD_BYTES).sum()) for part in made]
+    made = packing_plan.assign_shards(found, 0, "train", 2e6, 1)
+    sums = [int((found.lengths[part] + packing_plan.SAMPLE_OVERHEAD_BYTES).sum()) for part in made]
     assert len(made) == 16
     assert max(sums) - min(sums) <= 2 * 102_000
-    half = packing.assign_shards(found, 0, "train", 2e6, 1, ratio=0.5)
+    half = packing_plan.assign_shards(found, 0, "train", 2e6, 1, ratio=0.5)
     assert len(half) == 9, "headers and labels stay as they are"
 
 
 def test_there_are_no_more_shards_than_images() -> None:
-    assert len(packing.assign_shards(a_listing([2, 1]), 0, "train", 1e9, 8)) == 3
+    assert len(packing_plan.assign_shards(a_listing([2, 1]), 0, "train", 1e9, 8)) == 3
 
 
 # ------------------------------------------------------------------ what is packed
@@ -438,9 +438,9 @@ def test_of_two_that_start_at_once_the_winner_packs_its_own_rows(tars: IlsvrcSou
     wanted = pack(command(tars, tmp_path / "alone", seed=1)).digest()
     winner, loser = (command(tars, tmp_path / "both", seed=seed).resolve() for seed in (1, 2))
     plans = [packing.plan_packing(one, packing._find_roots(one), silent) for one in (winner, loser)]
-    packing.save_plan(winner, *plans[0])
+    packing_plan.save_plan(winner, *plans[0])
     with pytest.raises(DataError, match="an unfinished packing with"):
-        packing.save_plan(loser, *plans[1])
+        packing_plan.save_plan(loser, *plans[1])
     assert pack(winner).digest() == wanted
 
 
