@@ -42,7 +42,7 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
-            from orchestrator.data.build import digits  # scikit-learn takes a second to import
+            from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
 
             digits.pack_digits(resolved.data)
         found = _check_dataset(resolved)
