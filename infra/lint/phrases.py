@@ -34,7 +34,8 @@ def check_phrases(tree: Tree, phrase_list: dict[str, Any] | None = None) -> Repo
     phrases = [Phrase(re.compile(entry["match"], re.I), entry["instead"]) for entry in phrase_list["phrase"]]
     skipped = tuple([*phrase_list["exempt"], *phrase_list["pending"]])
     names = tree.named(*PATTERNS)
-    if stale := [prefix for prefix in skipped if not any(name.startswith(prefix) for name in names)]:
+    stale = [prefix for prefix in skipped if not any(name.startswith(prefix) for name in names)]
+    if stale and LIST.is_relative_to(tree.root):  # another tree, such as a test's, has other files
         raise ValueError(f"{LIST.name}: {', '.join(stale)} names no file; remove it from the list")
     checked = [name for name in names if not name.startswith(skipped)]
     problems = [

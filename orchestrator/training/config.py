@@ -103,9 +103,6 @@ class Cadence(Config):
         None, ge=1, description="samples between checkpoints, also at a pulse, whatever the clock says; off by default"
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
-    marks: tuple[int, ...] = Field(
-        (), description="samples at which a checkpoint is kept for good, for other runs to begin with; each at a pulse"
-    )
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
     log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")

@@ -13,11 +13,6 @@ def get_checkpoints_dir(folder: str) -> str:
     return file_io.join(folder, "checkpoints")
 
 
-def get_marks_dir(folder: str) -> str:
-    """Where a run keeps the checkpoints that other runs begin with."""
-    return file_io.join(folder, "marks")
-
-
 def get_final_weights_dir(folder: str) -> str:
     """Where a finished run keeps its final weights."""
     return file_io.join(folder, "final")

@@ -21,7 +21,7 @@ from orchestrator.data import sample_audit, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sampler import EpochOrder
-from orchestrator.recipe.lr_schedule import compute_lr, suggest_lower_lr
+from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.storage import file_io
 from orchestrator.training import attempts, datasets
 from orchestrator.training import train_state as states
@@ -397,7 +397,7 @@ class Trainer:
         progress = self.state.progress
         return (
             f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
-            f"{self.learning_rate:g}: {suggest_lower_lr(self.job.recipe.schedule, progress.epochs_done)}"
+            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
         )
 
     def _save_final_weights(self) -> None:

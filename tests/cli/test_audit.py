@@ -20,7 +20,6 @@ from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.storage import commit, file_io
 from orchestrator.training.config import TrainJob
-from orchestrator.training.fork import fork_run
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from tests.support import launched, runs, tiny_shards
 from tests.support.launched import write_journal
@@ -102,22 +101,6 @@ def test_a_run_that_is_not_done_is_audited_by_its_newest_checkpoint(data: Path, 
     assert "checkpoint at 64 samples" in text
     assert " 1 48 48 48 2 " in text
     assert re.search(r" 2 16 16 16 34 \d as planned", text)
-
-
-def test_a_forked_run_is_audited_with_the_epochs_that_the_other_run_trained(data: Path, tmp_path: Path) -> None:
-    one, forked = placed(tmp_path / "one", data), placed(tmp_path / "forked", data)
-    assert runs.train(one, context=RecordingContext(enough=1)).samples == 48
-    assert fork_run(one.folder, forked.folder, forked.recipe) == 48
-    status, text = told(forked)
-    assert status == 0
-    assert "checkpoint at 48 samples" in text
-    assert "attempts: 0, incidents: 0\n" in text
-    assert runs.train(forked).status == "finished"
-    status, text = told(forked)
-    assert status == 0
-    assert " 1 48 48 48 2 " in text
-    assert " 2 48 48 48 2 " in text
-    assert "attempts: 1, incidents: 0\n" in text
 
 
 def test_a_run_that_failed_and_resumed_is_clean_and_its_replay_told(data: Path, tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """Steps: micro-batches, clipping, precision, and the search for what fits a device's memory."""
 
-import gzip
-import json
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from rich.console import Console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
-from orchestrator.config.json_text import parse_json, parse_object
+from orchestrator.config.json_text import parse_object
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest, shuffle_quality
 from orchestrator.data.build import class_names, label_format, shard_patterns, shard_pool, tar_reader
@@ -66,10 +65,9 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
     items = [(name, folders.get_size(name) or 0) for split in names.values() for name in split]
     if file_io.exists(file_io.join(job.to, manifest.FILE_NAME)):
         return _check_existing(job, how, names, dict(items), console)
-    lists = read_shard_lists(folders, [name for name, _ in items])
     ranges = RangeReader(job.threads)
     try:
-        work = ShardIndexer(job.url, job.to, how, lists, ranges)
+        work = ShardIndexer(job.url, job.to, how, ranges)
         work.check_writable()
         found = _index_all(work, items, job.threads, console)
     finally:
@@ -94,7 +92,7 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
     work.remove_work_folder()
     for line in describe_transparent({split: sum(one.transparent for one in by_split[split]) for split in by_split}):
         _print_line(console, line)
-    _print_summary(job, made, by_split, lists, console)
+    _print_summary(job, made, by_split, console)
     for name in (name for name, _ in items if not found[name].shard.samples):
         _print_line(console, f"warning: {make_printable(name)}: no member in it: left out", "yellow")
     return 0
@@ -198,7 +196,6 @@ def _print_summary(
     job: IndexConfig,
     made: Manifest,
     by_split: Mapping[str, Sequence[IndexedShard]],
-    lists: ShardLists,
     console: Console,
 ) -> None:
     """What was adopted, and what is odd about it without being wrong."""
@@ -226,13 +223,6 @@ def _print_summary(
                 say(f"warning: {split}: left out: {told}", "yellow")
             else:
                 say(f"{split}: no images: {told}")
-    if lists.sources:
-        say(f"counts agree with {make_printable(', '.join(lists.sources))}")
-    for source, reason in lists.other_files.items():
-        say(f"{make_printable(source)}: no list of shards, not compared: {make_printable(reason)}")
-    if lists.unindexed:
-        first = make_printable(lists.unindexed[0])
-        say(f"warning: {len(lists.unindexed)} tars listed there are not adopted: {first} ...", "yellow")
     if TRAIN in by_split:
         found = shuffle_quality.measure_shuffle_quality(
             [one.labels for one in by_split[TRAIN]], job.order, job.batch_size
@@ -264,9 +254,11 @@ class IndexedShard:
 class ShardIndexer:
     """Indexes single tars below `url` into `to`; safe for threads."""
 
-    def __init__(self, url: str, to: str, how: LabelFormat, lists: ShardLists, ranges: RangeReader) -> None:
-        self._url, self._to, self._label_format, self._lists, self._ranges = url, to, how, lists, ranges
-        self._options = compute_fingerprint(url, how.to_manifest_values(), how.classes, how.titles)
+    def __init__(self, url: str, to: str, label_format: LabelFormat, ranges: RangeReader) -> None:
+        self._url, self._to, self._label_format, self._ranges = url, to, label_format, ranges
+        self._options = compute_fingerprint(
+            url, label_format.to_manifest_values(), label_format.classes, label_format.titles
+        )
         self._resumes = file_io.exists(file_io.join(to, INDEXING_FOLDER))
 
     def check_writable(self) -> None:
@@ -296,17 +288,14 @@ class ShardIndexer:
 
     def _index_shard(self, name: str, tick: Callable[[int], None]) -> IndexedShard:
         url = file_io.join(self._url, name)
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        said = self._lists.by_shard.get(name, ())
-        wants_md5 = any(one.md5 is not None for one in said)
-        size = 0
+        sha256, size = hashlib.sha256(), 0
 
         def count(read: int) -> None:
             nonlocal size
             size += read
             tick(read)
 
-        blocks = tar_reader.read_blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
+        blocks = tar_reader.read_blocks(url, self._ranges, (sha256,), count)
         fields, others, shown = self._label_format.fields, OtherMembers(), redaction.redact(url)
         transparent: list[str] = []
         members = tar_reader.iter_members(blocks, shown, fields.extensions, others.add)
@@ -319,11 +308,6 @@ class ShardIndexer:
             raise DataError(
                 f"{shown}: {skipped.describe(fields, skipped.samples + len(listing.keys))}: {_suggest_flags(skipped)}"
             )
-        for one in said:
-            if trouble := one.describe_disagreement(
-                name, len(listing.keys), size, md5.hexdigest() if wants_md5 else None
-            ):
-                raise DataError(trouble)
         if not listing.keys:  # and no other member: it is left out
             return build_indexed_shard(
                 Shard(name=name, samples=0, bytes=size, sha256="", index_sha256=""), listing, skipped
@@ -340,7 +324,6 @@ class ShardIndexer:
         entry = json.dumps(
             {
                 "options": self._options,
-                "said": repr(said),
                 "shard": shard.to_dict(),
                 "skipped": skipped.to_dict(),
                 "transparent": len(transparent),
@@ -356,8 +339,7 @@ class ShardIndexer:
         try:
             entry = parse_object(file_io.read_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json")))
             shard = Shard.from_dict(entry["shard"])
-            same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
-            if not same or shard.bytes != size:
+            if entry["options"] != self._options or shard.bytes != size:
                 return None
             skipped, transparent = SkippedSamples.from_dict(entry["skipped"]), int(entry["transparent"])
             return build_indexed_shard(shard, index.load(self._to, shard), skipped, transparent)
@@ -399,137 +381,3 @@ def _suggest_flags(skipped: SkippedSamples) -> str:
     fitting = sorted(skipped.labels, key=lambda label: not label.startswith(prefix))
     labels = f" --label-key 'cls;{fitting[0]}'" if fitting else ""
     return f"set --image-key 'jpg;{image}'{labels} to take them, --image-key jpg to leave them out"
-
-
-WIDS_KIND = "wids-shard-index-v1"
-# A list of 100,000 shards has about 20 MB.
-MAX_LIST_BYTES = 128 * 2**20
-# More samples or bytes than any shard has.
-MAX_COUNT = 2**46
-# What a list of shards holds, also one that is damaged.
-_LIST_MARKERS = (b'"shard_lengths"', b'"wids-shard-index-v1"')
-
-
-@dataclass(frozen=True)
-class ListedShard:
-    """One shard according to another list."""
-
-    source: str  # the list's name
-    samples: int
-    bytes: int | None = None
-    md5: str | None = None
-
-    def describe_disagreement(self, name: str, samples: int, size: int, md5: str | None) -> str | None:
-        """How what was found differs; None when it does not."""
-        if self.samples != samples:
-            return f"{name}: {samples} samples, {self.source} says {self.samples}"
-        if self.bytes is not None and self.bytes != size:
-            return f"{name}: {size} bytes, {self.source} says {self.bytes}"
-        if self.md5 is not None and self.md5 != md5:
-            return f"{name}: its md5 is {md5}, {self.source} says {self.md5}"
-        return None
-
-
-@dataclass(frozen=True)
-class ShardLists:
-    """All lists that lie beside the tars."""
-
-    by_shard: dict[str, tuple[ListedShard, ...]]  # name of the shard below the URL
-    sources: tuple[str, ...]
-    unindexed: tuple[str, ...]  # shards that a list names and that are not adopted
-    other_files: dict[str, str]  # files in .json that are something else and no JSON, with the reason
-
-
-def read_shard_lists(folders: FolderSizes, shards: Sequence[str]) -> ShardLists:
-    """What the lists in the URL's folder and in those of the shards say.
-
-    A file that is no JSON and nothing like a list (annotations in JSON Lines, say) is passed over. Raises DataError for
-    a list that is damaged or disagrees with itself.
-    """
-    foreign: dict[str, str] = {}
-    found: dict[str, list[ListedShard]] = {}
-    sources, left_out, wanted = [], [], set(shards)
-    for folder in sorted({"", *(name.rpartition("/")[0] for name in shards)}):
-        for last, size in sorted(folders.get_known_sizes(folder).items()):
-            if (
-                not last.endswith(".json")
-                or last.endswith(".index.json")
-                or last == "manifest.json"
-                or size > MAX_LIST_BYTES
-            ):
-                continue
-            source = f"{folder}/{last}" if folder else last
-            data = file_io.read_bytes(file_io.join(folders.url, source))
-            try:
-                listed = list(_parse_list(data, source, folder, shards))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if not any(mark in data for mark in _LIST_MARKERS):
-                    foreign[source] = str(error)
-                    continue
-                shown = redaction.redact(file_io.join(folders.url, source))
-                raise DataError(f"{shown}: damaged: {error!r}; mend it, or move it away") from None
-            sources += [source] if listed else []
-            for name, said in listed:
-                if name in wanted:
-                    found.setdefault(name, []).append(said)
-                else:
-                    left_out.append(name)
-    return ShardLists(
-        {name: tuple(said) for name, said in found.items()}, tuple(sources), tuple(sorted(set(left_out))), foreign
-    )
-
-
-def _parse_list(data: bytes, source: str, folder: str, shards: Sequence[str]) -> Iterator[tuple[str, ListedShard]]:
-    """Shard (below the URL) and what is said of it; nothing when the JSON is about something else."""
-    known = {name.rpartition("/")[2]: name for name in shards}
-
-    def placed(name: str) -> str:
-        # Lists are moved about and hold URLs of other places: what counts is the last part, if no exact name does.
-        exact = f"{folder}/{name}" if folder else name
-        return exact if exact in shards_set else known.get(name.rpartition("/")[2], exact)
-
-    shards_set = set(shards)
-    found = parse_json(data)
-    if not isinstance(found, dict):
-        return
-    if found.get("__kind__") == WIDS_KIND:
-        for entry in found["shardlist"]:
-            size = entry.get("filesize")
-            said = ListedShard(
-                source,
-                _parse_count(entry["nsamples"]),
-                None if size is None else _parse_count(size),
-                entry.get("md5sum"),
-            )
-            yield placed(str(entry["url"])), said
-        return
-    lists = found["splits"].values() if isinstance(found.get("splits"), dict) else [found]
-    for split in lists:
-        if isinstance(split, dict) and "shard_lengths" in split:
-            for name, count in _parse_shard_lengths(split, source, folder, shards):
-                yield placed(name), ListedShard(source, count)
-
-
-def _parse_shard_lengths(
-    split: dict[str, Any], source: str, folder: str, shards: Sequence[str]
-) -> Iterator[tuple[str, int]]:
-    lengths = split["shard_lengths"]
-    if isinstance(lengths, dict):
-        pairs = [(str(name), _parse_count(count)) for name, count in lengths.items()]
-    else:
-        names = split.get("filenames")
-        if names is None:  # in the order of their names, as they would be listed
-            names = sorted(name.rpartition("/")[2] for name in shards if name.rpartition("/")[0] == folder)
-        if len(names) != len(lengths):
-            raise ValueError(f"{len(names)} shards, but the counts of {len(lengths)}")
-        pairs = [(str(name), _parse_count(count)) for name, count in zip(names, lengths, strict=True)]
-    total = sum(count for _, count in pairs)
-    if split.get("num_samples", total) != total:
-        raise ValueError(f"num_samples is {split['num_samples']}, the sum of shard_lengths {total}")
-    yield from pairs
-
-
-def _parse_count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise ValueError(f"{value!r} is no count")
-    return value

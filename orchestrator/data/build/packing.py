@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from orchestrator.data.build.shard_packer import (
     ShardTask,
 )
 from orchestrator.data.build.sources import source_registry
-from orchestrator.data.build.sources.listing import ImageRow, SplitListing
+from orchestrator.data.build.sources.listing import SplitListing
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms.decode import BACKGROUND_NAME
@@ -61,10 +61,6 @@ class Packing:
     roots: dict[str, str]  # by split; held-out images lie in that of train
     finished: dict[ShardId, PackedShard]
 
-    @cached_property
-    def _plan_digest(self) -> str:
-        return self.plan.digest()
-
     def list_unfinished(self) -> list[ShardId]:
         """The shards that are still to be packed."""
         return [shard for shard in self.plan.shards() if shard not in self.finished]
@@ -75,7 +71,7 @@ class Packing:
         layout = self.config.layout
         return ShardTask(
             url=self.config.url,
-            plan=self._plan_digest,
+            plan=self.plan.digest,
             split=split,
             number=number,
             root=self.roots.get(split, self.roots["train"]),
@@ -106,8 +102,7 @@ def start_packing(config: PackConfig, say: Callable[[str], None]) -> Packing | M
 
 def preview_plan(config: PackConfig, say: Callable[[str], None]) -> PackingPlan:
     """The plan of a resolved command; nothing is written. Raises what `begin` raises."""
-    plan = load_plan(config.url)
-    if plan is None:
+    if (plan := load_plan(config.url)) is None:
         return plan_packing(config, _find_roots(config), say)[0]
     check_same_command(plan, config)
     return plan
@@ -137,7 +132,7 @@ def plan_packing(
                 is_tar=split.is_tar,
                 bytes=int(split.lengths.sum()),
                 shards=tuple(map(len, shards)),
-                per_class=tuple(count_per_class(split, len(found.classes))),
+                per_class=tuple(np.bincount(split.labels, minlength=len(found.classes)).tolist()),
             )
             for name, (split, shards) in rows.items()
         },
@@ -191,14 +186,12 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
     layout = config.layout
     if not layout.resize:
         return 1.0
-    chosen = split.select_rows(sample_rows(split, layout.seed, ESTIMATE_IMAGES))
-    columns = (chosen.keys, chosen.names, chosen.labels.tolist(), chosen.offsets.tolist(), chosen.lengths.tolist())
-    rows = [ImageRow(*values) for values in zip(*columns, strict=True)]
+    chosen = rng.permutation(rng.derive_key(layout.seed, "pack-estimate"), len(split))[:ESTIMATE_IMAGES]
     treatment = ReencodeOptions(resize=layout.resize, quality=layout.quality, decode=False)
     before = after = 0
     with closing(RangeReader(IO_THREADS)) as ranges:
         reader = ImageReader(ranges, split.root, split.is_tar, treatment)
-        for row, packed in shard_packer.map_in_order(reader.read_packed, rows, IO_THREADS):
+        for row, packed in shard_packer.map_in_order(reader.read_packed, split.iter_rows(chosen), IO_THREADS):
             if not packed.finding.defect:
                 before, after = before + row.length, after + len(packed.image)
     return after / before if before else 1.0
@@ -230,13 +223,8 @@ def _remove_leftovers(url: str, plan: PackingPlan) -> None:
     if not urls.is_local(url):
         return
     for name in plan.splits:
-        for path in _find_leftovers(urls.to_local_path(file_io.join(url, name))):
-            os.unlink(path)
-
-
-def _find_leftovers(folder_path: str) -> Iterator[str]:
-    with os.scandir(folder_path) as entries:
-        yield from [entry.path for entry in entries if entry.name.startswith(file_io.TEMP_PREFIX)]
+        for path in Path(urls.to_local_path(file_io.join(url, name))).glob(f"{file_io.TEMP_PREFIX}*"):
+            path.unlink()
 
 
 # Beside its image a sample takes two headers, the label and, on average, half a record of filling.
@@ -282,16 +270,6 @@ def assign_shards(
     ]
 
 
-def sample_rows(listing: SplitListing, seed: int, count: int) -> NDArray[np.int64]:
-    """At most `count` rows by which sizes are estimated."""
-    return rng.permutation(rng.derive_key(seed, "pack-estimate"), len(listing))[:count]
-
-
-def count_per_class(listing: SplitListing, num_classes: int) -> list[int]:
-    """Number of images of each class."""
-    return [int(count) for count in np.bincount(listing.labels, minlength=num_classes)]
-
-
 REPORT_NAME = "report.json"
 # So many may be broken in a small dataset, too.
 MIN_BAD_LIMIT = 10
@@ -332,9 +310,12 @@ def describe_left_out(plan: PackingPlan, entries: Mapping[ShardId, PackedShard])
             kinds[UNSUPPORTED_EXTENSIONS[extension]] += count
     if not kinds:
         return ""
-    others = any(kind in UNSUPPORTED_FORMATS for kind in kinds)
-    counted = ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
-    return f"{kinds.total()} left out: {counted}" + ("; convert them to JPEG or PNG first" if others else "")
+    fix = "; convert them to JPEG or PNG first" if any(kind in UNSUPPORTED_FORMATS for kind in kinds) else ""
+    return f"{kinds.total()} left out: {_format_counts(kinds)}{fix}"
+
+
+def _format_counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
 
 
 def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], max_bad: float) -> str | None:
@@ -344,8 +325,7 @@ def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], m
     if len(bad) <= allowed:
         return None
     seen = sum(entry.images for entry in entries.values())
-    kinds = Counter(one.defect for one in bad)
-    counted = ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
+    counted = _format_counts(Counter(image.defect for image in bad))
     listed = "; ".join(f"{one.key} ({one.source}): {one.reason}" for one in bad[:MAX_LISTED_IMAGES])
     more = f"; and {len(bad) - MAX_LISTED_IMAGES} more" if len(bad) > MAX_LISTED_IMAGES else ""
     return (
@@ -354,32 +334,27 @@ def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], m
     )
 
 
-def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
-    """The report in JSON form."""
-    return {
+def encode_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> bytes:
+    """Return the report as a JSON file, the same bytes for the same content."""
+    report = {
         "name": plan.name,
         "made": plan.made,
         "classes": len(plan.classes),
         "ignored_files": plan.ignored,
         "splits": {name: _build_split_report(plan, name, entries) for name in plan.splits},
     }
-
-
-def encode_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> bytes:
-    """The report as a file, the same bytes for the same content."""
-    return (json.dumps(build_report(plan, entries), indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
 
 
 def build_report_table(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> Table:
     """The report for people: a row for each thing that was met."""
-    found = build_report(plan, entries)["splits"]
+    found = {name: _build_split_report(plan, name, entries) for name in plan.splits}
     shown = Table("", *found, title=Text(f"{make_printable(plan.name)}: {len(plan.classes)} classes", style="italic"))
     for title, name in (("shards", "shards"), ("images", "images"), ("MiB", "bytes"), ("reduced in size", "resized")):
         values = [split[name] / 2**20 if name == "bytes" else split[name] for split in found.values()]
         shown.add_row(title, *(f"{value:,.0f}" for value in values))
-    shown.add_row(
-        "images of a class", *(f"{s['fewest_of_a_class']:,} to {s['most_of_a_class']:,}" for s in found.values())
-    )
+    spans = (f"{split['fewest_of_a_class']:,} to {split['most_of_a_class']:,}" for split in found.values())
+    shown.add_row("images of a class", *spans)
     shown.add_row("classes without images", *(f"{len(split['classes_without_images']):,}" for split in found.values()))
     for kind, meaning in ODDITY_MEANINGS.items():
         counts = [split["met"].get(kind, 0) for split in found.values()]
@@ -456,8 +431,9 @@ class PackingPlan(Config):
         """Images of all splits."""
         return sum(split.samples for split in self.splits.values())
 
+    @cached_property
     def digest(self) -> str:
-        """A short hash of all of it, which names the folder of its rows."""
+        """Short hash of all of it, which names the folder of its rows."""
         return compute_fingerprint(self, length=16)
 
     def shards(self) -> list[ShardId]:
@@ -482,7 +458,7 @@ def load_plan(url: str) -> PackingPlan | None:
 
 def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> PackingPlan:
     """Write rows and plan; the plan of who was first, when two start at the same time."""
-    url, digest = config.url, plan.digest()
+    url, digest = config.url, plan.digest
 
     def kept(item: tuple[str, int, SplitListing, RowNumbers]) -> None:
         name, number, split, chosen = item
@@ -502,18 +478,14 @@ def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> Packi
 
 def check_same_command(plan: PackingPlan, config: PackConfig) -> None:
     """Raise DataError when the plan is that of another command."""
-    for name, ours in config.describe_identity().items():
-        theirs = plan.identity.get(name, "")
+    command = config.describe_identity()
+    for name in (*command, *plan.identity):
+        theirs, ours = plan.identity.get(name, ""), command.get(name, "")
         if theirs != ours:
             raise DataError(
-                f"url: {redaction.redact(config.url)}: an unfinished packing with {name} {theirs!r} is "
-                "there, this command "
-                f"has {ours!r}: give the same to go on with it, take another --url, or remove {PACKING_FOLDER} there"
+                f"url: {redaction.redact(config.url)}: an unfinished packing with {name} {theirs!r} is there, this "
+                f"command has {ours!r}; give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
             )
-    if plan.identity.keys() != config.describe_identity().keys():
-        raise DataError(
-            f"url: {redaction.redact(config.url)}: an unfinished packing of another kind of source is there"
-        )
 
 
 def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedShard]:

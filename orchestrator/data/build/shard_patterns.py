@@ -48,10 +48,6 @@ class FolderSizes:
             there = file_io.list_sizes(file_io.join(self.url, folder) if folder else self.url, lasts)
             self._sizes_by_folder[folder] = {**self._sizes_by_folder.get(folder, {}), **there}
 
-    def get_known_sizes(self, folder: str) -> Mapping[str, int]:
-        """As `sizes`; of a web server's folder that cannot be listed, what was asked for by name."""
-        return self._sizes_by_folder.get(folder, {}) if urls.is_web(self.url) else self.get_sizes(folder)
-
     def get_size(self, name: str) -> int | None:
         """Bytes of an object; None when it is not there."""
         folder, _, last = name.rpartition("/")

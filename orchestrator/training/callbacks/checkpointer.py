@@ -16,7 +16,7 @@ from orchestrator.training.callbacks.base import Callback
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.rank_sync import SyncResult
-from orchestrator.training.run_dir import get_checkpoints_dir, get_marks_dir
+from orchestrator.training.run_dir import get_checkpoints_dir
 from orchestrator.training.train_state import TrainState
 
 if TYPE_CHECKING:  # trainer imports this module
@@ -104,9 +104,7 @@ class Checkpointer(Callback):
             trainer.notify("on_checkpoint")
 
     def is_due(self, samples: int) -> bool:
-        """Return whether the cadence asks for a checkpoint now; during a write, only whether one is to be kept."""
-        if samples in self._cadence.marks:
-            return True
+        """Return whether the cadence asks for a checkpoint now; never during a write."""
         if self._writer.is_writing:
             return False
         each = self._cadence.checkpoint_samples
@@ -142,8 +140,6 @@ class Checkpointer(Callback):
             if self._attempt.is_superseded():
                 return  # it would not count, and must not push out what does
             samples = content["samples"]
-            if samples in self._cadence.marks:
-                checkpoint_format.save(get_marks_dir(self._run), content, samples, self._attempt.number)
             saved = checkpoint_format.save(self._folder, content, samples, self._attempt.number)
             if not self._attempt.is_superseded():  # by one that needs what would be removed
                 is_stale = attempts.load_stale_checkpoint_check(self._run)

@@ -410,54 +410,6 @@ def test_done_is_done(foreign: Path) -> None:
         run(foreign)
 
 
-# ------------------------------------------------------------------ cross-checks
-def timm(train: Sequence[int], total: int | None = None) -> object:
-    split = {"name": "train", "filenames": ["train-0.tar", "train-1.tar"], "shard_lengths": list(train)}
-    return {"splits": {"train": split | {"num_samples": sum(train) if total is None else total}}}
-
-
-def wids(**changes: Any) -> object:
-    entry = {"url": "https://elsewhere/train-1.tar", "nsamples": 4} | changes
-    return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": [entry]}
-
-
-@pytest.mark.parametrize(
-    ("listed", "said"),
-    [(timm([3, 5]), "train-1.tar: 4 samples, info.json says 5"),
-     (wids(nsamples=3), "train-1.tar: 4 samples, info.json says 3"),
-     (wids(filesize=99), r"train-1.tar: \d+ bytes, info.json says 99"),
-     (wids(md5sum="00"), "train-1.tar: its md5 is [0-9a-f]{32}, info.json says 00"),
-     ({"shard_lengths": {"train-0.tar": 3, "train-1.tar": 9}}, "train-1.tar: 4 samples, info.json says 9"),
-     ({"shard_lengths": [3, 4, 9]}, "val.tar: 2 samples, info.json says 9"),
-     ({"shard_lengths": [3, 4]}, "info.json: damaged: .*3 shards, but the counts of 2"),
-     (timm([3, 4], total=8), "info.json: damaged: .*num_samples is 8, the sum of shard_lengths 7"),
-     ({"shard_lengths": ["a", 4, 2]}, "info.json: damaged: .*'a' is no count"),
-     ({"__kind__": "wids-shard-index-v1"}, "info.json: damaged: KeyError"),
-     ({"__kind__": "wids-shard-index-v1", "shardlist": [3]}, "info.json: damaged")],
-)  # fmt: skip
-def test_lists_that_disagree(foreign: Path, listed: object, said: str) -> None:
-    (foreign / "info.json").write_text(json.dumps(listed))
-    with pytest.raises(DataError, match=said):
-        run(foreign)
-    assert not (foreign / manifest.FILE_NAME).exists()
-
-
-@pytest.mark.parametrize("name", ["_info.json", "shards.json"])
-def test_lists_that_agree(foreign: Path, name: str) -> None:
-    data = (foreign / "train-1.tar").read_bytes()
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    (foreign / name).write_text(json.dumps(timm([3, 4])))
-    (foreign / "wids.json").write_text(json.dumps(wids(filesize=len(data), md5sum=md5)))
-    (foreign / "other.json").write_text('{"splits": ["train"]}')
-    (foreign / "list.json").write_text("[1]")
-    assert f"counts agree with {name}, wids.json" in run(foreign)
-
-
-def test_listed_tars_that_are_left_out_are_told(foreign: Path) -> None:
-    (foreign / "_info.json").write_text(json.dumps(timm([3, 4])))
-    assert "warning: 1 tars listed there are not adopted: train-1.tar" in run(foreign, train="train-0.tar")
-
-
 def test_transparent_images_are_counted_and_part_of_the_identity(foreign: Path) -> None:
     assert "are transparent" not in run(foreign)
     digest = manifest.load(str(foreign)).digest()

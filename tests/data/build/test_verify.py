@@ -229,7 +229,7 @@ def test_many_equal_keys_are_counted(packed: Path) -> None:
 
 
 def test_equal_hashes_are_not_taken_for_equal_keys(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index.KeyColumn, "hashes", lambda self: np.zeros(len(self), np.uint64))
+    monkeypatch.setattr(index.KeyColumn, "compute_hashes", lambda self: np.zeros(len(self), np.uint64))
     assert run(packed)[0] == 0
 
 

@@ -17,7 +17,7 @@ from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import Cadence, TrainJob
-from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 from orchestrator.training.train_state import TrainState
 from tests.support.runs import CPU, NEVER, recipe, saved_at
 
@@ -54,21 +54,6 @@ def test_the_clock_says_when(tmp_path: Path, state: TrainState) -> None:
     saver.save(state)
     saver.wait()
     assert not saver.is_due(0)
-
-
-def test_a_mark_is_kept_for_good(tmp_path: Path, state: TrainState) -> None:
-    one = job(tmp_path, keep=1)
-    mark = state.progress.advance().samples
-    saver = saver_of(one.model_copy(update={"cadence": one.cadence.model_copy(update={"marks": (mark,)})}))
-    for expected in (True, False, False):
-        advance(state)
-        assert saver.is_due(state.progress.samples) is expected
-        saver.save(state)
-    saver.wait()
-    kept = checkpoint_dir.list_checkpoints(get_marks_dir(one.folder))
-    assert [place.samples for place in kept] == [mark]
-    assert checkpoints.load(kept[0].url)["samples"] == mark
-    assert mark not in saved_at(one)
 
 
 def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: TrainState) -> None:
