@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from orchestrator.data.dataloader import BadSample, BatchLoader
 from orchestrator.models.network import Logits, Network
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.run_dir import ClassResult
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
 
@@ -42,6 +43,18 @@ class EvaluationSums(RankSums):
             f"validation/{name}_top5_error": 100 * (sum(self.wrong_top5) / count),
             f"validation/{name}_loss": self.loss / count,
         }
+
+    def get_class_results(self, names: Sequence[str]) -> tuple[ClassResult, ...]:
+        """Return images and errors of each class; `names` are the classes by label."""
+        return tuple(
+            ClassResult(
+                name=name,
+                images=int(images),
+                top1_error=100 * top1 / images if images else None,
+                top5_error=100 * top5 / images if images else None,
+            )
+            for name, images, top1, top5 in zip(names, self.samples, self.wrong_top1, self.wrong_top5, strict=True)
+        )
 
 
 @dataclass(frozen=True)

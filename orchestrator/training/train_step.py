@@ -66,6 +66,7 @@ class TrainStep:
         self._network = torch.compile(network) if execution.compile else network
         self.micro_batch = execution.micro_batch
         self._normalises = has_batch_norm(recipe.model)
+        self._seeds_torch = bool(getattr(state.model, "has_stock_randomness", False))
         self.normalize = Normalizer(recipe.preprocessing, world.device)
         self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
         self._averaging_from = compute_averaging_start_step(recipe, state.progress.steps_per_epoch)
@@ -77,6 +78,10 @@ class TrainStep:
         state, recipe, progress = self._state, self._recipe, self._state.progress
         rate = compute_lr(recipe.schedule, progress.samples, progress.samples_per_epoch, recipe.epochs)
         sgd.set_lr(state.optimizer, rate)
+        if self._seeds_torch:
+            # Seeds the generators of all devices, from which the model's stock modules draw.
+            key = (progress.epoch, progress.step_in_epoch, self._world.rank)
+            torch.manual_seed(rng.derive_key(recipe.seeds.dropout, "torch", *key))
         sums = self._compute_gradients(batch, progress.epoch)
         if recipe.optimizer.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)

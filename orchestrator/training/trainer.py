@@ -39,11 +39,13 @@ from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
 from orchestrator.training.evaluator import Evaluator
 from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
 from orchestrator.training.run_dir import (
+    ValidationResult,
     get_attempts_dir,
     get_checkpoints_dir,
     get_final_weights_dir,
     get_outcome_path,
     get_trace_path,
+    get_validation_path,
     load_finished_outcome,
 )
 from orchestrator.training.train_state import TrainState
@@ -379,6 +381,12 @@ class Trainer:
         metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
         for name, sums in sets.items():
             metrics |= sums.compute_metrics(name)
+        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
+            name = "averaged" if "averaged" in sets else "raw"
+            result = ValidationResult(
+                weights=name, samples=self.state.progress.samples, classes=sets[name].get_class_results(self.classes)
+            )
+            file_io.write_bytes(get_validation_path(self.job.folder), result.to_json().encode())
         return metrics
 
     # ------------------------------------------------------------------ end

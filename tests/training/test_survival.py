@@ -17,6 +17,7 @@ from orchestrator.training import attempts
 from orchestrator.training.callbacks import stop_monitor, watchdog
 from orchestrator.training.config import TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support import runs
@@ -167,12 +168,12 @@ def test_weights_that_end_as_no_numbers_are_diverged(small: Path, tmp_path: Path
     one = job(small, tmp_path, recipe(epochs=1))
     step = TrainStep.__call__
 
-    def poisoned(self: TrainStep, batch: Batch) -> torch.Tensor:
-        loss = step(self, batch)
+    def poisoned(self: TrainStep, batch: Batch) -> StepSums:
+        sums = step(self, batch)
         if self._state.progress.epoch == 1:
             with torch.no_grad():
                 next(self._state.model.parameters()).fill_(float("nan"))
-        return loss
+        return sums
 
     with patch.object(TrainStep, "__call__", poisoned):
         outcome = train(one)
