@@ -235,7 +235,10 @@ def test_a_reference_picks_the_plugins_variant_everywhere() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.kind", "buildin"], "must be one of built-in, package.module:attribute, got 'buildin'; did you mean built-in?"),
+        (
+            ["--model.kind", "buildin"],
+            "must be one of built-in, package.module:attribute, got 'buildin'; did you mean built-in?",
+        ),
         (["--model.args", "{}"], "--model.args: belongs to --model.kind package.module:attribute; set that too"),
         (["--model.kind", "own:Net", "--model.args", "[1]"], "model.args: must be a mapping, got '[1]'"),
         (["--model.kind", "own:Net", "--model.width", "2"], "--model.width: belongs to --model.kind built-in"),
