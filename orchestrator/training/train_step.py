@@ -66,7 +66,7 @@ class TrainStep:
         self._network = torch.compile(network) if execution.compile else network
         self.micro_batch = execution.micro_batch
         self._normalises = has_batch_norm(recipe.model)
-        self._seeds_torch = bool(getattr(state.model, "has_stock_randomness", False))
+        self._seeds_torch = state.model.has_stock_randomness
         self.normalize = Normalizer(recipe.preprocessing, world.device)
         self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
         self._averaging_from = compute_averaging_start_step(recipe, state.progress.steps_per_epoch)
