@@ -1,4 +1,4 @@
-"""What one process of a run is given and what it gives back; both travel as plain dicts. Importable without torch."""
+"""The job of a training process and its outcome; both travel as plain dicts. Importable without torch."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Execution(Config):
             first, last = self.profile
             if not 0 <= first <= last < first + MAX_PROFILED_STEPS:
                 raise ValueError(
-                    f"profile {first} {last} is refused: give the first and the last step, counted from 0, "
-                    f"of at most {MAX_PROFILED_STEPS}, such as 10 14"
+                    f"profile must be the first and the last of at most {MAX_PROFILED_STEPS} steps, counted from 0, "
+                    f"got {first} {last}; set it to 10 14, for example"
                 )
         return self
 
@@ -83,29 +83,33 @@ def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None
 
 
 class PhaseTimeouts(Config):
-    """How long a phase of training may take before its worker ends itself, to be started again."""
+    """Seconds that a phase of training may take before its worker ends itself, so that the launcher retries."""
 
     start_seconds: float = Field(900.0, gt=0, description="from a worker's start to its first step")
     step_seconds: float = Field(300.0, gt=0, description="without a step; and at least step_times the usual step")
     step_times: float = Field(50.0, ge=2, description="median steps without a step")
     evaluation_seconds: float = Field(3600.0, gt=0, description="of one validation")
     save_seconds: float = Field(600.0, gt=0, description="of writing one checkpoint")
-    stop_seconds: float = Field(60.0, gt=0, description="from a wish to stop to the end of training")
+    stop_seconds: float = Field(60.0, gt=0, description="from a stop request to the end of training")
 
 
 class Cadence(Config):
-    """How often things happen that do not change the result."""
+    """How often a run saves, validates and syncs; no result depends on it."""
 
     checkpoint_seconds: float = Field(
-        30.0, gt=0, description="seconds between checkpoints, each at a pulse: about the most a death replays"
+        30.0, gt=0, description="seconds between checkpoints, each at a sync: about the most that a restart replays"
     )
     checkpoint_samples: int | None = Field(
-        None, ge=1, description="samples between checkpoints, also at a pulse, whatever the clock says; off by default"
+        None,
+        ge=1,
+        description="samples between checkpoints, each at a sync, besides those by the clock; off by default",
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
-    pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
-    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")
+    pulse_steps: int = Field(
+        10, ge=1, description="steps between syncs of the ranks: stop flag, loss, bad data, checkpoints"
+    )
+    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a sync")
     limits: PhaseTimeouts = PhaseTimeouts()
 
 
@@ -116,13 +120,13 @@ class TrainJob(Config):
     cadence: Cadence = Cadence()
     data: str = Field(description="URL of the packed dataset")
     allow_elsewhere: bool = Field(False, description="read tars outside the dataset's folder, if its manifest says so")
-    dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
+    dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL ends the run")
     folder: str = Field(description="URL of the run's folder")
     stop_flag: str = Field(
         description="URL of a file whose existence asks the run to save and stop; without a checkpoint when it holds "
         'the JSON {"save": false}'
     )
-    successor: str = Field("", description="URL of a file whose existence says that another driver took the run over")
+    successor: str = Field("", description="URL of a file that exists once another driver has taken the run over")
     threads: int = Field(1, ge=1, description="CPU threads of each worker, for the network and for decoding")
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
@@ -134,7 +138,7 @@ OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-chec
 
 
 class Outcome(Config):
-    """How a run ended, for causes that would only repeat if it were tried again; crashes raise instead."""
+    """How a run ended, for causes that a retry would only repeat; crashes raise instead."""
 
     status: OutcomeStatus
     message: Annotated[str, AfterValidator(redact)] = ""
@@ -144,13 +148,13 @@ class Outcome(Config):
 
 
 class LauncherContext(Protocol):
-    """What a worker needs of whatever launched it."""
+    """The launcher's side of a worker."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell the launcher that an epoch ended; every rank calls it equally often."""
+        """Report an epoch's metrics; every rank calls it equally often."""
 
     def has_preemption_notice(self) -> bool:
-        """Whether this rank was told that a node of the run will soon be taken away; waits for nobody."""
+        """Return whether this rank knows that a node of the run will soon be taken away; never waits."""
 
     def should_continue(self) -> bool:
-        """Whether the launcher, after an epoch's report, wants more of this run; every rank answers alike."""
+        """Return whether the run needs another epoch after the one just reported; the same on every rank."""

@@ -1,4 +1,4 @@
-"""Paths in a run's folder, and the outcome of a finished run. Importable without torch."""
+"""Paths and records in a run's folder. Importable without torch."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ MAX_CLASSES_SHOWN = 10
 
 
 def get_checkpoints_dir(folder: str) -> str:
-    """Where a run keeps its checkpoints."""
+    """Return where a run keeps its checkpoints."""
     return file_io.join(folder, "checkpoints")
 
 
 def get_final_weights_dir(folder: str) -> str:
-    """Where a finished run keeps its final weights."""
+    """Return where a finished run keeps its final weights."""
     return file_io.join(folder, "final")
 
 
 def get_best_weights_dir(folder: str) -> str:
-    """Where a run keeps the weights that validated best, below a folder named as checkpoints are."""
+    """Return where a run keeps the weights that validated best, below a folder named as checkpoints are."""
     return file_io.join(folder, "best")
 
 
 def get_journal_dir(folder: str) -> str:
-    """Where a run keeps its journal."""
+    """Return where a run keeps its journal."""
     return file_io.join(folder, "journal")
 
 
 def get_attempts_dir(folder: str) -> str:
-    """Where a run keeps the records of its attempts."""
+    """Return where a run keeps the records of its attempts."""
     return file_io.join(folder, "attempts")
 
 
 def get_outcome_path(folder: str) -> str:
-    """Where rank 0 writes how the run ended."""
+    """Return where rank 0 writes the outcome."""
     return file_io.join(folder, "outcome.json")
 
 
@@ -49,7 +49,7 @@ def get_validation_path(folder: str) -> str:
 
 
 def get_trace_path(folder: str, attempt: int, rank: int) -> str:
-    """Where a rank's trace of an attempt goes."""
+    """Return where a rank writes the trace of an attempt."""
     return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
 
 
@@ -89,9 +89,9 @@ def load_validation_result(folder: str) -> ValidationResult | None:
 
 
 def load_finished_outcome(folder: str) -> Outcome | None:
-    """The outcome of the run in `folder` if it is done and its final weights are committed, else None.
+    """Return the outcome of the run in `folder` if it is finished and its final weights are committed, else None.
 
-    A damaged record is no proof of a finished run: training goes on from the newest checkpoint and writes it anew.
+    A damaged record does not count: training resumes from the newest checkpoint and writes it again.
     """
     try:
         checkpoint_dir.read_weights_digest(get_final_weights_dir(folder))
