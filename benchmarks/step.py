@@ -134,7 +134,7 @@ class Steps:
     """What a network does; all of it returns its outputs."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     backward: Step
     infer: Step
 

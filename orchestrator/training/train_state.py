@@ -45,7 +45,7 @@ class TrainState:
     """The state of one worker; equal on all workers after every step."""
 
     model: Network
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     average: WeightAverager
     progress: Progress
     scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
@@ -59,10 +59,11 @@ class TrainState:
         """
         groups = {
             "model": self.model.state_dict(),
-            "momentum": sgd.get_momentum_buffers(self.model, self.optimizer),
+            "momentum": sgd.get_optimizer_tensors(self.model, self.optimizer),
             "mean": self.average.mean,
         }
         copied = self._host.copy_tensors(groups)
+        values = sgd.copy_optimizer_values(self.model, self.optimizer)
         return {
             "model": copied["model"],
             "momentum": copied["momentum"],
@@ -70,6 +71,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "samples": self.progress.samples,
             "audit": self.audit_record.to_dict(),
+            **({"optimizer_values": values} if values else {}),
         }
 
     def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
@@ -81,7 +83,8 @@ class TrainState:
         try:
             average, samples = saved["average"], saved["samples"]
             _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
-            _check_fits(saved["momentum"], sgd.get_momentum_buffers(self.model, self.optimizer), f"{where}: momentum")
+            if present := sgd.get_optimizer_tensors(self.model, self.optimizer):  # most have none before the first step
+                _check_fits(saved["momentum"], present, f"{where}: momentum")
             if average["updates"]:
                 _check_fits(average["mean"], get_averaged_tensors(self.model), f"{where}: average")
             scaler = saved["scaler"]
@@ -91,8 +94,7 @@ class TrainState:
             ) from None
         self.audit_record = sample_audit.parse_record(saved.get("audit"), where)
         self.model.load_state_dict(saved["model"])
-        for name, tensor in sgd.get_momentum_buffers(self.model, self.optimizer).items():
-            tensor.copy_(saved["momentum"][name])
+        sgd.load_optimizer_state(self.model, self.optimizer, saved["momentum"], saved.get("optimizer_values", {}))
         self.average.load_state_dict(average["updates"], average["mean"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)

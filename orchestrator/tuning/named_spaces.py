@@ -45,11 +45,13 @@ def build_regularization_space(base: Recipe) -> Space:
     area = base.augmentation.area
     areas = _CROP_AREAS if area in _CROP_AREAS else (*_CROP_AREAS, area)
     found = {
-        "optimizer.weight_decay": Dimension(low=1e-5, high=1e-2, log=True),
-        "optimizer.momentum": Dimension(values=(0.8, 0.9, 0.95, 0.98)),
         "loss.label_smoothing": Dimension(low=0.0, high=0.2),
         "augmentation.area": Dimension(values=areas),
     }
+    if hasattr(base.optimizer, "weight_decay"):
+        found["optimizer.weight_decay"] = Dimension(low=1e-5, high=1e-2, log=True)
+    if hasattr(base.optimizer, "momentum"):
+        found["optimizer.momentum"] = Dimension(values=(0.8, 0.9, 0.95, 0.98))
     if hasattr(base.model, "dropout"):
         found["model.dropout"] = Dimension(low=0.0, high=0.7)
     if isinstance(base.model, GoogLeNetConfig) and base.model.auxiliary:

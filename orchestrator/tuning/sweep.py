@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import pin_code
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import build_recipe
@@ -171,7 +172,7 @@ class Sweep:
 
     def _add_trial(self, assignment: Assignment, recipe: Recipe) -> TrialRecord:
         number = len(self._records) + 1
-        named = recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"})
+        named = pin_code(recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"}))
         record = TrialRecord(number=number, assignment=dict(assignment), recipe=named)
         self._store.add_trial(record)
         self._records[number] = record
