@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,15 +12,21 @@ from orchestrator.config.plugins import Plugin
 from orchestrator.config.redaction import redact
 from orchestrator.data.config import ReadingConfig
 from orchestrator.models.config import has_batch_norm
-from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.config import MetricPlugin, Recipe
 
 # A batch norm over maps of 1 x 1 has no statistics of one image; torch raises ValueError for it.
 MIN_BATCH_NORM_IMAGES = 2  # images of a pass
 MAX_PROFILED_STEPS = 1000  # steps; a trace holds thousands of events of each
 
 
+class CallbackPlugin(Plugin):
+    """A callback by name: a subclass of training.callbacks.base.Callback, made with args."""
+
+    what: ClassVar[str] = "callback"
+
+
 class Execution(Config):
-    """Micro-batches, compiling, and a profile on demand."""
+    """Micro-batches, compiling, a profile on demand, metrics and callbacks of the user's own."""
 
     micro_batch: int | None = Field(
         None,
@@ -31,6 +37,17 @@ class Execution(Config):
     compile: bool = Field(False, description="run the network through torch.compile, which needs a C++ compiler")
     profile: tuple[int, int] | None = Field(
         None, description="first and last step of each attempt that rank 0 traces, counted from 0; off by default"
+    )
+
+    metrics: tuple[MetricPlugin, ...] = Field(
+        (),
+        description='further metrics of validation, as JSON: [{"kind": "top_k_error", "args": {"k": 3}}]',
+        exclude_if=lambda plugins: not plugins,
+    )
+    callbacks: tuple[CallbackPlugin, ...] = Field(
+        (),
+        description='callbacks of the training loop, as JSON: [{"kind": "my_module:MyCallback"}]',
+        exclude_if=lambda plugins: not plugins,
     )
 
     @model_validator(mode="after")
@@ -131,7 +148,6 @@ class TrainJob(Config):
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
-    callbacks: tuple[Plugin, ...] = Field((), description="callbacks of one's own, called in this order on every rank")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]

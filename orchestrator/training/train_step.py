@@ -169,7 +169,8 @@ class TrainStep:
         # DDP averages gradients over the W ranks: W / B makes them the mean over the global batch however
         # unequal the ranks' parts, and the passes of each, are.
         scaler.scale(summed * (self._world.workers / recipe.batch_size)).backward()  # type: ignore[no-untyped-call]
-        correct = ((logits.main.detach().argmax(dim=1) == labels) & (weights > 0)).sum()
+        targets = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of soft labels the largest
+        correct = ((logits.main.detach().argmax(dim=1) == targets) & (weights > 0)).sum()
         return StepSums(summed.detach(), correct)
 
     def _copy_to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
+from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
 from orchestrator.training import attempts, datasets
 from orchestrator.training import train_state as states
@@ -184,7 +185,8 @@ class Trainer:
         self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
-        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.callbacks))
+        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
+        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
         pin = world.device.type == "cuda"
         self.train_loader, val_loader = world.check_on_all_ranks(
             lambda: datasets.build_dataloaders(job, manifest, world.workers, pin=pin)
@@ -202,6 +204,7 @@ class Trainer:
             self.train_step.normalize,
             world,
             recipe.max_bad_share,
+            metrics,
         )
         productive_seconds = self._resume()
         if recipe.initial_weights and self.state.progress.samples == 0:
@@ -379,8 +382,7 @@ class Trainer:
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
         metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
-        for name, sums in sets.items():
-            metrics |= sums.compute_metrics(name)
+        metrics |= self.evaluator.compute_metrics(sets)
         if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
             name = "averaged" if "averaged" in sets else "raw"
             result = ValidationResult(

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from orchestrator.config.plugins import Plugin
 from orchestrator.storage import file_io
 from orchestrator.training.callbacks.base import Callback, CallbackError
-from orchestrator.training.config import Outcome, TrainJob
+from orchestrator.training.config import CallbackPlugin, Execution, Outcome, TrainJob
 from orchestrator.training.rank_sync import SyncResult
 from orchestrator.training.run_dir import get_outcome_path
 from orchestrator.training.trainer import Trainer
@@ -56,9 +55,9 @@ class NoCallback:
 
 def with_callback(data: Path, folder: Path, kind: str = "Recording", **args: Any) -> TrainJob:
     """A run of six steps with a callback of this module."""
-    plugin = Plugin(kind=f"{__name__}:{kind}", args=args)
+    plugin = CallbackPlugin(kind=f"{__name__}:{kind}", args=args)
     one = job(data, folder, recipe(epochs=1), pulse_steps=3, checkpoint_samples=24)
-    return one.model_copy(update={"callbacks": (plugin,)})
+    return one.model_copy(update={"execution": Execution(callbacks=(plugin,))})
 
 
 def test_hooks_are_called_in_order_and_may_add_metrics(small: Path, tmp_path: Path) -> None:
