@@ -20,7 +20,6 @@ from orchestrator.config import redaction
 from orchestrator.storage import commit, file_io
 
 __all__ = [
-    "__GONE__",
     "CheckpointError",
     "FormatVersionError",
     "LoadedCheckpoint",
