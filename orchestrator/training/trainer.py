@@ -106,14 +106,14 @@ class Trainer:
 
     def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
-        self.journal_logger = JournalLogger(job, world, attempt)
         self.watchdog = Watchdog(job.cadence.limits, self._record_stall, job.cadence.pulse_steps)
         self.stop_monitor: StopMonitor | None = None
+        self.journal_logger: JournalLogger | None = None
         self.callbacks: list[Callback] = [self.watchdog]
         if world.is_rank_zero:
+            self.journal_logger = JournalLogger(job, attempt)
             self.stop_monitor = StopMonitor(attempt, job.stop_flag, job.successor, self.watchdog.expect_stop)
-            self.callbacks.append(self.stop_monitor)
-        self.callbacks.append(self.journal_logger)
+            self.callbacks += [self.stop_monitor, self.journal_logger]
         self._loaders = ExitStack()
         self._had_preemption_notice = False  # a rank had one at the last sync; the same on all ranks
 
@@ -133,13 +133,15 @@ class Trainer:
         ended: Outcome | None = None
         try:
             outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
-            self.journal_logger.log_outcome(outcome)
+            if self.journal_logger is not None:
+                self.journal_logger.log_outcome(outcome)
             if self.world.is_rank_zero and not self.attempt.is_superseded():
                 _write_outcome(self.job, outcome)
             ended = outcome
             return outcome
         except Exception as error:
-            self.journal_logger.log_crash(error)
+            if self.journal_logger is not None:
+                self.journal_logger.log_crash(error)
             self._write_traceback("", traceback.format_exc())
             raise
         finally:
@@ -220,14 +222,23 @@ class Trainer:
         job, world, attempt = self.job, self.world, self.attempt
         self.goodput = Goodput(attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
-        added: list[Callback] = [self.checkpointer]
-        if world.is_rank_zero:
-            if job.execution.profile is not None:
-                url = get_trace_path(job.folder, attempt.number, world.rank)
-                added.insert(0, Profiler(job.execution.profile, url, world.device))
-            self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
-            added.append(self.best_checkpoint)
-        self.callbacks[-1:] = [*added, *user_callbacks, self.journal_logger]
+        if self.stop_monitor is None or self.journal_logger is None:
+            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
+            return
+        profilers = []
+        if job.execution.profile is not None:
+            url = get_trace_path(job.folder, attempt.number, world.rank)
+            profilers.append(Profiler(job.execution.profile, url, world.device))
+        self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
+        self.callbacks = [
+            self.watchdog,
+            self.stop_monitor,
+            *profilers,
+            self.checkpointer,
+            self.best_checkpoint,
+            *user_callbacks,
+            self.journal_logger,
+        ]
 
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
