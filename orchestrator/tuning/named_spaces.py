@@ -49,10 +49,8 @@ def build_regularization_space(base: Recipe) -> Space:
         dimensions["optimizer.weight_decay"] = Dimension(low=1e-5, high=1e-2, log=True)
     if hasattr(base.optimizer, "momentum"):
         dimensions["optimizer.momentum"] = Dimension(values=(0.8, 0.9, 0.95, 0.98))
-    dimensions |= {
-        "loss.label_smoothing": Dimension(low=0.0, high=0.2),
-        "augmentation.area": Dimension(values=areas),
-    }
+    dimensions["loss.label_smoothing"] = Dimension(low=0.0, high=0.2)
+    dimensions["augmentation.area"] = Dimension(values=areas)
     if hasattr(base.model, "dropout"):
         dimensions["model.dropout"] = Dimension(low=0.0, high=0.7)
     if isinstance(base.model, GoogLeNetConfig) and base.model.auxiliary:
