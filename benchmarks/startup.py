@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.tracking import journal
 from tests.drills import stage
 from tests.support.launched import ROOT, process_tree, title

@@ -117,7 +117,7 @@ def load_plugin(what: str, kind: str) -> Any:
     except AttributeError:
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(
-            f"{what} {kind!r}: {module.__file__ or module_name} has no attribute {attribute!r}"
+            f"{what} {kind!r}: {getattr(module, '__file__', None) or module_name} has no attribute {attribute!r}"
             f"{format_suggestion(attribute, names, 'names')}"
         ) from None
 

@@ -89,7 +89,7 @@ class ShardIndex:
     def build(cls, keys: Iterable[str], *numbers: Iterable[int]) -> ShardIndex:
         """Return the index of these columns, the numbers in the order of NUMBER_COLUMNS."""
         types = NUMBER_COLUMNS.values()
-        arrays = (np.array(list(column), dtype=kind) for column, kind in zip(numbers, types, strict=True))
+        arrays: list[Any] = [np.array(list(column), dtype=kind) for column, kind in zip(numbers, types, strict=True)]
         return cls(KeyColumn(keys), *arrays)
 
     def to_bytes(self) -> bytes:

@@ -42,7 +42,7 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
-            from orchestrator.data.build import digits  # scikit-learn takes a second to import
+            from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
 
             digits.pack_digits(resolved.data)
         found = _check_dataset(resolved)
@@ -85,9 +85,9 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), worker
     except (DataError, OSError) as error:
         problems.append(str(error))
     try:
-        if not connect.will_create_database(destination.tracking):
-            connect.open_tracker(destination.tracking, destination.experiment).check_readable()
-    except TrackingError as error:
+        if not connect.will_create_database(destination.tracking, destination.tracker):
+            connect.open_tracker(destination.tracking, destination.experiment, destination.tracker).check_readable()
+    except (TrackingError, ConfigError) as error:
         problems.append(f"tracking: {error}")
     if problems:
         raise PreflightError(problems)

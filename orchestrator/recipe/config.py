@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from orchestrator.config.base import Config
 from orchestrator.config.flags import Flag
 from orchestrator.config.plugins import KindDiscriminator, Plugin
-from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig
+from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig, check_batch_stages
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig
 from orchestrator.recipe.lr_schedule import Schedule, StepDecay, find_schedule_error
 
@@ -146,6 +146,11 @@ class Recipe(Config):
         description="digest of the code of each plug-in, by its kind; filled in when a run is planned",
         exclude_if=lambda digests: not digests,
     )
+
+    @model_validator(mode="after")
+    def _check_batch_stages(self) -> Self:
+        check_batch_stages(self.augmentation, self.order, self.batch_size)
+        return self
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

@@ -28,7 +28,7 @@ _LABELS_KEY, _IMAGES_KEY = "labels", "images"  # where the manifest says how the
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """How a dataset's images and labels are stored."""
+    """Format in which a dataset's images and labels are stored."""
 
     fields: MemberFields
     json_field: str  # of the label's member; empty when its text is the label

@@ -190,7 +190,7 @@ def iter_members(
         stream.skip(end - stream.position)
         if stream.position < end:
             raise DataError(
-                f"{name}: cut at byte {stream.position}: inside member {member_name!r}, {size} bytes at {offset}"
+                f"{name}: truncated at byte {stream.position}: inside member {member_name!r}, {size} bytes at {offset}"
             )
         if is_wanted:
             yield TarMember(member_name, key, extension, offset, payload)
@@ -258,7 +258,7 @@ def _read_extended_header(stream: _BlockStream, info: tarfile.TarInfo, at: int, 
     _check_extended_size(info, at, name)
     data = stream.read(_pad(info.size))
     if len(data) < _pad(info.size):
-        raise DataError(f"{name}: cut at byte {stream.position}: inside the extended header at byte {at}")
+        raise DataError(f"{name}: truncated at byte {stream.position}: inside the extended header at byte {at}")
     return bytes(data[: info.size])
 
 
@@ -333,7 +333,7 @@ def iter_member_ranges(
         padded = 0 if info.type in _BODILESS_TYPES else _pad(size)
         member_name = following.get("path", info.name)
         if body + padded > end:
-            raise DataError(f"{name}: cut at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
+            raise DataError(f"{name}: truncated at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
         if is_extended:
             _check_extended_size(info, at, name)
             following |= _parse_extended_header(info, headers.read(body, size, end), at, name)
@@ -359,12 +359,12 @@ def _read_header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
         raise DataError(f"{name}: compressed ({kind}): decompress it, since samples are read by their offsets")
     if len(data) < _RECORD_BYTES:
         where = "inside the header of a member" if data else "the end of the archive, a block of zeros, is missing"
-        raise DataError(f"{name}: cut at byte {at + len(data)}: {where}")
+        raise DataError(f"{name}: truncated at byte {at + len(data)}: {where}")
     try:
         info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise DataError(
-            f"{name}: cut or damaged at byte {at}: no member and no end of archive there ({error})"
+            f"{name}: truncated or damaged at byte {at}: no member and no end of archive there ({error})"
         ) from None
     if not data[257:].startswith(_POSIX_MAGIC):
         info.name = data[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
@@ -409,4 +409,6 @@ def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: st
         keyword, _, value = record[len(digits) + 1 : -1].partition(b"=")
         values[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start = end
-    return {word: value for word, value in values.items() if word in ("path", "size") or word.startswith(_SPARSE_PREFIX)}
+    return {
+        word: value for word, value in values.items() if word in ("path", "size") or word.startswith(_SPARSE_PREFIX)
+    }

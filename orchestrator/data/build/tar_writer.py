@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import webdataset
 
@@ -34,8 +34,9 @@ def write_dataset(
     splits: Mapping[str, Iterable[RawSample]],
     samples_per_shard: int,
     made: Mapping[str, str | int | float | bool] | None = None,
+    shard_bytes: float = math.inf,
 ) -> Manifest:
-    """Write every split as shards below `url` and, last, the manifest.
+    """Write every split as shards below `url` and, last, the manifest; images of a shard have about `shard_bytes`.
 
     Two packers of the same samples write the same bytes, each file in one step: a race between them is harmless.
     Raises DataError for a key or label that a reader could not take.
@@ -45,7 +46,9 @@ def write_dataset(
     listed = {
         split: tuple(
             write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
-            for number, batch in enumerate(_batch_samples(_check_samples(samples, len(classes)), samples_per_shard))
+            for number, batch in enumerate(
+                _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
+            )
         )
         for split, samples in splits.items()
     }
@@ -97,7 +100,13 @@ def _check_samples(samples: Iterable[RawSample], classes: int) -> Iterator[RawSa
         yield sample
 
 
-def _batch_samples(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:
-    iterator = iter(samples)
-    while batch := list(islice(iterator, size)):
+def _batch_samples(samples: Iterable[RawSample], count: int, shard_bytes: float) -> Iterator[list[RawSample]]:
+    batch, size = list[RawSample](), 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.image)
+        if len(batch) == count or size >= shard_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch

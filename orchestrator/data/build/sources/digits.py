@@ -58,5 +58,5 @@ def pack_digits(url: str) -> Manifest:
     """Pack the digits below `url` and return the manifest."""
     source = Digits()
     splits = {split: source.iter_samples(split) for split in source.splits}
-    how = {"source": DATASET_NAME, "seed": SPLIT_SEED}
+    how: dict[str, str | int | float | bool] = {"source": DATASET_NAME, "seed": SPLIT_SEED}
     return write_dataset(url, DATASET_NAME, source.classes, splits, SAMPLES_PER_SHARD, how)

@@ -181,9 +181,7 @@ def _get_label_names(name: str) -> tuple[str, str]:
 def _walk_folder(folder: str, depth: int = 0) -> tuple[list[ImageFile], Counter[str]]:
     """Return the images below a folder, deeper ones too, and the extensions of other files."""
     if depth > MAX_DEPTH:
-        raise DataError(
-            f"source: {redaction.redact(folder)}: more than {MAX_DEPTH} folders deep: a cycle of links?"
-        )
+        raise DataError(f"source: {redaction.redact(folder)}: more than {MAX_DEPTH} folders deep: a cycle of links?")
     sizes = file_io.list_sizes(folder)
     images = [ImageFile(name, length) for name, length in sizes.items() if is_image(name)]
     others = Counter(get_extension(name) for name in sizes if not is_image(name))

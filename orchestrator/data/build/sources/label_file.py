@@ -46,7 +46,7 @@ def read_labels(url: str, classes: Sequence[str], images: Collection[str]) -> di
 
 
 def _parse_lines(text: str, numbers: Mapping[str, int], images: Collection[str]) -> list[tuple[int, str, str]] | None:
-    """Return line, name and label of each "NAME LABEL", "NAME,LABEL" or with a tab; None when there are more columns."""
+    """Return line, name and label of each "NAME LABEL" or "NAME,LABEL", None when there are more columns."""
     has_columns = "\t" in text or "," in text
     pairs: list[tuple[int, str, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):

@@ -59,8 +59,8 @@ class SplitListing:
     def iter_rows(self, rows: NDArray[np.int64]) -> Iterator[ImageRow]:
         """Yield some of the images, in the order of `rows`."""
         for row in rows.tolist():
-            numbers = (int(column[row]) for column in (self.labels, self.offsets, self.lengths))
-            yield ImageRow(self.keys[row], self.names[row], *numbers)
+            label, offset, length = (int(column[row]) for column in (self.labels, self.offsets, self.lengths))
+            yield ImageRow(self.keys[row], self.names[row], label, offset, length)
 
     def select_rows(self, rows: NDArray[np.int64]) -> SplitListing:
         """Return some of the rows, in that order."""

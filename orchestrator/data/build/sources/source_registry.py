@@ -62,11 +62,11 @@ register("source", "digits")(digits.Digits)
 
 def create_source(config: Source) -> ListedSource | SampleSource:
     """Return the source of a config. Raises ConfigError when a plug-in cannot be loaded, DataError when it is none."""
+    kind: str = config.kind
+    args = config.to_dict()
+    del args["kind"]
     if isinstance(config, PluginSource):
         kind, args = config.plugin, config.args
-    else:
-        args = config.to_dict()
-        kind = args.pop("kind")
     source = create_plugin("source", kind, args)
     if isinstance(source, ListedSource | SampleSource):
         return source
