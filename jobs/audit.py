@@ -10,11 +10,11 @@ Exit status: 0 as planned, 1 not as planned, 2 nothing to audit.
 
 from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ray_backend import ray_env
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
@@ -24,7 +24,7 @@ PROG = "audit.py"
 class AuditConfig(Config):
     """What the command line sets."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs, or URLs of their folders"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")

@@ -19,11 +19,11 @@ Exit status: 0 none failed, lost or unreadable, 1 some are, 2 one is unknown.
 
 from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
 PROG = "status.py"
@@ -32,11 +32,11 @@ PROG = "status.py"
 class StatusConfig(Config):
     """What the command line sets."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs, ensembles or sweeps, or URLs of their folders; all there are by default"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
-    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, description="print JSON instead of tables")
+    json_lines: Annotated[bool, Flag(name="json")] = Field(False, description="print JSON instead of tables")
     watch: float | None = Field(None, gt=0, description="seconds between looks; by default there is one look")
 
 

@@ -13,11 +13,11 @@ Exit status: 0 nobody runs them (any more), or they were asked and not waited fo
 
 from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset, parse_args
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 
 PROG = "stop.py"
@@ -26,7 +26,7 @@ PROG = "stop.py"
 class StopConfig(Config):
     """What the command line sets."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs or ensembles, or URLs of their folders"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")

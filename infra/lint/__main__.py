@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from infra.lint import credentials, kubernetes, launcher, services, slurm, terraform, tools
+from infra.lint import credentials, kubernetes, launcher, phrases, services, slurm, terraform, tools
 from infra.lint.report import Report
 from infra.lint.tree import Tree
 
@@ -37,6 +37,7 @@ CHECKS: tuple[Callable[[Tree], Report], ...] = (
     services.prometheus,
     services.dashboards,
     credentials.credentials,
+    phrases.check_phrases,
 )
 
 
@@ -70,7 +71,7 @@ def main() -> int:
 
 
 def checked(tree: Tree) -> list[Report]:
-    """What all checks found."""
+    """Run all checks and return their reports."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda check: check(tree), CHECKS))
 

@@ -6,11 +6,8 @@ from collections.abc import Callable
 
 from orchestrator.cli import exit_status
 from orchestrator.cli.exit_status import EXIT_FAILURE
-from orchestrator.ray_backend.cluster import ClusterError
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import ClusterError, NotRecordedError, PreflightError, TaskError
 from orchestrator.ray_backend.run_spec import JobConfig
-from orchestrator.ray_backend.session import NotRecordedError
-from orchestrator.ray_backend.task_pool import TaskError
 from orchestrator.recipe.config import Recipe
 
 __all__ = ["resolve_recipe", "run_cluster_command"]

@@ -21,7 +21,7 @@ from orchestrator.data.build import digits
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.ray_backend import previews
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io

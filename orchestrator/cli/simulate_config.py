@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import tyro
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, choose_default_data
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
@@ -20,7 +20,7 @@ IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012
 class SimulateConfig(Config):
     """What the command line of simulate.py sets."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, Flag(name="")]
     data: str = Field(
         "", description="URL of a packed dataset, or 'digits' for the embedded one; the contact sheet needs it"
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
 from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
@@ -41,7 +41,7 @@ class TrainEnsembleConfig(JobConfig):
         description="finished runs, or ensembles for all their members, to add as further members: names, or absolute "
         "paths or URLs of folders",
     )
-    reporting: Annotated[ReportingConfig, tyro.conf.arg(name="")] = ReportingConfig()
+    reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig()
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
@@ -57,19 +57,19 @@ class TrainEnsembleConfig(JobConfig):
 class EvaluateConfig(Config):
     """The command line of the evaluate command."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="finished runs, or ensembles for all their members: names, or absolute paths or URLs of folders"
     )
     members: tuple[int, ...] = Field(
         (), description="numbers of the models to score, from 1, in the order of `runs`; by default all"
     )
-    kind: Annotated[Literal["averaged", "raw", "best"], tyro.conf.arg(name="weights")] = Field(
+    kind: Annotated[Literal["averaged", "raw", "best"], Flag(name="weights")] = Field(
         "averaged",
         description="weights to score: the average over training, the raw ones of the last step, or those of the epoch "
         "that validated best (chosen on the split that is scored)",
     )
-    reporting: Annotated[ReportingConfig, tyro.conf.arg(name="")] = ReportingConfig(registered=False)
-    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig(registered=False)
+    destination: Annotated[Destination, Flag(name="")] = Destination()
     placement: Placement = Placement()
     dry_run: bool = Field(False, description="print the runs that would be scored and stop")
 
@@ -99,15 +99,15 @@ class ModelChoice(Config):
 class PredictConfig(Config):
     """The command line of the predict command."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    images: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="JPEG or PNG files, folders of them, or their URLs (s3://, https://, ...)"
     )
-    chosen: Annotated[ModelChoice, tyro.conf.arg(name="")] = ModelChoice()
+    chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
     crops: Literal[1, 10, 144] = Field(
         DEFAULT_CROPS, description="crops of each image; more crops cost more and are slightly more accurate"
     )
     top: int = Field(DEFAULT_TOP_K, ge=1, description="classes reported of each image")
-    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(
+    json_lines: Annotated[bool, Flag(name="json")] = Field(
         False, description="print a line of JSON for each image instead of a table"
     )
 
@@ -115,7 +115,7 @@ class PredictConfig(Config):
 class ServeConfig(Config):
     """The command line of the serve command."""
 
-    chosen: Annotated[ModelChoice, tyro.conf.arg(name="")] = ModelChoice()
+    chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
     crops: Literal[1, 10, 144] = Field(DEFAULT_CROPS, description="crops of each image, unless a request sets them")
     top: int = Field(DEFAULT_TOP_K, ge=1, description="classes reported of each image, unless a request sets it")
     host: str = Field("127.0.0.1", description="address to listen on; there is no login, so keep it on this machine")

@@ -21,7 +21,7 @@ from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_json
 from orchestrator.storage import commit, urls
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 
 CHAMPION_ALIAS = "champion"
 MODEL_URI_PREFIX = "models:/"

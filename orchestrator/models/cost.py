@@ -81,7 +81,6 @@ def _make_console() -> Console:
     return PrintableConsole(width=width, highlight=False)
 
 
-
 _OPS_FIT = "the paper's operations fit ours, and its own parameters would give"
 
 ROW_NOTES: dict[str, str] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.ray_backend.run_spec import JobConfig
 from orchestrator.recipe.config import Recipe
@@ -85,7 +85,7 @@ class BudgetConfig(Config):
 class TuneJob(JobConfig):
     """The command line of the tune command."""
 
-    search: Annotated[SearchConfig, tyro.conf.arg(name="")] = SearchConfig()
+    search: Annotated[SearchConfig, Flag(name="")] = SearchConfig()
     budget: BudgetConfig = BudgetConfig()
     repeats: int = Field(
         0,

@@ -10,14 +10,13 @@ from typing import Any
 from orchestrator.config import redaction
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
-from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.scheduler import run_plan
-from orchestrator.scheduler.capacity import CapacityMonitor, make_slot_counter
+from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
 from orchestrator.tuning import ray_tune, samplers
@@ -90,10 +89,12 @@ def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: 
             weights=job.weights and urls.require_absolute(job.weights, "weights"),
         )
 
-    look = make_slot_counter(cluster.get_capacity, job.placement, session.gpus)
-    full = run_plan.count_slots(session.capacity, job.placement, session.gpus)
+    def query_slots() -> int:
+        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
+
+    full = count_slots(session.capacity, job.placement, session.gpus)
     tracked = _TrialTracker(session, key)
-    with CapacityMonitor(full, look) as supply:
+    with CapacityMonitor(full, query_slots) as supply:
         context = SweepContext(
             base=base,
             metric=plan.metric,
@@ -168,10 +169,10 @@ def _get_max_failures(job: TuneJob) -> int:
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
     """Return how many trials run at the same time. Raises ClusterError when the cluster holds fewer than requested."""
-    capacity = run_plan.count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
+    capacity = count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
     requested = job.placement.at_once
     if requested is not None and requested > max(1, capacity):
-        raise cluster.ClusterError(
+        raise launch_errors.ClusterError(
             f"placement.at_once must be at most {max(1, capacity)}, the trials of {job.placement.workers} workers that "
             f"fit on the cluster, got {requested}; set a lower one, or leave it out"
         )

@@ -12,14 +12,15 @@ import pytest
 from rich.console import Console
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.cli import audit
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import TrainJob, get_checkpoints_dir, get_final_weights_dir, get_journal_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from tests.support import launched, runs, tiny_shards
 from tests.support.launched import write_journal
 from tests.support.runs import RecordingContext
@@ -184,7 +185,7 @@ def test_the_checkpoint_of_other_samples_is_a_mismatch(data: Path, tmp_path: Pat
     one = placed(tmp_path, data, pulse_steps=4)
     runs.ask_to_stop(one)
     runs.train(one)
-    (place,) = checkpoint_format.list_checkpoints(get_checkpoints_dir(one.folder))
+    (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     checkpoint_format.write_folder(place.url, {**state, "samples": 40}, {})
     status, text = told(one)

@@ -17,7 +17,7 @@ from orchestrator.cli.simulate_config import (
     load_simulate_preset,
 )
 from orchestrator.config.errors import ConfigError
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.previews import CONTACT_SHEET_FILE, SCHEDULE_FILE
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 from orchestrator.recipe import presets

@@ -24,7 +24,7 @@ from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training import train_state as states
-from orchestrator.training.config import get_checkpoints_dir, get_journal_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_journal_dir
 from tests.support import tiny_shards
 from tests.support.launched import ROOT, job, process_tree, started, title, until
 
@@ -94,6 +94,7 @@ def checkpoints(runs: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------ the tests
+@pytest.mark.essential
 def test_the_main_job_then_the_same_again(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     arguments = ("googlenet-tiny", "--ensemble.members", "2")

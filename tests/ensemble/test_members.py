@@ -35,9 +35,7 @@ def test_seven_members_six_alike_and_the_last_wider_where_there_is_a_width(name:
 
 
 def test_a_network_without_a_width_has_no_wider_member() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^ensemble\.wider: must be 1 for model\.kind lenet-5, .* got 1\.5; set 1"
-    ):
+    with pytest.raises(ConfigError, match=r"^ensemble\.wider: must be 1 for model\.kind lenet-5, .* got 1\.5; set 1"):
         members("lenet-5-digits", wider=1.5)
     assert members("lenet-5-digits", wider=1) == members("lenet-5-digits")
 

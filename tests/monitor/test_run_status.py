@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
-from orchestrator.monitor.formatting import parse_loss
+from orchestrator.monitor.journal_summary import parse_loss
 from orchestrator.monitor.run_status import inspect_run
 from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import LeaseOwner
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import commit, file_io
 from orchestrator.tracking.events import Event
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir, get_outcome_path
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir, get_outcome_path
 from tests.support import drivers
 from tests.support.launched import recipe, spec, write_journal
 

@@ -15,8 +15,10 @@ from orchestrator.data.dataloader import Batch
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.callbacks import stop_monitor, watchdog
-from orchestrator.training.config import TrainJob, get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.config import TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support import runs
 from tests.support.ranks import Ranks
@@ -114,6 +116,7 @@ trainer.run_training(TrainJob.from_dict(json.load(sys.stdin)), ALONE, Context())
 """
 
 
+@pytest.mark.essential
 @pytest.mark.process
 def test_a_hang_is_ended_and_named_and_costs_no_more_than_the_replay(
     small: Path, tmp_path: Path, whole: TrainJob
@@ -165,7 +168,7 @@ def test_weights_that_end_as_no_numbers_are_diverged(small: Path, tmp_path: Path
     one = job(small, tmp_path, recipe(epochs=1))
     step = TrainStep.__call__
 
-    def poisoned(self: TrainStep, batch: Batch) -> torch.Tensor:
+    def poisoned(self: TrainStep, batch: Batch) -> StepSums:
         loss = step(self, batch)
         if self._state.progress.epoch == 1:
             with torch.no_grad():

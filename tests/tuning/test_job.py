@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.tracking import journal
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from tests.support.launched import ROOT, Ended, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
