@@ -17,8 +17,8 @@ from orchestrator.ray_backend.run_lookup import ENSEMBLE_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.connect import MLFLOW
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 
 _LOGGED_FILES = ("table.md", ensemble_report.HTML_FILE, ensemble_report.MARKDOWN_FILE, ENSEMBLE_FILE)
 
@@ -50,10 +50,11 @@ def record_result(session: Session, folder: str, key: str, outcome: EnsembleOutc
     mistakes = [mistake.image for mistake in outcome.analysis.mistakes]
     shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, outcome.analysis.split, mistakes)
     ensemble_report.write_report(folder, about, outcome.analysis, outcome.curves, shown)
-    session.replayer.submit(partial(_log_result, session, key, folder, table), needs=key)
+    session.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
+    registered = registered and session.destination.tracker.kind == MLFLOW  # the registry is MLflow's
     if registered and outcome.kind == "averaged" and len(outcome.scored_runs) == outcome.requested_count:
         session.replayer.submit(
-            partial(_register_model, session, key, outcome, table_files.render_markdown(table)), needs=key
+            partial(_register_model, session, key, outcome, table_files.render_markdown(table)), required_key=key
         )
 
 
@@ -86,7 +87,7 @@ def _log_result(session: Session, key: str, folder: str, table: Table3, tracker:
     tracker.log_table(run_id, "table3.json", table_files.build_columns(table))
     # MLflow shows this tag, as Markdown, at the top of the run's page.
     tracker.set_tags(run_id, {"mlflow.note.content": table_files.render_markdown(table)})
-    artifacts.log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
+    log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
 
 
 def _register_model(session: Session, key: str, outcome: EnsembleOutcome, about: str, _tracker: Tracker) -> None:

@@ -17,8 +17,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.scheduler import multi_run
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 from orchestrator.tuning import code_version, ranking
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.ranking import SeedComparison
@@ -65,7 +64,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
         explored.folder, _describe_sweep(session, explored), explored.trials, metric, explored.plan.base, noise
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
-    session.replayer.submit(partial(_log_ranking, session, explored, best), needs=explored.key)
+    session.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return SweepSummary(best, tuple(lines))
 
 
@@ -190,7 +189,7 @@ def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tr
     tracker.log_table(run_id, "ranking.json", {name: [row[column] for row in rows] for column, name in enumerate(head)})
     tracker.set_tags(run_id, {"mlflow.note.content": ranking.render_markdown(ranked[:MAX_SHOWN_ROWS], metric)})
     files = [sweep_report.HTML_FILE, sweep_report.MARKDOWN_FILE, SWEEP_FILE, *([WINNER_FILE] if best else [])]
-    artifacts.log_run_folder(tracker, run_id, explored.folder, files)
+    log_run_folder(tracker, run_id, explored.folder, files)
 
 
 def format_plan(job: TuneJob, space: Space, sampler: Sampler) -> list[str]:

@@ -44,12 +44,13 @@ def build_regularization_space(base: Recipe) -> Space:
     """Return a space of weight decay, momentum, label smoothing, crops, and dropout and heads if there are any."""
     area = base.augmentation.area
     areas = _CROP_AREAS if area in _CROP_AREAS else (*_CROP_AREAS, area)
-    dimensions = {
-        "optimizer.weight_decay": Dimension(low=1e-5, high=1e-2, log=True),
-        "optimizer.momentum": Dimension(values=(0.8, 0.9, 0.95, 0.98)),
-        "loss.label_smoothing": Dimension(low=0.0, high=0.2),
-        "augmentation.area": Dimension(values=areas),
-    }
+    dimensions: dict[str, Dimension] = {}
+    if hasattr(base.optimizer, "weight_decay"):
+        dimensions["optimizer.weight_decay"] = Dimension(low=1e-5, high=1e-2, log=True)
+    if hasattr(base.optimizer, "momentum"):
+        dimensions["optimizer.momentum"] = Dimension(values=(0.8, 0.9, 0.95, 0.98))
+    dimensions["loss.label_smoothing"] = Dimension(low=0.0, high=0.2)
+    dimensions["augmentation.area"] = Dimension(values=areas)
     if hasattr(base.model, "dropout"):
         dimensions["model.dropout"] = Dimension(low=0.0, high=0.7)
     if isinstance(base.model, GoogLeNetConfig) and base.model.auxiliary:

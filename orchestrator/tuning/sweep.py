@@ -10,6 +10,7 @@ from typing import Literal
 
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import pin_code
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import build_recipe
@@ -164,7 +165,7 @@ class Sweep:
             self._exhausted = True
             return None
         recipe = build_recipe(self._context.base, assignment)
-        named = recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"})
+        named = pin_code(recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"}))
         record = TrialRecord(number=number, assignment=dict(assignment), recipe=named)
         self._store.add_trial(record)
         self._records[number] = record

@@ -281,7 +281,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     loaded = weights.load(final)
     url = make_checkpoint_url(get_best_weights_dir(spec.folder), 64, 1)
     about = {"samples": 64, metric: 0.5}
-    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, about=about)
+    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, metadata=about)
     return url
 
 

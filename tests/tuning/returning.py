@@ -15,7 +15,7 @@ from typing import Literal
 import ray
 
 from orchestrator.data import manifest
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny

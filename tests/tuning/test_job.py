@@ -84,7 +84,7 @@ BLOCK = """
 import sys
 from pathlib import Path
 from orchestrator.config.arg_parser import parse_args
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.data import manifest
 from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
 from orchestrator.tuning import run_sweep, samplers, named_spaces
