@@ -23,6 +23,7 @@ from orchestrator.data.transforms import pipeline
 from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import check_plugins
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect
 from orchestrator.tracking.tracker import TrackingError
@@ -41,7 +42,7 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
-            from orchestrator.data.build import digits  # scikit-learn takes a second to import
+            from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
 
             digits.pack_digits(resolved.data)
         found = _check_dataset(resolved)
@@ -63,7 +64,8 @@ def check_trainable(found: Manifest, url: str, recipes: Sequence[Recipe], worker
             counts = [shard.samples for shard in found.shards(TRAIN_SPLIT)]
             sampler.check_workers(counts, recipe.order.lanes, recipe.batch_size, workers)
             pipeline.build_fill(recipe.augmentation, 0, 0, len(found.classes))
-        except DataError as error:
+            check_plugins(recipe, len(found.classes))
+        except (DataError, ConfigError) as error:
             problems.append(str(error))
     if problems:
         raise PreflightError(list(dict.fromkeys(problems)))

@@ -14,7 +14,7 @@ from orchestrator.config.overrides import flatten_config
 from orchestrator.data import manifest, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.models.config import format_label, has_batch_norm
+from orchestrator.models.config import ModelPlugin, format_label, has_batch_norm
 from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
 from orchestrator.monitor.run_status import inspect_run
 from orchestrator.ray_backend import cluster
@@ -247,6 +247,10 @@ def print_run_table(
     ]
     if any(has_batch_norm(recipe.model) for recipe in recipes):
         lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
+    if any(isinstance(recipe.model, ModelPlugin) for recipe in recipes):
+        lines.append(
+            "exempt:     torch's own dropout draws other masks on another number of workers; resume on as many"
+        )
     _print_lines(lines, console)
     return dataset
 
