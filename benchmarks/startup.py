@@ -65,8 +65,8 @@ def _compared(where: str, folder: Path, data: Path, environment: Mapping[str, st
             place = folder / f"startup-{where}-{turn}-{name}"
             place.mkdir()
             found[name].append(starts[name](place))
-            told = ", ".join(f"{mark} {seconds:.1f}" for mark, seconds in found[name][-1].items())
-            frame.progress(f"{where}, round {turn + 1} of {ROUNDS}: {name}: {told}")
+            marks = ", ".join(f"{mark} {seconds:.1f}" for mark, seconds in found[name][-1].items())
+            frame.progress(f"{where}, round {turn + 1} of {ROUNDS}: {name}: {marks}")
     before = 0.0
     for mark, cause in CAUSES.items():
         reached = median(marks[mark] for marks in found["ours"])
@@ -153,7 +153,7 @@ def _end(driver: subprocess.Popen[bytes], ancestor: int) -> None:
 
 # ------------------------------------------------------------------ Ray's defaults
 def plain(data: str, place: str) -> None:
-    """What a user of Ray writes: init, fit, and in the training function the first step of the same run."""
+    """Run what a user of Ray writes: init, fit, and in the training function the first step of the same run."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -187,7 +187,7 @@ def plain_loop(config: dict[str, Any]) -> None:
     device, recipe, found = ray.train.torch.get_device(), googlenet_tiny(), manifest.load(config["data"])
     counts = tuple(shard.samples for shard in found.shards("train"))
     model = ray.train.torch.prepare_model(create_model(recipe.model, len(found.classes), recipe.seeds.weights))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=recipe.optimizer.momentum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     loader = BatchLoader(SampleReader(config["data"], found, "train"), recipe.model.image_size, 1)
     plan = EpochOrder(counts, recipe.seeds.order, 0, recipe.order.lanes, recipe.order.window)
     seed = recipe.seeds.augmentation

@@ -131,10 +131,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a network does; all of it returns its outputs."""
+    """Forward pass of a network; returns all of its outputs."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     backward: Step
     infer: Step
 

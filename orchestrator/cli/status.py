@@ -19,6 +19,7 @@ from rich.text import Text
 from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.monitor.formatting import format_duration, format_number
+from orchestrator.monitor.live_table import format_metrics, make_progress_table
 from orchestrator.monitor.run_status import (
     LIVE_STATES,
     PROBLEM_STATES,
@@ -253,12 +254,7 @@ def render_groups(found: Sequence[RunGroup]) -> RenderableType:
 
 
 def _build_progress_table(found: Sequence[RunGroup]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "left"):
-        # A model's name may be folded, a figure never cut.
-        left = name in ("model", "state")
-        fold = {"overflow": "fold", "no_wrap": False} if name == "model" else {"overflow": "ellipsis", "no_wrap": True}
-        table.add_column(name, justify="left" if left else "right", **fold)  # type: ignore[arg-type]
+    table = make_progress_table("left")
     for family in found:
         if family.name:
             table.add_row(Text(family.title, style="bold"))
@@ -274,10 +270,7 @@ def _format_cells(row: RunSnapshot, indent: str) -> tuple[Text | str, ...]:
         Text(indent + row.model),
         Text(row.state, style=_COLORS.get(row.state, "")),
         f"{format_number(row.epoch, '.0f' if whole else '.1f')}/{epochs}",
-        format_number(row.loss, ".3f"),
-        format_number(row.top1_error, ".2f"),
-        format_number(row.top5_error, ".2f"),
-        format_number(row.images_per_second, ".0f"),
+        *format_metrics(row),
         format_duration(row.seconds_left),
     )
 

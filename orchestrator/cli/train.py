@@ -8,6 +8,7 @@ from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
+from orchestrator.training.run_dir import load_validation_result
 
 
 def train_model(config: TrainModel) -> int:
@@ -30,4 +31,7 @@ def train_model(config: TrainModel) -> int:
         if end.outcome is not None:
             for name, value in sorted(end.outcome.metrics.items()):
                 session.print_line(f"{name:32} {value:.4g}")
+            if (validation := load_validation_result(spec.folder)) is not None:
+                for line in validation.describe():
+                    session.print_line(line)
         return 0 if end.status == "finished" else EXIT_FAILURE

@@ -213,7 +213,7 @@ def _iter_flags(
             below = list(map_kinds(get_model_variants(field.annotation)))
             yield from _iter_flags(value, flag, f"{path}.", topic if name_prefix else title, below)
         else:
-            choices = f"{{{','.join(kinds)}}}" if name == KIND and kinds else ""
+            choices = f"{{{','.join(kinds)}}}" if name == KIND and len(kinds) > 1 else ""
             yield FlagSpec(flag, path, field, value, choices or _format_metavar(field.annotation), topic)
 
 

@@ -108,7 +108,7 @@ class Session:
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_run_keys.add(key)
         for name, text in spec.artifact_texts.items():
-            self.replayer.submit(partial(self._log_text, key, name, text), needs=key)
+            self.replayer.submit(partial(self._log_text, key, name, text), required_key=key)
         return key
 
     def _log_text(self, key: str, name: str, text: str, tracker: Tracker) -> None:
@@ -122,7 +122,7 @@ class Session:
     def close_run(self, key: str, status: FinalStatus, tags: Mapping[str, str]) -> None:
         """Close a run that this session opened, as soon as its journal is in the tracker: nothing more comes of it."""
         self.set_final_status(key, status)
-        self.replayer.submit(partial(self._set_tags, key, tags), needs=key)
+        self.replayer.submit(partial(self._set_tags, key, tags), required_key=key)
         self.replayer.close(key, status).add_done_callback(partial(self._forget_closed_run, key))
 
     def _forget_closed_run(self, key: str, done: Future[None]) -> None:
@@ -141,7 +141,7 @@ class Session:
     def mark_open_runs_killed(self) -> None:
         """Mark every run without a status KILLED now: there may be no time for it later."""
         for key in self._open_run_keys - self.final_statuses.keys():
-            self.replayer.submit(partial(self._mark_killed, key), needs=key)
+            self.replayer.submit(partial(self._mark_killed, key), required_key=key)
 
     def _mark_killed(self, key: str, tracker: Tracker) -> None:
         tracker.close_run(self.replayer.wait_for_run_id(key, 0.0), "KILLED")
@@ -203,7 +203,7 @@ class Session:
     def _request_previews(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""
         self.replayer.submit(
-            PreviewRequest(spec, self.manifest, partial(self.replayer.wait_for_run_id, key, 0.0)), needs=key
+            PreviewRequest(spec, self.manifest, partial(self.replayer.wait_for_run_id, key, 0.0)), required_key=key
         )
 
     def print_stop_notice(self) -> None:
@@ -300,7 +300,7 @@ def _choose_storage_id(storage: str) -> str:
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
     """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
-    if connect.will_create_database(destination.tracking):
+    if connect.will_create_database(destination.tracking, destination.tracker):
         return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
     tracker = _open_checked_tracker(destination)
     return lambda: tracker
@@ -308,7 +308,7 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
 
 def _open_checked_tracker(destination: Destination) -> Tracker:
     """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    tracker = connect.open_tracker(destination.tracking, destination.experiment)
+    tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
     tracker.check()
     return tracker
 

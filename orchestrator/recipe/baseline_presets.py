@@ -15,10 +15,10 @@ from orchestrator.data.config import (
     PreprocessingConfig,
 )
 from orchestrator.models.config import AlexNetConfig, LeNet5Config, NINConfig, SPPNetConfig, VGG16Config, ZFNetConfig
-from orchestrator.recipe.config import OptimizerConfig, Recipe, RunningMean
+from orchestrator.recipe.config import Recipe, RunningMean, SGDConfig
 from orchestrator.recipe.lr_schedule import PolynomialDecay, StepDecay
 
-_SGD = OptimizerConfig(momentum=0.9, weight_decay=5e-4)  # Krizhevsky 2012, section 5
+_SGD = SGDConfig(momentum=0.9, weight_decay=5e-4)  # Krizhevsky 2012, section 5
 _LAST_HUNDREDTH_MEAN = RunningMean(start=0.99)
 _LIGHTING = PhotometricConfig(brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.1)  # Krizhevsky 2012, 4.1
 

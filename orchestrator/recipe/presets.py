@@ -10,7 +10,7 @@ from collections.abc import Callable
 from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig, OrderConfig, PreprocessingConfig
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import baseline_presets
-from orchestrator.recipe.config import LossConfig, OptimizerConfig, Recipe, RunningMean
+from orchestrator.recipe.config import LossConfig, Recipe, RunningMean, SGDConfig
 from orchestrator.recipe.lr_schedule import CosineDecay, PolynomialDecay, StepDecay
 
 # Batch norm takes the place of LRN and of biases (arXiv 1502.03167, section 3.2).
@@ -78,7 +78,7 @@ def googlenet_bn_imagenet() -> Recipe:
         batch_size=256,
         model=_BATCH_NORM_MODEL,
         schedule=CosineDecay(base_rate=0.1, warmup_epochs=5.0),  # arXiv 1706.02677 for a batch of 256
-        optimizer=OptimizerConfig(weight_decay=1e-4),  # arXiv 1706.02677
+        optimizer=SGDConfig(weight_decay=1e-4),  # arXiv 1706.02677
         loss=LossConfig(label_smoothing=0.1),  # arXiv 1512.00567, section 7
         averaging=RunningMean(start=0.9),
     )

@@ -22,6 +22,7 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
+from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
 from orchestrator.training import attempts, datasets
 from orchestrator.training import train_state as states
@@ -39,11 +40,13 @@ from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
 from orchestrator.training.evaluator import Evaluator
 from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
 from orchestrator.training.run_dir import (
+    ValidationResult,
     get_attempts_dir,
     get_checkpoints_dir,
     get_final_weights_dir,
     get_outcome_path,
     get_trace_path,
+    get_validation_path,
     load_finished_outcome,
 )
 from orchestrator.training.train_state import TrainState
@@ -103,14 +106,14 @@ class Trainer:
 
     def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
-        self.journal_logger = JournalLogger(job, world, attempt)
         self.watchdog = Watchdog(job.cadence.limits, self._record_stall, job.cadence.pulse_steps)
         self.stop_monitor: StopMonitor | None = None
+        self.journal_logger: JournalLogger | None = None
         self.callbacks: list[Callback] = [self.watchdog]
         if world.is_rank_zero:
+            self.journal_logger = JournalLogger(job, attempt)
             self.stop_monitor = StopMonitor(attempt, job.stop_flag, job.successor, self.watchdog.expect_stop)
-            self.callbacks.append(self.stop_monitor)
-        self.callbacks.append(self.journal_logger)
+            self.callbacks += [self.stop_monitor, self.journal_logger]
         self._loaders = ExitStack()
         self._had_preemption_notice = False  # a rank had one at the last sync; the same on all ranks
 
@@ -130,13 +133,15 @@ class Trainer:
         ended: Outcome | None = None
         try:
             outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
-            self.journal_logger.log_outcome(outcome)
+            if self.journal_logger is not None:
+                self.journal_logger.log_outcome(outcome)
             if self.world.is_rank_zero and not self.attempt.is_superseded():
                 _write_outcome(self.job, outcome)
             ended = outcome
             return outcome
         except Exception as error:
-            self.journal_logger.log_crash(error)
+            if self.journal_logger is not None:
+                self.journal_logger.log_crash(error)
             self._write_traceback("", traceback.format_exc())
             raise
         finally:
@@ -185,7 +190,8 @@ class Trainer:
         self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
-        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.callbacks))
+        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
+        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
         pin = world.device.type == "cuda"
         self.train_loader, val_loader = world.check_on_all_ranks(
             lambda: datasets.build_dataloaders(job, manifest, world.workers, pin=pin)
@@ -203,6 +209,7 @@ class Trainer:
             self.train_step.normalize,
             world,
             recipe.max_bad_share,
+            metrics,
         )
         productive_seconds = self._resume()
         if recipe.initial_weights and self.state.progress.samples == 0:
@@ -218,14 +225,23 @@ class Trainer:
         job, world, attempt = self.job, self.world, self.attempt
         self.goodput = Goodput(attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
-        added: list[Callback] = [self.checkpointer]
-        if world.is_rank_zero:
-            if job.execution.profile is not None:
-                url = get_trace_path(job.folder, attempt.number, world.rank)
-                added.insert(0, Profiler(job.execution.profile, url, world.device))
-            self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
-            added.append(self.best_checkpoint)
-        self.callbacks[-1:] = [*added, *user_callbacks, self.journal_logger]
+        if self.stop_monitor is None or self.journal_logger is None:
+            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
+            return
+        profilers = []
+        if job.execution.profile is not None:
+            url = get_trace_path(job.folder, attempt.number, world.rank)
+            profilers.append(Profiler(job.execution.profile, url, world.device))
+        self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
+        self.callbacks = [
+            self.watchdog,
+            self.stop_monitor,
+            *profilers,
+            self.checkpointer,
+            self.best_checkpoint,
+            *user_callbacks,
+            self.journal_logger,
+        ]
 
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
@@ -387,8 +403,13 @@ class Trainer:
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
         metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
-        for name, sums in sets.items():
-            metrics |= sums.compute_metrics(name)
+        metrics |= self.evaluator.compute_metrics(sets)
+        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
+            name = "averaged" if "averaged" in sets else "raw"
+            result = ValidationResult(
+                weights=name, samples=self.state.progress.samples, classes=sets[name].get_class_results(self.classes)
+            )
+            file_io.write_bytes(get_validation_path(self.job.folder), result.to_json().encode())
         return metrics
 
     # ------------------------------------------------------------------ end

@@ -20,15 +20,15 @@ from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import scoring
-from orchestrator.evaluation import score_store
-from orchestrator.evaluation.scoring_task import ShardScoringTask, score_shard
+from orchestrator.evaluation import score_store, shard_scorer
+from orchestrator.evaluation.scoring_task import ShardScoringTask
 from orchestrator.ray_backend import task_pool
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.callbacks import best_checkpoint
 from orchestrator.training.run_dir import get_best_weights_dir
-from tests.support import finals, tiny_shards
+from tests.support import finals, stores, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session
 
@@ -106,7 +106,7 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
         (0, ["a", "c"]), (1, ["a", "c"]), (0, ["b"]), (1, ["b"]), (2, ["a", "c"]), (2, ["b"])
     ]  # fmt: skip
     lines = said(at)
-    assert "scoring: 15 images x models are to do, of 3 models, each on 144 crops" in lines
+    assert "scoring: 15 images x models to do, of 3 models, each on 144 crops" in lines
     assert "scoring: 15 of 15 images x models, 0:00 left" in lines
     assert lines.count("cannot be decoded, not counted: 'sample-003' of ") == 1
 
@@ -167,9 +167,9 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
 
     def stopped_after_one(raw: dict[str, Any]) -> dict[str, Any]:
         at.interruption.event.set()
-        return score_shard(raw)
+        return shard_scorer.score_shard(raw)
 
-    monkeypatch.setattr("orchestrator.evaluation.scoring_task.score_shard", stopped_after_one)
+    monkeypatch.setattr(scoring, "_make_task_function", lambda: stopped_after_one)
     scoring.score_runs(at, [spec])
     assert len(sent) == 1
     assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1
@@ -203,7 +203,7 @@ def another_shard(spec: RunSpec) -> None:
 
 
 def other_images(spec: RunSpec) -> None:
-    score_store.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
+    stores.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     loaded = weights.load(final)
     url = make_checkpoint_url(get_best_weights_dir(spec.folder), 64, 1)
     about = {"samples": 64, metric: 0.5}
-    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, about=about)
+    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, metadata=about)
     return url
 
 
@@ -305,7 +305,7 @@ def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, s
     assert averaged == [scoring.get_score_folder(spec) for spec in specs]
     assert raw == [scoring.get_score_folder(spec, kind="raw") for spec in specs]
     assert [len(task.scorers) for task in sent] == [4] * SHARDS
-    assert "20 images x models with averaged and raw weights are to do, of 2 models, each" in said(at)
+    assert "20 images x models with averaged and raw weights to do, of 2 models, each" in said(at)
     sent.clear()
     shutil.rmtree(raw[1])
     scoring.score_weights_kinds(at, specs, ("averaged", "raw"))

@@ -192,7 +192,7 @@ def test_a_tiny_width_leaves_at_least_one_filter() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="classes: 1 is refused"):
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         GoogLeNet(GoogLeNetConfig(**TINY), 1)
 
 

@@ -6,6 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -247,6 +248,17 @@ def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -
     assert {request.method for request in proxy.requests} == {"PUT"}
     assert len(proxy.requests) == 3
     assert file_io.read_bytes(file_io.join(bucket, "object")) == b"mine"
+
+
+def test_reads_work_without_the_private_methods_of_s3fs(url: str) -> None:
+    ranges = RangeReader(patience=QUICK)
+    ranges.size(url)
+    filesystem = ranges._sources["s3"]._filesystem  # type: ignore[attr-defined]
+    with patch.object(type(filesystem), "_get_s3_method_kwargs", None):
+        assert ranges.read(url, 20, 10) == DATA[20:30]
+    creator, filesystem._s3creator = filesystem._s3creator, None
+    ranges.close()
+    filesystem.close_session(filesystem.loop, creator)
 
 
 # ------------------------------------------------------------------ processes
