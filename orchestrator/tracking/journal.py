@@ -82,7 +82,7 @@ class JournalWriter:
 
     @property
     def is_fenced(self) -> bool:
-        """True once another writer of this attempt was found; events are dropped from then on."""
+        """Whether another writer of this attempt was found; events are dropped from then on."""
         return self._fenced
 
     def append(self, kind: str, /, samples: int | None = None, **values: object) -> None:
@@ -228,8 +228,8 @@ class BoundedEventQueue:
         """Remove and return all lines in order of arrival, and the numbers dropped since the last call, by group."""
         lines = [line for _, line in sorted(chain(*self._lines.values()))]
         dropped = dict(self._dropped)
-        for waiting in self._lines.values():
-            waiting.clear()
+        for queue in self._lines.values():
+            queue.clear()
         self._dropped.clear()
         return lines, dropped
 
