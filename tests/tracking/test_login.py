@@ -176,6 +176,12 @@ def test_no_route_answers_without_the_login(server: str) -> None:
             assert _status(server + route, method=method) == 401, (method, route)
 
 
+def test_a_server_of_mlflow_without_the_app_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow.server.fastapi_app", None)
+    with pytest.raises(ConfigError, match=r"mlflow .* has no server that this login can protect.*basic-auth"):
+        login.create_app()
+
+
 # What let any local user read files of whoever started the server: an experiment in a folder of theirs, in which
 # `artifacts` of a run is a link; the password, where one is given, is put before each request.
 ATTACK = """
