@@ -18,7 +18,7 @@ MAX_IMAGES_FOR_RAW = 5000
 
 
 class ReportingConfig(Config):
-    """What is scored and reported of an ensemble."""
+    """The choice of what is scored and reported of an ensemble."""
 
     raw: bool | None = Field(
         None,

@@ -120,7 +120,7 @@ def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogge
     number, crashed = found
     assert (number, crashed.kind, crashed.samples) == (2, "crashed", 640)
     third = JournalLogger(
-        one, ALONE, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
+        one, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
     )
     third.log_start(AT, ALONE, [])
     third.close()
