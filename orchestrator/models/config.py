@@ -1,4 +1,4 @@
-"""What a network is, as a frozen config; importable without torch."""
+"""Networks as frozen configurations. Importable without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks cost: parameters and multiply-adds of one image, row by row or network by network.
+"""Tables of parameters and multiply-adds of one image, row by row or network by network.
 
 GoogLeNet's rows are those of Table 1 (arXiv 1409.4842, section 5), beside the paper's own figures.
 
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _build_parser()
     chosen = parser.parse_args(arguments)
     fields = ("width", "module", "stem", "image_size")
-    given = {name: getattr(chosen, name) for name in fields if getattr(chosen, name) is not None}
-    if chosen.compare and (given or chosen.auxiliary or chosen.model):
+    overrides = {name: getattr(chosen, name) for name in fields if getattr(chosen, name) is not None}
+    if chosen.compare and (overrides or chosen.auxiliary or chosen.model):
         parser.error("--compare lists each network as it was published; leave all but --classes out")
     try:
         if chosen.compare:
             print_comparison(chosen.classes, _make_console())
             return
-        config = _ModelArguments.from_dict({"model": {"kind": chosen.model or "googlenet", **given}}).model
+        config = _ModelArguments.from_dict({"model": {"kind": chosen.model or "googlenet", **overrides}}).model
         rows = measure_row_costs(config, chosen.classes)
     except ValueError as error:
         parser.error(str(error))
@@ -164,16 +164,16 @@ def print_comparison(classes: int, console: Console) -> None:
     alexnet = sum_costs(measure_row_costs(AlexNetConfig(), classes)).params
     table = _make_table("input", "classes", "weights", "params", "AlexNet's /", "mult-adds", "of 1.5 billion")
     for name, config, own in COMPARED_NETWORKS:
-        found = sum_costs(measure_row_costs(config, own or classes))
+        total = sum_costs(measure_row_costs(config, own or classes))
         table.add_row(
             name,
             f"{config.image_size}x{config.image_size}",
             str(own or classes),
-            f"{found.weights:,}",
-            f"{found.params:,}",
-            f"{alexnet / found.params:.1f}x",
-            f"{found.multiply_adds / table1.M:,.1f}M",
-            f"{found.multiply_adds / MULTIPLY_ADD_BUDGET:.2f}x",
+            f"{total.weights:,}",
+            f"{total.params:,}",
+            f"{alexnet / total.params:.1f}x",
+            f"{total.multiply_adds / table1.M:,.1f}M",
+            f"{total.multiply_adds / MULTIPLY_ADD_BUDGET:.2f}x",
         )
     console.print("networks as published, and GoogLeNet's variants: cost of one image at inference", style="bold")
     console.print(table)

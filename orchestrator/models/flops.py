@@ -1,4 +1,4 @@
-"""What a network costs, row by row, measured on a built network that holds and computes nothing."""
+"""Parameters and multiply-adds of a network, row by row, measured on the meta device: nothing is computed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RowCost:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is an auxiliary head, which inference does without."""
+        """True for an auxiliary head, which inference does without."""
         return self.name.startswith(table1.AUX_ROW_PREFIX)
 
 
@@ -77,7 +77,7 @@ def _measure_on(device: torch.device, config: AnyModelConfig, classes: int) -> l
 
 
 def sum_costs(rows: Sequence[RowCost], heads: bool = False) -> CostTotals:
-    """What all rows cost together; auxiliary heads, which inference does without, only if asked for."""
+    """Return the sums over rows; over auxiliary heads, which inference does without, only with `heads`."""
     counted = [row for row in rows if heads or not row.is_head]
     return CostTotals(
         sum(row.weights for row in counted),
@@ -88,15 +88,15 @@ def sum_costs(rows: Sequence[RowCost], heads: bool = False) -> CostTotals:
 
 @lru_cache(maxsize=256)
 def count_image_multiply_adds(config: AnyModelConfig) -> int:
-    """Multiply-adds of one image's way forward through the network in training."""
+    """Return the multiply-adds of one image's forward pass in training."""
     return sum_costs(measure_row_costs(config, IMAGENET_CLASSES), heads=True).multiply_adds
 
 
 def _get_paper_costs() -> dict[str, tuple[float, float]]:
-    found = {
+    costs = {
         row.name: (row.paper_params, row.paper_ops) for row in table1.TABLE_1 if not isinstance(row, table1.MaxPoolRow)
     }
-    return {**found, table1.LINEAR_ROW_NAME: (table1.LINEAR_PAPER_PARAMS, table1.LINEAR_PAPER_OPS)}
+    return {**costs, table1.LINEAR_ROW_NAME: (table1.LINEAR_PAPER_PARAMS, table1.LINEAR_PAPER_OPS)}
 
 
 def _make_row(

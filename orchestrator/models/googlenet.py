@@ -29,7 +29,7 @@ class InceptionReduced(nn.Module):
         self.filters = row.filters
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x inputs x H x W -> N x filters x H x W."""
+        """Return N x filters x H x W for N x inputs x H x W."""
         pooled = functional.max_pool2d(x, 3, stride=1, padding=1)
         return torch.cat(
             (self.conv1(x), self.conv3(self.reduce3(x)), self.conv5(self.reduce5(x)), self.pool_proj(pooled)),
@@ -48,7 +48,7 @@ class InceptionNaive(nn.Module):
         self.filters = row.conv1 + row.conv3 + row.conv5 + inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x inputs x H x W -> N x (filters + inputs) x H x W: channels only ever grow (section 4)."""
+        """Return N x (filters + inputs) x H x W for N x inputs x H x W: channels only ever grow (section 4)."""
         pooled = functional.max_pool2d(x, 3, stride=1, padding=1)
         return torch.cat((self.conv1(x), self.conv3(x), self.conv5(x), pooled), dim=1)
 
@@ -68,7 +68,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """N x inputs x side x side -> N x classes; `mask` N x hidden multiplies the hidden units."""
+        """Return N x classes for N x inputs x side x side; `mask` N x hidden multiplies the hidden units."""
         x = functional.avg_pool2d(x, self.kernel, table1.AUX_POOL_STRIDE)
         x = functional.relu(self.hidden(self.conv(x).flatten(1)))
         out: Tensor = self.classifier(x if mask is None else x * mask)
@@ -98,10 +98,10 @@ class GoogLeNet(Network):
             add_batch_norms(self)
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x image_size x image_size (mean subtracted) -> Logits.
+        """Return the logits of N x 3 x image_size x image_size images (mean subtracted).
 
-        `masks` are the dropout masks of this batch (see dropout.py); without them nothing is dropped, which
-        is what inference wants, since masks are scaled while training.
+        `masks` are the dropout masks of this batch (training.train_step makes them); without them nothing is dropped,
+        which suits inference, since masks are scaled while training.
         """
         x, auxiliary = images, []
         for name, stage in self.stages.items():
@@ -116,7 +116,7 @@ class GoogLeNet(Network):
         return Logits(self.classifier(x), tuple(auxiliary))
 
     def get_dropout_units(self) -> dict[str, tuple[int, float]]:
-        """Units and drop probability of each place that drops: "main" and the auxiliary heads."""
+        """Return units and drop probability of each place that drops: "main" and the auxiliary heads."""
         places = {"main": (self.classifier.in_features, self.config.dropout)}
         for name, head in self.heads.items():
             assert isinstance(head, AuxiliaryHead)
@@ -124,12 +124,12 @@ class GoogLeNet(Network):
         return places
 
     def get_cost_rows(self) -> dict[str, nn.Module]:
-        """The rows of Table 1, the linear layer and the auxiliary heads."""
+        """Return the rows of Table 1, the linear layer and the auxiliary heads."""
         heads = {table1.AUX_ROW_PREFIX + name: head for name, head in self.heads.items()}
         return {**self.stages, table1.LINEAR_ROW_NAME: self.classifier, **heads}
 
     def get_classifiers(self) -> dict[str, nn.Module]:
-        """The linear layer and those that end the auxiliary heads."""
+        """Return the linear layer and those that end the auxiliary heads."""
         return {
             name: layer
             for name, layer in self.named_modules()
@@ -137,21 +137,21 @@ class GoogLeNet(Network):
         }
 
     def get_auxiliary_names(self) -> frozenset[str]:
-        """All of the auxiliary heads."""
+        """Return all of the auxiliary heads."""
         return frozenset(f"heads.{name}" for name in self.heads.state_dict())
 
     def drop_auxiliary(self) -> None:
-        """Throw the auxiliary heads away, as the paper does at inference (section 5)."""
+        """Remove the auxiliary heads, as the paper does at inference (section 5)."""
         self.heads = nn.ModuleDict()
 
 
 def scale_filters(filters: int, width: float) -> int:
-    """Filters times the width multiplier, a whole number and at least 1."""
+    """Return filters times the width multiplier, a whole number and at least 1."""
     return max(1, round(filters * width))
 
 
 def _build_stage(row: table1.TableRow, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
-    """The module of a row with its output channels and side."""
+    """Return the module of a row with its output channels and side."""
     if isinstance(row, MaxPoolRow):
         # Caffe's and torch's ceil mode: the last window must start inside the map.
         return MaxPool(row.kernel, row.stride), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
@@ -172,7 +172,7 @@ def _build_stage(row: table1.TableRow, channels: int, side: int, config: GoogLeN
 
 
 def scale_row(row: InceptionRow, width: float) -> InceptionRow:
-    """The row with every filter count multiplied."""
+    """Return the row with every filter count multiplied."""
     return InceptionRow(
         row.name,
         conv1=scale_filters(row.conv1, width),
@@ -202,7 +202,7 @@ class SeparableConvReLU(nn.Module):
         self.pointwise = ConvReLU(maps, filters, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x inputs x H x W -> N x filters x ceil(H / stride) x ceil(W / stride)."""
+        """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W."""
         out: Tensor = self.pointwise(self.depthwise(x))
         return out
 
@@ -218,7 +218,7 @@ class ConvNormReLU(nn.Module):
         self.norm = nn.BatchNorm2d(conv.out_channels, eps=BATCH_NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ConvReLU's."""
+        """Return the same shape as ConvReLU."""
         conv = self.conv
         if conv.kernel_size == (1, 1) and x.device.type == "cpu":  # as ConvReLU does, and with gradients like its
             y = functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)

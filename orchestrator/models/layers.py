@@ -26,7 +26,7 @@ class ConvReLU(nn.Module):
         self.conv = nn.Conv2d(inputs, filters, kernel, stride, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x inputs x H x W -> N x filters x ceil(H / stride) x ceil(W / stride)."""
+        """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W."""
         conv = self.conv
         if conv.kernel_size == (1, 1) and x.device.type == "cpu":
             # A 1x1 convolution in channels_last memory is one matrix product over a view, without the set-up
@@ -68,7 +68,7 @@ class _LocalResponseNorm(torch.autograd.Function):
 
 
 def _iterate_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Two buffers and some samples of each tensor, until all samples had their turn."""
+    """Yield two buffers and some samples of each tensor, until all samples had their turn."""
     first = tensors[0]
     size = max(1, LRN_BLOCK // max(1, first.shape[1:].numel()))
     if first.device.type != "cpu":
@@ -84,13 +84,13 @@ def _compute_scale(x: Tensor, band: Tensor, spare: Tensor, out: Tensor) -> Tenso
 
 
 def _compute_factor(scale: Tensor, spare: Tensor, out: Tensor) -> Tensor:
-    """s^-0.75; `out` may be `scale` itself."""
+    """Return s^-0.75; `out` may be `scale` itself."""
     root = torch.rsqrt(scale, out=out)
     return root.mul_(torch.sqrt(root, out=spare))
 
 
 def _sum_window(x: Tensor, band: Tensor, out: Tensor) -> Tensor:
-    """The sum over the channels at most LRN_SIZE // 2 away."""
+    """Return the sum over the channels at most LRN_SIZE // 2 away."""
     if x.device.type != "cpu":
         return out.copy_(functional.conv2d(x, band))  # one kernel, as a 1x1 convolution with a banded matrix
     out.copy_(x)
@@ -112,7 +112,7 @@ class LocalResponseNorm(nn.Module):
         self.register_buffer("band", near.float()[:, :, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W -> the same shape; computed in at least float32 whatever autocast says."""
+        """Return the same shape as N x C x H x W; computes in at least float32, under autocast too."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             # A model cast as a whole (.double(), .bfloat16()) has cast the band too, whose zeros and ones stay exact.
@@ -128,7 +128,7 @@ class MaxPool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W -> N x C x (ceil((H - kernel) / stride) + 1) x ...."""
+        """Return N x C x (ceil((H - kernel) / stride) + 1) x ... for N x C x H x W."""
         # torch takes no window larger than the map and ceil mode's reach; images below 31 pixels end in a 1 x 1 map.
         window = (min(self.kernel, x.shape[-2]), min(self.kernel, x.shape[-1]))
         return functional.max_pool2d(x, window, self.stride, ceil_mode=True)

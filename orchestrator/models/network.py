@@ -1,4 +1,4 @@
-"""What every network is to the rest of the project: its outputs, its dropout places, what only training needs."""
+"""The interface of every network: its outputs, its dropout places, the parts that only training needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Logits(NamedTuple):
-    """What a forward pass gives: class scores, and those of the auxiliary heads while training."""
+    """Class scores of a forward pass, and those of the auxiliary heads while training."""
 
     main: Tensor  # N x classes
     auxiliary: tuple[Tensor, ...] = ()  # each N x classes, in the order in which they stand in the network
@@ -37,30 +37,30 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x S x S -> scores. Without masks nothing is dropped, in either mode."""
+        """Return the scores of N x 3 x S x S images. Without masks nothing is dropped, in either mode."""
 
     @abstractmethod
     def get_dropout_units(self) -> dict[str, tuple[int, float]]:
-        """Units and drop probability of each place that drops; `masks` has a mask for each."""
+        """Return units and drop probability of each place that drops; `masks` has a mask for each."""
 
     @abstractmethod
     def get_cost_rows(self) -> dict[str, nn.Module]:
-        """The parts that a table of costs lists, by name, in the order in which an image passes through them."""
+        """Return the parts that a table of costs lists, by name, in the order in which an image passes through them."""
 
     @abstractmethod
     def get_classifiers(self) -> dict[str, nn.Module]:
-        """The layers that give class scores, by their names in the network: all that depends on the classes."""
+        """Return the layers that give class scores, by name: all layers that depend on the number of classes."""
 
     def get_auxiliary_names(self) -> frozenset[str]:
-        """Names in the state dict that only training needs: the auxiliary heads'."""
+        """Return the names in the state dict that only training needs: the auxiliary heads'."""
         return frozenset()
 
     def drop_auxiliary(self) -> None:
-        """Throw away for good what only training needs."""
+        """Remove permanently what only training needs."""
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether outputs while training depend on the other images of the batch.
+        """True when outputs while training depend on the other images of the batch.
 
         Such a network is exempt from elastic determinism: with another number of workers its losses differ.
         """

@@ -35,7 +35,7 @@ class PluginNetwork(Network):
             self.__dict__[registry] = getattr(module, registry)
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x S x S (mean subtracted) -> Logits; no masks are asked for."""
+        """Return the logits of N x 3 x S x S images (mean subtracted); takes no masks."""
         return Logits(self.module(images.contiguous(memory_format=self.memory_format)))
 
     def train(self, mode: bool = True) -> PluginNetwork:

@@ -1,1 +1,1 @@
-"""What the paper prescribes: values (recipes, presets) and pure functions (schedule, loss, average, metrics)."""
+"""Training recipes: values (recipes, presets) and pure functions (schedule, loss, average, metrics)."""

@@ -92,7 +92,7 @@ class RunningMean(_AveragingBase):
 
 
 class ExponentialAverage(_AveragingBase):
-    """A mean that forgets: what lies a half-life back counts half. The first steps count in full, not towards 0."""
+    """A mean in which weights a half-life ago count half. The first steps count in full, not towards 0."""
 
     kind: Literal["exponential"] = Field("exponential", description="running | exponential")
     half_life_epochs: float = Field(
@@ -154,6 +154,6 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        if trouble := find_schedule_error(self.schedule, self.epochs):
-            raise ValueError(trouble)
+        if problem := find_schedule_error(self.schedule, self.epochs):
+            raise ValueError(problem)
         return self

@@ -78,16 +78,16 @@ class MetricCounter:
                 for name, total in self._totals[kind].items()
             }
             try:
-                found = {name: float(value) for name, value in metric.compute(shaped).items()}
+                results = {name: float(value) for name, value in metric.compute(shaped).items()}
             except Exception as error:  # the user's own code may raise anything
                 raise ConfigError(f"metric {kind!r} failed to compute its values{format_failure(error)}") from error
-            for name in found:
+            for name in results:
                 if name in values or name in RESERVED_NAMES or not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
                     raise ConfigError(
                         f"metric {kind!r} must name its values in a-z, 0-9 and _, unlike those of other metrics, got "
                         f"{name!r}"
                     )
-            values |= found
+            values |= results
         return values
 
 

@@ -16,5 +16,5 @@ class Normalizer:
         self._scale = config.scale
 
     def __call__(self, images: Tensor) -> Tensor:
-        """N x 3 x S x S uint8 -> the same shape and memory format in float32."""
+        """Return N x 3 x S x S uint8 images in float32, shape and memory format as they are."""
         return images.float().sub_(self._mean).mul_(self._scale)

@@ -28,15 +28,15 @@ class UndecoratedSGD(torch.optim.SGD):
     _step = staticmethod(unwrap(torch.optim.SGD.step))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's."""
+        """Do as torch."""
         self._add(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's."""
+        """Do as torch."""
         self._zero(self, set_to_none)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """As torch's, without a closure."""
+        """Do as torch, without a closure."""
         with torch.no_grad():
             self._step(self, closure)
 

@@ -224,5 +224,5 @@ DIGITS_PRESETS = tuple(name for name in PRESETS if "-digits" in name or name == 
 
 
 def get_summary(name: str) -> str:
-    """The one line that says what a preset is."""
+    """Return the summary line of a preset."""
     return (PRESETS[name].__doc__ or "").splitlines()[0]

@@ -20,7 +20,7 @@ EXPECTED_FILE_HINT = "give a run's recipe.json, or the file that a sweep handed 
 
 
 class Provenance(Config):
-    """What a sweep says of the recipe that it hands over. Nothing of it changes a training."""
+    """The sweep and the trial that found a recipe. No training depends on it."""
 
     sweep: str = Field("", description="name of the sweep")
     trial: str = Field("", description="name of the trial that had this recipe")
@@ -37,25 +37,25 @@ class Provenance(Config):
 
     @property
     def source_label(self) -> str:
-        """The sweep and the trial, in a word or two."""
+        """Sweep and trial, in a word or two."""
         return f"{self.sweep} {self.trial}".strip()
 
 
 class RecipeFile(Config):
-    """A recipe and where it comes from; None when nobody says."""
+    """A recipe and its provenance; None when the file has none."""
 
     recipe: Recipe
     provenance: Provenance | None = None
 
 
 def load_recipe(url: str) -> RecipeFile:
-    """The recipe in the file at a URL or path, with its provenance if it has one.
+    """Return the recipe in the file at a URL or path, with its provenance if it has one.
 
     Raises ConfigError, naming the file, when it is not there, cannot be read or is no such file.
     """
     shown = redaction.redact(url)
     try:
-        found = parse_json(file_io.read_bytes(url))
+        data = parse_json(file_io.read_bytes(url))
     except FileNotFoundError:
         copied = urls.is_in_submitted_job() and urls.is_local(url) and not url.startswith("/")
         ignored = (
@@ -67,10 +67,10 @@ def load_recipe(url: str) -> RecipeFile:
         raise ConfigError(f"{shown}: cannot be read: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{shown}: no JSON ({error}); {EXPECTED_FILE_HINT}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{shown}: holds {type(found).__name__}, no recipe; {EXPECTED_FILE_HINT}")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{shown}: must hold a recipe, got {type(data).__name__}; {EXPECTED_FILE_HINT}")
     try:
         # A recipe has no field of that name, so its values alone are never taken for the other form.
-        return RecipeFile.from_dict(found) if "recipe" in found else RecipeFile(recipe=Recipe.from_dict(found))
+        return RecipeFile.from_dict(data) if "recipe" in data else RecipeFile(recipe=Recipe.from_dict(data))
     except ConfigError as error:
         raise ConfigError(f"{shown}: {error}") from None

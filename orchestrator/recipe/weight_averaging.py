@@ -24,7 +24,7 @@ class WeightAverager:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the model's present weights into the mean; once per step."""
+        """Add the model's present weights to the mean; once per step."""
         self.updates += 1
         if not self.mean:
             self.mean = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
@@ -39,17 +39,17 @@ class WeightAverager:
 
 
 def get_averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What is averaged, not copied: parameters and the float buffers that are part of the model's state."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
+    """Return the tensors to average, not copied: parameters and the float buffers of the model's state."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     if buffers:
-        kept = model.state_dict()
-        found |= {name: buffer for name, buffer in buffers.items() if name in kept}
-    return found
+        saved = model.state_dict()
+        tensors |= {name: buffer for name, buffer in buffers.items() if name in saved}
+    return tensors
 
 
 def compute_update_share(config: AnyAveraging, updates: int, steps_per_epoch: int) -> float:
-    """What the newest of so many updates counts in the mean; 1 for the first.
+    """Return the weight of the newest of so many updates in the mean; 1 for the first.
 
     The exponential average is sum(k^i x_i) / sum(k^i), i being the age in steps, so that it begins at the first
     update's weights and not near 0.

@@ -57,8 +57,8 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
     ("content", "told"),
     [
         ("{", "recipe.json: no JSON (Expecting"),
-        ("[]", "recipe.json: holds list, no recipe; give a run's recipe.json"),
-        ("null", "recipe.json: holds NoneType, no recipe"),
+        ("[]", "recipe.json: must hold a recipe, got list; give a run's recipe.json"),
+        ("null", "recipe.json: must hold a recipe, got NoneType"),
         ({}, "recipe.json: name: must be given"),
         ({"name": "x", "epoch": 3}, "recipe.json: epoch: unknown key; did you mean epochs?"),
         ({"recipe": {"name": "x", "epochs": 0}}, "recipe.json: recipe.epochs: must be at least 1, got 0"),

@@ -83,7 +83,7 @@ class SpatialPyramidPooling(nn.Module):
         self.bins = sum(n * n for n in self.grids)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W -> N x C * bins, for any H and W."""
+        """Return N x C * bins for N x C x H x W, for any H and W."""
         # Cell i of n goes from floor(i H / n) to ceil((i + 1) H / n), as torch has it and the paper's appendix A.
         return torch.cat([functional.adaptive_max_pool2d(x, n).flatten(1) for n in self.grids], dim=1)
 
@@ -105,7 +105,7 @@ class ConvFCNetwork(Network):
         self.fc8 = nn.Linear(HIDDEN_UNITS, num_classes)
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x S x S (mean subtracted) -> Logits; `masks` has "fc6" and "fc7"."""
+        """Return the logits of N x 3 x S x S images (mean subtracted); `masks` has "fc6" and "fc7"."""
         x = images
         for module in self.body.values():
             x = module(x)
@@ -254,7 +254,7 @@ class NIN(Network):
         self.cccp8 = ConvReLU(channels, num_classes, 1)
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x S x S (mean subtracted) -> Logits, none below 0: a ReLU follows cccp8 too."""
+        """Return the logits of N x 3 x S x S images (mean subtracted), none below 0: a ReLU follows cccp8 too."""
         x = images
         for module in self.body.values():
             x = module(x)
@@ -300,7 +300,7 @@ class LeNet5(Network):
         self.classifier = nn.Linear(84, num_classes)
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """N x 3 x S x S (mean subtracted) -> Logits; no masks are asked for. Colours are averaged to grey."""
+        """Return the logits of N x 3 x S x S images (mean subtracted), made grey; takes no masks."""
         x = images.mean(dim=1, keepdim=True)
         for conv in (self.c1, self.c3):
             x = functional.avg_pool2d(torch.tanh(conv(x)), 2)
