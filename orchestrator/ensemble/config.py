@@ -18,7 +18,7 @@ MAX_IMAGES_FOR_RAW = 5000
 
 
 class ReportingConfig(Config):
-    """What is scored and reported of an ensemble."""
+    """The choice of what is scored and reported of an ensemble."""
 
     raw: bool | None = Field(
         None,
@@ -40,6 +40,9 @@ class TrainEnsembleConfig(JobConfig):
         (),
         description="finished runs, or ensembles for all their members, to add as further members: names, or absolute "
         "paths or URLs of folders",
+    )
+    same_code_anyway: bool = Field(
+        False, description="resume members though the code of their plug-ins has changed since they began"
     )
     reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig()
 

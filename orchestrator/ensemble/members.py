@@ -11,7 +11,7 @@ from orchestrator.recipe.config import Recipe
 
 
 class EnsembleConfig(Config):
-    """How the members differ from the base recipe."""
+    """The number of members, and their differences from the base recipe."""
 
     members: int = Field(7, ge=1, le=1000, description="independently trained models (section 7: 7)")
     wider: float | None = Field(

@@ -69,7 +69,7 @@ class EnsembleResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every member was trained and scored."""
+        """True if every member was trained and scored."""
         return self.finished_count == self.requested_count and self.table is not None
 
 

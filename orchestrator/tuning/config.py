@@ -23,7 +23,7 @@ SchedulerKind = Literal["asha", "median", "none"]
 
 
 class SearchConfig(Config):
-    """What is searched, and how. Another value is another sweep."""
+    """The search of a sweep. Other values are another sweep."""
 
     space: str = Field("schedules", description="search space: its name, or the path or URL of a .json or .toml file")
     sampler: SamplerKind = Field(

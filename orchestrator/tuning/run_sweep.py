@@ -116,7 +116,7 @@ def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: 
         progress = f", {done} of {len(entries)} begun ones are done already" if entries else ""
         session.print_line(
             f"sweep {plan.name}: at most {job.budget.trials} trials, "
-            f"{count_parallel_trials(session, job)} at once{progress}"
+            f"{count_parallel_trials(session, job)} in parallel{progress}"
         )
         with SweepProgress(lambda: sweep.trials, plan.metric, session.console):
             scheduler = _make_scheduler(job.search, base)

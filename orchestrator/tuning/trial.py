@@ -30,12 +30,12 @@ class Metric(Config):
 
     @property
     def is_error(self) -> bool:
-        """Whether it is an error in percent."""
+        """True for an error in percent."""
         return self.name in _ERROR_LABELS
 
     @property
     def label(self) -> str:
-        """What reports call it."""
+        """The name in reports."""
         return _ERROR_LABELS.get(self.name, self.name.replace("_", " "))
 
     @property
@@ -69,7 +69,7 @@ class Metric(Config):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What a trial reported at the end of an epoch."""
+    """The report of a trial at the end of an epoch."""
 
     epoch: int  # from 1
     values: Mapping[str, float]  # of the epoch, as in the run's journal
@@ -99,7 +99,7 @@ class Trial:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether it is never resumed."""
+        """True if it is never resumed."""
         return self.state in ("finished", "pruned", "diverged", "failed")
 
     def get_curve(self, metric: Metric) -> tuple[tuple[int, float], ...]:

@@ -88,7 +88,7 @@ def test_members_are_chosen_by_number() -> None:
     assert finished_runs.select_members(names, (3, 1)) == ["three", "one"]
     with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 4"):
         finished_runs.select_members(names, (1, 4))
-    with pytest.raises(ConfigError, match=r"^members: 0 is refused"):
+    with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 0"):
         finished_runs.select_members(names, (0,))
     with pytest.raises(ConfigError, match=r"^members: 2 is given twice"):
         finished_runs.select_members(names, (2, 2))

@@ -396,7 +396,7 @@ def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     assert "ENDED" in out
-    assert f"scoring: {240 - 20 * len(first)} images x models are to do" in out
+    assert f"scoring: {240 - 20 * len(first)} images x models to do" in out
     last = committed(slow)
     assert len(last) == 12
     assert last.items() >= first.items()

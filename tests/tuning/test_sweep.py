@@ -224,3 +224,24 @@ def test_two_drivers_of_one_sweep(place: Place) -> None:
     task(first)
     with pytest.raises(TrialStoreError, match="another driver runs this sweep"):
         second.next_task()
+
+
+def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
+    sweep = place.sweep({"trials": 9})
+    number = task(sweep).number
+    not_validated = TrialReport(number=number, epoch=1, values={"train/loss": 1.0})
+    assert not sweep.on_trial_report(not_validated).should_stop
+    values = {"validation/raw_top5_error": 1.0, "validation/averaged_f1": 0.5, "train/loss": 1.0}
+    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)).should_stop
+    sweep.on_trial_ended(number, None)
+    reason = "--metric must be one of f1, top5_error, got 'top1_error'; set another one"
+    assert states(sweep) == [("stopped", reason)]
+    assert sweep.next_task() is None
+
+
+def test_a_non_finite_metric_does_not_stop_the_sweep(place: Place) -> None:
+    sweep = place.sweep({"trials": 9})
+    values = {"validation/raw_top5_error": 1.0}  # the other one was NaN
+    assert not sweep.on_trial_report(
+        TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)
+    ).should_stop
