@@ -22,7 +22,7 @@ def train_model(config: TrainModel) -> int:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
         result = multi_run.train_runs(session, [spec], config=config.plan)
-        session.print_locations(spec.folder, session.make_tracking_key(spec.name))
+        session.print_locations(spec.folder, session.recorder.make_tracking_key(spec.name))
         if session.interruption.event.is_set():
             session.print_line("stopped; the same command goes on from the last checkpoint")
             return session.interruption.exit_status

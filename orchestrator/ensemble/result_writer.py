@@ -51,9 +51,9 @@ def record_result(session: Session, folder: str, key: str, found: EnsembleOutcom
     mistakes = [mistake.image for mistake in found.analysis.mistakes]
     shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, found.analysis.split, mistakes)
     ensemble_report.write_report(folder, about, found.analysis, found.curves, shown)
-    session.replayer.submit(partial(_log_result, session, key, folder, table), needs=key)
+    session.recorder.replayer.submit(partial(_log_result, session, key, folder, table), needs=key)
     if registered and found.kind == "averaged" and len(found.scored_runs) == found.requested_count:
-        session.replayer.submit(
+        session.recorder.replayer.submit(
             partial(_register_model, session, key, found, table_files.render_markdown(table)), needs=key
         )
 
@@ -76,7 +76,7 @@ def _describe_result(session: Session, found: EnsembleOutcome) -> dict[str, obje
 
 def _log_result(session: Session, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
     """The table in the tracker: as metrics, as a table, as text, as pictures."""
-    run_id = session.replayer.wait_for_run_id(key, 0.0)
+    run_id = session.recorder.replayer.wait_for_run_id(key, 0.0)
     metrics = {
         f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
         for cell in table.cells
@@ -97,7 +97,7 @@ def _register_model(session: Session, key: str, found: EnsembleOutcome, about: s
     own = session.destination.is_embedded
     made = ensemble_registry.register_ensemble(
         session.destination.tracking,
-        session.replayer.wait_for_run_id(key, 0.0),
+        session.recorder.replayer.wait_for_run_id(key, 0.0),
         found.family if own else ensemble_registry.make_model_name(found.family, dataset.name, dataset.digest()),
         found.name,
         [spec.folder for spec in found.scored_runs],
