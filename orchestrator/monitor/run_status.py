@@ -46,7 +46,7 @@ LIVE_STATES: tuple[RunState, ...] = ("waiting", "starting", "running", "restarti
 PROBLEM_STATES: tuple[RunState, ...] = ("failed", "lost", "unreadable")
 TERMINAL_STATES: tuple[RunState, ...] = ("finished", "pruned", "diverged", "failed")  # of trials
 
-# A start takes no longer on a busy machine; then it waits for workers.
+# A start takes no longer on a busy machine; after that a run waits for workers.
 START_GRACE_SECONDS = 60.0
 
 

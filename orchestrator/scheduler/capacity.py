@@ -61,11 +61,6 @@ class CapacityMonitor:
                 _log.warning("scheduler: cannot query the cluster's capacity: %s", error)
 
 
-def make_slot_counter(capacity: Callable[[], ClusterCapacity], placement: Placement, gpus: float) -> Callable[[], int]:
-    """Return a function that counts the workers of this placement that fit on the cluster."""
-    return lambda: count_slots(capacity(), placement, gpus)
-
-
 def count_slots(capacity: ClusterCapacity, placement: Placement, gpus: float) -> int:
     """Count the workers that fit on the cluster, nodes that its autoscaler can add included.
 

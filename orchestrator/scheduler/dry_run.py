@@ -177,17 +177,17 @@ def _format_totals(
             f"{plan.min_makespan / unit:.2f} (+{beyond:.1f} %)",
             f"            for hours {advice}",
         ]
-    device = "GPU" if gpus > 0 else "CPU"
-    cost = estimate.estimate_cost(plan, capacity, gpus, options.price_per_hour)
+    device, price = "GPU" if gpus > 0 else "CPU", options.price_per_hour
+    cost = estimate.estimate_cost(plan, capacity, gpus)
     lines = [
         f"time:       {format_duration(plan.makespan)}, until {format_eta(plan.makespan)} if started now; "
         f"no plan takes less than {format_duration(plan.min_makespan)} (+{beyond:.1f} %)",
         f"hours:      {cost.hours:.4g} {device}-hours used, {cost.held_hours:.4g} of the cluster until the end",
     ]
-    if cost.money is not None and cost.held_money is not None:
+    if price is not None:
         lines.append(
-            f"money:      {cost.money:,.2f} for those used, {cost.held_money:,.2f} for the cluster, at "
-            f"{options.price_per_hour:g} for a {device}-hour"
+            f"money:      {cost.hours * price:,.2f} for those used, {cost.held_hours * price:,.2f} for the cluster, at "
+            f"{price:g} for a {device}-hour"
         )
     return lines
 

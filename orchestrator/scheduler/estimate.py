@@ -102,19 +102,14 @@ class CostEstimate:
 
     hours: float  # that runs use
     held_hours: float  # of the whole cluster until the last run ends
-    money: float | None
-    held_money: float | None
 
 
-def estimate_cost(plan: RunPlan, capacity: ClusterCapacity, gpus: float, price_per_hour: float | None) -> CostEstimate:
-    """Estimate hours and money of a plan whose durations are in seconds; gpus: of each worker."""
+def estimate_cost(plan: RunPlan, capacity: ClusterCapacity, gpus: float) -> CostEstimate:
+    """Estimate the hours of a plan whose durations are in seconds; gpus: of each worker."""
     placement = plan.order[0].placement
     per_worker, available = (gpus, capacity.gpus) if gpus > 0 else (placement.cpus_per_worker, capacity.cpus)
     hours = sum((run.end - run.start) * run.spec.placement.workers * per_worker for run in plan.runs) / 3600
-    held = max(hours, plan.makespan * available / 3600)
-    if price_per_hour is None:
-        return CostEstimate(hours, held, None, None)
-    return CostEstimate(hours, held, hours * price_per_hour, held * price_per_hour)
+    return CostEstimate(hours, max(hours, plan.makespan * available / 3600))
 
 
 @dataclass(frozen=True)

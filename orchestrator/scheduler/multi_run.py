@@ -10,7 +10,7 @@ from orchestrator.ray_backend import cluster, preflight
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.scheduler import estimate, run_plan
-from orchestrator.scheduler.capacity import CapacityMonitor, make_slot_counter
+from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable
 from orchestrator.scheduler.run_plan import RunPlan
@@ -103,10 +103,13 @@ def _execute_plan(
     )
     for warning in filter(None, warnings):
         session.print_line(f"warning: {warning}")
-    # A single run needs no free slots counted: Ray has it wait for nodes.
-    count = make_slot_counter(cluster.get_capacity, first.placement, session.gpus) if len(plan.runs) > 1 else None
+
+    def query_slots() -> int:
+        return count_slots(cluster.get_capacity(), first.placement, session.gpus)
+
     with (
-        CapacityMonitor(plan.slots, count, on_capacity) as capacity,
+        # A single run needs no free slots counted: Ray has it wait for nodes.
+        CapacityMonitor(plan.slots, query_slots if len(plan.runs) > 1 else None, on_capacity) as capacity,
         ProgressTable(progress, lambda: capacity.slots, session.console),
     ):
         stop = session.interruption.event

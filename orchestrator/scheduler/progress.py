@@ -15,6 +15,7 @@ from orchestrator.data.transforms.multi_crop import NUM_CROPS
 from orchestrator.monitor.formatting import format_duration, format_eta
 from orchestrator.monitor.journal_summary import NO_METRICS, EpochMetrics, parse_epoch_metrics, parse_int
 from orchestrator.monitor.live_table import LiveTable, format_metrics, make_progress_table
+from orchestrator.monitor.run_status import START_GRACE_SECONDS
 from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.scheduler import run_plan
@@ -24,9 +25,6 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
 from orchestrator.training.run_dir import get_journal_dir
-
-# A start takes no longer on a busy machine; after that a run waits for workers.
-START_GRACE_SECONDS = 60.0
 
 
 @dataclass

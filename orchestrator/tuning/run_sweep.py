@@ -16,7 +16,7 @@ from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.scheduler.capacity import CapacityMonitor, count_slots, make_slot_counter
+from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
 from orchestrator.tuning import ray_tune, samplers
@@ -81,9 +81,11 @@ def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held
             weights=job.weights and urls.require_absolute(job.weights, "weights"),
         )
 
-    look = make_slot_counter(cluster.get_capacity, job.placement, session.gpus)
+    def query_slots() -> int:
+        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
+
     full = count_slots(session.capacity, job.placement, session.gpus)
-    with CapacityMonitor(full, look) as supply:
+    with CapacityMonitor(full, query_slots) as supply:
         terms = SweepContext(
             base=base,
             metric=job.search.metric,

@@ -28,7 +28,7 @@ from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.callbacks import best_checkpoint
 from orchestrator.training.run_dir import get_best_weights_dir
-from tests.support import finals, tiny_shards
+from tests.support import finals, stores, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session
 
@@ -203,7 +203,7 @@ def another_shard(spec: RunSpec) -> None:
 
 
 def other_images(spec: RunSpec) -> None:
-    score_store.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
+    stores.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_scores_that_are_no_numbers_are_refused_by_name(packed: Manifest, tmp_pa
     assert isinstance(model, GoogLeNet)
     with torch.no_grad():
         model.classifier.bias[1] = float("inf")
-    with pytest.raises(DataError, match=r"one: image 3 of the split.*what is no number.*diverged"):
+    with pytest.raises(DataError, match=r"one: image 3 of the split.*non-finite values.*diverged"):
         score(tmp_path, 1, scorer(final, tmp_path / "scores"))
     assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
 
