@@ -23,7 +23,7 @@ def test_a_run_has_a_fixed_number_of_workers_unless_it_names_a_least() -> None:
 
 
 def test_a_least_above_the_most_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"min_workers 4 is refused: more than workers \(3\)"):
+    with pytest.raises(ConfigError, match=r"min_workers must be at most workers \(3\), got 4"):
         Placement.from_dict({"workers": 3, "min_workers": 4})
 
 

@@ -1,4 +1,4 @@
-"""The guard of the fast start. Both paths, with real runs: tests/cluster/test_public_path.py."""
+"""The guard of the fast start. Both paths, with real runs: tests/ray_backend/test_public_path.py."""
 
 import builtins
 from collections.abc import Iterator

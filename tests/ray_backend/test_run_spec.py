@@ -192,9 +192,9 @@ def test_name_and_folder_tell_the_run() -> None:
 # ------------------------------------------------------------------ workers that would have no data
 def test_more_workers_than_lanes_or_images_are_refused_before_anything_starts() -> None:
     base = recipe()
-    with pytest.raises(ValidationError, match=r"placement.workers 9 is refused: more than order.lanes \(8\)"):
+    with pytest.raises(ValidationError, match=r"placement.workers must be at most order.lanes \(8\), got 9"):
         JobConfig(recipe=base, placement=Placement(workers=9))
-    with pytest.raises(ConfigError, match=r"placement.workers 5 is refused: more than batch_size \(4\)"):
+    with pytest.raises(ConfigError, match=r"placement.workers must be at most batch_size \(4\), got 5"):
         JobConfig.from_dict({"recipe": {**base.to_dict(), "batch_size": 4}, "placement": {"workers": 5}})
     with pytest.raises(ValidationError, match=r"order\.lanes"):
         spec(base, workers=9)
