@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +41,7 @@ class AuditedRun:
     folder: str
     spec: RunSpec
     dataset: Manifest
+    labels: NDArray[np.integer] | None  # of the training samples, for a class-balanced order
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def compare_epochs(held: DeliveryRecord, one: AuditedRun) -> list[EpochVerdict]:
         steps = min(left, steps_per_epoch)
         if steps == 0:
             break
-        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, one.labels)
         found.append(sample_audit.compare_with_plan(held.record.get_epoch(epoch), plan, recipe.batch_size, steps))
         left -= steps
     return found
@@ -137,7 +140,8 @@ def _load_run(name: str, storage: str, data: str) -> AuditedRun:
             f"data: {redaction.redact(place)}: its digest is {dataset.digest()}, {spec.name} was trained on "
             f"{spec.dataset_digest}; give that dataset with --data"
         )
-    return AuditedRun(folder, spec, dataset)
+    labels = sampler.load_balance_labels(place, dataset, TRAIN_SPLIT, spec.recipe.order)
+    return AuditedRun(folder, spec, dataset, labels)
 
 
 def _list_neighbors(folder: str) -> str:

@@ -9,6 +9,7 @@ from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.ray_backend.launch_errors import ClusterError, NotRecordedError, PreflightError, TaskError
 from orchestrator.ray_backend.run_spec import JobConfig
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import pin_code
 
 __all__ = ["resolve_recipe", "run_cluster_command"]
 
@@ -20,16 +21,17 @@ def run_cluster_command(prog: str, main: Callable[[], int]) -> int:
 
 
 def resolve_recipe(config: JobConfig) -> Recipe:
-    """The recipe of a job, with the digest of the weights that it is to start from.
+    """Return the recipe of a job, with digests of its plug-ins' code and of the weights that it is to start from.
 
-    Raises ConfigError for weights that cannot be used; StorageError.
+    Raises ConfigError for plug-ins that cannot be found and weights that cannot be used; StorageError.
     """
-    if not config.weights and not config.recipe.initial_weights:
-        return config.recipe
+    recipe = pin_code(config.recipe)
+    if not config.weights and not recipe.initial_weights:
+        return recipe
     # Imported for those who ask: it takes torch, and torch two seconds.
     from orchestrator.training import warm_start  # torch takes two seconds to import
 
-    return warm_start.resolve_initial_weights(config.recipe, config.weights)
+    return warm_start.resolve_initial_weights(recipe, config.weights)
 
 
 def _report_cluster_errors(prog: str, main: Callable[[], int]) -> int:

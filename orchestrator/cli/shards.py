@@ -15,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
-from orchestrator.data import manifest
-from orchestrator.data.build import digits, indexing, packing, verify
+from orchestrator.data.build import indexing, packing, verify
 from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig
-from orchestrator.data.build.packing import Packing, PackingPlan, ShardId
+from orchestrator.data.build.packing import Packing
+from orchestrator.data.build.packing_plan import PackingPlan, ShardId
 from orchestrator.data.build.shard_packer import PackedShard, pack_shard
-from orchestrator.data.build.sources.config import DigitsSource
+from orchestrator.data.build.sources.config import DigitsSource, PluginSource
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.monitor.formatting import format_duration
@@ -46,8 +46,11 @@ def pack_dataset(config: PackConfig) -> int:
     def say(text: str) -> None:
         screen.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    if isinstance(config.source, DigitsSource):
-        return _pack_digits(config, say)
+    if isinstance(config.source, DigitsSource | PluginSource):
+        packed = packing.pack_samples(config, say)
+        if packed is not None:
+            say(f"packed: {_describe_dataset(config.url, packed)}")
+        return 0
     if config.dry_run:
         _print_plan(packing.preview_plan(config, say), say)
         return 0
@@ -186,28 +189,6 @@ def _describe_dataset(url: str, made: Manifest) -> str:
         f"{made.count_samples(name):,} {name} images in {len(made.shards(name))} shards" for name in made.splits
     )
     return f"{redaction.redact(url)}: {splits}, dataset {made.digest()}"
-
-
-# ------------------------------------------------------------------ digits
-def _pack_digits(config: PackConfig, say: Callable[[str], None]) -> int:
-    """The embedded digits, exactly as a run on `--data digits` would pack them: in a second, in one piece."""
-    shown = redaction.redact(config.url)
-    if packing.load_plan(config.url) is not None:
-        raise DataError(f"url: {shown}: an unfinished packing is there: take another --url, or remove it")
-    if file_io.exists(file_io.join(config.url, manifest.FILE_NAME)):
-        found = manifest.load(config.url, allow_elsewhere=True, field="url")
-        if found.name != digits.DATASET_NAME:
-            raise DataError(f"url: {shown}: the dataset {found.name!r} is there: take another --url, or remove it")
-        say(f"already packed: {_describe_dataset(config.url, found)}")
-    elif config.dry_run:
-        say(
-            f"{digits.DATASET_NAME}: 10 classes, {digits.NUM_IMAGES - digits.NUM_VALIDATION:,} train and "
-            f"{digits.NUM_VALIDATION} validation "
-            "images"
-        )
-    else:
-        say(f"packed: {_describe_dataset(config.url, digits.pack_digits(config.url))}")
-    return 0
 
 
 def index_tars(job: IndexConfig) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.cli.run_command import resolve_recipe
 from orchestrator.ray_backend import preflight
+from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
+from orchestrator.training.run_dir import load_validation_result
 
 
 def train_model(config: TrainModel) -> int:
@@ -21,6 +23,7 @@ def train_model(config: TrainModel) -> int:
     with open_session(config.destination, config.placement, screen) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
+        (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
         result = multi_run.train_runs(session, [spec], config=config.plan)
         session.print_locations(spec.folder, session.recorder.make_tracking_key(spec.name))
         if session.interruption.event.is_set():
@@ -30,4 +33,7 @@ def train_model(config: TrainModel) -> int:
         if end.outcome is not None:
             for name, value in sorted(end.outcome.metrics.items()):
                 session.print_line(f"{name:32} {value:.4g}")
+            if (validation := load_validation_result(spec.folder)) is not None:
+                for line in validation.describe():
+                    session.print_line(line)
         return 0 if end.status == "finished" else EXIT_FAILURE

@@ -59,7 +59,7 @@ def _finish_sweep(session: Session, explored: run_sweep.SweepResult) -> int:
 def _print_plan(config: TuneJob, chosen: Space, screen: Console) -> None:
     """Print what would be searched."""
     first = samplers.make_sampler(
-        config.search.sampler, chosen, config.recipe, config.search.metric, config.search.seed
+        config.search.sampler, chosen, config.recipe, config.search.objective, config.search.seed
     )
     for line in finish_sweep.format_plan(config, chosen, first):
         screen.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
 from orchestrator.config.redaction import find_credentials_problem, make_printable
+from orchestrator.config.versions import check_versions
 
 C = TypeVar("C", bound=Config)
 
@@ -77,6 +78,7 @@ def parse_args(
         shape = build_draft(preset, kinds)
         if any(each.text in flags.HELP_FLAGS for each in typed):
             _print_help(flags.format_help(f"{prog} {name}", description, shape, common, example))
+        check_versions()
         with_flags = {**kinds, **flags.parse_flags(shape, typed, [*leading, *rest])}
         try:
             return apply_overrides(preset, with_flags)

@@ -65,7 +65,7 @@ class RunRecorder:
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_keys.add(key)
         for name, text in spec.artifact_texts.items():
-            self.replayer.submit(partial(self._log_text, key, name, text), needs=key)
+            self.replayer.submit(partial(self._log_text, key, name, text), required_key=key)
         return key
 
     def record_parent_run(self, run: TrackedRun) -> None:
@@ -81,13 +81,13 @@ class RunRecorder:
     def close_run(self, key: str, status: FinalStatus, tags: Mapping[str, str]) -> None:
         """Close a recorded run as soon as its journal is in the tracker, since it has ended."""
         self.set_final_status(key, status)
-        self.replayer.submit(partial(self._set_tags, key, tags), needs=key)
+        self.replayer.submit(partial(self._set_tags, key, tags), required_key=key)
         self.replayer.close(key, status).add_done_callback(partial(self._forget_closed_run, key))
 
     def mark_open_runs_killed(self) -> None:
         """Mark every run without a status KILLED now: there may be no time for it later."""
         for key in self._open_keys - self.final_statuses.keys():
-            self.replayer.submit(partial(self._mark_killed, key), needs=key)
+            self.replayer.submit(partial(self._mark_killed, key), required_key=key)
 
     def drain(self) -> None:
         """Wait until all that the journals hold is in the tracker, for a minute at most."""

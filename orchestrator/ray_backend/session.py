@@ -93,7 +93,9 @@ class Session:
     def _request_previews(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored while it trains."""
         replayer = self.recorder.replayer
-        replayer.submit(PreviewRequest(spec, self.manifest, partial(replayer.wait_for_run_id, key, 0.0)), needs=key)
+        replayer.submit(
+            PreviewRequest(spec, self.manifest, partial(replayer.wait_for_run_id, key, 0.0)), required_key=key
+        )
 
     def _watch_stop_flag(self, held: Lease, ended: threading.Event) -> None:
         while not ended.wait(STOP_FLAG_POLL_SECONDS):
@@ -167,7 +169,7 @@ def _start_stop_timeout(session: Session, closed: threading.Event) -> None:
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
     """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
-    if connect.will_create_database(destination.tracking):
+    if connect.will_create_database(destination.tracking, destination.tracker):
         return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
     tracker = _open_checked_tracker(destination)
     return lambda: tracker
@@ -175,7 +177,7 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
 
 def _open_checked_tracker(destination: Destination) -> Tracker:
     """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    tracker = connect.open_tracker(destination.tracking, destination.experiment)
+    tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
     tracker.check()
     return tracker
 

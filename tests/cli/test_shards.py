@@ -13,8 +13,8 @@ from orchestrator.cli import shards
 from orchestrator.data import manifest
 from orchestrator.data.build import packing, shard_packer
 from orchestrator.data.build.config import PackConfig, ShardLayout
-from orchestrator.data.build.digits import pack_digits
 from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
+from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.data_errors import DataError
 from tests.support import imagenet, tiny_shards
 
