@@ -10,7 +10,6 @@ from orchestrator.ensemble.config import EvaluateConfig, TrainEnsembleConfig
 from orchestrator.ensemble.report import table_files
 from orchestrator.ensemble.train_and_score import EnsembleResult, EnsembleTask
 from orchestrator.ray_backend import preflight
-from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import Session, open_session
 from orchestrator.scheduler import dry_run
 

@@ -228,8 +228,9 @@ class BoundedEventQueue:
         """Remove and return all lines in order of arrival, and the numbers dropped since the last call, by group."""
         lines = [line for _, line in sorted(chain(*self._lines.values()))]
         dropped = dict(self._dropped)
-        for container in (*self._lines.values(), self._dropped):
-            container.clear()
+        for queue in self._lines.values():
+            queue.clear()
+        self._dropped.clear()
         return lines, dropped
 
 
