@@ -25,7 +25,7 @@ def train_model(config: TrainModel) -> int:
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
         (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
         result = multi_run.train_runs(session, [spec], config=config.plan)
-        session.print_locations(spec.folder, session.make_tracking_key(spec.name))
+        session.print_locations(spec.folder, session.recorder.make_tracking_key(spec.name))
         if session.interruption.event.is_set():
             session.print_line("stopped; the same command goes on from the last checkpoint")
             return session.interruption.exit_status

@@ -46,7 +46,7 @@ def _finish_sweep(session: Session, explored: run_sweep.SweepResult) -> int:
     if session.interruption.event.is_set():
         session.print_line("stopped; the same command goes on where it was")
         return session.interruption.exit_status
-    session.set_final_status(explored.key, "FINISHED" if found.winner is not None else "FAILED")
+    session.recorder.set_final_status(explored.key, "FINISHED" if found.winner is not None else "FAILED")
     for line in found.lines:
         session.print_line(line)
     session.print_locations(explored.folder, explored.key)

@@ -64,7 +64,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
         explored.folder, _describe_sweep(session, explored), explored.trials, metric, explored.plan.base, noise
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
-    session.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
+    session.recorder.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return SweepSummary(best, tuple(lines))
 
 
@@ -176,7 +176,7 @@ def _describe_sweep(session: Session, explored: SweepResult) -> dict[str, object
 
 def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
     """Log the ranking in the tracker: as metrics, a table, text and pictures."""
-    run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
+    run_id, metric = session.recorder.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
     now, score = time.time(), best.get_score(metric) if best is not None else None
     points = {"sweep/trials": float(len(explored.trials))}
     points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))
