@@ -1,7 +1,7 @@
-"""A source of one's own: images that are drawn on the fly, packed into shards by
+"""A source of one's own: images that are drawn on the fly. Pack them into shards.
 
 python jobs/shards.py pack plugin --source.plugin examples.own_source:Shapes --source.args '{"count": 300}' \
-        --url /tmp/shapes --name shapes
+    --url /tmp/shapes --name shapes
 """
 
 from collections.abc import Iterator

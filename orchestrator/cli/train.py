@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.cli.run_command import resolve_recipe
 from orchestrator.ray_backend import preflight
+from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
@@ -22,6 +23,7 @@ def train_model(config: TrainModel) -> int:
     with open_session(config.destination, config.placement, screen) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
+        (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
         result = multi_run.train_runs(session, [spec], config=config.plan)
         session.print_locations(spec.folder, session.make_tracking_key(spec.name))
         if session.interruption.event.is_set():

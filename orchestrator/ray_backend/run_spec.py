@@ -24,7 +24,8 @@ from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect, sqlite_store, tracking_uri
 from orchestrator.tracking.tracker import TrackingError
-from orchestrator.training.config import Cadence, Execution, TrainJob, check_batch_norm
+from orchestrator.training.config import Cadence, Execution, TrainJob
+from orchestrator.training.micro_batch import check_batch_norm
 
 # The one environment variable that the project defines: where runs land by default.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"

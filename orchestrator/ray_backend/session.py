@@ -59,8 +59,6 @@ class Session:
     console: Console
     final_statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
     _open_run_keys: set[str] = field(default_factory=set)
-    _leases: dict[str, Lease] = field(default_factory=dict)  # by folder, of what this session runs
-    _individually_stopped: set[str] = field(default_factory=set)  # folders of runs that are stopped by themselves
     _session_closed: threading.Event = field(default_factory=threading.Event)
     _drain_timed_out: bool = False  # in vain, for all there is to record
 
@@ -153,12 +151,9 @@ class Session:
         Raises LeaseHeldError when another driver runs it.
         """
         held = lease.acquire_lease(folder)
-        self._leases[folder] = held
         self.interruption.add_callback(held.request_stop)
         ended = threading.Event()
-        watch = threading.Thread(
-            target=self._watch_stop_flag, args=(folder, held, ended), name="lease-flag", daemon=True
-        )
+        watch = threading.Thread(target=self._watch_stop_flag, args=(held, ended), name="lease-flag", daemon=True)
         watch.start()
         try:
             yield held
@@ -166,8 +161,6 @@ class Session:
             ended.set()
             watch.join()
             self.interruption.remove_callback(held.request_stop)
-            del self._leases[folder]
-            self._individually_stopped.discard(folder)
             held.release()
 
     def train_run(self, spec: RunSpec, parent: str | None = None) -> Outcome:
@@ -181,24 +174,10 @@ class Session:
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             outcome = launch_run(spec, held, self.gpus)
-            if outcome.status == "stopped" and spec.folder not in self._individually_stopped:
-                # Its workers may have seen the flag, and be done, before our own look: the wish is for all of this.
+            if outcome.status == "stopped":
+                # Its workers may have seen the flag, and ended, before this process polled it; it stops all runs.
                 self.interruption.request_stop()
             return outcome
-
-    def stop_run(self, spec: RunSpec) -> None:
-        """Have one of this session's runs save and stop, while the others go on.
-
-        One that is not under way is left, and one that somebody has asked to stop: that is a wish for all.
-        """
-        held = self._leases.get(spec.folder)
-        if held is not None and not held.is_stop_requested():
-            self._individually_stopped.add(spec.folder)
-            try:
-                held.request_stop()
-            except OSError:
-                self._individually_stopped.discard(spec.folder)  # the next stop flag is somebody's wish
-                raise
 
     def _request_previews(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""
@@ -219,12 +198,11 @@ class Session:
             self.print_line(f"some runs did not stop within {STOP_TIMEOUT_SECONDS:g} s and are cut off")
             ray.shutdown()
 
-    def _watch_stop_flag(self, folder: str, held: Lease, ended: threading.Event) -> None:
+    def _watch_stop_flag(self, held: Lease, ended: threading.Event) -> None:
         while not ended.wait(STOP_FLAG_POLL_SECONDS):
             try:
                 if held.is_stop_requested():
-                    if folder not in self._individually_stopped:
-                        self.interruption.request_stop()
+                    self.interruption.request_stop()
                     return
             except OSError:
                 continue  # a failed query stops nothing

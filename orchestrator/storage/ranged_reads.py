@@ -78,10 +78,10 @@ class RangeSource(Protocol):
 class RangeReader:
     """Ranged reads by URL for all threads of a process; a forked child starts without connections."""
 
-    def __init__(self, streams: int = 16, patience: ReadRetryPolicy | None = None) -> None:
+    def __init__(self, streams: int = 16, retry_policy: ReadRetryPolicy | None = None) -> None:
         if streams < 1:
             raise ValueError(f"streams must be at least 1, got {streams}")
-        self._streams, self._policy = streams, patience or ReadRetryPolicy()
+        self._streams, self._policy = streams, retry_policy or ReadRetryPolicy()
         self.transfer = TransferStats()
         self._reset_state()
         _LIVE_READERS.add(self)

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 from orchestrator.config.json_text import parse_object
@@ -28,8 +29,6 @@ _MAX_WAIT_SECONDS = 30.0
 # While a thread waits in flush() or close(), failed uploads are retried this often.
 _FLUSH_WAIT_SECONDS = 0.2
 _MAX_READER_THREADS = 8
-# Kinds whose loss costs a point of a curve; others (incidents, epochs, outcomes) are kept longer.
-_DROPPABLE_KIND = "metrics"
 
 
 class Cursor(NamedTuple):
@@ -204,33 +203,34 @@ class BoundedEventQueue:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 line, got {capacity}")
         self._capacity = capacity
-        self._metrics: deque[tuple[int, str]] = deque()
-        self._others: deque[tuple[int, str]] = deque()
+        self._lines: dict[str, deque[tuple[int, str]]] = {"metrics": deque(), "others": deque()}
         self._dropped: Counter[str] = Counter()
         self.next_number = 0  # of the next line
 
     def __len__(self) -> int:
-        return len(self._metrics) + len(self._others)
+        return sum(map(len, self._lines.values()))
 
     @property
     def oldest_number(self) -> int:
         """The number of the oldest line, or next_number when there is none."""
-        return min((queue[0][0] for queue in (self._metrics, self._others) if queue), default=self.next_number)
+        return min((lines[0][0] for lines in self._lines.values() if lines), default=self.next_number)
 
     def put(self, kind: str, line: str) -> None:
         """Add a line; drop one when the queue is full."""
-        (self._metrics if kind == _DROPPABLE_KIND else self._others).append((self.next_number, line))
+        self._lines[kind if kind in self._lines else "others"].append((self.next_number, line))
         self.next_number += 1
         if len(self) > self._capacity:
-            queue, name = (self._metrics, "metrics") if self._metrics else (self._others, "others")
-            queue.popleft()
-            self._dropped[name] += 1
+            group = next(name for name, lines in self._lines.items() if lines)
+            self._lines[group].popleft()
+            self._dropped[group] += 1
 
     def pop_all(self) -> tuple[list[str], dict[str, int]]:
-        """Remove and return all lines in order of arrival, and the numbers dropped since the last call, by class."""
-        lines, dropped = [line for _, line in sorted([*self._metrics, *self._others])], dict(self._dropped)
-        for container in (self._metrics, self._others, self._dropped):
-            container.clear()
+        """Remove and return all lines in order of arrival, and the numbers dropped since the last call, by group."""
+        lines = [line for _, line in sorted(chain(*self._lines.values()))]
+        dropped = dict(self._dropped)
+        for queue in self._lines.values():
+            queue.clear()
+        self._dropped.clear()
         return lines, dropped
 
 

@@ -23,15 +23,15 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.recipe.weight_averaging import get_averaged_tensors
-from orchestrator.training.config import (
+from orchestrator.training.config import Execution
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
+from orchestrator.training.micro_batch import (
     MIN_BATCH_NORM_IMAGES,
-    Execution,
     check_batch_norm,
     compute_largest_pass,
     count_passes,
 )
-from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.train_state import TrainState
 
 # DDP rebuilds its gradient buckets after the first step. Without these discarded passes the first step after a resume

@@ -6,15 +6,13 @@ import logging
 import math
 import traceback
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import checkpoint_dir, weights
-from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit, sampler
@@ -24,24 +22,23 @@ from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
-from orchestrator.training import attempts, datasets
+from orchestrator.training import attempt_setup
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.base import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
-from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
+from orchestrator.training.callbacks.checkpointer import Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.stop_monitor import StopMonitor
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
-from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
 from orchestrator.training.evaluator import Evaluator
 from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
 from orchestrator.training.run_dir import (
     ValidationResult,
-    get_attempts_dir,
     get_checkpoints_dir,
     get_final_weights_dir,
     get_outcome_path,
@@ -73,7 +70,7 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
         return done
     if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
-    return Trainer(job, world, launcher, start_attempt(job, world)).run()
+    return Trainer(job, world, launcher, attempt_setup.start_attempt(job, world)).run()
 
 
 class Trainer:
@@ -180,11 +177,11 @@ class Trainer:
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
         job, world, recipe = self.job, self.world, self.job.recipe
-        manifest = world.check_on_all_ranks(lambda: datasets.load_manifest(job, world.workers))
+        manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
         self.classes = manifest.classes
-        self.train_shard_samples = datasets.count_shard_samples(manifest, datasets.TRAIN_SPLIT)
+        self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)
         self._train_labels = world.check_on_all_ranks(
-            lambda: sampler.load_balance_labels(job.data, manifest, datasets.TRAIN_SPLIT, recipe.order)
+            lambda: sampler.load_balance_labels(job.data, manifest, attempt_setup.TRAIN_SPLIT, recipe.order)
         )
         steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
         self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
@@ -194,7 +191,7 @@ class Trainer:
         metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
         pin = world.device.type == "cuda"
         self.train_loader, val_loader = world.check_on_all_ranks(
-            lambda: datasets.build_dataloaders(job, manifest, world.workers, pin=pin)
+            lambda: attempt_setup.build_dataloaders(job, manifest, world.workers, pin=pin)
         )
         for loader in (self.train_loader, val_loader):
             self._loaders.callback(loader.close)
@@ -205,20 +202,21 @@ class Trainer:
             self.state.model,
             len(manifest.classes),
             val_loader,
-            datasets.count_shard_samples(manifest, datasets.VALIDATION_SPLIT),
+            attempt_setup.count_shard_samples(manifest, attempt_setup.VALIDATION_SPLIT),
             self.train_step.normalize,
             world,
             recipe.max_bad_share,
             metrics,
         )
-        productive_seconds = self._resume()
+        resumed = attempt_setup.resume_from_checkpoint(job, world, self.state)
+        self.skipped_checkpoints = resumed.skipped_checkpoints
         if recipe.initial_weights and self.state.progress.samples == 0:
             self.initial_weights = world.check_on_all_ranks(
                 lambda: load_pretrained(self.state.model, job.weights, recipe.initial_weights)
             )
         if world.is_rank_zero:
             self.attempt.record_resume(self.state.progress.samples)
-        self._add_callbacks(productive_seconds, user_callbacks)
+        self._add_callbacks(resumed.productive_seconds, user_callbacks)
 
     def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
         """Complete the callbacks, in the order that callbacks.base documents."""
@@ -253,31 +251,6 @@ class Trainer:
         if world.workers > 1:
             train_step.warm_up_ddp()
         return train_step
-
-    def _resume(self) -> float:
-        """Load the newest complete checkpoint that counts, which rank 0 picks for all; return productive seconds."""
-        folder, device = get_checkpoints_dir(self.job.folder), str(self.world.device)
-
-        def load() -> LoadedCheckpoint:
-            if not self.world.is_rank_zero:
-                return LoadedCheckpoint(None, {}, [])
-            is_stale = attempts.load_stale_checkpoint_check(self.job.folder)
-            return checkpoint_format.load_newest(folder, device, is_stale)
-
-        newest = self.world.check_on_all_ranks(load)
-        self.skipped_checkpoints = newest.skipped
-        # Only rank 0 contributes, so the sum is its choice on every rank.
-        own = _ResumePoint(0.0, 0.0, 0.0)
-        if newest.checkpoint is not None:
-            own = _ResumePoint(1.0, float(newest.checkpoint.samples), float(newest.checkpoint.attempt))
-        point = self.world.all_reduce_sums(own)
-        if not point.exists:
-            return 0.0
-        url = checkpoint_dir.make_checkpoint_url(folder, int(point.samples), int(point.attempt))
-        # A rank that does not see it must crash: to start at the beginning would train on other weights.
-        content = self.world.check_on_all_ranks(lambda: _load_matching_checkpoint(self.job, url, newest.state, device))
-        self.state.restore(content, redaction.redact(url))
-        return float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0))
 
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> Outcome:
@@ -451,43 +424,6 @@ class Trainer:
 def has_finite_weights(model: nn.Module) -> bool:
     """Return whether no weight and no buffer is NaN or infinite."""
     return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-
-
-@dataclass(frozen=True)
-class _AttemptStart(RankSums):
-    """The attempt that rank 0 created; zeros on the other ranks."""
-
-    number: float
-    start_time: float  # unix seconds
-
-
-@dataclass(frozen=True)
-class _ResumePoint(RankSums):
-    """The checkpoint that rank 0 chose; zeros on the other ranks, and when there is none."""
-
-    exists: float
-    samples: float
-    attempt: float
-
-
-def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
-    """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
-    created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
-    own = _AttemptStart(created.number, created.start_time) if created is not None else _AttemptStart(0.0, 0.0)
-    start = world.all_reduce_sums(own)
-    return created or Attempt(get_attempts_dir(job.folder), int(start.number), start.start_time)
-
-
-def _load_matching_checkpoint(job: TrainJob, url: str, loaded: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return the checkpoint at `url`, which rank 0 has loaded. Raises CheckpointError when it is of another recipe."""
-    saved = loaded or checkpoint_format.load(url, device)
-    if saved.get("recipe") != job.recipe.to_dict():
-        raise CheckpointError(f"{redaction.redact(url)}: is of another recipe; start anew with --new")
-    try:
-        sample_audit.parse_record(saved.get("audit"), redaction.redact(url))
-    except DataError as error:
-        raise CheckpointError(f"{error}; start anew with --new") from None
-    return saved
 
 
 def _write_outcome(job: TrainJob, outcome: Outcome) -> None:

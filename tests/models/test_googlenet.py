@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import GoogLeNet, scale_filters
-from orchestrator.models.inception import InceptionReduced
+from orchestrator.models.googlenet import GoogLeNet, InceptionReduced, scale_filters
 from orchestrator.models.registry import create_model
 
 # Section 5, Table 1: output sizes, H x W x C.

@@ -117,7 +117,7 @@ class Counting(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for one in group["params"]:
                 state = self.state[one]
@@ -129,7 +129,7 @@ class Counting(torch.optim.Optimizer):
 class Closure(Counting):
     """Needs a closure."""
 
-    def step(self, closure: Any) -> None:
+    def step(self, closure: Any) -> None:  # type: ignore[override]
         closure()
 
 
@@ -167,7 +167,7 @@ def test_adamw_is_torchs() -> None:
     ours, theirs = linear(2.0, 1.0), linear(2.0, 1.0)
     config = AdamWConfig(weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-6)
     train_layer(ours, sgd.build_optimizer(ours, config), 0, 3)
-    groups = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
     train_layer(theirs, torch.optim.AdamW(groups, 0.1, (0.8, 0.9), 1e-6, 0.1), 0, 3)
     assert ours.weight.item() == pytest.approx(theirs.weight.item())
     assert ours.bias.item() == pytest.approx(theirs.bias.item())

@@ -14,7 +14,7 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.recipe import presets
 from orchestrator.storage import commit, file_io
-from orchestrator.training import trainer
+from orchestrator.training import attempt_setup
 from orchestrator.training.config import TrainJob
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir
 from tests.support import runs, tiny_shards
@@ -338,4 +338,4 @@ def test_attempts_are_numbered_through(small: Path, tmp_path: Path) -> None:
     assert train(one).attempt == 3
     records = [name for name in file_io.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
     assert records == ["000002.json", "000003.json"]
-    assert trainer.start_attempt(one, runs.ALONE).number == 4
+    assert attempt_setup.start_attempt(one, runs.ALONE).number == 4

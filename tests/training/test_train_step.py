@@ -17,8 +17,9 @@ from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager
 from orchestrator.training import train_state as states
-from orchestrator.training.config import Execution, check_batch_norm, compute_largest_pass, count_passes
+from orchestrator.training.config import Execution
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.micro_batch import check_batch_norm, compute_largest_pass, count_passes
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import (
     ModelTooLargeError,

@@ -216,9 +216,9 @@ def pack_samples(config: PackConfig, say: Callable[[str], None]) -> Manifest | N
     source = source_registry.create_source(config.source)
     assert isinstance(source, SampleSource), "listed sources are packed shard by shard"
     if config.dry_run:
-        say(
-            f"{config.name}: {len(source.classes)} classes, {' and '.join(source.splits)} images; packed in one process"
-        )
+        counts = f"{digits.NUM_IMAGES - digits.NUM_VALIDATION:,} train and {digits.NUM_VALIDATION} validation"
+        images = counts if is_digits else " and ".join(source.splits)
+        say(f"{config.name}: {len(source.classes)} classes, {images} images; packed in one process")
         return None
     if is_digits:
         return digits.pack_digits(url)

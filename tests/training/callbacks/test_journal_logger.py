@@ -112,7 +112,7 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
 
 
 def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogger) -> None:
-    leader.log_epoch_metrics(Progress(640, 32, 100), {})
+    leader.append("epoch", Progress(640, 32, 100))
     leader.log_crash(RuntimeError("the disk is full"))
     leader.close()
     found = journal.read_last_event(get_journal_dir(one.folder))
@@ -120,7 +120,7 @@ def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogge
     number, crashed = found
     assert (number, crashed.kind, crashed.samples) == (2, "crashed", 640)
     third = JournalLogger(
-        one, ALONE, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
+        one, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
     )
     third.log_start(AT, ALONE, [])
     third.close()
