@@ -53,6 +53,13 @@ def test_the_direction_of_a_metric_must_be_known(search: dict[str, Any], message
         SearchConfig.from_dict(search)
 
 
+def test_the_metric_of_a_plug_in_is_accepted() -> None:
+    metrics = [{"kind": "my_module:F1"}]
+    f1 = job(search__metric="f1", search__mode="max", placement__execution__metrics=metrics)
+    assert f1.search.objective == Metric(name="f1", maximize=True)
+    assert job(search__metric="loss", search__mode="min").search.objective == Metric(name="loss")
+
+
 def test_the_objective_has_the_direction_of_the_metric() -> None:
     assert SearchConfig().objective == Metric(name="top1_error")
     assert SearchConfig(metric="f1", mode="max").objective == Metric(name="f1", maximize=True)
