@@ -26,6 +26,7 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
     ("changed", "told"),
     [
         ({"search__grace_epochs": 27}, r"grace_epochs must be at most epochs \(26\), got 27; set a lower one"),
+        ({"search__metric": "f1", "search__mode": "max"}, r"metric must be one of .* loss without further metrics"),
         (
             {"cadence__validate_epochs": 7},
             r"validate_epochs must be at most 6, .* got 7; set a lower one",
