@@ -220,7 +220,7 @@ def other_images(spec: RunSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (flip, "damaged"),
         (truncate, "damaged"),
@@ -231,7 +231,7 @@ def other_images(spec: RunSpec) -> None:
     ],
 )
 def test_a_part_that_cannot_be_believed_is_scored_again(
-    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], told: str
+    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str
 ) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
@@ -243,7 +243,7 @@ def test_a_part_that_cannot_be_believed_is_scored_again(
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a"])]
     (line,) = [line for line in said(at).splitlines() if "is scored again" in line]
     assert line.startswith(f"scoring: {first.name}: shard 1 is scored again: ")
-    assert told in line
+    assert message in line
     assert (score_store.load_shard(get_score_folder(first), 1).means[144] == before.means[144]).all()
     sent.clear()
     score_runs(at, [first, second])

@@ -23,7 +23,7 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"search__grace_epochs": 27}, r"grace_epochs must be at most epochs \(26\), got 27; set a lower one"),
         ({"search__metric": "f1", "search__mode": "max"}, r"metric must be one of .* loss without further metrics"),
@@ -37,8 +37,8 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         job(**changed)
 
 

@@ -28,7 +28,7 @@ def refusal(dimensions: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "dimension", "told"),
+    ("path", "dimension", "message"),
     [
         (
             "schedule.base_rat",
@@ -68,8 +68,8 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate 0.02 is refused: above base_rate"),
     ],
 )
-def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], told: str) -> None:
-    assert told in refusal({path: dimension})
+def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], message: str) -> None:
+    assert message in refusal({path: dimension})
 
 
 def test_a_range_of_whole_numbers_says_how_to_ask_for_them() -> None:
@@ -98,7 +98,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "told"),
+    ("when", "message"),
     [
         (
             {"schedule.kind": ["cosine"]},
@@ -110,7 +110,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
         ({"schedule.base_rate": [0.01]}, "schedule.base_rate is a range, which hardly ever is one of these"),
     ],
 )
-def test_a_condition_that_never_holds(when: dict[str, Any], told: str) -> None:
+def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> None:
     found = refusal(
         {
             "schedule.kind": KINDS,
@@ -119,7 +119,7 @@ def test_a_condition_that_never_holds(when: dict[str, Any], told: str) -> None:
         }
     )
     assert found.startswith("dimensions.optimizer.momentum.when: ")
-    assert told in found
+    assert message in found
 
 
 def test_every_dimension_that_is_refused_is_named() -> None:
