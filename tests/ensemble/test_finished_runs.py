@@ -102,7 +102,7 @@ def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) 
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "message"),
     [
         ("{0}/models/nothing", "^include: .*/models/nothing': no such run"),
         ("{0}", "^include: .*: holds the run|^include: '[^']*': no such run"),
@@ -110,8 +110,8 @@ def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) 
         ("/", "^include: "),
     ],
 )
-def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], place: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], place: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         finished_runs.find_runs(str(tmp_path), [place.format(tmp_path)], "include")
     assert "\n" not in str(caught.value)
     with pytest.raises((ConfigError, StorageError)):
