@@ -11,7 +11,8 @@ from rich.table import Table
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint import weights
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import AuditConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest, sample_audit, sampler
@@ -50,17 +51,17 @@ class DeliveryRecord:
     source: str
 
 
-def audit_runs(names: Sequence[str], storage: str, data: str, screen: Console) -> int:
-    """Audit runs and print a table for each; the exit status, 1 when one was not trained on what was planned.
+def run_audit(config: AuditConfig, console: Console | None = None) -> int:
+    """Audit runs and print a table for each; return the exit status, 1 when one was not trained as planned.
 
-    names: runs in `storage` (empty: the default one) or URLs of their folders. data: URL of the dataset, when it is
-    not where the run had it. Raises ConfigError when there is nothing to audit or its dataset is another one.
+    Raises ConfigError when there is nothing to audit, or when a run's dataset is missing or another one.
     """
-    if not names:
+    if not config.runs:
         raise ConfigError("runs: give the name of at least one run, or the URL of its folder")
-    found = [_load_run(name, storage, data) for name in names]
-    # Not all(...) of a generator: every run is told, also after one that failed.
-    clean = [_print_audit(one, screen) for one in found]
+    console = console or make_console()
+    runs = [_load_run(name, config.storage, config.data) for name in config.runs]
+    # Not all(...) of a generator: every run is reported, also after one that failed.
+    clean = [_print_audit(run, console) for run in runs]
     return 0 if all(clean) else EXIT_FAILURE
 
 

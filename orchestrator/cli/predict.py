@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.checkpoint.checkpoint import CheckpointError
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
@@ -48,7 +48,7 @@ class ModelSource:
     titles: tuple[str, ...]
 
 
-def run_predict(config: PredictConfig, screen: Console) -> int:
+def run_predict(config: PredictConfig, console: Console | None = None) -> int:
     """Classify the images and print what they show; the exit status, 1 when some could not be read.
 
     Raises ConfigError, DataError or StorageError when there is no classifier or no image.
@@ -57,7 +57,7 @@ def run_predict(config: PredictConfig, screen: Console) -> int:
         raise ConfigError("images: give at least one image, folder or URL")
     images = find_images(config.images)
     known = load_classifier(config.chosen, _print_note)
-    show = _print_json if config.json_lines else _make_table_printer(images, screen)
+    show = _print_json if config.json_lines else _make_table_printer(images, console or make_console())
     broken = 0
     step = classifier.compute_images_per_batch(config.crops)
     for first in range(0, len(images), step):

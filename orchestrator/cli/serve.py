@@ -36,6 +36,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.cli import predict
+from orchestrator.cli.exit_status import make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.ensemble.config import ServeConfig
@@ -340,7 +341,7 @@ class PredictionServer:
         return bytes(body)
 
 
-def run_serve(config: ServeConfig, screen: Console) -> int:
+def run_serve(config: ServeConfig, console: Console | None = None) -> int:
     """Serve until Ctrl-C, SIGTERM or SIGHUP; the exit status.
 
     What is in flight then is answered first; a second Ctrl-C ends it at once. Raises ConfigError, DataError or
@@ -349,6 +350,8 @@ def run_serve(config: ServeConfig, screen: Console) -> int:
     stopping = signals.get_stop_signals()
     for number in stopping:
         signal.signal(number, _raise_keyboard_interrupt)
+
+    screen = console or make_console()
 
     def note(text: str) -> None:
         screen.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.simulate_config import SimulateConfig
+from orchestrator.cli.config import SimulateConfig
+from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
@@ -33,11 +34,12 @@ MAX_ROWS = 26
 MAX_LOGGED_RATES = 500
 
 
-def simulate_training(config: SimulateConfig, screen: Console) -> int:
-    """Print the schedule; draw it, and a contact sheet where there is data, as far as asked for; the exit status.
+def run_simulate(config: SimulateConfig, console: Console | None = None) -> int:
+    """Print the schedule; draw it, and a contact sheet of the data, as far as asked for; return the exit status.
 
-    Raises ConfigError for what cannot be, PreflightError when MLflow cannot be reached or refuses.
+    Raises ConfigError for impossible values, PreflightError when MLflow cannot be reached or denies access.
     """
+    screen = console or make_console()
     try:
         out = config.resolve_output_folder()
     except ValueError as error:

@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import StatusConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.monitor.formatting import format_duration, format_number
 from orchestrator.monitor.run_status import (
@@ -85,33 +86,36 @@ class RunGroup:
         return f"{self.name}: {told or 'no trial yet'}"
 
 
-def show_status(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:
-    """Show runs, ensembles and sweeps; the exit status: 0, or 1 when one failed or was lost.
+def run_status(config: StatusConfig, console: Console | None = None) -> int:
+    """Show runs, ensembles and sweeps; return the exit status: 0, or 1 when one failed or was lost.
 
-    names: their names in `storage` (empty: the default one), or URLs of their folders; all there are when empty. Of
-    sweeps that are not named only the trials that run or went wrong are shown; JSON always has all.
-    as_json: one JSON list, a line for each look. watch: look again after so many seconds, until nobody runs any of
-    them, or Ctrl-C. Raises ConfigError when one is unknown.
+    Of sweeps that are not named only active and failed trials are shown; JSON always has all. Raises ConfigError when
+    a name is unknown.
     """
+    console = console or make_console()
 
     def look() -> list[RunGroup]:
-        found = run_lookup.find_runs(names, storage) if names else run_lookup.list_all_runs(storage)
-        return inspect_groups(found, brief=not names)
+        names, storage = config.runs, config.storage
+        entries = run_lookup.find_runs(names, storage) if names else run_lookup.list_all_runs(storage)
+        return inspect_groups(entries, brief=not names)
 
-    found = look()
-    if not found and not as_json:
-        screen.print(
-            f"no runs in {redaction.redact(run_lookup.resolve_storage(storage))}", highlight=False, soft_wrap=True
-        )
+    groups = look()
+    if not groups and not config.json_lines:
+        place = redaction.redact(run_lookup.resolve_storage(config.storage))
+        console.print(f"no runs in {place}", highlight=False, soft_wrap=True)
         return 0
-    if as_json:
-        found = _watch_groups(found, look, watch, lambda now: print_json(now, screen))
-    elif watch is not None and screen.is_terminal:
-        with Live(render_groups(found), console=screen, auto_refresh=False) as live:
-            found = _watch_groups(found, look, watch, lambda now: live.update(render_groups(now), refresh=True))
+    if config.json_lines:
+        groups = _watch_groups(groups, look, config.watch, lambda now: print_json(now, console))
+    elif config.watch is not None and console.is_terminal:
+        with Live(render_groups(groups), console=console, auto_refresh=False) as live:
+            groups = _watch_groups(
+                groups, look, config.watch, lambda now: live.update(render_groups(now), refresh=True)
+            )
     else:
-        found = _watch_groups(found, look, watch, lambda now: screen.print(render_groups(now), soft_wrap=False))
-    return EXIT_FAILURE if any(row.state in PROBLEM_STATES for family in found for row in family.rows) else 0
+        groups = _watch_groups(
+            groups, look, config.watch, lambda now: console.print(render_groups(now), soft_wrap=False)
+        )
+    return EXIT_FAILURE if any(row.state in PROBLEM_STATES for group in groups for row in group.rows) else 0
 
 
 def inspect_groups(found: Sequence[RunEntry], brief: bool = False) -> list[RunGroup]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import StopConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
@@ -52,30 +52,30 @@ class _PendingStop:
         return None
 
 
-def stop_runs(names: Sequence[str], storage: str, save: bool, wait: float, screen: Console) -> int:
-    """Stop runs and ensembles; the exit status: 0 when nobody runs any of them, 1 when one still runs after `wait`.
+def run_stop(config: StopConfig, console: Console | None = None) -> int:
+    """Stop runs and ensembles; return the exit status: 0 when all have ended, 1 when one still runs after `wait`.
 
-    names: of runs or ensembles in `storage` (empty: the default one), or URLs of their folders. save: with a
-    checkpoint. wait: seconds until they have to be stopped; 0 to ask only. Raises ConfigError when one is unknown.
+    Raises ConfigError when a name is unknown.
     """
-    if not names:
+    if not config.runs:
         raise ConfigError("runs: give the name of at least one run or ensemble, or the URL of its folder")
-    found = run_lookup.find_runs(names, storage)  # all of them, before one is stopped
-    awaited = {one.name: _request_stop(one, save, screen) for one in found}
+    console, wait = console or make_console(), config.wait
+    entries = run_lookup.find_runs(config.runs, config.storage)  # all of them, before one is stopped
+    pending = {entry.name: _request_stop(entry, config.save, console) for entry in entries}
     deadline = time.monotonic() + wait
-    if wait and any(awaited.values()):
-        with screen.status("waiting for them to save and end" if save else "waiting for them to end"):
-            _wait_until_ended(awaited, deadline, screen)
-    for name, left in awaited.items():
+    if wait and any(pending.values()):
+        with console.status("waiting for them to save and end" if config.save else "waiting for them to end"):
+            _wait_until_ended(pending, deadline, console)
+    for name, left in pending.items():
         if left and wait:
             _print_line(
-                screen,
+                console,
                 f"{name}: still run by {left[0].lease.owner} after {wait:g} s: it was asked and will stop when it can; "
                 "wait longer with --wait, or end that process",
             )
         elif left:
-            _print_line(screen, f"{name}: asked to stop; not waited for")
-    return EXIT_FAILURE if wait and any(awaited.values()) else 0
+            _print_line(console, f"{name}: asked to stop; not waited for")
+    return EXIT_FAILURE if wait and any(pending.values()) else 0
 
 
 def _request_stop(one: RunEntry, save: bool, screen: Console) -> list[_PendingStop]:

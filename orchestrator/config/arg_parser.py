@@ -9,6 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from orchestrator.config import flags
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion, format_value
+from orchestrator.config.help_text import CommandHelp, format_common_flags, format_examples, format_help
 from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
@@ -40,6 +41,7 @@ def parse_args(
     default: str,
     argv: Sequence[str] | None = None,
     from_file: Callable[[str], Preset[C]] | None = None,
+    details: CommandHelp | None = None,
 ) -> C:
     """The configuration that the command line asks for: a preset with its flags in place.
 
@@ -55,6 +57,7 @@ def parse_args(
         default: name of the preset taken when none is given.
         argv: arguments without the program's name; those of the process when None.
         from_file: the preset in a file, by the path or URL that was given, ending in .json; without it none is read.
+        details: examples, common flags and notes of the help.
 
     Raises:
         ValueError: when the default is no preset; our own slip, not the user's.
@@ -62,14 +65,16 @@ def parse_args(
     if default not in presets:
         raise ValueError(f"default: {default!r} is refused: must be one of {', '.join(presets)}")
     prepare_output()
+    details = details or CommandHelp()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         _check_no_credentials(arguments)
         if arguments and arguments[0] in _HELP_FLAGS and len(presets) > 1:
-            sys.stdout.write(_format_preset_list(prog, description, presets, default, from_file is not None))
+            sys.stdout.write(_format_preset_list(prog, description, presets, default, from_file is not None, details))
             raise SystemExit(0)
         name, preset, arguments = _select_preset(presets, default, arguments, from_file)
-        return _apply_flags(f"{prog} {name}", description, preset, arguments)
+        program = f"{prog} {name}" if len(presets) > 1 else prog
+        return _apply_flags(program, description, preset, arguments, details)
     except ConfigError as error:
         exit_with_error(prog, error)
 
@@ -115,10 +120,14 @@ def _select_preset(
     raise ConfigError(FieldError(first, "unknown preset" + format_suggestion(first, list(presets), "presets")))
 
 
-def _apply_flags(prog: str, description: str, preset: C, arguments: list[str]) -> C:
-    """The preset with the flags in place."""
+def _apply_flags(prog: str, description: str, preset: C, arguments: list[str], details: CommandHelp) -> C:
+    """Return the preset with the flags in place."""
     chosen, arguments = _extract_kinds(preset, arguments)
     shape = build_draft(preset, chosen)
+    flag_like = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if not set(_HELP_FLAGS).isdisjoint(flag_like):
+        sys.stdout.write(format_help(prog, description, shape, details))
+        raise SystemExit(0)
     given = flags.parse_flags(prog, description, shape, _expand_bool_flags(shape, arguments))
     try:
         return apply_overrides(preset, {**chosen, **given})
@@ -133,7 +142,12 @@ def _match_preset_name(argument: str, presets: Mapping[str, Preset[C]]) -> str |
 
 
 def _format_preset_list(
-    prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool
+    prog: str,
+    description: str,
+    presets: Mapping[str, Preset[C]],
+    default: str,
+    takes_files: bool,
+    details: CommandHelp,
 ) -> str:
     width = max(len(name) for name in presets)
     lines = []
@@ -146,9 +160,11 @@ def _format_preset_list(
             f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]",
             "",
             description.strip(),
+            *format_examples(details),
             "",
             "presets:",
             *lines,
+            *format_common_flags(presets[default].value, details),
             "",
             f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
             *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),

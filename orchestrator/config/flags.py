@@ -44,8 +44,8 @@ def map_flags_to_paths(config: Config) -> dict[str, str]:
     fields none either.
     """
     found: dict[str, str] = {}
-    for name, field in _get_settable_fields(type(config)).items():
-        shown, value = _get_flag_name(name, field), getattr(config, name)
+    for name, field in get_settable_fields(type(config)).items():
+        shown, value = get_flag_name(name, field), getattr(config, name)
         if isinstance(value, Config):
             below = map_flags_to_paths(value)
             found.update({".".join(filter(None, (shown, f))): f"{name}.{path}" for f, path in below.items()})
@@ -59,7 +59,7 @@ def is_positional(field: FieldInfo) -> bool:
     return tyro.conf.Positional in field.metadata
 
 
-def _get_settable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+def get_settable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields that a command line may set: all but those declared as `tyro.conf.Fixed[...]`."""
     return {name: field for name, field in model.model_fields.items() if tyro.conf.Fixed not in field.metadata}
 
@@ -79,7 +79,7 @@ def parse_flags(prog: str, description: str, config: Config, arguments: Sequence
         ConfigError: for an unknown flag (with near misses), or one that lacks its value.
     """
     registry = ConstructorRegistry()
-    registry.struct_rule(_make_struct_rule(_collect_kind_choices(config)))
+    registry.struct_rule(_make_struct_rule(collect_kind_choices(config)))
     with _errors.on_parse_error(_make_error_handler(config)):
         values: Any = tyro.cli(
             type(config),
@@ -92,13 +92,13 @@ def parse_flags(prog: str, description: str, config: Config, arguments: Sequence
     found = _collect_overrides(config, values)
     for flag, path in map_flags_to_paths(config).items():
         if found.get(path) == ListItems():
-            raise ConfigError(FieldError(_format_flag(flag), "needs a value, [] for none"))
+            raise ConfigError(FieldError(format_flag(flag), "needs a value, [] for none"))
     return found
 
 
 def _collect_overrides(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, field in _get_settable_fields(type(config)).items():
+    for name, field in get_settable_fields(type(config)).items():
         default, value = getattr(config, name), values[name]
         if isinstance(default, Config):
             found.update({f"{name}.{path}": v for path, v in _collect_overrides(default, value).items()})
@@ -118,7 +118,7 @@ def _make_struct_rule(choices: Mapping[int, str]) -> Callable[[StructTypeInfo], 
             return None
         fields = [
             _make_field_spec(name, field, getattr(info.default, name), choices.get(id(info.default)))
-            for name, field in _get_settable_fields(info.type).items()
+            for name, field in get_settable_fields(info.type).items()
         ]
         return StructConstructorSpec(instantiate=_collect_values, fields=tuple(fields))
 
@@ -141,10 +141,10 @@ def _make_field_spec(name: str, field: FieldInfo, default: Any, choices: str | N
         many = _takes_many(field.annotation)
         spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
             nargs="*" if many else 1,
-            metavar=choices if choices is not None and name == KIND else _format_metavar(field.annotation),
+            metavar=choices if choices is not None and name == KIND else format_metavar(field.annotation),
             instance_from_str=lambda tokens: _FlagText(tuple(tokens)),
             is_instance=lambda value: True,
-            str_from_instance=_format_default,
+            str_from_instance=format_default,
         )
         seen = Annotated[object, spec]
     marks = tuple(mark for mark in field.metadata if type(mark).__module__.startswith("tyro."))
@@ -152,13 +152,14 @@ def _make_field_spec(name: str, field: FieldInfo, default: Any, choices: str | N
     return StructFieldSpec(name=name, type=seen, default=default, helptext=help_text)
 
 
-def _collect_kind_choices(config: Config) -> dict[int, str]:
+def collect_kind_choices(config: Config) -> dict[int, str]:
+    """Return how help shows the kinds of each union below `config`, by id of its present variant."""
     found: dict[int, str] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
             union = map_kinds(get_model_variants(field.annotation))
-            found.update(_collect_kind_choices(value))
+            found.update(collect_kind_choices(value))
             found.update({id(value): f"{{{','.join(union)}}}"} if union else {})
     return found
 
@@ -167,7 +168,8 @@ def _takes_many(annotation: Any) -> bool:
     return any(get_origin(branch) is tuple for branch in get_union_members(annotation))
 
 
-def _format_metavar(annotation: Any) -> str:
+def format_metavar(annotation: Any) -> str:
+    """Return how help shows the values that a flag takes, such as INT or {fast,exact}."""
     return "|".join(dict.fromkeys(_format_branch(branch) for branch in get_union_members(annotation)))
 
 
@@ -175,17 +177,17 @@ def _format_branch(branch: Any) -> str:
     if get_origin(branch) is Literal:
         return "{" + ",".join(str(choice) for choice in get_args(branch)) + "}"
     if get_origin(branch) is tuple:
-        items = [_format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
+        items = [format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
         return f"{items[0]} ..." if Ellipsis in get_args(branch) else " ".join(items)
     if isinstance(branch, type) and issubclass(branch, Enum):
         return "{" + ",".join(str(member.value) for member in branch) + "}"
     return _METAVARS.get(branch, "JSON")
 
 
-def _format_default(value: Any) -> list[str]:
+def format_default(value: Any) -> list[str]:
     """A default as it would be typed."""
     if isinstance(value, tuple | list):
-        return [text for item in value for text in _format_default(item)] or ["[]"]
+        return [text for item in value for text in format_default(item)] or ["[]"]
     if isinstance(value, dict | BaseModel):
         return [json.dumps(value, default=to_jsonable)]
     if isinstance(value, Enum):
@@ -193,7 +195,8 @@ def _format_default(value: Any) -> list[str]:
     return ["none" if value is None else str(value)]
 
 
-def _get_flag_name(name: str, field: FieldInfo) -> str:
+def get_flag_name(name: str, field: FieldInfo) -> str:
+    """Return the name of a field on the command line, empty when its level is left out."""
     for mark in field.metadata:
         shown = getattr(mark, "name", None) if type(mark).__module__.startswith("tyro.") else None
         if shown is not None:
@@ -213,7 +216,8 @@ def _make_error_handler(config: Config) -> Callable[[_errors.ParseErrorEvent], N
     return refuse
 
 
-def _format_flag(flag: str) -> str:
+def format_flag(flag: str) -> str:
+    """Return a flag as it is typed."""
     return "--" + flag.replace("_", "-")
 
 
@@ -227,7 +231,7 @@ def _find_negated_flag(config: Config, known: Mapping[str, str], flag: str) -> s
     ):
         return None
     branch, dot, last = name.rpartition(".")
-    return f"{_format_flag(f'{branch}{dot}no_{last}')} or {_format_flag(name)} false"
+    return f"{format_flag(f'{branch}{dot}no_{last}')} or {format_flag(name)} false"
 
 
 def make_unknown_flag_error(config: Config, token: str) -> ConfigError:
@@ -246,5 +250,5 @@ def make_unknown_flag_error(config: Config, token: str) -> ConfigError:
         kind = f"--{branch}.{KIND}" if branch else f"--{KIND}"
         return ConfigError(FieldError(flag, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
     return ConfigError(
-        FieldError(flag, "unknown flag" + format_suggestion(flag, [_format_flag(name) for name in known], "flags"))
+        FieldError(flag, "unknown flag" + format_suggestion(flag, [format_flag(name) for name in known], "flags"))
     )

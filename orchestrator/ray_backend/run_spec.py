@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
 
 import tyro
@@ -178,11 +177,6 @@ def _read_tracking_variable() -> str:
 def _get_database_uri(storage: str) -> str:
     """Return the default tracking URI of a local storage."""
     return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
-
-
-def format_job_command(job: str, arguments: Sequence[str]) -> str:
-    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
-    return f"python jobs/{job} {shlex.join(arguments)}"
 
 
 class RunSpec(Config):

@@ -71,8 +71,8 @@ class Session:
         """A line for people."""
         self.console.print(text, highlight=False, markup=False)
 
-    def print_locations(self, folder: str, key: str) -> None:
-        """Say where everything is."""
+    def print_locations(self, folder: str, key: str) -> str:
+        """Print where the results are; return the URL of the run's page in MLflow."""
         if not self.interruption.event.is_set():  # then there may be no time for it
             self._drain_timed_out = not self.replayer.drain(TRACKER_DRAIN_SECONDS)
         try:
@@ -81,6 +81,7 @@ class Session:
             where = "not recorded yet"  # the session's end says why, unless it is by then
         self.print_line(f"results: {redaction.redact(folder)}")
         self.print_line(f"MLflow:  {where}")
+        return where
 
     def make_tracking_key(self, name: str, parent: str = "") -> str:
         """Identity of a run in the tracker: a run of the same name in another storage is another run.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import simulate
-from orchestrator.cli.simulate_config import (
+from orchestrator.cli.config import (
     IMAGENET_TRAIN_SAMPLES,
     SimulateConfig,
     build_simulate_presets,
