@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes of the pure tests.
+JOBS ?= auto
 DRILL ?=
 # Extra words for pip, such as the index of a torch build for your hardware.
 PIP_ARGS ?=
@@ -28,7 +30,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup check format test test-nodes drill bench demo up down ui clean lock
+.PHONY: help setup check format test test-all newest test-nodes drill bench demo up down ui clean lock
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,8 +63,19 @@ format: setup ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-test: setup ## run the tests; PYTEST_ARGS="-k crops" narrows them
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup ## run the quick tests: all pure ones, and a few of real training; PYTEST_ARGS="-k crops" narrows them
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not process and not cluster and not nodes' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m essential $(PYTEST_ARGS)
+
+test-all: setup ## run the tests that `make test` leaves out: of processes and local clusters (20 minutes)
+	$(BIN)/python -m pytest -m '(process or cluster) and not essential' $(PYTEST_ARGS)
+
+newest: ## run the quick tests with the newest packages that pyproject.toml allows, in a virtual environment of their own
+	@rm -rf .venv-newest && '$(PYTHON)' -m venv .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	@.venv-newest/bin/python -m pip freeze --exclude-editable | grep -i -E '^(ray|torch|mlflow|webdataset|s3fs|pytest)=='
+	.venv-newest/bin/python -m pytest -n $(JOBS) -m 'not process and not cluster and not nodes' $(PYTEST_ARGS)
+	.venv-newest/bin/python -m pytest -m essential $(PYTEST_ARGS)
 
 test-nodes: setup ## the tests that need several nodes: Ray clusters in network namespaces (root, iproute2, util-linux)
 	$(BIN)/python -m pytest -m nodes tests/nodes $(PYTEST_ARGS)

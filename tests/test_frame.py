@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +43,16 @@ def imported_packages(path: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the names that the statements at the top of a file import; names of modules may be among them."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def import_blocks(function: Function) -> Iterator[list[ast.stmt]]:
     """Yield the runs of import statements that follow each other inside a function."""
     for node in ast.walk(function):
@@ -65,6 +76,16 @@ def test_every_room_has_a_floor() -> None:
     assert rooms, f"no rooms under {PACKAGE}"
     assert rooms - placed == set(), "rooms without a floor: add them to the layers contract in pyproject.toml"
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}, "modules belong in a room"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Circles of imports at the top; one inside a function is no circle, since it runs later."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    graph = {name: set(imported_modules(path)) & modules.keys() for name, path in modules.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_every_imported_package_is_declared() -> None:

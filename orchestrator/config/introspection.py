@@ -7,6 +7,8 @@ from pydantic import BaseModel
 
 KIND = "kind"
 """Name of the field that tells the variants of a union apart; one name for the whole project."""
+PLUGIN_KIND = "package.module:attribute"
+"""Stands for every kind that a union's own variants do not have, where the union also takes plug-ins."""
 
 ModelTypes = tuple[type[BaseModel], ...]
 
@@ -35,13 +37,22 @@ def find_models(annotation: Any) -> ModelTypes:
 
 
 def get_kind(model: type[BaseModel]) -> str | None:
-    """The literal of the model's `kind` field, or None for a model that is no variant of a union."""
+    """Return the literal of the model's `kind` field, PLUGIN_KIND if it is any text, None for no variant of a union."""
     field = model.model_fields.get(KIND)
     if field is None or get_origin(field.annotation) is not Literal:
-        return None
+        return PLUGIN_KIND if hasattr(model, "accepts_kind") else None
     return str(get_args(field.annotation)[0])
 
 
 def map_kinds(models: ModelTypes) -> dict[str, type[BaseModel]]:
-    """Kind to model class, for the variants of one union."""
+    """Return kind to model class, for the variants of one union."""
     return {kind: model for model in models if (kind := get_kind(model)) is not None}
+
+
+def get_variant(models: ModelTypes, kind: object) -> type[BaseModel] | None:
+    """Return the variant of a union that has this kind: one of its own, else the plug-in's if it accepts the kind."""
+    kinds = map_kinds(models)
+    plugin = kinds.pop(PLUGIN_KIND, None)
+    if plugin is not None and str(kind) not in kinds and plugin.accepts_kind(str(kind)):  # type: ignore[attr-defined]
+        return plugin
+    return kinds.get(str(kind))

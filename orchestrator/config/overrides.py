@@ -19,7 +19,7 @@ from orchestrator.config.errors import (
     format_suggestion,
     format_value,
 )
-from orchestrator.config.introspection import KIND, ModelTypes, get_model_variants, map_kinds
+from orchestrator.config.introspection import KIND, ModelTypes, get_model_variants, get_variant, map_kinds
 from orchestrator.config.json_text import parse_json
 
 C = TypeVar("C", bound=Config)
@@ -101,7 +101,7 @@ def _construct_unvalidated(model: type[M], data: Mapping[str, Any]) -> M:
     for name, value in data.items():
         models = get_model_variants(model.model_fields[name].annotation)
         if models and isinstance(value, dict):
-            values[name] = _construct_unvalidated(map_kinds(models).get(str(value.get(KIND)), models[0]), value)
+            values[name] = _construct_unvalidated(get_variant(models, value.get(KIND)) or models[0], value)
         else:
             values[name] = value
     return model.model_construct(**values)
@@ -115,15 +115,15 @@ def _get_sort_key(path: str) -> tuple[int, bool, str]:
 def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: Any, config: Config) -> None:
     """Set one path in the JSON form `data` of a `model`; `config` is only asked for near misses."""
     *branch, last = path.split(".")
-    union: Mapping[str, type[BaseModel]] = {}
+    union: ModelTypes = ()
     for name in branch:
         field = model.model_fields.get(name)
         models = get_model_variants(field.annotation) if field is not None else ()
         below = _get_branch(data, name, field)
         if not models or not isinstance(below, dict):
             raise _make_unknown_path_error(path, config)
-        union, data = map_kinds(models), below
-        model = union.get(str(data.get(KIND)), models[0])
+        union, data = models, below
+        model = get_variant(models, data.get(KIND)) or models[0]
     if last == KIND and len(union) > 1:
         _switch_kind(union, data, value, path)
     elif last in model.model_fields:
@@ -146,11 +146,13 @@ def _copy_branch(value: Any) -> Any:
     return to_jsonable(value) if isinstance(value, Config | Mapping) else value
 
 
-def _switch_kind(union: Mapping[str, type[BaseModel]], data: dict[str, Any], kind: Any, path: str) -> None:
+def _switch_kind(union: ModelTypes, data: dict[str, Any], kind: Any, path: str) -> None:
     """Turn `data` into another variant in place: shared fields stay, the others are left to defaults."""
-    if not isinstance(kind, str) or kind not in union:
-        raise ConfigError(FieldError(path, f"{format_value(kind)} is refused: {format_choices(str(kind), union)}"))
-    shared = union[kind].model_fields
+    variant = get_variant(union, kind)
+    if variant is None:
+        choices = format_choices(str(kind), map_kinds(union))
+        raise ConfigError(FieldError(path, f"{format_value(kind)} is refused: {choices}"))
+    shared = variant.model_fields
     for name in [name for name in data if name not in shared]:
         del data[name]
     data[KIND] = kind

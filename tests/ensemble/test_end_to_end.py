@@ -94,6 +94,7 @@ def checkpoints(runs: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------ the tests
+@pytest.mark.essential
 def test_the_main_job_then_the_same_again(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     arguments = ("googlenet-tiny", "--ensemble.members", "2")

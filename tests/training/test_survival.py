@@ -114,6 +114,7 @@ trainer.run_training(TrainJob.from_dict(json.load(sys.stdin)), ALONE, Context())
 """
 
 
+@pytest.mark.essential
 @pytest.mark.process
 def test_a_hang_is_ended_and_named_and_costs_no_more_than_the_replay(
     small: Path, tmp_path: Path, whole: TrainJob

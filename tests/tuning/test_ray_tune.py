@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.launched import ROOT
 
-pytestmark = [pytest.mark.cluster]
+pytestmark = [pytest.mark.cluster, pytest.mark.essential]
 
 
 def test_a_trial_that_is_ended_early_gives_its_cpu_back_while_others_train(tmp_path: Path) -> None:
