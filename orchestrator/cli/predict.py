@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -62,7 +65,7 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> int:
     step = classifier.compute_images_per_batch(config.crops)
     for first in range(0, len(images), step):
         part = images[first : first + step]
-        read = [_read_image(image) for image in part]
+        read = [read_image(image) for image in part]
         answers = iter(known.classify([data for data in read if isinstance(data, bytes)], config.crops, config.top))
         for image, data in zip(part, read, strict=True):
             answer = next(answers) if isinstance(data, bytes) else data
@@ -171,7 +174,7 @@ def _is_folder(url: str) -> bool:
     return urls.is_local(url) and os.path.isdir(url)
 
 
-def _read_image(url: str) -> bytes | OSError | BadSampleError:
+def read_image(url: str) -> bytes | OSError | BadSampleError:
     """The file, or what is wrong with it."""
     try:
         if (size := file_io.get_size(url)) > MAX_IMAGE_BYTES:
@@ -181,6 +184,19 @@ def _read_image(url: str) -> bytes | OSError | BadSampleError:
         return StorageError("nothing there")
     except OSError as error:
         return error
+
+
+def encode_pixels(pixels: object) -> bytes:
+    """Return RGB pixels (uint8, height x width x 3) as the bytes of a PNG file. Raises ConfigError for other arrays."""
+    array = np.asarray(pixels)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ConfigError(
+            f"images: pixels must be uint8 of shape height x width x 3, got {array.dtype} of shape {array.shape}; give "
+            "a path, a URL, the bytes of a JPEG or PNG file, or such pixels"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _find_newest_ensemble(storage: str) -> tuple[RunEntry, str]:

@@ -28,7 +28,7 @@ class TrainResult:
     status: RunStatus
     message: str = ""  # why it failed or stopped
     metrics: Mapping[str, float] = field(default_factory=dict)  # last values by name, such as "validation/top1_error"
-    mlflow_url: str = ""  # of the run's page
+    mlflow_url: str = ""  # of the run's page; for a sqlite database the command that serves it, too
     exit_status: int = 0  # of the command: 0 finished, 1 failed, 128 + N stopped by signal N
 
 

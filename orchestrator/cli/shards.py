@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from orchestrator.cli.exit_status import make_console
+from orchestrator.cli.exit_status import STOPPED_NOTICE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import manifest
@@ -58,7 +58,7 @@ def pack_dataset(config: PackConfig) -> int:
     with signals.catch_stop_signals() as interruption:
         entries = _pack_shards(begun, screen, interruption, say)
         if interruption.event.is_set():
-            say("stopped; the same command goes on where it was")
+            say(STOPPED_NOTICE)
             return interruption.exit_status
     made = packing.finish_packing(begun, entries)
     screen.print(packing.build_report_table(begun.plan, entries))

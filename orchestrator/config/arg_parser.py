@@ -1,5 +1,6 @@
 """Command lines: presets as sub-commands, every field a flag, every refusal one line and exit status 2."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
-from orchestrator.config.base import Config
+from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion, format_value
 from orchestrator.config.help_text import CommandHelp, format_common_flags, format_examples, format_help
 from orchestrator.config.introspection import KIND
@@ -77,6 +78,25 @@ def parse_args(
         return _apply_flags(program, description, preset, arguments, details)
     except ConfigError as error:
         exit_with_error(prog, error)
+
+
+def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
+    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine", "batch_size": 64}.
+
+    Names and values mean what they mean on the command line. Raises ConfigError as the command line would.
+    """
+    arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
+    _check_no_credentials(arguments)
+    return _apply_flags("", "", preset, arguments, CommandHelp())
+
+
+def _format_setting(value: object) -> str:
+    """Return a Python value as it would be typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple | dict | Config):
+        return json.dumps(value, default=to_jsonable)
+    return str(value)
 
 
 def exit_with_error(prog: str, error: ConfigError) -> NoReturn:

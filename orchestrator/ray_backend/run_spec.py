@@ -327,18 +327,18 @@ def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
 
 
 def make_preset_loader(kind: type[JobConfigT]) -> Callable[[str], Preset[JobConfigT]]:
-    """What makes a preset of a job from the recipe in a file; it raises ConfigError for one that cannot be used."""
+    """Return a function from the URL of a recipe file to the preset of a job; it raises ConfigError for a bad file."""
+    return lambda url: build_recipe_preset(kind, recipe_file.load_recipe(url))
 
-    def read(url: str) -> Preset[JobConfigT]:
-        found = recipe_file.load_recipe(url)
-        values = {
-            "recipe": found.recipe,
-            "provenance": found.provenance,
-            "destination": {"data": choose_default_data(found)},
-        }
-        return Preset(kind.from_dict(values))
 
-    return read
+def build_recipe_preset(kind: type[JobConfigT], recipe: RecipeFile) -> Preset[JobConfigT]:
+    """Return a recipe from a file as the preset of a job. Raises ConfigError when the job cannot train it."""
+    values = {
+        "recipe": recipe.recipe,
+        "provenance": recipe.provenance,
+        "destination": {"data": choose_default_data(recipe)},
+    }
+    return Preset(kind.from_dict(values))
 
 
 def choose_default_data(found: RecipeFile) -> str:

@@ -30,7 +30,7 @@ from tests.support.launched import recipe
 def simulated(of: Recipe, **flags: Any) -> tuple[int, str]:
     """Exit status and what was printed."""
     screen = Console(file=io.StringIO(), width=200)
-    status = simulate.simulate_training(SimulateConfig(recipe=of, **flags), screen)
+    status = simulate.run_simulate(SimulateConfig(recipe=of, **flags), screen)
     assert isinstance(screen.file, io.StringIO)
     return status, screen.file.getvalue()
 

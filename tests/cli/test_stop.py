@@ -11,6 +11,7 @@ from rich.console import Console
 
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.cli import stop
+from orchestrator.cli.config import StopConfig
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import Lease, LeaseOwner
@@ -35,8 +36,10 @@ def run(tmp_path: Path) -> RunSpec:
 
 def told(of: str | list[str], storage: Path, save: bool = True, wait: float = 10.0) -> tuple[int, str]:
     out = io.StringIO()
-    names = [of] if isinstance(of, str) else of
-    status = stop.stop_runs(names, str(storage), save, wait, Console(width=100, file=out))
+    names = (of,) if isinstance(of, str) else tuple(of)
+    status = stop.run_stop(
+        StopConfig(runs=names, storage=str(storage), save=save, wait=wait), Console(width=100, file=out)
+    )
     return status, out.getvalue()
 
 

@@ -46,7 +46,7 @@ def packed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------ help and refusals
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [((), "pack"), (("--help",), "usage: shards.py WORD"), (("pack", "--help"), "ilsvrc"),
+    [((), "pack"), (("--help",), "usage: shards.py COMMAND"), (("pack", "--help"), "ilsvrc"),
      (("pack", "ilsvrc", "--help"), "--source.devkit")],
 )  # fmt: skip
 def test_help_is_quick(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
