@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "set-up: done"
 
-# Apart from the set-up, which the demo needs too: nobody trains with a linter.
+# Apart from the set-up, which the demo needs too: training needs no linter.
 $(LINT_STAMP): $(STAMP) pyproject.toml constraints.txt
 	@echo "set-up: installing what checks manifests, scripts and images"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e '.[dev,lint]'

@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import frame
 from orchestrator.tracking import journal
-from orchestrator.training.config import TrainJob, get_journal_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_journal_dir
 
 Runs = Sequence[subprocess.Popen[bytes]]
 

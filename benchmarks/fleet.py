@@ -35,7 +35,8 @@ from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tracking import journal
-from orchestrator.training.config import TrainJob, get_journal_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_journal_dir
 from tests.drills import stage
 from tests.support.launched import until
 

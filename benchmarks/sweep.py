@@ -25,7 +25,8 @@ from orchestrator.data.build import digits
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tracking import journal
-from orchestrator.training.config import TrainJob, get_journal_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_journal_dir
 
 TRIALS, AT_ONCE = 8, 2
 SECONDS = 20.0  # of a trial

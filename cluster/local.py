@@ -51,7 +51,7 @@ class LocalServices:
 
     @property
     def state_folder(self) -> Path:
-        """Where pids and logs of the services are kept."""
+        """Folder of the services' pids and logs."""
         return self.runs.resolve() / ".local"
 
     @property
@@ -71,7 +71,7 @@ def main() -> int:
         "ui": serve_mlflow,
     }
     if (command := commands.get(local.command)) is None:
-        return print_error(f"command: {local.command!r} is refused: must be one of {', '.join(commands)}")
+        return print_error(f"command must be one of {', '.join(commands)}, got {local.command!r}")
     for flag, port in (("--dashboard-port", local.dashboard_port), ("--mlflow-port", local.mlflow_port)):
         if not 1 <= port <= 65535:
             return print_error(f"{flag} must be between 1 and 65535, got {port}")
@@ -231,7 +231,7 @@ def make_token() -> None:
 
 
 def get_token_path() -> Path:
-    """Where it is, where no variable holds it. One that Ray made is readable by every user of the machine: no more."""
+    """Return the path of the token's file, when no variable holds the token; others lose the permission to read it."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if path.exists() and path.stat().st_uid == os.getuid():
         path.chmod(0o600)
@@ -304,7 +304,7 @@ def start_service(
 
 
 def get_pid_file(local: LocalServices, name: str) -> Path:
-    """Where a service's pid is kept."""
+    """Return the path of the file with a service's pid."""
     return local.state_folder / f"{name}.pid"
 
 
@@ -326,7 +326,7 @@ def find_unused_port() -> int:
 
 
 def is_port_in_use(port: int) -> bool:
-    """Whether a program of this machine answers at a port."""
+    """Return whether a program of this machine answers at a port."""
     with contextlib.closing(socket.socket()) as probe:
         probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0

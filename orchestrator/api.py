@@ -203,7 +203,8 @@ class Predictions:
     @property
     def labels(self) -> NDArray[np.int64]:
         """The number of the most likely class of each image: int64, shape (images,)."""
-        return self.probabilities.argmax(axis=1)
+        labels: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return labels
 
     @property
     def names(self) -> list[str]:

@@ -30,14 +30,14 @@ def main() -> int:
     """The exit status of the command."""
     spot = tyro.cli(Spot, description=__doc__)
     print(f"spot.py: waiting for a notice from {spot.metadata}", flush=True)
-    while (told := notice(spot.metadata)) is None:
+    while (message := notice(spot.metadata)) is None:
         time.sleep(spot.poll_seconds)
-    print(f"spot.py: {told}: running {' '.join(spot.command)}", flush=True)
+    print(f"spot.py: {message}: running {' '.join(spot.command)}", flush=True)
     return subprocess.run(spot.command, check=False).returncode
 
 
 def notice(metadata: str) -> str | None:
-    """EC2's notice, as it came; None while there is none, or nobody can be asked, which is no reason to stop."""
+    """Return EC2's notice as it came; None while there is none, or when the metadata server cannot be reached."""
     with contextlib.suppress(OSError):
         session = ask(f"{metadata}/latest/api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
         # 404, an OSError too, is the usual answer.

@@ -49,7 +49,7 @@ def ask() -> Iterator[int]:
 
 
 def drives(words: list[str]) -> bool:
-    """Whether a command line is that of a driver of this project's jobs."""
+    """Return whether a command line is that of a driver of this project's jobs."""
     if len(words) < 2 or not Path(words[0]).name.startswith("python"):
         return False
     script = Path(words[1])
@@ -57,7 +57,7 @@ def drives(words: list[str]) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Return whether a process is there and no zombie."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (OSError, IndexError):

@@ -20,13 +20,13 @@ LOOK_SECONDS = 1.0
 def main(address: str, nodes: int, least: int, seconds: float) -> int:
     """The exit status."""
     began = time.monotonic()
-    found, told = 0, -1
+    found, printed = 0, -1
     while found < nodes and time.monotonic() - began < seconds:
-        time.sleep(LOOK_SECONDS if told >= 0 else 0)
+        time.sleep(LOOK_SECONDS if printed >= 0 else 0)
         found = alive(address)
-        if found != told:
+        if found != printed:
             print(f"{time.strftime('%T')} {found} of {nodes} nodes, after {time.monotonic() - began:.0f} s", flush=True)
-            told = found
+            printed = found
     if found >= least:
         if found < nodes:
             print(f"going on with {found} of {nodes} nodes: the others did not come in {seconds:g} s")
@@ -36,7 +36,7 @@ def main(address: str, nodes: int, least: int, seconds: float) -> int:
 
 
 def alive(address: str) -> int:
-    """How many nodes there are; 0 while the head does not answer."""
+    """Return how many nodes there are; 0 while the head does not answer."""
     host, _, port = address.rpartition(":")
     try:
         # Asked first: Ray's client would try for long, and loudly.

@@ -4,7 +4,7 @@
 #
 #   node.sh head|worker HEAD_ADDRESS FIRST_PORT RAY_DISTRIBUTION
 #
-# Exit status: 0 ended as it was told to, 2 this node cannot take part, 1 Ray has ended or did not start.
+# Exit status: 0 ended on request, 2 this node cannot take part, 1 Ray has ended or did not start.
 set -uo pipefail
 
 role=$1 address=$2 port=$3 distribution=$4
@@ -27,7 +27,7 @@ tree() {
     echo "$1"
 }
 
-# What cannot be on this node; a port in use is no reason to leave the node out for good.
+# What cannot be on this node; a port in use is no reason to exclude the node permanently.
 check() {
     local found=("$TRAIN_VENV"/lib/python3*/site-packages/ray-*.dist-info) ports=("$agent_port") taken
     [[ -x $TRAIN_VENV/bin/ray ]] \
@@ -76,7 +76,7 @@ start_ray() {
     ray=$!
 }
 
-# At once: what Ray holds is needed no more, and its own way waits for its parts one after the other.
+# Immediately: what Ray holds is needed no more, and its own way waits for its parts one after the other.
 end_ray() {
     local all
     if kill -0 "$ray" 2>/dev/null; then
@@ -98,10 +98,10 @@ end_ray() {
 # Whether somebody listens at HOST PORT.
 answers() { timeout 5 bash -c "exec 3<>/dev/tcp/$1/$2" 2>/dev/null; }
 
-# --no-kill lets a job outlive its first node, and with it all that looks after it: who is left has it requeued.
+# --no-kill lets a job outlive its first node, and with it all that manages it: the remaining nodes have it requeued.
 requeue_orphan() {
     local until=$((SECONDS + ORPHAN_SECONDS)) shown
-    while [[ -z $told ]] && ((terms == 0 && SECONDS < until)) && ! answers "$address" "$port"; do
+    while [[ -z $asked ]] && ((terms == 0 && SECONDS < until)) && ! answers "$address" "$port"; do
         shown=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null)
         if [[ $shown =~ \ JobState=RUNNING\ .*\ NodeList=([^ ]+)\ BatchHost=([^ ]+) ]] \
             && ! scontrol show hostnames "${BASH_REMATCH[1]}" | grep -qxF "${BASH_REMATCH[2]}"; then
@@ -119,7 +119,7 @@ requeue_orphan() {
 }
 
 # Slurm sends TERM when the job is over, then KILL after KillWait; and, before it preempts a job with a grace time, to the
-# steps alone. While the driver saves its workers must live: Ray goes on until train.sbatch, or time, says otherwise.
+# steps alone. While the driver saves its workers must live: Ray runs until train.sbatch, or time, says otherwise.
 # shellcheck disable=SC2329  # called by the trap
 hear_term() {
     local state
@@ -141,8 +141,8 @@ thrice() {
     "$@" 2>/dev/null || { sleep 1 && "$@" 2>/dev/null; } || { sleep 2 && "$@" 2>/dev/null; }
 }
 
-told="" terms=0 deadline=""
-trap 'told=1' USR2
+asked="" terms=0 deadline=""
+trap 'asked=1' USR2
 trap hear_term TERM
 check
 rm -rf -- "$scratch" # of this job before it was requeued, had Slurm to kill it
@@ -151,7 +151,7 @@ start_ray
 while kill -0 "$ray" 2>/dev/null; do
     sleep 1 &
     wait $!
-    if [[ -n $told ]] || ((terms > 1)) || { [[ -n $deadline ]] && ((SECONDS >= deadline)); }; then
+    if [[ -n $asked ]] || ((terms > 1)) || { [[ -n $deadline ]] && ((SECONDS >= deadline)); }; then
         end_ray
         exit 0
     fi

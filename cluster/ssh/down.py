@@ -39,7 +39,7 @@ def main() -> int:
     config: dict[str, Any] = yaml.safe_load(down.config.read_text(encoding="utf-8"))
     head, *workers = addresses(config)
     failed = [] if stopped(down, config["auth"], head) else [head]
-    # All at once: each waits for half a minute for the head to drain it.
+    # All at the same time: each waits for half a minute for the head to drain it.
     with ThreadPoolExecutor(AT_ONCE) as pool:
         done = pool.map(lambda address: stopped(down, config["auth"], address), workers)
         failed += [address for address, well in zip(workers, done, strict=True) if not well]
@@ -55,7 +55,7 @@ def addresses(config: dict[str, Any]) -> list[str]:
 
 
 def stopped(down: Down, auth: dict[str, str], address: str) -> bool:
-    """Whether a machine stopped what node.sh had started there; nothing running counts."""
+    """Return whether a machine stopped what node.sh had started there; nothing running counts."""
     command = [down.ssh, "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
     # `ray up` keeps no host keys: they may be new here, but one that is known must be the same.
     command += ["-o", "StrictHostKeyChecking=accept-new"]

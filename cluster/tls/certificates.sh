@@ -3,7 +3,7 @@
 #
 #   certificates.sh FOLDER NAME-OR-ADDRESS...
 #
-# Writes ca.crt, node.crt and node.key; the authority's own key is gone afterwards, so nobody can add a node to it.
+# Writes ca.crt, node.crt and node.key; the authority's own key is gone afterwards, so no one can add a node to it.
 set -euo pipefail
 
 days=${ORCHESTRATOR_TLS_DAYS:-365}

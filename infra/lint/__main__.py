@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from infra.lint import credentials, kubernetes, launcher, services, slurm, terraform, tools
+from infra.lint import credentials, kubernetes, launcher, phrases, services, slurm, terraform, tools
 from infra.lint.report import Report
 from infra.lint.tree import Tree
 
@@ -37,6 +37,7 @@ CHECKS: tuple[Callable[[Tree], Report], ...] = (
     services.prometheus,
     services.dashboards,
     credentials.credentials,
+    phrases.check_phrases,
 )
 
 

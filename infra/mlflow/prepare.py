@@ -1,4 +1,4 @@
-"""What an MLflow server that has just been set up still lacks: buckets, a user for the jobs, a reader for dashboards.
+"""Create what a new MLflow server lacks: buckets, a user for the jobs, a reader for dashboards.
 
     prepare.py --buckets runs mlflow --user jobs --reader grafana
 
@@ -101,7 +101,7 @@ def ask(path: str, body: dict[str, str]) -> None:
 
 
 def secret(name: str) -> str:
-    """What a file of secrets says."""
+    """Return the contents of a file of secrets."""
     try:
         return (SECRETS / name).read_text(encoding="utf-8").strip()
     except OSError as error:

@@ -29,7 +29,7 @@ data "aws_iam_policy_document" "autoscaler" {
     }
   }
 
-  # What a machine is launched from and with; these carry no tag of Ray's. Images belong to whoever published them.
+  # What a machine is launched from and with; these carry no tag of Ray's. Images belong to their publisher.
   statement {
     sid     = "LaunchWith"
     actions = ["ec2:RunInstances"]
@@ -64,7 +64,7 @@ data "aws_iam_policy_document" "autoscaler" {
     }
   }
 
-  # Else whoever holds the head could launch a machine with any role of the account.
+  # Else an intruder on the head could launch a machine with any role of the account.
   statement {
     sid       = "PassTheWorkersRole"
     actions   = ["iam:PassRole"]

@@ -3,7 +3,7 @@ resource "aws_s3_bucket" "this" {
   force_destroy = var.force_destroy
 }
 
-# Nobody but the bucket's owner owns objects, so access is up to policies alone.
+# Only the bucket's owner owns objects, so access is up to policies alone.
 resource "aws_s3_bucket_ownership_controls" "this" {
   bucket = aws_s3_bucket.this.id
 
@@ -87,7 +87,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
         prefix = "${var.runs_prefix}/"
       }
 
-      # Still read at once, unlike the archive classes: a finished run can be scored and resumed at any age.
+      # Still read immediately, unlike the archive classes: a finished run can be scored and resumed at any age.
       transition {
         days          = rule.value
         storage_class = "STANDARD_IA"

@@ -115,7 +115,7 @@ resource "aws_s3_bucket_replication_configuration" "this" {
     }
 
     # A run deletes its old checkpoints: without this the copy would keep them all. S3 never copies that a version was
-    # deleted, so whoever holds the first bucket cannot empty the second through it.
+    # deleted, so an intruder in the first bucket cannot empty the second through it.
     delete_marker_replication {
       status = "Enabled"
     }

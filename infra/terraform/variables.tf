@@ -110,7 +110,7 @@ variable "service_account" {
 }
 
 variable "multipart_days" {
-  description = "Days after which an upload in parts that nobody finished is removed."
+  description = "Days after which an unfinished upload in parts is removed."
   type        = number
   default     = 3
 

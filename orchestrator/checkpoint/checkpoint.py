@@ -20,18 +20,16 @@ from orchestrator.config import redaction
 from orchestrator.storage import commit, file_io
 
 __all__ = [
+    "__GONE__",
     "CheckpointError",
-    "CheckpointFolder",
     "FormatVersionError",
     "LoadedCheckpoint",
     "NonFiniteError",
     "check_finite",
     "find_non_finite",
     "find_tensor_mismatch",
-    "list_checkpoints",
     "load",
     "load_newest",
-    "make_checkpoint_url",
     "remove_old_checkpoints",
     "save",
     "serialize_state",

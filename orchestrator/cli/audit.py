@@ -27,7 +27,7 @@ from orchestrator.storage.commit import CommitError
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor, DamagedSegmentError
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 
 TRAIN_SPLIT = "train"
 MAX_LISTED = 20  # told of what there is: runs when one is unknown, bad samples of a run

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import tyro
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ray_backend.run_spec import (
     EMBEDDED_DATASET,
     RUNS_VARIABLE,
@@ -27,18 +27,18 @@ _STORAGE_HELP = f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orches
 class StatusConfig(Config):
     """Flags of `orchestrator status`."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs, ensembles or sweeps, or URLs of their folders; by default everything in storage"
     )
     storage: str = Field("", description=_STORAGE_HELP)
-    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(False, description="print JSON instead of tables")
+    json_lines: Annotated[bool, Flag(name="json")] = Field(False, description="print JSON instead of tables")
     watch: float | None = Field(None, gt=0, description="seconds between updates; by default the status is shown once")
 
 
 class StopConfig(Config):
     """Flags of `orchestrator stop`."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs or ensembles, or URLs of their folders"
     )
     storage: str = Field("", description=_STORAGE_HELP)
@@ -49,7 +49,7 @@ class StopConfig(Config):
 class AuditConfig(Config):
     """Flags of `orchestrator audit`."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="names of runs, or URLs of their folders"
     )
     storage: str = Field("", description=_STORAGE_HELP)
@@ -59,7 +59,7 @@ class AuditConfig(Config):
 class SimulateConfig(Config):
     """Flags of `orchestrator simulate`."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    recipe: Annotated[Recipe, Flag(name="")]
     data: str = Field(
         "", description="URL of a packed dataset, or 'digits' for the embedded one; the contact sheet needs it"
     )

@@ -17,6 +17,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
+from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.lease import LeaseHeldError
 from orchestrator.storage import ranged_reads
 from orchestrator.storage.commit import CommitError
@@ -62,17 +63,13 @@ def _describe_error(error: Exception) -> list[str] | None:
     if isinstance(error, UnicodeEncodeError):
         problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
         return [f"{problem}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"]
-    if isinstance(error, ConfigError | LeaseHeldError | DataError | CommitError | StorageError):
-        return [str(error)]
-    if "ray" not in sys.modules:
-        return None
-    from orchestrator.ray_backend import cluster, preflight, session, task_pool  # they import ray: seconds
-
-    if isinstance(error, preflight.PreflightError):
+    if isinstance(error, JobError):
         return list(error.problems)
-    if isinstance(error, cluster.ClusterError | task_pool.TaskError | session.NotRecordedError):
-        return [str(error)]
-    return None
+    return (
+        [str(error)]
+        if isinstance(error, ConfigError | LeaseHeldError | DataError | CommitError | StorageError)
+        else None
+    )
 
 
 def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:

@@ -34,8 +34,7 @@ from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.tracking.tracker import TrackingError
-from orchestrator.training.config import get_final_weights_dir
-from orchestrator.training.run_dir import load_finished_outcome
+from orchestrator.training.run_dir import get_final_weights_dir, load_finished_outcome
 
 # A photograph of 100 million pixels, the most that is decoded, has less in any usual quality.
 MAX_IMAGE_BYTES = 64 * 2**20

@@ -22,10 +22,9 @@ from orchestrator.data.build import digits
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.ray_backend import previews
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.lr_schedule import find_turning_points
 from orchestrator.storage import file_io
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.tracker import MetricPoint, TrackedRun, TrackingError
@@ -89,11 +88,11 @@ def _count_steps_per_epoch(config: SimulateConfig, dataset: Manifest | None) -> 
 
 
 def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
-    """The schedule at whole epochs, where a warm-up ends or a segment begins, and at the last step."""
+    """The schedule at whole epochs, where a warm-up ends, and at the last step."""
     last = recipe.epochs * steps_per_epoch - 1
-    turned = {min(last, round(at * steps_per_epoch)) for at in find_turning_points(recipe.schedule)}
+    warm = min(last, round(recipe.schedule.warmup_epochs * steps_per_epoch))
     chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _choose_stride(recipe.epochs))}
-    steps = sorted({*chosen, *turned, last})
+    steps = sorted({*chosen, warm, last})
     return {
         "epochs done": [step / steps_per_epoch for step in steps],
         "step": [float(step) for step in steps],

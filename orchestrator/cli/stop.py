@@ -17,7 +17,7 @@ from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
 from orchestrator.ray_backend.run_lookup import RunEntry
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.config import get_outcome_path
+from orchestrator.training.run_dir import get_outcome_path
 
 POLL_SECONDS = 0.5
 STOP_WITHOUT_CHECKPOINT = json.dumps({"save": False}).encode()

@@ -1,7 +1,6 @@
-"""Command lines: presets as sub-commands, every field a flag, every refusal one line and exit status 2."""
+"""Command lines: presets as sub-commands, every field a flag, every user error one line and exit status 2."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
 from orchestrator.config.base import Config, to_jsonable
-from orchestrator.config.errors import ConfigError, FieldError, format_suggestion, format_value
-from orchestrator.config.help_text import CommandHelp, format_common_flags, format_examples, format_help
+from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
 from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
@@ -18,18 +16,20 @@ from orchestrator.config.redaction import find_credentials_problem, make_printab
 
 C = TypeVar("C", bound=Config)
 
-_USAGE_ERROR_STATUS = 2  # exit status of every user error, as argparse and the shells have it
-_HELP_FLAGS = ("--help", "-h")
 JSON_SUFFIX = ".json"  # of a first argument that names a file
-_BOOL_FLAG_PREFIXES = {"true": "", "false": "no_"}  # a word, and what its flag begins with
+# The first section of every help, of those that a command has.
+COMMON_FLAGS = (
+    "data", "model.kind", "epochs", "batch_size", "storage", "tracking", "experiment", "placement.workers", "weights",
+    "new", "dry_run",
+)  # fmt: skip
+_USAGE_ERROR_STATUS = 2  # of every user error, as argparse and the shells have it
 # The only flags whose URL may hold a password: those of databases have no other place for one.
 _CREDENTIAL_FLAGS = {"tracking"}
-_FLAG_PATTERN = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Preset(Generic[C]):
-    """A named starting point: the whole configuration, and one line that says what it is."""
+    """A named starting point: the whole configuration, and one line that describes it."""
 
     value: C
     summary: str = ""
@@ -42,40 +42,43 @@ def parse_args(
     default: str,
     argv: Sequence[str] | None = None,
     from_file: Callable[[str], Preset[C]] | None = None,
-    details: CommandHelp | None = None,
-) -> C:
-    """The configuration that the command line asks for: a preset with its flags in place.
+    common: Sequence[str] = COMMON_FLAGS,
+    example: str = "",
+) -> C:  # fmt: skip
+    """Return the configuration that a command line asks for: a preset with its flags in place.
 
-    The first argument names the preset, with hyphens or underscores, or a file that holds one; without one the default
-    is taken.
-    `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
-    `PROG: error: FIELD: VALUE is refused: why`, and exits with status 2; help exits with 0.
+    The first argument names the preset, with hyphens or underscores, or a file that holds one; without one it is the
+    default. `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
+    `PROG: error: FIELD: must be ..., got ...`, and exits with status 2; help exits with 0.
 
     Args:
         prog: name of the program for help and errors.
         description: head of the help.
         presets: name (with hyphens) to preset, all of one class.
-        default: name of the preset taken when none is given.
+        default: name of the preset that is used when none is named.
         argv: arguments without the program's name; those of the process when None.
-        from_file: the preset in a file, by the path or URL that was given, ending in .json; without it none is read.
-        details: examples, common flags and notes of the help.
+        from_file: loads the preset in a file, by its path or URL, which ends in .json; None: no files.
+        common: names of the flags that the help lists first, with underscores.
+        example: command lines at the end of the help.
 
     Raises:
-        ValueError: when the default is no preset; our own slip, not the user's.
+        ValueError: when `default` names no preset, which is an error of the caller.
     """
     if default not in presets:
-        raise ValueError(f"default: {default!r} is refused: must be one of {', '.join(presets)}")
+        raise ValueError(f"default must be one of {', '.join(presets)}, got {default!r}")
     prepare_output()
-    details = details or CommandHelp()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         _check_no_credentials(arguments)
-        if arguments and arguments[0] in _HELP_FLAGS and len(presets) > 1:
-            sys.stdout.write(_format_preset_list(prog, description, presets, default, from_file is not None, details))
-            raise SystemExit(0)
+        if arguments and arguments[0] in flags.HELP_FLAGS and len(presets) > 1:
+            _print_help(_format_preset_list(prog, description, presets, default, from_file is not None, example))
         name, preset, arguments = _select_preset(presets, default, arguments, from_file)
-        program = f"{prog} {name}" if len(presets) > 1 else prog
-        return _apply_flags(program, description, preset, arguments, details)
+        leading, typed, rest = flags.split_arguments(arguments)
+        if any(each.text in flags.HELP_FLAGS for each in typed):
+            shape = build_draft(preset, _read_kinds(preset, typed))
+            named = f"{prog} {name}" if len(presets) > 1 else prog
+            _print_help(flags.format_help(named, description, shape, common, example))
+        return _apply_flags(preset, typed, [*leading, *rest])
     except ConfigError as error:
         exit_with_error(prog, error)
 
@@ -87,7 +90,7 @@ def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
     """
     arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
     _check_no_credentials(arguments)
-    return _apply_flags("", "", preset, arguments, CommandHelp())
+    return _apply_flags(preset, flags.split_arguments(arguments)[1], [])
 
 
 def _format_setting(value: object) -> str:
@@ -99,20 +102,36 @@ def _format_setting(value: object) -> str:
     return str(value)
 
 
+def _apply_flags(preset: C, typed: Sequence[flags.TypedFlag], positionals: Sequence[str]) -> C:
+    """Return the preset with flags and positional arguments in place. Raises ConfigError."""
+    kinds = _read_kinds(preset, typed)
+    shape = build_draft(preset, kinds)
+    with_flags = {**kinds, **flags.parse_flags(shape, typed, positionals)}
+    try:
+        return apply_overrides(preset, with_flags)
+    except ConfigError as error:
+        raise _name_flags(error, flags.map_flags_to_paths(shape)) from None
+
+
 def exit_with_error(prog: str, error: ConfigError) -> NoReturn:
-    """Tell the user in one line what is wrong, and exit with status 2."""
+    """Print in one line what is wrong, and exit with status 2."""
     sys.stderr.write(f"{prog}: error: {make_printable(' '.join(str(error).split()))}\n")
     raise SystemExit(_USAGE_ERROR_STATUS) from None
 
 
-def _check_no_credentials(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for the first argument that is a URL with a user name or password, whatever flag it is of.
+def _print_help(text: str) -> NoReturn:
+    sys.stdout.write(text)
+    raise SystemExit(0)
 
-    Before anything else is read: so no flag, of any job, can bring a password into a record, a message or a report.
+
+def _check_no_credentials(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for the first argument that is a URL with a user name or password, whatever its flag.
+
+    This precedes all other parsing, so that no flag of any job can bring a password into a record or a message.
     """
     name = ""
     for argument in arguments:
-        match = _FLAG_PATTERN.fullmatch(argument)
+        match = flags.FLAG_PATTERN.fullmatch(argument)
         if match is not None:
             name = match["name"]
         value = argument if match is None else match["value"] or ""
@@ -127,12 +146,13 @@ def _check_no_credentials(arguments: Sequence[str]) -> None:
 def _select_preset(
     presets: Mapping[str, Preset[C]], default: str, arguments: list[str], from_file: Callable[[str], Preset[C]] | None
 ) -> tuple[str, C, list[str]]:
-    """The name of the preset that is asked for, the preset, and the arguments after it."""
+    """Return the name of the preset, the preset, and the arguments after it."""
     if not arguments or arguments[0].startswith("-"):
         return default, presets[default].value, arguments
     first = arguments[0]
-    if (named := _match_preset_name(first, presets)) is not None:
-        return named, presets[named].value, arguments[1:]
+    plain = first.replace("_", "-")
+    if (name := next((name for name in presets if name.replace("_", "-") == plain), None)) is not None:
+        return name, presets[name].value, arguments[1:]
     if from_file is not None and first.endswith(JSON_SUFFIX):
         return first, from_file(first).value, arguments[1:]
     if any(flags.is_positional(field) for field in type(presets[default].value).model_fields.values()):
@@ -140,34 +160,8 @@ def _select_preset(
     raise ConfigError(FieldError(first, "unknown preset" + format_suggestion(first, list(presets), "presets")))
 
 
-def _apply_flags(prog: str, description: str, preset: C, arguments: list[str], details: CommandHelp) -> C:
-    """Return the preset with the flags in place."""
-    chosen, arguments = _extract_kinds(preset, arguments)
-    shape = build_draft(preset, chosen)
-    flag_like = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if not set(_HELP_FLAGS).isdisjoint(flag_like):
-        sys.stdout.write(format_help(prog, description, shape, details))
-        raise SystemExit(0)
-    given = flags.parse_flags(prog, description, shape, _expand_bool_flags(shape, arguments))
-    try:
-        return apply_overrides(preset, {**chosen, **given})
-    except ConfigError as error:
-        shown = flags.map_flags_to_paths(shape)
-        raise ConfigError(*(FieldError(_path_to_flag(p.path, shown), p.reason) for p in error.field_errors)) from None
-
-
-def _match_preset_name(argument: str, presets: Mapping[str, Preset[C]]) -> str | None:
-    wanted = argument.replace("_", "-")
-    return next((name for name in presets if name.replace("_", "-") == wanted), None)
-
-
 def _format_preset_list(
-    prog: str,
-    description: str,
-    presets: Mapping[str, Preset[C]],
-    default: str,
-    takes_files: bool,
-    details: CommandHelp,
+    prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool, example: str
 ) -> str:
     width = max(len(name) for name in presets)
     lines = []
@@ -180,101 +174,48 @@ def _format_preset_list(
             f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]",
             "",
             description.strip(),
-            *format_examples(details),
             "",
             "presets:",
             *lines,
-            *format_common_flags(presets[default].value, details),
             "",
             f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
             *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),
+            *(["", "examples:", *(f"  {line}" for line in example.strip().splitlines())] if example else []),
             "",
         ]
     )
 
 
-def _extract_kinds(preset: Config, arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Kinds by dotted path, and the arguments without them: they decide which flags there are."""
-
-    def is_kind(flag: str) -> bool:
-        return flag.rpartition(".")[2] == KIND
-
-    def take(flag: str, kind: str) -> list[str]:
-        taken[flag] = kind
-        return []
-
-    taken: dict[str, str] = {}
-    rest = _replace_flags(arguments, is_kind, lambda value: not value.startswith("--"), take)
+def _read_kinds(preset: Config, typed: Sequence[flags.TypedFlag]) -> dict[str, Any]:
+    """Return the kinds that flags choose, by dotted path: they decide which other flags there are."""
+    texts: dict[str, str] = {}
+    for each in typed:
+        values = each.following if each.value is None else (each.value,)
+        if each.name.rpartition(".")[2] == KIND and values:
+            texts[each.name] = values[0]
     chosen: dict[str, Any] = {}
-    for flag in sorted(taken, key=lambda flag: flag.count(".")):
-        # An outer kind may bring the union that an inner one is about.
+    # Outer kinds first: they may bring the union that an inner one chooses from.
+    for name in sorted(texts, key=lambda name: name.count(".")):
         shape = build_draft(preset, chosen)
-        shown = flags.map_flags_to_paths(shape)
-        if flag not in shown:
-            raise flags.make_unknown_flag_error(shape, "--" + flag.replace("_", "-"))
+        paths = flags.map_flags_to_paths(shape)
+        if name not in paths:
+            raise flags.make_unknown_flag_error(shape, flags.format_flag(name))
         try:
-            build_draft(preset, {**chosen, shown[flag]: taken[flag]})
+            build_draft(preset, {**chosen, paths[name]: texts[name]})
         except ConfigError as error:
-            raise ConfigError(
-                *(FieldError(_path_to_flag(p.path, shown), p.reason) for p in error.field_errors)
-            ) from None
-        chosen[shown[flag]] = taken[flag]
-    return chosen, rest
+            raise _name_flags(error, paths) from None
+        chosen[paths[name]] = texts[name]
+    return chosen
 
 
-def _expand_bool_flags(shape: Config, arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--flag=true` and `--flag false` as --flag and --no-flag, all that tyro knows."""
-    shown = flags.map_flags_to_paths(shape)
-
-    def is_truth(flag: str) -> bool:
-        owner: Any = shape
-        *branch, last = shown.get(flag, "").split(".")
-        for name in branch:
-            owner = getattr(owner, name)
-        field = type(owner).model_fields.get(last)
-        return field is not None and field.annotation is bool
-
-    def spelled(flag: str, value: str) -> list[str]:
-        if value.lower() not in _BOOL_FLAG_PREFIXES:
-            raise ConfigError(FieldError(flag, f"{format_value(value)} is refused: must be true or false"))
-        branch, dot, last = flag.rpartition(".")
-        return [f"--{branch}{dot}{_BOOL_FLAG_PREFIXES[value.lower()]}{last}"]
-
-    return _replace_flags(arguments, is_truth, lambda value: value.lower() in _BOOL_FLAG_PREFIXES, spelled)
+def _name_flags(error: ConfigError, paths: Mapping[str, str]) -> ConfigError:
+    """Return the error with its dotted paths as the user's flags name them."""
+    return ConfigError(*(FieldError(_path_to_flag(each.path, paths), each.reason) for each in error.field_errors))
 
 
-def _replace_flags(
-    arguments: Sequence[str],
-    wanted: Callable[[str], bool],
-    is_value: Callable[[str], bool],
-    instead: Callable[[str, str], list[str]],
-) -> list[str]:
-    """The arguments, with what `instead(flag, value)` says in place of every wanted flag and its value."""
-    result: list[str] = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        following = arguments[position + 1] if position + 1 < len(arguments) else None
-        position += 1
-        if argument == "--":  # what follows is no flag, whatever it looks like
-            return [*result, *arguments[position - 1 :]]
-        match = _FLAG_PATTERN.fullmatch(argument)
-        flag = match["name"].replace("-", "_") if match else ""
-        if match is None or not wanted(flag):
-            result.append(argument)
-        elif match["value"] is not None:
-            result.extend(instead(flag, match["value"]))
-        elif following is not None and is_value(following):
-            result.extend(instead(flag, following))
-            position += 1
-        else:
-            result.append(argument)
-    return result
-
-
-def _path_to_flag(path: str, shown: Mapping[str, str]) -> str:
-    """A dotted path as the user sees it: without the levels that its flag leaves out."""
-    for flag, leaf in shown.items():
+def _path_to_flag(path: str, paths: Mapping[str, str]) -> str:
+    """Return a dotted path without the levels that its flag leaves out."""
+    for flag, leaf in paths.items():
         if path == leaf or path.startswith(leaf + "."):
             return flag + path[len(leaf) :]
         if leaf.startswith(path + "."):

@@ -1,10 +1,10 @@
-"""One-line explanations of refused configurations."""
+"""One-line explanations of invalid configurations."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_origin
+from typing import Any, NamedTuple, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,8 +16,9 @@ _MAX_VALUE_LENGTH = 60
 _MAX_HINT_LENGTH = 90
 _MAX_KEYS_LISTED = 12
 
-# pydantic's error types, told in the user's words; the braces are filled from the error's context.
+# pydantic's error types in the user's words; the braces are filled from the error's context.
 _REASONS = {
+    "missing": "must be given",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
@@ -42,14 +43,16 @@ _REASONS = {
     "string_pattern_mismatch": "must match {pattern}",
     "union_tag_not_found": "must be given",
     "value_error": "{error}",
-    # The JSON is our own, its texts are the user's.
+    # The JSON is made here; its texts are the user's.
     "json_invalid": "holds text that is no valid Unicode; give names in UTF-8, with PYTHONUTF8=1 in an ASCII locale",
 }
+_CHOICE_ERRORS = ("literal_error", "enum", "union_tag_invalid")
+_VALUELESS_ERRORS = ("missing", "extra_forbidden", "union_tag_not_found", "json_invalid")
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """One refused place: its dotted path (empty for the whole configuration) and why."""
+    """An invalid field: its dotted path (empty for the whole configuration) and the reason."""
 
     path: str
     reason: str
@@ -59,10 +62,9 @@ class FieldError:
 
 
 class ConfigError(ValueError):
-    """A configuration, override or command line that is refused.
+    """An invalid configuration, override or command line.
 
-    Its text is one line; `problems` holds the same place by place. It survives pickling, so that it may
-    cross processes.
+    Its text is one line; `field_errors` holds the same by field. It survives pickling, so that it may cross processes.
     """
 
     def __init__(self, *problems: FieldError | str) -> None:
@@ -70,16 +72,15 @@ class ConfigError(ValueError):
 
     @property
     def field_errors(self) -> tuple[FieldError, ...]:
-        """Every refused place, in the order in which the fields are declared."""
+        """Every invalid field, in declared order."""
         return tuple(p if isinstance(p, FieldError) else FieldError("", str(p)) for p in self.args)
 
     def __str__(self) -> str:
         return "; ".join(str(problem) for problem in self.field_errors)
 
 
-@dataclass(frozen=True)
-class _ErrorLocation:
-    """Where an error is: its visible path, the models that own the last key, and the field if known."""
+class _ErrorLocation(NamedTuple):
+    """Visible path of an error, the models that own its last key, and the field if known."""
 
     parts: tuple[str, ...]
     owners: ModelTypes
@@ -87,7 +88,7 @@ class _ErrorLocation:
 
 
 def format_value(value: Any) -> str:
-    """A value as one short line: text quoted, None as none, long values cut."""
+    """Return a value as one short line: text quoted, None as none, long values cut."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -97,27 +98,27 @@ def format_value(value: Any) -> str:
 
 
 def find_near_misses(name: str, candidates: Iterable[str]) -> list[str]:
-    """Up to three known names that look like `name`; hyphens, underscores and case do not count.
+    """Return up to three names that resemble `name`; hyphens, underscores and case do not count.
 
     Names are compared as a whole first, then by their last dotted part, so that `decay_factor` finds
     `schedule.decay_factor`, then by their beginnings, so that `poly` finds `polynomial`.
     """
-    wanted = _normalize_name(name)
+    plain_name = _normalize_name(name)
     by_plain = {_normalize_name(candidate): candidate for candidate in candidates}
     keys: tuple[Callable[[str], str], ...] = (
         lambda plain: plain,
         lambda plain: plain.rpartition(".")[2],
-        lambda plain: plain[: len(wanted) + 1],
+        lambda plain: plain[: len(plain_name) + 1],
     )
     for key in keys:
-        close = get_close_matches(key(wanted), {key(plain) for plain in by_plain}, n=3, cutoff=0.7)
+        close = get_close_matches(key(plain_name), {key(plain) for plain in by_plain}, n=3, cutoff=0.7)
         if close:
             return [known for match in close for plain, known in by_plain.items() if key(plain) == match][:3]
     return []
 
 
 def format_suggestion(name: str, known: Sequence[str], noun: str) -> str:
-    """`; did you mean a or b?` when something is near, else the first known names."""
+    """Return `; did you mean a or b?` when a known name resembles `name`, else the first known names."""
     near = find_near_misses(name, known)
     if near:
         return f"; did you mean {' or '.join(near)}?"
@@ -125,37 +126,34 @@ def format_suggestion(name: str, known: Sequence[str], noun: str) -> str:
     return f"; known {noun}: {listed}" if listed else ""
 
 
-def format_choices(value: str, choices: Iterable[str]) -> str:
-    """`must be one of a, b`, and which of them `value` looks like."""
-    listed = list(choices)
-    near = find_near_misses(value, listed)
-    return f"must be one of {', '.join(listed)}" + (f"; did you mean {near[0]}?" if near else "")
+def format_choices(value: Any, choices: Iterable[str]) -> str:
+    """Return `must be one of a, b, got c`, and which of them `value` resembles."""
+    names = list(choices)
+    return f"must be one of {', '.join(names)}, got {format_value(value)}{_suggest_choice(str(value), names)}"
 
 
 def convert_validation_error(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
-    """The one-line ConfigError for what pydantic refused.
+    """Return pydantic's error as a ConfigError of one line.
 
     Args:
         error: pydantic's account; its input dump and links are left out.
-        root: the class or annotation that was validated; it tells union tags from field names.
+        root: the class or annotation that was validated; it distinguishes union tags from field names.
         prefix: dotted path of `root` inside the user's configuration, empty for the top.
     """
     reasons: dict[str, list[str]] = {}
-    values: dict[str, str] = {}
-    hints: dict[str, str] = {}
+    endings: dict[str, str] = {}
     for details in error.errors(include_url=False):
-        place = _locate_error(details["loc"], root)
-        tag = (KIND,) if details["type"].startswith("union_tag") else ()
-        path = ".".join((*(prefix.split(".") if prefix else ()), *place.parts, *tag))
-        reason = _format_reason(details, place)
+        location = _locate_error(details["loc"], root)
+        is_tag = details["type"].startswith("union_tag")
+        path = ".".join(filter(None, (prefix, *location.parts, KIND if is_tag else "")))
+        reason, choices = _format_reason(details, location)
         if reason not in reasons.setdefault(path, []):
             reasons[path].append(reason)
-        values.setdefault(path, _format_rejected_value(details))
-        hints.setdefault(path, "" if tag or details["type"] == "value_error" else _format_hint(place))
-    # Several reasons at one place are the branches of a union, each of which says what it would take.
-    return ConfigError(
-        *(FieldError(path, values[path] + " or ".join(found) + hints[path]) for path, found in reasons.items())
-    )
+        value = _format_got(details, reason) + _suggest_choice(_get_input(details), choices)
+        hint = "" if is_tag or details["type"] == "value_error" else _format_hint(location.field)
+        endings.setdefault(path, value + hint)
+    # Several reasons for one field are those of a union's branches, each of which states what it would take.
+    return ConfigError(*(FieldError(path, " or ".join(texts) + endings[path]) for path, texts in reasons.items()))
 
 
 def _locate_error(loc: tuple[int | str, ...], root: Any) -> _ErrorLocation:
@@ -178,39 +176,44 @@ def _locate_error(loc: tuple[int | str, ...], root: Any) -> _ErrorLocation:
     return _ErrorLocation(tuple(parts), owners, field)
 
 
-def _format_reason(details: ErrorDetails, place: _ErrorLocation) -> str:
+def _format_reason(details: ErrorDetails, location: _ErrorLocation) -> tuple[str, list[str]]:
+    """Return the reason without the value, and the names to choose from, if it is about those."""
     kind = details["type"]
     # Bounds come as floats even where an int was declared: 1.0 reads better as 1.
     context = {key: f"{v:g}" if isinstance(v, float) else v for key, v in details.get("ctx", {}).items()}
-    if kind == "missing":
-        return "must be given"
     if kind == "extra_forbidden":
-        known = list(place.owners[0].model_fields) if place.owners else []
-        return "unknown key" + format_suggestion(place.parts[-1], known, "keys")
-    if kind in ("literal_error", "enum", "union_tag_invalid"):
+        known = list(location.owners[0].model_fields) if location.owners else []
+        return "unknown key" + format_suggestion(location.parts[-1], known, "keys"), []
+    if kind in _CHOICE_ERRORS:
         listed = str(context.get("expected") or context["expected_tags"]).replace(" or ", ", ")
         choices = [choice.strip("'") for choice in listed.split(", ")]
-        return format_choices(str(context.get("tag", details["input"])), choices)
-    return " ".join(_REASONS.get(kind, details["msg"]).format_map(context).split())
+        return f"must be one of {', '.join(choices)}", choices
+    return " ".join(_REASONS.get(kind, details["msg"]).format_map(context).split()), []
 
 
-def _format_rejected_value(details: ErrorDetails) -> str:
-    """The offending value, where showing it helps: not for a whole mapping or an absent key."""
-    if details["type"] == "union_tag_invalid":
-        return f"{format_value(details['ctx']['tag'])} is refused: "
-    if details["type"] in ("missing", "extra_forbidden", "union_tag_not_found", "json_invalid"):
+def _get_input(details: ErrorDetails) -> Any:
+    return details["ctx"]["tag"] if details["type"] == "union_tag_invalid" else details["input"]
+
+
+def _format_got(details: ErrorDetails, reason: str) -> str:
+    """Return `, got VALUE`, where that helps: not for a mapping, an absent key, or a reason that names the value."""
+    value = _get_input(details)
+    if details["type"] in _VALUELESS_ERRORS or isinstance(value, dict | BaseModel):
         return ""
-    if isinstance(details["input"], dict | BaseModel):
-        return ""
-    return f"{format_value(details['input'])} is refused: "
+    text = format_value(value)
+    return "" if details["type"] == "value_error" and text in reason else f", got {text}"
 
 
-def _format_hint(place: _ErrorLocation) -> str:
-    """The field's own description in brackets, its first line only."""
-    description = place.field.description if place.field is not None else None
-    if not description:
+def _suggest_choice(value: Any, choices: list[str]) -> str:
+    near = find_near_misses(str(value), choices) if choices else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _format_hint(field: FieldInfo | None) -> str:
+    """Return the first line of the field's description in brackets."""
+    if field is None or not field.description:
         return ""
-    line = description.strip().splitlines()[0].rstrip(".")
+    line = field.description.strip().splitlines()[0].rstrip(".")
     return f" ({line if len(line) <= _MAX_HINT_LENGTH else line[: _MAX_HINT_LENGTH - 3] + '...'})"
 
 

@@ -1,4 +1,4 @@
-"""Short stable names for configurations."""
+"""Fingerprints: short stable names for configurations."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ FingerprintInput = Config | Mapping[str, Any] | tuple[Any, ...] | list[Any] | st
 
 
 def compute_fingerprint(*parts: FingerprintInput, length: int = 10) -> str:
-    """Hex digits that name these values: equal parts, equal name, on every machine and Python version.
+    """Return hex digits that name these values: equal parts, equal name, on every machine and Python version.
 
     sha256 over canonical JSON (sorted keys, no whitespace, floats by repr, -0.0 as 0.0), so the order of
     fields does not matter; the order of parts does. Class names are not part of it.
@@ -24,11 +24,11 @@ def compute_fingerprint(*parts: FingerprintInput, length: int = 10) -> str:
         length: digits to return, 4 to 64. Ten digits collide once in a million runs or so.
 
     Raises:
-        ValueError: for a length out of range, or a number that is not finite.
+        ValueError: for a length out of range, or a non-finite number.
         TypeError: for a value with no JSON form.
     """
     if not 4 <= length <= _MAX_DIGITS:
-        raise ValueError(f"length: {length} is refused: must be between 4 and {_MAX_DIGITS}")
+        raise ValueError(f"length must be between 4 and {_MAX_DIGITS}, got {length}")
     text = json.dumps([_canonicalize(part) for part in parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
 
@@ -36,7 +36,7 @@ def compute_fingerprint(*parts: FingerprintInput, length: int = 10) -> str:
 def _canonicalize(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"{value} is refused: a fingerprint takes finite numbers only")
+            raise ValueError(f"a fingerprint must be of finite numbers, got {value}")
         return value + 0.0  # turns -0.0 into 0.0, leaves every other float as it is
     if isinstance(value, Mapping):
         return {_check_key(key): _canonicalize(item) for key, item in value.items()}
@@ -50,5 +50,5 @@ def _canonicalize(value: Any) -> Any:
 def _check_key(key: object) -> str:
     # JSON would write 1 and "1" alike, and could not sort a mixture.
     if not isinstance(key, str):
-        raise TypeError(f"key {key!r} is refused: a fingerprint takes text keys only")
+        raise TypeError(f"the keys of a fingerprint's values must be text, got {key!r}")
     return key

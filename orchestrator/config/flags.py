@@ -1,175 +1,269 @@
-"""The flags of a configuration: tyro splits the command line and writes the help, the fields do the reading.
+"""Flags of a configuration: every settable field is one, and the field's type reads what was typed.
 
-tyro hands back the texts as they were typed; `readings` gives them their types. So a flag, a sweep and a
-dotted override understand `0.08,1.0` alike and refuse a value in the same words.
+The values stay text here. `overrides.parse_value` gives them their types, so a flag, a sweep and a dotted override read
+`0.08,1.0` alike and reject a value in the same words.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import tyro
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from tyro import _errors  # private, but the only structured account of a refusal; tyro's version is pinned
-from tyro.constructors import (
-    ConstructorRegistry,
-    PrimitiveConstructorSpec,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
 
 from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
 from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
 from orchestrator.config.overrides import ListItems, find_kinds_with_path, flatten_config
 
+FLAG_PATTERN = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
+HELP_FLAGS = ("--help", "-h")
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", bool: "true|false", type(None): "none"}
+_BOOLS = {"true": True, "false": False}
+_HELP_COLUMN = 28
+_MAX_HELP_WIDTH = 110
 
 
 @dataclass(frozen=True)
-class _FlagText:
-    """What was typed after one flag; tells it from a default that was left alone."""
+class Flag:
+    """An annotation of a field that changes its flag: `Annotated[tuple[str, ...], Flag(positional=True)]`."""
 
-    tokens: tuple[str, ...]
+    name: str | None = None
+    """Name of the flag in place of the field's; "" leaves a level out of the flags."""
+    positional: bool = False
+    """The field, a tuple, takes the arguments that belong to no flag."""
+    settable: bool = True
+    """False: no command line sets the field."""
+
+
+class FlagSpec(NamedTuple):
+    """A field as the command line shows it. `name` and `path` are dotted, with underscores."""
+
+    name: str
+    path: str
+    field: FieldInfo
+    default: Any
+    metavar: str
+    topic: str
+
+    @property
+    def is_bool(self) -> bool:
+        """True for a switch, which needs no value."""
+        return self.field.annotation is bool
+
+    @property
+    def takes_many(self) -> bool:
+        """True where several values may follow."""
+        return any(get_origin(branch) is tuple for branch in get_union_members(self.field.annotation))
+
+
+class TypedFlag(NamedTuple):
+    """A flag as it was typed, its value after "=" if any, and the arguments up to the next flag."""
+
+    text: str
+    value: str | None
+    following: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name without leading hyphens, with underscores."""
+        return self.text.lstrip("-").replace("-", "_")
+
+
+def list_flags(config: Config) -> list[FlagSpec]:
+    """Return the settable fields in declared order; their defaults are the values in `config`, valid or not."""
+    return list(_iter_flags(config, "", "", "", ()))
 
 
 def map_flags_to_paths(config: Config) -> dict[str, str]:
-    """Flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
+    """Return flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
 
-    They differ where `tyro.conf.arg(name="")` leaves a level out of the flags. Positionals have no flag, and fixed
-    fields none either.
+    They differ where `Flag(name=...)` renames a field or leaves a level out. Positional fields have no flag.
     """
-    found: dict[str, str] = {}
-    for name, field in get_settable_fields(type(config)).items():
-        shown, value = get_flag_name(name, field), getattr(config, name)
-        if isinstance(value, Config):
-            below = map_flags_to_paths(value)
-            found.update({".".join(filter(None, (shown, f))): f"{name}.{path}" for f, path in below.items()})
-        elif not is_positional(field):
-            found[shown] = name
-    return found
+    return {flag.name: flag.path for flag in list_flags(config) if not is_positional(flag.field)}
 
 
 def is_positional(field: FieldInfo) -> bool:
-    """Whether the field is declared as `tyro.conf.Positional[...]`."""
-    return tyro.conf.Positional in field.metadata
+    """Return whether the field takes the arguments that belong to no flag."""
+    return _get_mark(field).positional
 
 
-def get_settable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields that a command line may set: all but those declared as `tyro.conf.Fixed[...]`."""
-    return {name: field for name, field in model.model_fields.items() if tyro.conf.Fixed not in field.metadata}
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[TypedFlag], list[str]]:
+    """Split a command line into leading arguments, flags with what follows each, and what stands after "--"."""
+    leading: list[str] = []
+    typed: list[TypedFlag] = []
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return leading, typed, list(arguments[index + 1 :])
+        match = FLAG_PATTERN.fullmatch(argument)
+        if match is not None:
+            typed.append(TypedFlag(f"--{match['name']}", match["value"], ()))
+        elif re.match(r"--|-[A-Za-z]", argument):
+            typed.append(TypedFlag(argument, None, ()))
+        elif typed:
+            typed[-1] = typed[-1]._replace(following=(*typed[-1].following, argument))
+        else:
+            leading.append(argument)
+    return leading, typed, []
 
 
-def parse_flags(prog: str, description: str, config: Config, arguments: Sequence[str]) -> dict[str, Any]:
-    """The overrides that the flags in `arguments` ask for: dotted path to text, Words or bool.
-
-    Prints the help and exits for --help.
+def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequence[str]) -> dict[str, Any]:
+    """Return the overrides that a command line asks for: dotted path to text, ListItems or bool.
 
     Args:
-        prog: name of the program in the help.
-        description: head of the help.
-        config: gives the flags and their defaults; its values need not be valid.
-        arguments: the command line without what names the preset.
+        config: gives the flags; its values need not be valid.
+        typed: the flags in order; of equal ones the last counts.
+        positionals: arguments before the first flag and after "--".
 
     Raises:
-        ConfigError: for an unknown flag (with near misses), or one that lacks its value.
+        ConfigError: for an unknown flag (with near misses), one that lacks its value, or an argument of no flag.
     """
-    registry = ConstructorRegistry()
-    registry.struct_rule(_make_struct_rule(collect_kind_choices(config)))
-    with _errors.on_parse_error(_make_error_handler(config)):
-        values: Any = tyro.cli(
-            type(config),
-            prog=prog,
-            description=description,
-            args=arguments,
-            default=config,
-            registry=registry,
-        )
-    found = _collect_overrides(config, values)
-    for flag, path in map_flags_to_paths(config).items():
-        if found.get(path) == ListItems():
-            raise ConfigError(FieldError(format_flag(flag), "needs a value, [] for none"))
-    return found
+    specs = {flag.name: flag for flag in list_flags(config) if not is_positional(flag.field)}
+    negated = {_negate_flag(name): name for name, flag in specs.items() if flag.is_bool}
+    overrides: dict[str, Any] = {}
+    rest = list(positionals)
+    for each in typed:
+        if each.name in negated:
+            if each.value is not None:
+                raise ConfigError(FieldError(each.text, f"takes no value, got {each.value!r}"))
+            overrides[specs[negated[each.name]].path], taken = False, 0
+        elif each.name in specs:
+            overrides[specs[each.name].path], taken = _take_value(specs[each.name], each)
+        else:
+            raise make_unknown_flag_error(config, each.text)
+        rest.extend(each.following[taken:])
+    positional = next((flag for flag in list_flags(config) if is_positional(flag.field)), None)
+    if rest and positional is None:
+        raise ConfigError(FieldError(rest[0], "unexpected argument; flags begin with --"))
+    return overrides | ({positional.path: ListItems(rest)} if rest and positional is not None else {})
 
 
-def _collect_overrides(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, field in get_settable_fields(type(config)).items():
-        default, value = getattr(config, name), values[name]
-        if isinstance(default, Config):
-            found.update({f"{name}.{path}": v for path, v in _collect_overrides(default, value).items()})
-        elif isinstance(value, _FlagText):
-            alone = len(value.tokens) == 1 and not (is_positional(field) and _takes_many(field.annotation))
-            found[name] = value.tokens[0] if alone else ListItems(value.tokens)
-        elif field.annotation is bool and value != default:
-            found[name] = value
-    return found
+def make_unknown_flag_error(config: Config, text: str) -> ConfigError:
+    """Return the error for a flag that the configuration lacks; it names the flag that may have been meant."""
+    known = map_flags_to_paths(config)
+    branch, _, last = text.lstrip("-").replace("-", "_").rpartition(".")
+    negated = f"{branch}.{last}".removeprefix("no_") if branch else ""
+    if text.startswith("--no-") and isinstance(flatten_config(config).get(known.get(negated, "")), bool):
+        proper = f"{format_flag(_negate_flag(negated))} or {format_flag(negated)} false"
+        return ConfigError(FieldError(text, f"unknown flag; write {proper}"))
+    # The flag may belong to another kind. The kind's own flag says which configuration that would be.
+    kind_path = known.get(f"{branch}.{KIND}" if branch else KIND)
+    kinds = find_kinds_with_path(config, f"{kind_path.rpartition('.')[0]}.{last}") if kind_path else []
+    if kinds:
+        kind_flag = format_flag(f"{branch}.{KIND}" if branch else KIND)
+        return ConfigError(FieldError(text, f"belongs to {kind_flag} {' or '.join(kinds)}; set that too"))
+    suggestion = format_suggestion(text, [format_flag(name) for name in known], "flags")
+    return ConfigError(FieldError(text, f"unknown flag{suggestion}"))
 
 
-def _make_struct_rule(choices: Mapping[int, str]) -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
-    """How tyro is to see a Config: as a dict of texts; `choices` is the metavar of kind by id of variant."""
-
-    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not (isinstance(info.type, type) and issubclass(info.type, Config)):
-            return None
-        fields = [
-            _make_field_spec(name, field, getattr(info.default, name), choices.get(id(info.default)))
-            for name, field in get_settable_fields(info.type).items()
-        ]
-        return StructConstructorSpec(instantiate=_collect_values, fields=tuple(fields))
-
-    return rule
+def format_flag(name: str) -> str:
+    """Return a flag as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
-def _collect_values(**values: Any) -> dict[str, Any]:
-    return values
+def format_help(prog: str, description: str, config: Config, common: Iterable[str] = (), example: str = "") -> str:
+    """Return the help: common flags first, then the others by topic, each with its type, text and default.
+
+    Args:
+        prog: name of the program.
+        description: head of the help.
+        config: gives the flags and their defaults.
+        common: names of flags, with underscores, that come first; those that there are not are left out.
+        example: a command line, or several lines of them.
+    """
+    specs = list_flags(config)
+    by_name = {flag.name: flag for flag in specs}
+    first = [by_name[name] for name in dict.fromkeys(common) if name in by_name]
+    sections: dict[str, list[FlagSpec]] = {}
+    for flag in specs:
+        if is_positional(flag.field):
+            sections.setdefault("arguments", []).append(flag)
+    if first:
+        sections["common flags"] = first
+    for flag in specs:
+        if flag not in first and not is_positional(flag.field):
+            sections.setdefault(flag.topic or ("other flags" if first else "flags"), []).append(flag)
+    arguments = "".join(f" [{flag.name.upper()} ...]" for flag in sections.get("arguments", ()))
+    lines = [f"usage: {prog}{arguments} [--FLAG VALUE ...]", "", *description.strip().splitlines()]
+    for title, flags in sections.items():
+        lines += ["", *textwrap.wrap(f"{title}:", _get_help_width())]
+        lines += [line for flag in flags for line in _format_flag_help(flag)]
+    if example:
+        lines += ["", "examples:", *(f"  {line}" for line in example.strip().splitlines())]
+    return "\n".join([*lines, ""])
 
 
-def _make_field_spec(name: str, field: FieldInfo, default: Any, choices: str | None) -> StructFieldSpec:
-    help_text = field.description or ""
-    seen: Any
-    if isinstance(default, Config):
-        seen = type(default)
-        help_text = help_text or type(default).__doc__ or ""
-    elif field.annotation is bool:
-        seen = bool
-    else:
-        many = _takes_many(field.annotation)
-        spec: PrimitiveConstructorSpec[Any] = PrimitiveConstructorSpec(
-            nargs="*" if many else 1,
-            metavar=choices if choices is not None and name == KIND else format_metavar(field.annotation),
-            instance_from_str=lambda tokens: _FlagText(tuple(tokens)),
-            is_instance=lambda value: True,
-            str_from_instance=format_default,
-        )
-        seen = Annotated[object, spec]
-    marks = tuple(mark for mark in field.metadata if type(mark).__module__.startswith("tyro."))
-    seen = cast(Any, Annotated[(seen, *marks)]) if marks else seen
-    return StructFieldSpec(name=name, type=seen, default=default, helptext=help_text)
-
-
-def collect_kind_choices(config: Config) -> dict[int, str]:
-    """Return how help shows the kinds of each union below `config`, by id of its present variant."""
-    found: dict[int, str] = {}
+def _iter_flags(
+    config: Config, name_prefix: str, path_prefix: str, topic: str, kinds: Sequence[str]
+) -> Iterator[FlagSpec]:
     for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+        mark, value = _get_mark(field), getattr(config, name)
+        if not mark.settable:
+            continue
+        flag = ".".join(filter(None, (name_prefix, name if mark.name is None else mark.name)))
+        path = f"{path_prefix}{name}"
         if isinstance(value, Config):
-            union = map_kinds(get_model_variants(field.annotation))
-            found.update(collect_kind_choices(value))
-            found.update({id(value): f"{{{','.join(union)}}}"} if union else {})
-    return found
+            summary = (field.description or type(value).__doc__ or "").strip().splitlines()
+            title = ": ".join(filter(None, (flag, summary[0].rstrip(".") if summary else "")))
+            below = list(map_kinds(get_model_variants(field.annotation)))
+            yield from _iter_flags(value, flag, f"{path}.", topic if name_prefix else title, below)
+        else:
+            choices = f"{{{','.join(kinds)}}}" if name == KIND and kinds else ""
+            yield FlagSpec(flag, path, field, value, choices or _format_metavar(field.annotation), topic)
 
 
-def _takes_many(annotation: Any) -> bool:
-    return any(get_origin(branch) is tuple for branch in get_union_members(annotation))
+def _get_mark(field: FieldInfo) -> Flag:
+    return next((mark for mark in field.metadata if isinstance(mark, Flag)), Flag())
 
 
-def format_metavar(annotation: Any) -> str:
-    """Return how help shows the values that a flag takes, such as INT or {fast,exact}."""
+def _take_value(flag: FlagSpec, typed: TypedFlag) -> tuple[Any, int]:
+    """Return the value of a flag, and how many of the arguments that follow it were used."""
+    values = typed.following if typed.value is None else (typed.value,)
+    if flag.is_bool:
+        if typed.value is None and (not values or values[0].lower() not in _BOOLS):
+            return True, 0
+        return values[0], int(typed.value is None)
+    if not values:
+        needed = "[] for none" if flag.takes_many else None
+        raise ConfigError(
+            FieldError(format_flag(flag.name), f"needs a value{f', {needed}' if needed else f': {flag.metavar}'}")
+        )
+    if flag.takes_many and len(values) > 1:
+        return ListItems(values), len(values)
+    return values[0], int(typed.value is None)
+
+
+def _negate_flag(name: str) -> str:
+    branch, dot, last = name.rpartition(".")
+    return f"{branch}{dot}no_{last}"
+
+
+def _get_help_width() -> int:
+    return min(_MAX_HELP_WIDTH, shutil.get_terminal_size().columns)
+
+
+def _format_flag_help(flag: FlagSpec) -> list[str]:
+    if is_positional(flag.field):
+        head, default = f"  {flag.name.upper()}", ""
+    elif flag.is_bool:
+        head = f"  {format_flag(flag.name)}, {format_flag(_negate_flag(flag.name))}"
+        default = f"(default: {flag.default})"
+    else:
+        head, default = f"  {format_flag(flag.name)} {flag.metavar}", f"(default: {_format_default(flag.default)})"
+    text = " ".join(f"{flag.field.description or ''} {default}".split())
+    body = textwrap.wrap(text, max(20, _get_help_width() - _HELP_COLUMN))
+    indented = [" " * _HELP_COLUMN + line for line in body]
+    if len(head) + 2 > _HELP_COLUMN or not body:
+        return [head, *indented]
+    return [head.ljust(_HELP_COLUMN) + body[0], *indented[1:]]
+
+
+def _format_metavar(annotation: Any) -> str:
     return "|".join(dict.fromkeys(_format_branch(branch) for branch in get_union_members(annotation)))
 
 
@@ -177,78 +271,19 @@ def _format_branch(branch: Any) -> str:
     if get_origin(branch) is Literal:
         return "{" + ",".join(str(choice) for choice in get_args(branch)) + "}"
     if get_origin(branch) is tuple:
-        items = [format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
+        items = [_format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
         return f"{items[0]} ..." if Ellipsis in get_args(branch) else " ".join(items)
     if isinstance(branch, type) and issubclass(branch, Enum):
         return "{" + ",".join(str(member.value) for member in branch) + "}"
     return _METAVARS.get(branch, "JSON")
 
 
-def format_default(value: Any) -> list[str]:
-    """A default as it would be typed."""
+def _format_default(value: Any) -> str:
+    """Return a default as it would be typed."""
     if isinstance(value, tuple | list):
-        return [text for item in value for text in format_default(item)] or ["[]"]
-    if isinstance(value, dict | BaseModel):
-        return [json.dumps(value, default=to_jsonable)]
+        return " ".join(map(_format_default, value)) or "[]"
+    if isinstance(value, Mapping | BaseModel):
+        return json.dumps(value, default=to_jsonable)
     if isinstance(value, Enum):
-        return [str(value.value)]
-    return ["none" if value is None else str(value)]
-
-
-def get_flag_name(name: str, field: FieldInfo) -> str:
-    """Return the name of a field on the command line, empty when its level is left out."""
-    for mark in field.metadata:
-        shown = getattr(mark, "name", None) if type(mark).__module__.startswith("tyro.") else None
-        if shown is not None:
-            return str(shown)
-    return name
-
-
-def _make_error_handler(config: Config) -> Callable[[_errors.ParseErrorEvent], None]:
-    def refuse(event: _errors.ParseErrorEvent) -> None:
-        if isinstance(event, _errors.UnrecognizedArgs):
-            raise make_unknown_flag_error(config, event.tokens[0])
-        if isinstance(event, _errors.BadValue):
-            wanted = event.argument.lowered.metavar
-            raise ConfigError(FieldError(event.argument.display_name(), f"needs a value: {wanted}"))
-        raise ConfigError(f"the command line is refused: {event}")
-
-    return refuse
-
-
-def format_flag(flag: str) -> str:
-    """Return a flag as it is typed."""
-    return "--" + flag.replace("_", "-")
-
-
-def _find_negated_flag(config: Config, known: Mapping[str, str], flag: str) -> str | None:
-    """Return how a flag is switched off that was written --no-BRANCH.NAME; None when it is something else."""
-    name = flag.lstrip("-").replace("-", "_").removeprefix("no_")
-    if (
-        not flag.startswith("--no-")
-        or name not in known
-        or not isinstance(flatten_config(config).get(known[name]), bool)
-    ):
-        return None
-    branch, dot, last = name.rpartition(".")
-    return f"{format_flag(f'{branch}{dot}no_{last}')} or {format_flag(name)} false"
-
-
-def make_unknown_flag_error(config: Config, token: str) -> ConfigError:
-    """Why a token is no flag of this configuration, and which flag may have been meant."""
-    flag = token.partition("=")[0]
-    if not flag.startswith("-"):
-        return ConfigError(FieldError(flag, "unexpected argument; flags begin with --"))
-    known = map_flags_to_paths(config)
-    if (proper := _find_negated_flag(config, known, flag)) is not None:
-        return ConfigError(FieldError(flag, f"unknown flag; write {proper}"))
-    branch, _, last = flag.lstrip("-").replace("-", "_").rpartition(".")
-    # The flag may be one of another kind; its neighbour tells where such a kind would be.
-    neighbour = known.get(f"{branch}.{KIND}" if branch else KIND)
-    elsewhere = find_kinds_with_path(config, f"{neighbour.rpartition('.')[0]}.{last}") if neighbour else []
-    if elsewhere:
-        kind = f"--{branch}.{KIND}" if branch else f"--{KIND}"
-        return ConfigError(FieldError(flag, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
-    return ConfigError(
-        FieldError(flag, "unknown flag" + format_suggestion(flag, [format_flag(name) for name in known], "flags"))
-    )
+        return str(value.value)
+    return "none" if value is None else repr(value) if value == "" else str(value)

@@ -1,4 +1,4 @@
-"""The shape of a configuration class: which models a field may hold, and which kind each one is."""
+"""Introspection of configuration classes: the models that a field may hold, and the kind of each."""
 
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 KIND = "kind"
-"""Name of the field that tells the variants of a union apart; one name for the whole project."""
+"""Name of the field that distinguishes the variants of a union, in the whole project."""
 PLUGIN_KIND = "package.module:attribute"
 """Stands for every kind that a union's own variants do not have, where the union also takes plug-ins."""
 
@@ -14,7 +14,7 @@ ModelTypes = tuple[type[BaseModel], ...]
 
 
 def get_union_members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, without Annotated wrappers; a plain type is its own one branch."""
+    """Return the alternatives of a union, without Annotated wrappers; a plain type is its own one branch."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return get_union_members(get_args(annotation)[0])
@@ -24,16 +24,15 @@ def get_union_members(annotation: Any) -> tuple[Any, ...]:
 
 
 def get_model_variants(annotation: Any) -> ModelTypes:
-    """The model classes that a value of this annotation may be an instance of, in declared order."""
+    """Return the model classes that a value of this annotation may be an instance of, in declared order."""
     return tuple(b for b in get_union_members(annotation) if isinstance(b, type) and issubclass(b, BaseModel))
 
 
 def find_models(annotation: Any) -> ModelTypes:
-    """Like `variants`, but looks inside containers too: tuple[Member, ...] gives (Member,)."""
+    """Return the models of an annotation, those inside containers too: tuple[Member, ...] gives (Member,)."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return (annotation,) if issubclass(annotation, BaseModel) else ()
-    found = [model for part in get_args(annotation) for model in find_models(part)]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(model for part in get_args(annotation) for model in find_models(part)))
 
 
 def get_kind(model: type[BaseModel]) -> str | None:

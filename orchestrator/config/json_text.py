@@ -1,4 +1,4 @@
-"""JSON that others wrote, or that was damaged: whatever is wrong with it is one ValueError."""
+"""JSON from outside, perhaps damaged: every defect is one ValueError."""
 
 from __future__ import annotations
 

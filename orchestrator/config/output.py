@@ -1,4 +1,4 @@
-"""All that a process prints, made printable in one place: its console, streams, logs, tracebacks and warnings."""
+"""Printable output: console, streams, logs, tracebacks and warnings without credentials and control characters."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rich.text import Text
 from orchestrator.config.redaction import make_printable
 
 _KEPT_WHITESPACE = "\n\t"  # of a text of several lines
-# A class and a file are named by others: brackets in a name are no style, ":car:" is no picture.
+# Names of classes and files come from users: brackets in a name are no style, ":car:" is no picture.
 _LITERAL_OPTIONS: dict[str, Any] = {"markup": False, "emoji": False}
 
 
 class PrintableConsole(Console):
-    """A console of rich that prints every text literally and printable: no markup, no credentials, no escapes."""
+    """A rich console that prints every text literally: no markup, no credentials, no escapes."""
 
     def __init__(self, **options: Any) -> None:
         """Take the options of `rich.console.Console`."""
         super().__init__(**(_LITERAL_OPTIONS | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return the text as rich does, after it was made printable."""
+        """Return the text as rich does, made printable first."""
         return super().render_str(make_printable(text, keep=_KEPT_WHITESPACE), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Return what rich makes of a renderable, whose texts were made printable."""
+        """Return the segments of a renderable, its texts made printable first."""
         if isinstance(renderable, Text):
             shown = make_printable(renderable.plain, keep=_KEPT_WHITESPACE)
             if shown != renderable.plain:
@@ -44,7 +44,7 @@ class PrintableConsole(Console):
 
 
 def prepare_output() -> None:
-    """Make all that this process prints printable from now on; doing it again changes nothing.
+    """Make all further output of this process printable; a second call changes nothing.
 
     A stream whose encoding lacks a character (an ASCII locale) gets it as an escape instead of a UnicodeEncodeError.
     """
@@ -52,7 +52,7 @@ def prepare_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.setLogRecordFactory(_PrintableLogRecord)
-    # A hook of somebody else's, such as a debugger's, stays.
+    # Another hook, such as a debugger's, stays.
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_uncaught
     if threading.excepthook is threading.__excepthook__:
@@ -61,7 +61,7 @@ def prepare_output() -> None:
 
 
 class _PrintableLogRecord(logging.LogRecord):
-    """A log record, ours or a library's, whose message and traceback are printable."""
+    """A log record, of this project or a library, whose message and traceback are printable."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -84,8 +84,8 @@ def _print_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
     if uncaught.exc_type is SystemExit:
         return
     name = uncaught.thread.name if uncaught.thread is not None else "unknown"
-    told = _format_traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
-    sys.stderr.write(f"Exception in thread {make_printable(name)}:\n{told}\n")
+    trace = _format_traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
+    sys.stderr.write(f"Exception in thread {make_printable(name)}:\n{trace}\n")
 
 
 def _format_warning(

@@ -17,7 +17,6 @@ from orchestrator.config.errors import (
     convert_validation_error,
     format_choices,
     format_suggestion,
-    format_value,
 )
 from orchestrator.config.introspection import KIND, ModelTypes, get_model_variants, get_variant, map_kinds
 from orchestrator.config.json_text import parse_json
@@ -27,22 +26,22 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def flatten_config(config: Config) -> dict[str, Any]:
-    """Every leaf of the configuration: dotted path to value, in declared order.
+    """Return every leaf of the configuration: dotted path to value, in declared order.
 
     A container of configurations is one leaf, and so is a configuration that is None.
     """
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, Config):
-            found.update({f"{name}.{path}": leaf for path, leaf in flatten_config(value).items()})
+            leaves.update({f"{name}.{path}": leaf for path, leaf in flatten_config(value).items()})
         else:
-            found[name] = value
-    return found
+            leaves[name] = value
+    return leaves
 
 
 def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
-    """The configuration with the overrides in place; the given one stays as it is.
+    """Return a copy of the configuration with the overrides in place.
 
     Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of
     a union keeps the fields that the new kind has too and takes its defaults for the rest. The order of
@@ -53,13 +52,13 @@ def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
         overrides: dotted path to value.
 
     Raises:
-        ConfigError: one line naming every unknown path (with near misses) or refused value.
+        ConfigError: one line that names every unknown path (with near misses) or invalid value.
     """
     return type(config).from_dict(_merge_overrides(config, overrides))
 
 
 def build_draft(config: C, overrides: Mapping[str, Any]) -> C:
-    """Like `apply`, but its values are not validated: the shape of a configuration still being written.
+    """Return the configuration with the overrides in place, not validated: its shape while it is still being written.
 
     Raises:
         ConfigError: for an unknown path or kind.
@@ -68,7 +67,7 @@ def build_draft(config: C, overrides: Mapping[str, Any]) -> C:
 
 
 def find_kinds_with_path(config: Config, path: str) -> list[str]:
-    """The kinds that would have this path, for a path that the present kind lacks; empty if none would."""
+    """Return the kinds that have this path, which the present kind lacks; empty if none has it."""
     *branch, last = path.split(".")
     model: type[BaseModel] = type(config)
     value: Any = config
@@ -96,7 +95,7 @@ def _merge_overrides(config: Config, overrides: Mapping[str, Any]) -> dict[str, 
 
 
 def _construct_unvalidated(model: type[M], data: Mapping[str, Any]) -> M:
-    # What has no default and is not said yet is none for now: every field has to be there to be shown.
+    # A required field is None until it is given: every field must be there to be shown.
     values: dict[str, Any] = {name: None for name, field in model.model_fields.items() if field.is_required()}
     for name, value in data.items():
         models = get_model_variants(model.model_fields[name].annotation)
@@ -113,7 +112,7 @@ def _get_sort_key(path: str) -> tuple[int, bool, str]:
 
 
 def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: Any, config: Config) -> None:
-    """Set one path in the JSON form `data` of a `model`; `config` is only asked for near misses."""
+    """Set one path in the JSON form `data` of a `model`; `config` serves near misses only."""
     *branch, last = path.split(".")
     union: ModelTypes = ()
     for name in branch:
@@ -134,7 +133,7 @@ def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: An
 
 
 def _get_branch(data: dict[str, Any], name: str, field: FieldInfo | None) -> Any:
-    """What `data` has at `name`; a branch left to its default is written out first, to be changed in part."""
+    """Return `data[name]`; an absent branch becomes its default first, so that a part of it can change."""
     if field is not None and name not in data and not field.is_required():
         default = field.get_default(call_default_factory=True, validated_data=data)
         data[name] = _copy_branch(default)
@@ -142,16 +141,15 @@ def _get_branch(data: dict[str, Any], name: str, field: FieldInfo | None) -> Any
 
 
 def _copy_branch(value: Any) -> Any:
-    # Deeper overrides may change what a whole branch brings, so it must be a dict of our own.
+    # Deeper overrides may change the branch, so it must be a copy.
     return to_jsonable(value) if isinstance(value, Config | Mapping) else value
 
 
 def _switch_kind(union: ModelTypes, data: dict[str, Any], kind: Any, path: str) -> None:
-    """Turn `data` into another variant in place: shared fields stay, the others are left to defaults."""
+    """Turn `data` into another variant in place: shared fields stay, the others take their defaults."""
     variant = get_variant(union, kind)
     if variant is None:
-        choices = format_choices(str(kind), map_kinds(union))
-        raise ConfigError(FieldError(path, f"{format_value(kind)} is refused: {choices}"))
+        raise ConfigError(FieldError(path, format_choices(kind, map_kinds(union))))
     shared = variant.model_fields
     for name in [name for name in data if name not in shared]:
         del data[name]
@@ -174,23 +172,23 @@ _FIELD_MODEL_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class ListItems(tuple[str, ...]):
-    """Texts that are the items of one list: `--scales 0.08 1.0`."""
+    """The texts of one list: `--scales 0.08 1.0`."""
 
 
 def parse_value(text: str | ListItems, model: type[BaseModel], name: str, path: str) -> Any:
-    """The JSON-ready value that `text` means for the field `name` of `model`.
+    """Return the JSON-ready value that `text` means for the field `name` of `model`.
 
-    The field decides: "1" is the text 1 for a str, one for an int. "none", "true" and "false" are words
+    The field decides: "1" is the text 1 for a str, one for an int. "none", "true" and "false" are keywords
     where the field takes them; a tuple is written [0.08, 1.0] or 0.08,1.0; a mapping is written as JSON.
 
     Args:
-        text: as typed on a command line or written in a sweep; Words for several at once.
+        text: as typed on a command line or written in a sweep; ListItems for several.
         model: the class that has the field.
         name: name of the field.
         path: dotted path for the error message.
 
     Raises:
-        ConfigError: when the field takes none of the text's meanings; it tells about the likeliest one.
+        ConfigError: when the field takes none of the text's meanings; it is about the likeliest one.
     """
     probe = _make_field_model(model, name)
     likeliest: tuple[tuple[bool, int], ValidationError] | None = None
@@ -210,7 +208,7 @@ def parse_value(text: str | ListItems, model: type[BaseModel], name: str, path: 
 
 @lru_cache(maxsize=1024)
 def _make_field_model(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """A model of that one field, to ask the field alone: the others may not be valid yet."""
+    """Return a model of that one field, since the others may not be valid yet."""
     field = model.model_fields[name]
     definitions: dict[str, Any] = {name: (field.annotation, field)}
     return create_model("Probe", __config__=_FIELD_MODEL_CONFIG, **definitions)
@@ -264,7 +262,7 @@ def _parse_scalar(item: str) -> Any:
 
 
 def _rank_error(error: ValidationError) -> tuple[bool, int]:
-    """How far a reading is from what the field takes: wrong altogether, then by its number of errors."""
+    """Return a sort key for how far a reading is from valid: a wrong type first, then the number of errors."""
     details = error.errors(include_url=False)
     wrong = any(len(d["loc"]) == 1 and d["type"].endswith(("_type", "_required")) for d in details)
     return wrong, len(details)

@@ -34,6 +34,8 @@ GROUP_PREFIX = "orchestrator."
 # Their versions belong to the environment of every run, as torch's own optimizers and layers do.
 _ENVIRONMENT_PACKAGES = ("orchestrator", "torch")
 
+_PACKAGE_DIR = str(Path(__file__).resolve().parent.parent)
+
 _registry: dict[str, dict[str, Any]] = {}
 
 
@@ -136,7 +138,7 @@ def create_plugin(what: str, kind: str, args: Mapping[str, Any], **given: Any) -
     except ConfigError:
         raise
     except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(f"{label} failed{_format_failure(error)}") from error
+        raise ConfigError(f"{label} failed{format_failure(error)}") from error
 
 
 @cache
@@ -185,9 +187,9 @@ def _import_module(name: str, label: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise _make_missing_module_error(name, label) from None
-        raise ConfigError(f"{label}: {name} does not import{_format_failure(error)}; install it") from error
+        raise ConfigError(f"{label}: {name} does not import{format_failure(error)}; install it") from error
     except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
-        raise ConfigError(f"{label}: {name} does not import{_format_failure(error)}") from error
+        raise ConfigError(f"{label}: {name} does not import{format_failure(error)}") from error
 
 
 def _find_spec(name: str, label: str) -> Any:
@@ -221,11 +223,13 @@ def _find_distribution(module: str, origin: str) -> metadata.Distribution | None
     return None
 
 
-def _format_failure(error: BaseException) -> str:
-    """Return ` at FILE:LINE: Error: text` for the innermost frame, on one line."""
+def format_failure(error: BaseException) -> str:
+    """Return ` at FILE:LINE: Error: text`, on one line, for the innermost frame outside of this package and torch."""
     if isinstance(error, SyntaxError):
         place = f" at {error.filename}:{error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        theirs = [frame for frame in frames if not frame.filename.startswith(_PACKAGE_DIR)]
+        theirs = [frame for frame in theirs if "/site-packages/torch/" not in frame.filename]
+        place = f" at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
     return f"{place}: {' '.join(f'{type(error).__name__}: {error}'.split())}"

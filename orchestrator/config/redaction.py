@@ -1,4 +1,4 @@
-"""Text that people see: without credentials and without characters that steer a terminal."""
+"""Redaction: text for people, without credentials and without characters that control a terminal."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import unicodedata
 # In these "?" and "#" are letters of a name unless NAME=VALUE follows; in every other URL they begin a query.
 _QUERYLESS_SCHEMES = ("file", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs")
 
-# Of these a port may follow the host; in URLs of object stores a bucket stands there, which has none.
+# A port may follow the host of these. URLs of object stores have a bucket there, without a port.
 _WITH_PORT = ("http", "https", "hdfs", "webhdfs")
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}/(?!.*://)", re.DOTALL)
-# What stands where a port would, in a web address without "@", and can be none: a password whose rest is missing.
+# In a web address without "@", what stands in the place of a port and is none: a password whose rest is missing.
 _NO_PORT = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|(?!\[[0-9A-Fa-f:.]+\])[^:/?#]*):(?!\d{1,5}(?:\W|$)|\W*$|port\b)[^/?#]*", re.IGNORECASE
 )
 
-# Bounded, since a search without a bound takes time that grows with the square of the text.
+# Bounded: an unbounded search takes time that grows with the square of the text.
 _SCHEME = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{1,40})://"
 _URL = re.compile(rf"{_SCHEME}(?P<rest>[^\s\"'`<>]*)")
-# Of s3:KEY:SECRET@bucket and s3:/KEY:SECRET@bucket, which lack slashes, what comes before the last "@".
+# In s3:KEY:SECRET@bucket and s3:/KEY:SECRET@bucket, which lack slashes, everything before the last "@".
 _MISSPELT_URL = re.compile(
     r"(?<![A-Za-z0-9+.-])(?P<start>(?:s3a?|gs|gcs|az|abfss?|hdfs|https?|ftp):/?)(?!/)"
     r"[^\s\"'`<>:@/]{1,1000}:[^\s\"'`<>]{0,1000}@",
@@ -55,14 +55,14 @@ def make_printable(text: str, *, keep: str = "") -> str:
 
 
 def find_credentials_problem(text: str, name: str) -> str | None:
-    """Return why a text that holds a URL with a user name or password cannot be taken; None when it holds none.
+    """Return the error for a text that holds a URL with a user name or password; None when it holds none.
 
-    What stands on a command line is seen by every user of the machine (`ps`) and kept by Ray, and a URL is kept with
-    what was made from it. So credentials are taken from where each library looks for them.
+    Every user of the machine sees a command line (`ps`), Ray stores it, and records store URLs. So credentials must
+    come from where each library looks for them.
 
     Args:
-        text: a URL, a path or anything else, as the user gave it; the reason does not repeat what must not be seen.
-        name: the flag, argument or variable that it was given by.
+        text: a URL, a path or anything else, as the user gave it; the error does not repeat the secret.
+        name: the flag, argument or variable that holds it.
     """
     for match in re.finditer(_SCHEME, text):
         rest = text[match.end() :]
@@ -96,9 +96,9 @@ def _redact_url(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
     end = find_credentials_end(rest, scheme)
     rest = rest[end:]
-    if not end and scheme in ("http", "https") and (found := _NO_PORT.match(rest)) is not None:
-        rest = f"{found['host']}:***{rest[found.end() :]}"
-    # "#/" begins a page of MLflow's or Ray's, not a secret.
+    if not end and scheme in ("http", "https") and (match_password := _NO_PORT.match(rest)) is not None:
+        rest = f"{match_password['host']}:***{rest[match_password.end() :]}"
+    # "#/" begins a page of MLflow or Ray, not a secret.
     query = r"[?#](?=[\w.-]+=)" if scheme in _QUERYLESS_SCHEMES else r"\?|#(?!/)"
     rest = re.split(query, rest, maxsplit=1)[0]
     return f"{match['scheme']}://{rest}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
 from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
@@ -41,7 +41,7 @@ class TrainEnsembleConfig(JobConfig):
         description="finished runs, or ensembles for all their members, to take in as further members: names, or "
         "absolute paths or URLs of folders",
     )
-    reporting: Annotated[ReportingConfig, tyro.conf.arg(name="")] = ReportingConfig()
+    reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig()
 
     @model_validator(mode="after")
     def _check_members(self) -> Self:
@@ -57,19 +57,19 @@ class TrainEnsembleConfig(JobConfig):
 class EvaluateConfig(Config):
     """What the command line of evaluate.py sets."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="finished runs, or ensembles for all their members: names, or absolute paths or URLs of folders"
     )
     members: tuple[int, ...] = Field(
         (), description="numbers of the models to take, from 1, in the order given by `runs`; all by default"
     )
-    kind: Annotated[Literal["averaged", "raw", "best"], tyro.conf.arg(name="weights")] = Field(
+    kind: Annotated[Literal["averaged", "raw", "best"], Flag(name="weights")] = Field(
         "averaged",
         description="weights to score: those of the last step averaged over training, raw, or those of the epoch that "
         "validated best (chosen on the split that is scored)",
     )
-    reporting: Annotated[ReportingConfig, tyro.conf.arg(name="")] = ReportingConfig(registered=False)
-    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig(registered=False)
+    destination: Annotated[Destination, Flag(name="")] = Destination()
     placement: Placement = Placement()
     dry_run: bool = Field(False, description="print the runs that would be scored and stop")
 
@@ -99,15 +99,15 @@ class ModelChoice(Config):
 class PredictConfig(Config):
     """What the command line of predict.py sets."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional] = Field(
+    images: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="JPEG or PNG files, folders of them, or their URLs (s3://, https://, ...)"
     )
-    chosen: Annotated[ModelChoice, tyro.conf.arg(name="")] = ModelChoice()
+    chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
     crops: Literal[1, 10, 144] = Field(
         DEFAULT_CROPS, description="crops of each image: dearer ones are a little better"
     )
     top: int = Field(DEFAULT_TOP_K, ge=1, description="classes told of each image")
-    json_lines: Annotated[bool, tyro.conf.arg(name="json")] = Field(
+    json_lines: Annotated[bool, Flag(name="json")] = Field(
         False, description="print a line of JSON for each image instead of a table"
     )
 
@@ -115,7 +115,7 @@ class PredictConfig(Config):
 class ServeConfig(Config):
     """What the command line of serve.py sets."""
 
-    chosen: Annotated[ModelChoice, tyro.conf.arg(name="")] = ModelChoice()
+    chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
     crops: Literal[1, 10, 144] = Field(DEFAULT_CROPS, description="crops of each image, where a request does not say")
     top: int = Field(DEFAULT_TOP_K, ge=1, description="classes told of each image, where a request does not say")
     host: str = Field("127.0.0.1", description="address to listen on; there is no login: keep it on this machine")

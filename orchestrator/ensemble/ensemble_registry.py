@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import orchestrator
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_json
 from orchestrator.storage import commit, urls
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 
 CHAMPION_ALIAS = "champion"
 MODEL_URI_PREFIX = "models:/"
@@ -119,7 +118,7 @@ def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], meta
     told.write_text(json.dumps(list(titles)), encoding="utf-8")
     return ModelPackage(
         python_model=mlflow_model.__file__,
-        code_paths=[str(Path(orchestrator.__file__).parent)],
+        code_paths=[str(Path(__file__).parents[1])],
         artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(told)},
         # What follows a plus tells builds apart and is on no index.
         requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],

@@ -15,8 +15,7 @@ from orchestrator.ray_backend.run_lookup import MODELS
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io, urls
-from orchestrator.training.config import get_final_weights_dir
-from orchestrator.training.run_dir import load_finished_outcome
+from orchestrator.training.run_dir import get_final_weights_dir, load_finished_outcome
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from orchestrator.ray_backend.run_lookup import SCORING_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import get_best_weights_dir, get_final_weights_dir
+from orchestrator.training.run_dir import get_best_weights_dir, get_final_weights_dir
 
 SCORED_SPLIT = "validation"
 # Which weights of a run: the average over the last part of training, those of its last step, or those of the epoch that

@@ -66,7 +66,7 @@ def make_inference_model(
     model.drop_auxiliary()
     model.load_state_dict(state)
     where = device or select_device()
-    model = model.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device=where, memory_format=model.memory_format)  # type: ignore[call-overload]
     return InferenceModel(model.eval(), recipe, classes, digest, where)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from orchestrator.config.base import Config
+from orchestrator.config.plugins import KindDiscriminator, Plugin
 
-KINDS = "googlenet | lenet-5 | alexnet | zfnet | nin | vgg-16 | spp-net"
+KINDS = "googlenet | lenet-5 | alexnet | zfnet | nin | vgg-16 | spp-net | package.module:attribute"
 _MAX_IMAGE_SIZE = 1024
 _IMAGE_SIZE_HELP = "side of the square input in pixels"
 
@@ -94,19 +95,44 @@ class SPPNetConfig(Config):
     lrn: bool = Field(True, description="local response normalisation before pool1 and pool2 (Table 1)")
 
 
+class ModelPlugin(Plugin):
+    """A network of one's own: any callable that takes num_classes= and returns a torch.nn.Module of N x classes logits.
+
+    timm:create_model with args {"model_name": "resnet18"}, torchvision.models:resnet18, or a class of the user's.
+    """
+
+    what: ClassVar[str] = "model"
+
+    image_size: int = Field(224, ge=1, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP)
+    channels_last: bool = Field(
+        False,
+        description="train in channels_last memory: often faster, but activations then cannot be reshaped by view()",
+    )
+
+
 BaselineConfig = LeNet5Config | AlexNetConfig | ZFNetConfig | NINConfig | VGG16Config | SPPNetConfig
-AnyModelConfig = GoogLeNetConfig | BaselineConfig
-ModelConfig = Annotated[AnyModelConfig, Field(discriminator="kind")]
+AnyModelConfig = GoogLeNetConfig | BaselineConfig | ModelPlugin
+ModelConfig = Annotated[AnyModelConfig, KindDiscriminator()]
 
 
 def format_label(config: AnyModelConfig) -> str:
-    """A network in a few letters: its kind, and for GoogLeNet its width and what is not the paper's."""
+    """Return a network in a few letters: its kind, and for GoogLeNet its width and what is not the paper's."""
+    if isinstance(config, ModelPlugin):
+        texts = [value for value in config.args.values() if isinstance(value, str)]
+        return " ".join([config.kind, *texts[:1]])
     if not isinstance(config, GoogLeNetConfig):
         return config.kind
     marks = {"naive": config.module == "naive", "separable": config.stem == "separable", "bn": config.batch_norm}
-    return " ".join([config.kind, f"x{config.width:g}", *(mark for mark, is_so in marks.items() if is_so)])
+    return " ".join([config.kind, f"x{config.width:g}", *(mark for mark, is_set in marks.items() if is_set)])
 
 
 def has_batch_norm(config: AnyModelConfig) -> bool:
-    """Whether the network has batch norms, so that its losses depend on the number of workers."""
+    """Return whether the network has batch norms, so that its losses depend on the number of workers.
+
+    A plug-in is built to find out. Raises ConfigError when that fails.
+    """
+    if isinstance(config, ModelPlugin):
+        from orchestrator.models import plugin_model  # torch takes two seconds to import
+
+        return plugin_model.has_batch_norm(config)
     return isinstance(config, GoogLeNetConfig) and config.batch_norm

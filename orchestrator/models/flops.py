@@ -8,9 +8,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.models import table1
-from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig
+from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig, ModelPlugin
 from orchestrator.models.registry import create_uninitialized_model
 
 IMAGENET_CLASSES = 1000  # of ImageNet
@@ -44,24 +45,34 @@ class CostTotals:
 
 
 def measure_row_costs(config: AnyModelConfig, classes: int) -> list[RowCost]:
-    """The network's rows in order, auxiliary heads last if the config has them.
+    """Return the network's rows in order, auxiliary heads last if the config has them; a plug-in is one row.
 
     Shapes, parameters and multiply-adds are measured; only the columns of GoogLeNet's paper are data.
-    Raises ValueError for fewer than 2 classes.
+    Raises ValueError for fewer than 2 classes, ConfigError for a plug-in that cannot be built or run.
     """
     # LRN has no parameters and no products with weights, and would need what the meta device is slow to load.
     plain = config.model_copy(update={"lrn": False}) if "lrn" in type(config).model_fields else config
-    with torch.device("meta"):
-        model = create_uninitialized_model(plain, classes).train()
-        # Two, since batch norms of a 1 x 1 map refuse to train on one.
-        images = torch.empty(2, 3, config.image_size, config.image_size)
-    parts = model.get_cost_rows()
-    outputs, products = _register_shape_hooks(parts), _register_multiply_add_hooks(model)
-    with torch.no_grad():
-        model(images)
+    try:
+        return _measure_on(torch.device("meta"), plain, classes)
+    except Exception:  # a plug-in may look at numbers, which the meta device does not have
+        if not isinstance(config, ModelPlugin):
+            raise
+        return _measure_on(torch.device("cpu"), plain, classes)
+
+
+def _measure_on(device: torch.device, config: AnyModelConfig, classes: int) -> list[RowCost]:
+    with device, torch.random.fork_rng(devices=[]):
+        model = create_uninitialized_model(config, classes).train()
+        # Two, since batch norms of a 1 x 1 map cannot train on one.
+        images = torch.zeros(2, 3, config.image_size, config.image_size)
+        parts = model.get_cost_rows()
+        outputs, multiply_adds = _register_hooks(parts)
+        with torch.no_grad():
+            model(images)
     paper = _get_paper_costs() if isinstance(config, GoogLeNetConfig) else {}
     return [
-        _make_row(name, part, outputs[name], products, *paper.get(name, (None, None))) for name, part in parts.items()
+        _make_row(name, part, outputs[name], multiply_adds[name] // len(images), *paper.get(name, (None, None)))
+        for name, part in parts.items()
     ]
 
 
@@ -89,7 +100,7 @@ def _get_paper_costs() -> dict[str, tuple[float, float]]:
 
 
 def _make_row(
-    name: str, part: nn.Module, shape: torch.Size, products: dict[nn.Module, int], paper_weights: float | None,
+    name: str, part: nn.Module, shape: torch.Size, multiply_adds: int, paper_weights: float | None,
     paper_multiply_adds: float | None,
 ) -> RowCost:  # fmt: skip
     _, channels, height, width = (*shape, 1, 1)[:4]
@@ -98,35 +109,29 @@ def _make_row(
         (height, width, channels),
         sum(p.numel() for p in part.parameters() if p.ndim > 1),
         sum(p.numel() for p in part.parameters()),
-        sum(products.get(module, 0) for module in part.modules()),
+        multiply_adds,
         paper_weights,
         paper_multiply_adds,
     )
 
 
-def _register_shape_hooks(parts: dict[str, nn.Module]) -> dict[str, torch.Size]:
-    """Shapes of the outputs of modules, by name, filled as they run."""
+def _register_hooks(parts: dict[str, nn.Module]) -> tuple[dict[str, torch.Size], dict[str, int]]:
+    """Return shapes of the outputs of modules and multiply-adds of a batch in each, by name, filled as they run."""
     shapes: dict[str, torch.Size] = {}
+    multiply_adds: dict[str, int] = dict.fromkeys(parts, 0)
     for name, part in parts.items():
+        counter = FlopCounterMode(display=False)
 
-        def note(_module: nn.Module, _inputs: object, out: Tensor, name: str = name) -> None:
+        def start(_module: nn.Module, _inputs: object, counter: FlopCounterMode = counter) -> None:
+            counter.__enter__()  # type: ignore[no-untyped-call]
+
+        def stop(
+            _module: nn.Module, _inputs: object, out: Tensor, name: str = name, counter: FlopCounterMode = counter
+        ) -> None:
+            counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             shapes[name] = out.shape
+            multiply_adds[name] += counter.get_total_flops() // 2  # torch counts a product and its sum as two
 
-        part.register_forward_hook(note)
-    return shapes
-
-
-def _register_multiply_add_hooks(model: nn.Module) -> dict[nn.Module, int]:
-    """Multiply-adds of each convolution and linear layer for one image, filled as they run."""
-    products: dict[nn.Module, int] = {}
-
-    def note(module: nn.Module, _inputs: object, out: Tensor) -> None:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        # Every number of the output is a sum of as many products as a filter has weights.
-        products[module] = out[0].numel() * weight[0].numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(note)
-    return products
+        part.register_forward_pre_hook(start)
+        part.register_forward_hook(stop)
+    return shapes, multiply_adds

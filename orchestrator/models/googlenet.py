@@ -10,7 +10,7 @@ from torch.nn import functional
 from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.inception import InceptionNaive, InceptionReduced
-from orchestrator.models.layers import ConvReLU, LocalResponseNorm, max_pool
+from orchestrator.models.layers import ConvReLU, LocalResponseNorm, MaxPool
 from orchestrator.models.network import DropoutMasks, Logits, Network
 from orchestrator.models.table1 import ConvolutionRow, InceptionRow, MaxPoolRow
 
@@ -38,7 +38,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(Network):
-    """The network. Auxiliary heads run only in training mode; `drop_auxiliary` removes them for good."""
+    """The network. Auxiliary heads run only in training mode; `drop_auxiliary` removes them permanently."""
 
     def __init__(self, config: GoogLeNetConfig, classes: int) -> None:
         super().__init__(classes)
@@ -107,15 +107,6 @@ class GoogLeNet(Network):
         self.heads = nn.ModuleDict()
 
 
-class _MaxPool(nn.Module):
-    def __init__(self, row: MaxPoolRow) -> None:
-        super().__init__()
-        self.row = row
-
-    def forward(self, x: Tensor) -> Tensor:
-        return max_pool(x, self.row.kernel, self.row.stride)
-
-
 def scale_filters(filters: int, width: float) -> int:
     """Filters times the width multiplier, a whole number and at least 1."""
     return max(1, round(filters * width))
@@ -125,7 +116,7 @@ def _build_stage(row: table1.TableRow, channels: int, side: int, config: GoogLeN
     """The module of a row with its output channels and side."""
     if isinstance(row, MaxPoolRow):
         # Caffe's and torch's ceil mode: the last window must start inside the map.
-        return _MaxPool(row), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
+        return MaxPool(row.kernel, row.stride), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
     if isinstance(row, ConvolutionRow):
         filters = scale_filters(row.filters, config.width)
         after = math.ceil(side / row.stride)

@@ -120,11 +120,15 @@ class LocalResponseNorm(nn.Module):
         return out.to(x.dtype)
 
 
-def max_pool(x: Tensor, kernel: int = 3, stride: int = 2) -> Tensor:
-    """N x C x H x W -> N x C x (ceil((H - kernel) / stride) + 1) x ...: rounds up, as Table 1's sizes need.
+class MaxPool(nn.Module):
+    """A max pool that rounds up, as Table 1's sizes need. A map smaller than the window is pooled whole."""
 
-    A map smaller than the window is pooled whole.
-    """
-    # torch refuses a window larger than the map and its ceil mode's reach; images below 31 pixels end in a 1 x 1 map.
-    window = (min(kernel, x.shape[-2]), min(kernel, x.shape[-1]))
-    return functional.max_pool2d(x, window, stride, ceil_mode=True)
+    def __init__(self, kernel: int = 3, stride: int = 2) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W -> N x C x (ceil((H - kernel) / stride) + 1) x ...."""
+        # torch takes no window larger than the map and ceil mode's reach; images below 31 pixels end in a 1 x 1 map.
+        window = (min(self.kernel, x.shape[-2]), min(self.kernel, x.shape[-1]))
+        return functional.max_pool2d(x, window, self.stride, ceil_mode=True)

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +26,9 @@ class Network(nn.Module, ABC):
 
     # Standard deviation of initial weights times the root of fan-in: He's for ReLU (arXiv 1502.01852).
     gain: ClassVar[float] = math.sqrt(2.0)
+    # Whether layers draw from torch's global generators while training; those are then seeded before every step.
+    has_stock_randomness: ClassVar[bool] = False
+    memory_format: torch.memory_format = torch.channels_last  # of weights and activations
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -7,55 +7,45 @@ import math
 import torch
 from torch import nn
 
-from orchestrator.models.baselines.alexnet import AlexNet
-from orchestrator.models.baselines.lenet import LeNet5
-from orchestrator.models.baselines.nin import NIN
-from orchestrator.models.baselines.sppnet import SPPNet
-from orchestrator.models.baselines.vgg import VGG16
-from orchestrator.models.baselines.zfnet import ZFNet
-from orchestrator.models.config import (
-    AlexNetConfig,
-    AnyModelConfig,
-    GoogLeNetConfig,
-    LeNet5Config,
-    NINConfig,
-    SPPNetConfig,
-    VGG16Config,
-    ZFNetConfig,
-)
+from orchestrator.config.plugins import load_plugin, register
+from orchestrator.models.baselines import conv_nets, lenet
+from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig, ModelPlugin
 from orchestrator.models.googlenet import GoogLeNet
 from orchestrator.models.network import Network
+from orchestrator.models.plugin_model import PluginNetwork, fork_torch_rng
+
+__all__ = ["conv_nets", "create_model", "create_uninitialized_model", "lenet"]
+
+
+@register("model", "googlenet")
+def build_googlenet(num_classes: int, **fields: object) -> Network:
+    """Build GoogLeNet from the fields of its config."""
+    return GoogLeNet(GoogLeNetConfig.from_dict(fields), num_classes)
 
 
 def create_uninitialized_model(config: AnyModelConfig, classes: int) -> Network:
-    """The network, its weights as torch makes them. Raises ValueError for fewer than 2 classes."""
-    match config:
-        case GoogLeNetConfig():
-            return GoogLeNet(config, classes)
-        case LeNet5Config():
-            return LeNet5(config, classes)
-        case AlexNetConfig():
-            return AlexNet(config, classes)
-        case ZFNetConfig():
-            return ZFNet(config, classes)
-        case NINConfig():
-            return NIN(config, classes)
-        case VGG16Config():
-            return VGG16(config, classes)
-        case SPPNetConfig():
-            return SPPNet(config, classes)
+    """Build the network, its weights as torch makes them.
+
+    Raises ValueError for fewer than 2 classes; ConfigError when a plug-in is none, or cannot be built.
+    """
+    if isinstance(config, ModelPlugin):
+        return PluginNetwork(config, classes)
+    build = load_plugin("model", config.kind)
+    network: Network = build(num_classes=classes, **config.model_dump(exclude={"kind"}))
+    return network
 
 
 def create_model(config: AnyModelConfig, classes: int, seed: int) -> Network:
-    """A network whose initial weights depend on config, classes and seed only.
+    """Build a network whose initial weights depend on config, classes and seed only.
 
     Weights have He's variance (arXiv 1502.01852), 2 / fan-in (half of it where scores come out or no ReLU follows),
     and zero biases. The paper names no initialisation; the Caffe replication's ("xavier": variance 1 / fan-in, biases
-    of 0.2) would saturate a deep plain net of another width. He's trains at every width.
+    of 0.2) would saturate a deep plain net of another width. He's trains at every width. A plug-in keeps its own.
     """
-    # The modules' own initialisation, replaced below, draws from the global generator: leave that as it was.
-    with torch.random.fork_rng(devices=[]):
+    with fork_torch_rng(seed):
         model = create_uninitialized_model(config, classes)
+    if isinstance(model, PluginNetwork):
+        return model
     generator = torch.Generator().manual_seed(seed)
     classifiers = {id(layer) for layer in model.get_classifiers().values()}
     with torch.no_grad():

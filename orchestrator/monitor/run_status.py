@@ -19,7 +19,7 @@ from orchestrator.storage import commit, file_io, urls
 from orchestrator.tracking.events import Event
 from orchestrator.training import attempts
 from orchestrator.training.attempts import PreviousAttempt, find_failure_cause
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
 
 RunState = Literal[
     "waiting",  # for its turn, or for workers
@@ -264,7 +264,7 @@ def inspect_sweep(sweep: str) -> SweepSnapshot:
         folder = runs.get(recipe, file_io.join(sweep, run_lookup.MODELS, recipe or f"{number:04d}"))
         one = replace(inspect_run(folder, model=recipe, awaited=lives, driver=held), sweep=urls.get_basename(sweep))
         if one.state == "stopping" and held is not None and not held.stop_requested:
-            one = replace(one, state="waiting")  # its process went on with another one of a population
+            one = replace(one, state="waiting")  # its actor trains another trial now
         end = f"{number:04d}.ended.json"
         return one if end not in names else _apply_trial_end(one, file_io.read_json_or_empty(file_io.join(places, end)))
 

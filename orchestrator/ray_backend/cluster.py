@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import signals, worker_prestart
+from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.ray_env import check_ray_environment, has_existing_cluster
 from orchestrator.ray_backend.run_spec import Placement
 from orchestrator.ray_backend.temp_dir import make_temp_dir
@@ -39,10 +40,6 @@ _NO_GRPC = (
 _gcs_service_pb2: Any = import_module("ray.core.generated.gcs_service_pb2")
 _log = logging.getLogger(__name__)
 HEAD_TIMEOUT_SECONDS = 5.0
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot be reached or is too small; the message says what to do."""
 
 
 @dataclass(frozen=True)

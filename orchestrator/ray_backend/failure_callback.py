@@ -28,7 +28,7 @@ from orchestrator.config.redaction import redact
 from orchestrator.ray_backend import preemption_notice
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 
 RECORD_TIMEOUT_SECONDS = 5.0  # for the record of a failure; the restart does not wait longer for storage
 WORKER_QUERY_SECONDS = 2.0  # for Ray to find out which workers are dead when a living one was the first to complain

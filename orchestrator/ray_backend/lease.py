@@ -24,6 +24,7 @@ from pathlib import Path
 from orchestrator.config import redaction
 from orchestrator.config.command_line import format_command
 from orchestrator.config.json_text import parse_object
+from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.storage import file_io
 
@@ -72,7 +73,7 @@ def parse_owner(data: bytes) -> LeaseOwner:
     return LeaseOwner(host, pid, job, since, space)
 
 
-class LeaseHeldError(RuntimeError):
+class LeaseHeldError(JobError):
     """Another live driver runs this run; the message names it and says what can be done."""
 
     def __init__(self, folder: str, owner: LeaseOwner) -> None:

@@ -19,6 +19,7 @@ from orchestrator.data import shuffle_quality as mix
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import pipeline
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io, urls
@@ -30,14 +31,6 @@ MAX_ERROR_LENGTH = 400  # characters of an error of Ray's
 # A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
 CHECKSUM_LIMIT_BYTES = 64 * 2**20
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
-
-
-class PreflightError(RuntimeError):
-    """What must be put right before the job can run, a line each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(problems))
 
 
 def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:

@@ -15,6 +15,7 @@ from ray.train.v2.api.result import Result
 from orchestrator.ray_backend import fast_start, worker_prestart
 from orchestrator.ray_backend.failure_callback import FailureRecorderCallback
 from orchestrator.ray_backend.fast_start import FastStartTrainer, PreemptionWatcherCallback
+from orchestrator.ray_backend.launch_errors import LaunchError, RunFailedError
 from orchestrator.ray_backend.process_group import ProcessGroupConfig
 from orchestrator.ray_backend.run_spec import Placement, RunSpec
 from orchestrator.training import attempts
@@ -37,14 +38,6 @@ class StopUrls(Protocol):
     @property
     def successor(self) -> str:
         """URL of a file whose existence says that another driver took over."""
-
-
-class RunFailedError(RuntimeError):
-    """A run's workers crashed more often than its placement allows; the message ends with the last cause."""
-
-
-class LaunchError(RuntimeError):
-    """A run could not be launched, or what drives it failed; another launch may work."""
 
 
 def launch_run(spec: RunSpec, lease: StopUrls, gpus: float) -> Outcome:

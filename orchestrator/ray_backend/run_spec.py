@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config import redaction
@@ -14,6 +13,7 @@ from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.flags import Flag
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
@@ -279,11 +279,11 @@ def load_run_spec(folder: str) -> RunSpec:
 class JobConfig(Config):
     """What the command lines of training jobs have in common."""
 
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    provenance: Annotated[Provenance | None, tyro.conf.Fixed] = Field(
+    recipe: Annotated[Recipe, Flag(name="")]
+    provenance: Annotated[Provenance | None, Flag(settable=False)] = Field(
         None, description="where the recipe comes from, when it was given as a file"
     )
-    destination: Annotated[Destination, tyro.conf.arg(name="")] = Destination()
+    destination: Annotated[Destination, Flag(name="")] = Destination()
     placement: Placement = Placement()
     cadence: Cadence = Cadence()
     weights: str = Field(

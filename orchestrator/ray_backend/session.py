@@ -22,8 +22,8 @@ from orchestrator.config.overrides import flatten_config
 from orchestrator.data.manifest import Manifest
 from orchestrator.ray_backend import cluster, lease, preflight, run_lookup, signals
 from orchestrator.ray_backend.cluster import ClusterCapacity
+from orchestrator.ray_backend.launch_errors import NotRecordedError, PreflightError
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.preflight import PreflightError
 from orchestrator.ray_backend.previews import PreviewRequest
 from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.ray_trainer import launch_run
@@ -33,7 +33,8 @@ from orchestrator.storage import file_io, storage_id
 from orchestrator.tracking import connect
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
-from orchestrator.training.config import Outcome, get_journal_dir
+from orchestrator.training.config import Outcome
+from orchestrator.training.run_dir import get_journal_dir
 
 _log = logging.getLogger(__name__)
 STOP_FLAG_POLL_SECONDS = 2.0
@@ -42,10 +43,6 @@ TRACKER_DRAIN_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 120.0
 STALE_RUN_SECONDS = 600.0
 KILLED_DRAIN_SECONDS = 10.0
-
-
-class NotRecordedError(RuntimeError):
-    """The job's work is done and kept, but the tracker does not have all of it; the message says what to do."""
 
 
 @dataclass

@@ -9,13 +9,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orchestrator.config.output import prepare_output
+from orchestrator.ray_backend.launch_errors import TaskError
 
 # A task whose worker or node died runs again elsewhere this often; our own exceptions are not retried.
 MAX_RETRIES = 3
-
-
-class TaskError(RuntimeError):
-    """A task failed; the message is that of its own exception."""
 
 
 def run_tasks(

@@ -7,14 +7,13 @@ the batch size moves it.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
 
-_KINDS = "step | exponential | polynomial | cosine | segments"
+_KINDS = "step | exponential | polynomial | cosine"
 
 
 class _WarmupSchedule(Config):
@@ -61,64 +60,19 @@ class CosineDecay(_FinalRateSchedule):
     kind: Literal["cosine"] = Field("cosine", description=_KINDS)
 
 
-PlainSchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
+AnySchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
 
-
-class Segment(Config):
-    """From here on another schedule is followed, as if it had been from the start: its clock is the training's."""
-
-    from_epoch: float = Field(0.0, ge=0, description="epochs done when it begins")
-    schedule: Annotated[PlainSchedule, Field(discriminator="kind")]
-
-
-class Segments(Config):
-    """One schedule after another: what population based training found, as a recipe to be trained from scratch."""
-
-    kind: Literal["segments"] = Field("segments", description=_KINDS)
-    segments: tuple[Segment, ...] = Field(
-        min_length=1,
-        description="from_epoch and schedule of each, as JSON; the first from epoch 0; easier said in a file",
-    )
-
-    @model_validator(mode="after")
-    def _check_segment_order(self) -> Self:
-        starts = [one.from_epoch for one in self.segments]
-        if starts[0] != 0:
-            raise ValueError(f"segments.0.from_epoch {starts[0]:g} is refused: the first segment begins at 0")
-        for number, (before, start) in enumerate(pairwise(starts), 1):
-            if start <= before:
-                raise ValueError(
-                    f"segments.{number}.from_epoch {start:g} is refused: the segment before begins at {before:g}; give "
-                    "a later one"
-                )
-        return self
-
-
-AnySchedule = PlainSchedule | Segments
 Schedule = Annotated[AnySchedule, Field(discriminator="kind")]
-
-
-def to_segments(schedule: AnySchedule) -> tuple[Segment, ...]:
-    """The schedule as segments, ascending; a plain one is a single segment."""
-    return schedule.segments if isinstance(schedule, Segments) else (Segment(schedule=schedule),)
-
-
-def get_schedule_at(schedule: AnySchedule, done: float) -> PlainSchedule:
-    """The plain schedule that says the rate after `done` epochs."""
-    if not isinstance(schedule, Segments):
-        return schedule
-    return next(one.schedule for one in reversed(schedule.segments) if one.from_epoch <= done)
 
 
 def compute_lr(schedule: AnySchedule, samples: float, samples_per_epoch: float, epochs: int) -> float:
     """The learning rate after `samples` of a training of `epochs` epochs."""
     done = samples / samples_per_epoch
-    plain = get_schedule_at(schedule, done)
-    warm = min(1.0, done / plain.warmup_epochs) if plain.warmup_epochs > 0 else 1.0
-    return warm * _compute_decayed_lr(plain, done, min(1.0, done / epochs))
+    warm = min(1.0, done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
+    return warm * _compute_decayed_lr(schedule, done, min(1.0, done / epochs))
 
 
-def _compute_decayed_lr(schedule: PlainSchedule, done: float, share: float) -> float:
+def _compute_decayed_lr(schedule: AnySchedule, done: float, share: float) -> float:
     """The rate without a warm-up after `done` epochs, which are this share of all."""
     base = schedule.base_rate
     match schedule:
@@ -132,48 +86,16 @@ def _compute_decayed_lr(schedule: PlainSchedule, done: float, share: float) -> f
             return schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def find_turning_points(schedule: AnySchedule) -> list[float]:
-    """Epochs done where the rate turns: the ends of warm-ups and the beginnings of later segments, ascending."""
-    found: set[float] = set()
-    parts = to_segments(schedule)
-    for one, end in zip(parts, [*(later.from_epoch for later in parts[1:]), math.inf], strict=True):
-        found |= {at for at in (one.from_epoch, one.schedule.warmup_epochs) if one.from_epoch <= at < end}
-    return sorted(found - {0.0})
-
-
-def suggest_lower_lr(schedule: AnySchedule, done: float) -> str:
-    """What to change of a schedule whose rate was too high after `done` epochs, in words."""
-    if not isinstance(schedule, Segments):
-        return "lower schedule.base_rate or lengthen schedule.warmup_epochs"
-    number = sum(one.from_epoch <= done for one in schedule.segments) - 1
-    return f"lower base_rate in schedule.segments.{number}.schedule"
-
-
 def find_schedule_error(schedule: AnySchedule, epochs: int) -> str | None:
     """Why a training of so many epochs cannot follow the schedule, in words; None when it can."""
-    if not isinstance(schedule, Segments):
-        return _find_plain_schedule_error(schedule, epochs, "schedule")
-    for number, one in enumerate(schedule.segments):
-        place = f"schedule.segments.{number}"
-        if one.from_epoch >= epochs:
-            return (
-                f"{place}.from_epoch {one.from_epoch:g} is refused: training ends after epochs ({epochs}); leave the "
-                "segment out or train longer"
-            )
-        if trouble := _find_plain_schedule_error(one.schedule, epochs, f"{place}.schedule"):
-            return trouble
-    return None
-
-
-def _find_plain_schedule_error(schedule: PlainSchedule, epochs: int, place: str) -> str | None:
     if schedule.warmup_epochs >= epochs:
         return (
-            f"{place}.warmup_epochs {schedule.warmup_epochs:g} is refused: the warm-up never ends within epochs "
+            f"schedule.warmup_epochs {schedule.warmup_epochs:g} is refused: the warm-up never ends within epochs "
             f"({epochs}); shorten it or train longer"
         )
     if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
         return (
-            f"{place}.decay_epochs {schedule.decay_epochs:g} is refused: the first step is never reached within "
-            f"epochs ({epochs}); shorten it, or say {place}.decay_factor 1 for a constant rate"
+            f"schedule.decay_epochs {schedule.decay_epochs:g} is refused: the first step is never reached within "
+            f"epochs ({epochs}); shorten it, or say schedule.decay_factor 1 for a constant rate"
         )
     return None

@@ -18,7 +18,8 @@ from orchestrator.models.config import format_label, has_batch_norm
 from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
 from orchestrator.monitor.run_status import inspect_run
 from orchestrator.ray_backend import cluster
-from orchestrator.ray_backend.cluster import ClusterCapacity, ClusterError, Node
+from orchestrator.ray_backend.cluster import ClusterCapacity, Node
+from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.ray_env import has_existing_cluster
 from orchestrator.ray_backend.run_spec import (
     EMBEDDED_DATASET,

@@ -31,7 +31,7 @@ from orchestrator.scheduler.scheduler import RunPhase
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 
 # Longer than the start of a run takes on a busy machine.
 START_GRACE_SECONDS = 60.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
+from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.lease import LeaseHeldError
-from orchestrator.ray_backend.ray_trainer import RunFailedError
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.scheduler.capacity import CapacityMonitor
 from orchestrator.scheduler.run_plan import RunPlan, replace_workers

@@ -31,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from orchestrator.tracking import login  # noqa: E402
 from orchestrator.tracking import tracking_uri as uris  # noqa: E402
-from orchestrator.tracking.tracker import (  # noqa: E402
+from orchestrator.tracking.tracker import (
     EXPERIMENT_TAGS,
     FinalStatus,
     MetricPoint,

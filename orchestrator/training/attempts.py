@@ -18,7 +18,7 @@ from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.storage import commit, file_io
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir, get_journal_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_journal_dir
 
 _ATTEMPT_FILE = re.compile(r"^(\d{6})\.json$")
 _RESUMED_FILE = re.compile(r"^(\d{6})\.resumed-(\d{15})$")

@@ -8,11 +8,11 @@ from typing import Annotated, Literal, Protocol, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.plugins import Plugin
 from orchestrator.config.redaction import redact
 from orchestrator.data.config import ReadingConfig
 from orchestrator.models.config import has_batch_norm
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import file_io
 
 # A batch norm over maps of 1 x 1 has no statistics of one image; torch raises ValueError for it.
 MIN_BATCH_NORM_IMAGES = 2  # images of a pass
@@ -103,9 +103,6 @@ class Cadence(Config):
         None, ge=1, description="samples between checkpoints, also at a pulse, whatever the clock says; off by default"
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
-    marks: tuple[int, ...] = Field(
-        (), description="samples at which a checkpoint is kept for good, for other runs to begin with; each at a pulse"
-    )
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
     log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")
@@ -130,6 +127,7 @@ class TrainJob(Config):
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
+    callbacks: tuple[Plugin, ...] = Field((), description="callbacks of one's own, called in this order on every rank")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]
@@ -156,38 +154,3 @@ class LauncherContext(Protocol):
 
     def should_continue(self) -> bool:
         """Whether the launcher, after an epoch's report, wants more of this run; every rank answers alike."""
-
-
-def get_checkpoints_dir(folder: str) -> str:
-    """Where a run keeps its checkpoints."""
-    return file_io.join(folder, "checkpoints")
-
-
-def get_marks_dir(folder: str) -> str:
-    """Where a run keeps the checkpoints that other runs begin with."""
-    return file_io.join(folder, "marks")
-
-
-def get_final_weights_dir(folder: str) -> str:
-    """Where a finished run keeps its final weights."""
-    return file_io.join(folder, "final")
-
-
-def get_best_weights_dir(folder: str) -> str:
-    """Where a run keeps the weights that validated best, below a folder named as checkpoints are."""
-    return file_io.join(folder, "best")
-
-
-def get_journal_dir(folder: str) -> str:
-    """Where a run keeps its journal."""
-    return file_io.join(folder, "journal")
-
-
-def get_attempts_dir(folder: str) -> str:
-    """Where a run keeps the records of its attempts."""
-    return file_io.join(folder, "attempts")
-
-
-def get_outcome_path(folder: str) -> str:
-    """Where rank 0 writes how the run ended."""
-    return file_io.join(folder, "outcome.json")

@@ -1,17 +1,74 @@
-"""Who this process is among the workers of a run, and the few collectives that training needs."""
+"""The rank of this process, and the few collectives that training needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from orchestrator.checkpoint.checkpoint import CheckpointError
+from orchestrator.config.errors import ConfigError
+from orchestrator.data.data_errors import DataError
+
+S = TypeVar("S", bound="RankSums")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RankSums:
+    """Named numbers of one rank, whose sums over all ranks one all-reduce gives.
+
+    A field of a subclass is a number, a tuple of numbers, a mapping of names to either, or another RankSums; all ranks
+    must have the same shape.
+    """
+
+    def pack(self) -> list[float]:
+        """Return all numbers in the order of the fields."""
+        return list(_flatten(self))
+
+    def unpack(self: S, values: list[float]) -> S:
+        """Return the same message with these numbers."""
+        found: S = _fill(self, iter(values))
+        return found
+
+
+def _flatten(part: Any) -> Iterator[float]:
+    match part:
+        case RankSums():
+            for each in fields(part):
+                yield from _flatten(getattr(part, each.name))
+        case Mapping():
+            for each in part.values():
+                yield from _flatten(each)
+        case tuple():
+            for each in part:
+                yield from _flatten(each)
+        case _:
+            yield float(part)
+
+
+def _fill(part: Any, values: Iterator[float]) -> Any:
+    match part:
+        case RankSums():
+            return replace(part, **{each.name: _fill(getattr(part, each.name), values) for each in fields(part)})
+        case Mapping():
+            return {name: _fill(each, values) for name, each in part.items()}
+        case tuple():
+            return tuple(_fill(each, values) for each in part)
+        case _:
+            return next(values)
+
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Rank, number of workers and device; collectives are no-ops for a single worker."""
+    """Rank, number of workers and device; with a single worker the collectives return what they are given.
+
+    Every rank must call each collective, in the same order.
+    """
 
     rank: int
     workers: int
@@ -19,40 +76,69 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which writes journal and checkpoints."""
+        """Whether this is rank 0, which writes the journal and checkpoints."""
         return self.rank == 0
 
+    def all_reduce_sums(self, sums: S) -> S:
+        """Return the sums of a message over all ranks, in float64."""
+        return sums.unpack(self.all_reduce_values(sums.pack()))
+
     def all_reduce_values(self, values: list[float]) -> list[float]:
-        """Element-wise sums over all ranks (float64); every rank must call it."""
+        """Return the element-wise sums over all ranks, in float64."""
         if self.workers == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def is_any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        return self.all_reduce_values([float(flag)])[0] > 0
+
     def all_reduce_tensor(self, tensor: torch.Tensor) -> None:
-        """Sum a tensor on the device over all ranks, in place and without waiting; every rank must call it."""
+        """Sum a tensor on the device over all ranks, in place, without waiting for the result."""
         if self.workers > 1:
             dist.all_reduce(tensor)
 
     def all_gather_text(self, text: str) -> list[str]:
-        """Every rank's text, in the order of ranks; every rank must call it."""
+        """Return the text of every rank, in the order of ranks."""
         if self.workers == 1:
             return [text]
         # As bytes of a common length: nothing that came from another process is unpickled.
         data = np.frombuffer(text.encode(errors="backslashreplace"), dtype=np.uint8)
-        own = [0.0] * self.workers
-        own[self.rank] = float(len(data))
-        lengths = [int(length) for length in self.all_reduce_values(own)]
+        own_length = [0.0] * self.workers
+        own_length[self.rank] = float(len(data))
+        lengths = [int(length) for length in self.all_reduce_values(own_length)]
         padded = np.zeros(max(1, *lengths), dtype=np.uint8)
         padded[: len(data)] = data
-        mine = torch.from_numpy(padded).to(self.device)
-        found = [torch.empty_like(mine) for _ in lengths]
-        dist.all_gather(found, mine)
-        return [one[:length].cpu().numpy().tobytes().decode() for one, length in zip(found, lengths, strict=True)]
+        sent = torch.from_numpy(padded).to(self.device)
+        received = [torch.empty_like(sent) for _ in lengths]
+        dist.all_gather(received, sent)
+        return [row[:length].cpu().numpy().tobytes().decode() for row, length in zip(received, lengths, strict=True)]
+
+    def gather_first_error(self, message: str | None) -> str:
+        """Return the error message of the first rank that has one, on every rank; at least one must have one."""
+        messages = self.all_gather_text(message or "")
+        rank, first = next((rank, text) for rank, text in enumerate(messages) if text)
+        return first if self.workers == 1 else f"{first} (reported by rank {rank} of {self.workers})"
+
+    def check_on_all_ranks(self, check: Callable[[], T]) -> T:
+        """Return the check's result when it passes on every rank; else raise on every rank, so that none waits.
+
+        Raises the check's DataError, CheckpointError or ConfigError, and DataError for one of another rank.
+        """
+        error: DataError | CheckpointError | ConfigError | None = None
+        try:
+            result = check()
+        except (DataError, CheckpointError, ConfigError) as raised:
+            error = raised
+        if self.is_any(error is not None):
+            message = self.gather_first_error(None if error is None else str(error))
+            raise error or DataError(message)
+        return result
 
     def broadcast_flag(self, flag: bool) -> bool:
-        """Rank 0's flag, on every rank; every rank must call it."""
+        """Return rank 0's flag on every rank."""
         if self.workers == 1:
             return flag
         tensor = torch.tensor([int(flag)], device=self.device)
@@ -61,7 +147,7 @@ class DistributedContext:
 
 
 def get_context(device: torch.device) -> DistributedContext:
-    """The world of the initialised process group, or a world of one."""
+    """Return the context of the initialised process group, or of a single process."""
     if dist.is_available() and dist.is_initialized():
         return DistributedContext(dist.get_rank(), dist.get_world_size(), device)
     return DistributedContext(0, 1, device)

@@ -2,122 +2,138 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional
 
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BadSample, BatchLoader
-from orchestrator.data.dataset import ReadStats
 from orchestrator.models.network import Logits, Network
-from orchestrator.recipe.metrics import ErrorCounts, count_errors
 from orchestrator.recipe.normalize import Normalizer
-from orchestrator.training.delivered_samples import gather_first_error
-from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import EpochMeter
-from orchestrator.training.run_context import RunContext
+from orchestrator.training.distributed import DistributedContext, RankSums
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
 
 
-def count_validation_errors(
-    model: Network, weights: dict[str, dict[str, Tensor]], loader: BatchLoader, counts: tuple[int, ...],
-    normalise: Normalizer, world: DistributedContext, max_bad_share: float,
-) -> dict[str, ErrorCounts]:  # fmt: skip
-    """Centre-crop counts over the whole split for each named set of weights (empty set: the model's own).
+@dataclass(frozen=True)
+class EvaluationSums(RankSums):
+    """Sums over the samples of one rank, or of all, for one set of weights; bad samples are left out."""
 
-    Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples
-    are missing; DataError, on every rank alike, when a rank cannot read its data or too many images are broken.
-    """
-    local = {name: ErrorCounts() for name in weights}
-    bad: list[BadSample] = []
-    trouble: str | None = None
-    model.eval()
-    try:
+    samples: tuple[float, ...]  # of each class
+    wrong_top1: tuple[float, ...]  # of each class
+    wrong_top5: tuple[float, ...]  # of each class
+    loss: float  # cross-entropy in nats, without label smoothing and auxiliary heads
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of all classes."""
+        return int(sum(self.samples))
+
+    def compute_metrics(self, name: str) -> dict[str, float]:
+        """Return errors in percent and the mean loss, named for the set of weights `name`."""
+        count = self.num_samples
+        return {
+            f"validation/{name}_top1_error": 100 * (sum(self.wrong_top1) / count),
+            f"validation/{name}_top5_error": 100 * (sum(self.wrong_top5) / count),
+            f"validation/{name}_loss": self.loss / count,
+        }
+
+
+@dataclass(frozen=True)
+class _SplitSums(RankSums):
+    """One rank's sums over its part of the split."""
+
+    sets: Mapping[str, EvaluationSums]  # by set of weights
+    bad: float
+    has_failed: float
+
+
+class _SumCounter:
+    """Sums for one set of weights, on the device."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._counts = torch.zeros((3, classes), dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, logits: Logits, labels: Tensor, weights: Tensor) -> None:
+        """Add N samples; those of weight 0 are left out."""
+        top = min(5, logits.main.shape[1])
+        hits = logits.main.topk(top, dim=1).indices == labels[:, None]
+        counted = weights > 0
+        for row, chosen in enumerate((counted, ~hits[:, 0] & counted, ~hits.any(dim=1) & counted)):
+            self._counts[row] += torch.bincount(labels[chosen], minlength=self._counts.shape[1])
+        losses = functional.cross_entropy(logits.main.float(), labels, reduction="none")
+        self._loss += losses[counted].sum(dtype=torch.float64)
+
+    def read(self) -> EvaluationSums:
+        """Return the sums; waits for the device."""
+        samples, wrong_top1, wrong_top5 = (tuple(map(float, row)) for row in self._counts.tolist())
+        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Centre-crop validation of a model on the validation split."""
+
+    model: Network
+    classes: int
+    loader: BatchLoader
+    shard_samples: tuple[int, ...]
+    normalize: Normalizer
+    world: DistributedContext
+    max_bad_share: float
+
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, EvaluationSums]:
+        """Return the sums over the whole split for each named set of weights (an empty set: the model's own).
+
+        Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing;
+        DataError, on every rank alike, when a rank cannot read its data or too many images are broken.
+        """
+        counters = {name: _SumCounter(self.classes, self.world.device) for name in weights}
+        bad: list[BadSample] = []
+        error_message: str | None = None
+        self.model.eval()
+        try:
+            self._score_batches(weights, counters, bad)
+        except DataError as error:
+            error_message = str(error)  # raised below: the other ranks are on their way to that collective
+        self.model.train()
+        sets = {name: counter.read() for name, counter in counters.items()}
+        total = self.world.all_reduce_sums(_SplitSums(sets, float(len(bad)), float(error_message is not None)))
+        if total.has_failed:
+            raise DataError(self.world.gather_first_error(error_message))
+        self._check_counts(total, bad)
+        return dict(total.sets)
+
+    def _score_batches(
+        self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadSample]
+    ) -> None:
+        """Add this rank's samples to the counters and its bad ones to `bad`."""
+        world = self.world
+        batches = self.loader.iter_evaluation(self.shard_samples, VALIDATION_BATCH_SIZE, world.rank, world.workers)
         with torch.inference_mode():
-            for batch in loader.iter_evaluation(counts, VALIDATION_BATCH_SIZE, world.rank, world.workers):
-                images = normalise(batch.images.to(world.device, non_blocking=True))
+            for batch in batches:
+                images = self.normalize(batch.images.to(world.device, non_blocking=True))
                 labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
                 bad += batch.bad
                 for name, override in weights.items():
-                    logits: Logits = functional_call(model, override, (images,))
-                    local[name] = local[name] + count_errors(logits, labels, sample_weights)
-    except DataError as error:
-        trouble = str(error)  # told below: the other ranks are on their way to that collective
-    model.train()
-    flat = [float(value) for each in local.values() for value in (each.samples, each.wrong_top1, each.wrong_top5)]
-    *summed, all_bad, failed = world.all_reduce_values([*flat, float(len(bad)), float(trouble is not None)])
-    if failed:
-        raise DataError(gather_first_error(world, trouble))
-    if all_bad > sample_audit.compute_bad_limit(max_bad_share, sum(counts)):
-        first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None
-        raise DataError(
-            f"data: {all_bad:g} of the {sum(counts)} images of the validation split cannot be read, more than "
-            f"max_bad_share {max_bad_share:g} allows; the first: {gather_first_error(world, first)}"
-        )
-    whole = iter(int(value) for value in summed)
-    found = {name: ErrorCounts(next(whole), next(whole), next(whole)) for name in weights}
-    for name, counted in found.items():
-        if counted.samples + int(all_bad) != sum(counts):
-            raise RuntimeError(f"validation of {name} saw {counted.samples} samples of {sum(counts)}")
-        if counted.samples == 0:
-            raise DataError(f"data: all {int(all_bad)} images of the validation split are broken")
-    return found
+                    counters[name].add(functional_call(self.model, override, (images,)), labels, sample_weights)
 
-
-def end_epoch(parts: RunContext, trained: dict[str, float]) -> dict[str, float]:
-    """Validate if this epoch is due for it, record and report; the epoch's metrics. Every rank must call it."""
-    progress, cadence = parts.state.progress, parts.job.cadence
-    last = progress.epoch == parts.job.recipe.epochs
-    bad = parts.state.audit_record.get_epoch(progress.epoch - 1).bad
-    metrics = {"train/epoch": float(progress.epoch), "train/bad_samples": float(len(bad))} | trained
-    if last or progress.epoch % cadence.validate_epochs == 0:
-        with parts.watchdog.watch_phase("evaluation", cadence.limits.evaluation_seconds):
-            metrics |= _compute_validation_metrics(parts)
-        if parts.best_checkpoint is not None:
-            parts.best_checkpoint.save_if_best(parts.state, metrics)
-    metrics["train/goodput"] = parts.goodput.productive_share
-    parts.journal_logger.log_epoch_metrics(progress, metrics)
-    parts.launcher.report({"epoch": progress.epoch, "samples": progress.samples, **metrics})
-    return metrics
-
-
-def compute_train_metrics(parts: RunContext, meter: EpochMeter, loss: float, weight: float) -> dict[str, float]:
-    """Of the steps of an epoch: loss and weight are sums over all ranks."""
-    found = {
-        "train/loss": loss / max(weight, 1.0),
-        "train/rate": parts.learning_rate,
-        "train/images_per_second": weight / meter.elapsed_seconds,
-        "train/data_wait_share": meter.waited_seconds / meter.elapsed_seconds,
-        "train/data_wait_ms_per_step": 1000 * meter.waited_seconds / max(1, meter.steps),
-    }
-    return found | {f"train/step_ms_p{share}": 1000 * each for share, each in meter.compute_step_percentiles().items()}
-
-
-def compute_read_metrics(parts: RunContext, before: ReadStats) -> dict[str, float]:
-    """What all ranks read since `before`, ahead of the steps by a few batches."""
-    after = parts.train_loader.get_read_stats()
-    moved = [float(now - then) for now, then in zip(after, before, strict=True)]
-    read, requests, retries, hits, misses, off = parts.world.all_reduce_values([*moved[:-1], float(after.cache_off)])
-    metrics = {"train/read_mib": read / 2**20, "train/read_requests": requests, "train/read_retries": retries}
-    if hits + misses:
-        metrics |= {"train/cache_hit_share": hits / (hits + misses), "train/cache_off": off}
-    return metrics
-
-
-def _compute_validation_metrics(parts: RunContext) -> dict[str, float]:
-    state = parts.state
-    weights: dict[str, dict[str, Tensor]] = {"raw": {}} | (
-        {"averaged": state.average.mean} if state.average.mean else {}
-    )
-    run = partial(count_validation_errors, state.model, weights, parts.val_loader, parts.val_shard_samples)
-    counts = run(parts.train_step.normalize, parts.world, parts.job.recipe.max_bad_share)
-    seen = max(counted.samples for counted in counts.values())
-    found = {"validation/bad_samples": float(sum(parts.val_shard_samples) - seen)}
-    for name, counted in counts.items():
-        found[f"validation/{name}_top1_error"] = 100 * counted.top1_error
-        found[f"validation/{name}_top5_error"] = 100 * counted.top5_error
-    return found
+    def _check_counts(self, total: _SplitSums, bad: list[BadSample]) -> None:
+        count, num_bad = sum(self.shard_samples), int(total.bad)
+        if num_bad > sample_audit.compute_bad_limit(self.max_bad_share, count):
+            first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None
+            raise DataError(
+                f"data: {num_bad} of the {count} images of the validation split cannot be read, more than "
+                f"max_bad_share {self.max_bad_share:g} allows; the first: {self.world.gather_first_error(first)}"
+            )
+        for name, sums in total.sets.items():
+            if sums.num_samples + num_bad != count:
+                raise RuntimeError(f"validation of {name} saw {sums.num_samples} samples of {count}")
+            if sums.num_samples == 0:
+                raise DataError(f"data: all {num_bad} images of the validation split are broken")

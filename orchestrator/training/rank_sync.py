@@ -1,61 +1,122 @@
-"""The one collective of every so many steps: what all ranks must know of each other."""
+"""The sync of the ranks every few steps: one all-reduce of loss, stop requests, bad samples and delivered samples."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, replace
 
-from orchestrator.config import redaction
-from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
-from orchestrator.training.epoch_meter import EpochMeter
-from orchestrator.training.run_context import RunContext
+from orchestrator.data.dataloader import BadSample, Batch
+from orchestrator.data.sample_audit import AuditRecord, BadEntry, DeliveryHash, join_hash, split_hash
+from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.train_state import Progress
+
+MAX_CHARACTERS = 1000  # of what is kept of a bad sample's key, source or reason
 
 
 @dataclass(frozen=True)
-class RankSyncResult:
-    """What all ranks agree on; the same on each."""
+class SyncReport(RankSums):
+    """One rank's report at a sync, and the sums of all reports: flags count ranks then."""
 
-    loss_sum: float  # summed over the epoch so far
-    num_samples: float  # samples of it
-    should_stop: bool
-    should_save: bool  # before the stop
-    is_superseded: bool
-    is_preempted: bool  # a rank was told since the last pulse
-
-
-def sync_ranks(parts: RunContext, epoch: int, meter: EpochMeter) -> RankSyncResult:
-    """Agree with the other ranks on what happened since the last pulse; every rank must call it.
-
-    Only here the record of what was delivered is that of all ranks, so only here the state may be saved.
-    Raises DataError, on every rank alike, when a rank cannot read its data or too many samples are broken.
-    """
-    state, watch = parts.state, parts.stop_monitor
-    wish = "go-on" if watch is None else watch.request
-    notice = parts.launcher.has_preemption_notice()
-    flags = (wish in ("stop", "save-and-stop"), wish == "save-and-stop", wish == "superseded", notice)
-    agreed = parts.sample_tracker.sync_ranks(
-        state.audit_record, epoch, [meter.read_loss_sum(), meter.weight, *map(float, flags)]
-    )
-    state.audit_record = agreed.record
-    if watch is not None:
-        watch.samples = state.progress.samples
-    parts.journal_logger.log_bad_samples(state.progress, agreed.new_bad_samples)
-    _check_bad_samples(parts, epoch)
-    loss, weight, *summed = agreed.sums
-    stop, save, superseded, preempted = (value > 0 for value in summed)
-    first, parts.preemption_handled = preempted and not parts.preemption_handled, preempted
-    return RankSyncResult(loss, weight, stop, save, superseded, first)
+    loss: float = 0.0  # sum over the epoch's samples so far
+    samples: float = 0.0  # of the epoch so far, those of weight 0 left out
+    correct: float = 0.0  # of them, those whose best class was right
+    should_stop: float = 0.0
+    should_save: float = 0.0  # before the stop
+    is_superseded: float = 0.0
+    has_preemption_notice: float = 0.0
+    has_failed: float = 0.0  # the rank cannot read its data
+    bad: float = 0.0  # bad samples since the last sync
+    delivered: float = 0.0  # samples since the last sync
+    delivery_hash: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
 
-def _check_bad_samples(parts: RunContext, epoch: int) -> None:
-    job, state = parts.job, parts.state
-    bad, samples = state.audit_record.get_epoch(epoch).bad, state.progress.steps_per_epoch * job.recipe.batch_size
-    limit = sample_audit.compute_bad_limit(job.recipe.max_bad_share, samples)
-    if len(bad) > limit:
-        first = next(one for one in state.audit_record.bad if one.id == bad[0])
-        raise DataError(
-            f"data: {redaction.redact(job.data)}: {len(bad)} of the {samples} images of epoch {epoch + 1} "
-            "cannot be read, "
-            f"more than the {limit} that max_bad_share {job.recipe.max_bad_share:g} allows; the first: {first.key!r} "
-            f"at byte {first.offset} of {first.source}: {first.reason}"
+@dataclass(frozen=True)
+class SyncResult:
+    """What all ranks know after a sync; the same on each, and what callbacks receive."""
+
+    sums: SyncReport
+    record: AuditRecord  # of all samples delivered so far
+    new_bad_samples: list[BadEntry]  # not known to be bad before
+    is_preempted: bool = False  # a rank received its notice since the last sync
+    is_epoch_end: bool = False
+    error: DataError | None = None  # too many bad samples
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the state is worth saving: finite loss, few bad samples, and this attempt is still the newest."""
+        return self.error is None and math.isfinite(self.sums.loss) and not self.sums.is_superseded
+
+
+class SampleTracker:
+    """One rank's delivered samples, bad samples and data error since the last sync."""
+
+    def __init__(self, world: DistributedContext, blank: Batch) -> None:
+        """blank: a batch without a sample that counts."""
+        self._world, self._blank = world, blank
+        self._delivered = DeliveryHash()
+        self._bad: list[tuple[int, BadSample]] = []  # with their step
+        self._error: str | None = None
+
+    def guard_batches(self, batches: Iterator[Batch], steps: int) -> Iterator[Batch]:
+        """Yield the same batches, `steps` in all, and blank ones after a DataError.
+
+        So a rank that cannot read its data reaches the next sync, where all ranks end alike, instead of leaving the
+        others in a collective. A single worker raises the DataError immediately.
+        """
+        count = 0
+        try:
+            for batch in batches:
+                count += 1
+                yield batch
+        except DataError as error:
+            if self._world.workers == 1:
+                raise
+            self._error = str(error)
+        for _ in range(count, steps):
+            yield self._blank
+
+    def record_batch(self, progress: Progress, batch: Batch) -> None:
+        """Record a batch that step() received at this progress."""
+        self._delivered.add(progress.epoch, progress.step_in_epoch, batch.ids.numpy())
+        self._bad.extend((progress.step, sample) for sample in batch.bad)
+
+    def sync_ranks(self, record: AuditRecord, epoch: int, report: SyncReport) -> SyncResult:
+        """Sum the reports of all ranks and add the delivered samples of `epoch` to the record; all ranks must call it.
+
+        Raises DataError, on every rank alike, when a rank could not read its data.
+        """
+        delivered = self._delivered
+        sums = self._world.all_reduce_sums(
+            replace(
+                report,
+                has_failed=float(self._error is not None),
+                bad=len(self._bad),
+                delivered=delivered.samples,
+                delivery_hash=tuple(split_hash(delivered.hash)),
+            )
         )
+        if sums.has_failed:
+            raise DataError(self._world.gather_first_error(self._error))
+        bad = self._gather_bad_samples() if sums.bad else []
+        self._delivered, self._bad = DeliveryHash(), []
+        new_record = record.add_delivery(epoch, join_hash(sums.delivery_hash), int(sums.delivered), bad)
+        return SyncResult(sums, new_record, record.select_new(bad))
+
+    def _gather_bad_samples(self) -> list[BadEntry]:
+        """Return the bad samples of all ranks in the order of their steps, whichever rank had them."""
+        texts = self._world.all_gather_text(json.dumps([(step, *astuple(sample)) for step, sample in self._bad]))
+        rows = sorted(row for text in texts for row in json.loads(text))
+        return [
+            BadEntry(
+                id=id_, key=_to_printable(key), source=_to_printable(source), offset=offset, reason=_to_printable(why)
+            )
+            for _, id_, key, source, offset, why in rows
+        ]
+
+
+def _to_printable(text: str) -> str:
+    """Return the text, bounded, without the lone surrogates of file names in an unknown encoding."""
+    return text[:MAX_CHARACTERS].encode(errors="backslashreplace").decode()

@@ -1,11 +1,46 @@
-"""Whether a run is done."""
+"""Paths in a run's folder, and the outcome of a finished run. Importable without torch."""
 
 from __future__ import annotations
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
-from orchestrator.training.config import Outcome, get_final_weights_dir, get_outcome_path
+from orchestrator.training.config import Outcome
+
+
+def get_checkpoints_dir(folder: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return file_io.join(folder, "checkpoints")
+
+
+def get_final_weights_dir(folder: str) -> str:
+    """Where a finished run keeps its final weights."""
+    return file_io.join(folder, "final")
+
+
+def get_best_weights_dir(folder: str) -> str:
+    """Where a run keeps the weights that validated best, below a folder named as checkpoints are."""
+    return file_io.join(folder, "best")
+
+
+def get_journal_dir(folder: str) -> str:
+    """Where a run keeps its journal."""
+    return file_io.join(folder, "journal")
+
+
+def get_attempts_dir(folder: str) -> str:
+    """Where a run keeps the records of its attempts."""
+    return file_io.join(folder, "attempts")
+
+
+def get_outcome_path(folder: str) -> str:
+    """Where rank 0 writes how the run ended."""
+    return file_io.join(folder, "outcome.json")
+
+
+def get_trace_path(folder: str, attempt: int, rank: int) -> str:
+    """Where a rank's trace of an attempt goes."""
+    return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
 
 
 def load_finished_outcome(folder: str) -> Outcome | None:

@@ -109,7 +109,7 @@ class TrainState:
 def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
     """The state before the first step."""
     model = create_model(recipe.model, classes, recipe.seeds.weights)
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device=device, memory_format=model.memory_format)  # type: ignore[call-overload]
     if device.type == "cpu":
         _use_contiguous_pointwise_weights(model)
     return TrainState(

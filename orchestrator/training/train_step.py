@@ -23,7 +23,6 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.recipe.weight_averaging import get_averaged_tensors
-from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.config import (
     MIN_BATCH_NORM_IMAGES,
     Execution,
@@ -32,6 +31,7 @@ from orchestrator.training.config import (
     count_passes,
 )
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.train_state import TrainState
 
 # DDP rebuilds its gradient buckets after the first step, so that from 3 ranks on a resumed first step would sum in
@@ -64,23 +64,20 @@ class TrainStep:
         self._recipe, self._state, self._world = recipe, state, world
         self._ddp = network if isinstance(network, DistributedDataParallel) else None
         self._network = torch.compile(network) if execution.compile else network
-        self._micro_batch = execution.micro_batch
+        self.micro_batch = execution.micro_batch
         self._normalises = has_batch_norm(recipe.model)
-        self.profiler: Profiler | None = None
         self.normalize = Normalizer(recipe.preprocessing, world.device)
         self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
         self._averaging_from = compute_averaging_start_step(recipe, state.progress.steps_per_epoch)
         parameters = {id(parameter) for parameter in state.model.parameters()}
         self._statistics = [one for one in get_averaged_tensors(state.model).values() if id(one) not in parameters]
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Train on this rank's part of the next global batch; its summed loss, still on the device."""
+    def __call__(self, batch: Batch) -> StepSums:
+        """Train on this rank's part of the next global batch; return its sums, still on the device."""
         state, recipe, progress = self._state, self._recipe, self._state.progress
-        if self.profiler is not None:
-            self.profiler.on_step_start()
         rate = compute_lr(recipe.schedule, progress.samples, progress.samples_per_epoch, recipe.epochs)
         sgd.set_lr(state.optimizer, rate)
-        summed = self._compute_gradients(batch, progress.epoch)
+        sums = self._compute_gradients(batch, progress.epoch)
         if recipe.optimizer.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             sgd.clip_gradients(state.model, recipe.optimizer)
@@ -90,29 +87,22 @@ class TrainStep:
         if progress.step >= self._averaging_from:
             state.average.update()
         state.progress = progress.advance()
-        return summed
+        return sums
 
-    def close(self) -> None:
-        """Write what was profiled, if that is not done yet."""
-        if self.profiler is not None:
-            self.profiler.close()
-
-    def warm_up_ddp(self, blank: Batch) -> None:
+    def warm_up_ddp(self) -> None:
         """Run the passes that make the next gradients of a fresh process equal to those of an old one."""
         with self._restore_buffers_after():
             for _ in range(DDP_WARMUP_PASSES):
-                self._compute_gradients(_make_blank_batch(blank, 2), 0)
+                self._compute_gradients(make_blank_batch(2, self._recipe.model.image_size), 0)
 
-    def find_micro_batch(self, blank: Batch, images: int) -> int | None:
+    def find_micro_batch(self, images: int) -> int | None:
         """Halve the micro-batch until a pass fits the device's memory; the micro-batch, None for all at once.
 
         images: the largest part of a global batch on any rank. All ranks must call it with the same arguments, and
         come to the same answer. Raises DoesNotFitError, on every rank alike, when one image is too large.
         """
-        tried, least = min(images, self._micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
-        while self._world.all_reduce_values(
-            [float(self._runs_out_of_memory(blank, compute_largest_pass(images, tried, self._normalises)))]
-        )[0]:
+        tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
+        while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
             if tried <= least:
                 fewest = "one image fits" if least == 1 else f"{compute_largest_pass(images, tried, True)} images fit"
                 raise ModelTooLargeError(
@@ -121,15 +111,15 @@ class TrainStep:
                     "larger device"
                 )
             tried = max(least, (tried + 1) // 2)
-            self._micro_batch = tried
-        return self._micro_batch
+            self.micro_batch = tried
+        return self.micro_batch
 
-    def _runs_out_of_memory(self, blank: Batch, images: int) -> bool:
+    def _runs_out_of_memory(self, images: int) -> bool:
         """Whether a pass over so many images runs out of the device's memory here; no rank waits for another."""
         found = False
         try:
             with self._restore_buffers_after(), self._skip_gradient_sync():
-                self._run_backward(_make_blank_batch(blank, images), 0)
+                self._run_backward(make_blank_batch(images, self._recipe.model.image_size), 0)
                 # Made later, and there to stay: the average.
                 _spare = [torch.empty_like(one) for one in get_averaged_tensors(self._state.model).values()]
         except torch.OutOfMemoryError:
@@ -138,26 +128,30 @@ class TrainStep:
             torch.cuda.empty_cache()
         return found
 
-    def _compute_gradients(self, batch: Batch, epoch: int) -> Tensor:
-        """Leave the mean gradient over the global batch in the parameters; this rank's summed loss."""
+    def _compute_gradients(self, batch: Batch, epoch: int) -> StepSums:
+        """Leave the mean gradient over the global batch in the parameters; return this rank's sums."""
         self._state.optimizer.zero_grad()
         if len(batch.ids) == 0:
             # A part without a sample: the other ranks still wait for this one's gradients, which are 0.
-            batch = _make_blank_batch(batch, 2)
+            batch = make_blank_batch(2, batch.images.shape[-1])
         elif len(batch.ids) == 1 and self._normalises:
             batch = _duplicate_single_image(batch)
         parts = self._copy_to_device(batch)
-        num_parts = count_passes(len(batch.ids), self._micro_batch, self._normalises)
+        num_parts = count_passes(len(batch.ids), self.micro_batch, self._normalises)
         chunks = list(zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True))
-        total = torch.zeros((), device=self._world.device)
+        device = self._world.device
+        total_loss = torch.zeros((), device=device)
+        total_correct = torch.zeros((), dtype=torch.int64, device=device)
         for number, chunk in enumerate(chunks, 1):
             # Only the last pass brings gradients together, so ranks may differ in their number of passes.
             with nullcontext() if number == num_parts else self._skip_gradient_sync():
-                total += self._run_backward(Batch(*chunk), epoch)
-        return total
+                sums = self._run_backward(Batch(*chunk), epoch)
+            total_loss += sums.loss
+            total_correct += sums.correct
+        return StepSums(total_loss, total_correct)
 
-    def _run_backward(self, batch: Batch, epoch: int) -> Tensor:
-        """Add the gradients of a batch that is on the device; its summed loss."""
+    def _run_backward(self, batch: Batch, epoch: int) -> StepSums:
+        """Add the gradients of a batch that is on the device; return its sums."""
         device, recipe, scaler = self._world.device, self._recipe, self._state.scaler
         images = self.normalize(batch.images.to(device))
         labels, weights, ids = (tensor.to(device) for tensor in (batch.labels, batch.weights, batch.ids))
@@ -168,7 +162,8 @@ class TrainStep:
         # DDP averages gradients over the W ranks: W / B makes them the mean over the global batch however
         # unequal the ranks' parts, and the passes of each, are.
         scaler.scale(summed * (self._world.workers / recipe.batch_size)).backward()  # type: ignore[no-untyped-call]
-        return summed.detach()
+        correct = ((logits.main.detach().argmax(dim=1) == labels) & (weights > 0)).sum()
+        return StepSums(summed.detach(), correct)
 
     def _copy_to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images, labels, weights and ids on the device."""
@@ -230,12 +225,11 @@ def compute_max_rank_batch(batch_size: int, lanes: int, workers: int) -> int:
     return min(batch_size, whole * own + min(own, math.ceil(rest / workers) + 1, rest))
 
 
-def _make_blank_batch(like: Batch, images: int) -> Batch:
-    """Black images of weight 0, of the size that `like` has; batch norms over maps of 1 x 1 need at least two."""
-    size = like.images.shape[-1]
+def make_blank_batch(images: int, size: int) -> Batch:
+    """Return black images of weight 0; batch norms over maps of 1 x 1 need at least two."""
     pixels = torch.zeros((images, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    whole = torch.zeros(images, dtype=torch.int64)
-    return Batch(pixels, whole, torch.zeros(images), whole)
+    zeros = torch.zeros(images, dtype=torch.int64)
+    return Batch(pixels, zeros, torch.zeros(images), zeros)
 
 
 def _duplicate_single_image(batch: Batch) -> Batch:

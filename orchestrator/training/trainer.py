@@ -1,460 +1,454 @@
-"""The training loop, top to bottom."""
+"""The trainer: one rank's attempt at a run, from its start to its outcome."""
 
 from __future__ import annotations
 
 import logging
 import math
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
+from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.redaction import redact
-from orchestrator.data import manifest as manifests
 from orchestrator.data import sample_audit, sampler
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.dataloader import Batch, BatchLoader
-from orchestrator.data.dataset import SampleReader
-from orchestrator.data.manifest import Manifest
+from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sampler import EpochOrder
-from orchestrator.recipe.lr_schedule import suggest_lower_lr
+from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.storage import file_io
-from orchestrator.training import attempts
+from orchestrator.training import attempts, datasets
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
+from orchestrator.training.callbacks.base import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.callbacks.profiler import Profiler, get_trace_path
+from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.stop_monitor import StopMonitor
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import (
-    LauncherContext,
-    Outcome,
-    TrainJob,
+from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
+from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
+from orchestrator.training.evaluator import Evaluator
+from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
+from orchestrator.training.run_dir import (
     get_attempts_dir,
     get_checkpoints_dir,
     get_final_weights_dir,
     get_outcome_path,
+    get_trace_path,
+    load_finished_outcome,
 )
-from orchestrator.training.delivered_samples import SampleTracker, gather_first_error
-from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import EpochMeter
-from orchestrator.training.evaluator import compute_read_metrics, compute_train_metrics, end_epoch
-from orchestrator.training.rank_sync import RankSyncResult, sync_ranks
-from orchestrator.training.run_context import RunContext
-from orchestrator.training.run_dir import load_finished_outcome
 from orchestrator.training.train_state import TrainState
-from orchestrator.training.train_step import TrainStep, compute_max_rank_batch
-from orchestrator.training.warm_start import load_pretrained
-
-
-def train_epochs(parts: RunContext) -> Outcome:
-    """Train to the last epoch, or until asked to stop or diverged. Every rank returns the same status.
-
-    Raises DataError, on every rank alike, when a rank cannot read its data or too many samples are broken.
-    """
-    job, state = parts.job, parts.state
-    metrics: dict[str, float] = {}
-    if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
-        # Resumed from between an epoch's last step and its validation.
-        metrics = end_epoch(parts, {})
-    while state.progress.epoch < job.recipe.epochs:
-        meter, epoch, traffic = (
-            EpochMeter(parts.world.device),
-            state.progress.epoch,
-            parts.train_loader.get_read_stats(),
-        )
-        ended = _run_epoch(parts, epoch, meter)
-        if ended is not None:
-            return ended
-        last = sync_ranks(parts, epoch, meter)
-        trained = compute_train_metrics(parts, meter, last.loss_sum, last.num_samples)
-        ended = _apply_sync_result(parts, last)
-        if ended is not None:
-            return ended
-        metrics = end_epoch(parts, trained | compute_read_metrics(parts, traffic))
-        if state.progress.epoch < job.recipe.epochs and not parts.launcher.should_continue():
-            return _stop_between_epochs(parts)
-    return _finish_training(parts, metrics)
-
-
-def _run_epoch(parts: RunContext, epoch: int, meter: EpochMeter) -> Outcome | None:
-    """The rest of an epoch; an Outcome when the run must end before it does."""
-    job, world, state = parts.job, parts.world, parts.state
-    recipe, cadence = job.recipe, job.cadence
-    order = EpochOrder(parts.train_shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
-    steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
-    batches = parts.train_loader.iter_training(
-        order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers
-    )
-    for batch in meter.time_batches(parts.sample_tracker.guard_batches(batches, len(steps))):
-        before = state.progress
-        meter.record_step(parts.train_step(batch), float(batch.weights.sum()))
-        parts.sample_tracker.record_batch(before, batch)
-        parts.watchdog.record_step()
-        # At the epoch's last step the pulse is its end's.
-        if state.progress.step % cadence.pulse_steps == 0 and state.progress.epoch == epoch:
-            found = sync_ranks(parts, epoch, meter)
-            ended = _apply_sync_result(parts, found)
-            if ended is not None:
-                return ended
-            if state.progress.step % cadence.log_steps < cadence.pulse_steps:  # a point was due since the last pulse
-                parts.journal_logger.log_step_metrics(
-                    state.progress,
-                    meter.compute_mean_since_last(found.loss_sum, found.num_samples),
-                    parts.learning_rate,
-                )
-    return None
-
-
-def _apply_sync_result(parts: RunContext, found: RankSyncResult) -> Outcome | None:
-    """Do what a pulse asks for; an Outcome when it asks for the end. Only here the state may be saved."""
-    samples = parts.state.progress.samples
-    if not math.isfinite(found.loss_sum):
-        return Outcome(status="diverged", message=_describe_divergence(parts), samples=samples)
-    if found.is_superseded:
-        return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
-    parts.journal_logger.log_recovery(parts.state.progress)
-    if found.should_stop:
-        parts.watchdog.acknowledge_stop()
-        if found.should_save and parts.world.is_rank_zero:
-            parts.checkpointer.save(parts.state)
-            parts.checkpointer.wait()
-        return Outcome(status="stopped", message="asked to stop", samples=samples)
-    if parts.world.is_rank_zero and (found.is_preempted or parts.checkpointer.is_due(samples)):
-        parts.checkpointer.save(parts.state)
-    if found.is_preempted:
-        parts.journal_logger.log_event("preempted", parts.state.progress)
-    return None
-
-
-def _stop_between_epochs(parts: RunContext) -> Outcome:
-    """The end between two epochs, from where the run could go on."""
-    if parts.world.is_rank_zero:
-        parts.checkpointer.save(parts.state)
-        parts.checkpointer.wait()
-    return Outcome(status="stopped", message="no more of it is wanted", samples=parts.state.progress.samples)
-
-
-def _finish_training(parts: RunContext, metrics: dict[str, float]) -> Outcome:
-    parts.checkpointer.wait()
-    if not has_finite_weights(parts.state.model):  # the last update's doing, equal on all ranks: no loss has shown it
-        return Outcome(status="diverged", message=_describe_divergence(parts), samples=parts.state.progress.samples)
-    return Outcome(status="finished", samples=parts.state.progress.samples, metrics=metrics)
-
-
-def has_finite_weights(model: nn.Module) -> bool:
-    """Whether no weight and no buffer is NaN or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-
-
-def _describe_divergence(parts: RunContext) -> str:
-    progress = parts.state.progress
-    return (
-        f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
-        f"{parts.learning_rate:g}: "
-        f"{suggest_lower_lr(parts.job.recipe.schedule, progress.epochs_done)}"
-    )
-
+from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
+from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 
 _log = logging.getLogger(__name__)
 
 
-def run_training(job: TrainJob, world: DistributedContext, context: LauncherContext) -> Outcome:
-    """Train `job` as rank `world.rank`; the outcome, which rank 0 also writes to the run's folder.
+def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherContext) -> Outcome:
+    """Train `job` as rank `world.rank`; return the outcome, which rank 0 also writes to the run's folder.
 
-    Causes that would only repeat (bad data, bad checkpoint, divergence, a wish to stop) are outcomes; whatever
-    else raises is kept as a traceback in the run's folder and raised on, so that the launcher tries again.
+    Causes that would only repeat (bad data, a bad checkpoint, divergence, a stop request) are outcomes. Any other
+    exception is written as a traceback to the run's folder and raised, so that the launcher retries.
     """
     torch.set_num_threads(job.threads)
     done = load_finished_outcome(job.folder)
     if world.broadcast_flag(done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(
-                f"rank {world.rank} does not see {redaction.redact(get_outcome_path(job.folder))}: is its "
-                "storage another one?"
+                f"rank {world.rank} does not see {redaction.redact(get_outcome_path(job.folder))}; mount the same "
+                "storage on every worker"
             )
         return done
     if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
-    attempt = _start_attempt(job, world)
-    recorder = JournalLogger(job, world, attempt)
-    dog = Watchdog(job.cadence.limits, partial(_record_stall, job, world, attempt), job.cadence.pulse_steps)
-    watch = StopMonitor(attempt, job.stop_flag, job.successor, dog.expect_stop) if world.is_rank_zero else None
-    try:
-        outcome = _run_to_outcome(job, world, context, attempt, recorder, dog, watch)
-        recorder.log_outcome(outcome)
-        if world.is_rank_zero and not attempt.is_superseded():
-            _write_outcome(job, outcome)
-        return outcome
-    except Exception as error:
-        recorder.log_crash(error)
-        _write_traceback(job, world, attempt, "", traceback.format_exc())
-        raise
-    finally:
-        dog.close()
-        if watch is not None:
-            watch.close()
-        recorder.close()
+    return Trainer(job, world, launcher, start_attempt(job, world)).run()
 
 
-def _run_to_outcome(
-    job: TrainJob,
-    world: DistributedContext,
-    context: LauncherContext,
-    attempt: Attempt,
-    recorder: JournalLogger,
-    dog: Watchdog,
-    watch: StopMonitor | None,
-) -> Outcome:
-    try:
-        outcome = _run_attempt(job, world, context, attempt, recorder, dog, watch)
-    except DataError as error:
-        outcome = Outcome(status="bad-data", message=str(error))
-    except CheckpointError as error:
-        outcome = Outcome(status="bad-checkpoint", message=str(error))
-    except NonFiniteError as error:  # in the average alone; weights themselves have been looked at
-        outcome = Outcome(status="diverged", message=str(error))
-    except ConfigError as error:  # what this device, or this machine, cannot do
-        outcome = Outcome(status="refused", message=str(error))
-    return outcome.model_copy(update={"attempt": attempt.number})
+class Trainer:
+    """One rank's attempt at a run; callbacks may read its attributes and must not change them.
 
+    Attributes:
+        job, world, launcher, attempt: the run, this rank, its launcher, the number of the attempt.
+        classes: names of the classes, by label.
+        state: weights, optimizer, average, progress and audit record.
+        train_step, train_loader, evaluator: the parts of the loop.
+        meter: sums of the epoch in progress.
+        learning_rate: of the next step.
+        initial_weights: the weights that a fresh run started from, if any.
+        skipped_checkpoints: newer checkpoints that could not be used, and why.
+    """
 
-def _run_attempt(
-    job: TrainJob,
-    world: DistributedContext,
-    context: LauncherContext,
-    attempt: Attempt,
-    recorder: JournalLogger,
-    dog: Watchdog,
-    watch: StopMonitor | None,
-) -> Outcome:
-    manifest = check_on_all_ranks(world, lambda: load_dataset_manifest(job, world))
-    counts = count_shard_samples(manifest, TRAIN_SPLIT)
-    steps = sampler.count_steps(sum(counts), job.recipe.batch_size)
-    state = states.create_initial_state(job.recipe, len(manifest.classes), steps, world.device)
-    blank = make_blank_batch(job)
-    stepper, micro_batch = _build_train_step(job, world, attempt, state, blank)
-    training, validation = check_on_all_ranks(world, lambda: build_dataloaders(job, manifest, world))
-    dog.set_slow_work_source(lambda: training.describe_decoding() + validation.describe_decoding())
-    resumed = resume_from_checkpoint(job, world, attempt, state)
-    loaded = None
-    if job.recipe.initial_weights and state.progress.samples == 0:
-        loaded = check_on_all_ranks(
-            world, lambda: load_pretrained(state.model, job.weights, job.recipe.initial_weights)
+    classes: tuple[str, ...]
+    state: TrainState
+    train_step: TrainStep
+    train_loader: BatchLoader
+    train_shard_samples: tuple[int, ...]
+    evaluator: Evaluator
+    meter: EpochMeter
+    sample_tracker: SampleTracker
+    checkpointer: Checkpointer
+    goodput: Goodput
+    best_checkpoint: BestCheckpoint | None = None  # rank 0's
+    initial_weights: LoadedWeights | None = None
+    skipped_checkpoints: list[str]
+
+    def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
+        self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
+        self.journal_logger = JournalLogger(job, world, attempt)
+        self.watchdog = Watchdog(job.cadence.limits, self._record_stall, job.cadence.pulse_steps)
+        self.stop_monitor: StopMonitor | None = None
+        self.callbacks: list[Callback] = [self.watchdog]
+        if world.is_rank_zero:
+            self.stop_monitor = StopMonitor(attempt, job.stop_flag, job.successor, self.watchdog.expect_stop)
+            self.callbacks.append(self.stop_monitor)
+        self.callbacks.append(self.journal_logger)
+        self._loaders = ExitStack()
+        self._had_preemption_notice = False  # a rank had one at the last sync; the same on all ranks
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        recipe, progress = self.job.recipe, self.state.progress
+        return compute_lr(recipe.schedule, progress.samples, progress.samples_per_epoch, recipe.epochs)
+
+    def notify(self, hook: str, *arguments: object) -> None:
+        """Call a hook of all callbacks in their order (see callbacks.base)."""
+        for callback in self.callbacks:
+            call_hook(callback, hook, self, *arguments)
+
+    def run(self) -> Outcome:
+        """Train to the run's end, or as far as this attempt comes; return the outcome."""
+        ended: Outcome | None = None
+        try:
+            outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
+            self.journal_logger.log_outcome(outcome)
+            if self.world.is_rank_zero and not self.attempt.is_superseded():
+                _write_outcome(self.job, outcome)
+            ended = outcome
+            return outcome
+        except Exception as error:
+            self.journal_logger.log_crash(error)
+            self._write_traceback("", traceback.format_exc())
+            raise
+        finally:
+            self._end(ended)
+
+    def _end(self, outcome: Outcome | None) -> None:
+        for callback in reversed(self.callbacks):
+            try:
+                call_hook(callback, "on_end", self, outcome)
+            except CallbackError as error:  # the outcome is written, or another error is on its way
+                _log.warning("%s", error)
+        self._loaders.close()
+
+    # ------------------------------------------------------------------ start
+    def _train_to_outcome(self) -> Outcome:
+        try:
+            self._build()
+            self.notify("on_start")
+            try:
+                outcome = self._train_epochs()
+            except DataError as error:  # the same on every rank
+                return Outcome(status="bad-data", message=str(error), samples=self.state.progress.samples)
+            if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
+                with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
+                    self._save_final_weights()
+            return outcome
+        except DataError as error:
+            return Outcome(status="bad-data", message=str(error))
+        except CheckpointError as error:
+            return Outcome(status="bad-checkpoint", message=str(error))
+        except NonFiniteError as error:  # in the average alone; the weights themselves were checked
+            return Outcome(status="diverged", message=str(error))
+        except ConfigError as error:  # what this device, or this machine, cannot do
+            return Outcome(status="refused", message=str(error))
+
+    def _build(self) -> None:
+        """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
+        job, world, recipe = self.job, self.world, self.job.recipe
+        manifest = world.check_on_all_ranks(lambda: datasets.load_manifest(job, world.workers))
+        self.classes = manifest.classes
+        self.train_shard_samples = datasets.count_shard_samples(manifest, datasets.TRAIN_SPLIT)
+        steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
+        self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
+        self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
+        self.train_step = self._build_train_step()
+        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.callbacks))
+        pin = world.device.type == "cuda"
+        self.train_loader, val_loader = world.check_on_all_ranks(
+            lambda: datasets.build_dataloaders(job, manifest, world.workers, pin=pin)
         )
-    if world.is_rank_zero:
-        attempt.record_resume(state.progress.samples)
-    goodput = Goodput(attempt, resumed.productive_seconds)
-    best = BestCheckpoint(job, manifest.classes, attempt, dog) if world.is_rank_zero else None
-    parts = RunContext(
-        job,
-        world,
-        context,
-        state,
-        stepper,
-        training,
-        validation,
-        counts,
-        count_shard_samples(manifest, VALIDATION_SPLIT),
-        SampleTracker(world, blank),
-        recorder,
-        Checkpointer(job, attempt, goodput, dog),
-        dog,
-        goodput,
-        watch,
-        best,
-    )
-    parts.checkpointer.mark_saved(state.progress.samples)
-    recorder.log_start(state.progress, world, resumed.skipped_checkpoints)
-    if loaded is not None:
-        recorder.log_event("weights", state.progress, loaded=loaded.describe(job.weights, manifest.classes))
-    if micro_batch != job.execution.micro_batch:
-        recorder.log_event("micro-batch", state.progress, images=float(micro_batch or 0))
-    try:
-        outcome = train_epochs(parts)
-    except DataError as error:  # the same on every rank
-        return Outcome(status="bad-data", message=str(error), samples=state.progress.samples)
-    finally:
-        stepper.close()
-        _wait_for_checkpoint(parts.checkpointer)
-        if best is not None:
-            best.wait()
-        training.close()
-        validation.close()
-    if outcome.status == "finished" and world.is_rank_zero and not attempt.is_superseded():
-        with dog.watch_phase("save", job.cadence.limits.save_seconds):
-            _save_final_weights(job, state, manifest.classes)
-    return outcome
-
-
-def _build_train_step(
-    job: TrainJob, world: DistributedContext, attempt: Attempt, state: TrainState, blank: Batch
-) -> tuple[TrainStep, int | None]:
-    """What makes the steps of a state that is not loaded yet, and the micro-batch that it came to."""
-    network = states.wrap_in_ddp(state.model, world.workers)
-    stepper = check_on_all_ranks(world, lambda: TrainStep(job.recipe, state, network, world, job.execution))
-    micro_batch = job.execution.micro_batch
-    if world.device.type == "cuda":
-        micro_batch = stepper.find_micro_batch(
-            blank, compute_max_rank_batch(job.recipe.batch_size, job.recipe.order.lanes, world.workers)
+        for loader in (self.train_loader, val_loader):
+            self._loaders.callback(loader.close)
+        self.watchdog.set_slow_work_source(
+            lambda: self.train_loader.describe_decoding() + val_loader.describe_decoding()
         )
-    if world.workers > 1:
-        stepper.warm_up_ddp(blank)
-    if job.execution.profile is not None and world.is_rank_zero:
-        url = get_trace_path(job.folder, attempt.number, world.rank)
-        stepper.profiler = Profiler(job.execution.profile, url, world.device)
-    return stepper, micro_batch
+        self.evaluator = Evaluator(
+            self.state.model,
+            len(manifest.classes),
+            val_loader,
+            datasets.count_shard_samples(manifest, datasets.VALIDATION_SPLIT),
+            self.train_step.normalize,
+            world,
+            recipe.max_bad_share,
+        )
+        productive_seconds = self._resume()
+        if recipe.initial_weights and self.state.progress.samples == 0:
+            self.initial_weights = world.check_on_all_ranks(
+                lambda: load_pretrained(self.state.model, job.weights, recipe.initial_weights)
+            )
+        if world.is_rank_zero:
+            self.attempt.record_resume(self.state.progress.samples)
+        self._add_callbacks(productive_seconds, user_callbacks)
 
+    def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
+        """Complete the callbacks, in the order that callbacks.base documents."""
+        job, world, attempt = self.job, self.world, self.attempt
+        self.goodput = Goodput(attempt, productive_seconds)
+        self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
+        added: list[Callback] = [self.checkpointer]
+        if world.is_rank_zero:
+            if job.execution.profile is not None:
+                url = get_trace_path(job.folder, attempt.number, world.rank)
+                added.insert(0, Profiler(job.execution.profile, url, world.device))
+            self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
+            added.append(self.best_checkpoint)
+        self.callbacks[-1:] = [*added, *user_callbacks, self.journal_logger]
 
-def _wait_for_checkpoint(saver: Checkpointer) -> None:
-    """Until a checkpoint under way is written; its error is not what the attempt ends with."""
-    try:
-        saver.wait()
-    except Exception as error:
-        _log.warning("the last checkpoint was not written: %s: %s", type(error).__name__, error)
+    def _build_train_step(self) -> TrainStep:
+        """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
+        job, world, recipe = self.job, self.world, self.job.recipe
+        network = states.wrap_in_ddp(self.state.model, world.workers)
+        train_step = world.check_on_all_ranks(lambda: TrainStep(recipe, self.state, network, world, job.execution))
+        if world.device.type == "cuda":
+            train_step.find_micro_batch(compute_max_rank_batch(recipe.batch_size, recipe.order.lanes, world.workers))
+        if world.workers > 1:
+            train_step.warm_up_ddp()
+        return train_step
 
+    def _resume(self) -> float:
+        """Load the newest complete checkpoint that counts, which rank 0 picks for all; return productive seconds."""
+        folder, device = get_checkpoints_dir(self.job.folder), str(self.world.device)
 
-def _save_final_weights(job: TrainJob, state: TrainState, classes: tuple[str, ...]) -> None:
-    averaged, raw = state.copy_final_weights()
-    weights.save(
-        get_final_weights_dir(job.folder), averaged, raw, job.recipe.to_dict(), classes, state.audit_record.to_dict()
-    )
+        def load() -> LoadedCheckpoint:
+            if not self.world.is_rank_zero:
+                return LoadedCheckpoint(None, {}, [])
+            is_stale = attempts.load_stale_checkpoint_check(self.job.folder)
+            return checkpoint_format.load_newest(folder, device, is_stale)
 
+        newest = self.world.check_on_all_ranks(load)
+        self.skipped_checkpoints = newest.skipped
+        # Only rank 0 contributes, so the sum is its choice on every rank.
+        own = _ResumePoint(0.0, 0.0, 0.0)
+        if newest.checkpoint is not None:
+            own = _ResumePoint(1.0, float(newest.checkpoint.samples), float(newest.checkpoint.attempt))
+        point = self.world.all_reduce_sums(own)
+        if not point.exists:
+            return 0.0
+        url = checkpoint_dir.make_checkpoint_url(folder, int(point.samples), int(point.attempt))
+        # A rank that does not see it must crash: to start at the beginning would train on other weights.
+        content = self.world.check_on_all_ranks(lambda: _load_matching_checkpoint(self.job, url, newest.state, device))
+        self.state.restore(content, redaction.redact(url))
+        return float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0))
 
-def _write_outcome(job: TrainJob, outcome: Outcome) -> None:
-    file_io.write_bytes(get_outcome_path(job.folder), outcome.to_json().encode())
-    if outcome.status == "finished":
-        # Only now: until the outcome is there, a restart needs them. What cannot be removed costs only space.
+    # ------------------------------------------------------------------ loop
+    def _train_epochs(self) -> Outcome:
+        """Train to the last epoch, or until stopped or diverged. Every rank returns the same status.
+
+        Raises DataError, on every rank alike, when a rank cannot read its data or too many samples are broken.
+        """
+        recipe, state = self.job.recipe, self.state
+        metrics: dict[str, float] = {}
+        if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
+            # Resumed between an epoch's last step and its validation.
+            metrics = self._end_epoch({})
+        while state.progress.epoch < recipe.epochs:
+            self.meter, epoch = EpochMeter(self.world.device), state.progress.epoch
+            read_before = self.train_loader.get_read_stats()
+            if (outcome := self._train_steps(epoch)) is not None:
+                return outcome
+            sync = replace(self._sync_ranks(epoch), is_epoch_end=True)
+            sums = sync.sums
+            trained = self.meter.compute_metrics(sums.loss, sums.samples, sums.correct, self.learning_rate)
+            if (outcome := self._apply_sync(sync)) is not None:
+                return outcome
+            read = compute_read_metrics(self.world, read_before, self.train_loader.get_read_stats())
+            metrics = self._end_epoch(trained | read)
+            if state.progress.epoch < recipe.epochs and not self.launcher.should_continue():
+                self.checkpointer.save_and_wait(self)
+                return self._make_outcome("stopped", "the launcher needs no more epochs")
+        return self._finish(metrics)
+
+    def _train_steps(self, epoch: int) -> Outcome | None:
+        """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
+        job, world, state = self.job, self.world, self.state
+        recipe = job.recipe
+        order = EpochOrder(self.train_shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+        steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
+        batches = self.train_loader.iter_training(
+            order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers
+        )
+        for batch in self.meter.time_batches(self.sample_tracker.guard_batches(batches, len(steps))):
+            before = state.progress
+            self.meter.record_step(self.train_step(batch), float(batch.weights.sum()))
+            self.sample_tracker.record_batch(before, batch)
+            self.notify("on_step_end")
+            # The sync of the epoch's last step is the one at its end.
+            if state.progress.step % job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
+                outcome = self._apply_sync(self._sync_ranks(epoch))
+                if outcome is not None:
+                    return outcome
+        return None
+
+    def _sync_ranks(self, epoch: int) -> SyncResult:
+        """Agree with the other ranks on what happened since the last sync; every rank must call it.
+
+        Only here the audit record covers all ranks, so only after it the state may be saved. Raises DataError, on
+        every rank alike, when a rank cannot read its data.
+        """
+        request = "go-on" if self.stop_monitor is None else self.stop_monitor.request
+        loss, correct = self.meter.read_sums()
+        report = SyncReport(
+            loss=loss,
+            samples=self.meter.weight,
+            correct=correct,
+            should_stop=request in ("stop", "save-and-stop"),
+            should_save=request == "save-and-stop",
+            is_superseded=request == "superseded",
+            has_preemption_notice=self.launcher.has_preemption_notice(),
+        )
+        sync = self.sample_tracker.sync_ranks(self.state.audit_record, epoch, report)
+        self.state.audit_record = sync.record
+        has_notice = sync.sums.has_preemption_notice > 0
+        is_preempted, self._had_preemption_notice = has_notice and not self._had_preemption_notice, has_notice
+        return replace(sync, is_preempted=is_preempted, error=self._find_bad_sample_error(epoch))
+
+    def _find_bad_sample_error(self, epoch: int) -> DataError | None:
+        job, record = self.job, self.state.audit_record
+        bad, samples = record.get_epoch(epoch).bad, self.state.progress.steps_per_epoch * job.recipe.batch_size
+        limit = sample_audit.compute_bad_limit(job.recipe.max_bad_share, samples)
+        if len(bad) <= limit:
+            return None
+        first = next(sample for sample in record.bad if sample.id == bad[0])
+        return DataError(
+            f"data: {redaction.redact(job.data)}: {len(bad)} of the {samples} images of epoch {epoch + 1} cannot be "
+            f"read, more than the {limit} that max_bad_share {job.recipe.max_bad_share:g} allows; the first: "
+            f"{first.key!r} at byte {first.offset} of {first.source}: {first.reason}"
+        )
+
+    def _apply_sync(self, sync: SyncResult) -> Outcome | None:
+        """Call the callbacks; return an outcome when the sync asks for the end. Raises the sync's DataError."""
+        self.notify("on_sync", sync)
+        if sync.error is not None:
+            raise sync.error
+        if not math.isfinite(sync.sums.loss):
+            return self._make_outcome("diverged", self._describe_divergence())
+        if sync.sums.is_superseded:
+            return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
+        if sync.sums.should_stop:
+            return self._make_outcome("stopped", "asked to stop")
+        return None
+
+    def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
+        """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
+        progress, cadence = self.state.progress, self.job.cadence
+        is_last = progress.epoch == self.job.recipe.epochs
+        bad = self.state.audit_record.get_epoch(progress.epoch - 1).bad
+        metrics = {"train/epoch": float(progress.epoch), "train/bad_samples": float(len(bad))} | trained
+        if is_last or progress.epoch % cadence.validate_epochs == 0:
+            with self.watchdog.watch_phase("evaluation", cadence.limits.evaluation_seconds):
+                metrics |= self._validate()
+        metrics["train/goodput"] = self.goodput.productive_share
+        self.notify("on_epoch_end", metrics)
+        self.launcher.report({"epoch": progress.epoch, "samples": progress.samples, **metrics})
+        return metrics
+
+    def _validate(self) -> dict[str, float]:
+        mean = self.state.average.mean
+        sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
+        total = sum(self.evaluator.shard_samples)
+        metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
+        for name, sums in sets.items():
+            metrics |= sums.compute_metrics(name)
+        return metrics
+
+    # ------------------------------------------------------------------ end
+    def _finish(self, metrics: dict[str, float]) -> Outcome:
+        self.checkpointer.wait()
+        if self.best_checkpoint is not None:
+            self.best_checkpoint.wait()
+        if not has_finite_weights(self.state.model):  # after the last update, equal on all ranks; no loss has shown it
+            return self._make_outcome("diverged", self._describe_divergence())
+        return self._make_outcome("finished").model_copy(update={"metrics": metrics})
+
+    def _make_outcome(self, status: OutcomeStatus, message: str = "") -> Outcome:
+        return Outcome(status=status, message=message, samples=self.state.progress.samples)
+
+    def _describe_divergence(self) -> str:
+        progress = self.state.progress
+        return (
+            f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
+            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+        )
+
+    def _save_final_weights(self) -> None:
+        averaged, raw = self.state.copy_final_weights()
+        url, recipe = get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
+        weights.save(url, averaged, raw, recipe, self.classes, self.state.audit_record.to_dict())
+
+    def _record_stall(self, cause: str, stacks: str) -> None:
+        """Record why this rank ends itself, for the next attempt."""
         with suppress(OSError):
-            file_io.remove(get_checkpoints_dir(job.folder))
+            self.attempt.record_stall(self.world.rank, f"rank {self.world.rank}: {cause}")
+        self._write_traceback("-stacks", stacks)
+
+    def _write_traceback(self, suffix: str, text: str) -> None:
+        name = f"attempt-{self.attempt.number:06d}-rank-{self.world.rank:05d}{suffix}.txt"
+        with suppress(OSError):  # the cause matters more than its record
+            file_io.write_bytes(file_io.join(self.job.folder, "tracebacks", name), redaction.redact(text).encode())
 
 
-def _record_stall(job: TrainJob, world: DistributedContext, attempt: Attempt, cause: str, stacks: str) -> None:
-    """Keep why this rank ends itself, for the attempt after it."""
-    with suppress(OSError):
-        attempt.record_stall(world.rank, f"rank {world.rank}: {cause}")
-    _write_traceback(job, world, attempt, "-stacks", stacks)
-
-
-def _write_traceback(job: TrainJob, world: DistributedContext, attempt: Attempt, kind: str, text: str) -> None:
-    name = f"attempt-{attempt.number:06d}-rank-{world.rank:05d}{kind}.txt"
-    with suppress(OSError):  # the cause is worth more than its record
-        file_io.write_bytes(file_io.join(job.folder, "tracebacks", name), redact(text).encode())
-
-
-def _start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
-    """This attempt, whose number rank 0 takes for all."""
-    taken = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
-    numbers = world.all_reduce_values([float(taken.number), taken.start_time] if taken is not None else [0.0, 0.0])
-    return taken or Attempt(get_attempts_dir(job.folder), int(numbers[0]), numbers[1])
-
-
-T = TypeVar("T")
-
-TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+def has_finite_weights(model: nn.Module) -> bool:
+    """Return whether no weight and no buffer is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 @dataclass(frozen=True)
-class ResumeInfo:
-    """Where an attempt goes on."""
+class _AttemptStart(RankSums):
+    """The attempt that rank 0 created; zeros on the other ranks."""
 
-    skipped_checkpoints: list[str]  # newer checkpoints that could not be used, and why
-    productive_seconds: float = 0.0  # seconds that led there
-
-
-def check_on_all_ranks(world: DistributedContext, check: Callable[[], T]) -> T:
-    """The check's result when it passes on every rank; else its error on every rank, so that none waits for another.
-
-    Raises what the check raised here, or as DataError what it raised on another rank.
-    """
-    error: DataError | CheckpointError | ConfigError | None = None
-    try:
-        result = check()
-    except (DataError, CheckpointError, ConfigError) as raised:
-        error = raised
-    if world.all_reduce_values([float(error is not None)])[0]:
-        told = gather_first_error(world, None if error is None else str(error))
-        raise error or DataError(told)
-    return result
+    number: float
+    start_time: float  # unix seconds
 
 
-def load_dataset_manifest(job: TrainJob, world: DistributedContext) -> Manifest:
-    """The manifest of the run's dataset. Raises DataError when it is another one, or cannot train this run."""
-    manifest = manifests.load(job.data, allow_elsewhere=job.allow_elsewhere)
-    if manifest.digest() != job.dataset_digest:
-        raise DataError(
-            f"data: {redaction.redact(job.data)}: its digest is {manifest.digest()}, the run was started on "
-            f"{job.dataset_digest}: the dataset changed; give the old one, or start anew with --new"
-        )
-    sampler.check_workers(
-        count_shard_samples(manifest, TRAIN_SPLIT), job.recipe.order.lanes, job.recipe.batch_size, world.workers
-    )
-    if manifest.count_samples(VALIDATION_SPLIT) == 0:
-        raise DataError(
-            f"data: {redaction.redact(job.data)}: its {VALIDATION_SPLIT} split is empty, so no error could ever be told"
-        )
-    return manifest
+@dataclass(frozen=True)
+class _ResumePoint(RankSums):
+    """The checkpoint that rank 0 chose; zeros on the other ranks, and when there is none."""
+
+    exists: float
+    samples: float
+    attempt: float
 
 
-def count_shard_samples(manifest: Manifest, split: str) -> tuple[int, ...]:
-    """Samples of each shard of a split."""
-    return tuple(shard.samples for shard in manifest.shards(split))
-
-
-def build_dataloaders(job: TrainJob, manifest: Manifest, world: DistributedContext) -> tuple[BatchLoader, BatchLoader]:
-    """For training and validation. Raises DataError when this process cannot use them."""
-    training = _build_dataloader(job, manifest, TRAIN_SPLIT, world)
-    training.check_config(job.recipe.order, job.recipe.augmentation, world.workers)
-    return training, _build_dataloader(job, manifest, VALIDATION_SPLIT, world)
-
-
-def make_blank_batch(job: TrainJob) -> Batch:
-    """Two black images of weight 0: batch norms over maps of 1 x 1 have nothing to go by with one."""
-    size = job.recipe.model.image_size
-    images = torch.zeros((2, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    return Batch(images, torch.zeros(2, dtype=torch.int64), torch.zeros(2), torch.zeros(2, dtype=torch.int64))
-
-
-def resume_from_checkpoint(job: TrainJob, world: DistributedContext, attempt: Attempt, state: TrainState) -> ResumeInfo:
-    """Load the newest complete checkpoint that counts, which rank 0 picks for all."""
-    folder, device = get_checkpoints_dir(job.folder), str(world.device)
-    saved: dict[str, Any] = {}
-    passed_over: list[str] = []
-    chosen = [0.0, 0.0, 0.0]
-    nothing = checkpoint_format.LoadedCheckpoint(None, {}, [])
-    void = attempts.load_stale_checkpoint_check(job.folder)
-    found = check_on_all_ranks(
-        world, lambda: checkpoint_format.load_newest(folder, device, void) if world.is_rank_zero else nothing
-    )
-    if world.is_rank_zero:
-        saved, passed_over = found.state, found.skipped
-        if found.checkpoint is not None:
-            chosen = [1.0, float(found.checkpoint.samples), float(found.checkpoint.attempt)]
-    # Only rank 0 contributes, so the sum is its choice on every rank.
-    resumed, samples, number = world.all_reduce_values(chosen)
-    if not resumed:
-        return ResumeInfo(passed_over)
-    url = checkpoint_format.make_checkpoint_url(folder, int(samples), int(number))
-    # A rank that does not see it must crash: to start at the beginning would train on other weights.
-    content = check_on_all_ranks(world, lambda: _load_matching_checkpoint(job, url, saved, device))
-    state.restore(content, redaction.redact(url))
-    return ResumeInfo(passed_over, float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0)))
+def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
+    """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
+    created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
+    own = _AttemptStart(created.number, created.start_time) if created is not None else _AttemptStart(0.0, 0.0)
+    start = world.all_reduce_sums(own)
+    return created or Attempt(get_attempts_dir(job.folder), int(start.number), start.start_time)
 
 
 def _load_matching_checkpoint(job: TrainJob, url: str, loaded: dict[str, Any], device: str) -> dict[str, Any]:
-    """The checkpoint at `url`, loaded already on rank 0, if it is of this recipe."""
+    """Return the checkpoint at `url`, which rank 0 has loaded. Raises CheckpointError when it is of another recipe."""
     saved = loaded or checkpoint_format.load(url, device)
     if saved.get("recipe") != job.recipe.to_dict():
         raise CheckpointError(f"{redaction.redact(url)}: is of another recipe; start anew with --new")
@@ -465,6 +459,9 @@ def _load_matching_checkpoint(job: TrainJob, url: str, loaded: dict[str, Any], d
     return saved
 
 
-def _build_dataloader(job: TrainJob, manifest: Manifest, split: str, world: DistributedContext) -> BatchLoader:
-    reader = SampleReader(job.data, manifest, split, job.reading)
-    return BatchLoader(reader, job.recipe.model.image_size, job.threads, pin=world.device.type == "cuda")
+def _write_outcome(job: TrainJob, outcome: Outcome) -> None:
+    file_io.write_bytes(get_outcome_path(job.folder), outcome.to_json().encode())
+    if outcome.status == "finished":
+        # A restart needs checkpoints until the outcome is written. What cannot be removed costs only space.
+        with suppress(OSError):
+            file_io.remove(get_checkpoints_dir(job.folder))

@@ -23,7 +23,7 @@ from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import commit, file_io, urls
 from orchestrator.storage.file_io import StorageError
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 
 SAFETENSORS_SUFFIX = ".safetensors"
 MAX_NAMES_SHOWN = 4  # layers, or class names, in a text

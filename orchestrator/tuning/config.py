@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.ray_backend.run_spec import JobConfig
 from orchestrator.recipe.config import Recipe
@@ -19,7 +19,7 @@ from orchestrator.tuning.trial import MetricName
 CHANCE_LEVEL_EPOCHS = 6
 
 SamplerKind = Literal["tpe", "random", "grid"]
-SchedulerKind = Literal["asha", "median", "pbt", "none"]
+SchedulerKind = Literal["asha", "median", "none"]
 
 
 class SearchConfig(Config):
@@ -33,8 +33,7 @@ class SearchConfig(Config):
     )
     scheduler: SchedulerKind = Field(
         "asha",
-        description="which trials are ended early: asha (successive halving) | median (worse than the median) | pbt "
-        "(the worst take over the weights of the best with another schedule) | none",
+        description="which trials are ended early: asha (successive halving) | median (worse than the median) | none",
     )
     metric: MetricName = Field("top1_error", description="validation error that trials are compared by")
     seed: int = Field(0, ge=0, description="of the choice of trials; those of training are the recipe's")
@@ -45,24 +44,12 @@ class SearchConfig(Config):
         "batch norm at least 6, or a quarter",
     )
     reduction: float = Field(3.0, gt=1, le=100, description="asha: one in so many trials goes on from each rung")
-    share_prefixes: bool = Field(
-        True,
-        description="grid: a trial begins with the weights of an earlier one as far as their schedules say the same; "
-        "no result depends on it",
-    )
-    interval_epochs: int | None = Field(
-        None, ge=1, description="pbt: epochs between looks at the population; by default a sixth of the recipe's"
-    )
 
     def get_grace_epochs(self, recipe: Recipe) -> int:
         """Epochs that no trial of the recipe is ended before."""
         ninth, quarter = max(1, round(recipe.epochs / 9)), max(1, round(recipe.epochs / 4))
         at_chance = isinstance(recipe.model, GoogLeNetConfig) and not recipe.model.batch_norm
         return self.grace_epochs or (max(ninth, min(quarter, CHANCE_LEVEL_EPOCHS)) if at_chance else ninth)
-
-    def get_interval_epochs(self, epochs: int) -> int:
-        """Epochs between two looks at a population."""
-        return self.interval_epochs or max(1, round(epochs / 6))
 
 
 class BudgetConfig(Config):
@@ -76,7 +63,7 @@ class BudgetConfig(Config):
 class TuneJob(JobConfig):
     """What the command line of tune.py sets."""
 
-    search: Annotated[SearchConfig, tyro.conf.arg(name="")] = SearchConfig()
+    search: Annotated[SearchConfig, Flag(name="")] = SearchConfig()
     budget: BudgetConfig = BudgetConfig()
     repeats: int = Field(
         0,
@@ -88,26 +75,15 @@ class TuneJob(JobConfig):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         epochs = self.recipe.epochs
-        for name in ("grace_epochs", "interval_epochs"):
-            value = getattr(self.search, name)
-            if value is not None and value > epochs:
-                raise ValueError(f"{name} {value} is refused: more than epochs ({epochs}); lower it")
-        if self.search.scheduler == "pbt" and self.budget.trials < 4:
-            raise ValueError(
-                f"budget.trials {self.budget.trials} is refused: a population for scheduler pbt has at least 4"
-            )
+        grace = self.search.grace_epochs
+        if grace is not None and grace > epochs:
+            raise ValueError(f"grace_epochs must be at most epochs ({epochs}), got {grace}; lower it")
         if self.cadence.validate_epochs > self.search.get_grace_epochs(self.recipe) and self.search.scheduler != "none":
             raise ValueError(
                 f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a trial may be ended after "
                 f"{self.search.get_grace_epochs(self.recipe)} epochs, when it would not have been "
                 "validated yet; lower it, or "
                 "raise grace_epochs"
-            )
-        interval = self.search.get_interval_epochs(epochs)
-        if self.search.scheduler == "pbt" and interval % self.cadence.validate_epochs:
-            raise ValueError(
-                f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a population meets every "
-                f"{interval} epochs, and needs a score there; give one that divides interval_epochs"
             )
         if self.placement.min_workers is not None:
             raise ValueError(

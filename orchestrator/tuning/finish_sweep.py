@@ -81,7 +81,7 @@ def build_next_command(destination: Destination, weights: str, winner: RecipeFil
 def describe_spent(explored: SweepResult) -> str:
     """Return how much was trained, and which flag a sweep that used up its budget needs for more."""
     trials, epochs = explored.trials, explored.plan.base.epochs
-    trained = sum(trial.own_epochs for trial in trials)
+    trained = sum(trial.trained_epochs for trial in trials)
     left = get_unfinished(trials)
     rest = f"; {len(left)} can resume: {explored.stop_reason}" if left and explored.stop_reason else ""
     if not left and _has_more(explored):
@@ -91,9 +91,9 @@ def describe_spent(explored: SweepResult) -> str:
 
 
 def _has_more(explored: SweepResult) -> bool:
-    """Return whether a larger budget of trials would try more; a population keeps its size."""
+    """Return whether a larger budget of trials would try more."""
     plan, search, most = explored.plan, explored.plan.job.search, explored.plan.job.budget.trials
-    if search.scheduler == "pbt" or len(explored.trials) < most:
+    if len(explored.trials) < most:
         return False
     return search.sampler != "grid" or len(list_grid(plan.space, plan.base)) > most
 
@@ -181,7 +181,7 @@ def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tr
     run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.job.search.metric
     now, score = time.time(), best.get_score(metric) if best is not None else None
     points = {"sweep/trials": float(len(explored.trials))}
-    points["sweep/epochs"] = float(sum(trial.own_epochs for trial in explored.trials))
+    points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))
     if score is not None:
         points[f"sweep/best_{metric}"] = score
     step = int(points["sweep/epochs"])  # a sweep that goes on has a later one

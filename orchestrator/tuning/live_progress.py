@@ -12,7 +12,6 @@ from rich.table import Table
 from orchestrator.monitor.formatting import format_number
 from orchestrator.monitor.live_table import LiveTable
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.lr_schedule import AnySchedule, Segments
 from orchestrator.tuning.trial import MetricName, Trial
 
 MAX_ROWS = 30  # in a terminal; of more trials the best and those under way are shown
@@ -75,17 +74,9 @@ def _get_error(trial: Trial, metric: MetricName) -> float:
 
 
 def format_schedule(recipe: Recipe) -> str:
-    """A recipe's schedule in a few words."""
-    found = recipe.schedule
-    if not isinstance(found, Segments):
-        return _format_plain_schedule(found)
-    last = found.segments[-1]
-    return f"{len(found.segments)} segments, from {last.from_epoch:g} {_format_plain_schedule(last.schedule)}"
-
-
-def _format_plain_schedule(found: AnySchedule) -> str:
-    words: list[str] = [found.kind]
-    for name, value in found:
+    """Return a recipe's schedule in a few words."""
+    words: list[str] = [recipe.schedule.kind]
+    for name, value in recipe.schedule:
         if name != "kind" and not isinstance(value, str) and value:
             words.append(f"{_SHORT_NAMES.get(name, name)} {value:.3g}")
     return " ".join(words)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion, format_value
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.lr_schedule import get_schedule_at
 from orchestrator.tuning.space import Dimension, Scalar, Space, load_space
 
 _KIND_PATH = "schedule.kind"
@@ -22,7 +21,7 @@ _CROP_AREAS = ((0.08, 1.0), (0.2, 1.0), (0.4, 1.0), (0.6, 1.0), (0.8, 1.0))
 
 def build_schedule_space(base: Recipe) -> Space:
     """Kind of the schedule, its rate within a factor of 10, warm-up, and what each kind has of its own."""
-    rate, epochs = get_schedule_at(base.schedule, 0.0).base_rate, base.epochs
+    rate, epochs = base.schedule.base_rate, base.epochs
     steps: dict[str, tuple[Scalar, ...]] = {_KIND_PATH: ("step", "exponential")}
     # The paper's 4% every 8 of 250 epochs is among them, and a tenth every third of training, as AlexNet's.
     decay_epochs = Dimension(low=_round_number(epochs / 32), high=_round_number(epochs / 2), log=True, when=steps)
@@ -60,10 +59,10 @@ def build_regularization_space(base: Recipe) -> Space:
 
 def build_rate_space(base: Recipe) -> Space:
     """The rate alone, within a factor of 10, under the schedule that the recipe has."""
-    plain = get_schedule_at(base.schedule, 0.0)
     # A schedule that ends at a rate of its own cannot start below it.
-    lowest = max(_get_lowest_rate(plain.base_rate), getattr(plain, "final_rate", 0.0))
-    return Space(dimensions={"schedule.base_rate": _make_rate_dimension(plain.base_rate, lowest)})
+    schedule = base.schedule
+    lowest = max(_get_lowest_rate(schedule.base_rate), getattr(schedule, "final_rate", 0.0))
+    return Space(dimensions={"schedule.base_rate": _make_rate_dimension(schedule.base_rate, lowest)})
 
 
 SPACES: dict[str, Callable[[Recipe], Space]] = {

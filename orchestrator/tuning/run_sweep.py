@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config import redaction
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
-from orchestrator.data import sampler
-from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
@@ -24,17 +20,13 @@ from orchestrator.scheduler import run_plan
 from orchestrator.scheduler.capacity import CapacityMonitor, make_slot_counter
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
-from orchestrator.training.config import Cadence, get_checkpoints_dir, get_marks_dir
-from orchestrator.tuning import ray_tune, samplers, sharing
+from orchestrator.tuning import ray_tune, samplers
 from orchestrator.tuning.config import SearchConfig, TuneJob
 from orchestrator.tuning.live_progress import SweepProgress
-from orchestrator.tuning.population import PopulationBasedTraining
-from orchestrator.tuning.space import Space, build_recipe, list_grid
+from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
 from orchestrator.tuning.trial import State, Trial
-from orchestrator.tuning.trial_store import ForkPoint, TrialStore
-
-CHECKPOINT_WAIT_SECONDS = 15.0  # for a checkpoint that was begun with the epoch that ends at a meeting
+from orchestrator.tuning.trial_store import TrialStore
 
 _TRACKER_STATUS: dict[State, FinalStatus] = {
     "finished": "FINISHED",
@@ -57,8 +49,8 @@ class SweepPlan:
     @property
     def name(self) -> str:
         """Name of the sweep and of its folder. Budgets are no part of it: more of one goes on."""
-        # The space counts by its content, not by the name of its file; sharing changes no result.
-        search = self.job.search.model_dump(exclude={"space", "share_prefixes"})
+        # The space counts by its content, not by the name of its file. Names of older sweeps have interval_epochs.
+        search = {**self.job.search.model_dump(exclude={"space"}), "interval_epochs": None}
         about = compute_fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
         return f"{self.base.name}-sweep-{about}"
 
@@ -79,17 +71,13 @@ def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held
     """Train the trials that are not done; all of them. The caller holds the lease and has opened the run of `key`."""
     job, base = planned.job, planned.base
     destination = session.destination.model_copy(update={"storage": folder})
-    cadence = _build_cadence(planned, session)
-    epoch_samples = _get_epoch_samples(planned, session)
-    shared = sharing.PrefixSharing(_list_recipes(planned), base)
 
     def spec_of(recipe: Recipe) -> RunSpec:
-        marks = tuple(epoch * epoch_samples for epoch in shared.get_mark_epochs(recipe))
         return RunSpec(
             recipe=recipe,
             placement=job.placement,
             destination=destination,
-            cadence=cadence.model_copy(update={"marks": marks}),
+            cadence=job.cadence,
             dataset_digest=planned.dataset_digest,
             weights=job.weights and urls.require_absolute(job.weights, "weights"),
         )
@@ -107,12 +95,11 @@ def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held
             gpus=session.gpus,
             is_stop_requested=session.interruption.event.is_set,
             count_slots=lambda: _count_slots(supply.slots, job),
-            find_fork_point=partial(_find_fork_point, shared, spec_of, epoch_samples),
         )
         ledger = TrialStore(folder)
         entries = ledger.load_trials(lambda recipe: spec_of(recipe).folder)
         sampler = samplers.make_sampler(job.search.sampler, planned.space, base, job.search.metric, job.search.seed)
-        sweep = Sweep(terms, ledger, entries, sampler, _TrialTracker(session, key), _make_population(job, spec_of))
+        sweep = Sweep(terms, ledger, entries, sampler, _TrialTracker(session, key))
         done = sum(entry.trial.is_terminal for entry in entries)
         before = f", {done} of {len(entries)} begun ones are done already" if entries else ""
         session.print_line(
@@ -169,11 +156,11 @@ def _get_max_failures(job: TuneJob) -> int:
 
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
-    """Trials at once. Raises cluster.ClusterError when the cluster holds fewer than were asked for."""
+    """Trials at once. Raises launch_errors.ClusterError when the cluster holds fewer than were asked for."""
     holds = run_plan.count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
     asked = job.placement.at_once
     if asked is not None and asked > max(1, holds):
-        raise cluster.ClusterError(
+        raise launch_errors.ClusterError(
             f"placement.at_once: {asked} is refused: the cluster holds {holds} trials of {job.placement.workers} "
             f"workers at once; lower it, or leave it out"
         )
@@ -187,69 +174,6 @@ def _count_slots(workers: int, job: TuneJob) -> int:
     # One more than fit keeps the process of a trial that ends, unless it would find room to begin.
     fits = job.placement.workers > 1 or (asked is not None and asked < holds)
     return min(asked or holds, holds) - (STAGED_TRIALS if fits else 0)
-
-
-def _build_cadence(planned: SweepPlan, session: Session) -> Cadence:
-    """How often trials save: those of a population at each of its looks, and they keep it all."""
-    job = planned.job
-    if job.search.scheduler != "pbt":
-        return job.cadence
-    interval = job.search.get_interval_epochs(planned.base.epochs)
-    return job.cadence.model_copy(
-        update={
-            "checkpoint_samples": interval * _get_epoch_samples(planned, session),
-            "keep_checkpoints": max(job.cadence.keep_checkpoints, planned.base.epochs // interval + 2),
-        }
-    )
-
-
-def _get_epoch_samples(planned: SweepPlan, session: Session) -> int:
-    steps = sampler.count_steps(session.manifest.count_samples("train"), planned.base.batch_size)
-    return steps * planned.base.batch_size
-
-
-def _list_recipes(planned: SweepPlan) -> list[Recipe]:
-    """The recipes of all trials, where that is known before any was tried and they may share their training."""
-    search = planned.job.search
-    if search.sampler != "grid" or search.scheduler == "pbt" or not search.share_prefixes:
-        return []
-    found = list_grid(planned.space, planned.base)[: planned.job.budget.trials]
-    return [build_recipe(planned.base, assignment) for assignment in found]
-
-
-def _find_fork_point(
-    shared: sharing.PrefixSharing,
-    spec_of: Callable[[Recipe], RunSpec],
-    epoch_samples: int,
-    recipe: Recipe,
-    trials: Sequence[Trial],
-) -> ForkPoint | None:
-    """What a new trial may begin with: a checkpoint that an earlier one has kept."""
-    for trial, epoch in shared.find_origins(recipe, trials):
-        samples = epoch * epoch_samples
-        kept = checkpoint_dir.iter_committed_checkpoints(get_marks_dir(spec_of(trial.recipe).folder))
-        if any(place.samples == samples for place in kept):
-            return ForkPoint(trial=trial.number, samples=samples, epoch=epoch)
-    return None
-
-
-def _make_population(job: TuneJob, spec_of: Any) -> PopulationBasedTraining | None:
-    if job.search.scheduler != "pbt":
-        return None
-
-    def saved(trial: Trial, epoch: int) -> int | None:
-        reached = next((one.samples for one in trial.epochs if one.epoch == epoch), None)
-        folder = get_checkpoints_dir(spec_of(trial.recipe).folder)
-        deadline = time.monotonic() + CHECKPOINT_WAIT_SECONDS
-        while not any(place.samples == reached for place in checkpoint_dir.iter_committed_checkpoints(folder)):
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(0.2)
-        return reached
-
-    return PopulationBasedTraining(
-        job.search.metric, job.search.get_interval_epochs(job.recipe.epochs), job.search.seed, saved
-    )
 
 
 def _make_scheduler(search: SearchConfig, base: Recipe) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -14,8 +14,8 @@ from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Assignment, EpochResult, MetricName, State, Trial
-from orchestrator.tuning.trial_run import Fork, TrialReport, TrialTask
-from orchestrator.tuning.trial_store import ForkPoint, StoredTrial, TrialEnd, TrialRecord, TrialStore, sort_for_resume
+from orchestrator.tuning.trial_run import TrialReport, TrialTask
+from orchestrator.tuning.trial_store import StoredTrial, TrialEnd, TrialRecord, TrialStore, sort_for_resume
 
 # A trial that waits for a place keeps the process of one that ends: Tune would end it else.
 STAGED_TRIALS = 1
@@ -29,15 +29,6 @@ class StopDecision:
     ask_scheduler: bool = True
 
 
-@dataclass(frozen=True)
-class Replacement:
-    """A trial that takes over another one's weights and goes on differently."""
-
-    assignment: Assignment
-    recipe: Recipe
-    origin: ForkPoint
-
-
 class TrialObserver(Protocol):
     """Who is told of trials; called from one thread."""
 
@@ -46,16 +37,6 @@ class TrialObserver(Protocol):
 
     def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
         """A trial began, reported or ended."""
-
-
-class PopulationPolicy(Protocol):
-    """Decides, when all trials have come to the same epoch, which of them others take the places of."""
-
-    def is_exploit_epoch(self, epoch: int, epochs: int) -> bool:
-        """Whether the trials wait for each other after that epoch, of so many."""
-
-    def choose_replacements(self, trials: Sequence[Trial], epoch: int) -> Mapping[int, Replacement]:
-        """By number, what goes on instead of a trial, now that all are at that epoch."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +52,6 @@ class SweepContext:
     gpus: float  # of each worker
     count_slots: Callable[[], int]  # trials that the cluster holds at once, now
     is_stop_requested: Callable[[], bool]  # a person wants the end
-    # What a new trial of this recipe begins with, of those so far; None: with nothing.
-    find_fork_point: Callable[[Recipe, Sequence[Trial]], ForkPoint | None] = lambda recipe, trials: None
 
 
 class Sweep:
@@ -85,18 +64,15 @@ class Sweep:
         entries: Sequence[StoredTrial],
         sampler: Sampler,
         watcher: TrialObserver,
-        population: PopulationPolicy | None = None,
     ) -> None:
         """entries: what the ledger holds from earlier drivers."""
         self._context, self._store, self._sampler, self._observer = terms, ledger, sampler, watcher
-        self._population = population
         self._lock = threading.Lock()
         self._records = {entry.record.number: entry.record for entry in entries}
         self._trials = {entry.record.number: entry.trial for entry in entries}
         self._resumable = [
             entry for entry in sort_for_resume(entries) if not entry.trial.is_terminal or entry.trial.epochs
         ]
-        self._pending_members: list[TrialRecord] = []  # members of a population that go on from its last meeting
         self._exhausted = False
         self._active_numbers: set[int] = set()  # to the study, and not over
         self._last_reports: dict[int, TrialReport] = {}
@@ -125,19 +101,10 @@ class Sweep:
             return None
         if len(self._active_numbers) >= self._context.count_slots() + STAGED_TRIALS:
             return "later"
-        while self._resumable:
-            entry = self._resumable.pop(0)
-            if not self._is_waiting(entry.trial):
-                return self._make_task(entry.record)
-        if (record := self._suggest_trial()) is not None:
-            return self._make_task(record)
-        if self._population is None:
-            return None
-        if not self._pending_members and not self._active_numbers:
-            self._pending_members = self._exploit_population(self._population)
-        if self._pending_members:
-            return self._make_task(self._pending_members.pop(0))
-        return "later" if self._active_numbers else None
+        if self._resumable:
+            return self._make_task(self._resumable.pop(0).record)
+        record = self._suggest_trial()
+        return None if record is None else self._make_task(record)
 
     def on_trial_started(self, number: int) -> None:
         """An actor has begun a trial."""
@@ -155,18 +122,13 @@ class Sweep:
         trial = self._trials[number]
         if trial.is_terminal or report.state != "running":
             return StopDecision(ask_scheduler=False)
-        if self._is_over():
-            return StopDecision(should_stop=True)
-        return StopDecision(should_stop=not report.again and self._is_waiting(trial))
+        return StopDecision(should_stop=self._is_over())
 
     def on_trial_ended(self, number: int, error: str | None) -> None:
         """A trial is over."""
         self._active_numbers.discard(number)
         if self._trials[number].is_terminal:  # it was only told again
             self._observer.on_trial_changed(self._trials[number], self._get_spec(number))
-            return
-        if error is None and not self._is_over() and self._is_waiting(self._trials[number]):
-            self._update_trial(number, state="waiting", reason="")
             return
         state, reason = self._decide_state(number, error)
         self._update_trial(number, state=state, reason=reason)
@@ -192,75 +154,35 @@ class Sweep:
                 self._stop_reason = (
                     f"--budget.hours {budget.hours:g} is used up; rerun the same command, or set a larger one"
                 )
-            spent = sum(trial.own_epochs for trial in self._trials.values())
+            spent = sum(trial.trained_epochs for trial in self._trials.values())
             if budget.epochs is not None and spent >= budget.epochs:
                 self._stop_reason = f"--budget.epochs {budget.epochs:g} is used up; set a larger one"
         return bool(self._stop_reason) or self._context.is_stop_requested()
 
     def _suggest_trial(self) -> TrialRecord | None:
         """A new trial; None when there are as many as there will be."""
-        planned = sum(record.replaces is None for record in self._records.values())
-        if self._exhausted or planned >= self._context.budget.trials:
+        if self._exhausted or len(self._records) >= self._context.budget.trials:
             return None
         assignment = self._sampler.suggest(self.trials)
         if assignment is None:
             self._exhausted = True
             return None
-        recipe = build_recipe(self._context.base, assignment)
-        return self._add_trial(assignment, recipe, self._context.find_fork_point(recipe, self.trials))
+        return self._add_trial(assignment, build_recipe(self._context.base, assignment))
 
-    def _is_waiting(self, trial: Trial) -> bool:
-        """Whether a trial waits for the other members of its population: none of them has gone farther."""
-        epoch = trial.trained_epochs
-        if (
-            self._population is None
-            or trial.is_terminal
-            or not self._population.is_exploit_epoch(epoch, trial.recipe.epochs)
-        ):
-            return False
-        if trial.inherited_epochs >= epoch:  # it came from that meeting
-            return False
-        return all(other.is_terminal or other.trained_epochs <= epoch for other in self._trials.values())
-
-    def _exploit_population(self, population: PopulationPolicy) -> list[TrialRecord]:
-        """All members have come to the same epoch: some end, others take their places, and the rest goes on."""
-        live = [trial for trial in self.trials if not trial.is_terminal]
-        late = sorted((trial for trial in live if not self._is_waiting(trial)), key=lambda trial: trial.trained_epochs)
-        behind = [self._records[trial.number] for trial in late]
-        if behind or not live:  # of an earlier driver
-            return behind
-        epoch = live[0].trained_epochs
-        replaced = {record.replaces for record in self._records.values()}
-        going = []
-        for number, one in population.choose_replacements(self.trials, epoch).items():
-            if number not in replaced:
-                going.append(self._add_trial(one.assignment, one.recipe, one.origin, number))
-            if not self._trials[number].is_terminal:
-                reason = f"another took its place at epoch {epoch}, with the weights of a better one"
-                self._store.write_end(number, TrialEnd(state="pruned", reason=reason))
-                self._update_trial(number, state="pruned", reason=reason)
-        # Those that follow come first: who they take weights over from may finish soon, and keeps none then.
-        return [*going, *(self._records[trial.number] for trial in live if not self._trials[trial.number].is_terminal)]
-
-    def _add_trial(
-        self, assignment: Assignment, recipe: Recipe, origin: ForkPoint | None, replaces: int | None = None
-    ) -> TrialRecord:
+    def _add_trial(self, assignment: Assignment, recipe: Recipe) -> TrialRecord:
         number = len(self._records) + 1
         named = recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"})
-        record = TrialRecord(number=number, assignment=dict(assignment), recipe=named, origin=origin, replaces=replaces)
+        record = TrialRecord(number=number, assignment=dict(assignment), recipe=named)
         self._store.add_trial(record)
         self._records[number] = record
         with self._lock:
-            self._trials[number] = Trial(number, record.assignment, named, inherited_epochs=record.inherited_epochs)
+            self._trials[number] = Trial(number, record.assignment, named)
         self._observer.on_trial_added(self._get_spec(number))
         return record
 
     def _make_task(self, record: TrialRecord) -> TrialTask:
         self._active_numbers.add(record.number)
-        terms, fork = self._context, None
-        if record.origin is not None:
-            origin = self._records[record.origin.trial]
-            fork = Fork(folder=terms.make_spec(origin.recipe).folder, samples=record.origin.samples)
+        terms = self._context
         return TrialTask(
             number=record.number,
             spec=terms.make_spec(record.recipe).redact_tracking(),
@@ -269,7 +191,6 @@ class Sweep:
             successor=terms.successor,
             gpus=terms.gpus,
             ended=self._trials[record.number].is_terminal,
-            fork=fork,
         )
 
     def _get_spec(self, number: int) -> RunSpec:

@@ -45,7 +45,6 @@ class Trial:
     state: State = "waiting"
     reason: str = ""  # of an end other than finished
     epochs: tuple[EpochResult, ...] = field(default=())  # those reported so far, ascending
-    inherited_epochs: int = 0  # its first epochs, which the trial was trained for whose weights it took over
 
     @property
     def name(self) -> str:
@@ -71,11 +70,6 @@ class Trial:
     def trained_epochs(self) -> int:
         """Epochs that it has come to."""
         return self.epochs[-1].epoch if self.epochs else 0
-
-    @property
-    def own_epochs(self) -> int:
-        """Epochs that it was trained for itself."""
-        return max(0, self.trained_epochs - self.inherited_epochs)
 
     @property
     def seconds(self) -> float:

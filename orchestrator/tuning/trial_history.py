@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from orchestrator.tuning.trial import EpochResult
 
 

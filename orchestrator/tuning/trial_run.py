@@ -32,13 +32,6 @@ _STATE_BY_STATUS: dict[OutcomeStatus, State] = {
 }
 
 
-class Fork(Config):
-    """A checkpoint that a trial begins from, instead of training its first epochs again."""
-
-    folder: str = Field(description="URL of the folder of the run that has it")
-    samples: int = Field(ge=1)
-
-
 class TrialTask(Config):
     """One trial for the actor that trains it; travels as JSON."""
 
@@ -49,7 +42,6 @@ class TrialTask(Config):
     successor: str
     gpus: float = Field(ge=0, description="of each worker")
     ended: bool = Field(False, description="how it ended stands: it is told again and not trained")
-    fork: Fork | None = None
 
 
 class TrialReport(Config):

@@ -34,27 +34,12 @@ class TrialStoreError(ConfigError):
     """The ledger of a sweep cannot be used; the message names the file."""
 
 
-class ForkPoint(Config):
-    """Where a trial's first epochs come from: it shares them with another one, and takes over its weights."""
-
-    trial: int = Field(ge=1)
-    samples: int = Field(ge=1, description="of the checkpoint that is taken over")
-    epoch: int = Field(ge=1)
-
-
 class TrialRecord(Config):
     """What a trial is."""
 
     number: int = Field(ge=1)
     assignment: dict[str, Any]
     recipe: Recipe
-    origin: ForkPoint | None = None
-    replaces: int | None = Field(None, ge=1, description="the trial whose place in a population it takes")
-
-    @property
-    def inherited_epochs(self) -> int:
-        """Epochs that it was not trained for itself."""
-        return 0 if self.origin is None else self.origin.epoch
 
 
 class TrialEnd(Config):
@@ -108,9 +93,7 @@ class TrialStore:
             ended = f"{number:04d}.ended.json" in names
             end = self._read_config(TrialEnd, number, ".ended") if ended else TrialEnd(state="waiting")
             epochs = trial_history.read_epochs(folder_of(record.recipe))
-            trial = Trial(
-                number, record.assignment, record.recipe, end.state, end.reason, epochs, record.inherited_epochs
-            )
+            trial = Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
             return StoredTrial(record, trial)
 
         with ThreadPoolExecutor(_READ_THREADS, "ledger") as pool:

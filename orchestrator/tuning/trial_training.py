@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.ray_backend import ray_trainer, worker_prestart
-from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
-from orchestrator.training import distributed, fork, run_dir, trainer
-from orchestrator.training.config import LauncherContext, Outcome, get_checkpoints_dir
+from orchestrator.training import distributed, run_dir, trainer
+from orchestrator.training.config import LauncherContext, Outcome
 from orchestrator.tuning import trial_history
 from orchestrator.tuning.trial_run import TrialTask
 
@@ -25,9 +23,6 @@ JOURNAL_POLL_SECONDS = 0.5  # between looks into the journal of a run whose work
 def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
     """Train a trial's run, or what is left of it: in this process where it has one worker, else by Ray Train."""
     spec = task.spec
-    if task.fork is not None and not _has_started(spec):
-        # Where that checkpoint is gone, all is trained from the start: the recipe says it whole.
-        fork.fork_run(task.fork.folder, spec.folder, spec.recipe, task.fork.samples)
     if spec.placement.workers > 1:
         return _train_with_workers(task, context)
     device = torch.device("cuda", 0) if task.gpus > 0 else torch.device("cpu")
@@ -36,13 +31,6 @@ def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
         torch.backends.cudnn.allow_tf32 = True
     return trainer.run_training(
         spec.build_train_job(task.stop_flag, task.successor), distributed.get_context(device), context
-    )
-
-
-def _has_started(spec: RunSpec) -> bool:
-    """Whether the run has something to go on from, or is done."""
-    return run_dir.load_finished_outcome(spec.folder) is not None or any(
-        checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(spec.folder))
     )
 
 

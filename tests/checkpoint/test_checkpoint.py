@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.checkpoint.checkpoint import CheckpointError, FormatVersionError, NonFiniteError
 from orchestrator.storage import commit, file_io, urls
 from tests.support.tiny_shards import flip_byte
@@ -29,7 +30,7 @@ def saved(folder: Path, *places: tuple[int, int]) -> list[str]:
 
 
 def names(folder: Path) -> list[tuple[int, int]]:
-    return [(place.samples, place.attempt) for place in checkpoints.list_checkpoints(str(folder))]
+    return [(place.samples, place.attempt) for place in checkpoint_dir.list_checkpoints(str(folder))]
 
 
 class _Trap:
@@ -58,7 +59,7 @@ def test_other_storage_will_do() -> None:
     url = checkpoints.save("memory://checkpoints-test", state(3), 3, 2)
     assert checkpoints.load(url)["samples"] == 3
     newest = checkpoints.load_newest("memory://checkpoints-test")
-    assert newest.checkpoint == checkpoints.CheckpointFolder(url, 3, 2)
+    assert newest.checkpoint == checkpoint_dir.CheckpointFolder(url, 3, 2)
     file_io.remove("memory://checkpoints-test")
 
 
@@ -125,7 +126,7 @@ def test_names_sort_by_progress_and_attempt(tmp_path: Path) -> None:
     found = names(tmp_path)
     assert found == [(100_000_000_000, 3), (10, 12), (10, 2), (10, 1), (9, 1)]
     assert sorted(file_io.list_names(str(tmp_path)), reverse=True) == [
-        urls.get_basename(place.url) for place in checkpoints.list_checkpoints(str(tmp_path))
+        urls.get_basename(place.url) for place in checkpoint_dir.list_checkpoints(str(tmp_path))
     ]
 
 
@@ -145,7 +146,7 @@ def test_the_newest_good_one_is_found_and_the_others_are_named(tmp_path: Path) -
     flip_byte(Path(damaged) / checkpoints.STATE_FILE, 500)
     file_io.remove(file_io.join(uncommitted, commit.DONE))
     newest = checkpoints.load_newest(str(tmp_path))
-    assert newest.checkpoint == checkpoints.CheckpointFolder(good, 2, 1)
+    assert newest.checkpoint == checkpoint_dir.CheckpointFolder(good, 2, 1)
     assert newest.state["samples"] == 2
     first, second = newest.skipped
     assert uncommitted in first
@@ -165,7 +166,7 @@ def test_when_all_are_damaged_that_is_said(tmp_path: Path) -> None:
 def test_a_good_older_one_is_used_beside_one_of_another_version(tmp_path: Path) -> None:
     good, newer = saved(tmp_path, (1, 1), (2, 1))
     commit.write_folder(newer, {checkpoints.STATE_FILE: checkpoints.serialize_state(state())}, {"format_version": 1})
-    assert checkpoints.load_newest(str(tmp_path)).checkpoint == checkpoints.CheckpointFolder(good, 1, 1)
+    assert checkpoints.load_newest(str(tmp_path)).checkpoint == checkpoint_dir.CheckpointFolder(good, 1, 1)
 
 
 def test_when_all_are_of_another_version_training_does_not_begin_anew(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Path, value: f
         checkpoints.save(str(tmp_path), spoilt, 2, 1)
     assert names(tmp_path) == [], "nothing is written"
     (good,) = saved(tmp_path, (1, 1))
-    url = checkpoints.make_checkpoint_url(str(tmp_path), 3, 1)
+    url = checkpoint_dir.make_checkpoint_url(str(tmp_path), 3, 1)
     commit.write_folder(
         url,
         {checkpoints.STATE_FILE: checkpoints.serialize_state(spoilt)},
@@ -193,7 +194,7 @@ def test_what_is_not_finite_is_neither_saved_nor_loaded(tmp_path: Path, value: f
     with pytest.raises(CheckpointError, match=r"model\.weight holds NaN or infinite"):
         checkpoints.load(url)
     found = checkpoints.load_newest(str(tmp_path))
-    assert found.checkpoint == checkpoints.CheckpointFolder(good, 1, 1)
+    assert found.checkpoint == checkpoint_dir.CheckpointFolder(good, 1, 1)
     assert "model.weight" in found.skipped[0]
 
 
@@ -221,7 +222,7 @@ def test_prune_keeps_the_newest(tmp_path: Path, keep: int, kept: list[int]) -> N
     removed = checkpoints.remove_old_checkpoints(str(tmp_path), keep, urls[-1])
     assert [samples for samples, _ in names(tmp_path)] == kept
     assert sorted(removed) == urls[: len(urls) - len(kept)]
-    assert all(checkpoints.load(place.url) for place in checkpoints.list_checkpoints(str(tmp_path)))
+    assert all(checkpoints.load(place.url) for place in checkpoint_dir.list_checkpoints(str(tmp_path)))
 
 
 def test_prune_keeps_the_only_complete_one_whatever_lies_around_it(tmp_path: Path) -> None:

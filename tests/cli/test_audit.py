@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.cli import audit
 from orchestrator.cli.config import AuditConfig
 from orchestrator.config.errors import ConfigError
@@ -20,8 +20,8 @@ from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import TrainJob, get_checkpoints_dir, get_final_weights_dir, get_journal_dir
-from orchestrator.training.fork import fork_run
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from tests.support import launched, runs, tiny_shards
 from tests.support.launched import write_journal
 from tests.support.runs import RecordingContext
@@ -109,22 +109,6 @@ def test_a_run_that_is_not_done_is_audited_by_its_newest_checkpoint(data: Path, 
     assert re.search(r" 2 16 16 16 34 \d as planned", text)
 
 
-def test_a_forked_run_is_audited_with_the_epochs_that_the_other_run_trained(data: Path, tmp_path: Path) -> None:
-    one, forked = placed(tmp_path / "one", data), placed(tmp_path / "forked", data)
-    assert runs.train(one, context=RecordingContext(enough=1)).samples == 48
-    assert fork_run(one.folder, forked.folder, forked.recipe) == 48
-    status, text = told(forked)
-    assert status == 0
-    assert "checkpoint at 48 samples" in text
-    assert "attempts: 0, incidents: 0\n" in text
-    assert runs.train(forked).status == "finished"
-    status, text = told(forked)
-    assert status == 0
-    assert " 1 48 48 48 2 " in text
-    assert " 2 48 48 48 2 " in text
-    assert "attempts: 1, incidents: 0\n" in text
-
-
 def test_a_run_that_failed_and_resumed_is_clean_and_its_replay_told(data: Path, tmp_path: Path) -> None:
     one = placed(tmp_path, data, pulse_steps=4)
     runs.ask_to_stop(one)
@@ -207,7 +191,7 @@ def test_the_checkpoint_of_other_samples_is_a_mismatch(data: Path, tmp_path: Pat
     one = placed(tmp_path, data, pulse_steps=4)
     runs.ask_to_stop(one)
     runs.train(one)
-    (place,) = checkpoint_format.list_checkpoints(get_checkpoints_dir(one.folder))
+    (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     checkpoint_format.write_folder(place.url, {**state, "samples": 40}, {})
     status, text = told(one)

@@ -17,7 +17,7 @@ from orchestrator.cli.config import (
     load_simulate_preset,
 )
 from orchestrator.config.errors import ConfigError
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.previews import CONTACT_SHEET_FILE, SCHEDULE_FILE
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE
 from orchestrator.recipe import presets
@@ -51,18 +51,6 @@ def test_the_table_is_the_schedule_at_whole_epochs(kind: str) -> None:
     for epochs, step, samples, rate in rows:
         assert [step, samples] == pytest.approx([epochs * 100, epochs * 1000]), "the ragged tail is dropped"
         assert rate == pytest.approx(compute_lr(of.schedule, samples, 1000, 20), rel=1e-5)
-
-
-def test_the_table_shows_where_segments_begin() -> None:
-    parts = [
-        {"from_epoch": 0, "schedule": {"kind": "cosine", "base_rate": 0.5, "warmup_epochs": 0.5}},
-        {"from_epoch": 1.25, "schedule": {"kind": "step", "base_rate": 0.1, "decay_factor": 1.0}},
-    ]
-    of = recipe(epochs=3, batch_size=10, schedule={"kind": "segments", "segments": parts})
-    _, printed = simulated(of, samples=1009)
-    assert "tiny: segments schedule" in printed
-    assert [row[0] for row in table(printed)] == [0, 0.5, 1, 1.25, 2, 2.99]
-    assert [row[3] for row in table(printed)][3:] == [0.1, 0.1, 0.1]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 25, 26, 27, 250, 1000, 99_999])

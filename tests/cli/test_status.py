@@ -16,7 +16,7 @@ from orchestrator.monitor import journal_summary
 from orchestrator.monitor.run_status import RunSnapshot
 from orchestrator.ray_backend import run_lookup
 from orchestrator.storage import file_io
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir, get_outcome_path
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_outcome_path
 from tests.support import drivers
 from tests.support.damage import DAMAGED
 from tests.support.launched import recipe, spec, write_journal

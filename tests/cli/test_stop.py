@@ -17,7 +17,7 @@ from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import Lease, LeaseOwner
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import get_checkpoints_dir, get_outcome_path
+from orchestrator.training.run_dir import get_checkpoints_dir, get_outcome_path
 from tests.support import drivers
 from tests.support.launched import recipe, spec
 

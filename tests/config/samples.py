@@ -3,10 +3,10 @@
 from enum import Enum
 from typing import Annotated, Literal, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.flags import Flag
 
 
 class Pooling(Enum):
@@ -74,7 +74,7 @@ class Handed(Config):
     """A union whose variant has to be said, and a field that no command line may set."""
 
     schedule: Annotated[StepDecay | Pieces, Field(discriminator="kind")] = StepDecay()
-    origin: Annotated[Member | None, tyro.conf.Fixed] = None
+    origin: Annotated[Member | None, Flag(settable=False)] = None
     epochs: int = 1
 
 
@@ -108,12 +108,12 @@ class Train(Config):
     cache: str = "cache"
     dry_run: bool = False
     """Print the plan only."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = Recipe()
+    recipe: Annotated[Recipe, Flag(name="")] = Recipe()
 
 
 class Predict(Config):
     """A job with positional arguments."""
 
-    images: tyro.conf.Positional[tuple[str, ...]] = ()
+    images: Annotated[tuple[str, ...], Flag(positional=True)] = ()
     """Files to look at."""
     top: int = Field(5, gt=0)

@@ -65,29 +65,29 @@ def test_from_dict_takes_configs_enums_paths_and_tuples() -> None:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ({"epochs": "1"}, "epochs: '1' is refused: must be a whole number"),
-    ({"epochs": 1.5}, "epochs: 1.5 is refused: must be a whole number"),
-    ({"epochs": True}, "epochs: true is refused: must be a whole number"),
-    ({"clip": True}, "clip: true is refused: must be a number"),
-    ({"clip": math.inf}, "clip: inf is refused: must be a finite number"),
-    ({"clip": math.nan}, "clip: nan is refused: must be a finite number"),
-    ({"epochs": 0}, "epochs: 0 is refused: must be above 0"),
-    ({"scales": 3}, "scales: 3 is refused: must be a list (Share of the image's area that a crop covers)"),
+    ({"epochs": "1"}, "epochs: must be a whole number, got '1'"),
+    ({"epochs": 1.5}, "epochs: must be a whole number, got 1.5"),
+    ({"epochs": True}, "epochs: must be a whole number, got true"),
+    ({"clip": True}, "clip: must be a number, got true"),
+    ({"clip": math.inf}, "clip: must be a finite number, got inf"),
+    ({"clip": math.nan}, "clip: must be a finite number, got nan"),
+    ({"epochs": 0}, "epochs: must be above 0, got 0"),
+    ({"scales": 3}, "scales: must be a list, got 3 (Share of the image's area that a crop covers)"),
     (
         {"scales": [1, "a"]},
-        "scales.1: 'a' is refused: must be a number (Share of the image's area that a crop covers)",
+        "scales.1: must be a number, got 'a' (Share of the image's area that a crop covers)",
     ),
-    ({"members": [{"seed": 1.5}]}, "members.0.seed: 1.5 is refused: must be a whole number"),
+    ({"members": [{"seed": 1.5}]}, "members.0.seed: must be a whole number, got 1.5"),
     ({"members": [{"sed": 1}]}, "members.0.sed: unknown key; did you mean seed?"),
-    ({"pooling": "men"}, "pooling: 'men' is refused: must be one of mean, max; did you mean mean?"),
+    ({"pooling": "men"}, "pooling: must be one of mean, max, got 'men'; did you mean mean?"),
     (
         {"loss": "softmx"},
-        "loss: 'softmx' is refused: must be one of softmax, logistic; did you mean softmax?",
+        "loss: must be one of softmax, logistic, got 'softmx'; did you mean softmax?",
     ),
-    ({"loss": "x"}, "loss: 'x' is refused: must be one of softmax, logistic"),
+    ({"loss": "x"}, "loss: must be one of softmax, logistic, got 'x'"),
     (
         {"schedule": {"kind": "step", "decay_factor": 1.5}},
-        "schedule.decay_factor: 1.5 is refused: must be at most 1 (What the rate is multiplied by)",
+        "schedule.decay_factor: must be at most 1, got 1.5 (What the rate is multiplied by)",
     ),
     (
         {"schedule": {"kind": "step", "decay_factr": 1}},
@@ -95,17 +95,17 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     (
         {"schedule": {"kind": "poly"}},
-        "schedule.kind: 'poly' is refused: must be one of step, polynomial; did you mean polynomial?",
+        "schedule.kind: must be one of step, polynomial, got 'poly'; did you mean polynomial?",
     ),
     ({"schedule": {}}, "schedule.kind: must be given"),
     (
         {"schedule": 3},
-        "schedule: 3 is refused: must be a mapping (How the learning rate falls)",
+        "schedule: must be a mapping, got 3 (How the learning rate falls)",
     ),
     ({"epochs": 3}, "epochs: 3 is refused: a step schedule needs 8 or more"),
     (
         {"epochz": 3, "clip": "a"},
-        "clip: 'a' is refused: must be a number; epochz: unknown key; did you mean epochs?",
+        "clip: must be a number, got 'a'; epochz: unknown key; did you mean epochs?",
     ),
     (
         {"zzz": 3},
@@ -148,7 +148,7 @@ def test_config_error_crosses_processes() -> None:
 
 
 def test_paths_are_declared_as_text() -> None:
-    with pytest.raises(TypeError, match=r"Local\.place: .* is refused: declare places as str"):
+    with pytest.raises(TypeError, match=r"Local\.place: must be declared as str, got "):
 
         class Local(Config):
             place: Path | None = None

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
 from orchestrator.tracking.events import Event
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills.faults import Hit
 from tests.drills.stage import Run
 from tests.support import launched

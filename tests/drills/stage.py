@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.checkpoint import checkpoint as checkpoints
-from orchestrator.checkpoint.checkpoint import CheckpointFolder
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.storage import commit
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
-from orchestrator.training.config import get_checkpoints_dir, get_journal_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_journal_dir
 from tests.support.launched import ROOT, Ended, process_tree, title, until
 
 START_SECONDS = 90.0
@@ -198,7 +198,7 @@ class Run:
         return [place for place in self._places() if not commit.is_complete(place.url)]
 
     def _places(self) -> list[CheckpointFolder]:
-        return checkpoints.list_checkpoints(get_checkpoints_dir(str(self.folder))) if self._begun() else []
+        return checkpoint_dir.list_checkpoints(get_checkpoints_dir(str(self.folder))) if self._begun() else []
 
     def _begun(self) -> bool:
         return any((self.storage / "models").glob("*"))

@@ -24,7 +24,7 @@ from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training import train_state as states
-from orchestrator.training.config import get_checkpoints_dir, get_journal_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_journal_dir
 from tests.support import tiny_shards
 from tests.support.launched import ROOT, job, process_tree, started, title, until
 

@@ -12,12 +12,13 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.ensemble import finished_runs
 from orchestrator.ensemble.config import EvaluateConfig
-from orchestrator.ray_backend.preflight import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
-from orchestrator.training.config import Outcome, get_outcome_path
+from orchestrator.training.config import Outcome
+from orchestrator.training.run_dir import get_outcome_path
 from tests.support import finals, launched, tiny_shards
 
 

@@ -27,7 +27,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.callbacks import best_checkpoint
-from orchestrator.training.config import get_best_weights_dir
+from orchestrator.training.run_dir import get_best_weights_dir
 from tests.support import finals, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session
@@ -169,7 +169,7 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
         at.interruption.event.set()
         return score_shard(raw)
 
-    monkeypatch.setattr("orchestrator.ensemble.scoring.score_shard", stopped_after_one)
+    monkeypatch.setattr("orchestrator.evaluation.scoring_task.score_shard", stopped_after_one)
     scoring.score_runs(at, [spec])
     assert len(sent) == 1
     assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1

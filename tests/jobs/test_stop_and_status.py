@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.tracking import journal
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from tests.support.launched import ROOT, job, until
 
 pytestmark = [pytest.mark.process]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.models import layers
-from orchestrator.models.layers import LRN_ALPHA, LRN_BETA, LRN_SIZE, ConvReLU, LocalResponseNorm, max_pool
+from orchestrator.models.layers import LRN_ALPHA, LRN_BETA, LRN_SIZE, ConvReLU, LocalResponseNorm, MaxPool
 
 REFERENCE = nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA, LRN_BETA, k=1.0)
 
@@ -119,7 +119,7 @@ def test_lrn_has_nothing_to_store() -> None:
 @pytest.mark.parametrize("side", [3, 4, 7, 8, 14, 15, 28, 49, 112])
 def test_max_pool_rounds_up(side: int) -> None:
     x = random((1, 2, side, side), 1.0)
-    pooled = max_pool(x)
+    pooled = MaxPool()(x)
     assert pooled.shape[2:] == (math.ceil((side - 3) / 2) + 1,) * 2
     assert pooled[0, 0, -1, -1] == x[0, 0, 2 * (pooled.shape[2] - 1) :, 2 * (pooled.shape[3] - 1) :].max(), "cut window"
 
@@ -127,7 +127,7 @@ def test_max_pool_rounds_up(side: int) -> None:
 @pytest.mark.parametrize("side", [1, 2])
 def test_max_pool_takes_a_map_smaller_than_its_window_whole(side: int) -> None:
     x = random((1, 2, side, side), 1.0)
-    assert torch.equal(max_pool(x), x.amax(dim=(2, 3), keepdim=True))
+    assert torch.equal(MaxPool()(x), x.amax(dim=(2, 3), keepdim=True))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 1), (7, 2)])

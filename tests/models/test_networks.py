@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.models.baselines.conv_fc import SpatialPyramidPooling
+from orchestrator.models.baselines.conv_nets import SpatialPyramidPooling
 from orchestrator.models.config import (
     AlexNetConfig,
     AnyModelConfig,
@@ -129,7 +129,7 @@ def test_the_smallest_images_pass_and_smaller_ones_are_refused(config: AnyModelC
     logits = outline(config, 10).train()(torch.empty(3, 3, side, side, device="meta"))
     assert all(out.shape == (3, 10) for out in (logits.main, *logits.auxiliary))
     below = {"kind": config.kind, "image_size": config.image_size - 1}
-    with pytest.raises(ConfigError, match=rf"image_size: {config.image_size - 1} is refused: must be at least"):
+    with pytest.raises(ConfigError, match=r"image_size: must be at least"):
         type(config).from_dict(below)
 
 

@@ -15,7 +15,7 @@ from orchestrator.ray_backend.lease import LeaseOwner
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import commit, file_io
 from orchestrator.tracking.events import Event
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir, get_outcome_path
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir, get_outcome_path
 from tests.support import drivers
 from tests.support.launched import recipe, spec, write_journal
 

@@ -14,7 +14,7 @@ from orchestrator.cli.config import StatusConfig
 from orchestrator.monitor.run_status import inspect_sweep
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
-from orchestrator.training.config import get_final_weights_dir, get_outcome_path
+from orchestrator.training.run_dir import get_final_weights_dir, get_outcome_path
 from tests.support import drivers
 from tests.support.launched import recipe, spec, write_journal
 

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.checkpoint import weights
 from orchestrator.data.build import digits
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills import checks, stage
 from tests.nodes import scenes
 from tests.nodes.scenes import flags, submitted

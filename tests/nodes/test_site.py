@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.weights import FinalWeights
-from orchestrator.training.config import get_final_weights_dir
+from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills import stage
 from tests.nodes.scenes import flags
 from tests.nodes.site import Site, SiteRun, site

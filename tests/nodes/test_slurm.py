@@ -169,7 +169,7 @@ def test_jobs_of_an_array_share_a_node_and_keep_their_exit_statuses(slurm: Slurm
     ("changed", "told"),
     [
         ({"TRAIN_VENV": "/nowhere"}, "/nowhere has no python with Ray"),
-        ({"ORCHESTRATOR_RUNS": "runs"}, "runs is refused: must be an absolute path or a URL"),
+        ({"ORCHESTRATOR_RUNS": "runs"}, "must be an absolute path or a URL, got runs"),
         ({"TRAIN_INTERFACE": "ib7"}, "no address of .* that other nodes see"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_job_whose_time_is_nearly_over_saves_and_goes_on_in_another(slurm: Slu
     slurm.call("scancel", "--batch", "--signal=USR1", str(job.number))
     assert job.end() == ("COMPLETED", "0:0"), job.said
     assert slurm.job(job.number)["Restarts"] == "1"
-    assert "requeued: the same command goes on from its last checkpoint" in job.said
+    assert "requeued: the same command resumes from its last checkpoint" in job.said
     assert not job.events("incident")
     assert [(event.samples or 0) > 0 for event in job.events("started")] == [False, True], job.said
     assert not leftovers(job)

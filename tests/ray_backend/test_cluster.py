@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ray_backend import cluster
-from orchestrator.ray_backend.cluster import (
-    ClusterCapacity,
-    ClusterError,
-    Node,
-    resolve_gpus_per_worker,
-    wait_for_capacity,
-)
+from orchestrator.ray_backend.cluster import ClusterCapacity, Node, resolve_gpus_per_worker, wait_for_capacity
+from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.run_spec import Placement
 
 

@@ -2,7 +2,8 @@ import pytest
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import cluster
-from orchestrator.ray_backend.cluster import ClusterCapacity, ClusterError, Node, wait_for_capacity
+from orchestrator.ray_backend.cluster import ClusterCapacity, Node, wait_for_capacity
+from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.ray_trainer import _choose_num_workers
 from orchestrator.ray_backend.run_spec import Placement
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from orchestrator.ray_backend import ray_trainer, worker_prestart
+from orchestrator.ray_backend import launch_errors, ray_trainer, worker_prestart
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.training import attempts
 
@@ -24,7 +24,7 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(ray_trainer, "_fit_while_progressing", fit)
     monkeypatch.setattr(worker_prestart, "claim_workers", lambda workers: None)
     spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), save=lambda: None)
-    with pytest.raises(ray_trainer.RunFailedError) as error:
+    with pytest.raises(launch_errors.RunFailedError) as error:
         ray_trainer.launch_run(cast(RunSpec, spec), cast(Any, None), 0)
     return str(error.value)
 

@@ -26,7 +26,7 @@ from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.ray_backend import failure_callback, preemption_notice
 from orchestrator.ray_backend.failure_callback import FailureRecorderCallback, describe_cause, find_failure_causes
 from orchestrator.storage import commit, file_io
-from orchestrator.training.config import get_attempts_dir, get_checkpoints_dir
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 
 RAYS_WORDS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "
@@ -174,7 +174,7 @@ def test_workers_are_replaced_only_after_a_new_checkpoint(tmp_path: Path, monkey
     saver.start()
     watching(tmp_path, group).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(3, {"CPU": 1})))
     saver.join()
-    assert [place.samples for place in checkpoints.list_checkpoints(folder)] == [20, 10]
+    assert [place.samples for place in checkpoint_dir.list_checkpoints(folder)] == [20, 10]
     assert [found["causes"] for found in kept(tmp_path)] == [{"workers": "from 2 to 3 workers: nodes came or went"}]
 
 

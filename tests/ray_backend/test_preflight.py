@@ -20,10 +20,9 @@ from orchestrator.data.build.tar_writer import RawSample, encode_tar, write_data
 from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.ray_backend import preflight, session
-from orchestrator.ray_backend.cluster import ClusterError
+from orchestrator.ray_backend import launch_errors, preflight, session
+from orchestrator.ray_backend.launch_errors import ClusterError, PreflightError
 from orchestrator.ray_backend.lease import LeaseHeldError, LeaseOwner
-from orchestrator.ray_backend.preflight import PreflightError
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.scheduler import dry_run
 from orchestrator.storage import file_io
@@ -323,7 +322,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
         (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
         (ClusterError("too small"), 1, ["job: error: too small"]),
-        (session.NotRecordedError("lost"), 1, ["job: error: lost"]),
+        (launch_errors.NotRecordedError("lost"), 1, ["job: error: lost"]),
         (DataError("gone"), 1, ["job: error: gone"]),
         (CommitError("damaged"), 1, ["job: error: damaged"]),
         (file_io.StorageError("full"), 1, ["job: error: full"]),

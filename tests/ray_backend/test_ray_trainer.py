@@ -9,11 +9,11 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.ray_backend import ray_trainer
-from orchestrator.ray_backend.ray_trainer import RunFailedError
+from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.config import get_checkpoints_dir
+from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support import launched
 
 

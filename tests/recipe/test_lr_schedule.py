@@ -4,19 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import (
+    AnySchedule,
     CosineDecay,
     ExponentialDecay,
-    PlainSchedule,
     PolynomialDecay,
     StepDecay,
     compute_lr,
     find_schedule_error,
 )
+from orchestrator.recipe.presets import PRESETS
 
 rates = st.floats(1e-6, 10)
 warmups = st.floats(0, 20)
-schedules: st.SearchStrategy[PlainSchedule] = st.one_of(
+schedules: st.SearchStrategy[AnySchedule] = st.one_of(
     st.builds(StepDecay, base_rate=rates, warmup_epochs=warmups, decay_factor=st.floats(0.1, 1)),
     st.builds(ExponentialDecay, base_rate=rates, warmup_epochs=warmups, decay_epochs=st.floats(0.5, 50)),
     st.builds(PolynomialDecay, base_rate=rates, warmup_epochs=warmups, power=st.floats(0.1, 5)),
@@ -24,7 +28,7 @@ schedules: st.SearchStrategy[PlainSchedule] = st.one_of(
 )
 
 
-def rate_of(schedule: PlainSchedule, epochs_done: float, epochs: int) -> float:
+def rate_of(schedule: AnySchedule, epochs_done: float, epochs: int) -> float:
     return compute_lr(schedule, epochs_done, 1, epochs)
 
 
@@ -73,12 +77,12 @@ def test_exponential_equals_step_where_the_steps_are(steps: int) -> None:
         (PolynomialDecay(base_rate=0.01, power=0.5, warmup_epochs=30), 15, 0.00433013),
     ],
 )
-def test_literals(schedule: PlainSchedule, epochs_done: float, rate: float) -> None:
+def test_literals(schedule: AnySchedule, epochs_done: float, rate: float) -> None:
     assert rate_of(schedule, epochs_done, 60) == pytest.approx(rate, rel=1e-5, abs=1e-12)
 
 
 @given(schedules, st.integers(1, 300), st.floats(0, 1), st.floats(0, 1))
-def test_the_rate_never_rises_after_the_warm_up(schedule: PlainSchedule, epochs: int, one: float, other: float) -> None:
+def test_the_rate_never_rises_after_the_warm_up(schedule: AnySchedule, epochs: int, one: float, other: float) -> None:
     start = schedule.warmup_epochs
     early, late = sorted(start + share * max(0.0, epochs - start) for share in (one, other))
     rate = rate_of(schedule, late, epochs)
@@ -87,7 +91,7 @@ def test_the_rate_never_rises_after_the_warm_up(schedule: PlainSchedule, epochs:
 
 
 @given(schedules, st.floats(0, 400))
-def test_the_rate_is_never_negative_nor_above_its_base(schedule: PlainSchedule, epochs_done: float) -> None:
+def test_the_rate_is_never_negative_nor_above_its_base(schedule: AnySchedule, epochs_done: float) -> None:
     assert 0 <= rate_of(schedule, epochs_done, 300) <= schedule.base_rate
 
 
@@ -111,7 +115,34 @@ def test_the_clock_is_samples(batch_size: int) -> None:
         (CosineDecay(warmup_epochs=2.9), 3, None),
     ],
 )
-def test_what_a_training_cannot_follow_is_told(schedule: PlainSchedule, epochs: int, told: str | None) -> None:
+def test_what_a_training_cannot_follow_is_told(schedule: AnySchedule, epochs: int, told: str | None) -> None:
     found = find_schedule_error(schedule, epochs)
     assert (found or "").startswith(told or "")
     assert (found is None) == (told is None)
+
+
+# Runs that were trained under these names are found again.
+FINGERPRINTS = {
+    "googlenet-digits": "239f62fb99",
+    "googlenet-imagenet": "57b8f77540",
+    "googlenet-bn-digits": "695e50b575",
+    "alexnet-imagenet": "7de29dee87",
+    "googlenet-tiny": "231a14c95c",
+}
+FINGERPRINTS_BY_KIND = {
+    "step": "32633c67d9",
+    "exponential": "f026272b15",
+    "polynomial": "15c7a75c8c",
+    "cosine": "261fe08e01",
+}
+
+
+def test_recipes_keep_their_fingerprints() -> None:
+    assert {name: compute_fingerprint(PRESETS[name]()) for name in FINGERPRINTS} == FINGERPRINTS
+    kinds = {kind: Recipe.from_dict({"name": "x", "schedule": {"kind": kind}}) for kind in FINGERPRINTS_BY_KIND}
+    assert {kind: compute_fingerprint(recipe) for kind, recipe in kinds.items()} == FINGERPRINTS_BY_KIND
+
+
+def test_segments_are_no_kind_of_schedule() -> None:
+    with pytest.raises(ConfigError, match=r"^schedule\.kind: 'segments'"):
+        Recipe.from_dict({"name": "x", "schedule": {"kind": "segments", "segments": []}})

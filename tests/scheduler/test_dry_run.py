@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.ray_backend.cluster import ClusterError
+from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.run_spec import Destination, JobConfig, Placement
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_imagenet_wide

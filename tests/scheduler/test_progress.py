@@ -15,7 +15,7 @@ from orchestrator.scheduler.run_plan import ScalingModel, replace_workers
 from orchestrator.storage import file_io
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import make_segment_name
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from tests.support.launched import recipe, spec, until, write_journal
 
 

@@ -15,7 +15,8 @@ from orchestrator.scheduler.run_plan import PlannedRun, RunPlan, ScalingModel, r
 from orchestrator.scheduler.scheduler import RunPhase, RunResult, WideningHooks, execute_plan
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.config import Outcome, OutcomeStatus, get_checkpoints_dir
+from orchestrator.training.config import Outcome, OutcomeStatus
+from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support.launched import recipe, spec, until
 
 

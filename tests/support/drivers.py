@@ -8,7 +8,7 @@ from dataclasses import asdict
 from orchestrator.ray_backend.lease import LeaseOwner
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
-from orchestrator.training.config import get_attempts_dir
+from orchestrator.training.run_dir import get_attempts_dir
 
 ELSEWHERE = LeaseOwner("another-host", 1, "raysubmit_abc", time.time() - 3600)
 

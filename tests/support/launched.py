@@ -16,7 +16,8 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.storage import file_io
 from orchestrator.tracking.journal import JournalWriter
-from orchestrator.training.config import Cadence, get_journal_dir
+from orchestrator.training.config import Cadence
+from orchestrator.training.run_dir import get_journal_dir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

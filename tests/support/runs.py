@@ -8,8 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-from orchestrator.checkpoint import checkpoint as checkpoints
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.checkpoint.weights import FinalWeights
 from orchestrator.data import manifest, sample_audit
 from orchestrator.data.dataloader import Batch
@@ -23,15 +22,9 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training import trainer
 from orchestrator.training.callbacks import stop_monitor
-from orchestrator.training.config import (
-    Cadence,
-    Outcome,
-    TrainJob,
-    get_checkpoints_dir,
-    get_final_weights_dir,
-    get_journal_dir,
-)
+from orchestrator.training.config import Cadence, Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support.ranks import Ranks
 
@@ -166,7 +159,7 @@ def events(of: TrainJob, kind: str | None = None) -> list[Event]:
 
 def saved_at(of: TrainJob) -> list[int]:
     """Samples seen at each checkpoint, newest first."""
-    return [place.samples for place in checkpoints.list_checkpoints(get_checkpoints_dir(of.folder))]
+    return [place.samples for place in checkpoint_dir.list_checkpoints(get_checkpoints_dir(of.folder))]
 
 
 def final(of: TrainJob) -> FinalWeights:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.checkpoint import CheckpointFolder
+from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.storage import file_io
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training import attempts
@@ -20,8 +20,13 @@ from orchestrator.training.attempts import (
     build_incident,
     find_failure_cause,
 )
-from orchestrator.training.config import get_attempts_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
-from orchestrator.training.run_dir import load_finished_outcome
+from orchestrator.training.run_dir import (
+    get_attempts_dir,
+    get_final_weights_dir,
+    get_journal_dir,
+    get_outcome_path,
+    load_finished_outcome,
+)
 from tests.support.damage import DAMAGED
 
 

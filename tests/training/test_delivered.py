@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.storage import file_io
-from orchestrator.training.config import get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir
 from tests.support import runs, tiny_shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, job, recipe, stop_asking, train
 
@@ -102,7 +103,7 @@ def test_a_checkpoint_without_a_record_is_refused(small: Path, tmp_path: Path) -
     one = job(small, tmp_path, recipe(), pulse_steps=4)
     ask_to_stop(one)
     train(one)
-    (place,) = checkpoint_format.list_checkpoints(get_checkpoints_dir(one.folder))
+    (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     del state["audit"]
     checkpoint_format.write_folder(place.url, state, {})

@@ -15,7 +15,8 @@ from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.recipe import presets
 from orchestrator.storage import commit, file_io
 from orchestrator.training import trainer
-from orchestrator.training.config import TrainJob, get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir
 from tests.support import runs, tiny_shards
 from tests.support.runs import RecordingContext, ask_to_stop, events, final, identical, job, recipe, stop_asking, train
 
@@ -289,7 +290,7 @@ def test_a_crash_is_raised_and_leaves_its_traceback(small: Path, tmp_path: Path,
     assert name == "attempt-000001-rank-00000.txt"
     text = file_io.read_bytes(file_io.join(one.folder, "tracebacks", name)).decode()
     assert "RuntimeError: the launcher is gone" in text
-    assert "in train" in text
+    assert "in _end_epoch" in text
     assert not file_io.exists(file_io.join(one.folder, "outcome.json"))
     assert train(one).status == "finished"
     (incident,) = events(one, "incident")
@@ -312,4 +313,4 @@ def test_attempts_are_numbered_through(small: Path, tmp_path: Path) -> None:
     assert train(one).attempt == 3
     records = [name for name in file_io.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
     assert records == ["000002.json", "000003.json"]
-    assert trainer._start_attempt(one, runs.ALONE).number == 4
+    assert trainer.start_attempt(one, runs.ALONE).number == 4

@@ -1,21 +1,29 @@
 """Sums over the steps of an epoch."""
 
+import math
 import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from orchestrator.training.epoch_meter import EpochMeter
+from orchestrator.training.epoch_meter import EpochMeter, StepSums
 
 
-def test_sums_and_a_new_start() -> None:
+def sums(loss: float, correct: int = 0) -> StepSums:
+    return StepSums(torch.tensor(loss), torch.tensor(correct))
+
+
+def test_steps_add_up() -> None:
     meter = EpochMeter(torch.device("cpu"))
-    for loss, weight in ((1.5, 3.0), (2.5, 4.0)):
-        meter.record_step(torch.tensor(loss), weight)
-    assert (meter.read_loss_sum(), meter.weight, meter.steps) == (4.0, 7.0, 2)
-    meter.reset()
-    assert (meter.read_loss_sum(), meter.weight, meter.steps, meter.waited_seconds) == (0.0, 0.0, 0, 0.0)
+    for loss, correct, weight in ((1.5, 2, 3.0), (2.5, 1, 4.0)):
+        meter.record_step(sums(loss, correct), weight)
+    assert (meter.read_sums(), meter.weight, meter.steps) == ((4.0, 3.0), 7.0, 2)
+
+
+def test_metrics_of_an_epoch_are_means_over_its_samples() -> None:
+    metrics = EpochMeter(torch.device("cpu")).compute_metrics(loss=8.0, weight=16.0, correct=4.0, learning_rate=0.1)
+    assert (metrics["train/loss"], metrics["train/top1_accuracy"], metrics["train/rate"]) == (0.5, 25.0, 0.1)
 
 
 def test_waiting_is_counted_and_working_is_not() -> None:
@@ -46,9 +54,9 @@ def test_the_batches_are_the_same_and_errors_pass() -> None:
 
 def test_a_loss_that_is_not_finite_stays_so() -> None:
     meter = EpochMeter(torch.device("cpu"))
-    meter.record_step(torch.tensor(float("nan")), 1.0)
-    meter.record_step(torch.tensor(1.0), 1.0)
-    assert meter.read_loss_sum() != meter.read_loss_sum()
+    meter.record_step(sums(float("nan")), 1.0)
+    meter.record_step(sums(1.0), 1.0)
+    assert math.isnan(meter.read_sums()[0])
 
 
 def test_percentiles_of_the_steps_leave_waiting_out() -> None:

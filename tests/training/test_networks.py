@@ -49,7 +49,7 @@ def trained(config: AnyModelConfig, world: DistributedContext = ALONE) -> tuple[
     losses = []
     for first in (0, 8, 16):
         whole = batch(first)
-        losses.append(float(step(Batch(whole.images[own], whole.labels[own], whole.weights[own], whole.ids[own]))))
+        losses.append(float(step(Batch(whole.images[own], whole.labels[own], whole.weights[own], whole.ids[own])).loss))
     return state, losses
 
 

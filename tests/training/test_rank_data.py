@@ -50,7 +50,7 @@ def test_data_that_one_rank_cannot_read_ends_all_ranks_alike(
     assert [outcome.status for outcome in outcomes] == ["bad-data"] * 2
     assert outcomes[0].message == outcomes[1].message
     assert name in outcomes[0].message
-    assert "told by rank 1 of 2" in outcomes[0].message
+    assert "reported by rank 1 of 2" in outcomes[0].message
     assert outcomes[0].samples == (4 if pulse_steps == 2 else 6) * 8, "within a pulse"
     assert all(samples <= met * 8 for samples in runs.saved_at(one)), "nothing is saved after the failure"
     assert runs.outcome(one) == outcomes[0]

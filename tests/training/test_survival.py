@@ -15,8 +15,9 @@ from orchestrator.data.dataloader import Batch
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.callbacks import stop_monitor, watchdog
-from orchestrator.training.config import TrainJob, get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
+from orchestrator.training.config import TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support import runs
 from tests.support.ranks import Ranks

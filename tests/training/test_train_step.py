@@ -1,10 +1,7 @@
 """Steps: micro-batches, clipping, precision, and the search for what fits a device's memory."""
 
-import gzip
-import json
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +17,6 @@ from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager
 from orchestrator.training import train_state as states
-from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.config import Execution, check_batch_norm, compute_largest_pass, count_passes
 from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.train_state import TrainState
@@ -56,7 +52,7 @@ def stepper(
 
 def after(of: Recipe, execution: Execution | None = None, num_steps: int = 3) -> tuple[list[float], dict[str, Tensor]]:
     step, state = stepper(of, execution=execution)
-    losses = [float(step(batch(first=8 * number))) for number in range(num_steps)]
+    losses = [float(step(batch(first=8 * number)).loss) for number in range(num_steps)]
     return losses, state.snapshot()["model"]
 
 
@@ -86,7 +82,7 @@ def test_passes_are_of_nearly_equal_size(images: int, sizes: list[int]) -> None:
 def _unequal(rank: int, workers: int, sizes: list[int]) -> dict[str, Tensor]:
     """Two steps on batches of 8, of which each rank has `sizes[rank]` images, in micro-batches of 2."""
     step, state = stepper(world=DistributedContext(rank, workers, CPU), execution=Execution(micro_batch=2))
-    step.warm_up_ddp(batch(1))
+    step.warm_up_ddp()
     start = sum(sizes[:rank])
     for first in (0, 8):
         step(part(batch(first=first), start, start + sizes[rank]))
@@ -131,8 +127,8 @@ def test_settling_leaves_no_trace() -> None:
 
     state.model.register_forward_pre_hook(count)
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    step.warm_up_ddp(batch(1))
-    assert step.find_micro_batch(batch(1), 4) is None
+    step.warm_up_ddp()
+    assert step.find_micro_batch(4) is None
     assert all(torch.equal(before[name], tensor) for name, tensor in state.model.state_dict().items())
     assert all(one.grad is None for one in state.model.parameters())
 
@@ -150,10 +146,10 @@ def _fitting(rank: int, workers: int, limits: list[int]) -> Any:
 
     state.model.register_forward_pre_hook(full)
     try:
-        found = step.find_micro_batch(batch(1), 24)
+        found = step.find_micro_batch(24)
     except ModelTooLargeError as error:
         return str(error), tried
-    step.warm_up_ddp(batch(1))
+    step.warm_up_ddp()
     tried.clear()
     step(batch(24))
     return found, tried
@@ -178,7 +174,7 @@ def test_a_micro_batch_that_was_given_is_where_the_search_begins() -> None:
     step, state = stepper(execution=Execution(micro_batch=4))
     tried: list[int] = []
     state.model.register_forward_pre_hook(lambda module, inputs: tried.append(len(inputs[0])))
-    assert step.find_micro_batch(batch(1), 24) == 4
+    assert step.find_micro_batch(24) == 4
     assert tried == [4]
 
 
@@ -228,7 +224,7 @@ def test_every_part_of_every_batch_is_cut_so(lanes: int, workers: int, batch_siz
 def test_batch_norm_trains_on_parts_of_any_size(images: int, sizes: list[int]) -> None:
     step, state = stepper(normed(), execution=Execution(micro_batch=2))
     seen = seen_by(state)
-    assert math.isfinite(float(step(batch(images))))
+    assert math.isfinite(float(step(batch(images)).loss))
     assert seen == sizes
 
 
@@ -257,7 +253,7 @@ def test_the_search_ends_above_a_single_image(limit: int, found: int | None) -> 
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     handle = state.model.register_forward_pre_hook(full)
-    assert step.find_micro_batch(batch(1), 24) == found
+    assert step.find_micro_batch(24) == found
     handle.remove()
     sizes.clear()
     step(batch(23))
@@ -273,7 +269,7 @@ def test_the_search_names_what_does_not_fit_of_a_batch_norm() -> None:
 
     state.model.register_forward_pre_hook(full)
     with pytest.raises(ModelTooLargeError, match="not even 3 images fit the memory"):
-        step.find_micro_batch(batch(1), 24)
+        step.find_micro_batch(24)
 
 
 @pytest.mark.parametrize(
@@ -327,35 +323,3 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_impossible_executions_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Execution.from_dict(bad)
-
-
-# ------------------------------------------------------------------ a trace
-def test_a_trace_holds_the_steps_that_were_asked_for(tmp_path: Path) -> None:
-    step, _ = stepper()
-    url = tmp_path / "profile" / "attempt-000001-rank-00000.json.gz"
-    step.profiler = Profiler((1, 2), str(url), CPU)
-    for number in range(4):
-        step(batch(first=8 * number))
-        assert url.exists() == (number > 2)
-    events = json.loads(gzip.decompress(url.read_bytes()))["traceEvents"]
-    assert sum(event.get("name", "").startswith("Optimizer.step") for event in events) == 2
-
-
-def test_a_training_that_ends_within_the_steps_keeps_what_there_is(tmp_path: Path) -> None:
-    step, _ = stepper()
-    url = tmp_path / "trace.json.gz"
-    step.profiler = Profiler((0, 100), str(url), CPU)
-    step(batch())
-    step.close()
-    step.close()
-    assert len(json.loads(gzip.decompress(url.read_bytes()))["traceEvents"]) > 10
-
-
-def test_a_trace_that_cannot_be_kept_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    step, state = stepper()
-    step.profiler = Profiler((0, 0), str(tmp_path / "file" / "trace.json.gz"), CPU)
-    for _ in range(2):
-        step(batch())
-    assert state.progress.step == 2
-    assert "no trace" in caplog.text

@@ -27,7 +27,6 @@ def test_a_spent_budget_of_trials_names_its_flag(sampler: str) -> None:
     ended = [made.trial(number, [10.0]) for number in (1, 2, 3, 4)]
     assert describe_spent(explored(*ended, sampler=sampler)).endswith(FLAG)
     assert "--budget" not in describe_spent(explored(ended[0], sampler=sampler))
-    assert "--budget" not in describe_spent(explored(*ended, sampler=sampler, scheduler="pbt"))
 
 
 def test_trials_that_can_resume_name_what_ended_them() -> None:

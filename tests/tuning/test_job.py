@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.tracking import journal
-from orchestrator.training.config import get_journal_dir
+from orchestrator.training.run_dir import get_journal_dir
 from tests.support.launched import ROOT, Ended, job, process_tree, started, title, until
 
 pytestmark = [pytest.mark.cluster]
@@ -253,36 +253,6 @@ def test_a_trial_of_several_workers_goes_on_when_its_actor_is_killed(tmp_path: P
     assert ends(sweep) == {"0001": "finished"}
     (run,) = (sweep / "models").iterdir()
     assert epochs_of(run)[-1] == 12
-    assert job("audit.py", str(run), runs=tmp_path).status == 0
-
-
-def test_a_population(tmp_path: Path, space: Path) -> None:
-    more = ("--scheduler", "pbt", "--interval-epochs", "2", "--budget.trials", "4")
-    done = job("tune.py", *command(space), *more, runs=tmp_path)
-    assert done.status == 0, done.err
-    sweep = sweep_of(tmp_path)
-    records = [json.loads(path.read_text()) for path in sorted(sweep.glob("trials/00??.json"))]
-    assert [record["origin"] is None for record in records] == [True] * 4 + [False]
-    (replaced,) = [number for number, state in ends(sweep).items() if state == "pruned"]
-    assert records[4]["replaces"] == int(replaced)
-    (run,) = (sweep / "models").glob("*-t005-*")
-    assert epochs_of(run) == [2, 3, 4], "it took over the weights of epoch 2, and validated them"
-    assert job("audit.py", str(run), runs=tmp_path).status == 0, "with what they were trained on"
-
-
-def test_a_grid_of_steps_trains_what_its_trials_have_in_common_once(tmp_path: Path) -> None:
-    space = tmp_path / "steps.json"
-    steps = {"schedule.kind": ["step"], "schedule.decay_epochs": [2.0], "schedule.decay_factor": [0.3, 0.6]}
-    space.write_text(json.dumps({"dimensions": {path: {"values": values} for path, values in steps.items()}}))
-    more = ("--scheduler", "none", "--placement.at-once", "1")
-    done = job("tune.py", *command(space), *more, runs=tmp_path)
-    assert done.status == 0, done.err
-    sweep = sweep_of(tmp_path)
-    first, second = (json.loads((sweep / "trials" / f"000{number}.json").read_text()) for number in (1, 2))
-    assert (first["origin"], second["origin"]["trial"], second["origin"]["epoch"]) == (None, 1, 2)
-    assert ends(sweep) == {"0001": "finished", "0002": "finished"}
-    (run,) = (sweep / "models").glob("*-t002-*")
-    assert epochs_of(run) == [2, 3, 4], "it took over the weights of epoch 2, and validated them"
     assert job("audit.py", str(run), runs=tmp_path).status == 0
 
 

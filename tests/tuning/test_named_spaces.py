@@ -8,7 +8,7 @@ import pytest
 from orchestrator.config import overrides
 from orchestrator.config.errors import ConfigError
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.lr_schedule import CosineDecay, Segment, Segments
+from orchestrator.recipe.lr_schedule import CosineDecay
 from orchestrator.recipe.presets import PRESETS, googlenet_digits, googlenet_imagenet, googlenet_tiny
 from orchestrator.tuning.named_spaces import (
     SPACES,
@@ -73,15 +73,6 @@ def test_rates_stay_above_the_rate_that_the_schedule_ends_at(final: float) -> No
     base = googlenet_digits().model_copy(update={"schedule": ending})
     assert build_rate_space(base).dimensions["schedule.base_rate"].bounds == (final, 0.1)
     check_space(build_rate_space(base), base)
-
-
-def test_a_schedule_of_segments_can_be_searched_by_kind_but_not_by_rate() -> None:
-    segments = Segments(segments=(Segment(schedule=CosineDecay(base_rate=0.2)),))
-    base = googlenet_digits().model_copy(update={"schedule": segments})
-    check_space(build_schedule_space(base), base)
-    assert shape(base, "schedule.base_rate") == (0.02, 2.0)
-    with pytest.raises(ConfigError, match=r"schedule.base_rate: belongs to schedule.kind step or exponential or"):
-        check_space(build_rate_space(base), base)
 
 
 def test_only_what_the_network_has_is_searched() -> None:

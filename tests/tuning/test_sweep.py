@@ -9,12 +9,11 @@ import pytest
 
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.lr_schedule import get_schedule_at
 from orchestrator.tuning.config import BudgetConfig
-from orchestrator.tuning.sweep import Replacement, Sweep, SweepContext
+from orchestrator.tuning.sweep import Sweep, SweepContext
 from orchestrator.tuning.trial import Assignment, Trial
 from orchestrator.tuning.trial_run import TrialReport, TrialTask
-from orchestrator.tuning.trial_store import ForkPoint, TrialStore, TrialStoreError
+from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
 
 
@@ -47,7 +46,7 @@ class Place:
     def spec_of(self, of: Recipe) -> RunSpec:
         return spec(of, str(self.folder))
 
-    def sweep(self, budget: dict[str, Any] | None = None, most: int = 100, population: Any = None) -> Sweep:
+    def sweep(self, budget: dict[str, Any] | None = None, most: int = 100) -> Sweep:
         """The sweep of a new driver."""
         terms = SweepContext(
             base=recipe(epochs=4),
@@ -62,7 +61,7 @@ class Place:
         )
         ledger = TrialStore(str(self.folder))
         entries = ledger.load_trials(lambda of: self.spec_of(of).folder)
-        return Sweep(terms, ledger, entries, Rates(most), self, population)
+        return Sweep(terms, ledger, entries, Rates(most), self)
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_a_trial_is_written_down_before_it_begins(place: Place) -> None:
     one = task(place.sweep())
     assert (place.folder / "trials" / "0001.json").exists()
     assert one.spec.recipe.name == "tiny-t001"
-    assert get_schedule_at(one.spec.recipe.schedule, 0.0).base_rate == 0.01
+    assert one.spec.recipe.schedule.base_rate == 0.01
     assert place.added_specs == ["tiny-t001"]
 
 
@@ -223,76 +222,3 @@ def test_two_drivers_of_one_sweep(place: Place) -> None:
     task(first)
     with pytest.raises(TrialStoreError, match="another driver runs this sweep"):
         second.next_task()
-
-
-class Meeting:
-    """Meets after epoch 2, where trial 2 is replaced by one that goes on from trial 1."""
-
-    def is_exploit_epoch(self, epoch: int, epochs: int) -> bool:
-        return epoch == 2
-
-    def choose_replacements(self, trials: Sequence[Trial], epoch: int) -> dict[int, Replacement]:
-        assert epoch == 2
-        assert {trial.trained_epochs for trial in trials if not trial.is_terminal} == {2}
-        return {2: Replacement({"from": "t001"}, recipe("other", epochs=4), ForkPoint(trial=1, samples=128, epoch=2))}
-
-
-def told(place: Place, sweep: Sweep, one: TrialTask, *epochs: int) -> bool:
-    """Report epochs, in the run's journal too; whether the sweep ended the trial at the last."""
-    write_journal(one.spec.folder, 1 + epochs[0], [("epoch", 64 * at, {"train/epoch": float(at)}) for at in epochs])
-    return [sweep.on_trial_report(report(one.number, at)).should_stop for at in epochs][-1]
-
-
-def test_a_population_waits_for_all_and_goes_on(place: Place) -> None:
-    place.slots = 1
-    sweep = place.sweep({"trials": 3}, population=Meeting())
-    one, two = task(sweep), task(sweep)
-    assert told(place, sweep, one, 1, 2), "it waits for the others"
-    sweep.on_trial_ended(1, None)
-    assert states(sweep)[0] == ("waiting", "")
-    three = task(sweep)
-    assert sweep.next_task() == "later"
-    for each in (two, three):
-        assert told(place, sweep, each, 1, 2)
-        sweep.on_trial_ended(each.number, None)
-    four, on = task(sweep), task(sweep)
-    assert [state for state, _ in states(sweep)] == ["waiting", "pruned", "waiting", "waiting"]
-    assert "another took its place at epoch 2" in states(sweep)[1][1]
-    assert (on.number, on.fork) == (1, None)
-    assert not told(place, sweep, on, 3)
-    sweep.on_trial_report(report(1, 4, state="finished"))
-    sweep.on_trial_ended(1, None)
-    off = task(sweep)
-    assert (off.number, off.fork) == (3, None)
-    assert (four.number, four.spec.recipe.name) == (4, "tiny-t004")
-    assert four.fork is not None
-    assert (four.fork.folder, four.fork.samples) == (one.spec.folder, 128)
-    assert sweep.next_task() == "later"
-    assert not told(place, sweep, four, 2), "what it took over is validated once more, and is no meeting"
-    for each in (off, four):
-        sweep.on_trial_report(report(each.number, 4, state="finished"))
-        sweep.on_trial_ended(each.number, None)
-    assert sweep.next_task() is None
-
-
-def test_a_population_goes_on_after_its_driver_died(place: Place) -> None:
-    sweep = place.sweep({"trials": 3}, population=Meeting())
-    for _ in range(3):
-        told(place, sweep, task(sweep), 1, 2)
-    # It died before anybody was replaced.
-    later = place.sweep({"trials": 3}, population=Meeting())
-    assert [task(later).number for _ in range(3)] == [4, 1, 3]
-    # And again, when the one that follows had not begun.
-    last = place.sweep({"trials": 3}, population=Meeting())
-    first = task(last)
-    assert first.number in (2, 4), "what ended is told again; the one behind comes first"
-    four = first if first.number == 4 else task(last)
-    assert four.number == 4
-    assert len(last.trials) == 4
-    assert last.next_task() == "later"
-    assert not told(place, last, four, 3)
-    last.on_trial_report(report(4, 4, state="finished"))
-    if first.number == 2:
-        last.on_trial_ended(2, None)
-    last.on_trial_ended(4, None)
-    assert [task(last).number for _ in range(2)] == [1, 3]

@@ -131,7 +131,7 @@ def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
 
 
 def test_a_task_travels_as_text(tmp_path: Path) -> None:
-    one = task(tmp_path, fork=trial_run.Fork(folder="/x", samples=5))
+    one = task(tmp_path, ended=True)
     assert trial_run.decode_task(one.to_json()) == one
 
 

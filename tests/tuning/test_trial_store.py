@@ -7,7 +7,6 @@ import pytest
 
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.trial_store import (
-    ForkPoint,
     TrialEnd,
     TrialRecord,
     TrialStore,
@@ -44,13 +43,19 @@ def test_trials_come_back_with_what_their_runs_have_reported(tmp_path: Path) -> 
 
 def test_what_a_trial_is_survives(tmp_path: Path) -> None:
     ledger = TrialStore(str(tmp_path))
-    first = record(1, origin={"trial": 1, "samples": 64, "epoch": 2})
+    first = record(1)
     ledger.add_trial(first)
     (entry,) = ledger.load_trials(lambda of: str(tmp_path / "run"))
     assert entry.record == first
-    assert entry.record.origin == ForkPoint(trial=1, samples=64, epoch=2)
     assert isinstance(entry.trial.recipe, Recipe)
     assert entry.trial.recipe == first.recipe
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "trials" / "0001.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps({**record(1).to_dict(), "origin": None, "replaces": None}))
+    assert read(TrialStore(str(tmp_path)), tmp_path) == [(1, "waiting", "", 0)]
 
 
 def test_a_second_driver_is_told(tmp_path: Path) -> None:

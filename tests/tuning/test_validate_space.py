@@ -42,13 +42,13 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ("epochs", span(1, 9, whole=True), "dimensions.epochs: is refused: trials are compared after equally many"),
         ("seeds.order", span(0, 9, whole=True), "dimensions.seeds.order: is refused: the winner would be the luckiest"),
         ("initial_weights", {"values": [""]}, "dimensions.initial_weights: is refused: trials that start from other"),
-        ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: -1.0 is refused: must be above 0"),
-        ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: 1000.0 is refused: must be at most"),
-        ("schedule.kind", {"values": ["poly"]}, "values.0: 'poly' is refused: must be one of"),
+        ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: must be above 0"),
+        ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: must be at most"),
+        ("schedule.kind", {"values": ["poly"]}, "values.0: must be one of"),
         ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area 1.0, 0.4 is refused"),
-        ("augmentation.area", {"values": [0.4]}, "values.0: 0.4 is refused: must be a list"),
-        ("loss.label_smoothing", {"values": [0.1, 1]}, "values.1: 1 is refused: must be below 1"),
-        ("batch_size", span(16, 64), "batch_size.low: 16.0 is refused: must be a whole number"),
+        ("augmentation.area", {"values": [0.4]}, "values.0: must be a list"),
+        ("loss.label_smoothing", {"values": [0.1, 1]}, "values.1: must be below 1"),
+        ("batch_size", span(16, 64), "batch_size.low: must be a whole number"),
         ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate 0.02 is refused: above base_rate"),
     ],
 )
@@ -86,8 +86,8 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
     [
         ({"schedule.kind": ["cosine"]}, "schedule.kind 'cosine' is refused: the dimension schedule.kind is never that"),
         ({"schedule.kinds": ["step"]}, "schedule.kinds: unknown path; did you mean schedule.kind?"),
-        ({"model.module": ["reducd"]}, "model.module: 'reducd' is refused: must be one of reduced, naive"),
-        ({"model.width": [99]}, "model.width: 99 is refused: must be at most 8"),
+        ({"model.module": ["reducd"]}, "model.module: must be one of reduced, naive"),
+        ({"model.width": [99]}, "model.width: must be at most 8"),
         ({"schedule.base_rate": [0.01]}, "schedule.base_rate is a range, which hardly ever is one of these"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_dimension_for_other_recipes_is_allowed_but_not_alone() -> None:
     check_space(Space.from_dict({"dimensions": {**steps, "optimizer.momentum": span(0.5, 0.9)}}), BASE)
     # It is looked at all the same.
     wrong = {"schedule.decay_factor": span(0.1, 2, **under("step")), "optimizer.momentum": span(0.5, 0.9)}
-    assert "dimensions.schedule.decay_factor.high: 2.0 is refused: must be at most 1" in refusal(wrong)
+    assert "dimensions.schedule.decay_factor.high: must be at most 1" in refusal(wrong)
 
 
 def test_conditions_of_conditions_are_followed() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-import tyro
 from pydantic import Field, model_validator
 
 from orchestrator.config import redaction
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.flags import Flag
 from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
 from orchestrator.data.config import OrderConfig
 from orchestrator.storage import urls
@@ -37,7 +37,7 @@ class PackConfig(Config):
     source: Source = FolderSource()
     url: str = Field("", description="folder URL of the dataset to be made")
     name: str = Field("", description="name of the dataset; by default that of the source")
-    layout: Annotated[ShardLayout, tyro.conf.arg(name="")] = ShardLayout()
+    layout: Annotated[ShardLayout, Flag(name="")] = ShardLayout()
     max_bad: float = Field(
         0.001,
         ge=0,

@@ -1,1 +1,1 @@
-"""Callbacks of the training loop: checkpoints, journal, watchdog, profiler."""
+"""Callbacks of the training loop: the built-in ones, and the base class of the user's own."""

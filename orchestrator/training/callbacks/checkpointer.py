@@ -5,86 +5,147 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt, Goodput
+from orchestrator.training.callbacks.base import Callback
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import Cadence, TrainJob, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.config import Outcome, TrainJob
+from orchestrator.training.rank_sync import SyncResult
+from orchestrator.training.run_dir import get_checkpoints_dir
 from orchestrator.training.train_state import TrainState
+
+if TYPE_CHECKING:  # trainer imports this module
+    from orchestrator.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 PRODUCTIVE_SECONDS_KEY = "productive_seconds"
 
 
-class Checkpointer:
-    """Saves a state when it is due; at most one write is under way. An error of a write is raised at the next save."""
+class BackgroundWriter:
+    """One write at a time in a thread of its own, watched by the watchdog as phase `phase`."""
+
+    def __init__(self, phase: str, watchdog: Watchdog, limit: float) -> None:
+        """limit: seconds that a write may take."""
+        self._phase, self._watchdog, self._limit = phase, watchdog, limit
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Call `write`, which must not raise, in the background; the one before must have been waited for."""
+
+        def run() -> None:
+            with self._watchdog.watch_phase(self._phase, self._limit):
+                write()
+
+        self._thread = threading.Thread(target=run, name=self._phase)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the write under way has ended."""
+        if self._thread is not None:
+            # The phase of the writer is the one whose limit counts.
+            with self._watchdog.watch_phase("wait-for-save", 2 * self._limit):
+                self._thread.join()
+            self._thread = None
+
+
+class Checkpointer(Callback):
+    """Saves the state when it is due, one write at a time. The next save raises the error of a write."""
 
     def __init__(self, job: TrainJob, attempt: Attempt, goodput: Goodput, watchdog: Watchdog) -> None:
         self.stalled_seconds = 0.0  # that training waited for checkpoints, in all
         self._run, self._folder = job.folder, get_checkpoints_dir(job.folder)
-        self._cadence: Cadence = job.cadence
+        self._cadence = job.cadence
         self._recipe = job.recipe.to_dict()
-        self._attempt, self._goodput, self._watchdog = attempt, goodput, watchdog
+        self._attempt, self._goodput = attempt, goodput
+        self._writer = BackgroundWriter("save", watchdog, job.cadence.limits.save_seconds)
         self._last = time.monotonic()
         self._saved_samples = -1
-        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def on_start(self, trainer: Trainer) -> None:
+        """Skip the state that an earlier attempt saved."""
+        self.mark_saved(trainer.state.progress.samples)
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """Save on rank 0 when a checkpoint is due, a rank has a preemption notice, or a stop asks for it."""
+        if not sync.is_healthy or not trainer.world.is_rank_zero:
+            return
+        if sync.sums.should_stop:
+            if sync.sums.should_save:
+                self.save_and_wait(trainer)
+        elif sync.is_preempted or self.is_due(trainer.state.progress.samples):
+            self._save_and_notify(trainer)
+
+    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+        """Wait for the checkpoint under way; the attempt's outcome is decided, so an error is only logged."""
+        try:
+            self.wait()
+        except Exception as error:
+            _log.warning("the last checkpoint was not written: %s: %s", type(error).__name__, error)
+
+    def save_and_wait(self, trainer: Trainer) -> None:
+        """Save the state of rank 0 and wait until it is in storage."""
+        if trainer.world.is_rank_zero:
+            self._save_and_notify(trainer)
+            self.wait()
+
+    def _save_and_notify(self, trainer: Trainer) -> None:
+        if self.save(trainer.state):
+            trainer.notify("on_checkpoint")
+
     def is_due(self, samples: int) -> bool:
-        """Whether the cadence asks for a checkpoint now; while one is being written only for one to be kept."""
-        if samples in self._cadence.marks:
-            return True
-        if self._thread is not None and self._thread.is_alive():
+        """Return whether the cadence asks for a checkpoint now; never during a write."""
+        if self._writer.is_writing:
             return False
         each = self._cadence.checkpoint_samples
         passed = each is not None and samples // each > max(0, self._saved_samples) // each
         return passed or time.monotonic() - self._last >= self._cadence.checkpoint_seconds
 
     def mark_saved(self, samples: int) -> None:
-        """What was saved at `samples` by an earlier attempt need not be saved again."""
+        """Record that an earlier attempt saved the state at `samples`."""
         self._saved_samples = samples
 
-    def save(self, state: TrainState) -> None:
-        """Copy the state now and write it in the background."""
+    def save(self, state: TrainState) -> bool:
+        """Copy the state now and write it in the background; return whether it was not saved before."""
         began = time.monotonic()
         self.wait()
         if state.progress.samples == self._saved_samples:
-            return
+            return False
         self._last = time.monotonic()
         self._saved_samples = state.progress.samples
         content = {**state.snapshot(), "recipe": self._recipe, PRODUCTIVE_SECONDS_KEY: self._goodput.productive_seconds}
-        self._thread = threading.Thread(target=self._write, args=(content,), name="checkpoint")
-        self._thread.start()
+        self._writer.start(lambda: self._write(content))
         self.stalled_seconds += time.monotonic() - began
+        return True
 
     def wait(self) -> None:
-        """Until the write under way has ended. Raises what it raised."""
-        if self._thread is not None:
-            # No phase of its own: the writer has one, and its limit is the one that counts.
-            with self._watchdog.watch_phase("wait-for-save", 2 * self._cadence.limits.save_seconds):
-                self._thread.join()
-            self._thread = None
+        """Wait until the write under way has ended. Raises what it raised."""
+        self._writer.wait()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def _write(self, content: dict[str, Any]) -> None:
         try:
-            with self._watchdog.watch_phase("save", self._cadence.limits.save_seconds):
-                if self._attempt.is_superseded():
-                    return  # it would not count, and must not push out what does
-                samples = content["samples"]
-                if samples in self._cadence.marks:
-                    checkpoint_format.save(get_marks_dir(self._run), content, samples, self._attempt.number)
-                saved = checkpoint_format.save(self._folder, content, samples, self._attempt.number)
-                if not self._attempt.is_superseded():  # by one that needs what would be removed
-                    void = attempts.load_stale_checkpoint_check(self._run)
-                    checkpoint_format.remove_old_checkpoints(self._folder, self._cadence.keep_checkpoints, saved, void)
+            if self._attempt.is_superseded():
+                return  # it would not count, and must not push out what does
+            samples = content["samples"]
+            saved = checkpoint_format.save(self._folder, content, samples, self._attempt.number)
+            if not self._attempt.is_superseded():  # by one that needs what would be removed
+                is_stale = attempts.load_stale_checkpoint_check(self._run)
+                checkpoint_format.remove_old_checkpoints(self._folder, self._cadence.keep_checkpoints, saved, is_stale)
         except NonFiniteError as error:
-            # What was saved before stays; the loss of the next step, or the end's own look, ends the run on all ranks.
+            # The checkpoint before stays; the next loss, or the check at the end, ends the run on all ranks.
             _log.warning("checkpoint: %s", error)
         except Exception as error:  # raised again in the training thread, by wait()
             self._error = error

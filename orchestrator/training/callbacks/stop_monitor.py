@@ -1,15 +1,21 @@
-"""What rank 0 looks after behind the training's back: wishes to stop, later attempts, its own signs of life."""
+"""Rank 0's monitor threads: stop flag, fencing, heartbeat."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.config.json_text import parse_json
 from orchestrator.storage import file_io
 from orchestrator.training.attempts import Attempt
+from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.config import Outcome
+from orchestrator.training.rank_sync import SyncResult
+
+if TYPE_CHECKING:  # trainer imports this module
+    from orchestrator.training.trainer import Trainer
 
 POLL_SECONDS = 1.0
 FENCE_SECONDS = 5.0
@@ -20,31 +26,39 @@ StopRequest = Literal["go-on", "save-and-stop", "stop", "superseded"]
 _log = logging.getLogger(__name__)
 
 
-class StopMonitor:
-    """A thread that polls storage. Not to know is not to stop: a failed query ends no healthy run (pitfalls E44)."""
+class StopMonitor(Callback):
+    """Threads that poll storage. A failed poll is ignored, so that it ends no healthy run."""
 
     def __init__(
-        self, attempt: Attempt, stop_flag: str, successor: str, on_wish: Callable[[], None] = lambda: None
+        self, attempt: Attempt, stop_flag: str, successor: str, on_request: Callable[[], None] = lambda: None
     ) -> None:
-        """on_wish: called in a thread of the watch at the first wish."""
-        self.samples = 0  # set by the training thread; goes into the signs of life
-        self._on_wish = on_wish
+        """on_request: called in a thread of the monitor at the first request."""
+        self.samples = 0  # set by the training thread; part of the heartbeat
+        self._on_request = on_request
         self._attempt, self._stop_flag, self._successor = attempt, stop_flag, successor
-        self._wish: StopRequest = "go-on"
+        self._request: StopRequest = "go-on"
         self._ended = threading.Event()
         actions = {"look": (self._poll_stop_flag, POLL_SECONDS), "fence": (self._poll_fence, FENCE_SECONDS)}
         actions["beat"] = (self._write_heartbeat, BEAT_SECONDS)
         for name, arguments in actions.items():
-            # Each on its own: a request that hangs holds up no other.
+            # A thread each: a request that hangs delays no other.
             threading.Thread(target=self._repeat, args=arguments, name=f"watch-{name}", daemon=True).start()
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """Take the progress for the next heartbeat."""
+        self.samples = trainer.state.progress.samples
+
+    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+        """End the threads."""
+        self.close()
 
     @property
     def request(self) -> StopRequest:
-        """What somebody wants of this attempt; the weightiest wish stays."""
-        return self._wish
+        """The request to this attempt; "superseded" outweighs the others."""
+        return self._request
 
     def close(self) -> None:
-        """Watch no more."""
+        """End the threads."""
         self._ended.set()
 
     def _repeat(self, action: Callable[[], None], seconds: float) -> None:
@@ -52,12 +66,12 @@ class StopMonitor:
             try:
                 action()
             except OSError as error:
-                _log.debug("watch: %s", error)
+                _log.debug("stop monitor: %s", error)
             if self._ended.wait(seconds):
                 return
 
     def _poll_stop_flag(self) -> None:
-        if self._wish == "go-on" and file_io.exists(self._stop_flag):
+        if self._request == "go-on" and file_io.exists(self._stop_flag):
             self._set_request("save-and-stop" if _wants_checkpoint(file_io.read_bytes(self._stop_flag)) else "stop")
 
     def _poll_fence(self) -> None:
@@ -67,18 +81,18 @@ class StopMonitor:
     def _write_heartbeat(self) -> None:
         self._attempt.write_heartbeat(self.samples)
 
-    def _set_request(self, wish: StopRequest) -> None:
-        first = self._wish == "go-on"
-        if self._wish != "superseded":
-            self._wish = wish
-        if first:
-            self._on_wish()
+    def _set_request(self, request: StopRequest) -> None:
+        is_first = self._request == "go-on"
+        if self._request != "superseded":
+            self._request = request
+        if is_first:
+            self._on_request()
 
 
 def _wants_checkpoint(flag: bytes) -> bool:
-    """Whether a stop flag wants a checkpoint first: unless it says otherwise."""
+    """Return whether a stop flag wants a checkpoint first, which it does unless it holds {"save": false}."""
     try:
-        found = parse_json(flag)
+        content = parse_json(flag)
     except ValueError:
         return True
-    return not (isinstance(found, dict) and found.get("save") is False)
+    return not (isinstance(content, dict) and content.get("save") is False)

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, with a named cause, so that its run is started again."""
+"""Ends a process that makes no progress, with a named cause, so that the launcher starts its run again."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from orchestrator.training.config import PhaseTimeouts
+from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.config import Outcome, PhaseTimeouts
+from orchestrator.training.rank_sync import SyncResult
+
+if TYPE_CHECKING:  # trainer imports this module
+    from orchestrator.training.trainer import Trainer
 
 POLL_SECONDS = 0.5
 MAX_STEP_DURATIONS = 101
 REPORT_TIMEOUT_SECONDS = 10.0
 MAX_SLOW_WORK_SHOWN = 3  # of what takes long in other threads
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a retry may succeed
 
 _log = logging.getLogger(__name__)
 
 
-class Watchdog:
+class Watchdog(Callback):
     """Watches the phases of one worker; one thread trains, others may save."""
 
-    def __init__(self, limits: PhaseTimeouts, tell: Callable[[str, str], None], pulse_steps: int = 1) -> None:
-        """tell: keeps a cause and the stacks of all threads; given TELL_SECONDS.
+    def __init__(self, limits: PhaseTimeouts, report: Callable[[str, str], None], pulse_steps: int = 1) -> None:
+        """report: records a cause and the stacks of all threads; it has REPORT_TIMEOUT_SECONDS.
 
-        pulse_steps: steps between looks at wishes.
+        pulse_steps: steps between syncs, where training sees a stop request.
         """
         self._pulse_steps = pulse_steps
-        self._limits, self._tell = limits, tell
+        self._limits, self._report = limits, report
         self._phases: dict[str, tuple[float, float]] = {}  # phase: began (monotonic), limit in seconds
         self._describe: Callable[[], list[str]] = list
         self._trainer = threading.get_ident()
@@ -45,8 +51,21 @@ class Watchdog:
         self._start_phase("start", limits.start_seconds)
         threading.Thread(target=self._poll_phases, name="watchdog", daemon=True).start()
 
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Expect the next step."""
+        self.record_step()
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """End the phase "stop" when training has seen the request."""
+        if sync.is_healthy and sync.sums.should_stop:
+            self.acknowledge_stop()
+
+    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+        """Stop watching."""
+        self.close()
+
     def record_step(self) -> None:
-        """A step was made; the next one is due."""
+        """Record the end of a step; the next one is due."""
         now = time.monotonic()
         if self._last is not None:
             self._steps.append(now - self._last)
@@ -57,7 +76,7 @@ class Watchdog:
 
     @contextmanager
     def watch_phase(self, name: str, limit: float) -> Iterator[None]:
-        """Watch a phase of its own; no step is due meanwhile when it is the training thread's."""
+        """Watch a phase; when it is the training thread's, no step is due until it ends."""
         training = threading.get_ident() == self._trainer
         if training:
             self._phases.pop("step", None)
@@ -73,29 +92,29 @@ class Watchdog:
                 self._restart_phase("stop")
 
     def expect_stop(self) -> None:
-        """Expect training to end soon: it hears of it at a pulse."""
+        """Expect training to end soon after the next sync, where it sees the stop request."""
         slow = 3 * self._pulse_steps * max(list(self._steps), default=0.0)
         self._start_phase("stop", max(self._limits.stop_seconds, slow))
 
     def acknowledge_stop(self) -> None:
-        """The training thread has heard of it."""
+        """End the phase "stop": the training thread has seen the request."""
         self._phases.pop("stop", None)
 
     def set_slow_work_source(self, describe: Callable[[], list[str]]) -> None:
-        """Have a cause name what `describe` returns: the work of other threads that takes long, the longest first."""
+        """Name in a cause what `describe` returns: slow work of other threads, the longest first."""
         self._describe = describe
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._ended.set()
 
     def _start_phase(self, phase: str, limit: float) -> None:
         self._phases[phase] = (time.monotonic(), limit)
 
     def _restart_phase(self, phase: str) -> None:
-        """Nobody could answer meanwhile: what is expected has all its time anew."""
-        if (expected := self._phases.get(phase)) is not None:
-            self._start_phase(phase, expected[1])
+        """Restart the clock of a phase that the training thread could not end meanwhile."""
+        if (running := self._phases.get(phase)) is not None:
+            self._start_phase(phase, running[1])
 
     def _compute_step_limit(self) -> float:
         usual = statistics.median(self._steps) if self._steps else 0.0
@@ -118,31 +137,35 @@ class Watchdog:
             more = f" and {len(slow) - MAX_SLOW_WORK_SHOWN} more" if len(slow) > MAX_SLOW_WORK_SHOWN else ""
             cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}{more}"
         _log.error("watchdog: %s; this worker ends itself", cause)
-        # Storage may be what hangs: it gets its seconds, then the process ends anyhow.
-        teller = threading.Thread(target=self._tell, args=(cause, dump_stacks()), name="watchdog-tells", daemon=True)
-        teller.start()
-        teller.join(REPORT_TIMEOUT_SECONDS)
-        if not self._ended.is_set():  # else it came to its end meanwhile
+        # Storage may be what hangs: after its seconds the process ends anyhow.
+        reporter = threading.Thread(
+            target=self._report, args=(cause, dump_stacks()), name="watchdog-report", daemon=True
+        )
+        reporter.start()
+        reporter.join(REPORT_TIMEOUT_SECONDS)
+        if not self._ended.is_set():  # else training ended meanwhile
             end_process()
 
     def _locate_training_thread(self) -> str:
-        """The innermost lines of the training thread: our own, and the last."""
+        """Return the innermost lines of the training thread: this package's, and the last."""
         frame = sys._current_frames().get(self._trainer)
         if frame is None:
             return "a thread that is gone"
-        found = traceback.extract_stack(frame)
-        ours = [one for one in found if f"{os.sep}orchestrator{os.sep}" in one.filename]
-        chosen = [*ours[-1:], *found[-1:]]
-        return " > ".join(dict.fromkeys(f"{os.path.basename(one.filename)}:{one.lineno} {one.name}" for one in chosen))
+        lines = traceback.extract_stack(frame)
+        own_lines = [line for line in lines if f"{os.sep}orchestrator{os.sep}" in line.filename]
+        chosen = [*own_lines[-1:], *lines[-1:]]
+        return " > ".join(
+            dict.fromkeys(f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
+        )
 
 
 def end_process() -> None:
-    """End this process at once: its threads may hang, so nothing of it is waited for."""
+    """End this process immediately, without waiting for its threads, which may hang."""
     os._exit(EXIT_STATUS)
 
 
 def dump_stacks() -> str:
-    """The Python stacks of all threads."""
+    """Return the Python stacks of all threads."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -159,7 +159,7 @@ def draw_budget(trials: Sequence[Trial], metric: MetricName) -> Figure:
     steps: list[tuple[int, float]] = []
     scored = []
     for trial in shown:
-        spent += trial.own_epochs
+        spent += trial.trained_epochs
         score = trial.get_score(metric)
         colour, marker = STATE_STYLES[trial.state]
         if score is None:
@@ -204,7 +204,7 @@ def draw_budget(trials: Sequence[Trial], metric: MetricName) -> Figure:
     axes.set_xlim(0.0, 1.03 * spent)
     _add_state_legend(figure, axes, shown, None, "none")
     if best is not None:
-        place = sum(trial.own_epochs for trial in shown if trial.number <= best.number)
+        place = sum(trial.trained_epochs for trial in shown if trial.number <= best.number)
         axes.annotate(
             best.name,
             (place, best.get_score(metric) or 0.0),

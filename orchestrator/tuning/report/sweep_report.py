@@ -245,12 +245,9 @@ def build_facts(about: Mapping[str, object], trials: Sequence[Trial], metric: Me
     found.append(
         ("metric", f"{METRIC_NAMES[metric]} on the validation split, in percent; of the averaged weights, if any")
     )
-    # Those that follow others in a population are no more of what was allowed.
-    first = sum(not trial.inherited_epochs for trial in trials)
-    follow = f" and {len(trials) - first:,} that followed" if first < len(trials) else ""
-    allowed_trials = _format_allowed(f"{first:,}", about.get("budget_trials"))
-    found.append(("trials", allowed_trials + follow + (f": {states}" if states else "")))
-    epochs = sum(trial.own_epochs for trial in trials)
+    allowed_trials = _format_allowed(f"{len(trials):,}", about.get("budget_trials"))
+    found.append(("trials", allowed_trials + (f": {states}" if states else "")))
+    epochs = sum(trial.trained_epochs for trial in trials)
     found.append(("epochs trained", _format_allowed(f"{epochs:,}", about.get("budget_epochs"))))
     seconds = about.get("budget_seconds")
     allowed = format_duration(seconds) if isinstance(seconds, int | float) else None

@@ -11,7 +11,8 @@ from orchestrator.training import attempts
 from orchestrator.training import train_state as states
 from orchestrator.training.callbacks.best_checkpoint import MONITORED_METRICS, BestCheckpoint
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import TrainJob, get_best_weights_dir
+from orchestrator.training.config import TrainJob
+from orchestrator.training.run_dir import get_best_weights_dir
 from orchestrator.training.train_state import TrainState
 from tests.support import runs
 from tests.support.runs import CPU, job, recipe, train

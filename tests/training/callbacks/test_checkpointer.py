@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import checkpoint as checkpoints
+from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
 from orchestrator.training import attempts
@@ -15,7 +16,8 @@ from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
 from orchestrator.training.callbacks.watchdog import Watchdog
-from orchestrator.training.config import Cadence, TrainJob, get_attempts_dir, get_checkpoints_dir, get_marks_dir
+from orchestrator.training.config import Cadence, TrainJob
+from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 from orchestrator.training.train_state import TrainState
 from tests.support.runs import CPU, NEVER, recipe, saved_at
 
@@ -54,21 +56,6 @@ def test_the_clock_says_when(tmp_path: Path, state: TrainState) -> None:
     assert not saver.is_due(0)
 
 
-def test_a_mark_is_kept_for_good(tmp_path: Path, state: TrainState) -> None:
-    one = job(tmp_path, keep=1)
-    mark = state.progress.advance().samples
-    saver = saver_of(one.model_copy(update={"cadence": one.cadence.model_copy(update={"marks": (mark,)})}))
-    for expected in (True, False, False):
-        advance(state)
-        assert saver.is_due(state.progress.samples) is expected
-        saver.save(state)
-    saver.wait()
-    kept = checkpoints.list_checkpoints(get_marks_dir(one.folder))
-    assert [place.samples for place in kept] == [mark]
-    assert checkpoints.load(kept[0].url)["samples"] == mark
-    assert mark not in saved_at(one)
-
-
 def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: TrainState) -> None:
     one = job(tmp_path, keep=2)
     saver = saver_of(one, 7)
@@ -77,7 +64,7 @@ def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: T
         saver.save(state)
     saver.wait()
     assert saved_at(one) == [32, 24]
-    assert {place.attempt for place in checkpoints.list_checkpoints(get_checkpoints_dir(one.folder))} == {7}
+    assert {place.attempt for place in checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))} == {7}
 
 
 def test_what_was_saved_does_not_follow_the_training(tmp_path: Path, state: TrainState) -> None:
@@ -231,4 +218,4 @@ def test_what_is_void_does_not_count_as_kept(tmp_path: Path, state: TrainState) 
     saver.wait()
     assert saved_at(one) == [32, 24, 16]
     void = attempts.load_stale_checkpoint_check(one.folder)
-    assert [place.samples for place in checkpoints.list_checkpoints(folder) if void(place) is None] == [32, 16]
+    assert [place.samples for place in checkpoint_dir.list_checkpoints(folder) if void(place) is None] == [32, 16]

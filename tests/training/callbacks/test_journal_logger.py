@@ -13,8 +13,9 @@ from orchestrator.tracking.events import Event
 from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
 from orchestrator.training.callbacks import journal_logger
 from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.config import Outcome, TrainJob, get_attempts_dir, get_journal_dir
+from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import get_attempts_dir, get_journal_dir
 from orchestrator.training.train_state import Progress
 from tests.support.runs import ALONE, CPU, events, recipe
 
@@ -55,7 +56,7 @@ def test_only_rank_0_writes(one: TrainJob) -> None:
 
 
 def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> None:
-    leader.log_start(AT, ALONE, [], micro_batch=8)
+    leader.log_start(AT, ALONE, [])
     leader.log_step_metrics(AT, 0.5, 0.1)
     leader.log_epoch_metrics(AT, {"train/loss": float("nan")})
     leader.log_outcome(Outcome(status="diverged", message="why", samples=352))
@@ -69,7 +70,6 @@ def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> Non
         "workers": 1,
         "device": "cpu",
         "resumed": True,
-        "micro_batch": 8,
         "samples_per_epoch": 3200,
     }
     assert point == {"train/step_loss": 0.5, "train/rate": 0.1}

@@ -1,4 +1,4 @@
-"""What one rank notes of its data between pulses."""
+"""What one rank records of its data between syncs, and the report that it packs for the all-reduce."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BadSample, Batch
 from orchestrator.data.sample_audit import AuditRecord, hash_plan
 from orchestrator.data.sampler import EpochOrder, select_rank_positions
-from orchestrator.training import delivered_samples
-from orchestrator.training.delivered_samples import SampleTracker, gather_first_error
+from orchestrator.training import rank_sync
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.rank_sync import SampleTracker, SyncReport
 from orchestrator.training.train_state import Progress
 from tests.support.runs import ALONE, CPU
 
@@ -49,7 +49,7 @@ def test_a_single_worker_ends_at_once() -> None:
         next(found)
 
 
-def test_only_trouble_with_data_is_passed_on_to_a_pulse() -> None:
+def test_only_trouble_with_data_is_passed_on_to_a_sync() -> None:
     def broken() -> Iterator[Batch]:
         yield batch(1)
         raise OSError("the network is down")
@@ -68,11 +68,11 @@ def test_healthy_batches_pass_unchanged() -> None:
 
 
 def test_the_trouble_of_a_single_worker_needs_no_rank() -> None:
-    assert gather_first_error(ALONE, "data: x") == "data: x"
+    assert ALONE.gather_first_error("data: x") == "data: x"
 
 
 # ------------------------------------------------------------------ what was delivered
-def test_a_pulse_adds_what_came_since_the_last() -> None:
+def test_a_sync_adds_what_came_since_the_last() -> None:
     order = EpochOrder((20, 13, 17), 7, 0, 4, 5)
     one = SampleTracker(ALONE, BLANK)
     progress = Progress(0, 8, 6)
@@ -82,10 +82,10 @@ def test_a_pulse_adds_what_came_since_the_last() -> None:
         one.record_batch(progress, batch(*ids.tolist()))
         progress = progress.advance()
         if step in (1, 5):
-            agreed = one.sync_ranks(record, 0, [1.5, float(step)])
+            agreed = one.sync_ranks(record, 0, SyncReport(loss=1.5, samples=float(step)))
             record = agreed.record
-            assert agreed.sums == [1.5, float(step)]
-    again = one.sync_ranks(record, 0, [])
+            assert (agreed.sums.loss, agreed.sums.samples) == (1.5, float(step))
+    again = one.sync_ranks(record, 0, SyncReport())
     assert again.record == record, "nothing is counted twice"
     whole = hash_plan(order, 8, 6)
     assert (record.get_epoch(0).samples, int(record.get_epoch(0).hash, 16)) == (48, whole.hash)
@@ -97,12 +97,12 @@ def test_bad_samples_are_told_in_the_order_of_steps_and_once() -> None:
     progress = Progress(8, 8, 6)
     one.record_batch(progress, batch(7, bad=(early,)))
     one.record_batch(progress.advance(), batch(3, bad=(late,)))
-    first = one.sync_ranks(AuditRecord(), 0, [])
+    first = one.sync_ranks(AuditRecord(), 0, SyncReport())
     assert [entry.id for entry in first.new_bad_samples] == [7, 3]
     assert first.record.get_epoch(0).bad == (7, 3)
     assert first.record.bad == tuple(first.new_bad_samples)
     one.record_batch(Progress(48, 8, 6), batch(7, bad=(early,)))
-    second = one.sync_ranks(first.record, 1, [])
+    second = one.sync_ranks(first.record, 1, SyncReport())
     assert second.new_bad_samples == []
     assert second.record.get_epoch(1).bad == (7,)
     assert second.record.bad == first.record.bad
@@ -112,6 +112,6 @@ def test_what_is_kept_of_a_bad_sample_is_bounded_and_has_an_encoding() -> None:
     one = SampleTracker(ALONE, BLANK)
     key = b"caf\xe9".decode(errors="surrogateescape")  # a file name in Latin-1
     one.record_batch(Progress(0, 8, 6), batch(0, bad=(BadSample(0, key, "/d/x.tar", 0, "x" * 10**6),)))
-    (found,) = one.sync_ranks(AuditRecord(), 0, []).new_bad_samples
+    (found,) = one.sync_ranks(AuditRecord(), 0, SyncReport()).new_bad_samples
     assert found.key == "caf\\udce9"
-    assert len(found.reason) == delivered_samples.MAX_CHARACTERS
+    assert len(found.reason) == rank_sync.MAX_CHARACTERS
