@@ -133,7 +133,12 @@ def _import_command(name: str) -> MainFn:
         case _:
             from orchestrator.cli import shards  # heavy
 
-            return {"pack": shards.pack_dataset, "index": shards.index_tars, "verify": shards.verify_dataset}[name]
+            functions: dict[str, MainFn] = {
+                "pack": shards.pack_dataset,
+                "index": shards.index_tars,
+                "verify": shards.verify_dataset,
+            }
+            return functions[name]
 
 
 def _run_shards(program: str, arguments: list[str]) -> int:
@@ -265,6 +270,7 @@ orchestrator serve --model models:/googlenet-digits@champion --members 1,3
         "Show the state of runs, ensembles and sweeps, from their storage alone.",
         lambda: {"runs": Preset(command_lines.StatusConfig())},
         "runs",
+        prepare=lambda program, config: None,
         finishes_unread=False,
         example="""
 orchestrator status
@@ -282,6 +288,7 @@ orchestrator status s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef 
         "Stop runs and ensembles from anywhere; they save a checkpoint first.",
         lambda: {"runs": Preset(command_lines.StopConfig())},
         "runs",
+        prepare=lambda program, config: None,
         finishes_unread=False,
         example="""
 orchestrator stop googlenet-digits-m1-0123456789abcdef
