@@ -1,4 +1,4 @@
-"""The Ray cluster at hand: a private local one, or the one that a job was submitted to."""
+"""The Ray cluster of this process: a private local one, or the one that a job was submitted to."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray._private.state import state as ray_state
-from ray.core.generated import gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.ray_backend import signals, worker_prestart
+from orchestrator.ray_backend import ray_compat, signals, worker_prestart
 from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.ray_env import check_ray_environment, has_existing_cluster
 from orchestrator.ray_backend.run_spec import Placement
@@ -36,15 +33,13 @@ _NO_GRPC = (
     "something listens there that does not answer as Ray's head: is it that port (6379 by default), and do both sides "
     "use TLS (RAY_USE_TLS and the three RAY_TLS_ files) or neither?"
 )
-# Names of what protobuf's compiler made are there at run time only.
-_gcs_service_pb2: Any = import_module("ray.core.generated.gcs_service_pb2")
 _log = logging.getLogger(__name__)
 HEAD_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a live node has."""
+    """The resources of a live node."""
 
     cpus: float
     gpus: float
@@ -52,7 +47,7 @@ class Node:
 
 @dataclass(frozen=True)
 class ClusterCapacity:
-    """The live nodes, and the most that an autoscaler could bring (None: the cluster has no autoscaler)."""
+    """The live nodes, and the most that an autoscaler may bring (None: no autoscaler, or it is not known)."""
 
     nodes: tuple[Node, ...]
     max_cpus: float | None = None
@@ -69,10 +64,12 @@ class ClusterCapacity:
         return sum(node.gpus for node in self.nodes)
 
     def count_bundles(self, cpus: float, gpus: float) -> int:
-        """How many workers of this size the live nodes hold at once."""
+        """Return how many workers with so many CPUs and GPUs each fit on the live nodes at the same time."""
+        needs_gpu = gpus > 0
         return sum(
             min(
-                _count_fits(node.cpus, cpus), _count_fits(node.gpus, gpus) if gpus > 0 else _count_fits(node.cpus, cpus)
+                _count_fits(node.cpus, cpus),
+                _count_fits(node.gpus, gpus) if needs_gpu else _count_fits(node.cpus, cpus),
             )
             for node in self.nodes
         )
@@ -82,13 +79,14 @@ _pending_connection: Future[None] | None = None
 
 
 def connect_in_background(workers: int = 0, trial_cpus: int = 0) -> None:
-    """Start to connect in the background: importing the rest of a job takes as long.
+    """Start to connect in the background, since importing the rest of a job takes as long.
 
-    workers: processes to have ready for the workers of the first run. trial_cpus: CPUs of each trial of a sweep, for
-    which processes are to be ready.
+    workers: processes to start ahead for the workers of the first run. trial_cpus: CPUs of each trial of a sweep, for
+    which processes are started ahead.
     """
     global _pending_connection  # noqa: PLW0603  there is one connection in a process
     future: Future[None] = Future()
+    ray_compat.load_ray_internals()  # in this thread: two threads that import from Ray can deadlock
 
     def run() -> None:
         try:
@@ -109,17 +107,17 @@ def connect_in_background(workers: int = 0, trial_cpus: int = 0) -> None:
 
 @contextmanager
 def connect_cluster() -> Iterator[ClusterCapacity]:
-    """Connect to the given cluster, or start a private local one that ends with this process.
+    """Connect to the given cluster, or start a private local one that ends with this process; yield its capacity.
 
-    Raises ClusterError when the cluster does not answer, ConfigError for surroundings that Ray cannot work in.
+    Raises ClusterError when the cluster does not answer, ConfigError for an environment that Ray cannot work in.
     """
     global _pending_connection
-    begun, _pending_connection = _pending_connection, None
+    pending, _pending_connection = _pending_connection, None
     try:
-        if begun is None:
+        if pending is None:
             _init_ray()
         else:
-            begun.result()
+            pending.result()
     except ConfigError:
         raise
     except ClusterError as error:
@@ -135,33 +133,36 @@ def connect_cluster() -> Iterator[ClusterCapacity]:
 
 def _init_ray() -> None:
     check_ray_environment()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if has_existing_cluster():
         _check_head(os.environ["RAY_ADDRESS"])
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**options)
         return
-    # No dashboard: nothing but this driver talks to the cluster. No process ahead of its use, but for what is asked for
-    # by `prestart`: Ray's own have another runtime environment than our workers, and would never be used.
+    temp_dir = make_temp_dir()
+    if (internals := ray_compat.load_ray_internals()) is not None:
+        options |= {"_temp_dir": temp_dir, "_system_config": internals.LOCAL_CLUSTER_CONFIG}
+    else:
+        os.environ["RAY_TMPDIR"] = str(Path(temp_dir).parent)  # Ray appends the last part of temp_dir
+    # No dashboard: only this driver talks to the cluster.
     with signals.shield_children_from_hangup():
         ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES, _temp_dir=make_temp_dir(),
-            _system_config={"prestart_worker_first_driver": False, "enable_worker_prestart": False},
+            address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE_BYTES, **options
         )  # fmt: skip
 
 
 def _check_head(address: str) -> None:
-    """Raise when nobody listens at HOST:PORT, or this process does not get in there: Ray would try for minutes, loudly.
+    """Raise when nothing listens at HOST:PORT, or this process is not let in: Ray itself would try for minutes.
 
-    Raises OSError, or ClusterError for a token that is not the cluster's and for another version of Ray.
+    Raises OSError; with the fast start also ClusterError for a wrong token and for another version of Ray.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdigit()) or "/" in host:
         return
     socket.create_connection((host.strip("[]"), int(port)), HEAD_TIMEOUT_SECONDS).close()
+    if (internals := ray_compat.load_ray_internals()) is None:
+        return
     try:
-        with init_grpc_channel(address) as channel:
-            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
-            theirs = head.CheckAlive(_gcs_service_pb2.CheckAliveRequest(), timeout=HEAD_TIMEOUT_SECONDS).ray_version
+        head_version = internals.read_head_version(address, HEAD_TIMEOUT_SECONDS)
     except AuthenticationError as error:
         raise ClusterError(_NO_TOKEN) from error
     except grpc.RpcError as error:
@@ -170,42 +171,38 @@ def _check_head(address: str) -> None:
             raise ClusterError(_WRONG_TOKEN) from error
         if code == grpc.StatusCode.UNAVAILABLE:
             raise ClusterError(_NO_GRPC) from error
-        # A head that is busy, say: ray.init has more patience, and the last word.
-        _log.debug("the head does not say how it is", exc_info=True)
+        # A head that is busy, for example: ray.init waits longer, and decides.
+        _log.debug("the head did not answer", exc_info=True)
         return
-    if theirs != ray.__version__:
+    if head_version != ray.__version__:
         raise ClusterError(
-            f"it runs Ray {theirs} and this environment has Ray {ray.__version__}: give all nodes, and what submits to "
-            "them, the same version"
+            f"it runs Ray {head_version} and this environment has Ray {ray.__version__}: give all nodes, and what "
+            "submits to them, the same version"
         )
 
 
 def get_capacity() -> ClusterCapacity:
-    """The capacity now."""
+    """Return the capacity now."""
     nodes = tuple(
         Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     )
-    most = ray_state.get_max_resources_from_cluster_config()
-    if most is None:
+    internals = ray_compat.load_ray_internals()
+    limits = None if internals is None else internals.read_autoscaler_limits()
+    if limits is None:
         return ClusterCapacity(nodes)
-    return ClusterCapacity(nodes, float(most.get("CPU", 0)), float(most.get("GPU", 0)))
-
-
-def has_autoscaler() -> bool:
-    """Whether the cluster has an autoscaler."""
-    return ray_state.get_max_resources_from_cluster_config() is not None
+    return ClusterCapacity(nodes, float(limits.get("CPU", 0)), float(limits.get("GPU", 0)))
 
 
 def wait_for_capacity(placement: Placement, say: Callable[[str], None]) -> ClusterCapacity:
-    """The capacity, once it holds one run of this placement.
+    """Return the capacity, once it holds one run of this placement.
 
-    A cluster that can never hold it is refused at once; one that may grow is waited for, visibly, up to the
-    placement's deadline. Raises ClusterError.
+    A cluster that may grow is waited for, which is reported once by `say`. Raises ClusterError immediately for one
+    that can never hold the run, and at the placement's deadline.
     """
-    began = time.monotonic()
-    said = False
+    start = time.monotonic()
+    reported = False
     while True:
         now = get_capacity()
         gpus = resolve_gpus_per_worker(placement, now)
@@ -213,19 +210,19 @@ def wait_for_capacity(placement: Placement, say: Callable[[str], None]) -> Clust
             return now
         deadline = _compute_wait_seconds(placement, now, gpus)
         least = f"{placement.fewest_workers} to " if placement.is_elastic else ""
-        wants = f"{least}{placement.workers} workers of {placement.cpus_per_worker} CPU and {gpus:g} GPU"
-        has = f"{len(now.nodes)} node(s) with {now.cpus:g} CPUs and {now.gpus:g} GPUs"
+        needed = f"{least}{placement.workers} workers of {placement.cpus_per_worker} CPU and {gpus:g} GPU"
+        available = f"{len(now.nodes)} node(s) with {now.cpus:g} CPUs and {now.gpus:g} GPUs"
         if deadline == 0:
             raise ClusterError(
-                f"placement.workers: {wants} do not fit the cluster, which has {has} and no way to grow: lower "
+                f"placement.workers: {needed} do not fit the cluster, which has {available} and no way to grow: lower "
                 "--placement.workers or --placement.cpus-per-worker, or let it wait for nodes to join with "
                 "--placement.wait-seconds"
             )
-        if time.monotonic() - began > deadline:
-            raise ClusterError(f"placement.workers: waited {deadline:g} s for {wants}; the cluster has {has}")
-        if not said:
-            say(f"WAITING for {wants}: the cluster has {has}; giving up after {deadline:g} s")
-            said = True
+        if time.monotonic() - start > deadline:
+            raise ClusterError(f"placement.workers: waited {deadline:g} s for {needed}; the cluster has {available}")
+        if not reported:
+            say(f"WAITING for {needed}: the cluster has {available}; giving up after {deadline:g} s")
+            reported = True
         time.sleep(2.0)
 
 
@@ -234,15 +231,15 @@ def _count_fits(available: float, each: float) -> int:
     return round(available * 10_000) // max(1, round(each * 10_000))
 
 
-def resolve_gpus_per_worker(placement: Placement, available: ClusterCapacity) -> float:
-    """GPUs of each worker: as placed, else one where there are any."""
+def resolve_gpus_per_worker(placement: Placement, capacity: ClusterCapacity) -> float:
+    """Return the GPUs of each worker: as placed, else one where the cluster has any."""
     if placement.gpus_per_worker is not None:
         return placement.gpus_per_worker
-    return 1.0 if available.gpus > 0 else 0.0
+    return 1.0 if capacity.gpus > 0 else 0.0
 
 
 def _compute_wait_seconds(placement: Placement, now: ClusterCapacity, gpus: float) -> float:
-    """Seconds that waiting makes sense; 0 when it never does."""
+    """Return the seconds to wait for nodes; 0 when enough can never come."""
     if now.max_cpus is None or now.max_gpus is None:
         return placement.wait_seconds
     enough = (

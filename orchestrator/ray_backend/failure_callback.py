@@ -1,4 +1,4 @@
-"""Our eye inside Ray Train's controller: it keeps why workers ended, and readies the run for another number of them."""
+"""Records of why a run's workers failed, written into the run's folder by Ray Train's controller."""
 
 from __future__ import annotations
 
@@ -7,25 +7,16 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import (
-    ErroredState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    ShuttingDownState,
-)
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.train import ControllerError, PreemptionError, UserCallback, WorkerGroupError
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config.redaction import redact
-from orchestrator.ray_backend import preemption_notice
+from orchestrator.ray_backend.launch_errors import get_first_line, strip_suppositions
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
@@ -33,9 +24,7 @@ from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 RECORD_TIMEOUT_SECONDS = 5.0  # for the record of a failure; the restart does not wait longer for storage
 WORKER_QUERY_SECONDS = 2.0  # for Ray to find out which workers are dead when a living one was the first to complain
 ELASTIC_WORKER_QUERY_SECONDS = 15.0  # the same when the answer decides how many workers are started
-NODE_REFRESH_SECONDS = 5.0  # between counts of the nodes; Ray's own come every 20 s
-NODE_REFRESH_TIMEOUT_SECONDS = 5.0
-SCALING_CACHE_SECONDS = 1.1  # Ray's scaling policy goes by its last count for a second
+ANNOUNCE_TIMEOUT_SECONDS = 5.0
 RESIZE_CHECKPOINT_SECONDS = 30.0  # for the checkpoint before a change of the number of workers
 CHECKPOINT_POLL_SECONDS = 0.2
 
@@ -43,111 +32,91 @@ _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+)")
 _log = logging.getLogger(__name__)
 
 
-class FailureRecorderCallback(ControllerCallback, WorkerGroupCallback):
-    """Called by Ray Train in its controller's thread. Nothing here raises: what a callback raises ends the run."""
+class FailureRecorder:
+    """What is recorded of one run's failures, in the process of Ray Train's controller."""
 
-    def __init__(self, folder: str, elastic: bool) -> None:
+    def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""
         self._folder, self._elastic = folder, elastic
-        self._requester = ""
-        self._group: Any = None
-        self._last_refresh = 0.0
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Note the name under which Ray reserves resources for this run."""
-        self._requester = f"train-{train_run_context.run_id}"
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Note the workers."""
-        self._group = worker_group
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Have the nodes counted now and then, so that a node that joins is used soon."""
-        if self._elastic and time.monotonic() - self._last_refresh > NODE_REFRESH_SECONDS:
-            self._refresh_node_count(wait=False)
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Record a failure, or let the run save before its workers are replaced; then count the nodes."""
-        try:
-            self._handle_state(current_state)
-        except Exception:
-            _log.exception("what the controller went through could not be recorded")
-        if self._elastic and isinstance(current_state, RestartingState | ReschedulingState):
-            self._refresh_node_count(wait=True)
-            time.sleep(SCALING_CACHE_SECONDS)
-
-    def _handle_state(self, state: Any) -> None:
-        if isinstance(state, RestartingState):
-            self._record_failure(state.training_failed_error)
-        elif isinstance(state, ShuttingDownState) and isinstance(state.next_state, ErroredState):
-            self._record_failure(state.next_state.training_failed_error)
-        elif isinstance(state, ResizingState):
-            self._checkpoint_before_resize(state.scaling_decision.num_workers)  # type: ignore[attr-defined]
-
-    def _record_failure(self, error: Exception) -> None:
-        noticed = time.time()
+    def record_failure(self, error: Exception, group: Any) -> None:
+        """Record why a group of workers failed; the workers that raised nothing are asked, too."""
+        detected = time.time()
         causes = find_failure_causes(error)
         try:
             if isinstance(error, WorkerGroupError):
-                causes |= self._query_silent_workers(set(error.worker_failures))
+                causes |= self._query_silent_workers(group, set(error.worker_failures))
         finally:
-            self._write_record(noticed, causes)
+            self.write_record(detected, causes)
 
-    def _query_silent_workers(self, known: set[int]) -> dict[str, str]:
-        """What became of the workers that have not complained: the cause is often theirs."""
-        asked = {one.execute_async(_answer_ping): rank for rank, one in enumerate(self._group.get_workers())}
-        asked = {reference: rank for reference, rank in asked.items() if rank not in known}
-        if not asked:
-            return {}
-        seconds = ELASTIC_WORKER_QUERY_SECONDS if self._elastic else WORKER_QUERY_SECONDS
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-        found = {str(asked[reference]): f"did not answer for {seconds:g} s" for reference in silent}
-        for reference in answered:
-            try:
-                ray.get(reference, timeout=RECORD_TIMEOUT_SECONDS)
-            except Exception as error:
-                found[str(asked[reference])] = describe_cause(error)
-        return found
+    def checkpoint_before_resize(self, group: Any, workers: int, announce: Callable[[], None]) -> None:
+        """Ask rank 0 for a checkpoint and wait for it, so that a change of the number of workers costs no work.
 
-    def _write_record(self, moment: float, causes: dict[str, str]) -> None:
-        """Write what was seen, in a thread: storage that hangs must not hold up the restart."""
-        url = file_io.join(get_attempts_dir(self._folder), f"failed-{round(1000 * moment)}.json")
-        shown = {who: redact(cause) for who, cause in causes.items()}
-        arguments = (self._folder, url, {"time": moment, "causes": shown})
-        writer = threading.Thread(target=_write_failure_file, args=arguments, name="failure-record", daemon=True)
-        writer.start()
-        writer.join(RECORD_TIMEOUT_SECONDS)
-
-    def _checkpoint_before_resize(self, workers: int) -> None:
-        """Ask rank 0 for a checkpoint and wait for it, so that a change of the number of workers costs no work."""
+        announce: tells rank 0, in its process, that the group is about to be replaced.
+        """
         before = _find_newest_checkpoint(self._folder)
-        ray.get(
-            self._group.execute_single_async(0, preemption_notice.announce_replacement),
-            timeout=NODE_REFRESH_TIMEOUT_SECONDS,
-        )
+        ray.get(group.execute_single_async(0, announce), timeout=ANNOUNCE_TIMEOUT_SECONDS)
         deadline = time.monotonic() + RESIZE_CHECKPOINT_SECONDS
         while _find_newest_checkpoint(self._folder) == before and time.monotonic() < deadline:
             time.sleep(CHECKPOINT_POLL_SECONDS)
-        self._write_record(
-            time.time(), {"workers": f"from {len(self._group)} to {workers} workers: nodes came or went"}
-        )
+        self.write_record(time.time(), {"workers": f"from {len(group)} to {workers} workers: nodes came or went"})
 
-    def _refresh_node_count(self, wait: bool) -> None:
-        """Have Ray's coordinator count the nodes now."""
-        self._last_refresh = time.monotonic()
+    def write_record(self, detected: float, causes: dict[str, str]) -> None:
+        """Write causes, by rank or other origin, in a thread: storage that hangs must not hold up the restart.
+
+        detected: when the failure was detected, in unix seconds.
+        """
+        url = file_io.join(get_attempts_dir(self._folder), f"failed-{round(1000 * detected)}.json")
+        record = {"time": detected, "causes": {origin: redact(cause) for origin, cause in causes.items()}}
+        writer = threading.Thread(
+            target=_write_failure_file, args=(self._folder, url, record), name="failure-record", daemon=True
+        )
+        writer.start()
+        writer.join(RECORD_TIMEOUT_SECONDS)
+
+    def _query_silent_workers(self, group: Any, reported: set[int]) -> dict[str, str]:
+        """Return the causes, by rank, of dead workers that raised nothing: what killed them is often the first cause.
+
+        reported: the ranks whose failures are known.
+        """
+        pings = {worker.execute_async(_answer_ping): rank for rank, worker in enumerate(group.get_workers())}
+        pings = {ping: rank for ping, rank in pings.items() if rank not in reported}
+        if not pings:
+            return {}
+        seconds = ELASTIC_WORKER_QUERY_SECONDS if self._elastic else WORKER_QUERY_SECONDS
+        answered, silent = ray.wait(list(pings), num_returns=len(pings), timeout=seconds)
+        causes = {str(pings[ping]): f"did not answer for {seconds:g} s" for ping in silent}
+        for ping in answered:
+            try:
+                ray.get(ping, timeout=RECORD_TIMEOUT_SECONDS)
+            except Exception as error:
+                causes[str(pings[ping])] = describe_cause(error)
+        return causes
+
+
+class FailureCallback(UserCallback):
+    """The public callback of Ray Train that records failures where the fast start is off.
+
+    It is called for workers that raised or died only; nothing is known of preemption and of the controller's failures.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """folder: URL of the run's folder."""
+        self._recorder = FailureRecorder(folder)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Record the causes. Nothing is raised: that would end the run."""
         try:
-            coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
-            counted = coordinator.get_reserved_resources.remote(self._requester, recompute=True)
-            if wait:
-                ray.get(counted, timeout=NODE_REFRESH_TIMEOUT_SECONDS)
-        except Exception as error:  # on the user's screen: in a line
-            _log.warning("the nodes could not be counted: %s", error)
+            causes = {str(rank): describe_cause(error) for rank, error in sorted(worker_exceptions.items())}
+            self._recorder.write_record(time.time(), causes)
+        except Exception:
+            _log.exception("the failure of workers could not be recorded")
 
 
 def find_failure_causes(error: Exception) -> dict[str, str]:
-    """The causes that a failure names, by rank, or under another word when no worker is to blame."""
+    """Return the causes that a failure names: by rank, or under "controller" when no worker is the cause."""
     if isinstance(error, WorkerGroupError):
-        return {str(rank): describe_cause(one) for rank, one in sorted(error.worker_failures.items())}
+        return {str(rank): describe_cause(failure) for rank, failure in sorted(error.worker_failures.items())}
     if isinstance(error, PreemptionError):
         return {str(rank): "its node was preempted" for rank in error.preemption_info.preempted_ranks}
     if isinstance(error, ControllerError):
@@ -156,14 +125,13 @@ def find_failure_causes(error: Exception) -> dict[str, str]:
 
 
 def describe_cause(error: Exception) -> str:
-    """Why a worker ended, in a line."""
-    if isinstance(error, WorkerHealthCheckFailedError):
-        error = error.health_check_failure
+    """Return why a worker failed, in a line."""
+    error = getattr(error, "health_check_failure", error)  # of the error in which Ray Train wraps a worker's death
     text = str(error)
-    if isinstance(error, WorkerHealthCheckTimeoutError):
-        return f"worker did not answer: {_get_first_line(text)}"
+    if type(error).__name__ == "WorkerHealthCheckTimeoutError":  # Ray does not export the class
+        return f"worker did not answer: {get_first_line(error)}"
     if not isinstance(error, RayActorError):
-        return f"{type(error).__name__}: {_get_first_line(text)}"
+        return f"{type(error).__name__}: {get_first_line(error)}"
     if error.preempted:
         return "its node was preempted"
     if "node has died" in text or "node was terminated" in text:
@@ -171,16 +139,7 @@ def describe_cause(error: Exception) -> str:
     if "low on memory" in text:
         return "worker killed: its node ran out of memory"
     detail = _EXIT_DETAIL.search(text)
-    return f"worker died: {_strip_suppositions(detail[1]) if detail else _get_first_line(text)}"
-
-
-def _get_first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
-
-
-def _strip_suppositions(text: str) -> str:
-    """What Ray knows, without the list of what it supposes."""
-    return text.partition(" Some common causes")[0].strip()
+    return f"worker died: {strip_suppositions(detail[1]) if detail else get_first_line(error)}"
 
 
 def _answer_ping() -> bool:
@@ -188,21 +147,15 @@ def _answer_ping() -> bool:
 
 
 def _find_newest_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint of a run that counts."""
-    void = attempts.load_stale_checkpoint_check(folder)
-    return next(
-        (
-            place.url
-            for place in checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
-            if void(place) is None
-        ),
-        None,
-    )
+    """Return the URL of the newest valid checkpoint of the run in `folder`; None when there is none."""
+    find_staleness = attempts.load_stale_checkpoint_check(folder)
+    checkpoints = checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
+    return next((checkpoint.url for checkpoint in checkpoints if find_staleness(checkpoint) is None), None)
 
 
 def _write_failure_file(folder: str, url: str, record: dict[str, object]) -> None:
     try:
-        about = record | {"attempt": attempts.find_latest_number(folder)}
-        file_io.write_bytes(url, json.dumps(about).encode())
+        numbered = record | {"attempt": attempts.find_latest_number(folder)}
+        file_io.write_bytes(url, json.dumps(numbered).encode())
     except OSError as error:
         _log.warning("a failure could not be recorded: %s", error)

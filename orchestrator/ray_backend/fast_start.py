@@ -1,104 +1,100 @@
-"""Ray Train's trainer without the processes and imports that our runs have no use for."""
+"""Ray Train's trainer without the processes and imports that runs do not need. Imported through `ray_compat` alone."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
-from ray.experimental import internal_kv
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    ShuttingDownState,
+)
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
-from ray.train.v2._internal.logging.logging import LoggingManager, SessionFileHandler
+from ray.train.v2._internal.execution.worker_group import state as worker_group_state
+from ray.train.v2._internal.execution.worker_group import worker_group as worker_group_module
+from ray.train.v2._internal.logging.logging import LoggingManager
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.result import Result
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend import ray_internals
+from orchestrator.ray_backend.failure_callback import FailureRecorder
+
+STRUCTURED_LOGGING_VARIABLE = "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"  # switches Ray's own log set-up
+RAY_TRAIN_LOGGER = "ray.train"
+NODE_REFRESH_SECONDS = 5.0  # between counts of the nodes for an elastic run; Ray's own come every 20 s
+NODE_REFRESH_TIMEOUT_SECONDS = 5.0
+SCALING_CACHE_SECONDS = 1.1  # Ray's scaling policy uses its last count for a second
 
 _log = logging.getLogger(__name__)
 
 
 class FastStartTrainer(DataParallelTrainer):
-    """Each process costs a start two to four seconds of a core, and a hundredth of one as long as it is there.
+    """A trainer whose controller is a thread of this process, with as few helper processes as possible.
 
-    Left out: the controller's own process, since the driver may as well drive its runs itself, each in the thread that
-    launches it; the manager of Ray Data's datasets, of which we have none; the cleaner of what a lost controller leaves
-    reserved, which whoever launches gives back; the barrier for reports, of which we make none; and where nothing
-    scales, the coordinator of requests to the autoscaler, for which the controller would wait before it asks for
-    workers.
+    Each process costs a start two to four seconds of a core. Left out: the controller's own process; the manager of
+    Ray Data's datasets, of which runs have none; the cleaner of reservations, which the driver releases itself; the
+    barrier for reports, of which workers make none; and, without an autoscaler, the coordinator of requests to it.
     """
 
-    def __init__(self, *given: Any, folder: str, **named: Any) -> None:
-        """folder: URL of the run's folder, which names what its workers reserve."""
-        self._recorder = PlacementGroupRecorder(folder)
-        super().__init__(*given, **named)
+    def __init__(self, train_loop: Any, folder: str, **options: Any) -> None:
+        """folder: URL of the run's folder, under which the reservation of its workers is recorded."""
+        self._folder = folder
+        super().__init__(train_loop, **options)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        without = (DatasetsCallback, PlacementGroupCleanerCallback)
-        kept = [one for one in super()._create_default_callbacks() if not isinstance(one, without)]
-        return [*kept, self._recorder]
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
+        return [*kept, _FolderCallback(self._folder)]
 
-    def _initialize_and_run_controller(self, **given: Any) -> Result:
+    def _initialize_and_run_controller(self, **options: Any) -> Result:
         # An elastic run's policy learns from the coordinator how many nodes there are.
-        if type(given["scaling_policy"]) is FixedScalingPolicy and not cluster.has_autoscaler():
-            given["scaling_policy"] = NonAutoscalingPolicy(given["scaling_policy"].scaling_config)
-        # Whoever called this before, for the same run, may have died: a trial's actor of Ray Tune.
-        release_placement_group(self._recorder.key)
-        disable_report_barrier()
+        if type(options["scaling_policy"]) is FixedScalingPolicy and ray_internals.read_autoscaler_limits() is None:
+            options["scaling_policy"] = NonAutoscalingPolicy(options["scaling_policy"].scaling_config)
+        # An earlier controller of the same run may have died with its process, such as a trial's actor of Ray Tune.
+        ray_internals.release_placement_group(self._folder)
         try:
-            with capture_controller_logs(self.run_config.name or ""):
-                return run_controller(FastStartController(**given))
+            with patch_ray_train(), _label_logs(self.run_config.name or ""):
+                return run_controller(FastStartController(**options))
         finally:
-            release_placement_group(self._recorder.key)
+            ray_internals.release_placement_group(self._folder)
 
 
-class PlacementGroupRecorder(WorkerGroupCallback):
-    """Notes in Ray's key-value store which placement group the workers have, for others to give back.
+class FastStartWorkerGroup(worker_group_module.WorkerGroup):
+    """Ray Train's group of workers, for a controller that is not an actor."""
 
-    Ray itself removes a placement group only when the job has ended of which it is. A trial's actor may die before.
-    """
-
-    def __init__(self, folder: str) -> None:
-        """folder: URL of the run's folder."""
-        self.key = make_reservation_key(folder)
-
-    def record_placement_group(self, reserved: PlacementGroup) -> None:
-        """Note what was reserved, and of which job, before any worker is there."""
-        internal_kv._internal_kv_put(self.key, f"{_get_job_id()} {reserved.id.hex()}")
-
-
-class FastStartWorkerGroup(WorkerGroup):
-    """Ray Train's group of workers, of a controller that is no actor."""
-
-    def _create_placement_group(self, *given: Any) -> Any:
-        handle = super()._create_placement_group(*given)
+    def _create_placement_group(self, *arguments: Any) -> Any:
+        handle = super()._create_placement_group(*arguments)
         try:
-            for one in self._callbacks:
-                if isinstance(one, PlacementGroupRecorder):
-                    one.record_placement_group(handle.placement_group)
-        except BaseException:  # nobody would know of it
+            for callback in self._callbacks:
+                if isinstance(callback, _FolderCallback):
+                    ray_internals.record_placement_group(callback.folder, handle.placement_group)
+        except BaseException:  # without the record no other process could release it
             handle.shutdown()
             raise
         return handle
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
-        """As Ray's own, which asks for the controller's handle: our workers have nothing to ask it."""
+        """Do what Ray's own method does, without the controller's handle, for which workers have no use."""
         ray.get(
             [
                 worker.actor.init_train_context.remote(
@@ -117,16 +113,20 @@ class FastStartWorkerGroup(WorkerGroup):
 
 
 class FastStartController(TrainController):
-    """Ray Train's controller, in the process of whoever launches the run."""
+    """Ray Train's controller, for the process that launches the run."""
 
     worker_group_cls = FastStartWorkerGroup
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._worker_group_callbacks_to_propagate = [
+            ThreadPreemptionCallback() if isinstance(callback, PreemptionCallback) else callback
+            for callback in self._worker_group_callbacks_to_propagate
+        ]
+
 
 def run_controller(controller: TrainController) -> Result:
-    """Have a controller train its run to the end, in this thread.
-
-    Where the thread has no process of its own to end, nobody else ends the workers of a controller that fails.
-    """
+    """Run a controller to its end, in this thread; abort its workers when it fails, since no process ends with it."""
     try:
         asyncio.run(controller.run())  # type: ignore[no-untyped-call]
         return controller.get_result()
@@ -140,124 +140,38 @@ def run_controller(controller: TrainController) -> Result:
         raise
 
 
-def make_reservation_key(folder: str) -> str:
-    """Under which key it is noted what the workers of the run in the folder of that URL have reserved."""
-    return f"orchestrator-reserved-{hashlib.sha256(folder.encode()).hexdigest()[:32]}"
-
-
-def release_placement_group(key: str) -> None:
-    """Give back what is noted under that key, if this job has reserved it: its controller has ended, however it did.
-
-    What is another job's is left: Ray gives it back when that job has ended; and if its driver was only suspended, the
-    workers see that they have a successor, and end by themselves.
-    """
-    if not ray.is_initialized():  # the cluster is gone, or its job has ended, and all with it
-        return
-    try:
-        found = internal_kv._internal_kv_get(key)
-        job, _, reserved = (found or b"").decode().partition(" ")
-        if job == _get_job_id():
-            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(reserved)))
-            internal_kv._internal_kv_del(key)
-    except Exception:  # it must hide neither a result nor the failure that ended the run
-        _log.warning("what the run's workers had reserved could not be given back", exc_info=True)
-
-
-def _get_job_id() -> str:
-    return str(ray.get_runtime_context().get_job_id())
-
-
 class NonAutoscalingPolicy(FixedScalingPolicy):
-    """A fixed number of workers on a cluster that does not scale: there is nobody to ask for nodes."""
+    """A fixed number of workers on a cluster without an autoscaler, to which no request is sent."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Nothing: the placement group that Ray makes next reserves what the workers need."""
+        """Do nothing: the placement group that Ray makes next reserves what the workers need."""
 
     def _maybe_send_resource_request(self) -> None:
-        """Nothing."""
+        pass
 
 
-def run_train_worker(payload: dict[str, Any]) -> Any:
-    """What Ray Train runs in each worker; only there is torch imported, which takes two seconds."""
-    from orchestrator.ray_backend import worker  # torch is imported in the workers alone
+class _FolderCallback(WorkerGroupCallback):
+    """Carries the URL of the run's folder to the group of workers."""
 
-    return worker.run_training(payload)
-
-
-_WORKER_GROUP_PACKAGE = "ray.train.v2._internal.execution.worker_group"
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
 
-class ConstantReplyMethod:
-    """What looks like the method of an actor, and gives the same answer to all."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def remote(self, *_: object, **__: object) -> Any:
-        """The answer's reference."""
-        return ray.put(self._value)
-
-
-class NoOpSynchronizationActor:
-    """What looks like that actor's class, and like the actor, and is no process; nobody waits at it."""
-
-    def __init__(self) -> None:
-        # What Ray Train's controller asks when a node drains, and when it replaces some of the workers.
-        self.set_required_ranks, self.reset = ConstantReplyMethod(True), ConstantReplyMethod(None)
-
-    @classmethod
-    def options(cls, **_: object) -> type[NoOpSynchronizationActor]:
-        """Wherever Ray Train would place it."""
-        return cls
-
-    @classmethod
-    def remote(cls, **_: object) -> NoOpSynchronizationActor:
-        """Whatever its time limits would be."""
-        return cls()
-
-
-def disable_report_barrier() -> None:
-    """Have the groups of workers that this process starts do without the actor."""
-    groups: Any = import_module(f"{_WORKER_GROUP_PACKAGE}.worker_group")
-    states: Any = import_module(f"{_WORKER_GROUP_PACKAGE}.state")
-    groups.SynchronizationActor = NoOpSynchronizationActor
-    states._shutdown_sync_actor = _skip_actor_shutdown
-
-
-def _skip_actor_shutdown(sync_actor: object) -> None:
-    """There is no process to kill."""
-
-
-# Two minutes' notice is the usual, half of one the least; of Ray's 5 s between looks a checkpoint makes better use.
-DRAIN_POLL_SECONDS = 2.0
-
-
-class PreemptionWatcherCallback(WorkerGroupCallback):
-    """Called by Ray Train in its controller's thread, once for each group of workers. Nothing here raises."""
-
-    def __init__(self) -> None:
-        self._watcher: PreemptionWatcher | None = None
+class ThreadPreemptionCallback(PreemptionCallback):
+    """Ray's watch over draining nodes as a thread of this process. Nothing here raises: that would end the run."""
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Watch the nodes that these workers are on, and no longer those of a group before."""
+        """Watch the nodes of these workers in place of those of the group before."""
         self._stop_watcher()
         try:
-            workers = {one.distributed_context.world_rank: one for one in worker_group.get_workers()}
-            ranks_of: dict[str, list[int]] = {}
+            workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
+            ranks: dict[str, list[int]] = {}
             for rank, worker in workers.items():
-                ranks_of.setdefault(worker.metadata.node_id, []).append(rank)
+                ranks.setdefault(worker.metadata.node_id, []).append(rank)
             actors = {rank: worker.actor for rank, worker in workers.items()}
-            self._watcher = PreemptionWatcher(ranks_of, DRAIN_POLL_SECONDS, actors)
-        except Exception:  # what a callback raises ends the run, which can do without a notice
-            _log.exception("the nodes of the workers are not watched: they will go without a notice")
-
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Watch no more."""
-        self._stop_watcher()
-
-    def after_worker_group_abort(self, worker_group_context: Any) -> None:
-        """Watch no more."""
-        self._stop_watcher()
+            self._watcher: Any = PreemptionWatcher(ranks, self._poll_interval_s, actors)
+        except Exception:
+            _log.exception("the nodes of the workers are not watched: their preemption will come without notice")
 
     def _stop_watcher(self) -> None:
         watcher, self._watcher = self._watcher, None
@@ -265,46 +179,165 @@ class PreemptionWatcherCallback(WorkerGroupCallback):
             watcher._stop_event.set()
 
 
-STRUCTURED_LOGGING_VARIABLE = "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"  # of Ray's own set-up
-RAY_TRAIN_LOGGER = "ray.train"
+# ------------------------------------------------------------------ failures and changes of the number of workers
+class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
+    """Passes the states of Ray Train's controller on to a FailureRecorder. Nothing here raises: that ends the run."""
 
-_logged_run: ContextVar[str] = ContextVar("run", default="-")
-_log_handler_lock = threading.Lock()
+    def __init__(self, recorder: FailureRecorder, elastic: bool) -> None:
+        """elastic: whether the number of workers may change."""
+        self._recorder, self._elastic = recorder, elastic
+        self._requester = ""
+        self._group: Any = None
+        self._last_refresh = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Note the name under which Ray reserves resources for this run."""
+        self._requester = f"train-{train_run_context.run_id}"
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note the workers."""
+        self._group = worker_group
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Have the nodes counted from time to time, so that a node that joins is used soon."""
+        if self._elastic and time.monotonic() - self._last_refresh > NODE_REFRESH_SECONDS:
+            self._refresh_node_count(wait=False)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Record a failure, or let the run save before its workers are replaced; then count the nodes."""
+        try:
+            if isinstance(current_state, RestartingState):
+                self._recorder.record_failure(current_state.training_failed_error, self._group)
+            elif isinstance(current_state, ShuttingDownState) and isinstance(current_state.next_state, ErroredState):
+                self._recorder.record_failure(current_state.next_state.training_failed_error, self._group)
+            elif isinstance(current_state, ResizingState):
+                workers = current_state.scaling_decision.num_workers  # type: ignore[attr-defined]
+                self._recorder.checkpoint_before_resize(self._group, workers, announce_replacement)
+        except Exception:
+            _log.exception("the state of Ray Train's controller could not be recorded")
+        if self._elastic and isinstance(current_state, RestartingState | ReschedulingState):
+            self._refresh_node_count(wait=True)
+            time.sleep(SCALING_CACHE_SECONDS)
+
+    def _refresh_node_count(self, wait: bool) -> None:
+        """Have Ray's autoscaling coordinator count the nodes now."""
+        self._last_refresh = time.monotonic()
+        try:
+            coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
+            count = coordinator.get_reserved_resources.remote(self._requester, recompute=True)
+            if wait:
+                ray.get(count, timeout=NODE_REFRESH_TIMEOUT_SECONDS)
+        except Exception as error:  # on the user's screen: in a line
+            _log.warning("the nodes could not be counted: %s", error)
+
+
+# ------------------------------------------------------------------ in a worker
+_replacement_announced = threading.Event()
+
+
+def announce_replacement() -> None:
+    """Note in rank 0's process that the group of workers is about to be replaced."""
+    _replacement_announced.set()
+
+
+def is_shutdown_imminent() -> bool:
+    """Return whether, as this rank knows, a node of the run drains or the number of workers is about to change.
+
+    This costs nothing and waits for no other rank, unlike ray.train.get_preemption_info.
+    """
+    return _replacement_announced.is_set() or get_train_context().preemption_context.preemption_info is not None
+
+
+# ------------------------------------------------------------------ patches while trainers fit
+_patch_lock = threading.Lock()
+_patch_users = 0
+_patches = ExitStack()
 
 
 @contextmanager
-def capture_controller_logs(run: str) -> Iterator[None]:
-    """Mark what Ray Train says in this thread as that run's."""
-    if os.environ.get(STRUCTURED_LOGGING_VARIABLE) == "0":  # else the user wants Ray's
-        _install_log_handler()
+def patch_ray_train() -> Iterator[None]:
+    """Patch Ray Train's modules while at least one trainer of this process fits."""
+    global _patch_users  # noqa: PLW0603  Ray's modules are global, too
+    with _patch_lock:
+        if _patch_users == 0:
+            _apply_patches(_patches)
+        _patch_users += 1
+    try:
+        yield
+    finally:
+        with _patch_lock:
+            _patch_users -= 1
+            if _patch_users == 0:
+                _patches.close()
+
+
+def _apply_patches(stack: ExitStack) -> None:
+    """Replace the barrier for reports, which would be a process; log to a file instead of the driver's screen."""
+    _replace(stack, worker_group_module, "SynchronizationActor", NoOpSynchronizationActor)
+    _replace(stack, worker_group_state, "_shutdown_sync_actor", lambda sync_actor: None)
+    if os.environ.get(STRUCTURED_LOGGING_VARIABLE) != "0":  # the user wants Ray's own set-up
+        return
+    folder = LoggingManager.get_log_directory() or os.curdir
+    os.makedirs(folder, exist_ok=True)
+    file = f"ray-train-app-controller-{ray.get_runtime_context().get_worker_id()}.log"  # as Ray names a controller's
+    handler = logging.FileHandler(os.path.join(folder, file), encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(run)s: %(message)s"))
+    handler.addFilter(_add_run_name)
+    stack.callback(handler.close)
+    logger = logging.getLogger(RAY_TRAIN_LOGGER)
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(logger.setLevel, logger.level)
+    logger.setLevel(logging.INFO)
+    _replace(stack, logger, "propagate", False)
+
+
+def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
+    """Set an attribute until the stack is closed."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+class _ConstantMethod:
+    """A stand-in for the method of an actor that always returns the same value."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def remote(self, *_: object, **__: object) -> Any:
+        """Return a reference to the value."""
+        return ray.put(self._value)
+
+
+class NoOpSynchronizationActor:
+    """A stand-in for the class of Ray Train's barrier, and for its actor, that is no process."""
+
+    def __init__(self) -> None:
+        # What Ray Train's controller calls when a node drains, and when it replaces some of the workers.
+        self.set_required_ranks, self.reset = _ConstantMethod(True), _ConstantMethod(None)
+
+    @classmethod
+    def options(cls, **_: object) -> type[NoOpSynchronizationActor]:
+        """Return the class, whatever the options."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_: object) -> NoOpSynchronizationActor:
+        """Return an instance, whatever the arguments."""
+        return cls()
+
+
+_logged_run: ContextVar[str] = ContextVar("run", default="-")
+
+
+@contextmanager
+def _label_logs(run: str) -> Iterator[None]:
+    """Label what Ray Train logs in this thread with a run's name."""
     token = _logged_run.set(run)
     try:
         yield
     finally:
         _logged_run.reset(token)
-
-
-def _install_log_handler() -> None:
-    """Once for each session of Ray's."""
-    logger = logging.getLogger(RAY_TRAIN_LOGGER)
-    with _log_handler_lock:
-        for old in [one for one in logger.handlers if isinstance(one, _ControllerLogHandler)]:
-            if old.folder == LoggingManager.get_log_directory():
-                return
-            logger.removeHandler(old)
-        logger.addHandler(_ControllerLogHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-
-
-class _ControllerLogHandler(SessionFileHandler):
-    """A file that is named as Ray names a controller's."""
-
-    def __init__(self) -> None:
-        self.folder = LoggingManager.get_log_directory()
-        super().__init__(f"ray-train-app-controller-{ray.get_runtime_context().get_worker_id()}.log")
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(run)s: %(message)s"))
-        self.addFilter(_add_run_name)
 
 
 def _add_run_name(record: logging.LogRecord) -> bool:

@@ -1,18 +1,26 @@
-"""The process group of a run's workers: how Ray's controller has it formed, and how it is left.
+"""The process group of a run's workers: how Ray Train's controller has it formed, and how a worker joins it.
 
-The driver imports this: torch, two seconds of a start, is imported in the workers alone.
+The driver imports this module, so torch, two seconds of a start, is imported in the workers alone.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+import struct
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
-from ray.train._internal.utils import get_address_and_port
+import ray.train
 from ray.train.backend import Backend, BackendConfig
 
 SETUP_MARGIN_SECONDS = 60.0
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_SIOCGIFADDR = 0x8915
+_IFREQ_BYTES = 256  # bytes that the kernel may write
 
 
 @dataclass
@@ -24,7 +32,7 @@ class ProcessGroupConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type[_ProcessGroupBackend]:
-        """What runs in the driver when workers start and end."""
+        """Return what the controller calls when workers start and end."""
         return _ProcessGroupBackend
 
 
@@ -35,19 +43,71 @@ class _ProcessGroupBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         if len(worker_group) == 1:
             return
-        host, port = worker_group.execute_single(0, get_address_and_port)
+        host, port = worker_group.execute_single(0, find_free_address)
         seconds = backend_config.timeout_s
-        joined = worker_group.execute_async(
-            call_in_worker, "join_process_group", backend_config.backend, host, port, seconds
-        )
+        joined = worker_group.execute_async(join_process_group, backend_config.backend, host, port, seconds)
         ray.get(joined, timeout=SETUP_MARGIN_SECONDS + seconds)
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Nothing: the workers are killed next, and a rank that hangs in a collective would hold the others up."""
+        """Do nothing: workers are killed next, and a rank that hangs in a collective would hold up the others."""
 
 
-def call_in_worker(name: str, *arguments: object) -> object:
-    """Call a function of `process_group_join`. Sent to workers from processes that do not import that module."""
-    from orchestrator.ray_backend import process_group_join  # torch is imported in the workers alone
+def find_free_address() -> tuple[str, int]:
+    """Return this worker's address and a port of it that is free now."""
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        return host, probe.getsockname()[1]
 
-    return getattr(process_group_join, name)(*arguments)
+
+def join_process_group(backend: str, host: str, port: int, timeout_seconds: float) -> None:
+    """Join the run's process group, whose store rank 0 keeps at host:port; return when all ranks have joined.
+
+    timeout_seconds: of every collective. Sets what launchers of torch set in the environment, too.
+    """
+    import torch.distributed as dist  # in the workers alone: torch takes two seconds
+    from ray.train.torch import get_device  # it imports torch
+
+    set_network_interface()
+    context = ray.train.get_context()
+    os.environ |= {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
+    device = get_device()
+    if device.type == "cuda":
+        import torch  # in the workers alone, as above
+
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, init_method="env://", timeout=timedelta(seconds=timeout_seconds))
+
+
+def set_network_interface() -> None:
+    """Have this process's collectives use the interface of its Ray node's address, unless the user named one.
+
+    By itself gloo takes whatever the host's name resolves to, often a loopback address that no other node reaches;
+    NCCL takes the first that is up.
+    """
+    interface = find_network_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    if interface is not None:
+        for variable in INTERFACE_VARIABLES:
+            os.environ.setdefault(variable, interface)
+
+
+def find_network_interface(address: str) -> str | None:
+    """Return the name of the interface with this IPv4 address; None when there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        for _, name in socket.if_nameindex():
+            request = struct.pack(f"{_IFREQ_BYTES}s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(query.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None

@@ -15,6 +15,7 @@ from orchestrator.config.arg_parser import exit_with_error
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_json
 from orchestrator.config.redaction import redact
+from orchestrator.ray_backend.ray_compat import check_fast_start_variable
 from orchestrator.ray_backend.run_spec import Destination, Placement
 from orchestrator.ray_backend.temp_dir import make_temp_dir
 
@@ -26,8 +27,8 @@ _RAY_VARIABLES = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A worker answers Ray within milliseconds, whatever it trains; at Ray's 600 s a node that hangs costs ten minutes.
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    # It would be one more process for each run: ours is a thread of the driver (ray_backend/fast_start.py).
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Two minutes' notice is usual, half of one the least; of Ray's 5 s between polls a checkpoint makes better use.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
     # Ray's set-up would print on the driver's screen, where the controllers are (ray_backend/fast_start.py).
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
@@ -67,6 +68,7 @@ def check_ray_environment() -> None:
 
     Raises ConfigError.
     """
+    check_fast_start_variable()
     if has_existing_cluster():
         check_ray_address(os.environ["RAY_ADDRESS"])
         return

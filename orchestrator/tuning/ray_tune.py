@@ -11,18 +11,19 @@ import logging
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
-from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.config.output import prepare_output
-from orchestrator.ray_backend import fast_start, ray_env, worker_prestart
+from orchestrator.ray_backend import ray_compat, ray_env, worker_prestart
 from orchestrator.ray_backend.run_spec import Placement
 from orchestrator.tuning import trial_run
 from orchestrator.tuning.trial_run import TrialReport, TrialRun, TrialTask
@@ -30,8 +31,8 @@ from orchestrator.tuning.trial_run import TrialReport, TrialRun, TrialTask
 # Ray Train's workers of a trial reserve what they need by themselves; its actor only drives them.
 WAITING_RESOURCES = {"memory": 1.0}  # a byte of it: an actor that reserves nothing at all is refused
 EPOCH_KEY, SCORE_KEY = "epoch", "score"
-# Nodes have credentials of their own; what Tune hands on to actors stands in the cluster's records.
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_log = logging.getLogger(__name__)
 _EXIT_DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
 
 
@@ -77,8 +78,6 @@ def run_tuner(
 ) -> None:
     """Run trials until there are no more. Blocks; a trial's failure is told to `steering`, never raised."""
     ray_env.set_tune_variables()
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_CREDENTIAL_VARIABLES)
-    class_cache.DEFAULT_ENV_VARS.update(worker_prestart.TUNE_SETUP_HOOK)
     # It repeats which trials failed; the sweep has told them, with their causes.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
@@ -106,7 +105,35 @@ def run_tuner(
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        with _patch_actor_variables():
+            tuner.fit()
+
+
+@contextmanager
+def _patch_actor_variables() -> Iterator[None]:
+    """Choose the environment variables that Tune gives its actors, while a tuner fits.
+
+    Credentials are kept out: what Tune hands on stands in the cluster's records, and nodes have their own.
+    """
+    try:
+        from ray.tune.execution import class_cache  # not documented, so it may be missing
+
+        propagated: Any = class_cache.ENV_VARS_TO_PROPAGATE
+        added: Any = class_cache.DEFAULT_ENV_VARS
+    except (ImportError, AttributeError):
+        _log.warning("Ray Tune changed: AWS keys of this environment, if any, are handed on to the trials' processes")
+        yield
+        return
+    before = set(propagated), dict(added)
+    propagated.difference_update(_CREDENTIAL_VARIABLES)
+    propagated.add(ray_compat.FAST_START_VARIABLE)
+    added.update(worker_prestart.get_hook_variables())
+    try:
+        yield
+    finally:
+        for current, original in zip((propagated, added), before, strict=True):
+            current.clear()
+            current.update(original)
 
 
 def make_asha(epochs: int, grace: int, reduction: float) -> TrialScheduler:
@@ -262,9 +289,8 @@ class _SweepCallback(_NotPickled, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # Its actor, which would have done so, may be dead, and its workers' reservation would stay.
-        fast_start.release_placement_group(
-            fast_start.make_reservation_key(trial_run.decode_task(trial.config["trial"]).spec.folder)
-        )
+        if (internals := ray_compat.load_ray_internals()) is not None:
+            internals.release_placement_group(trial_run.decode_task(trial.config["trial"]).spec.folder)
         self._controller.on_trial_ended(_get_number(trial), _find_cause(trial))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from orchestrator.ray_backend import ray_trainer, worker_prestart
+from orchestrator.ray_backend import ray_trainer
 from orchestrator.storage import file_io
 from orchestrator.training import distributed, run_dir, trainer
 from orchestrator.training.config import LauncherContext, Outcome
@@ -52,7 +52,6 @@ def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:
     flag = file_io.join(spec.folder, f"enough-{uuid.uuid4().hex}.stop")
     done = threading.Event()
     with _relay_epochs(task, context, flag, done):
-        worker_prestart.claim_workers(spec.placement.workers)
         try:
             return ray_trainer.launch_run(spec, _StopFlags(flag, task.successor), task.gpus)
         finally:

@@ -10,8 +10,7 @@ import pytest
 from ray.train.v2._internal.execution import preemption
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from orchestrator.ray_backend import fast_start
-from orchestrator.ray_backend.fast_start import PreemptionWatcherCallback
+from orchestrator.ray_backend.fast_start import ThreadPreemptionCallback
 
 PATIENCE_SECONDS = 10.0
 
@@ -46,7 +45,7 @@ def draining(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     nodes: dict[str, int] = {}
     monkeypatch.setattr(preemption, "_get_draining_nodes", lambda: dict(nodes))
     monkeypatch.setattr("ray.nodes", list)
-    monkeypatch.setattr(fast_start, "DRAIN_POLL_SECONDS", 0.01)
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.01")
     return nodes
 
 
@@ -55,20 +54,20 @@ def watchers() -> list[threading.Thread]:
 
 
 def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> None:
-    actors, watch = [Actor(), Actor()], PreemptionWatcherCallback()
+    actors, watch = [Actor(), Actor()], ThreadPreemptionCallback()
     watch.after_worker_group_start(group(actors, ["here", "there"]))
     draining["elsewhere"] = 1000  # no node of ours
     draining["there"] = 2000
     try:
         assert all(actor.heard.wait(PATIENCE_SECONDS) for actor in actors)
     finally:
-        watch.before_worker_group_shutdown(None)
+        watch.before_worker_group_shutdown(group([], []))
     assert [actor.told for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
 
 
 @pytest.mark.parametrize("end", ["before_worker_group_shutdown", "after_worker_group_abort"])
 def test_it_ends_with_its_workers(draining: dict[str, int], end: str) -> None:
-    before, watch = set(watchers()), PreemptionWatcherCallback()
+    before, watch = set(watchers()), ThreadPreemptionCallback()
     watch.after_worker_group_start(group([Actor()], ["here"]))
     (thread,) = set(watchers()) - before
     getattr(watch, end)(None)
@@ -77,7 +76,7 @@ def test_it_ends_with_its_workers(draining: dict[str, int], end: str) -> None:
 
 
 def test_a_new_group_is_watched_in_place_of_the_last(draining: dict[str, int]) -> None:
-    first, second, watch = Actor(), Actor(), PreemptionWatcherCallback()
+    first, second, watch = Actor(), Actor(), ThreadPreemptionCallback()
     before = set(watchers())
     watch.after_worker_group_start(group([first], ["here"]))
     (thread,) = set(watchers()) - before
@@ -87,13 +86,13 @@ def test_a_new_group_is_watched_in_place_of_the_last(draining: dict[str, int]) -
     try:
         assert second.heard.wait(PATIENCE_SECONDS)
     finally:
-        watch.before_worker_group_shutdown(None)
+        watch.before_worker_group_shutdown(group([], []))
     assert first.told == []
     assert second.told == [PreemptionInfo(None, {"there": [0]})]
 
 
 def test_a_run_goes_on_without_a_notice(caplog: pytest.LogCaptureFixture) -> None:
     before = set(watchers())  # of other tests, which may not have woken up since they were told to end
-    PreemptionWatcherCallback().after_worker_group_start(None)
-    assert "they will go without a notice" in caplog.text
+    ThreadPreemptionCallback().after_worker_group_start(None)
+    assert "their preemption will come without notice" in caplog.text
     assert set(watchers()) <= before

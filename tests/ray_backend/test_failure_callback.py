@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayActorError
+from ray.train import ControllerError, PreemptionError, PreemptionInfo, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.controller.state import (
     ErroredState,
@@ -18,13 +19,17 @@ from ray.train.v2._internal.execution.controller.state import (
     ShuttingDownState,
 )
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
-from ray.train.v2.api.preemption import PreemptionInfo
 
 from orchestrator.checkpoint import checkpoint as checkpoints
 from orchestrator.checkpoint import checkpoint_dir
-from orchestrator.ray_backend import failure_callback, preemption_notice
-from orchestrator.ray_backend.failure_callback import FailureRecorderCallback, describe_cause, find_failure_causes
+from orchestrator.ray_backend import failure_callback, fast_start
+from orchestrator.ray_backend.failure_callback import (
+    FailureCallback,
+    FailureRecorder,
+    describe_cause,
+    find_failure_causes,
+)
+from orchestrator.ray_backend.fast_start import ControllerEventCallback
 from orchestrator.storage import commit, file_io
 from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
 
@@ -55,14 +60,14 @@ class Group:
         return []
 
     def execute_single_async(self, rank: int, function: Any) -> None:
-        assert (rank, function) == (0, preemption_notice.announce_replacement)
+        assert (rank, function) == (0, fast_start.announce_replacement)
         self.announced.set()
 
 
-def watching(folder: Path, group: Group | None = None) -> FailureRecorderCallback:
-    made = FailureRecorderCallback(str(folder), elastic=False)
-    made.after_worker_group_start(group or Group())
-    return made
+def watching(folder: Path, group: Group | None = None) -> ControllerEventCallback:
+    callback = ControllerEventCallback(FailureRecorder(str(folder)), elastic=False)
+    callback.after_worker_group_start(group or Group())
+    return callback
 
 
 def kept(folder: Path) -> list[dict[str, Any]]:
@@ -149,14 +154,24 @@ def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still
         counts.append("counted")
         raise RuntimeError("Ray does not answer")
 
-    monkeypatch.setattr(failure_callback, "get_or_create_autoscaling_coordinator", failing)
-    monkeypatch.setattr(failure_callback, "SCALING_CACHE_SECONDS", 0.0)
-    made = FailureRecorderCallback(str(tmp_path), elastic=True)  # it was told of no workers
+    monkeypatch.setattr(fast_start, "get_or_create_autoscaling_coordinator", failing)
+    monkeypatch.setattr(fast_start, "SCALING_CACHE_SECONDS", 0.0)
+    made = ControllerEventCallback(
+        FailureRecorder(str(tmp_path), elastic=True), elastic=True
+    )  # it was told of no workers
     made.after_controller_state_update(RUNNING, RestartingState(WorkerGroupError("text", {0: ValueError("bad")})))
     assert [found["causes"] for found in kept(tmp_path)] == [{"0": "ValueError: bad"}]
-    monkeypatch.setattr(failure_callback, "NODE_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(fast_start, "NODE_REFRESH_SECONDS", 0.0)
     made.after_worker_group_poll_status(SimpleNamespace())
     assert len(counts) == 2
+
+
+def test_the_public_callback_records_what_workers_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = FailureCallback(str(tmp_path))
+    callback.after_exception(None, {1: dead("killed", preempted=True), 0: ValueError("bad")})
+    monkeypatch.setattr(failure_callback, "describe_cause", lambda _: 1 / 0)
+    callback.after_exception(None, {0: ValueError("worse")})  # what it raised would end the run
+    assert [record["causes"] for record in kept(tmp_path)] == [{"0": "ValueError: bad", "1": "its node was preempted"}]
 
 
 # ------------------------------------------------------------------ a change of the number of workers

@@ -16,8 +16,8 @@ from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.ray_backend import cluster, fast_start
-from orchestrator.ray_backend.fast_start import FastStartTrainer, NonAutoscalingPolicy, PlacementGroupRecorder
+from orchestrator.ray_backend import fast_start, ray_internals
+from orchestrator.ray_backend.fast_start import FastStartTrainer, NonAutoscalingPolicy, _FolderCallback
 
 
 def kinds(trainer: DataParallelTrainer) -> set[type]:
@@ -28,7 +28,7 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(FastStartTrainer(lambda: None, folder="/r"))
     assert BackendSetupCallback in ours
     assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
-    assert ours - usual == {PlacementGroupRecorder}
+    assert ours - usual == {_FolderCallback}
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_nobody_is_asked_for_nodes_where_nothing_scales(
     workers: Any, grows: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(cluster, "has_autoscaler", lambda: grows)
-    monkeypatch.setattr(fast_start, "disable_report_barrier", lambda: None)
+    monkeypatch.setattr(ray_internals, "read_autoscaler_limits", lambda: {"CPU": 4} if grows else None)
+    monkeypatch.setattr(fast_start, "_apply_patches", lambda stack: None)
     monkeypatch.setattr(fast_start, "FastStartController", lambda **given_: given.update(given_))
     monkeypatch.setattr(fast_start, "run_controller", lambda _: None)
     trainer = FastStartTrainer(lambda: None, folder="/r", scaling_config=ScalingConfig(num_workers=workers))
@@ -84,9 +84,10 @@ def reserved():
     return [one["state"] for one in placement_group_table().values()]
 
 def trainer(function):
+    runtime_env = {"env_vars": worker_prestart.get_hook_variables()}
+    config = RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=runtime_env)
     return fast_start.FastStartTrainer(
-        function, folder="/r", scaling_config=ScalingConfig(num_workers=1),
-        run_config=RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=worker_prestart.build_runtime_env()),
+        function, folder="/r", scaling_config=ScalingConfig(num_workers=1), run_config=config
     )
 
 def here():
@@ -120,7 +121,8 @@ with cluster.connect_cluster():
     agents = pids("ray::DashboardAgent") | pids("ray::RuntimeEnvAgent")
     ahead = wait_for(partial(pids, "ray::IDLE"), "a process started ahead")
     used = trainer(here).fit().return_value
-    assert used[0] in ahead, (ahead, worker_prestart.serialize_runtime_env(worker_prestart.get_worker_variables()), used)
+    variables = worker_prestart.get_worker_variables()
+    assert used[0] in ahead, (ahead, worker_prestart.serialize_runtime_env(variables), used)
     assert set(reserved()) <= {"REMOVED"}, reserved()
     usual = fast_start.FastStartController
     for lost in (LostEarly, LostLate):
@@ -154,15 +156,24 @@ def test_all_that_ray_s_group_of_workers_asks_of_the_barrier_is_answered(monkeyp
     assert set(re.findall(r"sync_actor\.(\w+)\.remote\(", asked)) == {"set_required_ranks", "reset"}
     assert inspect.getsource(state).count("_shutdown_sync_actor(self.sync_actor)") == 2, "who else ends it?"
     assert re.findall(r"ray\.kill\(\w*sync_actor", asked + inspect.getsource(state)) == ["ray.kill(sync_actor"]
-    for module, name in ((worker_group, "SynchronizationActor"), (state, "_shutdown_sync_actor")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     monkeypatch.setattr("ray.put", lambda value: ("put", value))
-    fast_start.disable_report_barrier()
-    actor: Any = vars(worker_group)["SynchronizationActor"].options(label_selector={}).remote(timeout_s=1.0)
-    assert actor.set_required_ranks.remote({0}) == ("put", True)
-    assert actor.reset.remote() == ("put", None)
-    assert pickle.loads(pickle.dumps(actor)).reset.remote() == ("put", None), "workers get it, too"
-    vars(state)["_shutdown_sync_actor"](actor)
+    monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "1")
+    with fast_start.patch_ray_train():
+        actor: Any = vars(worker_group)["SynchronizationActor"].options(label_selector={}).remote(timeout_s=1.0)
+        assert actor.set_required_ranks.remote({0}) == ("put", True)
+        assert actor.reset.remote() == ("put", None)
+        assert pickle.loads(pickle.dumps(actor)).reset.remote() == ("put", None), "workers get it, too"
+        vars(state)["_shutdown_sync_actor"](actor)
+
+
+def test_ray_is_patched_as_long_as_a_trainer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "1")
+    before = (vars(worker_group)["SynchronizationActor"], vars(state)["_shutdown_sync_actor"])
+    with fast_start.patch_ray_train():
+        with fast_start.patch_ray_train():
+            pass
+        assert vars(worker_group)["SynchronizationActor"] is fast_start.NoOpSynchronizationActor
+    assert (vars(worker_group)["SynchronizationActor"], vars(state)["_shutdown_sync_actor"]) == before
 
 
 def test_workers_get_all_that_ray_s_own_group_gives_them() -> None:
@@ -179,18 +190,13 @@ def test_only_what_this_job_has_reserved_is_given_back(
 ) -> None:
     """Another driver of the run may only be suspended: its workers end by themselves when it has a successor."""
     group = PlacementGroupID.from_random()
-    store, removed = {fast_start.make_reservation_key("/r"): f"{job} {group.hex()}".encode()}, []
-    monkeypatch.setattr(fast_start, "_get_job_id", lambda: "07")
+    store, removed = {ray_internals._make_key("/r"): f"{job} {group.hex()}".encode()}, []
+    monkeypatch.setattr(ray_internals, "get_job_id", lambda: "07")
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", store.get)
     monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", store.pop)
-    monkeypatch.setattr(fast_start, "remove_placement_group", lambda one: removed.append(one.id))
-    fast_start.release_placement_group(fast_start.make_reservation_key("/another"))
-    fast_start.release_placement_group(fast_start.make_reservation_key("/r"))
+    monkeypatch.setattr(ray_internals, "remove_placement_group", lambda one: removed.append(one.id))
+    ray_internals.release_placement_group("/another")
+    ray_internals.release_placement_group("/r")
     assert [key.split("-")[0] for key in store] == left
     assert removed == ([] if left else [group])
-
-
-def test_a_worker_runs_our_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.ray_backend.worker.run_training", lambda payload: {"trained": payload})
-    assert fast_start.run_train_worker({"a": 1}) == {"trained": {"a": 1}}

@@ -26,7 +26,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def say(run: str, words: str) -> None:
-    with fast_start.capture_controller_logs(run):
+    with fast_start.patch_ray_train(), fast_start._label_logs(run):
         logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
 
 

@@ -10,7 +10,7 @@ from ray._private import ray_constants
 from ray.train.v2._internal import constants
 from ray.tune.execution import class_cache
 
-from orchestrator.ray_backend import worker_prestart
+from orchestrator.ray_backend import ray_compat, ray_internals, worker_prestart
 
 
 def test_what_ray_train_hands_on_is_known() -> None:
@@ -20,15 +20,12 @@ def test_what_ray_train_hands_on_is_known() -> None:
 def test_what_ray_tune_hands_on_is_known() -> None:
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     known = {*worker_prestart.TUNE_PROPAGATED_VARIABLES, *worker_prestart.TRAIN_PROPAGATED_VARIABLES}
-    assert class_cache.ENV_VARS_TO_PROPAGATE - keys == known
-    assert (
-        class_cache.DEFAULT_ENV_VARS.items()
-        <= {**worker_prestart.TUNE_ADDED_VARIABLES, **worker_prestart.TUNE_SETUP_HOOK}.items()
-    )
+    assert class_cache.ENV_VARS_TO_PROPAGATE - keys == known - {ray_compat.FAST_START_VARIABLE}
+    assert class_cache.DEFAULT_ENV_VARS == worker_prestart.TUNE_ADDED_VARIABLES
 
 
 def test_the_hook_can_be_called() -> None:
-    name = worker_prestart.build_runtime_env()["env_vars"][ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
+    name = worker_prestart.get_hook_variables()[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
     module, _, called = name.rpartition(".")
     getattr(importlib.import_module(module), called)()  # it wants nothing and raises nothing
 
@@ -58,7 +55,7 @@ def test_what_is_there_already_is_not_asked_for_again(monkeypatch: pytest.Monkey
     node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env={}))
-    monkeypatch.setattr(worker_prestart, "_send_prestart_request", lambda _, count, expected: asked.append(count))
+    monkeypatch.setattr(ray_internals, "request_workers", lambda _, count, *rest: asked.append(count))
     worker_prestart.prestart_workers(2)  # by the job, as it begins
     for workers in (1, 1, 1, 3):  # runs that are launched
         worker_prestart.claim_workers(workers)
@@ -67,5 +64,5 @@ def test_what_is_there_already_is_not_asked_for_again(monkeypatch: pytest.Monkey
 
 def test_on_several_nodes_nothing_is_started_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * 2)
-    monkeypatch.setattr(worker_prestart, "_send_prestart_request", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(ray_internals, "request_workers", lambda *_: pytest.fail("asked"))
     worker_prestart.claim_workers(1)

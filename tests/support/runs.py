@@ -24,6 +24,7 @@ from orchestrator.training import trainer
 from orchestrator.training.callbacks import stop_monitor
 from orchestrator.training.config import Cadence, Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support.ranks import Ranks
@@ -110,7 +111,7 @@ def train_and_note(rank: int, workers: int, payload: dict[str, Any]) -> tuple[di
     noted: dict[int, list[int]] = {}
     step = TrainStep.__call__
 
-    def noting(self: TrainStep, batch: Batch) -> torch.Tensor:
+    def noting(self: TrainStep, batch: Batch) -> StepSums:
         noted[self._state.progress.step] = batch.ids.tolist()
         return step(self, batch)
 

@@ -17,6 +17,7 @@ from orchestrator.training import attempts
 from orchestrator.training.callbacks import stop_monitor, watchdog
 from orchestrator.training.config import TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support import runs
@@ -167,7 +168,7 @@ def test_weights_that_end_as_no_numbers_are_diverged(small: Path, tmp_path: Path
     one = job(small, tmp_path, recipe(epochs=1))
     step = TrainStep.__call__
 
-    def poisoned(self: TrainStep, batch: Batch) -> torch.Tensor:
+    def poisoned(self: TrainStep, batch: Batch) -> StepSums:
         loss = step(self, batch)
         if self._state.progress.epoch == 1:
             with torch.no_grad():

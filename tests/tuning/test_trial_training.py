@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ray_backend import ray_trainer, worker_prestart
+from orchestrator.ray_backend import ray_trainer
 from orchestrator.ray_backend.ray_trainer import StopUrls
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
@@ -32,7 +32,6 @@ def test_a_flag_that_an_earlier_launch_left_stops_no_later_one(tmp_path: Path, m
         yield
 
     monkeypatch.setattr(ray_trainer, "launch_run", launch)
-    monkeypatch.setattr(worker_prestart, "claim_workers", lambda _: None)
     monkeypatch.setattr(trial_training, "_relay_epochs", told)
     monkeypatch.setattr(threading, "get_native_id", lambda: 7)  # the kernel gives a thread's number again
     spec = launched.spec(storage=str(tmp_path), workers=2)

@@ -3,8 +3,8 @@ import os
 import pytest
 import ray.util
 
-from orchestrator.ray_backend import process_group_join
-from orchestrator.ray_backend.process_group_join import (
+from orchestrator.ray_backend import process_group
+from orchestrator.ray_backend.process_group import (
     INTERFACE_VARIABLES,
     find_network_interface,
     set_network_interface,
@@ -27,7 +27,7 @@ def test_collectives_use_the_nodes_interface_unless_the_user_named_one(monkeypat
 
 
 def test_without_such_an_interface_the_choice_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_group_join, "find_network_interface", lambda _: None)
+    monkeypatch.setattr(process_group, "find_network_interface", lambda _: None)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
     set_network_interface()
     assert not any(name in os.environ for name in INTERFACE_VARIABLES)
