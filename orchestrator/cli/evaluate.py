@@ -30,17 +30,17 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
     storage, partial = config.provisional_destination.resolve().storage, config.reporting.allow_partial
-    found = finished_runs.find_runs(storage, config.runs, "runs", config.members, partial)
-    for name in found.unfinished:
-        console.print(f"{name}: is not trained to its end: left out", highlight=False, soft_wrap=True)
-    destination = finished_runs.resolve_dataset(found.runs, config.destination)
+    selected = finished_runs.find_runs(storage, config.runs, "runs", config.members, partial)
+    for name in selected.unfinished:
+        console.print(f"{name}: is not finished: left out", highlight=False, soft_wrap=True)
+    destination = finished_runs.resolve_dataset(selected.runs, config.destination)
     if config.dry_run:
-        for spec in found.runs:
+        for spec in selected.runs:
             console.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
         preflight.check_destination(destination)
-        return EnsembleScores("", "", "stopped", tuple(spec.name for spec in found.runs), len(found.runs), 0)
+        return EnsembleScores("", "", "stopped", tuple(spec.name for spec in selected.runs), len(selected.runs), 0)
     with open_session(destination, config.placement, console) as session:
-        runs = tuple(finished_runs.adapt_to_session(session, spec, "runs", other_data=True) for spec in found.runs)
+        runs = tuple(finished_runs.adapt_to_session(session, spec, "runs", other_data=True) for spec in selected.runs)
         digest = session.manifest.digest()
         other_data = digest if any(spec.dataset_digest != digest for spec in runs) else ""
         if other_data:
@@ -53,7 +53,7 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
             runs,
             config.reporting,
             config.kind,
-            unfinished_count=len(found.unfinished),
+            unfinished_count=len(selected.unfinished),
             train_members=False,
             other_dataset_digest=other_data,
         )

@@ -45,8 +45,8 @@ from orchestrator.ray_backend import signals
 
 CONTENT_TYPES = ("image/jpeg", "image/png")
 MAX_BODY_BYTES = 16 * 2**20
-# Limits for the head of a request, between bytes of its body, for the whole body, and for the rest of a rejected body or
-# for reading the answer. A silent or very slow client must not keep others out.
+# Limits for the head of a request, between bytes of its body, for the whole body, and for the rest of a rejected body
+# or for reading the answer. A silent or very slow client must not keep others out.
 HEAD_SECONDS, SILENCE_SECONDS, BODY_SECONDS, LINGER_SECONDS = 10.0, 10.0, 60.0, 10.0
 # Requests that wait for the networks, which answer one at a time.
 MAX_WAITING = 16
@@ -242,16 +242,16 @@ class InferenceQueue:
                 )
                 try:
                     running = asyncio.get_running_loop().run_in_executor(self._thread, self._classifier.classify, *call)
-                    (found,) = await running
+                    (predictions,) = await running
                 finally:
                     self._last_seconds, self.started = time.monotonic() - self.started, None
         except ValueError as error:
             raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from None
         finally:
             self.waiting_count -= 1
-        if isinstance(found, BadSampleError):
-            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(found))
-        return found
+        if isinstance(predictions, BadSampleError):
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(predictions))
+        return predictions
 
     def close(self) -> None:
         """Accept no more predictions."""
@@ -337,13 +337,13 @@ class PredictionServer:
             body = await self._read_body(request)
         except TimeoutError:
             raise RequestError(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
-        found = None if body is None else await self._queue.classify(request, body)
-        if found is None:  # the client has gone
+        predictions = None if body is None else await self._queue.classify(request, body)
+        if predictions is None:  # the client has disconnected
             return Response(status_code=HTTPStatus.BAD_REQUEST, headers={"Connection": "close"})
-        return JSONResponse({"predictions": [asdict(guess) for guess in found]}, headers={"Connection": "close"})
+        return JSONResponse({"predictions": [asdict(each) for each in predictions]}, headers={"Connection": "close"})
 
     async def _read_body(self, request: Request) -> bytes | None:
-        """Return the body; None when the client has disconnected. Raises RequestError, or TimeoutError if it is slow."""
+        """Return the body; None when the client has disconnected. Raises RequestError, or TimeoutError."""
         length = request.headers.get("content-length", "0")
         if len(length) > 20 or int(length) > MAX_BODY_BYTES:
             why = f"the body must have at most {MAX_BODY_BYTES} bytes, got {length[:20]}"

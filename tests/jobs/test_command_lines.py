@@ -93,7 +93,11 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         ("simulate.py", ["googlenet-mars"], "googlenet-mars"),
         ("simulate.py", ["googlenet-tiny", "--out", "relative"], "out: 'relative' is a relative path"),
         ("simulate.py", ["googlenet-tiny", "--data", "/nowhere"], "/nowhere/manifest.json: no manifest there"),
-        ("simulate.py", ["googlenet-imagenet", "--samples", "100"], "batch_size: 256 is refused: more than the 100"),
+        (
+            "simulate.py",
+            ["googlenet-imagenet", "--samples", "100"],
+            "batch_size: must be at most the 100 training images, got 256",
+        ),
         ("train.py", ["/nowhere/recipe.json"], "/nowhere/recipe.json: nothing there; give a run's recipe.json"),
         ("train_ensemble.py", ["s3://b/recipe.yaml"], "s3://b/recipe.yaml: unknown preset"),
         ("simulate.py", ["/nowhere/recipe.json"], "/nowhere/recipe.json: nothing there"),

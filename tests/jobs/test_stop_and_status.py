@@ -77,7 +77,7 @@ def test_a_run_is_shown_stopped_with_a_checkpoint_and_resumed(tmp_path: Path) ->
     assert row["state"] == "stopped"
     assert row["checkpoint_samples"] == row["samples"] > 0
     assert f"its newest checkpoint is at {row['samples']} samples" in stopped.out
-    assert "nobody runs it" in job("stop.py", name, runs=runs).out
+    assert "not running" in job("stop.py", name, runs=runs).out
 
     with training(runs) as driver:
         until(lambda: makes_progress(driver, runs, row["samples"]), SECONDS, 1.0)
