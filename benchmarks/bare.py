@@ -23,7 +23,7 @@ Runs = Sequence[subprocess.Popen[bytes]]
 
 
 def side_by_side(place: Path, jobs: Sequence[TrainJob], patience_seconds: float) -> list[float]:
-    """Seconds of each job's training, from its first step to its end; all of them at once. `place` is for logs."""
+    """Seconds of each job's training, from its first step to its end; all of them at the same time. `place` is for logs."""
     with begun(place, jobs) as runs:
         ended(place, runs, patience_seconds)
     found = [end - start for start, end in (span(job) for job in jobs)]
@@ -56,7 +56,7 @@ def ended(place: Path, runs: Runs, patience_seconds: float) -> None:
 
 
 def has_started(folder: str) -> bool:
-    """Whether the run in a folder is at its first step."""
+    """Return whether the run in a folder is at its first step."""
     return any(event.kind == "started" for event in journal.read_events(get_journal_dir(folder))[0])
 
 
@@ -87,10 +87,10 @@ def tail(logs: Sequence[Path]) -> str:
 
 
 class _Alone:
-    """What a worker needs of a launcher, where there is none."""
+    """Stand-in for the launcher, which a bare run lacks."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Nobody asks."""
+        """Do nothing."""
 
     def has_preemption_notice(self) -> bool:
         """Never."""

@@ -39,7 +39,9 @@ PAPER = AugmentationConfig()
 def figures(folder: str) -> Iterator[Figure]:
     """The figures of `make bench-data`."""
     url = photos.small(folder)
-    torch.set_num_threads(1)  # torch's own threads spin while they wait, at the cost of whoever shares their core
+    torch.set_num_threads(
+        1
+    )  # torch's own threads spin while they wait, at the cost of the process that shares their core
     images = photos.images(url)
     # One thread on one core, where nothing gets in the way of anything; then two of each, as in use.
     for threads in (1, 2):

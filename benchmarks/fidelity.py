@@ -1,4 +1,4 @@
-"""How near the loader's crops are to those from a full, exact decode: PSNR in dB, per interpolation."""
+"""Distance of the loader's crops from those of a full, exact decode: PSNR in dB, per interpolation."""
 
 from __future__ import annotations
 

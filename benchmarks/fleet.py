@@ -199,7 +199,7 @@ def _driver(
 
 
 def _begun(place: Path) -> bool:
-    """Whether a member is at its first step."""
+    """Return whether a member is at its first step."""
     return any(bare.has_started(str(run)) for run in (place / "runs" / "models").glob("*"))
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: figures with their goals, CPU seconds of a process tree, pinning, paired repetitions.
+"""Parts that benchmarks share: figures with their goals, CPU seconds of a process tree, pinning, paired repetitions.
 
 A benchmark is a module with `figures(folder)`, which yields Figures as they are measured. Figures without a goal are
 the limits and peers of those that have one, measured in the same run.
@@ -36,7 +36,7 @@ class Figure:
 
     @property
     def short(self) -> bool:
-        """Whether a goal is missed; a value that is no number misses any."""
+        """Return whether a goal is missed; NaN misses any."""
         reached = (self.at_least is None or self.value >= self.at_least) and (
             self.at_most is None or self.value <= self.at_most
         )
@@ -66,7 +66,7 @@ def progress(text: str) -> None:
 
 # ------------------------------------------------------------------ cost
 class Cost(NamedTuple):
-    """What a measured part took."""
+    """Seconds and memory of a measured part."""
 
     cpu: float  # seconds, user and system, of this process and all below it
     wall: float  # seconds
@@ -166,7 +166,7 @@ def memory(kind: str) -> float:
 
 
 def child(module: str, *words: object, environment: Mapping[str, str] | None = None) -> Any:
-    """What `python -m benchmarks.MODULE WORDS` prints last, read as JSON: a part in a fresh process.
+    """Return the last line that `python -m benchmarks.MODULE WORDS` prints, read as JSON: a part in a fresh process.
 
     Raises RuntimeError when it fails, subprocess.TimeoutExpired when it hangs (it is killed then).
     """

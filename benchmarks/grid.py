@@ -1,7 +1,7 @@
 """The whole grid of Table 3, 7 models x 144 crops of every image, against the bare forward passes of those crops.
 
 - Photos (500 x 375) at 224 pixels, 1,000 classes, in one thread on one core: what a task of scoring does, from tars on
-  disk to committed scores, against the seven networks on crops that lie ready as normalised floats, as many at once.
+  disk to committed scores, against the seven networks on crops that lie ready as normalised floats, as many at a time.
 - The parts of it that are no forward pass, each by itself: reading, decoding and cutting; then reducing and storing.
 - Digits, by the tiny network: decoding and cutting cost as much as ever while a forward pass takes 0.07 ms a crop, so
   they are no small share; but a digit is a square, whose 144 crops are 48 that differ, so the whole costs a third of
@@ -72,7 +72,7 @@ class Grid:
             part.save(f"{self.task.scorers[number].scores}-spare", self.task.shard, 0)
 
     def passes(self, images: Tensor, at_once: int) -> None:
-        """The bare forward passes of N x 3 x S x S float32 through all networks, at most so many at once."""
+        """The bare forward passes of N x 3 x S x S float32 through all networks, at most so many at a time."""
         with torch.inference_mode():
             for part in torch.split(images, at_once):
                 for member in self.members:

@@ -90,7 +90,7 @@ def save(folder: str, model: int, shard: int) -> None:
 
 
 def scores(model: int, shard: int, images: int, classes: int) -> Scores:
-    """What a made model scores on a made shard."""
+    """Return the scores of a made model on a made shard."""
     of_image, own = np.random.default_rng([SEED, shard]), np.random.default_rng([SEED, shard, 1 + model])
     labels = of_image.integers(classes, size=images)
     logits = OF_IMAGE * of_image.standard_normal((images, classes), dtype=np.float32)
@@ -111,7 +111,7 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 # ------------------------------------------------------------------ in a process of its own
 def joined(folder: str, started: float) -> dict[str, Any]:
-    """Seconds since `started` and peak memory of this process once it has analysed and told, and the errors found."""
+    """Seconds since `started` and peak memory of this process once it has analysed and written, and the errors found."""
     imported = time.time()
     found = analysis.analyze_ensemble(scored(folder), manifest.load(folder), SPLIT)
     analysed = time.time()
@@ -119,12 +119,12 @@ def joined(folder: str, started: float) -> dict[str, Any]:
     curves = {name: [(epoch, 100 / (1 + epoch)) for epoch in range(1, 251)] for name in found.member_names}
     with tempfile.TemporaryDirectory() as scratch:
         ensemble_report.write_report(scratch, {"ensemble": "made"}, found, curves, {})
-    told = time.time()
+    reported_at = time.time()
     return {
         "imports": imported - started,
         "analysis": analysed - imported,
-        "report": told - analysed,
-        "seconds": told - started,
+        "report": reported_at - analysed,
+        "seconds": reported_at - started,
         "peak_mb": frame.memory("VmHWM") * 2**20 / 1e6,
         "errors": {f"{cell.models}x{cell.crops}": cell.top5_error for cell in found.table.cells},
     }

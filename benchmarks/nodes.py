@@ -1,4 +1,4 @@
-"""How long a cluster of three nodes takes to come up, to train and to train again: `make bench-nodes`.
+"""Seconds that a cluster of three nodes takes to start, to train and to train again: `make bench-nodes`.
 
 Nodes are network namespaces of this machine, which share its cores; data, storage and MLflow are on a fourth one (S3,
 PostgreSQL). Seconds to goals, not ratios: what is waited for are other programs' starts and time-outs.

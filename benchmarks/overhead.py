@@ -1,4 +1,4 @@
-"""What the orchestrator costs a step: training through Ray against the bare loop, and what a checkpoint takes.
+"""Cost of the orchestrator per step: training through Ray against the bare loop, and what a checkpoint takes.
 
 - One worker on one core, with journal, curves and a checkpoint each 30 s, Ray's other processes on another core;
   against Loader and Stepper alone on that core: same recipe, data, order. Paired windows of steady training.
@@ -128,7 +128,7 @@ def _rate(batches: Iterator[Batch], stepper: TrainStep, seconds: float) -> float
 
 # ------------------------------------------------------------------ checkpoints
 def _checkpoints(core: int) -> Iterator[Figure]:
-    """What saves of the full GoogLeNet take of the training thread, by itself and by the writer beside it."""
+    """Measure what saves of the full GoogLeNet take of the training thread, by itself and by the writer beside it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

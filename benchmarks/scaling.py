@@ -98,11 +98,11 @@ def measured(made: Sequence[Machine], folder: Path) -> Measured:
     finally:
         for rank in ranks:
             rank.kill()
-    told: list[dict[str, Any]] = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
+    results: list[dict[str, Any]] = [json.loads(log.read_text().splitlines()[-1]) for log in logs]
     # A group is as slow as its slowest rank, round by round.
-    rounds = {kind: [max(some) for some in zip(*(one[kind] for one in told), strict=True)] for kind in _KINDS}
+    rounds = {kind: [max(some) for some in zip(*(one[kind] for one in results), strict=True)] for kind in _KINDS}
     step, alone, exchange = (median(rounds[kind]) for kind in _KINDS)
-    return Measured(step, alone, exchange, told[0]["bytes"])
+    return Measured(step, alone, exchange, results[0]["bytes"])
 
 
 _KINDS = ("step", "alone", "exchange")

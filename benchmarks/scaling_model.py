@@ -1,4 +1,4 @@
-"""What more workers bring: a model of a step from measured compute, bytes and links.
+"""Speed-up by more workers: a model of a step from measured compute, bytes and links.
 
 `python -m benchmarks.scaling_model` prints the predictions for GoogLeNet that docs/scaling.md explains, and
 `make bench-scaling` holds the model against runs.
@@ -29,7 +29,7 @@ JPEG_BYTES = 110_000  # of an ILSVRC image, on average
 
 @dataclass(frozen=True)
 class Link:
-    """What gradients go over: bytes a second in each direction, and seconds for a message of no length."""
+    """Link between workers: bytes a second in each direction, and seconds for a message of no length."""
 
     bytes_per_second: float
     latency: float = 0.0
@@ -72,7 +72,7 @@ T4 = Hardware("T4, PCIe, 25 Gbit/s between nodes", 65e12 * 0.20, Link(8e9, 20e-6
 
 
 def efficiency(hardware: Hardware, gpus: int, images_each: int) -> float:
-    """Images a second of so many GPUs against those of one times their number, `images_each` of them at once."""
+    """Images a second of so many GPUs against those of one times their number, `images_each` of them in a step."""
     compute = images_each * OPERATIONS / hardware.operations_per_second
     return compute / step_seconds(compute, hardware.exchange_seconds(gpus, GRADIENT_BYTES), LEAST_EXPOSED)
 

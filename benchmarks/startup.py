@@ -65,8 +65,8 @@ def _compared(where: str, folder: Path, data: Path, environment: Mapping[str, st
             place = folder / f"startup-{where}-{turn}-{name}"
             place.mkdir()
             found[name].append(starts[name](place))
-            told = ", ".join(f"{mark} {seconds:.1f}" for mark, seconds in found[name][-1].items())
-            frame.progress(f"{where}, round {turn + 1} of {ROUNDS}: {name}: {told}")
+            marks = ", ".join(f"{mark} {seconds:.1f}" for mark, seconds in found[name][-1].items())
+            frame.progress(f"{where}, round {turn + 1} of {ROUNDS}: {name}: {marks}")
     before = 0.0
     for mark, cause in CAUSES.items():
         reached = median(marks[mark] for marks in found["ours"])
@@ -153,7 +153,7 @@ def _end(driver: subprocess.Popen[bytes], ancestor: int) -> None:
 
 # ------------------------------------------------------------------ Ray's defaults
 def plain(data: str, place: str) -> None:
-    """What a user of Ray writes: init, fit, and in the training function the first step of the same run."""
+    """Run what a user of Ray writes: init, fit, and in the training function the first step of the same run."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

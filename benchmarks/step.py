@@ -131,7 +131,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a network does; all of it returns its outputs."""
+    """Forward pass of a network; returns all of its outputs."""
 
     network: nn.Module
     optimizer: torch.optim.SGD

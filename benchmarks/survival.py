@@ -48,11 +48,11 @@ class Kill:
     def __init__(self, moment: float, checkpoint: int, step: Event, incident: Event) -> None:
         self.seconds = step.time - moment
         self.replayed = _number(incident, "samples_replayed")
-        # The incident has where training went on, and how far it had come before; the checkpoint is seen from outside.
+        # The incident has where training resumed, and how far it had come before; the checkpoint is seen from outside.
         since_checkpoint = (incident.samples or 0) + self.replayed - checkpoint
         self.replay_share = self.replayed / max(1.0, since_checkpoint)
-        told = _number(incident, "seconds_to_detect") + _number(incident, "seconds_to_restart")
-        self.off = abs(told - self.seconds)
+        reported = _number(incident, "seconds_to_detect") + _number(incident, "seconds_to_restart")
+        self.off = abs(reported - self.seconds)
 
 
 def _kill(run: Run, what: str) -> Kill:

@@ -1,6 +1,6 @@
-"""What a sweep costs besides training: `make bench-sweep`.
+"""Cost of a sweep besides training: `make bench-sweep`.
 
-Eight trials of about 20 s, two at once on a private cluster, against the same epochs in bare processes: pairs of the
+Eight trials of about 20 s, two at a time on a private cluster, against the same epochs in bare processes: pairs of the
 same training side by side, one pair before the sweep and one after it, so that a slow spell of the machine meets both;
 their mean, from first step to end, times four. The sweep's time is that of the whole command, from the start of its
 process to its end, report and all. The trials differ in their learning rate alone, so their work is equal.

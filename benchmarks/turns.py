@@ -4,7 +4,7 @@ A virtual machine's speed changes by tens of percent from one minute to the next
 nothing of it: stolen time stays 0 and CPU seconds grow with the others. What takes minutes cannot be held against what
 took minutes before or after it; against what had its turn some seconds ago it can.
 
-Whoever's turn it is not is stopped (SIGSTOP) with all its descendants, and its clock with it.
+The side whose turn it is not is stopped (SIGSTOP) with all its descendants, and its clock with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from tests.support.launched import process_tree
 
-MOST_LOOKS = 20  # at a tree whose processes go on starting others while they are stopped one by one
+MOST_LOOKS = 20  # at a tree whose processes keep starting others while they are stopped one by one
 
 
 class Stopwatch:
@@ -76,7 +76,7 @@ class Side:
         raise RuntimeError(f"processes {list(self._roots())} start others faster than they can be stopped")
 
     def alive(self) -> bool:
-        """Whether it has a process left."""
+        """Return whether it has a process left."""
         return bool(self._roots())
 
     def go_on(self) -> None:
@@ -90,8 +90,8 @@ class Side:
 def taken(one: Side, seconds: float, other: Side, other_seconds: float) -> Iterator[None]:
     """Give the machine to `one` for some seconds, then to the other for some, and so on; to both at the end.
 
-    `one` is running and the other stopped, and it is at once the other's turn. Once the other has ended there are no
-    turns. Raises at the end what came between them: then both had the machine at once, and their clocks mean nothing.
+    `one` is running and the other stopped, and the other's turn begins immediately. Once the other has ended there are no
+    turns. Raises at the end what came between them: then both had the machine at the same time, and their clocks mean nothing.
     """
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="turns") as pool:

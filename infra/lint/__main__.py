@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def checked(tree: Tree) -> list[Report]:
-    """What all checks found."""
+    """Run all checks and return their reports."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda check: check(tree), CHECKS))
 

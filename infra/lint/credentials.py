@@ -56,7 +56,7 @@ class Allowance:
     used: bool = False
 
     def covers(self, name: str, line: str) -> bool:
-        """Whether it is about this line; remembered, so that one that covers nothing is told."""
+        """Return whether it is about this line; remembered, so that one that covers nothing is reported."""
         if not Path(name).match(self.path) or re.search(self.match, line) is None:
             return False
         self.used = True
@@ -64,7 +64,7 @@ class Allowance:
 
 
 def credentials(tree: Tree) -> Report:
-    """What looks like a credential in any file, and what is allowed without need."""
+    """Report what looks like a credential in any file, and exceptions that allow nothing any more."""
     allowances, problems = _allowances(tree)
     files = 0
     for name in tree.files:
@@ -96,7 +96,7 @@ def _allowances(tree: Tree) -> tuple[list[Allowance], list[Problem]]:
 
 
 def suspicion(line: str, configuration: bool) -> str | None:
-    """What a line looks like; None when there is nothing to it."""
+    """Return what a line looks like; None when it holds no credential."""
     for what, pattern in SURE.items():
         match = pattern.search(line)
         value = (match.groupdict().get("value") if match else None) or "it"
@@ -111,7 +111,7 @@ def suspicion(line: str, configuration: bool) -> str | None:
 
 
 def _is_a_name(value: str) -> bool:
-    """Whether it is made of words: the name of a thing, not the thing."""
+    """Return whether it is made of words: the name of a secret, not the secret."""
     return re.fullmatch(r"[A-Za-z]+(?:[ _./:-][A-Za-z]+)*", value) is not None and not re.search(
         r"[a-z][A-Z].*[a-z][A-Z]", value
     )

@@ -50,7 +50,7 @@ class Document:
         return str(self.data.get("apiVersion", "")), str(self.data.get("kind", ""))
 
 
-def told(place: Place) -> str:
+def format_place(place: Place) -> str:
     """A place in a document, as a person writes it."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.removeprefix(".") or "the document"
@@ -102,5 +102,5 @@ def patches(tree: Tree) -> set[str]:
 
 
 def is_kustomization(document: Document) -> bool:
-    """Whether it is kustomize's own."""
+    """Return whether it is kustomize's own."""
     return document.kind[0].startswith("kustomize.config.k8s.io/")

@@ -24,7 +24,7 @@ class Token:
 
 @dataclass
 class Block:
-    """What stands between braces."""
+    """Body between braces."""
 
     kind: str
     labels: tuple[str, ...]

@@ -41,7 +41,7 @@ def kuberay(tree: Tree) -> Report:
 
 
 def kubernetes(tree: Tree) -> Report:
-    """Kubernetes' own kinds in files, against its published schemas; unknown fields are refused."""
+    """Kubernetes' own kinds in files, against its published schemas; unknown fields are errors."""
     partial = documents.patches(tree)
     found = [
         document
@@ -58,7 +58,7 @@ def kubernetes(tree: Tree) -> Report:
 
 
 def rendered(tree: Tree) -> Report:
-    """What every kustomization makes, checked as a whole."""
+    """Check what every kustomization makes, as a whole."""
     bases = [
         document.name
         for document in documents.of(tree)
@@ -81,9 +81,9 @@ def rendered(tree: Tree) -> Report:
 
 
 def of_rendered(tree: Tree, name: str, document: Document) -> Iterator[Problem]:
-    """What is wrong with one object that a kustomization made."""
+    """Yield what is wrong with one object that a kustomization made."""
     title = f"rendered {document.kind[1]} {(document.data.get('metadata') or {}).get('name')}: "
-    # Lines are those of what was rendered, which nobody has: the kustomization's first one stands for all.
+    # Lines are those of what was rendered, which is in no file: the kustomization's first one stands for all.
     made = Document(name, document.data, None, title)
     yield from of_kuberay(made) if made.kind[0].startswith("ray.io/") else of_kubernetes(made)
     yield from rules.problems(tree, made)
@@ -92,7 +92,7 @@ def of_rendered(tree: Tree, name: str, document: Document) -> Iterator[Problem]:
 
 
 def of_kuberay(document: Document, whole: bool = True) -> Iterator[Problem]:
-    """What is wrong with an object of KubeRay; a part of one need not be `whole`."""
+    """Yield what is wrong with an object of KubeRay; a part of one need not be `whole`."""
     api, kind = document.kind
     path = SCHEMAS / KUBERAY.format(kind=kind)
     if api != RAY_API or not path.is_file():
@@ -113,13 +113,15 @@ def _of_kind(kind: str, whole: bool) -> dict[str, Any]:
 
 
 def of_kubernetes(document: Document) -> Iterator[Problem]:
-    """What is wrong with an object of Kubernetes itself."""
+    """Yield what is wrong with an object of Kubernetes itself."""
     library: Any = importlib.import_module("kubernetes_validate")
     try:
         library.validate(document.data, library.latest_version(), strict=True)
     except library.ValidationError as error:
         place = list(error.path)
-        yield Problem(document.name, document.line(place), f"{document.origin}{documents.told(place)}: {error.message}")
+        yield Problem(
+            document.name, document.line(place), f"{document.origin}{documents.format_place(place)}: {error.message}"
+        )
     except (library.SchemaNotFoundError, library.InvalidSchemaError) as error:
         yield Problem(
             document.name, document.line(["kind"]), f"{document.origin}{' '.join(document.kind)}: no schema: {error}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.lint import documents, schema
-from infra.lint.documents import Document, Place, told
+from infra.lint.documents import Document, Place, format_place
 from infra.lint.report import Problem, Report
 from infra.lint.tree import Tree
 
@@ -54,7 +54,7 @@ def _schema() -> dict[str, Any] | None:
 def _of(document: Document, checker: dict[str, Any]) -> Iterator[Problem]:
     yield from schema.problems(document, checker)
     for place, what in (*_provider(document.data), *_machines(document.data), *_commands(document.data)):
-        yield Problem(document.name, document.line(place), f"{told(place)}: {what}")
+        yield Problem(document.name, document.line(place), f"{format_place(place)}: {what}")
 
 
 def _provider(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -70,17 +70,17 @@ def _machines(data: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     if not isinstance(types, dict):
         return
     if data.get("head_node_type") not in types:
-        yield ("head_node_type",), f"{data.get('head_node_type')!r} is refused: must be one of {', '.join(types)}"
+        yield ("head_node_type",), f"{data.get('head_node_type')!r} is unknown: must be one of {', '.join(types)}"
     least = sum(int(machine.get("min_workers", 0)) for machine in types.values())
     if least > int(data.get("max_workers", 0)):
-        yield ("max_workers",), f"{data.get('max_workers', 0)} is refused: the types' min_workers add up to {least}"
+        yield ("max_workers",), f"{data.get('max_workers', 0)} is too small: the types' min_workers add up to {least}"
     if data["provider"].get("type") == "aws":
         for name, machine in types.items():
             yield from _of_ec2(machine.get("node_config") or {}, ("available_node_types", name, "node_config"))
 
 
 def _of_ec2(config: dict[str, Any], place: tuple[str, ...]) -> Iterator[tuple[Place, str]]:
-    """What EC2's own description of RunInstances has against a machine, and what we promise of each."""
+    """Yield what EC2's own description of RunInstances rejects in a machine, and promises that it breaks."""
     validate: Any = importlib.import_module("botocore.validate")
     given = {key: value for key, value in config.items() if key not in RAYS}
     errors = validate.ParamValidator().validate({**given, "MinCount": 1, "MaxCount": 1}, _run_instances())

@@ -1,4 +1,4 @@
-"""What a check found."""
+"""Reports of checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """What one kind of check found in how many files."""
+    """Problems that one kind of check found, and the number of files."""
 
     kind: str
     files: int
@@ -31,10 +31,10 @@ class Report:
     def line(self) -> str:
         """One line for a person."""
         if not self.files and not self.skipped:
-            told = "nothing of this kind"
+            status = "nothing of this kind"
         elif self.problems:
-            told = f"{len(self.problems)} problem(s)"
+            status = f"{len(self.problems)} problem(s)"
         else:
-            told = "" if self.skipped else "ok"
+            status = "" if self.skipped else "ok"
         aloud = f"SKIPPED: {self.skipped}" if self.skipped else ""
-        return f"{self.kind:<12} {self.files:>4} file(s)  {'; '.join(part for part in (told, aloud) if part)}"
+        return f"{self.kind:<12} {self.files:>4} file(s)  {'; '.join(part for part in (status, aloud) if part)}"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from infra.lint.documents import Document, Place, told
+from infra.lint.documents import Document, Place, format_place
 from infra.lint.report import Problem
 from infra.lint.tree import Tree
 
@@ -14,9 +14,9 @@ Found = Iterator[tuple[Place, str]]
 
 
 def problems(tree: Tree, document: Document) -> Iterator[Problem]:
-    """What the rules have against a whole object."""
+    """Yield the rules that a whole object breaks."""
     for place, what in (*_of_ray(document, pinned_ray(tree)), *_of_pods(document.data, ())):
-        yield Problem(document.name, document.line(place), f"{document.origin}{told(place)}: {what}")
+        yield Problem(document.name, document.line(place), f"{document.origin}{format_place(place)}: {what}")
 
 
 def pinned_ray(tree: Tree) -> str:
@@ -40,7 +40,7 @@ def _of_ray(document: Document, pinned: str) -> Found:
     if (spec.get("authOptions") or {}).get("mode") != "token":
         yield (*place, "authOptions", "mode"), "must be token: without it everybody who reaches Ray runs code on it"
     if pinned and str(spec.get("rayVersion")) != pinned:
-        yield (*place, "rayVersion"), f"{spec.get('rayVersion')} is refused: constraints.txt has {pinned}"
+        yield (*place, "rayVersion"), f"{spec.get('rayVersion')} is another version: constraints.txt has {pinned}"
 
 
 def _of_job(spec: dict[str, Any]) -> Found:
@@ -94,7 +94,7 @@ def _of_container(container: dict[str, Any], place: tuple[str | int, ...]) -> Fo
         )
     image = str(container.get("image", ""))
     if image.endswith(":latest") or ":" not in image.rpartition("/")[2]:
-        yield (*place, "image"), f"{image!r} is refused: name a version, so that every node runs the same one"
+        yield (*place, "image"), f"{image!r} has no version: name one, so that every node runs the same one"
     resources = container.get("resources") or {}
     if not resources.get("limits") or resources.get("requests") != resources.get("limits"):
         yield (

@@ -9,7 +9,7 @@ from typing import Any
 from jsonschema import Draft7Validator
 from jsonschema.exceptions import ValidationError
 
-from infra.lint.documents import Document, told
+from infra.lint.documents import Document, format_place
 from infra.lint.report import Problem
 
 MAPS = ("properties", "patternProperties", "definitions")
@@ -46,7 +46,7 @@ def _closed_below(part: Schema, whole: bool) -> dict[str, Any]:
 
 
 def problems(document: Document, schema: Schema) -> Iterator[Problem]:
-    """What the schema has against a document."""
+    """Yield what the schema rejects in a document."""
     for error in sorted(
         Draft7Validator(schema).iter_errors(document.data), key=lambda found: list(map(str, found.absolute_path))
     ):
@@ -62,14 +62,14 @@ def _told(document: Document, error: ValidationError) -> Iterator[Problem]:
                 yield Problem(
                     document.name,
                     document.line([*place, key]),
-                    f"{document.origin}{told(place)}: {key!r} is no field here: {_advice(str(key), allowed)}",
+                    f"{document.origin}{format_place(place)}: {key!r} is no field here: {_advice(str(key), allowed)}",
                 )
     else:
-        yield Problem(document.name, document.line(place), f"{document.origin}{told(place)}: {_short(error)}")
+        yield Problem(document.name, document.line(place), f"{document.origin}{format_place(place)}: {_short(error)}")
 
 
 def _advice(key: str, allowed: list[str]) -> str:
-    """What was probably meant."""
+    """Return what was probably meant."""
     near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"must be one of {', '.join(sorted(allowed))}"
 
@@ -79,5 +79,5 @@ def _short(error: ValidationError) -> str:
     if error.validator == "type":
         wanted = error.validator_value
         hint = "; quote it" if wanted == "string" and isinstance(error.instance, int | float | bool) else ""
-        return f"{value[:60]} is refused: must be of type {wanted}{hint}"
+        return f"{value[:60]} must be of type {wanted}{hint}"
     return f"{error.message[:300]}"

@@ -1,4 +1,4 @@
-"""What runs beside the cluster: systemd's units, Prometheus' files, Grafana's dashboards."""
+"""Checks of services beside the cluster: systemd's units, Prometheus' files, Grafana's dashboards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def units(tree: Tree) -> Report:
 
 
 def _of_drop_in(tree: Tree, name: str, program: str) -> Iterator[Problem]:
-    """What is wrong with what adds to a unit that is not ours: a stand-in takes its place."""
+    """Yield what is wrong with a drop-in of a unit that is not ours: a stand-in takes its place."""
     with TemporaryDirectory() as folder:
         unit = Path(folder) / Path(name).parent.name.removesuffix(".d")
         unit.write_text("[Service]\nExecStart=/bin/true\n", encoding="utf-8")
@@ -82,7 +82,7 @@ def prometheus(tree: Tree) -> Report:
 
 
 def _of_prometheus(data: Any) -> str | None:
-    """What kind of file of Prometheus it is. One misspelt key does not hide it."""
+    """Return which kind of file of Prometheus it is; one misspelt key does not hide it."""
     if not isinstance(data, dict) or "apiVersion" in data:
         return None
     if {"scrape_configs", "rule_files"} & set(data):

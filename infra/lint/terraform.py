@@ -39,8 +39,8 @@ def names(tree: Tree) -> Report:
         declared = set(_declared(block for name, block in read.items() if name.endswith(".tf")))
         for name, block in read.items():
             text = tree.text(name) or ""
-            told = _of_file(block, text, declared) if name.endswith(".tf") else _of_values(block, declared)
-            problems += [Problem(name, line, what) for line, what in told]
+            found = _of_file(block, text, declared) if name.endswith(".tf") else _of_values(block, declared)
+            problems += [Problem(name, line, what) for line, what in found]
     return Report("tf names", len(files), tuple(problems))
 
 
@@ -55,7 +55,7 @@ def _known() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 
 def _declared(files: Iterator[Block]) -> Iterator[str]:
-    """What may be referred to, as it is written."""
+    """Return what may be referred to, as it is written."""
     for file in files:
         for block in file.blocks:
             if block.kind == "variable":
@@ -99,7 +99,7 @@ def _of_block(block: Block) -> Known | None:
 
 
 def _inside(block: Block, known: Known, path: str) -> Found:
-    """What is unknown in a block, and in those in it."""
+    """Yield what is unknown in a block, and in those in it."""
     arguments = known[path or "."]
     for name, line in block.arguments.items():
         if name not in arguments and "*" not in arguments:
@@ -130,6 +130,6 @@ def _of_dynamic(block: Block, known: Known, path: str) -> Found:
 
 
 def _near(name: str, allowed: Any) -> str:
-    """What was probably meant."""
+    """Return what was probably meant."""
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     return f": did you mean {near[0]!r}?" if near else ""

@@ -23,7 +23,7 @@ LINE = re.compile(r"^(?P<path>.+?):(?P<line>\d+):(?:\d+:)? *(?P<what>.+)$")
 
 
 def find(name: str) -> str | None:
-    """Where a program is, that of the running environment first."""
+    """Return the path of a program, that of the running environment first."""
     return shutil.which(name, path=os.pathsep.join([str(BIN), os.environ.get("PATH", "")]))
 
 
@@ -114,7 +114,7 @@ def compose(tree: Tree) -> Report:
         if base != name:
             chain = [base, name]
         flags = [word for file in chain for word in ("--file", file)]
-        # Interpolated, a file would need the secrets of whoever runs it.
+        # Interpolated, a file would need the secrets of the user who runs it.
         done = run([program, *flags, "config", "--quiet", "--no-interpolate"], tree.root)
         if done.returncode:
             problems.append(Problem(name, 1, done.stderr.strip()[-600:]))

@@ -56,7 +56,7 @@ def test_the_repository_passes(repository: Tree) -> None:
         (CLUSTER, "rayVersion: ", "rayVersion: 1.", "constraints.txt has"),
         (CLUSTER, "labels:", "lables:", "did you mean 'labels'?"),
         (CLUSTER, "ray.io/v1", "ray.io/v1alpha1", "no schema"),
-        (CLUSTER, ":0.1.0", ":latest", "name a version"),
+        (CLUSTER, ":0.1.0", ":latest", "name one"),
         (CLUSTER, "limits: {cpu: \"2\"", "limits: {cpu: \"3\"", "must be given, and equal"),
         (JOB, "backoffLimit: 5", 'backoffLimit: "5"', "must be of type integer"),
         (JOB, "submitterConfig:", "submitterConf:", "did you mean 'submitterConfig'?"),
@@ -94,7 +94,7 @@ def test_a_patch_need_not_be_whole(tmp_path: Path) -> None:
         (f"{BASE}/disruption.yaml", "minAvailable", "minAvailabel", "minAvailabel"),
         ("cluster/kubernetes/components/redis/redis.yaml", "replicas: 1", "replica: 1", "replica"),
         ("cluster/kubernetes/components/redis/redis.yaml", "drop: [ALL]", "drop: []", "capabilities: {drop: [ALL]}"),
-        ("cluster/kubernetes/components/redis/redis.yaml", "redis:7.2-alpine", "redis", "name a version"),
+        ("cluster/kubernetes/components/redis/redis.yaml", "redis:7.2-alpine", "redis", "name one"),
     ],
 )
 def test_a_mistake_in_kubernetes_kinds_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
