@@ -17,6 +17,7 @@ from orchestrator import api
 from orchestrator.config.arg_parser import apply_settings
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.ensemble.config import TrainEnsembleConfig
+from orchestrator.ray_backend import ray_env
 from orchestrator.ray_backend.run_spec import build_job_presets
 from tests.support import ensembles
 from tests.support.installed import make_environment, run_in
@@ -99,8 +100,8 @@ def test_what_a_command_rejects_is_a_config_error(
     call: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(api.ray_env, "set_ray_variables", lambda placement: None)
-    monkeypatch.setattr(api.ray_env, "prepare_process", lambda: None)
+    monkeypatch.setattr(ray_env, "set_ray_variables", lambda placement: None)
+    monkeypatch.setattr(ray_env, "prepare_process", lambda: None)
     with pytest.raises(orchestrator.ConfigError) as raised:
         call()
     assert message in str(raised.value)
@@ -137,7 +138,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> orchestrator.Model:
     ensembles.members(storage)
     ensembles.ensemble(storage, "tiny-x3")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(api.ray_env, "prepare_process", lambda: None)
+        patched.setattr(ray_env, "prepare_process", lambda: None)
         return orchestrator.load("tiny-x3", storage=storage, members=[1, 3])
 
 
@@ -149,7 +150,8 @@ def test_a_model_classifies_paths_bytes_and_pixels_alike(model: orchestrator.Mod
         alone = model.predict(str(tmp_path / "image.png"), crops=1)
     assert len(model) == 2
     assert "tiny-x3 (models 1,3 of 3)" in repr(model)
-    assert (found.probabilities.shape, found.probabilities.dtype) == ((3, len(model.classes)), np.float32)
+    assert found.probabilities.shape == (3, len(model.classes))
+    assert found.probabilities.dtype == np.dtype(np.float32)
     # The same image; how many stand together changes the last bits.
     assert np.allclose(found.probabilities, found.probabilities[0], atol=1e-6)
     assert np.allclose(found.probabilities.sum(axis=1), 1, atol=1e-5)

@@ -208,7 +208,7 @@ def _find_newest_ensemble(storage: str) -> tuple[RunEntry, str]:
     trained = [(created, entry) for made_by, created, entry in ensembles if made_by != run_lookup.MADE_BY_EVALUATION]
     for _, entry in sorted(trained, key=lambda pair: (pair[0], pair[1].name), reverse=True):
         if all(load_finished_outcome(run) is not None for run in entry.members or ()):
-            several = f", the newest complete one of {len(trained)}" if len(trained) > 1 else ""
+            several = f", the newest complete one of {len(trained)} trained" if len(trained) > 1 else ""
             return entry, f"{entry.name}{several}"
     raise ConfigError(
         f"model: no ensemble in {redaction.redact(place)} is completely trained ({len(trained)} there); set --model to "
@@ -277,8 +277,9 @@ def _print_note(text: str) -> None:
 
 
 def _print_json(image: str, answer: list[Prediction] | Exception) -> None:
-    failed = isinstance(answer, Exception)
-    content = {"error": str(answer)} if failed else {"predictions": [asdict(each) for each in answer]}
+    content: dict[str, object] = {"error": str(answer)}
+    if not isinstance(answer, Exception):
+        content = {"predictions": [asdict(each) for each in answer]}
     sys.stdout.write(json.dumps({"image": redaction.redact(image), **content}) + "\n")
     sys.stdout.flush()
 

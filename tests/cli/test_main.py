@@ -17,7 +17,7 @@ from orchestrator.config.command_line import format_command
 from tests.support.installed import make_environment, run_in
 from tests.support.launched import ROOT
 
-HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
+HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2", "webdataset"}
 PARSED = {name: command for name, command in {**COMMANDS, **SHARD_COMMANDS}.items() if command.run is None}
 
 

@@ -13,18 +13,7 @@ from orchestrator.recipe.presets import googlenet_tiny
 from tests.support import tiny_shards
 from tests.support.launched import ROOT, Ended, job
 
-SCRIPTS = (
-    "train.py",
-    "train_ensemble.py",
-    "evaluate.py",
-    "predict.py",
-    "serve.py",
-    "audit.py",
-    "shards.py",
-    "simulate.py",
-    "stop.py",
-    "status.py",
-)
+SCRIPTS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 TRAINERS = ("train.py", "train_ensemble.py")
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
 HELP_SECONDS = 1.5
@@ -39,11 +28,26 @@ def runs_of(tmp_path: Path) -> Path:
 
 # ------------------------------------------------------------------ help
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_quick_and_told_on_stdout(script: str, tmp_path: Path) -> None:
-    calls = [job(script, "--help", runs=runs_of(tmp_path)) for _ in range(3)]
-    assert {(call.status, call.err) for call in calls} == {(0, "")}
-    assert "usage" in calls[0].out
-    assert min(call.seconds for call in calls) < HELP_SECONDS
+def test_help_is_quick_and_imports_nothing_heavy(script: str, tmp_path: Path) -> None:
+    code = (
+        "import json, runpy, sys, time\n"
+        f"sys.argv = [{str(ROOT / 'jobs' / script)!r}, '--help']\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    names = sorted(name for name in sys.modules if '.' not in name)\n"
+        "    print(json.dumps([end.code, time.process_time(), names]), file=sys.stderr)\n"
+    )
+    variables = {**os.environ, "ORCHESTRATOR_RUNS": str(runs_of(tmp_path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/", env=variables
+    )
+    status, seconds, modules = json.loads(done.stderr)
+    assert status == 0
+    assert done.stdout.startswith(f"usage: {script} ")
+    assert HEAVY & set(modules) == set()
+    assert "pydantic" in modules  # the list is of the right process
+    assert seconds < HELP_SECONDS, "of CPU: a busy machine does not count"
     assert not runs_of(tmp_path).exists()
 
 
@@ -54,24 +58,6 @@ def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
     for flag in ("--epochs", "--schedule.base-rate", "--placement.workers", "--storage", "--dry-run"):
         assert flag in done.out
     assert ("--ensemble.members" in done.out) == (script == "train_ensemble.py")
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_imports_nothing_heavy(script: str) -> None:
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = [{script!r}, '--help']\n"
-        "try:\n"
-        f"    runpy.run_path({str(ROOT / 'jobs' / script)!r}, run_name='__main__')\n"
-        "except SystemExit as end:\n"
-        "    import json\n"
-        "    print(json.dumps([end.code, sorted(name for name in sys.modules if '.' not in name)]), file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    status, modules = json.loads(done.stderr.splitlines()[-1])
-    assert status == 0
-    assert HEAVY & set(modules) == set()
-    assert "pydantic" in modules  # the list is of the right process
 
 
 # ------------------------------------------------------------------ refusals
