@@ -23,7 +23,7 @@ Runs = Sequence[subprocess.Popen[bytes]]
 
 
 def side_by_side(place: Path, jobs: Sequence[TrainJob], patience_seconds: float) -> list[float]:
-    """Seconds of each job's training, from its first step to its end; all of them at the same time. `place` is for logs."""
+    """Seconds of each job's training, from its first step to its end; all at the same time. `place` is for logs."""
     with begun(place, jobs) as runs:
         ended(place, runs, patience_seconds)
     found = [end - start for start, end in (span(job) for job in jobs)]

@@ -32,6 +32,7 @@ from orchestrator.ensemble.report import ensemble_report
 from orchestrator.evaluation import analysis, score_store
 from orchestrator.evaluation.analysis import MemberScores
 from orchestrator.evaluation.score_store import Scores
+from tests.support import stores
 
 MODELS, CLASSES = 7, 1000
 SHARDS, IMAGES = 40, 1250
@@ -86,7 +87,7 @@ def scored(folder: str) -> list[MemberScores]:
 
 def save(folder: str, model: int, shard: int) -> None:
     """Commit what a model scores on a shard."""
-    score_store.save_shard(scored(folder)[model].scores, shard, scores(model, shard, IMAGES, CLASSES))
+    stores.save_shard(scored(folder)[model].scores, shard, scores(model, shard, IMAGES, CLASSES))
 
 
 def scores(model: int, shard: int, images: int, classes: int) -> Scores:
@@ -111,7 +112,7 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 # ------------------------------------------------------------------ in a process of its own
 def joined(folder: str, started: float) -> dict[str, Any]:
-    """Seconds since `started` and peak memory of this process once it has analysed and written, and the errors found."""
+    """Seconds since `started` and peak memory of this process after analysis and report, and the errors found."""
     imported = time.time()
     found = analysis.analyze_ensemble(scored(folder), manifest.load(folder), SPLIT)
     analysed = time.time()

@@ -2,7 +2,7 @@
 
 Planned means: the manifest loaded, the split's reader made, and at a random position of an epoch the first batch
 located and the windows that are open there listed. Time runs from before the process's start, imports included; memory
-is the process's peak until then. Planning needs no torch; what a loader's process with torch takes is printed beside it.
+is the process's peak until then. Planning needs no torch; that of a loader's process with torch is printed beside it.
 """
 
 from __future__ import annotations

@@ -90,8 +90,9 @@ class Side:
 def taken(one: Side, seconds: float, other: Side, other_seconds: float) -> Iterator[None]:
     """Give the machine to `one` for some seconds, then to the other for some, and so on; to both at the end.
 
-    `one` is running and the other stopped, and the other's turn begins immediately. Once the other has ended there are no
-    turns. Raises at the end what came between them: then both had the machine at the same time, and their clocks mean nothing.
+    At the start `one` is running and the other stopped, and the other's turn begins immediately. There are no turns
+    after the other has ended. Raises at the end what disturbed them: then both had the machine at the same time, and
+    their clocks mean nothing.
     """
     over = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="turns") as pool:

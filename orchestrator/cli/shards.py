@@ -23,6 +23,7 @@ from orchestrator.data.build.shard_packer import PackedShard, pack_shard
 from orchestrator.data.build.sources.config import DigitsSource
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
+from orchestrator.monitor.formatting import format_duration
 from orchestrator.ray_backend import cluster, signals, task_pool
 from orchestrator.ray_backend.ray_env import has_existing_cluster
 from orchestrator.ray_backend.signals import Interruption
@@ -162,18 +163,13 @@ def _show_progress(
             nonlocal logged
             done = sum(entry.bytes for entry in entries.values())
             rate = max(1.0, (done - before) / max(1e-3, time.monotonic() - began))
-            pace = f"{rate / 1e6:.1f} MB/s, {_format_duration((whole - done) / rate)} left"
+            pace = f"{rate / 1e6:.1f} MB/s, {format_duration((whole - done) / rate)} left"
             bar.update(task, completed=len(entries), pace=pace)
             if not console.is_terminal and time.monotonic() - logged > LOG_INTERVAL_SECONDS:
                 logged = time.monotonic()
                 print_line(f"packing: {len(entries)} of {total} shards, {pace}")
 
         yield advance
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _print_plan(plan: PackingPlan, print_line: Callable[[str], None]) -> None:

@@ -20,6 +20,7 @@ from orchestrator.cli.config import StatusConfig
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.monitor.formatting import format_duration, format_number
+from orchestrator.monitor.live_table import format_metrics, make_progress_table
 from orchestrator.monitor.run_status import (
     LIVE_STATES,
     PROBLEM_STATES,
@@ -259,12 +260,7 @@ def render_groups(groups: Sequence[RunGroup]) -> RenderableType:
 
 
 def _build_progress_table(groups: Sequence[RunGroup]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("model", "state", "epoch", "loss", "top-1 %", "top-5 %", "images/s", "left"):
-        # A model's name may wrap, a number must not be cut.
-        left = name in ("model", "state")
-        fold = {"overflow": "fold", "no_wrap": False} if name == "model" else {"overflow": "ellipsis", "no_wrap": True}
-        table.add_column(name, justify="left" if left else "right", **fold)  # type: ignore[arg-type]
+    table = make_progress_table("left")
     for group in groups:
         if group.name:
             table.add_row(Text(group.title, style="bold"))
@@ -280,10 +276,7 @@ def _format_cells(row: RunSnapshot, indent: str) -> tuple[Text | str, ...]:
         Text(indent + row.model),
         Text(row.state, style=_COLORS.get(row.state, "")),
         f"{format_number(row.epoch, '.0f' if whole else '.1f')}/{epochs}",
-        format_number(row.loss, ".3f"),
-        format_number(row.top1_error, ".2f"),
-        format_number(row.top5_error, ".2f"),
-        format_number(row.images_per_second, ".0f"),
+        *format_metrics(row),
         format_duration(row.seconds_left),
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config import redaction
@@ -19,7 +19,6 @@ from orchestrator.evaluation.scoring_task import (
     ShardScoringResult,
     ShardScoringTask,
     WeightsVariant,
-    score_shard,
 )
 from orchestrator.monitor.formatting import format_duration
 from orchestrator.ray_backend import task_pool
@@ -157,7 +156,10 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
     arguments = [(task.to_dict(),) for task in tasks]
     stop = session.interruption.event.is_set
     cpus = session.placement.cpus_per_worker
-    for number, result in task_pool.run_tasks(score_shard, arguments, cpus, session.gpus, _count_slots(session), stop):
+    task_function = _make_task_function()
+    for number, result in task_pool.run_tasks(
+        task_function, arguments, cpus, session.gpus, _count_slots(session), stop
+    ):
         done += work[number]
         ended.add(number)
         shard, came = tasks[number].shard, ShardScoringResult.from_dict(result)
@@ -172,6 +174,20 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
             said, left = now, (now - began) / max(1, done) * (sum(work) - done)
             _write_progress(ensemble, tasks, ended, left)
             session.print_line(f"scoring: {done:,} of {sum(work):,} images x models, {format_duration(left)} left")
+
+
+def _make_task_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a function that scores a shard in another process.
+
+    A nested function is pickled by value, so that a worker does not import this module, which takes a second.
+    """
+
+    def score_shard(task: dict[str, Any]) -> dict[str, Any]:
+        from orchestrator.evaluation import shard_scorer  # torch is imported in the process of the task alone
+
+        return shard_scorer.score_shard(task)
+
+    return score_shard
 
 
 def _count_slots(session: Session) -> int:

@@ -91,7 +91,7 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
             scored = len(_choose_weights_kinds(task, session.manifest)) * session.manifest.count_samples(
                 scoring.SCORED_SPLIT
             )
-            trained = multi_run.train_runs(session, runs, key, task.plan, session.stop_run, scored)
+            trained = multi_run.train_runs(session, runs, key, task.plan, scored)
             usable = [spec for spec in runs if trained.results[spec.name].status == "finished"]
             board = trained.progress
         else:

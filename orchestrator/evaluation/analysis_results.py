@@ -1,8 +1,7 @@
-"""What can be said of an ensemble from its stored scores, as values: `evaluation.analysis.analyse` makes them.
+"""Results of `evaluation.analysis.analyze_ensemble` as plain values.
 
-Errors are in percent and differences of errors in points (percent less percent). "Single" figures are means over the
-single models. Where nothing else is said, figures are of the mean over 144 crops, and `models` is 1 (the mean over the
-single models) or the number of members (their ensemble).
+Errors are in percent, differences of errors in points (percent less percent). Unless stated otherwise, numbers are of
+the mean over 144 crops, and `models` is 1 (the mean over the single models) or the number of members (their ensemble).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from orchestrator.evaluation.table3 import Table3
 
 @dataclass(frozen=True)
 class ErrorSpread:
-    """The least, mean and most error of some subsets, in percent."""
+    """Least, mean and most error of some subsets, in percent."""
 
     least: float
     mean: float
@@ -24,11 +23,11 @@ class ErrorSpread:
 
 @dataclass(frozen=True)
 class ErrorDifference:
-    """A difference of two errors of the same images, in points, and whether chance explains it.
+    """Difference of two errors of the same images, in points, and its significance.
 
     `interval` is the 95% bootstrap interval of the paired difference. `p` is two-sided, of the exact sign-flip test
-    over images: McNemar's exact test where both errors of an image are 0 or 1, and its extension to fractions where
-    one is a mean over single models. Values below 1e-12 are given as 1e-12.
+    over images: McNemar's exact test where both errors of an image are 0 or 1, and its extension to fractions where one
+    is a mean over single models. Values below 1e-12 are given as 1e-12.
     """
 
     points: float
@@ -50,7 +49,7 @@ class MemberErrorRates:
 class SubsetErrorRates:
     """Errors of the ensembles of `size` members at a number of crops, over subsets of the members.
 
-    `looked_at` subsets of the `possible` ones: all of them unless there are too many, then a keyed sample.
+    `looked_at` of the `possible` subsets: all of them unless there are too many, then a keyed sample.
     """
 
     size: int
@@ -63,17 +62,17 @@ class SubsetErrorRates:
 
 @dataclass(frozen=True)
 class PairwiseDiversity:
-    """How alike the members are, K x K in the order of `members`; symmetric."""
+    """Similarity of the members, K x K in the order of `members`; symmetric."""
 
     members: tuple[str, ...]
-    disagreement: tuple[tuple[float, ...], ...]  # percent of the images for which the two name different classes
+    disagreement: tuple[tuple[float, ...], ...]  # percent of the images with different top-1 classes
     # Pearson's correlation of the top-1 errors of images; None where a member is right, or wrong, on all of them.
     correlation: tuple[tuple[float | None, ...], ...]
 
 
 @dataclass(frozen=True)
 class MemberGain:
-    """What a member adds: the error of the ensemble without it less that with it; positive when it helps."""
+    """Contribution of a member: error of the ensemble without it less that with it; positive when it helps."""
 
     member: str
     top1: ErrorDifference
@@ -82,19 +81,19 @@ class MemberGain:
 
 @dataclass(frozen=True)
 class ClassErrorRates:
-    """Errors of the ensemble on the images of one class, and what it takes them for most often when it is wrong."""
+    """Errors on the images of one class, and the class that they are most often confused with."""
 
     label: int
     images: int
     top1_error: float
     top5_error: float
-    confused_with: int | None  # None when none is wrong
+    confused_with: int | None  # None without errors
     confused_images: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of one class the ensemble takes for another."""
+    """Number of images of one class that are predicted as another."""
 
     true: int
     predicted: int
@@ -103,21 +102,20 @@ class Confusion:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Images whose confidence (the highest mean probability) is above `low` and at most `high`."""
+    """Images with a confidence (the highest mean probability) above `low` and at most `high`."""
 
     low: float
     high: float
-    images: int  # of all single models together, when they are the single ones'
+    images: int  # of all single models together for `models` 1
     confidence: float | None  # mean, 0 .. 1; None without images
-    accuracy: float | None  # share that is right, 0 .. 1; None without images
+    accuracy: float | None  # share of right ones, 0 .. 1; None without images
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence is from accuracy.
+    """Expected calibration error, 0 .. 1, over 15 bins of equal width.
 
-    `ece` is the expected calibration error, 0 .. 1, over 15 bins of equal width; for the single models the mean of
-    theirs, while their bins are pooled.
+    For the single models `ece` is the mean of theirs, while their bins are pooled.
     """
 
     models: int
@@ -127,7 +125,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CellComparison:
-    """The error of one cell of the table less that of another; cells are (models, crops)."""
+    """Error of one cell of the table less that of another; cells are (models, crops)."""
 
     cell: tuple[int, int]
     other: tuple[int, int]
@@ -147,9 +145,9 @@ class ScaleErrorRates:
 
 @dataclass(frozen=True)
 class MaximumComparison:
-    """Errors with the maximum over the 144 crops (then the mean over models) instead of the mean.
+    """Errors with the maximum over the 144 crops (then the mean over models), worse in the paper's section 7.
 
-    The paper's section 7 found it worse. `top1` and `top5` are the differences to the mean: positive when it is worse.
+    `top1` and `top5` are the differences to the mean over crops: positive when the maximum is worse.
     """
 
     models: int
@@ -179,10 +177,10 @@ class WeightAveragingComparison:
 
 @dataclass(frozen=True)
 class SelectionStep:
-    """The ensemble of `size` members, picked one by one for least top-5 error: error on images not used to pick.
+    """Ensemble of `size` members, picked one by one for least top-5 error, with its error on images not used to pick.
 
-    The split is cut in two halves; members are picked on one and scored on the other, both ways. `added` are the
-    members that the first and the second half's picks add at this step.
+    Members are picked on one half of the split and scored on the other, both ways. `added` are the members that the
+    first and the second half pick at this step.
     """
 
     size: int
@@ -193,7 +191,7 @@ class SelectionStep:
 
 @dataclass(frozen=True)
 class Misclassification:
-    """An image that the ensemble gets wrong; `image` is its number in the split."""
+    """Image that the ensemble gets wrong; `image` is its number in the split."""
 
     image: int
     true: int
@@ -203,17 +201,17 @@ class Misclassification:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All of it. Tuples are empty where there is nothing to tell (pairs, gains and selection of a single member)."""
+    """All results. `gains` and `selection` of a single member are empty."""
 
     split: str
     member_names: tuple[str, ...]
     class_names: tuple[str, ...]  # readable, in label order
-    table: Table3  # also the number of images, bad images and images without a label
+    table: Table3  # with the number of images, bad images and images without a label
     members: tuple[MemberErrorRates, ...]  # by member, then by crops
     subsets: tuple[SubsetErrorRates, ...]  # by crops, then by size
     pairs: PairwiseDiversity
     gains: tuple[MemberGain, ...]
-    classes: tuple[ClassErrorRates, ...]  # in label order, those without images left out
+    classes: tuple[ClassErrorRates, ...]  # in label order, without those that have no images
     confusions: tuple[Confusion, ...]  # at most 20, the most frequent first
     calibration: tuple[Calibration, ...]  # single models, then the ensemble
     paired: tuple[CellComparison, ...]  # every two cells of the table
@@ -225,5 +223,5 @@ class Analysis:
     mistakes: tuple[Misclassification, ...]  # at most 24, the most confident first
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values that JSON can hold (no NaN among them)."""
+        """Return all results as plain values for JSON, without NaN."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Scoring a shard: each image decoded once, its 144 crops cut once, every model run on them."""
+"""Score a shard: decode each image once, cut its 144 crops once, run every model on them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Int64Array = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample ready for the networks, or why it is not."""
+    """A sample ready for the networks, or the reason why it is not."""
 
     id: int
     label: int
@@ -47,138 +47,137 @@ class PreparedSample:
     bad: str = ""
 
 
-def score_shard(raw: dict[str, Any]) -> dict[str, Any]:
-    """Score and commit a ScoreShard; the Scored. Runs as a task on any node, again after any death.
+def score_shard(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Score and commit a ShardScoringTask; return the ShardScoringResult. Safe to repeat on any node after a crash.
 
-    Raises DataError when the data, or a model for it, is not what was asked for; FileNotFoundError or CheckpointError
-    for weights that are missing or damaged.
+    Raises DataError when the data or a model does not match the task; FileNotFoundError or CheckpointError for weights
+    that are missing or damaged.
     """
-    task = ShardScoringTask.from_dict(raw)
+    task = ShardScoringTask.from_dict(arguments)
     torch.set_num_threads(task.threads)
-    found = manifest.load(task.data, allow_elsewhere=task.allow_elsewhere)
-    members = load_models(task.scorers, found)
-    samples = found.shards(task.split)[task.shard].samples
-    parts = [ShardScoreWriter(samples, len(found.classes)) for _ in members]
+    dataset = manifest.load(task.data, allow_elsewhere=task.allow_elsewhere)
+    models = load_models(task.scorers, dataset)
+    num_samples = dataset.shards(task.split)[task.shard].samples
+    writers = [ShardScoreWriter(num_samples, len(dataset.classes)) for _ in models]
     bad: list[str] = []
-    images = 0
-    with closing(iter_samples(task, found, members[0])) as ready:
-        for group in _batch_samples(ready, inference.compute_batch_size(members[0].size, members[0].device)):
-            bad += [one.bad for one in group if one.views is None]
-            good = [(one.id, one.label, one.views) for one in group if one.views is not None]
+    num_images = 0
+    with closing(iter_samples(task, dataset, models[0])) as samples:
+        for group in _batch_samples(samples, inference.compute_batch_size(models[0].size, models[0].device)):
+            bad += [sample.bad for sample in group if sample.views is None]
+            good = [(sample.id, sample.label, sample.views) for sample in group if sample.views is not None]
             if not good:
                 continue
-            ids, labels = (np.array([one[at] for one in good], dtype=np.int64) for at in (0, 1))
-            for scorer, part, rows in zip(
-                task.scorers, parts, score_images(members, [one[2] for one in good]), strict=True
-            ):
-                _append_scores(scorer, part, ids, labels, rows)
-            images += len(good)
-    assert images + len(bad) == samples, f"{images} scored and {len(bad)} bad images of {samples}"
-    for scorer, part in zip(task.scorers, parts, strict=True):
-        part.save(scorer.scores, task.shard, len(bad))
-    return ShardScoringResult(images=images, bad=tuple(bad)).to_dict()
+            ids, labels = (np.array([sample[field] for sample in good], dtype=np.int64) for field in (0, 1))
+            rows = score_images(models, [views for *_, views in good])
+            for target, writer, own in zip(task.scorers, writers, rows, strict=True):
+                _append_scores(target, writer, ids, labels, own)
+            num_images += len(good)
+    assert num_images + len(bad) == num_samples, f"{num_images} scored and {len(bad)} bad images of {num_samples}"
+    for target, writer in zip(task.scorers, writers, strict=True):
+        writer.save(target.scores, task.shard, len(bad))
+    return ShardScoringResult(images=num_images, bad=tuple(bad)).to_dict()
 
 
-def load_models(scorers: Sequence[ScoringTarget], found: Manifest) -> list[InferenceModel]:
-    """The networks, ready. Raises DataError naming one that is not for this dataset or not the one asked for."""
-    members = []
-    for scorer in scorers:
-        member = _load_cached_model(scorer.weights, scorer.which, str(inference.select_device()))
-        if member.digest != scorer.digest:
-            raise DataError(f"{scorer.name}: its weights are {member.digest}, not {scorer.digest}: they were replaced")
-        if member.classes != found.classes:
+def load_models(targets: Sequence[ScoringTarget], dataset: Manifest) -> list[InferenceModel]:
+    """Load the networks. Raises DataError naming one of other classes than the dataset's or of another digest."""
+    models = []
+    for target in targets:
+        model = _load_cached_model(target.weights, target.which, str(inference.select_device()))
+        if model.digest != target.digest:
             raise DataError(
-                f"{scorer.name}: was trained on {len(member.classes)} classes that are not the {len(found.classes)} of "
-                f"{found.name}; leave it out, or give its own dataset"
+                f"{target.name}: its weights must have digest {target.digest}, got {model.digest}: they were replaced; "
+                "run the same command again"
             )
-        members.append(member)
-    sizes = {member.size for member in members}
+        if model.classes != dataset.classes:
+            raise DataError(
+                f"{target.name}: was trained on {len(model.classes)} classes that are not the {len(dataset.classes)} "
+                f"of {dataset.name}; leave it out, or set its own dataset"
+            )
+        models.append(model)
+    sizes = {model.size for model in models}
     assert len(sizes) == 1, f"models of one size share their crops; these have {sorted(sizes)}"
-    return members
+    return models
 
 
-@lru_cache(maxsize=MAX_MODELS_PER_TASK)  # the next shard is for the same ones
+@lru_cache(maxsize=MAX_MODELS_PER_TASK)  # the next shard needs the same ones
 def _load_cached_model(url: str, which: WeightsVariant, device: str) -> InferenceModel:
     return inference.load_inference_model(url, which, torch.device(device))
 
 
-def iter_samples(task: ShardScoringTask, found: Manifest, first: InferenceModel) -> Generator[PreparedSample]:
-    """The samples of the shard in order, read, decoded and cut in threads while the caller runs networks.
+def iter_samples(task: ShardScoringTask, dataset: Manifest, model: InferenceModel) -> Generator[PreparedSample]:
+    """Yield the samples of the shard in order, read, decoded and cut in threads while the caller runs networks.
 
-    A GPU leaves the CPU's threads to this; beside networks on the CPU, one is enough and keeps out of their way.
+    With a GPU all CPU threads do this; beside networks on the CPU a single one is enough.
     """
-    shards = found.shards(task.split)
-    counts = [shard.samples for shard in shards]
-    start, samples = sum(counts[: task.shard]), counts[task.shard]
-    cuda = first.device.type == "cuda"
-    ahead = max(2, 2 * inference.compute_batch_size(first.size, first.device) // multi_crop.NUM_UNMIRRORED)
-    reader = SampleReader(task.data, found, task.split, task.reading)
+    counts = [shard.samples for shard in dataset.shards(task.split)]
+    start, num_samples = sum(counts[: task.shard]), counts[task.shard]
+    cuda = model.device.type == "cuda"
+    ahead = max(2, 2 * inference.compute_batch_size(model.size, model.device) // multi_crop.NUM_UNMIRRORED)
     with (
-        closing(reader),
-        reader.open_prefetcher(prefetch.plan_id_range(counts, start, start + samples, STREAM_SAMPLES)) as along,
+        closing(SampleReader(task.data, dataset, task.split, task.reading)) as reader,
+        reader.open_prefetcher(
+            prefetch.plan_id_range(counts, start, start + num_samples, STREAM_SAMPLES)
+        ) as prefetcher,
         ThreadPoolExecutor(task.threads if cuda else 1, thread_name_prefix="crops") as pool,
     ):
-        waiting: deque[Future[PreparedSample]] = deque()
+        pending: deque[Future[PreparedSample]] = deque()
         try:
-            for number in range(samples):
+            for number in range(num_samples):
                 if number % STREAM_SAMPLES == 0:
-                    along.advance(number // STREAM_SAMPLES)
-                waiting.append(
-                    pool.submit(_prepare_sample, along, task.shard, number, start + number, first.size, cuda)
+                    prefetcher.advance(number // STREAM_SAMPLES)
+                pending.append(
+                    pool.submit(_prepare_sample, prefetcher, task.shard, number, start + number, model.size, cuda)
                 )
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in pending:
+                future.cancel()
 
 
-def _prepare_sample(along: Prefetcher, shard: int, number: int, sample_id: int, size: int, pin: bool) -> PreparedSample:
-    sample = along.get_sample(shard, number)
+def _prepare_sample(
+    prefetcher: Prefetcher, shard: int, number: int, sample_id: int, size: int, pin: bool
+) -> PreparedSample:
+    sample = prefetcher.get_sample(shard, number)
     try:
-        found = crop_views.build_views(decode_image(sample.image), size)
+        views = crop_views.build_views(decode_image(sample.image), size)
     except BadSampleError as error:
         return PreparedSample(sample_id, sample.label, None, f"{sample.key!r} of {sample.source}: {error}")
-    return PreparedSample(sample_id, sample.label, found.pin_memory() if pin else found)
+    return PreparedSample(sample_id, sample.label, views.pin_memory() if pin else views)
 
 
-def _batch_samples(ready: Iterator[PreparedSample], at_once: int) -> Iterator[list[PreparedSample]]:
-    """Samples whose views together fill a forward pass: one photo, or many small pictures."""
+def _batch_samples(samples: Iterator[PreparedSample], batch_size: int) -> Iterator[list[PreparedSample]]:
+    """Group samples whose views together fill a forward pass: one photo, or many small pictures."""
     group: list[PreparedSample] = []
-    held = 0
-    for one in ready:
-        group.append(one)
-        held += 0 if one.views is None else len(one.views.pixels)
-        if held >= at_once:
+    num_views = 0
+    for sample in samples:
+        group.append(sample)
+        num_views += 0 if sample.views is None else len(sample.views.pixels)
+        if num_views >= batch_size:
             yield group
-            group, held = [], 0
+            group, num_views = [], 0
     if group:
         yield group
 
 
-def score_images(members: Sequence[InferenceModel], images: Sequence[CropViews]) -> list[Tensor]:
-    """The stored rows of images, N x 8 x C float32 on the CPU, for each of several members of one size and device."""
-    pixels = images[0].pixels if len(images) == 1 else torch.cat([one.pixels for one in images])
-    counts = [len(one.pixels) for one in images]
-    rows = []
-    for both in inference.predict_models(members, pixels, mirrored=True):
-        unmirrored, mirrored = (torch.split(half, counts) for half in (both[: len(pixels)], both[len(pixels) :]))
-        pairs = zip(unmirrored, mirrored, images, strict=True)
-        rows.append(
-            torch.stack([crop_views.reduce_crops(torch.cat(pair), one.view_indices) for *pair, one in pairs]).cpu()
-        )
-    return rows
+def score_images(models: Sequence[InferenceModel], images: Sequence[CropViews]) -> list[Tensor]:
+    """Return the rows to store, N x 8 x C float32 on the CPU, for each of several models of one size and device."""
+    indices = [image.view_indices for image in images]
+    return [
+        torch.stack([crop_views.reduce_crops(*pair) for pair in zip(answers, indices, strict=True)]).cpu()
+        for answers in inference.predict_images(models, images, mirrored=True)
+    ]
 
 
 def _append_scores(
-    scorer: ScoringTarget, part: ShardScoreWriter, ids: Int64Array, labels: Int64Array, rows: Tensor
+    target: ScoringTarget, writer: ShardScoreWriter, ids: Int64Array, labels: Int64Array, rows: Tensor
 ) -> None:
     try:
-        part.add(ids, labels, rows.numpy())
+        writer.add(ids, labels, rows.numpy())
     except ValueError as error:
         raise DataError(
-            f"{scorer.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}: its training "
-            "diverged? leave it out"
+            f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}; if its "
+            "training diverged, leave it out"
         ) from None

@@ -1,32 +1,79 @@
-"""What a journal tells at a glance: the beginnings of its attempts and its end, not the hours between.
+"""Metrics in a journal's events, and a summary of a journal that reads its starts and its end, not what is between.
 
-A long run's journal is tens of thousands of objects. Segments never change, so each is read once by a process.
+A long run's journal is tens of thousands of objects. Segments never change, so a process reads each of them once.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
-from orchestrator.monitor.formatting import parse_int, parse_loss
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event, JournalError
 from orchestrator.tracking.journal import Cursor
 
 TAIL_SEGMENTS = 24  # segments read from the end
 _HEAD_SEGMENTS = 3  # segments of an attempt within which its steps begin
-_READ_BATCH = 8  # segments read at once
+_READ_BATCH = 8  # segments read at the same time
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Metrics of an epoch; errors in percent, those of the averaged weights as soon as there are any."""
+
+    epoch: int
+    loss: float | None
+    images_per_second: float | None
+    top1_error: float | None
+    top5_error: float | None
+    goodput: float | None = None  # share of the run's time whose work counts
+
+
+NO_METRICS = EpochMetrics(0, None, None, None, None)
+
+
+def parse_epoch_metrics(event: Event) -> EpochMetrics:
+    """Parse the metrics of an "epoch" event."""
+    values = event.values
+    kind = "averaged" if "validation/averaged_top1_error" in values else "raw"
+    return EpochMetrics(
+        parse_int(values.get("train/epoch")) or 0,
+        parse_float(values.get("train/loss")),
+        parse_float(values.get("train/images_per_second")),
+        parse_float(values.get(f"validation/{kind}_top1_error")),
+        parse_float(values.get(f"validation/{kind}_top5_error")),
+        parse_float(values.get("train/goodput")),
+    )
+
+
+def parse_loss(event: Event) -> float | None:
+    """Parse the loss of an event: of the last steps at a point of the curves, of the epoch at its end.
+
+    Journals of earlier versions have both under one name.
+    """
+    return parse_float(event.values.get("train/step_loss", event.values.get("train/loss")))
+
+
+def parse_float(value: object) -> float | None:
+    """Return the value if it is a number."""
+    return float(value) if isinstance(value, int | float) else None
+
+
+def parse_int(value: object) -> int | None:
+    """Return the value as a whole number if it is a finite number."""
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class JournalSummary:
-    """What a journal tells."""
+    """The state of a run as its journal records it."""
 
     attempt: int = 0  # the last one that wrote to it
-    started: Event | None = None  # when that one's steps began
+    started: Event | None = None  # the start of that attempt's steps
     incidents: tuple[Event, ...] = ()
     last: Event | None = None
     epoch: Event | None = None  # the last one that ended
@@ -34,51 +81,50 @@ class JournalSummary:
 
 
 def summarize_journal(folder: str) -> JournalSummary:
-    """What the journal in `folder` tells; damaged segments tell nothing. Storage errors pass through."""
-    places = journal.list_segments(folder)
-    if not places:
+    """Summarize the journal in `folder`; damaged segments are left out. Storage errors pass through."""
+    cursors = journal.list_segments(folder)
+    if not cursors:
         return JournalSummary()
-    attempts = sorted({place.attempt for place in places})
-    by_attempt = {one: [place for place in places if place.attempt == one] for one in attempts}
-    heads: dict[int, tuple[Event, ...]] = {}
-    with ThreadPoolExecutor(_READ_BATCH, "glance") as pool:
-        for one, head in zip(attempts, pool.map(partial(_read_head, folder), by_attempt.values()), strict=True):
-            heads[one] = head
-        tail = _read_tail(folder, places, pool)
-    starts = {one: event for one, head in heads.items() for event in head if event.kind == "started"}
-    newest = attempts[-1]
-    ended = [event for _, event in tail if event.kind == "epoch"]
-    points = [event for place, event in tail if place.attempt == newest and parse_loss(event) is not None]
+    by_attempt: dict[int, list[Cursor]] = {}
+    for cursor in cursors:
+        by_attempt.setdefault(cursor.attempt, []).append(cursor)
+    with ThreadPoolExecutor(_READ_BATCH, "journal-summary") as pool:
+        heads = dict(zip(by_attempt, pool.map(partial(_read_head, folder), by_attempt.values()), strict=True))
+        tail = _read_tail(folder, cursors, pool)
+    starts = {attempt: event for attempt, head in heads.items() for event in head if event.kind == "started"}
+    newest = max(by_attempt)
+    epochs = [event for _, event in tail if event.kind == "epoch"]
+    points = [event for cursor, event in tail if cursor.attempt == newest and parse_loss(event) is not None]
     return JournalSummary(
         newest,
         starts.get(newest),
         tuple(event for head in heads.values() for event in head if event.kind == "incident"),
         tail[-1][1] if tail else None,
-        ended[-1] if ended else _find_last_epoch(folder, by_attempt, starts, tail),
+        epochs[-1] if epochs else _find_last_epoch(folder, by_attempt, starts, tail),
         tuple(points),
     )
 
 
-def _read_head(folder: str, places: Sequence[Cursor]) -> tuple[Event, ...]:
-    """The events of an attempt up to the beginning of its steps."""
-    found: list[Event] = []
-    for place in places[:_HEAD_SEGMENTS]:
-        found += _read_segment(folder, place)
-        if any(event.kind == "started" for event in found):
+def _read_head(folder: str, cursors: Sequence[Cursor]) -> tuple[Event, ...]:
+    """Read the events of an attempt up to the start of its steps."""
+    events: list[Event] = []
+    for cursor in cursors[:_HEAD_SEGMENTS]:
+        events += _read_segment(folder, cursor)
+        if any(event.kind == "started" for event in events):
             break
-    return tuple(found)
+    return tuple(events)
 
 
-def _read_tail(folder: str, places: Sequence[Cursor], pool: ThreadPoolExecutor) -> list[tuple[Cursor, Event]]:
-    """The last events, back to the end of an epoch if it is near."""
-    found: list[tuple[Cursor, Event]] = []
-    for end in range(len(places), max(0, len(places) - TAIL_SEGMENTS), -_READ_BATCH):
-        group = places[max(0, end - _READ_BATCH) : end]
-        read = pool.map(partial(_read_segment, folder), group)
-        found[:0] = [(place, event) for place, events in zip(group, read, strict=True) for event in events]
-        if any(event.kind == "epoch" for _, event in found):
+def _read_tail(folder: str, cursors: Sequence[Cursor], pool: ThreadPoolExecutor) -> list[tuple[Cursor, Event]]:
+    """Read the last events, back to the end of an epoch if it is near."""
+    tail: list[tuple[Cursor, Event]] = []
+    for end in range(len(cursors), max(0, len(cursors) - TAIL_SEGMENTS), -_READ_BATCH):
+        batch = cursors[max(0, end - _READ_BATCH) : end]
+        segments = pool.map(partial(_read_segment, folder), batch)
+        tail[:0] = [(cursor, event) for cursor, events in zip(batch, segments, strict=True) for event in events]
+        if any(event.kind == "epoch" for _, event in tail):
             break
-    return found
+    return tail
 
 
 def _find_last_epoch(
@@ -87,44 +133,44 @@ def _find_last_epoch(
     starts: dict[int, Event],
     tail: Sequence[tuple[Cursor, Event]],
 ) -> Event | None:
-    """The end of the last epoch, found by bisection: within an attempt samples only grow."""
+    """Find the end of the last epoch by bisection: within an attempt samples only grow."""
     sizes = [parse_int(event.values.get("samples_per_epoch")) for event in starts.values()]
-    size = next((one for one in reversed(sizes) if one), 0)
+    size = next((size for size in reversed(sizes) if size), 0)
     samples = max((event.samples or 0 for _, event in tail), default=0)
     if not size or samples < size:
         return None
-    # The last one may have no event: its validation is under way, or died.
+    # The last one may have no event: its validation is running, or died.
     for boundary in (samples // size * size, samples // size * size - size):
         for attempt in sorted(by_attempt, reverse=True):
             start = starts.get(attempt)
             if start is None or (start.samples or 0) > boundary:
                 continue
-            if (found := _find_epoch_event(folder, by_attempt[attempt], boundary)) is not None:
-                return found
+            if (event := _find_epoch_event(folder, by_attempt[attempt], boundary)) is not None:
+                return event
     return None
 
 
-def _find_epoch_event(folder: str, places: Sequence[Cursor], samples: int) -> Event | None:
-    """The "epoch" event at that many samples among the segments of an attempt."""
-    position = bisect_right(places, samples, key=lambda place: _get_last_sample(folder, place))
+def _find_epoch_event(folder: str, cursors: Sequence[Cursor], samples: int) -> Event | None:
+    """Find the "epoch" event at that many samples among the segments of an attempt."""
+    position = bisect_right(cursors, samples, key=lambda cursor: _get_last_sample(folder, cursor))
     # It shares a segment with what comes after it, or is the last thing before.
-    for place in places[position::-1] if position < len(places) else places[::-1]:
-        events = _read_segment(folder, place)
+    for cursor in cursors[position::-1] if position < len(cursors) else cursors[::-1]:
+        events = _read_segment(folder, cursor)
         for event in events:
             if event.kind == "epoch" and event.samples == samples:
                 return event
-        if events and _get_last_sample(folder, place) < samples:
+        if events and _get_last_sample(folder, cursor) < samples:
             return None
     return None
 
 
-def _get_last_sample(folder: str, place: Cursor) -> int:
-    return max((event.samples or 0 for event in _read_segment(folder, place)), default=0)
+def _get_last_sample(folder: str, cursor: Cursor) -> int:
+    return max((event.samples or 0 for event in _read_segment(folder, cursor)), default=0)
 
 
 @lru_cache(maxsize=2048)
-def _read_segment(folder: str, place: Cursor) -> tuple[Event, ...]:
+def _read_segment(folder: str, cursor: Cursor) -> tuple[Event, ...]:
     try:
-        return journal.read_segment(folder, place)
+        return journal.read_segment(folder, cursor)
     except (JournalError, FileNotFoundError):
         return ()

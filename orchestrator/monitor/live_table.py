@@ -1,4 +1,4 @@
-"""Something that people watch while work goes on: a live table in a terminal, lines in a log."""
+"""A live table in a terminal, lines in a log, while work runs; and the table of the progress of runs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from typing import Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
+
+from orchestrator.monitor.formatting import format_number
+from orchestrator.monitor.journal_summary import EpochMetrics
+from orchestrator.monitor.run_status import RunSnapshot
 
 POLL_SECONDS = 1.0
 
 
 class LiveTable:
-    """Is looked at in the background while its `with` block runs, and once more at its end."""
+    """A display that is refreshed in a thread while its `with` block runs, and once more at its end."""
 
     def __init__(self, console: Console, name: str) -> None:
-        """name: of the thread that looks."""
+        """name: of the thread."""
         self._console = console
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def refresh(self) -> None:
-        """Show what there is now: in `_live`, or where there is none the news, in lines."""
+        """Update `_live`, or, where there is none, print the news in lines."""
         raise NotImplementedError
 
     def print_final(self) -> None:
-        """Show what is to stay in a terminal when the live table has gone."""
+        """Print what stays in a terminal after the live table is removed."""
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -36,7 +41,7 @@ class LiveTable:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
         self.refresh()
         if self._live is not None:
@@ -44,5 +49,25 @@ class LiveTable:
             self.print_final()
 
     def _run(self) -> None:
-        while not self._over.wait(POLL_SECONDS):
+        while not self._ended.wait(POLL_SECONDS):
             self.refresh()
+
+
+def make_progress_table(last_column: str, title: str | None = None) -> Table:
+    """Make an empty table of runs that fits 100 columns; names of models may fold, numbers are never cut."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("epoch", "loss", "top-1 %", "top-5 %", "images/s", last_column):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def format_metrics(row: EpochMetrics | RunSnapshot) -> tuple[str, str, str, str]:
+    """Format the cells of loss, top-1 and top-5 error and images per second."""
+    return (
+        format_number(row.loss, ".3f"),
+        format_number(row.top1_error, ".2f"),
+        format_number(row.top5_error, ".2f"),
+        format_number(row.images_per_second, ".0f"),
+    )

@@ -1,4 +1,4 @@
-"""How a run stands, from its storage alone: lease, attempts, journal, checkpoints, outcome. Needs no ray, no torch."""
+"""Status of a run, from its storage alone: lease, attempts, journal, checkpoints, outcome. Needs no Ray, no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any, Literal
 
 from orchestrator.checkpoint.checkpoint_dir import list_checkpoints
 from orchestrator.config import redaction
-from orchestrator.monitor.formatting import NO_METRICS, parse_epoch_metrics, parse_float, parse_int, parse_loss
-from orchestrator.monitor.journal_summary import JournalSummary, summarize_journal
+from orchestrator.monitor.journal_summary import (
+    NO_METRICS,
+    JournalSummary,
+    parse_epoch_metrics,
+    parse_float,
+    parse_int,
+    parse_loss,
+    summarize_journal,
+)
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import LeaseSnapshot
 from orchestrator.storage import commit, file_io, urls
@@ -26,31 +33,31 @@ RunState = Literal[
     "starting",
     "running",
     "restarting",  # after a crash of its workers
-    "stopping",  # asked to
+    "stopping",  # on request
     "finished",
     "stopped",
     "failed",
-    "unreadable",  # one of its records; the others are shown
+    "unreadable",  # one of its records is
     "lost",  # its driver died without releasing its lease
-    "pruned",  # a trial that was ended early
-    "diverged",  # a trial whose loss or score is no number
+    "pruned",  # a trial ended early
+    "diverged",  # a trial with a non-finite loss or score
 ]
 LIVE_STATES: tuple[RunState, ...] = ("waiting", "starting", "running", "restarting", "stopping")
 PROBLEM_STATES: tuple[RunState, ...] = ("failed", "lost", "unreadable")
-TERMINAL_STATES: tuple[RunState, ...] = ("finished", "pruned", "diverged", "failed")  # trials that are not gone on with
+TERMINAL_STATES: tuple[RunState, ...] = ("finished", "pruned", "diverged", "failed")  # of trials
 
-# A start takes no longer on a busy machine; then it waits for workers.
+# A start takes no longer on a busy machine; after that a run waits for workers.
 START_GRACE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """One run; what is not known is None. Errors are in percent, `epoch` counts parts of the present one, too."""
+    """Status of one run; unknown values are None. Errors are in percent, `epoch` includes the part that is trained."""
 
     name: str
     folder: str  # URL, without users, passwords and queries
     state: RunState
-    message: str = ""  # why it failed or is lost
+    message: str = ""  # reason of a failed or lost run
     model: str = ""
     ensemble: str = ""
     sweep: str = ""
@@ -68,36 +75,30 @@ class RunSnapshot:
     checkpoint_samples: int | None = None
     checkpoint_seconds_ago: float | None = None
     workers: int | None = None
-    owner: str = ""  # who runs it
-    stage: str = ""  # what the driver of its ensemble does with it now that it is trained
+    owner: str = ""  # process that runs it
+    stage: str = ""  # work of the ensemble's driver after training
 
 
 def inspect_run(
     folder: str, ensemble: str = "", model: str = "", awaited: bool = False, driver: LeaseSnapshot | None = None
 ) -> RunSnapshot:
-    """How the run in `folder` stands, which need not be there yet. Storage errors pass through.
+    """Read the status of the run in `folder`, which may not exist yet. Storage errors pass through.
 
-    ensemble, model: the ensemble that it is a member of, and its recipe's name there. awaited: the ensemble's, or the
-    sweep's, driver lives, so that a member that was not begun waits for its turn. driver: the sweep's, whose lease is
-    that of its trials, too.
+    ensemble, model: the ensemble that it is a member of, and its recipe's name there. awaited: the driver of the
+    ensemble or sweep is alive, so a run that was not begun waits for its turn. driver: the sweep's lease, which covers
+    its trials.
     """
-    spec, outcome = (
-        file_io.read_json_or_empty(file_io.join(folder, "spec.json")),
-        file_io.read_json_or_empty(get_outcome_path(folder)),
-    )
-    held, newest, told = (
-        lease.read_lease(folder),
-        attempts.load_latest_attempt(folder),
-        summarize_journal(get_journal_dir(folder)),
-    )
-    lives = lease.is_driver_alive(folder, held)
-    if driver is not None and not lives:
-        held, lives = driver, awaited
-    last = newest[1] if newest is not None else None
-    state, message = _determine_state(folder, outcome, held, lives, newest)
+    spec = file_io.read_json_or_empty(file_io.join(folder, "spec.json"))
+    outcome = file_io.read_json_or_empty(get_outcome_path(folder))
+    held, newest = lease.read_lease(folder), attempts.load_latest_attempt(folder)
+    summary = summarize_journal(get_journal_dir(folder))
+    alive = lease.is_driver_alive(folder, held)
+    if driver is not None and not alive:
+        held, alive = driver, awaited
+    state, message = _determine_state(folder, outcome, held, alive, newest)
     if (held is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
-    saved = _find_newest_checkpoint(folder)
+    checkpoint_samples, checkpoint_age = _find_newest_checkpoint(folder)
     epochs = parse_int(_get_spec_field(spec, "recipe", "epochs"))
     return RunSnapshot(
         name=urls.get_basename(folder),
@@ -107,14 +108,14 @@ def inspect_run(
         model=str(_get_spec_field(spec, "recipe", "name") or model or urls.get_basename(folder)),
         ensemble=ensemble,
         epochs=epochs,
-        incidents=len(told.incidents),
-        last_incident=str(told.incidents[-1].values.get("cause", "")) if told.incidents else "",
-        checkpoint_samples=saved[0],
-        checkpoint_seconds_ago=saved[1],
-        workers=parse_int(told.started and told.started.values.get("workers"))
+        incidents=len(summary.incidents),
+        last_incident=str(summary.incidents[-1].values.get("cause", "")) if summary.incidents else "",
+        checkpoint_samples=checkpoint_samples,
+        checkpoint_seconds_ago=checkpoint_age,
+        workers=parse_int(summary.started and summary.started.values.get("workers"))
         or parse_int(_get_spec_field(spec, "placement", "workers")),
-        owner=str(held.owner) if held is not None and lives else "",
-        **_collect_progress(state, epochs, told, last),
+        owner=str(held.owner) if held is not None and alive else "",
+        **_collect_progress(state, epochs, summary, newest[1] if newest is not None else None),
     )
 
 
@@ -122,18 +123,18 @@ def _determine_state(
     folder: str,
     outcome: dict[str, Any],
     held: LeaseSnapshot | None,
-    lives: bool,
+    alive: bool,
     newest: tuple[int, PreviousAttempt] | None,
 ) -> tuple[RunState, str]:
-    """The state, and why it is a bad one."""
+    """Return the state, and the reason of a bad one."""
     status, message = str(outcome.get("status", "")), str(outcome.get("message", ""))
     if status == "finished" and commit.is_complete(get_final_weights_dir(folder)):
         return "finished", ""
-    if held is not None and lives:
+    if held is not None and alive:
         return _determine_live_state(held, newest), ""
     if held is not None and not held.released:
         return "lost", f"its driver died without releasing its lease ({held.owner}); rerun the same command to resume"
-    # An outcome counts when it is that of the last attempt: an earlier one was overtaken.
+    # An outcome of an earlier attempt than the last is stale.
     if status and (newest is None or outcome.get("attempt") == newest[0]):
         return ("stopped", "") if status in ("stopped", "finished") else ("failed", f"{status}: {message}")
     if newest is None or newest[1].ended_cleanly or (held is not None and held.stop_requested):
@@ -147,47 +148,44 @@ def _determine_live_state(held: LeaseSnapshot, newest: tuple[int, PreviousAttemp
     since = held.owner.since
     if newest is None or newest[1].last_seen < since:
         return "starting" if time.time() - since < START_GRACE_SECONDS else "waiting"
-    before = newest[1]
-    if (
-        before.failure is not None
-        or before.stall_causes
-        or (before.last_event is not None and before.last_event.kind == "crashed")
-    ):
+    number, attempt = newest
+    crashed = attempt.last_event is not None and attempt.last_event.kind == "crashed"
+    if attempt.failure is not None or attempt.stall_causes or crashed:
         return "restarting"
-    if before.ended_cleanly:
+    if attempt.ended_cleanly:
         return "stopping"  # its driver is about to end, too
-    if before.last_event is None:
-        return "starting" if newest[0] == 1 or before.start_time - since < START_GRACE_SECONDS else "restarting"
+    if attempt.last_event is None:
+        return "starting" if number == 1 or attempt.start_time - since < START_GRACE_SECONDS else "restarting"
     return "running"
 
 
 def _collect_progress(
-    state: RunState, epochs: int | None, told: JournalSummary, last: PreviousAttempt | None
+    state: RunState, epochs: int | None, summary: JournalSummary, attempt: PreviousAttempt | None
 ) -> dict[str, Any]:
-    """What the journal says of progress; speed and time left only of a run that makes progress."""
-    figures = NO_METRICS if told.epoch is None else parse_epoch_metrics(told.epoch)
-    size = _get_samples_per_epoch(told)
-    samples = max([0, *(event.samples or 0 for event in (told.last, told.epoch) if event is not None)])
-    if state == "running" and last is not None:
-        samples = last.samples
-    point = told.points[-1] if told.points else None
-    found: dict[str, Any] = {
-        "samples": samples if told.last is not None else None,
-        "epoch": samples / size if size else (float(figures.epoch) if told.epoch is not None else None),
-        "loss": parse_loss(point) if point is not None else figures.loss,
-        "top1_error": figures.top1_error,
-        "top5_error": figures.top5_error,
-        "images_per_second": figures.images_per_second,
-        "goodput": figures.goodput,
+    """Return the fields of progress; speed and time left only of a run that makes progress."""
+    metrics = NO_METRICS if summary.epoch is None else parse_epoch_metrics(summary.epoch)
+    epoch_samples = _get_samples_per_epoch(summary)
+    samples = max([0, *(event.samples or 0 for event in (summary.last, summary.epoch) if event is not None)])
+    if state == "running" and attempt is not None:
+        samples = attempt.samples
+    whole_epochs = float(metrics.epoch) if summary.epoch is not None else None
+    progress: dict[str, Any] = {
+        "samples": samples if summary.last is not None else None,
+        "epoch": samples / epoch_samples if epoch_samples else whole_epochs,
+        "loss": parse_loss(summary.points[-1]) if summary.points else metrics.loss,
+        "top1_error": metrics.top1_error,
+        "top5_error": metrics.top5_error,
+        "images_per_second": metrics.images_per_second,
+        "goodput": metrics.goodput,
     }
     if state == "running":
-        found["images_per_second"] = _compute_throughput(told.points) or figures.images_per_second
-        found["seconds_left"] = _estimate_seconds_left(epochs, size, samples, told.started, last)
-    return found
+        progress["images_per_second"] = _compute_throughput(summary.points) or metrics.images_per_second
+        progress["seconds_left"] = _estimate_seconds_left(epochs, epoch_samples, samples, summary.started, attempt)
+    return progress
 
 
 def _compute_throughput(points: Sequence[Event]) -> float | None:
-    """Images a second between the points at hand of the loss curve, the pauses between epochs left out."""
+    """Return images per second between the given points of the loss curve, the pauses between epochs left out."""
     moments = [(event.time, event.samples or 0) for event in points if event.kind == "metrics"]
     if len(moments) < 2:
         return None
@@ -196,94 +194,94 @@ def _compute_throughput(points: Sequence[Event]) -> float | None:
 
 
 def _estimate_seconds_left(
-    epochs: int | None, size: float | None, samples: int, started: Event | None, last: PreviousAttempt | None
+    epochs: int | None, size: float | None, samples: int, started: Event | None, attempt: PreviousAttempt | None
 ) -> float | None:
-    """From the speed of this attempt, validations included."""
-    if not epochs or not size or started is None or last is None:
+    """Estimate from the speed of this attempt, validations included."""
+    if not epochs or not size or started is None or attempt is None:
         return None
-    seconds, done = last.last_seen - started.time, samples - (started.samples or 0)
+    seconds, done = attempt.last_seen - started.time, samples - (started.samples or 0)
     return max(0.0, epochs * size - samples) * seconds / done if done > 0 and seconds > 0 else None
 
 
-def _get_samples_per_epoch(told: JournalSummary) -> float | None:
-    """Samples of an epoch."""
-    size: float | None = parse_int(told.started.values.get("samples_per_epoch")) if told.started is not None else None
-    if not size and told.epoch is not None and (ended := parse_epoch_metrics(told.epoch).epoch):
-        size = (told.epoch.samples or 0) / ended
+def _get_samples_per_epoch(summary: JournalSummary) -> float | None:
+    size: float | None = parse_int(summary.started.values.get("samples_per_epoch")) if summary.started else None
+    if not size and summary.epoch is not None and (ended := parse_epoch_metrics(summary.epoch).epoch):
+        size = (summary.epoch.samples or 0) / ended
     return size or None
 
 
 def _find_newest_checkpoint(folder: str) -> tuple[int | None, float | None]:
-    """Samples of the newest checkpoint that counts, and its age in seconds if it says when it was written."""
-    void = attempts.load_stale_checkpoint_check(folder)
-    for place in list_checkpoints(get_checkpoints_dir(folder)):
-        if void(place) is not None:
+    """Return the samples of the newest checkpoint that counts, and its age in seconds if it records its time."""
+    find_staleness = attempts.load_stale_checkpoint_check(folder)
+    for checkpoint in list_checkpoints(get_checkpoints_dir(folder)):
+        if find_staleness(checkpoint) is not None:
             continue
         try:
-            written = parse_float(commit.read_metadata(place.url).get("time"))
+            written = parse_float(commit.read_metadata(checkpoint.url).get("time"))
         except (FileNotFoundError, commit.CommitError):
             continue
-        return place.samples, None if written is None else max(0.0, time.time() - written)
+        return checkpoint.samples, None if written is None else max(0.0, time.time() - written)
     return None, None
 
 
 def _get_spec_field(spec: dict[str, Any], part: str, field: str) -> object:
-    found = spec.get(part)
-    return found.get(field) if isinstance(found, dict) else None
+    fields = spec.get(part)
+    return fields.get(field) if isinstance(fields, dict) else None
 
 
 _TRIAL_RECORD = re.compile(r"^(\d{4,})\.json$")
 # Runs of the winner and of the preset with other seeds, which tell a gain from noise; they have leases of their own.
 _REPEAT_SUFFIX = re.compile(r"-(winner|preset)-r\d+$")
-# How the sweep's ledger says that a trial ended, where that is not what its run says of itself.
+# States of trials that the sweep's ledger records and their runs do not.
 _LEDGER_STATES: dict[str, RunState] = {"pruned": "pruned", "diverged": "diverged", "failed": "failed"}
 
 
 @dataclass(frozen=True)
 class SweepSnapshot:
-    """A sweep at one moment."""
+    """Status of a sweep."""
 
-    owner: str  # who runs it; empty when nobody does
-    inspections: tuple[Callable[[], RunSnapshot], ...]  # one for each trial and repeat, to be asked side by side
+    owner: str  # process that runs it; empty when there is none
+    inspections: tuple[Callable[[], RunSnapshot], ...]  # one for each trial and repeat, for use in parallel
 
 
 def inspect_sweep(sweep: str) -> SweepSnapshot:
-    """Who runs the sweep in the folder of that URL, its trials and its repeats. Storage errors pass through."""
+    """Read the owner of the sweep in the folder of that URL, and list its trials and repeats.
+
+    Storage errors pass through.
+    """
     held = lease.read_lease(sweep)
-    lives = lease.is_driver_alive(sweep, held)
-    places = file_io.join(sweep, run_lookup.TRIALS)
-    names = file_io.list_names(places)
+    alive = lease.is_driver_alive(sweep, held)
+    ledger = file_io.join(sweep, run_lookup.TRIALS)
+    names = file_io.list_names(ledger)
     numbers = sorted(int(match[1]) for name in names if (match := _TRIAL_RECORD.match(name)))
     runs = {
         urls.get_basename(folder).rpartition("-")[0]: folder
         for folder in run_lookup.list_folders(sweep, run_lookup.MODELS)
     }
 
-    def trial(number: int) -> RunSnapshot:
-        recipe = _read_recipe_name(file_io.join(places, f"{number:04d}.json"))
-        folder = runs.get(recipe, file_io.join(sweep, run_lookup.MODELS, recipe or f"{number:04d}"))
-        one = replace(inspect_run(folder, model=recipe, awaited=lives, driver=held), sweep=urls.get_basename(sweep))
-        if one.state == "stopping" and held is not None and not held.stop_requested:
-            one = replace(one, state="waiting")  # its actor trains another trial now
+    def inspect_trial(number: int) -> RunSnapshot:
+        recipe = _get_spec_field(
+            file_io.read_json_or_empty(file_io.join(ledger, f"{number:04d}.json")), "recipe", "name"
+        )
+        model = str(recipe or "")
+        folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or f"{number:04d}"))
+        trial = replace(inspect_run(folder, model=model, awaited=alive, driver=held), sweep=urls.get_basename(sweep))
+        if trial.state == "stopping" and held is not None and not held.stop_requested:
+            trial = replace(trial, state="waiting")  # its actor trains another trial now
         end = f"{number:04d}.ended.json"
-        return one if end not in names else _apply_trial_end(one, file_io.read_json_or_empty(file_io.join(places, end)))
+        if end not in names:
+            return trial
+        record = file_io.read_json_or_empty(file_io.join(ledger, end))
+        state = _LEDGER_STATES.get(str(record.get("state")))
+        if state is None:
+            return trial
+        return replace(trial, state=state, message="" if state == "pruned" else str(record.get("reason", "")))
 
     repeats = [runs[name] for name in sorted(runs) if _REPEAT_SUFFIX.search(name)]
-    calls = [partial(trial, each) for each in numbers] + [partial(_inspect_repeat, each, sweep) for each in repeats]
-    return SweepSnapshot(str(held.owner) if held is not None and lives else "", tuple(calls))
+    inspections = [partial(inspect_trial, number) for number in numbers]
+    inspections += [partial(_inspect_repeat, folder, sweep) for folder in repeats]
+    return SweepSnapshot(str(held.owner) if held is not None and alive else "", tuple(inspections))
 
 
 def _inspect_repeat(folder: str, sweep: str) -> RunSnapshot:
     return replace(inspect_run(folder), sweep=urls.get_basename(sweep))
-
-
-def _apply_trial_end(one: RunSnapshot, end: dict[str, Any]) -> RunSnapshot:
-    state = _LEDGER_STATES.get(str(end.get("state")))
-    if state is None:
-        return one
-    return replace(one, state=state, message="" if state == "pruned" else str(end.get("reason", "")))
-
-
-def _read_recipe_name(url: str) -> str:
-    found = file_io.read_json_or_empty(url).get("recipe")
-    return str(found.get("name", "")) if isinstance(found, dict) else ""

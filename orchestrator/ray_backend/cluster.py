@@ -140,7 +140,7 @@ def _init_ray() -> None:
         return
     temp_dir = make_temp_dir()
     if (internals := ray_compat.load_ray_internals()) is not None:
-        options |= {"_temp_dir": temp_dir, "_system_config": internals.LOCAL_CLUSTER_CONFIG}
+        options |= internals.build_init_options(temp_dir)
     else:
         os.environ["RAY_TMPDIR"] = str(Path(temp_dir).parent)  # Ray appends the last part of temp_dir
     # No dashboard: only this driver talks to the cluster.

@@ -144,7 +144,7 @@ class NonAutoscalingPolicy(FixedScalingPolicy):
     """A fixed number of workers on a cluster without an autoscaler, to which no request is sent."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Do nothing: the placement group that Ray makes next reserves what the workers need."""
+        """Send no request: the placement group that Ray makes next reserves what the workers need."""
 
     def _maybe_send_resource_request(self) -> None:
         pass
@@ -179,7 +179,6 @@ class ThreadPreemptionCallback(PreemptionCallback):
             watcher._stop_event.set()
 
 
-# ------------------------------------------------------------------ failures and changes of the number of workers
 class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     """Passes the states of Ray Train's controller on to a FailureRecorder. Nothing here raises: that ends the run."""
 
@@ -231,12 +230,11 @@ class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
             _log.warning("the nodes could not be counted: %s", error)
 
 
-# ------------------------------------------------------------------ in a worker
 _replacement_announced = threading.Event()
 
 
 def announce_replacement() -> None:
-    """Note in rank 0's process that the group of workers is about to be replaced."""
+    """Announce in rank 0's process that the group of workers is about to be replaced."""
     _replacement_announced.set()
 
 
@@ -248,7 +246,6 @@ def is_shutdown_imminent() -> bool:
     return _replacement_announced.is_set() or get_train_context().preemption_context.preemption_info is not None
 
 
-# ------------------------------------------------------------------ patches while trainers fit
 _patch_lock = threading.Lock()
 _patch_users = 0
 _patches = ExitStack()

@@ -26,16 +26,21 @@ from ray.experimental import internal_kv
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 SETUP_HOOK_VARIABLE: str = WORKER_PROCESS_SETUP_HOOK_ENV_VAR  # names a function that each worker process calls first
-# Of a private cluster: no idle processes but those of `request_workers`. Ray's own have another runtime environment
-# than the workers, and would never be used.
-LOCAL_CLUSTER_CONFIG = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
-
 # protobuf adds the names of messages when it is imported, so type checkers do not know them.
 _common: Any = common_pb2
 _gcs: Any = gcs_service_pb2
 _raylet: Any = node_manager_pb2
 _runtime_env: Any = runtime_environment_pb2
 _log = logging.getLogger(__name__)
+
+
+def build_init_options(temp_dir: str) -> dict[str, Any]:
+    """Return options of ray.init for a private cluster whose idle processes are those of `request_workers` alone.
+
+    Ray's own idle processes have another runtime environment than the workers, and would never be used.
+    """
+    config = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
+    return {"_temp_dir": temp_dir, "_system_config": config}
 
 
 def read_head_version(address: str, timeout: float) -> str:

@@ -1,4 +1,4 @@
-"""What the user says about the plan of many runs; importable without torch or ray. None of it changes a result."""
+"""Options of the plan of many runs. They change no result. Importable without torch or Ray."""
 
 from __future__ import annotations
 
@@ -11,49 +11,39 @@ from orchestrator.ray_backend.run_spec import JobConfig
 
 
 class PlanConfig(Config):
-    """What a plan goes by: what is known of speed, prices and the cluster, and whether models may get more workers."""
+    """Speeds, prices and the cluster that a plan assumes."""
 
     images_per_second: float | None = Field(
         None,
         gt=0,
-        description="what the first model trains with its --placement.workers; others follow by their arithmetic; by "
-        "default what epochs in the storage have shown",
+        description="training speed of the first model with its --placement.workers; the others are scaled by their "
+        "multiply-adds; by default measured from epochs in the storage",
     )
     start_seconds: float = Field(
-        15.0, ge=0, description="from a model's launch to its first step, as the plan counts it; also of a restart"
+        15.0, ge=0, description="seconds from a model's launch to its first step, also after a restart"
     )
     price_per_hour: float | None = Field(
-        None, ge=0, description="money for an hour of a GPU, or of a CPU where a model uses no GPU"
-    )
-    most_workers: int | None = Field(
-        None,
-        ge=1,
-        le=65536,
-        description="let the plan give a model up to so many workers where all models are then done sooner; a model "
-        "under way is stopped and goes on with more when slots stay empty; off by default",
-    )
-    serial_share: float = Field(
-        0.05, ge=0, lt=1, description="share of a step that more workers make no shorter (Amdahl's law)"
+        None, ge=0, description="price of an hour of a GPU, or of a CPU when a model uses no GPU"
     )
     nodes: int | None = Field(
         None,
         ge=1,
         le=1_000_000,
-        description="nodes of the cluster that --dry-run plans for; by default the one at hand",
+        description="nodes of the cluster that --dry-run plans for; by default the cluster that is connected",
     )
-    cpus_per_node: float | None = Field(None, gt=0, description="CPUs of each of them; only with nodes")
-    gpus_per_node: float = Field(0.0, ge=0, description="GPUs of each of them; only with nodes")
+    cpus_per_node: float | None = Field(None, gt=0, description="CPUs of each of these nodes; only with nodes")
+    gpus_per_node: float = Field(0.0, ge=0, description="GPUs of each of these nodes; only with nodes")
 
     @model_validator(mode="after")
     def _check_cluster(self) -> Self:
         if self.nodes is not None and self.cpus_per_node is None:
-            raise ValueError(f"nodes {self.nodes} is refused without cpus_per_node: say how many CPUs each has")
+            raise ValueError(f"nodes must come with cpus_per_node, got nodes {self.nodes}; set the CPUs of each node")
         if self.nodes is None and (self.cpus_per_node is not None or self.gpus_per_node):
-            raise ValueError("cpus_per_node and gpus_per_node are refused without nodes: say how many there are")
+            raise ValueError("cpus_per_node and gpus_per_node must come with nodes; set the number of nodes")
         return self
 
 
 class TrainModel(JobConfig):
-    """What the command line of train.py sets."""
+    """Command line of the job that trains one model."""
 
     plan: PlanConfig = PlanConfig()

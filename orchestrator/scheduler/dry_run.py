@@ -1,4 +1,4 @@
-"""What a job that trains models would do, take and cost, without starting or writing anything."""
+"""Report what a job that trains models would do, take and cost, without starting or writing anything."""
 
 from __future__ import annotations
 
@@ -39,46 +39,50 @@ from orchestrator.scheduler.run_plan import RunPlan, plan_runs
 from orchestrator.storage import file_io
 
 _PLACEHOLDER = "-"
-_DEFAULT_CLASSES = 1000  # where the dataset is not there yet
+_DEFAULT_CLASSES = 1000  # of a dataset that is not packed yet
 
 
-def print_dry_run(config: JobConfig, recipes: Sequence[Recipe], about: PlanConfig, console: Console) -> None:
-    """Print runs, steps, rates and places; then who trains when, and what it takes.
+def print_dry_run(config: JobConfig, recipes: Sequence[Recipe], options: PlanConfig, console: Console) -> None:
+    """Print runs, steps, rates and places; then the order of the runs, and what it takes.
 
-    Raises DataError, ConfigError for places, ClusterError when the cluster does not answer or holds not one run.
+    Raises DataError, ConfigError for places, ClusterError when the cluster does not answer or has no room for a run.
     """
     destination = config.destination.resolve()
-    found = print_run_table(recipes, destination, config.placement, console)
-    digest = found.digest() if found is not None else "0" * 16
+    dataset = print_run_table(recipes, destination, config.placement, console)
+    digest = dataset.digest() if dataset is not None else "0" * 16
     specs = [config.build_run_spec(recipe, destination, digest) for recipe in recipes]
-    seen = {} if found is None else _read_histories(specs, console)
-    capacity, told = resolve_capacity(about)
+    histories = {} if dataset is None else _read_histories(specs, console)
+    capacity, cluster_text = resolve_capacity(options)
     gpus = cluster.resolve_gpus_per_worker(config.placement, capacity)
-    todo = [spec for spec in specs if not seen.get(spec.name, NO_HISTORY).finished]
-    lines = [f"cluster:    {told}"]
-    if found is not None and (warning := specs[0].dataset_warning) is not None:
+    todo = [spec for spec in specs if not histories.get(spec.name, NO_HISTORY).finished]
+    lines = [f"cluster:    {cluster_text}"]
+    if dataset is not None and (warning := specs[0].dataset_warning) is not None:
         lines.append(f"warning:    {warning}")
     if len(todo) < len(specs):
         lines.append(f"finished:   {len(specs) - len(todo)} of {len(specs)} models")
     if todo:
-        everything = estimate.estimate_durations(specs, seen, found, about)
-        expected = {spec.name: value for spec, value in zip(specs, everything.values, strict=True)}
-        pace = estimate.make_scaling_model(about, everything.in_seconds)
+        expected = estimate.estimate_durations(specs, histories, dataset, options)
+        durations = {spec.name: duration for spec, duration in zip(specs, expected.values, strict=True)}
+        start_seconds = options.start_seconds if expected.in_seconds else 0.0
         try:
-            made = plan_runs(todo, capacity, gpus, [expected[spec.name] for spec in todo], pace)
+            plan = plan_runs(todo, capacity, gpus, [durations[spec.name] for spec in todo], start_seconds)
         except ValueError as error:
-            raise ClusterError(f"{error}; the plan is for {told}") from None
-        console.print(build_plan_table(made, recipes, everything.in_seconds), soft_wrap=False)
-        lines += _format_totals(made, capacity, gpus, about, everything.in_seconds)
-        lines += _format_storage(made, seen, found, everything.in_seconds)
+            raise ClusterError(f"{error}; the plan is for {cluster_text}") from None
+        console.print(build_plan_table(plan, recipes, expected.in_seconds), soft_wrap=False)
+        lines += _format_totals(plan, capacity, gpus, options, expected.in_seconds)
+        lines += _format_storage(plan, histories, dataset, expected.in_seconds)
+    _print_lines(lines, console)
+
+
+def _print_lines(lines: Sequence[str], console: Console) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def resolve_capacity(about: PlanConfig) -> tuple[ClusterCapacity, str]:
-    """The cluster to plan for, and what it is: as stated, else the one at hand, else this machine."""
-    if about.nodes is not None and about.cpus_per_node is not None:
-        nodes = (Node(about.cpus_per_node, about.gpus_per_node),) * about.nodes
+def resolve_capacity(options: PlanConfig) -> tuple[ClusterCapacity, str]:
+    """Return the cluster to plan for, and its description: as stated, else the connected one, else this machine."""
+    if options.nodes is not None and options.cpus_per_node is not None:
+        nodes = (Node(options.cpus_per_node, options.gpus_per_node),) * options.nodes
         return ClusterCapacity(nodes), f"{_describe_nodes(nodes)}, as stated"
     if has_existing_cluster():
         with cluster.connect_cluster() as capacity:
@@ -87,7 +91,7 @@ def resolve_capacity(about: PlanConfig) -> tuple[ClusterCapacity, str]:
 
     gpus = torch.cuda.device_count()
     nodes = (Node(float(len(os.sched_getaffinity(0))), float(gpus)),)
-    return ClusterCapacity(nodes), f"this machine, {_describe_nodes(nodes)}; for another one give --plan.nodes"
+    return ClusterCapacity(nodes), f"this machine, {_describe_nodes(nodes)}; set --plan.nodes for another cluster"
 
 
 def _describe_nodes(nodes: Sequence[Node]) -> str:
@@ -96,52 +100,52 @@ def _describe_nodes(nodes: Sequence[Node]) -> str:
 
 
 def _read_histories(specs: Sequence[RunSpec], console: Console) -> dict[str, RunHistory]:
-    """What the storage knows of the runs; said when it does not tell."""
-    found = {}
+    """Read what the storage records of the runs; print a line when it is unreachable."""
+    histories = {}
     for spec in specs:
         try:
-            now = inspect_run(spec.folder)
+            run = inspect_run(spec.folder)
         except OSError as error:
-            console.print(f"storage does not tell what is trained: {error}", highlight=False, markup=False)
+            console.print(f"cannot read from storage what is trained: {error}", highlight=False, markup=False)
             return {}
-        found[spec.name] = RunHistory(now.epoch or 0.0, now.images_per_second, now.workers, now.state == "finished")
-    return found
+        histories[spec.name] = RunHistory(run.epoch or 0.0, run.images_per_second, run.workers, run.state == "finished")
+    return histories
 
 
-# ------------------------------------------------------------------ who trains when
-def build_plan_table(made: RunPlan, recipes: Sequence[Recipe], in_seconds: bool) -> Table:
-    """A row for each run in starting order; fits 100 columns. Times are relative where no speed is known."""
-    unit = _get_time_unit(made)
-    differs = describe_differences(recipes)
-    shown = Table(title="order", title_justify="left")
-    shown.add_column("model", overflow="fold")
-    shown.add_column("what differs", overflow="fold")
+# ------------------------------------------------------------------ order
+def build_plan_table(plan: RunPlan, recipes: Sequence[Recipe], in_seconds: bool) -> Table:
+    """Build a row for each run in starting order; fits 100 columns. Times are relative where no speed is known."""
+    unit = _get_time_unit(plan)
+    differences = describe_differences(recipes)
+    table = Table(title="order", title_justify="left")
+    table.add_column("model", overflow="fold")
+    table.add_column("what differs", overflow="fold")
     for name in ("workers", "wave", "start", "takes", "end"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for number, run in enumerate(made.runs):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, run in enumerate(plan.runs):
         times = (run.start, run.end - run.start, run.end)
-        shown.add_row(
+        table.add_row(
             Text(run.spec.recipe.name),
-            Text(differs[run.spec.recipe.name]),
+            Text(differences[run.spec.recipe.name]),
             str(run.spec.placement.workers),
-            str(1 + number // made.max_concurrent),
+            str(1 + number // plan.max_concurrent),
             *(format_duration(time) if in_seconds else f"{time / unit:.2f}" for time in times),
         )
-    return shown
+    return table
 
 
-def _get_time_unit(made: RunPlan) -> float:
-    """The shortest run's duration: what durations without seconds are told in."""
-    return min(run.end - run.start for run in made.runs) or 1.0
+def _get_time_unit(plan: RunPlan) -> float:
+    """Return the shortest run's duration, the unit of times where no speed is known."""
+    return min(run.end - run.start for run in plan.runs) or 1.0
 
 
 def describe_differences(recipes: Sequence[Recipe]) -> dict[str, str]:
-    """What sets each recipe apart from the others, by name, in few words."""
+    """Describe by name, in a few words, how each recipe differs from the others."""
     leaves = [flatten_config(recipe) for recipe in recipes]
-    shared = set.intersection(*(set(one) for one in leaves))
-    varied = {path for path in shared if any(one[path] != leaves[0][path] for one in leaves)}
-    varied |= set.union(*(set(one) for one in leaves)) - shared
-    return {recipe.name: _describe_recipe(recipe, one, varied) for recipe, one in zip(recipes, leaves, strict=True)}
+    shared = set.intersection(*(set(paths) for paths in leaves))
+    varied = {path for path in shared if any(values[path] != leaves[0][path] for values in leaves)}
+    varied |= set.union(*(set(paths) for paths in leaves)) - shared
+    return {recipe.name: _describe_recipe(recipe, own, varied) for recipe, own in zip(recipes, leaves, strict=True)}
 
 
 def _describe_recipe(recipe: Recipe, leaves: Mapping[str, object], varied: set[str]) -> str:
@@ -159,67 +163,64 @@ def _describe_recipe(recipe: Recipe, leaves: Mapping[str, object], varied: set[s
     return ", ".join(parts) or _PLACEHOLDER
 
 
-# ------------------------------------------------------------------ what it takes
+# ------------------------------------------------------------------ totals
 def _format_totals(
-    made: RunPlan, capacity: ClusterCapacity, gpus: float, about: PlanConfig, in_seconds: bool
+    plan: RunPlan, capacity: ClusterCapacity, gpus: float, options: PlanConfig, in_seconds: bool
 ) -> list[str]:
-    beyond = 100 * (made.makespan / made.min_makespan - 1) if made.min_makespan > 0 else 0.0
+    beyond = 100 * (plan.makespan / plan.min_makespan - 1) if plan.min_makespan > 0 else 0.0
     if not in_seconds:
-        why = (
-            "once the data is packed" if about.images_per_second else "give --plan.images-per-second, or train an epoch"
-        )
-        unit = _get_time_unit(made)
+        stated = options.images_per_second is not None
+        advice = "pack the data" if stated else "set --plan.images-per-second, or train an epoch"
+        unit = _get_time_unit(plan)
         return [
-            f"time:       {made.makespan / unit:.2f}, in times of the shortest model; no plan takes less than "
-            f"{made.min_makespan / unit:.2f} (+{beyond:.1f} %)",
-            f"            for hours {why}",
+            f"time:       {plan.makespan / unit:.2f}, in times of the shortest model; no plan takes less than "
+            f"{plan.min_makespan / unit:.2f} (+{beyond:.1f} %)",
+            f"            for hours {advice}",
         ]
-    what = "GPU" if gpus > 0 else "CPU"
-    cost = estimate.estimate_cost(made, capacity, gpus, about.price_per_hour)
+    device, price = "GPU" if gpus > 0 else "CPU", options.price_per_hour
+    cost = estimate.estimate_cost(plan, capacity, gpus)
     lines = [
-        f"time:       {format_duration(made.makespan)}, until {format_eta(made.makespan)} if started now; "
-        "no plan takes less than "
-        f"{format_duration(made.min_makespan)} (+{beyond:.1f} %)",
-        f"hours:      {cost.hours:.4g} {what}-hours used, {cost.held_hours:.4g} of the cluster until the end",
+        f"time:       {format_duration(plan.makespan)}, until {format_eta(plan.makespan)} if started now; "
+        f"no plan takes less than {format_duration(plan.min_makespan)} (+{beyond:.1f} %)",
+        f"hours:      {cost.hours:.4g} {device}-hours used, {cost.held_hours:.4g} of the cluster until the end",
     ]
-    if cost.money is not None and cost.held_money is not None:
+    if price is not None:
         lines.append(
-            f"money:      {cost.money:,.2f} for those used, {cost.held_money:,.2f} for the cluster, at "
-            f"{about.price_per_hour:g} for a {what}-hour"
+            f"money:      {cost.hours * price:,.2f} for those used, {cost.held_hours * price:,.2f} for the cluster, at "
+            f"{price:g} for a {device}-hour"
         )
     return lines
 
 
 def _format_storage(
-    made: RunPlan, seen: Mapping[str, RunHistory], found: Manifest | None, in_seconds: bool
+    plan: RunPlan, histories: Mapping[str, RunHistory], dataset: Manifest | None, in_seconds: bool
 ) -> list[str]:
-    classes = len(found.classes) if found is not None else _DEFAULT_CLASSES
-    each = []
-    for run in made.runs:
-        epochs = max(0.0, run.spec.recipe.epochs - seen.get(run.spec.name, NO_HISTORY).epochs)
+    classes = len(dataset.classes) if dataset is not None else _DEFAULT_CLASSES
+    runs = []
+    for run in plan.runs:
+        epochs = max(0.0, run.spec.recipe.epochs - histories.get(run.spec.name, NO_HISTORY).epochs)
         seconds = run.end - run.start if in_seconds else None
-        each.append(estimate.estimate_storage(run.spec, classes, seconds, epochs, found))
-    largest, kept = max(one.checkpoint for one in each), sum(one.kept for one in each)
-    written = [one.written for one in each if one.written is not None]
-    wrote = f", up to {format_bytes(sum(written))} written" if written else ""
-    lines = [f"weights:    {format_bytes(kept)} kept{wrote}; a checkpoint takes up to {format_bytes(largest)}"]
-    if found is not None:
-        lines.append(
-            f"reading:    up to {format_bytes(sum(one.read for one in each))} of data; a cache on the nodes saves most"
-        )
+        runs.append(estimate.estimate_storage(run.spec, classes, seconds, epochs, dataset))
+    largest, kept = max(run.checkpoint for run in runs), sum(run.kept for run in runs)
+    written = [run.written for run in runs if run.written is not None]
+    up_to = f", up to {format_bytes(sum(written))} written" if written else ""
+    lines = [f"weights:    {format_bytes(kept)} kept{up_to}; a checkpoint takes up to {format_bytes(largest)}"]
+    if dataset is not None:
+        read = format_bytes(sum(run.read for run in runs))
+        lines.append(f"reading:    up to {read} of data; a cache on the nodes saves most")
     return lines
 
 
+# ------------------------------------------------------------------ runs
 def print_run_table(
     recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console
 ) -> Manifest | None:
-    """Print runs, steps, rates, resources and places; the dataset's manifest, None when it is not packed yet."""
-    found = _load_manifest_if_packed(destination)
+    """Print runs, steps, rates, resources and places; return the dataset's manifest, None when it is not packed yet."""
+    dataset = _load_manifest_if_packed(destination)
     table = Table(title="plan", title_justify="left")
     for name in ("model", "network", "crop area", "epochs", "steps", "rate first", "half-way"):
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for recipe in recipes:
-        steps = "?" if found is None else str(recipe.epochs * _count_steps_per_epoch(found, recipe))
         low, high = recipe.augmentation.area
         rates = [compute_lr(recipe.schedule, share * recipe.epochs, 1, recipe.epochs) for share in (0.0, 0.5)]
         table.add_row(
@@ -227,17 +228,15 @@ def print_run_table(
             format_label(recipe.model),
             f"{low:g} - {high:g}",
             str(recipe.epochs),
-            steps,
+            "?" if dataset is None else str(recipe.epochs * _count_steps_per_epoch(dataset, recipe)),
             *(f"{rate:.5f}" for rate in rates),
         )
     console.print(table)
     gpus = "1 GPU if there is any" if placement.gpus_per_worker is None else f"{placement.gpus_per_worker:g} GPU"
-    data = (
-        "packed on first use"
-        if found is None
-        else f"{found.name}, digest {found.digest()}, "
-        + ", ".join(f"{found.count_samples(split)} {split}" for split in sorted(found.splits))
-    )
+    data = "packed on first use"
+    if dataset is not None:
+        splits = ", ".join(f"{dataset.count_samples(split)} {split}" for split in sorted(dataset.splits))
+        data = f"{dataset.name}, digest {dataset.digest()}, {splits}"
     least = f"{placement.fewest_workers} to " if placement.is_elastic else ""
     lines = [
         f"each model: {least}{placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
@@ -247,30 +246,27 @@ def print_run_table(
     ]
     if any(has_batch_norm(recipe.model) for recipe in recipes):
         lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
-    return found
+    _print_lines(lines, console)
+    return dataset
 
 
 def _describe_experiment(destination: Destination) -> str:
-    """Return the experiment, and which of MLflow's variables hold what is used."""
+    """Describe the experiment, and the variables of MLflow that hold what is used."""
     used = {TRACKING_URI_VARIABLE: destination.tracking, EXPERIMENT_VARIABLE: destination.experiment}
     named = [name for name, value in used.items() if os.environ.get(name) == value]
     return f"experiment {destination.experiment}" + (f" (from {' and '.join(named)})" if named else "")
 
 
-def _count_steps_per_epoch(found: Manifest, recipe: Recipe) -> int:
-    return sampler.count_steps(found.count_samples("train"), recipe.batch_size)
+def _count_steps_per_epoch(dataset: Manifest, recipe: Recipe) -> int:
+    return sampler.count_steps(dataset.count_samples("train"), recipe.batch_size)
 
 
 def _load_manifest_if_packed(destination: Destination) -> Manifest | None:
-    """The dataset's manifest; None for embedded data that is not packed yet. Raises DataError for any other trouble."""
+    """Load the dataset's manifest; None for embedded data that is not packed yet. Raises DataError otherwise."""
     try:
         return manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
     except DataError:
-        packed_on_use = (
-            destination.data == Destination(data=EMBEDDED_DATASET, storage=destination.storage).resolve().data
-        )
-        if packed_on_use and not file_io.exists(file_io.join(destination.data, manifest.FILE_NAME)):
+        embedded = Destination(data=EMBEDDED_DATASET, storage=destination.storage).resolve().data
+        if destination.data == embedded and not file_io.exists(file_io.join(destination.data, manifest.FILE_NAME)):
             return None
         raise

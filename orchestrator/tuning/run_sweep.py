@@ -16,8 +16,7 @@ from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.scheduler import run_plan
-from orchestrator.scheduler.capacity import CapacityMonitor, make_slot_counter
+from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
 from orchestrator.tuning import ray_tune, samplers
@@ -82,9 +81,11 @@ def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held
             weights=job.weights and urls.require_absolute(job.weights, "weights"),
         )
 
-    look = make_slot_counter(cluster.get_capacity, job.placement, session.gpus)
-    full = run_plan.count_slots(session.capacity, job.placement, session.gpus)
-    with CapacityMonitor(full, look) as supply:
+    def query_slots() -> int:
+        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
+
+    full = count_slots(session.capacity, job.placement, session.gpus)
+    with CapacityMonitor(full, query_slots) as supply:
         terms = SweepContext(
             base=base,
             metric=job.search.metric,
@@ -157,7 +158,7 @@ def _get_max_failures(job: TuneJob) -> int:
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
     """Trials at once. Raises launch_errors.ClusterError when the cluster holds fewer than were asked for."""
-    holds = run_plan.count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
+    holds = count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
     asked = job.placement.at_once
     if asked is not None and asked > max(1, holds):
         raise launch_errors.ClusterError(

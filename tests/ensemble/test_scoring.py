@@ -20,15 +20,15 @@ from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import scoring
-from orchestrator.evaluation import score_store
-from orchestrator.evaluation.scoring_task import ShardScoringTask, score_shard
+from orchestrator.evaluation import score_store, shard_scorer
+from orchestrator.evaluation.scoring_task import ShardScoringTask
 from orchestrator.ray_backend import task_pool
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.callbacks import best_checkpoint
 from orchestrator.training.run_dir import get_best_weights_dir
-from tests.support import finals, tiny_shards
+from tests.support import finals, stores, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
 from tests.support.sessions import said, session
 
@@ -167,9 +167,9 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
 
     def stopped_after_one(raw: dict[str, Any]) -> dict[str, Any]:
         at.interruption.event.set()
-        return score_shard(raw)
+        return shard_scorer.score_shard(raw)
 
-    monkeypatch.setattr("orchestrator.evaluation.scoring_task.score_shard", stopped_after_one)
+    monkeypatch.setattr(scoring, "_make_task_function", lambda: stopped_after_one)
     scoring.score_runs(at, [spec])
     assert len(sent) == 1
     assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1
@@ -203,7 +203,7 @@ def another_shard(spec: RunSpec) -> None:
 
 
 def other_images(spec: RunSpec) -> None:
-    score_store.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
+    stores.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""The analysis against the plain way: all scores in memory, every figure from its definition."""
+"""The analysis compared with plain computations from definitions, with all scores in memory."""
 
 import json
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.evaluation import bootstrap, score_store, table3
+from orchestrator.evaluation import analysis, bootstrap, image_errors, score_reader, score_store
 from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.evaluation.analysis_results import Analysis, ErrorDifference
 from orchestrator.evaluation.score_store import Scores
-from tests.support import stores
+from tests.support import oracles, stores
 from tests.support.stores import CROPS, SPLIT, manifest
 
 CLASSES, SHARDS, MEMBERS = 9, (70, 0, 50), 4
@@ -62,8 +63,15 @@ def whole(folder: str) -> Scores:
     )
 
 
+def collect(members: list[MemberScores]) -> image_errors.ImageErrors:
+    with ThreadPoolExecutor(1) as pool:
+        folders = [member.scores for member in members]
+        shards = score_reader.iter_shards(folders, manifest(SHARDS, CLASSES), SPLIT, pool)
+        return image_errors.collect_errors(shards, len(members), ())
+
+
 def wrong(scores: list[Floats]) -> NDArray[np.float64]:
-    return table3.compute_errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
+    return oracles.compute_errors(np.sum(scores, axis=0, dtype=np.float32), LABELS)
 
 
 def single(scores: list[Floats]) -> NDArray[np.float64]:
@@ -100,7 +108,7 @@ def check(difference: ErrorDifference, points: float) -> None:
 
 # ------------------------------------------------------------------ figure by figure
 def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[MemberScores]) -> None:
-    plain = table3.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
+    plain = oracles.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
     assert found.table == plain
     assert (plain.images, plain.bad_images, plain.unlabelled) == (IMAGES, 0, 0)
     assert (found.split, found.member_names) == (SPLIT, NAMES)
@@ -165,6 +173,16 @@ def test_classes_and_confusions(found: Analysis, stored: list[Scores]) -> None:
     counts = [one.images for one in found.confusions]
     assert counts == sorted(pairs.values(), reverse=True)[:20]
     assert all(pairs[one.true, one.predicted] == one.images for one in found.confusions)
+
+
+def test_class_errors_of_a_member_are_those_of_its_own_analysis(members: list[MemberScores]) -> None:
+    images = collect(members)
+    for number, member in enumerate(members):
+        alone = analyze_ensemble([MemberScores(member.name, member.scores)], manifest(SHARDS, CLASSES), SPLIT)
+        confusions = analysis.count_confusions(images.labels, images.predicted[number])
+        flags = images.error_flags[image_errors.ALL_CROPS][(number,)]
+        assert tuple(confusions[:20]) == alone.confusions
+        assert analysis.compute_class_errors(images.labels, flags, confusions) == alone.classes
 
 
 def test_calibration(found: Analysis, stored: list[Scores]) -> None:
@@ -249,7 +267,7 @@ def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, f
     for member in members:
         for folder in (member.scores, member.raw):
             if folder:
-                score_store.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
+                stores.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
     moved = [
         replace(
             member,

@@ -12,7 +12,7 @@ from tests.support.tiny_shards import picture
 def all_crops(number: int, width: int, height: int, size: int) -> torch.Tensor:
     """144 x 3 x size x size."""
     out = np.empty((72, size, size, 3), dtype=np.uint8)
-    multi_crop.cut_crops(picture(number, width, height), size, out)
+    multi_crop.cut_crops(picture(number, width, height), size, range(multi_crop.NUM_UNMIRRORED), out)
     return torch.from_numpy(np.concatenate((out, out[:, :, ::-1]))).permute(0, 3, 1, 2)
 
 

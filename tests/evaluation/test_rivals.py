@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.evaluation import image_errors, score_store
 from orchestrator.evaluation.image_errors import CompetingClasses
-from orchestrator.evaluation.table3 import compute_errors
+from tests.support.oracles import compute_errors
 
 ONE = int(np.float16(2**15).view(np.uint16))  # 1.0 as it is stored
 NAN = int(np.float16(np.nan).view(np.uint16))

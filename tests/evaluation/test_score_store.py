@@ -16,6 +16,7 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.score_store import Scores
 from orchestrator.storage import commit
+from tests.support import stores
 from tests.support.launched import recipe
 from tests.support.tiny_shards import flip_byte
 
@@ -40,7 +41,7 @@ def scores(seed: int = 0, images: int = 5, classes: int = 7, bad: int = 1) -> Sc
 def test_scores_come_back_to_half_precision(tmp_path: Path) -> None:
     saved = scores()
     saved.labels[2] = -1  # an image without a label
-    score_store.save_shard(str(tmp_path), 3, saved)
+    stores.save_shard(str(tmp_path), 3, saved)
     loaded = score_store.load_shard(str(tmp_path), 3)
     np.testing.assert_array_equal(loaded.ids, saved.ids)
     np.testing.assert_array_equal(loaded.labels, saved.labels)
@@ -53,7 +54,7 @@ def test_scores_come_back_to_half_precision(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_images_comes_back(tmp_path: Path) -> None:
-    score_store.save_shard(str(tmp_path), 0, scores(images=0, bad=4))
+    stores.save_shard(str(tmp_path), 0, scores(images=0, bad=4))
     loaded = score_store.load_shard(str(tmp_path), 0)
     assert (len(loaded.ids), loaded.means[144].shape, loaded.bad_images) == (0, (0, 7), 4)
 
@@ -62,18 +63,18 @@ def test_what_is_committed_is_done_and_nothing_else(tmp_path: Path) -> None:
     where = str(tmp_path / "scores")
     assert score_store.list_scored_shards(where) == set()
     for shard in (0, 2, 11):
-        score_store.save_shard(where, shard, scores(shard))
+        stores.save_shard(where, shard, scores(shard))
     (tmp_path / "scores" / "shard-000002" / commit.DONE).unlink()  # its writer died
     (tmp_path / "scores" / "notes.txt").write_text("of a person")
     assert score_store.list_scored_shards(where) == {0, 11}
     with pytest.raises(FileNotFoundError):
         score_store.load_shard(where, 2)
-    score_store.save_shard(where, 2, scores(2))
+    stores.save_shard(where, 2, scores(2))
     assert score_store.list_scored_shards(where) == {0, 2, 11}
 
 
 def test_damaged_scores_are_refused(tmp_path: Path) -> None:
-    score_store.save_shard(str(tmp_path), 0, scores())
+    stores.save_shard(str(tmp_path), 0, scores())
     flip_byte(tmp_path / "shard-000000" / "scores.npz", 200)
     with pytest.raises(commit.CommitError, match=r"scores\.npz: damaged"):
         score_store.load_shard(str(tmp_path), 0)
@@ -84,14 +85,14 @@ def test_damaged_scores_are_refused(tmp_path: Path) -> None:
     [("aaaa/shard-000001", "its shard is 0, not 1"), ("bbbb/shard-000000", "its key is 'aaaa', not ")],
 )
 def test_a_part_is_refused_where_it_does_not_belong(tmp_path: Path, other: str, told: str) -> None:
-    score_store.save_shard(f"{tmp_path}/aaaa", 0, scores())
+    stores.save_shard(f"{tmp_path}/aaaa", 0, scores())
     shutil.copytree(tmp_path / "aaaa" / "shard-000000", tmp_path / other)
     with pytest.raises(commit.CommitError, match=f"{told}.*it belongs elsewhere"):
         score_store.load_shard(f"{tmp_path}/{other[:4]}", int(other[-1]))
 
 
 def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
-    score_store.save_shard(f"{tmp_path}/one/aaaa", 0, scores())
+    stores.save_shard(f"{tmp_path}/one/aaaa", 0, scores())
     (tmp_path / "one").rename(tmp_path / "two")
     assert score_store.load_shard(f"{tmp_path}/two/aaaa/", 0).bad_images == 1
 
@@ -126,7 +127,7 @@ def test_problems_are_told(tmp_path: Path) -> None:
     where = str(tmp_path)
     with pytest.raises(FileNotFoundError):
         score_store.find_problem(where, 0, 10, 6, 7)
-    score_store.save_shard(where, 0, scores())  # images 10 .. 14 and a bad one
+    stores.save_shard(where, 0, scores())  # images 10 .. 14 and a bad one
     assert score_store.find_problem(where, 0, 10, 6, 7) is None
     assert score_store.find_problem(where, 0, 9, 6, 7) is None  # which of them is the bad one is not known
     for first, samples in ((11, 6), (10, 5), (10, 7), (8, 6)):
@@ -135,7 +136,7 @@ def test_problems_are_told(tmp_path: Path) -> None:
         assert f"5 images, which are not those {first} .. {first + samples - 1} of the split" in told
     assert "of 7 classes, not 8" in str(score_store.find_problem(where, 0, 10, 6, 8))
     twice = dataclasses.replace(scores(), ids=np.array([10, 11, 11, 13, 14]))
-    score_store.save_shard(where, 1, twice)
+    stores.save_shard(where, 1, twice)
     assert "which are not those" in str(score_store.find_problem(where, 1, 10, 6, 7))
 
 
@@ -159,8 +160,8 @@ def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
 def test_what_are_no_probabilities_is_not_stored(tmp_path: Path) -> None:
     bad = scores()
     bad.maximum[1, 2] = np.nan
-    with pytest.raises(ValueError, match="no number"):
-        score_store.save_shard(str(tmp_path), 0, bad)
+    with pytest.raises(ValueError, match="got other or non-finite values"):
+        stores.save_shard(str(tmp_path), 0, bad)
     assert score_store.list_scored_shards(str(tmp_path)) == set()
 
 

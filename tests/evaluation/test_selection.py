@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data import rng
-from orchestrator.evaluation import score_store, table3
+from orchestrator.evaluation import score_store
 from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.evaluation.score_store import Scores
-from tests.support import stores
+from tests.support import oracles, stores
 from tests.support.stores import CROPS, SPLIT, manifest
 
 CLASSES, IMAGES, MEMBERS = 8, 90, 4
@@ -62,7 +62,7 @@ def test_each_step_adds_the_member_with_which_the_half_has_least_errors(tmp_path
             np.concatenate([score_store.load_shard(folders[member], shard).means[144] for shard in range(2)])
             for member in sorted(chosen)
         ]
-        return table3.compute_errors(np.sum(scores, axis=0, dtype=np.float32), labels)
+        return oracles.compute_errors(np.sum(scores, axis=0, dtype=np.float32), labels)
 
     one, two = halves(IMAGES)
     wrong = np.zeros((MEMBERS, 2))

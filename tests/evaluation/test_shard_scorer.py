@@ -17,7 +17,7 @@ from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import decode_image
-from orchestrator.evaluation import inference, score_store, scoring_task, shard_scorer
+from orchestrator.evaluation import inference, score_store, shard_scorer
 from orchestrator.evaluation.crop_views import CropViews
 from orchestrator.evaluation.inference import InferenceModel
 from orchestrator.evaluation.score_store import Scores
@@ -56,7 +56,7 @@ def scorer(final: str, where: Path | str, which: WeightsVariant = "averaged") ->
 
 def score(folder: Path, shard: int, *scorers: ScoringTarget) -> ShardScoringResult:
     task = ShardScoringTask(data=str(folder / "data"), split="validation", shard=shard, scorers=scorers, threads=1)
-    return ShardScoringResult.from_dict(scoring_task.score_shard(task.to_dict()))
+    return ShardScoringResult.from_dict(shard_scorer.score_shard(task.to_dict()))
 
 
 def alone(folder: Path, found: Manifest, model: Network, recipe: Recipe, shard: int, number: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def alone(folder: Path, found: Manifest, model: Network, recipe: Recipe, shard: 
     image = decode_image(SampleReader(str(folder / "data"), found, "validation").read(shard, number).image)
     size = recipe.model.image_size
     views = np.empty((72, size, size, 3), dtype=np.uint8)
-    multi_crop.cut_crops(image, size, views)
+    multi_crop.cut_crops(image, size, range(multi_crop.NUM_UNMIRRORED), views)
     mean = np.array(recipe.preprocessing.mean, dtype=np.float32)
     rows = []
     with torch.inference_mode():
@@ -164,7 +164,7 @@ def test_a_member_that_is_not_for_this_data_is_refused_by_name(packed: Manifest,
         score(tmp_path, 0, scorer(final, tmp_path / "scores"))
     good, _ = finals.save(tmp_path / "g", finals.small(), packed.classes, seed=0)
     of_others = scorer(good, tmp_path / "scores").model_copy(update={"digest": "0123"})
-    with pytest.raises(DataError, match=r"one: its weights are \w+, not 0123: they were replaced"):
+    with pytest.raises(DataError, match=r"one: its weights must have digest 0123, got \w+: they were replaced"):
         score(tmp_path, 0, of_others)
     assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
 
@@ -175,7 +175,7 @@ def test_scores_that_are_no_numbers_are_refused_by_name(packed: Manifest, tmp_pa
     assert isinstance(model, GoogLeNet)
     with torch.no_grad():
         model.classifier.bias[1] = float("inf")
-    with pytest.raises(DataError, match=r"one: image 3 of the split.*what is no number.*diverged"):
+    with pytest.raises(DataError, match=r"one: image 3 of the split.*non-finite values.*diverged"):
         score(tmp_path, 1, scorer(final, tmp_path / "scores"))
     assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
 
@@ -253,10 +253,9 @@ def test_members_that_preprocess_differently_share_views(tmp_path: Path) -> None
     together = inference.predict_models(loaded, views, mirrored=True)
     for member, found in zip(loaded, together, strict=True):
         assert found.shape == (10, 3)
-        torch.testing.assert_close(found[:5], inference.predict_probabilities(member, views), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(
-            found[5:], inference.predict_probabilities(member, views.flip(3)), rtol=1e-5, atol=1e-6
-        )
+        for half, own in ((found[:5], views), (found[5:], views.flip(3))):
+            (alone,) = inference.predict_models([member], own)
+            torch.testing.assert_close(half, alone, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.sum(dim=1), torch.ones(10))
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 

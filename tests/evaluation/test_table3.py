@@ -1,3 +1,5 @@
+"""Table 3, from errors of images to intervals and the paper's figures."""
+
 import re
 from pathlib import Path
 
@@ -7,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.evaluation import score_store, table3
+from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
+from orchestrator.evaluation.image_errors import CompetingClasses
 from orchestrator.evaluation.score_store import Scores
-from orchestrator.evaluation.table3 import PAPER_TOP5, compute_errors
+from orchestrator.evaluation.table3 import PAPER_TOP5, Table3
+from tests.support import stores
 
 CLASSES = 8
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "paper.md"
@@ -39,13 +42,24 @@ def store(where: Path, shard: int, first: int, labels: list[int], means: dict[in
     count = len(labels)
     ids = np.arange(first, first + count)
     nothing = np.zeros((count, 4, CLASSES), dtype=np.float32)
-    score_store.save_shard(
+    stores.save_shard(
         str(where), shard, Scores(ids, np.array(labels, dtype=np.int64), means, nothing, nothing[:, 0], 0)
     )
 
 
 def alike(scores: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
     return dict.fromkeys((1, 10, 144), scores)
+
+
+def compute_errors(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the errors of a single model."""
+    (errors,) = dict(CompetingClasses([scores], labels).iter_errors([(0,)])).values()
+    return errors.astype(np.float64)
+
+
+def compute_table(folders: list[str], dataset: Manifest) -> Table3:
+    members = [MemberScores(f"m{number}", folder) for number, folder in enumerate(folders)]
+    return analyze_ensemble(members, dataset, "validation").table
 
 
 # ------------------------------------------------------------------ errors of images
@@ -66,7 +80,7 @@ def test_ties_count_as_wrong() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 3])
-def test_what_is_no_number_counts_as_wrong(place: int) -> None:
+def test_a_nan_score_counts_as_wrong(place: int) -> None:
     scores = np.full((2, CLASSES), np.nan, dtype=np.float32)
     scores[1] = ranked([3], [0])[0]
     scores[1, place] = np.nan
@@ -92,7 +106,7 @@ def test_known_scores_give_known_errors_shard_by_shard(tmp_path: Path) -> None:
     means = {count: ranked(labels, place) for count, place in places.items()}
     store(tmp_path, 0, 0, labels[:3], {count: mean[:3] for count, mean in means.items()})
     store(tmp_path, 1, 3, labels[3:], {count: mean[3:] for count, mean in means.items()})
-    made = table3.compute_table([str(tmp_path)], manifest(3, 1), "validation")
+    made = compute_table([str(tmp_path)], manifest(3, 1))
     assert (made.images, made.bad_images) == (4, 0)
     assert [(cell.models, cell.crops, cell.cost) for cell in made.cells] == [(1, 1, 1), (1, 10, 10), (1, 144, 144)]
     assert [cell.top1_error for cell in made.cells] == [75.0, 50.0, 25.0]
@@ -116,7 +130,7 @@ def test_an_ensemble_sums_probabilities_and_one_model_is_the_mean(tmp_path: Path
         scores[:, 1] = 1 - scores[:, 0]
         store(tmp_path / str(number), 0, 0, [0, 0, 0], alike(scores))
         folders.append(str(tmp_path / str(number)))
-    made = table3.compute_table(folders, manifest(3), "validation")
+    made = compute_table(folders, manifest(3))
     assert [(cell.models, cell.crops, cell.cost) for cell in made.cells[3:]] == [(3, 1, 3), (3, 10, 30), (3, 144, 432)]
     # Wrong are images 1 and 2 of the first model, 0 and 2 of the second, 0 of the third.
     assert made.get_cell(1, 1).top1_error == pytest.approx(100 * 5 / 9)
@@ -128,8 +142,8 @@ def test_an_ensemble_sums_probabilities_and_one_model_is_the_mean(tmp_path: Path
 def test_intervals_hold_the_mean_agree_with_theory_and_are_the_same_each_time(tmp_path: Path) -> None:
     labels = [0] * 200
     store(tmp_path, 0, 0, labels, alike(ranked(labels, [0] * 140 + [7] * 60)))
-    made = table3.compute_table([str(tmp_path)], manifest(200), "validation")
-    assert table3.compute_table([str(tmp_path)], manifest(200), "validation") == made
+    made = compute_table([str(tmp_path)], manifest(200))
+    assert compute_table([str(tmp_path)], manifest(200)) == made
     cell = made.get_cell(1, 10)
     assert (cell.top1_error, cell.top5_error) == (30.0, 30.0)
     low, high = cell.top1_interval
@@ -148,7 +162,7 @@ def test_each_cell_has_its_own_interval(tmp_path: Path) -> None:
         for count, (top1, top5) in wrong.items()
     }
     store(tmp_path, 0, 0, labels, means)
-    made = table3.compute_table([str(tmp_path)], manifest(300), "validation")
+    made = compute_table([str(tmp_path)], manifest(300))
     for cell in made.cells:
         intervals = (cell.top1_interval, cell.top5_interval)
         for (low, high), number in zip(intervals, wrong[cell.crops], strict=True):
@@ -158,45 +172,15 @@ def test_each_cell_has_its_own_interval(tmp_path: Path) -> None:
 
 def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
     store(tmp_path, 0, 0, [1, 2], alike(ranked([1, 2], [0, 0])))
-    assert table3.compute_table([str(tmp_path)], manifest(2), "validation").get_cell(1, 1).top1_interval == (0.0, 0.0)
-
-
-# ------------------------------------------------------------------ what is refused
-@pytest.mark.parametrize(("first", "count"), [(1, 3), (0, 2), (0, 4)])
-def test_scores_of_other_images_are_refused(tmp_path: Path, first: int, count: int) -> None:
-    store(tmp_path, 0, first, [0] * count, alike(ranked([0] * count, [0] * count)))
-    with pytest.raises(DataError, match="not the 3 of the shard"):
-        table3.compute_table([str(tmp_path)], manifest(3), "validation")
-
-
-def test_an_image_counted_twice_is_refused(tmp_path: Path) -> None:
-    scores = ranked([0, 0], [0, 0])
-    nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
-    twice = Scores(np.array([0, 0]), np.array([0, 0]), alike(scores), nothing, scores, 0)
-    score_store.save_shard(str(tmp_path), 0, twice)
-    with pytest.raises(DataError, match="not the 2"):
-        table3.compute_table([str(tmp_path)], manifest(2), "validation")
-
-
-def test_models_with_different_labels_are_refused(tmp_path: Path) -> None:
-    for name, labels in (("a", [0, 1]), ("b", [0, 2])):
-        store(tmp_path / name, 0, 0, labels, alike(ranked(labels, [0, 0])))
-    with pytest.raises(DataError, match="different images or labels"):
-        table3.compute_table([str(tmp_path / "a"), str(tmp_path / "b")], manifest(2), "validation")
-
-
-def test_a_shard_that_is_not_scored_is_no_table(tmp_path: Path) -> None:
-    store(tmp_path, 0, 0, [0], alike(ranked([0], [0])))
-    with pytest.raises(FileNotFoundError):
-        table3.compute_table([str(tmp_path)], manifest(1, 1), "validation")
+    assert compute_table([str(tmp_path)], manifest(2)).get_cell(1, 1).top1_interval == (0.0, 0.0)
 
 
 def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 7])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     partial = Scores(np.array([0, 2]), np.array([0, 0]), alike(scores), nothing, scores, 1)
-    score_store.save_shard(str(tmp_path), 0, partial)
-    made = table3.compute_table([str(tmp_path)], manifest(3), "validation")
+    stores.save_shard(str(tmp_path), 0, partial)
+    made = compute_table([str(tmp_path)], manifest(3))
     assert (made.images, made.bad_images, made.get_cell(1, 1).top1_error) == (2, 1, 50.0)
 
 

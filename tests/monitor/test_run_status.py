@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
-from orchestrator.monitor.formatting import parse_loss
+from orchestrator.monitor.journal_summary import parse_loss
 from orchestrator.monitor.run_status import inspect_run
 from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import LeaseOwner

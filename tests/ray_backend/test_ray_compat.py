@@ -2,6 +2,7 @@
 
 import builtins
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_what_one_part_lacks_leaves_the_other(
 
 
 def test_the_installed_version_is_one_that_the_tests_run_with() -> None:
-    assert ray_compat.version("ray") in ray_compat.TESTED_RAY_VERSIONS
+    assert version("ray") in ray_compat.TESTED_RAY_VERSIONS
 
 
 @pytest.mark.parametrize("value", ["off", "2", " "])

@@ -1,4 +1,4 @@
-"""Training a fleet in a session: what is planned, told, skipped, recorded and given more workers."""
+"""Training several runs in a session: planned, reported, skipped and recorded."""
 
 import threading
 from pathlib import Path
@@ -14,7 +14,6 @@ from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.scheduler import multi_run, scheduler
 from orchestrator.scheduler.config import PlanConfig
-from orchestrator.scheduler.progress import ProgressMonitor
 from orchestrator.training.config import Outcome
 from tests.support import tiny_shards
 from tests.support.launched import recipe, spec
@@ -32,8 +31,7 @@ class FakeSession:
         self.interruption = SimpleNamespace(event=threading.Event())
         self.said: list[str] = []
         self.final_statuses: dict[str, str] = {}
-        self.trained: list[tuple[str, int]] = []
-        self.hold: dict[str, threading.Event] = {}
+        self.trained: list[str] = []
 
     def print_line(self, text: str) -> None:
         self.said.append(text)
@@ -51,11 +49,8 @@ class FakeSession:
         self.final_statuses[key] = status
 
     def train_run(self, run: RunSpec, parent: str | None = None) -> Outcome:
-        name, workers = run.recipe.name, run.placement.workers
-        self.trained.append((name, workers))
-        if name in self.hold and workers == 1:
-            assert self.hold[name].wait(10)
-            return Outcome(status="stopped", samples=13)
+        name = run.recipe.name
+        self.trained.append(name)
         return Outcome(status="diverged", message="loss nan", samples=3) if "diverges" in name else DONE
 
 
@@ -66,7 +61,6 @@ def trained(session: FakeSession, specs: list[RunSpec], *rest: Any) -> multi_run
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(scheduler, "WIDEN_SECONDS", 0.02)
 
 
 def specs_of(folder: Path, *names: str) -> list[RunSpec]:
@@ -100,33 +94,10 @@ def test_a_recipe_that_was_tuned_on_other_data_is_warned_of_once(tmp_path: Path)
     assert [text for text in session.said if "tuned on" in text] == [f"warning: {runs[0].dataset_warning}"]
 
 
-def test_what_is_trained_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_retrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session, runs = FakeSession(tmp_path), specs_of(tmp_path, "a", "b")
     monkeypatch.setattr(multi_run, "load_finished_outcome", lambda folder: DONE if folder == runs[0].folder else None)
     result = trained(session, runs)
-    assert [name for name, _ in session.trained] == ["b"]
+    assert session.trained == ["b"]
     assert result.results[runs[0].name].outcome == DONE
     assert session.said[0] == "1 of 2 models are trained already"
-
-
-@pytest.mark.parametrize("may", [True, False])
-def test_the_last_run_is_widened_only_when_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: bool
-) -> None:
-    session = FakeSession(tmp_path)
-    session.hold["long"] = threading.Event()
-    monkeypatch.setattr(ProgressMonitor, "estimate_seconds_left", lambda *_: 1000.0)
-    (short, long), asked = specs_of(tmp_path, "short", "long"), list[str]()
-
-    def stop_run(run: RunSpec) -> None:
-        asked.append(run.recipe.name)
-        session.hold["long"].set()
-
-    if not may:
-        timer = threading.Timer(0.3, session.hold["long"].set)
-        timer.daemon = True
-        timer.start()
-    result = trained(session, [short, long], PlanConfig(most_workers=2 if may else None), stop_run)
-    assert asked == (["long"] if may else [])
-    assert result.list_runs("finished") == ([short.name, long.name] if may else [short.name])
-    assert (("long", 2) in session.trained) == may

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from orchestrator.monitor import live_table
-from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta, parse_epoch_metrics
+from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
+from orchestrator.monitor.journal_summary import parse_epoch_metrics
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.scheduler.estimate import Durations, RunHistory
+from orchestrator.scheduler.estimate import RunHistory
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable, RunProgress
-from orchestrator.scheduler.run_plan import ScalingModel, replace_workers
 from orchestrator.storage import file_io
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import make_segment_name
@@ -139,10 +139,10 @@ def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path, monkeypatch
 def test_before_the_first_epoch_the_time_left_is_the_plans(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
     board = ProgressMonitor(runs)
-    board.set_expected_durations(runs, Durations((100.0, 60.0, 60.0), True), ScalingModel(launch_overhead=5.0))
+    expected = dict(zip([run.name for run in runs], (100.0, 60.0, 60.0), strict=True))
+    board.set_expected_durations(expected, in_seconds=True, start_seconds=5.0)
     assert board.estimate_training_seconds(2) == pytest.approx(5 + 60 + 5 + 60)
-    assert board.estimate_seconds_left(runs[0]) is None
-    board.set_expected_durations(runs, Durations((100.0, 60.0, 60.0), False), ScalingModel(launch_overhead=5.0))
+    board.set_expected_durations(expected, in_seconds=False, start_seconds=5.0)
     assert board.estimate_training_seconds(2) is None  # units of work
 
 
@@ -151,35 +151,32 @@ def test_what_one_run_shows_counts_for_the_others_by_their_work(
 ) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(2)]
     board = ProgressMonitor(runs)
-    board.set_expected_durations(runs, Durations((7.0, 21.0), False), ScalingModel(most_workers=2, serial_share=0.0))
+    board.set_expected_durations({runs[0].name: 7.0, runs[1].name: 21.0}, in_seconds=False, start_seconds=0.0)
     board.update_phase(runs[0], "running", "")
     began = time.time()
     clock = iter([began, began + 20])
     monkeypatch.setattr(time, "time", lambda: next(clock, began + 20))
     write_journal(runs[0].folder, 1, [STARTED, epoch(1)])
     board.poll()
-    assert board.estimate_seconds_left(runs[0]) == pytest.approx(9 * 20)
     # The other has three times the work; ten epochs of 60 s.
     assert board.estimate_training_seconds(2) == pytest.approx(600, abs=30)
-    # With twice the workers an epoch is expected to take half; what was measured with one is measured anew.
-    board.update_phase(replace_workers(runs[0], 2), "running", "")
-    assert board.estimate_seconds_left(runs[0]) is None
 
 
-def test_starts_are_measured(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = ProgressMonitor([run])
-    board.set_expected_durations([run], Durations((10.0,), True), ScalingModel(launch_overhead=30.0))
-    assert board.estimate_start_seconds() == 30.0
+def test_starts_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=4), str(tmp_path)) for number in range(2)]
+    board = ProgressMonitor(runs)
+    board.set_expected_durations({run.name: 10.0 for run in runs}, in_seconds=True, start_seconds=30.0)
+    assert board.estimate_training_seconds(1) == pytest.approx(2 * (30 + 10))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
-    board.update_phase(run, "running", "")
+    board.update_phase(runs[0], "running", "")
     monkeypatch.setattr(time, "time", lambda: now + 12)
-    write_journal(run.folder, 1, [STARTED])
+    write_journal(runs[0].folder, 1, [STARTED])
     board.poll()
-    assert board.estimate_start_seconds() == pytest.approx(12.0)
+    assert board.estimate_training_seconds(1) == pytest.approx(10 + 12 + 10)
 
 
-def test_a_plan_is_told_what_the_journals_say(run: RunSpec) -> None:
+def test_estimates_use_what_the_journals_record(run: RunSpec) -> None:
     write_journal(run.folder, 1, [("started", 0, {"workers": 3}), epoch(2)])
     board = ProgressMonitor([run])
     board.poll(waiting=True)
@@ -309,3 +306,14 @@ def test_a_run_without_workers_is_starting_and_then_waits(run: RunSpec) -> None:
     assert row.state == "WAITING"
     row.attempt_start = (time.time(), 0)
     assert row.state == "running"
+
+
+def test_causes_are_shown_as_they_are_whatever_brackets_they_have(tmp_path: Path) -> None:
+    """Tracebacks of native code hold paths in brackets, which a console may read as closing tags."""
+    cause = "rank 1: RuntimeError: [/__w/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:2024"
+    run = spec(storage=str(tmp_path))
+    board, screen = ProgressMonitor([run]), io.StringIO()
+    board.update_phase(run, "running", "")
+    with ProgressTable(board, lambda: 1, Console(file=screen, width=300)):
+        write_journal(run.folder, 1, [("incident", 8, {"cause": cause, "samples_replayed": 8})])
+    assert cause in screen.getvalue()

@@ -11,8 +11,8 @@ from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.scheduler import capacity, scheduler
 from orchestrator.scheduler.capacity import CapacityMonitor
-from orchestrator.scheduler.run_plan import PlannedRun, RunPlan, ScalingModel, replace_workers
-from orchestrator.scheduler.scheduler import RunPhase, RunResult, WideningHooks, execute_plan
+from orchestrator.scheduler.run_plan import PlannedRun, RunPlan
+from orchestrator.scheduler.scheduler import RunPhase, RunResult, Scheduler
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.config import Outcome, OutcomeStatus
@@ -24,14 +24,11 @@ from tests.support.launched import recipe, spec, until
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0.05, 0.1))
     monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(scheduler, "WIDEN_SECONDS", 0.02)
     monkeypatch.setattr(capacity, "POLL_SECONDS", 0.02)
 
 
-def planned(specs: list[RunSpec], slots: int, pace: ScalingModel | None = None) -> RunPlan:
-    return RunPlan(
-        tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)), 1.0, pace or ScalingModel()
-    )
+def planned(specs: list[RunSpec], slots: int) -> RunPlan:
+    return RunPlan(tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)), 1.0)
 
 
 class Launcher:
@@ -39,7 +36,6 @@ class Launcher:
 
     def __init__(self, **scripts: list[OutcomeStatus | Exception | Callable[[], Outcome]]) -> None:
         self.scripts, self.calls = scripts, list[str]()
-        self.workers: list[int] = []
         self.under_way = self.most = 0
         self._lock = threading.Lock()
 
@@ -47,7 +43,6 @@ class Launcher:
         name = run.recipe.name
         with self._lock:
             self.calls.append(name)
-            self.workers.append(run.placement.workers)
             self.under_way += 1
             self.most = max(self.most, self.under_way)
         try:
@@ -82,7 +77,7 @@ def supervised(
     storage: str = "/nowhere",
 ) -> tuple[dict[str, RunResult], Seen]:
     seen, specs = Seen(), [spec(recipe(name), storage) for name in names]
-    ended = execute_plan(planned(specs, at_once), launcher, seen, stop or threading.Event())
+    ended = Scheduler(planned(specs, at_once), launcher, seen, stop or threading.Event()).run()
     assert list(sorted(ended)) == sorted(run.name for run in specs)
     return {name.rsplit("-", 1)[0]: end for name, end in ended.items()}, seen
 
@@ -121,9 +116,9 @@ def test_a_launch_that_raises_is_tried_again_after_growing_pauses() -> None:
     assert sorted(launcher.calls) == ["broken", "broken", "broken", "shaky", "shaky"]
     assert [change[1:] for change in seen.changes if change[0] == "broken"] == [
         ("running", ""),
-        ("waiting", "its launch failed, again in 0.05 s: OSError: away"),
+        ("waiting", "launch failed, retrying in 0.05 s: OSError: away"),
         ("running", "launched again after OSError: away"),
-        ("waiting", "its launch failed, again in 0.1 s: OSError: still away"),
+        ("waiting", "launch failed, retrying in 0.1 s: OSError: still away"),
         ("running", "launched again after OSError: still away"),
         ("failed", "OSError: still away"),
     ]
@@ -257,7 +252,7 @@ def in_background(made: RunPlan, launcher: Launcher, now: CapacityMonitor | None
     """Supervise in a daemon thread; where the result will be."""
     result: list[dict[str, RunResult]] = []
     work = threading.Thread(
-        target=lambda: result.append(execute_plan(made, launcher, Seen(), threading.Event(), now)), daemon=True
+        target=lambda: result.append(Scheduler(made, launcher, Seen(), threading.Event(), now).run()), daemon=True
     )
     work.start()
     return result
@@ -291,7 +286,7 @@ def test_a_capacity_that_cannot_be_seen_has_not_changed() -> None:
     specs = [spec(recipe(f"r{number}")) for number in range(4)]
     with CapacityMonitor(2, away) as now:
         until(lambda: len(calls) > 2)
-        ended = execute_plan(planned(specs, 2), launcher, Seen(), threading.Event(), now)
+        ended = Scheduler(planned(specs, 2), launcher, Seen(), threading.Event(), now).run()
         assert now.slots == 2
     assert launcher.most == 2
     assert {end.status for end in ended.values()} == {"finished"}
@@ -302,7 +297,7 @@ def test_a_look_at_the_capacity_that_hangs_holds_nobody_up(monkeypatch: pytest.M
     hang = threading.Event()
     began = time.monotonic()
     with CapacityMonitor(1, lambda: int(hang.wait(60))) as now:
-        ended = execute_plan(planned([spec(recipe("a"))], 1), Launcher(), Seen(), threading.Event(), now)
+        ended = Scheduler(planned([spec(recipe("a"))], 1), Launcher(), Seen(), threading.Event(), now).run()
     hang.set()
     assert [end.status for end in ended.values()] == ["finished"]
     assert time.monotonic() - began < 30
@@ -318,7 +313,7 @@ def test_a_change_of_the_capacity_is_told() -> None:
 def test_a_run_that_fits_nowhere_is_left_to_ray_to_wait_with() -> None:
     launcher = Launcher()
     with CapacityMonitor(0) as now:
-        ended = execute_plan(planned([spec(recipe("a"))], 1), launcher, Seen(), threading.Event(), now)
+        ended = Scheduler(planned([spec(recipe("a"))], 1), launcher, Seen(), threading.Event(), now).run()
     assert [end.status for end in ended.values()] == ["finished"]
 
 
@@ -326,118 +321,5 @@ def test_no_more_runs_are_under_way_than_the_placement_allows() -> None:
     launcher = Launcher()
     specs = [spec(recipe(f"r{number}"), at_once=2) for number in range(5)]
     with CapacityMonitor(9) as now:
-        execute_plan(planned(specs, 9), launcher, Seen(), threading.Event(), now)
+        Scheduler(planned(specs, 9), launcher, Seen(), threading.Event(), now).run()
     assert launcher.most == 2
-
-
-# ------------------------------------------------------------------ more workers
-PACE = ScalingModel(launch_overhead=0.0, most_workers=2, serial_share=0.0)
-
-
-def tail(
-    left: Callable[[RunSpec], float | None], stop_run: Callable[[RunSpec], None], restart: float = 1.0
-) -> WideningHooks:
-    return WideningHooks(left, lambda: restart, stop_run)
-
-
-def test_the_run_that_is_left_is_stopped_and_goes_on_with_more_workers() -> None:
-    asked = threading.Event()
-
-    def stopped() -> Outcome:
-        assert asked.wait(10)
-        return Outcome(status="stopped", message="asked to stop", samples=3)
-
-    launcher, seen = Launcher(b=[stopped, "finished"]), Seen()
-    specs = [spec(recipe("a")), spec(recipe("b"))]
-    ended = execute_plan(
-        planned(specs, 2, PACE), launcher, seen, threading.Event(), None, tail(lambda _: 100.0, lambda _: asked.set())
-    )
-    assert {end.status for end in ended.values()} == {"finished"}
-    assert list(zip(launcher.calls, launcher.workers, strict=True))[-1] == ("b", 2)
-    assert [change[1:] for change in seen.changes if change[0] == "b"] == [
-        ("running", ""), ("running", "goes on with 2 workers"), ("finished", ""),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("left", [1.5, None])
-def test_a_run_about_to_end_or_of_unknown_speed_is_left_alone(left: float | None) -> None:
-    def long() -> Outcome:
-        time.sleep(0.3)
-        return Outcome(status="finished", samples=7)
-
-    launcher, stopped = Launcher(b=[long]), list[str]()
-    specs = [spec(recipe("a")), spec(recipe("b"))]
-    execute_plan(
-        planned(specs, 2, PACE), launcher, Seen(), threading.Event(), None,
-        tail(lambda _: left, lambda run: stopped.append(run.name)),
-    )  # fmt: skip
-    assert stopped == []
-    assert launcher.workers == [1, 1]
-
-
-def test_a_failed_query_of_progress_stops_nothing() -> None:
-    def long() -> Outcome:
-        time.sleep(0.3)
-        return Outcome(status="finished", samples=7)
-
-    def away(run: RunSpec) -> float:
-        raise OSError(f"{run.name}: journal not read")
-
-    specs = [spec(recipe("a")), spec(recipe("b"))]
-    stopped = list[str]()
-    ended = execute_plan(
-        planned(specs, 2, PACE), Launcher(b=[long]), Seen(), threading.Event(), None,
-        tail(away, lambda run: stopped.append(run.name)),
-    )  # fmt: skip
-    assert {end.status for end in ended.values()} == {"finished"}
-    assert stopped == []
-
-
-def test_a_stop_flag_that_could_not_be_written_is_written_at_the_next_look() -> None:
-    asked, tries = threading.Event(), list[str]()
-
-    def stop_run(run: RunSpec) -> None:
-        tries.append(run.name)
-        if len(tries) < 3:
-            raise OSError("storage is away")
-        asked.set()
-
-    def stopped() -> Outcome:
-        assert asked.wait(10)
-        return Outcome(status="stopped", samples=3)
-
-    launcher = Launcher(a=[stopped, "finished"])
-    specs = [spec(recipe("a"))]
-    ended = execute_plan(
-        planned(specs, 2, PACE), launcher, Seen(), threading.Event(), None, tail(lambda _: 9e9, stop_run)
-    )
-    assert [end.status for end in ended.values()] == ["finished"]
-    assert (launcher.workers, len(tries)) == ([1, 2], 3)
-
-
-def test_a_run_stopped_for_good_while_it_was_to_be_widened_is_stopped() -> None:
-    stop = threading.Event()
-
-    def stopped() -> Outcome:
-        until(stop.is_set)
-        return Outcome(status="stopped", message="asked to stop", samples=3)
-
-    specs = [spec(recipe("a"))]
-    ended = execute_plan(
-        planned(specs, 2, PACE), Launcher(a=[stopped]), Seen(), stop, None, tail(lambda _: 9e9, lambda _: stop.set())
-    )
-    assert [end.status for end in ended.values()] == ["stopped"]
-
-
-def test_a_wide_run_waits_for_slots_for_a_while_and_then_takes_what_there_is() -> None:
-    for patience, workers in ((0.0, 1), (9.0, 2)):
-        launcher = Launcher()
-        with released(launcher, ["a"]) as go:
-            specs = [spec(recipe("a")), replace_workers(spec(recipe("b")), 2)]
-            made = planned(specs, 2, ScalingModel(patience, 2, 0.0))
-            result = in_background(made, launcher)
-            if workers == 1:
-                until(lambda done=launcher: len(done.calls) == 2)  # type: ignore[misc]
-            go.set()
-            until(lambda done=result: bool(done))  # type: ignore[misc]
-        assert launcher.workers == [1, workers]

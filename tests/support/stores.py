@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.evaluation import score_store
-from orchestrator.evaluation.score_store import Scores
+from orchestrator.data.transforms import multi_crop
+from orchestrator.evaluation.score_store import Scores, ShardScoreWriter
 
 SPLIT = "validation"
 CROPS = (1, 10, 144)
@@ -43,10 +43,18 @@ def drawn(model: int, labels: NDArray[np.int64], classes: int, seed: int = 0, fi
     return Scores(ids, labels, means, some(4), some(1)[:, 0], bad)
 
 
+def save_shard(folder: str, shard: int, scores: Scores) -> None:
+    """Commit the scores of one shard."""
+    writer = ShardScoreWriter(len(scores.ids), scores.maximum.shape[-1])
+    means = [scores.means[count][:, None] for count in multi_crop.CROP_SUBSETS]
+    writer.add(scores.ids, scores.labels, np.concatenate((*means, scores.per_scale, scores.maximum[:, None]), axis=1))
+    writer.save(folder, shard, scores.bad_images)
+
+
 def write(folder: Path, parts: Sequence[Scores]) -> str:
     """Commit the scores of each shard; the folder's URL."""
     for number, part in enumerate(parts):
-        score_store.save_shard(str(folder), number, part)
+        save_shard(str(folder), number, part)
     return str(folder)
 
 

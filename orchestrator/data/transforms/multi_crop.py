@@ -6,7 +6,9 @@ the ten crops are subsets, so one pass gives all three.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import cv2
 import numpy as np
@@ -23,7 +25,7 @@ NUM_CROPS = 2 * NUM_UNMIRRORED
 
 _CENTER_SQUARE, _CENTER_VIEW = 1, 4
 
-# Numbers of the crops in the order of `cut` followed by the same mirrored (crop i + 72 is the mirror of crop i).
+# Numbers of the crops: by scale, square and view, then the same mirrored (crop i + 72 is the mirror of crop i).
 ONE_CROP = (_CENTER_SQUARE * VIEWS + _CENTER_VIEW,)
 _FIVE_CROPS = tuple(_CENTER_SQUARE * VIEWS + view for view in range(5))
 TEN_CROPS = (*_FIVE_CROPS, *(NUM_UNMIRRORED + crop for crop in _FIVE_CROPS))
@@ -69,24 +71,26 @@ def compute_boxes(width: int, height: int, size: int) -> list[SquareCrop]:
     return found
 
 
-def cut_crops(image: Image, size: int, out: Image) -> None:
-    """Write the 72 unmirrored crops of an image (H x W x 3 uint8) into `out` (72 x size x size x 3 uint8)."""
+def cut_crops(image: Image, size: int, crops: Sequence[int], out: Image) -> None:
+    """Write unmirrored crops (numbers below 72, ascending) of an image (H x W x 3 uint8).
+
+    out: len(crops) x size x size x 3 uint8. The image is resized once for each scale that the crops need.
+    """
     height, width = image.shape[:2]
-    for number, shorter in enumerate(compute_scale_sides(size)):
-        target = compute_resized_size(width, height, shorter)
-        scaled = resize_image(image, target)
-        rows = out[number * CROPS_PER_SCALE : (number + 1) * CROPS_PER_SCALE]
-        for row, box in zip(rows, compute_boxes(*target, size), strict=True):
+    sides = compute_scale_sides(size)
+    rows = zip(out, crops, strict=True)
+    for scale, same_scale in groupby(rows, key=lambda row: row[1] // CROPS_PER_SCALE):
+        target = compute_resized_size(width, height, sides[scale])
+        scaled, boxes = resize_image(image, target), compute_boxes(*target, size)
+        for row, crop in same_scale:
+            box = boxes[crop % CROPS_PER_SCALE]
             view = scaled[box.y : box.y + box.side, box.x : box.x + box.side]
             row[:] = view if box.side == size else resize_image(view, (size, size))
 
 
 def cut_center_crop(image: Image, size: int, out: Image) -> None:
-    """Write the single centre crop (crop ONE_CROP of `cut`, the same pixels) into `out` (size x size x 3)."""
-    height, width = image.shape[:2]
-    target = compute_resized_size(width, height, compute_scale_sides(size)[0])
-    box = compute_boxes(*target, size)[ONE_CROP[0]]
-    out[:] = resize_image(image, target)[box.y : box.y + size, box.x : box.x + size]
+    """Write the single centre crop into `out` (size x size x 3 uint8)."""
+    cut_crops(image, size, ONE_CROP, out[None])
 
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:

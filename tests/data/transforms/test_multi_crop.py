@@ -107,7 +107,7 @@ def square_at(image: Image, shorter: int, which: int) -> Image:
 def test_crops_equal_independently_cut_ones(width: int, height: int, size: int) -> None:
     image = picture(2, width, height)
     out = np.empty((72, size, size, 3), dtype=np.uint8)
-    multi_crop.cut_crops(image, size, out)
+    multi_crop.cut_crops(image, size, range(multi_crop.NUM_UNMIRRORED), out)
     both = np.concatenate((out, out[:, :, ::-1]))
     shorter = compute_scale_sides(size)[0]
     square = square_at(image, shorter, 1)
