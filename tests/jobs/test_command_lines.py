@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.recipe.presets import googlenet_tiny
 from tests.support import tiny_shards
 from tests.support.launched import ROOT, Ended, job
@@ -101,14 +103,20 @@ def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
         ("train.py", ["googlenet-tiny", "--storage", "s3:/bucket/runs"], "give 's3://bucket/runs'"),
     ],
 )
-def test_users_mistakes_are_one_line_and_exit_status_2(
-    script: str, arguments: list[str], told: str, tmp_path: Path
+def test_a_usage_error_is_one_line_and_exit_status_2(
+    script: str, arguments: list[str], told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = job(script, *arguments, runs=runs_of(tmp_path))
-    assert done.status == 2, done.err
-    assert len(done.complaints) == 1, done.err
-    assert done.complaints[0].startswith(f"{script}: error: ")
-    assert told in done.complaints[0]
+    words = [str(ROOT / "jobs" / script), *arguments]
+    with patch.object(sys, "argv", words), patch.dict(os.environ, {"ORCHESTRATOR_RUNS": str(runs_of(tmp_path))}):
+        try:
+            status = main.run_job(words[0])
+        except SystemExit as ended:
+            status = int(str(ended.code))
+    error = capfd.readouterr().err
+    assert status == 2, error
+    assert error.count("\n") == 1, error
+    assert error.startswith(f"{script}: error: ")
+    assert told in error
     assert not runs_of(tmp_path).exists()
 
 
