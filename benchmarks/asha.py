@@ -23,9 +23,9 @@ from scipy import stats
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data.build import digits
-from orchestrator.recipe.baseline_presets import lenet_5_digits
+from orchestrator.data.build.sources import digits
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.presets import lenet_5_digits
 
 SEEDS = 5
 EPOCHS = 27

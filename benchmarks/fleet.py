@@ -28,7 +28,7 @@ from benchmarks import bare, frame, turns
 from benchmarks.frame import Figure
 from benchmarks.turns import Side, Stopwatch
 from orchestrator.data import manifest
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.ensemble import members
 from orchestrator.ensemble.members import EnsembleConfig
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec

@@ -25,7 +25,7 @@ from benchmarks import frame, photos
 from benchmarks.frame import Cost, Figure
 from orchestrator.checkpoint import weights
 from orchestrator.data import manifest
-from orchestrator.data.build.digits import pack_digits
+from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.transforms.multi_crop import NUM_UNMIRRORED
 from orchestrator.evaluation import inference, shard_scorer

@@ -95,9 +95,10 @@ def open_bytes(url: str, packed: Manifest, order: EpochOrder, position: int) -> 
     total = 0
     for lane in range(order.lanes):
         step = max(0, -(-(position - lane) // order.lanes))
-        for shard, first, past in order.find_spans(lane, *order.find_window(lane, step)):
+        for shard, numbers in order.find_spans(lane, *order.find_window(lane, step)):
             listing = index.load(url, packed.shards(photos.SPLIT)[shard])
-            total += int(listing.offsets[past - 1] + listing.lengths[past - 1] - listing.offsets[first])
+            first, last = numbers[0], numbers[-1]
+            total += int(listing.offsets[last] + listing.lengths[last] - listing.offsets[first])
     return total
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.tracking import journal
 from tests.drills import stage
 from tests.support.launched import ROOT, process_tree, title
@@ -187,7 +187,7 @@ def plain_loop(config: dict[str, Any]) -> None:
     device, recipe, found = ray.train.torch.get_device(), googlenet_tiny(), manifest.load(config["data"])
     counts = tuple(shard.samples for shard in found.shards("train"))
     model = ray.train.torch.prepare_model(create_model(recipe.model, len(found.classes), recipe.seeds.weights))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=recipe.optimizer.momentum)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     loader = BatchLoader(SampleReader(config["data"], found, "train"), recipe.model.image_size, 1)
     plan = EpochOrder(counts, recipe.seeds.order, 0, recipe.order.lanes, recipe.order.window)
     seed = recipe.seeds.augmentation

@@ -134,7 +134,7 @@ class Steps:
     """Forward pass of a network; returns all of its outputs."""
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     backward: Step
     infer: Step
 

@@ -21,7 +21,7 @@ from statistics import mean
 from benchmarks import bare, frame
 from benchmarks.frame import Figure
 from orchestrator.data import manifest
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tracking import journal

@@ -1,1 +1,1 @@
-"""Checkpoints: save, verify, find the newest complete one, keep few. Read by training and evaluation alike."""
+"""Checkpoints and final weights: save, verify, load, remove old ones."""

@@ -1,6 +1,6 @@
-"""Checkpoint folders: `state.pt` (torch.save of plain values, loadable with weights_only) committed by a DONE file.
+"""Checkpoint folders: `state.pt` (torch.save of plain values, loadable with weights_only), committed by a DONE file.
 
-A folder is named by samples seen and attempt, so names sort by progress, and no attempt writes over another's.
+A folder is named by samples seen and attempt, so names sort by progress, and no attempt overwrites another's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,25 +16,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder, list_checkpoints, make_checkpoint_url
-from orchestrator.config import redaction
+from orchestrator.config.redaction import redact
 from orchestrator.storage import commit, file_io
-
-__all__ = [
-    "__GONE__",
-    "CheckpointError",
-    "FormatVersionError",
-    "LoadedCheckpoint",
-    "NonFiniteError",
-    "check_finite",
-    "find_non_finite",
-    "find_tensor_mismatch",
-    "load",
-    "load_newest",
-    "remove_old_checkpoints",
-    "save",
-    "serialize_state",
-    "write_folder",
-]
 
 # 2: momentum by the parameters' names, and float16's scaler.
 FORMAT_VERSION = 2
@@ -42,20 +25,20 @@ STATE_FILE = "state.pt"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged or of another format; the message names it."""
+    """A damaged checkpoint, or one of another format; the message names it."""
 
 
 class FormatVersionError(CheckpointError):
-    """A checkpoint of another version of the format: good, perhaps, but not for this code."""
+    """A checkpoint of another version of the format."""
 
 
 class NonFiniteError(ValueError):
-    """What is to be saved holds NaN or infinite numbers; the message names the tensor."""
+    """A state with NaN or infinite numbers, which is not saved; the message names the tensor."""
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """The newest good checkpoint, if there is one, and which newer ones were passed over and why."""
+    """The newest valid checkpoint, if there is one, and the newer ones that were skipped, with reasons."""
 
     checkpoint: CheckpointFolder | None
     state: dict[str, Any]
@@ -63,7 +46,7 @@ class LoadedCheckpoint:
 
 
 def save(folder: str, state: Mapping[str, Any], samples: int, attempt: int) -> str:
-    """Write and commit a checkpoint below `folder`; its URL. `state` holds tensors and plain values only.
+    """Write and commit a checkpoint below `folder`; return its URL. `state` holds tensors and plain values only.
 
     Raises NonFiniteError, before anything is written, for NaN or infinite weights.
     """
@@ -72,38 +55,37 @@ def save(folder: str, state: Mapping[str, Any], samples: int, attempt: int) -> s
     return url
 
 
-def write_folder(url: str, state: Mapping[str, Any], about: Mapping[str, object]) -> None:
+def write_folder(url: str, state: Mapping[str, Any], metadata: Mapping[str, object]) -> None:
     """Write and commit one checkpoint folder. Raises NonFiniteError, before anything is written."""
     check_finite(url, state)
-    commit.write_folder(url, {STATE_FILE: serialize_state(state)}, {"format_version": FORMAT_VERSION, **about})
+    commit.write_folder(url, {STATE_FILE: serialize_state(state)}, {"format_version": FORMAT_VERSION, **metadata})
 
 
 def check_finite(url: str, state: Mapping[str, Any]) -> None:
     """Raise NonFiniteError for a state that must not be saved at `url`."""
     if name := find_non_finite(state):
         raise NonFiniteError(
-            f"{redaction.redact(url)}: {name} holds NaN or infinite numbers, so nothing was saved: "
-            "training diverged; lower "
+            f"{redact(url)}: {name} holds NaN or infinite numbers, so nothing was saved: training diverged; lower "
             "schedule.base_rate or lengthen schedule.warmup_epochs"
         )
 
 
 def serialize_state(state: Mapping[str, Any]) -> bytes:
-    """The bytes of a state."""
+    """Return the bytes of a state."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     return buffer.getvalue()
 
 
 def load(url: str, device: str = "cpu") -> dict[str, Any]:
-    """The verified state of a checkpoint. Raises FileNotFoundError (not committed) or CheckpointError."""
-    shown = redaction.redact(url)
+    """Return the verified state of a checkpoint. Raises FileNotFoundError (not committed) or CheckpointError."""
+    shown = redact(url)
     try:
         version = commit.read_metadata(url).get("format_version")
         if version != FORMAT_VERSION:
-            # What is no number was not written by any version.
+            # No version of the code writes anything but an int.
             raise (FormatVersionError if isinstance(version, int) else CheckpointError)(
-                f"{shown}: checkpoint format {version!r}; this code reads {FORMAT_VERSION}: go on with the version of "
+                f"{shown}: checkpoint format {version!r}; this code reads {FORMAT_VERSION}: resume with the version of "
                 "the code that wrote it, or start anew with --new"
             )
         payload = commit.read_folder(url)
@@ -111,19 +93,9 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
         raise CheckpointError(str(error)) from None
     if STATE_FILE not in payload:
         raise CheckpointError(f"{shown}: its {commit.DONE} lists no {STATE_FILE}")
-    try:
-        commit.check_zip_uncompressed(payload[STATE_FILE])
-    except ValueError as error:
-        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes: {error}") from None
-    try:
-        state = torch.load(io.BytesIO(payload[STATE_FILE]), map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{shown}: holds something other than tensors and plain values: {first}") from None
-    except (RuntimeError, EOFError, KeyError) as error:  # whole by its sum, so it was written like this
-        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes ({type(error).__name__})") from None
+    state = _unpack_state(shown, payload[STATE_FILE], device)
     if not isinstance(state, dict):
-        raise CheckpointError(f"{shown}: holds {type(state).__name__}, no state")
+        raise CheckpointError(f"{shown}: must hold a dict, got {type(state).__name__}")
     if name := _find_oversized_tensor(state):
         raise CheckpointError(f"{shown}: {name} claims more numbers than {STATE_FILE} holds; remove this checkpoint")
     if name := find_non_finite(state):
@@ -131,95 +103,107 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
     return state
 
 
-def _find_oversized_tensor(state: Mapping[str, Any], above: str = "") -> str | None:
-    """Return the dotted name of the first tensor of more elements than its storage has; None when there is none.
+def _unpack_state(shown: str, data: bytes, device: str) -> Any:
+    try:
+        commit.check_zip_uncompressed(data)
+        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{shown}: holds something other than tensors and plain values: {first}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes: {error}") from None
+    except (RuntimeError, EOFError, KeyError) as error:  # its checksum is right, so it was written like this
+        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes ({type(error).__name__})") from None
+
+
+def _iter_tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the dotted names and tensors of a state."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _iter_tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+
+
+def _find_oversized_tensor(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor with more elements than its storage, None when there is none.
 
     A stride of 0 makes terabytes of one number: a sum over it would never end.
     """
-    for key, value in state.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            if found := _find_oversized_tensor(value, f"{name}."):
-                return found
-        elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    for name, tensor in _iter_tensors(state):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             return name
     return None
 
 
-def find_non_finite(state: Mapping[str, Any], above: str = "") -> str | None:
-    """The dotted name of the first tensor that holds NaN or infinite numbers; None when all are finite."""
-    for key, value in state.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            if found := find_non_finite(value, f"{name}."):
-                return found
-        # A sum is not finite as soon as one number is not, and costs a tenth of looking at each; huge numbers may
-        # bring it there, too.
-        elif isinstance(value, Tensor) and not value.sum().isfinite() and not value.isfinite().all():
+def find_non_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the dotted name of the first tensor with NaN or infinite numbers; None when all are finite."""
+    for name, tensor in _iter_tensors(state):
+        # A sum is not finite when one number is not, and costs a tenth of checking each; huge numbers overflow it, too.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
             return name
     return None
 
 
-def find_tensor_mismatch(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str) -> str | None:
-    """What keeps tensors from taking the place of the wanted ones, which are `whose`; None when nothing does.
-
-    The first name that only one of them has, or the first of another shape.
-    """
-    for what, names in (("lacks", wanted.keys() - found.keys()), ("has also", found.keys() - wanted.keys())):
+def find_tensor_mismatch(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], expected_owner: str
+) -> str | None:
+    """Return the first difference in names or shapes from the expected tensors, those of `expected_owner`, or None."""
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    for verb, names in (("lacks", missing), ("has also", extra)):
         if names:
-            return f"{what} {min(names)!r} ({len(names)} such tensors): it is of another network"
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
+            return f"{verb} {min(names)!r} ({len(names)} such tensors): it is of another network"
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
             return (
-                f"{name!r} has shape {tuple(found[name].shape)}, {whose} has {tuple(tensor.shape)}: another width, "
-                "kind or number of classes"
+                f"{name!r} has shape {tuple(tensors[name].shape)}, {expected_owner} has {tuple(tensor.shape)}: another "
+                "width, kind or number of classes"
             )
     return None
 
 
 def load_newest(
-    folder: str, device: str = "cpu", void: Callable[[CheckpointFolder], str | None] = lambda place: None
+    folder: str, device: str = "cpu", find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> LoadedCheckpoint:
-    """The newest checkpoint that counts, is complete and undamaged, its state, and what was passed over and why.
+    """Return the newest valid checkpoint and its state; without one, `checkpoint` is None and the run starts afresh.
 
-    void: why a checkpoint does not count, None when it does. Without a place when there is none, in which case a run
-    starts at its beginning. Raises OtherVersionError when there is none but of another version: to start at the
-    beginning would throw away what another version of the code can read.
+    find_problem: returns why a checkpoint does not count, None when it does. Raises FormatVersionError when the only
+    checkpoints are of another version: a fresh start would throw away what that version of the code can read.
     """
-    passed_over: list[str] = []
-    other: FormatVersionError | None = None
+    skipped: list[str] = []
+    other_version: FormatVersionError | None = None
     for place in list_checkpoints(folder):
-        if (reason := void(place)) is not None:
-            passed_over.append(f"{redaction.redact(place.url)}: {reason}")
+        if (reason := find_problem(place)) is not None:
+            skipped.append(f"{redact(place.url)}: {reason}")
             continue
         try:
-            return LoadedCheckpoint(place, load(place.url, device), passed_over)
+            return LoadedCheckpoint(place, load(place.url, device), skipped)
         except FileNotFoundError:
-            passed_over.append(f"{redaction.redact(place.url)}: not committed (its writer died)")
+            skipped.append(f"{redact(place.url)}: not committed (its writer died)")
         except CheckpointError as error:
-            other = error if isinstance(error, FormatVersionError) else other
-            passed_over.append(str(error))
-    if other is not None:
-        raise other
-    return LoadedCheckpoint(None, {}, passed_over)
+            other_version = error if isinstance(error, FormatVersionError) else other_version
+            skipped.append(str(error))
+    if other_version is not None:
+        raise other_version
+    return LoadedCheckpoint(None, {}, skipped)
 
 
 def remove_old_checkpoints(
-    folder: str, keep: int, saved: str, void: Callable[[CheckpointFolder], str | None] = lambda place: None
+    folder: str, keep: int, saved: str, find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> list[str]:
-    """Remove all but the newest `keep` committed checkpoints, and uncommitted ones older than them; what went.
+    """Remove all but the newest `keep` committed checkpoints, and uncommitted ones older than them; return their URLs.
 
-    The newest is `saved`, just written. Newer ones by name were passed over when this attempt began, since they are
-    damaged or not committed: they neither count nor go. void: as for `newest`; what does not count there does not here.
+    The newest is `saved`, just written. Newer names were skipped when this attempt began, since they are damaged or not
+    committed: they neither count nor go. find_problem: as for `load_newest`.
     """
-    found = list_checkpoints(folder)
-    found = found[[place.url for place in found].index(saved) :]
-    complete = [place for place in found if void(place) is None and commit.is_complete(place.url)]
+    places = list_checkpoints(folder)
+    places = places[[place.url for place in places].index(saved) :]
+    complete = [place for place in places if find_problem(place) is None and commit.is_complete(place.url)]
     if len(complete) < keep:
         return []
-    removed = [place.url for place in found[found.index(complete[keep - 1]) + 1 :]]
+    removed = [place.url for place in places[places.index(complete[keep - 1]) + 1 :]]
     for url in removed:
-        # DONE first: a removal that dies half-way leaves no folder that looks complete.
+        # DONE first: an interrupted removal leaves no folder that looks complete.
         file_io.remove(file_io.join(url, commit.DONE))
         file_io.remove(url)
     return removed

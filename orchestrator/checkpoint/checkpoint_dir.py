@@ -1,4 +1,4 @@
-"""Where checkpoints lie. Needs no torch, so that what only looks at a run is quick."""
+"""Folders of checkpoints and final weights. Imports no torch, so that inspecting a run is quick."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.storage import commit, file_io
 
-EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for anything that reads this format; ours is not needed
-MAX_HEADER_BYTES = 100 * 2**20  # what safetensors itself takes
+EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for any reader of this format
+MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
 
 _NAME_PATTERN = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A checkpoint folder that exists, complete or not."""
+    """An existing checkpoint folder, complete or not."""
 
     url: str
     samples: int
@@ -26,29 +26,26 @@ class CheckpointFolder:
 
 
 def make_checkpoint_url(folder: str, samples: int, attempt: int) -> str:
-    """The URL of the checkpoint of an attempt at this progress."""
+    """Return the URL of the checkpoint of an attempt at this progress."""
     return file_io.join(folder, f"samples-{samples:015d}-attempt-{attempt:06d}")
 
 
 def list_checkpoints(folder: str) -> list[CheckpointFolder]:
-    """Checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
-    found = []
+    """Return the checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
+    places = []
     for name in file_io.list_names(folder):
         if match := _NAME_PATTERN.match(name):
-            found.append(CheckpointFolder(file_io.join(folder, name), int(match[1]), int(match[2])))
-    return sorted(found, key=lambda place: (place.samples, place.attempt), reverse=True)
+            places.append(CheckpointFolder(file_io.join(folder, name), int(match[1]), int(match[2])))
+    return sorted(places, key=lambda place: (place.samples, place.attempt), reverse=True)
 
 
 def iter_committed_checkpoints(folder: str) -> Iterator[CheckpointFolder]:
-    """Those that are complete, newest first; each is asked for when it comes to it."""
+    """Yield the complete checkpoints, newest first; each is checked when its turn comes."""
     return (place for place in list_checkpoints(folder) if commit.is_complete(place.url))
 
 
 def read_weights_digest(url: str) -> str:
-    """The digest of final weights without loading them.
-
-    Raises FileNotFoundError when they are not there, CommitError when their DONE file does not name it.
-    """
+    """Return the digest of final weights without loading them. Raises FileNotFoundError, CommitError without it."""
     digest = commit.read_metadata(url).get("weights")
     if not isinstance(digest, str):
         raise commit.CommitError(
@@ -58,10 +55,10 @@ def read_weights_digest(url: str) -> str:
 
 
 def read_class_names(url: str) -> tuple[str, ...] | None:
-    """Return the class names that final weights know, from the head of their export; None where there is none."""
+    """Return the class names of final weights, from the header of their export; None where there is none."""
     export = file_io.join(url, EXPORT_FILE)
     try:
-        # A safetensors file begins with the length of its header, in JSON, which holds what the writer said of it.
+        # A safetensors file begins with the length of its JSON header, which holds the writer's metadata.
         length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
         if length > MAX_HEADER_BYTES:
             return None

@@ -1,4 +1,4 @@
-"""Final weights of a run: what evaluation, scoring and users load."""
+"""Final weights of a run, for evaluation, scoring and users."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AUDIT_FILE = "audit.json"
 
 @dataclass(frozen=True)
 class FinalWeights:
-    """The weights of a finished run, the auxiliary heads left out, with the hash that identifies them."""
+    """The weights of a finished run without auxiliary heads, and the hash that identifies them."""
 
     averaged: dict[str, Tensor]
     raw: dict[str, Tensor]
@@ -33,7 +33,7 @@ class FinalWeights:
 
 
 def compute_digest(weights: dict[str, Tensor]) -> str:
-    """A hash of names, shapes and values: two runs with the same digest give the same scores."""
+    """Return a hash of names, shapes and values: two runs with the same digest give the same scores."""
     total = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
@@ -44,11 +44,11 @@ def compute_digest(weights: dict[str, Tensor]) -> str:
 
 def save(
     url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...],
-    audit: Mapping[str, object] | None = None, about: Mapping[str, object] | None = None,
+    audit: Mapping[str, object] | None = None, metadata: Mapping[str, object] | None = None,
 ) -> str:  # fmt: skip
-    """Write and commit final weights, with the record of what they were trained on (JSON); their digest.
+    """Write and commit final weights, with the record of their training data (JSON); return their digest.
 
-    about: what else to say of them, JSON.
+    metadata: JSON for the DONE file.
 
     Raises NonFiniteError, before anything is written, for NaN or infinite weights.
     """
@@ -62,19 +62,19 @@ def save(
     if audit is not None:
         payload[AUDIT_FILE] = json.dumps(audit, sort_keys=True, indent=1).encode()
     facts = {"format_version": checkpoint_format.FORMAT_VERSION, "weights": identity}
-    commit.write_folder(url, payload, {**(about or {}), **facts})
+    commit.write_folder(url, payload, {**(metadata or {}), **facts})
     return identity
 
 
-def export_safetensors(weights: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
-    """Weights as a safetensors file, `about` as its metadata: texts stay what they are, all else becomes JSON."""
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+def export_safetensors(weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
+    """Return a safetensors file with metadata: texts stay texts, other values become JSON."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     return safetensors.save(plain, {"format_version": str(checkpoint_format.FORMAT_VERSION), **texts})
 
 
 def load(url: str) -> FinalWeights:
-    """Verified final weights. Raises FileNotFoundError or CheckpointError."""
+    """Return verified final weights. Raises FileNotFoundError or CheckpointError."""
     state = checkpoint_format.load(url)
     return FinalWeights(
         state[AVERAGED], state[RAW], state["recipe"], tuple(state["classes"]), compute_digest(state[AVERAGED])
@@ -82,7 +82,7 @@ def load(url: str) -> FinalWeights:
 
 
 def load_audit(url: str) -> object:
-    """The record that was saved with final weights, as JSON has it; None when there is none.
+    """Return the record that was saved with final weights, JSON; None when there is none.
 
     Raises FileNotFoundError (not committed) or CommitError (damaged).
     """
@@ -90,4 +90,4 @@ def load_audit(url: str) -> object:
     try:
         return None if data is None else parse_json(data)
     except ValueError as error:
-        raise commit.CommitError(f"{redaction.redact(url)}/{AUDIT_FILE}: no JSON: {error}") from None
+        raise commit.CommitError(f"{redaction.redact(url)}/{AUDIT_FILE}: must be JSON: {error}") from None

@@ -18,6 +18,7 @@ from orchestrator.ray_backend.run_spec import (
 )
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import pin_code
 from orchestrator.storage import urls
 
 IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012
@@ -115,12 +116,13 @@ def load_simulate_preset(url: str) -> Preset[SimulateConfig]:
 
 
 def resolve_recipe(config: JobConfig) -> Recipe:
-    """Return the recipe of a training with the digest of the weights that it starts from.
+    """Return the recipe of a training, with digests of its plug-ins' code and of the weights that it starts from.
 
-    Raises ConfigError for weights that cannot be used; StorageError.
+    Raises ConfigError for plug-ins that cannot be found and weights that cannot be used; StorageError.
     """
-    if not config.weights and not config.recipe.initial_weights:
-        return config.recipe
+    recipe = pin_code(config.recipe)
+    if not config.weights and not recipe.initial_weights:
+        return recipe
     from orchestrator.training import warm_start  # torch takes two seconds to import; few runs start from weights
 
-    return warm_start.resolve_initial_weights(config.recipe, config.weights)
+    return warm_start.resolve_initial_weights(recipe, config.weights)

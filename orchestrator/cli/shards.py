@@ -15,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from orchestrator.cli.exit_status import STOPPED_NOTICE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
-from orchestrator.data import manifest
-from orchestrator.data.build import digits, indexing, packing, verify
+from orchestrator.data.build import indexing, packing, verify
 from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig
-from orchestrator.data.build.packing import Packing, PackingPlan, ShardId
+from orchestrator.data.build.packing import Packing
+from orchestrator.data.build.packing_plan import PackingPlan, ShardId
 from orchestrator.data.build.shard_packer import PackedShard, pack_shard
-from orchestrator.data.build.sources.config import DigitsSource
+from orchestrator.data.build.sources.config import DigitsSource, PluginSource
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.monitor.formatting import format_duration
@@ -46,8 +46,11 @@ def pack_dataset(config: PackConfig) -> int:
     def print_line(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    if isinstance(config.source, DigitsSource):
-        return _pack_digits(config, print_line)
+    if isinstance(config.source, DigitsSource | PluginSource):
+        packed = packing.pack_samples(config, print_line)
+        if packed is not None:
+            print_line(f"packed: {_describe_dataset(config.url, packed)}")
+        return 0
     if config.dry_run:
         _print_plan(packing.preview_plan(config, print_line), print_line)
         return 0
@@ -187,28 +190,6 @@ def _describe_dataset(url: str, dataset: Manifest) -> str:
         for name in dataset.splits
     )
     return f"{redaction.redact(url)}: {splits}, dataset {dataset.digest()}"
-
-
-# ------------------------------------------------------------------ digits
-def _pack_digits(config: PackConfig, print_line: Callable[[str], None]) -> int:
-    """Pack the embedded digits exactly as a run on `--data digits` does."""
-    shown = redaction.redact(config.url)
-    if packing.load_plan(config.url) is not None:
-        raise DataError(f"url: {shown}: holds an unfinished dataset; set another --url, or remove it")
-    if file_io.exists(file_io.join(config.url, manifest.FILE_NAME)):
-        dataset = manifest.load(config.url, allow_elsewhere=True, field="url")
-        if dataset.name != digits.DATASET_NAME:
-            raise DataError(f"url: {shown}: holds the dataset {dataset.name!r}; set another --url, or remove it")
-        print_line(f"already packed: {_describe_dataset(config.url, dataset)}")
-    elif config.dry_run:
-        print_line(
-            f"{digits.DATASET_NAME}: 10 classes, {digits.NUM_IMAGES - digits.NUM_VALIDATION:,} train and "
-            f"{digits.NUM_VALIDATION} validation "
-            "images"
-        )
-    else:
-        print_line(f"packed: {_describe_dataset(config.url, digits.pack_digits(config.url))}")
-    return 0
 
 
 def index_tars(job: IndexConfig) -> int:

@@ -18,7 +18,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.data import manifest, sampler
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.ray_backend import previews

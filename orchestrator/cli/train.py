@@ -8,9 +8,11 @@ from orchestrator.cli.config import resolve_recipe
 from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
 from orchestrator.cli.results import TrainResult
 from orchestrator.ray_backend import preflight
+from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
+from orchestrator.training.run_dir import load_validation_result
 
 
 def run_train(config: TrainModel) -> int:
@@ -34,6 +36,7 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
     with open_session(config.destination, config.placement, console) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
+        (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
         end = multi_run.train_runs(session, [spec], config=config.plan).results[spec.name]
         url = session.print_locations(spec.folder, session.make_tracking_key(spec.name))
         if session.interruption.event.is_set():
@@ -43,6 +46,9 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
         metrics = {} if end.outcome is None else dict(sorted(end.outcome.metrics.items()))
         for name, value in metrics.items():
             session.print_line(f"{name:32} {value:.4g}")
+        validation = load_validation_result(spec.folder) if end.outcome is not None else None
+        for line in validation.describe() if validation is not None else ():
+            session.print_line(line)
         succeeded = end.status == "finished"
         return TrainResult(
             spec.name,

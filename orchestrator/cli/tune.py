@@ -56,7 +56,7 @@ def _finish_sweep(session: Session, trials: run_sweep.SweepResult) -> int:
 
 def _print_plan(config: TuneJob, space: Space, console: Console) -> None:
     sampler = samplers.make_sampler(
-        config.search.sampler, space, config.recipe, config.search.metric, config.search.seed
+        config.search.sampler, space, config.recipe, config.search.objective, config.search.seed
     )
     for line in finish_sweep.format_plan(config, space, sampler):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
 from orchestrator.config.redaction import find_credentials_problem, make_printable
+from orchestrator.config.versions import check_versions
 
 C = TypeVar("C", bound=Config)
 
@@ -78,6 +79,7 @@ def parse_args(
             shape = build_draft(preset, _read_kinds(preset, typed))
             named = f"{prog} {name}" if len(presets) > 1 else prog
             _print_help(flags.format_help(named, description, shape, common, example))
+        check_versions()
         return _apply_flags(preset, typed, [*leading, *rest])
     except ConfigError as error:
         exit_with_error(prog, error)
@@ -88,6 +90,7 @@ def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
 
     Names and values mean what they mean on the command line. Raises ConfigError as the command line would.
     """
+    check_versions()
     arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
     _check_no_credentials(arguments)
     return _apply_flags(preset, flags.split_arguments(arguments)[1], [])

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
 from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
-from orchestrator.config.overrides import ListItems, find_kinds_with_path, flatten_config
+from orchestrator.config.overrides import ListItems, find_kinds_with_path
 
 FLAG_PATTERN = re.compile(r"--(?P<name>[A-Za-z][\w.-]*)(?:=(?P<value>.*))?", re.DOTALL)
 HELP_FLAGS = ("--help", "-h")
@@ -124,7 +124,8 @@ def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequenc
         ConfigError: for an unknown flag (with near misses), one that lacks its value, or an argument of no flag.
     """
     specs = {flag.name: flag for flag in list_flags(config) if not is_positional(flag.field)}
-    negated = {_negate_flag(name): name for name, flag in specs.items() if flag.is_bool}
+    bools = [name for name, flag in specs.items() if flag.is_bool]
+    negated = {form: name for name in bools for form in (_negate_flag(name), f"no_{name}")}
     overrides: dict[str, Any] = {}
     rest = list(positionals)
     for each in typed:
@@ -147,10 +148,6 @@ def make_unknown_flag_error(config: Config, text: str) -> ConfigError:
     """Return the error for a flag that the configuration lacks; it names the flag that may have been meant."""
     known = map_flags_to_paths(config)
     branch, _, last = text.lstrip("-").replace("-", "_").rpartition(".")
-    negated = f"{branch}.{last}".removeprefix("no_") if branch else ""
-    if text.startswith("--no-") and isinstance(flatten_config(config).get(known.get(negated, "")), bool):
-        proper = f"{format_flag(_negate_flag(negated))} or {format_flag(negated)} false"
-        return ConfigError(FieldError(text, f"unknown flag; write {proper}"))
     # The flag may belong to another kind. The kind's own flag says which configuration that would be.
     kind_path = known.get(f"{branch}.{KIND}" if branch else KIND)
     kinds = find_kinds_with_path(config, f"{kind_path.rpartition('.')[0]}.{last}") if kind_path else []
@@ -213,7 +210,7 @@ def _iter_flags(
             below = list(map_kinds(get_model_variants(field.annotation)))
             yield from _iter_flags(value, flag, f"{path}.", topic if name_prefix else title, below)
         else:
-            choices = f"{{{','.join(kinds)}}}" if name == KIND and kinds else ""
+            choices = f"{{{','.join(kinds)}}}" if name == KIND and len(kinds) > 1 else ""
             yield FlagSpec(flag, path, field, value, choices or _format_metavar(field.annotation), topic)
 
 
@@ -229,10 +226,8 @@ def _take_value(flag: FlagSpec, typed: TypedFlag) -> tuple[Any, int]:
             return True, 0
         return values[0], int(typed.value is None)
     if not values:
-        needed = "[] for none" if flag.takes_many else None
-        raise ConfigError(
-            FieldError(format_flag(flag.name), f"needs a value{f', {needed}' if needed else f': {flag.metavar}'}")
-        )
+        needed = ", [] for none" if flag.takes_many else f": {flag.metavar}"
+        raise ConfigError(FieldError(format_flag(flag.name), f"needs a value{needed}"))
     if flag.takes_many and len(values) > 1:
         return ListItems(values), len(values)
     return values[0], int(typed.value is None)

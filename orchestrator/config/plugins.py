@@ -58,7 +58,13 @@ class Plugin(Config):
 
 
 class KindDiscriminator:
-    """Annotation of a union of configs that tells them apart by `kind`, one of them a Plugin of any other kind."""
+    """Annotation of a union of configs that differ by `kind`, one of them a Plugin of any other kind.
+
+    default_kind: of data without a kind; without it the kind must be given.
+    """
+
+    def __init__(self, default_kind: str | None = None) -> None:
+        self._default_kind = default_kind
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a tagged union; called by pydantic."""
@@ -66,6 +72,7 @@ class KindDiscriminator:
 
         def choose(value: Any) -> str | None:
             kind = value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, None)
+            kind = self._default_kind if kind is None else kind
             variant = get_variant(variants, kind)
             return get_kind(variant) if variant is not None else kind
 
@@ -110,7 +117,7 @@ def load_plugin(what: str, kind: str) -> Any:
     except AttributeError:
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(
-            f"{what} {kind!r}: {module.__file__ or module_name} has no attribute {attribute!r}"
+            f"{what} {kind!r}: {getattr(module, '__file__', None) or module_name} has no attribute {attribute!r}"
             f"{format_suggestion(attribute, names, 'names')}"
         ) from None
 

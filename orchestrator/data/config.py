@@ -1,12 +1,14 @@
-"""What the data plane does to images and in which order, as frozen configs; importable without torch."""
+"""Configs of order, reading and transforms of images; importable without torch."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.json_text import parse_json
+from orchestrator.config.plugins import Plugin
 
 Interpolation = Literal["bilinear", "area", "nearest", "cubic"]
 
@@ -35,7 +37,7 @@ class PhotometricConfig(Config):
     )
 
 
-# For what has no colours, or colours that mean something.
+# For images without colours, or with colours that mean something.
 NO_PHOTOMETRIC = PhotometricConfig(brightness=0.0, contrast=0.0, saturation=0.0, lighting=0.0)
 
 
@@ -61,26 +63,61 @@ class AugmentationConfig(Config):
         "has the input's size (about 40 dB from exact); exact: every pixel, as for test crops",
     )
     photometric: PhotometricConfig = PhotometricConfig()
-    stages: tuple[str, ...] = Field(
+    stages: tuple[str | Plugin, ...] = Field(
         ("decode", "crop", "photometric"),
         min_length=1,
-        description="what is done to a sample, in turn: 'decode', 'crop', 'photometric', or your own "
-        "'package.module:function' that takes and returns a sample dict, as WebDataset's map() does",
+        description="transforms of a sample, in turn: decode, crop, photometric, rand_augment, or your own "
+        "package.module:attribute that takes and returns a sample dict, as WebDataset's map() does; with arguments as "
+        '{"kind": "rand_augment", "args": {"num_ops": 2}}',
     )
+    batch_stages: tuple[Plugin, ...] = Field(
+        (),
+        description="transforms of a batch, in turn: mixup, cutmix or your own package.module:attribute; with "
+        'arguments as {"kind": "mixup", "args": {"alpha": 0.2}}',
+        exclude_if=lambda stages: not stages,
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _simplify_stages(cls, value: Any) -> Any:
+        """Return the name alone of a stage without arguments, so that both forms are the same recipe."""
+        if not isinstance(value, list | tuple):
+            return value
+        stages = [parse_json(stage) if isinstance(stage, str) and stage.startswith("{") else stage for stage in value]
+        stages = [stage.to_dict() if isinstance(stage, Plugin) and not stage.args else stage for stage in stages]
+        return tuple(
+            stage["kind"] if isinstance(stage, dict) and "kind" in stage and not stage.get("args") else stage
+            for stage in stages
+        )
+
+    @field_validator("batch_stages", mode="before")
+    @classmethod
+    def _expand_batch_stages(cls, value: Any) -> Any:
+        """Return a plug-in for each name or JSON text."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(
+            stage
+            if not isinstance(stage, str)
+            else parse_json(stage)
+            if stage.startswith("{")
+            else {"kind": stage, "args": {}}
+            for stage in value
+        )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
         low, high = self.area
         if not 0 < low <= high <= 1:
-            raise ValueError(f"area {low}, {high} is refused: 0 < smallest <= largest <= 1 is needed")
+            raise ValueError(f"area must be 0 < smallest <= largest <= 1, got {low}, {high}")
         low, high = self.aspect
         if not 0 < low <= high:
-            raise ValueError(f"aspect {low}, {high} is refused: 0 < smallest <= largest is needed")
+            raise ValueError(f"aspect must be 0 < smallest <= largest, got {low}, {high}")
         return self
 
 
 class OrderConfig(Config):
-    """How an epoch is shuffled; part of a run's identity, independent of the number of workers."""
+    """Shuffling of an epoch; part of a run's identity, independent of the number of workers."""
 
     lanes: int = Field(
         64,
@@ -92,7 +129,13 @@ class OrderConfig(Config):
     budget: int = Field(
         16384,
         ge=1,
-        description="most samples that lanes x window may hold at once, since one worker may own all lanes",
+        description="most samples that lanes x window may hold at the same time, since one worker may own all lanes",
+    )
+    balance: Literal["none", "class"] = Field(
+        "none",
+        description="class: an epoch has as many samples as before, and each class equally often: some samples of "
+        "frequent classes are left out, another choice in each epoch, and those of rare classes repeat",
+        exclude_if=lambda balance: balance == "none",
     )
 
     @model_validator(mode="after")
@@ -105,8 +148,17 @@ class OrderConfig(Config):
         return self
 
 
+def check_batch_stages(augmentation: AugmentationConfig, order: OrderConfig, batch_size: int) -> None:
+    """Raise ValueError when batch transforms have no partner to mix a sample with: another one of its lane."""
+    if augmentation.batch_stages and batch_size < 2 * order.lanes:
+        raise ValueError(
+            f"batch_size must be at least 2 x order.lanes ({order.lanes}) for augmentation.batch_stages, which mix "
+            f"samples of one lane, got {batch_size}; lower order.lanes"
+        )
+
+
 class ReadingConfig(Config):
-    """How the data is brought to a worker; changes no result."""
+    """Options of reading data; they change no result."""
 
     cache: str = Field(
         "", description="folder on each node's own disk that keeps what was read from remote data; none by default"
@@ -115,7 +167,7 @@ class ReadingConfig(Config):
     read_ahead_mib: int = Field(
         256, ge=1, description="most that a worker holds of remote windows that are not open yet, in MiB"
     )
-    streams: int = Field(16, ge=1, le=256, description="requests that a worker has under way at once")
+    streams: int = Field(16, ge=1, le=256, description="requests that a worker has in flight at the same time")
 
 
 class PreprocessingConfig(Config):

@@ -1,4 +1,4 @@
-"""Samples of one split: any one of them, a shard's in order, or along a plan that is read ahead."""
+"""Reader of the samples of one split: any one of them, a shard's in order, or along a plan that is read ahead."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ STREAM_SAMPLES = 64  # samples of a shard that are read ahead when it is read in
 
 
 def _read_available_memory() -> int | None:
-    """Memory that can be had without swapping; None where the system does not tell."""
+    """Return the bytes that are available without swapping; None where the system does not report it."""
     try:
         rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")]
-    return found[0] if found else None
+    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")), None)
 
 
 class ReadStats(NamedTuple):
-    """What was read since the reader was made."""
+    """Amounts read since the reader was made."""
 
     bytes: int
     requests: int
     retries: int
     cache_hits: int
     cache_misses: int
-    cache_off: int  # 1 once the cache has stepped aside
+    cache_off: int  # 1 once the cache is disabled, because its disk failed
 
 
 class SampleReader:
@@ -54,7 +53,7 @@ class SampleReader:
 
     @property
     def has_verified_images(self) -> bool:
-        """Whether every image was decoded when the dataset was packed."""
+        """True if every image was decoded when the dataset was packed."""
         return self._split.has_verified_images
 
     def check_windows(self, samples: int) -> None:
@@ -62,31 +61,31 @@ class SampleReader:
 
         Local windows lie in the page cache and need none.
         """
-        shards, room = self._split.shards, _read_available_memory()
-        held = sum(shard.bytes for shard in shards)
-        wanted = samples * held // max(1, sum(shard.samples for shard in shards))
-        if not self._split.is_local and room is not None and min(wanted, held) > room // 2:
+        shards, free = self._split.shards, _read_available_memory()
+        total = sum(shard.bytes for shard in shards)
+        needed = samples * total // max(1, sum(shard.samples for shard in shards))
+        if not self._split.is_local and free is not None and min(needed, total) > free // 2:
             raise DataError(
-                f"order.lanes x order.window: the {samples} samples that a worker holds open are {wanted / 2**20:,.0f} "
-                f"MiB of this data, more than half of the {room / 2**20:,.0f} MiB that are free on its node: lower "
+                f"order.lanes x order.window: the {samples} samples that a worker holds open are {needed / 2**20:,.0f} "
+                f"MiB of this data, more than half of the {free / 2**20:,.0f} MiB that are free on its node: lower "
                 "order.window, or use more workers"
             )
 
     def keep_indexes(self, count: int) -> None:
-        """Keep the indexes of at least so many shards: fewer than are in turn would be read again for every sample."""
+        """Keep the indexes of at least `count` shards: with fewer, each sample would read its index again."""
         self._split.max_cached_indexes = max(self._split.max_cached_indexes, count)
 
     def read(self, shard: int, number: int) -> Sample:
-        """The sample `number` of shard `shard`.
+        """Return the sample `number` of shard `shard`.
 
         Raises DataError when a shard or index is missing, truncated, damaged or labelled outside the classes,
         StorageError when the storage fails.
         """
-        found = self._prefetcher.get_sample(shard, number)
-        return replace(found, image=memoryview(bytearray(found.image)))  # the caller's own
+        sample = self._prefetcher.get_sample(shard, number)
+        return replace(sample, image=memoryview(bytearray(sample.image)))  # the caller's own
 
     def iter_shard(self, shard: int) -> Iterator[Sample]:
-        """All samples of a shard in its order, read ahead. Raises as `read` does."""
+        """Yield all samples of a shard in its order, read ahead. Raises as `read` does."""
         counts = [facts.samples for facts in self._split.shards]
         first = sum(counts[:shard])
         with self.open_prefetcher(
@@ -99,7 +98,7 @@ class SampleReader:
 
     @contextmanager
     def open_prefetcher(self, plan: Iterator[Span]) -> Iterator[Prefetcher]:
-        """A read-ahead along a plan, closed at the end."""
+        """Return a prefetcher along a plan, closed at the end."""
         ahead = Prefetcher(self._split, plan, self._config.read_ahead_mib * 2**20, self._config.streams)
         try:
             yield ahead
@@ -107,12 +106,10 @@ class SampleReader:
             ahead.close()
 
     def get_read_stats(self) -> ReadStats:
-        """What was read so far."""
-        moved, cache = self._split.ranges.transfer, self._split.cache
-        if cache is None:
-            return ReadStats(moved.bytes, moved.requests, moved.retries, 0, 0, 0)
-        off = int(cache.disk_error is not None)
-        return ReadStats(moved.bytes, moved.requests, moved.retries, cache.hits, cache.misses, off)
+        """Return what was read so far."""
+        transfer, cache = self._split.ranges.transfer, self._split.cache
+        cached = (0, 0, 0) if cache is None else (cache.hits, cache.misses, int(cache.disk_error is not None))
+        return ReadStats(transfer.bytes, transfer.requests, transfer.retries, *cached)
 
     def close(self) -> None:
         """Close what is open."""

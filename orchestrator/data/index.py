@@ -1,12 +1,14 @@
-"""Per-shard index: where each sample's image lies in its tar, so that any sample is one ranged read."""
+"""Index of a shard: where each sample's image lies in its tar, so that any sample is one ranged read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -15,25 +17,27 @@ from numpy.typing import NDArray
 
 from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_object
-from orchestrator.data.build import label_format, tar_reader
-from orchestrator.data.build.member_fields import MemberFields, OtherMembers
-from orchestrator.data.build.tar_reader import TarMember
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Shard
 from orchestrator.storage import file_io
 
 SUFFIX = ".index.json"
+# Columns of an index beside the keys, with their types.
+NUMBER_COLUMNS = {"labels": np.int64, "offsets": np.int64, "lengths": np.int64, "checksums": np.uint64}
+LOADING_THREADS = 16
+
+Places = NDArray[np.int64]
 
 
 class KeyColumn(Sequence[str]):
-    """Keys in one piece of memory: as single strings they would take most of an open index."""
+    """Texts in one piece of memory: as single strings they would take most of an open index or listing."""
 
     __slots__ = ("_ends", "_text")
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
-        self._text = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._text = bytearray(b"".join(encoded))
+        self._ends = array("q", accumulate(map(len, encoded), initial=0))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -45,10 +49,7 @@ class KeyColumn(Sequence[str]):
     def __getitem__(self, number: int | slice) -> str | tuple[str, ...]:
         if isinstance(number, slice):
             return tuple(self[at] for at in range(*number.indices(len(self))))
-        at = number + len(self) if number < 0 else number
-        if not 0 <= at < len(self):
-            raise IndexError(f"key {number} of {len(self)}")
-        return self._text[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogatepass")
+        return self.get_bytes(number).decode("utf-8", "surrogatepass")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and tuple(self) == tuple(other)
@@ -56,11 +57,22 @@ class KeyColumn(Sequence[str]):
     def __hash__(self) -> int:
         return hash(tuple(self))
 
+    def append(self, text: str) -> None:
+        """Add one more text at the end."""
+        self._text += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+
+    def get_bytes(self, number: int) -> bytes:
+        """Return a text's bytes, which sort as the texts do."""
+        at = number + len(self) if number < 0 else number
+        if not 0 <= at < len(self):
+            raise IndexError(f"key {number} of {len(self)}")
+        return bytes(self._text[self._ends[at] : self._ends[at + 1]])
+
     def compute_hashes(self) -> NDArray[np.uint64]:
-        """xxh3_64 of each key."""
-        view, ends = memoryview(self._text), self._ends.tolist()
-        found = [xxhash.xxh3_64_intdigest(view[start:end]) for start, end in pairwise(ends)]
-        return np.array(found, dtype=np.uint64)
+        """Return xxh3_64 of each text."""
+        view = memoryview(self._text)
+        return np.array([xxhash.xxh3_64_intdigest(view[a:b]) for a, b in pairwise(self._ends)], dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -73,137 +85,68 @@ class ShardIndex:
     lengths: NDArray[np.int64]  # S, bytes of the image
     checksums: NDArray[np.uint64]  # S, xxh3_64 of the image's bytes
 
+    @classmethod
+    def build(cls, keys: Iterable[str], *numbers: Iterable[int]) -> ShardIndex:
+        """Return the index of these columns, the numbers in the order of NUMBER_COLUMNS."""
+        types = NUMBER_COLUMNS.values()
+        arrays: list[Any] = [np.array(list(column), dtype=kind) for column, kind in zip(numbers, types, strict=True)]
+        return cls(KeyColumn(keys), *arrays)
+
     def to_bytes(self) -> bytes:
-        """JSON of the columns, the same bytes for the same content."""
-        columns = {
-            "keys": list(self.keys),
-            "labels": self.labels.tolist(),
-            "offsets": self.offsets.tolist(),
-            "lengths": self.lengths.tolist(),
-            "checksums": self.checksums.tolist(),
-        }
+        """Return JSON of the columns, the same bytes for the same content."""
+        columns = {"keys": list(self.keys)} | {name: getattr(self, name).tolist() for name in NUMBER_COLUMNS}
         return json.dumps(columns, separators=(",", ":")).encode()
 
 
 def compute_checksum(image: bytes | bytearray | memoryview) -> int:
-    """XXH3 of an image's bytes, 64 bits: a tenth of the cost of any cryptographic sum."""
+    """Return XXH3 of an image's bytes, 64 bits: a tenth of the cost of any cryptographic sum."""
     return xxhash.xxh3_64_intdigest(image)
 
 
-def index_tar(data: bytes, name: str) -> ShardIndex:
-    """The index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
-
-    Raises DataError when a sample lacks one of the two or has one twice, or the tar is cut or damaged.
-    """
-    fields, others = MemberFields(), OtherMembers()
-    members = tar_reader.iter_members([data], name, fields.extensions, others.add)
-    return index_members(members, name, label_format.parse_decimal, fields, others)
-
-
-def index_members(
-    members: Iterable[TarMember],
-    name: str,
-    read_label: Callable[[memoryview], int],
-    fields: MemberFields,
-    others: OtherMembers,
-) -> ShardIndex:
-    """The index of a tar's members: an image and a label for each key, by the extensions of `fields`.
-
-    `read_label` turns a label's payload into the label or raises ValueError with the reason. `others` has counted the
-    members that are neither when this returns. Raises DataError when a sample lacks image or label, or has one twice.
-    """
-    ranks = {extension: rank for group in (fields.images, fields.labels) for rank, extension in enumerate(group)}
-    numbers: dict[str, tuple[int, int]] = {}  # rank and label
-    images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
-    for member in members:
-        key, rank, is_label = member.key, ranks[member.extension], member.extension in fields.labels
-        before = (numbers if is_label else images).get(key)
-        if before is not None and (before[0] == rank or not (is_label or fields.is_chosen)):
-            fix = (
-                "keys must be unique"
-                if before[0] == rank
-                else _suggest_image_key(fields.images[before[0]], member.extension)
-            )
-            raise DataError(
-                f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
-                f"{member.offset}: {fix}"
-            )
-        if before is not None and before[0] < rank:
-            continue
-        if not is_label:
-            images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
-            continue
-        try:
-            numbers[key] = (rank, read_label(member.payload))
-        except ValueError as error:
-            raise DataError(f"{name}: sample {key!r}: {error}") from None
-    if odd := sorted(numbers.keys() ^ images.keys()):
-        has = "a label" if odd[0] in numbers else "an image"
-        said = "" if numbers else f"; no member ends in .{' or .'.join(fields.labels)}"
-        raise DataError(
-            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{said})"
-            f"{others.suggest_flags()}"
-        )
-    _, offsets, lengths, checksums = zip(*images.values(), strict=True) if images else ((), (), (), ())
-    return ShardIndex(
-        KeyColumn(images),
-        np.array([numbers[key][1] for key in images], dtype=np.int64),
-        np.array(offsets, dtype=np.int64),
-        np.array(lengths, dtype=np.int64),
-        np.array(checksums, dtype=np.uint64),
-    )
-
-
-def _suggest_image_key(one: str, other: str) -> str:
-    return f".{one} and .{other}; set --image-key {one} if that is the one to train on"
-
-
 def load(dataset: str, shard: Shard) -> ShardIndex:
-    """The verified index of a shard.
+    """Load and verify the index of a shard.
 
     Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
     """
-    where = file_io.join(dataset, shard.name + SUFFIX)
-    shown = redaction.redact(where)
+    url = file_io.join(dataset, shard.name + SUFFIX)
+    shown = redaction.redact(url)
     try:
-        data = file_io.read_bytes(where)
+        data = file_io.read_bytes(url)
     except FileNotFoundError:
         raise DataError(f"data: {shown}: missing; pack or index the dataset again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
     try:
-        found = _parse_columns(parse_object(data))
+        listing = _parse_columns(parse_object(data))
         # Compared like this no sum can overflow.
-        inside = (found.offsets >= 0) & (found.lengths >= 0) & (found.lengths <= shard.bytes - found.offsets)
+        inside = (listing.offsets >= 0) & (listing.lengths >= 0) & (listing.lengths <= shard.bytes - listing.offsets)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"data: {shown}: no index: {error!r}; pack or index the dataset again") from None
     if not inside.all():
-        first = found.keys[int(np.argmin(inside))]
+        first = listing.keys[int(np.argmin(inside))]
         raise DataError(f"data: {shown}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
-    return found
+    return listing
+
+
+def load_labels(dataset: str, shards: Sequence[Shard]) -> NDArray[np.int32]:
+    """Load the label of every sample of these shards, in the order of their ids. Raises as `load` does."""
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        columns = pool.map(lambda shard: load(dataset, shard).labels.astype(np.int32), shards)
+        return np.concatenate([np.empty(0, np.int32), *columns])
 
 
 def _parse_columns(columns: dict[str, list[Any]]) -> ShardIndex:
-    names = ("keys", "labels", "offsets", "lengths", "checksums")
+    names = ("keys", *NUMBER_COLUMNS)
     for name in names:
         if not set(map(type, columns[name])) <= {str if name == "keys" else int}:
             raise ValueError(f"column {name!r} holds other values than it should")
     if len({len(columns[name]) for name in names}) > 1:
         raise ValueError(f"columns of {', '.join(f'{len(columns[name])} {name}' for name in names)}")
-    return ShardIndex(
-        KeyColumn(columns["keys"]),
-        np.array(columns["labels"], dtype=np.int64),
-        np.array(columns["offsets"], dtype=np.int64),
-        np.array(columns["lengths"], dtype=np.int64),
-        np.array(columns["checksums"], dtype=np.uint64),
-    )
-
-
-Places = NDArray[np.int64]
+    return ShardIndex.build(*(columns[name] for name in names))
 
 
 def find_equal_pairs(columns: Sequence[NDArray[np.uint64]]) -> Places:
-    """P x 2 places of equal hashes in the concatenated columns, each with its next equal, ascending."""
+    """Return P x 2 places of equal hashes in the concatenated columns, each with its next equal, ascending."""
     hashes = np.concatenate([np.empty(0, np.uint64), *columns])
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
@@ -212,9 +155,23 @@ def find_equal_pairs(columns: Sequence[NDArray[np.uint64]]) -> Places:
     return np.asarray(pairs[np.argsort(pairs[:, 0], kind="stable")], dtype=np.int64)
 
 
-def locate_rows(columns: Sequence[NDArray[np.uint64]], places: Places) -> tuple[Places, Places]:
-    """Column and row of places in the concatenated columns."""
-    ends = np.cumsum([len(column) for column in columns], dtype=np.int64)
+def locate_rows(lengths: Sequence[int], places: Places) -> tuple[Places, Places]:
+    """Return column and row of places in concatenated columns of these lengths; shapes as `places`."""
+    ends = np.cumsum(lengths, dtype=np.int64)
     column = np.searchsorted(ends, places, side="right")
-    lengths = np.array([len(column) for column in columns], dtype=np.int64)
-    return np.asarray(column, dtype=np.int64), np.asarray(places - (ends - lengths)[column], dtype=np.int64)
+    starts = ends - np.asarray(lengths, dtype=np.int64)
+    return np.asarray(column, dtype=np.int64), np.asarray(places - starts[column], dtype=np.int64)
+
+
+def iter_duplicate_keys(
+    columns: Sequence[NDArray[np.uint64]], pairs: Places, read_key: Callable[[int, int], str]
+) -> Iterator[tuple[str, int, int]]:
+    """Yield key, first and second column of each of `pairs` whose keys, not only their hashes, are equal.
+
+    `read_key` returns the key of a row of a column.
+    """
+    numbers, rows = locate_rows(list(map(len, columns)), pairs)
+    for (first, second), (row, other_row) in zip(numbers.tolist(), rows.tolist(), strict=True):
+        key = read_key(first, row)
+        if key == read_key(second, other_row):
+            yield key, first, second

@@ -1,4 +1,4 @@
-"""manifest.json: what a dataset holds, shard by shard. It is written last, so a dataset with one is complete."""
+"""Manifest of a dataset, manifest.json, shard by shard. It is written last, so a dataset with one is complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.storage import file_io, urls
 
 FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
-# What `made` has of a dataset with transparent images: the name of the colour that they are laid on.
+# Key in `made` of a dataset with transparent images: the name of the colour that they are laid on.
 BACKGROUND_KEY = "background"
 # Sums over 100,000 shards of such numbers still fit into 64 bits.
 MAX_SAMPLES = 2**40
@@ -63,7 +63,7 @@ class Manifest(Config):
                 or _has_parent_segment(name)
                 or _CONTROL_CHARACTERS.search(name)
             ):
-                raise ValueError(f"shard {name!r} is refused: it must be a path below the dataset's folder")
+                raise ValueError(f"shard must be a path below the dataset's folder, got {name!r}")
         return splits
 
     @field_validator("tars")
@@ -87,22 +87,22 @@ class Manifest(Config):
         return compute_fingerprint(self.format_version, self.classes, sums, *background, length=16)
 
     def tar_url(self, url: str, shard: Shard) -> str:
-        """Where a shard's tar lies, of the dataset whose manifest lies at `url`."""
+        """Return the URL of a shard's tar, of the dataset whose manifest lies at `url`."""
         return file_io.join(self.tars or url, shard.name)
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of a split. Raises DataError when the dataset has no such split."""
+        """Return the shards of a split. Raises DataError when the dataset has no such split."""
         if split not in self.splits:
             raise DataError(f"{self.name}: no split {split!r}; it has {', '.join(sorted(self.splits))}")
         return self.splits[split]
 
     def count_samples(self, split: str) -> int:
-        """Number of samples of a split."""
+        """Return the number of samples of a split."""
         return sum(shard.samples for shard in self.shards(split))
 
 
 def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Manifest:
-    """Load the manifest of the dataset at `url`, which came by `field` of the command line.
+    """Load the manifest of the dataset at `url`, which the command line has in `field`.
 
     A manifest names the place of its tars, so its author could make every node read any of its files or ask any host
     that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
@@ -114,28 +114,26 @@ def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Man
         data = file_io.read_bytes(where)
     except FileNotFoundError:
         raise DataError(
-            f"{field}: {shown}: no manifest there: {redaction.redact(url)} is no packed dataset, or its "
-            "packing did not "
-            "finish"
+            f"{field}: {shown}: no manifest there: {redaction.redact(url)} is no packed dataset, or its packing did "
+            "not finish"
         ) from None
     try:
         # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
-        found = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(data)
     except ValidationError:
         raise _build_error(data, shown, field) from None
-    if found.format_version != FORMAT_VERSION or "format_version" not in found.model_fields_set:
+    if manifest.format_version != FORMAT_VERSION or "format_version" not in manifest.model_fields_set:
         raise _build_error(data, shown, field)
-    if not allow_elsewhere and is_outside(found.tars, url):
+    if not allow_elsewhere and is_outside(manifest.tars, url):
         raise DataError(
             f"{field}: {shown}: its tars must lie below {redaction.redact(url)}, got "
-            f"{redaction.redact(found.tars)}; set "
-            "--allow-elsewhere if the manifest may have them read from there"
+            f"{redaction.redact(manifest.tars)}; set --allow-elsewhere if the manifest may have them read from there"
         )
-    return found
+    return manifest
 
 
 def is_outside(tars: str, url: str) -> bool:
-    """Whether a manifest's `tars` lie outside the folder `url`: in another store, or not below its path.
+    """Return whether a manifest's `tars` lie outside the folder `url`: in another store, or not below its path.
 
     Local paths are compared without their symbolic links. Spellings of one remote place that differ count as two.
     """
@@ -146,17 +144,17 @@ def is_outside(tars: str, url: str) -> bool:
     else:
         at, base = tars, url
         if urls.get_scheme(tars).startswith("http") and re.search("[?#]", tars):
-            return True  # what is joined to it would not be a path
+            return True  # a name joined to it would not be a path
     return not f"{at.rstrip('/')}/".startswith(f"{base.rstrip('/')}/")
 
 
 def _has_parent_segment(place: str) -> bool:
-    """Whether a path has a ".." segment, also one that a web server would decode to it."""
+    """Return whether a path has a ".." segment, also one that a web server would decode to it."""
     return ".." in re.split(r"[/\\]", unquote(place))
 
 
 def _build_error(data: bytes, shown: str, field: str) -> DataError:
-    """What is wrong with a manifest that cannot be used."""
+    """Return the error that says what is wrong with a manifest that cannot be used."""
     try:
         raw = parse_json(data)
         version = raw["format_version"]
@@ -172,7 +170,7 @@ def _build_error(data: bytes, shown: str, field: str) -> DataError:
 
 
 def _hash_shards(shards: tuple[Shard, ...]) -> str:
-    """One hash of all that is said of a split, shard after shard: as JSON in one piece it would take much memory."""
+    """Return one hash of a split's entries, shard after shard: as JSON in one piece they would take much memory."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(json.dumps([shard.name, shard.samples, shard.bytes, shard.sha256, shard.index_sha256]).encode())

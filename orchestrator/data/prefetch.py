@@ -1,4 +1,4 @@
-"""Reads what is needed next while the loader decodes, and hands samples out as bytes.
+"""Reads the samples that are needed next while the loader decodes, and returns them as bytes.
 
 Remote windows are fetched in large pieces by several threads into memory, held until their last sample is taken; what
 is held is bounded by the open windows and a budget. Local windows are only announced to the operating system, whose
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import mmap
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -67,13 +68,13 @@ class _Piece:
         self.ready: Future[None] = Future()
 
     def fail_if_cancelled(self, reading: Future[None]) -> None:
-        """Wake who waits for a piece whose reading was not begun."""
+        """Wake the threads that wait for a piece whose reading was not begun."""
         if reading.cancelled():
             self.ready.set_exception(CancelledError())
 
 
 def _allocate_memory(length: int) -> memoryview:
-    """Writable memory that goes back to the operating system when its last view does: a heap would keep the holes."""
+    """Return writable memory that the operating system gets back with its last view: a heap would keep the holes."""
     if length < MMAP_MIN_BYTES:
         return memoryview(bytearray(length))
     mapped = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -84,12 +85,12 @@ def _allocate_memory(length: int) -> memoryview:
 
 
 class Prefetcher:
-    """Samples of one split, read ahead along a plan. `advance` is for one thread, `take` for any."""
+    """Samples of one split, read ahead along a plan. `advance` is for one thread, `get_sample` for any."""
 
     def __init__(self, split: ShardFiles, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
         self._split, self._plan, self._budget = split, plan, budget_bytes
         self._next_span = next(plan, None)
-        self._pieces: dict[tuple[int, int], _Piece] = {}
+        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
         self._held_bytes = 0
         self._early_bytes = 0  # bytes of windows that are not open yet
         self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
@@ -103,7 +104,7 @@ class Prefetcher:
         return self._held_bytes
 
     def advance(self, step: int) -> None:
-        """Batch `step` is next: start to read what it needs, and what is needed later as far as the budget goes."""
+        """Start to read what batch `step`, the next one, needs, and later ones as far as the budget allows."""
         self._early_bytes = sum(size for opens, size in self._unopened_windows if opens > step)
         self._unopened_windows = [(opens, size) for opens, size in self._unopened_windows if opens > step]
         while self._next_span is not None and (
@@ -117,12 +118,14 @@ class Prefetcher:
             self._next_span = next(self._plan, None)
 
     def get_sample(self, shard: int, number: int) -> Sample:
-        """A sample, its checksum verified.
+        """Return a sample, its checksum verified.
 
         Raises DataError when the data is missing, truncated or not what was indexed, StorageError when storage fails.
         """
         with self._lock:
-            piece = self._pieces.pop((shard, number), None)
+            piece, uses = self._pieces.pop((shard, number), (None, 0))
+            if piece is not None and uses > 1:
+                self._pieces[shard, number] = piece, uses - 1
         listing = self._split.load_index(shard)
         offset, length = listing.offsets.item(number), listing.lengths.item(number)
         if piece is None:
@@ -137,11 +140,11 @@ class Prefetcher:
         return Sample(listing, number, self._split.redacted_tar_url(shard), view)
 
     def cancel(self) -> None:
-        """Begin no more reads; whoever waits for one that was not begun gets CancelledError."""
+        """Begin no more reads; threads that wait for one that was not begun get CancelledError."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Stop reading; waits for what is under way."""
+        """Stop reading; wait for reads in flight."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fits_budget(self, span: Span, step: int) -> bool:
@@ -150,7 +153,7 @@ class Prefetcher:
         return self._early_bytes + self._estimate_bytes(span) <= self._budget
 
     def _estimate_bytes(self, span: Span) -> int:
-        """About as many as the span holds: the index need not be there to tell."""
+        """Return about as many bytes as the span holds, without its index."""
         facts = self._split.shards[span.shard]
         return int(facts.bytes / max(1, facts.samples) * len(span.numbers))
 
@@ -165,12 +168,12 @@ class Prefetcher:
 
     def _fetch_piece(self, shard: int, numbers: list[int], expected: int) -> None:
         with self._lock:
-            wanted = [number for number in numbers if (shard, number) not in self._pieces]
-            piece = _Piece(expected, len(wanted))
-            self._pieces.update(((shard, number), piece) for number in wanted)
-            self._held_bytes += expected if wanted else 0
-        if wanted:
-            reading = self._pool.submit(self._read_piece, piece, shard, wanted[0], wanted[-1])
+            missing = [number for number in numbers if (shard, number) not in self._pieces]
+            piece = _Piece(expected, len(missing))
+            self._pieces.update(((shard, number), (piece, uses)) for number, uses in Counter(missing).items())
+            self._held_bytes += expected if missing else 0
+        if missing:
+            reading = self._pool.submit(self._read_piece, piece, shard, missing[0], missing[-1])
             reading.add_done_callback(piece.fail_if_cancelled)
 
     def _read_piece(self, piece: _Piece, shard: int, first: int, last: int) -> None:
@@ -190,7 +193,7 @@ class Prefetcher:
                 self._held_bytes -= piece.bytes
 
     def _advise_span(self, span: Span) -> None:
-        # Advice only: what is wrong with the shard is told when a sample of it is taken.
+        # Advice only: what is wrong with the shard is raised when a sample of it is read.
         try:
             listing = self._split.load_index(span.shard)
             first, last = int(np.min(span.numbers)), int(np.max(span.numbers))
@@ -200,23 +203,22 @@ class Prefetcher:
             return
 
     def _reread(self, shard: int, number: int, offset: int, view: memoryview) -> None:
-        """Once more from the source, in case it was damaged on its way."""
+        """Read a sample once more, from the source, in case it was damaged on its way, else raise DataError."""
         self._split.read_from_source(shard, offset, view)
         listing = self._split.load_index(shard)
         if index.compute_checksum(view) != int(listing.checksums[number]):
             raise DataError(
-                f"data: {self._split.redacted_tar_url(shard)}: sample {listing.keys[number]!r} at byte "
-                f"{offset} does not have the "
-                "checksum in the index: the shard was changed or damaged after it was indexed; `jobs/shards.py verify` "
-                "tells what else is"
+                f"data: {self._split.redacted_tar_url(shard)}: sample {listing.keys[number]!r} at byte {offset} does "
+                "not have the checksum in the index: the shard was changed or damaged after it was indexed; "
+                "`jobs/shards.py verify` lists all such samples"
             )
 
     def _get_buffer(self, length: int) -> memoryview:
-        """The calling thread's own buffer, as long as asked for."""
-        held = getattr(self._buffers, "data", None)
-        if held is None or len(held) < length:
-            held = self._buffers.data = bytearray(length + length // 4)
-        return memoryview(held)[:length]
+        """Return the calling thread's own buffer, `length` bytes of it."""
+        buffer = getattr(self._buffers, "data", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._buffers.data = bytearray(length + length // 4)
+        return memoryview(buffer)[:length]
 
 
 # A rank's first batch is read sample by sample, so that it does not wait for whole windows.
@@ -228,15 +230,15 @@ class Span(NamedTuple):
     """Neighbouring samples of a shard that are needed from one batch on."""
 
     shard: int
-    numbers: Int64Array  # ascending numbers within the shard; those between them are not needed
+    numbers: Int64Array  # ascending numbers within the shard, some perhaps twice; those between them are not needed
     step: int  # batch in which the first of them is needed
     is_single: bool = False  # to be read sample by sample
 
 
 def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, workers: int) -> Iterator[Span]:
-    """The windows of the rank's lanes, in the order in which they open; memory for the lanes only."""
-    # Asked for at once, before any window is: a window that opens with them then leaves them out. Unless they are many:
-    # what lies between them is read with the windows all the same.
+    """Yield the windows of the rank's lanes, in the order in which they open; memory for the lanes only."""
+    # Requested before any window: a window that opens with them then leaves them out. Unless they are many: what lies
+    # between them is read with the windows anyway.
     primed = steps[:PRIMED_STEPS] if batch_size * PRIMED_DIVISOR < order.lanes * order.window else ()
     for step in primed:
         mine = select_rank_positions(step, batch_size, order.lanes, rank, workers)
@@ -257,14 +259,14 @@ def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, work
             left = np.arange(at, min(past, stop), dtype=np.int64) * order.lanes + lane
             yield from _group_by_shard(*order.locate(left), step)
         else:
-            for shard, first, last in order.find_spans(lane, start, past):
-                yield Span(shard, np.arange(first, last, dtype=np.int64), step)
+            for shard, numbers in order.find_spans(lane, start, past):
+                yield Span(shard, numbers, step)
         if past < stop:
             heapq.heappush(heap, (past * order.lanes + lane, lane, past, stop))
 
 
 def plan_id_range(counts: Sequence[int], first: int, past: int, batch_size: int) -> Iterator[Span]:
-    """Samples `first` .. `past` - 1 by id, in order, in batches from 0 on."""
+    """Yield samples `first` .. `past` - 1 by id, in order, in batches from 0 on."""
     start = 0
     for shard, count in enumerate(counts):
         low, high = max(first, start), min(past, start + count)
@@ -275,15 +277,15 @@ def plan_id_range(counts: Sequence[int], first: int, past: int, batch_size: int)
 
 
 def _count_lane_steps(position: int, lane: int, lanes: int) -> int:
-    """How many samples of a lane lie before a position of the epoch."""
+    """Return how many samples of a lane lie before a position of the epoch."""
     return max(0, -(-(position - lane) // lanes))
 
 
 def _plan_singles(shard: Int64Array, number: Int64Array, step: int) -> Iterator[Span]:
-    for one, at in zip(shard.tolist(), number.tolist(), strict=True):
-        yield Span(one, np.array([at], dtype=np.int64), step, is_single=True)
+    for shard_number, row in zip(shard.tolist(), number.tolist(), strict=True):
+        yield Span(shard_number, np.array([row], dtype=np.int64), step, is_single=True)
 
 
 def _group_by_shard(shard: Int64Array, number: Int64Array, step: int) -> Iterator[Span]:
-    for one in np.unique(shard).tolist():
-        yield Span(one, np.sort(number[shard == one]), step)
+    for shard_number in np.unique(shard).tolist():
+        yield Span(shard_number, np.sort(number[shard == shard_number]), step)

@@ -1,4 +1,4 @@
-"""Randomness without state: every draw is a hash of (seed, what it is for, epoch, sample, number of the draw).
+"""Randomness without state: every draw is a hash of (seed, purpose, epoch, sample, number of the draw).
 
 So a checkpoint holds no random state, and a draw is the same on any worker, thread, or resumed attempt. The mixer is
 splitmix64's finaliser (https://prng.di.unimi.it/splitmix64.c), exact in wrapping 64-bit integers everywhere.
@@ -19,13 +19,13 @@ UInt64Array = NDArray[np.uint64]
 
 
 def derive_key(seed: int, purpose: str, *numbers: int) -> int:
-    """A 64-bit key of a seed, a purpose ("order", "augment", ...) and whole numbers such as the epoch."""
+    """Return a 64-bit key of a seed, a purpose ("order", "augment", ...) and whole numbers such as the epoch."""
     text = "\0".join([str(seed), purpose, *map(str, numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def mix_bits(values: UInt64Array) -> UInt64Array:
-    """splitmix64's output for each counter value."""
+    """Return splitmix64's output for each counter value."""
     with np.errstate(over="ignore"):
         z = values + _GAMMA
         z = (z ^ (z >> np.uint64(30))) * _MIX1
@@ -34,13 +34,13 @@ def mix_bits(values: UInt64Array) -> UInt64Array:
 
 
 def permutation(base: int, length: int) -> NDArray[np.int64]:
-    """A permutation of 0 .. length - 1 that depends on the key alone (a sort by hash; ties keep their order)."""
+    """Return a permutation of 0 .. length - 1 that depends on the key alone (a sort by hash; ties keep their order)."""
     values = mix_bits(mix_bits(np.arange(length, dtype=np.uint64)) ^ np.uint64(base))
     return np.argsort(values, kind="stable")
 
 
 def uniform(base: int, ids: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
-    """len(ids) x draws numbers in [0, 1), a row for each id whatever ids stand beside it."""
+    """Return len(ids) x draws numbers in [0, 1), a row for each id that does not depend on the other ids."""
     rows = mix_bits(ids.astype(np.uint64) ^ np.uint64(base))
     with np.errstate(over="ignore"):
         counters = rows[:, None] + np.arange(draws, dtype=np.uint64)[None, :] * _GAMMA

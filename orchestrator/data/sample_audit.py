@@ -1,4 +1,4 @@
-"""Proof of what a run was trained on: a sum of hashes of the samples that step() was really given, against the plan.
+"""Proof of what a run was trained on: a sum of hashes of the samples that step() received, compared with the plan.
 
 A sample's hash is mix(key(epoch, step) ^ id), and hashes are added modulo 2^64: the sum over ranks, and over the parts
 of an epoch that several attempts trained, is the same for any number of workers and any cut. It is kept with the
@@ -22,14 +22,14 @@ from orchestrator.data.sampler import EpochOrder, Int64Array
 
 # Few broken images are no reason to stop, however small the epoch.
 MIN_BAD_LIMIT = 10
-# Positions that are planned at once: few calls, little memory.
+# Positions that are planned in one call: few calls, little memory.
 CHUNK_POSITIONS = 1 << 17
 _HASH_PIECES, _PIECE_BITS = 4, 16
 _MODULUS = 1 << 64
 
 
 class BadEntry(Config):
-    """A sample that no decoder took, as it was first found."""
+    """A sample that cannot be decoded, as it was first audit."""
 
     id: int = Field(ge=0)
     key: str
@@ -39,7 +39,7 @@ class BadEntry(Config):
 
 
 class EpochAudit(Config):
-    """What was delivered of one epoch: hash in hexadecimal, samples, and the ids of those that had weight 0."""
+    """Samples delivered in one epoch: hash in hexadecimal, number, and the ids of those that had weight 0."""
 
     epoch: int = Field(ge=0)
     hash: str = Field("0" * 16, pattern="^[0-9a-f]{16}$")
@@ -48,36 +48,35 @@ class EpochAudit(Config):
 
 
 class AuditRecord(Config):
-    """What a run was trained on so far: its epochs in their order, and each bad sample once."""
+    """Samples that a run was trained on so far: its epochs in their order, and each bad sample once."""
 
     epochs: tuple[EpochAudit, ...] = ()
     bad: tuple[BadEntry, ...] = ()
 
     def get_epoch(self, epoch: int) -> EpochAudit:
-        """What was delivered of an epoch; nothing when it has not begun."""
-        found = (one for one in self.epochs if one.epoch == epoch)
-        return next(found, EpochAudit(epoch=epoch))
+        """Return what was delivered of an epoch; nothing when it has not begun."""
+        return next((audit for audit in self.epochs if audit.epoch == epoch), EpochAudit(epoch=epoch))
 
     def add_delivery(self, epoch: int, total: int, samples: int, bad: Sequence[BadEntry]) -> AuditRecord:
-        """The record after more of an epoch, the last one or the next, was delivered by all ranks together."""
+        """Return the record after more of an epoch, the last one or the next, was delivered by all ranks together."""
         before = self.get_epoch(epoch)
         after = EpochAudit(
             epoch=epoch,
             hash=_format_hash(int(before.hash, 16) + total),
             samples=before.samples + samples,
-            bad=(*before.bad, *(one.id for one in bad)),
+            bad=(*before.bad, *(entry.id for entry in bad)),
         )
-        others = tuple(one for one in self.epochs if one.epoch != epoch)
+        others = tuple(audit for audit in self.epochs if audit.epoch != epoch)
         return AuditRecord(epochs=(*others, after), bad=(*self.bad, *self.select_new(bad)))
 
     def select_new(self, bad: Sequence[BadEntry]) -> list[BadEntry]:
-        """Those that were not found bad in an earlier epoch."""
-        known = {one.id for one in self.bad}
-        return [one for one in bad if one.id not in known]
+        """Return those that were not found bad in an earlier epoch."""
+        known = {entry.id for entry in self.bad}
+        return [entry for entry in bad if entry.id not in known]
 
 
 def parse_record(raw: object, where: str) -> AuditRecord:
-    """The record that `to_dict` gave. Raises DataError naming `where` when it is none."""
+    """Return the record that `to_dict` returned. Raises DataError naming `where` when it is none."""
     try:
         if not isinstance(raw, Mapping):
             raise ConfigError(f"it is {type(raw).__name__}, no mapping")
@@ -87,13 +86,13 @@ def parse_record(raw: object, where: str) -> AuditRecord:
 
 
 class DeliveryHash:
-    """What one rank was given since it was last asked: a sum of hashes and a number of samples."""
+    """Samples that one rank received since the last synchronization: a sum of hashes and a number."""
 
     def __init__(self) -> None:
         self.hash, self.samples = 0, 0
 
     def add(self, epoch: int, step: int, ids: Int64Array) -> None:
-        """The rank's samples of a global batch of an epoch (N int64) were given to step()."""
+        """Add the rank's samples of a global batch of an epoch (N int64) that step() received."""
         base = np.uint64(rng.derive_key(0, "audit", epoch, step))
         total = rng.mix_bits(ids.view(np.uint64) ^ base).sum(dtype=np.uint64)
         self.hash = (self.hash + int(total)) % _MODULUS
@@ -101,18 +100,18 @@ class DeliveryHash:
 
 
 def split_hash(value: int) -> list[float]:
-    """A 64-bit number in 16-bit pieces, whose float64 sums over up to 2^37 ranks are exact."""
+    """Return a 64-bit number in 16-bit pieces, whose float64 sums over up to 2^37 ranks are exact."""
     return [float(value >> _PIECE_BITS * place & 0xFFFF) for place in range(_HASH_PIECES)]
 
 
 def join_hash(sums: Sequence[float]) -> int:
-    """The sum modulo 2^64 of the numbers whose pieces were summed."""
+    """Return the sum modulo 2^64 of the numbers whose pieces were summed."""
     return sum(int(value) << _PIECE_BITS * place for place, value in enumerate(sums)) % _MODULUS
 
 
 @dataclass(frozen=True)
 class PlanHash:
-    """What the plan gives to the first steps of an epoch: sum of hashes, samples, and how many of them differ."""
+    """Samples of the first steps of an epoch by plan: sum of hashes, number, and how many of them differ."""
 
     hash: int
     samples: int
@@ -120,12 +119,12 @@ class PlanHash:
 
 
 def hash_plan(order: EpochOrder, batch_size: int, steps: int) -> PlanHash:
-    """The plan of the first `steps` steps of an epoch, computed anew. A byte of memory for each sample."""
+    """Return the plan of the first `steps` steps of an epoch, computed anew; takes a byte of memory for each sample."""
     total = 0
     seen = np.zeros(order.samples, dtype=np.bool_)
-    at_once = max(1, CHUNK_POSITIONS // batch_size)
-    for first in range(0, steps, at_once):
-        chunk = range(first, min(first + at_once, steps))
+    chunk_steps = max(1, CHUNK_POSITIONS // batch_size)
+    for first in range(0, steps, chunk_steps):
+        chunk = range(first, min(first + chunk_steps, steps))
         positions = np.arange(chunk.start * batch_size, chunk.stop * batch_size, dtype=np.int64)
         ids = order.get_sample_ids(*order.locate(positions))
         bases = np.array([rng.derive_key(0, "audit", order.epoch, step) for step in chunk], dtype=np.uint64)
@@ -137,47 +136,48 @@ def hash_plan(order: EpochOrder, batch_size: int, steps: int) -> PlanHash:
 
 @dataclass(frozen=True)
 class EpochVerdict:
-    """How an epoch's record compares with its plan; no `problems` means that what was planned was delivered, once."""
+    """Comparison of an epoch's record with its plan; no `problems` means that what was planned was delivered, once."""
 
     epoch: int
     planned: int
     delivered: int
-    exactly_once: int  # samples proven to be delivered exactly once; 0 when there are problems
+    exactly_once: int  # samples proven to be delivered exactly as planned; 0 when there are problems
     left_out: int  # samples that the plan does not give: the ragged tail, and what an unfinished epoch has left
     bad: int
     problems: tuple[str, ...]
 
 
-def compare_with_plan(found: EpochAudit, order: EpochOrder, batch_size: int, steps: int) -> EpochVerdict:
-    """The record of an epoch, of which `steps` steps were made, against its plan."""
+def compare_with_plan(audit: EpochAudit, order: EpochOrder, batch_size: int, steps: int) -> EpochVerdict:
+    """Compare the record of an epoch, of which `steps` steps were made, with its plan."""
     plan = hash_plan(order, batch_size, steps)
-    problems = tuple(_find_problems(found, plan, order.samples))
+    problems = tuple(_find_problems(audit, plan, order))
     return EpochVerdict(
-        epoch=found.epoch,
+        epoch=audit.epoch,
         planned=plan.samples,
-        delivered=found.samples,
+        delivered=audit.samples,
         exactly_once=0 if problems else plan.samples,
         left_out=order.samples - plan.distinct,
-        bad=len(found.bad),
+        bad=len(audit.bad),
         problems=problems,
     )
 
 
-def _find_problems(found: EpochAudit, plan: PlanHash, samples: int) -> Iterable[str]:
-    if plan.distinct != plan.samples:
+def _find_problems(audit: EpochAudit, plan: PlanHash, order: EpochOrder) -> Iterable[str]:
+    repeats = order.labels is not None  # a class-balanced epoch repeats samples of rare classes
+    if plan.distinct != plan.samples and not repeats:
         yield f"the plan gives {plan.samples} samples, only {plan.distinct} different ones"
-    if found.samples < plan.samples:
-        yield f"{plan.samples - found.samples} samples were never delivered"
-    elif found.samples > plan.samples:
-        yield f"{found.samples - plan.samples} samples were delivered too often"
-    elif int(found.hash, 16) != plan.hash:
-        yield f"other samples were delivered than planned: hash {found.hash}, planned {_format_hash(plan.hash)}"
-    if len(set(found.bad)) != len(found.bad) or any(not 0 <= one < samples for one in found.bad):
-        yield f"its bad samples repeat or are none of the split's {samples}"
+    if audit.samples < plan.samples:
+        yield f"{plan.samples - audit.samples} samples were never delivered"
+    elif audit.samples > plan.samples:
+        yield f"{audit.samples - plan.samples} samples were delivered too often"
+    elif int(audit.hash, 16) != plan.hash:
+        yield f"other samples were delivered than planned: hash {audit.hash}, planned {_format_hash(plan.hash)}"
+    if (len(set(audit.bad)) != len(audit.bad) and not repeats) or any(id >= order.samples for id in audit.bad):
+        yield f"its bad samples repeat or are none of the split's {order.samples}"
 
 
 def compute_bad_limit(share: float, samples: int) -> int:
-    """How many of an epoch's samples may be unreadable."""
+    """Return how many of an epoch's samples may be unreadable."""
     return max(MIN_BAD_LIMIT, math.floor(share * samples))
 
 

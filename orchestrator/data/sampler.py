@@ -1,36 +1,51 @@
-"""The order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window).
+"""Order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window), and of labels if balanced.
 
 Shards are permuted; the sequence of their samples is cut into V lanes (contiguous, lengths differing by at most one);
 each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
 of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
 number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
-never with the samples.
+never with the samples, unless classes are balanced.
+
+A class-balanced epoch has the same length. Each class gets an equal number of places, filled by its samples in a keyed
+order that starts anew when all are used; the places are then put into the order of the shards, so that reading is as
+local as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import rng
+from orchestrator.data import index, rng
+from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
 
 
+def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderConfig) -> NDArray[np.integer] | None:
+    """Return the labels that a class-balanced order needs (N int32), read from all indexes; None for another order.
+
+    Raises DataError when an index is unfit, StorageError when storage fails.
+    """
+    return index.load_labels(url, manifest.shards(split)) if config.balance == "class" else None
+
+
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch's order. `counts` are the samples of each shard in the manifest's order."""
+    """Order of one epoch; class-balanced when the labels are given."""
 
-    counts: tuple[int, ...]
+    counts: tuple[int, ...]  # samples of each shard in the manifest's order
     seed: int
     epoch: int
     lanes: int
     window: int
+    labels: NDArray[np.integer] | None = field(default=None, compare=False, repr=False)  # of each sample, by id
 
     @cached_property
     def samples(self) -> int:
@@ -56,16 +71,54 @@ class EpochOrder:
         return np.cumsum([0, *self.counts[:-1]], dtype=np.int64)
 
     def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Shard and number within the shard of the samples at these positions (each an array like `positions`)."""
-        lane, step = positions % self.lanes, positions // self.lanes
-        sequence = self._lane_start(lane) + self._shuffle_in_lane(lane, step)
+        """Return shard and number within the shard of the samples at these positions (each like `positions`)."""
+        sequence = self._find_sequence(positions)
+        if self.labels is not None:
+            return self._locate_ids(self._balanced[0][sequence])
         slot = np.searchsorted(self._shard_ends, sequence, side="right")
         shard = self.shard_order[slot]
         return shard, sequence - (self._shard_ends[slot] - self._counts[shard])
 
     def get_sample_ids(self, shard: Int64Array, number: Int64Array) -> Int64Array:
-        """Sample ids (whole numbers, the same in every epoch) of located samples."""
+        """Return sample ids (whole numbers, the same in every epoch) of located samples."""
         return np.asarray(self._starts_by_shard[shard] + number, dtype=np.int64)
+
+    def get_draw_ids(self, positions: Int64Array) -> Int64Array:
+        """Return the ids to draw augmentation for: the sample ids, other numbers where a sample is repeated."""
+        if self.labels is None:
+            return self.get_sample_ids(*self.locate(positions))
+        ids, repetitions = self._balanced
+        sequence = self._find_sequence(positions)
+        return ids[sequence] + repetitions[sequence] * self.samples
+
+    def _find_sequence(self, positions: Int64Array) -> Int64Array:
+        """Return where in the order of the shards the samples at these positions lie."""
+        lane, step = positions % self.lanes, positions // self.lanes
+        return self._lane_start(lane) + self._shuffle_in_lane(lane, step)
+
+    def _locate_ids(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
+        shard = np.searchsorted(self._starts_by_shard + self._counts, ids, side="right")
+        return np.asarray(shard, dtype=np.int64), ids - self._starts_by_shard[shard]
+
+    @cached_property
+    def _balanced(self) -> tuple[Int64Array, Int64Array]:
+        """Ids of a class-balanced epoch in the order of the shards, and how often each was used before: N each."""
+        labels = np.asarray(self.labels)
+        sizes = np.bincount(labels)
+        classes = np.flatnonzero(sizes)
+        by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[classes][:-1])
+        share, rest = divmod(self.samples, len(classes))
+        turn = rng.permutation(rng.derive_key(self.seed, "balance", self.epoch), len(classes))
+        ids, repetitions = [], []
+        for number, (label, members) in enumerate(zip(classes.tolist(), by_class, strict=True)):
+            places = share + int(turn[number] < rest)
+            key = rng.derive_key(self.seed, "balance-class", self.epoch, label)
+            ids.append(np.resize(members[rng.permutation(key, len(members))], places))
+            repetitions.append(np.arange(places, dtype=np.int64) // len(members))
+        all_ids, all_repetitions = np.concatenate(ids), np.concatenate(repetitions)
+        shard_rank = np.argsort(self.shard_order)
+        order = np.lexsort((all_repetitions, all_ids, shard_rank[self._locate_ids(all_ids)[0]]))
+        return all_ids[order], all_repetitions[order]
 
     def _lane_start(self, lane: Int64Array) -> Int64Array:
         short, longer = divmod(self.samples, self.lanes)
@@ -73,7 +126,7 @@ class EpochOrder:
         return starts
 
     def _shuffle_in_lane(self, lane: Int64Array, step: Int64Array) -> Int64Array:
-        """Where in its lane the step-th sample lies: a permutation within each window."""
+        """Return where in its lane the step-th sample lies: a permutation within each window."""
         first = self._first_window_length(lane)
         block = np.where(step < first, 0, 1 + (step - first) // self.window)
         start = np.where(block == 0, 0, first + (block - 1) * self.window)
@@ -81,43 +134,48 @@ class EpochOrder:
         result = np.empty_like(step)
         left = np.arange(len(lane))
         while len(left):
-            held = blocks[lane[left]] == block[left]
-            now = left[held]
+            is_open = blocks[lane[left]] == block[left]
+            now = left[is_open]
             result[now] = start[now] + windows[lane[now], (step - start)[now]]
-            left = left[~held]
-            for one in self._find_first_blocks(lane[left], block[left]).tolist():
-                self._shuffle_window(int(lane[left[one]]), int(block[left[one]]))
+            left = left[~is_open]
+            for row in self._find_first_blocks(lane[left], block[left]).tolist():
+                self._shuffle_window(int(lane[left[row]]), int(block[left[row]]))
         return result
 
     @staticmethod
     def _find_first_blocks(lane: Int64Array, block: Int64Array) -> Int64Array:
-        """Of each lane the place of its first block."""
+        """Return of each lane the row of its first block."""
         by_lane = np.lexsort((block, lane))
         return by_lane[np.flatnonzero(np.diff(lane[by_lane], prepend=-1))]
 
     def _first_window_length(self, lane: Int64Array) -> Int64Array:
-        """Samples of a lane's first window: lanes that have several take turns to open the next one."""
+        """Return the samples of a lane's first window: lanes that have several take turns to open the next one."""
         spread = 1 + np.asarray(lane, dtype=np.int64) * self.window // self.lanes
         return np.where(self._lane_lengths(lane) > self.window, spread, self.window)
 
     def find_window(self, lane: int, step: int) -> tuple[int, int]:
-        """Where in the lane the window that holds its step-th sample begins and ends."""
+        """Return where in the lane the window that holds its step-th sample begins and ends."""
         first, length = int(self._first_window_length(np.asarray(lane))), self._lane_length(lane)
         start = 0 if step < first else first + (step - first) // self.window * self.window
         return start, min(first if start == 0 else start + self.window, length)
 
-    def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, int, int]]:
-        """Samples start .. end - 1 of a lane, as they lie: (shard, first number, past the last) of each stretch."""
-        found = []
+    def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, Int64Array]]:
+        """Return samples start .. end - 1 of a lane, as they lie: (shard, ascending numbers) of each stretch."""
         at, stop = (int(self._lane_start(np.asarray(lane))) + offset for offset in (start, end))
+        if self.labels is not None:
+            shards, numbers = self._locate_ids(self._balanced[0][at:stop])
+            cuts = np.flatnonzero(np.diff(shards)) + 1
+            parts = zip(np.split(shards, cuts), np.split(numbers, cuts), strict=True)
+            return [(int(shard[0]), part) for shard, part in parts if len(part)]
+        spans = []
         while at < stop:
             slot = int(np.searchsorted(self._shard_ends, at, side="right"))
             shard = int(self.shard_order[slot])
             begins = int(self._shard_ends[slot]) - self.counts[shard]
             past = min(stop, int(self._shard_ends[slot]))
-            found.append((shard, at - begins, past - begins))
+            spans.append((shard, np.arange(at - begins, past - begins, dtype=np.int64)))
             at = past
-        return found
+        return spans
 
     @cached_property
     def _open_windows(self) -> tuple[Int64Array, Int64Array]:
@@ -142,7 +200,7 @@ class EpochOrder:
 
 
 def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Int64Array:
-    """Positions of global batch `step` that rank `rank` of `workers` trains on, ascending."""
+    """Return the positions of global batch `step` that rank `rank` of `workers` trains on, ascending."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     mine: Int64Array = positions[(positions % lanes) % workers == rank]
     return mine
@@ -151,13 +209,15 @@ def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, wor
 def check_workers(counts: Sequence[int], lanes: int, batch_size: int, workers: int) -> None:
     """Raise DataError when this many workers cannot share the work."""
     if workers > lanes:
-        raise DataError(f"workers: {workers} is refused: more than order.lanes ({lanes}), so some would have no data")
+        raise DataError(f"workers must be at most order.lanes ({lanes}), got {workers}; raise order.lanes")
     if workers > batch_size:
-        raise DataError(f"workers: {workers} is refused: more than batch_size ({batch_size})")
+        raise DataError(f"workers must be at most batch_size ({batch_size}), got {workers}; raise batch_size")
     if sum(counts) < batch_size:
-        raise DataError(f"batch_size: {batch_size} is refused: the split has only {sum(counts)} samples")
+        raise DataError(
+            f"batch_size must be at most the {sum(counts)} samples of the split, got {batch_size}; lower it"
+        )
 
 
 def count_steps(samples: int, batch_size: int) -> int:
-    """Whole global batches of an epoch; the rest is dropped by plan, another rest in each epoch."""
+    """Return the whole global batches of an epoch; the rest is dropped by plan, another rest in each epoch."""
     return samples // batch_size

@@ -1,6 +1,6 @@
-"""The files of one split: verified indexes, kept while they are in use, and byte ranges of its tars.
+"""Files of one split: verified indexes, kept while they are in use, and byte ranges of its tars.
 
-Made in the process that uses it and safe for its threads. Remote tars go through the node's cache when there is one.
+Created in the process that uses it and safe for its threads. Remote tars go through the node's cache when there is one.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ class ShardFiles:
             self.cache = BlockCache(os.path.expanduser(config.cache), int(config.cache_gib * 2**30))
 
     def load_index(self, shard: int) -> ShardIndex:
-        """The shard's index, read once while it is in use. Raises DataError when it is unfit."""
+        """Return the shard's index, read once while it is in use. Raises DataError when it is unfit."""
         with self._lock:
-            found = self._indexes.get(shard)
-            mine = found is None
-            if found is None:
-                found = self._indexes[shard] = Future()
+            future = self._indexes.get(shard)
+            is_mine = future is None
+            if future is None:
+                future = self._indexes[shard] = Future()
                 if len(self._indexes) > self.max_cached_indexes:
                     self._indexes.popitem(last=False)
             else:
                 self._indexes.move_to_end(shard)
-        if mine:
+        if is_mine:
             try:
-                found.set_result(self._load_checked(self.shards[shard]))
+                future.set_result(self._load_checked(self.shards[shard]))
             except BaseException as error:
-                found.set_exception(error)
+                future.set_exception(error)
                 with self._lock:
-                    self._indexes.pop(shard, None)  # another try may find the storage up again
-        return found.result()
+                    self._indexes.pop(shard, None)  # the storage may be up again at the next try
+        return future.result()
 
     def redacted_tar_url(self, shard: int) -> str:
-        """URL of a shard's tar, fit to be shown."""
+        """Return the URL of a shard's tar without credentials."""
         return self._redacted_urls[shard]
 
     def read_into(self, shard: int, start: int, view: memoryview) -> None:
@@ -91,11 +91,11 @@ class ShardFiles:
         except FileNotFoundError:
             raise self._missing_error(shard) from None
         except StorageError:
-            self._check_size(shard)  # a tar that was cut says so; else the storage's own word stands
+            self._check_size(shard)  # a truncated tar has an error of its own; else the storage's stands
             raise
 
     def read_from_source(self, shard: int, start: int, view: memoryview) -> None:
-        """The same from the source, past the cache, whose blocks are dropped: what was read is not what was packed."""
+        """Read from the source, past the cache, whose blocks are dropped because they are not what was packed."""
         if self.cache is not None:
             self.cache.invalidate_range(self._tars[shard], self.shards[shard].sha256, start, len(view))
         try:
@@ -104,28 +104,26 @@ class ShardFiles:
             raise self._missing_error(shard) from None
 
     def advise(self, shard: int, start: int, length: int) -> None:
-        """Tell the operating system that these bytes of a local tar are read soon."""
+        """Advise the operating system that these bytes of a local tar are read soon."""
         self.ranges.advise(self._tars[shard], start, length)
 
     def close(self) -> None:
         """Close what is open."""
         self.ranges.close()
 
-    def _warn_cache_disabled(self, trouble: str | None) -> None:
-        """Say once, in the worker's log, that the cache has stepped aside; `train/cache_off` counts it."""
-        if trouble is not None and not self._warned:
+    def _warn_cache_disabled(self, disk_error: str | None) -> None:
+        """Warn once, in the worker's log, that the cache is disabled; `train/cache_off` counts it."""
+        if disk_error is not None and not self._warned:
             self._warned = True
-            warnings.warn(f"the data cache has stepped aside, storage is read directly: {trouble}", stacklevel=2)
+            warnings.warn(f"the data cache is disabled, storage is read directly: {disk_error}", stacklevel=2)
 
     def _load_checked(self, facts: Shard) -> ShardIndex:
-        found = index.load(self._url, facts)
-        if len(found.labels) != facts.samples:
-            raise DataError(
-                f"data: {facts.name}: its index lists {len(found.labels)} samples, the manifest {facts.samples}"
-            )
-        if len(found.labels) and not 0 <= found.labels.min() <= found.labels.max() < self.classes:
+        labels = (listing := index.load(self._url, facts)).labels
+        if len(labels) != facts.samples:
+            raise DataError(f"data: {facts.name}: its index lists {len(labels)} samples, the manifest {facts.samples}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
             raise DataError(f"data: {facts.name}: labels outside 0 .. {self.classes - 1}")
-        return found
+        return listing
 
     def _check_size(self, shard: int) -> None:
         """Raise DataError when a tar is missing or not of the size that was packed."""

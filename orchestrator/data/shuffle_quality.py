@@ -1,7 +1,7 @@
-"""How well labels are mixed, per shard and per global batch: tars sorted by class train badly, and nobody is told.
+"""Measure of how well labels are mixed, per shard and per global batch: tars sorted by class train badly, unnoticed.
 
 The measure is the effective number of classes: one over the chance that two samples of the same shard or batch share
-their class. It does not depend on how many samples are looked at; shuffled perfectly, it is that of the whole split.
+their class. It does not depend on how many samples are counted; shuffled perfectly, it is that of the whole split.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.data.sampler import EpochOrder
 
 Labels = NDArray[np.int64]
 
-# Looked at, at most: enough for the figures, few enough to be read at the start of a run.
+# Upper bounds: enough for the figures, few enough to be read at the start of a run.
 MAX_SHARDS = 256
 MAX_BATCHES = 32
 # With less than half the variety of a shuffled batch, gradients are as noisy as those of a much smaller batch.
@@ -28,7 +28,7 @@ _SIGMAS = 4.0
 
 @dataclass(frozen=True)
 class ShuffleQuality:
-    """Means over the shards and batches that were looked at."""
+    """Means over the shards and batches that were drawn."""
 
     shard_classes: float  # different classes in a shard
     shard_effective: float  # effective number of classes of a shard
@@ -40,7 +40,7 @@ class ShuffleQuality:
     is_poor: bool
 
     def format_message(self) -> str:
-        """One line; with the fix when the mixing is poor."""
+        """Return one line; with the fix when the mixing is poor."""
         line = (
             f"label mixing: a shard holds {self.shard_classes:.1f} classes, a batch of {self.batch_size} over "
             f"{self.lanes} lanes {self.batch_classes:.1f}; as varied as {self.shard_effective:.1f} and "
@@ -54,9 +54,9 @@ class ShuffleQuality:
 def measure_shuffle_quality(
     labels: Sequence[NDArray[np.integer]], order: OrderConfig, batch_size: int
 ) -> ShuffleQuality:
-    """The label mixing of a split whose shards have these labels, trained on in this order.
+    """Measure the label mixing of a split whose shards have these labels, trained on in this order.
 
-    Looks at no more than max(SHARDS, 4 x lanes) shards, drawn by hash: `labels` may load them when they are asked for.
+    Uses no more than max(MAX_SHARDS, 4 x lanes) shards, drawn by hash: `labels` may load them on access.
     """
     most = max(MAX_SHARDS, 4 * order.lanes)
     drawn = rng.permutation(rng.derive_key(0, "mixing"), len(labels))[:most].tolist()
@@ -66,7 +66,7 @@ def measure_shuffle_quality(
     batch_same, batch_pairs = _count_same_class_pairs(batches)
     all_same, all_pairs = _count_same_class_pairs([np.concatenate([np.empty(0, np.int64), *shards])])
     # Two samples of the whole split are of the same shard once in as many times as there are shards. Only so the
-    # shards that were not looked at count, too: each may hold a class of its own.
+    # shards that were not drawn count, too: each may hold a class of its own.
     within, across = (
         _divide_or_zero(shard_same, shard_pairs),
         _divide_or_zero(all_same - shard_same, all_pairs - shard_pairs),
@@ -92,7 +92,7 @@ def measure_shuffle_quality(
 
 
 def _draw_batches(shards: Sequence[Labels], order: OrderConfig, batch_size: int) -> list[Labels]:
-    """Labels of global batches spread over an epoch; of all samples when they are fewer than a batch."""
+    """Return labels of global batches spread over an epoch; of all samples when they are fewer than a batch."""
     counts = tuple(len(shard) for shard in shards)
     if not sum(counts):
         return []
@@ -100,16 +100,16 @@ def _draw_batches(shards: Sequence[Labels], order: OrderConfig, batch_size: int)
     steps = sum(counts) // batch_size
     plan = EpochOrder(counts, 0, 0, order.lanes, order.window)
     chosen = np.unique(np.linspace(0, steps - 1, MAX_BATCHES, dtype=np.int64))
-    found = []
+    batches = []
     for step in chosen.tolist():
         shard, number = plan.locate(np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64))
         picked = [shards[s][n] for s, n in zip(shard.tolist(), number.tolist(), strict=True)]
-        found.append(np.array(picked, dtype=np.int64))
-    return found
+        batches.append(np.array(picked, dtype=np.int64))
+    return batches
 
 
 def _count_same_class_pairs(batches: Sequence[Labels]) -> tuple[float, float]:
-    """Pairs of samples within a batch that share their class, and all pairs."""
+    """Return the pairs of samples within a batch that share their class, and all pairs."""
     counts = [np.unique(batch, return_counts=True)[1] for batch in batches]
     same = sum(float((count * (count - 1)).sum()) for count in counts) / 2
     return same, sum(len(batch) * (len(batch) - 1) for batch in batches) / 2
@@ -120,7 +120,7 @@ def _divide_or_zero(same: float, pairs: float) -> float:
 
 
 def _compute_effective_classes(chance: float, otherwise: float) -> float:
-    """Effective number of classes by the chance that two samples share theirs; no such pair tells nothing."""
+    """Return the effective number of classes by the chance that two samples share theirs; `otherwise` without one."""
     return 1 / chance if chance else otherwise
 
 

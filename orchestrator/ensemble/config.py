@@ -1,4 +1,4 @@
-"""The command lines of the ensemble's jobs; importable without torch or ray."""
+"""The command lines of the ensemble's commands; importable without torch or ray."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ MAX_IMAGES_FOR_RAW = 5000
 
 
 class ReportingConfig(Config):
-    """What is scored and told of an ensemble."""
+    """The choice of what is scored and reported of an ensemble."""
 
     raw: bool | None = Field(
         None,
-        description="score each member's raw weights, too, to compare them with their average; by default where the "
-        f"split has at most {MAX_IMAGES_FOR_RAW:,} images, since it doubles the cost",
+        description="also score each member's raw weights, to compare them with their average; by default if the split "
+        f"has at most {MAX_IMAGES_FOR_RAW:,} images, since it doubles the cost",
     )
-    registered: bool = Field(True, description="register a whole ensemble as a model in MLflow, to be served")
+    registered: bool = Field(True, description="register a complete ensemble as a model in MLflow, for serving")
     allow_partial: bool = Field(
-        False, description="exit with 0 although members failed; the result is called partial all the same"
+        False, description="exit with 0 although members failed; the result is still called partial"
     )
 
 
 class TrainEnsembleConfig(JobConfig):
-    """What the command line of train_ensemble.py sets."""
+    """The command line of the train-ensemble command."""
 
     ensemble: EnsembleConfig = Field(EnsembleConfig(), description="how the members come from the recipe")
-    plan: PlanConfig = Field(PlanConfig(), description="what the plan goes by")
+    plan: PlanConfig = Field(PlanConfig(), description="assumptions of the plan")
     include: tuple[str, ...] = Field(
         (),
-        description="finished runs, or ensembles for all their members, to take in as further members: names, or "
-        "absolute paths or URLs of folders",
+        description="finished runs, or ensembles for all their members, to add as further members: names, or absolute "
+        "paths or URLs of folders",
+    )
+    same_code_anyway: bool = Field(
+        False, description="resume members though the code of their plug-ins has changed since they began"
     )
     reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig()
 
@@ -48,25 +51,25 @@ class TrainEnsembleConfig(JobConfig):
         members.build_recipes(self.recipe, self.ensemble)
         if self.placement.min_workers is not None:
             raise ValueError(
-                f"placement.min_workers {self.placement.min_workers} is refused: only a run alone on its cluster can "
-                "have a number of workers that changes; leave it out, or train the models one by one with train.py"
+                f"placement.min_workers must not be set for an ensemble, got {self.placement.min_workers}: only a run "
+                "alone on its cluster can change its number of workers; leave it out, or train each model alone"
             )
         return self
 
 
 class EvaluateConfig(Config):
-    """What the command line of evaluate.py sets."""
+    """The command line of the evaluate command."""
 
     runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="finished runs, or ensembles for all their members: names, or absolute paths or URLs of folders"
     )
     members: tuple[int, ...] = Field(
-        (), description="numbers of the models to take, from 1, in the order given by `runs`; all by default"
+        (), description="numbers of the models to score, from 1, in the order of `runs`; by default all"
     )
     kind: Annotated[Literal["averaged", "raw", "best"], Flag(name="weights")] = Field(
         "averaged",
-        description="weights to score: those of the last step averaged over training, raw, or those of the epoch that "
-        "validated best (chosen on the split that is scored)",
+        description="weights to score: the average over training, the raw ones of the last step, or those of the epoch "
+        "that validated best (chosen on the split that is scored)",
     )
     reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig(registered=False)
     destination: Annotated[Destination, Flag(name="")] = Destination()
@@ -75,20 +78,20 @@ class EvaluateConfig(Config):
 
     @property
     def provisional_destination(self) -> Destination:
-        """The destination as far as it is known before the runs are looked at, which name their own dataset."""
+        """The destination before the runs, which name their dataset, are read."""
         return self.destination.model_copy(update={"data": self.destination.data or EMBEDDED_DATASET})
 
 
 class ModelChoice(Config):
-    """Which models, and where they are."""
+    """The models to use, and where they are."""
 
     model: str = Field(
         "",
         description="name of an ensemble or run, URL of its folder, or models:/NAME@ALIAS of MLflow's registry; by "
-        "default the registered champion, or where none is registered the newest ensemble that was trained whole",
+        "default the registered champion, or else the newest ensemble that was trained completely",
     )
     members: tuple[int, ...] = Field(
-        (), description="numbers of the ensemble's models to use, from 1, such as 1,3; all by default"
+        (), description="numbers of the ensemble's models to use, from 1, such as 1,3; by default all"
     )
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
     tracking: str = Field(
@@ -97,26 +100,26 @@ class ModelChoice(Config):
 
 
 class PredictConfig(Config):
-    """What the command line of predict.py sets."""
+    """The command line of the predict command."""
 
     images: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
         (), description="JPEG or PNG files, folders of them, or their URLs (s3://, https://, ...)"
     )
     chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
     crops: Literal[1, 10, 144] = Field(
-        DEFAULT_CROPS, description="crops of each image: dearer ones are a little better"
+        DEFAULT_CROPS, description="crops of each image; more crops cost more and are slightly more accurate"
     )
-    top: int = Field(DEFAULT_TOP_K, ge=1, description="classes told of each image")
+    top: int = Field(DEFAULT_TOP_K, ge=1, description="classes reported of each image")
     json_lines: Annotated[bool, Flag(name="json")] = Field(
         False, description="print a line of JSON for each image instead of a table"
     )
 
 
 class ServeConfig(Config):
-    """What the command line of serve.py sets."""
+    """The command line of the serve command."""
 
     chosen: Annotated[ModelChoice, Flag(name="")] = ModelChoice()
-    crops: Literal[1, 10, 144] = Field(DEFAULT_CROPS, description="crops of each image, where a request does not say")
-    top: int = Field(DEFAULT_TOP_K, ge=1, description="classes told of each image, where a request does not say")
-    host: str = Field("127.0.0.1", description="address to listen on; there is no login: keep it on this machine")
-    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one, and says which")
+    crops: Literal[1, 10, 144] = Field(DEFAULT_CROPS, description="crops of each image, unless a request sets them")
+    top: int = Field(DEFAULT_TOP_K, ge=1, description="classes reported of each image, unless a request sets it")
+    host: str = Field("127.0.0.1", description="address to listen on; there is no login, so keep it on this machine")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 picks a free one and prints it")

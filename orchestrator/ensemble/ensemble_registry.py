@@ -1,6 +1,6 @@
-"""An ensemble in MLflow's model registry: registered once, served by `mlflow models serve`, fetched by name.
+"""Ensembles in MLflow's model registry: registered once, served by `mlflow models serve`, fetched by name.
 
-Importable without torch and mlflow; registering needs no torch either.
+Importable without torch and mlflow; registering needs no torch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from orchestrator.training.run_dir import get_final_weights_dir
 
 CHAMPION_ALIAS = "champion"
 MODEL_URI_PREFIX = "models:/"
-# What the code beside the model imports, at the versions that made it.
+# Imports of the code that is stored with the model; pinned to the versions that made it.
 REQUIREMENTS = (
     *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
     *("opencv-python-headless", "pillow", "simplejpeg"),
 )
-MAX_DATASET_CHARS = 60  # of a dataset's name in a model's, which may have 256
+MAX_DATASET_CHARS = 60  # of a dataset's name in a model's name, which may have 256
 _INVALID_NAME_CHARS = re.compile(r"[/:'\"`]")
 
 
@@ -39,21 +39,17 @@ class RegisteredVersion:
 
     model: str
     version: str
-    is_new: bool  # made now: else the same ensemble was there
-    alias: str  # under which it can be asked for, empty when that is another version
+    is_new: bool  # else the same ensemble was registered before
+    alias: str  # empty when the alias belongs to another version
 
     @property
     def uri(self) -> str:
-        """What MLflow's commands call it."""
-        return (
-            f"{MODEL_URI_PREFIX}{self.model}@{self.alias}"
-            if self.alias
-            else f"{MODEL_URI_PREFIX}{self.model}/{self.version}"
-        )
+        """The URI for MLflow's commands."""
+        return f"{MODEL_URI_PREFIX}{self.model}{f'@{self.alias}' if self.alias else f'/{self.version}'}"
 
 
 def make_model_name(family: str, dataset: str, digest: str) -> str:
-    """Return the name of the registered model of a family's ensembles on a dataset: each dataset has its champion."""
+    """Return the model name of a family's ensembles on a dataset, so that each dataset has its champion."""
     dataset = dataset[:MAX_DATASET_CHARS]
     return f"{family}-{digest[:8]}" if family.endswith(f"-{dataset}") else f"{family}-{dataset}-{digest[:8]}"
 
@@ -64,45 +60,44 @@ def register_ensemble(
 ) -> RegisteredVersion:  # fmt: skip
     """Register the ensemble of finished runs as a version of `model`; the same ensemble again changes nothing.
 
-    former: a name under which it may have been registered before, where it then stays.
-    tracking: URI of the MLflow store. run_id: of the ensemble's run there, with whose artifacts the model is kept.
+    tracking: URI of the MLflow store. run_id: of the ensemble's run there, which holds the model as an artifact.
     runs: URLs of the members' folders, in order. titles: readable names of the classes, or none. about: Markdown.
-    The alias goes to the first version, and stays there until somebody moves it. Takes seconds, most of them MLflow's.
-
-    Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read, TrackingError.
+    former: a name under which it may have been registered before, where it then stays. The first version gets the
+    alias, which only users move. Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read,
+    TrackingError.
     """
     model = _INVALID_NAME_CHARS.sub("-", model)
     from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
 
     registry = ModelRegistry(tracking)
     digest = compute_digest(runs, titles)
-    found = registry.find_version(model, digest)
-    if found is None and former:
+    number = registry.find_version(model, digest)
+    if number is None and former:
         former = _INVALID_NAME_CHARS.sub("-", former)
-        if (before := registry.find_version(former, digest)) is not None:
-            model, found = former, before
-    fresh = found is None
-    if found is None:
+        if (number := registry.find_version(former, digest)) is not None:
+            model = former
+    is_new = number is None
+    if number is None:
         names = [urls.get_basename(run) for run in runs]
         tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
             folder = os.path.join(scratch, "model")
             build_package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
-            found = registry.register_model(model, digest, run_id, folder, about, tags)
-    named = registry.set_alias_if_unset(model, CHAMPION_ALIAS, found)
-    return RegisteredVersion(model, str(found), fresh, CHAMPION_ALIAS if named == found else "")
+            number = registry.register_model(model, digest, run_id, folder, about, tags)
+    champion = registry.set_alias_if_unset(model, CHAMPION_ALIAS, number)
+    return RegisteredVersion(model, str(number), is_new, CHAMPION_ALIAS if champion == number else "")
 
 
 def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:
-    """A hash of the members' final weights, in order, and of the titles. Raises FileNotFoundError, CommitError."""
+    """Return a hash of the members' final weights in order and of the titles. Raises FileNotFoundError, CommitError."""
     if not runs:
-        raise ConfigError("members: none: an ensemble has at least one model")
+        raise ConfigError("members must hold at least one model, got none; name one")
     weights = [checkpoint_dir.read_weights_digest(get_final_weights_dir(run)) for run in runs]
     return hashlib.sha256(json.dumps([weights, list(titles)]).encode()).hexdigest()[:16]
 
 
 def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> Any:
-    """The tracking.registered.Package of an ensemble, with its weights below the local folder `scratch`."""
+    """Return the `ModelPackage` of an ensemble, with its weights below the local folder `scratch`."""
     # MLflow takes seconds to import.
     from orchestrator.ensemble import mlflow_model
     from orchestrator.tracking.model_registry import ModelPackage
@@ -110,17 +105,17 @@ def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], meta
     weights = Path(scratch, mlflow_model.WEIGHTS_ARTIFACT)
     weights.mkdir()
     for number, run in enumerate(runs, start=1):
-        # The order of the names is that of the members.
+        # Names sort in the order of the members.
         (weights / f"{number:04d}-{urls.get_basename(run)}.safetensors").write_bytes(
             _read_exported_weights(get_final_weights_dir(run))
         )
-    told = Path(scratch, f"{mlflow_model.TITLES_ARTIFACT}.json")
-    told.write_text(json.dumps(list(titles)), encoding="utf-8")
+    titles_file = Path(scratch, f"{mlflow_model.TITLES_ARTIFACT}.json")
+    titles_file.write_text(json.dumps(list(titles)), encoding="utf-8")
     return ModelPackage(
         python_model=mlflow_model.__file__,
         code_paths=[str(Path(__file__).parents[1])],
-        artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(told)},
-        # What follows a plus tells builds apart and is on no index.
+        artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(titles_file)},
+        # After a plus comes the build, which package indexes do not know.
         requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         signature=mlflow_model.SIGNATURE,
         input_example=mlflow_model.make_input_example(),
@@ -129,7 +124,7 @@ def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], meta
 
 
 def find_champions(tracking: str) -> list[str]:
-    """Return the URIs of all champions that this project registered in an MLflow store. Raises TrackingError."""
+    """Return the URIs of all champions of this project in an MLflow store. Raises TrackingError."""
     from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
 
     names = ModelRegistry(tracking).find_models_with_alias(CHAMPION_ALIAS)
@@ -137,9 +132,9 @@ def find_champions(tracking: str) -> list[str]:
 
 
 def fetch_weights(tracking: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
-    """Local files of a registered model's weights, below the folder `scratch`, in order; and the classes' titles.
+    """Return local files of a registered model's weights, in order, and the classes' titles.
 
-    Raises TrackingError, or ConfigError when it is no ensemble of this project.
+    scratch: a local folder for the download. Raises TrackingError; ConfigError for a model that is no ensemble.
     """
     from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
 
@@ -150,16 +145,16 @@ def fetch_weights(tracking: str, model: str, scratch: str) -> tuple[list[str], l
     except (OSError, ValueError):
         titles = None
     if not weights or not isinstance(titles, list):
-        raise ConfigError(f"model: {model!r} is refused: no ensemble that this project registered")
+        raise ConfigError(f"model must be an ensemble that this project registered, got {model!r}; set another one")
     return weights, titles
 
 
 def _read_exported_weights(final: str) -> bytes:
-    """The averaged weights of a run as a safetensors file, verified."""
-    found = [data for name, data in commit.read_folder(final).items() if name.endswith(".safetensors")]
-    if found:
-        return found[0]
-    # Weights without an export, which torch is needed for.
+    """Return the averaged weights of a run as a safetensors file, verified."""
+    exports = [data for name, data in commit.read_folder(final).items() if name.endswith(".safetensors")]
+    if exports:
+        return exports[0]
+    # Only weights without an export need torch.
     from orchestrator.checkpoint import weights
 
     loaded = weights.load(final)

@@ -1,7 +1,6 @@
-"""The ensemble as MLflow serves it: models-from-code. MLflow keeps this file with the model and runs it to load it.
+"""The ensemble as a model from code: MLflow stores this file with the model and runs it to load the model.
 
-Nothing of it is pickled: code as text, weights as safetensors files. Needs of this project's code what lies beside it
-in the model.
+Nothing is pickled: code is text, weights are safetensors files. The project's code is stored with the model, too.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
 if TYPE_CHECKING:
     DataFrame = Any
 else:
-    # MLflow hands over a table of pandas, which it brings, and looks whether `predict` says so.
+    # MLflow passes a pandas table, and checks the annotation of `predict` for it.
     DataFrame = import_module("pandas").DataFrame
 
 TITLES_ARTIFACT = "titles"
@@ -63,11 +62,11 @@ SIGNATURE = ModelSignature(
 
 
 class EnsembleModel(PythonModel):
-    """JPEG or PNG images in base64 -> for each image its likeliest classes."""
+    """A model that returns the likeliest classes of JPEG or PNG images in base64."""
 
     def load_context(self, context: Any) -> None:
-        """Load the networks; in the artifacts lie a folder of weights, in the order of their names, and the titles."""
-        # Registering a model imports this file, too, and needs no torch.
+        """Load the networks from the artifacts: a folder of weights, in the order of their names, and the titles."""
+        # Registering a model imports this file, and needs no torch.
         from orchestrator.evaluation.classifier import Classifier
 
         finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS_ARTIFACT]).glob("*.safetensors"))
@@ -78,21 +77,21 @@ class EnsembleModel(PythonModel):
     def predict(
         self, context: Any, model_input: DataFrame, params: Mapping[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """For each row its `predictions`: label, class name and probability of each class, likeliest first.
+        """Return for each row its `predictions`: label, class name and probability of each class, likeliest first.
 
         model_input: a table with the column `image`. Raises MlflowException, which a server answers with status 400.
         """
-        asked = {"crops": DEFAULT_CROPS, "top": DEFAULT_TOP_K, "members": "", **(params or {})}
-        # Of a dictionary of columns MLflow's Python interface makes one row, with all its images in one cell.
+        options = {"crops": DEFAULT_CROPS, "top": DEFAULT_TOP_K, "members": "", **(params or {})}
+        # MLflow's Python interface turns a dictionary of columns into one row, with all images in one cell.
         texts = [text for cell in model_input["image"] for text in (cell if isinstance(cell, list) else [cell])]
         images = [_decode_image(number, text) for number, text in enumerate(texts)]
         try:
-            members = [int(number) for number in str(asked["members"]).split(",") if number.strip()]
-            found = self._classifier.classify(images, int(asked["crops"]), int(asked["top"]), members)
+            members = [int(number) for number in str(options["members"]).split(",") if number.strip()]
+            results = self._classifier.classify(images, int(options["crops"]), int(options["top"]), members)
         except ValueError as error:
             raise _make_exception(str(error)) from None
         answers: list[dict[str, Any]] = []
-        for number, predictions in enumerate(found):
+        for number, predictions in enumerate(results):
             if isinstance(predictions, Exception):
                 raise _make_exception(f"image {number}: {predictions}")
             answers.append({"predictions": [asdict(prediction) for prediction in predictions]})
@@ -100,7 +99,7 @@ class EnsembleModel(PythonModel):
 
 
 def make_input_example() -> dict[str, list[str]]:
-    """What a request holds: a grey JPEG of 32 x 32 pixels."""
+    """Return the content of a request: a grey JPEG of 32 x 32 pixels."""
     grey = simplejpeg.encode_jpeg(np.full((32, 32, 3), 128, dtype=np.uint8))
     return {"image": [base64.b64encode(grey).decode()]}
 
@@ -109,7 +108,7 @@ def _decode_image(number: int, text: object) -> bytes:
     try:
         return base64.b64decode(str(text).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
-        raise _make_exception(f"image {number}: no base64: {error}; send a JPEG or PNG file in base64") from None
+        raise _make_exception(f"image {number} must be base64: {error}; send a JPEG or PNG file in base64") from None
 
 
 def _make_exception(why: str) -> MlflowException:

@@ -1,4 +1,4 @@
-"""What an ensemble's result leaves behind: files in its folder, its run in the tracker, a model in the registry."""
+"""The results of an ensemble: files in its folder, its run in the tracker, a model in the registry."""
 
 from __future__ import annotations
 
@@ -17,65 +17,65 @@ from orchestrator.ray_backend.run_lookup import ENSEMBLE_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage import file_io
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.connect import MLFLOW
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 
 _LOGGED_FILES = ("table.md", ensemble_report.HTML_FILE, ensemble_report.MARKDOWN_FILE, ENSEMBLE_FILE)
 
 
 @dataclass(frozen=True)
 class EnsembleOutcome:
-    """What came of an ensemble."""
+    """The scores of an ensemble, and what they are of."""
 
     name: str
-    family: str  # what ensembles of such members are called in the model registry
+    family: str  # name of such ensembles in the model registry
     kind: WeightsKind  # which weights were scored
-    scored_runs: tuple[RunSpec, ...]  # the members that are in it
-    requested_count: int  # that were asked for
+    scored_runs: tuple[RunSpec, ...]  # its members
+    requested_count: int  # of members
     analysis: Analysis
     curves: Mapping[str, Sequence[tuple[float, float]]]  # by run: epochs and validation errors in percent
 
 
 def get_report_url(folder: str) -> str:
-    """Where the report of an ensemble lies."""
+    """Return the URL of an ensemble's report."""
     return file_io.join(folder, ensemble_report.HTML_FILE)
 
 
-def record_result(session: Session, folder: str, key: str, found: EnsembleOutcome, registered: bool) -> None:
-    """Write everything below `folder`, and have the tracker's thread log it and register the model.
+def record_result(session: Session, folder: str, key: str, outcome: EnsembleOutcome, registered: bool) -> None:
+    """Write the report below `folder`, and have the tracker's thread log it and register the model.
 
-    A partial ensemble is not registered, nor one of weights that were chosen on the split that is scored.
+    Only complete ensembles of averaged weights are registered; the best weights were chosen on the scored split.
     """
-    table, about = found.analysis.table, _describe_result(session, found)
-    table_files.write_files(folder, table, about, found.curves)
-    mistakes = [mistake.image for mistake in found.analysis.mistakes]
-    shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, found.analysis.split, mistakes)
-    ensemble_report.write_report(folder, about, found.analysis, found.curves, shown)
-    session.replayer.submit(partial(_log_result, session, key, folder, table), needs=key)
-    if registered and found.kind == "averaged" and len(found.scored_runs) == found.requested_count:
+    table, about = outcome.analysis.table, _describe_result(session, outcome)
+    mistakes = [mistake.image for mistake in outcome.analysis.mistakes]
+    shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, outcome.analysis.split, mistakes)
+    ensemble_report.write_report(folder, about, outcome.analysis, outcome.curves, shown)
+    session.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
+    registered = registered and session.destination.tracker.kind == MLFLOW  # the registry is MLflow's
+    if registered and outcome.kind == "averaged" and len(outcome.scored_runs) == outcome.requested_count:
         session.replayer.submit(
-            partial(_register_model, session, key, found, table_files.render_markdown(table)), needs=key
+            partial(_register_model, session, key, outcome, table_files.render_markdown(table)), required_key=key
         )
 
 
-def _describe_result(session: Session, found: EnsembleOutcome) -> dict[str, object]:
+def _describe_result(session: Session, outcome: EnsembleOutcome) -> dict[str, object]:
     return {
-        "ensemble": found.name,
-        "weights": found.kind,
-        "members": [spec.name for spec in found.scored_runs],
-        "members_asked_for": found.requested_count,
+        "ensemble": outcome.name,
+        "weights": outcome.kind,
+        "members": [spec.name for spec in outcome.scored_runs],
+        "members_asked_for": outcome.requested_count,
         "dataset": session.manifest.name,
         "dataset_digest": session.manifest.digest(),
         "split": scoring.SCORED_SPLIT,
-        "input_sizes": sorted({spec.recipe.model.image_size for spec in found.scored_runs}),
-        "weights_digests": {spec.name: scoring.find_weights(spec, found.kind).digest for spec in found.scored_runs},
+        "input_sizes": sorted({spec.recipe.model.image_size for spec in outcome.scored_runs}),
+        "weights_digests": {spec.name: scoring.find_weights(spec, outcome.kind).digest for spec in outcome.scored_runs},
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "versions": {name: version(name) for name in ("googlenet-orchestrator", "torch", "ray")},
     }
 
 
 def _log_result(session: Session, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
-    """The table in the tracker: as metrics, as a table, as text, as pictures."""
+    """Log the table in the tracker: as metrics, a table, text and pictures."""
     run_id = session.replayer.wait_for_run_id(key, 0.0)
     metrics = {
         f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
@@ -85,24 +85,26 @@ def _log_result(session: Session, key: str, folder: str, table: Table3, tracker:
     now = time.time()
     tracker.log_metrics(run_id, [MetricPoint(name, value, 0, now) for name, value in metrics.items()])
     tracker.log_table(run_id, "table3.json", table_files.build_columns(table))
-    # MLflow shows this tag, as Markdown, at the head of the run's page.
+    # MLflow shows this tag, as Markdown, at the top of the run's page.
     tracker.set_tags(run_id, {"mlflow.note.content": table_files.render_markdown(table)})
-    artifacts.log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
+    log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
 
 
-def _register_model(session: Session, key: str, found: EnsembleOutcome, about: str, _tracker: Tracker) -> None:
-    """The ensemble in the model registry; the same one again changes nothing."""
+def _register_model(session: Session, key: str, outcome: EnsembleOutcome, about: str, _tracker: Tracker) -> None:
+    """Register the ensemble; the same one again changes nothing."""
     dataset = session.manifest
-    # The embedded data is what such presets are made for.
-    own = session.destination.is_embedded
-    made = ensemble_registry.register_ensemble(
+    # The presets of such families are made for the embedded data.
+    is_embedded = session.destination.is_embedded
+    model = ensemble_registry.register_ensemble(
         session.destination.tracking,
         session.replayer.wait_for_run_id(key, 0.0),
-        found.family if own else ensemble_registry.make_model_name(found.family, dataset.name, dataset.digest()),
-        found.name,
-        [spec.folder for spec in found.scored_runs],
+        outcome.family
+        if is_embedded
+        else ensemble_registry.make_model_name(outcome.family, dataset.name, dataset.digest()),
+        outcome.name,
+        [spec.folder for spec in outcome.scored_runs],
         dataset.titles,
         about,
-        former=found.family,
+        former=outcome.family,
     )
-    session.print_line(f"model:   {made.uri} (version {made.version}, {'new' if made.is_new else 'there already'})")
+    session.print_line(f"model:   {model.uri} (version {model.version}, {'new' if model.is_new else 'there already'})")

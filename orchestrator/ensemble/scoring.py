@@ -1,4 +1,4 @@
-"""Scores of members over the cluster: only what the store lacks is computed."""
+"""Scores of members, computed on the cluster as far as the store lacks them."""
 
 from __future__ import annotations
 
@@ -29,40 +29,39 @@ from orchestrator.storage import commit, file_io
 from orchestrator.training.run_dir import get_best_weights_dir, get_final_weights_dir
 
 SCORED_SPLIT = "validation"
-# Which weights of a run: the average over the last part of training, those of its last step, or those of the epoch that
-# validated best (which are never part of a table: they were chosen on the split that is scored).
+# The average over the last part of training, the weights of its last step, or those of the epoch that validated best,
+# which were chosen on the split that is scored.
 WeightsKind = Literal["averaged", "raw", "best"]
 
-# Most that the scores of a task's shard may take in its memory; with more models it is sent several times, for some of
-# them each time, and its images are decoded as often.
+# Of the scores of a task's shard in memory. More models are split over several tasks, each of which decodes the images.
 MAX_TASK_BYTES = 2**30
-VERIFY_THREADS = 8  # stored parts that are read at once
+VERIFY_THREADS = 8
 PROGRESS_SECONDS = 5.0  # between lines of progress
 MAX_SHOWN_BAD_IMAGES = 3
 
 
 class RunWeights(NamedTuple):
-    """Weights of a run, and what identifies them."""
+    """Weights of a run, and their identity."""
 
     url: str  # folder of final weights
-    which: WeightsVariant  # of the two that lie there
+    which: WeightsVariant  # of the two in the folder
     digest: str  # of the folder's averaged weights
 
     @property
     def identity(self) -> str:
-        """What their scores are stored under."""
+        """The identity that their scores are stored under."""
         return self.digest if self.which == "averaged" else f"{self.digest}-{self.which}"
 
 
 def find_weights(spec: RunSpec, kind: WeightsKind = "averaged") -> RunWeights:
-    """The weights of a run. Raises ConfigError, naming the run, when it has none of that kind."""
+    """Return the weights of a run. Raises ConfigError, which names the run, when it has none of that kind."""
     if kind != "best":
         url = get_final_weights_dir(spec.folder)
         return RunWeights(url, kind, _read_digest(spec, url))
     newest = next(checkpoint_dir.iter_committed_checkpoints(get_best_weights_dir(spec.folder)), None)
     if newest is None:
         raise ConfigError(f"{spec.name}: has no weights of a best validation; leave it out")
-    # Written as final weights are; early on, before there is an average, the error is that of the raw ones.
+    # In the form of final weights; before there is an average, the error is that of the raw ones.
     averaged = "validation/averaged_top1_error" in commit.read_metadata(newest.url)
     return RunWeights(newest.url, "averaged" if averaged else "raw", _read_digest(spec, newest.url))
 
@@ -72,13 +71,13 @@ def _read_digest(spec: RunSpec, url: str) -> str:
         return checkpoint_dir.read_weights_digest(url)
     except FileNotFoundError:
         shown = redaction.redact(url)
-        raise ConfigError(f"{spec.name}: has no final weights: nothing is committed in {shown}; train it on") from None
+        raise ConfigError(f"{spec.name}: has no final weights in {shown}; resume its training") from None
 
 
 def get_score_folder(spec: RunSpec, split: str = SCORED_SPLIT, kind: WeightsKind = "averaged", digest: str = "") -> str:
-    """Where the scores of a run's weights lie. Raises ConfigError when the run has no such weights.
+    """Return the folder of the scores of a run's weights. Raises ConfigError when the run has no such weights.
 
-    digest: of the dataset that is scored; by default the run's own.
+    digest: of the scored dataset; by default the run's own.
     """
     return _make_score_url(spec, split, find_weights(spec, kind), digest or spec.dataset_digest)
 
@@ -91,10 +90,7 @@ def _make_score_url(spec: RunSpec, split: str, weights: RunWeights, digest: str)
 def score_runs(
     session: Session, specs: Sequence[RunSpec], split: str = SCORED_SPLIT, kind: WeightsKind = "averaged"
 ) -> list[str]:
-    """Score finished runs on 144 crops of every image; the folders of their scores, in the order of `specs`.
-
-    As `score_kinds` does.
-    """
+    """Score one kind of weights of finished runs, as `score_weights_kinds` does; return the folders of the scores."""
     return score_weights_kinds(session, specs, (kind,), split)[0]
 
 
@@ -105,14 +101,13 @@ def score_weights_kinds(
     split: str = SCORED_SPLIT,
     ensemble: str = "",
 ) -> list[list[str]]:
-    """Score several kinds of weights of finished runs, each image decoded and cropped once for all of them.
+    """Score several kinds of weights of finished runs on 144 crops, decoding and cropping each image once for all.
 
-    The folders of the scores, in the order of `specs`, for each of `kinds`. What is stored is verified; parts that are
-    damaged or belong elsewhere are named and scored again. Each task scores one shard for all weights of one size that
+    Return the folders of the scores, in the order of `specs`, for each of `kinds`. Stored scores are verified; damaged
+    or foreign parts are reported and scored again. Each task scores one shard for all weights of one input size that
     lack it. Returns early, with less scored, when interrupted.
-    ensemble: URL of the folder in which to say how far it is, for `status`.
-    The dataset is the session's, which need not be the one that a run was trained on; its classes must be.
-    Raises ConfigError for a run without such weights, launch.pool.TaskError when a task fails.
+    ensemble: URL of the folder for progress, which `status` reads. The dataset is the session's; it may differ from a
+    run's, but not in its classes. Raises ConfigError for a run without such weights, TaskError when a task fails.
     """
     digest = session.manifest.digest()
     scorers = {kind: [_make_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}
@@ -132,25 +127,25 @@ def _make_scorer(spec: RunSpec, split: str, kind: WeightsKind, digest: str) -> S
 
 
 def _write_progress(ensemble: str, tasks: Sequence[ShardScoringTask], ended: Set[int], left: float | None) -> None:
-    """Write how far scoring is for `status` to read; a look at a work that goes on must not cost it."""
+    """Write the progress of scoring for `status`; a failed write must not stop the scoring."""
     shards = {task.shard for task in tasks}
     pending = {task.shard for number, task in enumerate(tasks) if number not in ended}
-    told = {"shards": len(shards), "done": len(shards - pending), "seconds_left": left}
+    progress = {"shards": len(shards), "done": len(shards - pending), "seconds_left": left}
     with suppress(OSError):
         if ensemble:
-            file_io.write_bytes(file_io.join(ensemble, SCORING_FILE), json.dumps(told).encode())
+            file_io.write_bytes(file_io.join(ensemble, SCORING_FILE), json.dumps(progress).encode())
 
 
 def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: str) -> None:
-    """Have the tasks done, and say how far they are."""
+    """Run the tasks, and print their progress."""
     shards = session.manifest.shards(tasks[0].split)
     work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
     scorers = [scorer for task in tasks for scorer in task.scorers]
     models, kinds = len({scorer.name for scorer in scorers}), sorted({scorer.which for scorer in scorers})
     both = f" with {' and '.join(kinds)} weights" if len(kinds) > 1 else ""
-    session.print_line(f"scoring: {sum(work):,} images x models{both} are to do, of {models} models, each on 144 crops")
-    done, began, said = 0, time.monotonic(), -PROGRESS_SECONDS
-    told: set[int] = set()
+    session.print_line(f"scoring: {sum(work):,} images x models{both} to do, of {models} models, each on 144 crops")
+    done, start, last_print = 0, time.monotonic(), -PROGRESS_SECONDS
+    reported: set[int] = set()
     ended: set[int] = set()
     _write_progress(ensemble, tasks, ended, None)
     arguments = [(task.to_dict(),) for task in tasks]
@@ -162,16 +157,16 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
     ):
         done += work[number]
         ended.add(number)
-        shard, came = tasks[number].shard, ShardScoringResult.from_dict(result)
-        if came.bad and shard not in told:
-            told.add(shard)
-            rest = f" and {len(came.bad) - MAX_SHOWN_BAD_IMAGES} more" if len(came.bad) > MAX_SHOWN_BAD_IMAGES else ""
+        shard, bad = tasks[number].shard, ShardScoringResult.from_dict(result).bad
+        if bad and shard not in reported:
+            reported.add(shard)
+            rest = f" and {len(bad) - MAX_SHOWN_BAD_IMAGES} more" if len(bad) > MAX_SHOWN_BAD_IMAGES else ""
             session.print_line(
-                f"scoring: cannot be decoded, not counted: {'; '.join(came.bad[:MAX_SHOWN_BAD_IMAGES])}{rest}"
+                f"scoring: cannot be decoded, not counted: {'; '.join(bad[:MAX_SHOWN_BAD_IMAGES])}{rest}"
             )
         now = time.monotonic()
-        if now - said >= PROGRESS_SECONDS or done == sum(work):
-            said, left = now, (now - began) / max(1, done) * (sum(work) - done)
+        if now - last_print >= PROGRESS_SECONDS or done == sum(work):
+            last_print, left = now, (now - start) / max(1, done) * (sum(work) - done)
             _write_progress(ensemble, tasks, ended, left)
             session.print_line(f"scoring: {done:,} of {sum(work):,} images x models, {format_duration(left)} left")
 
@@ -191,33 +186,33 @@ def _make_task_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def _count_slots(session: Session) -> int:
-    """How many tasks run at once."""
+    """Return how many tasks run at the same time."""
     return max(1, session.capacity.count_bundles(session.placement.cpus_per_worker, session.gpus))
 
 
 def _plan_tasks(
     session: Session, specs: Sequence[RunSpec], scorers: Sequence[ScoringTarget], split: str
 ) -> list[ShardScoringTask]:
-    """What is to be done, largest shards first."""
-    lacking = _find_missing_scores(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
+    """Return the tasks for missing scores, largest shards first."""
+    missing = _find_missing_scores(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
     sizes = {scorer.scores: spec.recipe.model.image_size for scorer, spec in zip(scorers, specs, strict=True)}
     shards, classes = session.manifest.shards(split), len(session.manifest.classes)
-    # Fewer shards than slots: the models of a shard are shared out, though its images are then decoded for each.
-    shares = -(-_count_slots(session) // max(1, len(lacking)))
+    # With fewer shards than slots the models of a shard are split, although each part decodes its images.
+    shares = -(-_count_slots(session) // max(1, len(missing)))
     tasks = []
-    for shard, wanted in lacking.items():
+    for shard, targets in missing.items():
         each = 2 * score_store.NUM_ROWS * classes * max(1, shards[shard].samples)
-        for size in sorted({sizes[scorer.scores] for scorer in wanted}):
-            alike = [scorer for scorer in wanted if sizes[scorer.scores] == size]
+        for size in sorted({sizes[scorer.scores] for scorer in targets}):
+            alike = [scorer for scorer in targets if sizes[scorer.scores] == size]
             most = min(MAX_MODELS_PER_TASK, MAX_TASK_BYTES // each, -(-len(alike) // shares))
-            for some in _split_batches(alike, max(1, most)):
+            for batch in _split_batches(alike, max(1, most)):
                 task = ShardScoringTask(
-                    data=session.destination.data, split=split, shard=shard, scorers=some,
+                    data=session.destination.data, split=split, shard=shard, scorers=batch,
                     threads=session.placement.cpus_per_worker, reading=session.placement.reading,
                     allow_elsewhere=session.destination.allow_elsewhere,
                 )  # fmt: skip
                 tasks.append(task)
-    # The last ones to end should be short, so that all workers end at about the same time.
+    # Short tasks last, so that all workers end at about the same time.
     return sorted(tasks, key=lambda task: -shards[task.shard].samples * len(task.scorers))
 
 
@@ -229,12 +224,12 @@ def _split_batches(scorers: Sequence[ScoringTarget], most: int) -> Iterator[tupl
 def _find_missing_scores(
     session: Session, scorers: Sequence[ScoringTarget], split: str
 ) -> dict[int, list[ScoringTarget]]:
-    """By shard, the models whose scores are not there, or not good, which is said."""
+    """Return by shard the models whose scores are missing, or damaged, which is reported."""
     shards, classes = session.manifest.shards(split), len(session.manifest.classes)
     starts = [sum(shard.samples for shard in shards[:number]) for number in range(len(shards))]
 
-    def look(which: tuple[int, ScoringTarget]) -> str | None:
-        number, scorer = which
+    def find_problem(pair: tuple[int, ScoringTarget]) -> str | None:
+        number, scorer = pair
         if session.interruption.event.is_set():
             return None
         try:
@@ -242,12 +237,12 @@ def _find_missing_scores(
         except FileNotFoundError:
             return ""
 
-    every = [(number, scorer) for number in range(len(shards)) for scorer in scorers]
-    lacking: dict[int, list[ScoringTarget]] = {}
+    pairs = [(number, scorer) for number in range(len(shards)) for scorer in scorers]
+    missing: dict[int, list[ScoringTarget]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="scores") as threads:
-        for (number, scorer), problem in zip(every, threads.map(look, every), strict=True):
+        for (number, scorer), problem in zip(pairs, threads.map(find_problem, pairs), strict=True):
             if problem:
                 session.print_line(f"scoring: {scorer.name}: shard {number} is scored again: {problem}")
             if problem is not None:
-                lacking.setdefault(number, []).append(scorer)
-    return lacking
+                missing.setdefault(number, []).append(scorer)
+    return missing

@@ -1,4 +1,4 @@
-"""The main job: train the members, score them, say what came of it, record everything."""
+"""The main command: train the members, score them, join and record the scores."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ from orchestrator.tracking.tracker import TrackedRun
 
 @dataclass(frozen=True)
 class EnsembleTask:
-    """Which models, what of them is scored, and what is told."""
+    """The models of an ensemble, and what of them is scored and reported."""
 
     runs: tuple[RunSpec, ...]
     reporting: ReportingConfig
     kind: WeightsKind = "averaged"
     plan: PlanConfig = field(default_factory=PlanConfig)
-    unfinished_count: int = 0  # models that were asked for as well, and are not trained to their end
-    train_members: bool = True  # what is not trained; else all of them are, and recorded, and only scored here
-    other_dataset_digest: str = ""  # digest of the dataset that is scored, where it is not the runs' own
+    unfinished_count: int = 0  # of requested models
+    train_members: bool = True  # else all are trained and recorded, and only scored here
+    other_dataset_digest: str = ""  # of the scored dataset, unless it is the runs' own
 
     @property
     def requested_count(self) -> int:
-        """How many models were asked for."""
+        """The number of requested models."""
         return len(self.runs) + self.unfinished_count
 
     @property
     def name(self) -> str:
-        """What the ensemble is called: its family, size and a hash of its members."""
-        chosen = "" if self.kind == "averaged" else f"-{self.kind}"
+        """The name of the ensemble: its family, size and a hash of its members."""
+        kind = "" if self.kind == "averaged" else f"-{self.kind}"
         members = compute_fingerprint([spec.identity for spec in self.runs])
         on = f"-on-{self.other_dataset_digest[:8]}" if self.other_dataset_digest else ""
-        return f"{get_family_name(self.runs)}-x{len(self.runs)}{chosen}{on}-{members}"
+        return f"{get_family_name(self.runs)}-x{len(self.runs)}{kind}{on}-{members}"
 
 
 @dataclass(frozen=True)
 class EnsembleResult:
-    """What came of it; `table` is None when nothing could be scored."""
+    """The result of an ensemble; `table` is None when nothing could be scored."""
 
     name: str
     folder: str
@@ -69,19 +69,19 @@ class EnsembleResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every member was trained and all were scored."""
+        """True if every member was trained and scored."""
         return self.finished_count == self.requested_count and self.table is not None
 
 
 def get_family_name(runs: Sequence[RunSpec]) -> str:
-    """What an ensemble of these runs is called: the first one's name without its number as a member."""
+    """Return the first run's name without its number as a member."""
     return re.sub(r"-m\d+(-wide)?$", "", runs[0].recipe.name)
 
 
 def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
-    """Train what is not trained, score what is not scored, join and record.
+    """Train and score the members that are not yet, join and record the scores.
 
-    A partial ensemble is named so, never passed off as whole. Raises LeaseHeldError when another driver runs it.
+    A partial ensemble is called partial. Raises LeaseHeldError when another driver runs the ensemble.
     """
     runs, name = task.runs, task.name
     folder = file_io.join(session.destination.storage, "ensembles", name)
@@ -92,18 +92,18 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
                 scoring.SCORED_SPLIT
             )
             trained = multi_run.train_runs(session, runs, key, task.plan, scored)
-            usable = [spec for spec in runs if trained.results[spec.name].status == "finished"]
-            board = trained.progress
+            finished = [spec for spec in runs if trained.results[spec.name].status == "finished"]
+            progress = trained.progress
         else:
-            # Each of them has its run in the tracker, to which scores add nothing.
-            usable, board = list(runs), ProgressMonitor(runs)
-            board.poll(waiting=True)
+            # Their runs in the tracker are complete.
+            finished, progress = list(runs), ProgressMonitor(runs)
+            progress.poll(waiting=True)
         table = None
-        if usable and not session.interruption.event.is_set():
-            table = _score_members(session, folder, key, task, usable, board)
+        if finished and not session.interruption.event.is_set():
+            table = _score_members(session, folder, key, task, finished, progress)
         file_io.remove(file_io.join(folder, SCORING_FILE))
         result = EnsembleResult(
-            name, folder, key, len(usable), task.requested_count, table, result_writer.get_report_url(folder)
+            name, folder, key, len(finished), task.requested_count, table, result_writer.get_report_url(folder)
         )
         if not session.interruption.event.is_set():
             session.set_final_status(key, "FINISHED" if result.is_complete else "FAILED")
@@ -111,19 +111,19 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
 
 
 def _open_tracked_run(session: Session, task: EnsembleTask, folder: str) -> str:
-    """Write what the ensemble is made of and open its run in the tracker; its key there."""
+    """Write the ensemble's definition and open its run in the tracker; return the run's key there."""
     runs, name = task.runs, task.name
     recipes = {spec.name: flatten_config(spec.recipe) for spec in runs}
-    own = session.destination.storage
-    resolved = {
+    storage = session.destination.storage
+    definition = {
         "members": list(recipes),
-        "elsewhere": {spec.name: redaction.redact(spec.folder) for spec in runs if spec.destination.storage != own},
+        "elsewhere": {spec.name: redaction.redact(spec.folder) for spec in runs if spec.destination.storage != storage},
         "recipes": {spec.name: spec.recipe.to_dict() for spec in runs},
         **_read_origin(folder, task.train_members),
     }
-    file_io.write_bytes(file_io.join(folder, ENSEMBLE_FILE), json.dumps(resolved, indent=1).encode())
+    file_io.write_bytes(file_io.join(folder, ENSEMBLE_FILE), json.dumps(definition, indent=1).encode())
     key = session.make_tracking_key(name)
-    # What all members share are the ensemble's own parameters; the children's show what differs.
+    # Values that all members share are the ensemble's parameters.
     first, *others = recipes.values()
     shared = {path: str(value) for path, value in first.items() if all(other.get(path) == value for other in others)}
     params = {"members": str(len(runs)), "dataset": f"{session.manifest.name} {session.manifest.digest()}"}
@@ -133,9 +133,9 @@ def _open_tracked_run(session: Session, task: EnsembleTask, folder: str) -> str:
 
 
 def _read_origin(folder: str, trains: bool) -> dict[str, object]:
-    """Return who first made the ensemble in a folder, and when (unix seconds): what `predict` chooses by.
+    """Return which command first made the ensemble in a folder, and when (unix seconds); `predict` chooses by it.
 
-    An evaluation of a trained ensemble leaves it one.
+    A trained ensemble stays one when it is evaluated.
     """
     before = file_io.read_json_or_empty(file_io.join(folder, ENSEMBLE_FILE))
     made_by, created = before.get("made_by"), before.get("created")
@@ -145,36 +145,37 @@ def _read_origin(folder: str, trains: bool) -> dict[str, object]:
 
 
 def _score_members(
-    session: Session, folder: str, key: str, task: EnsembleTask, usable: Sequence[RunSpec], board: ProgressMonitor
+    session: Session, folder: str, key: str, task: EnsembleTask, finished: Sequence[RunSpec], progress: ProgressMonitor
 ) -> Table3 | None:
-    """Score what is trained and record it; None when a wish to stop came in between."""
+    """Score the finished members and record the result; None when a stop was requested meanwhile."""
     kinds = _choose_weights_kinds(task, session.manifest)
-    folders, *others = scoring.score_weights_kinds(session, usable, kinds, ensemble=folder)
-    raw: Sequence[str | None] = others[0] if others else [None] * len(usable)
+    folders, *others = scoring.score_weights_kinds(session, finished, kinds, ensemble=folder)
+    raw: Sequence[str | None] = others[0] if others else [None] * len(finished)
     if session.interruption.event.is_set():
         return None
-    members = [MemberScores(*one) for one in zip([spec.name for spec in usable], folders, raw, strict=True)]
-    found = EnsembleOutcome(
+    names = [spec.name for spec in finished]
+    members = [MemberScores(*scores) for scores in zip(names, folders, raw, strict=True)]
+    outcome = EnsembleOutcome(
         name=task.name,
         family=get_family_name(task.runs),
         kind=task.kind,
-        scored_runs=tuple(usable),
+        scored_runs=tuple(finished),
         requested_count=task.requested_count,
         analysis=analysis.analyze_ensemble(members, session.manifest, scoring.SCORED_SPLIT),
-        curves={name: row.error_curve for name, row in board.rows.items() if row.error_curve},
+        curves={name: row.error_curve for name, row in progress.rows.items() if row.error_curve},
     )
-    result_writer.record_result(session, folder, key, found, task.reporting.registered)
-    return found.analysis.table
+    result_writer.record_result(session, folder, key, outcome, task.reporting.registered)
+    return outcome.analysis.table
 
 
 def _choose_weights_kinds(task: EnsembleTask, manifest: Manifest) -> tuple[WeightsKind, ...]:
-    """Return the kinds of weights that are scored."""
-    compares = task.kind == "averaged" and _should_score_raw(task.reporting, manifest)
-    return ("averaged", "raw") if compares else (task.kind,)
+    """Return the kinds of weights to score."""
+    scores_raw = task.kind == "averaged" and _should_score_raw(task.reporting, manifest)
+    return ("averaged", "raw") if scores_raw else (task.kind,)
 
 
 def _should_score_raw(reporting: ReportingConfig, manifest: Manifest) -> bool:
-    """Whether raw weights are scored, too."""
+    """Return whether raw weights are scored, too."""
     if reporting.raw is not None:
         return reporting.raw
-    return sum(shard.samples for shard in manifest.shards(scoring.SCORED_SPLIT)) <= MAX_IMAGES_FOR_RAW
+    return manifest.count_samples(scoring.SCORED_SPLIT) <= MAX_IMAGES_FOR_RAW

@@ -37,7 +37,7 @@ class ImageErrors:
     num_members: int
     ids: NDArray[np.int64]  # N
     labels: NDArray[np.int64]  # N
-    error_flags: Mapping[ScoreView, Mapping[Subset, ErrorFlags]]  # of the subsets that are kept image by image
+    error_flags: Mapping[ScoreView, Mapping[Subset, ErrorFlags]]  # of the subsets that are detailed image by image
     error_counts: Mapping[int, Mapping[Subset, NDArray[np.int64]]]  # by crops, all subsets: images wrong, top-1 and -5
     predicted: NDArray[np.int64]  # K + 1 x N, over 144 crops; the label exactly where top-1 is right
     confidence: NDArray[np.float32]  # K + 1 x N, mean probability of `predicted`
@@ -65,8 +65,8 @@ def collect_errors(shards: Iterable[ShardScores], num_members: int, raw: Subset)
     The views of raw weights number those as members 0, 1, ...
     """
     counted = set(list_subsets(num_members))
-    kept = {subset for subset in counted if len(subset) in (1, num_members - 1, num_members)} | {raw} - {()}
-    parts = [_collect_shard_errors(shard, num_members, counted, kept) for shard in shards]
+    detailed = {subset for subset in counted if len(subset) in (1, num_members - 1, num_members)} | {raw} - {()}
+    parts = [_collect_shard_errors(shard, num_members, counted, detailed) for shard in shards]
     first = parts[0]
     return ImageErrors(
         num_members=num_members,
@@ -90,8 +90,10 @@ def collect_errors(shards: Iterable[ShardScores], num_members: int, raw: Subset)
     )
 
 
-def _collect_shard_errors(shard: ShardScores, num_members: int, counted: set[Subset], kept: set[Subset]) -> ImageErrors:
-    """Return the errors of one shard, with the counts of `counted` and the errors of images of `kept`."""
+def _collect_shard_errors(
+    shard: ShardScores, num_members: int, counted: set[Subset], detailed: set[Subset]
+) -> ImageErrors:
+    """Return the errors of one shard, with the counts of `counted` and the errors of images of `detailed`."""
     averaged, raw = shard.scores[:num_members], shard.scores[num_members:]
     flags: dict[ScoreView, dict[Subset, ErrorFlags]] = {}
     counts: dict[int, dict[Subset, NDArray[np.int64]]] = {}
@@ -99,9 +101,9 @@ def _collect_shard_errors(shard: ShardScores, num_members: int, counted: set[Sub
     for view, scores in _iter_score_views(averaged, raw):
         competing = CompetingClasses(scores, shard.labels)
         if view[0] == CROPS:
-            errors = dict(competing.iter_errors(counted | kept))
+            errors = dict(competing.iter_errors(counted | detailed))
             counts[view[1]] = {subset: errors[subset].sum(axis=0) for subset in sorted(counted)}
-            flags[view] = {subset: errors[subset] for subset in sorted(kept)}
+            flags[view] = {subset: errors[subset] for subset in sorted(detailed)}
         else:
             flags[view] = dict(competing.iter_errors(_list_singles_and_ensemble(len(scores))))
         if view == ALL_CROPS:

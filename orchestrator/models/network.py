@@ -33,7 +33,7 @@ class Network(nn.Module, ABC):
     def __init__(self, classes: int) -> None:
         super().__init__()
         if classes < 2:
-            raise ValueError(f"classes: {classes} is refused: a classifier needs at least 2")
+            raise ValueError(f"classes must be at least 2, got {classes}")
 
     @abstractmethod
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:

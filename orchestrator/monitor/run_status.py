@@ -90,13 +90,13 @@ def inspect_run(
     """
     spec = file_io.read_json_or_empty(file_io.join(folder, "spec.json"))
     outcome = file_io.read_json_or_empty(get_outcome_path(folder))
-    held, newest = lease.read_lease(folder), attempts.load_latest_attempt(folder)
+    snapshot, newest = lease.read_lease(folder), attempts.load_latest_attempt(folder)
     summary = summarize_journal(get_journal_dir(folder))
-    alive = lease.is_driver_alive(folder, held)
+    alive = lease.is_driver_alive(folder, snapshot)
     if driver is not None and not alive:
-        held, alive = driver, awaited
-    state, message = _determine_state(folder, outcome, held, alive, newest)
-    if (held is None or driver is not None) and newest is None and awaited and state != "finished":
+        snapshot, alive = driver, awaited
+    state, message = _determine_state(folder, outcome, snapshot, alive, newest)
+    if (snapshot is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
     checkpoint_samples, checkpoint_age = _find_newest_checkpoint(folder)
     epochs = parse_int(_get_spec_field(spec, "recipe", "epochs"))
@@ -114,7 +114,7 @@ def inspect_run(
         checkpoint_seconds_ago=checkpoint_age,
         workers=parse_int(summary.started and summary.started.values.get("workers"))
         or parse_int(_get_spec_field(spec, "placement", "workers")),
-        owner=str(held.owner) if held is not None and alive else "",
+        owner=str(snapshot.owner) if snapshot is not None and alive else "",
         **_collect_progress(state, epochs, summary, newest[1] if newest is not None else None),
     )
 
@@ -122,7 +122,7 @@ def inspect_run(
 def _determine_state(
     folder: str,
     outcome: dict[str, Any],
-    held: LeaseSnapshot | None,
+    snapshot: LeaseSnapshot | None,
     alive: bool,
     newest: tuple[int, PreviousAttempt] | None,
 ) -> tuple[RunState, str]:
@@ -130,22 +130,25 @@ def _determine_state(
     status, message = str(outcome.get("status", "")), str(outcome.get("message", ""))
     if status == "finished" and commit.is_complete(get_final_weights_dir(folder)):
         return "finished", ""
-    if held is not None and alive:
-        return _determine_live_state(held, newest), ""
-    if held is not None and not held.released:
-        return "lost", f"its driver died without releasing its lease ({held.owner}); rerun the same command to resume"
+    if snapshot is not None and alive:
+        return _determine_live_state(snapshot, newest), ""
+    if snapshot is not None and not snapshot.released:
+        return (
+            "lost",
+            f"its driver died without releasing its lease ({snapshot.owner}); rerun the same command to resume",
+        )
     # An outcome of an earlier attempt than the last is stale.
     if status and (newest is None or outcome.get("attempt") == newest[0]):
         return ("stopped", "") if status in ("stopped", "finished") else ("failed", f"{status}: {message}")
-    if newest is None or newest[1].ended_cleanly or (held is not None and held.stop_requested):
+    if newest is None or newest[1].ended_cleanly or (snapshot is not None and snapshot.stop_requested):
         return "stopped", ""
     return "failed", find_failure_cause(newest[1])
 
 
-def _determine_live_state(held: LeaseSnapshot, newest: tuple[int, PreviousAttempt] | None) -> RunState:
-    if held.stop_requested:
+def _determine_live_state(snapshot: LeaseSnapshot, newest: tuple[int, PreviousAttempt] | None) -> RunState:
+    if snapshot.stop_requested:
         return "stopping"
-    since = held.owner.since
+    since = snapshot.owner.since
     if newest is None or newest[1].last_seen < since:
         return "starting" if time.time() - since < START_GRACE_SECONDS else "waiting"
     number, attempt = newest
@@ -249,8 +252,8 @@ def inspect_sweep(sweep: str) -> SweepSnapshot:
 
     Storage errors pass through.
     """
-    held = lease.read_lease(sweep)
-    alive = lease.is_driver_alive(sweep, held)
+    snapshot = lease.read_lease(sweep)
+    alive = lease.is_driver_alive(sweep, snapshot)
     ledger = file_io.join(sweep, run_lookup.TRIALS)
     names = file_io.list_names(ledger)
     numbers = sorted(int(match[1]) for name in names if (match := _TRIAL_RECORD.match(name)))
@@ -265,8 +268,10 @@ def inspect_sweep(sweep: str) -> SweepSnapshot:
         )
         model = str(recipe or "")
         folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or f"{number:04d}"))
-        trial = replace(inspect_run(folder, model=model, awaited=alive, driver=held), sweep=urls.get_basename(sweep))
-        if trial.state == "stopping" and held is not None and not held.stop_requested:
+        trial = replace(
+            inspect_run(folder, model=model, awaited=alive, driver=snapshot), sweep=urls.get_basename(sweep)
+        )
+        if trial.state == "stopping" and snapshot is not None and not snapshot.stop_requested:
             trial = replace(trial, state="waiting")  # its actor trains another trial now
         end = f"{number:04d}.ended.json"
         if end not in names:
@@ -280,7 +285,7 @@ def inspect_sweep(sweep: str) -> SweepSnapshot:
     repeats = [runs[name] for name in sorted(runs) if _REPEAT_SUFFIX.search(name)]
     inspections = [partial(inspect_trial, number) for number in numbers]
     inspections += [partial(_inspect_repeat, folder, sweep) for folder in repeats]
-    return SweepSnapshot(str(held.owner) if held is not None and alive else "", tuple(inspections))
+    return SweepSnapshot(str(snapshot.owner) if snapshot is not None and alive else "", tuple(inspections))
 
 
 def _inspect_repeat(folder: str, sweep: str) -> RunSnapshot:

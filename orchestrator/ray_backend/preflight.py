@@ -14,6 +14,7 @@ from ray.exceptions import NodeDiedError, RayError, RuntimeEnvSetupError, TaskUn
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config import redaction
+from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest, sampler
 from orchestrator.data import shuffle_quality as mix
 from orchestrator.data.data_errors import DataError
@@ -22,6 +23,7 @@ from orchestrator.data.transforms import pipeline
 from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import check_plugins
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect
 from orchestrator.tracking.tracker import TrackingError
@@ -40,7 +42,7 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     """
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
-            from orchestrator.data.build import digits  # scikit-learn takes a second to import
+            from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
 
             digits.pack_digits(resolved.data)
         found = _check_dataset(resolved)
@@ -62,7 +64,8 @@ def check_trainable(found: Manifest, url: str, recipes: Sequence[Recipe], worker
             counts = [shard.samples for shard in found.shards(TRAIN_SPLIT)]
             sampler.check_workers(counts, recipe.order.lanes, recipe.batch_size, workers)
             pipeline.build_fill(recipe.augmentation, 0, 0, len(found.classes))
-        except DataError as error:
+            check_plugins(recipe, len(found.classes))
+        except (DataError, ConfigError) as error:
             problems.append(str(error))
     if problems:
         raise PreflightError(list(dict.fromkeys(problems)))
@@ -82,9 +85,9 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), worker
     except (DataError, OSError) as error:
         problems.append(str(error))
     try:
-        if not connect.will_create_database(destination.tracking):
-            connect.open_tracker(destination.tracking, destination.experiment).check_readable()
-    except TrackingError as error:
+        if not connect.will_create_database(destination.tracking, destination.tracker):
+            connect.open_tracker(destination.tracking, destination.experiment, destination.tracker).check_readable()
+    except (TrackingError, ConfigError) as error:
         problems.append(f"tracking: {error}")
     if problems:
         raise PreflightError(problems)

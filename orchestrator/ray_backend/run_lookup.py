@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError, format_suggestion, format_value
 from orchestrator.config.json_text import parse_object
-from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
+from orchestrator.recipe.plugin_code import is_same_but_for_code
 from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 
@@ -198,3 +199,48 @@ def _make_absolute(url: str, field: str = "runs") -> str:
         return urls.require_absolute(url, field).rstrip("/")
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[str], None]) -> list[RunSpec]:
+    """Return the runs; with `same_code_anyway` those that began with other code of their plug-ins in place of new ones.
+
+    Either way `say` receives a line about each. Raises ConfigError when several runs differ in nothing but such code.
+    """
+    matched = []
+    for spec in specs:
+        others = _find_runs_of_other_code(spec) if spec.recipe.code else []
+        if not others:
+            matched.append(spec)
+            continue
+        names = ", ".join(other.name for other in others)
+        before, now = others[0].recipe.code, spec.recipe.code
+        changed = ", ".join(kind for kind in now if now[kind] != before.get(kind))
+        if not same_code_anyway:
+            say(
+                f"{spec.name}: the code of {changed} has changed since {names} began, so this is another run; "
+                "--same-code-anyway resumes that one"
+            )
+        elif len(others) > 1:
+            raise ConfigError(f"same_code_anyway: {names} differ in their code only; remove all but one of them")
+        else:
+            say(f"{names}: resumed, though the code of {changed} has changed since it began")
+        matched.append(spec.model_copy(update={"recipe": others[0].recipe}) if same_code_anyway else spec)
+    return matched
+
+
+def _find_runs_of_other_code(spec: RunSpec) -> list[RunSpec]:
+    """Return the runs in storage that differ from a run that is not there yet in their plug-ins' code only."""
+    folder = file_io.join(spec.destination.storage, MODELS)
+    names = [name for name in file_io.list_names(folder) if name.startswith(f"{spec.recipe.name}-")]
+    if spec.name in names:
+        return []
+    found = []
+    for name in sorted(names):
+        try:
+            other = load_run_spec(file_io.join(folder, name))
+        except (FileNotFoundError, ConfigError):
+            continue
+        is_same_run = (other.dataset_digest, other.generation) == (spec.dataset_digest, spec.generation)
+        if is_same_run and is_same_but_for_code(other.recipe, spec.recipe):
+            found.append(other)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
@@ -14,14 +15,16 @@ from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.flags import Flag
+from orchestrator.config.plugins import Plugin
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import sqlite_store, tracking_uri
+from orchestrator.tracking import connect, sqlite_store, tracking_uri
 from orchestrator.tracking.tracker import TrackingError
-from orchestrator.training.config import Cadence, Execution, TrainJob, check_batch_norm
+from orchestrator.training.config import Cadence, Execution, TrainJob
+from orchestrator.training.micro_batch import check_batch_norm
 
 # The one environment variable that the project defines: where runs land by default.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
@@ -89,6 +92,9 @@ class Destination(Config):
         max_length=250,
         description=f"MLflow experiment; by default ${EXPERIMENT_VARIABLE}, else {DEFAULT_EXPERIMENT}",
     )
+    tracker: Plugin = Field(
+        connect.MLFLOW_PLUGIN, description="experiment tracker: mlflow, or a class as package.module:Class"
+    )
     allow_elsewhere: bool = Field(
         False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
     )
@@ -113,8 +119,9 @@ class Destination(Config):
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        tracking = self.tracking or _read_tracking_variable()
-        if not tracking:
+        is_mlflow = self.tracker.kind == connect.MLFLOW
+        tracking = self.tracking or (_read_tracking_variable() if is_mlflow else "")
+        if not tracking and is_mlflow:
             if not urls.is_local(storage):
                 raise ConfigError(
                     f"tracking: needed when storage is {redaction.redact(storage)}: give the URI of an MLflow server, "
@@ -141,7 +148,9 @@ class Destination(Config):
             flags += ["--data", EMBEDDED_DATASET if self.is_embedded else redaction.redact(self.data)]
         if self.storage != urls.require_absolute(DEFAULT_STORAGE, "storage"):
             flags += ["--storage", redaction.redact(self.storage)]
-        if not urls.is_local(self.storage) or self.tracking != _get_database_uri(self.storage):
+        if self.tracker != connect.MLFLOW_PLUGIN:
+            flags += ["--tracker.kind", self.tracker.kind, "--tracker.args", json.dumps(self.tracker.args)]
+        if self.tracking and (not urls.is_local(self.storage) or self.tracking != _get_database_uri(self.storage)):
             flags += ["--tracking", redaction.redact(self.tracking)]
         if self.experiment != DEFAULT_EXPERIMENT:
             flags += ["--experiment", self.experiment]

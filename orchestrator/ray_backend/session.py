@@ -59,8 +59,6 @@ class Session:
     console: Console
     final_statuses: dict[str, FinalStatus] = field(default_factory=dict)  # by tracking key, in closing order
     _open_run_keys: set[str] = field(default_factory=set)
-    _leases: dict[str, Lease] = field(default_factory=dict)  # by folder, of what this session runs
-    _individually_stopped: set[str] = field(default_factory=set)  # folders of runs that are stopped by themselves
     _session_closed: threading.Event = field(default_factory=threading.Event)
     _drain_timed_out: bool = False  # in vain, for all there is to record
 
@@ -109,7 +107,7 @@ class Session:
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_run_keys.add(key)
         for name, text in spec.artifact_texts.items():
-            self.replayer.submit(partial(self._log_text, key, name, text), needs=key)
+            self.replayer.submit(partial(self._log_text, key, name, text), required_key=key)
         return key
 
     def _log_text(self, key: str, name: str, text: str, tracker: Tracker) -> None:
@@ -123,7 +121,7 @@ class Session:
     def close_run(self, key: str, status: FinalStatus, tags: Mapping[str, str]) -> None:
         """Close a run that this session opened, as soon as its journal is in the tracker: nothing more comes of it."""
         self.set_final_status(key, status)
-        self.replayer.submit(partial(self._set_tags, key, tags), needs=key)
+        self.replayer.submit(partial(self._set_tags, key, tags), required_key=key)
         self.replayer.close(key, status).add_done_callback(partial(self._forget_closed_run, key))
 
     def _forget_closed_run(self, key: str, done: Future[None]) -> None:
@@ -142,7 +140,7 @@ class Session:
     def mark_open_runs_killed(self) -> None:
         """Mark every run without a status KILLED now: there may be no time for it later."""
         for key in self._open_run_keys - self.final_statuses.keys():
-            self.replayer.submit(partial(self._mark_killed, key), needs=key)
+            self.replayer.submit(partial(self._mark_killed, key), required_key=key)
 
     def _mark_killed(self, key: str, tracker: Tracker) -> None:
         tracker.close_run(self.replayer.wait_for_run_id(key, 0.0), "KILLED")
@@ -154,12 +152,9 @@ class Session:
         Raises LeaseHeldError when another driver runs it.
         """
         held = lease.acquire_lease(folder)
-        self._leases[folder] = held
         self.interruption.add_callback(held.request_stop)
         ended = threading.Event()
-        watch = threading.Thread(
-            target=self._watch_stop_flag, args=(folder, held, ended), name="lease-flag", daemon=True
-        )
+        watch = threading.Thread(target=self._watch_stop_flag, args=(held, ended), name="lease-flag", daemon=True)
         watch.start()
         try:
             yield held
@@ -167,8 +162,6 @@ class Session:
             ended.set()
             watch.join()
             self.interruption.remove_callback(held.request_stop)
-            del self._leases[folder]
-            self._individually_stopped.discard(folder)
             held.release()
 
     def train_run(self, spec: RunSpec, parent: str | None = None) -> Outcome:
@@ -182,29 +175,15 @@ class Session:
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             outcome = launch_run(spec, held, self.gpus)
-            if outcome.status == "stopped" and spec.folder not in self._individually_stopped:
-                # Its workers may have seen the flag, and be done, before our own look: the wish is for all of this.
+            if outcome.status == "stopped":
+                # Its workers may have seen the flag, and ended, before this process polled it; it stops all runs.
                 self.interruption.request_stop()
             return outcome
-
-    def stop_run(self, spec: RunSpec) -> None:
-        """Have one of this session's runs save and stop, while the others go on.
-
-        One that is not under way is left, and one that somebody has asked to stop: that is a wish for all.
-        """
-        held = self._leases.get(spec.folder)
-        if held is not None and not held.is_stop_requested():
-            self._individually_stopped.add(spec.folder)
-            try:
-                held.request_stop()
-            except OSError:
-                self._individually_stopped.discard(spec.folder)  # the next stop flag is somebody's wish
-                raise
 
     def _request_previews(self, spec: RunSpec, key: str) -> None:
         """Have pictures of what the run will do drawn and stored, beside its training."""
         self.replayer.submit(
-            PreviewRequest(spec, self.manifest, partial(self.replayer.wait_for_run_id, key, 0.0)), needs=key
+            PreviewRequest(spec, self.manifest, partial(self.replayer.wait_for_run_id, key, 0.0)), required_key=key
         )
 
     def print_stop_notice(self) -> None:
@@ -220,12 +199,11 @@ class Session:
             self.print_line(f"some runs did not stop within {STOP_TIMEOUT_SECONDS:g} s and are cut off")
             ray.shutdown()
 
-    def _watch_stop_flag(self, folder: str, held: Lease, ended: threading.Event) -> None:
+    def _watch_stop_flag(self, held: Lease, ended: threading.Event) -> None:
         while not ended.wait(STOP_FLAG_POLL_SECONDS):
             try:
                 if held.is_stop_requested():
-                    if folder not in self._individually_stopped:
-                        self.interruption.request_stop()
+                    self.interruption.request_stop()
                     return
             except OSError:
                 continue  # a failed query stops nothing
@@ -301,7 +279,7 @@ def _choose_storage_id(storage: str) -> str:
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
     """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
-    if connect.will_create_database(destination.tracking):
+    if connect.will_create_database(destination.tracking, destination.tracker):
         return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
     tracker = _open_checked_tracker(destination)
     return lambda: tracker
@@ -309,7 +287,7 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
 
 def _open_checked_tracker(destination: Destination) -> Tracker:
     """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    tracker = connect.open_tracker(destination.tracking, destination.experiment)
+    tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
     tracker.check()
     return tracker
 

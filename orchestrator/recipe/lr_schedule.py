@@ -7,13 +7,15 @@ the batch size moves it.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.plugins import KindDiscriminator, Plugin, format_failure, load_plugin
 
-_KINDS = "step | exponential | polynomial | cosine"
+_KINDS = "step | exponential | polynomial | cosine | package.module:attribute"
 
 
 class _WarmupSchedule(Config):
@@ -27,12 +29,12 @@ class _FinalRateSchedule(_WarmupSchedule):
     @model_validator(mode="after")
     def _check_final_rate(self) -> Self:
         if self.final_rate > self.base_rate:
-            raise ValueError(f"final_rate {self.final_rate:g} is refused: above base_rate ({self.base_rate:g})")
+            raise ValueError(f"final_rate must be at most base_rate ({self.base_rate:g}), got {self.final_rate:g}")
         return self
 
 
 class StepDecay(_WarmupSchedule):
-    """Falls by a factor every so many epochs: 4% every 8 epochs (arXiv 1409.4842, section 6)."""
+    """A fall by a factor every so many epochs: 4% every 8 epochs (arXiv 1409.4842, section 6)."""
 
     kind: Literal["step"] = Field("step", description=_KINDS)
     decay_factor: float = Field(0.96, gt=0, le=1, description="factor of each step (section 6: a fall by 4%)")
@@ -60,42 +62,64 @@ class CosineDecay(_FinalRateSchedule):
     kind: Literal["cosine"] = Field("cosine", description=_KINDS)
 
 
-AnySchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay
+class SchedulePlugin(Plugin, _WarmupSchedule):
+    """A function of the user's, called as function(share, **args): the rate as a multiple of base_rate.
 
-Schedule = Annotated[AnySchedule, Field(discriminator="kind")]
+    `share` is the share of training that is done, 0 at the start and 1 at the end.
+    """
+
+    what: ClassVar[str] = "lr_schedule"
+
+
+AnySchedule = StepDecay | ExponentialDecay | PolynomialDecay | CosineDecay | SchedulePlugin
+Schedule = Annotated[AnySchedule, KindDiscriminator()]
 
 
 def compute_lr(schedule: AnySchedule, samples: float, samples_per_epoch: float, epochs: int) -> float:
-    """The learning rate after `samples` of a training of `epochs` epochs."""
-    done = samples / samples_per_epoch
-    warm = min(1.0, done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
-    return warm * _compute_decayed_lr(schedule, done, min(1.0, done / epochs))
+    """Return the rate after `samples` of a training of `epochs` epochs. Raises ConfigError for a bad plug-in."""
+    epochs_done = samples / samples_per_epoch
+    warmup = min(1.0, epochs_done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
+    return warmup * _compute_decayed_lr(schedule, epochs_done, min(1.0, epochs_done / epochs))
 
 
-def _compute_decayed_lr(schedule: AnySchedule, done: float, share: float) -> float:
-    """The rate without a warm-up after `done` epochs, which are this share of all."""
+def _compute_decayed_lr(schedule: AnySchedule, epochs_done: float, share: float) -> float:
+    """Return the rate without a warm-up after `epochs_done` epochs, which are this share of all."""
     base = schedule.base_rate
     match schedule:
         case StepDecay():
-            return base * schedule.decay_factor ** math.floor(done / schedule.decay_epochs)
+            return base * schedule.decay_factor ** math.floor(epochs_done / schedule.decay_epochs)
         case ExponentialDecay():
-            return float(base * schedule.decay_factor ** (done / schedule.decay_epochs))
+            return float(base * schedule.decay_factor ** (epochs_done / schedule.decay_epochs))
         case PolynomialDecay():
             return float(schedule.final_rate + (base - schedule.final_rate) * (1.0 - share) ** schedule.power)
         case CosineDecay():
             return schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+        case SchedulePlugin():
+            return base * _compute_plugin_factor(schedule, share)
+
+
+def _compute_plugin_factor(schedule: SchedulePlugin, share: float) -> float:
+    label = f"lr_schedule {schedule.kind!r}"
+    function = load_plugin(schedule.what, schedule.kind)
+    try:
+        factor = function(share, **schedule.args)
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"{label} failed for share {share:g} and its args{format_failure(error)}") from error
+    if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+        raise ConfigError(f"{label} must return a finite number of at least 0, got {factor!r} for share {share:g}")
+    return float(factor)
 
 
 def find_schedule_error(schedule: AnySchedule, epochs: int) -> str | None:
-    """Why a training of so many epochs cannot follow the schedule, in words; None when it can."""
+    """Return why a training of so many epochs cannot follow the schedule; None when it can."""
     if schedule.warmup_epochs >= epochs:
         return (
-            f"schedule.warmup_epochs {schedule.warmup_epochs:g} is refused: the warm-up never ends within epochs "
-            f"({epochs}); shorten it or train longer"
+            f"schedule.warmup_epochs must be below epochs ({epochs}), got {schedule.warmup_epochs:g}: the warm-up "
+            "never ends; shorten it or train longer"
         )
     if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
         return (
-            f"schedule.decay_epochs {schedule.decay_epochs:g} is refused: the first step is never reached within "
-            f"epochs ({epochs}); shorten it, or say schedule.decay_factor 1 for a constant rate"
+            f"schedule.decay_epochs must be below epochs ({epochs}), got {schedule.decay_epochs:g}: the first step is "
+            "never reached; shorten it, or set schedule.decay_factor 1 for a constant rate"
         )
     return None

@@ -1,14 +1,18 @@
-"""SGD with momentum as the recipe says."""
+"""The optimizer of a recipe, and its state for checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.recipe.config import OptimizerConfig
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.plugins import create_plugin, format_failure
+from orchestrator.recipe.config import AdamWConfig, AnyOptimizer, OptimizerPlugin
 
 MOMENTUM_KEY = "momentum_buffer"  # torch's name
 
@@ -37,40 +41,103 @@ class UndecoratedSGD(torch.optim.SGD):
             self._step(self, closure)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD over the model's parameters; the rate is set before every step, so it starts at 0.
+def build_optimizer(model: nn.Module, config: AnyOptimizer) -> torch.optim.Optimizer:
+    """Build the optimizer of all parameters that are trained; the rate is set before every step, so it starts at 0.
 
-    Weight decay spares biases, as is usual since the Caffe replication (decay_mult: 0 for biases).
+    Weight decay spares biases, as is usual since the Caffe replication (decay_mult: 0 for biases). Raises ConfigError
+    when a plug-in does not take these parameter groups and args, or is not an optimizer that steps by itself.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    biases = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": biases, "weight_decay": 0.0},
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1]},
     ]
+    if isinstance(config, OptimizerPlugin):
+        groups = [group for group in groups if group["params"]]
+        if "weight_decay" in config.args and groups[-1]["params"][0].ndim <= 1:
+            groups[-1]["weight_decay"] = 0.0
+        optimizer = create_plugin(config.what, config.kind, config.args, params=groups, lr=0.0)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            got = type(optimizer).__name__
+            raise ConfigError(f"optimizer {config.kind!r} must return a torch.optim.Optimizer, got {got}")
+        return optimizer
+    groups[0]["weight_decay"], groups[1]["weight_decay"] = config.weight_decay, 0.0
     # Fused: one kernel over all tensors instead of several passes over each; torch has it for CPU and CUDA.
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
     optimizer = UndecoratedSGD(groups, lr=0.0, momentum=config.momentum, fused=True)
     if config.momentum > 0:
         # Zeros are what torch begins with. Left to it, the buffers are made at the first step without being filled,
         # and stay so when float16's scaler skips that step.
-        for parameter in model.parameters():
+        for parameter in trained:
             optimizer.state[parameter][MOMENTUM_KEY] = torch.zeros_like(parameter)
     return optimizer
 
 
-def get_momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """The momentum of each parameter by the parameter's name, not copied; empty without momentum."""
-    named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
-    return {name: state[MOMENTUM_KEY] for name, state in named if state.get(MOMENTUM_KEY) is not None}
+def check_optimizer(config: OptimizerPlugin) -> None:
+    """Make one step on a small layer. Raises ConfigError when the plug-in cannot be built or cannot step."""
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer(layer, config)
+    set_lr(optimizer, 0.1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(
+            f"optimizer {config.kind!r} cannot step{format_failure(error)}; it must step after a backward pass, "
+            "without a closure"
+        ) from error
 
 
-def set_lr(optimizer: torch.optim.SGD, rate: float) -> None:
+def get_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors, not copied: SGD's momentum by the parameter's name, others by "NAME/KEY"."""
+    if isinstance(optimizer, UndecoratedSGD):
+        named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
+        return {name: state[MOMENTUM_KEY] for name, state in named if state.get(MOMENTUM_KEY) is not None}
+    return {name: value for name, value in _iter_state(model, optimizer) if isinstance(value, Tensor)}
+
+
+def copy_optimizer_values(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a copy of what else the optimizer has per parameter, by "NAME/KEY"; nothing for the built-in ones."""
+    return {name: deepcopy(value) for name, value in _iter_state(model, optimizer) if not isinstance(value, Tensor)}
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Give the optimizer the state that the two functions above returned; groups and rates stay as they are.
+
+    Raises KeyError, and changes nothing, for a parameter that the model lacks.
+    """
+    if isinstance(optimizer, UndecoratedSGD):
+        for name, tensor in get_optimizer_tensors(model, optimizer).items():
+            tensor.copy_(tensors[name])
+        return
+    parameters = dict(model.named_parameters())
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {id(parameter): number for number, parameter in enumerate(ordered)}
+    state: dict[int, dict[str, Any]] = {}
+    for path, value in {**tensors, **values}.items():
+        name, _, key = path.rpartition("/")
+        state.setdefault(numbers[id(parameters[name])], {})[key] = value
+    # By torch, which knows the device and dtype that each tensor of it must have.
+    optimizer.load_state_dict(deepcopy({"state": state, "param_groups": optimizer.state_dict()["param_groups"]}))
+
+
+def _iter_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}/{key}", value
+
+
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use this learning rate from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def clip_gradients(model: nn.Module, config: OptimizerConfig) -> None:
+def clip_gradients(model: nn.Module, config: AnyOptimizer) -> None:
     """Scale all gradients down together where their norm is above `config.clip_norm`.
 
     The gradients are those of the global batch already, equal on all ranks, so that nothing needs to be agreed on.

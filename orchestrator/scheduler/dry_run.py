@@ -14,7 +14,7 @@ from orchestrator.config.overrides import flatten_config
 from orchestrator.data import manifest, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
-from orchestrator.models.config import format_label, has_batch_norm
+from orchestrator.models.config import ModelPlugin, format_label, has_batch_norm
 from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
 from orchestrator.monitor.run_status import inspect_run
 from orchestrator.ray_backend import cluster
@@ -37,6 +37,7 @@ from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.estimate import NO_HISTORY, RunHistory
 from orchestrator.scheduler.run_plan import RunPlan, plan_runs
 from orchestrator.storage import file_io
+from orchestrator.tracking.connect import MLFLOW
 
 _PLACEHOLDER = "-"
 _DEFAULT_CLASSES = 1000  # of a dataset that is not packed yet
@@ -242,12 +243,22 @@ def print_run_table(
         f"each model: {least}{placement.workers} worker(s) of {placement.cpus_per_worker} CPU and {gpus}",
         f"data:       {redaction.redact(destination.data)} ({data})",
         f"storage:    {redaction.redact(destination.storage)}",
-        f"tracking:   {redaction.redact(destination.tracking)}, {_describe_experiment(destination)}",
+        f"tracking:   {_describe_tracking(destination)}, {_describe_experiment(destination)}",
     ]
     if any(has_batch_norm(recipe.model) for recipe in recipes):
         lines.append("exempt:     batch norm sees a worker's own images: another number of workers gives other losses")
+    if any(isinstance(recipe.model, ModelPlugin) for recipe in recipes):
+        lines.append(
+            "exempt:     torch's own dropout draws other masks on another number of workers; resume on as many"
+        )
     _print_lines(lines, console)
     return dataset
+
+
+def _describe_tracking(destination: Destination) -> str:
+    """Return the tracking URI, after the tracker unless that is MLflow."""
+    kind = "" if destination.tracker.kind == MLFLOW else f"{destination.tracker.kind} "
+    return f"{kind}{redaction.redact(destination.tracking)}".rstrip()
 
 
 def _describe_experiment(destination: Destination) -> str:

@@ -24,7 +24,7 @@ _CHECKPOINT_COPIES, _WEIGHTS_COPIES = 3, 3
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What the storage records of a run."""
+    """Records of a run in the storage."""
 
     epochs: float = 0.0  # trained
     images_per_second: float | None = None  # in training, of its last epoch

@@ -78,7 +78,7 @@ def _make_plan(
     )
     waves = f" in {plan.num_waves} waves" if plan.num_waves > 1 else ""
     takes = f", about {format_duration(plan.makespan)}" if expected.in_seconds else ""
-    session.print_line(f"training {len(plan.runs)} models, {plan.max_concurrent} at once{waves}{takes}")
+    session.print_line(f"training {len(plan.runs)} models, {plan.max_concurrent} at a time{waves}{takes}")
     return plan
 
 

@@ -254,7 +254,7 @@ class ProgressTable(LiveTable):
         _, scoring, total = self._estimate_seconds()
         scores = f", scoring up to {format_duration(scoring)} of it" if scoring else ""
         wave = f"wave {min(waves, ended // concurrent + 1)} of {waves}, " if waves > 1 else ""
-        return f"{wave}{concurrent} at once, {format_duration(total)} left{scores}, done at about {format_eta(total)}"
+        return f"{wave}{concurrent} at a time, {format_duration(total)} left{scores}, done at about {format_eta(total)}"
 
     def _format_eta_line(self) -> str:
         training, scoring, total = self._estimate_seconds()

@@ -1,9 +1,8 @@
-"""A node's cache of remote objects: aligned blocks on local disk, shared by all processes, bounded, least recent out.
+"""A node's LRU cache of remote objects: aligned blocks on local disk, shared by all processes, bounded.
 
-Whatever is wrong with the disk, data still flows: the cache steps aside, says why in `trouble`, and reads go to the
-source. Blocks are renamed into place without fsync: nothing in a cache is worth waiting for the disk. After a crash of
-the machine a block may be short, which is seen here, or hold anything, which the reader's checksums see; it then calls
-`drop`.
+After a disk error the cache stores nothing more, keeps the error in `disk_error`, and reads go to the source. Blocks
+are renamed into place without fsync, since a cache is not worth the wait. After a crash of the machine a block may be
+short, which is detected here, or hold anything, which the reader's checksums detect; it then calls `invalidate_range`.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 
 BLOCK_BYTES = 4 * 2**20
-# Longer than a block's download takes; who has waited so long downloads it as well.
+# Longer than a block's download takes; a process that has waited so long downloads the block as well.
 DOWNLOAD_WAIT_SECONDS = 60.0
-# A use is recorded once in so many seconds: the order of eviction needs no more, and reads stay reads.
+# A use is recorded once in so many seconds, so that most reads write nothing.
 TOUCH_INTERVAL_SECONDS = 30.0
 
 FetchFn = Callable[[int, memoryview], None]
 
 
 class BlockCache:
-    """One node's cache, as one process sees it; any thread, and children after a fork, may use it.
+    """One process's access to the node's cache, for any thread and for forked children.
 
-    `hits` and `misses` count blocks, `bytes` what was served from disk; `trouble` says why nothing is stored any more.
-    Beyond the quota is at most one block per process, while it is written.
+    `hits` and `misses` count blocks, `bytes` those served from disk; `disk_error` is the reason why nothing is stored
+    any more. At most one block per process exceeds the quota, while it is written.
     """
 
     def __init__(
         self, folder: str, quota_bytes: int, block_bytes: int = BLOCK_BYTES, wait_seconds: float = DOWNLOAD_WAIT_SECONDS
     ) -> None:
         if not 0 < block_bytes <= quota_bytes:
-            raise ValueError(f"cache: a quota of {quota_bytes} bytes does not hold a block of {block_bytes} bytes")
+            raise ValueError(f"cache: the quota must hold a block of {block_bytes} bytes, got {quota_bytes} bytes")
         self._block, self._wait = block_bytes, wait_seconds
-        # Below the folder that the user names, so that nothing else's mode or files are touched.
+        # Below the user's folder, so that no other files or modes change.
         self._folder = os.path.join(folder, "orchestrator-cache")
         self._store = BlockStore(self._folder, quota_bytes)
         self.disk_error: str | None = None
@@ -53,10 +52,10 @@ class BlockCache:
     def read_into(self, url: str, version: str, size: int, start: int, view: memoryview, fetch: FetchFn) -> None:
         """Fill the view with the object's bytes from `start` on; `fetch(start, view)` reads from the source.
 
-        `version` names the content (its checksum), `size` is the whole object's. Raises what `fetch` raises.
+        version: identifies the content, such as a checksum. size: bytes of the object. Raises what `fetch` raises.
         """
         if not 0 <= start <= start + len(view) <= size:
-            raise ValueError(f"cache: bytes {start} to {start + len(view)} wanted of an object of {size} bytes")
+            raise ValueError(f"cache: bytes must be within 0 to {size}, got {start} to {start + len(view)}")
         digest, done = _compute_digest(url, version, self._block), 0
         while done < len(view):
             number, offset = divmod(start + done, self._block)
@@ -71,7 +70,6 @@ class BlockCache:
             with self._record_disk_error():
                 self._store.remove(self._store.get_block_path(digest, number))
 
-    # -------------------------------------------------------------- blocks
     def _read_block(self, digest: str, number: int, length: int, offset: int, view: memoryview, fetch: FetchFn) -> None:
         path = self._store.get_block_path(digest, number)
         if self._read_cached(path, length, offset, view):
@@ -82,7 +80,7 @@ class BlockCache:
             return
         lock = None
         try:
-            # One download a node: the others wait for it, but not for ever.
+            # One download per node: the others wait for it, within bounds.
             with self._record_disk_error():
                 lock = acquire_lock(self._store.get_lock_path(digest, number), self._wait, lambda: os.path.exists(path))
             if not self._read_cached(path, length, offset, view):
@@ -93,7 +91,7 @@ class BlockCache:
                 release_lock(lock)
 
     def _download(self, path: str, begin: int, length: int, offset: int, view: memoryview, fetch: FetchFn) -> None:
-        """Read a block from its source into the view, and keep it."""
+        """Read a block from its source into the view, and store it."""
         whole = len(view) == length
         block = view if whole else memoryview(bytearray(length))
         fetch(begin, block)
@@ -103,7 +101,7 @@ class BlockCache:
             self._store.store(path, block)
 
     def _read_cached(self, path: str, length: int, offset: int, view: memoryview) -> bool:
-        """Whether the block is there and was read. If it is evicted while it is open, it can still be read."""
+        """Read a block into the view; return False when it is not there. Eviction does not disturb an open block."""
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -113,12 +111,12 @@ class BlockCache:
             if facts.st_size != length or os.preadv(file, [view], offset) != len(view):
                 self._store.remove(path)
                 return False
-            # Also when the last use lies in the future, as after the clock was set back.
+            # abs: the last use lies in the future after the clock was set back.
             if abs(time.time() - facts.st_mtime) > TOUCH_INTERVAL_SECONDS:
                 with suppress(OSError):
                     os.utime(file)
         except OSError:
-            # A bad spot of the disk: the source has it.
+            # A bad sector: the source has the block.
             return False
         finally:
             os.close(file)
@@ -128,7 +126,7 @@ class BlockCache:
 
     @contextmanager
     def _record_disk_error(self) -> Iterator[None]:
-        """Keep the first trouble with the disk, and go on without."""
+        """Record the first error of the disk and swallow it."""
         try:
             yield
         except OSError as error:
@@ -138,21 +136,21 @@ class BlockCache:
 
 @lru_cache(4096)
 def _compute_digest(url: str, version: str, block: int) -> str:
-    """32 hexadecimal digits for a version of an object in blocks of that size."""
+    """Return 32 hexadecimal digits for a version of an object in blocks of that size."""
     return hashlib.blake2b("\0".join((url, version, str(block))).encode(), digest_size=16).hexdigest()
 
 
-# The accounts are held for a look at a number, now and then for an eviction: who cannot have them does not store.
+# The usage file is locked for a moment, or for an eviction: a process that waits longer does not store.
 USAGE_LOCK_SECONDS = 5.0
-# Eviction frees a twentieth at a time, so that its listing of the whole folder is rare.
+# Eviction frees a twentieth at a time, so that it rarely lists the whole folder.
 _EVICTION_DIVISOR = 20
-# A last use further ahead than this was recorded under a clock that was wrong, and the block not used since.
+# A last use further ahead than this was recorded under a wrong clock.
 _MAX_CLOCK_SKEW_SECONDS = 60.0
 _BLOCK_NAME = re.compile(r"[0-9a-f]{32}\.\d+")
 
 
 class BlockStore:
-    """A private folder of block files. All methods raise OSError when the disk is in trouble."""
+    """A private folder of block files. All methods raise OSError for errors of the disk."""
 
     def __init__(self, folder: str, quota_bytes: int) -> None:
         self._folder, self._quota = folder, quota_bytes
@@ -160,13 +158,13 @@ class BlockStore:
         self._locks = os.path.join(folder, "locks")
 
     def prepare(self) -> None:
-        """Make the folder, for nobody else's eyes and hands; remove leftovers, and what is above the quota."""
+        """Make the folder, readable by this user only; remove leftovers, and blocks above the quota."""
         os.makedirs(os.path.dirname(self._folder), exist_ok=True)
         with suppress(FileExistsError):
             os.mkdir(self._folder, 0o700)
         facts = os.lstat(self._folder)
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise PermissionError("it is no folder of this user")
+            raise PermissionError("it must be a folder of this user")
         if facts.st_mode & 0o077:
             os.chmod(self._folder, 0o700)
         for below in (self._blocks, self._writing, self._locks):
@@ -175,22 +173,22 @@ class BlockStore:
         self._reserve_bytes(0)
 
     def get_block_path(self, digest: str, number: int) -> str:
-        """Where a block lies."""
+        """Return the path of a block."""
         return os.path.join(self._blocks, digest[:2], f"{digest}.{number}")
 
     def get_lock_path(self, digest: str, number: int) -> str:
-        """The lock of a block's download. Blocks share 256 of them, which are never removed."""
+        """Return the path of the lock of a block's download. Blocks share 256 locks, which are never removed."""
         return os.path.join(self._locks, f"{(int(digest[:8], 16) + number) % 256:02x}")
 
     def store(self, path: str, block: memoryview) -> None:
-        """Write a block and rename it into place, when there is room or room can be made."""
+        """Write a block and rename it into place, if it fits after eviction."""
         if not self._reserve_bytes(len(block)):
             return
         temp = os.path.join(self._writing, uuid.uuid4().hex)
         try:
             number = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
             try:
-                # Held until it is renamed: a temporary file without a lock has lost its writer.
+                # Locked until it is renamed: the writer of an unlocked temporary file has died.
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 written = 0
                 while written < len(block):
@@ -203,7 +201,7 @@ class BlockStore:
             with suppress(OSError):
                 os.unlink(temp)
             self._free_bytes(len(block))
-            # The folder was emptied, or a sweep came before the lock: the next block may be stored.
+            # The folder was emptied, or cleaned before the lock: the next block may be stored.
             if isinstance(error, FileNotFoundError | BlockingIOError):
                 self.prepare()
                 return
@@ -218,7 +216,6 @@ class BlockStore:
             return
         self._free_bytes(size)
 
-    # -------------------------------------------------------------- accounts
     def _reserve_bytes(self, size: int) -> bool:
         with self._lock_usage() as account:
             if account is None:
@@ -238,7 +235,7 @@ class BlockStore:
 
     @contextmanager
     def _lock_usage(self) -> Iterator[int | None]:
-        """The file with the number of bytes used, locked; None when others keep it."""
+        """Lock the file with the number of used bytes; yield None when others hold it too long."""
         account = acquire_lock(os.path.join(self._folder, "used"), USAGE_LOCK_SECONDS)
         try:
             yield account
@@ -247,24 +244,24 @@ class BlockStore:
                 release_lock(account)
 
     def _evict_blocks(self, size: int) -> int:
-        """Remove the blocks used longest ago until `size` fits; returns the bytes that remain."""
+        """Remove the least recently used blocks until `size` fits; return the used bytes."""
         self._remove_leftovers()
-        now, found = time.time(), []
+        now, blocks = time.time(), []
         for entry in self._iter_blocks():
             with suppress(FileNotFoundError):
                 facts = entry.stat(follow_symlinks=False)
                 recent = facts.st_mtime if facts.st_mtime <= now + _MAX_CLOCK_SKEW_SECONDS else 0.0
-                found.append((recent, facts.st_size, entry.path))
-        used = sum(each[1] for each in found)
+                blocks.append((recent, facts.st_size, entry.path))
+        used = sum(length for _, length, _ in blocks)
         if used + size <= self._quota:
             return used
-        found.sort()
+        blocks.sort()
         slack = self._quota // _EVICTION_DIVISOR
-        wanted = self._quota - size - (slack - slack % size if size else slack)
-        for _, length, path in found:
-            if used <= wanted:
+        target = self._quota - size - (slack - slack % size if size else slack)
+        for _, length, path in blocks:
+            if used <= target:
                 break
-            # Somebody who has it open can still read it.
+            # A process that has it open can still read it.
             with suppress(FileNotFoundError):
                 os.unlink(path)
             used -= length
@@ -276,7 +273,7 @@ class BlockStore:
                 yield from (entry for entry in entries if _BLOCK_NAME.fullmatch(entry.name))
 
     def _remove_leftovers(self) -> None:
-        """Remove what writers left that are no more."""
+        """Remove the files of writers that died."""
         for name in os.listdir(self._writing):
             path = os.path.join(self._writing, name)
             with suppress(FileNotFoundError, BlockingIOError):
@@ -288,10 +285,10 @@ class BlockStore:
                     os.close(number)
 
 
-def acquire_lock(path: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> int | None:
-    """A lock between all threads and processes of a node, that ends with its holder; None when it was not to be had.
+def acquire_lock(path: str, seconds: float, is_obsolete: Callable[[], bool] = lambda: False) -> int | None:
+    """Return a lock between all threads and processes of a node, released when its holder ends; None without it.
 
-    Waits that long, or until `enough()`. Raises OSError when the lock file cannot be opened.
+    Waits that long, or until `is_obsolete()`. Raises OSError when the lock file cannot be opened.
     """
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     deadline, pause = time.monotonic() + seconds, 0.001
@@ -300,7 +297,7 @@ def acquire_lock(path: str, seconds: float, enough: Callable[[], bool] = lambda:
             with suppress(BlockingIOError):
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return number
-            if time.monotonic() >= deadline or enough():
+            if time.monotonic() >= deadline or is_obsolete():
                 os.close(number)
                 return None
             time.sleep(pause)
@@ -311,7 +308,7 @@ def acquire_lock(path: str, seconds: float, enough: Callable[[], bool] = lambda:
 
 
 def release_lock(lock: int) -> None:
-    """Give up a lock, also when a process that was forked meanwhile has inherited it."""
+    """Release a lock, also when a process that was forked meanwhile has inherited it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_UN)
     finally:

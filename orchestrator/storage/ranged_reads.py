@@ -1,8 +1,7 @@
-"""Ranged reads into memory that the caller owns, continued at the last good byte when storage falters.
+"""Ranged reads into the caller's memory, resumed at the last good byte after storage errors.
 
-Local files are read by preadv without a copy; S3 bodies are streamed into place; any other filesystem of fsspec is
-asked for ranges. Measured from an S3 server on the same machine: about 0.5 CPU-seconds of the client per GB in ranges
-of 8 MiB, and 1.3 ms a request. botocore's blocking client needs as much.
+Local files are read by preadv without a copy; S3 bodies are streamed into place; other fsspec filesystems are asked for
+ranges.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
-import fsspec
-
-from orchestrator.config import redaction
+from orchestrator.config.redaction import redact
 from orchestrator.storage import file_io, s3, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.s3 import IncompleteBodyError, PendingCalls, ReadProgress, TruncatedError
 
 T = TypeVar("T")
 
-_JITTER = secrets.SystemRandom()  # the global generator belongs to whoever seeded it
+MAX_OPEN_FILES = 256
+_JITTER = secrets.SystemRandom()  # the global generator's seed belongs to the caller
 
 
 @dataclass(frozen=True)
 class ReadRetryPolicy:
-    """How long a remote read is tried before it fails."""
+    """Limits of the retries of a remote read."""
 
     tries: int = 8  # without a byte of progress
     requests: int = 64  # of one read
@@ -42,22 +40,22 @@ class ReadRetryPolicy:
     longest_wait_seconds: float = 10.0
     connect_seconds: float = s3.CONNECT_SECONDS
     read_seconds: float = s3.READ_SECONDS  # without a byte
-    total_seconds: float = 300.0  # of one read, and beyond that
+    total_seconds: float = 300.0  # of one read, on top of its transfer at the slowest rate
     slowest_bytes_per_second: float = 64 * 2**10
 
     def compute_time_limit(self, length: int) -> float:
-        """The longest that a read of so many bytes may take."""
+        """Return the longest that a read of so many bytes may take, in seconds."""
         return self.total_seconds + length / self.slowest_bytes_per_second
 
     def compute_backoff(self, tries: int) -> float:
-        """The pause after so many tries without progress: exponential, bounded, and not the same for all readers."""
+        """Return the pause after so many tries without progress, in seconds: exponential, bounded, with jitter."""
         longest = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** max(0, tries - 1))
         return _JITTER.uniform(0.5, 1.0) * longest
 
 
 @dataclass
 class TransferStats:
-    """What was moved so far."""
+    """Totals of a reader."""
 
     bytes: int = 0
     requests: int = 0
@@ -65,25 +63,25 @@ class TransferStats:
 
 
 class RangeSource(Protocol):
-    """A kind of remote storage. Errors are the store's own; `faults` tells them apart."""
+    """A kind of remote storage; it raises its client's own errors."""
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Ask once for the bytes of the view; `progress` counts those that came."""
+        """Request the bytes of the view once; `progress` counts those that came."""
 
     def size(self, url: str, seconds: float) -> int:
-        """Bytes of an object, asked once."""
+        """Return the bytes of an object, by one request."""
 
     def close(self) -> None:
         """Close the connections."""
 
 
 class RangeReader:
-    """Ranged reads by URL for all threads of a process; after a fork the child starts anew, without connections."""
+    """Ranged reads by URL for all threads of a process; a forked child starts without connections."""
 
-    def __init__(self, streams: int = 16, patience: ReadRetryPolicy | None = None) -> None:
+    def __init__(self, streams: int = 16, retry_policy: ReadRetryPolicy | None = None) -> None:
         if streams < 1:
-            raise ValueError(f"streams: {streams} remote reads at a time are too few: at least 1")
-        self._streams, self._patience = streams, patience or ReadRetryPolicy()
+            raise ValueError(f"streams must be at least 1, got {streams}")
+        self._streams, self._policy = streams, retry_policy or ReadRetryPolicy()
         self.transfer = TransferStats()
         self._reset_state()
         _LIVE_READERS.add(self)
@@ -102,9 +100,9 @@ class RangeReader:
         may not be read or does not answer in time.
         """
         if start < 0:
-            raise ValueError(f"{redaction.redact(url)}: there is no byte {start}")
+            raise ValueError(f"{redact(url)}: start must be 0 or more, got {start}")
         if self._closed.is_set():
-            raise StorageError(f"cannot read {redaction.redact(url)}: the reader is closed")
+            raise StorageError(f"cannot read {redact(url)}: the reader is closed")
         if not len(view):
             return
         if urls.is_local(url):
@@ -120,13 +118,13 @@ class RangeReader:
         self._run_with_retries("read", url, attempt, progress, start, len(view))
 
     def read(self, url: str, start: int, length: int) -> bytearray:
-        """Exactly `length` bytes from byte `start` on. Raises what `read_into` does."""
+        """Return exactly `length` bytes from byte `start` on. Raises what `read_into` does."""
         data = bytearray(length)
         self.read_into(url, start, memoryview(data))
         return data
 
     def size(self, url: str) -> int:
-        """Bytes of an object. Raises FileNotFoundError when it is absent, StorageError otherwise."""
+        """Return the bytes of an object. Raises FileNotFoundError when it is absent, StorageError otherwise."""
         if urls.is_local(url):
             return file_io.get_size(url)
         return self._run_with_retries(
@@ -134,12 +132,12 @@ class RangeReader:
         )
 
     def advise(self, url: str, start: int, length: int) -> None:
-        """Let the operating system read ahead in a local file; of no effect on others. Raises what `read_into` does."""
+        """Let the operating system read ahead in a local file; no effect on others. Raises what `read_into` does."""
         if urls.is_local(url):
             self._local.advise(url, start, length)
 
     def close(self) -> None:
-        """Close files and connections; what waits for another try fails at once. No reads after this."""
+        """Close files and connections; reads that wait for a retry fail immediately. No reads after this."""
         self._closed.set()
         self._local.close()
         with self._lock:
@@ -147,15 +145,15 @@ class RangeReader:
                 source.close()
             self._sources.clear()
 
-    # -------------------------------------------------------------- remote
     def _get_source(self, url: str) -> RangeSource:
-        kind = "s3" if urls.get_scheme(url) in s3.SCHEMES else "any"
+        is_s3 = urls.get_scheme(url) in s3.SCHEMES
+        kind = "s3" if is_s3 else "any"
         with self._lock:
             if kind not in self._sources:
-                patience = self._patience
+                policy = self._policy
                 self._sources[kind] = (
-                    s3.S3Reader(patience.connect_seconds, patience.read_seconds, self._streams)
-                    if kind == "s3"
+                    s3.S3Reader(policy.connect_seconds, policy.read_seconds, self._streams)
+                    if is_s3
                     else _FsspecReader()
                 )
             return self._sources[kind]
@@ -169,35 +167,33 @@ class RangeReader:
         start: int = 0,
         length: int = 0,
     ) -> T:
-        """The attempt's result; it is made again, from the last good byte, while that may help."""
+        """Return the attempt's result; repeat it, from the last good byte, while that may help."""
         began = time.monotonic()
-        limit, tries = self._patience.compute_time_limit(length), 0
+        limit, tries = self._policy.compute_time_limit(length), 0
         with self._acquire_slot(verb, url, limit):
-            for request in range(1, self._patience.requests + 1):
+            for request in range(1, self._policy.requests + 1):
                 before = progress.done
                 try:
                     return attempt(began + limit - time.monotonic())
                 except Exception as error:
                     tries = 0 if progress.done > before else tries + 1
-                    out = tries >= self._patience.tries or request == self._patience.requests
-                    if out or storage_errors.is_permanent(error) or time.monotonic() >= began + limit:
+                    exhausted = tries >= self._policy.tries or request == self._policy.requests
+                    if exhausted or storage_errors.is_permanent(error) or time.monotonic() >= began + limit:
                         spent = f"{request} requests in {time.monotonic() - began:.1f} s" if request > 1 else ""
                         raise _make_read_error(verb, url, start + progress.done, error, spent) from error
                 finally:
                     self._add_to_stats(progress.done - before, requests=1)
                 self._add_to_stats(retries=1)
-                if self._closed.wait(self._patience.compute_backoff(tries)):
+                if self._closed.wait(self._policy.compute_backoff(tries)):
                     break
-        raise StorageError(f"cannot {verb} {redaction.redact(url)}: the reader was closed")
+        raise StorageError(f"cannot {verb} {redact(url)}: the reader was closed")
 
     @contextmanager
     def _acquire_slot(self, verb: str, url: str, seconds: float) -> Iterator[None]:
-        """One of the streams. Who has one gives it back in bounded time, also while it backs off."""
+        """Hold one of the streams. A holder returns it in bounded time, also while it backs off."""
         slots = self._slots
         if not slots.acquire(timeout=seconds):
-            raise StorageError(
-                f"cannot {verb} {redaction.redact(url)}: all {self._streams} streams busy for {seconds:g} s"
-            )
+            raise StorageError(f"cannot {verb} {redact(url)}: all {self._streams} streams busy for {seconds:g} s")
         try:
             yield
         finally:
@@ -211,68 +207,61 @@ class RangeReader:
 
 
 class _FsspecReader:
-    """Ranges of what fsspec can open; those of asynchronous filesystems are given up in time, and on closing."""
+    """Ranges of any fsspec filesystem; those of asynchronous ones can be cancelled and time out."""
 
     def __init__(self) -> None:
         self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Ask once; an answer may be shorter than asked for."""
-        filesystem = fsspec.filesystem(urls.get_scheme(url), **file_io.FILESYSTEM_OPTIONS.get(urls.get_scheme(url), {}))
-        path = filesystem._strip_protocol(urls.normalize_scheme(url))
-        data = self._call(filesystem, "cat_file", seconds, path, start=start, end=start + len(view))
+        """Request the range once; an answer may be shorter."""
+        data = self._call(url, "cat_file", seconds, start=start, end=start + len(view))
         if len(data) > len(view):
-            raise ValueError(f"{len(data)} bytes came where {len(view)} were asked for: it serves no ranges")
+            raise ValueError(f"{len(data)} bytes came where {len(view)} were requested: the server has no ranges")
         view[: len(data)] = data
         progress.done += len(data)
         if len(data) == len(view):
             return
-        size = self._call(filesystem, "info", seconds, path)["size"]
+        size = self._call(url, "info", seconds)["size"]
         if size is not None and start + len(data) >= size:
             raise TruncatedError(f"bytes {start} to {start + len(view)} wanted, it has {size}")
         raise IncompleteBodyError(f"{len(data)} of {len(view)} bytes came")
 
     def size(self, url: str, seconds: float) -> int:
-        """Bytes of an object."""
-        filesystem = fsspec.filesystem(urls.get_scheme(url), **file_io.FILESYSTEM_OPTIONS.get(urls.get_scheme(url), {}))
-        size = self._call(filesystem, "info", seconds, filesystem._strip_protocol(urls.normalize_scheme(url)))["size"]
+        """Return the bytes of an object."""
+        size = self._call(url, "info", seconds)["size"]
         if size is None:
             raise ValueError("the server must send a Content-Length, got none")
         return int(size)
 
     def close(self) -> None:
-        """Give up the reads that are under way."""
+        """Cancel the running reads."""
         self._pending.cancel()
 
-    def _call(self, filesystem: Any, method: str, seconds: float, *arguments: Any, **options: Any) -> Any:
+    def _call(self, url: str, method: str, seconds: float, **options: Any) -> Any:
+        filesystem, path = file_io.get_filesystem(url), file_io.strip_protocol(url)
         if not filesystem.async_impl:
-            return getattr(filesystem, method)(*arguments, **options)
-        # fsspec names the coroutines of its asynchronous filesystems so.
-        call = getattr(filesystem, f"_{method}")(*arguments, **options)
-        return self._pending.run(filesystem.loop, call, seconds)
-
-
-def _make_truncated_error(url: str, what: str) -> StorageError:
-    return StorageError(f"{redaction.redact(url)}: truncated: {what}")
+            return getattr(filesystem, method)(path, **options)
+        # fsspec's documented name of the coroutine behind a method.
+        return self._pending.run(filesystem.loop, getattr(filesystem, f"_{method}")(path, **options), seconds)
 
 
 def _make_read_error(verb: str, url: str, byte: int, error: Exception, spent: str) -> OSError:
-    """The error for the caller: object, byte, cause, and how often it was tried."""
+    """Return the error for the caller: object, byte, cause, and how often it was tried."""
     if storage_errors.is_not_found(error):
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), redaction.redact(url))
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), redact(url))
     if isinstance(error, TruncatedError):
-        return _make_truncated_error(url, str(error))
+        return StorageError(f"{redact(url)}: truncated: {error}")
     if storage_errors.get_http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        return _make_truncated_error(url, f"it has no byte {byte}")
-    place = f"{redaction.redact(url)} at byte {byte}" if verb == "read" else redaction.redact(url)
-    cause = redaction.redact(storage_errors.describe_error(error))
+        return StorageError(f"{redact(url)}: truncated: it has no byte {byte}")
+    place = f"{redact(url)} at byte {byte}" if verb == "read" else redact(url)
+    cause = redact(storage_errors.describe_error(error))
     return StorageError(f"cannot {verb} {place}: {cause}" + (f" (gave up after {spent})" if spent else ""))
 
 
 def close_all_readers() -> None:
-    """Close every reader of this process, so that threads which wait for a store end; for a job that is interrupted."""
-    for ranges in list(_LIVE_READERS):
-        ranges.close()
+    """Close every reader of this process, so that the threads of an interrupted job end."""
+    for reader in list(_LIVE_READERS):
+        reader.close()
 
 
 _LIVE_READERS: weakref.WeakSet[RangeReader] = weakref.WeakSet()
@@ -280,80 +269,75 @@ _ABANDONED_SOURCES: list[object] = []
 
 
 def _reset_after_fork() -> None:
-    # Locks may have been held by threads that the child does not have. The parent's connections are kept, unused:
-    # to close them would be to wait for the parent's event loop.
-    for ranges in list(_LIVE_READERS):
-        _ABANDONED_SOURCES.append(ranges._sources)
-        ranges._reset_state()
+    # Threads that the child lacks may have held locks. The parent's connections stay open, unused: closing them would
+    # wait for the parent's event loop.
+    for reader in list(_LIVE_READERS):
+        _ABANDONED_SOURCES.append(reader._sources)
+        reader._reset_state()
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-MAX_OPEN_FILES = 256
-
-
 class LocalReader:
-    """Reads for any thread."""
+    """Reads of local files, for any thread; the most recent files stay open."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[str, _SharedDescriptor] = OrderedDict()
+        self._open_files: OrderedDict[str, _SharedDescriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def read_into(self, url: str, start: int, view: memoryview) -> None:
         """Fill a view. Raises FileNotFoundError, or StorageError when the file is too short or cannot be read."""
-        path, done, wanted = urls.to_local_path(url), 0, len(view)
+        path, done, length = urls.to_local_path(url), 0, len(view)
         try:
-            held = self._open(path)
-            while done < wanted:
-                count = os.preadv(held.number, [view[done:]], start + done)
+            file = self._open(path)
+            while done < length:
+                count = os.preadv(file.number, [view[done:]], start + done)
                 if count == 0:
                     raise StorageError(
-                        f"{url}: truncated: bytes {start} to {start + wanted} wanted, it ends at byte {start + done}"
+                        f"{url}: truncated: bytes {start} to {start + length} wanted, it ends at byte {start + done}"
                     )
                 done += count
         except (FileNotFoundError, StorageError):
             raise
         except OSError as error:
-            # The stale handle of a network filesystem heals by opening anew.
+            # Reopening mends the stale handle of a network filesystem.
             with self._lock:
-                self._held.pop(path, None)
-            raise StorageError(
-                f"cannot read {url} at byte {start + done}: {storage_errors.describe_error(error)}"
-            ) from error
+                self._open_files.pop(path, None)
+            reason = storage_errors.describe_error(error)
+            raise StorageError(f"cannot read {url} at byte {start + done}: {reason}") from error
 
     def advise(self, url: str, start: int, length: int) -> None:
         """Let the operating system read ahead. Raises FileNotFoundError or StorageError."""
         with file_io.wrap_errors("read", url):
-            held = self._open(urls.to_local_path(url))
-            os.posix_fadvise(held.number, start, length, os.POSIX_FADV_WILLNEED)
+            file = self._open(urls.to_local_path(url))
+            os.posix_fadvise(file.number, start, length, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Close all files, each as soon as nobody reads it."""
+        """Close all files, each when its last read ends."""
         with self._lock:
-            self._held.clear()
+            self._open_files.clear()
 
     def _open(self, path: str) -> _SharedDescriptor:
         with self._lock:
-            held = self._held.get(path)
-            if held is not None:
-                self._held.move_to_end(path)
-                return held
+            if (file := self._open_files.get(path)) is not None:
+                self._open_files.move_to_end(path)
+                return file
         opened = _SharedDescriptor(path)
         with self._lock:
-            held = self._held.setdefault(path, opened)
-            if len(self._held) > MAX_OPEN_FILES:
-                self._held.popitem(last=False)
-        return held
+            file = self._open_files.setdefault(path, opened)
+            if len(self._open_files) > MAX_OPEN_FILES:
+                self._open_files.popitem(last=False)
+        return file
 
 
 class _SharedDescriptor:
-    """An open file that closes when nobody holds it, so that none is closed under a reader."""
+    """An open file that closes with its last reference, so that none is closed under a reader."""
 
     __slots__ = ("number",)
 
     def __init__(self, path: str) -> None:
-        # Not blocking: a pipe in the place of a tar must fail, not wait for its writer.
+        # Non-blocking: a pipe in the place of a tar must fail, not wait for its writer.
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:

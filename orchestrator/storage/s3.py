@@ -1,8 +1,8 @@
 """S3 clients with time-outs and without hidden retries, and single ranged reads through them.
 
 Endpoint and credentials come from the usual environment and files (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE,
-a role ...). botocore and s3fs would each retry by themselves, 25 times for one of ours: both are told not to. (aiohttp
-sends a request again, once, when the connection closes before the answer.)
+a role ...). botocore and s3fs would each retry by themselves, 25 times for each retry here: both are switched off.
+(aiohttp repeats a request once when the connection closes before the answer.)
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import asyncio
 import os
 import re
 import threading
-import weakref
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import fsspec
@@ -29,95 +27,61 @@ SCHEMES = frozenset({"s3", "s3a"})
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 _CHUNK_BYTES = 2**20
-
-# What a store answers that takes no bulk delete: without Content-MD5 (MinIO before 2025, older Ceph), or at all (GCS).
-_BULK_UNSUPPORTED_STATUSES = {
-    HTTPStatus.BAD_REQUEST,
-    HTTPStatus.METHOD_NOT_ALLOWED,
-    HTTPStatus.LENGTH_REQUIRED,
-    HTTPStatus.NOT_IMPLEMENTED,
-}
-_BULK_DELETE_LIMIT = 1000  # objects of one bulk delete, the protocol's limit
 _MAX_CONCURRENT_DELETES = 8
 # botocore's variables for the endpoint; the first one that is set counts.
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_bulk_unsupported: weakref.WeakSet[Any] = weakref.WeakSet()  # filesystems whose store refused a bulk delete
 
 T = TypeVar("T")
 
 
-class DeleteError(OSError):
-    """The store kept an object that was to be removed; `response` is laid out as botocore's."""
-
-    def __init__(self, key: str, code: str, message: str) -> None:
-        super().__init__(f"{key}: {code}: {message}")
-        denied = code in ("AccessDenied", "ObjectLocked", "InvalidObjectState")
-        status = HTTPStatus.FORBIDDEN if denied else HTTPStatus.INTERNAL_SERVER_ERROR
-        self.response = {
-            "Error": {"Code": code, "Message": message},
-            "ResponseMetadata": {"HTTPStatusCode": int(status)},
-        }
-
-
 class TruncatedError(ValueError):
-    """An object ends before the bytes that were asked for. A ValueError: trying again is of no use."""
+    """An object ends before the requested bytes. A ValueError, since a retry cannot help."""
 
 
 class ObjectReplacedError(ValueError):
-    """An object is not the one of which the first bytes were read."""
+    """An object was replaced between two requests of one read."""
 
 
 class IncompleteBodyError(OSError):
-    """A body ended before its announced end; the rest can be asked for."""
+    """A body ended before its announced end; the rest can be requested."""
 
 
 @dataclass
 class ReadProgress:
-    """How far a read has come, over all its requests."""
+    """Bytes read so far, over all requests of one read."""
 
     done: int = 0
-    identity: tuple[object, ...] | None = None  # of the object that was read so far
+    identity: tuple[object, ...] | None = None  # of the object that is being read
 
 
 def get_filesystem() -> Any:
-    """The process's S3 filesystem for whole objects; fsspec keeps it, though not over a fork."""
-    made = fsspec.filesystem("s3", config_kwargs=_make_client_config(CONNECT_SECONDS, READ_SECONDS, connections=10))
-    made.retries = 1
-    return made
+    """Return the process's S3 filesystem for whole objects; fsspec caches it, though not over a fork."""
+    filesystem = fsspec.filesystem("s3", config_kwargs=_make_client_config(CONNECT_SECONDS, READ_SECONDS, 10))
+    filesystem.retries = 1
+    return filesystem
 
 
 def remove(url: str) -> None:
     """Remove an object and everything below it as a folder; every character of the key stands for itself.
 
-    fsspec's own `rm` takes `*`, `?` and `[` in a path for patterns, and ignores objects that the store kept.
+    fsspec's own `rm` reads `*`, `?` and `[` in a path as patterns, and ignores objects that the store kept. Single
+    deletes, since some stores reject bulk deletes (MinIO before 2025, older Ceph, GCS).
     """
-    made = get_filesystem()
-    made.invalidate_cache()
-    bucket, key, _ = made.split_path(url)
-    keys = list(_iter_keys(made, bucket, f"{key}/" if key else ""))
-    if key and _is_object(made, bucket, key):
+    filesystem = get_filesystem()
+    filesystem.invalidate_cache()
+    bucket, key, _ = filesystem.split_path(url)
+    keys = list(_iter_keys(filesystem, bucket, f"{key}/" if key else ""))
+    if key and _is_object(filesystem, bucket, key):
         keys.append(key)
-    if len(keys) > 1 and made not in _bulk_unsupported:
-        try:
-            for start in range(0, len(keys), _BULK_DELETE_LIMIT):
-                call_with_retries(partial(_delete_bulk, made, bucket, keys[start : start + _BULK_DELETE_LIMIT]))
-        except OSError as error:
-            if storage_errors.get_http_status(error) not in _BULK_UNSUPPORTED_STATUSES:
-                raise
-            _bulk_unsupported.add(made)
-    if len(keys) == 1 or made in _bulk_unsupported:
-        with ThreadPoolExecutor(_MAX_CONCURRENT_DELETES, thread_name_prefix="delete") as pool:
-            list(
-                pool.map(
-                    lambda each: call_with_retries(lambda: made.call_s3("delete_object", Bucket=bucket, Key=each)), keys
-                )
-            )
-    made.invalidate_cache()
+    with ThreadPoolExecutor(_MAX_CONCURRENT_DELETES, thread_name_prefix="delete") as pool:
+        calls = [partial(filesystem.call_s3, "delete_object", Bucket=bucket, Key=each) for each in keys]
+        list(pool.map(call_with_retries, calls))
+    filesystem.invalidate_cache()
 
 
-def _is_object(made: Any, bucket: str, key: str) -> bool:
+def _is_object(filesystem: Any, bucket: str, key: str) -> bool:
     try:
-        call_with_retries(lambda: made.call_s3("head_object", Bucket=bucket, Key=key))
+        call_with_retries(lambda: filesystem.call_s3("head_object", Bucket=bucket, Key=key))
     except OSError as error:
         if storage_errors.is_not_found(error):
             return False
@@ -125,26 +89,19 @@ def _is_object(made: Any, bucket: str, key: str) -> bool:
     return True
 
 
-def _iter_keys(made: Any, bucket: str, prefix: str) -> Iterator[str]:
+def _iter_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
     """Yield all keys with a prefix, the markers of empty folders among them."""
     token: dict[str, str] = {}
     while True:
-        page = call_with_retries(partial(made.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token))
+        page = call_with_retries(partial(filesystem.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **token))
         yield from (str(entry["Key"]) for entry in page.get("Contents", ()))
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _delete_bulk(made: Any, bucket: str, keys: Sequence[str]) -> None:
-    listed = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-    for kept in made.call_s3("delete_objects", Bucket=bucket, Delete=listed).get("Errors", ()):
-        if kept.get("Code") != "NoSuchKey":
-            raise DeleteError(str(kept.get("Key")), str(kept.get("Code")), str(kept.get("Message")))
-
-
 class PendingCalls:
-    """Coroutines that threads wait for, all of which can be cancelled at once."""
+    """Coroutines that threads wait for; `cancel` ends all of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -152,7 +109,7 @@ class PendingCalls:
         self._cancelled = False
 
     def run(self, loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T], seconds: float) -> T:
-        """Return what a coroutine on another thread's loop does. Raises TimeoutError, or ValueError once cancelled."""
+        """Return the result of a coroutine on another thread's loop. Raises TimeoutError; ValueError once cancelled."""
         with self._lock:
             if self._cancelled:
                 call.close()
@@ -164,7 +121,7 @@ class PendingCalls:
         except CancelledError:
             raise ValueError("the reader is closed") from None
         except BaseException:
-            # Out of time, or Ctrl-C: without this the request would go on.
+            # Out of time, or Ctrl-C: without this the request would continue.
             future.cancel()
             raise
         finally:
@@ -172,7 +129,7 @@ class PendingCalls:
                 self._futures.discard(future)
 
     def cancel(self) -> None:
-        """Cancel what is under way and refuse what is to come."""
+        """Cancel all running calls and reject later ones."""
         with self._lock:
             self._cancelled, futures = True, list(self._futures)
         for future in futures:
@@ -180,9 +137,9 @@ class PendingCalls:
 
 
 def _make_client_config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
-    """Return what botocore needs beside what it finds in the environment. Raises SettingError for a bad endpoint."""
+    """Return botocore's settings beside those of the environment. Raises SettingError for a bad endpoint."""
     for name in ENDPOINTS:
-        if problem := _problem_of_endpoint(name, os.environ.get(name, "")):
+        if problem := _find_endpoint_problem(name, os.environ.get(name, "")):
             raise storage_errors.SettingError(problem)
     return {
         "connect_timeout": connect_seconds,
@@ -192,8 +149,8 @@ def _make_client_config(connect_seconds: float, read_seconds: float, connections
     }
 
 
-def _problem_of_endpoint(name: str, value: str) -> str | None:
-    """Return what is wrong with the endpoint in a variable, without credentials; None when nothing is."""
+def _find_endpoint_problem(name: str, value: str) -> str | None:
+    """Return the error for the endpoint in a variable, without credentials; None for a valid one."""
     if not value:
         return None
     if re.match(r"https?://[^/]", value, re.IGNORECASE):
@@ -206,31 +163,30 @@ class S3Reader:
     """Ranged reads on one client, for any thread of the process that makes it."""
 
     def __init__(self, connect_seconds: float, read_seconds: float, connections: int) -> None:
-        # A checksum of the whole object says nothing of a range.
-        config = {
-            **_make_client_config(connect_seconds, read_seconds, connections),
-            "response_checksum_validation": "when_required",
-        }
-        # An instance of its own, as closing it must not take the connections of others.
+        config = _make_client_config(connect_seconds, read_seconds, connections)
+        # The checksum of a whole object does not match a range of it.
+        config["response_checksum_validation"] = "when_required"
+        # An instance of its own: closing it must not close the connections of others.
         self._filesystem = fsspec.filesystem("s3", config_kwargs=config, skip_instance_cache=True)
         self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Ask once for the bytes from `start` on and put them into the view as they come; `progress` counts them.
+        """Request the bytes from `start` on once and put them into the view as they come; `progress` counts them.
 
-        Raises what went wrong; what came before is in the view. Nothing writes into it afterwards.
+        Raises the store's error; the bytes before it are in the view. Nothing writes into the view afterwards.
         """
-        # Released at the end of the block: a request that is given up can then not write into memory used anew.
+        # Released at the end of the block: an abandoned request cannot write into reused memory.
         with view[:] as target:
             self._run(self._fill(url, start, target, progress), seconds)
 
     def size(self, url: str, seconds: float) -> int:
-        """Bytes of an object, by one request."""
-        return int(self._run(self._head(url), seconds)["ContentLength"])
+        """Return the bytes of an object, by one request."""
+        return int(self._run(self._call("head_object", url), seconds)["ContentLength"])
 
     def close(self) -> None:
-        """Give up the reads that are under way and close the connections."""
+        """Cancel the running reads and close the connections."""
         self._pending.cancel()
+        # Private to s3fs. Without it the connections close with the process.
         creator = getattr(self._filesystem, "_s3creator", None)
         if creator is not None:
             self._filesystem.close_session(self._filesystem.loop, creator)
@@ -241,55 +197,47 @@ class S3Reader:
     async def _call(self, method: str, url: str, **arguments: str) -> Any:
         client = await self._filesystem.set_session()
         bucket, key, version = self._filesystem.split_path(urls.normalize_scheme(url))
-        wanted = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
-        # Adds what the user told s3fs to send along, such as "requester pays".
+        request = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
         call = getattr(client, method)
-        return await call(**self._filesystem._get_s3_method_kwargs(call, **wanted))
-
-    async def _head(self, url: str) -> Any:
-        return await self._call("head_object", url)
+        # Private to s3fs: adds the user's options, such as "requester pays", that the method knows.
+        add_options = getattr(self._filesystem, "_get_s3_method_kwargs", None)
+        return await call(**(add_options(call, **request) if add_options else {**self._filesystem.req_kw, **request}))
 
     async def _fill(self, url: str, start: int, target: memoryview, progress: ReadProgress) -> None:
-        wanted = len(target)
-        answer = await self._call("get_object", url, Range=f"bytes={start}-{start + wanted - 1}")
+        length = len(target)
+        answer = await self._call("get_object", url, Range=f"bytes={start}-{start + length - 1}")
         body = answer["Body"]
         try:
-            _check_response_range(answer, start, wanted, progress)
+            _check_response_range(answer, start, length, progress)
             filled = 0
-            while filled < wanted:
-                piece = await body.read(min(_CHUNK_BYTES, wanted - filled))
+            while filled < length:
+                piece = await body.read(min(_CHUNK_BYTES, length - filled))
                 if not piece:
-                    raise IncompleteBodyError(f"the body ended after {filled} of {wanted} bytes")
+                    raise IncompleteBodyError(f"the body ended after {filled} of {length} bytes")
                 target[filled : filled + len(piece)] = piece
                 filled += len(piece)
                 progress.done += len(piece)
         finally:
-            # A connection whose body was read to its end is back in the pool already; any other is closed.
+            # A connection whose body was read to its end is in the pool already; any other is closed.
             body.close()
 
 
-def _check_response_range(answer: Any, start: int, wanted: int, progress: ReadProgress) -> None:
-    """Whether the answer is the range that was asked for, of the object that was read before."""
-    told = str(answer.get("ContentRange") or "")
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", told)
+def _check_response_range(answer: Any, start: int, length: int, progress: ReadProgress) -> None:
+    """Raise ValueError unless the answer is the requested range of the object that was read before."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", str(answer.get("ContentRange") or ""))
     # Some servers send the whole object for a range that begins at 0.
     first, last, total = (
         map(int, match.groups()) if match else (0, answer["ContentLength"] - 1, answer["ContentLength"])
     )
     if first != start:
-        raise ValueError(f"the store sent bytes from {first} on where bytes from {start} were asked for")
+        raise ValueError(f"the store sent bytes from {first} on, not from {start}")
     identity = (answer.get("ETag"), answer.get("LastModified"), total)
     if progress.identity is None:
         progress.identity = identity
     elif identity != progress.identity:
+        before, now = (", ".join(map(str, facts)) for facts in (progress.identity, identity))
         raise ObjectReplacedError(
-            "the object was replaced while it was read: ETag, time and size were "
-            f"{_format_identity(progress.identity)} "
-            f"and are {_format_identity(identity)}"
+            f"the object was replaced while it was read: ETag, time and size were {before} and are {now}"
         )
-    if last - first + 1 < wanted:
-        raise TruncatedError(f"bytes {start} to {start + wanted} wanted, the object has {total}")
-
-
-def _format_identity(identity: tuple[object, ...]) -> str:
-    return ", ".join(map(str, identity))
+    if last - first + 1 < length:
+        raise TruncatedError(f"bytes {start} to {start + length} wanted, the object has {total}")

@@ -1,4 +1,4 @@
-"""What a storage is, wherever it lies and however its place is spelt: an id in a small file inside it."""
+"""Identity of a storage, independent of its URL: an id in a small file inside it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ _FILE_NOTE = (
 
 
 def read_id(storage: str) -> str | None:
-    """Return the id of a storage; None when it has none yet, or one that makes no sense."""
-    found = file_io.read_json_or_empty(file_io.join(storage, FILE_NAME)).get("id")
-    return found if isinstance(found, str) and _ID_PATTERN.fullmatch(found) else None
+    """Return the id of a storage; None when it has none yet, or an invalid one."""
+    value = file_io.read_json_or_empty(file_io.join(storage, FILE_NAME)).get("id")
+    return value if isinstance(value, str) and _ID_PATTERN.fullmatch(value) else None
 
 
-def ensure_id(storage: str, make: Callable[[], str]) -> str:
-    """Return the id of a storage, which becomes `make()` when there is none; of several drivers one wins.
+def ensure_id(storage: str, make_id: Callable[[], str]) -> str:
+    """Return the id of a storage, which becomes `make_id()` when there is none; of several drivers one wins.
 
     Raises StorageError when it cannot be written, or is damaged.
     """
-    if (found := read_id(storage)) is not None:
-        return found
-    where = file_io.join(storage, FILE_NAME)
-    file_io.create_bytes(where, json.dumps({"id": make(), "about": _FILE_NOTE}, indent=1).encode())
-    if (found := read_id(storage)) is None:
+    if (known := read_id(storage)) is not None:
+        return known
+    url = file_io.join(storage, FILE_NAME)
+    file_io.create_bytes(url, json.dumps({"id": make_id(), "about": _FILE_NOTE}, indent=1).encode())
+    if (created := read_id(storage)) is None:
         raise StorageError(
-            f"{redaction.redact(where)}: must be a JSON object with an id of letters and digits; restore "
-            "it, or remove it "
-            "and MLflow gets every run of this storage anew"
+            f"{redaction.redact(url)}: must be a JSON object with an id of letters and digits; restore it, or remove "
+            "it and MLflow records every run of this storage anew"
         )
-    return found
+    return created

@@ -1,7 +1,7 @@
 """URLs of places that hold bytes: local paths (absolute) and anything fsspec can open.
 
 In file: and http: URLs names are percent-encoded (RFC 8089, RFC 3986); in plain paths and in the URLs of object stores
-every character stands for itself. `from_path`, `local_path`, `join` and `name` convert.
+every character stands for itself. The functions here convert.
 """
 
 from __future__ import annotations
@@ -11,18 +11,6 @@ import re
 from urllib.parse import quote, unquote
 
 from orchestrator.config.redaction import find_credentials_problem, redact
-
-__all__ = [
-    "get_basename",
-    "get_scheme",
-    "is_local",
-    "is_web",
-    "join",
-    "normalize_scheme",
-    "require_absolute",
-    "to_file_url",
-    "to_local_path",
-]
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -36,13 +24,13 @@ _LOCAL_HOST = re.compile(r"^localhost(?=/)", re.IGNORECASE)
 
 
 def get_scheme(url: str) -> str:
-    """The scheme of a URL, "file" for plain paths."""
+    """Return the scheme of a URL, "file" for plain paths."""
     match = _SCHEME.match(url)
     return match.group(1).lower() if match else "file"
 
 
 def is_local(url: str) -> bool:
-    """True for plain paths and file:// URLs."""
+    """Return True for plain paths and file:// URLs."""
     return get_scheme(url) == "file"
 
 
@@ -52,9 +40,9 @@ def is_web(url: str) -> bool:
 
 
 def to_local_path(url: str) -> str:
-    """The path of a local URL. Raises ValueError for any other URL."""
+    """Return the path of a local URL. Raises ValueError for any other URL."""
     if not is_local(url):
-        raise ValueError(f"{redact(url)} is no local path")
+        raise ValueError(f"must be a local path, got {redact(url)}")
     match = _SCHEME.match(url)
     if match is None:
         return url
@@ -67,18 +55,18 @@ def to_file_url(path: str) -> str:
 
 
 def normalize_scheme(url: str) -> str:
-    """Return the URL with its scheme in small letters, as fsspec wants it."""
+    """Return the URL with its scheme in small letters, as fsspec takes it."""
     match = _SCHEME.match(url)
     return url if match is None else match.group(0).lower() + url[match.end() :]
 
 
 def join(url: str, *parts: str) -> str:
-    """A URL below another one; parts are relative, joined by single slashes."""
+    """Return a URL below another one; parts are relative, joined by single slashes."""
     pieces = [_strip_trailing_slash(url)]
     encoded = _is_encoded(url)
     for part in parts:
         if part.startswith("/") or _SCHEME.match(part):
-            raise ValueError(f"{part!r} cannot be joined to {redact(url)}: it is not relative")
+            raise ValueError(f"what is joined to {redact(url)} must be relative, got {part!r}")
         piece = part.strip("/")
         pieces.append(quote(piece, errors="surrogateescape") if encoded else piece)
     head, rest = pieces[0], "/".join(pieces[1:])
@@ -88,7 +76,7 @@ def join(url: str, *parts: str) -> str:
 
 
 def _strip_trailing_slash(url: str) -> str:
-    """The URL without slashes at its end, but for those that make it a root: "/", "memory://", "file:///"."""
+    """Return the URL without slashes at its end, except those of a root: "/", "memory://", "file:///"."""
     match = _SCHEME.match(url)
     prefix = match.group(0) if match else ""
     rest = url[len(prefix) :]
@@ -96,7 +84,7 @@ def _strip_trailing_slash(url: str) -> str:
 
 
 def get_basename(url: str) -> str:
-    """The last component of a URL, decoded."""
+    """Return the last component of a URL, decoded."""
     last = url.rstrip("/").rsplit("/", 1)[-1]
     return unquote(last, errors="surrogateescape") if _is_encoded(url) else last
 
@@ -106,17 +94,15 @@ def _is_encoded(url: str) -> bool:
 
 
 def require_absolute(url: str, field: str) -> str:
-    """The URL with ~ expanded; ValueError when it is a relative path, whose meaning depends on the process, or holds
-    a user name or password.
+    """Return the URL with ~ expanded. Raises ValueError for a relative path, or a URL with a user name or password.
 
-    A submitted job runs in a temporary copy of its working directory: what it wrote to a relative
-    path would vanish with it (design: where things land).
+    A submitted job runs in a temporary copy of its working directory: files at a relative path would vanish with it.
     """
     if (reason := find_credentials_problem(url, field)) is not None:
         raise ValueError(reason)
     if (match := _MISSPELT_SCHEME.match(url)) is not None:
-        meant = (match[1] or match[3]).lower()
-        fixed = meant + (":///" if meant == "file" else "://") + url[match.end() :].lstrip("/")
+        scheme = (match[1] or match[3]).lower()
+        fixed = scheme + (":///" if scheme == "file" else "://") + url[match.end() :].lstrip("/")
         raise ValueError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
     if not is_local(url):
         return _strip_trailing_slash(normalize_scheme(url))
@@ -142,6 +128,6 @@ def is_in_submitted_job() -> bool:
 
 def _suggest_absolute_path(path: str) -> str:
     """Return what to give instead of a relative path."""
-    if is_in_submitted_job():  # the folder that this process sees goes with the job
+    if is_in_submitted_job():  # the folder that this process sees vanishes with the job
         return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"
     return f"an absolute path such as {os.path.abspath(path)!r}"

@@ -1,4 +1,4 @@
-"""Open the tracker; beside other work where that cannot fail, since making a database takes seconds of a core."""
+"""Opening of trackers: MLflow's, the built-in one, or a plug-in; in the background where that cannot fail."""
 
 from __future__ import annotations
 
@@ -10,28 +10,47 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.tracking import tracking_uri as uris
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.config.errors import ConfigError
+from orchestrator.config.plugins import Plugin, create_plugin, register
+from orchestrator.tracking.tracker import Tracker, list_missing_methods
+from orchestrator.tracking.tracking_uri import parse_tracking_uri
 
-LOW_PRIORITY_NICE = 10  # below training's; what it leaves of the cores is enough
+MLFLOW = "mlflow"
+MLFLOW_PLUGIN = Plugin(kind=MLFLOW)
+LOW_PRIORITY_NICE = 10  # below training's; the cores' idle time is enough
 
 T = TypeVar("T")
 
 
-def open_tracker(uri: str, experiment: str) -> Tracker:
-    """Return the tracker of a URI; imports mlflow, which takes more than a second. Raises TrackingError."""
-    from orchestrator.tracking.mlflow_tracker import MlflowTracker  # MLflow takes seconds to import
+@register("tracker", MLFLOW)
+def open_mlflow_tracker(uri: str, experiment: str) -> Tracker:
+    """Return MLflow's tracker. Raises TrackingError."""
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker  # MLflow takes more than a second to import
 
     return MlflowTracker(uri, experiment)
 
 
-def will_create_database(uri: str) -> bool:
-    """Return whether the store is a database file that this job is going to make, in a folder where it can.
+def open_tracker(uri: str, experiment: str, plugin: Plugin = MLFLOW_PLUGIN) -> Tracker:
+    """Return the tracker that a plug-in makes of a URI, an experiment and its own arguments.
 
-    Nothing else can be wrong with such a one. Whatever is there already can have another schema, a deleted experiment
-    or no permission: only MLflow's client finds that out. Raises TrackingError for a URI that is refused.
+    Raises TrackingError; ConfigError when the plug-in cannot be made, or is no Tracker.
     """
-    path = uris.parse_tracking_uri(uri).sqlite_path
+    tracker = create_plugin("tracker", plugin.kind, plugin.args, uri=uri, experiment=experiment)
+    if missing := list_missing_methods(tracker):
+        raise ConfigError(
+            f"tracker {plugin.kind!r}: {type(tracker).__name__} must have the methods of a tracker, lacks "
+            f"{', '.join(missing)}; derive it from orchestrator.tracking.tracker.Tracker"
+        )
+    return tracker  # type: ignore[no-any-return]
+
+
+def will_create_database(uri: str, plugin: Plugin = MLFLOW_PLUGIN) -> bool:
+    """Return whether the store is a database file that this job will create, in a folder where it can.
+
+    Nothing can be wrong with such a store. An existing one can have another schema, a deleted experiment or no
+    permission, which only MLflow's client detects. Raises TrackingError for an invalid URI.
+    """
+    path = parse_tracking_uri(uri).sqlite_path if plugin.kind == MLFLOW else None
     if path is None or os.path.lexists(path):
         return False
     above = next(folder for folder in Path(path).parents if folder.exists())
@@ -39,7 +58,7 @@ def will_create_database(uri: str) -> bool:
 
 
 def run_at_low_priority(call: Callable[[], T]) -> T:
-    """Return what the call returns, made by a thread that takes only what other work leaves of the cores (on Linux)."""
+    """Return the call's result, made in a thread that takes only the idle time of the cores (on Linux)."""
     future: Future[T] = Future()
 
     def run() -> None:

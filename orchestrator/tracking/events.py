@@ -1,4 +1,4 @@
-"""One event of a run, and its form as a line of JSON."""
+"""Events of a run, and their form as a line of JSON."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import TypeGuard
 from orchestrator.config.json_text import parse_object
 from orchestrator.config.redaction import redact
 
-# JSON has no NaN or infinity, and a diverging run must be able to say so: they travel as these strings.
+# JSON has no NaN or infinity, which a diverging run must record: these strings stand for them.
 _NON_FINITE = re.compile(r"\\*(nan|inf|-inf)")
 
 
 class JournalError(ValueError):
-    """A journal object that cannot be read, or a value that cannot be written; the message names it."""
+    """An unreadable journal object, or a value that cannot be written; the message names it."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a run.
+    """An occurrence in a run.
 
-    kind: what happened, for example "metrics", "epoch", "incident", "finished".
+    kind: its type, for example "metrics", "epoch", "incident", "finished".
     time: unix seconds.
-    samples: samples seen by training at that moment (the clock of a run), None where there is no clock.
+    samples: samples seen by then (the clock of a run), None without a clock.
     values: JSON scalars, lists and mappings with string keys; floats may be non-finite.
     """
 
@@ -37,10 +37,7 @@ class Event:
 
 
 def encode_event(event: Event) -> str:
-    """The event as one line of strict JSON without the line end.
-
-    Raises JournalError naming the value that JSON cannot hold.
-    """
+    """Return the event as a line of strict JSON without the line end. Raises JournalError for what JSON cannot hold."""
     record = {"kind": event.kind, "time": event.time, "samples": event.samples}
     record["values"] = {key: _to_json_value(value, f"{event.kind}.{key}") for key, value in event.values.items()}
     try:
@@ -53,7 +50,7 @@ def encode_event(event: Event) -> str:
 
 
 def decode_event(line: str) -> Event:
-    """Return the event of a line made by encode, perhaps of a newer version. Raises ValueError for anything else."""
+    """Return the event of a line made by `encode_event`, perhaps of a newer version. Raises ValueError otherwise."""
     record = parse_object(line)
     kind, time, samples, values = (record.get(name) for name in ("kind", "time", "samples", "values"))
     if not (isinstance(kind, str) and isinstance(values, dict) and _is_number(time)):
@@ -70,24 +67,24 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _to_json_value(value: object, where: str) -> object:
+def _to_json_value(value: object, path: str) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, str):
-        value = redact(value)  # a journal is kept, and shown to others than who gave a URL
-        # A text that reads "nan" must come back as a text: such texts get a backslash in front.
+        value = redact(value)  # a journal is kept, and more people see it than the URL's user
+        # A text that reads "nan" must stay a text: such texts get a backslash in front.
         return "\\" + value if _NON_FINITE.fullmatch(value) else value
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise JournalError(f"{where}: key {key!r} is a {type(key).__name__}; give a string")
-        return {key: _to_json_value(item, f"{where}.{key}") for key, item in value.items()}
+                raise JournalError(f"{path}: key {key!r} must be a string, got {type(key).__name__}")
+        return {key: _to_json_value(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json_value(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_to_json_value(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise JournalError(
-        f"{where}: {value!r} is a {type(value).__name__}; give a bool, int, float, str, None, list or mapping"
+        f"{path}: {value!r} must be a bool, int, float, str, None, list or mapping, got {type(value).__name__}"
         " (tensors and numpy scalars: .item() or float())"
     )
 

@@ -1,8 +1,8 @@
-"""The login of the MLflow server that a person starts for their own runs, and the app that demands it.
+"""Login for a user's own MLflow server, and the app that requires it.
 
-MLflow's server reads and writes files as whoever started it, wherever an experiment's artifact location points: each
-request needs the login, also on this machine. MLflow's own login (basic-auth) answers some routes without one, knows
-users that are not needed here, and lets them choose artifact locations, too.
+MLflow's server reads and writes files as the user who started it, wherever an experiment's artifact location points, so
+every request needs the login, also on this machine. MLflow's own login (basic-auth) answers some routes without one and
+lets its users choose artifact locations.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 def get_password_path() -> Path:
-    """Return where the password is kept. Raises ConfigError without a home folder."""
-    if named := os.environ.get(_PASSWORD_PATH_VARIABLE):
-        return Path(named)
+    """Return the file of the password. Raises ConfigError without a home folder."""
+    if path := os.environ.get(_PASSWORD_PATH_VARIABLE):
+        return Path(path)
     try:
         return Path.home() / ".orchestrator" / "mlflow_password"
     except RuntimeError:
@@ -43,7 +43,7 @@ def get_password_path() -> Path:
 
 
 def load_password() -> str:
-    """Return this user's password, made on first use; its file is closed to all others.
+    """Return this user's password, made on first use; no other user can read its file.
 
     Raises ConfigError for a file that cannot be read or made, is empty, or belongs to another user.
     """
@@ -56,17 +56,17 @@ def load_password() -> str:
         except FileExistsError:
             pass
         with path.open(encoding="utf-8") as file:
-            found = os.fstat(file.fileno())
-            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+            facts = os.fstat(file.fileno())
+            if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) & 0o077:
                 os.fchmod(file.fileno(), 0o600)
             password = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"MLflow's password cannot be kept in {path}: {error}; set {_PASSWORD_PATH_VARIABLE} to another file"
+            f"MLflow's password cannot be stored in {path}: {error}; set {_PASSWORD_PATH_VARIABLE} to another file"
         ) from None
-    if found.st_uid != os.geteuid():
+    if facts.st_uid != os.geteuid():
         raise ConfigError(
-            f"{path} must belong to this user, got user {found.st_uid}; set {_PASSWORD_PATH_VARIABLE} to another file"
+            f"{path} must belong to this user, got user {facts.st_uid}; set {_PASSWORD_PATH_VARIABLE} to another file"
         )
     if len(password) < 12:
         raise ConfigError(f"{path} must hold at least 12 characters, got {len(password)}; remove it to have one made")
@@ -74,14 +74,14 @@ def load_password() -> str:
 
 
 class RequireLogin:
-    """ASGI middleware that answers nothing at all without the login: HTTP's Basic, or the password as Bearer token."""
+    """ASGI middleware that rejects every request without the login: HTTP Basic, or the password as a bearer token."""
 
     def __init__(self, app: _App, password: str) -> None:
         self._app = app
         self._accepted = {b"basic": f"{USER_NAME}:{password}".encode(), b"bearer": password.encode()}
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Pass on what has the login, and the start and end of the process."""
+        """Pass on requests with the login, and the start and end of the process."""
         if scope["type"] == "lifespan" or self._has_login(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -93,8 +93,8 @@ class RequireLogin:
             await send({"type": "http.response.body", "body": text.encode()})
 
     def _has_login(self, scope: _Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, word = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        headers = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, word = headers[0].partition(b" ") if len(headers) == 1 else (b"", b"", b"")
         if scheme.lower() == b"basic":
             try:
                 word = base64.b64decode(word.strip(), validate=True)
@@ -108,6 +108,6 @@ def create_app() -> Any:
     """Return MLflow's app behind the login; `mlflow server --app-name orchestrator` calls this."""
     from mlflow.server.fastapi_app import app  # opens the store that the server was started with
 
-    # The last middleware that is added is the first to see a request.
+    # The middleware that is added last sees a request first.
     app.add_middleware(RequireLogin, password=load_password())
     return app

@@ -1,7 +1,4 @@
-"""The environment variables through which mlflow is kept quiet, private and quick to give up.
-
-Defaults only: what the user has set stays.
-"""
+"""Defaults of MLflow's environment variables: quiet, without telemetry, short time-outs. The user's values stay."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ _DEFAULTS = {
     # INFO chatter and links stay off the terminal; warnings and errors do not.
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # mlflow's own are 120 s and 7 retries: a dead server would hold a call for a quarter of an hour, and
-    # repeating is the replayer's work. 30 s let a server pass an artifact on to its object store.
+    # mlflow's own are 120 s and 7 retries: a dead server would block a call for a quarter of an hour, and the replayer
+    # retries anyway. In 30 s a server can pass an artifact on to its object store.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
-# Where a person waits for the answer: 4 s, a short pause, 4 s.
+# While a person waits: 4 s, a short pause, 4 s.
 _SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -33,13 +30,13 @@ _variables_set_by_user = frozenset(os.environ)
 
 
 class _RetryMessageFilter(logging.Filter):
-    """Drops urllib3's line per retried MLflow request: in an outage they are hundreds.
+    """Filter of urllib3's line per retried MLflow request, of which an outage has hundreds.
 
-    No error is lost: what the last retry does not mend is raised, and the replayer logs it once.
+    No error is lost: the last one is raised, and the replayer logs it once.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to keep the record."""
+        """Return whether to keep the record."""
         message = record.getMessage()
         return not (message.startswith("Retrying") and "/mlflow" in message)
 
@@ -48,7 +45,7 @@ _retry_message_filter = _RetryMessageFilter()
 
 
 def configure_mlflow() -> None:
-    """Set the defaults and quiet urllib3. To be called before mlflow is imported: some are read only then."""
+    """Set the defaults and quiet urllib3. Call before importing mlflow, which reads some of them only then."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").addFilter(_retry_message_filter)
@@ -56,7 +53,7 @@ def configure_mlflow() -> None:
 
 @contextmanager
 def use_short_timeouts() -> Iterator[None]:
-    """Short time-outs for the calls inside, where the user has set none."""
+    """Use short time-outs for the calls inside, where the user has set none."""
     before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS if name not in _variables_set_by_user}
     os.environ.update({name: _SHORT_TIMEOUTS[name] for name in before})
     try:

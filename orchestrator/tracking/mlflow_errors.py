@@ -1,4 +1,4 @@
-"""What to do about an MLflow that refuses or does not answer. Importable without mlflow."""
+"""Advice about MLflow's errors: rejections, schema mismatches, no response. Importable without mlflow."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable
 
-# Commands of MLflow as this interpreter has it: those printed run where no environment is active.
+# By this interpreter, so that printed commands work without an activated environment.
 MLFLOW = f"{shlex.quote(sys.executable)} -m mlflow"
 
 _REVISION_PATTERN = re.compile(r"found version (\w+)|revision identified by '(\w+)'")
 # "[Errno 111] Connection refused", "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed ..."
 _CAUSES = re.compile(r"\[(?:Errno -?\d+|SSL[^\]]*)\] ([\w :-]*\w)"), re.compile(r"Caused by \w+\([\"'](.+?)[\"']\)\)")
 _DELETED_PATTERN = re.compile(r"the (run|experiment) (\w+) must be in the 'active' state\. current state is deleted")
-# A piece of an error's text in small letters, and what mends it. The first that fits counts.
+# A piece of an error's text in small letters, and the fix. The first match counts.
 _FIX_BY_TEXT = (
     (
         "certificate verify failed",
@@ -45,20 +45,20 @@ _FIX_BY_TEXT = (
 )
 
 
-def explain_schema_mismatch(text: str, shown: str, is_known: Callable[[str], bool]) -> str | None:
-    """Return what to do about a database of another MLflow version; None when the error is about something else.
+def explain_schema_mismatch(text: str, uri: str, is_known: Callable[[str], bool]) -> str | None:
+    """Return the fix for a database of another MLflow version; None for any other error.
 
-    shown: the database's URI. is_known: whether the installed MLflow knows a revision of the schema.
+    uri: the database's, redacted. is_known: whether the installed MLflow knows a revision of the schema.
     """
-    found = _REVISION_PATTERN.search(text)
-    if found is None or not ("database schema" in text or "revision identified" in text):
+    match = _REVISION_PATTERN.search(text)
+    if match is None or not ("database schema" in text or "revision identified" in text):
         return None
-    revision = found.group(1) or found.group(2)
-    # Absent: a database whose first migration never ran.
+    revision = match.group(1) or match.group(2)
+    # "None": the first migration of the database never ran.
     if revision == "None" or is_known(revision):
         return (
             f"its database has the schema of an older MLflow (revision {revision}); back the database up, then run "
-            f"{MLFLOW} db upgrade {shown}"
+            f"{MLFLOW} db upgrade {uri}"
         )
     return (
         f"its database has the schema of a newer MLflow (revision {revision}); install that version of mlflow where "
@@ -66,15 +66,15 @@ def explain_schema_mismatch(text: str, shown: str, is_known: Callable[[str], boo
     )
 
 
-def explain_rejection(status: int, text: str, shown: str = "") -> str:
-    """Return the fix for what would be the same later; empty when only the answer itself tells it.
+def explain_rejection(status: int, text: str, uri: str = "") -> str:
+    """Return the fix for an error that recurs; empty when the answer itself states it.
 
-    status: of HTTP; 0 when nothing was asked. shown: the tracking URI.
+    status: of HTTP; 0 when no request was sent. uri: the tracking URI, redacted.
     """
     low = text.lower()
     if status == 0:
         return (
-            " What speaks to that database is not installed: write the URI as postgresql+psycopg2://... with "
+            " The driver of that database is not installed: write the URI as postgresql+psycopg2://... with "
             "the package psycopg2-binary, or give an MLflow server's address."
         )
     if status == 401:
@@ -91,27 +91,29 @@ def explain_rejection(status: int, text: str, shown: str = "") -> str:
             "or set another one with --experiment."
         )
     if "<html" in low:
-        return " What answers there is not MLflow: give its address, with the path under which it is served."
-    if deleted := _DELETED_PATTERN.search(low):
-        what, name = deleted.groups()
         return (
-            f" Somebody deleted it in MLflow. To have it back: MLFLOW_TRACKING_URI={shown} {MLFLOW} {what}s restore "
-            f"--{what}-id {name}. Left deleted, the next submission of the same command records the run anew."
+            " Another service than MLflow answers there: give MLflow's address, with the path under which it is served."
+        )
+    if deleted := _DELETED_PATTERN.search(low):
+        kind, name = deleted.groups()
+        return (
+            f" It was deleted in MLflow. To restore it: MLFLOW_TRACKING_URI={uri} {MLFLOW} {kind}s restore "
+            f"--{kind}-id {name}. Left deleted, the next submission of the same command records the run anew."
         )
     return ""
 
 
 def summarize_silence(text: str) -> str | None:
-    """Return why urllib3 or requests got no answer, out of their long text; None for any other error."""
+    """Return the reason in the long text of urllib3 or requests for no answer; None for any other error."""
     if "Max retries exceeded" not in text and "timeout exception" not in text:
         return None
     if "timed out" in text.lower():
         return "no answer in time"
-    return next((found[1] for cause in _CAUSES if (found := cause.search(text)) is not None), None)
+    return next((match[1] for cause in _CAUSES if (match := cause.search(text)) is not None), None)
 
 
 def explain_no_response(in_file: bool, text: str = "") -> str:
-    """Return what to look at when a store does not answer; in_file: it is a database in a file."""
+    """Return what to check when a store does not answer; in_file: it is a database in a file."""
     low = text.lower()
     for piece, fix in _FIX_BY_TEXT:
         if piece in low:

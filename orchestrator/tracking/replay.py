@@ -1,4 +1,4 @@
-"""The driver's thread that replays journals into a tracker, and is the only one to talk to it."""
+"""The driver's thread that replays journals into a tracker; it alone calls the tracker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,12 +27,27 @@ from orchestrator.tracking.tracker import (
 
 _log = logging.getLogger(__name__)
 TrackerRequest = Callable[[Tracker], None]
-# While somebody waits in drain() or stop(), a tracker that is down is asked again this often.
+
+INCIDENTS_TAG = "orchestrator.incidents"
+LOST_SEGMENTS_TAG = "orchestrator.journal_segments_lost"
+INCIDENTS_FILE = "incidents.json"
+
+# While a thread waits in drain() or stop(), an unreachable tracker is retried this often.
 _DRAIN_POLL_SECONDS = 0.5
-# A request that fails by a slip of ours is not the tracker's outage; it must not hold up the others.
+# A request that fails by an error of this project is no outage; it must not hold up the others.
 _MAX_REQUEST_TRIES = 3
-# Of the time given to stop(): what draining may take, so that some is left to close the runs.
+# Share of the time of stop() that draining may take, so that some is left to close the runs.
 _DRAIN_SHARE = 0.8
+
+_METRIC_KINDS = frozenset({"metrics", "epoch"})
+_INCIDENT_KINDS = frozenset({"incident", "recovered"})
+_OUTCOME_KINDS = frozenset({"finished", "stopped", "failed"})
+_SEGMENTS_PER_READ = 200
+_EVENTS_PER_DELIVERY = 2000
+# Events read ahead while the tracker is unreachable; the rest stays in the journal.
+_MAX_PENDING_EVENTS = 20_000
+# A damaged segment is read this often before it is skipped: an eventually consistent store may lag.
+_MAX_DAMAGED_READS = 5
 
 
 @dataclass(eq=False)
@@ -44,11 +60,11 @@ class _QueuedRequest:
 
 
 class JournalReplayer:
-    """Replays the journals of runs into a tracker while training goes on, whatever the tracker does.
+    """Replays the journals of runs into a tracker while training runs, also through outages of the tracker.
 
-    Opening the tracker (importing mlflow, migrating a database: seconds) happens in the thread, so training
-    starts meanwhile. Nothing is lost in an outage: events leave the queue only once they are delivered, and a
-    delivery that is repeated makes no duplicates because the tracker drops steps it already has.
+    The thread opens the tracker (importing mlflow, migrating a database: seconds) while training starts. Events leave
+    the queue only once they are delivered, and repeated deliveries make no duplicates, because the tracker drops steps
+    that it has.
     """
 
     def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 5.0) -> None:
@@ -73,7 +89,7 @@ class JournalReplayer:
     def follow(self, run: TrackedRun, journal_folder: str | None, parent_key: str | None = None) -> None:
         """Record a run and replay its journal (None: it has none).
 
-        Following a key again changes nothing, but for a closed run, which is opened again.
+        Following a key again changes nothing, except that it reopens a closed run.
         parent_key: key of a followed run to nest under, whose tracker id need not be known yet.
         Raises ValueError for a parent that is not followed.
         """
@@ -86,81 +102,74 @@ class JournalReplayer:
             self._runs[run.key].reopen()
             self._wake_thread()
 
-    def submit(self, request: TrackerRequest, needs: str | None = None, about: str | None = None) -> Future[None]:
+    def submit(
+        self, request: TrackerRequest, required_key: str | None = None, subject_key: str | None = None
+    ) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        needs: key of a followed run that must be open before; the request waits for it, others pass it. about: key of
-        the followed run that it is about, `needs` by default.
-        A request that the tracker refuses is logged, and its future fails; one that fails otherwise than by an outage
-        is tried three times before.
+        A request that the tracker rejects is logged, and its future fails; after another error that is no outage it is
+        tried three times.
+
+        required_key: key of a followed run that must be open first; meanwhile later requests pass this one.
+        subject_key: key of the followed run that the request is about, `required_key` by default.
         """
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append(_QueuedRequest(request, future, needs, about or needs))
+            self._requests.append(_QueuedRequest(request, future, required_key, subject_key or required_key))
             self._wake_thread()
         return future
 
     def wait_for_run_id(self, key: str, timeout: float) -> str:
-        """The tracker's id of a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        followed = self._get_run(key)
+        """Return the tracker's id of a followed run. Raises TrackingError when not open in `timeout` seconds."""
+        run = self._get_run(key)
         with self._changed:
-            self._changed.wait_for(lambda: followed.run_id is not None, timeout)
-        if followed.run_id is None:
-            last = self._tracker_retry.last_error or followed.tracker_retry.last_error or "still opening"
+            self._changed.wait_for(lambda: run.run_id is not None, timeout)
+        if run.run_id is None:
+            last = self._tracker_retry.last_error or run.tracker_retry.last_error or "still opening"
             raise TrackingError(f"run {key!r} is not in the tracker after {timeout:g} s: {last}")
-        return followed.run_id
+        return run.run_id
 
     def wait_for_run_url(self, key: str, timeout: float) -> str:
-        """What a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        run_id, refused = self.wait_for_run_id(key, timeout), self._get_run(key).tracker_retry
-        if refused.is_permanent:
-            raise TrackingError(str(refused.last_error))
+        """Return what a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
+        run_id, retry = self.wait_for_run_id(key, timeout), self._get_run(key).tracker_retry
+        if retry.is_permanent:
+            raise TrackingError(str(retry.last_error))
         if self._tracker is None:
             raise TrackingError("the tracker is still opening")
         return self._tracker.get_run_url(run_id)
 
     def get_outcome(self, key: str) -> Event | None:
-        """The last finished / stopped / failed event of a run that the tracker has been told of."""
+        """Return the last finished / stopped / failed event of a run that the tracker has received."""
         return self._get_run(key).outcome
 
     def count_pending(self) -> int:
-        """Events and requests that wait for the tracker (of a long outage: those read so far)."""
+        """Return the number of events and requests that wait for the tracker (in a long outage: those read so far)."""
         with self._changed:
-            return sum(followed.pending_count for followed in self._runs.values()) + len(self._requests)
+            return sum(run.pending_count for run in self._runs.values()) + len(self._requests)
 
     def drain(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds; True when all that is in the journals by now is in the tracker.
+        """Wait at most `timeout` seconds; return True when all that is in the journals by now is in the tracker.
 
-        False at once when the tracker refuses what is left: waiting changes nothing.
+        Returns False immediately when the tracker rejects what is left: waiting changes nothing.
         """
         called = time.monotonic()
-        with self._changed:
-            self._drain_waiters += 1
-            self._wake_thread()
+        with self._hurry():
             self._changed.wait_for(lambda: self._ended or self._settled_since >= called, timeout)
-            self._drain_waiters -= 1
             return self._clean_since >= called
 
     def close(self, key: str, status: FinalStatus) -> Future[None]:
-        """Have a run closed, once all that its journal has by then is in the tracker; its journal is not read again.
+        """Have a run closed once all that its journal holds by then is in the tracker; the journal is then left alone.
 
         Raises ValueError for a key that is not followed.
         """
         self._get_run(key)
-        return self.submit(partial(self._finish_run, key, status), needs=key)
-
-    def _finish_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get_run(key)
-        # A run that is over has a journal that ends.
-        while not (run.read_journal() and run.deliver(tracker)):
-            pass
-        self._close_run(key, status, tracker)
+        return self.submit(partial(self._finish_run, key, status), required_key=key)
 
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
-        """Drain, close each run of `statuses` (by key) in that order, end the thread; True when all is recorded.
+        """Drain, close each run of `statuses` (by key) in that order, end the thread; return True if all is recorded.
 
         Runs without a status stay open. Raises ValueError for a key that is not followed.
         """
@@ -171,11 +180,9 @@ class JournalReplayer:
         deadline = time.monotonic() + timeout
         drained = self.drain(timeout * _DRAIN_SHARE)
         futures = {
-            key: self.submit(partial(self._close_run, key, status), about=key) for key, status in statuses.items()
+            key: self.submit(partial(self._close_run, key, status), subject_key=key) for key, status in statuses.items()
         }
-        with self._changed:
-            self._drain_waiters += 1
-            self._wake_thread()
+        with self._hurry():
             left_seconds = max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: all(future.done() for future in futures.values()), left_seconds)
             self._stopping = True
@@ -188,21 +195,38 @@ class JournalReplayer:
 
     @property
     def first_error(self) -> str:
-        """Why something is not recorded: the first trouble that there is; empty when there is none."""
+        """The first reason why something is not recorded; empty when all is."""
         with self._changed:
             runs = list(self._runs.values())
-        troubles = (
+        errors = (
             self._tracker_retry.last_error,
             *(run.tracker_retry.last_error for run in runs),
             *(run.journal_retry.last_error for run in runs),
+            *self._failed_requests,
         )
-        return next((text for text in (*troubles, *self._failed_requests) if text), "")
+        return next((text for text in errors if text), "")
 
     def _get_run(self, key: str) -> ReplayedRun:
         with self._changed:
             if key not in self._runs:
                 raise ValueError(f"run key {key!r} is not followed; followed are {sorted(self._runs)}")
             return self._runs[key]
+
+    @contextmanager
+    def _hurry(self) -> Iterator[None]:
+        """Hold the lock and let the thread poll faster, since a caller waits."""
+        with self._changed:
+            self._drain_waiters += 1
+            self._wake_thread()
+            try:
+                yield
+            finally:
+                self._drain_waiters -= 1
+
+    def _wake_thread(self) -> None:
+        """Start the next round now. The caller holds the lock."""
+        self._wake_requested = True
+        self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -219,49 +243,46 @@ class JournalReplayer:
                 if self._stopping:
                     break
                 self._changed.wait_for(lambda: self._wake_requested, self._get_pause_seconds())
-
         with self._changed:
             self._ended = True
             self._changed.notify_all()
         for queued in self._requests:
             queued.future.set_exception(TrackingError("the replayer was stopped before this request was served"))
 
-    def _wake_thread(self) -> None:
-        """Start the next round now. The caller holds the lock."""
-        self._wake_requested = True
-        self._changed.notify_all()
-
     def _get_pause_seconds(self) -> float:
-        """Seconds to the next round: none while there is a backlog that the tracker takes."""
+        """Return the seconds to the next round: none while there is a backlog that the tracker takes."""
         if self._tracker_retry.failures:
             return _DRAIN_POLL_SECONDS if self._drain_waiters else self._tracker_retry.wait_seconds
-        if any(followed.pending_count and not followed.tracker_retry.failures for followed in self._runs.values()):
+        if any(run.pending_count and not run.tracker_retry.failures for run in self._runs.values()):
             return 0.0
         return min(self._poll_seconds, _DRAIN_POLL_SECONDS) if self._drain_waiters else self._poll_seconds
 
     def _run_round(self) -> tuple[bool, bool]:
-        """Read every journal, then talk to the tracker.
+        """Read every journal, then call the tracker.
 
         Returns whether nothing is left over and nothing failed; and whether another round would change nothing, since
-        the tracker refuses what is left.
+        the tracker rejects what is left.
         """
         with self._changed:
             runs, hurried = list(self._runs.values()), self._drain_waiters > 0
-        # Reading comes first and for all, so that behind() is true in an outage.
+        # All journals are read first, so that count_pending() is right in an outage.
         settled = [run.journal_retry.attempt(run.read_journal, hurried) for run in runs]
         clean = settled.copy()
         try:
             tracker = self._open_tracker()
             for run in runs:
-                # An outage is no trouble of this run: it ends the round.
-                clean.append(run.tracker_retry.attempt(partial(run.deliver, tracker), hurried, TrackerUnreachableError))
-                settled.append(clean[-1] or run.is_rejected)
+                # An outage is no error of this run: it ends the round.
+                delivered = run.tracker_retry.attempt(
+                    partial(run.deliver, tracker), hurried, (TrackerUnreachableError,)
+                )
+                clean.append(delivered)
+                settled.append(delivered or run.is_rejected)
                 with self._changed:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
             settled.append(clean[-1] or self._all_need_rejected_runs())
         except Exception as error:
-            # The thread must outlive whatever a tracker raises.
+            # The thread must survive every error of a tracker.
             self._tracker_retry.record_failure(error)
             return False, self._tracker_retry.is_permanent
         self._tracker_retry.record_success()
@@ -275,7 +296,7 @@ class JournalReplayer:
         return self._tracker
 
     def _serve_requests(self, tracker: Tracker) -> bool:
-        """Serve in order; True when the queue is empty, False when one must be tried again."""
+        """Serve in order; return True when the queue is empty, False when a request must be retried."""
         waiting = False
         for queued in list(self._requests):
             if queued.required_key is not None and self._get_run(queued.required_key).run_id is None:
@@ -298,7 +319,7 @@ class JournalReplayer:
         return not waiting and not self._requests
 
     def _fail_request(self, queued: _QueuedRequest, error: Exception) -> None:
-        """Fail a request; what its run's trouble has said already is not said again."""
+        """Fail a request; it is logged as an error unless its run's error was logged already."""
         known = queued.subject_key is not None and self._get_run(queued.subject_key).is_rejected
         level = logging.INFO if known else logging.ERROR
         _log.log(level, "tracker request given up: %s", error, exc_info=None if is_self_explanatory(error) else error)
@@ -312,6 +333,13 @@ class JournalReplayer:
                 for queued in self._requests
             )
 
+    def _finish_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
+        run = self._get_run(key)
+        # The journal of a run that has ended ends, too.
+        while not (run.read_journal() and run.deliver(tracker)):
+            pass
+        self._close_run(key, status, tracker)
+
     def _close_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
         run = self._get_run(key)
         if run.run_id is None:
@@ -320,26 +348,11 @@ class JournalReplayer:
         run.closed = True
 
 
-_METRIC_KINDS = frozenset({"metrics", "epoch"})
-_INCIDENT_KINDS = frozenset({"incident", "recovered"})  # what happened, and what it had cost in the end
-_OUTCOME_KINDS = frozenset({"finished", "stopped", "failed"})
-_SEGMENTS_PER_READ = 200
-_EVENTS_PER_DELIVERY = 2000
-# While the tracker is down, reading goes on to here; the rest stays in the journal.
-_MAX_PENDING_EVENTS = 20_000
-# A damaged segment is asked for this often before it is given up: a store may be behind with itself.
-_MAX_DAMAGED_READS = 5
-
-INCIDENTS_TAG = "orchestrator.incidents"
-LOST_SEGMENTS_TAG = "orchestrator.journal_segments_lost"
-INCIDENTS_FILE = "incidents.json"
-
-
 class ReplayedRun:
-    """Used by the replayer's thread alone, but for the plain attributes, which others may look at.
+    """A followed run. Only the replayer's thread calls its methods; other threads may read its plain attributes.
 
     run_id: the tracker's id once open. outcome: the last finished / stopped / failed event delivered.
-    reading, serving: trouble with the journal's storage, and of the tracker with this run.
+    journal_retry, tracker_retry: errors of the journal's storage, and of the tracker with this run.
     """
 
     def __init__(self, run: TrackedRun, folder: str | None, parent: ReplayedRun | None) -> None:
@@ -360,22 +373,22 @@ class ReplayedRun:
 
     @property
     def pending_count(self) -> int:
-        """Events read and not yet delivered."""
+        """Number of events read and not yet delivered."""
         return len(self._pending)
 
     @property
     def is_rejected(self) -> bool:
-        """Whether the tracker takes nothing of this run, or of the one above it, until a person mends the cause."""
-        above = self._parent
-        return self.tracker_retry.is_permanent or (above is not None and above.run_id is None and above.is_rejected)
+        """Whether the tracker takes nothing of this run, or of its parent, until a person fixes the cause."""
+        parent = self._parent
+        return self.tracker_retry.is_permanent or (parent is not None and parent.run_id is None and parent.is_rejected)
 
     def reopen(self) -> None:
-        """Go on with a run that was closed; nothing for any other."""
+        """Resume a run that was closed; nothing for any other."""
         if self.closed:
             self.run_id, self.closed = None, False
 
     def read_journal(self) -> bool:
-        """Take in the next part of the journal; True when there was nothing new.
+        """Read the next part of the journal; return True when there was nothing new.
 
         Raises JournalError for a damaged segment, and after some tries skips it; storage errors pass through.
         """
@@ -397,7 +410,7 @@ class ReplayedRun:
         return not events
 
     def deliver(self, tracker: Tracker) -> bool:
-        """Open the run if need be and pass on what waits; True when nothing is left. Raises TrackingError."""
+        """Open the run if necessary and deliver pending events; return True when none is left. Raises TrackingError."""
         if self.closed:
             return True
         if self.run_id is None:
@@ -411,10 +424,10 @@ class ReplayedRun:
         return not self._pending
 
     def _deliver_batch(self, tracker: Tracker, run_id: str) -> None:
-        """Pass on a bounded number of events; with none, a heartbeat.
+        """Deliver a bounded number of events; with none, a heartbeat.
 
-        Raises TrackingError; then everything still waits, and the tracker's last-step rule makes the second
-        delivery harmless.
+        Raises TrackingError; then all events stay pending, and the tracker's last-step rule makes the second delivery
+        harmless.
         """
         events = self._pending[:_EVENTS_PER_DELIVERY]
         tracker.log_metrics(run_id, extract_points(events))
@@ -433,7 +446,7 @@ class ReplayedRun:
 
 
 def extract_points(events: Iterable[Event]) -> list[MetricPoint]:
-    """The numeric values of metrics and epoch events that have a clock, in order; step is samples seen."""
+    """Return the numeric values of metrics and epoch events that have a clock, in order; step is samples seen."""
     return [
         MetricPoint(name, float(value), event.samples, event.time)
         for event in events
@@ -444,5 +457,5 @@ def extract_points(events: Iterable[Event]) -> list[MetricPoint]:
 
 
 def format_incidents(incidents: Iterable[Event]) -> str:
-    """The incidents as a JSON list for people and programs, in the journal's own form of an event."""
+    """Return the incidents as a JSON list, each in the journal's form of an event."""
     return json.dumps([json.loads(encode_event(event)) for event in incidents], indent=1)

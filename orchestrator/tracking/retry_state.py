@@ -1,4 +1,4 @@
-"""Repeated failure of one thing: said when it starts and when it ends, with growing pauses between tries."""
+"""State of an operation that is retried: failures in a row, growing pauses, one log line for each outage."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ _MAX_RETRY_SECONDS = 60.0
 
 
 class RetryState:
-    """Counts failures in a row.
+    """Failures in a row of one operation, with growing pauses between its retries.
 
-    name: what fails, for the log. failures: in a row so far. last: the latest error's text, None when well.
-    is_final: whether the latest error is one that the tracker will give again until a person mends its cause.
+    name: the operation, for the log. first_seconds, longest_seconds: bounds of the pause. failures: in a row so far.
+    last_error: text of the latest error, None when well. is_permanent: whether it recurs until a person fixes it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, first_seconds: float | None = None, longest_seconds: float | None = None) -> None:
         self._name = name
+        self._first_seconds = first_seconds or _MIN_RETRY_SECONDS
+        self._longest_seconds = longest_seconds or _MAX_RETRY_SECONDS
         self._retry_at = float("-inf")
         self.failures = 0
         self.last_error: str | None = None
@@ -32,27 +34,29 @@ class RetryState:
         """The pause after the latest failure; 0 when well."""
         if not self.failures:
             return 0.0
-        return float(min(_MAX_RETRY_SECONDS, _MIN_RETRY_SECONDS * 2 ** min(self.failures - 1, 10)))
+        return float(min(self._longest_seconds, self._first_seconds * 2 ** min(self.failures - 1, 10)))
 
-    def attempt(self, act: Callable[[], bool], hurried: bool, passing: type[Exception] | None = None) -> bool:
-        """act()'s answer; False where it fails, or is not tried because the pause is not over.
+    def attempt(
+        self, operation: Callable[[], bool], skip_pause: bool, reraised: tuple[type[Exception], ...] = ()
+    ) -> bool:
+        """Return the operation's result; False when it fails, or its pause is not over.
 
-        hurried: skip the pause. passing: errors that are somebody else's trouble and go through.
+        reraised: errors that do not belong to this operation.
         """
-        if self.failures and not hurried and time.monotonic() < self._retry_at:
+        if self.failures and not skip_pause and time.monotonic() < self._retry_at:
             return False
         try:
-            answer = act()
+            result = operation()
+        except reraised:
+            raise
         except Exception as error:
-            if passing is not None and isinstance(error, passing):
-                raise
             self.record_failure(error)
             return False
         self.record_success()
-        return answer
+        return result
 
     def record_failure(self, error: Exception) -> None:
-        """Note a failure; the first one is logged, with a traceback where its text may not explain it."""
+        """Count a failure; log the first one, with a traceback where its text may not explain it."""
         self.is_permanent = isinstance(error, TrackingError) and not isinstance(error, TrackerUnreachableError)
         text = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
         if not self.failures:
@@ -63,7 +67,7 @@ class RetryState:
         self._retry_at = time.monotonic() + self.wait_seconds
 
     def record_success(self) -> None:
-        """Note that it works; the end of a row of failures is logged."""
+        """Reset the failures; log the end of a row of them."""
         if self.failures:
             _log.warning("%s: works again after %d failures", self._name, self.failures)
         self.failures = 0
@@ -72,5 +76,5 @@ class RetryState:
 
 
 def is_self_explanatory(error: Exception) -> bool:
-    """Return whether the text of an error says what is wrong, so that a traceback adds nothing."""
+    """Return whether the text of an error explains it, so that a traceback adds nothing."""
     return isinstance(error, RuntimeError | OSError | ValueError)

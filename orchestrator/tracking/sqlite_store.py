@@ -1,6 +1,6 @@
-"""The sqlite store that lies in a folder with its artifacts, which may be moved: where its artifacts are now.
+"""Artifact locations of an sqlite store whose folder, with the artifacts, may be moved.
 
-MLflow keeps absolute places and has no API to change them.
+MLflow stores absolute locations and has no API to change them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.storage import urls
 
 ARTIFACT_FOLDER = "mlflow-artifacts"
 BUSY_TIMEOUT_SECONDS = 10.0
-# Columns of MLflow's schema that hold places of artifacts.
+# Columns of MLflow's schema that hold locations of artifacts.
 _LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -28,39 +28,39 @@ _log = logging.getLogger(__name__)
 
 
 def make_tracking_uri(path: str) -> str:
-    """Return the tracking URI of a sqlite file, of which SQLAlchemy decodes the path."""
+    """Return the tracking URI of an sqlite file, whose path SQLAlchemy decodes."""
     encoded = path.replace("%", "%25").replace("?", "%3F")
-    # Of a path after "sqlite:///" MLflow makes the parent folder without decoding it first.
+    # MLflow creates the parent folder of a path after "sqlite:///" without decoding it first.
     return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
 def make_sqlite_uri(path: str, mode: str) -> str:
-    """Return what sqlite3.connect(..., uri=True) opens; mode: ro, rw."""
+    """Return the URI for sqlite3.connect(..., uri=True); mode: ro, rw."""
     return f"file:{quote(path)}?mode={mode}"
 
 
 def get_artifact_root(database: str) -> str:
-    """Return the URL under which experiments of the store in a sqlite file keep their artifacts."""
+    """Return the URL of the artifacts of the store in an sqlite file."""
     return urls.to_file_url(os.path.join(os.path.dirname(database), ARTIFACT_FOLDER))
 
 
 def resolve_artifact_location(database: str, place: str) -> str:
-    """Return where artifacts lie now that the store in a sqlite file says are at `place`; `place` where they are there.
+    """Return the present location of artifacts that an sqlite file records at `place`.
 
-    A place follows its store when it was `FOLDER` beside it, and another such folder is beside the store now.
+    A location follows its store when it was in ARTIFACT_FOLDER beside it, and such a folder is beside the store now.
     """
-    old, now = _find_artifact_folder(place), os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)
-    if old is None or old == now or not os.path.isdir(now):
+    old, new = _find_artifact_folder(place), os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)
+    if old is None or old == new or not os.path.isdir(new):
         return place
-    if os.path.isdir(old) and os.path.samefile(old, now):
+    if os.path.isdir(old) and os.path.samefile(old, new):
         return place
-    return urls.to_file_url(now + urls.to_local_path(place)[len(old) :])
+    return urls.to_file_url(new + urls.to_local_path(place)[len(old) :])
 
 
 def update_artifact_locations(database: str) -> None:
-    """Correct the places of artifacts in a sqlite file whose folder was moved; nothing happens to any other.
+    """Correct the artifact locations in an sqlite file whose folder was moved; change nothing in any other.
 
-    A store that may not be written, is locked or has another schema is left as it is, with a warning.
+    A store that is read-only, locked or of another schema stays as it is, with a warning.
     """
     if not os.path.exists(database):
         return
@@ -74,24 +74,24 @@ def update_artifact_locations(database: str) -> None:
             store,
         ):
             for table, column, old, new in moved:
-                store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  ours
+                store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  constants
     except sqlite3.Error as error:
-        _log.warning("MLflow store %s: the places of its artifacts could not be checked: %s", database, error)
+        _log.warning("MLflow store %s: its artifact locations could not be checked: %s", database, error)
 
 
 def _iter_moved_locations(store: sqlite3.Connection, database: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yield table, column, old and new value of each place that has changed."""
+    """Yield table, column, old and new value of each location that has changed."""
     tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
     for table, column in _LOCATION_COLUMNS:
         if table in tables:
-            for (place,) in store.execute(f"select distinct {column} from {table}").fetchall():  # noqa: S608  ours
-                if place and (now := resolve_artifact_location(database, place)) != place:
-                    yield table, column, place, now
+            for (place,) in store.execute(f"select distinct {column} from {table}").fetchall():  # noqa: S608  constants
+                if place and (new := resolve_artifact_location(database, place)) != place:
+                    yield table, column, place, new
 
 
 def _find_artifact_folder(place: str) -> str | None:
-    """Return the local path of the folder named FOLDER that a place is, or is in; None for any other place."""
+    """Return the local path of the ARTIFACT_FOLDER that a location is, or is in; None for any other location."""
     if not urls.is_local(place) or not (path := urls.to_local_path(place)).startswith("/"):
         return None
-    head, found, rest = path.partition(f"/{ARTIFACT_FOLDER}")
-    return head + found if found and rest[:1] in ("", "/") else None
+    head, folder, rest = path.partition(f"/{ARTIFACT_FOLDER}")
+    return head + folder if folder and rest[:1] in ("", "/") else None

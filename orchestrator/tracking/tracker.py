@@ -1,10 +1,14 @@
-"""What the rest of the project asks of an experiment tracker, whichever it is."""
+"""Interface of experiment trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from orchestrator.storage import file_io
 
 # MLflow's page opens on the runs and their curves instead of on its views for language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -13,18 +17,18 @@ FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackingError(RuntimeError):
-    """The tracker refused something, or cannot be used as configured; the message says what to do."""
+    """The tracker rejected a call, or cannot be used as configured; the message states the fix."""
 
 
 class TrackerUnreachableError(TrackingError):
-    """The tracker does not answer, or answers that it is in trouble: the same call may work later."""
+    """The tracker does not answer, or answers that it is failing: the same call may succeed later."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as the tracker shall show it.
+    """A run as the tracker shows it.
 
-    key: identity for life, for example the run's fingerprint; the same key finds the same run again.
+    key: permanent identity, such as the run's fingerprint; the same key finds the same run again.
     name: for people. parent_id: the tracker's id of the run it is nested under.
     params: immutable configuration. tags: facts that may change.
     """
@@ -49,23 +53,22 @@ class MetricPoint:
 class Tracker(Protocol):
     """An experiment tracker; used from one thread at a time.
 
-    Every method raises TrackingError, or TrackerUnreachable where a later try may work.
+    Every method raises TrackingError, or TrackerUnreachableError where a later try may succeed. A tracker of one's own
+    takes `uri` (--tracking), `experiment` and its own arguments, and derives from this class: methods that it does not
+    define do nothing.
     """
 
     def check(self) -> None:
         """Prove within about 10 seconds that runs can be recorded."""
 
     def check_readable(self) -> None:
-        """Do of `check` what writes nothing, for a store that is there already."""
+        """Do the part of `check` that writes nothing, for a store that exists."""
 
     def open_run(self, run: TrackedRun) -> str:
-        """The run's id: a new run, or the one of this key set back to RUNNING."""
+        """Return the id of the run with this key, new or set back to RUNNING."""
 
     def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Add points, dropping those at or below the last recorded step of their name.
-
-        With no points it is a heartbeat.
-        """
+        """Add points, dropping those at or below the last recorded step of their name; none: a heartbeat."""
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags."""
@@ -83,10 +86,29 @@ class Tracker(Protocol):
         """End a run."""
 
     def get_run_url(self, run_id: str) -> str:
-        """What a person opens to see the run, or the command that shows it."""
+        """Return what a person opens to see the run, or the command that shows it."""
 
     def close_stale_runs(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED the runs left RUNNING whose heartbeat looks older than this and stays as it is; their ids.
+        """Close as KILLED the RUNNING runs whose heartbeat is older than this and stays unchanged; return their ids.
 
-        A heartbeat's time is of another machine's clock, so whether it stays is what a later call finds.
+        Clocks of machines differ, so a later call finds out whether a heartbeat stays unchanged.
         """
+        return []
+
+
+def list_missing_methods(tracker: object) -> list[str]:
+    """Return the methods of a Tracker that an object lacks."""
+    names = (name for name in vars(Tracker) if not name.startswith("_"))
+    return [name for name in names if not callable(getattr(tracker, name, None))]
+
+
+def log_run_folder(tracker: Tracker, run_id: str, folder: str, texts: Iterable[str]) -> None:
+    """Store the named text files of a run's folder, and every picture in it, as artifacts of the run."""
+    for name in texts:
+        tracker.log_text(run_id, name, file_io.read_bytes(file_io.join(folder, name)).decode())
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in sorted(name for name in file_io.list_names(folder) if name.endswith(".png")):
+            path = os.path.join(scratch, name)
+            with open(path, "wb") as file:
+                file.write(file_io.read_bytes(file_io.join(folder, name)))
+            tracker.log_file(run_id, path)

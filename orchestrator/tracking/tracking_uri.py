@@ -1,4 +1,4 @@
-"""Tracking URIs: which are accepted, and how they are shown without their secrets."""
+"""Tracking URIs: validation, and redaction of their secrets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 class TrackingUri:
     """An accepted URI.
 
-    raw: as given, with secrets. shown: for people and logs. sqlite_path: absolute path, or None.
-    database: (host, port) of a database server that is talked to directly, or None.
+    raw: with secrets. redacted: for people and logs. sqlite_path: absolute path, or None.
+    database: (host, port) of a database server that this process connects to, or None.
     """
 
     raw: str
@@ -33,11 +33,11 @@ class TrackingUri:
 
     @property
     def base_url(self) -> str:
-        """The URI without user, password and query, to be followed by a path."""
+        """The URI without user, password and query; a path may follow."""
         return _USERINFO.sub("", self.raw.partition("?")[0]).rstrip("/")
 
     def redact(self, text: str) -> str:
-        """The text without this URI's user and password, in whatever form they show up."""
+        """Return the text without this URI's user and password, quoted or not."""
         text = text.replace(self.raw, self.redacted)
         for secret in self.secrets:
             text = text.replace(secret, "***")
@@ -45,9 +45,9 @@ class TrackingUri:
 
 
 def parse_tracking_uri(uri: str) -> TrackingUri:
-    """Accept http(s), sqlite with an absolute path, and SQL database URIs.
+    """Return a parsed http(s) URI, sqlite URI with an absolute path, or SQL database URI.
 
-    Raises TrackingError for anything else, with the reason and what to give instead.
+    Raises TrackingError for any other, with the reason and what to give instead.
     """
     before, separator, rest = uri.partition("://")
     end = find_credentials_end(rest, before)
@@ -70,9 +70,9 @@ def parse_tracking_uri(uri: str) -> TrackingUri:
         raise TrackingError(f"tracking uri {shown!r}: {error}; give scheme://host:port") from None
     if not host:
         raise TrackingError(f"tracking uri {shown!r} has no host; give for example http://mlflow:5000")
-    # Without a password the user name may be a token; with one it is a name, and too common a word to hide.
-    given = (parts.password or parts.username, query)
-    secrets = tuple(form for secret in given if secret for form in (secret, unquote(secret)))
+    # Without a password the user name may be a token; with one it is a name, often a common word.
+    candidates = (parts.password or parts.username, query)
+    secrets = tuple(form for secret in candidates if secret for form in (secret, unquote(secret)))
     database = (host, port or _DEFAULT_PORTS[scheme]) if scheme in _DATABASE_SCHEMES else None
     return TrackingUri(uri, shown, None, database, secrets)
 

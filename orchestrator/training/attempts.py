@@ -1,8 +1,8 @@
-"""Attempts at a run: each is numbered, leaves signs of life, and counts until a later one begins.
+"""Attempts at a run, and incidents between them: each attempt is numbered and counts until a later one begins.
 
-ATTEMPTS/000004.json is taken by conditional create, so no two attempts have a number in common; `000004.beat` is
-overwritten while the attempt lives, `000004.resumed-SAMPLES` says where it began, `000004.stalled-rank-RRRRR.json` why
-a rank ended itself, and `failed-MILLISECONDS.json` what the launcher saw of a failure.
+ATTEMPTS/000004.json is created conditionally, so that no two attempts share a number. `000004.beat` is its heartbeat,
+`000004.resumed-SAMPLES` says where it began, `000004.stalled-rank-RRRRR.json` why a rank ended itself, and
+`failed-MILLISECONDS.json` how the launcher saw a failure.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _RESUMED_FILE = re.compile(r"^(\d{6})\.resumed-(\d{15})$")
 _STALLED_FILE = re.compile(r"^(\d{6})\.stalled-rank-\d{5}\.json$")
 _FAILED_FILE = re.compile(r"^failed-(\d+)\.json$")
 
-_MAX_FAILURE_RECORDS = 20  # newest records that are looked at
+_MAX_FAILURE_RECORDS = 20  # newest records that are read
 
 CLEAN_END_EVENTS = ("finished", "stopped", "failed")  # kinds of the event that ends an attempt in order
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life of rank 0."""
+    """The newest heartbeat of rank 0."""
 
     time: float  # unix seconds
     samples: int
@@ -40,7 +40,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """What the launcher saw: when, and what each rank ended with."""
+    """A failure as the launcher saw it: when, and the error of each rank."""
 
     time: float  # unix seconds
     causes: Mapping[str, str]
@@ -48,10 +48,10 @@ class FailureRecord:
 
 @dataclass(frozen=True)
 class PreviousAttempt:
-    """What the attempt before left behind."""
+    """The records of the attempt before."""
 
     start_time: float  # unix seconds
-    elapsed_seconds: float  # seconds that the run had been under way when it began
+    elapsed_seconds: float  # seconds that the run had taken when it began
     last_event: Event | None = None
     heartbeat: Heartbeat | None = None
     failure: FailureRecord | None = None
@@ -64,93 +64,93 @@ class PreviousAttempt:
 
     @property
     def last_seen(self) -> float:
-        """Its last sign of life, in unix seconds."""
-        signs = [one.time for one in (self.last_event, self.heartbeat) if one is not None]
-        return max([self.start_time, *signs])
+        """Its last heartbeat or event, in unix seconds."""
+        times = [record.time for record in (self.last_event, self.heartbeat) if record is not None]
+        return max([self.start_time, *times])
 
     @property
     def samples(self) -> int:
-        """The farthest that it is known to have come."""
+        """The largest number of samples that it is known to have trained."""
         return max(
-            (self.last_event.samples or 0) if self.last_event else 0, self.heartbeat.samples if self.heartbeat else 0
+            (record.samples or 0 for record in (self.last_event, self.heartbeat) if record is not None), default=0
         )
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt, this process's own."""
+    """This process's attempt."""
 
     folder: str  # URL of the run's attempts
     number: int
     start_time: float  # unix seconds
-    elapsed_seconds: float = 0.0  # seconds that the run had been under way before, what failures cost included
+    elapsed_seconds: float = 0.0  # seconds that earlier attempts took, failures included
     previous: PreviousAttempt | None = None
 
     def is_superseded(self) -> bool:
-        """Whether a later attempt has begun: then nothing that this one writes counts any more."""
+        """Return whether a later attempt has begun: then nothing that this one writes counts."""
         return file_io.exists(file_io.join(self.folder, f"{self.number + 1:06d}.json"))
 
     def write_heartbeat(self, samples: int) -> None:
-        """Leave a sign of life."""
-        about = json.dumps({"time": time.time(), "samples": samples})
-        file_io.write_bytes(file_io.join(self.folder, f"{self.number:06d}.beat"), about.encode())
+        """Overwrite the heartbeat."""
+        self._write("beat", {"time": time.time(), "samples": samples})
 
     def record_resume(self, samples: int) -> None:
-        """Say where this attempt begins: what earlier ones have beyond it is void from now on."""
+        """Record where this attempt begins: checkpoints of earlier ones beyond it are void from now on."""
         file_io.write_bytes(file_io.join(self.folder, f"{self.number:06d}.resumed-{samples:015d}"), b"")
 
     def record_stall(self, rank: int, cause: str) -> None:
-        """Say why this rank ends itself."""
-        name = f"{self.number:06d}.stalled-rank-{rank:05d}.json"
-        file_io.write_bytes(file_io.join(self.folder, name), json.dumps({"time": time.time(), "cause": cause}).encode())
+        """Record why this rank ends itself."""
+        self._write(f"stalled-rank-{rank:05d}.json", {"time": time.time(), "cause": cause})
+
+    def _write(self, suffix: str, record: dict[str, object]) -> None:
+        file_io.write_bytes(file_io.join(self.folder, f"{self.number:06d}.{suffix}"), json.dumps(record).encode())
 
 
 def create_attempt(folder: str, workers: int) -> Attempt:
-    """The next attempt at the run in `folder`, with what the one before left behind."""
+    """Create the next attempt at the run in `folder`, with the records of the one before."""
     attempts = get_attempts_dir(folder)
     names = file_io.list_names(attempts)
-    numbers = [int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))]
-    number = max(numbers, default=0) + 1
+    number = _find_newest(names) + 1
     while True:
         before = _load_previous_attempt(folder, attempts, number - 1, names) if number > 1 else None
         began = time.time()
         elapsed = 0.0
         if before is not None:
             elapsed = before.elapsed_seconds + (before.last_seen if before.ended_cleanly else began) - before.start_time
-        about = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
-        if file_io.create_bytes(file_io.join(attempts, f"{number:06d}.json"), about.encode()):
+        record = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
+        if file_io.create_bytes(file_io.join(attempts, f"{number:06d}.json"), record.encode()):
             return Attempt(attempts, number, began, elapsed, before)
         number, names = number + 1, file_io.list_names(attempts)
 
 
 def load_latest_attempt(folder: str) -> tuple[int, PreviousAttempt] | None:
-    """The number of the last attempt at the run in `folder` and what there is of it so far; None without any."""
+    """Return the number of the newest attempt at the run in `folder` and its records; None when there is none."""
     attempts = get_attempts_dir(folder)
     names = file_io.list_names(attempts)
-    number = max((int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))), default=0)
+    number = _find_newest(names)
     return (number, _load_previous_attempt(folder, attempts, number, names)) if number else None
 
 
 def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str | None]:
-    """Tells why a checkpoint of the run in `folder` does not count, None when it does.
+    """Return a function that returns why a checkpoint of the run in `folder` is void, None when it is valid.
 
-    It does not when a later attempt than its own began at an earlier place: then its writer was cut off, or suspended,
-    and came back after another had taken over; or it was damaged when that one began.
+    It is void when a later attempt than its own began with fewer samples: its writer was cut off or suspended, and
+    returned after another attempt had begun; or the checkpoint was damaged when that attempt began.
     """
-    found = [match for name in file_io.list_names(get_attempts_dir(folder)) if (match := _RESUMED_FILE.match(name))]
-    begun = [(int(match[1]), int(match[2])) for match in found]
+    names = file_io.list_names(get_attempts_dir(folder))
+    starts = [(int(match[1]), int(match[2])) for name in names if (match := _RESUMED_FILE.match(name))]
 
-    def reason(place: CheckpointFolder) -> str | None:
-        for number, samples in begun:
+    def find_reason(place: CheckpointFolder) -> str | None:
+        for number, samples in starts:
             if number > place.attempt and samples < place.samples:
-                return f"void, since attempt {number} went on from {samples} samples"
+                return f"void, since attempt {number} resumed from {samples} samples"
         return None
 
-    return reason
+    return find_reason
 
 
 def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
-    """Return the committed checkpoints of the run in `folder` that count as far as is known, newest first."""
+    """Return the committed checkpoints of the run in `folder` that are not void, newest first."""
     is_void = load_stale_checkpoint_check(folder)
     return [
         place
@@ -160,9 +160,9 @@ def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
 
 
 def has_progressed(folder: str, before: Sequence[CheckpointFolder]) -> bool:
-    """Return whether the run has a good checkpoint that is farther than what `before`, its earlier ones, was worth.
+    """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`.
 
-    A checkpoint that an attempt passed over since then, because it could not be loaded, was worth nothing.
+    A checkpoint of `before` that an attempt has skipped since, because it could not be loaded, does not count.
     """
     is_void = load_stale_checkpoint_check(folder)
     reached = max((place.samples for place in before if is_void(place) is None), default=-1)
@@ -195,20 +195,23 @@ def _load_previous_attempt(folder: str, attempts: str, number: int, names: list[
 
 
 def find_latest_number(folder: str) -> int:
-    """The number of the newest attempt at the run in `folder`; 0 when there is none."""
-    names = file_io.list_names(get_attempts_dir(folder))
+    """Return the number of the newest attempt at the run in `folder`; 0 when there is none."""
+    return _find_newest(file_io.list_names(get_attempts_dir(folder)))
+
+
+def _find_newest(names: list[str]) -> int:
     return max((int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))), default=0)
 
 
 def _find_failure(attempts: str, number: int, since: float, names: list[str]) -> FailureRecord | None:
-    """The launcher's first word of this attempt's failure; of one since then where it does not say whose."""
+    """Return the launcher's first record of this attempt's failure; one without a number must be later than `since`."""
     moments = sorted(int(match[1]) for name in names if (match := _FAILED_FILE.match(name)))
     for moment in moments[-_MAX_FAILURE_RECORDS:]:
-        found = file_io.read_json_or_empty(file_io.join(attempts, f"failed-{moment}.json"))
-        if found.get("attempt") == number or ("attempt" not in found and moment / 1000 >= since):
-            causes = found.get("causes")
-            told = {str(rank): str(text) for rank, text in causes.items()} if isinstance(causes, dict) else {}
-            return FailureRecord(moment / 1000, told)
+        record = file_io.read_json_or_empty(file_io.join(attempts, f"failed-{moment}.json"))
+        if record.get("attempt") == number or ("attempt" not in record and moment / 1000 >= since):
+            causes = record.get("causes")
+            items = causes.items() if isinstance(causes, dict) else ()
+            return FailureRecord(moment / 1000, {str(rank): str(text) for rank, text in items})
     return None
 
 
@@ -218,7 +221,7 @@ def _to_float(value: object) -> float:
 
 WORKER_LOST_CAUSE = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 CHECKPOINT_UNUSABLE_CAUSE = "a checkpoint could not be used"
-# What ranks say whose peer is gone; the cause is told by another.
+# Errors of ranks that lost their peer; another rank knows the cause.
 _PEER_ERRORS = (
     "connection closed by peer",
     "connection reset by peer",
@@ -234,17 +237,17 @@ class Incident:
 
     cause: str
     attempt: int  # the one that starts
-    seconds_to_detect: float | None  # from the last sign of life until the launcher noticed; None: nobody did
+    seconds_to_detect: float | None  # from the last sign of life until the launcher noticed; None: it did not
     seconds_to_restart: float  # from then (or from the last sign of life) until it is ready to step
     samples_replayed: int
     checkpoints_passed_over: list[str]
 
 
 def build_incident(attempt: Attempt, samples: int, passed_over: list[str]) -> Incident | None:
-    """What happened before this attempt, which begins its steps now at `samples`; None when nothing did."""
+    """Return the failure before this attempt, which begins its steps now at `samples`; None when there was none."""
     before = attempt.previous
     if before is None or (before.ended_cleanly and not passed_over):
-        # A first attempt may find a checkpoint that it cannot use: of a run whose records are gone.
+        # A first attempt may find an unusable checkpoint of a run whose attempt records are lost.
         return Incident(CHECKPOINT_UNUSABLE_CAUSE, attempt.number, None, 0.0, 0, passed_over) if passed_over else None
     noticed = None if before.ended_cleanly or before.failure is None else max(before.failure.time, before.last_seen)
     since = attempt.start_time if before.ended_cleanly else noticed or before.last_seen
@@ -259,30 +262,30 @@ def build_incident(attempt: Attempt, samples: int, passed_over: list[str]) -> In
 
 
 def find_failure_cause(before: PreviousAttempt) -> str:
-    """Why an attempt ended without an outcome, from the best witness there is."""
+    """Return why an attempt ended without an outcome, from the most reliable record there is."""
     if before.stall_causes:
         return before.stall_causes[0]
-    if before.failure is not None and (told := _find_root_cause(before.failure)) is not None:
-        return told
+    if before.failure is not None and (cause := _find_root_cause(before.failure)) is not None:
+        return cause
     if before.last_event is not None and before.last_event.kind == "crashed":
         return f"the attempt before crashed: {before.last_event.values.get('cause', 'no cause is recorded')}"
     return WORKER_LOST_CAUSE
 
 
 def _find_root_cause(failure: FailureRecord) -> str | None:
-    """The cause that is no echo of another rank's."""
+    """Return the first cause that does not merely report a lost peer."""
     for rank, text in sorted(failure.causes.items()):
-        if text and not any(echo in text.lower() for echo in _PEER_ERRORS):
+        if text and not any(error in text.lower() for error in _PEER_ERRORS):
             return f"rank {rank}: {text}" if rank.isdigit() else text
     return None
 
 
 @dataclass
 class Goodput:
-    """Seconds that a run was under way, and those of them whose work is part of the result.
+    """Seconds that a run took, and those of them whose work is part of the result.
 
-    What was trained after the checkpoint that a restart went back to was for nothing, as are the seconds until it was
-    noticed and until the next attempt's first step.
+    Lost are the steps after the checkpoint that a restart resumed from, and the seconds until the failure was noticed
+    and until the next attempt's first step.
     """
 
     attempt: Attempt
@@ -291,13 +294,11 @@ class Goodput:
 
     @property
     def productive_seconds(self) -> float:
-        """Seconds of steps and validations on the way to the present state."""
+        """Seconds of steps and validations that led to the present state."""
         return self.productive_seconds_before + time.monotonic() - self._began
 
     @property
     def productive_share(self) -> float:
-        """Productive seconds of all since the first worker's first start; pauses that were asked for left out."""
-        return min(
-            1.0,
-            self.productive_seconds / max(1e-9, self.attempt.elapsed_seconds + time.time() - self.attempt.start_time),
-        )
+        """Share of productive seconds since the run's first start; requested pauses do not count."""
+        elapsed = self.attempt.elapsed_seconds + time.time() - self.attempt.start_time
+        return min(1.0, self.productive_seconds / max(1e-9, elapsed))

@@ -1,9 +1,8 @@
-"""What one process of a run is given and what it gives back; both travel as plain dicts. Importable without torch."""
+"""The job of a training process and its outcome; both travel as plain dicts. Importable without torch."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,16 +10,19 @@ from orchestrator.config.base import Config
 from orchestrator.config.plugins import Plugin
 from orchestrator.config.redaction import redact
 from orchestrator.data.config import ReadingConfig
-from orchestrator.models.config import has_batch_norm
-from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.config import MetricPlugin, Recipe
 
-# A batch norm over maps of 1 x 1 has no statistics of one image; torch raises ValueError for it.
-MIN_BATCH_NORM_IMAGES = 2  # images of a pass
 MAX_PROFILED_STEPS = 1000  # steps; a trace holds thousands of events of each
 
 
+class CallbackPlugin(Plugin):
+    """A callback by name: a subclass of training.callbacks.base.Callback, made with args."""
+
+    what: ClassVar[str] = "callback"
+
+
 class Execution(Config):
-    """Micro-batches, compiling, and a profile on demand."""
+    """Micro-batches, compiling, a profile on demand, metrics and callbacks of the user's own."""
 
     micro_batch: int | None = Field(
         None,
@@ -33,79 +35,57 @@ class Execution(Config):
         None, description="first and last step of each attempt that rank 0 traces, counted from 0; off by default"
     )
 
+    metrics: tuple[MetricPlugin, ...] = Field(
+        (),
+        description='further metrics of validation, as JSON: [{"kind": "top_k_error", "args": {"k": 3}}]',
+        exclude_if=lambda plugins: not plugins,
+    )
+    callbacks: tuple[CallbackPlugin, ...] = Field(
+        (),
+        description='callbacks of the training loop, as JSON: [{"kind": "my_module:MyCallback"}]',
+        exclude_if=lambda plugins: not plugins,
+    )
+
     @model_validator(mode="after")
     def _check_profile_range(self) -> Self:
         if self.profile is not None:
             first, last = self.profile
             if not 0 <= first <= last < first + MAX_PROFILED_STEPS:
                 raise ValueError(
-                    f"profile {first} {last} is refused: give the first and the last step, counted from 0, "
-                    f"of at most {MAX_PROFILED_STEPS}, such as 10 14"
+                    f"profile must be the first and the last of at most {MAX_PROFILED_STEPS} steps, counted from 0, "
+                    f"got {first} {last}; set it to 10 14, for example"
                 )
         return self
 
 
-def count_passes(images: int, micro_batch: int | None, normalises: bool) -> int:
-    """Return the number of passes, of nearly equal size, for a worker's part of a batch; 1 for an empty part.
-
-    A pass holds `micro_batch` images at most. With batch norm (`normalises`) none holds a single one, unless the part
-    does: then a micro-batch of 2 leaves one pass of 3 in a part of odd size.
-    """
-    passes = max(1, math.ceil(images / (micro_batch or max(1, images))))
-    return min(passes, max(1, images // MIN_BATCH_NORM_IMAGES)) if normalises else passes
-
-
-def compute_largest_pass(images: int, micro_batch: int | None, normalises: bool) -> int:
-    """Return the most images of any pass over parts of at most `images`."""
-    most = min(images, micro_batch or images)
-    odd = normalises and most == MIN_BATCH_NORM_IMAGES < images
-    return most + 1 if odd else most
-
-
-def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None:
-    """Raise ValueError where workers would train a network with batch norm on single images."""
-    if not has_batch_norm(recipe.model):
-        return
-    if execution.micro_batch is not None and execution.micro_batch < MIN_BATCH_NORM_IMAGES:
-        raise ValueError(
-            f"execution.micro_batch must be at least {MIN_BATCH_NORM_IMAGES} for a network with batch "
-            "norm, which has no "
-            f"statistics of a single image, got {execution.micro_batch}; set --placement.execution.micro-batch "
-            f"{MIN_BATCH_NORM_IMAGES} or more"
-        )
-    if recipe.batch_size < MIN_BATCH_NORM_IMAGES * workers:
-        raise ValueError(
-            f"batch_size must be at least {MIN_BATCH_NORM_IMAGES} for each worker of a network with batch "
-            "norm, which has "
-            f"no statistics of a single image, got {recipe.batch_size} for {workers} workers; set --batch-size "
-            f"{MIN_BATCH_NORM_IMAGES * workers} or more, or fewer --placement.workers"
-        )
-
-
 class PhaseTimeouts(Config):
-    """How long a phase of training may take before its worker ends itself, to be started again."""
+    """Seconds that a phase of training may take before its worker ends itself, so that the launcher retries."""
 
     start_seconds: float = Field(900.0, gt=0, description="from a worker's start to its first step")
     step_seconds: float = Field(300.0, gt=0, description="without a step; and at least step_times the usual step")
     step_times: float = Field(50.0, ge=2, description="median steps without a step")
     evaluation_seconds: float = Field(3600.0, gt=0, description="of one validation")
     save_seconds: float = Field(600.0, gt=0, description="of writing one checkpoint")
-    stop_seconds: float = Field(60.0, gt=0, description="from a wish to stop to the end of training")
+    stop_seconds: float = Field(60.0, gt=0, description="from a stop request to the end of training")
 
 
 class Cadence(Config):
-    """How often things happen that do not change the result."""
+    """How often a run saves, validates and syncs; no result depends on it."""
 
     checkpoint_seconds: float = Field(
-        30.0, gt=0, description="seconds between checkpoints, each at a pulse: about the most a death replays"
+        30.0, gt=0, description="seconds between checkpoints, each at a sync: about the most that a restart replays"
     )
     checkpoint_samples: int | None = Field(
-        None, ge=1, description="samples between checkpoints, also at a pulse, whatever the clock says; off by default"
+        None,
+        ge=1,
+        description="samples between checkpoints, each at a sync, besides those by the clock; off by default",
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept while training")
     validate_epochs: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
-    pulse_steps: int = Field(10, ge=1, description="steps between looks at stop flag, loss, bad data and clock")
-    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a pulse")
+    pulse_steps: int = Field(
+        10, ge=1, description="steps between syncs of the ranks: stop flag, loss, bad data, checkpoints"
+    )
+    log_steps: int = Field(50, ge=1, description="steps between points of the loss and rate curves, each at a sync")
     limits: PhaseTimeouts = PhaseTimeouts()
 
 
@@ -116,25 +96,24 @@ class TrainJob(Config):
     cadence: Cadence = Cadence()
     data: str = Field(description="URL of the packed dataset")
     allow_elsewhere: bool = Field(False, description="read tars outside the dataset's folder, if its manifest says so")
-    dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL is refused")
+    dataset_digest: str = Field(description="digest of its manifest; another dataset at the same URL ends the run")
     folder: str = Field(description="URL of the run's folder")
     stop_flag: str = Field(
         description="URL of a file whose existence asks the run to save and stop; without a checkpoint when it holds "
         'the JSON {"save": false}'
     )
-    successor: str = Field("", description="URL of a file whose existence says that another driver took the run over")
+    successor: str = Field("", description="URL of a file that exists once another driver has taken the run over")
     threads: int = Field(1, ge=1, description="CPU threads of each worker, for the network and for decoding")
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
-    callbacks: tuple[Plugin, ...] = Field((), description="callbacks of one's own, called in this order on every rank")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]
 
 
 class Outcome(Config):
-    """How a run ended, for causes that would only repeat if it were tried again; crashes raise instead."""
+    """How a run ended, for causes that a retry would only repeat; crashes raise instead."""
 
     status: OutcomeStatus
     message: Annotated[str, AfterValidator(redact)] = ""
@@ -144,13 +123,13 @@ class Outcome(Config):
 
 
 class LauncherContext(Protocol):
-    """What a worker needs of whatever launched it."""
+    """The launcher's side of a worker."""
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell the launcher that an epoch ended; every rank calls it equally often."""
+        """Report an epoch's metrics; every rank calls it equally often."""
 
     def has_preemption_notice(self) -> bool:
-        """Whether this rank was told that a node of the run will soon be taken away; waits for nobody."""
+        """Return whether this rank knows that a node of the run will soon be taken away; never waits."""
 
     def should_continue(self) -> bool:
-        """Whether the launcher, after an epoch's report, wants more of this run; every rank answers alike."""
+        """Return whether the run needs another epoch after the one just reported; the same on every rank."""

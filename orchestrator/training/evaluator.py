@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BadSample, BatchLoader
 from orchestrator.models.network import Logits, Network
+from orchestrator.recipe.metrics import Metric, MetricCounter, Sums
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.run_dir import ClassResult
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
 
@@ -27,7 +30,8 @@ class EvaluationSums(RankSums):
     samples: tuple[float, ...]  # of each class
     wrong_top1: tuple[float, ...]  # of each class
     wrong_top5: tuple[float, ...]  # of each class
-    loss: float  # cross-entropy in nats, without label smoothing and auxiliary heads
+    loss: float  # cross-entropy in nats, without label smoothing, class weights and auxiliary heads
+    metrics: Mapping[str, Sums]  # of the user's metrics, by kind
 
     @property
     def num_samples(self) -> int:
@@ -43,6 +47,18 @@ class EvaluationSums(RankSums):
             f"validation/{name}_loss": self.loss / count,
         }
 
+    def get_class_results(self, names: Sequence[str]) -> tuple[ClassResult, ...]:
+        """Return images and errors of each class; `names` are the classes by label."""
+        return tuple(
+            ClassResult(
+                name=name,
+                images=int(images),
+                top1_error=100 * top1 / images if images else None,
+                top5_error=100 * top5 / images if images else None,
+            )
+            for name, images, top1, top5 in zip(names, self.samples, self.wrong_top1, self.wrong_top5, strict=True)
+        )
+
 
 @dataclass(frozen=True)
 class _SplitSums(RankSums):
@@ -50,13 +66,15 @@ class _SplitSums(RankSums):
 
     sets: Mapping[str, EvaluationSums]  # by set of weights
     bad: float
-    has_failed: float
+    has_data_error: float
+    has_metric_error: float
 
 
 class _SumCounter:
     """Sums for one set of weights, on the device."""
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, metrics: Mapping[str, Metric], device: torch.device) -> None:
+        self.metrics = MetricCounter(metrics, classes, device)
         self._counts = torch.zeros((3, classes), dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -69,11 +87,12 @@ class _SumCounter:
             self._counts[row] += torch.bincount(labels[chosen], minlength=self._counts.shape[1])
         losses = functional.cross_entropy(logits.main.float(), labels, reduction="none")
         self._loss += losses[counted].sum(dtype=torch.float64)
+        self.metrics.add(logits.main[counted], labels[counted])
 
     def read(self) -> EvaluationSums:
         """Return the sums; waits for the device."""
         samples, wrong_top1, wrong_top5 = (tuple(map(float, row)) for row in self._counts.tolist())
-        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss))
+        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss), self.metrics.read())
 
 
 @dataclass(frozen=True)
@@ -87,28 +106,41 @@ class Evaluator:
     normalize: Normalizer
     world: DistributedContext
     max_bad_share: float
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, EvaluationSums]:
         """Return the sums over the whole split for each named set of weights (an empty set: the model's own).
 
         Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing;
-        DataError, on every rank alike, when a rank cannot read its data or too many images are broken.
+        DataError, on every rank alike, when a rank cannot read its data or too many images are broken; ConfigError, on
+        every rank alike, when a metric fails.
         """
-        counters = {name: _SumCounter(self.classes, self.world.device) for name in weights}
+        counters = {name: _SumCounter(self.classes, self.metrics, self.world.device) for name in weights}
         bad: list[BadSample] = []
-        error_message: str | None = None
+        error: DataError | ConfigError | None = None
         self.model.eval()
         try:
             self._score_batches(weights, counters, bad)
-        except DataError as error:
-            error_message = str(error)  # raised below: the other ranks are on their way to that collective
+        except (DataError, ConfigError) as raised:
+            error = raised  # raised below: the other ranks are on their way to that collective
         self.model.train()
         sets = {name: counter.read() for name, counter in counters.items()}
-        total = self.world.all_reduce_sums(_SplitSums(sets, float(len(bad)), float(error_message is not None)))
-        if total.has_failed:
-            raise DataError(self.world.gather_first_error(error_message))
+        own = _SplitSums(sets, len(bad), isinstance(error, DataError), isinstance(error, ConfigError))
+        total = self.world.all_reduce_sums(own)
+        if total.has_data_error or total.has_metric_error:
+            message = self.world.gather_first_error(None if error is None else str(error))
+            raise DataError(message) if total.has_data_error else ConfigError(message)
         self._check_counts(total, bad)
         return dict(total.sets)
+
+    def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
+        """Return all metrics of such sums, by their names in curves. Raises ConfigError when a metric fails."""
+        counter = MetricCounter(self.metrics, self.classes, torch.device("cpu"))
+        found: dict[str, float] = {}
+        for name, sums in sets.items():
+            found |= sums.compute_metrics(name)
+            found |= {f"validation/{name}_{key}": value for key, value in counter.compute(sums.metrics).items()}
+        return found
 
     def _score_batches(
         self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadSample]

@@ -1,52 +1,97 @@
-"""Paths in a run's folder, and the outcome of a finished run. Importable without torch."""
+"""Paths and records in a run's folder. Importable without torch."""
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.config.base import Config
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.config import Outcome
 
+MAX_CLASSES_SHOWN = 10
+
 
 def get_checkpoints_dir(folder: str) -> str:
-    """Where a run keeps its checkpoints."""
+    """Return where a run keeps its checkpoints."""
     return file_io.join(folder, "checkpoints")
 
 
 def get_final_weights_dir(folder: str) -> str:
-    """Where a finished run keeps its final weights."""
+    """Return where a finished run keeps its final weights."""
     return file_io.join(folder, "final")
 
 
 def get_best_weights_dir(folder: str) -> str:
-    """Where a run keeps the weights that validated best, below a folder named as checkpoints are."""
+    """Return where a run keeps the weights that validated best, below a folder named as checkpoints are."""
     return file_io.join(folder, "best")
 
 
 def get_journal_dir(folder: str) -> str:
-    """Where a run keeps its journal."""
+    """Return where a run keeps its journal."""
     return file_io.join(folder, "journal")
 
 
 def get_attempts_dir(folder: str) -> str:
-    """Where a run keeps the records of its attempts."""
+    """Return where a run keeps the records of its attempts."""
     return file_io.join(folder, "attempts")
 
 
 def get_outcome_path(folder: str) -> str:
-    """Where rank 0 writes how the run ended."""
+    """Return where rank 0 writes the outcome."""
     return file_io.join(folder, "outcome.json")
 
 
+def get_validation_path(folder: str) -> str:
+    """Return where rank 0 writes the class results of the last validation."""
+    return file_io.join(folder, "validation.json")
+
+
 def get_trace_path(folder: str, attempt: int, rank: int) -> str:
-    """Where a rank's trace of an attempt goes."""
+    """Return where a rank writes the trace of an attempt."""
     return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
 
 
-def load_finished_outcome(folder: str) -> Outcome | None:
-    """The outcome of the run in `folder` if it is done and its final weights are committed, else None.
+class ClassResult(Config):
+    """One class in the last validation of a run; errors in percent."""
 
-    A damaged record is no proof of a finished run: training goes on from the newest checkpoint and writes it anew.
+    name: str
+    images: int
+    top1_error: float | None = Field(description="None without images")
+    top5_error: float | None
+
+
+class ValidationResult(Config):
+    """The last validation of a run, class by class in the order of labels."""
+
+    weights: str = Field(description='"averaged" or "raw"')
+    samples: int = Field(description="training samples so far")
+    classes: tuple[ClassResult, ...]
+
+    def describe(self) -> list[str]:
+        """Return lines for people: the classes with the largest top-1 errors, the worst first."""
+        rows = [row for row in self.classes if row.images]
+        worst = sorted(rows, key=lambda row: -(row.top1_error or 0.0))[:MAX_CLASSES_SHOWN]
+        shown = f"the {MAX_CLASSES_SHOWN} worst of {len(self.classes)} classes" if len(rows) > len(worst) else "classes"
+        return [
+            f"{shown} in the last validation ({self.weights} weights), top-1 / top-5 error:",
+            *(f"  {row.name:30} {row.top1_error:6.2f}% / {row.top5_error:.2f}% ({row.images} images)" for row in worst),
+        ]
+
+
+def load_validation_result(folder: str) -> ValidationResult | None:
+    """Return the class results of the run in `folder`; None when there are none that can be read."""
+    try:
+        return ValidationResult.from_record(file_io.read_bytes(get_validation_path(folder)))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def load_finished_outcome(folder: str) -> Outcome | None:
+    """Return the outcome of the run in `folder` if it is finished and its final weights are committed, else None.
+
+    A damaged record does not count: training resumes from the newest checkpoint and writes it again.
     """
     try:
         checkpoint_dir.read_weights_digest(get_final_weights_dir(folder))

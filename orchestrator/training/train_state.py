@@ -1,4 +1,4 @@
-"""All that changes while training: weights, momentum, average, progress. No random state exists to be saved."""
+"""All that changes while training: weights, momentum, average, progress. There is no random state to save."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from orchestrator.recipe.weight_averaging import WeightAverager, get_averaged_te
 
 
 class _HostBuffers:
-    """Memory for snapshots, kept from one to the next: fresh pages cost more than the copy itself."""
+    """Host memory for snapshots, reused from one to the next: fresh pages cost more than the copy itself."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._buffers: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def copy_tensors(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Copies of each group's tensors in host memory, strides as they are."""
+        """Return copies of each group's tensors in host memory, with the same strides."""
         for group, tensors in groups.items():
-            kept = self._kept.setdefault(group, {})
+            buffers = self._buffers.setdefault(group, {})
             for name, tensor in tensors.items():
-                if name not in kept:
-                    kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                kept[name].copy_(tensor, non_blocking=True)
+                if name not in buffers:
+                    buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+                buffers[name].copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
-            # Pinned copies return before they end; the writer's thread would read half of them.
+            # Copies to pinned memory return before they end; the writer's thread would read half of them.
             torch.cuda.current_stream().synchronize()
-        return {group: {name: self._kept[group][name] for name in tensors} for group, tensors in groups.items()}
+        return {group: {name: self._buffers[group][name] for name in tensors} for group, tensors in groups.items()}
 
 
 @dataclass
@@ -45,24 +45,25 @@ class TrainState:
     """The state of one worker; equal on all workers after every step."""
 
     model: Network
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     average: WeightAverager
     progress: Progress
     scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
-    audit_record: AuditRecord = field(default_factory=AuditRecord)  # of what all ranks were given up to the last pulse
+    audit_record: AuditRecord = field(default_factory=AuditRecord)  # of the samples of all ranks up to the last sync
     _host: _HostBuffers = field(default_factory=_HostBuffers, repr=False)
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy in host memory that training cannot change: tensors by name and plain values.
+        """Return a copy in host memory that training does not change: tensors by name and plain values.
 
-        The next snapshot writes over its tensors, so the one before must have been written to storage by then.
+        The next snapshot overwrites its tensors, so this one must be in storage by then.
         """
         groups = {
             "model": self.model.state_dict(),
-            "momentum": sgd.get_momentum_buffers(self.model, self.optimizer),
+            "momentum": sgd.get_optimizer_tensors(self.model, self.optimizer),
             "mean": self.average.mean,
         }
         copied = self._host.copy_tensors(groups)
+        values = sgd.copy_optimizer_values(self.model, self.optimizer)
         return {
             "model": copied["model"],
             "momentum": copied["momentum"],
@@ -70,18 +71,20 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "samples": self.progress.samples,
             "audit": self.audit_record.to_dict(),
+            **({"optimizer_values": values} if values else {}),
         }
 
     def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
-        """Continue from a snapshot, which `where` names.
+        """Continue from a snapshot; `where` names it in errors.
 
-        Rates, flags and all else that the recipe says are not taken from it. Raises CheckpointError, and changes
-        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit.
+        Learning rates and other values of the recipe are not taken from it. Raises CheckpointError, and changes
+        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit record.
         """
         try:
             average, samples = saved["average"], saved["samples"]
             _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
-            _check_fits(saved["momentum"], sgd.get_momentum_buffers(self.model, self.optimizer), f"{where}: momentum")
+            if present := sgd.get_optimizer_tensors(self.model, self.optimizer):  # most have none before the first step
+                _check_fits(saved["momentum"], present, f"{where}: momentum")
             if average["updates"]:
                 _check_fits(average["mean"], get_averaged_tensors(self.model), f"{where}: average")
             scaler = saved["scaler"]
@@ -91,15 +94,14 @@ class TrainState:
             ) from None
         self.audit_record = sample_audit.parse_record(saved.get("audit"), where)
         self.model.load_state_dict(saved["model"])
-        for name, tensor in sgd.get_momentum_buffers(self.model, self.optimizer).items():
-            tensor.copy_(saved["momentum"][name])
+        sgd.load_optimizer_state(self.model, self.optimizer, saved["momentum"], saved.get("optimizer_values", {}))
         self.average.load_state_dict(average["updates"], average["mean"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
         self.progress = Progress(samples, self.progress.batch_size, self.progress.steps_per_epoch)
 
     def copy_final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Averaged and raw weights without the auxiliary heads, on the CPU."""
+        """Return averaged and raw weights without the auxiliary heads, on the CPU."""
         only_training = self.model.get_auxiliary_names()
         raw = {name: tensor for name, tensor in self.model.state_dict().items() if name not in only_training}
         averaged = {name: self.average.mean.get(name, tensor) for name, tensor in raw.items()}
@@ -107,7 +109,7 @@ class TrainState:
 
 
 def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     model = create_model(recipe.model, classes, recipe.seeds.weights)
     model = model.to(device=device, memory_format=model.memory_format)  # type: ignore[call-overload]
     if device.type == "cpu":
@@ -121,8 +123,8 @@ def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, dev
     )
 
 
-def _check_fits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    if (problem := find_tensor_mismatch(saved, wanted, "this run's")) is not None:
+def _check_fits(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    if (problem := find_tensor_mismatch(saved, expected, "this run's")) is not None:
         raise CheckpointError(
             f"{where}: {problem}; give the recipe and data that it was trained with, or start anew with --new"
         )
@@ -133,9 +135,8 @@ def _copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
-    """The model for the forward pass: DDP over the process group, or itself for a single worker.
+    """Return the module for the forward pass: DDP over the process group, or the model for a single worker.
 
-    Buckets of torch's 25 MiB: GoogLeNet's 54 MB of gradients go in three, the first while the rest are computed.
     No static_graph: micro-batches without synchronisation are not the graph that it would record.
     """
     if workers == 1:
@@ -144,10 +145,10 @@ def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
 
 
 def _use_contiguous_pointwise_weights(model: nn.Module) -> None:
-    """Give 1x1 convolutions' weights the strides of their gradients.
+    """Give the weights of 1x1 convolutions the strides of their gradients.
 
-    They are computed as matrix products on CPU, whose gradients have plain strides; in channels_last the same memory
-    has other ones, and DDP would copy each gradient into its bucket and warn of it.
+    On CPU they are matrix products, whose gradients have contiguous strides; with channels_last weights DDP would copy
+    each gradient into its bucket and warn.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
@@ -156,7 +157,7 @@ def _use_contiguous_pointwise_weights(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. An epoch is `steps_per_epoch` global batches; its ragged tail is dropped by plan."""
+    """Progress of a run. An epoch is `steps_per_epoch` global batches; an incomplete last batch is left out."""
 
     samples: int
     batch_size: int
@@ -169,7 +170,7 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Whole epochs done, which is also the number of the epoch in progress."""
+        """Whole epochs done, which is also the index of the epoch in progress."""
         return self.step // self.steps_per_epoch
 
     @property
@@ -179,14 +180,14 @@ class Progress:
 
     @property
     def samples_per_epoch(self) -> int:
-        """Samples of an epoch, its ragged tail left out."""
+        """Samples of an epoch, an incomplete last batch left out."""
         return self.steps_per_epoch * self.batch_size
 
     @property
     def epochs_done(self) -> float:
-        """Epochs done, the part of the present one included; the time axis of schedules."""
+        """Epochs done, including the part of the present one; the time axis of schedules."""
         return self.step / self.steps_per_epoch
 
     def advance(self) -> Progress:
-        """After one more global batch."""
+        """Return the progress after one more global batch."""
         return replace(self, samples=self.samples + self.batch_size)

@@ -23,32 +23,32 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.recipe.weight_averaging import get_averaged_tensors
-from orchestrator.training.config import (
+from orchestrator.training.config import Execution
+from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.epoch_meter import StepSums
+from orchestrator.training.micro_batch import (
     MIN_BATCH_NORM_IMAGES,
-    Execution,
     check_batch_norm,
     compute_largest_pass,
     count_passes,
 )
-from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
 from orchestrator.training.train_state import TrainState
 
-# DDP rebuilds its gradient buckets after the first step, so that from 3 ranks on a resumed first step would sum in
-# another order than the run that was not interrupted; two passes that are thrown away settle the buckets.
+# DDP rebuilds its gradient buckets after the first step. Without these discarded passes the first step after a resume
+# would sum in another order than in a run without interruption (from 3 ranks on).
 DDP_WARMUP_PASSES = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COMPILERS = ("c++", "g++", "clang++")
 
 
 class ModelTooLargeError(ConfigError):
-    """Not even one image at a time fits the device's memory; to try again would only repeat it."""
+    """Not even one image fits the device's memory, which a retry would only repeat."""
 
 
 class TrainStep:
-    """Makes steps on a state; `network` is the model or its DDP wrapper.
+    """The training step on a state; `network` is the model or its DDP wrapper.
 
-    Raises ConfigError when this device, or this machine, cannot do what the recipe or `execution` asks for.
+    Raises ConfigError when this device, or this machine, lacks what the recipe or `execution` needs.
     """
 
     def __init__(
@@ -66,17 +66,24 @@ class TrainStep:
         self._network = torch.compile(network) if execution.compile else network
         self.micro_batch = execution.micro_batch
         self._normalises = has_batch_norm(recipe.model)
+        self._seeds_torch = state.model.has_stock_randomness
         self.normalize = Normalizer(recipe.preprocessing, world.device)
-        self._copied: torch.cuda.Event | None = None  # when the last batch was on the device
+        self._copied: torch.cuda.Event | None = None  # the end of the last batch's copy to the device
         self._averaging_from = compute_averaging_start_step(recipe, state.progress.steps_per_epoch)
         parameters = {id(parameter) for parameter in state.model.parameters()}
-        self._statistics = [one for one in get_averaged_tensors(state.model).values() if id(one) not in parameters]
+        self._statistics = [
+            tensor for tensor in get_averaged_tensors(state.model).values() if id(tensor) not in parameters
+        ]
 
     def __call__(self, batch: Batch) -> StepSums:
         """Train on this rank's part of the next global batch; return its sums, still on the device."""
         state, recipe, progress = self._state, self._recipe, self._state.progress
         rate = compute_lr(recipe.schedule, progress.samples, progress.samples_per_epoch, recipe.epochs)
         sgd.set_lr(state.optimizer, rate)
+        if self._seeds_torch:
+            # Seeds the generators of all devices, from which the model's stock modules draw.
+            key = (progress.epoch, progress.step_in_epoch, self._world.rank)
+            torch.manual_seed(rng.derive_key(recipe.seeds.dropout, "torch", *key))
         sums = self._compute_gradients(batch, progress.epoch)
         if recipe.optimizer.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
@@ -90,49 +97,49 @@ class TrainStep:
         return sums
 
     def warm_up_ddp(self) -> None:
-        """Run the passes that make the next gradients of a fresh process equal to those of an old one."""
+        """Run the passes after which gradients of a new process equal those of one that has made steps."""
         with self._restore_buffers_after():
             for _ in range(DDP_WARMUP_PASSES):
                 self._compute_gradients(make_blank_batch(2, self._recipe.model.image_size), 0)
 
     def find_micro_batch(self, images: int) -> int | None:
-        """Halve the micro-batch until a pass fits the device's memory; the micro-batch, None for all at once.
+        """Halve the micro-batch until a pass fits the device's memory; return it, None for the whole part.
 
-        images: the largest part of a global batch on any rank. All ranks must call it with the same arguments, and
-        come to the same answer. Raises DoesNotFitError, on every rank alike, when one image is too large.
+        images: the largest part of a global batch on any rank. Every rank must call it with the same value, and gets
+        the same answer. Raises ModelTooLargeError, on every rank alike, when one image is too large.
         """
         tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
         while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
             if tried <= least:
                 fewest = "one image fits" if least == 1 else f"{compute_largest_pass(images, tried, True)} images fit"
                 raise ModelTooLargeError(
-                    f"model.image_size {self._recipe.model.image_size} is refused: not even {fewest} the memory "
-                    f"of {self._world.device}; take a smaller image or network, precision float16 or bfloat16, or a "
-                    "larger device"
+                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: not even {fewest} the "
+                    f"memory of {self._world.device}; set a smaller image or network, precision float16 or bfloat16, "
+                    "or use a larger device"
                 )
             tried = max(least, (tried + 1) // 2)
             self.micro_batch = tried
         return self.micro_batch
 
     def _runs_out_of_memory(self, images: int) -> bool:
-        """Whether a pass over so many images runs out of the device's memory here; no rank waits for another."""
-        found = False
+        """Return whether a pass over so many images exceeds the device's memory; no rank waits for another."""
+        is_exceeded = False
         try:
             with self._restore_buffers_after(), self._skip_gradient_sync():
                 self._run_backward(make_blank_batch(images, self._recipe.model.image_size), 0)
-                # Made later, and there to stay: the average.
-                _spare = [torch.empty_like(one) for one in get_averaged_tensors(self._state.model).values()]
+                # Room for the average, which is allocated later.
+                _average = [torch.empty_like(tensor) for tensor in get_averaged_tensors(self._state.model).values()]
         except torch.OutOfMemoryError:
-            found = True
-        if found and self._world.device.type == "cuda":
+            is_exceeded = True
+        if is_exceeded and self._world.device.type == "cuda":
             torch.cuda.empty_cache()
-        return found
+        return is_exceeded
 
     def _compute_gradients(self, batch: Batch, epoch: int) -> StepSums:
         """Leave the mean gradient over the global batch in the parameters; return this rank's sums."""
         self._state.optimizer.zero_grad()
         if len(batch.ids) == 0:
-            # A part without a sample: the other ranks still wait for this one's gradients, which are 0.
+            # No sample in this part: the other ranks still wait for this rank's gradients, which are 0.
             batch = make_blank_batch(2, batch.images.shape[-1])
         elif len(batch.ids) == 1 and self._normalises:
             batch = _duplicate_single_image(batch)
@@ -143,7 +150,7 @@ class TrainStep:
         total_loss = torch.zeros((), device=device)
         total_correct = torch.zeros((), dtype=torch.int64, device=device)
         for number, chunk in enumerate(chunks, 1):
-            # Only the last pass brings gradients together, so ranks may differ in their number of passes.
+            # Only the last pass reduces gradients, so ranks may differ in their number of passes.
             with nullcontext() if number == num_parts else self._skip_gradient_sync():
                 sums = self._run_backward(Batch(*chunk), epoch)
             total_loss += sums.loss
@@ -162,13 +169,14 @@ class TrainStep:
         # DDP averages gradients over the W ranks: W / B makes them the mean over the global batch however
         # unequal the ranks' parts, and the passes of each, are.
         scaler.scale(summed * (self._world.workers / recipe.batch_size)).backward()  # type: ignore[no-untyped-call]
-        correct = ((logits.main.detach().argmax(dim=1) == labels) & (weights > 0)).sum()
+        targets = labels if labels.ndim == 1 else labels.argmax(dim=1)  # of soft labels the largest
+        correct = ((logits.main.detach().argmax(dim=1) == targets) & (weights > 0)).sum()
         return StepSums(summed.detach(), correct)
 
     def _copy_to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images, labels, weights and ids on the device."""
+        """Return images, labels, weights and ids on the device."""
         if self._copied is not None:
-            # A batch's memory is filled anew two batches later, and copies from pinned memory return before they end.
+            # A batch's memory is reused two batches later, and copies from pinned memory return before they end.
             self._copied.synchronize()
         device = self._world.device
         images, labels, weights, ids = (
@@ -180,48 +188,48 @@ class TrainStep:
         return images, labels, weights, ids
 
     def _average_batch_norm_stats(self, images: int) -> None:
-        """Give batch norms on all ranks the mean of their statistics, each rank counting for its images.
+        """Set the batch norm statistics on all ranks to their mean, weighted by each rank's images.
 
         So the state stays equal on all ranks, and a rank without a sample adds nothing.
         """
         if not self._statistics or self._world.workers == 1:
             return
-        flat = torch.cat([one.flatten() for one in self._statistics] + [torch.ones(1, device=self._world.device)])
+        flat = torch.cat([each.flatten() for each in self._statistics] + [torch.ones(1, device=self._world.device)])
         flat *= images
         self._world.all_reduce_tensor(flat)
         flat /= flat[-1].clone()
-        means = torch.split(flat[:-1], [one.numel() for one in self._statistics])
-        for one, mean in zip(self._statistics, means, strict=True):
-            one.copy_(mean.view_as(one))
+        means = torch.split(flat[:-1], [each.numel() for each in self._statistics])
+        for statistic, mean in zip(self._statistics, means, strict=True):
+            statistic.copy_(mean.view_as(statistic))
 
     def _skip_gradient_sync(self) -> AbstractContextManager[None]:
-        """No gradients are brought together in here."""
+        """Return a context in which DDP reduces no gradients."""
         return nullcontext() if self._ddp is None else self._ddp.no_sync()
 
     @contextmanager
     def _restore_buffers_after(self) -> Iterator[None]:
-        """What passes leave behind, gradients and statistics of blanks, is gone afterwards."""
+        """Restore buffers and clear gradients afterwards: passes over blank images leave no trace."""
         buffers = list(self._state.model.buffers())
-        kept = [buffer.clone() for buffer in buffers]
+        saved = [buffer.clone() for buffer in buffers]
         try:
             yield
         finally:
-            for buffer, before in zip(buffers, kept, strict=True):
+            for buffer, before in zip(buffers, saved, strict=True):
                 buffer.copy_(before)
             self._state.optimizer.zero_grad()
 
 
 def compute_averaging_start_step(recipe: Recipe, steps_per_epoch: int) -> int:
-    """The step from which weights are averaged; at least the last one is."""
+    """Return the step from which weights are averaged; the last step always is."""
     total = recipe.epochs * steps_per_epoch
     return min(math.floor(recipe.averaging.start * total), total - 1)
 
 
 def compute_max_rank_batch(batch_size: int, lanes: int, workers: int) -> int:
-    """Most samples of any global batch on any of the workers, or slightly more (see data.order.batch_positions)."""
+    """Return an upper bound of the samples of a global batch on any worker (see data.sampler)."""
     own = math.ceil(lanes / workers)
     whole, rest = divmod(batch_size, lanes)
-    # The rest are neighbouring lanes, which may run over the last one to the first.
+    # The rest are neighbouring lanes, which may wrap around from the last to the first.
     return min(batch_size, whole * own + min(own, math.ceil(rest / workers) + 1, rest))
 
 
@@ -233,9 +241,9 @@ def make_blank_batch(images: int, size: int) -> Batch:
 
 
 def _duplicate_single_image(batch: Batch) -> Batch:
-    """A part of one image, and its copy of weight 0: a batch norm's statistics, and gradients, are those of the image.
+    """Return a part of one image with a copy of weight 0, because a batch norm over a single value raises ValueError.
 
-    Over maps of 1 x 1, where torch raises ValueError for a single image, the image teaches the layers below nothing.
+    Its statistics and gradients are those of the image alone.
     """
     images, labels, ids = (torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.ids))
     return Batch(images, labels, torch.cat([batch.weights, torch.zeros_like(batch.weights)]), ids)
@@ -245,8 +253,8 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
     device = world.device
     if recipe.precision == "float16" and device.type == "cpu":
         raise ConfigError(
-            "precision: 'float16' is refused on a CPU, which has no arithmetic for it: give float32 or bfloat16, or "
-            "workers with a GPU (--placement.gpus-per-worker 1)"
+            "precision must be float32 or bfloat16 on a CPU, got 'float16'; set one of them, or use workers with a GPU "
+            "(--placement.gpus-per-worker 1)"
         )
     try:
         check_batch_norm(recipe, execution, world.workers)
@@ -254,13 +262,13 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
         raise ConfigError(str(error)) from None
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
         raise ConfigError(
-            f"execution.compile: True is refused: this worker's machine has no C++ compiler ({', '.join(_COMPILERS)}); "
-            "install one, name it in CXX, or leave it off"
+            f"execution.compile must be False without a C++ compiler ({', '.join(_COMPILERS)}) on the worker, got "
+            "True; install one, or set CXX to one"
         )
 
 
 def _to_signed_int64(value: int) -> int:
-    """The same 64 bits as a signed integer, which is what torch computes with (it wraps around)."""
+    """Return the same 64 bits as a signed integer, because torch has no unsigned arithmetic."""
     return value - 2**64 if value >= 2**63 else value
 
 
@@ -270,7 +278,7 @@ _MIX2 = _to_signed_int64(0x94D049BB133111EB)
 
 
 def _splitmix64(values: Tensor) -> Tensor:
-    """data.keyed.mix on int64 tensors; torch shifts arithmetically, so the shifted-in sign bits are cleared."""
+    """Compute data.rng.mix_bits on int64 tensors; clears the sign bits that torch's arithmetic shift brings in."""
     z = values + _GAMMA
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _MIX1
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _MIX2
@@ -278,7 +286,7 @@ def _splitmix64(values: Tensor) -> Tensor:
 
 
 def make_dropout_mask(base: int, ids: Tensor, units: int, probability: float) -> Tensor:
-    """N x units float32: 0 with `probability`, else 1 / (1 - probability). ids: N int64."""
+    """Return N x units float32: 0 with `probability`, else 1 / (1 - probability). ids: N int64."""
     rows = _splitmix64(ids ^ _to_signed_int64(base))
     counters = rows[:, None] + torch.arange(units, device=ids.device)[None, :] * _GAMMA
     # The low 24 bits of the mixed counter as a fraction: exact in float32 on every device.
@@ -287,7 +295,7 @@ def make_dropout_mask(base: int, ids: Tensor, units: int, probability: float) ->
 
 
 def make_dropout_masks(model: Network, seed: int, epoch: int, ids: Tensor) -> DropoutMasks:
-    """The masks of a batch for every place of the network that drops units."""
+    """Return the masks of a batch for every place of the network that drops units."""
     return {
         place: make_dropout_mask(rng.derive_key(seed, "dropout/" + place, epoch), ids, units, probability)
         for place, (units, probability) in model.get_dropout_units().items()

@@ -6,15 +6,13 @@ import logging
 import math
 import traceback
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import checkpoint_dir, weights
-from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
+from orchestrator.checkpoint import weights
+from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit, sampler
@@ -22,28 +20,30 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
+from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
-from orchestrator.training import attempts, datasets
+from orchestrator.training import attempt_setup
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.base import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
-from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, Checkpointer
+from orchestrator.training.callbacks.checkpointer import Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.stop_monitor import StopMonitor
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
-from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
 from orchestrator.training.evaluator import Evaluator
 from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
 from orchestrator.training.run_dir import (
-    get_attempts_dir,
+    ValidationResult,
     get_checkpoints_dir,
     get_final_weights_dir,
     get_outcome_path,
     get_trace_path,
+    get_validation_path,
     load_finished_outcome,
 )
 from orchestrator.training.train_state import TrainState
@@ -70,7 +70,7 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
         return done
     if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
-    return Trainer(job, world, launcher, start_attempt(job, world)).run()
+    return Trainer(job, world, launcher, attempt_setup.start_attempt(job, world)).run()
 
 
 class Trainer:
@@ -103,14 +103,14 @@ class Trainer:
 
     def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
-        self.journal_logger = JournalLogger(job, world, attempt)
         self.watchdog = Watchdog(job.cadence.limits, self._record_stall, job.cadence.pulse_steps)
         self.stop_monitor: StopMonitor | None = None
+        self.journal_logger: JournalLogger | None = None
         self.callbacks: list[Callback] = [self.watchdog]
         if world.is_rank_zero:
+            self.journal_logger = JournalLogger(job, attempt)
             self.stop_monitor = StopMonitor(attempt, job.stop_flag, job.successor, self.watchdog.expect_stop)
-            self.callbacks.append(self.stop_monitor)
-        self.callbacks.append(self.journal_logger)
+            self.callbacks += [self.stop_monitor, self.journal_logger]
         self._loaders = ExitStack()
         self._had_preemption_notice = False  # a rank had one at the last sync; the same on all ranks
 
@@ -130,13 +130,15 @@ class Trainer:
         ended: Outcome | None = None
         try:
             outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
-            self.journal_logger.log_outcome(outcome)
+            if self.journal_logger is not None:
+                self.journal_logger.log_outcome(outcome)
             if self.world.is_rank_zero and not self.attempt.is_superseded():
                 _write_outcome(self.job, outcome)
             ended = outcome
             return outcome
         except Exception as error:
-            self.journal_logger.log_crash(error)
+            if self.journal_logger is not None:
+                self.journal_logger.log_crash(error)
             self._write_traceback("", traceback.format_exc())
             raise
         finally:
@@ -175,17 +177,21 @@ class Trainer:
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
         job, world, recipe = self.job, self.world, self.job.recipe
-        manifest = world.check_on_all_ranks(lambda: datasets.load_manifest(job, world.workers))
+        manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
         self.classes = manifest.classes
-        self.train_shard_samples = datasets.count_shard_samples(manifest, datasets.TRAIN_SPLIT)
+        self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)
+        self._train_labels = world.check_on_all_ranks(
+            lambda: sampler.load_balance_labels(job.data, manifest, attempt_setup.TRAIN_SPLIT, recipe.order)
+        )
         steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
         self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
-        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.callbacks))
+        user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
+        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
         pin = world.device.type == "cuda"
         self.train_loader, val_loader = world.check_on_all_ranks(
-            lambda: datasets.build_dataloaders(job, manifest, world.workers, pin=pin)
+            lambda: attempt_setup.build_dataloaders(job, manifest, world.workers, pin=pin)
         )
         for loader in (self.train_loader, val_loader):
             self._loaders.callback(loader.close)
@@ -196,33 +202,44 @@ class Trainer:
             self.state.model,
             len(manifest.classes),
             val_loader,
-            datasets.count_shard_samples(manifest, datasets.VALIDATION_SPLIT),
+            attempt_setup.count_shard_samples(manifest, attempt_setup.VALIDATION_SPLIT),
             self.train_step.normalize,
             world,
             recipe.max_bad_share,
+            metrics,
         )
-        productive_seconds = self._resume()
+        resumed = attempt_setup.resume_from_checkpoint(job, world, self.state)
+        self.skipped_checkpoints = resumed.skipped_checkpoints
         if recipe.initial_weights and self.state.progress.samples == 0:
             self.initial_weights = world.check_on_all_ranks(
                 lambda: load_pretrained(self.state.model, job.weights, recipe.initial_weights)
             )
         if world.is_rank_zero:
             self.attempt.record_resume(self.state.progress.samples)
-        self._add_callbacks(productive_seconds, user_callbacks)
+        self._add_callbacks(resumed.productive_seconds, user_callbacks)
 
     def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
         """Complete the callbacks, in the order that callbacks.base documents."""
         job, world, attempt = self.job, self.world, self.attempt
         self.goodput = Goodput(attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
-        added: list[Callback] = [self.checkpointer]
-        if world.is_rank_zero:
-            if job.execution.profile is not None:
-                url = get_trace_path(job.folder, attempt.number, world.rank)
-                added.insert(0, Profiler(job.execution.profile, url, world.device))
-            self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
-            added.append(self.best_checkpoint)
-        self.callbacks[-1:] = [*added, *user_callbacks, self.journal_logger]
+        if self.stop_monitor is None or self.journal_logger is None:
+            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
+            return
+        profilers = []
+        if job.execution.profile is not None:
+            url = get_trace_path(job.folder, attempt.number, world.rank)
+            profilers.append(Profiler(job.execution.profile, url, world.device))
+        self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
+        self.callbacks = [
+            self.watchdog,
+            self.stop_monitor,
+            *profilers,
+            self.checkpointer,
+            self.best_checkpoint,
+            *user_callbacks,
+            self.journal_logger,
+        ]
 
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
@@ -234,31 +251,6 @@ class Trainer:
         if world.workers > 1:
             train_step.warm_up_ddp()
         return train_step
-
-    def _resume(self) -> float:
-        """Load the newest complete checkpoint that counts, which rank 0 picks for all; return productive seconds."""
-        folder, device = get_checkpoints_dir(self.job.folder), str(self.world.device)
-
-        def load() -> LoadedCheckpoint:
-            if not self.world.is_rank_zero:
-                return LoadedCheckpoint(None, {}, [])
-            is_stale = attempts.load_stale_checkpoint_check(self.job.folder)
-            return checkpoint_format.load_newest(folder, device, is_stale)
-
-        newest = self.world.check_on_all_ranks(load)
-        self.skipped_checkpoints = newest.skipped
-        # Only rank 0 contributes, so the sum is its choice on every rank.
-        own = _ResumePoint(0.0, 0.0, 0.0)
-        if newest.checkpoint is not None:
-            own = _ResumePoint(1.0, float(newest.checkpoint.samples), float(newest.checkpoint.attempt))
-        point = self.world.all_reduce_sums(own)
-        if not point.exists:
-            return 0.0
-        url = checkpoint_dir.make_checkpoint_url(folder, int(point.samples), int(point.attempt))
-        # A rank that does not see it must crash: to start at the beginning would train on other weights.
-        content = self.world.check_on_all_ranks(lambda: _load_matching_checkpoint(self.job, url, newest.state, device))
-        self.state.restore(content, redaction.redact(url))
-        return float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0))
 
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> Outcome:
@@ -292,7 +284,14 @@ class Trainer:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
         job, world, state = self.job, self.world, self.state
         recipe = job.recipe
-        order = EpochOrder(self.train_shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+        order = EpochOrder(
+            self.train_shard_samples,
+            recipe.seeds.order,
+            epoch,
+            recipe.order.lanes,
+            recipe.order.window,
+            self._train_labels,
+        )
         steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
         batches = self.train_loader.iter_training(
             order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers
@@ -377,8 +376,13 @@ class Trainer:
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
         metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
-        for name, sums in sets.items():
-            metrics |= sums.compute_metrics(name)
+        metrics |= self.evaluator.compute_metrics(sets)
+        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
+            name = "averaged" if "averaged" in sets else "raw"
+            result = ValidationResult(
+                weights=name, samples=self.state.progress.samples, classes=sets[name].get_class_results(self.classes)
+            )
+            file_io.write_bytes(get_validation_path(self.job.folder), result.to_json().encode())
         return metrics
 
     # ------------------------------------------------------------------ end
@@ -420,43 +424,6 @@ class Trainer:
 def has_finite_weights(model: nn.Module) -> bool:
     """Return whether no weight and no buffer is NaN or infinite."""
     return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-
-
-@dataclass(frozen=True)
-class _AttemptStart(RankSums):
-    """The attempt that rank 0 created; zeros on the other ranks."""
-
-    number: float
-    start_time: float  # unix seconds
-
-
-@dataclass(frozen=True)
-class _ResumePoint(RankSums):
-    """The checkpoint that rank 0 chose; zeros on the other ranks, and when there is none."""
-
-    exists: float
-    samples: float
-    attempt: float
-
-
-def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
-    """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
-    created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
-    own = _AttemptStart(created.number, created.start_time) if created is not None else _AttemptStart(0.0, 0.0)
-    start = world.all_reduce_sums(own)
-    return created or Attempt(get_attempts_dir(job.folder), int(start.number), start.start_time)
-
-
-def _load_matching_checkpoint(job: TrainJob, url: str, loaded: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return the checkpoint at `url`, which rank 0 has loaded. Raises CheckpointError when it is of another recipe."""
-    saved = loaded or checkpoint_format.load(url, device)
-    if saved.get("recipe") != job.recipe.to_dict():
-        raise CheckpointError(f"{redaction.redact(url)}: is of another recipe; start anew with --new")
-    try:
-        sample_audit.parse_record(saved.get("audit"), redaction.redact(url))
-    except DataError as error:
-        raise CheckpointError(f"{error}; start anew with --new") from None
-    return saved
 
 
 def _write_outcome(job: TrainJob, outcome: Outcome) -> None:

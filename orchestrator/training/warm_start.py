@@ -1,4 +1,4 @@
-"""Weights to start from instead of random ones: those of a finished run, or a .safetensors file from anywhere.
+"""Initial weights from a finished run or any .safetensors file, in place of random ones.
 
 Names may carry the prefixes of torch's DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`).
 """
@@ -33,14 +33,14 @@ _DDP_PREFIX, _COMPILED_PART = "module.", "_orig_mod"
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a network took of given weights."""
+    """The tensors that a network loaded, and those that it did not."""
 
     num_loaded: int  # tensors
-    initialized_names: tuple[str, ...]  # names of tensors that stay as they were built
-    classes: tuple[str, ...] | None = None  # those of the weights, by number, where they say
+    initialized_names: tuple[str, ...]  # names of tensors that keep their random values
+    classes: tuple[str, ...] | None = None  # of the weights, by label, if known
 
     def describe(self, url: str, classes: Sequence[str]) -> str:
-        """Return a line for people: what was loaded, what is initialised anew, whether `classes` are the weights'."""
+        """Return a line for people: tensors loaded, layers initialised anew, and classes that differ from `classes`."""
         num_tensors = self.num_loaded + len(self.initialized_names)
         text = f"weights of {redaction.redact(url)}: {self.num_loaded} of {num_tensors} tensors loaded"
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.initialized_names))
@@ -57,7 +57,7 @@ class LoadedWeights:
 
 
 def compute_weights_digest(url: str) -> str:
-    """The digest of the weights at `url`, a run's final folder or a .safetensors file: what Recipe.initial_weights is.
+    """Return the digest of the weights at `url`, a final folder or a .safetensors file, for Recipe.initial_weights.
 
     Raises FileNotFoundError, StorageError or CheckpointError.
     """
@@ -65,14 +65,14 @@ def compute_weights_digest(url: str) -> str:
 
 
 def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
-    """The recipe of a training that starts from the weights at `url`; the same recipe without a URL.
+    """Return the recipe of a training that starts from the weights at `url`; the same recipe without a URL.
 
     Raises ConfigError for weights that cannot be used; StorageError.
     """
     if not url:
         if recipe.initial_weights:
             raise ConfigError(
-                f"initial_weights: {recipe.initial_weights!r} is refused alone: say with --weights where they lie"
+                f"initial_weights must come with their place, got {recipe.initial_weights!r} alone; set --weights"
             )
         return recipe
     try:
@@ -83,53 +83,53 @@ def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
         raise ConfigError(str(error)) from None
     if recipe.initial_weights not in ("", digest):
         raise ConfigError(
-            f"initial_weights: {recipe.initial_weights!r} is refused: the weights at "
-            f"{redaction.redact(url)} are {digest}"
+            f"initial_weights must be the digest of the weights at {redaction.redact(url)}, which is {digest}, got "
+            f"{recipe.initial_weights!r}; set another --weights, or leave initial_weights empty"
         )
     return recipe.model_copy(update={"initial_weights": digest})
 
 
 def load_pretrained(model: Network, url: str, digest: str) -> LoadedWeights:
-    """Put the weights at `url` into the model, in place; what it took.
+    """Load the weights at `url` into the model, in place.
 
-    What stays as it was built are the auxiliary heads, where the weights have none, and the layers that give class
-    scores, where they are of another number of classes. Raises CheckpointError, and changes nothing, when the weights
-    are not those of `digest`, are not there, or do not fit the network elsewhere; StorageError.
+    Auxiliary heads that the weights lack, and classifiers of another number of classes, keep their random values.
+    Raises CheckpointError, and changes nothing, when the weights are missing, have another digest, or do not fit the
+    network elsewhere; StorageError.
     """
     shown = redaction.redact(url)
     try:
-        found, classes = _read_weights(url)
+        tensors, classes = _read_weights(url)
     except FileNotFoundError:
-        raise CheckpointError(f"weights: {shown!r}: nothing there; say with --weights where {digest} lies") from None
-    if (is_now := weights.compute_digest(found)) != digest:
+        raise CheckpointError(f"weights: {shown!r}: nothing there; set --weights to where {digest} lies") from None
+    if (actual := weights.compute_digest(tensors)) != digest:
         raise CheckpointError(
-            f"weights: {shown}: their digest is {is_now}, the run was started from {digest}: give the weights that it "
+            f"weights: {shown}: their digest is {actual}, the run was started from {digest}: give the weights that it "
             "was started from, or start anew with --new"
         )
     own = model.state_dict()
     heads = tuple(f"{name}." for name in model.get_classifiers())
-    kept = [
+    misfits = [
         name
         for name, tensor in own.items()
-        if (name not in found and name in model.get_auxiliary_names())
-        or (name in found and name.startswith(heads) and found[name].shape != tensor.shape)
+        if (name not in tensors and name in model.get_auxiliary_names())
+        or (name in tensors and name.startswith(heads) and tensors[name].shape != tensor.shape)
     ]
-    # A layer stays as it is as a whole, though its bias may fit: half of one is of no use.
-    kept = [name for name in own if name in kept or any(_is_same_layer(name, one, heads) for one in kept)]
-    offered = {name: tensor for name, tensor in found.items() if name not in kept}
-    taken = {name: tensor for name, tensor in own.items() if name not in kept}
-    if (problem := checkpoint_format.find_tensor_mismatch(offered, taken, "the recipe's network")) is not None:
+    # A whole layer keeps its values, even if its bias would fit.
+    random = [name for name in own if any(_is_same_layer(name, other, heads) for other in misfits)]
+    offered = {name: tensor for name, tensor in tensors.items() if name not in random}
+    loaded = {name: tensor for name, tensor in own.items() if name not in random}
+    if (problem := checkpoint_format.find_tensor_mismatch(offered, loaded, "the recipe's network")) is not None:
         raise CheckpointError(
             f"weights: {shown}: {problem}; give weights of this network, or a recipe with their model"
         )
     with torch.no_grad():
-        for name, tensor in taken.items():
-            tensor.copy_(found[name])
-    return LoadedWeights(len(taken), tuple(kept), classes)
+        for name, tensor in loaded.items():
+            tensor.copy_(tensors[name])
+    return LoadedWeights(len(loaded), tuple(random), classes)
 
 
 def _is_same_layer(name: str, other: str, heads: tuple[str, ...]) -> bool:
-    return any(name.startswith(head) and other.startswith(head) for head in heads)
+    return name == other or any(name.startswith(head) and other.startswith(head) for head in heads)
 
 
 def _join_first_names(texts: Sequence[str]) -> str:
@@ -149,8 +149,8 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     shown = redaction.redact(url)
     try:
         if not url.endswith(SAFETENSORS_SUFFIX):
-            found = weights.load(url)
-            return found.averaged, found.classes
+            final = weights.load(url)
+            return final.averaged, final.classes
         data = file_io.read_bytes(url)
     except FileNotFoundError:
         if url.endswith(SAFETENSORS_SUFFIX) or not file_io.exists(url) or file_io.list_names(url):
@@ -165,7 +165,7 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"weights: {shown}: no safetensors file: {error}") from None
     if name := checkpoint_format.find_non_finite(tensors):
-        raise CheckpointError(f"weights: {shown}: {name} holds NaN or infinite numbers; give other weights")
+        raise CheckpointError(f"weights: {shown}: {name} has NaN or infinite values; give other weights")
     return _strip_prefixes(tensors, shown), _read_class_names(data)
 
 
@@ -179,7 +179,7 @@ def _make_format_error(shown: str) -> CheckpointError:
 
 def _strip_prefixes(tensors: dict[str, Tensor], shown: str) -> dict[str, Tensor]:
     """Return tensors under the names that the network gives them, whatever wrapped it when they were saved."""
-    # A compiled part may lie anywhere; `module` is a name that a layer may have, unless all have it.
+    # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
     named = {".".join(part for part in name.split(".") if part != _COMPILED_PART): name for name in tensors}
     while named and all(name.startswith(_DDP_PREFIX) for name in named):
         named = {name.removeprefix(_DDP_PREFIX): first for name, first in named.items()}
@@ -191,7 +191,7 @@ def _strip_prefixes(tensors: dict[str, Tensor], shown: str) -> dict[str, Tensor]
 
 
 def _read_class_names(data: bytes) -> tuple[str, ...] | None:
-    """Return the classes that a safetensors file of ours names in its header; None for others."""
+    """Return the classes in the header of a safetensors file that this project wrote; None for other files."""
     try:
         header = parse_object(data[8 : 8 + int.from_bytes(data[:8], "little")])
         classes = parse_json(header["__metadata__"]["classes"])

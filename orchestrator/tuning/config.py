@@ -1,4 +1,4 @@
-"""The command line of tune.py; importable without torch or ray."""
+"""The command line of the tune command; importable without torch or ray."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from orchestrator.config.flags import Flag
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.ray_backend.run_spec import JobConfig
 from orchestrator.recipe.config import Recipe
-from orchestrator.tuning.trial import MetricName
+from orchestrator.tuning.trial import Metric
 
-# GoogLeNet without batch norm stands at the level of chance for about 4 epochs of the digits: whoever judges it there
-# judges noise (docs/benchmarks.md). Of larger datasets fewer epochs are as many updates.
+# GoogLeNet without batch norm stays at the level of chance for about 4 epochs of the digits: pruning there would judge
+# noise (docs/benchmarks.md). On larger datasets fewer epochs are as many updates.
 CHANCE_LEVEL_EPOCHS = 6
 
 SamplerKind = Literal["tpe", "random", "grid"]
@@ -23,37 +23,59 @@ SchedulerKind = Literal["asha", "median", "none"]
 
 
 class SearchConfig(Config):
-    """What is searched and how. Another one is another sweep."""
+    """The search of a sweep. Other values are another sweep."""
 
-    space: str = Field(
-        "schedules", description="what is searched: the name of a space, or path or URL of a .json or .toml file"
-    )
+    space: str = Field("schedules", description="search space: its name, or the path or URL of a .json or .toml file")
     sampler: SamplerKind = Field(
-        "tpe", description="how trials are chosen: tpe (Optuna; learns from those before) | random | grid"
+        "tpe", description="how trials are chosen: tpe (Optuna's; learns from earlier trials) | random | grid"
     )
     scheduler: SchedulerKind = Field(
         "asha",
-        description="which trials are ended early: asha (successive halving) | median (worse than the median) | none",
+        description="which trials are pruned: asha (successive halving) | median (worse than the median) | none",
     )
-    metric: MetricName = Field("top1_error", description="validation error that trials are compared by")
-    seed: int = Field(0, ge=0, description="of the choice of trials; those of training are the recipe's")
+    metric: str = Field(
+        "top1_error",
+        min_length=1,
+        description="validation metric that trials are compared by: top1_error, top5_error, or any other that "
+        "validation reports (then set mode, too)",
+    )
+    mode: Literal["min", "max"] | None = Field(
+        None, description="whether the metric is better when lower (min) or higher (max); min for the errors"
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice of trials; those of training are the recipe's")
     grace_epochs: int | None = Field(
         None,
         ge=1,
-        description="epochs that no trial is ended before; by default a ninth of the recipe's, of GoogLeNet without "
-        "batch norm at least 6, or a quarter",
+        description="epochs that every trial trains before it may be pruned; by default a ninth of the recipe's, of "
+        "GoogLeNet without batch norm at least 6, or a quarter",
     )
-    reduction: float = Field(3.0, gt=1, le=100, description="asha: one in so many trials goes on from each rung")
+    reduction: float = Field(3.0, gt=1, le=100, description="asha: one in so many trials continues from each rung")
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        is_error = Metric(name=self.metric).is_error
+        if not is_error and self.mode is None:
+            raise ValueError(
+                f"mode must be min or max for metric {self.metric!r}, got none; set --mode min if lower is better"
+            )
+        if is_error and self.mode == "max":
+            raise ValueError(f"mode must be min for metric {self.metric!r}, got max; leave it out")
+        return self
+
+    @property
+    def objective(self) -> Metric:
+        """The metric and its direction."""
+        return Metric(name=self.metric, maximize=self.mode == "max")
 
     def get_grace_epochs(self, recipe: Recipe) -> int:
-        """Epochs that no trial of the recipe is ended before."""
+        """Return the epochs that every trial of the recipe trains before it may be pruned."""
         ninth, quarter = max(1, round(recipe.epochs / 9)), max(1, round(recipe.epochs / 4))
         at_chance = isinstance(recipe.model, GoogLeNetConfig) and not recipe.model.batch_norm
         return self.grace_epochs or (max(ninth, min(quarter, CHANCE_LEVEL_EPOCHS)) if at_chance else ninth)
 
 
 class BudgetConfig(Config):
-    """How much may be tried; more of it goes on with the same sweep."""
+    """The limits of a sweep; a larger budget resumes the same sweep."""
 
     trials: int = Field(16, ge=1, le=100_000, description="most trials, also of a larger grid")
     epochs: float | None = Field(None, gt=0, description="most epochs of all trials together; by default no limit")
@@ -61,7 +83,7 @@ class BudgetConfig(Config):
 
 
 class TuneJob(JobConfig):
-    """What the command line of tune.py sets."""
+    """The command line of the tune command."""
 
     search: Annotated[SearchConfig, Flag(name="")] = SearchConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -69,35 +91,33 @@ class TuneJob(JobConfig):
         0,
         ge=0,
         le=100,
-        description="train winner and preset so many times with other seeds, to tell a gain from the noise of seeds",
+        description="train winner and preset so many times with other seeds, to compare the gain with seed noise",
     )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        epochs = self.recipe.epochs
-        grace = self.search.grace_epochs
+        epochs, grace, validate_epochs = self.recipe.epochs, self.search.grace_epochs, self.cadence.validate_epochs
         if grace is not None and grace > epochs:
-            raise ValueError(f"grace_epochs must be at most epochs ({epochs}), got {grace}; lower it")
-        if self.cadence.validate_epochs > self.search.get_grace_epochs(self.recipe) and self.search.scheduler != "none":
+            raise ValueError(f"grace_epochs must be at most epochs ({epochs}), got {grace}; set a lower one")
+        first_rung = self.search.get_grace_epochs(self.recipe)
+        if validate_epochs > first_rung and self.search.scheduler != "none":
             raise ValueError(
-                f"cadence.validate_epochs {self.cadence.validate_epochs} is refused: a trial may be ended after "
-                f"{self.search.get_grace_epochs(self.recipe)} epochs, when it would not have been "
-                "validated yet; lower it, or "
-                "raise grace_epochs"
+                f"cadence.validate_epochs must be at most {first_rung}, the epochs after which a trial may be pruned, "
+                f"got {validate_epochs}; set a lower one, or a higher grace_epochs"
             )
         if self.placement.min_workers is not None:
             raise ValueError(
-                f"placement.min_workers {self.placement.min_workers} is refused: trials share the cluster, and have a "
-                "fixed number of workers; leave it out"
+                f"placement.min_workers must not be set in a sweep, got {self.placement.min_workers}: trials share the "
+                "cluster and have a fixed number of workers; leave it out"
             )
         return self
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """The epochs at which asha ends trials."""
+        """The epochs at which asha prunes trials."""
         epochs, rung = self.recipe.epochs, float(self.search.get_grace_epochs(self.recipe))
-        found = []
+        rungs = []
         while rung < epochs:
-            found.append(math.ceil(rung))
+            rungs.append(math.ceil(rung))
             rung *= self.search.reduction
-        return tuple(found)
+        return tuple(rungs)

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: a ranking with its report, the winner as a recipe in a file, its run in the tracker."""
+"""The results of a sweep: the ranking and its report, the winner as a recipe file, the sweep's run in the tracker."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.scheduler import multi_run
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import artifacts
-from orchestrator.tracking.tracker import MetricPoint, Tracker
+from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 from orchestrator.tuning import code_version, ranking
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.ranking import SeedComparison
@@ -27,24 +26,24 @@ from orchestrator.tuning.report import sweep_report
 from orchestrator.tuning.run_sweep import SweepResult, get_unfinished
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import Space, build_recipe, list_grid
-from orchestrator.tuning.trial import EpochResult, Trial
+from orchestrator.tuning.trial import Trial
 
 WINNER_FILE = "winner.json"
-MAX_SHOWN_ROWS = 10  # rows of the ranking on the screen; the report has all
-PREVIEW_TRIALS = 5  # trials of a plan
+MAX_SHOWN_ROWS = 10  # of the ranking on the screen; the report has all rows
+PREVIEW_TRIALS = 5  # in a dry run
 
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What to tell."""
+    """The winner, if any, and the lines to print."""
 
     winner: Trial | None
     lines: tuple[str, ...]
 
 
 def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
-    """Rank, repeat if that was asked for, report, hand over."""
-    job, metric = explored.plan.job, explored.plan.job.search.metric
+    """Rank the trials, repeat the winner if requested, write the report and the winner's recipe."""
+    job, metric = explored.plan.job, explored.plan.metric
     best = ranking.find_winner(explored.trials, metric)
     ranked = ranking.rank_trials(explored.trials, metric)
     lines = ["", ranking.render_text(ranked[:MAX_SHOWN_ROWS], metric)]
@@ -58,15 +57,15 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
             return SweepSummary(best, tuple(lines))
         lines.append(noise.verdict)
     if best is not None:
-        frozen = _freeze_winner(session, explored, best, noise)
+        winner = _build_winner_file(session, explored, best, noise)
         url = file_io.join(explored.folder, WINNER_FILE)
-        file_io.write_bytes(url, frozen.to_json().encode())
-        lines.append(f"winner:  {best.name}; {build_next_command(session.destination, job.weights, frozen, url)}")
+        file_io.write_bytes(url, winner.to_json().encode())
+        lines.append(f"winner:  {best.name}; {build_next_command(session.destination, job.weights, winner, url)}")
     sweep_report.write_report(
-        explored.folder, _describe_sweep(session, explored, best), explored.trials, metric, explored.plan.base, noise
+        explored.folder, _describe_sweep(session, explored), explored.trials, metric, explored.plan.base, noise
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
-    session.replayer.submit(partial(_log_ranking, session, explored, best), needs=explored.key)
+    session.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return SweepSummary(best, tuple(lines))
 
 
@@ -99,11 +98,11 @@ def _has_more(explored: SweepResult) -> bool:
 
 
 def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) -> SeedComparison:
-    """Train preset and winner anew with other seeds, whole, and compare."""
+    """Train preset and winner again with other seeds, all epochs, and compare."""
     plan, job = explored.plan, explored.plan.job
     destination = session.destination.model_copy(update={"storage": explored.folder})
 
-    def specs(recipe: Recipe, kind: str) -> list[RunSpec]:
+    def make_specs(recipe: Recipe, kind: str) -> list[RunSpec]:
         return [
             RunSpec(
                 recipe=_reseed_recipe(recipe, f"{plan.base.name}-{kind}-r{number}", number),
@@ -116,27 +115,27 @@ def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) ->
             for number in range(1, job.repeats + 1)
         ]
 
-    of_base, of_best = specs(plan.base, "preset"), specs(best.recipe, "winner")
+    base_specs, best_specs = make_specs(plan.base, "preset"), make_specs(best.recipe, "winner")
     session.print_line(f"repeats: preset and winner {best.name}, {job.repeats} seeds each")
-    trained = multi_run.train_runs(session, [*of_base, *of_best], explored.key)
+    trained = multi_run.train_runs(session, [*base_specs, *best_specs], explored.key)
 
-    def scores(of: Sequence[RunSpec]) -> list[float]:
-        outcomes = [trained.results[spec.name].outcome for spec in of]
-        found = [
-            EpochResult(1, one.metrics if one is not None else {}, 0.0).get_score(job.search.metric) for one in outcomes
-        ]
-        return [math.nan if score is None else score for score in found]  # a lost one is counted as such
+    def get_scores(specs: Sequence[RunSpec]) -> list[float]:
+        outcomes = [trained.results[spec.name].outcome for spec in specs]
+        scores = [None if outcome is None else plan.metric.find_score(outcome.metrics) for outcome in outcomes]
+        return [math.nan if score is None else score for score in scores]  # NaN: a lost run
 
-    return ranking.compare_seeds(scores(of_base), scores(of_best))
+    return ranking.compare_seeds(get_scores(base_specs), get_scores(best_specs), plan.metric)
 
 
 def _reseed_recipe(recipe: Recipe, name: str, number: int) -> Recipe:
-    """The recipe with seeds of its own: all of them, the initial weights' too."""
+    """Return the recipe with other seeds, the initial weights' included."""
     seeds = recipe.seeds.model_copy(update={kind: value + number for kind, value in recipe.seeds})
     return recipe.model_copy(update={"name": name, "seeds": seeds})
 
 
-def _freeze_winner(session: Session, explored: SweepResult, best: Trial, noise: SeedComparison | None) -> RecipeFile:
+def _build_winner_file(
+    session: Session, explored: SweepResult, best: Trial, noise: SeedComparison | None
+) -> RecipeFile:
     plan = explored.plan
     recipe = best.recipe.model_copy(update={"name": f"{plan.base.name}-tuned"})
     return RecipeFile(
@@ -150,7 +149,7 @@ def _freeze_winner(session: Session, explored: SweepResult, best: Trial, noise: 
             dataset=session.manifest.name,
             dataset_digest=plan.dataset_digest,
             metric=plan.job.search.metric,
-            score=best.get_score(plan.job.search.metric),
+            score=best.get_score(plan.metric),
             commit=code_version.get_code_version(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             repeats=noise.verdict if noise is not None else "",
@@ -158,7 +157,7 @@ def _freeze_winner(session: Session, explored: SweepResult, best: Trial, noise: 
     )
 
 
-def _describe_sweep(session: Session, explored: SweepResult, best: Trial | None) -> dict[str, object]:
+def _describe_sweep(session: Session, explored: SweepResult) -> dict[str, object]:
     plan, job = explored.plan, explored.plan.job
     return {
         "sweep": plan.name,
@@ -177,30 +176,25 @@ def _describe_sweep(session: Session, explored: SweepResult, best: Trial | None)
 
 
 def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
-    """The ranking in the tracker: as metrics, as a table, as text, as pictures."""
-    run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.job.search.metric
+    """Log the ranking in the tracker: as metrics, a table, text and pictures."""
+    run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
     now, score = time.time(), best.get_score(metric) if best is not None else None
     points = {"sweep/trials": float(len(explored.trials))}
     points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))
     if score is not None:
-        points[f"sweep/best_{metric}"] = score
-    step = int(points["sweep/epochs"])  # a sweep that goes on has a later one
+        points[f"sweep/best_{metric.name}"] = score
+    step = int(points["sweep/epochs"])  # a resumed sweep has a later one
     tracker.log_metrics(run_id, [MetricPoint(name, value, step, now) for name, value in points.items()])
     ranked = ranking.rank_trials(explored.trials, metric)
     head, rows = ranking.build_columns(ranked, metric)
-    tracker.log_table(run_id, "ranking.json", {name: [row[at] for row in rows] for at, name in enumerate(head)})
+    tracker.log_table(run_id, "ranking.json", {name: [row[column] for row in rows] for column, name in enumerate(head)})
     tracker.set_tags(run_id, {"mlflow.note.content": ranking.render_markdown(ranked[:MAX_SHOWN_ROWS], metric)})
-    texts = [
-        sweep_report.HTML_FILE,
-        sweep_report.MARKDOWN_FILE,
-        SWEEP_FILE,
-        *([WINNER_FILE] if best is not None else []),
-    ]
-    artifacts.log_run_folder(tracker, run_id, explored.folder, texts)
+    files = [sweep_report.HTML_FILE, sweep_report.MARKDOWN_FILE, SWEEP_FILE, *([WINNER_FILE] if best else [])]
+    log_run_folder(tracker, run_id, explored.folder, files)
 
 
 def format_plan(job: TuneJob, space: Space, sampler: Sampler) -> list[str]:
-    """What a sweep would do, in lines."""
+    """Return the lines of a dry run."""
     search, epochs = job.search, job.recipe.epochs
     trials: list[Trial] = []
     while len(trials) < min(PREVIEW_TRIALS, job.budget.trials):

@@ -1,6 +1,6 @@
-"""Search spaces by name, built around a recipe: its own values lie inside. Importable without torch or ray.
+"""Search spaces by name, built around a recipe, whose own values lie inside. Importable without torch or ray.
 
-A range that suits one recipe is refused by another: steps 8 epochs apart are never reached in 2 epochs, and the rate
+A range that suits one recipe is invalid for another: steps 8 epochs apart are never reached in 2 epochs, and the rate
 grows with the batch. So a space is a function of the recipe that the sweep starts from.
 """
 
@@ -20,12 +20,12 @@ _CROP_AREAS = ((0.08, 1.0), (0.2, 1.0), (0.4, 1.0), (0.6, 1.0), (0.8, 1.0))
 
 
 def build_schedule_space(base: Recipe) -> Space:
-    """Kind of the schedule, its rate within a factor of 10, warm-up, and what each kind has of its own."""
+    """Return a space of the schedule's kind, its rate within a factor of 10, its warm-up and the kind's own fields."""
     rate, epochs = base.schedule.base_rate, base.epochs
     steps: dict[str, tuple[Scalar, ...]] = {_KIND_PATH: ("step", "exponential")}
     # The paper's 4% every 8 of 250 epochs is among them, and a tenth every third of training, as AlexNet's.
     decay_epochs = Dimension(low=_round_number(epochs / 32), high=_round_number(epochs / 2), log=True, when=steps)
-    # Never above the lowest rate, so that no pair of them is refused; the paper's kind ends at 0.
+    # Never above the lowest rate, so that every pair is valid; the paper's kind ends at 0.
     finals = (0.0, _round_number(rate / 100), _get_lowest_rate(rate))
     return Space(
         dimensions={
@@ -41,24 +41,25 @@ def build_schedule_space(base: Recipe) -> Space:
 
 
 def build_regularization_space(base: Recipe) -> Space:
-    """Weight decay, momentum, label smoothing, crops; dropout and the auxiliary weight where the network has them."""
+    """Return a space of weight decay, momentum, label smoothing, crops, and dropout and heads if there are any."""
     area = base.augmentation.area
     areas = _CROP_AREAS if area in _CROP_AREAS else (*_CROP_AREAS, area)
-    found = {
-        "optimizer.weight_decay": Dimension(low=1e-5, high=1e-2, log=True),
-        "optimizer.momentum": Dimension(values=(0.8, 0.9, 0.95, 0.98)),
-        "loss.label_smoothing": Dimension(low=0.0, high=0.2),
-        "augmentation.area": Dimension(values=areas),
-    }
+    dimensions: dict[str, Dimension] = {}
+    if hasattr(base.optimizer, "weight_decay"):
+        dimensions["optimizer.weight_decay"] = Dimension(low=1e-5, high=1e-2, log=True)
+    if hasattr(base.optimizer, "momentum"):
+        dimensions["optimizer.momentum"] = Dimension(values=(0.8, 0.9, 0.95, 0.98))
+    dimensions["loss.label_smoothing"] = Dimension(low=0.0, high=0.2)
+    dimensions["augmentation.area"] = Dimension(values=areas)
     if hasattr(base.model, "dropout"):
-        found["model.dropout"] = Dimension(low=0.0, high=0.7)
+        dimensions["model.dropout"] = Dimension(low=0.0, high=0.7)
     if isinstance(base.model, GoogLeNetConfig) and base.model.auxiliary:
-        found["loss.auxiliary_weight"] = Dimension(low=0.0, high=0.6)
-    return Space(dimensions=found)
+        dimensions["loss.auxiliary_weight"] = Dimension(low=0.0, high=0.6)
+    return Space(dimensions=dimensions)
 
 
 def build_rate_space(base: Recipe) -> Space:
-    """The rate alone, within a factor of 10, under the schedule that the recipe has."""
+    """Return a space of the rate alone, within a factor of 10, under the recipe's schedule."""
     # A schedule that ends at a rate of its own cannot start below it.
     schedule = base.schedule
     lowest = max(_get_lowest_rate(schedule.base_rate), getattr(schedule, "final_rate", 0.0))
@@ -73,16 +74,19 @@ SPACES: dict[str, Callable[[Recipe], Space]] = {
 
 
 def find_space(space: str, base: Recipe) -> Space:
-    """The space of that name for the recipe, else the one in the file at that path or URL.
+    """Return the space of that name for the recipe, else the one in the file at that path or URL.
 
-    Raises:
-        ConfigError: when it is neither.
+    Raises ConfigError when it is neither.
     """
     if space in SPACES:
         return SPACES[space](base)
     if "/" not in space and "." not in space:
         near = format_suggestion(space, list(SPACES), "spaces")
-        raise ConfigError(FieldError("space", f"{format_value(space)} is no space and no .json or .toml file{near}"))
+        raise ConfigError(
+            FieldError(
+                "space", f"must be the name of a space, or a .json or .toml file, got {format_value(space)}{near}"
+            )
+        )
     return load_space(space)
 
 
@@ -95,5 +99,5 @@ def _get_lowest_rate(rate: float) -> float:
 
 
 def _round_number(number: float) -> float:
-    """Two digits of it: ranges are read by people."""
+    """Return the number to two digits, so that ranges are easy to read."""
     return float(f"{number:.2g}")

@@ -1,32 +1,31 @@
-"""Which trial is best, as a table, and whether its gain is more than the noise of seeds."""
+"""The ranking of trials as a table, and whether the winner's gain is more than the noise of seeds."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from orchestrator.tuning.param_axes import build_axes, format_assignment, format_value, make_short_names
-from orchestrator.tuning.trial import MetricName, Trial
+from orchestrator.monitor.formatting import format_duration
+from orchestrator.plotting.report_format import TextRow, format_count, format_markdown_table, format_text_table
+from orchestrator.tuning.param_names import format_assignment, format_value, list_paths, make_short_names
+from orchestrator.tuning.trial import Metric, Trial
 
 MAX_LINE_CHARS = 100  # characters of a line of the plain table
-MIN_RELIABLE_SEEDS = 5  # with fewer the spread itself is hardly known
-METRIC_NAMES: dict[MetricName, str] = {"top1_error": "top-1 error", "top5_error": "top-5 error"}
-
-TextRow = tuple[str, ...]
+MIN_RELIABLE_SEEDS = 5  # fewer hardly show how far seeds spread
+_TEXT_COLUMNS = (1, 2)  # trial and state; the others are numbers
 
 
 @dataclass(frozen=True)
 class RankedTrial:
     """A trial and its place.
 
-    rank: from 1. score: the error in percent at the last validated epoch, None without one. cost_share: of the seconds
-    that all trials were trained for, from 0 to 1.
+    rank: from 1. score: at the last validated epoch; None without one. cost_share: of the seconds of training of all
+    trials, from 0 to 1.
     """
 
     rank: int
@@ -39,10 +38,9 @@ class RankedTrial:
 
 @dataclass(frozen=True)
 class RepeatedScores:
-    """The errors, in percent, of one recipe under several seeds.
+    """The scores of one recipe under several seeds.
 
-    lost: runs without a score, which are in no figure. deviation: the standard deviation of the seeds, None for fewer
-    than two.
+    lost: runs without a score, which count in no figure. deviation: the standard deviation; None for fewer than two.
     """
 
     scores: tuple[float, ...]
@@ -55,9 +53,9 @@ class RepeatedScores:
 class SeedComparison:
     """The winner against the base preset, each under several seeds.
 
-    gain: mean error of the base less that of the winner, in points: above 0 where the winner is better. interval: the
-    95% interval of the gain after Welch; None where the seeds cannot give one. beyond: whether it excludes 0, so that
-    the difference, in whichever direction, is larger than seed noise; None without an interval.
+    gain: by how much the winner's mean is better; below 0 it is worse. interval: the 95% interval of the gain after
+    Welch; None when the seeds cannot give one. beyond: whether it excludes 0, so that the difference, in either
+    direction, is larger than seed noise; None without an interval.
     """
 
     base: RepeatedScores
@@ -68,197 +66,147 @@ class SeedComparison:
     verdict: str
 
 
-def rank_trials(trials: Sequence[Trial], metric: MetricName) -> tuple[RankedTrial, ...]:
-    """The trials, best first.
+def rank_trials(trials: Sequence[Trial], metric: Metric) -> tuple[RankedTrial, ...]:
+    """Return the trials, best first.
 
     Finished ones come first, by their scores; of equals the one of fewer epochs, then the earlier one. An early score
-    is no match for a late one, so what was ended or is not done comes behind, by the epochs reached and then by score.
-    Diverged and failed ones follow, and those that wait are last.
+    does not compare with a late one, so the others follow by the epochs that they reached and then by score. Diverged
+    and failed ones come next, and waiting ones are last.
     """
     total = math.fsum(trial.seconds for trial in trials)
     ordered = sorted(trials, key=lambda trial: _get_sort_key(trial, metric))
     return tuple(
         RankedTrial(
-            place,
-            trial,
-            trial.get_score(metric),
-            trial.trained_epochs,
-            trial.seconds,
+            rank, trial, trial.get_score(metric), trial.trained_epochs, trial.seconds,
             trial.seconds / total if total > 0 else 0.0,
         )
-        for place, trial in enumerate(ordered, 1)
-    )
+        for rank, trial in enumerate(ordered, 1)
+    )  # fmt: skip
 
 
-def find_winner(trials: Sequence[Trial], metric: MetricName) -> Trial | None:
-    """The best of the trials that finished; None when none has finished with a score."""
+def find_winner(trials: Sequence[Trial], metric: Metric) -> Trial | None:
+    """Return the best of the finished trials; None when none has finished with a score."""
     finished = [trial for trial in trials if trial.state == "finished" and trial.get_score(metric) is not None]
     return min(finished, key=lambda trial: _get_sort_key(trial, metric), default=None)
 
 
-def build_columns(ranking: Sequence[RankedTrial], metric: MetricName) -> tuple[TextRow, tuple[TextRow, ...]]:
-    """Head and rows of the ranking as text: seven columns, then one for each searched path ("-" where absent)."""
-    searched = build_axes([one.trial for one in ranking])
-    head = ("rank", "trial", "state", f"{METRIC_NAMES[metric]}, %", "epochs", "time", "cost, %")
-    rows = tuple(
-        (
-            *_format_facts(one),
-            *(
-                format_value(one.trial.assignment[axis.path]) if axis.path in one.trial.assignment else "-"
-                for axis in searched
-            ),
-        )
-        for one in ranking
-    )
-    # A path called like a column of the table, as `epochs`, says whose it is.
-    return head + tuple(axis.name if axis.name not in head else f"recipe.{axis.path}" for axis in searched), rows
+def build_columns(ranking: Sequence[RankedTrial], metric: Metric) -> tuple[TextRow, tuple[TextRow, ...]]:
+    """Return head and rows of the ranking: seven columns, then one for each searched path ("-" where absent)."""
+    names = make_short_names(list_paths(ranked.trial for ranked in ranking))
+    head: TextRow = ("rank", "trial", "state", metric.axis_label, "epochs", "time", "cost, %")
+
+    def format_values(trial: Trial) -> TextRow:
+        return tuple(format_value(trial.assignment[path]) if path in trial.assignment else "-" for path in names)
+
+    # A path named like a column of the table, such as `epochs`, is shown as the recipe's.
+    head += tuple(name if name not in head else f"recipe.{path}" for path, name in names.items())
+    return head, tuple((*_format_facts(ranked, metric), *format_values(ranked.trial)) for ranked in ranking)
 
 
-def render_text(ranking: Sequence[RankedTrial], metric: MetricName) -> str:
-    """The ranking as a plain table of at most 100 columns, one that a terminal or a log can show."""
-    head = ("rank", "trial", "state", "top-1 %" if metric == "top1_error" else "top-5 %", "epochs", "time", "cost %")
-    facts = [_format_facts(one) for one in ranking]
-    widths = [max(len(row[place]) for row in (head, *facts)) for place in range(len(head))]
-    left = sum(widths) + 2 * len(widths)
-    names = make_short_names(path for one in ranking for path in one.trial.assignment)
-    lines = [_format_line(head, widths) + "assignment"]
-    for one, row in zip(ranking, facts, strict=True):
-        said = textwrap.wrap(_format_trial(one.trial, names), MAX_LINE_CHARS - left, break_on_hyphens=False) or ["-"]
-        lines.append(_format_line(row, widths) + said[0])
-        lines += [" " * left + more for more in said[1:]]
+def render_text(ranking: Sequence[RankedTrial], metric: Metric) -> str:
+    """Return the ranking as a plain table of at most 100 columns for a terminal or a log."""
+    label = metric.label.replace(" error", " %") if metric.is_error else metric.label
+    head = ("rank", "trial", "state", label, "epochs", "time", "cost %")
+    names = make_short_names(list_paths(ranked.trial for ranked in ranking))
+    table = format_text_table([head, *(_format_facts(ranked, metric) for ranked in ranking)], _TEXT_COLUMNS)
+    width = len(table[0]) + 2
+    lines = [f"{table[0]}  assignment"]
+    for ranked, row in zip(ranking, table[1:], strict=True):
+        text = _format_trial(ranked.trial, names)
+        first, *more = textwrap.wrap(text, MAX_LINE_CHARS - width, break_on_hyphens=False) or ["-"]
+        lines += [f"{row}  {first}", *(" " * width + line for line in more)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def render_markdown(ranking: Sequence[RankedTrial], metric: MetricName) -> str:
-    """The ranking as a table in Markdown."""
+def render_markdown(ranking: Sequence[RankedTrial], metric: Metric) -> str:
+    """Return the ranking as a table in Markdown."""
     head, rows = build_columns(ranking, metric)
-    lines = [
-        "| " + " | ".join(map(escape_markdown, head)) + " |",
-        "|" + "".join(f" {'---' if place in (1, 2) else '---:'} |" for place in range(len(head))),
-    ]
-    lines += ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return format_markdown_table(head, rows, [column for column in range(len(head)) if column not in _TEXT_COLUMNS])
 
 
-def escape_markdown(words: str) -> str:
-    """Text that Markdown shows as it is: nothing in it ends a cell, marks it up or is HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(words.split()))
+def compare_seeds(base_scores: Sequence[float], winner_scores: Sequence[float], metric: Metric) -> SeedComparison:
+    """Return whether the winner's gain over the base preset is larger than seed noise.
 
-
-def format_duration(seconds: float) -> str:
-    """Seconds as people say them, as in "45s", "4m10s", "3h07m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-def compare_seeds(base_scores: Sequence[float], winner_scores: Sequence[float]) -> SeedComparison:
-    """Whether the winner's gain over the base preset is larger than what seeds do.
-
-    Both are errors in percent, of runs of fresh seeds: the score that the winner was chosen by is lucky and would
-    flatter it. Give a run without a score as a NaN: it is counted, and left out of the figures.
+    The scores are of runs with new seeds: the score that the winner was chosen by is lucky and would flatter it. A run
+    without a score is given as NaN: it is counted, and left out of the figures.
     """
     base, best = _summarize_scores(base_scores), _summarize_scores(winner_scores)
-    gain = None if base.mean is None or best.mean is None else base.mean - best.mean
+    gain = None
+    if base.mean is not None and best.mean is not None:
+        gain = metric.to_loss(base.mean) - metric.to_loss(best.mean)
     interval = None if gain is None else _compute_interval(gain, base, best)
     beyond = None if interval is None else not interval[0] <= 0 <= interval[1]
-    return SeedComparison(base, best, gain, interval, beyond, _compose_verdict(base, best, gain, interval))
+    return SeedComparison(base, best, gain, interval, beyond, _compose_verdict(base, best, gain, interval, metric))
 
 
-def _get_sort_key(trial: Trial, metric: MetricName) -> tuple[int, float, float, int]:
-    score = trial.get_score(metric)
-    last = math.inf if score is None else score
+def _get_sort_key(trial: Trial, metric: Metric) -> tuple[int, float, float, int]:
+    loss = trial.get_loss(metric)
     if trial.state == "finished":
-        return 0, last, trial.trained_epochs, trial.number
+        return 0, loss, trial.trained_epochs, trial.number
     group = {"diverged": 2, "failed": 2, "waiting": 3}.get(trial.state, 1)
-    return group, -trial.trained_epochs, last, trial.number
+    return group, -trial.trained_epochs, loss, trial.number
 
 
-def _format_facts(one: RankedTrial) -> TextRow:
-    return (
-        str(one.rank),
-        one.trial.name,
-        one.trial.state,
-        "-" if one.score is None else f"{one.score:.2f}",
-        str(one.epochs),
-        format_duration(one.seconds),
-        f"{100 * one.cost_share:.1f}",
-    )
+def _format_facts(ranked: RankedTrial, metric: Metric) -> TextRow:
+    score, time, cost = metric.format_score(ranked.score), format_duration(ranked.seconds), 100 * ranked.cost_share
+    return str(ranked.rank), ranked.trial.name, ranked.trial.state, score, str(ranked.epochs), time, f"{cost:.1f}"
 
 
-def _format_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Cells side by side; the trial and its state are words, the others numbers."""
-    return "".join(
-        f"{cell:<{width}}  " if place in (1, 2) else f"{cell:>{width}}  "
-        for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-
-
-def _format_trial(trial: Trial, names: dict[str, str]) -> str:
-    """The assignment, and why a trial failed or diverged."""
-    told = format_assignment(trial.assignment, names)
+def _format_trial(trial: Trial, names: Mapping[str, str]) -> str:
+    """Return the assignment, and why a trial failed or diverged."""
+    text = format_assignment(trial.assignment, names)
     if trial.reason and trial.state in ("diverged", "failed"):
-        told += f" ({textwrap.shorten(trial.reason, 70, placeholder='...')})"
-    return told.strip()
+        text += f" ({textwrap.shorten(trial.reason, 70, placeholder='...')})"
+    return text.strip()
 
 
 def _summarize_scores(scores: Sequence[float]) -> RepeatedScores:
-    kept = tuple(float(score) for score in scores if math.isfinite(score))
-    return RepeatedScores(
-        kept,
-        len(scores) - len(kept),
-        statistics.fmean(kept) if kept else None,
-        statistics.stdev(kept) if len(kept) > 1 else None,
-    )
+    finite = tuple(float(score) for score in scores if math.isfinite(score))
+    mean = statistics.fmean(finite) if finite else None
+    deviation = statistics.stdev(finite) if len(finite) > 1 else None
+    return RepeatedScores(finite, len(scores) - len(finite), mean, deviation)
 
 
 def _compute_interval(gain: float, base: RepeatedScores, best: RepeatedScores) -> tuple[float, float] | None:
-    """Welch's: the two may spread differently. None where there is no spread to reckon with."""
+    """Return Welch's interval, which allows for different spreads; None without any spread."""
     if base.deviation is None or best.deviation is None:
         return None
-    parts = [one.deviation**2 / len(one.scores) for one in (base, best) if one.deviation is not None]
-    if sum(parts) <= 0:
+    base_part, best_part = base.deviation**2 / len(base.scores), best.deviation**2 / len(best.scores)
+    variance = base_part + best_part
+    if variance <= 0:
         return None
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(one.scores) - 1) for part, one in zip(parts, (base, best), strict=True)
-    )
-    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(sum(parts))
+    freedom = variance**2 / (base_part**2 / (len(base.scores) - 1) + best_part**2 / (len(best.scores) - 1))
+    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
     return gain - reach, gain + reach
 
 
 def _compose_verdict(
-    base: RepeatedScores, best: RepeatedScores, gain: float | None, interval: tuple[float, float] | None
+    base: RepeatedScores, best: RepeatedScores, gain: float | None, interval: tuple[float, float] | None, metric: Metric
 ) -> str:
     lost = "".join(
-        f" {one.lost} of {one.lost + len(one.scores)} runs of the {name} gave no score and are left out, "
+        f" {group.lost} of {group.lost + len(group.scores)} runs of the {name} gave no score and are left out, "
         "which flatters it."
-        for name, one in (("base preset", base), ("winner", best))
-        if one.lost
+        for name, group in (("base preset", base), ("winner", best))
+        if group.lost
     )
     if gain is None:
         return f"No verdict: no run of the {'winner' if best.mean is None else 'base preset'} gave a score.{lost}"
-    direction = "better" if gain > 0 else "worse"
-    counts = f"{_format_seeds(len(best.scores))} against {len(base.scores)}"
-    said = f"The winner is {abs(gain):.2f} points {direction} than the base preset on average ({counts}"
+    points = " points" if metric.is_error else ""
+    counts = f"{format_count(len(best.scores), 'seed')} against {len(base.scores)}"
+    verdict = (
+        f"The winner is {metric.format_score(abs(gain))}{points} {'better' if gain > 0 else 'worse'} than the base "
+        f"preset on average ({counts}"
+    )
     if interval is None:
-        few = min(len(base.scores), len(best.scores)) < 2
-        why = "a single seed shows no spread" if few else "the seeds differ in nothing"
-        return f"{said}): {why}, so there is no interval, and seed noise alone may explain the difference.{lost}"
-    said += f"; 95% interval of the gain {_format_points(interval[0])} to {_format_points(interval[1])})"
+        is_single = min(len(base.scores), len(best.scores)) < 2
+        why = "a single seed shows no spread" if is_single else "all seeds have the same score"
+        return f"{verdict}): {why}, so there is no interval, and seed noise alone may explain the difference.{lost}"
+    low, high = (metric.format_score(round(bound, 2 if metric.is_error else 9) + 0.0) for bound in interval)  # no -0.00
+    verdict += f"; 95% interval of the gain {low} to {high})"
     if interval[0] <= 0 <= interval[1]:
-        said += ": no more than seed noise may explain."
+        verdict += ": no more than seed noise may explain."
     else:
-        said += f": more than seed noise explains{'' if gain > 0 else ', so keep the base preset'}."
+        verdict += f": more than seed noise explains{'' if gain > 0 else ', so keep the base preset'}."
     if min(len(base.scores), len(best.scores)) < MIN_RELIABLE_SEEDS:
-        said += " So few seeds hardly tell how far seeds spread; the interval takes their errors to be normal."
-    return said + lost
-
-
-def _format_points(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
-
-
-def _format_seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
+        verdict += " So few seeds hardly show how far seeds spread; the interval assumes normal errors."
+    return verdict + lost

@@ -1,7 +1,7 @@
-"""Trials on Ray Tune. What Tune decides: which actor trains what, and which trial is ended early.
+"""Trials on Ray Tune, which decides which actor trains what and which trial is pruned.
 
-What a trial is, what is known of it, and how it ended, is the sweep's (`Steering`): Tune's own records are scratch, and
-nothing of them is read after a driver died.
+The sweep (`sweep.Sweep`) defines the trials and records their results. Tune's own records are scratch: every driver
+creates them afresh and reads none of an earlier one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, Stopper, TuneConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -26,70 +26,33 @@ from orchestrator.config.output import prepare_output
 from orchestrator.ray_backend import ray_compat, ray_env, worker_prestart
 from orchestrator.ray_backend.run_spec import Placement
 from orchestrator.tuning import trial_run
-from orchestrator.tuning.trial_run import TrialReport, TrialRun, TrialTask
+from orchestrator.tuning.sweep import Sweep
+from orchestrator.tuning.trial_run import TrialReport, TrialRun
 
-# Ray Train's workers of a trial reserve what they need by themselves; its actor only drives them.
-WAITING_RESOURCES = {"memory": 1.0}  # a byte of it: an actor that reserves nothing at all is refused
+# For the actor of a trial with several workers, which Ray Train reserves for: an actor must reserve something.
+WAITING_RESOURCES = {"memory": 1.0}  # bytes
 EPOCH_KEY, SCORE_KEY = "epoch", "score"
+# Nodes have credentials of their own; what Tune passes to actors is visible in the cluster's records.
 _CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _log = logging.getLogger(__name__)
 _EXIT_DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
 
 
-class ReportDecision(Protocol):
-    """What the sweep thinks of a report."""
-
-    @property
-    def should_stop(self) -> bool:
-        """Whether the trial ends here, whatever the scheduler thinks."""
-
-    @property
-    def ask_scheduler(self) -> bool:
-        """Whether the scheduler is to judge it."""
-
-
-class TrialController(Protocol):
-    """The sweep as the study sees it; called from the thread of `run` alone."""
-
-    def next_task(self) -> TrialTask | Literal["later"] | None:
-        """The next trial; "later" when none may begin now, None when there will be none any more."""
-
-    def on_trial_started(self, number: int) -> None:
-        """An actor has begun a trial."""
-
-    def on_trial_report(self, report: TrialReport) -> ReportDecision:
-        """A trial reported an epoch, or its end."""
-
-    def on_trial_ended(self, number: int, error: str | None) -> None:
-        """A trial is over; error: what it failed with in the end."""
-
-
-class Rule(Protocol):
-    """Which trials end early: the values of tuning.config.SearchConfig that concern a scheduler."""
-
-    kind: str
-    grace: int
-    epochs: int
-    reduction: float
-
-
-def run_tuner(
-    steering: TrialController, scheduler: TrialScheduler, placement: Placement, gpus: float, retries: int
-) -> None:
-    """Run trials until there are no more. Blocks; a trial's failure is told to `steering`, never raised."""
+def run_tuner(sweep: Sweep, scheduler: TrialScheduler, placement: Placement, gpus: float, max_failures: int) -> None:
+    """Run trials until the sweep has no more. Blocks; a trial's failure is reported to the sweep, never raised."""
     ray_env.set_tune_variables()
-    # It repeats which trials failed; the sweep has told them, with their causes.
+    # It repeats which trials failed; the sweep has reported them, with their causes.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
-    one = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
-    bundle = one if placement.workers == 1 else WAITING_RESOURCES
+    worker = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
+    bundle = worker if placement.workers == 1 else WAITING_RESOURCES
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, PlacementGroupFactory([bundle])),
             tune_config=TuneConfig(
                 metric=SCORE_KEY,
                 mode="min",
-                search_alg=_SweepSearcher(steering),
-                scheduler=_SweepScheduler(steering, scheduler),
+                search_alg=_SweepSearcher(sweep),
+                scheduler=_SweepScheduler(sweep, scheduler),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_make_name,
@@ -98,10 +61,9 @@ def run_tuner(
             run_config=RunConfig(
                 name="sweep",
                 storage_path=scratch,
-                failure_config=FailureConfig(max_failures=retries),
+                failure_config=FailureConfig(max_failures=max_failures),
                 verbose=0,
-                callbacks=[_SweepCallback(steering)],
-                stop=_NeverStopper(),
+                callbacks=[_SweepCallback(sweep)],
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
@@ -137,68 +99,72 @@ def _patch_actor_variables() -> Iterator[None]:
 
 
 def make_asha(epochs: int, grace: int, reduction: float) -> TrialScheduler:
-    """Asynchronous successive halving (arXiv 1810.05934)."""
+    """Return asynchronous successive halving (arXiv 1810.05934)."""
     return AsyncHyperBandScheduler(time_attr=EPOCH_KEY, max_t=epochs, grace_period=grace, reduction_factor=reduction)
 
 
 def make_median_stopping(grace: int) -> TrialScheduler:
-    """Ends trials that are worse than the median of the running means at the same epoch (Vizier, section 3.2.2)."""
+    """Return the rule that prunes trials worse than the median of the running means (Vizier, section 3.2.2)."""
     return MedianStoppingRule(
         time_attr=EPOCH_KEY,
         grace_period=float(grace),
         min_samples_required=3,
-        min_time_slice=sys.maxsize,  # else trials pause for others to come as far, and none of ours is ever paused
+        min_time_slice=sys.maxsize,  # else trials pause until others have caught up, which the sweep does not support
     )
 
 
 def make_fifo() -> TrialScheduler:
-    """Ends no trial."""
+    """Return a scheduler that prunes no trial."""
     return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
 class TrialActor(tune.Trainable):
-    """The process that trains trials, one after the other: torch is imported once."""
+    """The process that trains trials one after another, so that torch is imported once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial over."""
+        """Take over a trial."""
         prepare_output()
         task = trial_run.decode_task(config["trial"])
-        from orchestrator.tuning.trial_training import train_trial  # torch is imported in the trial's process alone
+        from orchestrator.tuning.trial_training import train_trial  # the driver does without torch
 
         self._run = TrialRun(task, train_trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial over; the one before saves where it is, if it has not ended."""
+        """Take over the next trial; the one before saves if it has not ended."""
         self._run.close()
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next epoch."""
+        """Train the next epoch."""
         report = self._run.step()
-        # As text: Tune would take nested values apart.
-        told: dict[str, Any] = {"report": report.to_json(), EPOCH_KEY: report.epoch, "done": report.state != "running"}
-        return told if report.score is None else {**told, SCORE_KEY: report.score}
+        # As text, because Tune flattens nested values.
+        result: dict[str, Any] = {
+            "report": report.to_json(),
+            EPOCH_KEY: report.epoch,
+            "done": report.state != "running",
+        }
+        return result if report.score is None else {**result, SCORE_KEY: report.score}
 
     def cleanup(self) -> None:
-        """The end of this process: save."""
+        """Save before the process ends."""
         self._run.close()
 
 
 class _NotPickled:
-    """Tune writes down what it consists of, for a restore that is never asked for: this is left out of it."""
+    """A part of Tune that stays out of the state that Tune saves for a restore, which the project never uses."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         return object, ()
 
 
 class _SweepSearcher(_NotPickled, Searcher):
-    def __init__(self, steering: TrialController) -> None:
+    def __init__(self, sweep: Sweep) -> None:
         super().__init__(metric=SCORE_KEY, mode="min")
-        self._controller = steering
+        self._sweep = sweep
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a text
-        task = self._controller.next_task()
+        task = self._sweep.next_task()
         if task is None:
             return str(Searcher.FINISHED)
         return None if task == "later" else {"number": task.number, "trial": json.dumps(task.to_dict())}
@@ -213,22 +179,12 @@ class _SweepSearcher(_NotPickled, Searcher):
         raise NotImplementedError
 
 
-class _NeverStopper(_NotPickled, Stopper):
-    """Nothing: the judge ends trials, and the source the study."""
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return False
-
-
 class _SweepScheduler(_NotPickled, TrialScheduler):
-    """Asks the sweep, then the scheduler, which is not shown again what an earlier attempt had reported."""
+    """A scheduler that asks the sweep first, then `inner`, which sees each epoch of a trial once."""
 
-    def __init__(self, steering: TrialController, inner: TrialScheduler) -> None:
+    def __init__(self, sweep: Sweep, inner: TrialScheduler) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._controller, self._inner = steering, inner
+        self._sweep, self._inner = sweep, inner
         self._last_epochs: dict[str, int] = {}
 
     @property
@@ -246,14 +202,14 @@ class _SweepScheduler(_NotPickled, TrialScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         report = _parse_report(result)
-        decision = self._controller.on_trial_report(report)
+        decision = self._sweep.on_trial_report(report)
         if decision.should_stop:
             return str(TrialScheduler.STOP)
         if SCORE_KEY not in result or report.epoch <= self._last_epochs.get(trial.trial_id, 0):
             return str(TrialScheduler.CONTINUE)
         self._last_epochs[trial.trial_id] = report.epoch
-        found = self._inner.on_trial_result(tune_controller, trial, result)
-        return str(found if decision.ask_scheduler else TrialScheduler.CONTINUE)
+        verdict = self._inner.on_trial_result(tune_controller, trial, result)
+        return str(verdict if decision.ask_scheduler else TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self._inner.on_trial_complete(tune_controller, trial, result)
@@ -269,29 +225,29 @@ class _SweepScheduler(_NotPickled, TrialScheduler):
 
 
 class _SweepCallback(_NotPickled, Callback):
-    """Passes on what the judge is not asked about: beginnings and ends."""
+    """Reports to the sweep what Tune does not ask a scheduler about: starts and ends of trials."""
 
-    def __init__(self, steering: TrialController) -> None:
-        self._controller = steering
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._controller.on_trial_started(_get_number(trial))
+        self._sweep.on_trial_started(_get_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
         report = _parse_report(result)
-        if report.state != "running":  # the judge is not shown a trial's last words
-            self._controller.on_trial_report(report)
+        if report.state != "running":  # Tune does not show the last report to the scheduler
+            self._sweep.on_trial_report(report)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._controller.on_trial_ended(_get_number(trial), None)
+        self._sweep.on_trial_ended(_get_number(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        # Its actor, which would have done so, may be dead, and its workers' reservation would stay.
+        # Its actor may be dead, and cannot release the reservation of its workers.
         if (internals := ray_compat.load_ray_internals()) is not None:
             internals.release_placement_group(trial_run.decode_task(trial.config["trial"]).spec.folder)
-        self._controller.on_trial_ended(_get_number(trial), _find_cause(trial))
+        self._sweep.on_trial_ended(_get_number(trial), _find_cause(trial))
 
 
 def _parse_report(result: dict[str, Any]) -> TrialReport:
@@ -307,7 +263,7 @@ def _make_name(trial: Trial) -> str:
 
 
 def _find_cause(trial: Trial) -> str:
-    """Why a trial failed for good: Ray puts the cause at the end of a long text."""
+    """Return why a trial failed: Ray puts the cause at the end of a long text."""
     try:
         text = Path(trial.error_file or "").read_text(encoding="utf-8", errors="replace").rpartition("Failure #")[2]
     except OSError:

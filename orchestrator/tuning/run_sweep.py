@@ -1,4 +1,4 @@
-"""A sweep from its plan to its hand-over, in a session."""
+"""The run of a sweep in a session: its plan, its trials, its entries in the tracker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.tuning.config import SearchConfig, TuneJob
 from orchestrator.tuning.live_progress import SweepProgress
 from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
-from orchestrator.tuning.trial import State, Trial
+from orchestrator.tuning.trial import Metric, State, Trial
 from orchestrator.tuning.trial_store import TrialStore
 
 _TRACKER_STATUS: dict[State, FinalStatus] = {
@@ -38,7 +38,7 @@ _TRACKER_STATUS: dict[State, FinalStatus] = {
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is; a pure function of command line, space and dataset."""
+    """The definition of a sweep: a pure function of command line, space and dataset."""
 
     job: TuneJob
     base: Recipe
@@ -46,38 +46,46 @@ class SweepPlan:
     dataset_digest: str
 
     @property
+    def metric(self) -> Metric:
+        """The metric that trials are compared by."""
+        return self.job.search.objective
+
+    @property
     def name(self) -> str:
-        """Name of the sweep and of its folder. Budgets are no part of it: more of one goes on."""
-        # The space counts by its content, not by the name of its file. Names of older sweeps have interval_epochs.
-        search = {**self.job.search.model_dump(exclude={"space"}), "interval_epochs": None}
-        about = compute_fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
-        return f"{self.base.name}-sweep-{about}"
+        """The name of the sweep and of its folder, which budgets leave alone."""
+        # The space counts by its content, not by the name of its file. Sweeps of older versions had interval_epochs,
+        # and no mode, which is "min" for the errors.
+        search = {**self.job.search.model_dump(exclude={"space", "mode"}), "interval_epochs": None}
+        if self.metric.maximize:
+            search["mode"] = "max"
+        digest = compute_fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
+        return f"{self.base.name}-sweep-{digest}"
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What came of it."""
+    """The trials of a sweep that has ended."""
 
     plan: SweepPlan
     folder: str
     key: str
     trials: tuple[Trial, ...]
-    stop_reason: str  # why no more was tried; empty when all that was asked for has been
+    stop_reason: str  # why the sweep ended before all its trials did; else empty
     new_epochs: int  # trained by this command
 
 
-def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held: Lease) -> SweepResult:
-    """Train the trials that are not done; all of them. The caller holds the lease and has opened the run of `key`."""
-    job, base = planned.job, planned.base
+def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: Lease) -> SweepResult:
+    """Train the trials that are not done; return all. The caller holds the lease and has opened the run of `key`."""
+    job, base = plan.job, plan.base
     destination = session.destination.model_copy(update={"storage": folder})
 
-    def spec_of(recipe: Recipe) -> RunSpec:
+    def make_spec(recipe: Recipe) -> RunSpec:
         return RunSpec(
             recipe=recipe,
             placement=job.placement,
             destination=destination,
             cadence=job.cadence,
-            dataset_digest=planned.dataset_digest,
+            dataset_digest=plan.dataset_digest,
             weights=job.weights and urls.require_absolute(job.weights, "weights"),
         )
 
@@ -85,64 +93,67 @@ def run_trials(session: Session, planned: SweepPlan, folder: str, key: str, held
         return count_slots(cluster.get_capacity(), job.placement, session.gpus)
 
     full = count_slots(session.capacity, job.placement, session.gpus)
+    tracked = _TrialTracker(session, key)
     with CapacityMonitor(full, query_slots) as supply:
-        terms = SweepContext(
+        context = SweepContext(
             base=base,
-            metric=job.search.metric,
+            metric=plan.metric,
             budget=job.budget,
-            make_spec=spec_of,
-            stop_flag=held.stop_flag,
-            successor=held.successor,
+            make_spec=make_spec,
+            stop_flag=lease.stop_flag,
+            successor=lease.successor,
             gpus=session.gpus,
             is_stop_requested=session.interruption.event.is_set,
             count_slots=lambda: _count_slots(supply.slots, job),
+            on_trial_added=tracked.add_trial,
+            on_trial_changed=tracked.update_trial,
         )
-        ledger = TrialStore(folder)
-        entries = ledger.load_trials(lambda recipe: spec_of(recipe).folder)
-        sampler = samplers.make_sampler(job.search.sampler, planned.space, base, job.search.metric, job.search.seed)
-        sweep = Sweep(terms, ledger, entries, sampler, _TrialTracker(session, key))
+        store = TrialStore(folder)
+        entries = store.load_trials(lambda recipe: make_spec(recipe).folder)
+        sampler = samplers.make_sampler(job.search.sampler, plan.space, base, plan.metric, job.search.seed)
+        sweep = Sweep(context, store, entries, sampler)
         done = sum(entry.trial.is_terminal for entry in entries)
-        before = f", {done} of {len(entries)} begun ones are done already" if entries else ""
+        progress = f", {done} of {len(entries)} begun ones are done already" if entries else ""
         session.print_line(
-            f"sweep {planned.name}: at most {job.budget.trials} trials, "
-            f"{count_parallel_trials(session, job)} at once{before}"
+            f"sweep {plan.name}: at most {job.budget.trials} trials, "
+            f"{count_parallel_trials(session, job)} in parallel{progress}"
         )
-        with SweepProgress(lambda: sweep.trials, job.search.metric, session.console):
+        with SweepProgress(lambda: sweep.trials, plan.metric, session.console):
             scheduler = _make_scheduler(job.search, base)
             ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus, _get_max_failures(job))
-    return SweepResult(planned, folder, key, sweep.trials, sweep.stop_reason, sweep.new_epochs)
+    return SweepResult(plan, folder, key, sweep.trials, sweep.stop_reason, sweep.new_epochs)
 
 
-def record_plan(session: Session, planned: SweepPlan, folder: str) -> str:
-    """Write what the sweep is and open its run in the tracker; its key there."""
+def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:
+    """Write the definition of the sweep and open its run in the tracker; return the run's key there."""
     about = {
-        "base": planned.base.to_dict(),
-        "space": planned.space.to_dict(),
-        "search": planned.job.search.to_dict(),
+        "base": plan.base.to_dict(),
+        "space": plan.space.to_dict(),
+        "search": plan.job.search.to_dict(),
         "dataset": session.manifest.name,
-        "dataset_digest": planned.dataset_digest,
+        "dataset_digest": plan.dataset_digest,
     }
     file_io.write_bytes(file_io.join(folder, SWEEP_FILE), json.dumps(about, indent=1).encode())
-    key = session.make_tracking_key(planned.name)
-    params = {f"search.{path}": str(value) for path, value in flatten_config(planned.job.search).items()}
-    params |= {path: str(value) for path, value in flatten_config(planned.base).items()}
+    key = session.make_tracking_key(plan.name)
+    params = {f"search.{path}": str(value) for path, value in flatten_config(plan.job.search).items()}
+    params |= {path: str(value) for path, value in flatten_config(plan.base).items()}
     session.record_parent_run(
-        TrackedRun(key, planned.name, None, params, {"orchestrator.folder": redaction.redact(folder)})
+        TrackedRun(key, plan.name, None, params, {"orchestrator.folder": redaction.redact(folder)})
     )
     return key
 
 
 class _TrialTracker:
-    """Every trial is a run of its own in the tracker, nested under the sweep's."""
+    """Trials as runs of their own in the tracker, nested under the sweep's."""
 
     def __init__(self, session: Session, parent: str) -> None:
         self._session, self._parent = session, parent
         self._logged_states: dict[str, State] = {}
 
-    def on_trial_added(self, spec: RunSpec) -> None:
+    def add_trial(self, spec: RunSpec) -> None:
         self._session.record_run(spec, self._parent)
 
-    def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
+    def update_trial(self, trial: Trial, spec: RunSpec) -> None:
         if self._logged_states.get(spec.name) == trial.state or trial.state not in _TRACKER_STATUS:
             return
         self._logged_states[spec.name] = trial.state
@@ -152,41 +163,38 @@ class _TrialTracker:
 
 
 def _get_max_failures(job: TuneJob) -> int:
-    """How often an actor may fail; Ray Train restarts the workers of a trial that has several by itself."""
+    """Return how often an actor may fail; with several workers Ray Train restarts them by itself."""
     return job.placement.max_restarts if job.placement.workers == 1 else 1
 
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
-    """Trials at once. Raises launch_errors.ClusterError when the cluster holds fewer than were asked for."""
-    holds = count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
-    asked = job.placement.at_once
-    if asked is not None and asked > max(1, holds):
+    """Return how many trials run at the same time. Raises ClusterError when the cluster holds fewer than requested."""
+    capacity = count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
+    requested = job.placement.at_once
+    if requested is not None and requested > max(1, capacity):
         raise launch_errors.ClusterError(
-            f"placement.at_once: {asked} is refused: the cluster holds {holds} trials of {job.placement.workers} "
-            f"workers at once; lower it, or leave it out"
+            f"placement.at_once must be at most {max(1, capacity)}, the trials of {job.placement.workers} workers that "
+            f"fit on the cluster, got {requested}; set a lower one, or leave it out"
         )
-    return asked or max(1, holds)
+    return requested or max(1, capacity)
 
 
 def _count_slots(workers: int, job: TuneJob) -> int:
-    """Trials that the study may have in hand, now that the cluster holds so many workers."""
-    holds = max(1, workers // job.placement.workers)
-    asked = job.placement.at_once
-    # One more than fit keeps the process of a trial that ends, unless it would find room to begin.
-    fits = job.placement.workers > 1 or (asked is not None and asked < holds)
-    return min(asked or holds, holds) - (STAGED_TRIALS if fits else 0)
+    """Return how many trials Tune may hold, now that the cluster holds so many workers."""
+    capacity = max(1, workers // job.placement.workers)
+    requested = job.placement.at_once
+    # The staged trial keeps the process of one that ends; none is staged where it would find room to begin.
+    would_begin = job.placement.workers > 1 or (requested is not None and requested < capacity)
+    return min(requested or capacity, capacity) - (STAGED_TRIALS if would_begin else 0)
 
 
 def _make_scheduler(search: SearchConfig, base: Recipe) -> Any:
+    grace = search.get_grace_epochs(base)
     if search.scheduler == "asha":
-        return ray_tune.make_asha(base.epochs, search.get_grace_epochs(base), search.reduction)
-    return (
-        ray_tune.make_median_stopping(search.get_grace_epochs(base))
-        if search.scheduler == "median"
-        else ray_tune.make_fifo()
-    )
+        return ray_tune.make_asha(base.epochs, grace, search.reduction)
+    return ray_tune.make_median_stopping(grace) if search.scheduler == "median" else ray_tune.make_fifo()
 
 
 def get_unfinished(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that could go on."""
+    """Return the trials that can resume."""
     return [trial for trial in trials if not trial.is_terminal]

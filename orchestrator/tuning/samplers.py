@@ -1,6 +1,6 @@
-"""Which recipe is tried next: a function of the space, a seed and all trials so far. Importable without torch or ray.
+"""The next recipe of a sweep: a function of the space, a seed and all trials so far. Importable without torch or ray.
 
-Samplers keep nothing: a sweep whose driver died goes on with the same suggestions as soon as the trials are known.
+Samplers have no state, so a sweep that resumes continues with the same suggestions.
 """
 
 from __future__ import annotations
@@ -30,56 +30,52 @@ from orchestrator.tuning.space import (
     list_grid,
     to_hashable,
 )
-from orchestrator.tuning.trial import Assignment, MetricName, State, Trial
+from orchestrator.tuning.trial import Assignment, Metric, State, Trial
 
 
 class Sampler(Protocol):
-    """Chooses trials."""
+    """A way to choose trials."""
 
-    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
-        """The assignment of trial len(told) + 1, valid and not tried before; None when the space is exhausted.
+    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
+        """Return a valid assignment that was not tried before; None when the space is exhausted.
 
-        Args:
-            told: all trials so far, by number from 1, as they stand now.
-
-        Raises:
-            ConfigError: when all that the sampler draws is refused by the recipe.
+        trials: all trials so far, by number from 1. Raises ConfigError when no assignment drawn gives a valid recipe.
         """
 
 
 @dataclass(frozen=True)
 class RandomSampler:
-    """Draws each value by itself, evenly on its scale."""
+    """Independent draws of each value, even on its scale."""
 
     space: Space
     base: Recipe
     seed: int
 
-    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
-        """The next assignment; how trials went makes no difference, only which recipes they had."""
-        draws = draw_assignments(self.space, self.base, self.seed, len(told) + 1)
-        return pick_untried(self.space, self.base, self.seed, told, draws)
+    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
+        """Return the next assignment, whatever the scores of the trials."""
+        draws = draw_assignments(self.space, self.base, self.seed, len(trials) + 1)
+        return pick_untried(self.space, self.base, self.seed, trials, draws)
 
 
 @dataclass(frozen=True)
 class GridSampler:
-    """Goes through all values, and through the points of ranges, in a fixed order."""
+    """All combinations of values, and of the points of ranges, in a fixed order."""
 
     space: Space
     base: Recipe
 
-    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
-        """The first assignment of the grid that was not tried."""
-        tried = get_tried_recipes(self.base, told)
-        return next((found for recipe, found in self._assignments.items() if recipe not in tried), None)
+    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
+        """Return the first assignment of the grid that was not tried."""
+        tried = get_tried_recipes(self.base, trials)
+        return next((assignment for recipe, assignment in self._assignments.items() if recipe not in tried), None)
 
     @cached_property
     def _assignments(self) -> dict[Recipe, Assignment]:
-        return {build_recipe(self.base, found): found for found in list_grid(self.space, self.base)}
+        return {build_recipe(self.base, assignment): assignment for assignment in list_grid(self.space, self.base)}
 
 
-def make_sampler(kind: SamplerKind, space: Space, base: Recipe, metric: MetricName, seed: int) -> Sampler:
-    """The sampler of that kind; the space must have passed `checking.check`."""
+def make_sampler(kind: SamplerKind, space: Space, base: Recipe, metric: Metric, seed: int) -> Sampler:
+    """Return the sampler of that kind; the space must have passed `validate_space.check_space`."""
     match kind:
         case "random":
             return RandomSampler(space, base, seed)
@@ -89,35 +85,33 @@ def make_sampler(kind: SamplerKind, space: Space, base: Recipe, metric: MetricNa
             return TpeSampler(space, base, metric, seed)
 
 
-# Where one draw in ten is valid and new, missing it so often happens once in a billion.
+# If one draw in ten is valid and new, so many draws miss it once in a billion times.
 MAX_DRAWS = 200
 
 
 def draw_assignments(space: Space, base: Recipe, seed: int, number: int) -> Iterator[Assignment]:
-    """MOST_DRAWS assignments for the trial of that number; each value depends on seed, number, draw and path alone."""
+    """Draw MAX_DRAWS assignments for a trial; each value depends on seed, number, draw and path alone."""
     for draw in range(MAX_DRAWS):
 
         def pick(path: str, dimension: Dimension, draw: int = draw) -> object:
-            # The 53 bits that a float holds, as keyed.uniforms takes them.
+            # A float holds 53 bits.
             return dimension.value_at((rng.derive_key(seed, f"sweep {path}", number, draw) >> 11) * 2.0**-53)
 
         yield choose_assignment(space, base, pick)
 
 
 def pick_untried(
-    space: Space, base: Recipe, seed: int, told: Sequence[Trial], draws: Iterable[Assignment]
+    space: Space, base: Recipe, seed: int, trials: Sequence[Trial], draws: Iterable[Assignment]
 ) -> Assignment | None:
-    """The first of the draws whose recipe is valid and was not tried before; None when the space is exhausted.
+    """Return the first draw whose recipe is valid and was not tried before; None when the space is exhausted.
 
-    When none is, all that a space with an end holds is looked through; one without an end counts as exhausted.
-
-    Raises:
-        ConfigError: when no draw is valid.
+    After the draws come all assignments of a finite space; an infinite one counts as exhausted then. Raises ConfigError
+    when no draw is valid.
     """
-    tried = get_tried_recipes(base, told)
+    tried = get_tried_recipes(base, trials)
     refusals: list[ConfigError] = []
     is_any_valid = False
-    for assignment in chain(draws, _iter_shuffled(space, base, rng.derive_key(seed, "sweep all", len(told) + 1))):
+    for assignment in chain(draws, _iter_shuffled(space, base, rng.derive_key(seed, "sweep all", len(trials) + 1))):
         try:
             recipe = build_recipe(base, assignment)
         except ConfigError as error:
@@ -128,29 +122,27 @@ def pick_untried(
         is_any_valid = True
     if is_any_valid:
         return None
-    reason = f"{len(refusals)} trials drawn in a row are refused; narrow the ranges, or change the recipe; the first: "
+    reason = f"none of {len(refusals)} trials drawn is valid; narrow the ranges, or change the recipe; the first: "
     raise ConfigError(FieldError("dimensions", reason + str(refusals[0])))
 
 
-def get_tried_recipes(base: Recipe, told: Sequence[Trial]) -> set[Recipe]:
-    """The recipes tried so far; what they are called makes no difference."""
-    return {trial.recipe.model_copy(update={"name": base.name}) for trial in told}
+def get_tried_recipes(base: Recipe, trials: Sequence[Trial]) -> set[Recipe]:
+    """Return the recipes tried so far, all under the name of the base."""
+    return {trial.recipe.model_copy(update={"name": base.name}) for trial in trials}
 
 
 def _iter_shuffled(space: Space, base: Recipe, key: int) -> Iterator[Assignment]:
-    """Everything in a space with an end, shuffled by the key; nothing of a space without one."""
-    found = list_assignments(space, base) or ()
-    for place in rng.permutation(key, len(found)):
-        yield found[place]
+    """Yield all assignments of a finite space, shuffled by the key; none of an infinite one."""
+    assignments = list_assignments(space, base) or ()
+    for place in rng.permutation(key, len(assignments)):
+        yield assignments[place]
 
 
-# Suggestions of one trial that may be refused or tried before; then it is drawn at random.
+# Suggestions for one trial that may be invalid or tried before; then it is drawn at random.
 _MAX_SUGGESTIONS = 20
-# In percent, of a trial that diverged: worse than any error there is, so that its neighbourhood is left.
-_DIVERGED_ERROR = 101.0
 
-# Failed: of no fault of its recipe's, so nothing is learned from it. What has not ended yet counts as bad for the
-# while, so that trials side by side differ ("constant liar").
+# Nothing is learned from a failed trial: its recipe is not the cause. A trial that has not ended counts as bad for the
+# time being, so that parallel trials differ ("constant liar").
 _OPTUNA_STATES: dict[State, TrialState] = {
     "waiting": TrialState.RUNNING,
     "running": TrialState.RUNNING,
@@ -164,23 +156,23 @@ _OPTUNA_STATES: dict[State, TrialState] = {
 
 @dataclass(frozen=True)
 class TpeSampler:
-    """Learns from the trials that ended; the first ten are drawn at random."""
+    """Optuna's TPE, which learns from the trials that ended; the first ten are drawn at random."""
 
     space: Space
     base: Recipe
-    metric: MetricName
+    metric: Metric
     seed: int
 
-    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
-        """The next assignment, as `samplers.Sampler` says."""
-        number = len(told) + 1
-        draws = chain(self._iter_suggestions(told), draw_assignments(self.space, self.base, self.seed, number))
-        return pick_untried(self.space, self.base, self.seed, told, draws)
+    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
+        """Return the next assignment, as `Sampler.suggest` does."""
+        number = len(trials) + 1
+        draws = chain(self._iter_suggestions(trials), draw_assignments(self.space, self.base, self.seed, number))
+        return pick_untried(self.space, self.base, self.seed, trials, draws)
 
-    def _iter_suggestions(self, told: Sequence[Trial]) -> Iterator[Assignment]:
-        study = self._build_study(told)
+    def _iter_suggestions(self, trials: Sequence[Trial]) -> Iterator[Assignment]:
+        study = self._build_study(trials)
         for _ in range(_MAX_SUGGESTIONS):
-            # Optuna takes one that is not wanted for running, and keeps away from it.
+            # Optuna takes an unused suggestion for a running trial, and avoids its neighbourhood.
             trial = study.ask()
 
             def pick(path: str, dimension: Dimension, trial: optuna.Trial = trial) -> object:
@@ -188,34 +180,35 @@ class TpeSampler:
 
             yield choose_assignment(self.space, self.base, pick)
 
-    def _build_study(self, told: Sequence[Trial]) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # each study would be announced
+    def _build_study(self, trials: Sequence[Trial]) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna announces each study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, since 2021
             sampler = optuna.samplers.TPESampler(
-                seed=rng.derive_key(self.seed, "sweep tpe", len(told) + 1) % 2**32,
+                seed=rng.derive_key(self.seed, "sweep tpe", len(trials) + 1) % 2**32,
                 multivariate=True,
                 group=True,
                 constant_liar=True,
             )
         study = optuna.create_study(sampler=sampler, direction="minimize")
-        for trial in told:
+        for trial in trials:
             study.add_trial(self._to_frozen_trial(trial))
         return study
 
     def _to_frozen_trial(self, trial: Trial) -> FrozenTrial:
-        """What Optuna is told of a trial; of its assignment only what the space has."""
+        """Return a trial in Optuna's form, with the part of its assignment that the space has. Less is better."""
         known = self.space.dimensions
         taken = {
             path: value for path, value in trial.assignment.items() if path in known and known[path].accepts(value)
         }
-        curve = {epoch: score for epoch, score in trial.get_curve(self.metric) if math.isfinite(score)}
-        state, score = _OPTUNA_STATES[trial.state], trial.get_score(self.metric)
-        if trial.state == "diverged" or score is None:
-            score = _DIVERGED_ERROR
+        metric, state = self.metric, _OPTUNA_STATES[trial.state]
+        curve = {epoch: metric.to_loss(score) for epoch, score in trial.get_curve(metric) if math.isfinite(score)}
+        loss = trial.get_loss(metric)
+        if trial.state == "diverged" or not math.isfinite(loss):
+            loss = metric.worst_loss + 1  # worse than any score, so that its neighbourhood is avoided
         return optuna.trial.create_trial(
             state=state,
-            value=score if state == TrialState.COMPLETE else None,
+            value=loss if state == TrialState.COMPLETE else None,
             params={path: _to_parameter(known[path], value) for path, value in taken.items()},
             distributions={path: _to_distribution(known[path]) for path in taken},
             intermediate_values=curve,
@@ -223,7 +216,7 @@ class TpeSampler:
 
 
 def _to_distribution(dimension: Dimension) -> BaseDistribution:
-    """A choice is known to Optuna by its place: it takes no lists."""
+    """Return a dimension as Optuna's; a choice becomes its place, because Optuna takes no lists."""
     if dimension.values is not None:
         return CategoricalDistribution(range(len(dimension.values)))
     low, high = dimension.bounds

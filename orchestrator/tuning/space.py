@@ -1,7 +1,7 @@
 """Search spaces as plain data over dotted paths of the recipe. Importable without torch or ray.
 
-A dimension that belongs to one kind only says so: `"schedule.power": {..., "when": {"schedule.kind": ["polynomial"]}}`.
-What becomes of a space is a function of its dimensions, never of the order in which a file names them.
+A dimension that only one kind has names it: `"schedule.power": {..., "when": {"schedule.kind": ["polynomial"]}}`.
+The order of dimensions in a file makes no difference.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io, urls
 from orchestrator.tuning.trial import Assignment
 
-# More assignments than this are never listed, and nobody trains as many.
-MAX_LISTED = 10_000
-_DIGITS = 6  # of a number drawn from a range; people read and repeat them
+MAX_LISTED = 10_000  # assignments; no sweep trains more
+_DIGITS = 6  # of a number drawn from a range, so that it is easy to read and repeat
 
 Scalar = bool | int | float | str
 
 
 class Dimension(Config):
-    """What one path of the recipe may be: one of some values, or a number of a range."""
+    """The values of one path of the recipe: a choice, or the numbers of a range."""
 
     values: tuple[Scalar | tuple[Scalar, ...] | None, ...] | None = Field(
         None, description="choices, as JSON has them; a pair such as augmentation.area is a list"
     )
-    low: float | None = Field(None, description="least number of a range; instead of values")
-    high: float | None = Field(None, description="greatest number of it")
+    low: float | None = Field(None, description="least number of a range, instead of values")
+    high: float | None = Field(None, description="greatest number of the range")
     log: bool = Field(False, description="draw from the range on a logarithmic scale")
     whole: bool = Field(False, description="draw whole numbers only")
-    points: int = Field(3, ge=2, le=1000, description="numbers that a grid takes of a range, its ends among them")
+    points: int = Field(3, ge=2, le=1000, description="numbers that a grid takes from a range, its ends included")
     when: dict[str, tuple[Scalar, ...]] = Field(
         {}, description="path of another dimension, or of the recipe, to the values under which this dimension exists"
     )
@@ -50,43 +49,41 @@ class Dimension(Config):
         if self.values is None:
             self._check_range()
             return self
-        fields = type(self).model_fields
-        of_ranges = ("low", "high", "log", "whole", "points")
-        given = [name for name in of_ranges if getattr(self, name) != fields[name].default]
-        if given:
-            raise ValueError(f"{', '.join(given)} beside values is refused: give values or a range, not both")
+        fields, range_fields = type(self).model_fields, ("low", "high", "log", "whole", "points")
+        if extra := [name for name in range_fields if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"must have values or a range, got both values and {', '.join(extra)}; leave one out")
         if not self.values:
-            raise ValueError("values [] is refused: name at least one value, or leave the dimension out")
-        known: set[Hashable] = set()
-        for value in self.values:
-            if to_hashable(value) in known:
-                raise ValueError(f"values: {format_value(value)} is there twice; name each value once")
-            known.add(to_hashable(value))
+            raise ValueError("values must hold at least one value, got []; name one, or leave the dimension out")
+        hashed = [to_hashable(value) for value in self.values]
+        for number, value in enumerate(self.values):
+            if hashed[number] in hashed[:number]:
+                raise ValueError(f"values must differ, got {format_value(value)} twice; name each value once")
         return self
 
     @model_validator(mode="after")
     def _check_conditions(self) -> Self:
         for path, values in self.when.items():
             if not values:
-                raise ValueError(f"when: {path} [] is refused: name at least one value, or leave the condition out")
+                raise ValueError(f"when: {path} must hold at least one value, got []; name one, or leave it out")
         return self
 
     def _check_range(self) -> None:
         if self.low is None or self.high is None:
             missing = " and ".join(name for name in ("low", "high") if getattr(self, name) is None)
             raise ValueError(f"{missing} must be given, or values instead of a range")
-        shown = f"low {self.low:g}, high {self.high:g}"
+        ends = f"got low {self.low:g}, high {self.high:g}"
         if self.low >= self.high:
-            what = "an empty range" if self.low == self.high else "an inverted range"
-            raise ValueError(f"{shown} is refused: {what}; low must be below high")
+            raise ValueError(f"low must be below high, {ends}; set other ends")
         if self.log and self.low <= 0:
-            raise ValueError(f"{shown} is refused: with log, low must be above 0")
+            raise ValueError(f"low must be above 0 with log, {ends}; set a higher one, or leave log out")
         if self.whole and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError(f"{shown} is refused: with whole, both must be whole numbers")
+            raise ValueError(
+                f"low and high must be whole numbers with whole, {ends}; set whole ones, or leave whole out"
+            )
 
     @property
     def choices(self) -> tuple[Any, ...] | None:
-        """Everything that it may be, as JSON has it; None for a range that is not whole, or over MOST_LISTED."""
+        """All values, as JSON has them; None for a range that is not whole, or of MAX_LISTED numbers or more."""
         if self.values is not None:
             return tuple(list(value) if isinstance(value, tuple) else value for value in self.values)
         low, high = self.bounds
@@ -96,35 +93,35 @@ class Dimension(Config):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest number of a range."""
+        """The least and the greatest number of a range."""
         assert self.low is not None and self.high is not None, "values have no ends"
         return self.low, self.high
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """All values, or the least and the greatest number."""
+        """All values, or the least and the greatest number of a range."""
         if self.values is not None:
             return self.choices or ()
         return tuple(self.round_value(end) for end in self.bounds)
 
     @property
     def grid_values(self) -> tuple[Any, ...]:
-        """What a grid takes: all values, or `points` numbers of a range, evenly spread on its scale."""
+        """All values, or `points` numbers of a range, evenly spread on its scale."""
         if self.values is not None:
             return self.choices or ()
         # A whole range may have fewer numbers than points.
-        found = (self.round_value(self._interpolate(point / (self.points - 1))) for point in range(self.points))
-        return tuple(dict.fromkeys(found))
+        numbers = (self.round_value(self._interpolate(point / (self.points - 1))) for point in range(self.points))
+        return tuple(dict.fromkeys(numbers))
 
     def value_at(self, share: float) -> Any:
-        """What it is at that share, from 0 to below 1, of all that it may be."""
+        """Return the value at a share, from 0 to below 1, of the choices or the range."""
         if self.values is not None:
             return (self.choices or ())[int(share * len(self.values))]
-        # Half a number more on both sides gives the ends of a whole range their equal part.
+        # Half a number more on both sides makes the ends of a whole range as likely as the others.
         return self.round_value(self._interpolate(share, 0.5 if self.whole else 0.0))
 
     def accepts(self, value: Any) -> bool:
-        """Whether it may be that."""
+        """Return whether the dimension has that value."""
         if self.values is not None:
             return to_hashable(value) in map(to_hashable, self.values)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -139,7 +136,7 @@ class Dimension(Config):
         return low + share * (high - low)
 
     def round_value(self, value: float) -> Any:
-        """The number of the range that stands for `value`: six digits of it, or a whole one."""
+        """Return the number of the range nearest to `value`: to six digits, or whole."""
         low, high = self.bounds
         short = round(value) if self.whole else float(f"{value:.{_DIGITS}g}")
         number = min(max(short, low), high)
@@ -147,9 +144,9 @@ class Dimension(Config):
 
 
 class Space(Config):
-    """What is searched: dotted path of the recipe to what may stand there."""
+    """A search space: dotted paths of the recipe and their dimensions."""
 
-    dimensions: dict[str, Dimension] = Field(min_length=1, description="dotted path of the recipe to what it may be")
+    dimensions: dict[str, Dimension] = Field(min_length=1, description="dotted path of the recipe to its dimension")
 
     @model_validator(mode="after")
     def _check_acyclic(self) -> Self:
@@ -158,29 +155,29 @@ class Space(Config):
         except CycleError as error:
             circle = " -> ".join(error.args[1])
             raise ValueError(
-                f"dimensions: when goes in a circle, so that none of these ever exists: {circle}"
+                f"dimensions must not depend on each other in a circle, got {circle}; leave a `when` out"
             ) from None
         return self
 
     def build_sorter(self) -> TopologicalSorter[str]:
-        """The dimensions as a graph: each after those that it depends on."""
+        """Return the graph of the dimensions: each after those that it depends on."""
         known = self.dimensions
         return TopologicalSorter({path: [on for on in known[path].when if on in known] for path in known})
 
     @property
     def ordered_paths(self) -> tuple[str, ...]:
-        """The paths, each after those that it depends on, else by name."""
-        sorter, found = self.build_sorter(), list[str]()
+        """The paths, each after those that it depends on, else in the order of names."""
+        sorter, ordered = self.build_sorter(), list[str]()
         sorter.prepare()
         while sorter.is_active():
             ready = sorted(sorter.get_ready())
-            found.extend(ready)
+            ordered.extend(ready)
             sorter.done(*ready)
-        return tuple(found)
+        return tuple(ordered)
 
 
 def to_hashable(value: Any) -> Hashable:
-    """Equal for values that are the same in JSON: 1 and 1.0, a list and a tuple, but not 1 and true."""
+    """Return a key that is equal for values that JSON takes for the same: 1 and 1.0, list and tuple, not 1 and true."""
     if isinstance(value, list | tuple):
         return tuple(map(to_hashable, value))
     return ("bool", value) if isinstance(value, bool) else value
@@ -189,10 +186,10 @@ def to_hashable(value: Any) -> Hashable:
 def iter_assignments(
     space: Space, base: Recipe, options: Callable[[str, Dimension], Iterable[Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Every assignment that can be made of the options of each dimension; of those only that exist, in their order.
+    """Return every assignment of the options of each dimension that exists, in the order of the paths.
 
-    A dimension exists when all of its `when` hold. One that looks at a dimension which does not exist itself, does not
-    exist either; at a path that is no dimension, the base recipe decides.
+    A dimension exists when all conditions of its `when` hold. A condition on a dimension that does not exist does not
+    hold; one on any other path looks at the base recipe.
     """
     known, order = overrides.flatten_config(base), space.ordered_paths
 
@@ -203,74 +200,72 @@ def iter_assignments(
                 return False
         return True
 
-    def further(rest: Sequence[str], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def extend(rest: Sequence[str], chosen: dict[str, Any]) -> Iterator[dict[str, Any]]:
         left = list(itertools.dropwhile(lambda path: not exists(path, chosen), rest))
         if not left:
             yield chosen
             return
         for value in options(left[0], space.dimensions[left[0]]):
-            yield from further(left[1:], {**chosen, left[0]: value})
+            yield from extend(left[1:], {**chosen, left[0]: value})
 
-    return further(order, {})
+    return extend(order, {})
 
 
 def choose_assignment(space: Space, base: Recipe, pick: Callable[[str, Dimension], Any]) -> dict[str, Any]:
-    """The assignment in which every dimension that exists is what `pick` says; it is asked for those only, in order."""
+    """Return the assignment with the value that `pick` returns for each dimension that exists, in order."""
     return next(iter_assignments(space, base, lambda path, dimension: (pick(path, dimension),)))
 
 
 def build_recipe(base: Recipe, assignment: Assignment) -> Recipe:
-    """The recipe of a trial. Another kind keeps what it shares with the base's, and has its defaults for the rest.
+    """Return the recipe of a trial. Another kind keeps the fields that it shares with the base's, else its defaults.
 
-    Raises:
-        ConfigError: for an assignment that the recipe refuses.
+    Raises ConfigError for an invalid assignment.
     """
     return overrides.apply_overrides(base, assignment)
 
 
 def list_grid(space: Space, base: Recipe) -> tuple[Assignment, ...]:
-    """Every assignment of a grid whose recipe is valid, one for each recipe; the last paths change fastest.
+    """Return every assignment of a grid whose recipe is valid, one for each recipe; the last paths change fastest.
 
-    Raises:
-        ConfigError: for more than MOST_LISTED, or when the recipe refuses every one.
+    Raises ConfigError for more than MAX_LISTED, or when none is valid.
     """
     listed = list(
         itertools.islice(iter_assignments(space, base, lambda _, dimension: dimension.grid_values), MAX_LISTED + 1)
     )
     if len(listed) > MAX_LISTED:
-        points = max(space.dimensions, key=lambda path: len(space.dimensions[path].grid_values))
-        reason = f"a grid of more than {MAX_LISTED} trials is refused: fewer points or values (most: {points}) will do"
-        raise ConfigError(FieldError("dimensions", reason + ", or sampler tpe or random"))
-    found: dict[Recipe, Assignment] = {}
+        longest = max(space.dimensions, key=lambda path: len(space.dimensions[path].grid_values))
+        reason = (
+            f"a grid must have at most {MAX_LISTED} trials, got more; set fewer points or values, first of {longest}"
+        )
+        raise ConfigError(FieldError("dimensions", f"{reason}, or sampler tpe or random"))
+    assignments: dict[Recipe, Assignment] = {}
     refusals: list[ConfigError] = []
     for assignment in listed:
         try:
-            found.setdefault(build_recipe(base, assignment), assignment)
+            assignments.setdefault(build_recipe(base, assignment), assignment)
         except ConfigError as error:
             refusals.append(error)
-    if not found:
+    if not assignments:
         raise ConfigError(FieldError("dimensions", f"no trial of the grid is valid; the first: {refusals[0]}"))
-    return tuple(found.values())
+    return tuple(assignments.values())
 
 
 def list_assignments(space: Space, base: Recipe) -> tuple[Assignment, ...] | None:
-    """Every assignment there is, valid or not; None where they have no end, or are more than MOST_LISTED."""
+    """Return all assignments, valid or not; None when they are infinite, or more than MAX_LISTED."""
     if any(dimension.choices is None for dimension in space.dimensions.values()):
         return None
     listed = itertools.islice(
         iter_assignments(space, base, lambda _, dimension: dimension.choices or ()), MAX_LISTED + 1
     )
-    found = tuple(listed)
-    return found if len(found) <= MAX_LISTED else None
+    assignments = tuple(listed)
+    return assignments if len(assignments) <= MAX_LISTED else None
 
 
 def load_space(url: str) -> Space:
-    """The space in a .json or .toml file at a path or URL; in TOML a dotted path is quoted: [dimensions."loss.x"].
+    """Return the space in a .json or .toml file at a path or URL; in TOML a path is quoted: [dimensions."loss.x"].
 
-    Raises:
-        ConfigError: when the file is not there, cannot be read, or holds no space.
+    Raises ConfigError when the file is missing, cannot be read, or holds no space.
     """
-    shown = redaction.redact(url)
     parsers: dict[str, Callable[[str], Any]] = {"json": _parse_json, "toml": tomllib.loads}
     try:
         parse = parsers[urls.get_basename(url).rpartition(".")[2]]
@@ -285,7 +280,7 @@ def load_space(url: str) -> Space:
         reason = "it is nested too deeply"
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {error}"
-    raise ConfigError(FieldError("space", f"{shown} is refused: {reason}"))
+    raise ConfigError(FieldError("space", f"{redaction.redact(url)}: {reason}"))
 
 
 def _parse_json(text: str) -> Any:
@@ -293,9 +288,8 @@ def _parse_json(text: str) -> Any:
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys one would be lost without a word. Raises ValueError."""
+    """Return a JSON object. Raises ValueError for a repeated key, of which JSON would silently drop one."""
     names = [name for name, _ in pairs]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is there twice")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{repeated[0]} is there twice; name it once")
     return dict(pairs)

@@ -1,6 +1,6 @@
-"""What an actor does for a trial: tells again what is known of it, then trains it, an epoch at a time.
+"""A trial in its actor: it repeats the epochs that are known, then trains, one epoch at a time.
 
-Importable without torch or ray: `train` is handed in.
+Importable without torch or ray: the training function is an argument.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus
 from orchestrator.tuning import trial_history
 from orchestrator.tuning.stepwise_training import StepwiseTraining
-from orchestrator.tuning.trial import EpochResult, MetricName, State
-
-# The error of a trial that has none: schedulers compare numbers, and no error is larger.
-WORST_ERROR = 100.0
+from orchestrator.tuning.trial import EpochResult, Metric, State
 
 _STATE_BY_STATUS: dict[OutcomeStatus, State] = {
     "finished": "finished",
@@ -37,23 +34,23 @@ class TrialTask(Config):
 
     number: int = Field(ge=1)
     spec: RunSpec
-    metric: MetricName
+    metric: Metric
     stop_flag: str
     successor: str
     gpus: float = Field(ge=0, description="of each worker")
-    ended: bool = Field(False, description="how it ended stands: it is told again and not trained")
+    ended: bool = Field(False, description="its end is final: its epochs are repeated, and nothing is trained")
 
 
 class TrialReport(Config):
-    """What a step of a trial tells the scheduler."""
+    """An epoch, or the end, of a trial."""
 
     number: int
-    epoch: int = Field(ge=0, description="the clock: from the run, so it never goes back when a trial is begun again")
+    epoch: int = Field(ge=0, description="the clock: the run's, so it never decreases when a trial resumes")
     values: dict[str, float] = Field({}, description="of the epoch")
     seconds: float = Field(0.0, description="of training so far")
     samples: int = Field(0, ge=0, description="seen so far")
     again: bool = Field(False, description="known before this actor began")
-    score: float | None = Field(None, description="error in percent; None when the epoch was not validated")
+    score: float | None = Field(None, description="less is better, for schedulers; None when not validated")
     state: State = "running"
     reason: str = ""
 
@@ -65,7 +62,7 @@ class TrialRun:
     """One trial in this process."""
 
     def __init__(self, task: TrialTask, train: TrainFunction) -> None:
-        """train: trains the trial's run, or what is left of it."""
+        """Prepare a trial; `train` trains its run, or what is left of it."""
         self._task = task
         known = trial_history.read_epochs(task.spec.folder)
         self._known_epochs = deque(known)
@@ -74,30 +71,30 @@ class TrialRun:
         self._training = StepwiseTraining(lambda context: train(task, context))
 
     def step(self) -> TrialReport:
-        """The next epoch, or the end; after the end it is not called again. Raises what training raised."""
+        """Return the next epoch, or the end, after which this is not called again. Raises what training raised."""
         if self._known_epochs:
             epoch = self._known_epochs.popleft()
-            if self._task.ended and not self._known_epochs:
-                return self._make_report(epoch, again=True, state="finished")  # the ledger knows better
-            return self._make_report(epoch, again=True)
+            # Of a trial that ended, storage has the true state.
+            is_end = self._task.ended and not self._known_epochs
+            return self._make_report(epoch, again=True, state="finished" if is_end else "running")
         while True:
-            told = self._training.next_epoch()
-            if isinstance(told, Outcome):
-                return self._report_end(told)
-            if int(told["epoch"]) <= self._last_epoch.epoch:
-                continue  # trained again after a restart, and told before
-            values = {name: float(value) for name, value in told.items() if name not in ("epoch", "samples")}
+            result = self._training.next_epoch()
+            if isinstance(result, Outcome):
+                return self._report_end(result)
+            if int(result["epoch"]) <= self._last_epoch.epoch:
+                continue  # trained again after a restart, and reported before
+            values = {name: float(value) for name, value in result.items() if name not in ("epoch", "samples")}
             self._last_epoch = trial_history.build_next_epoch(
-                self._last_epoch, int(told["epoch"]), values, int(told["samples"])
+                self._last_epoch, int(result["epoch"]), values, int(result["samples"])
             )
             if self._last_epoch.epoch < self._task.spec.recipe.epochs:
                 return self._make_report(self._last_epoch)
-            ended = self._training.next_epoch()  # it writes its final weights
-            assert isinstance(ended, Outcome)
-            return self._report_end(ended)
+            outcome = self._training.next_epoch()  # it writes its final weights
+            assert isinstance(outcome, Outcome)
+            return self._report_end(outcome)
 
     def close(self) -> None:
-        """Have it save where it is."""
+        """Have the training save and end."""
         self._training.close()
 
     def _report_end(self, outcome: Outcome) -> TrialReport:
@@ -106,9 +103,11 @@ class TrialRun:
     def _make_report(
         self, epoch: EpochResult, again: bool = False, state: State = "running", reason: str = ""
     ) -> TrialReport:
-        score = WORST_ERROR if state in ("diverged", "failed") else epoch.get_score(self._task.metric)
-        if score is not None and not math.isfinite(score):
-            score = WORST_ERROR
+        metric = self._task.metric
+        score = epoch.get_score(metric)
+        loss = None if score is None else metric.to_loss(score)
+        if state in ("diverged", "failed") or (loss is not None and not math.isfinite(loss)):
+            loss = metric.worst_loss  # schedulers compare numbers
         return TrialReport(
             number=self._task.number,
             epoch=epoch.epoch,
@@ -116,12 +115,12 @@ class TrialRun:
             seconds=epoch.seconds,
             samples=epoch.samples,
             again=again,
-            score=score,
+            score=loss,
             state=state,
             reason=reason,
         )
 
 
 def decode_task(text: str) -> TrialTask:
-    """The task that travelled as JSON."""
+    """Return the task that travelled as JSON."""
     return TrialTask.from_dict(json.loads(text))

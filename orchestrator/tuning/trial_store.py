@@ -1,8 +1,7 @@
-"""The trials of a sweep in storage, so that a sweep whose driver died goes on. Importable without torch or ray.
+"""The trials of a sweep in storage, from which a sweep resumes. Importable without torch or ray.
 
-SWEEP/trials/0007.json is what trial 7 is, written once, by conditional create, before anything of it runs;
-SWEEP/trials/0007.ended.json how it ended, for ends that are final. What it reported is in its run's own journal.
-Ray's records of a sweep are never read.
+SWEEP/trials/0007.json defines trial 7. It is written once, by conditional create, before anything of the trial runs.
+SWEEP/trials/0007.ended.json says how it ended, once that is final. What it reported is in its run's own journal.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ _READ_THREADS = 8
 
 
 class TrialStoreError(ConfigError):
-    """The ledger of a sweep cannot be used; the message names the file."""
+    """The stored trials of a sweep cannot be used; the message names the file."""
 
 
 class TrialRecord(Config):
-    """What a trial is."""
+    """The definition of a trial."""
 
     number: int = Field(ge=1)
     assignment: dict[str, Any]
@@ -43,7 +42,7 @@ class TrialRecord(Config):
 
 
 class TrialEnd(Config):
-    """How a trial ended for good."""
+    """The final state of a trial."""
 
     state: State
     reason: str = ""
@@ -51,7 +50,7 @@ class TrialEnd(Config):
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A trial as the ledger has it."""
+    """A trial as storage has it."""
 
     record: TrialRecord
     trial: Trial
@@ -61,55 +60,55 @@ class TrialStore:
     """The trials of the sweep in one folder."""
 
     def __init__(self, sweep: str) -> None:
-        """sweep: URL of the sweep's folder."""
+        """Use the sweep's folder, a URL."""
         self._folder = file_io.join(sweep, TRIALS)
 
     def add_trial(self, record: TrialRecord) -> None:
-        """Write what a trial is. Raises LedgerError when another driver has written one of that number."""
-        if not file_io.create_bytes(self._url(record.number), record.to_json().encode()):
+        """Write the definition of a trial. Raises TrialStoreError when another driver wrote one of that number."""
+        url = self._url(record.number)
+        if not file_io.create_bytes(url, record.to_json().encode()):
             raise TrialStoreError(
-                f"{redaction.redact(self._url(record.number))}: is there already: another driver runs this "
-                "sweep; stop it, "
-                "or wait for it"
+                f"{redaction.redact(url)}: exists already: another driver runs this sweep; stop it, or wait for it"
             )
 
     def write_end(self, number: int, end: TrialEnd) -> None:
         """Write how a trial ended."""
         file_io.write_bytes(self._url(number, ".ended"), end.to_json().encode())
 
-    def load_trials(self, folder_of: Callable[[Recipe], str]) -> list[StoredTrial]:
-        """All trials in the order of their numbers, with what their runs have reported.
+    def load_trials(self, get_folder: Callable[[Recipe], str]) -> list[StoredTrial]:
+        """Return all trials in the order of their numbers, with what their runs have reported.
 
-        folder_of: the URL of a recipe's run. Raises LedgerError for a record that cannot be read, or a gap.
+        get_folder: returns the URL of a recipe's run. Raises TrialStoreError for an unreadable record or a gap.
         """
         names = set(file_io.list_names(self._folder))
         numbers = sorted(int(match[1]) for name in names if (match := _RECORD_NAME.match(name)))
-        if numbers != list(range(1, len(numbers) + 1)):
-            missing = next(n for n in range(1, len(numbers) + 1) if n not in numbers)
-            raise TrialStoreError(f"{redaction.redact(self._url(missing))}: is not there, though later trials are")
+        if missing := sorted(set(range(1, len(numbers) + 1)) - set(numbers)):
+            url = redaction.redact(self._url(missing[0]))
+            raise TrialStoreError(f"{url}: is missing, though later trials exist; restore it, or set --new")
 
-        def entry(number: int) -> StoredTrial:
+        def load_trial(number: int) -> StoredTrial:
             record = self._read_config(TrialRecord, number)
-            ended = f"{number:04d}.ended.json" in names
-            end = self._read_config(TrialEnd, number, ".ended") if ended else TrialEnd(state="waiting")
-            epochs = trial_history.read_epochs(folder_of(record.recipe))
-            trial = Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
-            return StoredTrial(record, trial)
+            has_ended = f"{number:04d}.ended.json" in names
+            end = self._read_config(TrialEnd, number, ".ended") if has_ended else TrialEnd(state="waiting")
+            epochs = trial_history.read_epochs(get_folder(record.recipe))
+            return StoredTrial(record, Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs))
 
-        with ThreadPoolExecutor(_READ_THREADS, "ledger") as pool:
-            return list(pool.map(entry, numbers))
+        with ThreadPoolExecutor(_READ_THREADS, "trial-store") as pool:
+            return list(pool.map(load_trial, numbers))
 
     def _read_config(self, form: type[ConfigT], number: int, kind: str = "") -> ConfigT:
         url = self._url(number, kind)
         try:
             return form.from_record(file_io.read_bytes(url))
         except ValueError as error:
-            raise TrialStoreError(f"{redaction.redact(url)}: cannot be read: {error}; begin anew with --new") from None
+            raise TrialStoreError(
+                f"{redaction.redact(url)}: cannot be read: {error}; set --new to begin another sweep"
+            ) from None
 
     def _url(self, number: int, kind: str = "") -> str:
         return file_io.join(self._folder, f"{number:04d}{kind}.json")
 
 
 def sort_for_resume(entries: Iterable[StoredTrial]) -> list[StoredTrial]:
-    """Those that ended, then those that are to go on: a scheduler should know what there is before it decides."""
+    """Return ended trials before resumable ones: the scheduler should know all results before it decides."""
     return sorted(entries, key=lambda entry: (not entry.trial.is_terminal, entry.record.number))

@@ -1,4 +1,4 @@
-"""The training of a trial, in its actor: here torch is imported, and with several workers Ray Train is asked."""
+"""The training of a trial, in its actor; with several workers Ray Train runs them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from orchestrator.training.config import LauncherContext, Outcome
 from orchestrator.tuning import trial_history
 from orchestrator.tuning.trial_run import TrialTask
 
-JOURNAL_POLL_SECONDS = 0.5  # between looks into the journal of a run whose workers are other processes
+JOURNAL_POLL_SECONDS = 0.5  # between reads of the journal of a run whose workers are other processes
 
 
 def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
-    """Train a trial's run, or what is left of it: in this process where it has one worker, else by Ray Train."""
+    """Train a trial's run, or what is left of it: in this process if it has one worker, else by Ray Train."""
     spec = task.spec
     if spec.placement.workers > 1:
         return _train_with_workers(task, context)
@@ -36,19 +36,19 @@ def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
 
 @dataclass(frozen=True)
 class _StopFlags:
-    """What of a lease the workers of a trial look at: its own stop flag, and who takes the sweep over."""
+    """The trial's own stop flag, and the flag of a driver that takes over the sweep."""
 
     stop_flag: str
     successor: str
 
 
 def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:
-    """Ray Train's workers train; their epochs are read from the journal, and a flag of the trial's own stops them.
+    """Train with Ray Train: the journal reports its epochs, and a flag of the trial's own stops it.
 
-    They wait for nobody between epochs, so a trial that is not wanted any more may be an epoch ahead.
+    The workers do not wait between epochs, so a trial that is stopped may be an epoch ahead.
     """
     spec = task.spec
-    # A name of this launch alone: a flag that an earlier one left behind must not stop it.
+    # The name is unique, so that a flag of an earlier launch does not stop this one.
     flag = file_io.join(spec.folder, f"enough-{uuid.uuid4().hex}.stop")
     done = threading.Event()
     with _relay_epochs(task, context, flag, done):
@@ -60,33 +60,30 @@ def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:
 
 @contextmanager
 def _relay_epochs(task: TrialTask, context: LauncherContext, flag: str, done: threading.Event) -> Iterator[None]:
-    """Report epochs as the journal gets them, and pass on wishes to stop, until `done`."""
-    teller = threading.Thread(target=_poll_journal, args=(task, context, flag, done), name="trial-epochs", daemon=True)
-    teller.start()
+    """Report epochs as they appear in the journal, and pass on requests to stop, until `done`."""
+    thread = threading.Thread(target=_poll_journal, args=(task, context, flag, done), name="trial-epochs", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        thread.join()
 
 
 def _poll_journal(task: TrialTask, context: LauncherContext, flag: str, done: threading.Event) -> None:
-    told = {epoch.epoch for epoch in trial_history.read_epochs(task.spec.folder)}
+    reported = {epoch.epoch for epoch in trial_history.read_epochs(task.spec.folder)}
     ending = False
     while not ending:
-        ending = done.wait(JOURNAL_POLL_SECONDS)  # once more after the end: the last epoch was written just before it
+        ending = done.wait(JOURNAL_POLL_SECONDS)  # one more read after the end, for the last epoch
         try:
             epochs = trial_history.read_epochs(task.spec.folder)
             stop = file_io.exists(task.stop_flag)
         except OSError:
-            continue  # not to know is not to stop
+            continue  # a failed poll is ignored
         for epoch in epochs:
-            if epoch.epoch not in told and context.should_continue():
-                told.add(epoch.epoch)
+            if epoch.epoch not in reported and context.should_continue():
+                reported.add(epoch.epoch)
                 context.report({"epoch": epoch.epoch, "samples": epoch.samples, **epoch.values})
-        if (
-            (stop or not context.should_continue())
-            and not ending
-            and run_dir.load_finished_outcome(task.spec.folder) is None
-        ):
+        should_stop = (stop or not context.should_continue()) and not ending
+        if should_stop and run_dir.load_finished_outcome(task.spec.folder) is None:
             file_io.write_bytes(flag, b"")

@@ -13,8 +13,8 @@ from orchestrator.cli import shards
 from orchestrator.data import manifest
 from orchestrator.data.build import packing, shard_packer
 from orchestrator.data.build.config import PackConfig, ShardLayout
-from orchestrator.data.build.digits import pack_digits
 from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
+from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.data_errors import DataError
 from tests.support import imagenet, tiny_shards
 
@@ -81,7 +81,7 @@ def test_too_many_broken_images_end_the_packing_until_they_are_allowed(
     assert not (tmp_path / "out" / manifest.FILE_NAME).exists()
     assert shards.pack_dataset(config.model_copy(update={"max_bad": 0.5})) == 0
     told = capsys.readouterr().out
-    assert "going on with the packing" in told
+    assert "resuming the packing" in told
     assert "left out: a/broken" in told
     assert manifest.load(str(tmp_path / "out")).count_samples("train") == 20
 

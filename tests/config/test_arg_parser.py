@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.arg_parser import Preset, parse_args
+from orchestrator.config.base import Config
 from orchestrator.config.errors import find_near_misses
 from tests.config.samples import Augment, Polynomial, Predict, Recipe, Scheduled, StepDecay, Train
 
@@ -235,3 +236,52 @@ def test_near_misses() -> None:
     assert find_near_misses("poly", known) == ["polynomial"]
     assert find_near_misses("x", known) == []
     assert find_near_misses("x", []) == []
+
+
+@pytest.mark.parametrize("flag", ["--model.no-lrn", "--no-model.lrn", "--model.lrn=false"])
+def test_a_switch_below_a_level_is_switched_off(flag: str) -> None:
+    class Net(Config):
+        """A network."""
+
+        lrn: bool = True
+
+    class Job(Config):
+        """A job."""
+
+        model: Net = Net()
+
+    presets = {"plain": Preset(Job())}
+    assert not parse_args("job", "", presets, "plain", [flag]).model.lrn
+    assert parse_args("job", "", presets, "plain", [flag, "--model.lrn"]).model.lrn
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--no-dry-run=true"], "--no-dry-run: takes no value, got 'true'"),
+        (["-x"], "-x: unknown flag; known flags: --data"),
+        (["--epochs", "9", "extra"], "extra: unexpected argument; flags begin with --"),
+    ],
+)
+def test_other_mistakes_are_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(*arguments)
+    assert capsys.readouterr().err.startswith(f"train: error: {line}")
+
+
+def test_help_groups_flags_common_ones_first_and_ends_with_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_args("train", "", PRESETS, "digits", ["digits", "-h"], common=("epochs", "data"), example="train x")
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "common flags:",
+        "other flags:",
+        "schedule: How the learning rate falls:",
+        "What changes results:",
+        "example:",
+    ]
+    first = lines.index("common flags:")
+    assert lines[first + 1].startswith("  --epochs INT")
+    assert lines[first + 2].startswith("  --data STR")
+    assert lines[-1] == "  train x"

@@ -14,7 +14,7 @@ def test_pairs_link_all_equals(columns: list[list[int]]) -> None:
     pairs = index.find_equal_pairs(arrays)
     assert all(flat[first] == flat[second] and first < second for first, second in pairs.tolist())
     assert len(pairs) == len(flat) - len(set(flat)), "each with its next equal"
-    column, row = index.locate_rows(arrays, pairs)
+    column, row = index.locate_rows(list(map(len, arrays)), pairs)
     assert [
         [columns[c][r] for c, r in zip(*both, strict=True)] for both in zip(column.tolist(), row.tolist(), strict=True)
     ] == [[flat[first], flat[second]] for first, second in pairs.tolist()]

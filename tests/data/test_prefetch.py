@@ -196,7 +196,7 @@ def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: p
     with pytest.raises(DataError, match=r"the 10000 samples that a worker holds open are .* MiB .* lower order.window"):
         one.check_config(config, AugmentationConfig(), 1)
     one.check_config(config, AugmentationConfig(), 100)
-    with pytest.raises(DataError, match="'flip' is refused"):
+    with pytest.raises(DataError, match="transform 'flip' is unknown"):
         one.check_config(config, AugmentationConfig(stages=("decode", "crop", "flip")), 100)
 
 

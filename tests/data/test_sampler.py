@@ -1,6 +1,7 @@
 """The order of an epoch: exactly once, the same for any number of workers, and cheap at a billion samples."""
 
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_lanes_are_contiguous_and_shuffled_within_their_windows_only(order: Epoc
             window = read[begin:end]
             assert sorted(window) == list(range(expected, expected + len(window)))
             # The same samples as places in shards.
-            places = [(s, n) for s, low, high in order.find_spans(lane, begin, end) for n in range(low, high)]
+            places = [(shard, n) for shard, numbers in order.find_spans(lane, begin, end) for n in numbers.tolist()]
             assert [start_of[at_shard] + n for at_shard, n in places] == sorted(window)
             expected, at = expected + len(window), end
     assert expected == order.samples
@@ -171,9 +172,9 @@ def test_lanes_take_turns_to_open_windows() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "lanes", "batch_size", "workers", "said"),
-    [((50,), 4, 10, 5, "workers: 5 is refused: more than order.lanes"),
-     ((50,), 64, 10, 11, r"workers: 11 is refused: more than batch_size \(10\)"),
-     ((5, 4), 4, 10, 2, "batch_size: 10 is refused: the split has only 9 samples")],
+    [((50,), 4, 10, 5, r"workers must be at most order.lanes \(4\), got 5"),
+     ((50,), 64, 10, 11, r"workers must be at most batch_size \(10\), got 11"),
+     ((5, 4), 4, 10, 2, "batch_size must be at most the 9 samples of the split, got 10")],
 )  # fmt: skip
 def test_what_workers_cannot_share_is_refused(
     counts: tuple[int, ...], lanes: int, batch_size: int, workers: int, said: str
@@ -184,3 +185,52 @@ def test_what_workers_cannot_share_is_refused(
 
 def test_what_they_can_share_is_not() -> None:
     check_workers((5, 5), 4, 10, 4)
+
+
+# ------------------------------------------------------------------ class-balanced epochs
+balanced_labels = st.lists(st.integers(0, 4), min_size=3, max_size=60)
+
+
+@given(balanced_labels, st.integers(0, 3), st.integers(1, 5), st.integers(1, 7))
+@settings(max_examples=60)
+def test_each_class_is_equally_often_in_a_balanced_epoch(
+    labels: list[int], epoch: int, lanes: int, window: int
+) -> None:
+    counts = (len(labels) // 3, 0, len(labels) - len(labels) // 3)
+    order = EpochOrder(counts, 3, epoch, lanes, window, np.array(labels, dtype=np.int32))
+    positions = np.arange(order.samples)
+    ids = np.array(ids_at(order, positions))
+    times = Counter(labels[id] for id in ids.tolist())
+    assert set(times) == set(labels)
+    assert max(times.values()) - min(times.values()) <= 1
+    # Within a class no sample is used again before all others are.
+    uses = Counter(ids.tolist())
+    for label in times:
+        own = [uses[id] for id, other in enumerate(labels) if other == label]
+        assert max(own) - min(own) <= 1
+    draw_ids = order.get_draw_ids(positions)
+    assert len(set(draw_ids.tolist())) == order.samples, "each repetition has draws of its own"
+    assert (draw_ids % order.samples).tolist() == ids.tolist()
+    spans = [
+        (s, n) for lane in range(lanes) for at in lane_windows(order, lane) for s, n in order.find_spans(lane, *at)
+    ]
+    read = Counter((s, number) for s, numbers in spans for number in numbers.tolist())
+    assert read == Counter(zip(*(part.tolist() for part in order.locate(positions)), strict=True))
+
+
+def lane_windows(order: EpochOrder, lane: int) -> list[tuple[int, int]]:
+    windows, at, length = [], 0, len(range(lane, order.samples, order.lanes))
+    while at < length:
+        windows.append(order.find_window(lane, at))
+        at = windows[-1][1]
+    return windows
+
+
+def test_balanced_epochs_differ_and_repeat_by_seed() -> None:
+    labels = np.array([0] * 40 + [1] * 8, dtype=np.int32)
+    ids = [ids_at(EpochOrder((24, 24), seed, epoch, 4, 6, labels), np.arange(48)) for seed, epoch in
+           ((1, 0), (1, 0), (1, 1), (2, 0))]  # fmt: skip
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert not np.array_equal(ids[0], ids[2])
+    assert not np.array_equal(ids[0], ids[3])
+    assert set(ids[0]) != set(ids[2]), "another choice of the frequent class in each epoch"

@@ -131,7 +131,7 @@ def test_identity_is_weights_their_order_and_titles(runs: list[str]) -> None:
         for chosen, titles in ((runs, ()), (runs[::-1], ()), (runs[:2], ()), (runs, TITLES))
     }
     assert len(digests) == 4
-    with pytest.raises(ConfigError, match="members: none"):
+    with pytest.raises(ConfigError, match="members must hold at least one model, got none"):
         ensemble_registry.compute_digest([], ())
 
 

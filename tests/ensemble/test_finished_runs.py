@@ -47,20 +47,20 @@ def test_a_model_that_is_named_twice_is_refused(tmp_path: Path, runs: list[RunSp
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, runs: list[RunSpec]) -> None:
-    with pytest.raises(ConfigError, match=rf"^runs: 'bth': no such run .* there are: both, .*{runs[2].name}"):
+    with pytest.raises(ConfigError, match=rf"^runs: 'bth': no such run .* known: both, .*{runs[2].name}"):
         finished_runs.find_runs(str(tmp_path), ["bth"], "runs")
 
 
 def test_a_run_that_is_not_trained_to_its_end_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
-    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not trained to its end"):
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs")
 
 
 def test_one_that_was_not_chosen_need_not_be_trained(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     assert finished_runs.find_runs(str(tmp_path), ["both"], "runs", (1,)).runs == (runs[0],)
-    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not trained to its end"):
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs", (2,))
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_trained_is_named_where_a_part_will_do(tmp_path: Path, runs:
     file_io.remove(get_outcome_path(runs[1].folder))
     found = finished_runs.find_runs(str(tmp_path), ["both", runs[2].name], "runs", partial=True)
     assert found == finished_runs.FinishedRuns((runs[0], runs[2]), (runs[1].name,))
-    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not trained to its end"):
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), [runs[1].name], "runs", partial=True)
     members = {"members": [runs[0].name, "never-begun"]}
     file_io.write_bytes(file_io.join(str(tmp_path), "ensembles", "two", "ensemble.json"), json.dumps(members).encode())
@@ -86,9 +86,9 @@ def test_members_are_chosen_by_number() -> None:
     names = ["one", "two", "three"]
     assert finished_runs.select_members(names, ()) == names
     assert finished_runs.select_members(names, (3, 1)) == ["three", "one"]
-    with pytest.raises(ConfigError, match=r"^members: 4 is refused: there are models 1 to 3"):
+    with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 4"):
         finished_runs.select_members(names, (1, 4))
-    with pytest.raises(ConfigError, match=r"^members: 0 is refused"):
+    with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 0"):
         finished_runs.select_members(names, (0,))
     with pytest.raises(ConfigError, match=r"^members: 2 is given twice"):
         finished_runs.select_members(names, (2, 2))
@@ -148,7 +148,7 @@ def test_data_that_has_moved_is_asked_for(tmp_path: Path, runs: list[RunSpec]) -
     with pytest.raises(ConfigError, match=r"were trained on different datasets .* set --data"):
         finished_runs.resolve_dataset([specs[0], runs[1]], Destination())
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(ConfigError, match=rf"^data: .*set --data to where the dataset of {specs[0].name} lies now"):
+    with pytest.raises(ConfigError, match=rf"^data: .*set --data to where the dataset of {specs[0].name} is now"):
         finished_runs.resolve_dataset(specs, Destination())
     tiny_shards.dataset(tmp_path / "data", 7)
     with pytest.raises(ConfigError, match=r"is dataset \w+, .* was trained on \w+; set --data"):
@@ -159,7 +159,7 @@ def test_another_dataset_needs_the_same_classes(tmp_path: Path, runs: list[RunSp
     other = tiny_shards.dataset(tmp_path / "data")
     destination = Destination(data=str(tmp_path / "data"), storage=str(tmp_path), tracking="none")
     at = cast("Session", SimpleNamespace(manifest=other, destination=destination, placement=Placement()))
-    with pytest.raises(ConfigError, match=r"knows 2 classes, .* has 3; class 0 is 'a' there, 'ant' here"):
+    with pytest.raises(ConfigError, match=r"has 2 classes, .* has 3; class 0 is 'a' there, 'ant' here"):
         finished_runs.adapt_to_session(at, runs[0], "runs", other_data=True)
     finals.save(Path(runs[0].folder), runs[0].recipe, tiny_shards.CLASSES, 0)
     placed = finished_runs.adapt_to_session(at, runs[0], "runs", other_data=True)

@@ -35,9 +35,7 @@ def test_seven_members_six_alike_and_the_last_wider_where_there_is_a_width(name:
 
 
 def test_a_network_without_a_width_has_no_wider_member() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^ensemble\.wider: 1\.5 is refused: model\.kind lenet-5 has no width; give 1"
-    ):
+    with pytest.raises(ConfigError, match=r"^ensemble\.wider: must be 1 for model\.kind lenet-5, .* got 1\.5; set 1"):
         members("lenet-5-digits", wider=1.5)
     assert members("lenet-5-digits", wider=1) == members("lenet-5-digits")
 
@@ -98,7 +96,7 @@ def test_the_wider_member_can_be_chosen() -> None:
     assert [recipe.name for recipe in members(members=3, wider_member=1)] == [
         f"googlenet-digits-{name}" for name in ("m1-wide", "m2", "m3")
     ]
-    with pytest.raises(ConfigError, match=r"^ensemble\.wider_member: 4 is refused: there are 3 members"):
+    with pytest.raises(ConfigError, match=r"^ensemble\.wider_member: must be at most ensemble\.members \(3\), got 4"):
         members(members=3, wider_member=4)
 
 

@@ -106,7 +106,7 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
         (0, ["a", "c"]), (1, ["a", "c"]), (0, ["b"]), (1, ["b"]), (2, ["a", "c"]), (2, ["b"])
     ]  # fmt: skip
     lines = said(at)
-    assert "scoring: 15 images x models are to do, of 3 models, each on 144 crops" in lines
+    assert "scoring: 15 images x models to do, of 3 models, each on 144 crops" in lines
     assert "scoring: 15 of 15 images x models, 0:00 left" in lines
     assert lines.count("cannot be decoded, not counted: 'sample-003' of ") == 1
 
@@ -281,7 +281,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     loaded = weights.load(final)
     url = make_checkpoint_url(get_best_weights_dir(spec.folder), 64, 1)
     about = {"samples": 64, metric: 0.5}
-    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, about=about)
+    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, metadata=about)
     return url
 
 
@@ -305,7 +305,7 @@ def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, s
     assert averaged == [scoring.get_score_folder(spec) for spec in specs]
     assert raw == [scoring.get_score_folder(spec, kind="raw") for spec in specs]
     assert [len(task.scorers) for task in sent] == [4] * SHARDS
-    assert "20 images x models with averaged and raw weights are to do, of 2 models, each" in said(at)
+    assert "20 images x models with averaged and raw weights to do, of 2 models, each" in said(at)
     sent.clear()
     shutil.rmtree(raw[1])
     scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
@@ -396,7 +396,7 @@ def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     assert "ENDED" in out
-    assert f"scoring: {240 - 20 * len(first)} images x models are to do" in out
+    assert f"scoring: {240 - 20 * len(first)} images x models to do" in out
     last = committed(slow)
     assert len(last) == 12
     assert last.items() >= first.items()

@@ -44,7 +44,7 @@ def test_columns_see_the_same_resamples() -> None:
     np.testing.assert_allclose(means[:, 0] + means[:, 2], 1)
 
 
-def test_draws_are_the_same_each_time_and_however_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_do_not_depend_on_their_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = np.random.default_rng(2).integers(0, 2, (60, 6)).astype(np.float64)
     once = resample_means(outcomes)
     np.testing.assert_array_equal(resample_means(outcomes), once)
@@ -95,7 +95,7 @@ def test_fractions_of_many_images_come_near_the_normal_distribution() -> None:
     assert compute_sign_flip_p(steps / 7, 7) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.02)
 
 
-def test_no_p_is_below_what_can_be_told() -> None:
+def test_no_p_is_below_the_accuracy() -> None:
     assert compute_sign_flip_p(np.ones(200), 1) == MIN_P_VALUE
     assert compute_sign_flip_p(np.ones(50_000) * 3 / 7, 7) == MIN_P_VALUE
     assert compute_sign_flip_p(np.zeros(5), 7) == 1

@@ -73,7 +73,7 @@ def test_the_mean_over_networks_of_the_mean_over_crops(
     assert found.dtype == np.float32
     wanted = np.stack([by_hand(trained, image, count) for image in IMAGES])
     np.testing.assert_allclose(found, wanted, atol=1e-6)
-    assert np.ptp(wanted, axis=0).max() > 1e-3  # the images are told apart
+    assert np.ptp(wanted, axis=0).max() > 1e-3  # the images differ
 
 
 def test_crops_matter(known: Classifier) -> None:
@@ -113,7 +113,7 @@ def test_the_likeliest_classes_first(known: Classifier) -> None:
     assert isinstance(every, list) and len(every) == 3
 
 
-def test_broken_images_are_told_in_their_place(known: Classifier) -> None:
+def test_broken_images_are_reported_in_their_place(known: Classifier) -> None:
     images = [IMAGES[0], b"no image", IMAGES[1], b"", IMAGES[2][:200]]
     found = known.classify(images, 10, 1)
     assert [isinstance(one, BadSampleError) for one in found] == [False, True, False, True, True]
@@ -125,7 +125,7 @@ def test_broken_images_are_told_in_their_place(known: Classifier) -> None:
     assert known.predict_probabilities([], 10).shape == (0, 3)
 
 
-def test_impossible_wishes(known: Classifier) -> None:
+def test_impossible_arguments(known: Classifier) -> None:
     with pytest.raises(ValueError, match="crops must be one of 1, 10, 144, got 7"):
         known.classify(IMAGES, 7)
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
@@ -160,7 +160,7 @@ def test_exported_weights_say_the_same(known: Classifier, trained: list[tuple[st
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "plain", "json"])
-def test_damaged_weights_are_refused(trained: list[tuple[str, Network, Recipe]], tmp_path: Path, damage: str) -> None:
+def test_damaged_weights_are_an_error(trained: list[tuple[str, Network, Recipe]], tmp_path: Path, damage: str) -> None:
     whole = bytearray(Path(trained[0][0], "averaged.safetensors").read_bytes())
     if damage == "flipped":
         whole[-2] ^= 1

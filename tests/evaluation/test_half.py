@@ -1,4 +1,4 @@
-"""What float16 may lose, against float32."""
+"""Loss of float16 against float32."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_no_error_of_a_single_model_changes(spread: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1, 1.5])
-def test_what_is_no_probability_is_refused(bad: float) -> None:
+def test_scores_other_than_probabilities_are_an_error(bad: float) -> None:
     values = softmax(0, 3, 4, 1.0)
     values[1, 2] = bad
     with pytest.raises(ValueError, match="got other or non-finite values"):

@@ -59,7 +59,7 @@ def test_a_shard_without_images_comes_back(tmp_path: Path) -> None:
     assert (len(loaded.ids), loaded.means[144].shape, loaded.bad_images) == (0, (0, 7), 4)
 
 
-def test_what_is_committed_is_done_and_nothing_else(tmp_path: Path) -> None:
+def test_only_committed_shards_are_listed(tmp_path: Path) -> None:
     where = str(tmp_path / "scores")
     assert score_store.list_scored_shards(where) == set()
     for shard in (0, 2, 11):
@@ -73,7 +73,7 @@ def test_what_is_committed_is_done_and_nothing_else(tmp_path: Path) -> None:
     assert score_store.list_scored_shards(where) == {0, 2, 11}
 
 
-def test_damaged_scores_are_refused(tmp_path: Path) -> None:
+def test_damaged_scores_are_an_error(tmp_path: Path) -> None:
     stores.save_shard(str(tmp_path), 0, scores())
     flip_byte(tmp_path / "shard-000000" / "scores.npz", 200)
     with pytest.raises(commit.CommitError, match=r"scores\.npz: damaged"):
@@ -81,13 +81,13 @@ def test_damaged_scores_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [("aaaa/shard-000001", "its shard is 0, not 1"), ("bbbb/shard-000000", "its key is 'aaaa', not ")],
 )
-def test_a_part_is_refused_where_it_does_not_belong(tmp_path: Path, other: str, told: str) -> None:
+def test_scores_moved_elsewhere_are_an_error(tmp_path: Path, other: str, message: str) -> None:
     stores.save_shard(f"{tmp_path}/aaaa", 0, scores())
     shutil.copytree(tmp_path / "aaaa" / "shard-000000", tmp_path / other)
-    with pytest.raises(commit.CommitError, match=f"{told}.*it belongs elsewhere"):
+    with pytest.raises(commit.CommitError, match=f"{message}.*it belongs elsewhere"):
         score_store.load_shard(f"{tmp_path}/{other[:4]}", int(other[-1]))
 
 
@@ -97,7 +97,7 @@ def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
     assert score_store.load_shard(f"{tmp_path}/two/aaaa/", 0).bad_images == 1
 
 
-def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
+def test_committed_files_without_scores_are_an_error(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
     arrays = io.BytesIO()
@@ -109,7 +109,7 @@ def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
     np.savez(beyond, ids=np.arange(2), labels=np.arange(2), rows=rows, exact=places, exact_rows=values)
     pickled = io.BytesIO()
     np.savez(pickled, ids=np.array([{}]), allow_pickle=True)
-    for payload, about, told in (
+    for payload, about, message in (
         ({"scores.npz": b"nothing"}, good, "holds no scores"),
         ({"other": b""}, good, "holds no scores"),
         ({"scores.npz": pickled.getvalue()}, good, "holds no scores"),
@@ -119,11 +119,11 @@ def test_what_is_committed_but_no_scores_is_refused(tmp_path: Path) -> None:
         ({}, {}, "its format_version is None"),
     ):
         commit.write_folder(part, payload, about)
-        with pytest.raises(commit.CommitError, match=told):
+        with pytest.raises(commit.CommitError, match=message):
             score_store.load_shard(str(tmp_path), 0)
 
 
-def test_problems_are_told(tmp_path: Path) -> None:
+def test_problems_are_described(tmp_path: Path) -> None:
     where = str(tmp_path)
     with pytest.raises(FileNotFoundError):
         score_store.find_problem(where, 0, 10, 6, 7)
@@ -131,9 +131,9 @@ def test_problems_are_told(tmp_path: Path) -> None:
     assert score_store.find_problem(where, 0, 10, 6, 7) is None
     assert score_store.find_problem(where, 0, 9, 6, 7) is None  # which of them is the bad one is not known
     for first, samples in ((11, 6), (10, 5), (10, 7), (8, 6)):
-        told = score_store.find_problem(where, 0, first, samples, 7)
-        assert told is not None
-        assert f"5 images, which are not those {first} .. {first + samples - 1} of the split" in told
+        message = score_store.find_problem(where, 0, first, samples, 7)
+        assert message is not None
+        assert f"5 images, which are not those {first} .. {first + samples - 1} of the split" in message
     assert "of 7 classes, not 8" in str(score_store.find_problem(where, 0, 10, 6, 8))
     twice = dataclasses.replace(scores(), ids=np.array([10, 11, 11, 13, 14]))
     stores.save_shard(where, 1, twice)
@@ -157,7 +157,7 @@ def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
     assert most < 2.5 * stored  # what ten images take on their way
 
 
-def test_what_are_no_probabilities_is_not_stored(tmp_path: Path) -> None:
+def test_non_probabilities_are_not_stored(tmp_path: Path) -> None:
     bad = scores()
     bad.maximum[1, 2] = np.nan
     with pytest.raises(ValueError, match="got other or non-finite values"):

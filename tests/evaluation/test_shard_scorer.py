@@ -113,7 +113,7 @@ def test_stored_scores_are_those_of_a_plain_computation(packed: Manifest, tmp_pa
 
 
 @pytest.mark.parametrize("at_once", [1, 50, 10**6])
-def test_how_many_views_go_at_once_changes_nothing(
+def test_scores_do_not_depend_on_the_batch_size(
     packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     recipe = finals.small()
@@ -158,7 +158,7 @@ def test_a_shard_of_broken_images_is_stored_as_such(tmp_path: Path) -> None:
     assert (stored.bad_images, stored.means[10].shape, stored.per_scale.shape) == (2, (0, 3), (0, 4, 3))
 
 
-def test_a_member_that_is_not_for_this_data_is_refused_by_name(packed: Manifest, tmp_path: Path) -> None:
+def test_a_model_of_other_data_is_an_error_with_its_name(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), ("ant", "bee", "cat", "dog"), seed=0)
     with pytest.raises(DataError, match=r"one: was trained on 4 classes that are not the 3 of tiny; leave it out"):
         score(tmp_path, 0, scorer(final, tmp_path / "scores"))
@@ -169,7 +169,7 @@ def test_a_member_that_is_not_for_this_data_is_refused_by_name(packed: Manifest,
     assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
 
 
-def test_scores_that_are_no_numbers_are_refused_by_name(packed: Manifest, tmp_path: Path) -> None:
+def test_non_finite_scores_are_an_error_with_the_models_name(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     model = shard_scorer._load_cached_model(final, "averaged", "cpu").model
     assert isinstance(model, GoogLeNet)
@@ -180,7 +180,7 @@ def test_scores_that_are_no_numbers_are_refused_by_name(packed: Manifest, tmp_pa
     assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
 
 
-def test_damaged_data_ends_a_task_at_once(packed: Manifest, tmp_path: Path) -> None:
+def test_damaged_data_ends_a_task(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     shard = packed.shards("validation")[1]
     tiny_shards.flip_byte(

@@ -105,7 +105,7 @@ def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(packed: Path, sourc
     assert len(list((out / "_packing/done").iterdir())) == 3
     first = {path: path.stat().st_mtime_ns for path in (out / "train").glob("train-*.tar")}
     done = run(tmp_path, *place)
-    assert "going on with the packing" in done.out
+    assert "resuming the packing" in done.out
     assert "3 of " in done.out
     assert {path: path.stat().st_mtime_ns for path in first} == first, "finished shards are not packed again"
     assert content(out) == content(packed)

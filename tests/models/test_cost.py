@@ -123,7 +123,7 @@ def test_smaller_images_and_other_classes() -> None:
     assert list(rows)[-1] == "linear"
     assert rows["linear"].output == (1, 1, 10)
     assert rows["5b"].output == (1, 1, 1024)
-    with pytest.raises(ValueError, match="classes: 1 is refused"):
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         table(classes=1)
 
 
@@ -238,7 +238,7 @@ def test_the_comparison_has_a_line_for_each_network_and_its_note(capsys: pytest.
     ("words", "said"),
     [(["--model", "vgg"], "did you mean vgg-16?"), (["--model", "alexnet", "--width", "2"], "width: unknown key"),
      (["--compare", "--width", "2"], "--compare lists each network"),
-     (["--width", "0"], "width: must be"), (["--module", "wide"], "module"), (["--classes", "1"], "classes: 1"),
+     (["--width", "0"], "width: must be"), (["--module", "wide"], "module"), (["--classes", "1"], "classes must be"),
      (["--image-size", "7"], "image_size: must be")],
 )  # fmt: skip
 def test_impossible_networks_are_refused_in_a_line(

@@ -9,8 +9,7 @@ from torch.nn import functional
 
 from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import GoogLeNet, scale_filters
-from orchestrator.models.inception import InceptionReduced
+from orchestrator.models.googlenet import GoogLeNet, InceptionReduced, scale_filters
 from orchestrator.models.registry import create_model
 
 # Section 5, Table 1: output sizes, H x W x C.
@@ -192,7 +191,7 @@ def test_a_tiny_width_leaves_at_least_one_filter() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="classes: 1 is refused"):
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         GoogLeNet(GoogLeNetConfig(**TINY), 1)
 
 

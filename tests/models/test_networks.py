@@ -197,7 +197,7 @@ def test_inference_needs_no_auxiliary_weights(config: AnyModelConfig) -> None:
 
 def test_one_class_is_refused() -> None:
     for config in EVERY:
-        with pytest.raises(ValueError, match="classes: 1 is refused"):
+        with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
             create_uninitialized_model(config, 1)
 
 

@@ -136,7 +136,7 @@ def test_a_bad_network_says_why_in_a_line(config: ModelPlugin, message: str) -> 
 
 
 def test_fewer_than_two_classes_are_an_error() -> None:
-    with pytest.raises(ValueError, match="classes: 1"):
+    with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         PluginNetwork(plugin("Flat"), 1)
 
 

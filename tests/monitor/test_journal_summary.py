@@ -57,7 +57,7 @@ def test_an_absent_journal_tells_nothing(tmp_path: Path) -> None:
     assert summarize_journal(str(tmp_path / "nowhere")) == JournalSummary()
 
 
-def test_a_short_journal_is_told_as_it_is(tmp_path: Path) -> None:
+def test_a_short_journal_is_read_whole(tmp_path: Path) -> None:
     incident = event("incident", 500, cause="worker lost")
     write(tmp_path, 1, [started(0)], [point(500), point(900)])
     write(tmp_path, 2, [incident], [started(500, workers=2)], [point(900), epoch(1), point(1200)])

@@ -140,12 +140,12 @@ def test_workers_that_crashed_for_good_failed_with_their_cause(run: RunSpec) -> 
     found = inspect_run(run.folder)
     assert found.state == "failed"
     assert "RuntimeError: x" in found.message
-    # One that was told to stop and was cut off did not fail.
+    # A run that was asked to stop and then killed did not fail.
     drivers.lease(run.folder, beat=0, released=b"", stop=b"")
     assert inspect_run(run.folder).state == "stopped"
 
 
-def test_a_driver_that_is_gone_loses_its_run(run: RunSpec) -> None:
+def test_a_run_whose_driver_died_is_lost(run: RunSpec) -> None:
     drivers.lease(run.folder, beat=5000)
     drivers.attempt(run.folder, samples=10)
     write_journal(run.folder, 1, [STARTED, point(10)])

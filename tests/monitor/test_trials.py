@@ -40,7 +40,7 @@ def trial(sweep: str, number: int, ended: str = "", reason: str = "", begun: boo
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> str:
-    """One of each, and one whose process went on with another trial: it can be gone on with."""
+    """One of each, and one whose process trains another trial now: it can be resumed."""
     folder = drivers.sweep(str(tmp_path), "net-sweep-0123456789")
     drivers.lease(folder, beat=0)
     finished = trial(folder, 1, "finished")
@@ -57,7 +57,7 @@ def sweep(tmp_path: Path) -> str:
     return folder
 
 
-def told(names: tuple[str, ...], storage: str, as_json: bool) -> tuple[int, str]:
+def show(names: tuple[str, ...], storage: str, as_json: bool) -> tuple[int, str]:
     out = io.StringIO()
     code = status.run_status(
         StatusConfig(runs=names, storage=storage, json_lines=as_json), Console(width=100, file=out)
@@ -76,25 +76,25 @@ def test_each_trial_stands_as_its_ledger_and_its_run_say(sweep: str) -> None:
 
 
 def test_a_sweep_is_a_family_in_full_when_it_is_named(sweep: str, tmp_path: Path) -> None:
-    code, text = told(("net-sweep-0123456789",), str(tmp_path), False)
+    code, text = show(("net-sweep-0123456789",), str(tmp_path), False)
     rows = [line.split() for line in text.splitlines()]
-    assert code == 1, "a trial failed for good"
+    assert code == 1, "a trial failed permanently"
     assert rows[1] == ["net-sweep-0123456789:", "4", "of", "7", "ended"]
     assert [row[:2] for row in rows[2:9]] == [[f"net-t{n:03d}", state] for n, state in enumerate(STATES, 1)]
     counts = "net-sweep-0123456789: 2 waiting, 1 finished, 1 pruned, 1 diverged, 1 failed, 1 running"
     assert counts in text
     assert "run by job raysubmit_abc" in text
-    assert told((sweep,), "", False)[1] == text, "by its URL, too"
+    assert show((sweep,), "", False)[1] == text, "by its URL, too"
 
 
 def test_of_one_that_is_not_named_only_what_runs_or_went_wrong_is_shown(sweep: str, tmp_path: Path) -> None:
-    _, text = told((), str(tmp_path), False)
+    _, text = show((), str(tmp_path), False)
     shown = [line.split()[:2] for line in text.splitlines() if line.startswith("  net-t")]
     assert shown == [[f"net-t{n:03d}", state] for n, state in enumerate(STATES, 1) if n > 3]
     assert "1 pruned" in text
-    _, lines = told((), str(tmp_path), True)
+    _, lines = show((), str(tmp_path), True)
     rows = json.loads(lines)
-    assert [row["state"] for row in rows] == list(STATES), "machines are told all"
+    assert [row["state"] for row in rows] == list(STATES), "JSON has all"
     assert {row["owner"] for row in rows} == {str(drivers.ELSEWHERE)}
 
 
@@ -112,7 +112,7 @@ def test_the_repeats_of_a_winner_are_shown_too(sweep: str) -> None:
 
 
 @pytest.mark.parametrize(("gone", "state"), [(False, "stopped"), (True, "lost")])
-def test_trials_of_a_sweep_that_nobody_runs(tmp_path: Path, gone: bool, state: str) -> None:
+def test_trials_of_a_sweep_without_a_driver(tmp_path: Path, gone: bool, state: str) -> None:
     folder = drivers.sweep(str(tmp_path), "s")
     lease = drivers.lease(folder, beat=3600)
     if not gone:
@@ -128,13 +128,13 @@ def test_trials_of_a_sweep_that_nobody_runs(tmp_path: Path, gone: bool, state: s
 
 def test_a_sweep_without_trials_and_one_whose_records_cannot_be_read(tmp_path: Path) -> None:
     folder = drivers.sweep(str(tmp_path), "s")
-    assert "s: no trial yet" in told(("s",), str(tmp_path), False)[1]
+    assert "s: no trial yet" in show(("s",), str(tmp_path), False)[1]
     file_io.write_bytes(file_io.join(folder, "trials", "0001.json"), b"not json")
     file_io.write_bytes(file_io.join(folder, "trials", "0001.ended.json"), b"[]")
-    assert "0001" in told(("s",), str(tmp_path), False)[1]
+    assert "0001" in show(("s",), str(tmp_path), False)[1]
 
 
-def test_a_watch_goes_on_while_the_sweep_is_run(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_lasts_while_the_sweep_runs(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
 
     def sleep(seconds: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoint import weights
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills import checks, stage
 from tests.nodes import scenes

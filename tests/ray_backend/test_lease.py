@@ -208,8 +208,8 @@ def test_a_heartbeat_survives_storage_that_fails_for_a_while(
 
 @pytest.mark.process
 def test_a_killed_owner_of_this_host_leaves_the_run_free(folder: str) -> None:
-    code = f"import time; from orchestrator.ray_backend import lease; lease.acquire_lease({folder!r}); print(1, flush=True)"
-    code += "; time.sleep(60)"
+    code = f"import time; from orchestrator.ray_backend import lease; lease.acquire_lease({folder!r})"
+    code += "; print(1, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         process.stdout.readline()

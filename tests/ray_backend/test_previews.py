@@ -160,7 +160,7 @@ def test_through_the_replayer_as_a_session_does(run: RunSpec) -> None:
     try:
         replayer.follow(TrackedRun("run", "run"), None)
         asked = PreviewRequest(run, manifest.load(run.destination.data), lambda: replayer.wait_for_run_id("run", 0.0))
-        assert replayer.submit(asked, needs="run").result(30) is None
+        assert replayer.submit(asked, required_key="run").result(30) is None
         assert sorted(to.pictures) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
     finally:
         replayer.stop({}, 10)

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.models.config import ModelPlugin
 from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_lookup import RunEntry
+from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
+from orchestrator.recipe import presets
 from tests.support import drivers
 from tests.support.damage import DAMAGED
 from tests.support.launched import recipe, spec
@@ -85,3 +88,44 @@ def test_a_record_of_an_ensemble_leads_to_no_folder_but_a_runs(tmp_path: Path, e
     with pytest.raises(ConfigError, match=r"cannot be read: elsewhere must be folders of runs by name") as caught:
         run_lookup.load_member_folders(str(folder))
     assert "SECRET" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ code of plug-ins
+def spec_of_code(storage: Path, digest: str, **changes: object) -> RunSpec:
+    model = ModelPlugin(kind="own:Net", image_size=32)
+    recipe = presets.googlenet_tiny().model_copy(update={"model": model, "code": {"own:Net": digest}} | changes)
+    destination = Destination(data="digits", storage=str(storage), tracking="none").resolve()
+    return RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest="d" * 16)
+
+
+def test_changed_code_is_said_and_is_another_run_unless_told_otherwise(tmp_path: Path) -> None:
+    began, now, said = spec_of_code(tmp_path, "a"), spec_of_code(tmp_path, "b"), list[str]()
+    assert run_lookup.match_code([began], False, said.append) == [began]
+    began.save()
+    assert run_lookup.match_code([began], False, said.append) == [began]
+    assert not said
+    assert run_lookup.match_code([now], False, said.append) == [now]
+    assert said == [
+        f"{now.name}: the code of own:Net has changed since {began.name} began, so this is another run; "
+        "--same-code-anyway resumes that one"
+    ]
+    (resumed,) = run_lookup.match_code([now], True, said.append)
+    assert resumed.name == began.name
+    assert said[1] == f"{began.name}: resumed, though the code of own:Net has changed since it began"
+    now.save()
+    assert run_lookup.match_code([now], True, said.append) == [now], "a run of this code is there already"
+
+
+def test_runs_that_differ_in_more_than_code_are_no_match(tmp_path: Path) -> None:
+    spec_of_code(tmp_path, "a", epochs=9).save()
+    said = list[str]()
+    spec = spec_of_code(tmp_path, "b")
+    assert run_lookup.match_code([spec], True, said.append) == [spec]
+    assert not said
+
+
+def test_several_runs_of_other_code_cannot_be_told_apart(tmp_path: Path) -> None:
+    for digest in ("a", "b"):
+        spec_of_code(tmp_path, digest).save()
+    with pytest.raises(ConfigError, match="differ in their code only; remove all but one"):
+        run_lookup.match_code([spec_of_code(tmp_path, "c")], True, print)

@@ -38,6 +38,9 @@ OTHER: dict[str, Any] = {
     "precision": "bfloat16",
     "schedule.kind": "cosine",
     "optimizer.clip_norm": 1.0,
+    "optimizer.kind": "adamw",
+    "loss.class_weights": (1.0, 2.0),
+    "code": {"mine:stage": "digest"},
     "averaging.kind": "exponential",
     "initial_weights": "0123456789abcdef",
 }

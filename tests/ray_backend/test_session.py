@@ -1,4 +1,4 @@
-"""A session's runs: one is stopped by itself, a stop by the user stops all."""
+"""A session's runs, which a user stops together, and their identity in the tracker."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -53,40 +53,14 @@ def specs(tmp_path: Path) -> list[RunSpec]:
     return [launched.spec(launched.recipe(name), str(tmp_path)) for name in ("one", "other")]
 
 
-def test_one_run_is_stopped_and_launched_again_while_the_other_goes_on(
-    tmp_path: Path, session: Session, launches: Launches
-) -> None:
-    one, other = specs(tmp_path)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.submit(session.train_run, one), pool.submit(session.train_run, other)
-        until(lambda: len(launches.under_way) == 2)
-        session.stop_run(one)
-        assert first.result(20).status == "stopped"
-        again = pool.submit(session.train_run, one)
-        until(lambda: launches.under_way[one.name].number == 2)
-        assert not launches.under_way[one.name].is_stop_requested()
-        assert not second.done()
-        assert not session.interruption.event.is_set()
-        launches.done.set()
-        assert (again.result(20).status, second.result(20).status) == ("finished", "finished")
-
-
-@pytest.mark.parametrize("asked_before", [False, True])
-def test_a_stop_by_the_user_stops_all(asked_before: bool, tmp_path: Path, session: Session, launches: Launches) -> None:
+def test_a_stop_by_the_user_stops_all(tmp_path: Path, session: Session, launches: Launches) -> None:
     one, other = specs(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(session.train_run, spec) for spec in (one, other)]
         until(lambda: len(launches.under_way) == 2)
         launches.under_way[one.name].request_stop()  # as jobs/stop.py does
-        if asked_before:
-            session.stop_run(one)
         assert [run.result(20).status for run in runs] == ["stopped", "stopped"]
         assert session.interruption.event.is_set()
-
-
-def test_a_run_that_is_not_under_way_is_left(tmp_path: Path, session: Session, launches: Launches) -> None:
-    session.stop_run(specs(tmp_path)[0])
-    assert not session.interruption.event.is_set()
 
 
 # ------------------------------------------------------------------ identity in the tracker

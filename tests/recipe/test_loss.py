@@ -62,6 +62,21 @@ def test_low_precision_scores_are_summed_in_float32() -> None:
     assert found.item() == pytest.approx(5000 * math.log(2), rel=1e-5)
 
 
+def test_classes_have_weights() -> None:
+    logits, config = Logits(scores(QUARTER, QUARTER)), LossConfig(class_weights=(3.0, 0.5))
+    expected = 0.5 * math.log(4 / 3) + 3 * math.log(4)
+    assert loss.compute_loss_sum(logits, LABELS, ONES, config).item() == pytest.approx(expected)
+
+
+def test_labels_may_be_shares_of_classes() -> None:
+    shares = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    found = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), shares, ONES, LossConfig())
+    assert found.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3) + math.log(4))
+    hard = torch.nn.functional.one_hot(LABELS, 2).float()
+    found = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), hard, ONES, LossConfig())
+    assert found.item() == pytest.approx(BOTH)
+
+
 def test_smoothed_labels_give_a_share_to_every_class() -> None:
     # Two classes: label 1 of the first row is worth 0.9 + 0.1 / 2 = 0.95, the other class 0.05.
     found = loss.compute_loss_sum(Logits(scores(QUARTER)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1))

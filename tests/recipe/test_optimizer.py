@@ -1,5 +1,6 @@
 """SGD with momentum against numbers computed by hand."""
 
+import io
 import subprocess
 import sys
 from typing import Any
@@ -8,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.config.errors import ConfigError
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.registry import create_model as build_network
 from orchestrator.recipe import optimizer as sgd
-from orchestrator.recipe.config import OptimizerConfig
+from orchestrator.recipe.config import AdamWConfig, AnyOptimizer, OptimizerPlugin, SGDConfig
 
 
 def linear(weight: float, bias: float) -> nn.Linear:
@@ -22,7 +24,7 @@ def linear(weight: float, bias: float) -> nn.Linear:
     return layer
 
 
-def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple[float, float]:
+def step(layer: nn.Linear, optimizer: torch.optim.Optimizer, gradient: float) -> tuple[float, float]:
     layer.weight.grad = torch.full((1, 1), gradient)
     layer.bias.grad = torch.full((1,), gradient)
     optimizer.step()
@@ -31,7 +33,7 @@ def step(layer: nn.Linear, optimizer: torch.optim.SGD, gradient: float) -> tuple
 
 def test_two_steps_by_hand() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.9, weight_decay=0.1))
+    optimizer = sgd.build_optimizer(layer, SGDConfig(momentum=0.9, weight_decay=0.1))
     sgd.set_lr(optimizer, 0.1)
     # Weight: velocity 0.5 + 0.1 * 2 = 0.7. Bias without decay: velocity 0.5.
     assert step(layer, optimizer, 0.5) == pytest.approx((1.93, 0.95))
@@ -41,7 +43,7 @@ def test_two_steps_by_hand() -> None:
 
 def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0, weight_decay=0.0))
+    optimizer = sgd.build_optimizer(layer, SGDConfig(momentum=0.0, weight_decay=0.0))
     assert step(layer, optimizer, 1.0) == (2.0, 1.0), "before a rate is set, nothing moves"
     sgd.set_lr(optimizer, 0.25)
     assert step(layer, optimizer, 1.0) == (1.75, 0.75)
@@ -49,7 +51,7 @@ def test_the_rate_applies_from_the_next_step_to_all_parameters() -> None:
 
 def test_every_parameter_is_trained_and_only_weights_decay() -> None:
     model = build_network(GoogLeNetConfig(image_size=32, width=0.1), 10, 0)
-    optimizer = sgd.build_optimizer(model, OptimizerConfig(weight_decay=0.5))
+    optimizer = sgd.build_optimizer(model, SGDConfig(weight_decay=0.5))
     decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
     assert len(decays) == sum(len(group["params"]) for group in optimizer.param_groups)
     found = {name: decays[id(one)] for name, one in model.named_parameters()}
@@ -60,7 +62,7 @@ def test_every_parameter_is_trained_and_only_weights_decay() -> None:
 def gradients(model: nn.Linear, weight: float, bias: float) -> list[float]:
     model.weight.grad = torch.full((1, 1), weight)
     model.bias.grad = torch.full((1,), bias)
-    sgd.clip_gradients(model, OptimizerConfig(clip_norm=2.5))
+    sgd.clip_gradients(model, SGDConfig(clip_norm=2.5))
     return [model.weight.grad.item(), model.bias.grad.item()]
 
 
@@ -72,13 +74,13 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters() -> None:
 
 def test_momentum_is_known_by_the_parameters_names_from_the_start() -> None:
     layer = linear(2.0, 1.0)
-    optimizer = sgd.build_optimizer(layer, OptimizerConfig())
-    assert {name: one.tolist() for name, one in sgd.get_momentum_buffers(layer, optimizer).items()} == {
+    optimizer = sgd.build_optimizer(layer, SGDConfig())
+    assert {name: one.tolist() for name, one in sgd.get_optimizer_tensors(layer, optimizer).items()} == {
         "weight": [[0.0]], "bias": [0.0],
     }  # fmt: skip
     step(layer, optimizer, 0.5)
-    assert sgd.get_momentum_buffers(layer, optimizer)["bias"].tolist() == [0.5]
-    assert sgd.get_momentum_buffers(layer, sgd.build_optimizer(layer, OptimizerConfig(momentum=0.0))) == {}
+    assert sgd.get_optimizer_tensors(layer, optimizer)["bias"].tolist() == [0.5]
+    assert sgd.get_optimizer_tensors(layer, sgd.build_optimizer(layer, SGDConfig(momentum=0.0))) == {}
 
 
 def test_steps_are_torchs_to_the_bit() -> None:
@@ -99,13 +101,118 @@ def test_steps_are_torchs_to_the_bit() -> None:
         assert torch.equal(ours, theirs)
 
 
+# ------------------------------------------------------------------ other kinds
+OTHERS: list[AnyOptimizer] = [
+    AdamWConfig(weight_decay=0.1),
+    OptimizerPlugin(kind="torch.optim:RMSprop", args={"alpha": 0.9, "momentum": 0.5, "weight_decay": 0.1}),
+    OptimizerPlugin(kind="torch.optim:Adadelta"),
+    OptimizerPlugin(kind=f"{__name__}:Counting"),
+]
+
+
+class Counting(torch.optim.Optimizer):
+    """Has a number and a list of its own for each parameter."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for one in group["params"]:
+                state = self.state[one]
+                state["count"] = state.get("count", 0) + 1
+                state.setdefault("norms", []).append(float(one.grad.norm()))
+                one.sub_(one.grad, alpha=group["lr"] / state["count"] * sum(state["norms"]))
+
+
+class Closure(Counting):
+    """Needs a closure."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+
+
+def train_layer(layer: nn.Linear, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    sgd.set_lr(optimizer, 0.1)
+    for number in range(first, last):
+        step(layer, optimizer, 1.0 + number)
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda config: config.kind)
+def test_any_optimizer_resumes_to_the_bit(config: AnyOptimizer) -> None:
+    whole, part = linear(2.0, 1.0), linear(2.0, 1.0)
+    train_layer(whole, sgd.build_optimizer(whole, config), 0, 6)
+    optimizer = sgd.build_optimizer(part, config)
+    sgd.load_optimizer_state(part, optimizer, {}, {})  # a checkpoint from before the first step
+    train_layer(part, optimizer, 0, 3)
+    file = io.BytesIO()
+    torch.save((sgd.get_optimizer_tensors(part, optimizer), sgd.copy_optimizer_values(part, optimizer)), file)
+    file.seek(0)
+    resumed = linear(part.weight.item(), part.bias.item())
+    other = sgd.build_optimizer(resumed, config)
+    sgd.load_optimizer_state(resumed, other, *torch.load(file, weights_only=True))
+    train_layer(resumed, other, 3, 6)
+    assert (resumed.weight.item(), resumed.bias.item()) == (whole.weight.item(), whole.bias.item())
+
+
+@pytest.mark.parametrize("config", OTHERS[:2], ids=lambda config: config.kind)
+def test_weight_decay_of_any_optimizer_spares_biases(config: AnyOptimizer) -> None:
+    optimizer = sgd.build_optimizer(linear(2.0, 1.0), config)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}
+
+
+def test_adamw_is_torchs() -> None:
+    ours, theirs = linear(2.0, 1.0), linear(2.0, 1.0)
+    config = AdamWConfig(weight_decay=0.1, betas=(0.8, 0.9), epsilon=1e-6)
+    train_layer(ours, sgd.build_optimizer(ours, config), 0, 3)
+    groups: list[dict[str, Any]] = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    train_layer(theirs, torch.optim.AdamW(groups, 0.1, (0.8, 0.9), 1e-6, 0.1), 0, 3)
+    assert ours.weight.item() == pytest.approx(theirs.weight.item())
+    assert ours.bias.item() == pytest.approx(theirs.bias.item())
+
+
+def test_parameters_that_are_not_trained_have_no_state() -> None:
+    layer = linear(2.0, 1.0)
+    layer.bias.requires_grad_(False)
+    for config in (SGDConfig(), *OTHERS):
+        optimizer = sgd.build_optimizer(layer, config)
+        assert [one for group in optimizer.param_groups for one in group["params"]] == [layer.weight]
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "message"),
+    [
+        ("torch.optim:NoSuch", {}, "has no attribute 'NoSuch'"),
+        ("torch.optim:RMSprop", {"beta": 1}, "unexpected keyword argument 'beta'"),
+        ("torch.optim:RMSprop", {"lr": 1}, "args must not hold lr"),
+        ("torch.optim:RMSprop", {"alpha": -1}, "failed.*: ValueError: Invalid alpha value"),
+        ("torch.optim:LBFGS", {}, "failed.*: ValueError: LBFGS doesn't support per-parameter options"),
+        (f"{__name__}:Closure", {}, r"cannot step.*; it must step after a backward pass, without a closure"),
+        ("builtins:dict", {}, "must return a torch.optim.Optimizer, got dict"),
+    ],
+)
+def test_a_bad_optimizer_says_why_in_a_line(kind: str, args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        sgd.check_optimizer(OptimizerPlugin(kind=kind, args=args))
+    assert f"optimizer {kind!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_good_optimizers_pass() -> None:
+    for config in OTHERS:
+        if isinstance(config, OptimizerPlugin):
+            sgd.check_optimizer(config)
+
+
 _TRAINS = """
 import sys, torch
 from torch import nn
 from orchestrator.recipe import optimizer as sgd
-from orchestrator.recipe.config import OptimizerConfig
+from orchestrator.recipe.config import SGDConfig
 layer = nn.Linear(2, 2)
-optimizer = sgd.build_optimizer(layer, OptimizerConfig())
+optimizer = sgd.build_optimizer(layer, SGDConfig())
 optimizer.zero_grad()
 layer(torch.ones(1, 2)).sum().backward()
 optimizer.step()

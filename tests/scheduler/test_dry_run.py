@@ -46,7 +46,7 @@ def cells(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in next(li for li in order.splitlines() if f" {name} " in li).split("\u2502")[1:-1]]
 
 
-def test_who_trains_when_and_what_it_takes(tmp_path: Path) -> None:
+def test_the_order_times_and_costs_of_runs(tmp_path: Path) -> None:
     tiny_shards.dataset(tmp_path / "data")
     text = shown(tmp_path, members(3), TWO_SLOTS)
     # Two epochs of 12 images and 5 to validate with, at one a second, after a start of 10 s.
@@ -70,7 +70,7 @@ def test_without_a_speed_times_are_relative(tmp_path: Path) -> None:
     assert "hours:" not in text
 
 
-def test_what_was_trained_before_counts(tmp_path: Path) -> None:
+def test_epochs_trained_before_count(tmp_path: Path) -> None:
     found = tiny_shards.dataset(tmp_path / "data")
     recipes = members(2)
     made = config(tmp_path, recipes[0])
@@ -92,19 +92,19 @@ def test_a_cluster_without_room_is_an_error_that_describes_it(tmp_path: Path) ->
 
 def test_the_cluster_is_this_machine_when_none_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    capacity, told = resolve_capacity(PlanConfig())
+    capacity, text = resolve_capacity(PlanConfig())
     assert len(capacity.nodes) == 1
     assert capacity.cpus >= 1
-    assert "this machine" in told
+    assert "this machine" in text
 
 
-def test_differences_are_told_in_few_words() -> None:
+def test_differences_are_described_in_few_words() -> None:
     base = googlenet_imagenet_wide()
     area = base.augmentation.model_copy(update={"area": (0.08, 0.77)})
     other = base.model_copy(update={"name": "other", "augmentation": area, "epochs": 9})
     wider = wide("wider", base.epochs, 1.5).model_copy(update={"augmentation": base.augmentation})
-    told = describe_differences([base, other])
-    assert told == {base.name: "crops 0.08-1, epochs 250", "other": "crops 0.08-0.77, epochs 9"}
+    differences = describe_differences([base, other])
+    assert differences == {base.name: "crops 0.08-1, epochs 250", "other": "crops 0.08-0.77, epochs 9"}
     assert describe_differences([base]) == {base.name: "-"}
     assert describe_differences([base, wider])["wider"].startswith("x1.5, ")
 

@@ -22,7 +22,7 @@ DONE = Outcome(status="finished", samples=26)
 
 
 class FakeSession:
-    """What a fleet uses of a session; every run ends at once as its name says."""
+    """A session whose runs end immediately, as their names say."""
 
     def __init__(self, folder: Path, cpus: int = 2) -> None:
         self.manifest = tiny_shards.dataset(folder / "data")
@@ -73,17 +73,17 @@ def test_a_member_that_diverges_leaves_six_of_seven(tmp_path: Path) -> None:
     result = trained(session, runs)
     assert list(result.results) == [run.name for run in runs]
     assert (len(result.list_runs("finished")), result.list_runs("failed")) == (6, [runs[2].name])
-    assert session.said[0] == "training 7 models, 2 at once in 4 waves"
+    assert session.said[0] == "training 7 models, 2 at a time in 4 waves"
     assert f"{runs[2].name}: failed: diverged: loss nan" in session.said
     assert session.final_statuses[f"parent/{runs[2].name}"] == "FAILED"
     assert list(session.final_statuses.values()).count("FINISHED") == 6
 
 
-def test_with_a_speed_the_plan_is_told_in_minutes(tmp_path: Path) -> None:
+def test_with_a_speed_the_plan_is_printed_in_minutes(tmp_path: Path) -> None:
     session = FakeSession(tmp_path)
     trained(session, specs_of(tmp_path, "a", "b", "c"), PlanConfig(images_per_second=1.0, start_seconds=0.0))
     # Twice two epochs of 12 images and 5 to validate with, at one a second.
-    assert session.said[0] == "training 3 models, 2 at once in 2 waves, about 0:55"
+    assert session.said[0] == "training 3 models, 2 at a time in 2 waves, about 0:55"
 
 
 def test_a_recipe_that_was_tuned_on_other_data_is_warned_of_once(tmp_path: Path) -> None:

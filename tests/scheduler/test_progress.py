@@ -42,7 +42,7 @@ def row_of(board: ProgressMonitor, run: RunSpec) -> RunProgress:
 
 
 # ------------------------------------------------------------------ board
-def test_the_board_follows_a_journal(run: RunSpec) -> None:
+def test_progress_follows_a_journal(run: RunSpec) -> None:
     board = ProgressMonitor([run])
     board.update_phase(run, "running", "")
     assert board.poll() == []
@@ -96,7 +96,7 @@ def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> No
     assert row_of(board, run).metrics.epoch == 2
 
 
-def test_storage_that_fails_is_asked_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_storage_is_polled_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     board = ProgressMonitor([run])
     board.update_phase(run, "running", "")
     write_journal(run.folder, 1, [STARTED, epoch(1)])
@@ -106,7 +106,7 @@ def test_storage_that_fails_is_asked_again(run: RunSpec, monkeypatch: pytest.Mon
     assert len(board.poll()) == 2
 
 
-def test_runs_that_wait_are_looked_at_on_demand(run: RunSpec) -> None:
+def test_waiting_runs_are_polled_on_demand(run: RunSpec) -> None:
     write_journal(run.folder, 1, [STARTED, epoch(1), epoch(2)])
     board = ProgressMonitor([run])
     assert board.poll() == []
@@ -146,9 +146,7 @@ def test_before_the_first_epoch_the_time_left_is_the_plans(tmp_path: Path) -> No
     assert board.estimate_training_seconds(2) is None  # units of work
 
 
-def test_what_one_run_shows_counts_for_the_others_by_their_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_measured_speed_counts_for_other_runs_by_their_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(2)]
     board = ProgressMonitor(runs)
     board.set_expected_durations({runs[0].name: 7.0, runs[1].name: 21.0}, in_seconds=False, start_seconds=0.0)
@@ -206,13 +204,13 @@ def test_moments_name_the_day_when_it_is_another_one() -> None:
     assert len(format_eta(3 * 86400.0)) == 12
 
 
-def test_the_headline_tells_the_wave(tmp_path: Path) -> None:
+def test_the_headline_shows_the_wave(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(7)]
     board = ProgressMonitor(runs)
     for run in runs[:4]:
         board.update_phase(run, "finished", "")
     title = str(ProgressTable(board, lambda: 2, Console(file=io.StringIO())).build_table().title)
-    assert title.startswith("wave 3 of 4, 2 at once, ")
+    assert title.startswith("wave 3 of 4, 2 at a time, ")
     assert "done at about" in title
 
 
@@ -244,10 +242,10 @@ def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: p
         until(lambda: "epoch 1/4" in text.getvalue())
         write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0)])
         until(lambda: "epoch 2/4" in text.getvalue())
-        write_journal(run.folder, 3, [epoch(3, 20.0)])  # told on leaving, if not before
+        write_journal(run.folder, 3, [epoch(3, 20.0)])  # printed at the end, if not before
     lines = text.getvalue().splitlines()
     assert all(line.startswith(f"{run.name}: ") for line in lines)
-    told = [line.removeprefix(f"{run.name}: ") for line in lines]
+    texts = [line.removeprefix(f"{run.name}: ") for line in lines]
     for wanted, line in zip(
         (
             "epoch 1/4, loss 2.000, top-1 error 40.00%, 1234 images/s, all done in about ",
@@ -256,7 +254,7 @@ def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: p
             "epoch 2/4, loss 1.000, top-1 error 30.00%",
             "epoch 3/4",
         ),
-        told,
+        texts,
         strict=True,
     ):
         assert line.startswith(wanted)

@@ -58,7 +58,7 @@ class Launcher:
 
 
 class Seen:
-    """The changes of state, and the thread that told them."""
+    """The changes of phases, and the threads that reported them."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[str, RunPhase, str]] = []
@@ -94,13 +94,13 @@ def test_one_runs_failure_touches_no_other() -> None:
     assert ended["a"].outcome == Outcome(status="finished", message="of a", samples=7)
     assert seen.threads == {"MainThread"}
     for name, end in ended.items():
-        told = [change[1:] for change in seen.changes if change[0] == name]
-        assert (told[0], told[-1]) == (("running", ""), (end.status, end.message))
-        assert len(told) == (6 if name == "raises" else 2)
+        changes = [change[1:] for change in seen.changes if change[0] == name]
+        assert (changes[0], changes[-1]) == (("running", ""), (end.status, end.message))
+        assert len(changes) == (6 if name == "raises" else 2)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_at_most_so_many_are_under_way_and_the_slots_are_used(at_once: int) -> None:
+def test_all_slots_are_used_and_no_more(at_once: int) -> None:
     launcher = Launcher()
     names = [f"r{number}" for number in range(7)]
     _, seen = supervised(launcher, names, at_once)
@@ -108,7 +108,7 @@ def test_at_most_so_many_are_under_way_and_the_slots_are_used(at_once: int) -> N
     assert [name for name, status, _ in seen.changes if status == "running"] == names
 
 
-def test_a_launch_that_raises_is_tried_again_after_growing_pauses() -> None:
+def test_a_launch_that_raises_is_retried_after_growing_pauses() -> None:
     launcher = Launcher(shaky=[OSError("away"), "finished"], broken=[OSError("away"), OSError("still away")])
     ended, seen = supervised(launcher, ["shaky", "broken"], 1)
     assert (ended["shaky"].status, ended["shaky"].message) == ("finished", "")
@@ -164,7 +164,7 @@ def test_a_damaged_newest_checkpoint_hides_no_progress(tmp_path: Path) -> None:
     assert ended["far"].status == "finished"
 
 
-def test_storage_that_does_not_tell_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_storage_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(folder: str) -> Iterator[None]:
         raise OSError(f"{folder}: away")
 
@@ -174,7 +174,7 @@ def test_storage_that_does_not_tell_is_no_progress(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("status", ["diverged", "bad-data", "bad-checkpoint"])
-def test_an_outcome_is_never_tried_again(status: OutcomeStatus) -> None:
+def test_an_outcome_is_never_retried(status: OutcomeStatus) -> None:
     launcher = Launcher(run=[status])
     ended, _ = supervised(launcher, ["run"])
     assert launcher.calls == ["run"]
@@ -198,7 +198,7 @@ def test_after_a_stop_nothing_is_started_and_what_runs_is_waited_for() -> None:
     assert not [change for change in seen.changes if change[0] in "cd"]
 
 
-def test_a_failure_after_a_stop_is_a_stop_and_is_not_tried_again() -> None:
+def test_a_failure_after_a_stop_is_a_stop_and_is_not_retried() -> None:
     stop = threading.Event()
 
     def killed() -> Outcome:
@@ -258,7 +258,7 @@ def in_background(made: RunPlan, launcher: Launcher, now: CapacityMonitor | None
     return result
 
 
-def test_nodes_that_join_are_used_at_once_and_lost_ones_are_not_filled() -> None:
+def test_new_nodes_start_runs_and_lost_slots_are_not_filled() -> None:
     launcher, there = Launcher(), [1]
     names = [f"r{number}" for number in range(6)]
     specs = [spec(recipe(name)) for name in names]
@@ -275,7 +275,7 @@ def test_nodes_that_join_are_used_at_once_and_lost_ones_are_not_filled() -> None
     assert {end.status for end in result[0].values()} == {"finished"}
 
 
-def test_a_capacity_that_cannot_be_seen_has_not_changed() -> None:
+def test_a_failed_capacity_query_leaves_the_last_number() -> None:
     calls = []
 
     def away() -> int:
@@ -292,7 +292,7 @@ def test_a_capacity_that_cannot_be_seen_has_not_changed() -> None:
     assert {end.status for end in ended.values()} == {"finished"}
 
 
-def test_a_look_at_the_capacity_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capacity_query_that_hangs_delays_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "JOIN_TIMEOUT_SECONDS", 0.05)
     hang = threading.Event()
     began = time.monotonic()
@@ -303,14 +303,14 @@ def test_a_look_at_the_capacity_that_hangs_holds_nobody_up(monkeypatch: pytest.M
     assert time.monotonic() - began < 30
 
 
-def test_a_change_of_the_capacity_is_told() -> None:
-    told = []
-    with CapacityMonitor(2, lambda: 5, lambda before, now: told.append((before, now))) as now:
+def test_a_change_of_the_capacity_is_reported() -> None:
+    changes = []
+    with CapacityMonitor(2, lambda: 5, lambda before, now: changes.append((before, now))) as now:
         until(lambda: now.slots == 5)
-    assert told == [(2, 5)]
+    assert changes == [(2, 5)]
 
 
-def test_a_run_that_fits_nowhere_is_left_to_ray_to_wait_with() -> None:
+def test_a_run_that_fits_nowhere_starts_and_waits_in_ray() -> None:
     launcher = Launcher()
     with CapacityMonitor(0) as now:
         ended = Scheduler(planned([spec(recipe("a"))], 1), launcher, Seen(), threading.Event(), now).run()

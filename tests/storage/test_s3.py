@@ -6,6 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -38,7 +39,7 @@ def gets(proxy: Proxy) -> list[str]:
 
 
 def test_ranges_are_exact(url: str, proxy: Proxy) -> None:
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     for start, length in ((0, len(DATA)), (0, 1), (12345, 5 * MIB), (len(DATA) - 1, 1)):
         assert ranges.read(url, start, length) == DATA[start : start + length]
     assert ranges.size(url) == len(DATA)
@@ -48,7 +49,7 @@ def test_ranges_are_exact(url: str, proxy: Proxy) -> None:
 
 
 def test_many_threads_share_the_connections(url: str, proxy: Proxy) -> None:
-    ranges, step = RangeReader(streams=4, patience=QUICK), MIB // 2
+    ranges, step = RangeReader(streams=4, retry_policy=QUICK), MIB // 2
     with ThreadPoolExecutor(8) as pool:
         starts = range(0, len(DATA), step)
         assert b"".join(pool.map(lambda start: ranges.read(url, start, step), starts)) == DATA
@@ -63,7 +64,7 @@ def test_many_threads_share_the_connections(url: str, proxy: Proxy) -> None:
 )
 def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, None, fault)
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     for start in (100, 7):
         assert ranges.read(url, start, 10 * MIB) == DATA[start : start + 10 * MIB]
     first, second, third, fourth = gets(proxy)
@@ -83,7 +84,7 @@ def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fau
 )
 def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, fault, fault)
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     assert ranges.read(url, 9, MIB) == DATA[9 : 9 + MIB]
     assert len(gets(proxy)) == 4, "neither s3fs nor botocore tries by itself"
     assert ranges.transfer.retries == 3
@@ -91,7 +92,7 @@ def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -
 
 def test_progress_renews_the_tries(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(*[Fault(cut_after=MIB)] * 9)
-    assert RangeReader(patience=QUICK).read(url, 0, 10 * MIB) == DATA[: 10 * MIB]
+    assert RangeReader(retry_policy=QUICK).read(url, 0, 10 * MIB) == DATA[: 10 * MIB]
     assert len(gets(proxy)) == 10
 
 
@@ -100,7 +101,7 @@ def test_random_faults_never_change_a_byte(url: str, proxy: Proxy) -> None:
     faults = [SLOW_DOWN, Fault(reset_after=700_000), Fault(cut_after=1), Fault(reset_after=0), INTERNAL, None, None]
     proxy.plan = sequence(*[generator.choice(faults) for _ in range(100)])
     ranges = RangeReader(
-        streams=4, patience=ReadRetryPolicy(tries=20, first_wait_seconds=0.001, longest_wait_seconds=0.01)
+        streams=4, retry_policy=ReadRetryPolicy(tries=20, first_wait_seconds=0.001, longest_wait_seconds=0.01)
     )
     spans = [(generator.randrange(8 * MIB), generator.randrange(1, 3 * MIB)) for _ in range(24)]
     with ThreadPoolExecutor(4) as pool:
@@ -113,7 +114,7 @@ def test_random_faults_never_change_a_byte(url: str, proxy: Proxy) -> None:
 def test_lasting_trouble_names_object_byte_and_cause(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(Fault(cut_after=MIB), *[SLOW_DOWN] * 99)
     with pytest.raises(StorageError, match=rf"folder/object at byte {MIB}: .*SlowDown.*gave up after 5 requests"):
-        RangeReader(patience=QUICK).read(url, 0, 10 * MIB)
+        RangeReader(retry_policy=QUICK).read(url, 0, 10 * MIB)
     assert len(gets(proxy)) == 1 + QUICK.tries
 
 
@@ -121,7 +122,7 @@ def test_a_stalled_server_is_given_up_in_time(url: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: Fault(stall_after=0)
     patience = ReadRetryPolicy(tries=2, first_wait_seconds=0.001, read_seconds=0.2)
     with pytest.raises(StorageError, match=r"object at byte 0: .*[Tt]ime"):
-        RangeReader(patience=patience).read(url, 0, MIB)
+        RangeReader(retry_policy=patience).read(url, 0, MIB)
 
 
 def test_a_server_that_trickles_is_given_up_in_time(url: str, proxy: Proxy) -> None:
@@ -131,7 +132,7 @@ def test_a_server_that_trickles_is_given_up_in_time(url: str, proxy: Proxy) -> N
     # On a busy machine the first connection alone takes a second.
     patience = ReadRetryPolicy(requests=10**6, first_wait_seconds=0.0, total_seconds=3.0, slowest_bytes_per_second=1e9)
     with pytest.raises(StorageError, match="gave up after"):
-        RangeReader(patience=patience).read(url, 0, MIB)
+        RangeReader(retry_policy=patience).read(url, 0, MIB)
 
 
 def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) -> None:
@@ -139,7 +140,7 @@ def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) ->
     buffer = bytearray(MIB)
     patience = ReadRetryPolicy(tries=1, total_seconds=0.1, slowest_bytes_per_second=1e9, read_seconds=10)
     with pytest.raises(StorageError, match="object at byte 0"):
-        RangeReader(patience=patience).read_into(url, 0, memoryview(buffer))
+        RangeReader(retry_policy=patience).read_into(url, 0, memoryview(buffer))
     buffer.extend(b"grown")  # refused while anybody holds the memory
     time.sleep(0.6)
     assert not any(buffer[:MIB])
@@ -149,7 +150,7 @@ def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) ->
 def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, answer: Fault | None) -> None:
     proxy.plan = lambda request: answer
     url = file_io.join(bucket, "nowhere")
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     for call in (lambda: ranges.read(url, 0, 10), lambda: ranges.size(url)):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             call()
@@ -158,7 +159,7 @@ def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, a
 
 def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: DENIED
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     for call in (lambda: ranges.read(url, 5, 10), lambda: ranges.size(url), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*permission denied \(403.*AWS_ACCESS_KEY_ID"):
             call()
@@ -168,7 +169,7 @@ def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> Non
 def test_wrong_keys_are_refused_by_the_server(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-key")
     forget_clients()
-    for call in (lambda: RangeReader(patience=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
+    for call in (lambda: RangeReader(retry_policy=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*permission denied \(403.*AWS_PROFILE") as caught:
             call()
         assert "not-the-secret-key" not in str(caught.value)
@@ -178,7 +179,7 @@ def test_missing_credentials_are_named_at_once(url: str, proxy: Proxy, monkeypat
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     forget_clients()
-    for call in (lambda: RangeReader(patience=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
+    for call in (lambda: RangeReader(retry_policy=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
         with pytest.raises(StorageError, match=r"folder/object.*no credentials.*AWS_ACCESS_KEY_ID"):
             call()
     assert not proxy.requests
@@ -190,7 +191,7 @@ def test_a_dead_server_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> N
     lead(monkeypatch, f"http://127.0.0.1:{port}")
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"s3://b/object at byte 0: .*Connect.*gave up after 4 requests"):
-        RangeReader(patience=QUICK).read("s3://b/object", 0, 10)
+        RangeReader(retry_policy=QUICK).read("s3://b/object", 0, 10)
     with pytest.raises(StorageError, match=r"s3://b/object"):
         file_io.read_bytes("s3://b/object")
     forget_clients()
@@ -200,7 +201,7 @@ def test_a_dead_server_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(("start", "length"), [(len(DATA) - 5, 6), (len(DATA), 1), (2 * len(DATA), 7)])
 def test_truncation_names_the_object(url: str, proxy: Proxy, start: int, length: int) -> None:
     with pytest.raises(StorageError, match="folder/object: truncated"):
-        RangeReader(patience=QUICK).read(url, start, length)
+        RangeReader(retry_policy=QUICK).read(url, start, length)
     assert len(gets(proxy)) == 1, "trying again is of no use"
 
 
@@ -214,7 +215,7 @@ def test_an_object_replaced_during_a_read_is_noticed(url: str, proxy: Proxy, s3_
 
     proxy.plan = plan
     with pytest.raises(StorageError, match=rf"folder/object at byte {MIB}: .*replaced while it was read"):
-        RangeReader(patience=QUICK).read(url, 0, 10 * MIB)
+        RangeReader(retry_policy=QUICK).read(url, 0, 10 * MIB)
 
 
 def conditionally(proxy: Proxy, first: Fault) -> None:
@@ -249,9 +250,20 @@ def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -
     assert file_io.read_bytes(file_io.join(bucket, "object")) == b"mine"
 
 
+def test_reads_work_without_the_private_methods_of_s3fs(url: str) -> None:
+    ranges = RangeReader(retry_policy=QUICK)
+    ranges.size(url)
+    filesystem = ranges._sources["s3"]._filesystem  # type: ignore[attr-defined]
+    with patch.object(type(filesystem), "_get_s3_method_kwargs", None):
+        assert ranges.read(url, 20, 10) == DATA[20:30]
+    creator, filesystem._s3creator = filesystem._s3creator, None
+    ranges.close()
+    filesystem.close_session(filesystem.loop, creator)
+
+
 # ------------------------------------------------------------------ processes
 def test_a_forked_child_makes_connections_of_its_own(url: str) -> None:
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     assert ranges.read(url, 0, 10) == DATA[:10]
     child = os.fork()
     if child == 0:
@@ -265,7 +277,7 @@ def test_the_proxy_as_a_process_delays_requests(s3_server: S3Server, monkeypatch
         lead(monkeypatch, endpoint)
         url = file_io.join(s3_server.bucket("delayed"), "object")
         s3_server.put("delayed/object", DATA)
-        ranges = RangeReader(patience=ReadRetryPolicy(first_wait_seconds=0.001))
+        ranges = RangeReader(retry_policy=ReadRetryPolicy(first_wait_seconds=0.001))
         began = time.monotonic()
         assert ranges.read(url, 0, len(DATA)) == DATA
         assert time.monotonic() - began >= 0.2

@@ -52,7 +52,7 @@ def test_a_bucket_in_another_region_is_told_so(
         for call in (
             lambda: file_io.read_bytes("s3://b/object"),
             lambda: file_io.list_names("s3://b/folder"),
-            lambda: RangeReader(patience=QUICK).read("s3://b/object", 0, 10),
+            lambda: RangeReader(retry_policy=QUICK).read("s3://b/object", 0, 10),
         ):
             with pytest.raises(StorageError, match=told):
                 call()

@@ -89,11 +89,11 @@ def calls(url: str) -> list[Callable[[], object]]:
     """Each way of asking for the same object."""
 
     def ranged_size() -> int:
-        with closing(RangeReader(patience=QUICK)) as ranges:
+        with closing(RangeReader(retry_policy=QUICK)) as ranges:
             return ranges.size(url)
 
     def ranged_read() -> bytes:
-        with closing(RangeReader(patience=QUICK)) as ranges:
+        with closing(RangeReader(retry_policy=QUICK)) as ranges:
             return bytes(ranges.read(url, 2, 3))
 
     return [lambda: file_io.read_bytes(url), lambda: file_io.get_size(url), ranged_size, ranged_read]
@@ -177,7 +177,7 @@ def test_closing_ends_a_read_that_waits(server: Server, data: str) -> None:
             release.wait(60)
 
     server.RequestHandlerClass = partial(Stalled, directory="/")
-    ranges = RangeReader(patience=QUICK)
+    ranges = RangeReader(retry_policy=QUICK)
     failed: list[BaseException] = []
 
     def read() -> None:

@@ -13,7 +13,7 @@ from orchestrator.tracking.tracker import TrackingError
         (401, "You are not authenticated", "MLFLOW_TRACKING_USERNAME"),
         (403, "Invalid Host header - possible DNS rebinding attack detected", "MLFLOW_SERVER_ALLOWED_HOSTS"),
         (403, "Permission denied", "administrator"),
-        (404, "error code 404 != 200. Response body: '<!DOCTYPE HTML><HTML>", "not MLflow"),
+        (404, "error code 404 != 200. Response body: '<!DOCTYPE HTML><HTML>", "Another service than MLflow"),
         (
             400,
             "The run ab12 must be in the 'active' state. Current state is deleted.",

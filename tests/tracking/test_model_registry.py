@@ -73,9 +73,9 @@ def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: 
     [
         ("models:/none@champion", "none"),
         ("models:/none/3", "none"),
-        ("models:/none/latest", "give models:/NAME@ALIAS"),
-        ("models:/bare", "give models:/NAME@ALIAS"),
-        ("models:/foreign/1", "not registered by this project"),
+        ("models:/none/latest", "must be an existing models:/NAME@ALIAS"),
+        ("models:/bare", "must be an existing models:/NAME@ALIAS"),
+        ("models:/foreign/1", "must be a model that this project registered"),
     ],
 )
 def test_models_that_are_not_there(registry: ModelRegistry, store: str, tmp_path: Path, wanted: str, told: str) -> None:
@@ -99,7 +99,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_that_cannot_be_searched_for(registry: ModelRegistry) -> None:
-    with pytest.raises(TrackingError, match="has a quote in it"):
+    with pytest.raises(TrackingError, match="must have no quote"):
         registry.find_version("it's", "aa")
 
 

@@ -324,7 +324,7 @@ def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
     tracker.open_run = slow  # type: ignore[method-assign]
     follow(replayer, tmp_path)
     seen: list[str] = []
-    needy = replayer.submit(lambda _: seen.append(replayer.wait_for_run_id("a", 0.0)), needs="a")
+    needy = replayer.submit(lambda _: seen.append(replayer.wait_for_run_id("a", 0.0)), required_key="a")
     replayer.submit(lambda _: seen.append("other")).result(5)
     assert asked.wait(5)
     assert (seen, needy.done()) == (["other"], False)
@@ -386,7 +386,7 @@ def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
     tracker.open_run = lambda run: (_ for _ in ()).throw(TrackingError("refused"))  # type: ignore[method-assign]
     replayer.follow(TrackedRun("parent", "ensemble"), None)
     replayer.follow(TrackedRun("m", "member"), None, parent_key="parent")
-    replayer.submit(lambda _: None, needs="m")
+    replayer.submit(lambda _: None, required_key="m")
     called = time.monotonic()
     assert not replayer.drain(60)
     assert time.monotonic() - called < 30

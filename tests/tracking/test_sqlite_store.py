@@ -136,7 +136,7 @@ def test_what_is_no_store_of_mlflow_is_left(tmp_path: Path, caplog: pytest.LogCa
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_bytes(b"no database at all, but long enough to be read as one" * 20)
     sqlite_store.update_artifact_locations(str(tmp_path / "text.db"))
-    assert "text.db: the places of its artifacts could not be checked" in caplog.text
+    assert "text.db: its artifact locations could not be checked" in caplog.text
 
 
 # ------------------------------------------------------------------ files that are lost

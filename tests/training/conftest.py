@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.build.digits import pack_digits
+from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import TrainJob
 from tests.support import runs, tiny_shards

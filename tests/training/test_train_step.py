@@ -17,8 +17,9 @@ from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager
 from orchestrator.training import train_state as states
-from orchestrator.training.config import Execution, check_batch_norm, compute_largest_pass, count_passes
+from orchestrator.training.config import Execution
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.micro_batch import check_batch_norm, compute_largest_pass, count_passes
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import (
     ModelTooLargeError,
@@ -166,7 +167,7 @@ def test_all_ranks_take_the_smallest_micro_batch(ranks: Ranks) -> None:
 def test_what_does_not_fit_at_all_is_told_on_all_ranks(ranks: Ranks) -> None:
     (one, tried), (other, _) = ranks.run(_fitting, 2, [0, 24])
     assert one == other
-    assert one.startswith("model.image_size 32 is refused: not even one image fits the memory of cpu")
+    assert one.startswith("model.image_size must be smaller, got 32: not even one image fits the memory of cpu")
     assert tried == [24, 12, 6, 3, 2, 1]
 
 
@@ -308,7 +309,7 @@ def test_bfloat16_trains_in_about_the_same_way() -> None:
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ConfigError, match=r"precision: 'float16' is refused on a CPU.*bfloat16"):
+    with pytest.raises(ConfigError, match=r"precision must be float32 or bfloat16 on a CPU"):
         stepper(apply_overrides(recipe(), {"precision": "float16"}))
 
 

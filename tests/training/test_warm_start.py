@@ -94,7 +94,7 @@ def test_the_recipe_names_the_weights_by_their_content(place: str) -> None:
     [
         ("", "/nowhere/final", "weights: /nowhere/final: nothing there; give"),
         ("", "final", "weights"),
-        ("0" * 16, "", "say with --weights where"),
+        ("0" * 16, "", "set --weights"),
     ],
 )
 def test_weights_that_cannot_be_used_are_refused_before_anything_starts(named: str, url: str, told: str) -> None:
@@ -133,7 +133,7 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"bad\.safetensors: no safetensors file"):
         compute_weights_digest(str(bad))
     bad.write_bytes(safe.save({"one": torch.tensor([float("nan")])}))
-    with pytest.raises(CheckpointError, match="one holds NaN"):
+    with pytest.raises(CheckpointError, match="one has NaN"):
         compute_weights_digest(str(bad))
 
 

@@ -19,13 +19,13 @@ def trial(
     assignment: Mapping[str, Any] | None = None,
     recipe: Recipe | None = None,
     reason: str = "",
+    epochs: Sequence[Mapping[str, float]] | None = None,
 ) -> Trial:
-    """A trial with these top-1 errors, one an epoch, of ten seconds each."""
-    epochs = tuple(
-        EpochResult(epoch, {"validation/raw_top1_error": error, "validation/raw_top5_error": error / 4}, 10.0 * epoch)
-        for epoch, error in enumerate(errors, 1)
-    )
-    return Trial(number, assignment or {}, recipe or googlenet_digits(), state, reason, epochs)
+    """Return a trial with these top-1 errors, or with these values, one an epoch, of ten seconds each."""
+    if epochs is None:
+        epochs = [{"validation/raw_top1_error": error, "validation/raw_top5_error": error / 4} for error in errors]
+    results = tuple(EpochResult(epoch, values, 10.0 * epoch) for epoch, values in enumerate(epochs, 1))
+    return Trial(number, assignment or {}, recipe or googlenet_digits(), state, reason, results)
 
 
 def sweep(count: int, seed: int = 0, epochs: int = 26) -> list[Trial]:

@@ -15,12 +15,13 @@ from typing import Literal
 import ray
 
 from orchestrator.data import manifest
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tuning import ray_tune
-from orchestrator.tuning.sweep import StopDecision
+from orchestrator.tuning.sweep import StopDecision, Sweep
+from orchestrator.tuning.trial import Metric
 from orchestrator.tuning.trial_run import TrialReport, TrialTask
 from tests.support.launched import process_tree, title
 
@@ -28,7 +29,7 @@ EPOCHS = 1000
 LATEST_SECONDS = 60.0
 
 
-class EndsOne:
+class EndsOne(Sweep):
     """Trial 2 is ended at its first report; trial 1 goes on until a CPU is free, or it is too late."""
 
     def __init__(self, storage: str) -> None:
@@ -68,7 +69,12 @@ class EndsOne:
         destination = Destination(data=f"{self._storage}/data", storage=self._storage, tracking="sqlite:////no/x.db")
         spec = RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest=self._digest)
         return TrialTask(
-            number=number, spec=spec, metric="top1_error", stop_flag=f"{self._storage}/stop", successor="", gpus=0
+            number=number,
+            spec=spec,
+            metric=Metric(name="top1_error"),
+            stop_flag=f"{self._storage}/stop",
+            successor="",
+            gpus=0,
         )
 
 
@@ -93,9 +99,9 @@ def main(storage: str) -> None:
         while len(ahead := pids("ray::IDLE")) < capacity.cpus:
             assert time.monotonic() < deadline, "no process is started ahead"
             time.sleep(0.1)
-        steering = EndsOne(storage)
-        ray_tune.run_tuner(steering, ray_tune.make_fifo(), Placement(), 0.0, 0)
-        told = {"seconds": steering.seconds, "errors": steering.errors, "ahead": len(steering.actors & ahead)}
+        sweep = EndsOne(storage)
+        ray_tune.run_tuner(sweep, ray_tune.make_fifo(), Placement(), 0.0, 0)
+        told = {"seconds": sweep.seconds, "errors": sweep.errors, "ahead": len(sweep.actors & ahead)}
         print(json.dumps(told))
 
 

@@ -7,6 +7,7 @@ import pytest
 from orchestrator.config.errors import ConfigError
 from orchestrator.recipe.presets import PRESETS
 from orchestrator.tuning.config import SearchConfig, TuneJob
+from orchestrator.tuning.trial import Metric
 
 
 def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
@@ -24,14 +25,38 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"search__grace_epochs": 27}, r"grace_epochs must be at most epochs \(26\), got 27; lower it"),
-        ({"cadence__validate_epochs": 7}, r"validate_epochs 7 is refused: a trial may be ended after 6 epochs"),
-        ({"placement__workers": 2, "placement__min_workers": 1}, r"min_workers 1 is refused: trials share the cluster"),
+        ({"search__grace_epochs": 27}, r"grace_epochs must be at most epochs \(26\), got 27; set a lower one"),
+        (
+            {"cadence__validate_epochs": 7},
+            r"validate_epochs must be at most 6, .* got 7; set a lower one",
+        ),
+        (
+            {"placement__workers": 2, "placement__min_workers": 1},
+            r"min_workers must not be set in a sweep, got 1",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         job(**changed)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"metric": "f1"}, "mode must be min or max for metric 'f1', got none; set --mode min if lower is better"),
+        ({"metric": "top5_error", "mode": "max"}, "mode must be min for metric 'top5_error', got max; leave it out"),
+    ],
+)
+def test_the_direction_of_a_metric_must_be_known(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SearchConfig.from_dict(search)
+
+
+def test_the_objective_has_the_direction_of_the_metric() -> None:
+    assert SearchConfig().objective == Metric(name="top1_error")
+    assert SearchConfig(metric="f1", mode="max").objective == Metric(name="f1", maximize=True)
+    assert SearchConfig(metric="loss", mode="min").objective == Metric(name="loss")
 
 
 @pytest.mark.parametrize(

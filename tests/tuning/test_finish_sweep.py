@@ -1,5 +1,7 @@
 """What a sweep says at its end."""
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.recipe.presets import googlenet_digits
@@ -33,3 +35,15 @@ def test_trials_that_can_resume_name_what_ended_them() -> None:
     trials = made.trial(1, [10.0]), made.trial(2, [10.0], "stopped")
     told = describe_spent(explored(*trials, enough="--budget.epochs 3 is used up; set a larger one"))
     assert told.endswith("; 1 can resume: --budget.epochs 3 is used up; set a larger one")
+
+
+def test_a_sweep_keeps_its_name() -> None:
+    """Sweeps of earlier versions are found again; a direction other than theirs is another sweep."""
+    plan = explored().plan
+    assert plan.name == "googlenet-digits-sweep-765a896cc7"
+    job = plan.job.model_copy(update={"search": plan.job.search.model_copy(update={"mode": "min"})})
+    assert replace(plan, job=job).name == plan.name
+    search = plan.job.search.model_copy(update={"metric": "f1", "mode": "max"})
+    maximized = replace(plan, job=plan.job.model_copy(update={"search": search}))
+    search = search.model_copy(update={"mode": "min"})
+    assert maximized.name != replace(plan, job=plan.job.model_copy(update={"search": search})).name

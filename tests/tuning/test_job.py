@@ -84,7 +84,7 @@ BLOCK = """
 import sys
 from pathlib import Path
 from orchestrator.config.arg_parser import parse_args
-from orchestrator.data.build import digits
+from orchestrator.data.build.sources import digits
 from orchestrator.data import manifest
 from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
 from orchestrator.tuning import run_sweep, samplers, named_spaces
@@ -98,7 +98,7 @@ digits.pack_digits(str(data))
 digest = manifest.load(str(data)).digest()
 space = named_spaces.find_space(config.search.space, config.recipe)
 plan = run_sweep.SweepPlan(config, config.recipe, space, digest)
-sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, config.search.metric, config.search.seed)
+sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, plan.metric, config.search.seed)
 told = []
 while (found := sampler.suggest(told)) is not None:
     number = len(told) + 1

@@ -1,17 +1,16 @@
 """The ranking and the noise of seeds, on literals."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.tuning import param_axes, ranking
-from orchestrator.tuning.trial import MetricName, Trial
+from orchestrator.tuning import param_names, ranking
+from orchestrator.tuning.trial import Metric, Trial
 from tests.tuning import made
 
-METRIC: MetricName = "top1_error"
+METRIC = Metric(name="top1_error")
 
 
 def names(trials: list[Trial]) -> list[str]:
@@ -69,7 +68,7 @@ def test_cost_shares_are_of_all_seconds() -> None:
 # ------------------------------------------------------------------ tables
 def test_names_are_as_short_as_they_can_be() -> None:
     paths = ["schedule.kind", "averaging.kind", "schedule.base_rate", "kind", "a.b.width", "c.b.width"]
-    assert param_axes.make_short_names(paths) == {
+    assert param_names.make_short_names(paths) == {
         "schedule.kind": "schedule.kind",
         "averaging.kind": "averaging.kind",
         "schedule.base_rate": "base_rate",
@@ -84,28 +83,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     [(0.0123456, "0.01235"), (64, "64"), (None, "none"), (True, "true"), ([0.4, 1.0], "[0.4,1.0]"), ("a\nb", "a b")],
 )
 def test_values_in_short(value: object, text: str) -> None:
-    assert param_axes.format_value(value) == text
-
-
-def test_axes_have_the_scale_of_their_values() -> None:
-    values: list[dict[str, Any]] = [
-        {"rate": 0.001, "width": 0.25, "mirror": True, "norm": None, "decay": 0.0, "size": 16},
-        {"rate": 0.1, "width": 0.5, "mirror": False, "norm": 2.0, "decay": 9.0, "size": 64},
-        {"rate": 0.01, "width": 0.25, "mirror": True, "norm": 0.5, "decay": 0.1},
-    ]
-    found = {
-        one.path: one
-        for one in param_axes.build_axes([made.trial(n, [], "waiting", v) for n, v in enumerate(values, 1)])
-    }
-    assert {path: one.scale for path, one in found.items()} == {
-        "rate": "log", "width": "linear", "mirror": "choice", "norm": "choice", "decay": "linear", "size": "linear"
-    }  # fmt: skip
-    assert found["norm"].choices == ("none", "0.5", "2.0")
-    assert [path for path, one in found.items() if one.has_absent] == ["size"]
-    value = found["rate"].get_coordinate(values[2])
-    assert value == pytest.approx(-2.0)
-    assert found["rate"].normalize(-2.0) == pytest.approx(0.5)
-    assert found["size"].get_coordinate(values[2]) is None
+    assert param_names.format_value(value) == text
 
 
 def test_the_plain_table() -> None:
@@ -115,8 +93,8 @@ def test_the_plain_table() -> None:
     ]
     assert ranking.render_text(ranking.rank_trials(trials, METRIC), METRIC).splitlines() == [
         "rank  trial  state     top-1 %  epochs  time  cost %  assignment",
-        "   1  t001   finished     8.12       2   20s    66.7  kind=cosine base_rate=0.01235",
-        "   2  t002   diverged     7.00       1   10s    33.3  kind=step (the loss is no number)",
+        "   1  t001   finished     8.12       2  0:20    66.7  kind=cosine base_rate=0.01235",
+        "   2  t002   diverged     7.00       1  0:10    33.3  kind=step (the loss is no number)",
     ]
 
 
@@ -137,8 +115,8 @@ def test_the_markdown_table_has_a_column_for_each_path() -> None:
     lines = ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC).splitlines()
     assert lines[0] == "| rank | trial | state | top-1 error, % | epochs | time | cost, % | kind | rate |"
     assert lines[1] == "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    assert lines[2] == r"| 1 | t001 | finished | 8.00 | 1 | 10s | 100.0 | x\|y\<b\> | 0.5 |"
-    assert lines[3] == "| 2 | t002 | waiting | - | 0 | 0s | 0.0 | z | - |"
+    assert lines[2] == r"| 1 | t001 | finished | 8.00 | 1 | 0:10 | 100.0 | x\|y\<b\> | 0.5 |"
+    assert lines[3] == "| 2 | t002 | waiting | - | 0 | 0:00 | 0.0 | z | - |"
 
 
 def test_columns_have_names_of_their_own() -> None:
@@ -150,17 +128,10 @@ def test_columns_have_names_of_their_own() -> None:
     assert len(set(head)) == len(head)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.4, "59m59s"), (11_250, "3h07m")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert ranking.format_duration(seconds) == text
-
-
 # ------------------------------------------------------------------ noise
 def test_a_gain_beyond_noise() -> None:
     base, best = [5.0, 5.2, 4.9, 5.1, 5.3], [4.0, 4.3, 4.1, 3.9, 4.2]
-    found = ranking.compare_seeds(base, best)
+    found = ranking.compare_seeds(base, best, METRIC)
     expected = stats.ttest_ind(base, best, equal_var=False).confidence_interval(0.95)
     assert found.gain == pytest.approx(1.0)
     assert found.interval == pytest.approx((expected.low, expected.high))
@@ -178,19 +149,19 @@ def test_intervals_are_welchs_for_unlike_counts_and_spreads() -> None:
     for count, other in ((2, 2), (2, 7), (3, 4), (10, 3)):
         base, best = random.normal(5, 1, count).tolist(), random.normal(4.5, 0.2, other).tolist()
         expected = stats.ttest_ind(base, best, equal_var=False)
-        found = ranking.compare_seeds(base, best)
+        found = ranking.compare_seeds(base, best, METRIC)
         assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
         assert found.beyond == (expected.pvalue < 0.05)
 
 
 def test_a_gain_within_noise_and_few_seeds() -> None:
-    found = ranking.compare_seeds([5.0, 5.6], [4.8, 5.3])
+    found = ranking.compare_seeds([5.0, 5.6], [4.8, 5.3], METRIC)
     assert found.beyond is False
     assert "no more than seed noise may explain. So few seeds" in found.verdict
 
 
 def test_a_loss_beyond_noise() -> None:
-    found = ranking.compare_seeds([4.0, 4.1, 4.0, 4.1, 4.0], [6.0, 6.1, 6.0, 6.1, 6.0])
+    found = ranking.compare_seeds([4.0, 4.1, 4.0, 4.1, 4.0], [6.0, 6.1, 6.0, 6.1, 6.0], METRIC)
     assert found.beyond is True
     assert found.gain == pytest.approx(-2.0)
     assert "2.00 points worse" in found.verdict
@@ -202,19 +173,42 @@ def test_a_loss_beyond_noise() -> None:
     [
         ([5.0], [4.0], "a single seed shows no spread"),
         ([5.0, 5.1], [4.0], "a single seed shows no spread"),
-        ([5.0, 5.0], [4.0, 4.0], "the seeds differ in nothing"),
+        ([5.0, 5.0], [4.0, 4.0], "all seeds have the same score"),
         ([5.0, 5.1], [math.nan, math.nan], "No verdict: no run of the winner gave a score."),
         ([math.nan], [4.0], "No verdict: no run of the base preset gave a score."),
         ([], [4.0], "No verdict: no run of the base preset gave a score."),
     ],
 )
 def test_no_interval_where_there_is_none(base: list[float], best: list[float], said: str) -> None:
-    found = ranking.compare_seeds(base, best)
+    found = ranking.compare_seeds(base, best, METRIC)
     assert (found.interval, found.beyond) == (None, None)
     assert said in found.verdict
 
 
 def test_lost_runs_are_told() -> None:
-    found = ranking.compare_seeds([5.0, 5.1, 5.2], [4.0, math.nan, 4.1])
+    found = ranking.compare_seeds([5.0, 5.1, 5.2], [4.0, math.nan, 4.1], METRIC)
     assert (found.winner.lost, found.winner.scores) == (1, (4.0, 4.1))
     assert "1 of 3 runs of the winner gave no score and are left out, which flatters it." in found.verdict
+
+
+# ------------------------------------------------------------------ any metric
+ACCURACY = Metric(name="f1_macro", maximize=True)
+
+
+def scored(number: int, score: float) -> Trial:
+    return made.trial(number, [], epochs=[{"validation/averaged_f1_macro": score, "validation/raw_f1_macro": 0.0}])
+
+
+def test_the_highest_value_of_a_metric_to_maximize_wins() -> None:
+    trials = [scored(1, 0.5), scored(2, 0.8125), scored(3, 0.7)]
+    assert [one.trial.name for one in ranking.rank_trials(trials, ACCURACY)] == ["t002", "t003", "t001"]
+    lines = ranking.render_text(ranking.rank_trials(trials, ACCURACY), ACCURACY).splitlines()
+    assert lines[0].split()[3:5] == ["f1", "macro"]
+    assert lines[1].split()[3] == "0.8125"
+
+
+def test_a_gain_of_a_metric_to_maximize_is_positive() -> None:
+    found = ranking.compare_seeds([0.5, 0.51, 0.5, 0.51, 0.5], [0.7, 0.71, 0.7, 0.71, 0.7], ACCURACY)
+    assert found.gain == pytest.approx(0.2)
+    assert found.verdict.startswith("The winner is 0.2 better than the base preset on average (5 seeds against 5;")
+    assert "more than seed noise explains." in found.verdict

@@ -16,7 +16,7 @@ from orchestrator.tuning.config import SamplerKind
 from orchestrator.tuning.named_spaces import build_schedule_space
 from orchestrator.tuning.samplers import GridSampler, RandomSampler, Sampler, TpeSampler, make_sampler
 from orchestrator.tuning.space import Dimension, Space, build_recipe, list_grid
-from orchestrator.tuning.trial import Assignment, EpochResult, State, Trial
+from orchestrator.tuning.trial import Assignment, EpochResult, Metric, State, Trial
 
 BASE = googlenet_digits()
 SCHEDULES = build_schedule_space(BASE)
@@ -40,7 +40,7 @@ def space(dimensions: dict[str, Any]) -> Space:
 
 
 def sampler(kind: SamplerKind, over: Space = SCHEDULES, seed: int = 0) -> Sampler:
-    return make_sampler(kind, over, BASE, "top1_error", seed)
+    return make_sampler(kind, over, BASE, Metric(name="top1_error"), seed)
 
 
 def trial(number: int, assignment: Assignment, state: State = "finished", score: float | None = 5.0) -> Trial:
@@ -140,7 +140,7 @@ def test_recipes_that_the_schedule_refuses_are_never_suggested(kind: SamplerKind
 @each_drawing
 def test_when_all_is_refused_the_sweep_says_so(kind: SamplerKind) -> None:
     never = space({"schedule.final_rate": {"low": 0.1, "high": 1}})
-    told = r"dimensions: \d+ trials drawn in a row are refused; narrow the ranges.*final_rate .* above base_rate"
+    told = r"dimensions: none of \d+ trials drawn is valid; narrow the ranges.*final_rate .* above base_rate"
     with pytest.raises(ConfigError, match=told):
         sampler(kind, never).suggest([])
     with pytest.raises(ConfigError, match="no trial of the grid is valid"):
@@ -207,15 +207,28 @@ def test_a_grid_has_no_recipe_twice_and_keeps_its_order() -> None:
 
 # ------------------------------------------------------------------ tpe
 def test_tpe_finds_what_is_good() -> None:
-    late = {kind: [one.get_score("top1_error") or 0.0 for one in run(sampler(kind), 50)[25:]] for kind in DRAWING}
+    metric = Metric(name="top1_error")
+    late = {kind: [one.get_score(metric) or 0.0 for one in run(sampler(kind), 50)[25:]] for kind in DRAWING}
     assert sorted(late["tpe"])[12] < 0.6 * sorted(late["random"])[12]
     assert min(late["tpe"]) < 4
 
 
 def test_tpe_learns_from_the_metric_that_it_is_asked_to() -> None:
     told = run(sampler("tpe"), 15)
-    top5 = make_sampler("tpe", SCHEDULES, BASE, "top5_error", 0)
+    top5 = make_sampler("tpe", SCHEDULES, BASE, Metric(name="top5_error"), 0)
     assert top5.suggest(told) != sampler("tpe").suggest(told)  # no trial told of its top-5 error
+
+
+def test_tpe_seeks_high_values_of_a_metric_to_maximize() -> None:
+    rate = space({"schedule.base_rate": {"low": 0.001, "high": 0.1, "log": True}})
+    tpe = make_sampler("tpe", rate, BASE, Metric(name="score", maximize=True), 0)
+    trials: list[Trial] = []
+    for number in range(1, 41):
+        assignment = tpe.suggest(trials)
+        assert assignment is not None
+        epochs = (EpochResult(1, {"validation/score": assignment["schedule.base_rate"]}, 1.0),)
+        trials.append(Trial(number, assignment, build_recipe(BASE, assignment), "finished", epochs=epochs))
+    assert sum(one.assignment["schedule.base_rate"] > 0.01 for one in trials[20:]) >= 16  # 10 by chance
 
 
 def test_tpe_leaves_where_trials_diverge() -> None:

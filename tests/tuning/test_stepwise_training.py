@@ -37,18 +37,20 @@ def test_no_epoch_is_trained_before_it_is_asked_for() -> None:
     assert steps.next_epoch() == Outcome(status="finished", samples=30)
 
 
-def test_what_is_not_wanted_ends_where_it_is() -> None:
+def test_a_closed_training_saves_and_resumes_on_request() -> None:
     training = Training(3)
     steps = StepwiseTraining(training)
     steps.next_epoch()
-    assert steps.close() == Outcome(status="stopped", samples=10)
-    assert steps.close() is None
-    assert steps.next_epoch() == {"epoch": 2, "samples": 20}, "it goes on when it is asked again"
+    steps.close()
+    steps.close()
+    assert training.done == 1
+    assert steps.next_epoch() == {"epoch": 2, "samples": 20}
+    assert training.begun == 2
 
 
 def test_closing_before_the_first_epoch_trains_nothing() -> None:
     training = Training(3)
-    assert StepwiseTraining(training).close() is None
+    StepwiseTraining(training).close()
     assert training.begun == 0
 
 
@@ -60,14 +62,16 @@ def test_an_error_of_the_training_is_raised_to_who_asks() -> None:
 
 
 def test_closing_raises_no_error_of_the_training() -> None:
-    steps = StepwiseTraining(Training(3, OSError("no space")))
+    training = Training(3, OSError("no space"))
+    steps = StepwiseTraining(training)
     steps.next_epoch()
-    assert steps.close() is None
+    steps.close()
+    assert training.done == 1
 
 
-def test_nobody_asks_for_long_and_then_somebody_does() -> None:
+def test_a_training_without_requests_saves_and_resumes_on_the_next() -> None:
     training = Training(3)
-    steps = StepwiseTraining(training, patience_seconds=0.01)
+    steps = StepwiseTraining(training, timeout_seconds=0.01)
     steps.next_epoch()
     for thread in threading.enumerate():
         if thread.name == "training":

@@ -11,7 +11,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.sweep import Sweep, SweepContext
-from orchestrator.tuning.trial import Assignment, Trial
+from orchestrator.tuning.trial import Assignment, Metric, Trial
 from orchestrator.tuning.trial_run import TrialReport, TrialTask
 from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
@@ -23,8 +23,8 @@ class Rates:
     def __init__(self, most: int = 100) -> None:
         self.most = most
 
-    def suggest(self, told: Sequence[Trial]) -> Assignment | None:
-        return {"schedule.base_rate": 0.01 * (len(told) + 1)} if len(told) < self.most else None
+    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
+        return {"schedule.base_rate": 0.01 * (len(trials) + 1)} if len(trials) < self.most else None
 
 
 @dataclass
@@ -48,9 +48,9 @@ class Place:
 
     def sweep(self, budget: dict[str, Any] | None = None, most: int = 100) -> Sweep:
         """The sweep of a new driver."""
-        terms = SweepContext(
+        context = SweepContext(
             base=recipe(epochs=4),
-            metric="top1_error",
+            metric=Metric(name="top1_error"),
             budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
             make_spec=self.spec_of,
             stop_flag="/stop",
@@ -58,10 +58,12 @@ class Place:
             gpus=0.0,
             count_slots=lambda: self.slots,
             is_stop_requested=lambda: self.stopped,
+            on_trial_added=self.on_trial_added,
+            on_trial_changed=self.on_trial_changed,
         )
-        ledger = TrialStore(str(self.folder))
-        entries = ledger.load_trials(lambda of: self.spec_of(of).folder)
-        return Sweep(terms, ledger, entries, Rates(most), self)
+        store = TrialStore(str(self.folder))
+        entries = store.load_trials(lambda of: self.spec_of(of).folder)
+        return Sweep(context, store, entries, Rates(most))
 
 
 @pytest.fixture
@@ -222,3 +224,24 @@ def test_two_drivers_of_one_sweep(place: Place) -> None:
     task(first)
     with pytest.raises(TrialStoreError, match="another driver runs this sweep"):
         second.next_task()
+
+
+def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
+    sweep = place.sweep({"trials": 9})
+    number = task(sweep).number
+    not_validated = TrialReport(number=number, epoch=1, values={"train/loss": 1.0})
+    assert not sweep.on_trial_report(not_validated).should_stop
+    values = {"validation/raw_top5_error": 1.0, "validation/averaged_f1": 0.5, "train/loss": 1.0}
+    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)).should_stop
+    sweep.on_trial_ended(number, None)
+    reason = "--metric must be one of f1, top5_error, got 'top1_error'; set another one"
+    assert states(sweep) == [("stopped", reason)]
+    assert sweep.next_task() is None
+
+
+def test_a_non_finite_metric_does_not_stop_the_sweep(place: Place) -> None:
+    sweep = place.sweep({"trials": 9})
+    values = {"validation/raw_top5_error": 1.0}  # the other one was NaN
+    assert not sweep.on_trial_report(
+        TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)
+    ).should_stop

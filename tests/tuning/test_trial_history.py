@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.tracking.events import Event
 from orchestrator.tuning import trial_history
-from orchestrator.tuning.trial import EpochResult
+from orchestrator.tuning.trial import EpochResult, Metric
 from tests.support.launched import write_journal
 
 
@@ -20,7 +20,7 @@ def test_seconds_are_those_of_the_steps() -> None:
     assert [one.epoch for one in found] == [1, 2]
     assert [one.seconds for one in found] == [2.0, 3.0]
     assert [one.samples for one in found] == [50, 100]
-    assert [one.get_score("top1_error") for one in found] == [60.0, 50.0]
+    assert [one.get_score(Metric(name="top1_error")) for one in found] == [60.0, 50.0]
 
 
 def test_an_epoch_trained_again_counts_once_as_it_was_last_told() -> None:
@@ -28,18 +28,18 @@ def test_an_epoch_trained_again_counts_once_as_it_was_last_told() -> None:
         [epoch(1, 25.0, 60.0), epoch(2, 25.0, 55.0), epoch(2, 50.0, 50.0), epoch(3, 50.0, 40.0)]
     )
     assert [(one.epoch, one.seconds) for one in found] == [(1, 2.0), (2, 3.0), (3, 4.0)]
-    assert found[1].get_score("top1_error") == 50.0
+    assert found[1].get_score(Metric(name="top1_error")) == 50.0
 
 
 def test_an_epoch_without_a_speed_takes_no_time() -> None:
     (found,) = trial_history.parse_epochs([Event("epoch", 1.0, 50, {"train/epoch": 1.0})])
     assert found == EpochResult(1, {"train/epoch": 1.0}, 0.0, 50)
-    assert found.get_score("top1_error") is None
+    assert found.get_score(Metric(name="top1_error")) is None
 
 
 def test_the_averaged_weights_are_scored_as_soon_as_there_are_any() -> None:
     both = EpochResult(1, {"validation/raw_top5_error": 3.0, "validation/averaged_top5_error": 2.0}, 0.0)
-    assert both.get_score("top5_error") == 2.0
+    assert both.get_score(Metric(name="top5_error")) == 2.0
 
 
 def test_read_goes_over_attempts_and_passes_damage_over(tmp_path: object) -> None:

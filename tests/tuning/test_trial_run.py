@@ -7,15 +7,18 @@ import pytest
 
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus
 from orchestrator.tuning import trial_run
-from orchestrator.tuning.trial_run import WORST_ERROR, TrialReport, TrialRun, TrialTask
+from orchestrator.tuning.trial import Metric
+from orchestrator.tuning.trial_run import TrialReport, TrialRun, TrialTask
 from tests.support.launched import recipe, spec, write_journal
+
+METRIC = Metric(name="top1_error")
 
 
 def task(folder: Path, **fields: Any) -> TrialTask:
     return TrialTask(
         number=3,
         spec=spec(recipe(epochs=3), str(folder)),
-        metric="top1_error",
+        metric=METRIC,
         stop_flag=str(folder / "stop"),
         successor=str(folder / "successor"),
         gpus=0.0,
@@ -96,10 +99,10 @@ def test_one_that_had_finished_before_anybody_noted_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "state", "score"),
     [
-        ("diverged", "diverged", WORST_ERROR),
-        ("bad-data", "failed", WORST_ERROR),
-        ("bad-checkpoint", "failed", WORST_ERROR),
-        ("refused", "failed", WORST_ERROR),
+        ("diverged", "diverged", METRIC.worst_loss),
+        ("bad-data", "failed", METRIC.worst_loss),
+        ("bad-checkpoint", "failed", METRIC.worst_loss),
+        ("refused", "failed", METRIC.worst_loss),
         ("stopped", "stopped", 60.0),
     ],
 )
@@ -110,8 +113,8 @@ def test_every_end_has_a_name(tmp_path: Path, status: OutcomeStatus, state: str,
     assert (last.epoch, last.score, last.state, last.reason) == (1, score, state, "why")
 
 
-def test_a_score_that_is_no_number_is_the_worst(tmp_path: Path) -> None:
-    assert TrialRun(task(tmp_path), training({1: float("nan")})).step().score == WORST_ERROR
+def test_a_non_finite_score_is_the_worst(tmp_path: Path) -> None:
+    assert TrialRun(task(tmp_path), training({1: float("nan")})).step().score == METRIC.worst_loss
 
 
 def test_an_epoch_that_was_not_validated_has_no_score(tmp_path: Path) -> None:
@@ -138,3 +141,14 @@ def test_a_task_travels_as_text(tmp_path: Path) -> None:
 def test_a_report_travels_as_text() -> None:
     one = TrialReport(number=1, epoch=2, values={"a": 0.5}, seconds=1.5, score=3.0, state="diverged", reason="why")
     assert TrialReport.from_dict(one.to_dict()) == one
+
+
+def test_a_metric_to_maximize_is_reported_as_a_loss(tmp_path: Path) -> None:
+    def train(task: TrialTask, context: LauncherContext) -> Outcome:
+        context.report({"epoch": 1, "samples": 20, "validation/raw_accuracy": 0.75})
+        context.report({"epoch": 2, "samples": 40, "validation/raw_accuracy": float("nan")})
+        return Outcome(status="finished")
+
+    metric = Metric(name="accuracy", maximize=True)
+    run = TrialRun(task(tmp_path).model_copy(update={"metric": metric}), train)
+    assert [run.step().score, run.step().score] == [-0.75, metric.worst_loss]

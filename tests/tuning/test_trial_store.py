@@ -60,7 +60,7 @@ def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 def test_a_second_driver_is_told(tmp_path: Path) -> None:
     TrialStore(str(tmp_path)).add_trial(record(1))
-    with pytest.raises(TrialStoreError, match=r"0001\.json: is there already: another driver"):
+    with pytest.raises(TrialStoreError, match=r"0001\.json: exists already: another driver"):
         TrialStore(str(tmp_path)).add_trial(record(1))
 
 
@@ -77,7 +77,7 @@ def test_a_gap_is_named(tmp_path: Path) -> None:
     ledger = TrialStore(str(tmp_path))
     ledger.add_trial(record(1))
     ledger.add_trial(record(3))
-    with pytest.raises(TrialStoreError, match=r"0002\.json: is not there, though later"):
+    with pytest.raises(TrialStoreError, match=r"0002\.json: is missing, though later"):
         read(ledger, tmp_path)
 
 

@@ -37,11 +37,27 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ),
         ("schedule", {"values": ["step"]}, "dimensions.schedule: holds several fields; name one of them: schedule."),
         ("optimizer.momentum.x", span(0, 1), "dimensions.optimizer.momentum.x: unknown path"),
-        ("name", {"values": ["b"]}, "dimensions.name: is refused: it is only what runs are called; leave it out"),
-        ("version", {"values": [2]}, "dimensions.version: is refused: it says what a recipe means; leave it out"),
-        ("epochs", span(1, 9, whole=True), "dimensions.epochs: is refused: trials are compared after equally many"),
-        ("seeds.order", span(0, 9, whole=True), "dimensions.seeds.order: is refused: the winner would be the luckiest"),
-        ("initial_weights", {"values": [""]}, "dimensions.initial_weights: is refused: trials that start from other"),
+        ("name", {"values": ["b"]}, "dimensions.name: must not be searched: it only names runs; leave it out"),
+        (
+            "version",
+            {"values": [2]},
+            "dimensions.version: must not be searched: it defines the meaning of a",
+        ),
+        (
+            "epochs",
+            span(1, 9, whole=True),
+            "dimensions.epochs: must not be searched: trials are",
+        ),
+        (
+            "seeds.order",
+            span(0, 9, whole=True),
+            "dimensions.seeds.order: must not be searched: the luckiest",
+        ),
+        (
+            "initial_weights",
+            {"values": [""]},
+            "dimensions.initial_weights: must not be searched: trials",
+        ),
         ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: must be above 0"),
         ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: must be at most"),
         ("schedule.kind", {"values": ["poly"]}, "values.0: must be one of"),
@@ -57,7 +73,7 @@ def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any
 
 
 def test_a_range_of_whole_numbers_says_how_to_ask_for_them() -> None:
-    assert refusal({"batch_size": span(16, 64)}).count("; say whole") == 2
+    assert refusal({"batch_size": span(16, 64)}).count("; set whole") == 2
     check_space(Space.from_dict({"dimensions": {"batch_size": span(16, 64, whole=True)}}), BASE)
 
 
@@ -84,7 +100,10 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
 @pytest.mark.parametrize(
     ("when", "told"),
     [
-        ({"schedule.kind": ["cosine"]}, "schedule.kind 'cosine' is refused: the dimension schedule.kind is never that"),
+        (
+            {"schedule.kind": ["cosine"]},
+            "one of the dimension's values ('polynomial', 'step'), got 'cosine'",
+        ),
         ({"schedule.kinds": ["step"]}, "schedule.kinds: unknown path; did you mean schedule.kind?"),
         ({"model.module": ["reducd"]}, "model.module: must be one of reduced, naive"),
         ({"model.width": [99]}, "model.width: must be at most 8"),

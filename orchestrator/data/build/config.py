@@ -1,7 +1,8 @@
-"""The command line of packing; importable without numpy, torch or ray."""
+"""Configs of `shards pack`, `index` and `verify`; importable without numpy, torch or ray."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -11,7 +12,7 @@ from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.flags import Flag
-from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, Source
+from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, PluginSource, Source
 from orchestrator.data.config import OrderConfig
 from orchestrator.storage import urls
 
@@ -19,7 +20,7 @@ ManifestValues = dict[str, str | int | float | bool]
 
 
 class ShardLayout(Config):
-    """What decides on the bytes of a dataset, beside the images."""
+    """Options that decide on the bytes of a dataset, beside the images."""
 
     seed: int = Field(0, ge=0, description="of the global shuffle; the same seed gives the same bytes")
     shard_mib: float = Field(128.0, gt=0, le=8192, description="about the size of each shard, in MiB")
@@ -32,7 +33,7 @@ class ShardLayout(Config):
 
 
 class PackConfig(Config):
-    """What `shards.py pack` sets."""
+    """Which source to pack, how and where."""
 
     source: Source = FolderSource()
     url: str = Field("", description="folder URL of the dataset to be made")
@@ -55,11 +56,11 @@ class PackConfig(Config):
     @model_validator(mode="after")
     def _check_digits_options(self) -> Self:
         if isinstance(self.source, DigitsSource) and (self.layout != ShardLayout() or self.name):
-            raise ValueError("source.kind digits: the embedded digits are packed one way only: give no other options")
+            raise ValueError("source.kind digits: the embedded digits are packed one way only: set no other options")
         return self
 
     def resolve(self) -> Self:
-        """The same with absolute places and a name. Raises ConfigError."""
+        """Return the same with absolute places and a name. Raises ConfigError."""
         if not self.url:
             raise ConfigError("url: needed: give the URL of the folder to pack to")
         try:
@@ -67,38 +68,42 @@ class PackConfig(Config):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         source = self.source.resolve()
-        return self.model_copy(update={"url": url, "source": source, "name": self.name or _default_name(source)})
+        return self.model_copy(update={"url": url, "source": source, "name": self.name or source.get_name()})
 
     def to_manifest_values(self) -> ManifestValues:
-        """What the manifest keeps of how the dataset was made: no places and no times."""
+        """Return what the manifest keeps of how the dataset was made: no places and no times."""
         layout = self.layout.to_dict()
         if not self.layout.resize:
             del layout["quality"]
+        if isinstance(self.source, PluginSource):
+            args = json.dumps(self.source.args, sort_keys=True)
+            return {"source": self.source.plugin, "args": args, **layout}
         return {"source": self.source.kind, "holdout": getattr(self.source, "holdout", None) or 0.0, **layout}
 
     def describe_identity(self) -> dict[str, str]:
-        """What makes another packing of it, for people, by flag: places and options."""
+        """Return what makes it another packing, for people, by flag: places and options."""
         places = {f"source.{name}": redaction.redact(str(value)) for name, value in self.source.to_dict().items()}
         options = {name: str(value) for name, value in self.layout.to_dict().items()}
         return {"name": self.name, **places, **options}
 
 
 def pack_presets() -> dict[str, Preset[PackConfig]]:
-    """The command line's presets: each kind of source."""
+    """Return the command line's presets: each kind of source."""
     return {
         "folder": Preset(PackConfig(source=FolderSource()), "A folder per class, local or in any store."),
         "ilsvrc": Preset(PackConfig(source=IlsvrcSource()), "ILSVRC2012 as it comes: tars and devkit, never unpacked."),
         "digits": Preset(PackConfig(source=DigitsSource()), "The embedded handwritten digits."),
+        "plugin": Preset(PackConfig(source=PluginSource()), "Samples of your own class or function."),
     }
 
 
-def _default_name(source: Source) -> str:
-    if isinstance(source, FolderSource):
-        return urls.get_basename(source.url)
-    return "ilsvrc2012" if isinstance(source, IlsvrcSource) else source.kind
+class _CheckConfig(Config):
+    threads: int = Field(8, ge=1, le=256, description="shards that are read in parallel")
+    order: OrderConfig = OrderConfig()
+    batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
 
 
-class IndexConfig(Config):
+class IndexConfig(_CheckConfig):
     """Which tars make up a dataset, and how they are labelled."""
 
     url: str = Field("", description="folder of the tars, any fsspec URL")
@@ -119,12 +124,9 @@ class IndexConfig(Config):
     )
     to: str = Field("", description="where manifest and indexes are written when the tars' folder is read-only")
     name: str = Field("", description="the dataset's name; by default the last part of url")
-    threads: int = Field(8, ge=1, le=256, description="tars that are read side by side")
-    order: OrderConfig = OrderConfig()
-    batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
 
 
-class VerifyConfig(Config):
+class VerifyConfig(_CheckConfig):
     """Which dataset to check, and how thoroughly."""
 
     url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
@@ -132,16 +134,13 @@ class VerifyConfig(Config):
         False, description="read tars from wherever the manifest says, also outside the dataset's folder"
     )
     deep: bool = Field(False, description="decode every image, too")
-    threads: int = Field(8, ge=1, le=256, description="shards that are read side by side")
-    order: OrderConfig = OrderConfig()
-    batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
 
 
 def index_presets() -> dict[str, Preset[IndexConfig]]:
-    """The one starting point of `index`."""
+    """Return the one preset of `index`."""
     return {"tars": Preset(IndexConfig(), "WebDataset tars made elsewhere")}
 
 
 def verify_presets() -> dict[str, Preset[VerifyConfig]]:
-    """The one starting point of `verify`."""
+    """Return the one preset of `verify`."""
     return {"dataset": Preset(VerifyConfig(), "a dataset that was packed or indexed")}

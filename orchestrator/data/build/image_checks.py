@@ -1,12 +1,14 @@
-"""What is odd about an encoded image, and whether it can be trained on; dimensions are looked at before pixels."""
+"""Checks of an encoded image: what is odd about it, and whether it can be trained on; a line about transparency."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.data.build.tar_reader import MAX_MEMBER_BYTES
+from orchestrator.data.build.tar_reader import MAX_MEMBER_BYTES, TarMember
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.data.transforms import decode, png_chunks
 from orchestrator.data.transforms.image_format import UNSUPPORTED_FORMATS, identify_format
@@ -30,7 +32,7 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """What was found out about an image."""
+    """Result of the checks of an image."""
 
     extension: str  # of what is stored: "jpg" or "png"
     width: int = 0
@@ -41,7 +43,7 @@ class ImageFinding:
 
 
 def inspect_image(image: bytes, name: str) -> ImageFinding:
-    """Return what an image whose file is called `name` tells before a pixel is decoded."""
+    """Return what is known of an image, whose file is called `name`, before a pixel is decoded."""
     if not image:
         return ImageFinding("jpg", defect="empty", reason="0 bytes")
     kind = identify_format(image)
@@ -50,19 +52,19 @@ def inspect_image(image: bytes, name: str) -> ImageFinding:
         head = decode.read_header(image)
     except BadSampleError as error:
         return ImageFinding(extension, defect=_classify_defect(kind, error), reason=str(error))
-    found: list[Oddity] = []
+    oddities: list[Oddity] = []
     if head.segments is not None:
-        found += _find_jpeg_oddities(image, head.segments)
+        oddities += _find_jpeg_oddities(image, head.segments)
     elif head.format == "png":
-        found += ["grey"] if png_chunks.read_png(image).is_gray else []
+        oddities += ["grey"] if png_chunks.read_png(image).is_gray else []
     elif head.format != "jpeg":
-        found.append(head.format)
+        oddities.append(head.format)
     named = name.rpartition(".")[2].lower()
     if kind == "png" and named in _JPEG_NAMES:
-        found.append("png-named-jpeg")
+        oddities.append("png-named-jpeg")
     elif kind == "jpeg" and named == "png":
-        found.append("jpeg-named-png")
-    return ImageFinding(extension, head.width, head.height, tuple(found))
+        oddities.append("jpeg-named-png")
+    return ImageFinding(extension, head.width, head.height, tuple(oddities))
 
 
 def _classify_defect(kind: str | None, error: BadSampleError) -> Defect:
@@ -74,7 +76,7 @@ def _classify_defect(kind: str | None, error: BadSampleError) -> Defect:
 
 
 def check_byte_size(length: int) -> ImageFinding | None:
-    """The finding about an image that is not even read."""
+    """Return the finding about an image that is too large to be read, else None."""
     if length <= MAX_MEMBER_BYTES:
         return None
     return ImageFinding(
@@ -83,24 +85,24 @@ def check_byte_size(length: int) -> ImageFinding | None:
 
 
 def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[Oddity]:
-    found: list[Oddity] = []
+    oddities: list[Oddity] = []
     if segments.components == 4:
-        found.append("ycck" if segments.adobe_transform == 2 else "cmyk")
+        oddities.append("ycck" if segments.adobe_transform == 2 else "cmyk")
     elif segments.components == 1:
-        found.append("grey")
+        oddities.append("grey")
     if segments.frame_marker in PROGRESSIVE_MARKERS:
-        found.append("progressive")
+        oddities.append("progressive")
     if segments.exif_span is not None:
         orientation = _read_orientation(image[slice(*segments.exif_span)])
         if orientation is None:
-            found.append("exif-broken")
+            oddities.append("exif-broken")
         elif orientation > 1:
-            found.append("exif-rotated")
-    return found
+            oddities.append("exif-rotated")
+    return oddities
 
 
 def _read_orientation(exif: bytes) -> int | None:
-    """The orientation that EXIF data tells, 1 (upright) when it tells none; None when the data is broken."""
+    """Return the orientation in EXIF data, 1 (upright) when there is none; None when the data is broken."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None
@@ -122,3 +124,22 @@ def _read_orientation(exif: bytes) -> int | None:
         return None
     # 0 is written by some cameras for "not known".
     return max(1, orientation) if orientation <= 8 else None
+
+
+def describe_transparent(counts: Mapping[str, int]) -> list[str]:
+    """Return a line about the transparent images of each split that has some."""
+    return [
+        f"{split}: {count} images are transparent: they are laid on {decode.BACKGROUND_NAME}"
+        for split, count in counts.items()
+        if count
+    ]
+
+
+def record_transparent(members: Iterable[TarMember], images: Sequence[str], keys: list[str]) -> Iterator[TarMember]:
+    """Yield the members, and append the key of each image that is not opaque to `keys`; ignore broken ones."""
+    for member in members:
+        if member.extension in images:
+            with suppress(BadSampleError):
+                if decode.is_transparent(member.payload):
+                    keys.append(member.key)
+        yield member

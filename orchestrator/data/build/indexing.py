@@ -1,17 +1,16 @@
-"""`shards.py index`: manifest and indexes for WebDataset tars made elsewhere; the tars stay where and as they are.
+"""`shards index`: manifest and indexes for WebDataset tars made elsewhere; the tars stay where and as they are.
 
-Each tar is read once. What is finished is kept below _indexing, so a second start of the same command goes on; the
-manifest comes last. Nothing that a reader would stumble over later is let through.
+Each tar is read once. What is finished is kept below _indexing, so that rerunning the same command resumes; the
+manifest comes last. Whatever a reader could not use is an error here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,40 +19,40 @@ from rich.console import Console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
-from orchestrator.config.json_text import parse_json, parse_object
+from orchestrator.config.json_text import parse_object
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest, shuffle_quality
-from orchestrator.data.build import class_names, label_format, shard_patterns, shard_pool, tar_reader
+from orchestrator.data.build import label_format, shard_patterns, shard_pool, tar_reader
 from orchestrator.data.build.config import IndexConfig
+from orchestrator.data.build.image_checks import describe_transparent, record_transparent
 from orchestrator.data.build.label_format import LabelFormat
 from orchestrator.data.build.member_fields import NO_SKIPPED_SAMPLES, OtherMembers, SkippedSamples, describe_members
 from orchestrator.data.build.shard_patterns import FolderSizes
-from orchestrator.data.build.tar_reader import TarMember
-from orchestrator.data.data_errors import BadSampleError, DataError
+from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.data.transforms import decode
 from orchestrator.data.transforms.decode import BACKGROUND_NAME
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 TRAIN, VALIDATION = "train", "validation"
+INDEXING_FOLDER = "_indexing"
 # Where the manifest says how many tars were left out, since they have no member.
 EMPTY_TARS_KEY = "empty_tars"
-# Tars made by one program share their faults: no need to read all of them to tell.
+# Tars made by one program share their faults: no need to read all of them.
 MAX_PROBLEMS = 20
 
 
 def index_dataset(job: IndexConfig, console: Console) -> int:
-    """Index the tars and write the manifest; 0 when the dataset is complete.
+    """Index the tars, write the manifest and return 0.
 
-    Raises ConfigError, DataError and StorageError for what is to be mended first.
+    Raises ConfigError, DataError and StorageError for what has to be mended first.
     """
     job = _resolve_config(job)
-    classes, titles = class_names.read_classes(job.classes) if job.classes else ((), ())
+    classes, titles = label_format.read_classes(job.classes) if job.classes else ((), ())
     try:
-        how = label_format.parse_flags(job.image_key, job.label_key, classes, titles)
+        labels = label_format.parse_flags(job.image_key, job.label_key, classes, titles)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     folders = FolderSizes(job.url)
@@ -62,46 +61,40 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
         split: shard_patterns.match_shards(folders, pattern, split) for split, pattern in patterns.items() if pattern
     }
     if both := set(names.get(TRAIN, ())) & set(names.get(VALIDATION, ())):
-        raise ConfigError(f"validation: {min(both)} is refused: it is a training tar, too")
+        raise ConfigError(f"validation: {min(both)} must not be a training tar, too; name it in one of the two")
     items = [(name, folders.get_size(name) or 0) for split in names.values() for name in split]
     if file_io.exists(file_io.join(job.to, manifest.FILE_NAME)):
-        return _check_existing(job, how, names, dict(items), console)
-    lists = read_shard_lists(folders, [name for name, _ in items])
-    ranges = RangeReader(job.threads)
-    try:
-        work = ShardIndexer(job.url, job.to, how, lists, ranges)
+        return _check_existing(job, labels, names, dict(items), console)
+    with closing(RangeReader(job.threads)) as ranges:
+        work = ShardIndexer(job.url, job.to, labels, ranges)
         work.check_writable()
-        found = _index_all(work, items, job.threads, console)
-    finally:
-        ranges.close()
-    by_split = {split: _drop_empty_shards([found[name] for name in listed], split) for split, listed in names.items()}
-    for facts in by_split.values():
-        _check_unique_keys(job.to, facts)
-    how_made = how.to_manifest_values()
+        shards = _index_all(work, items, job.threads, console)
+    by_split = {split: _drop_empty_shards([shards[name] for name in listed], split) for split, listed in names.items()}
+    for own in by_split.values():
+        _check_unique_keys(job.to, own)
+    how = labels.to_manifest_values()
     if empty := len(items) - sum(map(len, by_split.values())):
-        how_made[EMPTY_TARS_KEY] = empty
-    if any(one.transparent for one in found.values()):
-        how_made[manifest.BACKGROUND_KEY] = BACKGROUND_NAME
-    made = Manifest(
+        how[EMPTY_TARS_KEY] = empty
+    if any(shard.transparent for shard in shards.values()):
+        how[manifest.BACKGROUND_KEY] = BACKGROUND_NAME
+    indexed = Manifest(
         name=job.name or urls.get_basename(job.url),
-        classes=classes or _number_classes([one for facts in by_split.values() for one in facts]),
+        classes=classes or _number_classes([shard for own in by_split.values() for shard in own]),
         titles=titles,
         tars=job.url if job.to != job.url else "",
-        made=how_made,
-        splits={split: tuple(one.shard for one in facts) for split, facts in by_split.items()},
+        made=how,
+        splits={split: tuple(shard.facts for shard in own) for split, own in by_split.items()},
     )
-    manifest.save(job.to, made)
+    manifest.save(job.to, indexed)
     work.remove_work_folder()
-    for line in describe_transparent({split: sum(one.transparent for one in by_split[split]) for split in by_split}):
-        _print_line(console, line)
-    _print_summary(job, made, by_split, lists, console)
-    for name in (name for name, _ in items if not found[name].shard.samples):
-        _print_line(console, f"warning: {make_printable(name)}: no member in it: left out", "yellow")
+    _print_summary(job, indexed, by_split, console)
+    for name in (name for name, _ in items if not shards[name].facts.samples):
+        print_line(console, f"warning: {make_printable(name)}: no member in it: left out", "yellow")
     return 0
 
 
 def _resolve_config(job: IndexConfig) -> IndexConfig:
-    """The job with places that mean the same everywhere. Raises ConfigError."""
+    """Return the job with absolute places. Raises ConfigError."""
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
     try:
@@ -121,50 +114,51 @@ def _resolve_config(job: IndexConfig) -> IndexConfig:
 def _index_all(
     work: ShardIndexer, items: Sequence[tuple[str, int]], threads: int, console: Console
 ) -> dict[str, IndexedShard]:
-    """The facts of all shards. Raises DataError with everything that is wrong, or the first troubles of many."""
-    found: dict[str, IndexedShard] = {}
-    troubles: list[str] = []
+    """Return all shards. Raises DataError with everything that is wrong, or the first problems of many."""
+    shards: dict[str, IndexedShard] = {}
+    problems: list[str] = []
 
     def receive(number: int, result: IndexedShard | str) -> None:
         if isinstance(result, IndexedShard):
-            found[items[number][0]] = result
+            shards[items[number][0]] = result
             return
-        troubles.append(result)
-        console.print(f"refused: {result}", style="red", highlight=False, markup=False, soft_wrap=True)
-        if len(troubles) == MAX_PROBLEMS:
-            raise DataError(f"{len(troubles)} tars are refused, the rest was not looked at; {troubles[0]}")
+        problems.append(result)
+        print_line(console, f"error: {result}", "red")
+        if len(problems) == MAX_PROBLEMS:
+            raise DataError(f"{len(problems)} tars cannot be indexed, the rest was not read; {problems[0]}")
 
     shard_pool.run_on_shards(items, work, receive, threads, console, "indexing", sum(size for _, size in items))
-    if troubles:
-        raise DataError(troubles[0] if len(troubles) == 1 else f"{len(troubles)} tars are refused; {troubles[0]}")
-    return found
+    if problems:
+        many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
+        raise DataError(f"{many}{problems[0]}")
+    return shards
 
 
-def _drop_empty_shards(facts: Sequence[IndexedShard], split: str) -> list[IndexedShard]:
-    """Those that have samples: a writer that began a shard and stopped leaves one without. Raises DataError."""
-    kept = [one for one in facts if one.shard.samples]
-    if not kept:
-        raise DataError(f"{split}: none of the {len(facts)} tars has a member")
-    return kept
+def _drop_empty_shards(shards: Sequence[IndexedShard], split: str) -> list[IndexedShard]:
+    """Return those that have samples: a writer that began a shard and stopped leaves one without. Raises DataError."""
+    full = [shard for shard in shards if shard.facts.samples]
+    if not full:
+        raise DataError(f"{split}: none of the {len(shards)} tars has a member")
+    return full
 
 
-def _check_unique_keys(to: str, facts: Sequence[IndexedShard]) -> None:
-    """Keys name samples in ledgers and scores: none may stand for two samples of a split."""
-    columns = [one.keys for one in facts]
+def _check_unique_keys(to: str, shards: Sequence[IndexedShard]) -> None:
+    """Raise DataError for a key of two samples of a split: keys name samples in ledgers and scores."""
+    columns = [shard.keys for shard in shards]
     pairs = index.find_equal_pairs(columns)
-    shard, row = index.locate_rows(columns, pairs)
-    for (first, second), (at, also) in zip(shard.tolist(), row.tolist(), strict=True):
-        key = index.load(to, facts[first].shard).keys[at]
-        if index.load(to, facts[second].shard).keys[also] == key:  # not only their hashes
-            raise DataError(
-                f"key {key!r} is in {facts[first].shard.name} and in {facts[second].shard.name} "
-                f"({len(pairs)} such keys): keys must be unique in a split; pack it anew, or name each tar once"
-            )
+    names = [shard.facts.name for shard in shards]
+    for key, first, second in index.iter_duplicate_keys(
+        columns, pairs, lambda number, row: index.load(to, shards[number].facts).keys[row]
+    ):
+        raise DataError(
+            f"key {key!r} is in {names[first]} and in {names[second]} ({len(pairs)} such keys): keys must be unique in "
+            "a split; pack it anew, or name each tar once"
+        )
 
 
-def _number_classes(facts: Sequence[IndexedShard]) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers."""
-    largest = max(int(one.labels.max()) for one in facts)
+def _number_classes(shards: Sequence[IndexedShard]) -> tuple[str, ...]:
+    """Return names of classes that have none: their numbers."""
+    largest = max(int(shard.labels.max()) for shard in shards)
     if largest < 1:
         raise DataError(
             "all labels are 0: at least 2 classes are needed; set --label-key if the labels are in another member, or "
@@ -174,87 +168,78 @@ def _number_classes(facts: Sequence[IndexedShard]) -> tuple[str, ...]:
 
 
 def _check_existing(
-    job: IndexConfig, how: LabelFormat, names: Mapping[str, Sequence[str]], sizes: Mapping[str, int], console: Console
+    job: IndexConfig,
+    labels: LabelFormat,
+    names: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, int],
+    console: Console,
 ) -> int:
-    """Say that the dataset is complete; DataError when it is another one than the job is about."""
-    found = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
-    there = {shard.name: shard.bytes for shards in found.splits.values() for shard in shards}
-    same = {split: len(listed) for split, listed in names.items()} and there.items() <= sizes.items()
+    """Print that the dataset is complete. Raises DataError when it is another one than the job is about."""
+    existing = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
+    there = {shard.name: shard.bytes for shards in existing.splits.values() for shard in shards}
     empty = {EMPTY_TARS_KEY: len(sizes) - len(there)} if len(sizes) > len(there) else {}
-    for split, listed in names.items():
-        kept = tuple(shard.name for shard in found.splits.get(split, ()))
-        same = same and kept == tuple(name for name in listed if name in there)
-    same = same and found.splits.keys() == names.keys()
-    said = {name: value for name, value in found.made.items() if name != manifest.BACKGROUND_KEY}
-    same = same and said == how.to_manifest_values() | empty and how.classes in ((), found.classes)
-    if not same:
+    listed = {split: tuple(name for name in own if name in there) for split, own in names.items()}
+    kept = {split: tuple(shard.name for shard in shards) for split, shards in existing.splits.items()}
+    how = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}
+    if (
+        not there.items() <= sizes.items()
+        or kept != listed
+        or how != labels.to_manifest_values() | empty
+        or labels.classes not in ((), existing.classes)
+    ):
         shown = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
         raise DataError(f"{shown}: is there and is about other tars or labels; remove it to index again")
-    console.print(f"{found.name}: already indexed, {len(there)} tars; shards.py verify checks them", highlight=False)
+    print_line(console, f"{existing.name}: already indexed, {len(there)} tars; shards verify checks them")
     return 0
 
 
 def _print_summary(
-    job: IndexConfig,
-    made: Manifest,
-    by_split: Mapping[str, Sequence[IndexedShard]],
-    lists: ShardLists,
-    console: Console,
+    job: IndexConfig, indexed: Manifest, by_split: Mapping[str, Sequence[IndexedShard]], console: Console
 ) -> None:
-    """What was adopted, and what is odd about it without being wrong."""
-
-    def say(line: str, style: str = "") -> None:
-        _print_line(console, line, style)
-
-    for split, facts in by_split.items():
-        held = np.unique(np.concatenate([one.labels for one in facts]))
-        total = sum(one.shard.bytes for one in facts)
-        many = f"{made.count_samples(split)} samples of {len(held)} classes"
-        say(f"{split}: {many} in {len(facts)} tars, {total / 2**30:.2f} GiB")
-        absent = np.setdiff1d(np.arange(len(made.classes)), held)
+    """Print what was indexed, and what is odd about it without being wrong."""
+    fields = label_format.parse_manifest_values(indexed.made).fields
+    for line in describe_transparent({split: sum(s.transparent for s in own) for split, own in by_split.items()}):
+        print_line(console, line)
+    for split, shards in by_split.items():
+        seen = np.unique(np.concatenate([shard.labels for shard in shards]))
+        total, samples = sum(shard.facts.bytes for shard in shards), indexed.count_samples(split)
+        sizes = f"{samples} samples of {len(seen)} classes in {len(shards)} tars, {total / 2**30:.2f} GiB"
+        print_line(console, f"{split}: {sizes}")
+        absent = np.setdiff1d(np.arange(len(indexed.classes)), seen)
         if len(absent):
-            first = ", ".join(make_printable(made.classes[number]) for number in absent[:5].tolist())
-            say(f"warning: {split}: {len(absent)} of {len(made.classes)} classes have no sample: {first}", "yellow")
-        skipped = SkippedSamples()
-        for one in facts:
-            skipped = skipped.merge(one.skipped)
-        if skipped.samples:
-            told = skipped.describe(
-                label_format.parse_manifest_values(made.made).fields, made.count_samples(split) + skipped.samples
-            )
-            if skipped.images:
-                say(f"warning: {split}: left out: {told}", "yellow")
-            else:
-                say(f"{split}: no images: {told}")
-    if lists.sources:
-        say(f"counts agree with {make_printable(', '.join(lists.sources))}")
-    for source, reason in lists.other_files.items():
-        say(f"{make_printable(source)}: no list of shards, not compared: {make_printable(reason)}")
-    if lists.unindexed:
-        first = make_printable(lists.unindexed[0])
-        say(f"warning: {len(lists.unindexed)} tars listed there are not adopted: {first} ...", "yellow")
+            first = ", ".join(make_printable(indexed.classes[number]) for number in absent[:5].tolist())
+            lacking = f"{len(absent)} of {len(indexed.classes)} classes have no sample: {first}"
+            print_line(console, f"warning: {split}: {lacking}", "yellow")
+        skipped = NO_SKIPPED_SAMPLES
+        for shard in shards:
+            skipped = skipped.merge(shard.skipped)
+        described = skipped.describe(fields, samples + skipped.samples)
+        if skipped.images:
+            print_line(console, f"warning: {split}: left out: {described}", "yellow")
+        elif skipped.samples:
+            print_line(console, f"{split}: no images: {described}")
     if TRAIN in by_split:
-        found = shuffle_quality.measure_shuffle_quality(
-            [one.labels for one in by_split[TRAIN]], job.order, job.batch_size
+        quality = shuffle_quality.measure_shuffle_quality(
+            [shard.labels for shard in by_split[TRAIN]], job.order, job.batch_size
         )
-        say(found.format_message(), "yellow" if found.is_poor else "")
-    say(f"{redaction.redact(file_io.join(job.to, manifest.FILE_NAME))}: written, digest {made.digest()}")
-    if manifest.is_outside(made.tars, job.to):
-        say(f"the tars stay in {redaction.redact(made.tars)}: each job that reads this dataset needs --allow-elsewhere")
+        print_line(console, quality.format_message(), "yellow" if quality.is_poor else "")
+    shown = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
+    print_line(console, f"{shown}: written, digest {indexed.digest()}")
+    if manifest.is_outside(indexed.tars, job.to):
+        place = redaction.redact(indexed.tars)
+        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
 
 
-def _print_line(console: Console, line: str, style: str = "") -> None:
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is, without markup, colours of numbers or breaks."""
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-
-
-INDEXING_FOLDER = "_indexing"
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What is kept in memory of each shard: 12 bytes a sample."""
+    """A shard in memory: 12 bytes a sample."""
 
-    shard: Shard
+    facts: Shard
     labels: NDArray[np.int32]
     keys: NDArray[np.uint64]  # hashes
     skipped: SkippedSamples = NO_SKIPPED_SAMPLES
@@ -264,13 +249,13 @@ class IndexedShard:
 class ShardIndexer:
     """Indexes single tars below `url` into `to`; safe for threads."""
 
-    def __init__(self, url: str, to: str, how: LabelFormat, lists: ShardLists, ranges: RangeReader) -> None:
-        self._url, self._to, self._label_format, self._lists, self._ranges = url, to, how, lists, ranges
-        self._options = compute_fingerprint(url, how.to_manifest_values(), how.classes, how.titles)
+    def __init__(self, url: str, to: str, labels: LabelFormat, ranges: RangeReader) -> None:
+        self._url, self._to, self._labels, self._ranges = url, to, labels, ranges
+        self._options = compute_fingerprint(url, labels.to_manifest_values(), labels.classes, labels.titles)
         self._resumes = file_io.exists(file_io.join(to, INDEXING_FOLDER))
 
     def check_writable(self) -> None:
-        """Find out early whether the place can be written to."""
+        """Raise StorageError early when the place cannot be written to."""
         try:
             file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, "options"), self._options.encode())
         except StorageError as error:
@@ -281,7 +266,7 @@ class ShardIndexer:
         file_io.remove(file_io.join(self._to, INDEXING_FOLDER))
 
     def __call__(self, item: tuple[str, int], tick: Callable[[int], None]) -> IndexedShard | str:
-        """The facts of a shard whose index is written, or what is wrong with it."""
+        """Return a shard whose index is written, or what is wrong with it. item: name and bytes of the tar."""
         name, size = item
         try:
             kept = self._load_kept(name, size)
@@ -296,240 +281,64 @@ class ShardIndexer:
 
     def _index_shard(self, name: str, tick: Callable[[int], None]) -> IndexedShard:
         url = file_io.join(self._url, name)
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        said = self._lists.by_shard.get(name, ())
-        wants_md5 = any(one.md5 is not None for one in said)
-        size = 0
+        sha256, size = hashlib.sha256(), 0
 
         def count(read: int) -> None:
             nonlocal size
             size += read
             tick(read)
 
-        blocks = tar_reader.read_blocks(url, self._ranges, (sha256, md5) if wants_md5 else (sha256,), count)
-        fields, others, shown = self._label_format.fields, OtherMembers(), redaction.redact(url)
+        blocks = tar_reader.read_blocks(url, self._ranges, (sha256,), count)
+        fields, others, shown = self._labels.fields, OtherMembers(), redaction.redact(url)
         transparent: list[str] = []
         members = tar_reader.iter_members(blocks, shown, fields.extensions, others.add)
-        noted = record_transparent(members, fields.images, transparent)
-        listing = index.index_members(noted, shown, self._label_format.build_checked_reader(), fields, others)
+        members = record_transparent(members, fields.images, transparent)
+        listing = tar_reader.index_members(members, shown, self._labels.build_reader(is_checked=True), fields, others)
         skipped = others.find_skipped(set(listing.keys))
         if not listing.keys and others.members:
             raise DataError(f"{shown}: no sample in it has a {describe_members(fields.images)}{others.suggest_flags()}")
         if skipped.images and not fields.is_chosen:
-            raise DataError(
-                f"{shown}: {skipped.describe(fields, skipped.samples + len(listing.keys))}: {_suggest_flags(skipped)}"
-            )
-        for one in said:
-            if trouble := one.describe_disagreement(
-                name, len(listing.keys), size, md5.hexdigest() if wants_md5 else None
-            ):
-                raise DataError(trouble)
+            described = skipped.describe(fields, skipped.samples + len(listing.keys))
+            raise DataError(f"{shown}: {described}: {skipped.suggest_flags()}")
         if not listing.keys:  # and no other member: it is left out
-            return build_indexed_shard(
+            return _build_indexed_shard(
                 Shard(name=name, samples=0, bytes=size, sha256="", index_sha256=""), listing, skipped
             )
         data = listing.to_bytes()
         file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
-        shard = Shard(
+        facts = Shard(
             name=name,
             samples=len(listing.keys),
             bytes=size,
             sha256=sha256.hexdigest(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        entry = json.dumps(
-            {
-                "options": self._options,
-                "said": repr(said),
-                "shard": shard.to_dict(),
-                "skipped": skipped.to_dict(),
-                "transparent": len(transparent),
-            }
-        )
-        file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), entry.encode())
-        return build_indexed_shard(shard, listing, skipped, len(transparent))
+        entry = {
+            "options": self._options,
+            "shard": facts.to_dict(),
+            "skipped": skipped.to_dict(),
+            "transparent": len(transparent),
+        }
+        file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), json.dumps(entry).encode())
+        return _build_indexed_shard(facts, listing, skipped, len(transparent))
 
     def _load_kept(self, name: str, size: int) -> IndexedShard | None:
-        """What an earlier run found, if it is still so."""
+        """Return what an earlier run found, if it still holds."""
         if not self._resumes:
             return None
         try:
             entry = parse_object(file_io.read_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json")))
-            shard = Shard.from_dict(entry["shard"])
-            same = (entry["options"], entry["said"]) == (self._options, repr(self._lists.by_shard.get(name, ())))
-            if not same or shard.bytes != size:
+            facts = Shard.from_dict(entry["shard"])
+            if entry["options"] != self._options or facts.bytes != size:
                 return None
             skipped, transparent = SkippedSamples.from_dict(entry["skipped"]), int(entry["transparent"])
-            return build_indexed_shard(shard, index.load(self._to, shard), skipped, transparent)
+            return _build_indexed_shard(facts, index.load(self._to, facts), skipped, transparent)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def build_indexed_shard(
-    shard: Shard, listing: ShardIndex, skipped: SkippedSamples, transparent: int = 0
+def _build_indexed_shard(
+    facts: Shard, listing: ShardIndex, skipped: SkippedSamples, transparent: int = 0
 ) -> IndexedShard:
-    """What is kept of a shard and its index."""
-    return IndexedShard(
-        shard, listing.labels.astype(np.int32), index.KeyColumn(listing.keys).compute_hashes(), skipped, transparent
-    )
-
-
-def describe_transparent(counts: Mapping[str, int]) -> list[str]:
-    """Return a line about the transparent images of each split that has some."""
-    return [
-        f"{split}: {count} images are transparent: they are laid on {decode.BACKGROUND_NAME}"
-        for split, count in counts.items()
-        if count
-    ]
-
-
-def record_transparent(members: Iterable[TarMember], images: Sequence[str], keys: list[str]) -> Iterator[TarMember]:
-    """Yield the members, and append the key of each image that is not opaque to `keys`; broken ones are passed over."""
-    for member in members:
-        if member.extension in images:
-            with suppress(BadSampleError):
-                if decode.is_transparent(member.payload):
-                    keys.append(member.key)
-        yield member
-
-
-def _suggest_flags(skipped: SkippedSamples) -> str:
-    """Ask for the user's word on samples that have an image under another name."""
-    image, prefix = skipped.images[0], skipped.images[0].rpartition(".")[0] + "."
-    fitting = sorted(skipped.labels, key=lambda label: not label.startswith(prefix))
-    labels = f" --label-key 'cls;{fitting[0]}'" if fitting else ""
-    return f"set --image-key 'jpg;{image}'{labels} to take them, --image-key jpg to leave them out"
-
-
-WIDS_KIND = "wids-shard-index-v1"
-# A list of 100,000 shards has about 20 MB.
-MAX_LIST_BYTES = 128 * 2**20
-# More samples or bytes than any shard has.
-MAX_COUNT = 2**46
-# What a list of shards holds, also one that is damaged.
-_LIST_MARKERS = (b'"shard_lengths"', b'"wids-shard-index-v1"')
-
-
-@dataclass(frozen=True)
-class ListedShard:
-    """One shard according to another list."""
-
-    source: str  # the list's name
-    samples: int
-    bytes: int | None = None
-    md5: str | None = None
-
-    def describe_disagreement(self, name: str, samples: int, size: int, md5: str | None) -> str | None:
-        """How what was found differs; None when it does not."""
-        if self.samples != samples:
-            return f"{name}: {samples} samples, {self.source} says {self.samples}"
-        if self.bytes is not None and self.bytes != size:
-            return f"{name}: {size} bytes, {self.source} says {self.bytes}"
-        if self.md5 is not None and self.md5 != md5:
-            return f"{name}: its md5 is {md5}, {self.source} says {self.md5}"
-        return None
-
-
-@dataclass(frozen=True)
-class ShardLists:
-    """All lists that lie beside the tars."""
-
-    by_shard: dict[str, tuple[ListedShard, ...]]  # name of the shard below the URL
-    sources: tuple[str, ...]
-    unindexed: tuple[str, ...]  # shards that a list names and that are not adopted
-    other_files: dict[str, str]  # files in .json that are something else and no JSON, with the reason
-
-
-def read_shard_lists(folders: FolderSizes, shards: Sequence[str]) -> ShardLists:
-    """What the lists in the URL's folder and in those of the shards say.
-
-    A file that is no JSON and nothing like a list (annotations in JSON Lines, say) is passed over. Raises DataError for
-    a list that is damaged or disagrees with itself.
-    """
-    foreign: dict[str, str] = {}
-    found: dict[str, list[ListedShard]] = {}
-    sources, left_out, wanted = [], [], set(shards)
-    for folder in sorted({"", *(name.rpartition("/")[0] for name in shards)}):
-        for last, size in sorted(folders.get_known_sizes(folder).items()):
-            if (
-                not last.endswith(".json")
-                or last.endswith(".index.json")
-                or last == "manifest.json"
-                or size > MAX_LIST_BYTES
-            ):
-                continue
-            source = f"{folder}/{last}" if folder else last
-            data = file_io.read_bytes(file_io.join(folders.url, source))
-            try:
-                listed = list(_parse_list(data, source, folder, shards))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                if not any(mark in data for mark in _LIST_MARKERS):
-                    foreign[source] = str(error)
-                    continue
-                shown = redaction.redact(file_io.join(folders.url, source))
-                raise DataError(f"{shown}: damaged: {error!r}; mend it, or move it away") from None
-            sources += [source] if listed else []
-            for name, said in listed:
-                if name in wanted:
-                    found.setdefault(name, []).append(said)
-                else:
-                    left_out.append(name)
-    return ShardLists(
-        {name: tuple(said) for name, said in found.items()}, tuple(sources), tuple(sorted(set(left_out))), foreign
-    )
-
-
-def _parse_list(data: bytes, source: str, folder: str, shards: Sequence[str]) -> Iterator[tuple[str, ListedShard]]:
-    """Shard (below the URL) and what is said of it; nothing when the JSON is about something else."""
-    known = {name.rpartition("/")[2]: name for name in shards}
-
-    def placed(name: str) -> str:
-        # Lists are moved about and hold URLs of other places: what counts is the last part, if no exact name does.
-        exact = f"{folder}/{name}" if folder else name
-        return exact if exact in shards_set else known.get(name.rpartition("/")[2], exact)
-
-    shards_set = set(shards)
-    found = parse_json(data)
-    if not isinstance(found, dict):
-        return
-    if found.get("__kind__") == WIDS_KIND:
-        for entry in found["shardlist"]:
-            size = entry.get("filesize")
-            said = ListedShard(
-                source,
-                _parse_count(entry["nsamples"]),
-                None if size is None else _parse_count(size),
-                entry.get("md5sum"),
-            )
-            yield placed(str(entry["url"])), said
-        return
-    lists = found["splits"].values() if isinstance(found.get("splits"), dict) else [found]
-    for split in lists:
-        if isinstance(split, dict) and "shard_lengths" in split:
-            for name, count in _parse_shard_lengths(split, source, folder, shards):
-                yield placed(name), ListedShard(source, count)
-
-
-def _parse_shard_lengths(
-    split: dict[str, Any], source: str, folder: str, shards: Sequence[str]
-) -> Iterator[tuple[str, int]]:
-    lengths = split["shard_lengths"]
-    if isinstance(lengths, dict):
-        pairs = [(str(name), _parse_count(count)) for name, count in lengths.items()]
-    else:
-        names = split.get("filenames")
-        if names is None:  # in the order of their names, as they would be listed
-            names = sorted(name.rpartition("/")[2] for name in shards if name.rpartition("/")[0] == folder)
-        if len(names) != len(lengths):
-            raise ValueError(f"{len(names)} shards, but the counts of {len(lengths)}")
-        pairs = [(str(name), _parse_count(count)) for name, count in zip(names, lengths, strict=True)]
-    total = sum(count for _, count in pairs)
-    if split.get("num_samples", total) != total:
-        raise ValueError(f"num_samples is {split['num_samples']}, the sum of shard_lengths {total}")
-    yield from pairs
-
-
-def _parse_count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
-        raise ValueError(f"{value!r} is no count")
-    return value
+    hashes = index.KeyColumn(listing.keys).compute_hashes()
+    return IndexedShard(facts, listing.labels.astype(np.int32), hashes, skipped, transparent)

@@ -1,4 +1,4 @@
-"""One shard, from its rows of the plan to its tar: images are read side by side, looked at, and written in order."""
+"""One shard, from its rows of the plan to its tar: images are read in parallel, checked, and written in order."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import index
 from orchestrator.data.build import image_checks, tar_writer
+from orchestrator.data.build.config import ShardLayout
 from orchestrator.data.build.image_checks import ImageFinding
 from orchestrator.data.build.sources.listing import ImageRow, SplitListing
 from orchestrator.data.build.tar_reader import escape_undecodable
@@ -34,17 +35,10 @@ from orchestrator.storage.ranged_reads import RangeReader
 
 # Below the dataset's folder, as long as it is being packed.
 PACKING_FOLDER = "_packing"
+_ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class ReencodeOptions(Config):
-    """What is done to each image."""
-
-    resize: int = 0
-    quality: int = 95
-    decode: bool = True
 
 
 class ShardTask(Config):
@@ -56,12 +50,12 @@ class ShardTask(Config):
     number: int
     root: str
     is_tar: bool
-    treatment: ReencodeOptions
+    layout: ShardLayout
     threads: int = Field(4, ge=1)
 
 
 class LeftOutImage(Config):
-    """An image that nobody could train on."""
+    """An image that cannot be trained on."""
 
     key: str
     source: str
@@ -71,7 +65,7 @@ class LeftOutImage(Config):
 
 
 class PackedShard(Config):
-    """What is known of a finished shard; its file is written last."""
+    """Record of a finished shard; its file is written last."""
 
     shard: Shard | None = Field(description="None when all of its images were left out")
     images: int
@@ -90,34 +84,31 @@ class PackedImage(NamedTuple):
 
 
 def make_shard_name(split: str, number: int) -> str:
-    """Path of a shard below the dataset's folder."""
+    """Return the path of a shard below the dataset's folder."""
     return f"{split}/{split}-{number:06d}.tar"
 
 
 def make_rows_url(url: str, plan: str, split: str, number: int) -> str:
-    """Where the rows of a shard are kept, apart for each plan (by its digest): of two that start at once one wins."""
+    """Return where the rows of a shard are kept, apart for each plan, by its digest: of two packers only one wins."""
     return file_io.join(url, PACKING_FOLDER, "rows", plan, f"{split}-{number:06d}.json")
 
 
 def make_entry_url(url: str, split: str, number: int) -> str:
-    """Where the entry of a finished shard is kept."""
+    """Return where the record of a finished shard is kept."""
     return file_io.join(url, PACKING_FOLDER, "done", f"{split}-{number:06d}.json")
 
 
 def write_rows(url: str, rows: SplitListing) -> None:
-    """Keep the rows of a shard."""
-    columns = {
-        "keys": list(rows.keys),
-        "names": list(rows.names),
-        "labels": rows.labels.tolist(),
-        "offsets": rows.offsets.tolist(),
-        "lengths": rows.lengths.tolist(),
+    """Write the rows of a shard."""
+    columns = {name: getattr(rows, name) for name in _ROW_COLUMNS}
+    lists = {
+        name: column.tolist() if isinstance(column, np.ndarray) else list(column) for name, column in columns.items()
     }
-    file_io.write_bytes(url, json.dumps(columns, separators=(",", ":")).encode())
+    file_io.write_bytes(url, json.dumps(lists, separators=(",", ":")).encode())
 
 
 def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
-    """Pack the shard of a ShardTask and leave its Entry; both in JSON form, to travel between processes.
+    """Pack the shard of a ShardTask and return its PackedShard; both in JSON form, to travel between processes.
 
     Raises DataError when the plan is not there, StorageError when an image cannot be read or the shard not be written.
     """
@@ -126,17 +117,12 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
     left_out: list[LeftOutImage] = []
     counts: Counter[str] = Counter()
 
-    def kept(found: Iterable[tuple[ImageRow, PackedImage]]) -> Iterator[RawSample]:
-        for row, (image, finding, is_resized) in found:
+    def iter_samples(packed: Iterable[tuple[ImageRow, PackedImage]]) -> Iterator[RawSample]:
+        for row, (image, finding, is_resized) in packed:
             if finding.defect:
+                source, reason = escape_undecodable(row.name), finding.reason
                 left_out.append(
-                    LeftOutImage(
-                        key=row.key,
-                        source=escape_undecodable(row.name),
-                        label=row.label,
-                        defect=finding.defect,
-                        reason=finding.reason,
-                    )
+                    LeftOutImage(key=row.key, source=source, label=row.label, defect=finding.defect, reason=reason)
                 )
                 continue
             counts.update(finding.oddities)
@@ -144,50 +130,45 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
             yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
 
     with closing(RangeReader(task.threads)) as ranges:
-        reader = ImageReader(ranges, task.root, task.is_tar, task.treatment)
-        shard = tar_writer.write_shard(
-            task.url,
-            make_shard_name(task.split, task.number),
-            kept(map_in_order(reader.read_packed, rows, task.threads)),
-        )
+        reader = ImageReader(ranges, task.root, task.is_tar, task.layout)
+        samples = iter_samples(map_in_order(reader.read_packed, rows, task.threads))
+        shard = tar_writer.write_shard(task.url, make_shard_name(task.split, task.number), samples)
+    if not shard.samples:
+        for name in (shard.name, shard.name + index.SUFFIX):
+            file_io.remove(file_io.join(task.url, name))
     entry = PackedShard(
-        shard=shard,
+        shard=shard if shard.samples else None,
         images=len(rows),
         bytes=sum(row.length for row in rows),
         resized=counts.pop("resized", 0),
         oddities=dict(sorted(counts.items())),
         left_out=tuple(left_out),
     )
-    if not shard.samples:
-        for name in (shard.name, shard.name + index.SUFFIX):
-            file_io.remove(file_io.join(task.url, name))
-        entry = entry.model_copy(update={"shard": None})
     file_io.write_bytes(make_entry_url(task.url, task.split, task.number), entry.to_json().encode())
     return entry.to_dict()
 
 
 class ImageReader:
-    """Images of one root, read and treated; for any thread."""
+    """Images of one root, read and re-encoded; for any thread."""
 
-    def __init__(self, ranges: RangeReader, root: str, is_tar: bool, treatment: ReencodeOptions) -> None:
-        self._ranges, self._root, self._is_tar, self._treatment = ranges, root, is_tar, treatment
+    def __init__(self, ranges: RangeReader, root: str, is_tar: bool, layout: ShardLayout) -> None:
+        self._ranges, self._root, self._is_tar, self._layout = ranges, root, is_tar, layout
 
     def read_packed(self, row: ImageRow) -> PackedImage:
-        """The image as it is to be stored, with what is odd about it.
+        """Return the image as it is to be stored, with what is odd about it.
 
-        Raises DataError when it is gone, StorageError when it cannot be read.
+        Raises DataError when it was removed, StorageError when it cannot be read.
         """
-        large = image_checks.check_byte_size(row.length)
-        if large is not None:
-            return PackedImage(b"", large)
+        if (too_large := image_checks.check_byte_size(row.length)) is not None:
+            return PackedImage(b"", too_large)
         try:
             image = self._read(row)
         except FileNotFoundError:
-            where = redaction.redact(file_io.join(self._root, row.name))
+            url = redaction.redact(file_io.join(self._root, row.name))
             raise DataError(
-                f"source: {where}: gone since it was listed, or not there as node {socket.gethostname()} sees it"
+                f"source: {url}: removed since it was listed, or not visible on node {socket.gethostname()}"
             ) from None
-        return reencode_image(image, row.name, self._treatment)
+        return reencode_image(image, row.name, self._layout)
 
     def _read(self, row: ImageRow) -> bytes:
         if self._is_tar:
@@ -199,7 +180,7 @@ class ImageReader:
         return bytes(self._ranges.read(url, 0, row.length))
 
 
-def reencode_image(image: bytes, name: str, treatment: ReencodeOptions) -> PackedImage:
+def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
     """Return an image as it is to be stored: a JPEG or PNG byte for byte, unless it is larger than `resize`.
 
     Images of other formats become PNGs of the same pixels.
@@ -208,20 +189,20 @@ def reencode_image(image: bytes, name: str, treatment: ReencodeOptions) -> Packe
     if finding.defect:
         return PackedImage(b"", finding)
     shorter = min(finding.width, finding.height)
-    is_large = 0 < treatment.resize < shorter
+    is_large = 0 < layout.resize < shorter
     is_other = decode.read_header(image).format not in ("jpeg", "png")
     try:
         if decode.is_transparent(image):
             finding = replace(finding, oddities=(*finding.oddities, "transparent"))
-        if not (is_large or is_other or treatment.decode):
+        if not (is_large or is_other or layout.decode):
             return PackedImage(image, finding)
         pixels = decode.decode_image(image)
     except BadSampleError as error:
         return PackedImage(b"", ImageFinding(finding.extension, defect="undecodable", reason=str(error)))
     if is_large:
-        rows, columns = (max(1, round(side * treatment.resize / shorter)) for side in pixels.shape[:2])
+        rows, columns = (max(1, round(side * layout.resize / shorter)) for side in pixels.shape[:2])
         small = np.ascontiguousarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
-        encoded = simplejpeg.encode_jpeg(small, quality=treatment.quality, colorspace="RGB", colorsubsampling="420")
+        encoded = simplejpeg.encode_jpeg(small, quality=layout.quality, colorspace="RGB", colorsubsampling="420")
         return PackedImage(encoded, finding, is_resized=True)
     if is_other:
         return PackedImage(cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes(), finding)
@@ -229,7 +210,7 @@ def reencode_image(image: bytes, name: str, treatment: ReencodeOptions) -> Packe
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-    """(item, work(item)) in the order of the items; a few are worked on ahead, side by side."""
+    """Yield (item, work(item)) in the order of the items; threads work a few items ahead."""
     with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
         ahead: deque[tuple[T, Future[R]]] = deque()
         try:
@@ -247,7 +228,7 @@ def map_in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
 
 def read_entry(url: str) -> PackedShard:
-    """The entry of a finished shard. Raises DataError when it is damaged."""
+    """Return the record of a finished shard. Raises DataError when it is damaged."""
     try:
         return PackedShard.from_dict(parse_object(file_io.read_bytes(url)))
     except (ConfigError, ValueError) as error:
@@ -255,17 +236,14 @@ def read_entry(url: str) -> PackedShard:
 
 
 def _read_rows(url: str) -> list[ImageRow]:
+    shown = redaction.redact(url)
     try:
         columns = parse_object(file_io.read_bytes(url))
-        names = ("keys", "names", "labels", "offsets", "lengths")
-        return [ImageRow(*values) for values in zip(*(columns[name] for name in names), strict=True)]
+        return [ImageRow(*values) for values in zip(*(columns[name] for name in _ROW_COLUMNS), strict=True)]
     except FileNotFoundError:
         raise DataError(
-            f"{redaction.redact(url)}: not there as node {socket.gethostname()} sees it: the dataset's "
-            "folder must be a URL "
-            "or a file system that all nodes share, and no other packing of it may have ended meanwhile"
+            f"{shown}: not visible on node {socket.gethostname()}: the dataset's folder must be a URL or a file system "
+            "that all nodes share, and no other packing of it may have ended meanwhile"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{redaction.redact(url)}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew"
-        ) from None
+        raise DataError(f"{shown}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew") from None

@@ -1,4 +1,4 @@
-"""The same work on every shard, in threads, with progress on the screen or in the log."""
+"""Thread pool that does the same work on every shard, with progress on the screen or in the log."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from orchestrator.storage import ranged_reads
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A log has no moving bar; it gets a line now and then.
+# A log has no moving bar; it gets a line at times.
 LOG_SECONDS = 60.0
 
 
 class _StoppedError(Exception):
-    """The rest is not wanted any more."""
+    """Another item failed: the rest is not needed."""
 
 
 def run_on_shards(
@@ -46,7 +46,10 @@ def run_on_shards(
     raised, which is then raised here. After Ctrl-C no read that waits for a store is waited for.
     """
     stop = threading.Event()
-    with _build_progress_bar(console) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=total_bytes)
 
         def tick(count: int) -> None:
@@ -59,7 +62,7 @@ def run_on_shards(
             try:
                 return work(item, tick)
             except BaseException:
-                # At once: this thread takes the next item before the collecting one hears of the failure.
+                # Here, because this thread takes its next item before the collecting one sees the failure.
                 stop.set()
                 raise
 
@@ -82,24 +85,11 @@ def run_on_shards(
 def _collect_results(
     pending: dict[Future[R], int], receive: Callable[[int, R], None], console: Console, title: str
 ) -> None:
-    told = time.monotonic()
+    reported = time.monotonic()
     for done, future in enumerate(as_completed(pending), start=1):
         if isinstance(future.exception(), _StoppedError):
             continue  # the failure for which it was stopped is still to come
         receive(pending[future], future.result())
-        if not console.is_terminal and time.monotonic() - told > LOG_SECONDS:
-            told = time.monotonic()
+        if not console.is_terminal and time.monotonic() - reported > LOG_SECONDS:
+            reported = time.monotonic()
             console.print(f"{title}: {done} of {len(pending)} shards", highlight=False)
-
-
-def _build_progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

@@ -1,7 +1,7 @@
-"""A WebDataset tar read once, from front to back, from any URL: its images and labels, and any way in which it is cut.
+"""WebDataset tars from any URL: their members, their index, and every way in which they can be damaged.
 
-Nothing is ever extracted: names of members become keys of samples, never paths. tarfile would take a header that is cut
-or broken for the end of the archive, and say nothing.
+Nothing is ever extracted: names of members become keys of samples, never paths. tarfile takes a header that is
+truncated or damaged for the end of the archive without an error; here each byte of a tar is accounted for.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import tarfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
+from orchestrator.config import redaction
+from orchestrator.data.build import label_format
+from orchestrator.data.build.member_fields import MemberFields, OtherMembers
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.index import ShardIndex, compute_checksum
+from orchestrator.storage import urls
 from orchestrator.storage.ranged_reads import RangeReader
 
 Block = bytes | bytearray | memoryview
 
-# One request each: large enough that a store's answer time does not matter.
+# One request each: large enough that a store's latency does not matter.
 BLOCK_BYTES = 8 * 2**20
-# No image is that large; a broken size field easily is, and would be taken into memory.
+# No image is that large; a damaged size field easily is, and would be read into memory.
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_EXTENDED_HEADER = 2**20
 
@@ -32,19 +37,15 @@ _REGULAR_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 # Volume labels and lists of folders, which GNU tar adds: no files.
 _NON_FILE_TYPES = (tarfile.DIRTYPE, b"V", b"D")
 _POSIX_MAGIC = b"ustar\0"
+_SPARSE_PREFIX = "GNU.sparse."
 # Whatever their size field says, no bytes follow these.
 _BODILESS_TYPES = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-)
+    tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
+)  # fmt: skip
 
 
 class Digest(Protocol):
-    """What hashlib's objects can do."""
+    """Hash object as hashlib has it."""
 
     def update(self, data: Block, /) -> object:
         """Take these bytes in."""
@@ -60,10 +61,78 @@ class TarMember(NamedTuple):
     payload: memoryview
 
 
+class MemberRange(NamedTuple):
+    """One plain file of a tar, whose payload was not read."""
+
+    name: str
+    offset: int  # of its first byte, from the beginning of the object
+    length: int  # bytes
+
+
+# ------------------------------------------------------------------ whole tars, read once from front to back
+def index_tar(data: bytes, name: str) -> ShardIndex:
+    """Return the index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
+
+    Raises DataError when a sample lacks one of the two or has one twice, or the tar is truncated or damaged.
+    """
+    fields, others = MemberFields(), OtherMembers()
+    members = iter_members([data], name, fields.extensions, others.add)
+    return index_members(members, name, label_format.parse_decimal, fields, others)
+
+
+def index_members(
+    members: Iterable[TarMember],
+    name: str,
+    read_label: Callable[[memoryview], int],
+    fields: MemberFields,
+    others: OtherMembers,
+) -> ShardIndex:
+    """Return the index of a tar's members: an image and a label for each key, by the extensions of `fields`.
+
+    `read_label` turns a label's payload into the label or raises ValueError with the reason. `others` has counted the
+    members that are neither when this returns. Raises DataError when a sample lacks image or label, or has one twice.
+    """
+    ranks = {extension: rank for group in (fields.images, fields.labels) for rank, extension in enumerate(group)}
+    labels: dict[str, tuple[int, int]] = {}  # rank and label
+    images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
+    for member in members:
+        key, rank, is_label = member.key, ranks[member.extension], member.extension in fields.labels
+        before = (labels if is_label else images).get(key)
+        if before is not None and (before[0] == rank or not (is_label or fields.is_chosen)):
+            first = fields.images[before[0]] if not is_label else ""
+            fix = (
+                "keys must be unique"
+                if before[0] == rank
+                else f".{first} and .{member.extension}; set --image-key {first} if that is the one to train on"
+            )
+            raise DataError(
+                f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
+                f"{member.offset}: {fix}"
+            )
+        if before is not None and before[0] < rank:
+            continue
+        if not is_label:
+            images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
+            continue
+        try:
+            labels[key] = (rank, read_label(member.payload))
+        except ValueError as error:
+            raise DataError(f"{name}: sample {key!r}: {error}") from None
+    if odd := sorted(labels.keys() ^ images.keys()):
+        has = "a label" if odd[0] in labels else "an image"
+        hint = "" if labels else f"; no member ends in .{' or .'.join(fields.labels)}"
+        raise DataError(
+            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{hint})"
+            f"{others.suggest_flags()}"
+        )
+    _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
+    return ShardIndex.build(images, [labels[key][1] for key in images], *columns)
+
+
 def read_blocks(
     url: str, ranges: RangeReader, digests: Collection[Digest], tick: Callable[[int], None]
 ) -> Iterator[bytearray]:
-    """The bytes of an object in turn, in large blocks; `digests` take them in, `tick` is told the size of each.
+    """Yield the bytes of an object in large blocks; `digests` take them in, `tick` receives the size of each.
 
     Raises FileNotFoundError when the object is absent, StorageError when the storage fails.
     """
@@ -83,11 +152,11 @@ def iter_members(
     extensions: Collection[str],
     pass_over: Callable[[str, str], None] = lambda key, extension: None,
 ) -> Iterator[TarMember]:
-    """The regular members that have one of `extensions` (lower case), in the tar's order.
+    """Yield the regular members that have one of `extensions` (lower case), in the tar's order.
 
-    `pass_over` is given key and extension of each other file that belongs to a sample. Raises DataError, naming the tar
-    by `name` and the byte, when it is cut, damaged, compressed or followed by other data, or when a member's name is
-    absolute or has a "..".
+    `pass_over` receives key and extension of each other file that belongs to a sample. Raises DataError, naming the
+    tar by `name` and the byte, when it is truncated, damaged, compressed or followed by other data, or when a member's
+    name is absolute or has a "..".
     """
     stream = _BlockStream(source)
     following: dict[str, str] = {}  # what extended headers say of the next member
@@ -100,36 +169,35 @@ def iter_members(
         info = _read_header(header, at, name)
         _skip_holes(stream, info, header)
         if info.type in _EXTENDED_TYPES:
-            data = _read_extended_header(stream, info, at, name)
-            if info.type in _NEXT_NAME_TYPES:
-                following |= _parse_extended_header(info, data, at, name)
+            following |= _parse_extended_header(info, _read_extended_header(stream, info, at, name), at, name)
             continue
         member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
-        sparse = any(keyword.startswith("GNU.sparse.") for keyword in following)
-        size = parse_size(following.get("size", info.size), at, name)
+        sparse = any(keyword.startswith(_SPARSE_PREFIX) for keyword in following)
+        size = _parse_size(following.get("size", info.size), at, name)
         following = {}
         key, extension = _split_member_name(member_name, at, name)
-        wanted = extension in extensions and info.type not in _NON_FILE_TYPES
+        is_wanted = extension in extensions and info.type not in _NON_FILE_TYPES
         if key and extension not in extensions and info.type not in _NON_FILE_TYPES:
             pass_over(key, extension)
-        if wanted and (sparse or info.type not in _REGULAR_TYPES or size > MAX_MEMBER_BYTES):
+        if is_wanted and (sparse or info.type not in _REGULAR_TYPES or size > MAX_MEMBER_BYTES):
             raise DataError(f"{name}: member {member_name!r} at byte {at} {_describe_unreadable(info, sparse, size)}")
         offset = stream.position
         if info.type in _BODILESS_TYPES:
             continue
-        payload = stream.read(size) if wanted else memoryview(b"")
+        payload = stream.read(size) if is_wanted else memoryview(b"")
         # Also the zeros that fill the last record have to be there.
-        stream.skip(offset + -(-size // _RECORD_BYTES) * _RECORD_BYTES - stream.position)
-        if stream.position < offset + -(-size // _RECORD_BYTES) * _RECORD_BYTES:
+        end = offset + _pad(size)
+        stream.skip(end - stream.position)
+        if stream.position < end:
             raise DataError(
-                f"{name}: cut at byte {stream.position}: inside member {member_name!r}, {size} bytes at {offset}"
+                f"{name}: truncated at byte {stream.position}: inside member {member_name!r}, {size} bytes at {offset}"
             )
-        if wanted:
+        if is_wanted:
             yield TarMember(member_name, key, extension, offset, payload)
 
 
 def _skip_holes(stream: _BlockStream, info: tarfile.TarInfo, header: bytes) -> None:
-    """Pass over the blocks that hold the rest of the list of an old GNU sparse file's holes."""
+    """Skip the blocks that hold the rest of the list of an old GNU sparse file's holes."""
     has_more = info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
     while has_more:
         has_more = bytes(stream.read(_RECORD_BYTES))[504:505] == b"\1"
@@ -145,7 +213,7 @@ def _describe_unreadable(info: tarfile.TarInfo, sparse: bool, size: int) -> str:
 
 
 class _BlockStream:
-    """Blocks as one stream of bytes; `at` is the byte that comes next."""
+    """Blocks as one stream of bytes; `position` is the byte that comes next."""
 
     def __init__(self, source: Iterable[Block]) -> None:
         self._source = iter(source)
@@ -153,7 +221,7 @@ class _BlockStream:
         self.position = 0
 
     def read(self, count: int) -> memoryview:
-        """The next `count` bytes; fewer only where the stream ends."""
+        """Return the next `count` bytes; fewer only where the stream ends."""
         if count <= len(self._block):
             return self._consume(count)
         taken = bytearray()
@@ -162,12 +230,12 @@ class _BlockStream:
         return memoryview(taken)
 
     def skip(self, count: int) -> None:
-        """Pass over `count` bytes, or to the end."""
+        """Skip `count` bytes, or to the end."""
         while count > 0 and self._fill():
             count -= len(self._consume(min(count, len(self._block))))
 
     def iter_rest(self) -> Iterator[memoryview]:
-        """What is left."""
+        """Yield what is left."""
         while self._fill():
             yield self._consume(len(self._block))
 
@@ -185,85 +253,24 @@ class _BlockStream:
         return True
 
 
-def _read_header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
-    if not at:
-        if not data:
-            raise DataError(f"{name}: empty: 0 bytes are no tar")
-        for magic, kind in _COMPRESSION_MAGIC.items():
-            if data.startswith(magic):
-                raise DataError(f"{name}: compressed ({kind}): decompress it, since samples are read by their offsets")
-    if len(data) < _RECORD_BYTES:
-        where = "inside the header of a member" if data else "the end of the archive, a block of zeros, is missing"
-        raise DataError(f"{name}: cut at byte {at + len(data)}: {where}")
-    return parse_header(data, at, f"{name}: cut or damaged")
-
-
-def parse_header(data: bytes, at: int, problem: str) -> tarfile.TarInfo:
-    """Parse the 512 bytes of a member's header at byte `at`; an error begins with `problem`.
-
-    Old GNU headers hold access and change times where POSIX ones hold the first part of a long name; tarfile takes
-    the times for it. Raises DataError for bytes that are no header.
-    """
-    try:
-        info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise DataError(f"{problem} at byte {at}: no member and no end of archive there ({error})") from None
-    if not data[257:].startswith(_POSIX_MAGIC):
-        info.name = data[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return info
-
-
-def parse_size(size: str | int, at: int, name: str) -> int:
-    """The size that a header at byte `at` claims. Raises DataError when it is no whole number of bytes."""
-    try:
-        found = int(size)
-    except ValueError:
-        found = -1
-    if found < 0:
-        raise DataError(f"{name}: damaged: the member at byte {at} has the size {size!r}")
-    return found
-
-
 def _read_extended_header(stream: _BlockStream, info: tarfile.TarInfo, at: int, name: str) -> bytes:
-    """The body of a header that tells more of another one."""
-    if not 0 <= info.size <= MAX_EXTENDED_HEADER:
-        raise DataError(f"{name}: damaged: the extended header at byte {at} claims {info.size} bytes")
-    padded = -(-info.size // _RECORD_BYTES) * _RECORD_BYTES
-    data = stream.read(padded)
-    if len(data) < padded:
-        raise DataError(f"{name}: cut at byte {stream.position}: inside the extended header at byte {at}")
+    """Return the body of a header that describes the member after it."""
+    _check_extended_size(info, at, name)
+    data = stream.read(_pad(info.size))
+    if len(data) < _pad(info.size):
+        raise DataError(f"{name}: truncated at byte {stream.position}: inside the extended header at byte {at}")
     return bytes(data[: info.size])
 
 
-def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: str) -> dict[str, str]:
-    """What an extended header says of the next member: its `path`, its `size` (PAX)."""
-    if info.type == tarfile.GNUTYPE_LONGNAME:
-        return {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
-    said, start = {}, 0
-    while start < len(data):
-        try:  # "LENGTH KEYWORD=VALUE\n", the length that of the whole
-            digits = data[start : data.index(b" ", start)]
-            end = start + int(digits)
-        except ValueError:
-            end = start
-        record = data[start:end]
-        if end > len(data) or not record.endswith(b"\n") or b"=" not in record:
-            raise DataError(f"{name}: damaged: the extended header at byte {at} is no list of PAX records")
-        keyword, _, value = record[len(digits) + 1 : -1].partition(b"=")
-        said[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        start = end
-    return {word: value for word, value in said.items() if word in ("path", "size") or word.startswith("GNU.sparse.")}
-
-
 def _split_member_name(member_name: str, at: int, name: str) -> tuple[str, str]:
-    """Key and extension of a member; empty when its name has none. Names that point elsewhere are refused.
+    """Return key and extension of a member; empty when its name has none. Raises for names that point elsewhere.
 
     Bytes of the name that are not UTF-8 stand in the key as escapes with a backslash, so that it can be kept anywhere.
     """
     parts = member_name.split("/")
     if member_name.startswith("/") or ".." in parts or "\0" in member_name:
         raise DataError(
-            f"{name}: member {member_name!r} at byte {at}: an absolute name or one with '..' is refused; pack it anew"
+            f"{name}: member {member_name!r} at byte {at}: a name must be relative and without '..'; pack it anew"
         )
     parts = escape_undecodable(member_name).split("/")
     match = _MEMBER_NAME.fullmatch("/".join(part for part in parts if part not in ("", ".")))
@@ -276,7 +283,7 @@ def escape_undecodable(name: str) -> str:
 
 
 def _expect_zeros(stream: _BlockStream, name: str) -> None:
-    """Behind the end only zeros may come: readers would not see what stands there."""
+    """Raise DataError unless only zeros follow the end: readers would not see what stands there."""
     for part in stream.iter_rest():
         data = bytes(part)
         if data.count(0) != len(data):
@@ -284,3 +291,124 @@ def _expect_zeros(stream: _BlockStream, name: str) -> None:
             raise DataError(
                 f"{name}: data behind the end of the archive at byte {at}: damaged, or two tars in one; pack it anew"
             )
+
+
+# ------------------------------------------------------------------ headers alone, payloads skipped
+class HeaderReader:
+    """Small reads of one object, going forward: of a local one by seeking, of a remote one in large blocks."""
+
+    def __init__(self, ranges: RangeReader, url: str) -> None:
+        self._ranges, self._url = ranges, url
+        self.size = ranges.size(url)
+        self.redacted_url = redaction.redact(url)
+        self._ahead = 0 if urls.is_local(url) else BLOCK_BYTES
+        self._start, self._block = 0, bytearray()
+
+    def read(self, start: int, length: int, end: int) -> bytes:
+        """Return bytes from `start` on; fewer than `length` only when `end` comes before."""
+        length = min(length, end - start)
+        if not self._start <= start <= start + length <= self._start + len(self._block):
+            self._start = start
+            self._block = self._ranges.read(self._url, start, max(0, min(max(length, self._ahead), end - start)))
+        return bytes(self._block[start - self._start : start - self._start + length])
+
+
+def iter_member_ranges(
+    headers: HeaderReader, start: int = 0, end: int | None = None, inside: str = ""
+) -> Iterator[MemberRange]:
+    """Yield the plain files of the tar in bytes `start` to `end` of an object; `inside` names it in errors.
+
+    Raises DataError, naming object and byte, when it is truncated or damaged; StorageError when the storage fails.
+    """
+    end = headers.size if end is None else end
+    name = f"{headers.redacted_url}: {inside}" if inside else headers.redacted_url
+    at, following = start, dict[str, str]()
+    while True:
+        block = headers.read(at, _RECORD_BYTES, end)
+        if len(block) == _RECORD_BYTES and not any(block):
+            return
+        info = _read_header(block, at, name)
+        is_extended, body = info.type in _EXTENDED_TYPES, at + _RECORD_BYTES
+        size = _parse_size(info.size if is_extended else following.get("size", info.size), at, name)
+        padded = 0 if info.type in _BODILESS_TYPES else _pad(size)
+        member_name = following.get("path", info.name)
+        if body + padded > end:
+            raise DataError(f"{name}: truncated at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
+        if is_extended:
+            _check_extended_size(info, at, name)
+            following |= _parse_extended_header(info, headers.read(body, size, end), at, name)
+            if any(keyword.startswith(_SPARSE_PREFIX) for keyword in following):
+                raise DataError(f"{name}: the member after byte {at} is sparse: its bytes are not in one piece")
+        else:
+            if info.type in _REGULAR_TYPES:
+                yield MemberRange(member_name, body, size)
+            following = {}
+        at = body + padded
+
+
+# ------------------------------------------------------------------ headers
+def _read_header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
+    """Parse a member's header (512 bytes) at byte `at`. Raises DataError for bytes that are no header.
+
+    Old GNU headers hold access and change times where POSIX ones hold the first part of a long name; tarfile takes
+    the times for it.
+    """
+    if not at and not data:
+        raise DataError(f"{name}: empty: 0 bytes are no tar")
+    if not at and (kind := next((kind for magic, kind in _COMPRESSION_MAGIC.items() if data.startswith(magic)), "")):
+        raise DataError(f"{name}: compressed ({kind}): decompress it, since samples are read by their offsets")
+    if len(data) < _RECORD_BYTES:
+        where = "inside the header of a member" if data else "the end of the archive, a block of zeros, is missing"
+        raise DataError(f"{name}: truncated at byte {at + len(data)}: {where}")
+    try:
+        info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise DataError(
+            f"{name}: truncated or damaged at byte {at}: no member and no end of archive there ({error})"
+        ) from None
+    if not data[257:].startswith(_POSIX_MAGIC):
+        info.name = data[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return info
+
+
+def _parse_size(size: str | int, at: int, name: str) -> int:
+    """Return the size that a header at byte `at` claims. Raises DataError when it is no whole number of bytes."""
+    try:
+        number = int(size)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise DataError(f"{name}: damaged: the member at byte {at} has the size {size!r}")
+    return number
+
+
+def _pad(size: int) -> int:
+    return -(-size // _RECORD_BYTES) * _RECORD_BYTES
+
+
+def _check_extended_size(info: tarfile.TarInfo, at: int, name: str) -> None:
+    if not 0 <= info.size <= MAX_EXTENDED_HEADER:
+        raise DataError(f"{name}: damaged: the extended header at byte {at} claims {info.size} bytes")
+
+
+def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: str) -> dict[str, str]:
+    """Return what an extended header says of the next member: `path`, `size` and `GNU.sparse.*` (PAX)."""
+    if info.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    values: dict[str, str] = {}
+    start = 0 if info.type in _NEXT_NAME_TYPES else len(data)
+    while start < len(data):
+        try:  # "LENGTH KEYWORD=VALUE\n", the length that of the whole
+            digits = data[start : data.index(b" ", start)]
+            end = start + int(digits)
+        except ValueError:
+            end = start
+        record = data[start:end]
+        if end > len(data) or not record.endswith(b"\n") or b"=" not in record:
+            raise DataError(f"{name}: damaged: the extended header at byte {at} is no list of PAX records")
+        keyword, _, value = record[len(digits) + 1 : -1].partition(b"=")
+        values[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        start = end
+    return {
+        word: value for word, value in values.items() if word in ("path", "size") or word.startswith(_SPARSE_PREFIX)
+    }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import webdataset
 
 from orchestrator.data import index, manifest
-from orchestrator.data.build.sources import sample_keys
+from orchestrator.data.build import tar_reader
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.storage import file_io
@@ -34,18 +34,21 @@ def write_dataset(
     splits: Mapping[str, Iterable[RawSample]],
     samples_per_shard: int,
     made: Mapping[str, str | int | float | bool] | None = None,
+    shard_bytes: float = math.inf,
 ) -> Manifest:
-    """Write every split as shards below `url` and, last, the manifest.
+    """Write every split as shards below `url` and, last, the manifest; images of a shard have about `shard_bytes`.
 
     Two packers of the same samples write the same bytes, each file in one step: a race between them is harmless.
     Raises DataError for a key or label that a reader could not take.
     """
     if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard: {samples_per_shard} is refused: at least 1 is needed")
+        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     listed = {
         split: tuple(
             write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
-            for number, batch in enumerate(_batch_samples(_check_samples(samples, len(classes)), samples_per_shard))
+            for number, batch in enumerate(
+                _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
+            )
         )
         for split, samples in splits.items()
     }
@@ -55,7 +58,7 @@ def write_dataset(
 
 
 def encode_tar(samples: Iterable[RawSample]) -> bytes:
-    """A WebDataset tar of `KEY.jpg` and `KEY.cls` members, without times or owners."""
+    """Return a WebDataset tar of `KEY.jpg` and `KEY.cls` members, without times or owners."""
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, mtime=0, user="root", group="root", encoder=False) as writer:
         for sample in samples:
@@ -64,13 +67,13 @@ def encode_tar(samples: Iterable[RawSample]) -> bytes:
 
 
 def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
-    """Write one shard and, after it, its index; both are held in memory. What the manifest is to say of it.
+    """Write one shard and, after it, its index, both from memory; return its entry of the manifest.
 
     Raises DataError for samples that no reader could take, StorageError when storage fails.
     """
     data = encode_tar(samples)
     # Read back from the bytes to be written: what is wrong is found here, not by a reader.
-    listing = index.index_tar(data, name)
+    listing = tar_reader.index_tar(data, name)
     index_bytes = listing.to_bytes()
     file_io.write_bytes(file_io.join(url, name), data)
     file_io.write_bytes(file_io.join(url, name + index.SUFFIX), index_bytes)
@@ -84,16 +87,26 @@ def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
 
 
 def _check_samples(samples: Iterable[RawSample], classes: int) -> Iterator[RawSample]:
+    """Yield the samples. Raises DataError for a label that is none, or a key that would not come back from a tar."""
     for sample in samples:
-        sample_keys.check_key(sample.key)
-        if not 0 <= sample.label < classes:
+        parts = sample.key.split("/")
+        if "." in parts[-1] or "\0" in sample.key or any(part in ("", ".", "..") for part in parts):
             raise DataError(
-                f"sample {sample.key!r}: label {sample.label} is refused: 0 .. {classes - 1} are the classes"
+                f"sample {sample.key!r}: the key must be a relative path, without '..' and with no dot in its last "
+                "component"
             )
+        if not 0 <= sample.label < classes:
+            raise DataError(f"sample {sample.key!r}: the label must be in 0 .. {classes - 1}, got {sample.label}")
         yield sample
 
 
-def _batch_samples(samples: Iterable[RawSample], size: int) -> Iterator[list[RawSample]]:
-    iterator = iter(samples)
-    while batch := list(islice(iterator, size)):
+def _batch_samples(samples: Iterable[RawSample], count: int, shard_bytes: float) -> Iterator[list[RawSample]]:
+    batch, size = list[RawSample](), 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.image)
+        if len(batch) == count or size >= shard_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch

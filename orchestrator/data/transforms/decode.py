@@ -1,10 +1,10 @@
-"""Encoded image to RGB array, with dimensions, scans and chunks bounded before a pixel is decoded.
+"""Decoder of images to RGB arrays, which bounds dimensions, scans and chunks before a pixel is decoded.
 
 One rule says whether the data is whole, whatever decodes it: libjpeg's warnings about a JPEG's entire entropy stream,
-after what is known to be harmless was mended. A training crop of an image that packing has already found whole needs
-neither the rows below it nor, when it is much larger than the network's input, every pixel: `decode_part` stops after
-the last row that is asked for and decodes at 1/2, 1/4 or 1/8 size. libjpeg's entropy decoder has to pass every byte
-above a row, so nothing is to be saved above or beside the crop.
+after known harmless oddities were removed. A training crop of an image that packing has already found whole needs
+neither the rows below it nor, when it is much larger than the network's input, every pixel: `decode_top_rows` stops
+after the last row needed and decodes at 1/2, 1/4 or 1/8 size. libjpeg's entropy decoder has to pass every byte above a
+row, so nothing can be saved above or beside the crop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -47,22 +47,22 @@ MAX_ASPECT = 100
 # libjpeg-turbo's own tools stop at 500; at the most pixels, 32 take a second or two.
 MAX_SCANS = 500
 MAX_SCANNED_PIXELS = 32 * MAX_PIXELS
-# What transparent images lie on: white, as on paper and in browsers, for which logos and drawings are made.
+# Background of transparent images: white, as on paper and in browsers, for which logos and drawings are made.
 BACKGROUND_LEVEL = 255
 BACKGROUND_NAME = "white"
 # A thread keeps its pixel buffer up to this size; larger images get one of their own.
 MAX_BUFFER_BYTES = 64 * 2**20
-# Samples are decoded side by side by the loader's threads; OpenCV's own would only compete with them.
+# The loader's threads decode samples in parallel; OpenCV's own would only compete with them.
 cv2.setNumThreads(1)
-# Pillow's own bound warns in the middle of ours.
+# Pillow's default bound is lower and only warns.
 Pillow.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _MCU_ROWS = 16  # rows of the tallest unit that JPEG files in use are coded in
 # Upsampling of chroma looks one row further down, unless it is the fast one.
 _MARGIN_ROWS = 8
-# What libjpeg says of the rows that were left out: restart markers or the end of image follow.
+# libjpeg's warning about the rows that were left out: restart markers or the end of image follow.
 _SKIPPED_ROWS_WARNING = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
-# Junk between the last row and the end: the image is whole, as libjpeg tells of the first trouble and this is it.
+# Junk between the last row and the end: the image is whole, since libjpeg reports the first problem and this is it.
 _TRAILING_JUNK_WARNING = re.compile(r"extraneous bytes before marker 0xd9$")
 _MISSING_END_WARNING = "Premature end of JPEG file"
 # simplejpeg knows the usual layouts of chroma only.
@@ -77,7 +77,7 @@ class ImageTooLargeError(BadSampleError):
 
 
 class ImageHeader(NamedTuple):
-    """What is known before decoding."""
+    """Facts that are known before decoding."""
 
     width: int
     height: int
@@ -86,17 +86,24 @@ class ImageHeader(NamedTuple):
 
     @property
     def is_jpeg(self) -> bool:
-        """Whether it is a JPEG that can be decoded at a reduced size."""
+        """True for a JPEG that can be decoded at a reduced size."""
         return self.segments is not None and self.segments.components in (1, 3)
 
 
+def require_rgb(image: object) -> Image:
+    """Return the image if it is an H x W x 3 uint8 RGB array, else raise TypeError."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
+    return image
+
+
 def _wrap_errors(work: Callable[P, R]) -> Callable[P, R]:
-    """Turn whatever a decoder raises into BadSampleError: its callers know which sample it was."""
+    """Turn any exception of a decoder into BadSampleError: its callers know which sample it was."""
 
     @functools.wraps(work)
-    def guarded(*arguments: P.args, **named: P.kwargs) -> R:
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return work(*arguments, **named)
+            return work(*args, **kwargs)
         except BadSampleError:
             raise
         except Exception as error:
@@ -109,7 +116,7 @@ def _wrap_errors(work: Callable[P, R]) -> Callable[P, R]:
 def read_header(data: EncodedImage) -> ImageHeader:
     """Return dimensions and format (whatever the file's name says).
 
-    Raises BadSampleError for what is no image of a format that is decoded here, for images over MAX_PIXELS pixels or
+    Raises BadSampleError for data of no format that is decoded here, for images over MAX_PIXELS pixels or
     MAX_ASPECT : 1, and for JPEGs of more scans than MAX_SCANS and MAX_SCANNED_PIXELS allow.
     """
     kind = identify_format(data)
@@ -121,27 +128,26 @@ def read_header(data: EncodedImage) -> ImageHeader:
         segments = jpeg_segments.read_segments(data)
         if not segments.frame_marker or not segments.scan_offset:
             raise BadSampleError("broken JPEG: no frame and scan in its first segments")
-        found = ImageHeader(segments.width, segments.height, "jpeg", segments)
-        _check_size(found.width, found.height)
+        _check_size(segments.width, segments.height)
         if not segments.is_single_scan:
-            _check_scans(data, found)
-        return found
+            _check_scans(data, segments)
+        return ImageHeader(segments.width, segments.height, "jpeg", segments)
     if kind == "png":
         png = png_chunks.read_png(data)
-        found = ImageHeader(png.width, png.height, "png")
+        size = png.width, png.height
     else:
         with _open_with_pillow(data, kind) as image:
-            found = ImageHeader(*image.size, kind)  # type: ignore[arg-type]
-    _check_size(found.width, found.height)
-    return found
+            size = image.size
+    _check_size(*size)
+    return ImageHeader(*size, kind)  # type: ignore[arg-type]
 
 
 @_wrap_errors
 def decode_image(data: EncodedImage) -> Image:
-    """Return H x W x 3 uint8 RGB of an image: grey spread over three channels, transparency on BACKGROUND.
+    """Return H x W x 3 uint8 RGB of an image: grey spread over three channels, transparency on BACKGROUND_LEVEL.
 
-    EXIF orientation is ignored for every format alike: what the labels were made for is the stored raster. Of several
-    frames or pages the first is taken. Raises BadSampleError for anything that is no whole image as `header` takes it.
+    EXIF orientation is ignored for every format alike: the labels were made for the stored raster. Of several frames or
+    pages the first is taken. Raises BadSampleError for anything but a whole image that `read_header` accepts.
     """
     head = read_header(data)
     if head.segments is None or head.segments.components not in (1, 3, 4):
@@ -164,11 +170,11 @@ def decode_top_rows(
 ) -> Image:
     """Return at least the first `rows` of the image, decoded at 1 / `denominator` (1, 2, 4, 8) of its size.
 
-    The pixels are those of `decode`; with `fast`, whose DCT and chroma are rougher, about 40 dB from them. is_whole:
-    that the image was decoded before, so that what lies below `rows` need not be read; else it is, and whatever damage
-    `decode` finds is found. The result lies in the thread's buffer and is valid until its next call. Images that are no
-    baseline JPEG come whole and in full size: look at the shape. `data` is altered while this runs. Raises
-    BadSampleError when it is broken.
+    The pixels are those of `decode_image`; with `fast`, whose DCT and chroma are rougher, about 40 dB from them.
+    is_whole: whether the image was decoded before, so that rows below `rows` need not be read; else they are, and the
+    same damage is found as by `decode_image`. The result lies in the thread's buffer and is valid until its next call.
+    Images that are no baseline JPEG come whole and in full size: look at the shape. `data` is altered while this runs.
+    Raises BadSampleError when it is broken.
     """
     segments = head.segments
     if segments is None or not head.is_jpeg:
@@ -184,7 +190,7 @@ def decode_top_rows(
         except ValueError as error:
             if _SKIPPED_ROWS_WARNING.search(str(error)):
                 return pixels
-            # Something else is odd: the whole image tells what.
+            # Something else is odd: decoding the whole image shows it.
         finally:
             struct.pack_into(">H", data, segments.height_offset, head.height)
     pixels = _thread_buffer.get_pixels(*_reduce_size(head.width, head.height, denominator))
@@ -193,7 +199,7 @@ def decode_top_rows(
 
 @_wrap_errors
 def is_transparent(data: EncodedImage) -> bool:
-    """Return whether a pixel of an image is not opaque. Raises BadSampleError as `decode` does."""
+    """Return whether a pixel of an image is not opaque. Raises BadSampleError as `decode_image` does."""
     kind = identify_format(data)
     if kind == "jpeg":
         return False
@@ -208,7 +214,7 @@ def is_transparent(data: EncodedImage) -> bool:
 def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast: bool = False) -> bool:
     """Decode a JPEG at the size of `pixels`, RGB or CMYK; False when simplejpeg does not know its layout of chroma.
 
-    Raises BadSampleError unless the image is whole. Here alone it is decided what is.
+    Raises BadSampleError unless the image is whole, which is decided here alone.
     """
     if segments.harmless_spans:
         data = jpeg_segments.remove_harmless(data, segments)
@@ -216,19 +222,19 @@ def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast
         _decode_into(pixels, data, fast)
         return True
     except ValueError as error:
-        trouble = str(error)
-    if _TRAILING_JUNK_WARNING.search(trouble):
+        problem = str(error)
+    if _TRAILING_JUNK_WARNING.search(problem):
         return True
-    if _UNKNOWN_SUBSAMPLING_ERROR in trouble:
+    if _UNKNOWN_SUBSAMPLING_ERROR in problem:
         return False
-    if trouble == _MISSING_END_WARNING and segments.is_single_scan:
+    if problem == _MISSING_END_WARNING and segments.is_single_scan:
         # Perhaps only the end mark is missing; decoding with one shows whether more is.
         try:
             _decode_into(pixels, b"".join((data, b"\xff\xd9")), fast)
             return True
         except ValueError:
             pass
-    raise BadSampleError(f"broken JPEG: {trouble}")
+    raise BadSampleError(f"broken JPEG: {problem}")
 
 
 def _decode_into(pixels: Image, data: EncodedImage, fast: bool) -> None:
@@ -242,7 +248,7 @@ def _decode_into(pixels: Image, data: EncodedImage, fast: bool) -> None:
 
 
 def _reduce_size(width: int, height: int, denominator: int) -> tuple[int, int]:
-    """Rows and columns at 1 / denominator, as libjpeg rounds them."""
+    """Return rows and columns at 1 / denominator, as libjpeg rounds them."""
     return -(-height // denominator), -(-width // denominator)
 
 
@@ -253,7 +259,7 @@ class _ThreadBuffer(threading.local):
         self._buffer: Image = np.empty(0, dtype=np.uint8)
 
     def get_pixels(self, rows: int, columns: int) -> Image:
-        """Rows x columns x 3 of the thread's buffer; the same memory at each call."""
+        """Return rows x columns x 3 of the thread's buffer; the same memory at each call."""
         needed = rows * columns * 3
         if needed > self._buffer.size:
             fresh = np.empty(needed, dtype=np.uint8)
@@ -267,7 +273,7 @@ _thread_buffer = _ThreadBuffer()
 
 
 def _convert_cmyk(pixels: Image) -> Image:
-    """RGB of CMYK as JPEGs hold it, inverted, by the formula of OpenCV."""
+    """Return RGB of CMYK as JPEGs hold it, inverted, by the formula of OpenCV."""
     rgb = np.empty((*pixels.shape[:2], 3), dtype=np.uint8)
     for rows in _split_rows(len(pixels)):
         inks = pixels[rows].astype(np.int32)
@@ -277,7 +283,7 @@ def _convert_cmyk(pixels: Image) -> Image:
 
 
 def _decode_other(data: EncodedImage, head: ImageHeader) -> Image:
-    """Pixels of a header's image by OpenCV or Pillow."""
+    """Return the pixels of a header's image by OpenCV or Pillow."""
     if head.format == "png":
         return _decode_png(data)
     with _open_with_pillow(data, head.format) as image:
@@ -292,7 +298,7 @@ def _decode_other(data: EncodedImage, head: ImageHeader) -> Image:
 
 
 def _open_with_pillow(data: EncodedImage, kind: str) -> Pillow.Image:
-    """The image as Pillow has it, not decoded yet. Raises BadSampleError for what it would change or take ages for."""
+    """Open an image, undecoded. Raises BadSampleError for one that Pillow would change or decode very slowly."""
     name = FORMAT_NAMES[kind]
     try:
         image = Pillow.open(io.BytesIO(data), formats=(name.upper(),))
@@ -315,19 +321,20 @@ def _decode_png(data: EncodedImage) -> Image:
     if png.has_alpha:
         pixels = _decode_bgra(png)
         return _composite_on_background(pixels[:, :, 2::-1], pixels[:, :, 3])
-    image = cv2.imdecode(
-        np.frombuffer(png.pixels, dtype=np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    pixels = _decode_with_opencv(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def _decode_with_opencv(png: png_chunks.PngInfo, flags: int) -> NDArray[Any]:
+    image = cv2.imdecode(np.frombuffer(png.pixels, dtype=np.uint8), flags)
     if image is None:
         raise BadSampleError("broken image: OpenCV cannot decode it")
-    return np.asarray(image, dtype=np.uint8)
+    return np.asarray(image)
 
 
 def _decode_bgra(png: png_chunks.PngInfo) -> Image:
-    """H x W x 4 of a PNG that has alpha, 8 bits a channel."""
-    image = cv2.imdecode(np.frombuffer(png.pixels, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise BadSampleError("broken image: OpenCV cannot decode it")
+    """Return H x W x 4 of a PNG that has alpha, 8 bits a channel."""
+    image = _decode_with_opencv(png, cv2.IMREAD_UNCHANGED)
     if image.ndim == 3 and image.dtype == np.uint8:
         return np.asarray(image, dtype=np.uint8)
     pixels: NDArray[np.uint16] = np.asarray(image, dtype=np.uint16)
@@ -341,7 +348,7 @@ def _decode_bgra(png: png_chunks.PngInfo) -> Image:
 
 
 def _composite_on_background(rgb: Image, alpha: Image) -> Image:
-    """RGB on BACKGROUND, rounded to the nearest level."""
+    """Return RGB on BACKGROUND_LEVEL, rounded to the nearest level."""
     image = np.empty(rgb.shape, dtype=np.uint8)
     for rows in _split_rows(len(rgb)):
         opacity = alpha[rows, :, None].astype(np.uint16)
@@ -350,7 +357,7 @@ def _composite_on_background(rgb: Image, alpha: Image) -> Image:
 
 
 def _split_rows(rows: int) -> list[slice]:
-    """Stretches of rows, so that numbers of more bits take little memory."""
+    """Return stretches of rows, so that numbers of more bits take little memory."""
     return [slice(first, first + 64) for first in range(0, rows, 64)]
 
 
@@ -363,11 +370,10 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _check_scans(data: EncodedImage, head: ImageHeader) -> None:
-    assert head.segments is not None
-    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (head.width * head.height))
-    if (scans := jpeg_segments.count_scans(data, head.segments)) > most:
+def _check_scans(data: EncodedImage, segments: JpegSegments) -> None:
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (segments.width * segments.height))
+    if (scans := jpeg_segments.count_scans(data, segments)) > most:
         raise ImageTooLargeError(
-            f"JPEG of {head.width} x {head.height} pixels in {scans} scans, each of which costs time: must have at "
-            f"most {most} at that size; save it again as an ordinary JPEG"
+            f"JPEG of {segments.width} x {segments.height} pixels in {scans} scans, each of which costs time: must "
+            f"have at most {most} at that size; save it again as an ordinary JPEG"
         )

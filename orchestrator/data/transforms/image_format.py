@@ -1,4 +1,4 @@
-"""What kind of picture some bytes are, by how they begin: names of files are often wrong."""
+"""Formats of images, identified by their first bytes: names of files are often wrong."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 EncodedImage = bytes | bytearray | memoryview
 
-# Decoded: JPEG and PNG as they are stored, the others wherever a picture is given by itself.
+# JPEG and PNG may be stored in a dataset; the others are decoded from single files and when they are packed.
 DecodableFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
-# Known by name only, so that a message can say what to convert.
+# Identified only so that a message can say what to convert.
 UnsupportedFormat = Literal["heic", "avif", "jpeg-xl", "jpeg-2000", "psd", "svg", "pdf"]
 
 DECODABLE_FORMATS: tuple[DecodableFormat, ...] = get_args(DecodableFormat)
@@ -18,7 +18,7 @@ FORMAT_NAMES: dict[str, str] = {
     "avif": "AVIF", "jpeg-xl": "JPEG XL", "jpeg-2000": "JPEG 2000", "psd": "Photoshop (PSD)", "svg": "SVG",
     "pdf": "PDF",
 }  # fmt: skip
-# By what names files of formats that are not decoded go.
+# Extensions of files of formats that are not decoded.
 UNSUPPORTED_EXTENSIONS: dict[str, UnsupportedFormat] = {
     "heic": "heic", "heif": "heic", "hif": "heic", "avif": "avif", "jxl": "jpeg-xl", "jp2": "jpeg-2000",
     "j2k": "jpeg-2000", "psd": "psd", "svg": "svg", "pdf": "pdf",
@@ -36,7 +36,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 
 
 def identify_format(data: EncodedImage) -> DecodableFormat | UnsupportedFormat | None:
-    """Return the format of an encoded image; None when it is none of those known."""
+    """Return the format of an encoded image; None when it is unknown."""
     begin = bytes(data[:16])
     if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
         return "webp"

@@ -1,7 +1,7 @@
-"""The segments of a JPEG: its frame, how many scans it has, and what is odd about it but harmless.
+"""Segments of a JPEG: its frame, the number of its scans, and what is odd about it but harmless.
 
-libjpeg reports only the first trouble that it meets. So that a harmless one hides no damage behind it, `mend` takes
-those out that real cameras write; whatever libjpeg then reports is damage.
+libjpeg reports only the first problem that it meets. So that a harmless one hides no damage behind it,
+`remove_harmless` takes those out that real cameras write; whatever libjpeg then reports is damage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _AFTER_ENTROPY = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # no stuffed byte
 
 @dataclass(slots=True)
 class JpegSegments:
-    """What precedes the first scan of a JPEG; zeros and None where it is not there."""
+    """Facts from before the first scan of a JPEG; zeros and None where they are not there."""
 
     frame_marker: int = 0  # marker
     width: int = 0
@@ -40,45 +40,45 @@ class JpegSegments:
 
 def read_segments(data: EncodedImage) -> JpegSegments:
     """Return what the segments before the first scan say, as far as they can be read."""
-    found, at = JpegSegments(), 2
+    segments, at = JpegSegments(), 2
     for _ in range(_MAX_SEGMENTS):
         match = _MARKER.search(data, at)
         if match is None:
             break
         marker, body = data[match.end() - 1], match.end() + 2
         if match.start() > at and bytes(data[at : match.start()]).strip(b"\xff"):
-            found.harmless_spans.append((at, match.start(), b""))  # junk between two segments
+            segments.harmless_spans.append((at, match.start(), b""))  # junk between two segments
         if marker in _STANDALONE_MARKERS:
             at = match.end()
             continue
         if marker == EOI or body > len(data):
             break
         at = match.end() + max(2, int.from_bytes(data[match.end() : body], "big"))
-        if marker in _FRAME_MARKERS and not found.frame_marker and at - body >= 6 and body + 6 <= len(data):
-            found.frame_marker, found.components = marker, data[body + 5]
-            found.height = int.from_bytes(data[body + 1 : body + 3], "big")
-            found.width = int.from_bytes(data[body + 3 : body + 5], "big")
-            found.height_offset = body + 1 if marker in _BASELINE_MARKERS else 0
+        if marker in _FRAME_MARKERS and not segments.frame_marker and at - body >= 6 and body + 6 <= len(data):
+            segments.frame_marker, segments.components = marker, data[body + 5]
+            segments.height = int.from_bytes(data[body + 1 : body + 3], "big")
+            segments.width = int.from_bytes(data[body + 3 : body + 5], "big")
+            segments.height_offset = body + 1 if marker in _BASELINE_MARKERS else 0
         elif marker == SOS:
-            found.scan_offset = match.start()
-            _read_scan(data, found, body, at)
+            segments.scan_offset = match.start()
+            _read_scan(data, segments, body, at)
             break
         elif marker == 0xE0 and at - body >= 7 and bytes(data[body : body + 5]) == b"JFIF\0" and data[body + 5] != 1:
-            found.harmless_spans.append((body + 5, body + 6, b"\1"))  # another version of JFIF
-        elif marker == 0xE1 and found.exif_span is None and bytes(data[body : body + 5]) == b"Exif\0":
-            found.exif_span = body + 6, min(at, len(data))
+            segments.harmless_spans.append((body + 5, body + 6, b"\1"))  # another version of JFIF
+        elif marker == 0xE1 and segments.exif_span is None and bytes(data[body : body + 5]) == b"Exif\0":
+            segments.exif_span = body + 6, min(at, len(data))
         elif marker == 0xEE and at - body >= 12 and bytes(data[body : body + 5]) == b"Adobe" and body + 11 < len(data):
-            found.adobe_transform = data[body + 11]
-    return found
+            segments.adobe_transform = data[body + 11]
+    return segments
 
 
-def _read_scan(data: EncodedImage, found: JpegSegments, body: int, end: int) -> None:
+def _read_scan(data: EncodedImage, segments: JpegSegments, body: int, end: int) -> None:
     if end > len(data) or end - body < 4:
         return
-    found.is_single_scan = found.frame_marker not in PROGRESSIVE_MARKERS and data[body] == found.components
+    segments.is_single_scan = segments.frame_marker not in PROGRESSIVE_MARKERS and data[body] == segments.components
     # Sequential files have nothing to choose here, and some cameras leave it empty.
-    if found.frame_marker not in PROGRESSIVE_MARKERS and bytes(data[end - 3 : end]) != b"\0\x3f\0":
-        found.harmless_spans.append((end - 3, end, b"\0\x3f\0"))
+    if segments.frame_marker not in PROGRESSIVE_MARKERS and bytes(data[end - 3 : end]) != b"\0\x3f\0":
+        segments.harmless_spans.append((end - 3, end, b"\0\x3f\0"))
 
 
 def remove_harmless(data: EncodedImage, segments: JpegSegments) -> bytes:
@@ -91,7 +91,7 @@ def remove_harmless(data: EncodedImage, segments: JpegSegments) -> bytes:
 
 
 def count_scans(data: EncodedImage, segments: JpegSegments) -> int:
-    """Return the number of scans up to the end of the image, without decoding them; _MOST_SEGMENTS when it is more."""
+    """Return the number of scans up to the end of the image, without decoding them; _MAX_SEGMENTS when it is more."""
     scans, at = 0, segments.scan_offset
     for _ in range(_MAX_SEGMENTS):
         match = _AFTER_ENTROPY.search(data, at)

@@ -1,4 +1,4 @@
-"""The 144 test crops of arXiv 1409.4842, section 7, as pure geometry scaled to any input size.
+"""Test crops of arXiv 1409.4842, section 7, 144 of them, as pure geometry scaled to any input size.
 
 Four scales (shorter side 256, 288, 320, 352 for 224 input) x three squares x six views x mirror. The single crop and
 the ten crops are subsets, so one pass gives all three.
@@ -43,32 +43,32 @@ class SquareCrop:
 
 
 def compute_scale_sides(size: int) -> tuple[int, ...]:
-    """Shorter sides that images are resized to for input size `size`: 256 : 288 : 320 : 352 to 224."""
+    """Return the shorter sides that images are resized to for input size `size`: 256 : 288 : 320 : 352 to 224."""
     return tuple(round(side * size / PAPER_INPUT_SIZE) for side in PAPER_SCALES)
 
 
 def compute_resized_size(width: int, height: int, shorter: int) -> tuple[int, int]:
-    """Width and height with the shorter side made `shorter` and the aspect kept."""
+    """Return width and height with the shorter side made `shorter` and the aspect kept."""
     if width <= height:
         return shorter, max(shorter, round(height * shorter / width))
     return max(shorter, round(width * shorter / height)), shorter
 
 
 def compute_boxes(width: int, height: int, size: int) -> list[SquareCrop]:
-    """The 18 boxes of one resized image, squares left to right (top to bottom for portraits), six views each.
+    """Return the 18 boxes of one resized image, squares left to right (top to bottom for portraits), six views each.
 
     The last view of each square is the square itself, to be resized to `size`.
     """
     side = min(width, height)
-    found = []
+    boxes = []
     for square in range(SQUARES):
         left = (width - side) * square // (SQUARES - 1)
         top = (height - side) * square // (SQUARES - 1)
         room = side - size
         for dx, dy in ((0, 0), (room, 0), (0, room), (room, room), (room // 2, room // 2)):
-            found.append(SquareCrop(left + dx, top + dy, size))
-        found.append(SquareCrop(left, top, side))
-    return found
+            boxes.append(SquareCrop(left + dx, top + dy, size))
+        boxes.append(SquareCrop(left, top, side))
+    return boxes
 
 
 def cut_crops(image: Image, size: int, crops: Sequence[int], out: Image) -> None:
@@ -94,7 +94,7 @@ def cut_center_crop(image: Image, size: int, out: Image) -> None:
 
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
-    """`image` at (width, height): pixel areas when it shrinks (no aliasing), bilinear when it grows."""
+    """Return `image` at (width, height): pixel areas when it shrinks (no aliasing), bilinear when it grows."""
     shrinks = size[0] < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)

@@ -5,7 +5,7 @@ PIL's ImageEnhance does; then lighting noise after Krizhevsky 2012 (section 4.1)
 
 Each scaling is affine in a pixel and its grey: p -> scale * p + greying * grey(p) + shift. Without the clipping to
 0 .. 255 their order would not matter, and one pass over the pixels would do. A factor of at most 1 leaves nothing to
-clip, so only a larger one is carried out at once; the others are joined to what follows.
+clip, so only a larger one is applied immediately; the others are composed with what follows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Affine(NamedTuple):
     shift: float = 0.0
 
     def compose(self, kind: int, factor: float, mean_grey: float) -> _Affine:
-        """This, then `factor` of the pixel and 1 - factor of black, of the mean grey, or of the pixel's own grey."""
+        """Return this, then `factor` of the pixel and 1 - factor of black, of the mean grey, or of the pixel's grey."""
         scale, greying, shift = (factor * part for part in self)
         if kind == CONTRAST:
             shift += (1 - factor) * self.map_gray(mean_grey)
@@ -58,7 +58,7 @@ class _Affine(NamedTuple):
         return _Affine(scale, greying, shift)
 
     def map_gray(self, grey: float) -> float:
-        """What becomes of a grey."""
+        """Return what a grey is mapped to."""
         return (self.scale + self.graying) * grey + self.shift
 
 
@@ -66,21 +66,21 @@ _IDENTITY = _Affine()
 
 
 def is_off(config: PhotometricConfig) -> bool:
-    """Whether nothing is distorted."""
+    """Return whether nothing is distorted."""
     return not (config.brightness or config.contrast or config.saturation or config.lighting)
 
 
 def draw_factors(config: PhotometricConfig, draws: Draws) -> tuple[tuple[int, float], ...]:
-    """Pairs of BRIGHTNESS, CONTRAST or SATURATION and its factor, in the order in which they are applied."""
+    """Return pairs of BRIGHTNESS, CONTRAST or SATURATION and its factor, in the order in which they are applied."""
     amounts = (config.brightness, config.contrast, config.saturation)
     drawn = [1 + amount * (2 * draw - 1) for amount, draw in zip(amounts, draws[:3].tolist(), strict=True)]
     return tuple((kind, drawn[kind]) for kind in FACTOR_ORDERS[int(draws[3] * len(FACTOR_ORDERS))])
 
 
 def draw_lighting(config: PhotometricConfig, draws: Draws) -> tuple[float, ...]:
-    """The lighting noise: what is added to R, G and B of every pixel (0 .. 255)."""
+    """Return the lighting noise, added to R, G and B of every pixel (0 .. 255)."""
     normal = [_NORMAL.inv_cdf(max(draw, _MIN_DRAW)) for draw in draws[4:].tolist()]
-    amounts = [config.lighting * deviation * one for deviation, one in zip(PCA_DEVIATIONS, normal, strict=True)]
+    amounts = [config.lighting * deviation * draw for deviation, draw in zip(PCA_DEVIATIONS, normal, strict=True)]
     return tuple(sum(part * amount for part, amount in zip(row, amounts, strict=True)) for row in PCA_COMPONENTS)
 
 

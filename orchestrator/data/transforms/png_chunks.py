@@ -1,4 +1,4 @@
-"""The chunks of a PNG, compared with the bytes that are there before a decoder allocates what they promise."""
+"""Chunks of a PNG, checked against the bytes that are there before a decoder allocates what they promise."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_CHUNKS = 100_000
 _GRAY, _GRAY_ALPHA, _RGBA = 0, 4, 6  # colour types
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# Deflate packs a thousand bytes into one: what so much data unpacks to costs libpng a few seconds at most.
+# Deflate packs a thousand bytes into one: unpacking this much data costs libpng a few seconds at most.
 _MOST_UNCHECKED = 512 * 2**10
 _PIECE = 16 * 2**10  # bytes that are unpacked at a time
 
 
 class PngInfo(NamedTuple):
-    """What a PNG says of itself, and the chunks that make its pixels."""
+    """Header of a PNG, and the chunks that make its pixels."""
 
     width: int
     height: int
@@ -34,12 +34,12 @@ class PngInfo(NamedTuple):
 
     @property
     def is_gray(self) -> bool:
-        """Whether it has no colours."""
+        """True if it has no colours."""
         return self.color_type in (_GRAY, _GRAY_ALPHA)
 
     @property
     def has_alpha(self) -> bool:
-        """Whether some of its pixels may be transparent."""
+        """True if some of its pixels may be transparent."""
         return self.color_type in (_GRAY_ALPHA, _RGBA) or self.trns is not None
 
 
@@ -88,7 +88,7 @@ def read_png(data: EncodedImage) -> PngInfo:
 def check_surplus(png: PngInfo) -> None:
     """Raise BadSampleError for a PNG whose data unpacks to more than its pixels: libpng unpacks it to its end.
 
-    Little data is not looked at: it costs less than looking.
+    Little data is not checked: unpacking it costs less than the check.
     """
     if len(png.pixels) <= _MOST_UNCHECKED:
         return
@@ -108,4 +108,4 @@ def check_surplus(png: PngInfo) -> None:
                     )
             at += 12 + length
     except zlib.error:
-        return  # damaged data ends libpng's work, too
+        return  # libpng stops at damaged data, too

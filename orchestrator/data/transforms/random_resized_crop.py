@@ -1,4 +1,4 @@
-"""Training-time crops (arXiv 1409.4842, section 6), each a function of the image and of keyed uniform draws."""
+"""Random resized crops for training (arXiv 1409.4842, section 6), a function of the image and keyed uniform draws."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CropBox = tuple[int, int, int, int]  # x, y, width, height
 
 
 def draw_crop_box(width: int, height: int, config: AugmentationConfig, draws: Draws) -> CropBox:
-    """x, y, width, height of a crop: area uniform in its range, aspect log-uniform in its own."""
+    """Return x, y, width, height of a crop: area uniform in its range, aspect log-uniform in its own."""
     log_low, log_high = math.log(config.aspect[0]), math.log(config.aspect[1])
     for attempt in range(CROP_ATTEMPTS):
         u_area, u_aspect, u_x, u_y = draws[4 * attempt : 4 * attempt + 4].tolist()
@@ -44,13 +44,13 @@ def draw_crop_box(width: int, height: int, config: AugmentationConfig, draws: Dr
 
 
 def choose_denominator(box: CropBox, size: int) -> int:
-    """The most that an image may be reduced by in decoding (1, 2, 4, 8) so that the crop still has the input's size."""
+    """Return how much decoding may reduce an image (1, 2, 4, 8) so that the crop still has the input's size."""
     shorter = min(box[2], box[3])
     return next((each for each in (8, 4, 2) if shorter // each >= size), 1)
 
 
 def reduce_box(box: CropBox, by: int, size: int) -> CropBox:
-    """The box in whole pixels of the reduced image, its edges at most half of one from where they were."""
+    """Return the box in whole pixels of the reduced image, its edges moved by at most half of one."""
     x, y = round(box[0] / by), round(box[1] / by)
     w, h = round((box[0] + box[2]) / by) - x, round((box[1] + box[3]) / by) - y
     return (x, y, w, h) if by == 1 else (x, y, max(w, size), max(h, size))
@@ -65,9 +65,9 @@ def crop_image(image: Image, config: AugmentationConfig, draws: Draws, out: Imag
 def decode_and_crop(
     data: bytearray | memoryview, config: AugmentationConfig, draws: Draws, out: Image, is_whole: bool = False
 ) -> None:
-    """Do the same from an encoded image, of which no more is decoded than the crop needs. Raises BadSampleError.
+    """Decode no more of an image than the crop needs, and crop it into `out` (S x S x 3). Raises BadSampleError.
 
-    is_whole: that the image was decoded before, so that rows below the crop need not be checked.
+    is_whole: whether the image was decoded before, so that rows below the crop need not be checked.
     """
     head = read_header(data)
     box = draw_crop_box(head.width, head.height, config, draws)
@@ -85,7 +85,7 @@ class _ThreadBuffer(threading.local):
         self._image: Image = np.empty((0, 0, 3), dtype=np.uint8)
 
     def get_like(self, out: Image) -> Image:
-        """Memory of the shape of `out`; the same at each call."""
+        """Return memory of the shape of `out`; the same at each call."""
         if self._image.shape != out.shape:
             self._image = np.empty_like(out)
         return self._image

@@ -1,54 +1,44 @@
-"""The report of an ensemble: one HTML file that needs no other, its tables in Markdown, its plots as files."""
+"""The report of an ensemble: one self-contained HTML file, its tables in Markdown and JSON, and the plots."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-import jinja2
-
 from orchestrator.ensemble.report import ensemble_plots, sections, table_files, wording
-from orchestrator.ensemble.report.ensemble_plots import ErrorCurves, Plot
-from orchestrator.ensemble.report.sections import Section, TextTable
+from orchestrator.ensemble.report.ensemble_plots import ErrorCurves
+from orchestrator.ensemble.report.sections import Section
 from orchestrator.evaluation.analysis_results import Analysis
-from orchestrator.storage import file_io
+from orchestrator.plotting.canvas import Plot
+from orchestrator.plotting.report_format import escape_markdown, format_markdown_table, render_page, write_report_files
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
-_TEMPLATE = "report.html.jinja"
-
-_environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("orchestrator.ensemble"),
-    autoescape=True,  # names of classes may hold anything
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def write_report(
     folder: str, about: Mapping[str, object], analysis: Analysis, curves: ErrorCurves, pictures: Mapping[int, bytes]
 ) -> None:
-    """Write report.html, report.md and a PNG of each plot below `folder` (a URL).
+    """Write report.html, report.md, table.json, table.md, table.txt and a PNG of each plot below `folder` (a URL).
 
-    about: what the result is of, as recorded.record says it; entries that the report does not know are listed as they
-    are. curves: by run, epochs and validation errors in percent. pictures: JPEG or PNG files of mistakes by their
-    number in the split; those that are absent are skipped. Raises StorageError.
+    about: what the result is of, as `result_writer` describes it; unknown entries are listed as they are. curves: by
+    run, pairs of epoch and validation error in percent. pictures: JPEG or PNG files of mistakes by their number in the
+    split; absent ones are skipped. Raises StorageError.
     """
     plots = ensemble_plots.draw_plots(analysis, curves)
-    content = {f"{plot.name}.png": plot.png for plot in plots.values() if plot.png}
+    content = {f"{plot.name}.png": plot.png for plot in plots.values()}
+    content |= table_files.build_files(analysis.table, about)
     content[MARKDOWN_FILE] = render_markdown(about, analysis).encode()
     content[HTML_FILE] = render_html(about, analysis, plots, pictures).encode()
-    _remove_stale_plots(folder, content)
-    for name, data in content.items():
-        file_io.write_bytes(file_io.join(folder, name), data)
+    write_report_files(folder, content, ensemble_plots.PLOT_NAMES)
 
 
 def render_html(
     about: Mapping[str, object], analysis: Analysis, plots: Mapping[str, Plot], pictures: Mapping[int, bytes]
 ) -> str:
-    """The page."""
+    """Return the page."""
     members = len(analysis.member_names)
-    return _environment.get_template(_TEMPLATE).render(
+    return render_page(
+        "orchestrator.ensemble",
+        "report.html.jinja",
         title=str(about.get("ensemble", "ensemble")),
         members=members,
         partial=wording.describe_partial(about, members),
@@ -61,8 +51,8 @@ def render_html(
 
 
 def build_sections(about: Mapping[str, object], analysis: Analysis, pictures: Mapping[int, bytes]) -> list[Section]:
-    """What the page holds, in its order."""
-    found = (
+    """Return the sections of the page, in order."""
+    built = (
         sections.build_table_section(analysis),
         sections.build_sizes_section(analysis),
         sections.build_members_section(analysis),
@@ -74,19 +64,11 @@ def build_sections(about: Mapping[str, object], analysis: Analysis, pictures: Ma
         sections.build_mistakes_section(analysis, pictures),
         sections.build_sources_section(analysis, about),
     )
-    return [section for section in found if section is not None]
-
-
-def _remove_stale_plots(folder: str, content: Mapping[str, bytes]) -> None:
-    """Remove plots of an earlier result that this one does not have."""
-    there = set(file_io.list_names(folder))
-    for name in ensemble_plots.PLOT_NAMES:
-        if f"{name}.png" in there - set(content):
-            file_io.remove(file_io.join(folder, f"{name}.png"))
+    return [section for section in built if section is not None]
 
 
 def render_markdown(about: Mapping[str, object], analysis: Analysis) -> str:
-    """Title, what to beware of, headline, Table 3 with the paper's figures, and what it is computed from."""
+    """Return title, warnings, headline, Table 3 with the paper's figures, and what it is computed from."""
     members = len(analysis.member_names)
     title = str(about.get("ensemble", "ensemble"))
     if partial := wording.describe_partial(about, members):
@@ -100,16 +82,5 @@ def render_markdown(about: Mapping[str, object], analysis: Analysis) -> str:
         "intervals are bootstrap intervals over images."
     ]
     facts = sections.build_sources_section(analysis, about).tables[0]
-    parts += [_render_table(TextTable("", ("computed from", ""), facts.rows, 2))]
-    return "\n\n".join(parts) + "\n"
-
-
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: nothing in it ends a cell, marks it up or is HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _render_table(grid: TextTable) -> str:
-    lines = ["| " + " | ".join(grid.head) + " |", "|" + " --- |" * len(grid.head)]
-    lines += ["| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in grid.rows]
-    return "\n".join(lines)
+    parts += [format_markdown_table(("computed from", ""), facts.rows)]
+    return "\n\n".join(parts)

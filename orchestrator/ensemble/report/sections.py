@@ -1,4 +1,4 @@
-"""The report's sections on the table, on what is averaged (models, crops, weights) and on where figures come from."""
+"""The sections of an ensemble's report."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from orchestrator.ensemble.report import table_files
 from orchestrator.ensemble.report.ensemble_plots import MAX_CLASSES, find_worst_classes
 from orchestrator.ensemble.report.wording import (
     format_cell,
-    format_count,
     format_interval,
     format_p_value,
     format_percent,
     format_points,
     format_points_interval,
-    get_class_name,
 )
 from orchestrator.evaluation.analysis_results import Analysis, CalibrationBin, ErrorDifference, ErrorSpread
 from orchestrator.evaluation.table3 import Cell
+from orchestrator.plotting.report_format import TextRow, format_count
 
 MAX_ROWS = 40  # of members, or of numbers of them; more are left to the plots
 NO_VALUE = "-"
 T = TypeVar("T")
-# Said in the head of the page, or of the whole table.
+# In the head of the page, or in the table.
 _SHOWN_ELSEWHERE = ("ensemble", "members", "members_asked_for")
 _WEIGHTS_DESCRIPTIONS = {
     "averaged": "the average over the last part of training (Polyak)",
@@ -40,7 +39,7 @@ _DIFFERENCE_HEAD = ("top-1, points", "95% interval", "p", "top-5, points", "95% 
 
 
 def build_table_section(analysis: Analysis) -> Section:
-    """The paper's Table 3 and the comparisons of its cells."""
+    """Return the paper's Table 3 and the comparisons of its cells."""
     cells, comparable = analysis.table.cells, analysis.table.of_ilsvrc
     rows = tuple(_build_cell_row(cell, cells[0])[: None if comparable else -1] for cell in cells)
     head = ("models", "crops", "cost", "top-1, %", "95% interval", "vs 1x1", "top-5, %", "95% interval", "vs 1x1",
@@ -55,40 +54,37 @@ def build_table_section(analysis: Analysis) -> Section:
         "Models and crops: the paper's Table 3",
         (
             "Cost is in forward passes of each image. A row of 1 model is the mean over the single models. Differences "
-            "are in points of error, less is better; paired differences and what chance makes of them are in the "
-            "second table.",
+            "are in points of error, less is better; the second table has paired differences and their p-values.",
             *(() if comparable else (table_files.PAPER_NOTE,)),
         ),
-        ("cells",),
+        ("table",),
         (
             TextTable("Errors by models and crops", head, rows, 0, len(rows) - 1),
-            TextTable(
-                "Every two rows of it compared on the same images", ("cell", "less", *_DIFFERENCE_HEAD), paired, 2
-            ),
+            TextTable("Every two rows, compared on the same images", ("cell", "less", *_DIFFERENCE_HEAD), paired, 2),
         ),
     )
 
 
 def build_sources_section(analysis: Analysis, about: Mapping[str, object]) -> Section:
-    """What the figures are computed from."""
-    found = analysis.table
+    """Return the section on what the figures are computed from."""
+    table = analysis.table
     facts = [
         ("split", analysis.split),
-        ("images with a label, which the figures are of", f"{found.images:,}"),
-        ("images that no decoder takes, left out", f"{found.bad_images:,}"),
-        ("images without a label, left out", f"{found.unlabelled:,}"),
+        ("images with a label, which the figures are of", f"{table.images:,}"),
+        ("images that cannot be decoded, left out", f"{table.bad_images:,}"),
+        ("images without a label, left out", f"{table.unlabelled:,}"),
         ("classes", f"{len(analysis.class_names):,}"),
         ("models", f"{len(analysis.member_names)} of {about.get('members_asked_for', len(analysis.member_names))}"),
     ]
-    told = {name for name, _ in facts}
+    listed = {name for name, _ in facts}
     for name, value in about.items():
-        if name not in told and name not in _SHOWN_ELSEWHERE:
+        if name not in listed and name not in _SHOWN_ELSEWHERE:
             facts.append((name.replace("_", " "), _WEIGHTS_DESCRIPTIONS.get(str(value), "") or _format_value(value)))
     return Section("sources", "What the figures are computed from", tables=(TextTable("", ("", ""), tuple(facts), 2),))
 
 
 def build_members_section(analysis: Analysis) -> Section:
-    """Each member alone, and what it adds."""
+    """Return the errors of each member alone, and what it adds."""
     counts = sorted({one.crops for one in analysis.members})
     errors = {(one.member, one.crops): one for one in analysis.members}
     shown = analysis.member_names[:MAX_ROWS]
@@ -102,7 +98,7 @@ def build_members_section(analysis: Analysis) -> Section:
     )
     head = ("model", *(f"top-{rank}, {format_count(count, 'crop')}" for rank in (1, 5) for count in counts))
     grids = [TextTable("Errors of each model alone, %", head, alone)]
-    text = ["Each model was trained by itself, on the whole training split."]
+    text = ["Each model was trained alone, on the whole training split."]
     if left := len(analysis.member_names) - len(shown):
         text.append(f"Of {len(analysis.member_names)} models the first {len(shown)} are listed, {left} are not.")
     if analysis.gains:
@@ -118,11 +114,11 @@ def build_members_section(analysis: Analysis) -> Section:
             )
         )
         text.append("A positive gain means that the ensemble is better with the model than without it.")
-    return Section("members", "The models", tuple(text), ("training",), tuple(grids))
+    return Section("members", "The models", tuple(text), ("curves",), tuple(grids))
 
 
 def build_sizes_section(analysis: Analysis) -> Section | None:
-    """How many models are worth it; nothing of a single one."""
+    """Return the errors by the number of models; None for a single one."""
     if len(analysis.member_names) < 2:
         return None
     counts = sorted({one.crops for one in analysis.subsets})
@@ -131,13 +127,13 @@ def build_sizes_section(analysis: Analysis) -> Section | None:
         alike = [one for count in counts for one in analysis.subsets if (one.size, one.crops) == (size, count)]
         spreads = [_format_spread(spread) for one in alike for spread in (one.top1, one.top5)]
         rows.append((str(size), f"{alike[0].looked_at:,}", *spreads))
-    head = ("models", "subsets", *(f"top-{rank}, {_format_crops(count)}" for count in counts for rank in (1, 5)))
+    head = ("models", "subsets", *(f"top-{rank}, {format_count(count, 'crop')}" for count in counts for rank in (1, 5)))
     text = [
-        "The mean over all choices of so many of the models, and below it the least and the most. So a line is not the "
-        "luck of one order of the models."
+        "The mean over all choices of so many of the models, and below it the least and the most, so that no line "
+        "depends on the order of the models."
     ]
     if any(one.looked_at < one.possible for one in analysis.subsets):
-        text.append("Where there are very many choices, a sample of them is looked at; their number is in the table.")
+        text.append("Of very many choices a sample is used; its size is in the table.")
     if len(analysis.member_names) > MAX_ROWS:
         text.append("The tables leave out some numbers of models.")
     picked = tuple(
@@ -159,7 +155,7 @@ def build_sizes_section(analysis: Analysis) -> Section | None:
 
 
 def build_diversity_section(analysis: Analysis) -> Section | None:
-    """How alike the models are; nothing of a single one."""
+    """Return how alike the models are; None for a single one."""
     count = len(analysis.member_names)
     if count < 2:
         return None
@@ -182,7 +178,7 @@ def build_diversity_section(analysis: Analysis) -> Section | None:
 
 
 def build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Section:
-    """What of an image is looked at, and what is made of it."""
+    """Return the errors by crops and scales, and of the maximum over crops."""
     inputs = _get_input_sizes(about)
     of_inputs = [compute_scale_sides(size) for size in inputs]
     sides = {paper: " / ".join(str(of[place]) for of in of_inputs) for place, paper in enumerate(PAPER_SCALES)}
@@ -195,10 +191,10 @@ def build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Sect
         for scale, found in by_scale.items()
     )
     sizes = sorted({one.models for one in analysis.scales})
-    head = ("shorter side", *(f"top-{rank}, {_format_models(size)}, %" for size in sizes for rank in (1, 5)))
+    head = ("shorter side", *(f"top-{rank}, {format_count(size, 'model')}, %" for size in sizes for rank in (1, 5)))
     highest = tuple(
         (
-            _format_models(one.models),
+            format_count(one.models, "model"),
             format_percent(one.top1_error),
             format_percent(one.top5_error),
             *_format_difference(one.top1),
@@ -213,7 +209,7 @@ def build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Sect
             "The 144 crops are 36 of each of four sizes of the image, whose shorter side is "
             f"{', '.join(sides.values())} pixels for networks that see {' / '.join(map(str, inputs))}; the paper's are "
             f"{', '.join(map(str, PAPER_SCALES))} for {PAPER_INPUT_SIZE}.",
-            "The paper tried the maximum over crops, too, and found it worse than the mean.",
+            "The paper also tried the maximum over crops, and found it worse than the mean.",
         ),
         ("error_by_crops",),
         (
@@ -228,13 +224,13 @@ def build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Sect
 
 
 def _get_input_sizes(about: Mapping[str, object]) -> Sequence[int]:
-    """Return the sizes of the networks' inputs, in pixels; the paper's where nothing says."""
+    """Return the sizes of the networks' inputs, in pixels; by default the paper's."""
     sizes = about.get("input_sizes")
     return [int(size) for size in sizes] if isinstance(sizes, list) and sizes else [PAPER_INPUT_SIZE]
 
 
 def build_averaging_section(analysis: Analysis) -> Section | None:
-    """Raw against averaged weights; nothing where raw ones were not scored."""
+    """Return raw against averaged weights; None when raw ones were not scored."""
     if not analysis.averaging:
         return None
     rows = tuple(
@@ -284,26 +280,19 @@ def _build_cell_row(cell: Cell, base: Cell) -> TextRow:
     )
 
 
-def _format_difference(found: ErrorDifference) -> tuple[str, str, str]:
-    return format_points(found.points), format_points_interval(found.interval), format_p_value(found.p)
+def _format_difference(difference: ErrorDifference) -> tuple[str, str, str]:
+    interval = format_points_interval(difference.interval)
+    return format_points(difference.points), interval, format_p_value(difference.p)
 
 
 def _thin_rows(rows: Sequence[T]) -> list[T]:
-    """At most MOST_ROWS of some rows, evenly spread, the first and the last among them."""
+    """Return at most MAX_ROWS rows, evenly spread, with the first and the last."""
     most = min(MAX_ROWS, len(rows))
     return [rows[number * (len(rows) - 1) // max(1, most - 1)] for number in range(most)]
 
 
 def _format_spread(spread: ErrorSpread) -> str:
     return f"{format_percent(spread.mean)}\n{format_interval((spread.least, spread.most))}"
-
-
-def _format_models(count: int) -> str:
-    return format_count(count, "model")
-
-
-def _format_crops(count: int) -> str:
-    return format_count(count, "crop")
 
 
 def _format_value(value: object) -> str:
@@ -314,12 +303,9 @@ def _format_value(value: object) -> str:
     return redaction.redact(str(value))
 
 
-TextRow = tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text: `head` names its columns, of which the first `words` hold words, the others numbers."""
+    """A table of text with the names of its columns; the first `text_columns` hold words, the others numbers."""
 
     caption: str
     head: TextRow
@@ -330,7 +316,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with a caption; `picture` is its data URI, empty when there is none."""
+    """A picture, as a data URI or empty, with a caption."""
 
     title: str
     text: str
@@ -339,7 +325,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report under a title. `plots` are names of plots, shown where there is such a plot."""
+    """A part of the report under a title; of `plots`, by name, those that exist are shown."""
 
     name: str
     title: str
@@ -353,7 +339,7 @@ _IMAGE_TYPES = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
 
 
 def build_calibration_section(analysis: Analysis) -> Section:
-    """How far confidence is from accuracy."""
+    """Return how far confidence is from accuracy."""
     rows = tuple(
         (format_count(one.models, "model"), f"{one.ece:.4f}", *(f"{mean:.4f}" for mean in _compute_means(one.bins)))
         for one in analysis.calibration
@@ -361,21 +347,19 @@ def build_calibration_section(analysis: Analysis) -> Section:
     text = (
         "Confidence is the mean probability, over 144 crops, of the class that is named. The expected calibration "
         "error (ECE) is its mean distance from accuracy over 15 bins of equal width: 0 means that of the answers given "
-        "with 80% confidence 80% are right. Averaging models makes them less sure, rightly or not.",
+        "with 80% confidence 80% are right. Averaging models lowers the confidence, rightly or not.",
     )
     head = ("", "ECE", "mean confidence", "accuracy")
     return Section("calibration", "Confidence", text, ("reliability",), (TextTable("", head, rows),))
 
 
 def build_classes_section(analysis: Analysis) -> Section:
-    """Errors by class, and which classes are taken for which."""
-    worst = find_worst_classes(analysis)
+    """Return errors by class, and which classes are confused."""
+    worst, names = find_worst_classes(analysis), analysis.class_names
     rows = tuple(
         (
-            get_class_name(analysis, one.label),
-            ""
-            if one.confused_with is None
-            else f"{get_class_name(analysis, one.confused_with)} ({one.confused_images:,})",
+            names[one.label],
+            "" if one.confused_with is None else f"{names[one.confused_with]} ({one.confused_images:,})",
             f"{one.images:,}",
             format_percent(one.top1_error),
             format_percent(one.top5_error),
@@ -386,62 +370,59 @@ def build_classes_section(analysis: Analysis) -> Section:
     caption = "By class, the worst first" if len(worst) == len(analysis.classes) else f"The {MAX_CLASSES} worst classes"
     grids = [TextTable(caption, head, rows, 2)]
     if analysis.confusions:
-        pairs = tuple(
-            (get_class_name(analysis, one.true), get_class_name(analysis, one.predicted), f"{one.images:,}")
-            for one in analysis.confusions
-        )
+        pairs = tuple((names[one.true], names[one.predicted], f"{one.images:,}") for one in analysis.confusions)
         grids.append(TextTable("Most frequent confusions", ("true class", "named instead", "images"), pairs, 2))
     return Section("classes", "Classes", tuple(_describe_classes(analysis)), ("classes",), tuple(grids))
 
 
 def build_mistakes_section(analysis: Analysis, pictures: Mapping[int, bytes]) -> Section:
-    """The wrong answers that the ensemble is surest of."""
+    """Return the wrong answers with the highest confidence."""
+    names = analysis.class_names
     cards = tuple(
         Card(
-            title=f"{get_class_name(analysis, one.predicted)}, {100 * one.confidence:.1f}%",
-            text=f"true: {get_class_name(analysis, one.true)} (image {one.image:,})",
+            title=f"{names[one.predicted]}, {100 * one.confidence:.1f}%",
+            text=f"true: {names[one.true]} (image {one.image:,})",
             picture=encode_data_uri(pictures.get(one.image, b"")),
         )
         for one in analysis.mistakes
     )
     if not cards:
-        return Section("mistakes", "Mistakes", ("There is not one wrong answer.",))
+        return Section("mistakes", "Mistakes", ("There are no wrong answers.",))
     missing = sum(not card.picture for card in cards)
     text = (
-        "The wrong answers that the ensemble is surest of, with the class that it names and its confidence. Images are "
-        f"counted from 0 in the split{f'; {missing} of them could not be shown' if missing else ''}. Some of them may "
-        "be mistakes of the labels.",
+        "The wrong answers with the highest confidence, with the class that the ensemble names. Images are counted "
+        f"from 0 in the split{f'; {missing} of them could not be shown' if missing else ''}. Some of the labels may be "
+        "wrong.",
     )
-    return Section("mistakes", "Mistakes made most surely", text, cards=cards)
+    return Section("mistakes", "Most confident mistakes", text, cards=cards)
 
 
 def encode_data_uri(picture: bytes) -> str:
-    """A JPEG or PNG as a data URI; empty for anything else."""
+    """Return a JPEG or PNG as a data URI; empty for anything else."""
     kind = _IMAGE_TYPES.get(picture[:2])
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}" if kind else ""
 
 
 def _compute_means(bins: Sequence[CalibrationBin]) -> tuple[float, float]:
-    """Mean confidence and accuracy over all bins."""
+    """Return mean confidence and accuracy over all bins."""
     images = sum(one.images for one in bins)
-    sure = sum(one.images * one.confidence for one in bins if one.confidence is not None)
-    right = sum(one.images * one.accuracy for one in bins if one.accuracy is not None)
-    return sure / images, right / images
+    confidence = sum(one.images * one.confidence for one in bins if one.confidence is not None)
+    accuracy = sum(one.images * one.accuracy for one in bins if one.accuracy is not None)
+    return confidence / images, accuracy / images
 
 
 def _describe_classes(analysis: Analysis) -> list[str]:
-    found = analysis.classes
-    errors = np.array([one.top1_error for one in found])
+    classes = analysis.classes
+    errors = np.array([one.top1_error for one in classes])
     faultless = int((errors == 0).sum())
     text = ["Errors are those of the ensemble over 144 crops, of the images of each class."]
-    if len(found) > MAX_CLASSES:
+    if len(classes) > MAX_CLASSES:
         low, middle, high = np.percentile(errors, [25, 50, 75])
         text.append(
-            f"Of the {len(found):,} classes the {MAX_CLASSES} worst are shown. Half of all classes have a top-1 error "
-            f"of at most {format_percent(float(middle))}%, a quarter at most "
-            f"{format_percent(float(low))}%, a quarter at least "
-            f"{format_percent(float(high))}%; classes without an error: {faultless:,}."
+            f"Of the {len(classes):,} classes the {MAX_CLASSES} worst are shown. Half of all classes have a top-1 "
+            f"error of at most {format_percent(float(middle))}%, a quarter at most {format_percent(float(low))}%, a "
+            f"quarter at least {format_percent(float(high))}%; classes without an error: {faultless:,}."
         )
-    if lacking := len(analysis.class_names) - len(found):
+    if lacking := len(analysis.class_names) - len(classes):
         text.append(f"{lacking:,} of the {len(analysis.class_names):,} classes have no image in this split.")
     return text

@@ -1,4 +1,4 @@
-"""Small pictures of single images of a split, for people to look at."""
+"""Thumbnails of images of a split, for the report."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from orchestrator.storage.file_io import StorageError
 _log = logging.getLogger(__name__)
 
 MAX_THUMBNAILS = 24
-MAX_SIDE = 224  # pixels; smaller images are enlarged to about half of it, so that their pixels can be seen
+MAX_SIDE = 224  # pixels; smaller images are enlarged to about half of it, so that their pixels are visible
 JPEG_QUALITY = 85
 
 
 def make_thumbnails(data_url: str, manifest: Manifest, split: str, numbers: Sequence[int]) -> dict[int, bytes]:
-    """JPEGs of the samples with these numbers in the split, by number: of the first MOST of them.
+    """Return JPEGs of the samples with these numbers in the split, of the first MAX_THUMBNAILS, by number.
 
-    An image that cannot be decoded is left out. So are, with a line in the log, all from the first that cannot be read
-    on: pictures are an ornament, and must not cost a result. Raises DataError when the split has no such sample.
+    Images that cannot be decoded are left out. The first one that cannot be read ends the work with a warning, because
+    pictures must not cost a result. Raises DataError when the split has no such sample.
     """
     ends = np.cumsum([shard.samples for shard in manifest.shards(split)])
     total = int(ends[-1]) if len(ends) else 0
-    wanted = list(dict.fromkeys(numbers))[:MAX_THUMBNAILS]
-    if wrong := [number for number in wanted if not 0 <= number < total]:
+    chosen = list(dict.fromkeys(numbers))[:MAX_THUMBNAILS]
+    if wrong := [number for number in chosen if not 0 <= number < total]:
         raise DataError(f"{manifest.name}: split {split!r} has no sample {wrong[0]}; it has {total:,}, from 0")
-    found: dict[int, bytes] = {}
+    thumbnails: dict[int, bytes] = {}
     reader = SampleReader(data_url, manifest, split)
     try:
-        for number in wanted:
+        for number in chosen:
             shard = int(np.searchsorted(ends, number, side="right"))
             first = int(ends[shard]) - manifest.shards(split)[shard].samples
             try:
-                found[number] = _encode_thumbnail(decode.decode_image(reader.read(shard, number - first).image))
+                thumbnails[number] = _encode_thumbnail(decode.decode_image(reader.read(shard, number - first).image))
             except BadSampleError:
                 continue
     except (DataError, StorageError) as error:
-        _log.warning("pictures: %d of %d cannot be shown: %s", len(wanted) - len(found), len(wanted), error)
+        _log.warning("pictures: %d of %d cannot be shown: %s", len(chosen) - len(thumbnails), len(chosen), error)
     finally:
         reader.close()
-    return found
+    return thumbnails
 
 
 def _encode_thumbnail(image: Image) -> bytes:
-    """A JPEG whose longer side is at most LONGER_SIDE."""
+    """Return a JPEG whose longer side is at most MAX_SIDE."""
     height, width = image.shape[:2]
     longer = max(height, width)
     if longer > MAX_SIDE:

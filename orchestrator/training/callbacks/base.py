@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.plugins import Plugin, create_plugin
+from orchestrator.config.plugins import create_plugin
+from orchestrator.training.config import CallbackPlugin
 
 if TYPE_CHECKING:  # trainer imports this module
     from orchestrator.training.config import Outcome
@@ -51,11 +52,11 @@ class CallbackError(RuntimeError):
     """A user's callback raised; the message is one line with its name and file."""
 
 
-def create_user_callbacks(plugins: Sequence[Plugin]) -> list[Callback]:
+def create_user_callbacks(plugins: Sequence[CallbackPlugin]) -> list[Callback]:
     """Create the user's callbacks. Raises ConfigError when one cannot be loaded, or is no Callback."""
     callbacks = []
     for plugin in plugins:
-        callback = create_plugin("callback", plugin.kind, plugin.args)
+        callback = create_plugin(plugin.what, plugin.kind, plugin.args)
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"callback {plugin.kind!r} must be a Callback, got {type(callback).__name__}; derive the class from "

@@ -60,7 +60,7 @@ class BestCheckpoint(Callback):
             try:
                 if self._attempt.is_superseded():
                     return
-                weights.save(url, averaged, raw, self._job.recipe.to_dict(), self._classes, about=metadata)
+                weights.save(url, averaged, raw, self._job.recipe.to_dict(), self._classes, metadata=metadata)
                 for place in checkpoint_dir.list_checkpoints(self._folder):
                     if place.url != url:
                         file_io.remove(place.url)

@@ -74,7 +74,7 @@ class Checkpointer(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         """Skip the state that an earlier attempt saved."""
-        self.mark_saved(trainer.state.progress.samples)
+        self._saved_samples = trainer.state.progress.samples
 
     def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
         """Save on rank 0 when a checkpoint is due, a rank has a preemption notice, or a stop asks for it."""
@@ -110,10 +110,6 @@ class Checkpointer(Callback):
         each = self._cadence.checkpoint_samples
         passed = each is not None and samples // each > max(0, self._saved_samples) // each
         return passed or time.monotonic() - self._last >= self._cadence.checkpoint_seconds
-
-    def mark_saved(self, samples: int) -> None:
-        """Record that an earlier attempt saved the state at `samples`."""
-        self._saved_samples = samples
 
     def save(self, state: TrainState) -> bool:
         """Copy the state now and write it in the background; return whether it was not saved before."""

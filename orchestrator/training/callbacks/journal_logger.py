@@ -1,4 +1,4 @@
-"""Rank 0's record of an attempt: journal events. On other ranks it does nothing."""
+"""Rank 0's record of an attempt: journal events."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MAX_BAD_SAMPLES_LOGGED = 100  # of an attempt; the audit record kept with the we
 class JournalLogger(Callback):
     """Writes the events of this attempt."""
 
-    def __init__(self, job: TrainJob, world: DistributedContext, attempt: Attempt) -> None:
+    def __init__(self, job: TrainJob, attempt: Attempt) -> None:
         self._attempt = attempt
         self._samples = 0  # of the last event
         self._num_bad_logged = 0
         self._replay: tuple[int, float, float] | None = None  # samples to reach, start, seconds lost before it
-        self._journal = JournalWriter(get_journal_dir(job.folder), attempt.number) if world.is_rank_zero else None
+        self._journal = JournalWriter(get_journal_dir(job.folder), attempt.number)
 
     def on_start(self, trainer: Trainer) -> None:
         """Record the start, the weights it starts from, and a micro-batch that the device's memory forced."""
@@ -41,9 +41,9 @@ class JournalLogger(Callback):
         self.log_start(progress, trainer.world, trainer.skipped_checkpoints)
         if trainer.initial_weights is not None:
             text = trainer.initial_weights.describe(trainer.job.weights, trainer.classes)
-            self.log_event("weights", progress, loaded=text)
+            self.append("weights", progress, loaded=text)
         if trainer.train_step.micro_batch != trainer.job.execution.micro_batch:
-            self.log_event("micro-batch", progress, images=float(trainer.train_step.micro_batch or 0))
+            self.append("micro-batch", progress, images=float(trainer.train_step.micro_batch or 0))
 
     def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
         """Record bad samples, the end of a replay, a preemption notice, and a point of the curves when it is due."""
@@ -55,14 +55,14 @@ class JournalLogger(Callback):
         if sync.sums.should_stop:
             return
         if sync.is_preempted:
-            self.log_event("preempted", progress)
+            self.append("preempted", progress)
         if not sync.is_epoch_end and progress.step % cadence.log_steps < cadence.pulse_steps:  # due since the last sync
             mean = trainer.meter.compute_mean_since_last(sync.sums.loss, sync.sums.samples)
-            self.log_step_metrics(progress, mean, trainer.learning_rate)
+            self.append("metrics", progress, **{"train/step_loss": mean, "train/rate": trainer.learning_rate})
 
     def on_epoch_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Record the metrics of an epoch."""
-        self.log_epoch_metrics(trainer.state.progress, metrics)
+        self.append("epoch", trainer.state.progress, **metrics)
 
     def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
         """Bring the journal to storage."""
@@ -70,15 +70,12 @@ class JournalLogger(Callback):
 
     def log_start(self, progress: Progress, world: DistributedContext, skipped_checkpoints: list[str]) -> None:
         """Record the start of the steps, and an incident when the attempt before crashed or left no usable state."""
-        if self._journal is None:
-            return
-        self._samples = progress.samples
         incident = build_incident(self._attempt, progress.samples, skipped_checkpoints)
         if incident is not None:
-            self._append("incident", progress, **asdict(incident))
+            self.append("incident", progress, **asdict(incident))
             lost = (incident.seconds_to_detect or 0.0) + incident.seconds_to_restart
             self._replay = (progress.samples + incident.samples_replayed, time.monotonic(), lost)
-        self._append(
+        self.append(
             "started",
             progress,
             attempt=self._attempt.number,
@@ -98,7 +95,7 @@ class JournalLogger(Callback):
         _, began, lost = self._replay
         self._replay = None
         seconds = time.monotonic() - began
-        self._append(
+        self.append(
             "recovered",
             progress,
             attempt=self._attempt.number,
@@ -106,42 +103,26 @@ class JournalLogger(Callback):
             seconds_lost=round(lost + seconds, 3),
         )
 
-    def log_step_metrics(self, progress: Progress, loss: float, rate: float) -> None:
-        """Record a point of the curves between two epoch ends; the loss is the mean since the point before."""
-        self._samples = progress.samples
-        self._append("metrics", progress, **{"train/step_loss": loss, "train/rate": rate})
-
-    def log_epoch_metrics(self, progress: Progress, metrics: dict[str, float]) -> None:
-        """Record the metrics of an epoch that ended."""
-        self._samples = progress.samples
-        self._append("epoch", progress, **metrics)
-
-    def log_event(self, kind: str, progress: Progress, **values: object) -> None:
-        """Record another event."""
-        self._append(kind, progress, **values)
-
     def log_bad_samples(self, progress: Progress, bad_samples: Sequence[BadEntry]) -> None:
         """Record samples that got weight 0 for the first time."""
         for sample in bad_samples[: MAX_BAD_SAMPLES_LOGGED - self._num_bad_logged]:
             self._num_bad_logged += 1
-            self._append("bad-sample", progress, **sample.to_dict())
+            self.append("bad-sample", progress, **sample.to_dict())
 
     def log_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of the attempt."""
-        if self._journal is not None:
-            kind = outcome.status if outcome.status in ("finished", "stopped") else "failed"
-            self._journal.append(kind, outcome.samples, status=outcome.status, message=outcome.message)
+        kind = outcome.status if outcome.status in ("finished", "stopped") else "failed"
+        self._journal.append(kind, outcome.samples, status=outcome.status, message=outcome.message)
 
     def log_crash(self, error: Exception) -> None:
         """Record the exception that ends the attempt; the next attempt names it as the cause of its incident."""
-        if self._journal is not None:
-            self._journal.append("crashed", self._samples, cause=f"{type(error).__name__}: {error}")
+        self._journal.append("crashed", self._samples, cause=f"{type(error).__name__}: {error}")
+
+    def append(self, kind: str, progress: Progress, **values: object) -> None:
+        """Record an event at this progress."""
+        self._samples = progress.samples
+        self._journal.append(kind, progress.samples, **values)
 
     def close(self) -> None:
         """Bring the journal to storage."""
-        if self._journal is not None:
-            self._journal.close(CLOSE_TIMEOUT_SECONDS)
-
-    def _append(self, kind: str, progress: Progress, **values: object) -> None:
-        if self._journal is not None:
-            self._journal.append(kind, progress.samples, **values)
+        self._journal.close(CLOSE_TIMEOUT_SECONDS)

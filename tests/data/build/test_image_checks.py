@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from orchestrator.data.build import image_checks
-from orchestrator.data.build.shard_packer import ReencodeOptions, reencode_image
+from orchestrator.data.build.config import ShardLayout
+from orchestrator.data.build.shard_packer import reencode_image
 from orchestrator.data.transforms import decode
 from tests.support import imagenet, pictures, tiny_shards
 
@@ -12,7 +13,7 @@ from tests.support import imagenet, pictures, tiny_shards
 @pytest.mark.parametrize("kind", sorted(imagenet.odd()))
 def test_each_oddity_is_seen_and_the_image_kept_to_the_byte(kind: str) -> None:
     image = imagenet.odd()[kind]
-    packed = reencode_image(image, "n02105855_2933.JPEG", ReencodeOptions())
+    packed = reencode_image(image, "n02105855_2933.JPEG", ShardLayout())
     assert (packed.finding.oddities, packed.finding.defect) == ((kind,), None)
     assert packed.image == image
     assert packed.finding.extension == ("png" if kind == "png-named-jpeg" else "jpg")
@@ -46,7 +47,7 @@ def test_oddities_add_up() -> None:
      (tiny_shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
 )  # fmt: skip
 def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
-    packed = reencode_image(image, "a.JPEG", ReencodeOptions())
+    packed = reencode_image(image, "a.JPEG", ShardLayout())
     assert packed.finding.defect == defect
     assert said in packed.finding.reason
     assert packed.image == b""
@@ -54,8 +55,8 @@ def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
 
 def test_without_decoding_only_headers_are_looked_at() -> None:
     cut = tiny_shards.jpeg(0, 100, 100)[:900]
-    assert reencode_image(cut, "a.jpg", ReencodeOptions(decode=False)).image == cut
-    assert reencode_image(imagenet.bomb(), "a.jpg", ReencodeOptions(decode=False)).finding.defect == "too-large"
+    assert reencode_image(cut, "a.jpg", ShardLayout(decode=False)).image == cut
+    assert reencode_image(imagenet.bomb(), "a.jpg", ShardLayout(decode=False)).finding.defect == "too-large"
 
 
 @pytest.mark.parametrize(
@@ -76,24 +77,24 @@ def test_every_prefix_and_every_flipped_byte_of_a_header_is_survived() -> None:
         image_checks.inspect_image(image[:cut], "a.jpg")
         flipped = bytearray(image)
         flipped[cut] ^= 0xFF
-        reencode_image(bytes(flipped), "a.jpg", ReencodeOptions())
+        reencode_image(bytes(flipped), "a.jpg", ShardLayout())
 
 
 # ------------------------------------------------------------------ reducing
 def test_only_larger_images_are_reduced() -> None:
     large, small = tiny_shards.jpeg(1, 90, 60), tiny_shards.jpeg(1, 32, 30)
-    packed = reencode_image(large, "a.png", ReencodeOptions(resize=30, quality=90))
+    packed = reencode_image(large, "a.png", ShardLayout(resize=30, quality=90))
     assert (packed.is_resized, packed.finding.width) == (True, 90)
     again = image_checks.inspect_image(packed.image, "a.jpg")
     assert (again.width, again.height) == (45, 30)
-    assert reencode_image(small, "a.jpg", ReencodeOptions(resize=30)).image == small
-    assert reencode_image(large, "a.jpg", ReencodeOptions(resize=30, quality=90)).image == packed.image, (
+    assert reencode_image(small, "a.jpg", ShardLayout(resize=30)).image == small
+    assert reencode_image(large, "a.jpg", ShardLayout(resize=30, quality=90)).image == packed.image, (
         "the same each time"
     )
 
 
 def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
-    packed = reencode_image(tiny_shards.jpeg(0, 100, 100)[:900], "a.jpg", ReencodeOptions(resize=30, decode=False))
+    packed = reencode_image(tiny_shards.jpeg(0, 100, 100)[:900], "a.jpg", ShardLayout(resize=30, decode=False))
     assert packed.finding.defect == "undecodable"
 
 
@@ -111,7 +112,7 @@ def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
      (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "jpeg-2000"), (b"<svg xmlns='x'/>", "svg")],
 )  # fmt: skip
 def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> None:
-    finding = reencode_image(image, "a.jpg", ReencodeOptions()).finding
+    finding = reencode_image(image, "a.jpg", ShardLayout()).finding
     assert finding.defect == defect
     assert finding.reason.endswith("convert it to JPEG or PNG")
 
@@ -120,19 +121,19 @@ def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> No
 @pytest.mark.parametrize("decodes", [True, False])
 def test_other_formats_become_pngs_of_the_same_pixels(form: str, decodes: bool) -> None:
     image = tiny_shards.encoded("RGB", form, number=3)
-    packed = reencode_image(image, "a.jpg", ReencodeOptions(decode=decodes))
+    packed = reencode_image(image, "a.jpg", ShardLayout(decode=decodes))
     assert (packed.finding.extension, packed.finding.oddities) == ("png", (form.lower(),))
     assert np.array_equal(decode.decode_image(packed.image), decode.decode_image(image))
-    assert reencode_image(image, "a.jpg", ReencodeOptions(decode=decodes)) == packed, "the same bytes each time"
+    assert reencode_image(image, "a.jpg", ShardLayout(decode=decodes)) == packed, "the same bytes each time"
 
 
 def test_transparency_is_noted_and_the_bytes_are_kept() -> None:
     pixels = tiny_shards.picture(1)
     image = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
-    for treatment in (ReencodeOptions(), ReencodeOptions(decode=False)):
+    for treatment in (ShardLayout(), ShardLayout(decode=False)):
         assert reencode_image(image, "a.png", treatment).finding.oddities == ("transparent",)
         assert reencode_image(image, "a.png", treatment).image == image
     opaque = pictures.png(np.dstack((pixels, np.full(pixels.shape[:2], 255))), 6, 8)
-    assert reencode_image(opaque, "a.png", ReencodeOptions()).finding.oddities == ()
-    reduced = reencode_image(image, "a.png", ReencodeOptions(resize=20))
+    assert reencode_image(opaque, "a.png", ShardLayout()).finding.oddities == ()
+    reduced = reencode_image(image, "a.png", ShardLayout(resize=20))
     assert (reduced.is_resized, reduced.finding.oddities) == (True, ("transparent",))

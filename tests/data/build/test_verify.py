@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest
-from orchestrator.data.build import indexing, verify
+from orchestrator.data.build import indexing, tar_reader, verify
 from orchestrator.data.build.config import IndexConfig, VerifyConfig
 from orchestrator.data.build.tar_writer import RawSample, encode_tar
 from orchestrator.data.data_errors import DataError
@@ -58,7 +58,7 @@ def change_shard(folder: Path, **changes: Any) -> None:
 
 def rewrite(folder: Path, tar: bytes, change: Callable[[ShardIndex], ShardIndex] = lambda found: found) -> None:
     """Put another tar in a shard's place, with sums that fit; `change` makes its index another one."""
-    listing = change(index.index_tar(tar, "x"))
+    listing = change(tar_reader.index_tar(tar, "x"))
     (folder / TAR).write_bytes(tar)
     (folder / (TAR + index.SUFFIX)).write_bytes(listing.to_bytes())
     change_shard(
@@ -119,7 +119,7 @@ def test_a_cut_tar(packed: Path, keep: int) -> None:
     wrong(
         packed,
         f"the tar has {keep} bytes, the manifest says {len(data)}",
-        "empty" if keep == 0 else f"cut at byte {keep}",
+        "empty" if keep == 0 else f"truncated at byte {keep}",
     )
 
 
@@ -154,7 +154,7 @@ def test_everything_is_told(packed: Path) -> None:
     (packed / ("train/train-000002.tar" + index.SUFFIX)).unlink()
     (packed / ("train/train-000003.tar" + index.SUFFIX)).write_text("{}")
     told = wrong(
-        packed, f"{TAR}: missing", "cut or damaged at byte 0", "train-000002.tar.index.json: missing",
+        packed, f"{TAR}: missing", "truncated or damaged at byte 0", "train-000002.tar.index.json: missing",
         "train-000003.tar.index.json: damaged: it does not have the checksum",
     )  # fmt: skip
     assert "5 problems" in told, "a flipped byte is told twice: by the checksum and by the header"
@@ -229,7 +229,7 @@ def test_many_equal_keys_are_counted(packed: Path) -> None:
 
 
 def test_equal_hashes_are_not_taken_for_equal_keys(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index.KeyColumn, "hashes", lambda self: np.zeros(len(self), np.uint64))
+    monkeypatch.setattr(index.KeyColumn, "compute_hashes", lambda self: np.zeros(len(self), np.uint64))
     assert run(packed)[0] == 0
 
 

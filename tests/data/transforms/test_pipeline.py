@@ -175,18 +175,18 @@ def test_photometric_before_decode_is_refused(packed: Path) -> None:
     ("stage", "said"),
     [
         ("my_stages:fail", r"'my_stages:fail' failed on sample 'sample-\d+' of .*tar at byte \d+: KeyError: 'nothing'"),
-        ("my_stages:forget", r"'my_stages:forget' returned NoneType for sample 'sample-\d+': a stage returns"),
+        ("my_stages:forget", r"'my_stages:forget' must return the sample's dict, got NoneType for sample 'sample-\d+'"),
         ("my_stages:grow", r"after 'my_stages:grow' the image of sample .* is uint8 \(5, 5, 3\): must be .*16, 16, 3"),
         ("my_stages:leave", r"'my_stages:leave' failed on sample .*: SystemExit: 3"),
         ("my_stages:unlabel", r"after 'my_stages:unlabel' the label of sample 'sample-\d+' of .*tar is None: must be"),
         ("my_stages:mislabel", r"the label of sample .* is 3: must be a whole number in 0 .. 2"),
         (
             "my_stages:absent",
-            r"'my_stages:absent' is refused: must be 'decode', 'crop', 'photometric' or 'package.module:function'",
+            r"transform 'my_stages:absent': .*my_stages.* has no attribute 'absent'",
         ),
-        ("my_stages:number", r"'my_stages:number' is refused: it is no function"),
-        ("no_such_module:f", r"'no_such_module:f' is refused"),
-        ("flip", r"'flip' is refused"),
+        ("my_stages:number", r"transform 'my_stages:number' must be callable, got int"),
+        ("no_such_module:f", r"transform 'no_such_module:f': no module no_such_module"),
+        ("flip", r"transform 'flip' is unknown: must be a built-in name"),
     ],
 )
 def test_a_stage_that_fails_is_named(packed: Path, stage: str, said: str) -> None:

@@ -11,6 +11,7 @@ from orchestrator.ensemble.report import ensemble_plots, ensemble_report, sectio
 from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
 from orchestrator.evaluation.analysis_results import Analysis, ErrorDifference
 from orchestrator.evaluation.table3 import PAPER_TOP5
+from orchestrator.plotting import report_format
 from tests.support import stores, tiny_shards
 from tests.support.pages import Page
 
@@ -72,7 +73,8 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path, seven: An
     (tmp_path / "disagreement.png").write_bytes(b"of an earlier result")
     ensemble_report.write_report(str(tmp_path), about(seven), seven, CURVES, {seven.mistakes[0].image: picture})
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"report.html", "report.md", *(f"{name}.png" for name in ensemble_plots.PLOT_NAMES)}
+    tables = {"table.json", "table.md", "table.txt"}
+    assert names == {"report.html", "report.md", *tables, *(f"{name}.png" for name in ensemble_plots.PLOT_NAMES)}
     for name in ensemble_plots.PLOT_NAMES:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "report.html").read_text()
@@ -84,7 +86,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path, seven: An
     assert set(re.findall(r"https?://[^\"<\s]*", text)) == {PAPER}
     assert not re.search(r"@import|url\((?!#)", text)
     assert not [name for _, name, _ in found.attributes if name.startswith("on")]
-    assert found.tags.count("svg") == len(ensemble_plots.PLOT_NAMES) + len(ensemble_plots.PAGE_ONLY_PLOTS)
+    assert found.tags.count("svg") == len(ensemble_plots.PLOT_NAMES)
     identifiers = [value for _, name, value in found.attributes if name == "id"]
     assert len(identifiers) == len(set(identifiers))
     assert {value[1:] for _, value in outward if value.startswith("#")} <= set(identifiers)
@@ -162,7 +164,7 @@ def test_comparisons_gains_and_variants_are_those_of_the_analysis(seven: Analysi
         [one.member, *difference(one.top1), *difference(one.top5)] for one in seven.gains
     ]
     assert found.table("", "top-1, %") == [
-        [wording.format_count(one.models, "model"), f"{one.top1_error:.2f}", f"{one.top5_error:.2f}",
+        [report_format.format_count(one.models, "model"), f"{one.top1_error:.2f}", f"{one.top5_error:.2f}",
          *difference(one.top1), *difference(one.top5)]
         for one in seven.maximum
     ]  # fmt: skip
@@ -184,7 +186,7 @@ def test_the_papers_figures_are_called_imagenets_beside_other_data(seven: Analys
     assert table_files.PAPER_NOTE in found.text
     assert "The paper's seven" not in " ".join(wording.compose_headline(here))
     drawn = ensemble_plots.draw_plots(here, {})
-    assert "the paper" not in drawn["cells"].svg + drawn["error_by_crops"].svg
+    assert "the paper" not in drawn["table"].svg + drawn["error_by_crops"].svg
     assert table_files.PAPER_NOTE not in Page(page(seven)).text
     assert table_files.PAPER_NOTE in table_files.render_markdown(here.table)
     assert table_files.PAPER_NOTE not in table_files.render_markdown(seven.table)
@@ -249,7 +251,7 @@ def test_sources_are_told(seven: Analysis) -> None:
     facts = dict(row for row in Page(page(seven, commit="abc", versions={"torch": "2"})).tables[-1] if len(row) == 2)
     assert facts["images with a label, which the figures are of"] == str(seven.table.images)
     assert facts["images without a label, left out"] == str(seven.table.unlabelled) == "3"
-    assert facts["images that no decoder takes, left out"] == "0"
+    assert facts["images that cannot be decoded, left out"] == "0"
     assert facts["dataset digest"] == "0123abcd"
     assert facts["commit"] == "abc"
     assert facts["versions"] == "torch: 2"
@@ -276,7 +278,7 @@ def test_weights_that_were_chosen_on_the_split_are_said_to_be(seven: Analysis) -
     [
         (ErrorDifference(-1.0, (-1.5, -0.5), 0.001), "more than chance explains"),
         (ErrorDifference(-1.0, (-2.5, 0.5), 0.2), "the interval covers 0, so these images do not show a difference"),
-        (ErrorDifference(-1.0, (-2.5, -0.1), 0.06), "take it with care"),
+        (ErrorDifference(-1.0, (-2.5, -0.1), 0.06), "treat it with care"),
         (ErrorDifference(0.0, (0.0, 0.0), 1.0), "do not show a difference"),
     ],
 )
@@ -314,7 +316,7 @@ def test_a_single_model(one: Analysis, tmp_path: Path) -> None:
     ensemble_report.write_report(str(tmp_path), about(one, ensemble="net-x1"), one, {}, {})
     found = Page((tmp_path / "report.html").read_text())
     assert not {"sizes", "diversity", "averaging"} & set(found.sections)
-    assert {path.stem for path in tmp_path.glob("*.png")} == {"error_by_crops", "reliability", "classes"}
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"table", "error_by_crops", "reliability", "classes"}
     assert "With 144 crops the model has a top-1 error of" in found.text
     assert "together" not in found.text.split("Models and crops")[0]
 

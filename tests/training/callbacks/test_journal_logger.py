@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.sample_audit import BadEntry
-from orchestrator.storage import file_io
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
@@ -32,33 +31,20 @@ def one(tmp_path: Path) -> TrainJob:
 
 @pytest.fixture
 def leader(one: TrainJob) -> Iterator[JournalLogger]:
-    made = JournalLogger(one, ALONE, Attempt(get_attempts_dir(one.folder), 2, time.time()))
+    made = JournalLogger(one, Attempt(get_attempts_dir(one.folder), 2, time.time()))
     yield made
     made.close()
 
 
 def after(one: TrainJob, before: PreviousAttempt) -> JournalLogger:
     """The recorder of an attempt after this one."""
-    return JournalLogger(one, ALONE, Attempt(get_attempts_dir(one.folder), 2, time.time(), 0.0, before))
-
-
-def test_only_rank_0_writes(one: TrainJob) -> None:
-    follower = JournalLogger(one, FOLLOWER, Attempt(get_attempts_dir(one.folder), 2, time.time()))
-    follower.log_start(AT, FOLLOWER, [])
-    follower.log_step_metrics(AT, 1.0, 0.1)
-    follower.log_epoch_metrics(AT, {})
-    follower.log_recovery(AT)
-    follower.log_event("preempted", AT)
-    follower.log_bad_samples(AT, [BadEntry(id=0, key="k", source="x", offset=0, reason="broken")])
-    follower.log_outcome(Outcome(status="finished"))
-    follower.close()
-    assert file_io.list_names(get_journal_dir(one.folder)) == []
+    return JournalLogger(one, Attempt(get_attempts_dir(one.folder), 2, time.time(), 0.0, before))
 
 
 def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> None:
     leader.log_start(AT, ALONE, [])
-    leader.log_step_metrics(AT, 0.5, 0.1)
-    leader.log_epoch_metrics(AT, {"train/loss": float("nan")})
+    leader.append("metrics", AT, **{"train/step_loss": 0.5, "train/rate": 0.1})
+    leader.append("epoch", AT, **{"train/loss": float("nan")})
     leader.log_outcome(Outcome(status="diverged", message="why", samples=352))
     leader.close()
     kinds = [(event.kind, event.samples) for event in events(one)]
@@ -126,7 +112,7 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
 
 
 def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogger) -> None:
-    leader.log_epoch_metrics(Progress(640, 32, 100), {})
+    leader.append("epoch", Progress(640, 32, 100))
     leader.log_crash(RuntimeError("the disk is full"))
     leader.close()
     found = journal.read_last_event(get_journal_dir(one.folder))
@@ -134,7 +120,7 @@ def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogge
     number, crashed = found
     assert (number, crashed.kind, crashed.samples) == (2, "crashed", 640)
     third = JournalLogger(
-        one, ALONE, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
+        one, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
     )
     third.log_start(AT, ALONE, [])
     third.close()

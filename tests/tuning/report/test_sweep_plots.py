@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from orchestrator.tuning import parallel
 from orchestrator.tuning.report import sweep_plots
 from orchestrator.tuning.report.sweep_plots import UNSCORED_COLOR, ScoreColors
-from orchestrator.tuning.trial import MetricName, Trial
+from orchestrator.tuning.trial import Metric, Trial
 from tests.tuning import made
 
-METRIC: MetricName = "top1_error"
+METRIC = Metric(name="top1_error")
 ONE = {"schedule.base_rate": 0.01}
 
 
@@ -33,12 +32,12 @@ def test_a_sweep_has_every_plot() -> None:
     [
         ([], []),
         ([made.trial(1, [], "waiting", ONE)], []),
-        ([made.trial(1, [5.0], assignment=ONE)], ["errors", "budget", "rates", "parallel"]),
+        ([made.trial(1, [5.0], assignment=ONE)], ["errors", "budget", "rates"]),
         ([made.trial(1, [5.0, 4.0])], ["errors", "budget", "rates"]),
-        ([made.trial(1, [math.nan], "diverged", ONE)], ["budget", "rates", "parallel"]),
+        ([made.trial(1, [math.nan], "diverged", ONE)], ["budget", "rates"]),
         (
             [made.trial(n, [math.nan, 5.0, math.inf], "diverged", ONE) for n in (1, 2)],
-            ["errors", "budget", "rates", "parallel"],
+            ["errors", "budget", "rates"],
         ),
         (
             [made.trial(n, [5.0], "pruned", {"a$b.x_{y": "$1" * n, "c": None}) for n in (1, 2)],
@@ -78,11 +77,25 @@ def test_the_best_so_far_never_rises_and_is_of_finished_trials() -> None:
 
 def test_of_many_paths_the_most_important_are_shown() -> None:
     trials = [made.trial(n, [float(n)], assignment={f"p{path}": path * n for path in range(14)}) for n in range(1, 4)]
-    figure = parallel.draw_parallel_coordinates(trials, METRIC, {"p13": 0.9, "p0": 0.1})
-    names = [tick.get_text().replace("\n", "") for tick in figure.axes[0].get_xticklabels()]
-    assert names == [*(f"p{path}" for path in range(8)), "p13", "top-1 error, %"]
-    assert "Of 14 searched paths the 9 most important are shown." in parallel.format_note(trials, METRIC, {"p13": 0.9})
-    assert "paths" not in parallel.format_note(trials, METRIC, {"p13": 0.9}).replace("14 searched paths", "")
+    figure = sweep_plots.draw_parallel_coordinates(trials, METRIC, {"p13": 0.9, "p0": 0.1})
+    names = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert sorted(names) == sorted(["top-1 error, %", *(f"p{path}" for path in range(8)), "p13"])
+    note = sweep_plots.format_parallel_note(trials, METRIC, {"p13": 0.9})
+    assert "Of 14 searched paths the 9 most important are shown." in note
+
+
+def test_the_best_of_a_metric_to_maximize_never_falls() -> None:
+    metric = Metric(name="gain", maximize=True)
+    trials = [made.trial(n, [], epochs=[{"gain": gain}]) for n, gain in enumerate((0.5, 0.75, 0.6), 1)]
+    axes = sweep_plots.draw_budget(trials, metric).axes[0]
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "best finished so far"]
+    assert np.asarray(line.get_ydata()).tolist() == [0.5, 0.75, 0.75, 0.75]
+    darkness = [
+        sum(color[:3])
+        for color in map(ScoreColors([0.5, 0.6, 0.75], maximize=True).get_color, (0.5, 0.75))
+        if not isinstance(color, str)
+    ]
+    assert darkness[0] > darkness[1]
 
 
 def test_colours_tell_good_scores_apart_where_one_is_far_off() -> None:

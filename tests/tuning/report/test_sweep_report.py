@@ -12,11 +12,11 @@ from orchestrator.tuning import ranking
 from orchestrator.tuning.importance import compute_importance
 from orchestrator.tuning.ranking import SeedComparison
 from orchestrator.tuning.report import sweep_plots, sweep_report
-from orchestrator.tuning.trial import MetricName, Trial
+from orchestrator.tuning.trial import Metric, Trial
 from tests.support.pages import Page
 from tests.tuning import made
 
-METRIC: MetricName = "top1_error"
+METRIC = Metric(name="top1_error")
 ABOUT = {
     "name": "digits-rates",
     "dataset": "digits",
@@ -40,7 +40,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
     trials = made.sweep(16)
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
-    noise = ranking.compare_seeds([5.0, 5.2, 5.1], [4.0, 4.1, 4.2])
+    noise = ranking.compare_seeds([5.0, 5.2, 5.1], [4.0, 4.1, 4.2], METRIC)
     sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), noise)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "ranking.json", "ranking.md", "errors.png"} <= names
@@ -73,10 +73,10 @@ def test_the_json_holds_every_trial(tmp_path: Path) -> None:
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
     assert found["winner"] == best.name == found["trials"][0]["name"]
-    assert found["metric"] == METRIC
+    assert found["metric"] == METRIC.name
     assert [one["rank"] for one in found["trials"]] == list(range(1, 13))
     assert found["trials"][0]["assignment"] == best.assignment
-    assert found["trials"][0][METRIC] == best.get_score(METRIC)
+    assert found["trials"][0][METRIC.name] == best.get_score(METRIC)
     assert found["trials"][0]["curve"][-1] == [26, best.get_score(METRIC)]
     assert sum(one["cost_share"] for one in found["trials"]) == pytest.approx(1.0)
     assert found["noise"] is None
@@ -85,7 +85,7 @@ def test_the_json_holds_every_trial(tmp_path: Path) -> None:
 
 def test_the_markdown_holds_the_ranking() -> None:
     trials = made.sweep(12)
-    noise = ranking.compare_seeds([5.0], [4.0])
+    noise = ranking.compare_seeds([5.0], [4.0], METRIC)
     text = sweep_report.render_markdown(ABOUT, trials, METRIC, googlenet_digits(), noise)
     assert text.startswith("# digits-rates\n")
     assert ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC) in text
@@ -167,13 +167,13 @@ def test_budgets_in_words() -> None:
         ("metric", "top-1 error on the validation split, in percent; of the averaged weights, if any"),
         ("trials", "2 of 2 allowed: 1 finished, 1 pruned"),
         ("epochs trained", "3"),
-        ("time trained, of all trials together", "30s of 1h00m allowed"),
+        ("time trained, of all trials together", "0:30 of 1:00:00 allowed"),
         ("note", "a, b"),
     ]
 
 
 def test_a_metric_of_its_own() -> None:
     trials = [made.trial(1, [8.0], assignment={"a": 1})]
-    assert sweep_report.compose_headline(trials, "top5_error", googlenet_digits())[0].startswith(
+    assert sweep_report.compose_headline(trials, Metric(name="top5_error"), googlenet_digits())[0].startswith(
         "t001 wins with a top-5 error of 2.00%"
     )

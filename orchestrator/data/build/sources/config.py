@@ -1,16 +1,16 @@
-"""The kinds of sources, as frozen configs; importable without numpy."""
+"""Configs of the kinds of sources; importable without numpy."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.storage import urls
 
-_KIND = "folder | ilsvrc | digits"
+_KIND = "folder | ilsvrc | digits | plugin"
 _HOLDOUT = (
     "share of each class's images that becomes the validation split, when the source has none; chosen by a hash of "
     "their keys; 0 for no validation split at all"
@@ -33,8 +33,12 @@ class FolderSource(Config):
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
 
     def resolve(self) -> Self:
-        """The same with absolute places. Raises ConfigError without a URL or for a relative path."""
+        """Return the same with absolute places. Raises ConfigError without a URL or for a relative path."""
         return self.model_copy(update=_resolve_places(self, "url", "labels"))
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set."""
+        return urls.get_basename(self.url)
 
 
 class IlsvrcSource(Config):
@@ -56,9 +60,13 @@ class IlsvrcSource(Config):
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
 
     def resolve(self) -> Self:
-        """The same with absolute places. Raises ConfigError without a URL or for a relative path."""
+        """Return the same with absolute places. Raises ConfigError without a URL or for a relative path."""
         needed = "train" if self.train and not self.url else "url"
         return self.model_copy(update=_resolve_places(self, needed, "train", "validation", "devkit"))
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set."""
+        return "ilsvrc2012"
 
 
 class DigitsSource(Config):
@@ -67,11 +75,35 @@ class DigitsSource(Config):
     kind: Literal["digits"] = Field("digits", description=_KIND)
 
     def resolve(self) -> Self:
-        """The same."""
+        """Return the same."""
         return self
 
+    def get_name(self) -> str:
+        """Return the name of the dataset."""
+        return "digits"
 
-Source = Annotated[FolderSource | IlsvrcSource | DigitsSource, Field(discriminator="kind")]
+
+class PluginSource(Config):
+    """Samples that a plug-in yields, packed in one process."""
+
+    kind: Literal["plugin"] = Field("plugin", description=_KIND)
+    plugin: str = Field(
+        "", description="'package.module:attribute' or entry point of a class or function that returns a sample source"
+    )
+    args: dict[str, JsonValue] = Field({}, description="its arguments, as JSON")
+
+    def resolve(self) -> Self:
+        """Return the same. Raises ConfigError without a plug-in."""
+        if not self.plugin:
+            raise ConfigError("source.plugin: needed: set it to package.module:attribute of your source")
+        return self
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set: the last part of the plug-in's."""
+        return self.plugin.rpartition(":")[2].rpartition(".")[2]
+
+
+Source = Annotated[FolderSource | IlsvrcSource | DigitsSource | PluginSource, Field(discriminator="kind")]
 
 
 def _resolve_places(source: FolderSource | IlsvrcSource, needed: str, *others: str) -> dict[str, str]:

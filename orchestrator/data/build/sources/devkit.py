@@ -1,4 +1,4 @@
-"""The ILSVRC2012 development kit or Kaggle's lists: wnids, names of classes, labels of the validation images."""
+"""ILSVRC2012 development kit or Kaggle's lists: wnids, names of classes, labels of the validation images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the devkit, or Kaggle's lists, say of ILSVRC2012."""
+    """Classes and validation labels by the devkit, or by Kaggle's lists."""
 
     redacted_url: str  # where it lies
     words: dict[str, str]  # by wnid, of the synsets without children, which are the classes
@@ -146,7 +146,7 @@ def _read_tar(url: str) -> tuple[bytes, bytes]:
 
 
 def _parse_synsets(meta: bytes, shown: str) -> tuple[dict[str, str], dict[int, str]]:
-    """Words by wnid and wnid by id, of the synsets without children."""
+    """Return words by wnid and wnid by id, of the synsets without children."""
     words: dict[str, str] = {}
     wnids: dict[int, str] = {}
     try:

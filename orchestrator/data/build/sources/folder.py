@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from orchestrator.config import redaction
 from orchestrator.data.build.label_format import normalize_name
-from orchestrator.data.build.sources import label_file, listing, sample_keys
+from orchestrator.data.build.sources import label_file, listing
 from orchestrator.data.build.sources.config import FolderSource
 from orchestrator.data.build.sources.listing import ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_reader import escape_undecodable
@@ -17,10 +17,10 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io, urls
 
 VALIDATION_NAMES = ("validation", "val")
-# Deeper trees are links that go round.
+# Deeper trees are cycles of links.
 MAX_DEPTH = 8
 LISTING_THREADS = 16
-# Folders that systems and programs add, in lower case: no classes, and their pictures are nobody's.
+# Folders that systems and programs add, in lower case: no classes, and their pictures do not belong to the dataset.
 SYSTEM_FOLDERS = frozenset(
     {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
      "#snapshot"}
@@ -36,7 +36,7 @@ class ImageFile(NamedTuple):
 
 
 def find_roots(source: FolderSource) -> dict[str, str]:
-    """URL of the folder of each split; a single tree is the training folder.
+    """Return the URL of the folder of each split; a single tree is the training folder.
 
     Raises DataError when there is nothing, or validation images neither there nor to be held out.
     """
@@ -57,12 +57,11 @@ def find_roots(source: FolderSource) -> dict[str, str]:
 
 
 def require_holdout(url: str, holdout: float | None) -> dict[str, str]:
-    """Nothing; raises DataError when it has not been said where validation images are to come from."""
+    """Raise DataError when neither validation images nor a share to hold out are given; else return no place."""
     if holdout is None:
         raise DataError(
-            f"source: {redaction.redact(url)}: no validation images: give --source.holdout 0.1 to hold out "
-            "a tenth of each "
-            "class, or 0 to have none"
+            f"source: {redaction.redact(url)}: no validation images: set --source.holdout 0.1 to hold out a tenth of "
+            "each class, or 0 to have none"
         )
     return {}
 
@@ -71,12 +70,13 @@ def check_no_holdout(holdout: float | None, validation: str) -> None:
     """Raise DataError when a share was to be held out of a source that has a validation split."""
     if holdout is not None:
         raise DataError(
-            f"source.holdout: {holdout:g} is refused: the source has a validation split, {redaction.redact(validation)}"
+            f"source.holdout must not be set, got {holdout:g}: the source has a validation split, "
+            f"{redaction.redact(validation)}"
         )
 
 
 def list_images(source: FolderSource, places: Mapping[str, str]) -> SourceListing:
-    """The listing of the folders that `roots` found.
+    """Return the listing of the folders that `find_roots` returned.
 
     Raises DataError when there are fewer than two classes, a split without images, an unknown class or a missing label.
     """
@@ -93,9 +93,7 @@ def list_images(source: FolderSource, places: Mapping[str, str]) -> SourceListin
         splits["train"], splits["validation"] = listing.hold_out(train, source.holdout)
     if places["train"] != source.url:
         used = {urls.get_basename(place) for place in places.values()}
-        others = {name for name in file_io.list_names(source.url) if name not in used} - file_io.list_sizes(
-            source.url
-        ).keys()
+        others = set(file_io.list_names(source.url)) - used - file_io.list_sizes(source.url).keys()
         if others:
             ignored["folders beside train"] += len(others)
     return SourceListing(classes, (), splits, dict(sorted(ignored.items())))
@@ -104,14 +102,14 @@ def list_images(source: FolderSource, places: Mapping[str, str]) -> SourceListin
 def list_class_folders(
     root: str, classes: Sequence[str] | None, ignored: Counter[str], bare: bool = False
 ) -> tuple[tuple[str, ...], SplitListing]:
-    """Class names (sorted, or as given) and the listing of a folder of a folder per class.
+    """Return class names (sorted, or as given) and the listing of a folder of a folder per class.
 
     bare: keys are of the file names alone, without the class. Raises DataError for a class that is not in `classes`.
     """
     below = file_io.list_sizes(root)
     names = file_io.list_names(root)
     found = [name for name in names if name not in below and not _count_if_ignored(root, name, ignored)]
-    ignored.update(_get_extension(name) for name in below)
+    ignored.update(get_extension(name) for name in below)
     if classes is None:
         classes = tuple(found)
         listing.check_classes(root, classes)
@@ -135,60 +133,58 @@ def list_class_folders(
                 for file in images:
                     path = f"{name}/{file.name}"
                     named = file.name.rpartition("/")[2] if bare else path
-                    yield ImageRow(
-                        sample_keys.make_key(named), path, numbers[normalize_name(name)], 0, file.length, named
-                    )
+                    label = numbers[normalize_name(name)]
+                    yield ImageRow(listing.make_key(named), path, label, 0, file.length, named)
 
     return tuple(classes), listing.build_split_listing(root, False, rows())
 
 
 def list_flat_folder(root: str, ignored: Counter[str]) -> list[ImageFile]:
-    """The images directly below a folder, by name."""
-    found = file_io.list_sizes(root)
-    ignored.update(_get_extension(name) for name in found if not is_image(name))
-    return [ImageFile(name, found[name]) for name in sorted(found) if is_image(name)]
+    """Return the images directly below a folder, by name."""
+    sizes = file_io.list_sizes(root)
+    ignored.update(get_extension(name) for name in sizes if not is_image(name))
+    return [ImageFile(name, sizes[name]) for name in sorted(sizes) if is_image(name)]
 
 
 def is_image(name: str) -> bool:
-    """Whether a name is that of an image; what macOS adds ("._a.jpg") and hidden files are none."""
-    return _get_extension(name) in listing.IMAGE_FILE_EXTENSIONS and not _is_hidden(name.rpartition("/")[2])
+    """Return whether a name is that of an image; what macOS adds ("._a.jpg") and hidden files are none."""
+    return get_extension(name) in listing.IMAGE_FILE_EXTENSIONS and not _is_hidden(name.rpartition("/")[2])
 
 
 def _list_labeled_folder(root: str, labels: str, classes: Sequence[str], ignored: Counter[str]) -> SplitListing:
     images = list_flat_folder(root, ignored)
-    names = {normalize_name(name) for file in images for name in (file.name, _strip_extension(file.name))}
-    told = label_file.read_labels(labels, classes, names)
-    found = [
-        told.get(normalize_name(file.name), told.get(normalize_name(_strip_extension(file.name)))) for file in images
-    ]
-    unlabelled = [file.name for file, label in zip(images, found, strict=True) if label is None]
+    names = {name: _get_label_names(name) for name, _ in images}
+    known = {label_name for label_names in names.values() for label_name in label_names}
+    listed, shown = label_file.read_labels(labels, classes, known), redaction.redact(labels)
+    unlabelled = [name for name, label_names in names.items() if not listed.keys() & label_names]
     if unlabelled:
+        raise DataError(f"source.labels: {shown}: no line for {unlabelled[0]!r} ({len(unlabelled)} such images)")
+    if missing := sorted(listed.keys() - known):
         raise DataError(
-            f"source.labels: {redaction.redact(labels)}: no line for {unlabelled[0]!r} ({len(unlabelled)} such images)"
-        )
-    if missing := sorted(told.keys() - names):
-        raise DataError(
-            f"source: {redaction.redact(file_io.join(root, missing[0]))}: missing: "
-            f"{redaction.redact(labels)} has a label for it "
+            f"source: {redaction.redact(file_io.join(root, missing[0]))}: missing: {shown} has a label for it "
             f"({len(missing)} such images)"
         )
-    rows = (
-        ImageRow(sample_keys.make_key(name), name, label, 0, length)
-        for (name, length), label in zip(images, found, strict=True)
-        if label is not None
-    )
-    return listing.build_split_listing(root, False, rows)
+
+    def rows() -> Iterator[ImageRow]:
+        for name, length in images:
+            label = next(listed[label_name] for label_name in names[name] if label_name in listed)
+            yield ImageRow(listing.make_key(name), name, label, 0, length)
+
+    return listing.build_split_listing(root, False, rows())
+
+
+def _get_label_names(name: str) -> tuple[str, str]:
+    """Return the names by which a list may call a file: with and without its extension."""
+    return normalize_name(name), normalize_name(name.rpartition(".")[0])
 
 
 def _walk_folder(folder: str, depth: int = 0) -> tuple[list[ImageFile], Counter[str]]:
-    """Images below a folder, deeper ones too, and the extensions of other files."""
+    """Return the images below a folder, deeper ones too, and the extensions of other files."""
     if depth > MAX_DEPTH:
-        raise DataError(
-            f"source: {redaction.redact(folder)}: more than {MAX_DEPTH} folders deep: a link that goes round?"
-        )
+        raise DataError(f"source: {redaction.redact(folder)}: more than {MAX_DEPTH} folders deep: a cycle of links?")
     sizes = file_io.list_sizes(folder)
     images = [ImageFile(name, length) for name, length in sizes.items() if is_image(name)]
-    others = Counter(_get_extension(name) for name in sizes if not is_image(name))
+    others = Counter(get_extension(name) for name in sizes if not is_image(name))
     for name in file_io.list_names(folder):
         if name in sizes or (not is_image(name) and _count_if_ignored(folder, name, others)):
             continue
@@ -201,7 +197,7 @@ def _walk_folder(folder: str, depth: int = 0) -> tuple[list[ImageFile], Counter[
 
 
 def _count_if_ignored(folder: str, name: str, ignored: Counter[str]) -> bool:
-    """Whether what is no file is a hidden folder, one of the system, or no folder at all; it is then counted."""
+    """Return whether what is no file is a hidden or system folder, or a link to nothing; count it if so."""
     where = file_io.join(folder, name)
     kind = ""
     if _is_hidden(name):
@@ -215,12 +211,9 @@ def _count_if_ignored(folder: str, name: str, ignored: Counter[str]) -> bool:
     return bool(kind)
 
 
-def _get_extension(name: str) -> str:
+def get_extension(name: str) -> str:
+    """Return what follows the last dot of a file's name, in lower case; empty when it has none."""
     return escape_undecodable(name.rpartition("/")[2].rpartition(".")[2].lower()) if "." in name else ""
-
-
-def _strip_extension(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _is_hidden(name: str) -> bool:

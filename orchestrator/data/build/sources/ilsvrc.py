@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from orchestrator.config import redaction
-from orchestrator.data.build.sources import devkit, folder, listing, sample_keys
+from orchestrator.data.build.sources import devkit, folder, listing
 from orchestrator.data.build.sources.config import IlsvrcSource
 from orchestrator.data.build.sources.devkit import Devkit
 from orchestrator.data.build.sources.listing import ImageRow, SourceListing, SplitListing
-from orchestrator.data.build.sources.tar_headers import HeaderReader, MemberRange, iter_member_ranges
-from orchestrator.data.build.tar_reader import escape_undecodable
+from orchestrator.data.build.tar_reader import HeaderReader, MemberRange, iter_member_ranges
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
@@ -34,7 +33,7 @@ WALK_THREADS = 16
 
 
 def find_roots(source: IlsvrcSource) -> dict[str, str]:
-    """URL of the tar or folder of each split, and of the devkit when there is one (for `listed`).
+    """Return the URL of the tar or folder of each split, and of the devkit when there is one.
 
     Raises DataError when there are no training images, or validation images neither there nor to be held out.
     """
@@ -57,9 +56,9 @@ def find_roots(source: IlsvrcSource) -> dict[str, str]:
 
 
 def list_images(source: IlsvrcSource, places: Mapping[str, str]) -> SourceListing:
-    """The listing of the places that `roots` found.
+    """Return the listing of the places that `find_roots` returned.
 
-    Raises DataError for a tar that is cut or damaged, an unknown class, or labels that do not fit.
+    Raises DataError for a tar that is truncated or damaged, an unknown class, or labels that do not fit.
     """
     kit = devkit.load_devkit(places["devkit"]) if "devkit" in places else None
     classes = tuple(sorted(kit.words)) if kit else None
@@ -85,9 +84,9 @@ def _list_tar_of_tars(
     inner: dict[str, MemberRange] = {}
     for member in iter_member_ranges(_open_headers(ranges, url)):
         if not member.name.endswith(".tar"):
-            ignored[escape_undecodable(member.name.rpartition(".")[2].lower())] += 1
+            ignored[folder.get_extension(member.name)] += 1
             continue
-        wnid = sample_keys.make_key(member.name).rpartition("/")[2]
+        wnid = listing.make_key(member.name).rpartition("/")[2]
         if wnid in inner:
             raise DataError(f"{shown}: {inner[wnid].name!r} and {member.name!r} are both of class {wnid}")
         inner[wnid] = member
@@ -110,7 +109,7 @@ def _list_tar_of_tars(
             for wnid, images in zip(inner, pool.map(walk, inner), strict=True):
                 for image in _select_images(images, ignored):
                     name = f"{inner[wnid].name}/{image.name}"
-                    key, path = f"{wnid}/{sample_keys.make_key(image.name)}", f"{wnid}/{image.name}"
+                    key, path = f"{wnid}/{listing.make_key(image.name)}", f"{wnid}/{image.name}"
                     yield ImageRow(key, name, numbers[wnid], image.offset, image.length, path)
 
     return classes, listing.build_split_listing(url, True, rows())
@@ -119,7 +118,7 @@ def _list_tar_of_tars(
 def _list_validation(
     url: str, classes: tuple[str, ...], kit: Devkit | None, ignored: Counter[str], ranges: RangeReader
 ) -> SplitListing:
-    """The listing of a flat tar, a flat folder, or a folder per class."""
+    """Return the listing of a flat tar, a flat folder, or a folder per class."""
     is_tar = url.endswith(".tar")
     if is_tar:
         images = sorted(_select_images(iter_member_ranges(_open_headers(ranges, url)), ignored))
@@ -136,7 +135,7 @@ def _list_validation(
     paths = [image.name.rpartition("/")[2] for image in images]
     wnids = kit.get_validation_wnids([path.rpartition(".")[0] for path in paths])
     rows = (
-        ImageRow(sample_keys.make_key(path), image.name, numbers[wnid], image.offset, image.length, path)
+        ImageRow(listing.make_key(path), image.name, numbers[wnid], image.offset, image.length, path)
         for image, path, wnid in zip(images, paths, wnids, strict=True)
     )
     return listing.build_split_listing(url, is_tar, rows)
@@ -147,7 +146,7 @@ def _select_images(found: Iterator[MemberRange] | list[MemberRange], ignored: Co
         if folder.is_image(member.name):
             yield member
         else:
-            ignored[escape_undecodable(member.name.rpartition(".")[2].lower()) if "." in member.name else ""] += 1
+            ignored[folder.get_extension(member.name)] += 1
 
 
 def _open_headers(ranges: RangeReader, url: str) -> HeaderReader:

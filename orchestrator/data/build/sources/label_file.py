@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.config import redaction
-from orchestrator.data.build.label_format import map_names_to_labels, normalize_name
+from orchestrator.data.build.label_format import map_names_to_labels, normalize_name, read_text
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 
@@ -21,44 +21,32 @@ LabelRow = tuple[int, list[str]]  # number of its line, columns
 
 
 def read_labels(url: str, classes: Sequence[str], images: Collection[str]) -> dict[str, int]:
-    """The label of each file that a list names, by its name or its name without extension, accents composed.
+    """Return the label of each file that a list names, with or without extension, accents composed.
 
     A label is the whole name of a class, alone or before boxes of that class; nothing is taken for a class because it
     begins like one. Of more than two columns the one with names of `images` and the one with classes count. Raises
     DataError naming the line.
     """
-    shown = redaction.redact(url)
+    where = f"source.labels: {redaction.redact(url)}"
     numbers = map_names_to_labels(classes)
-    text = _read_text(url, shown)
-    pairs = _parse_lines(text, numbers, images)
-    if pairs is None:
-        pairs = _parse_columns(text, numbers, images, shown)
-    told: dict[str, int] = {}
-    for line, name, label in pairs:
+    if file_io.exists(url) and file_io.get_size(url) > MAX_FILE_BYTES:
+        raise DataError(f"{where}: over {MAX_FILE_BYTES} bytes: no list of labels")
+    text = read_text(url, where)
+    rows = _parse_lines(text, numbers, images)
+    if rows is None:
+        rows = _parse_columns(text, numbers, images, where)
+    labels: dict[str, int] = {}
+    for line, name, label in rows:
         number = _find_label(label, numbers)
         if number is None:
-            raise DataError(f"source.labels: {shown}: line {line}: {label!r} is no class of the training images")
-        if told.setdefault(normalize_name(name), number) != number:
-            raise DataError(f"source.labels: {shown}: line {line}: a second label for {name!r}")
-    return told
-
-
-def _read_text(url: str, shown: str) -> str:
-    try:
-        if file_io.get_size(url) > MAX_FILE_BYTES:
-            raise DataError(f"source.labels: {shown}: over {MAX_FILE_BYTES} bytes: no list of labels")
-        return file_io.read_bytes(url).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"source.labels: {shown}: missing") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"source.labels: {shown}: no text in UTF-8: byte {error.start} cannot be decoded; convert it, for example "
-            "with iconv -f latin1 -t utf8"
-        ) from None
+            raise DataError(f"{where}: line {line}: {label!r} is no class of the training images")
+        if labels.setdefault(normalize_name(name), number) != number:
+            raise DataError(f"{where}: line {line}: a second label for {name!r}")
+    return labels
 
 
 def _parse_lines(text: str, numbers: Mapping[str, int], images: Collection[str]) -> list[tuple[int, str, str]] | None:
-    """Name and label of each line "NAME LABEL", "NAME,LABEL" or with a tab; None when columns have to be told apart."""
+    """Return line, name and label of each "NAME LABEL" or "NAME,LABEL", None when there are more columns."""
     has_columns = "\t" in text or "," in text
     pairs: list[tuple[int, str, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -83,9 +71,9 @@ def _split_at_space(line: str, images: Collection[str]) -> list[str]:
 
 
 def _parse_columns(
-    text: str, numbers: Mapping[str, int], images: Collection[str], shown: str
+    text: str, numbers: Mapping[str, int], images: Collection[str], where: str
 ) -> list[tuple[int, str, str]]:
-    """Name and label of each row of a CSV or TSV, with quotes and further columns."""
+    """Return line, name and label of each row of a CSV or TSV, with quotes and further columns."""
     head = text.split("\n", 1)[0]
     reader = csv.reader(text.splitlines(), delimiter="\t" if "\t" in head else ",", skipinitialspace=True)
     rows: list[LabelRow] = []
@@ -94,7 +82,7 @@ def _parse_columns(
             if any(column.strip() for column in columns):
                 rows.append((reader.line_num, [column.strip() for column in columns]))
     except csv.Error as error:
-        raise DataError(f"source.labels: {shown}: line {reader.line_num}: {error}") from None
+        raise DataError(f"{where}: line {reader.line_num}: {error}") from None
     width = max((len(columns) for _, columns in rows), default=0)
     if width < 2:
         return [(line, columns[0], "") for line, columns in rows]
@@ -103,12 +91,12 @@ def _parse_columns(
     titles: list[str] = []
     if not _is_image(_get_cell(rows[0], name_at), images):
         titles, rows = rows[0][1], rows[1:]
-    label_at = _find_label_column(rows, titles, name_at, width, numbers, shown)
+    label_at = _find_label_column(rows, titles, name_at, width, numbers, where)
     return [(row[0], _get_cell(row, name_at), _get_cell(row, label_at)) for row in rows]
 
 
 def _find_label_column(
-    rows: Sequence[LabelRow], titles: Sequence[str], name_at: int, width: int, numbers: Mapping[str, int], shown: str
+    rows: Sequence[LabelRow], titles: Sequence[str], name_at: int, width: int, numbers: Mapping[str, int], where: str
 ) -> int:
     fitting = [
         at
@@ -118,13 +106,13 @@ def _find_label_column(
     titled = [at for at in fitting if at < len(titles) and titles[at].lower() in _TITLES]
     if len(fitting) > 1 and len(titled) != 1:
         named = " and ".join(str(at + 1) for at in fitting)
-        raise DataError(f"source.labels: {shown}: columns {named} all hold names of classes; keep one beside the files")
+        raise DataError(f"{where}: columns {named} all hold names of classes; keep one beside the files")
     by_title = [at for at, title in enumerate(titles) if title.lower() in _TITLES and at != name_at]
     return (titled or fitting or by_title or [name_at + 1 if name_at + 1 < width else 0])[0]
 
 
 def _find_label(label: str, numbers: Mapping[str, int]) -> int | None:
-    """The class that a label names, alone or in front of each of its boxes."""
+    """Return the class that a label names, alone or in front of each of its boxes; None when it names none."""
     if (name := normalize_name(label)) in numbers:
         return numbers[name]
     boxes = list(_BOX.finditer(name))

@@ -1,10 +1,12 @@
-"""What a source holds, without the images: keys, labels and where each image lies."""
+"""Listing of a source without its images: keys, labels and where each image lies; and keys from names of files."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,13 +16,18 @@ import xxhash
 from numpy.typing import NDArray
 
 from orchestrator.config import redaction
-from orchestrator.data.build import class_names
-from orchestrator.data.build.sources.sample_keys import make_key
+from orchestrator.data.build import label_format
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import KeyColumn
 
 # Other files are no images by their name: they are passed over and counted.
 IMAGE_FILE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm"})
+
+# Letters and digits of any script, and what no file system, store or tar reader gives a meaning.
+_ODD = re.compile(r"[^\w.\-+=@,()~]")
+# Characters without a shape of their own; the two joiners make another letter or emoji of their neighbours.
+_SHAPELESS, _JOINERS = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp"}), "\u200c\u200d"
+_EXTENSION = re.compile(r"(?<=.)\.[A-Za-z0-9]{1,5}$")
 
 
 class ImageRow(NamedTuple):
@@ -49,8 +56,14 @@ class SplitListing:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def iter_rows(self, rows: NDArray[np.int64]) -> Iterator[ImageRow]:
+        """Yield some of the images, in the order of `rows`."""
+        for row in rows.tolist():
+            label, offset, length = (int(column[row]) for column in (self.labels, self.offsets, self.lengths))
+            yield ImageRow(self.keys[row], self.names[row], label, offset, length)
+
     def select_rows(self, rows: NDArray[np.int64]) -> SplitListing:
-        """Some of the rows, in that order."""
+        """Return some of the rows, in that order."""
         keys, names = (KeyColumn(column[row] for row in rows.tolist()) for column in (self.keys, self.names))
         return SplitListing(
             self.root, self.is_tar, keys, names, self.labels[rows], self.offsets[rows], self.lengths[rows]
@@ -67,23 +80,23 @@ class SourceListing:
     ignored: Mapping[str, int]  # files that are no images by their name, by extension
 
     def digest(self) -> str:
-        """A short hash of keys, labels and lengths: the same wherever the source lies."""
+        """Return a short hash of keys, labels and lengths: the same wherever the source lies."""
         digest = hashlib.sha256(repr((self.classes, self.titles)).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"\0{name}\0{len(split)}\0".encode())
-            for key in split.keys:
-                digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
+            for number in range(len(split)):
+                digest.update(split.keys.get_bytes(number) + b"\0")
             digest.update(split.labels.tobytes() + split.lengths.tobytes())
         return digest.hexdigest()[:16]
 
 
 def build_split_listing(root: str, is_tar: bool, rows: Iterable[ImageRow]) -> SplitListing:
-    """The listing of a split, sorted by key.
+    """Return the listing of a split, sorted by key.
 
     Where keys are equal only because marks and emoji are left out of them, all keep theirs. Raises DataError when there
     is no image, or when two would still get the same key.
     """
-    keys, names, paths, numbers = _TextColumn(), _TextColumn(), _TextColumn(), array("q")
+    keys, names, paths, numbers = KeyColumn(), KeyColumn(), KeyColumn(), array("q")
     for row in rows:
         keys.append(row.key)
         names.append(row.name)
@@ -94,53 +107,26 @@ def build_split_listing(root: str, is_tar: bool, rows: Iterable[ImageRow]) -> Sp
     if not numbers:
         raise DataError(f"source: {shown}: no images there")
     order = sorted(range(len(keys)), key=keys.get_bytes)
-    if any(keys.get_bytes(one) == keys.get_bytes(other) for one, other in pairwise(order)):
-        origins = paths if len(paths) == len(names) else names
-        keys = _TextColumn()
-        for number in range(len(names)):
-            keys.append(make_key(origins[number], keep_marks=True))
+    if _find_equal_neighbours(keys, order):
+        keys = KeyColumn(make_key(path, keep_marks=True) for path in (paths if len(paths) == len(names) else names))
         order = sorted(range(len(keys)), key=keys.get_bytes)
-    for one, other in pairwise(order):
-        if keys.get_bytes(one) == keys.get_bytes(other):
+        if equal := _find_equal_neighbours(keys, order):
+            one, other = equal
             raise DataError(
                 f"source: {shown}: {names[one]!r} and {names[other]!r} would both get the key {keys[one]!r}: rename one"
             )
     labels, offsets, lengths = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order].T.copy()
-    return SplitListing(
-        root,
-        is_tar,
-        KeyColumn(keys[row] for row in order),
-        KeyColumn(names[row] for row in order),
-        labels,
-        offsets,
-        lengths,
-    )
+    sorted_keys, sorted_names = (KeyColumn(column[row] for row in order) for column in (keys, names))
+    return SplitListing(root, is_tar, sorted_keys, sorted_names, labels, offsets, lengths)
 
 
-class _TextColumn:
-    """Texts in one piece of memory while they come; objects of their own would take most of a large listing."""
-
-    def __init__(self) -> None:
-        self._joined, self._ends = bytearray(), array("q", [0])
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, number: int) -> str:
-        return self.get_bytes(number).decode("utf-8", "surrogatepass")
-
-    def append(self, text: str) -> None:
-        """One more."""
-        self._joined += text.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._joined))
-
-    def get_bytes(self, number: int) -> bytes:
-        """A text's bytes, which sort as the texts do."""
-        return bytes(self._joined[self._ends[number] : self._ends[number + 1]])
+def _find_equal_neighbours(keys: KeyColumn, order: list[int]) -> tuple[int, int] | None:
+    equal = (pair for pair in pairwise(order) if keys.get_bytes(pair[0]) == keys.get_bytes(pair[1]))
+    return next(equal, None)
 
 
 def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitListing]:
-    """Training and validation part of a split: of each class the share of images whose keys have the lowest hashes.
+    """Return training and validation part: of each class the share of images whose keys have the lowest hashes.
 
     Each class keeps at least one training image. Neither a seed nor the other classes have a part in it.
     """
@@ -157,14 +143,39 @@ def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitLi
 
 
 def check_classes(root: str, classes: tuple[str, ...]) -> None:
-    """Raise DataError when there is nothing to tell apart, or a name that no dataset can have."""
+    """Raise DataError when there are fewer than two classes, or a name that no dataset can have."""
     try:
-        class_names.check_names(classes)
+        label_format.check_names(classes)
     except ValueError as error:
         raise DataError(f"source: {redaction.redact(root)}: {error}") from None
     if len(classes) < 2:
-        names = ", ".join(classes) or "none"
         raise DataError(
-            f"source: {redaction.redact(root)}: {len(classes)} class(es) ({names}): at least 2 are needed, "
-            "a folder each"
+            f"source: {redaction.redact(root)}: {len(classes)} class(es) ({', '.join(classes) or 'none'}): at least 2 "
+            "are needed, a folder each"
         )
+
+
+def make_key(name: str, keep_marks: bool = False) -> str:
+    """Return the key of a file or member: its path without root, ".." and extension, odd characters as "_".
+
+    keep_marks: combining marks, emoji and other symbols beyond ASCII are not odd, and accents are composed. A name is
+    never used as a path to write to.
+    """
+    if keep_marks:
+        name = unicodedata.normalize("NFC", name)
+    parts = [
+        _ODD.sub(_replace_odd_character if keep_marks else "_", part)
+        for part in name.split("/")
+        if part not in ("", ".", "..")
+    ]
+    if not parts:
+        return "_"
+    # WebDataset cuts names at the first dot of the last component.
+    parts[-1] = _EXTENSION.sub("", parts[-1]).replace(".", "_")
+    return "/".join(parts)
+
+
+def _replace_odd_character(odd: re.Match[str]) -> str:
+    letter = odd[0]
+    is_kept = letter in _JOINERS or not (letter.isascii() or unicodedata.category(letter) in _SHAPELESS)
+    return letter if is_kept else "_"

@@ -19,7 +19,9 @@ def listed(url: str, tree: Tree, **fields: object) -> SourceListing:
     for name, data in tree.items():
         file_io.write_bytes(file_io.join(url, name), data)
     source = FolderSource.from_dict({"url": url, **fields}).resolve()
-    return source_registry.list_images(source, source_registry.find_roots(source))
+    images = source_registry.create_source(source)
+    assert isinstance(images, source_registry.ListedSource)
+    return images.list_images(images.find_roots())
 
 
 def told(found: SourceListing, split: str) -> list[tuple[str, str, int, int]]:
@@ -108,12 +110,14 @@ def test_a_single_tree_with_a_share_held_out(tmp_path: Path) -> None:
 
 
 def test_without_validation_images_it_has_to_be_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no validation images: give --source\.holdout 0\.1"):
+    with pytest.raises(DataError, match=r"no validation images: set --source\.holdout 0\.1"):
         listed(str(tmp_path), {"train/a/1.jpg": b"", "train/b/1.jpg": b""})
 
 
 def test_a_share_beside_validation_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"source\.holdout: 0\.2 is refused: the source has a validation split"):
+    with pytest.raises(
+        DataError, match=r"source\.holdout must not be set, got 0\.2: the source has a validation split"
+    ):
         listed(str(tmp_path), PLAIN, holdout=0.2)
 
 

@@ -23,7 +23,9 @@ TRAIN = "ILSVRC2012_img_train.tar"
 
 def listed(folder: Path | str, **fields: object) -> SourceListing:
     source = IlsvrcSource.from_dict({"url": str(folder), **fields}).resolve()
-    return source_registry.list_images(source, source_registry.find_roots(source))
+    images = source_registry.create_source(source)
+    assert isinstance(images, source_registry.ListedSource)
+    return images.list_images(images.find_roots())
 
 
 def images(found: SourceListing, split: str) -> dict[str, tuple[int, bytes]]:
@@ -95,7 +97,7 @@ def test_each_part_may_lie_elsewhere(tmp_path: Path) -> None:
 
 def test_without_validation_images_a_share_is_held_out(tmp_path: Path) -> None:
     (imagenet.as_it_comes(tmp_path) / "ILSVRC2012_img_val.tar").unlink()
-    with pytest.raises(DataError, match=r"no validation images: give --source\.holdout"):
+    with pytest.raises(DataError, match=r"no validation images: set --source\.holdout"):
         listed(tmp_path)
     found = listed(tmp_path, holdout=0.2)
     assert images(found, "train") | images(found, "validation") == expected()["train"]
@@ -169,7 +171,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path, "neither ILSVRC2012_img_train.tar nor train nor ILSVRC/Data/CLS-LOC/train there")
     refused(tmp_path, r"x\.tar: missing", train=str(tmp_path / "x.tar"), holdout=0.0)
     imagenet.write(tmp_path, [(TRAIN, b"")])
-    refused(tmp_path, "truncated at byte 0", holdout=0.0)
+    refused(tmp_path, "empty: 0 bytes are no tar", holdout=0.0)
 
 
 def test_labels_and_images_that_do_not_fit(tmp_path: Path) -> None:
