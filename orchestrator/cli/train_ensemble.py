@@ -13,6 +13,7 @@ from orchestrator.ensemble import finished_runs, members, train_and_score
 from orchestrator.ensemble.config import TrainEnsembleConfig
 from orchestrator.ensemble.train_and_score import EnsembleTask
 from orchestrator.ray_backend import preflight
+from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run
 
@@ -38,6 +39,7 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
         digest = session.manifest.digest()
         runs = [config.build_run_spec(recipe, session.destination, digest) for recipe in recipes]
         preflight.check_trainable(session.manifest, session.destination.data, recipes, config.placement.workers)
+        runs = match_code(runs, config.same_code_anyway, session.print_line)
         adapted = [finished_runs.adapt_to_session(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in adapted}:
             raise ConfigError(f"include: {min(twice)}: is a member already; leave it out")

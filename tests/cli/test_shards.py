@@ -154,7 +154,7 @@ def test_digits_are_those_of_the_embedded_dataset(tmp_path: Path, capsys: pytest
 def test_digits_overwrite_nothing(tars: IlsvrcSource, tmp_path: Path) -> None:
     shards.pack_dataset(command(tars, tmp_path / "a"))
     imagenet.write(tmp_path / "b", [("_packing/plan.json", (b"{}"))])
-    for name, said in (("a", "holds the dataset 'ilsvrc2012'"), ("b", "plan.json: damaged")):
+    for name, said in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
         with pytest.raises(DataError, match=said):
             shards.pack_dataset(PackConfig(source=DigitsSource(), url=str(tmp_path / name)))
 
