@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.config import redaction
+from orchestrator.config.command_line import format_command
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.ray_env import get_submission_id
-from orchestrator.ray_backend.run_spec import format_job_command
 from orchestrator.storage import file_io
 
 HEARTBEAT_SECONDS = 3.0
@@ -82,7 +82,7 @@ class LeaseHeldError(JobError):
         stop = f"ray job stop {job}" if owner.job else "Ctrl-C there"
         super().__init__(
             f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or from anywhere: "
-            f"{format_job_command('stop.py', [redaction.redact(folder)])}) and submit again"
+            f"{format_command('stop', [redaction.redact(folder)])}) and submit again"
         )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -188,11 +187,6 @@ def _get_database_uri(storage: str) -> str:
     return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
 
 
-def format_job_command(job: str, arguments: Sequence[str]) -> str:
-    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
-    return f"python jobs/{job} {shlex.join(arguments)}"
-
-
 class RunSpec(Config):
     """One training run: recipe and dataset, placement and destination, and how often it saves and reports."""
 
@@ -339,14 +333,18 @@ def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
 
 
 def make_preset_loader(kind: type[JobConfigT]) -> Callable[[str], Preset[JobConfigT]]:
-    """Return a function that loads a job's preset from a recipe file, and raises ConfigError for a bad one."""
+    """Return a function from the URL of a recipe file to the preset of a job; it raises ConfigError for a bad file."""
+    return lambda url: build_recipe_preset(kind, recipe_file.load_recipe(url))
 
-    def load_preset(url: str) -> Preset[JobConfigT]:
-        file = recipe_file.load_recipe(url)
-        values = {"recipe": file.recipe, "provenance": file.provenance}
-        return Preset(kind.from_dict({**values, "destination": {"data": choose_default_data(file)}}))
 
-    return load_preset
+def build_recipe_preset(kind: type[JobConfigT], recipe: RecipeFile) -> Preset[JobConfigT]:
+    """Return a recipe from a file as the preset of a job. Raises ConfigError when the job cannot train it."""
+    values = {
+        "recipe": recipe.recipe,
+        "provenance": recipe.provenance,
+        "destination": {"data": choose_default_data(recipe)},
+    }
+    return Preset(kind.from_dict(values))
 
 
 def choose_default_data(file: RecipeFile) -> str:

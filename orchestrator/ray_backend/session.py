@@ -50,12 +50,14 @@ class Session:
         """Print a line for people."""
         self.console.print(text, highlight=False, markup=False)
 
-    def print_locations(self, folder: str, key: str) -> None:
-        """Print where the results are, and the run of that tracking key in MLflow."""
+    def print_locations(self, folder: str, key: str) -> str:
+        """Print where the results are, and the run of that tracking key; return the URL of its page in MLflow."""
         if not self.interruption.event.is_set():  # else there may be no time for it
             self.recorder.drain()
+        url = self.recorder.get_run_url(key)
         self.print_line(f"results: {redaction.redact(folder)}")
-        self.print_line(f"MLflow:  {self.recorder.get_run_url(key)}")
+        self.print_line(f"MLflow:  {url}")
+        return url
 
     @contextmanager
     def hold_lease(self, folder: str) -> Iterator[Lease]:

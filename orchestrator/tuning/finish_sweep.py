@@ -10,8 +10,9 @@ from functools import partial
 from importlib.metadata import version
 
 from orchestrator.config import redaction
+from orchestrator.config.command_line import format_command
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
-from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data, format_job_command
+from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
@@ -73,7 +74,7 @@ def build_next_command(destination: Destination, weights: str, winner: RecipeFil
     flags = destination.to_flags(choose_default_data(winner))
     if weights:
         flags += ["--weights", redaction.redact(urls.require_absolute(weights, "weights"))]
-    return format_job_command("train_ensemble.py", [redaction.redact(url), *flags])
+    return format_command("train-ensemble", [redaction.redact(url), *flags])
 
 
 def describe_spent(explored: SweepResult) -> str:

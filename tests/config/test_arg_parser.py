@@ -279,7 +279,7 @@ def test_help_groups_flags_common_ones_first_and_ends_with_the_example(capsys: p
         "other flags:",
         "schedule: How the learning rate falls:",
         "What changes results:",
-        "example:",
+        "examples:",
     ]
     first = lines.index("common flags:")
     assert lines[first + 1].startswith("  --epochs INT")

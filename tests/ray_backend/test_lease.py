@@ -59,7 +59,7 @@ def test_a_lease_that_cannot_be_read_is_held_as_long_as_it_beats(folder: str, re
     ended = threading.Event()
     thread = beating(stem, ended)
     try:
-        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*jobs/stop\.py"):
+        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*orchestrator stop"):
             lease.acquire_lease(folder, 60)
     finally:
         ended.set()
@@ -161,7 +161,7 @@ def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: st
     assert all(word in text for word in (folder, job, "process 4242 on node-7", attach))
     # What it suggests can be pasted into a shell.
     (line,) = re.findall(r"from anywhere: (.*)\) and submit again", text)
-    assert shlex.split(line) == ["python", "jobs/stop.py", folder]
+    assert shlex.split(line) == ["orchestrator", "stop", folder]
     for command in re.findall(r"ray job [^),]*", text):
         name, *arguments = shlex.split(command)[2:]
         assert job_cli_group.commands[name].make_context(name, arguments).params["job_id"] == job

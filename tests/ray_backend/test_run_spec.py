@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config.arg_parser import parse_args
+from orchestrator.config.command_line import format_command
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply_overrides, flatten_config
 from orchestrator.ensemble.config import TrainEnsembleConfig
@@ -22,7 +23,6 @@ from orchestrator.ray_backend.run_spec import (
     Placement,
     RunSpec,
     build_job_presets,
-    format_job_command,
     make_preset_loader,
 )
 from orchestrator.recipe import presets
@@ -284,10 +284,10 @@ def test_a_printed_command_leads_to_the_same_places(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / folder))
     places = Destination.from_dict(given).resolve()
-    line = format_job_command("train_ensemble.py", ["file.json", *places.to_flags(default)])
+    line = format_command("train-ensemble", ["file.json", *places.to_flags(default)])
     monkeypatch.delenv("ORCHESTRATOR_RUNS")  # the shell into which it is pasted
     words = shlex.split(line)
-    assert words[:3] == ["python", "jobs/train_ensemble.py", "file.json"]
+    assert words[:3] == ["orchestrator", "train-ensemble", "file.json"]
     presets = build_job_presets(TrainEnsembleConfig)
     preset = "googlenet-digits" if default else "googlenet-imagenet"
     parsed = parse_args("train_ensemble.py", "", presets, preset, [preset, *words[3:]])

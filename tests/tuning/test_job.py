@@ -176,7 +176,7 @@ def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
     # The command that it prints runs as it stands, in a shell that knows nothing of this storage.
     (line,) = [line for line in again.out.splitlines() if line.startswith("winner:")]
     words = shlex.split(line.partition("; ")[2])
-    assert words[:2] == ["python", "jobs/train_ensemble.py"]
+    assert words[:2] == ["python", str(ROOT / "jobs" / "train_ensemble.py")]
     assert words[words.index("--storage") + 1] == str(runs)
     planned = job("train_ensemble.py", *words[2:], "--dry-run", runs=runs / "another")
     assert planned.status == 0, planned.err
@@ -206,7 +206,7 @@ def test_a_stop_loses_nothing(tmp_path: Path, space: Path, way: str) -> None:
             assert asked.status == 0, asked.err
         out, _ = process.communicate(timeout=60)
     assert process.returncode == (128 + signal.SIGINT if way == "signal" else 128 + signal.SIGTERM), out
-    assert "stopped; the same command goes on where it was" in out
+    assert "stopped; rerun the same command to resume" in out
     sweep = sweep_of(tmp_path)
     runs = {path.name: path for path in (sweep / "models").iterdir()}
     under_way = [path for path in runs.values() if (path / "outcome.json").exists()]
