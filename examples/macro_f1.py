@@ -2,7 +2,7 @@
 
 Watch it while training, and choose by it in a sweep:
 
-    python jobs/train.py googlenet-digits --metrics '[{"kind": "examples.macro_f1:MacroF1"}]'
+    python jobs/train.py googlenet-digits --placement.execution.metrics '[{"kind": "examples.macro_f1:MacroF1"}]'
 """
 
 from collections.abc import Mapping
