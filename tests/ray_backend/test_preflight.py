@@ -208,7 +208,7 @@ def test_a_dataset_without_validation_is_told_before_the_workers_start(tmp_path:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"batch_size": 64}, "batch_size: 64 is refused: the split has only 13"),
+        ({"batch_size": 64}, "batch_size must be at most the 13 samples of the split, got 64"),
         ({"augmentation": AugmentationConfig(stages=("decode", "no_such_module:stage"))}, "no_such_module"),
     ],
 )

@@ -206,7 +206,7 @@ def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> No
 
 
 def test_a_recipe_that_is_refused_says_why() -> None:
-    with pytest.raises(ConfigError, match=r"schedule: final_rate 0.5 is refused: above base_rate \(0.01\)"):
+    with pytest.raises(ConfigError, match=r"schedule: final_rate must be at most base_rate \(0.01\), got 0.5"):
         build_recipe(BASE, {"schedule.final_rate": 0.5})
 
 
@@ -238,7 +238,7 @@ def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
 
 
 def test_a_grid_without_a_valid_trial_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no trial of the grid is valid; the first: .*above base_rate"):
+    with pytest.raises(ConfigError, match=r"no trial of the grid is valid; the first: .*at most base_rate"):
         list_grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
 
 

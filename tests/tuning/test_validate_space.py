@@ -61,11 +61,11 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: must be above 0"),
         ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: must be at most"),
         ("schedule.kind", {"values": ["poly"]}, "values.0: must be one of"),
-        ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area 1.0, 0.4 is refused"),
+        ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area must be"),
         ("augmentation.area", {"values": [0.4]}, "values.0: must be a list"),
         ("loss.label_smoothing", {"values": [0.1, 1]}, "values.1: must be below 1"),
         ("batch_size", span(16, 64), "batch_size.low: must be a whole number"),
-        ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate 0.02 is refused: above base_rate"),
+        ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate must be at most base_rate"),
     ],
 )
 def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], told: str) -> None:
@@ -134,8 +134,8 @@ def test_every_dimension_that_is_refused_is_named() -> None:
 def test_steps_that_are_never_reached_are_refused_under_their_kind() -> None:
     dimensions = {"schedule.kind": KINDS, "schedule.decay_epochs": span(1, 30, **under("step"))}
     assert refusal(dimensions).startswith(
-        "dimensions.schedule.decay_epochs.high: 30.0 with schedule.kind 'step': schedule.decay_epochs 30 is refused: "
-        "the first step is never reached within epochs (26)"
+        "dimensions.schedule.decay_epochs.high: 30.0 with schedule.kind 'step': schedule.decay_epochs must be below "
+        "epochs (26), got 30: the first step is never reached"
     )
     # A constant rate has no step to reach.
     factor = {"values": [0.5, 1.0], **under("step")}
@@ -149,7 +149,7 @@ def test_a_value_needs_only_some_setting_of_the_others() -> None:
     # A kind whose defaults do not suit 2 epochs, but whose own dimension does.
     steps = {"schedule.kind": KINDS, "schedule.decay_epochs": span(0.1, 1, **under("step"))}
     check_space(Space.from_dict({"dimensions": steps}), googlenet_tiny())
-    with pytest.raises(ConfigError, match=r"kind.values.1: 'step': schedule.decay_epochs 8 is refused"):
+    with pytest.raises(ConfigError, match=r"kind.values.1: 'step': schedule.decay_epochs must be below epochs"):
         check_space(Space.from_dict({"dimensions": {"schedule.kind": KINDS}}), googlenet_tiny())
 
 
