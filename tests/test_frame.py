@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "orchestrator"
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-MAX_JOB_LINES = 60
+MAX_JOB_LINES = 10
 VAGUE_NAMES = {"utils", "util", "helpers", "misc", "common"}
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def test_every_room_has_a_floor() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert rooms, f"no rooms under {PACKAGE}"
     assert rooms - placed == set(), "rooms without a floor: add them to the layers contract in pyproject.toml"
-    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py"}, "modules belong in a room"
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "api.py"}, "modules belong in a room"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -143,7 +143,9 @@ def test_name_says_something(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if path.name == "__init__.py"], ids=lambda path: path.parent.name
+    "path",
+    [path for path in FILES if path.name == "__init__.py" and path.parent != PACKAGE],  # that one is the public API
+    ids=lambda path: path.parent.name,
 )
 def test_init_holds_a_docstring_only(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ def drives(words: list[str]) -> bool:
     if len(words) < 2 or not Path(words[0]).name.startswith("python"):
         return False
     script = Path(words[1])
-    return script.suffix == ".py" and script.parent.name == "jobs"
+    return script.name == "orchestrator" or (script.suffix == ".py" and script.parent.name == "jobs")
 
 
 def alive(pid: int) -> bool:

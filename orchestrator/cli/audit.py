@@ -1,4 +1,4 @@
-"""Were runs trained on what was planned? The record kept with their weights against the plan, epoch by epoch."""
+"""Compare the samples that runs were trained on, by the record kept with their weights, with their plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich.table import Table
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint import weights
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import AuditConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest, sample_audit, sampler
@@ -31,12 +32,12 @@ from orchestrator.tracking.journal import Cursor, DamagedSegmentError
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 
 TRAIN_SPLIT = "train"
-MAX_LISTED = 20  # told of what there is: runs when one is unknown, bad samples of a run
+MAX_LISTED = 20  # neighbors of an unknown run, bad samples of a run
 
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """A run to audit: where it lies, what it is, the dataset it was trained on."""
+    """A run to audit: its folder, its spec, the dataset it was trained on."""
 
     folder: str
     spec: RunSpec
@@ -46,176 +47,166 @@ class AuditedRun:
 
 @dataclass(frozen=True)
 class DeliveryRecord:
-    """A run's record, the samples trained on according to the weights it lies with, and what these are."""
+    """A run's record, the number of samples its weights were trained on, and which weights these are."""
 
     record: AuditRecord
     samples: int
     source: str
 
 
-def audit_runs(names: Sequence[str], storage: str, data: str, screen: Console) -> int:
-    """Audit runs and print a table for each; the exit status, 1 when one was not trained on what was planned.
+def run_audit(config: AuditConfig, console: Console | None = None) -> int:
+    """Audit runs and print a table for each; return the exit status, 1 when one was not trained as planned.
 
-    names: runs in `storage` (empty: the default one) or URLs of their folders. data: URL of the dataset, when it is
-    not where the run had it. Raises ConfigError when there is nothing to audit or its dataset is another one.
+    Raises ConfigError when there is nothing to audit, or when a run's dataset is missing or another one.
     """
-    if not names:
+    if not config.runs:
         raise ConfigError("runs: give the name of at least one run, or the URL of its folder")
-    found = [_load_run(name, storage, data) for name in names]
-    # Not all(...) of a generator: every run is told, also after one that failed.
-    clean = [_print_audit(one, screen) for one in found]
+    console = console or make_console()
+    runs = [_load_run(name, config.storage, config.data) for name in config.runs]
+    # Not all(...) of a generator: every run is reported, also after one that failed.
+    clean = [_print_audit(run, console) for run in runs]
     return 0 if all(clean) else EXIT_FAILURE
 
 
-def _print_audit(one: AuditedRun, screen: Console) -> bool:
-    """Print what is to be said of a run; whether it is clean."""
+def _print_audit(run: AuditedRun, console: Console) -> bool:
+    """Print the audit of a run; return whether it is clean."""
     try:
-        held = _load_record(one)
-        with screen.status("computing the plan of each epoch again"):
-            verdicts = compare_epochs(held, one)
+        delivery = _load_record(run)
+        with console.status("recomputing the plan of each epoch"):
+            verdicts = compare_epochs(delivery, run)
     except (DataError, CommitError) as error:
-        screen.print(f"{one.spec.name}: MISMATCH: {error}", highlight=False, soft_wrap=True)
+        console.print(f"{run.spec.name}: MISMATCH: {error}", highlight=False, soft_wrap=True)
         return False
-    screen.print(_build_table(one.spec.name, held.source, verdicts))
-    problems = [f"epoch {each.epoch + 1}: {problem}" for each in verdicts for problem in each.problems]
-    problems += find_record_problems(held.record, len(verdicts))
-    lines = [
-        *(f"MISMATCH: {problem}" for problem in problems),
-        *_format_bad_samples(held.record),
-        _summarize_journal(one.folder),
-    ]
-    for line in lines:
-        screen.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(_build_table(run.spec.name, delivery.source, verdicts))
+    problems = [f"epoch {verdict.epoch + 1}: {problem}" for verdict in verdicts for problem in verdict.problems]
+    problems += find_record_problems(delivery.record, len(verdicts))
+    lines = [f"MISMATCH: {problem}" for problem in problems]
+    for line in (*lines, *_format_bad_samples(delivery.record), _summarize_journal(run.folder)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     return not problems
 
 
-def compare_epochs(held: DeliveryRecord, one: AuditedRun) -> list[EpochVerdict]:
-    """Each epoch that has begun, compared with its plan."""
-    recipe = one.spec.recipe
-    counts = tuple(shard.samples for shard in one.dataset.shards(TRAIN_SPLIT))
+def compare_epochs(delivery: DeliveryRecord, run: AuditedRun) -> list[EpochVerdict]:
+    """Return the comparison with the plan of each epoch that has begun."""
+    recipe = run.spec.recipe
+    counts = tuple(shard.samples for shard in run.dataset.shards(TRAIN_SPLIT))
     steps_per_epoch = sampler.count_steps(sum(counts), recipe.batch_size)
-    left = held.samples // recipe.batch_size
-    found = []
+    steps_left = delivery.samples // recipe.batch_size
+    verdicts = []
     for epoch in range(recipe.epochs):
-        steps = min(left, steps_per_epoch)
+        steps = min(steps_left, steps_per_epoch)
         if steps == 0:
             break
-        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, one.labels)
-        found.append(sample_audit.compare_with_plan(held.record.get_epoch(epoch), plan, recipe.batch_size, steps))
-        left -= steps
-    return found
+        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, run.labels)
+        delivered = delivery.record.get_epoch(epoch)
+        verdicts.append(sample_audit.compare_with_plan(delivered, plan, recipe.batch_size, steps))
+        steps_left -= steps
+    return verdicts
 
 
 def find_record_problems(record: AuditRecord, epochs: int) -> list[str]:
-    """What is wrong with a record as a whole, of a run that has begun so many epochs."""
-    found = []
-    if [one.epoch for one in record.epochs] != list(range(epochs)):
-        told = ", ".join(str(one.epoch + 1) for one in record.epochs) or "none"
-        found.append(f"the weights say that {epochs} epochs have begun, the record has: {told}")
-    counted = {one for each in record.epochs for one in each.bad}
-    named = Counter(one.id for one in record.bad)
+    """Return the problems of a record as a whole, when that many epochs have begun."""
+    problems = []
+    if [entry.epoch for entry in record.epochs] != list(range(epochs)):
+        listed = ", ".join(str(entry.epoch + 1) for entry in record.epochs) or "none"
+        problems.append(f"the weights say that {epochs} epochs have begun, the record has: {listed}")
+    counted = {sample for entry in record.epochs for sample in entry.bad}
+    named = Counter(entry.id for entry in record.bad)
     if counted != set(named) or any(times > 1 for times in named.values()):
-        found.append(f"{len(counted)} samples are counted as bad, {len(record.bad)} are named")
-    return found
+        problems.append(f"{len(counted)} samples are counted as bad, {len(record.bad)} are named")
+    return problems
 
 
 def _load_run(name: str, storage: str, data: str) -> AuditedRun:
-    """The run of that name or at that URL. Raises ConfigError."""
+    """Return the run of that name or at that URL. Raises ConfigError."""
     folder = run_lookup.resolve_run_folder(name, storage)
     try:
         spec = load_run_spec(folder)
     except FileNotFoundError:
-        raise ConfigError(
-            f"runs: {redaction.redact(name)!r}: no run at {redaction.redact(folder)}{_list_neighbors(folder)}"
-        ) from None
+        neighbors = file_io.list_names(folder.rpartition("/")[0])[:MAX_LISTED]
+        hint = f"; beside it: {', '.join(neighbors)}" if neighbors else ""
+        raise ConfigError(f"runs: {redaction.redact(name)!r}: no run at {redaction.redact(folder)}{hint}") from None
     except ValueError as error:
         raise ConfigError(f"runs: {redaction.redact(name)!r}: its spec.json cannot be used: {error}") from None
-    place = _make_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
     try:
-        dataset = manifest.load(place, allow_elsewhere=True)  # its counts and digest are compared, no tar is read
+        url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        dataset = manifest.load(url, allow_elsewhere=True)  # counts and digest are compared, no tar is read
     except DataError as error:
-        raise ConfigError(f"{error}; say with --data where the dataset of {spec.name} lies") from None
+        raise ConfigError(f"{error}; set --data to the dataset of {spec.name}") from None
     if dataset.digest() != spec.dataset_digest:
         raise ConfigError(
-            f"data: {redaction.redact(place)}: its digest is {dataset.digest()}, {spec.name} was trained on "
-            f"{spec.dataset_digest}; give that dataset with --data"
+            f"data: {redaction.redact(url)}: its digest is {dataset.digest()}, {spec.name} was trained on "
+            f"{spec.dataset_digest}; set --data to that dataset"
         )
-    labels = sampler.load_balance_labels(place, dataset, TRAIN_SPLIT, spec.recipe.order)
+    labels = sampler.load_balance_labels(url, dataset, TRAIN_SPLIT, spec.recipe.order)
     return AuditedRun(folder, spec, dataset, labels)
 
 
-def _list_neighbors(folder: str) -> str:
-    there = file_io.list_names(folder.rpartition("/")[0])
-    return f"; beside it: {', '.join(there[:MAX_LISTED])}" if there else ""
+def _load_record(run: AuditedRun) -> DeliveryRecord:
+    """Return the record of the final weights, else of the newest checkpoint.
 
-
-def _make_absolute(url: str, field: str) -> str:
-    try:
-        return urls.require_absolute(url, field)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _load_record(one: AuditedRun) -> DeliveryRecord:
-    """The record of the final weights, else of the newest checkpoint. Raises DataError, CommitError, ConfigError."""
-    recipe, final = one.spec.recipe, get_final_weights_dir(one.folder)
+    Raises DataError, CommitError or ConfigError.
+    """
+    recipe, final = run.spec.recipe, get_final_weights_dir(run.folder)
     try:
         record = sample_audit.parse_record(weights.load_audit(final), redaction.redact(final))
     except FileNotFoundError:
-        found = checkpoint_format.load_newest(get_checkpoints_dir(one.folder))
-        if found.checkpoint is None:
-            told = "; ".join(found.skipped) or "it may not have come so far"
-            raise ConfigError(f"runs: {one.spec.name}: no checkpoint to audit: {told}") from None
-        record = sample_audit.parse_record(found.state.get("audit"), redaction.redact(found.checkpoint.url))
-        return DeliveryRecord(
-            record, int(found.state.get("samples", 0)), f"checkpoint at {found.checkpoint.samples} samples"
-        )
-    samples = one.dataset.count_samples(TRAIN_SPLIT)
-    whole = recipe.epochs * sampler.count_steps(samples, recipe.batch_size) * recipe.batch_size
-    return DeliveryRecord(record, whole, "final weights")
+        newest = checkpoint_format.load_newest(get_checkpoints_dir(run.folder))
+        if newest.checkpoint is None:
+            reason = "; ".join(newest.skipped) or "it may not have written one yet"
+            raise ConfigError(f"runs: {run.spec.name}: no checkpoint to audit: {reason}") from None
+        record = sample_audit.parse_record(newest.state.get("audit"), redaction.redact(newest.checkpoint.url))
+        samples = int(newest.state.get("samples", 0))
+        return DeliveryRecord(record, samples, f"checkpoint at {newest.checkpoint.samples} samples")
+    steps = sampler.count_steps(run.dataset.count_samples(TRAIN_SPLIT), recipe.batch_size)
+    return DeliveryRecord(record, recipe.epochs * steps * recipe.batch_size, "final weights")
 
 
-def _build_table(name: str, where: str, verdicts: Sequence[EpochVerdict]) -> Table:
-    table = Table(title=f"{name}: {where}", title_justify="left")
+def _build_table(name: str, source: str, verdicts: Sequence[EpochVerdict]) -> Table:
+    table = Table(title=f"{name}: {source}", title_justify="left")
     for column in ("epoch", "planned", "delivered", "once", "left out by plan", "bad", "verdict"):
         table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
-    for one in verdicts:
-        numbers = (one.epoch + 1, one.planned, one.delivered, one.exactly_once, one.left_out, one.bad)
-        table.add_row(*map(str, numbers), "MISMATCH" if one.problems else "as planned")
+    for row in verdicts:
+        numbers = (row.epoch + 1, row.planned, row.delivered, row.exactly_once, row.left_out, row.bad)
+        table.add_row(*map(str, numbers), "MISMATCH" if row.problems else "as planned")
     return table
 
 
 def _format_bad_samples(record: AuditRecord) -> list[str]:
-    lines = [f"bad: {one.key} at byte {one.offset} of {one.source}: {one.reason}" for one in record.bad[:MAX_LISTED]]
-    left = len(record.bad) - len(lines)
-    return [*lines, f"bad: {left} more"] if left else lines
+    lines = [f"bad: {bad.key} at byte {bad.offset} of {bad.source}: {bad.reason}" for bad in record.bad[:MAX_LISTED]]
+    unlisted = len(record.bad) - len(lines)
+    return [*lines, f"bad: {unlisted} more"] if unlisted else lines
 
 
 def _summarize_journal(folder: str) -> str:
-    """What the journal says of failures: their samples were delivered, and rolled back with the weights."""
-    events, damaged = _read_events(folder)
+    """Return a line about failures: their samples were delivered, and rolled back with the weights."""
+    events, damaged_count = _read_events(folder)
     attempts = sum(event.kind == "started" for event in events)
     incidents = [event for event in events if event.kind == "incident"]
-    again = sum(each for event in incidents if isinstance(each := event.values.get("samples_replayed"), int))
-    told = f"attempts: {attempts}, incidents: {len(incidents)}"
+    replayed = [event.values.get("samples_replayed") for event in incidents]
+    summary = f"attempts: {attempts}, incidents: {len(incidents)}"
     if incidents:
-        # The journal knows of what was written to it: a killed worker's last seconds are not in it.
-        told += f"; at least {again} samples were delivered, rolled back and delivered again"
-    return told + (f"; {damaged} parts of the journal cannot be read" if damaged else "")
+        # The journal lacks a killed worker's last seconds, so this is a lower bound.
+        samples = sum(count for count in replayed if isinstance(count, int))
+        summary += f"; at least {samples} samples were delivered, rolled back and delivered again"
+    return summary + (f"; {damaged_count} parts of the journal cannot be read" if damaged_count else "")
 
 
 def _read_events(folder: str) -> tuple[list[Event], int]:
-    """All events that can be read, and how many segments of the journal cannot."""
-    found: list[Event] = []
+    """Return all readable events, and how many segments of the journal are damaged."""
+    all_events: list[Event] = []
     cursor: Cursor | None = None
-    damaged = 0
+    damaged_count = 0
     while True:
         try:
-            events, reached = journal.read_events(get_journal_dir(folder), cursor)
+            events, next_cursor = journal.read_events(get_journal_dir(folder), cursor)
         except DamagedSegmentError as error:
-            cursor, damaged = error.cursor, damaged + 1
+            cursor, damaged_count = error.cursor, damaged_count + 1
             continue
-        found += events
-        if reached == cursor or not events:
-            return found, damaged
-        cursor = reached
+        all_events += events
+        if next_cursor == cursor or not events:
+            return all_events, damaged_count
+        cursor = next_cursor

@@ -1,4 +1,4 @@
-"""Where jobs print, and their errors as one line each with an exit status. Importable without ray or torch."""
+"""The console, exit statuses and one-line errors of commands. Importable without ray or torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
+from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.lease import LeaseHeldError
 from orchestrator.storage import ranged_reads
 from orchestrator.storage.commit import CommitError
@@ -24,41 +25,55 @@ from orchestrator.storage.file_io import StorageError
 
 EXIT_USAGE_ERROR, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 THREAD_JOIN_SECONDS = 5.0
-# A log is no terminal and has no width of its own.
+# A log has no width of its own.
 LOG_WIDTH = 120
+STOPPED_NOTICE = "stopped; rerun the same command to resume"
 
 
 def make_console() -> Console:
-    """Where jobs print, all of it printable: the terminal, or a log of fixed width."""
+    """Return the console that commands print on: the terminal, or a log of fixed width."""
     prepare_output()
     return PrintableConsole() if sys.stdout.isatty() else PrintableConsole(width=LOG_WIDTH, soft_wrap=True)
 
 
-def run_command(prog: str, main: Callable[[], int]) -> int:
-    """The exit status of a job: 0 done, 1 failed, 2 refused, 130 by Ctrl-C; what can be mended is no traceback.
+def run_command(program: str, main: Callable[[], int], finishes_unread: bool = False) -> int:
+    """Run a command; return its exit status: 0 done, 1 failed, 2 wrong usage, 130 after Ctrl-C, 128 + N by signal N.
 
-    After Ctrl-C the process ends within seconds, also when a thread waits for a store that does not answer.
+    Errors that the user can fix are printed as one line, without a traceback. After Ctrl-C the process ends within
+    seconds, even when a thread waits for a store that does not answer. finishes_unread: the command completes its work
+    when its terminal is closed.
     """
     before = set(threading.enumerate())
-    try:
-        return main()
-    except ConfigError as error:
-        return print_errors(prog, [str(error)], EXIT_USAGE_ERROR)
-    except (LeaseHeldError, DataError, CommitError, StorageError) as error:
-        return print_errors(prog, [str(error)], EXIT_FAILURE)
-    except UnicodeEncodeError as error:
-        lacking = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
-        return print_errors(
-            prog, [f"{lacking}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"], EXIT_FAILURE
-        )
-    except KeyboardInterrupt:
-        status = print_errors(prog, ["interrupted"], EXIT_INTERRUPTED)
-        _join_threads_or_exit(before, status)
-        return status
+    with tolerate_closed_output() if finishes_unread else nullcontext():
+        try:
+            return main()
+        except KeyboardInterrupt:
+            status = print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
+            _join_threads_or_exit(before, status)
+            return status
+        except Exception as error:
+            problems = _describe_error(error)
+            if problems is None:
+                raise
+            return print_errors(program, problems, EXIT_USAGE_ERROR if isinstance(error, ConfigError) else EXIT_FAILURE)
+
+
+def _describe_error(error: Exception) -> list[str] | None:
+    """Return the lines about an error that the user can fix; None for any other."""
+    if isinstance(error, UnicodeEncodeError):
+        problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
+        return [f"{problem}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"]
+    if isinstance(error, JobError):
+        return list(error.problems)
+    return (
+        [str(error)]
+        if isinstance(error, ConfigError | LeaseHeldError | DataError | CommitError | StorageError)
+        else None
+    )
 
 
 def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
-    """Wait a moment for threads started since; end the process when one stays, since Python would wait for it."""
+    """Wait a few seconds for the threads started since; end the process if one remains: Python would wait for it."""
     ranged_reads.close_all_readers()
     deadline = time.monotonic() + THREAD_JOIN_SECONDS
     for thread in set(threading.enumerate()) - before:
@@ -71,7 +86,7 @@ def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
 
 
 class DisconnectTolerantStream:
-    """A text stream that takes what is written after its terminal is closed, or its reader has ended, and drops it."""
+    """A text stream that drops what is written after its terminal was closed or its reader ended."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -80,7 +95,7 @@ class DisconnectTolerantStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it; its length."""
+        """Write a text, or drop it; return its length."""
         try:
             return int(self._stream.write(text))
         except OSError as error:
@@ -88,7 +103,7 @@ class DisconnectTolerantStream:
             return len(text)
 
     def flush(self) -> None:
-        """Flush what is buffered, or drop it."""
+        """Flush the buffer, or drop it."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -96,8 +111,8 @@ class DisconnectTolerantStream:
 
     def _discard_output(self, error: OSError) -> None:
         if error.errno not in (errno.EIO, errno.EPIPE):
-            return  # a full disk, say, may have room for the next line
-        # The stream still holds what it could not write, and Python tries again at its exit, which would then fail.
+            return  # a full disk, for example, may have room for the next line
+        # The stream still holds what it could not write; Python would retry at exit, and fail.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
@@ -105,8 +120,8 @@ class DisconnectTolerantStream:
 
 @contextmanager
 def tolerate_closed_output() -> Iterator[None]:
-    """Let a job go on, and save, when nobody can read any longer what it prints."""
-    prepare_output()  # on the streams themselves: one that is wrapped cannot be set up
+    """Let a command continue and save when its output can no longer be written."""
+    prepare_output()  # before wrapping: a wrapped stream cannot be reconfigured
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = DisconnectTolerantStream(sys.stdout), DisconnectTolerantStream(sys.stderr)
     try:
@@ -118,7 +133,7 @@ def tolerate_closed_output() -> Iterator[None]:
 
 
 def print_errors(prog: str, problems: list[str], status: int) -> int:
-    """Print problems, a line each, as errors of that program; the exit status that was given."""
+    """Print each problem as a line of errors of that program; return `status`."""
     for problem in problems:
         sys.stderr.write(f"{prog}: error: {make_printable(' '.join(problem.split()))}\n")
     return status

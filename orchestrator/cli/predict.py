@@ -1,7 +1,8 @@
-"""Top classes of images, by an ensemble in storage or in MLflow's registry. Needs no cluster."""
+"""Classify images with models in storage or in MLflow's registry. Needs no cluster."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -9,12 +10,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.checkpoint.checkpoint import CheckpointError
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
@@ -33,130 +36,130 @@ from orchestrator.storage.file_io import StorageError
 from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.run_dir import get_final_weights_dir, load_finished_outcome
 
-# A photograph of 100 million pixels, the most that is decoded, has less in any usual quality.
+# The decoder accepts 100 million pixels; a photograph of that size has fewer bytes at any usual quality.
 MAX_IMAGE_BYTES = 64 * 2**20
 _WEB_SCHEMES = ("http", "https")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the weights of a classifier lie, and what to call it."""
+    """The weights of a classifier, its description, and readable class names."""
 
     description: str
     weights_urls: tuple[str, ...]
     titles: tuple[str, ...]
 
 
-def run_predict(config: PredictConfig, screen: Console) -> int:
-    """Classify the images and print what they show; the exit status, 1 when some could not be read.
+def run_predict(config: PredictConfig, console: Console | None = None) -> int:
+    """Classify the images and print their classes; return the exit status, 1 when some could not be read.
 
     Raises ConfigError, DataError or StorageError when there is no classifier or no image.
     """
     if not config.images:
         raise ConfigError("images: give at least one image, folder or URL")
     images = find_images(config.images)
-    known = load_classifier(config.chosen, _print_note)
-    show = _print_json if config.json_lines else _make_table_printer(images, screen)
-    broken = 0
+    model = load_classifier(config.chosen, _print_note)
+    print_answer = _print_json if config.json_lines else _make_table_printer(images, console or make_console())
+    unreadable_count = 0
     step = classifier.compute_images_per_batch(config.crops)
     for first in range(0, len(images), step):
-        part = images[first : first + step]
-        read = [_read_image(image) for image in part]
-        answers = iter(known.classify([data for data in read if isinstance(data, bytes)], config.crops, config.top))
-        for image, data in zip(part, read, strict=True):
+        batch = images[first : first + step]
+        contents = [read_image(image) for image in batch]
+        encoded = [data for data in contents if isinstance(data, bytes)]
+        answers = iter(model.classify(encoded, config.crops, config.top))
+        for image, data in zip(batch, contents, strict=True):
             answer = next(answers) if isinstance(data, bytes) else data
-            show(image, answer)
-            broken += isinstance(answer, Exception)
-    if broken:
-        _print_note(f"{broken} of {len(images)} images could not be read")
-    return EXIT_FAILURE if broken else 0
+            print_answer(image, answer)
+            unreadable_count += isinstance(answer, Exception)
+    if unreadable_count:
+        _print_note(f"{unreadable_count} of {len(images)} images could not be read")
+    return EXIT_FAILURE if unreadable_count else 0
 
 
-def load_classifier(chosen: ModelChoice, note: Callable[[str], None]) -> Classifier:
-    """The classifier that is meant, ready; `note` is told which. Raises as `predict` does."""
-    registered, why = chosen.model, ""
-    if not registered:
-        registered, why = _find_champion(chosen)
-    if registered.startswith(ensemble_registry.MODEL_URI_PREFIX):
+def load_classifier(choice: ModelChoice, report: Callable[[str], None]) -> Classifier:
+    """Load the chosen classifier; `report` gets a line that says which it is. Raises as `run_predict` does."""
+    uri, reason = (choice.model, "") if choice.model else _find_champion(choice)
+    if uri.startswith(ensemble_registry.MODEL_URI_PREFIX):
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            return _load_source(_fetch_registered(chosen.model_copy(update={"model": registered}), scratch), note, why)
-    return _load_source(resolve_source(chosen), note, why)
+            return _load_source(_fetch_registered(choice.model_copy(update={"model": uri}), scratch), report, reason)
+    return _load_source(resolve_source(choice), report, reason)
 
 
-def _find_champion(chosen: ModelChoice) -> tuple[str, str]:
-    """Return the URI of the registered champion, empty where there is none, and what to say of it.
+def _find_champion(choice: ModelChoice) -> tuple[str, str]:
+    """Return the URI of the registered champion, empty when there is none, and the reason for using it or not.
 
-    Raises ConfigError where several are registered, or where the registry cannot be asked.
+    Raises ConfigError when several are registered, or when the registry cannot be read.
     """
     try:
-        destination = Destination(data=EMBEDDED_DATASET, storage=chosen.storage, tracking=chosen.tracking).resolve()
+        destination = Destination(data=EMBEDDED_DATASET, storage=choice.storage, tracking=choice.tracking).resolve()
     except ConfigError:
-        if chosen.tracking:
+        if choice.tracking:
             raise
-        return "", "no MLflow store is known"  # storage elsewhere, which has no default one
-    database = os.path.join(urls.to_local_path(destination.storage), "mlflow.db") if not chosen.tracking else ""
+        return "", "no MLflow store is known"  # remote storage has no default one
+    database = os.path.join(urls.to_local_path(destination.storage), "mlflow.db") if not choice.tracking else ""
     if database and destination.tracking.startswith("sqlite") and not os.path.exists(database):
-        return "", "no model is registered"  # known without MLflow, which takes seconds to import
+        return "", "no model is registered"  # found without MLflow, which takes seconds to import
     shown = redaction.redact(destination.tracking)
     try:
-        found = ensemble_registry.find_champions(destination.tracking)
+        champions = ensemble_registry.find_champions(destination.tracking)
     except TrackingError as error:
         raise ConfigError(
-            f"model: which one is the champion cannot be found out: {error}; name an ensemble or run with --model"
+            f"model: the champion cannot be looked up: {error}; set --model to an ensemble or run"
         ) from None
-    if len(found) > 1:
+    if len(champions) > 1:
         raise ConfigError(
-            f"model: {len(found)} champions are registered in {shown}; choose with --model: {', '.join(found)}"
+            f"model: {len(champions)} champions are registered in {shown}; set --model to one: {', '.join(champions)}"
         )
-    return (found[0], f"the champion registered in {shown}") if found else ("", f"no champion is registered in {shown}")
+    if champions:
+        return champions[0], f"the champion registered in {shown}"
+    return "", f"no champion is registered in {shown}"
 
 
-def resolve_source(chosen: ModelChoice) -> ModelSource:
-    """The weights in storage that are meant. Raises ConfigError when they are not there, or not all."""
-    if chosen.model:
-        (one,) = run_lookup.find_runs([chosen.model], chosen.storage, "model")
-        one.check_members("model")
-        told = one.name
+def resolve_source(choice: ModelChoice) -> ModelSource:
+    """Return the chosen weights in storage. Raises ConfigError when one is missing or not finished."""
+    if choice.model:
+        (entry,) = run_lookup.find_runs([choice.model], choice.storage, "model")
+        entry.check_members("model")
+        description = entry.name
     else:
-        one, told = _find_newest_ensemble(chosen.storage)
-    members = list(one.members) if one.members is not None else [one.folder]
-    runs = _select_members(members, chosen.members)
+        entry, description = _find_newest_ensemble(choice.storage)
+    members = list(entry.members) if entry.members is not None else [entry.folder]
+    runs = _select_members(members, choice.members)
     for number, run in runs:
         if load_finished_outcome(run) is None:
             raise ConfigError(
-                f"model: {one.name}: its model {number}, {urls.get_basename(run)}, is not trained to its "
-                "end; finish it, or "
-                "choose others with --members"
+                f"model: {entry.name}: its model {number}, {urls.get_basename(run)}, is not finished; rerun its "
+                "training, or choose others with --members"
             )
     return ModelSource(
-        _format_model_count(told, runs, members),
+        _format_model_count(description, runs, members),
         tuple(get_final_weights_dir(run) for _, run in runs),
         _load_titles(runs[0][1]),
     )
 
 
 def find_images(places: Sequence[str]) -> list[str]:
-    """The images at these places, as their URLs or absolute paths; those of a folder are told by their extensions.
+    """Return the images at these places, as URLs or absolute paths; in a folder, extensions decide.
 
-    Pictures of formats that are not decoded are among them, since their answer says so: a phone's HEIC must not vanish.
-    Raises ConfigError for a folder that has none.
+    Pictures in unsupported formats are included, so that each gets an error: a phone's HEIC must not vanish.
+    Raises ConfigError for a folder without images.
     """
     images: list[str] = []
     for place in places:
         url = place if not urls.is_local(place) else os.path.abspath(os.path.expanduser(urls.to_local_path(place)))
-        # A page of the web is no list of files.
+        # A web page is not a list of files.
         names = [] if urls.get_scheme(url) in _WEB_SCHEMES or _is_file(url) else file_io.list_names(url)
         inside = [name for name in names if is_image(name) or _is_unsupported_image(name)]
         if not inside and (names or _is_folder(url)):
             raise ConfigError(
-                f"images: {redaction.redact(place)}: a folder without images; those in folders are not seen"
+                f"images: {redaction.redact(place)}: a folder without images; subfolders are not searched"
             )
         images += [file_io.join(url, name) for name in inside] or [url]
     return images
 
 
 def _is_unsupported_image(name: str) -> bool:
-    """Return whether a name is that of a picture, not a document, whose format is not decoded."""
+    """Return whether a name is that of a picture, not a document, in a format that cannot be decoded."""
     stem, _, extension = name.rpartition(".")
     kind = image_format.UNSUPPORTED_EXTENSIONS.get(extension.lower())
     return bool(stem) and not stem.startswith(".") and kind not in (None, "svg", "pdf")
@@ -170,8 +173,8 @@ def _is_folder(url: str) -> bool:
     return urls.is_local(url) and os.path.isdir(url)
 
 
-def _read_image(url: str) -> bytes | OSError | BadSampleError:
-    """The file, or what is wrong with it."""
+def read_image(url: str) -> bytes | OSError | BadSampleError:
+    """Return the content of a file, or the error that explains why it cannot be used."""
     try:
         if (size := file_io.get_size(url)) > MAX_IMAGE_BYTES:
             return BadSampleError(f"an image must have at most {MAX_IMAGE_BYTES} bytes, got {size}")
@@ -182,30 +185,39 @@ def _read_image(url: str) -> bytes | OSError | BadSampleError:
         return error
 
 
-def _find_newest_ensemble(storage: str) -> tuple[RunEntry, str]:
-    """The newest ensemble that train_ensemble.py made and whose members are all trained, and what to say of it.
+def encode_pixels(pixels: object) -> bytes:
+    """Return RGB pixels (uint8, height x width x 3) as the bytes of a PNG file. Raises ConfigError for other arrays."""
+    array = np.asarray(pixels)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ConfigError(
+            f"images: pixels must be uint8 of shape height x width x 3, got {array.dtype} of shape {array.shape}; give "
+            "a path, a URL, the bytes of a JPEG or PNG file, or such pixels"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
 
-    What was only evaluated never counts, and evaluating an ensemble makes it no newer.
+
+def _find_newest_ensemble(storage: str) -> tuple[RunEntry, str]:
+    """Return the newest trained ensemble whose members are all finished, and its description.
+
+    Ensembles that were only evaluated do not count, and evaluating one makes it no newer.
     """
     place = run_lookup.resolve_storage(storage)
-    origins = {one.folder: (one, *_read_origin(one.folder)) for one in run_lookup.list_all_runs(storage) if one.members}
-    there = [
-        (created, one.name, one)
-        for one, made_by, created in origins.values()
-        if made_by != run_lookup.MADE_BY_EVALUATION
-    ]
-    for _, _, one in sorted(there, key=lambda each: each[:2], reverse=True):
-        if all(load_finished_outcome(run) is not None for run in one.members or ()):
-            return one, one.name if len(there) == 1 else f"{one.name}, the newest whole one of {len(there)} trained"
+    ensembles = [(*_read_origin(entry.folder), entry) for entry in run_lookup.list_all_runs(storage) if entry.members]
+    trained = [(created, entry) for made_by, created, entry in ensembles if made_by != run_lookup.MADE_BY_EVALUATION]
+    for _, entry in sorted(trained, key=lambda pair: (pair[0], pair[1].name), reverse=True):
+        if all(load_finished_outcome(run) is not None for run in entry.members or ()):
+            several = f", the newest complete one of {len(trained)} trained" if len(trained) > 1 else ""
+            return entry, f"{entry.name}{several}"
     raise ConfigError(
-        f"model: no ensemble in {redaction.redact(place)} has all its models trained ({len(there)} there); "
-        "give one, or a "
-        "run, with --model, or another storage with --storage"
+        f"model: no ensemble in {redaction.redact(place)} is completely trained ({len(trained)} there); set --model to "
+        "an ensemble or a run, or --storage to another storage"
     )
 
 
 def _read_origin(folder: str) -> tuple[str, float]:
-    """Return what made an ensemble first and when, unix seconds; of older ones when work on it began last, else 0."""
+    """Return what made an ensemble first and when (unix seconds), in old records when work on it last began, else 0."""
     record = file_io.read_json_or_empty(file_io.join(folder, run_lookup.ENSEMBLE_FILE))
     if isinstance(created := record.get("created"), int | float):
         return str(record.get("made_by")), float(created)
@@ -214,67 +226,70 @@ def _read_origin(folder: str) -> tuple[str, float]:
 
 
 def _select_members(members: Sequence[str], numbers: Sequence[int]) -> list[tuple[int, str]]:
-    """Numbers and items of those that are asked for, all by default. Raises ConfigError."""
+    """Return numbers and items of the members with these numbers, by default all. Raises ConfigError."""
     if len(set(numbers)) < len(numbers) or not all(1 <= number <= len(members) for number in numbers):
-        told = ",".join(map(str, numbers))
-        raise ConfigError(f"members: {told} is refused: numbers from 1 to {len(members)}, each once")
+        raise ConfigError(
+            f"members: must be different numbers from 1 to {len(members)}, got {','.join(map(str, numbers))}"
+        )
     return [(number, members[number - 1]) for number in numbers or range(1, len(members) + 1)]
 
 
-def _format_model_count(name: str, taken: Sequence[tuple[int, str]], members: Sequence[str]) -> str:
-    if len(taken) == len(members):
+def _format_model_count(name: str, selected: Sequence[tuple[int, str]], members: Sequence[str]) -> str:
+    if len(selected) == len(members):
         return f"{name} ({len(members)} model{'s' * (len(members) > 1)})"
-    return f"{name} (models {','.join(str(number) for number, _ in taken)} of {len(members)})"
+    return f"{name} (models {','.join(str(number) for number, _ in selected)} of {len(members)})"
 
 
 def _load_titles(run: str) -> tuple[str, ...]:
-    """Readable names of the classes, from the dataset that the run was trained on; none when it is not at hand."""
+    """Return readable class names from the dataset that the run was trained on; none when it is not available."""
     spec = file_io.read_json_or_empty(file_io.join(run, "spec.json"))
     try:
-        # Only names are taken from it: no tar is read.
-        found = manifest.load(run_lookup.resolve_dataset_url(spec, run), allow_elsewhere=True)
+        # Only names are used: no tar is read.
+        dataset = manifest.load(run_lookup.resolve_dataset_url(spec, run), allow_elsewhere=True)
     except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return ()
-    return found.titles if found.digest() == spec.get("dataset_digest") else ()
+    return dataset.titles if dataset.digest() == spec.get("dataset_digest") else ()
 
 
-def _fetch_registered(chosen: ModelChoice, scratch: str) -> ModelSource:
-    destination = Destination(data=EMBEDDED_DATASET, storage=chosen.storage, tracking=chosen.tracking).resolve()
+def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
+    destination = Destination(data=EMBEDDED_DATASET, storage=choice.storage, tracking=choice.tracking).resolve()
     try:
-        weights, titles = ensemble_registry.fetch_weights(destination.tracking, chosen.model, scratch)
+        weights, titles = ensemble_registry.fetch_weights(destination.tracking, choice.model, scratch)
     except TrackingError as error:
-        raise ConfigError(f"model: {error}; another store is given with --tracking") from None
-    taken = _select_members(weights, chosen.members)
+        raise ConfigError(f"model: {error}; set --tracking to another store") from None
+    selected = _select_members(weights, choice.members)
     return ModelSource(
-        _format_model_count(chosen.model, taken, weights), tuple(path for _, path in taken), tuple(titles)
+        _format_model_count(choice.model, selected, weights), tuple(path for _, path in selected), tuple(titles)
     )
 
 
-def _load_source(chosen: ModelSource, note: Callable[[str], None], why: str) -> Classifier:
-    note(f"model: {chosen.description}" + (f": {why}" if why else ""))
+def _load_source(source: ModelSource, report: Callable[[str], None], reason: str) -> Classifier:
+    report(f"model: {source.description}" + (f": {reason}" if reason else ""))
     try:
-        return Classifier.load(chosen.weights_urls, chosen.titles)
+        return Classifier.load(source.weights_urls, source.titles)
     except (CheckpointError, FileNotFoundError) as error:
         raise DataError(f"model: {error}") from None
 
 
 def _print_note(text: str) -> None:
-    """Say it beside the results, which may go into a file."""
+    """Print a line on stderr, since results on stdout may go into a file."""
     sys.stderr.write(f"{text}\n")
 
 
 def _print_json(image: str, answer: list[Prediction] | Exception) -> None:
-    told = {"error": str(answer)} if isinstance(answer, Exception) else {"predictions": [asdict(one) for one in answer]}
-    sys.stdout.write(json.dumps({"image": redaction.redact(image), **told}) + "\n")
+    content: dict[str, object] = {"error": str(answer)}
+    if not isinstance(answer, Exception):
+        content = {"predictions": [asdict(each) for each in answer]}
+    sys.stdout.write(json.dumps({"image": redaction.redact(image), **content}) + "\n")
     sys.stdout.flush()
 
 
-def _make_table_printer(images: Sequence[str], screen: Console) -> Callable[[str, list[Prediction] | Exception], None]:
-    """Prints an image's rows as they come; all have the same columns, so they look like one table."""
+def _make_table_printer(images: Sequence[str], console: Console) -> Callable[[str, list[Prediction] | Exception], None]:
+    """Return a function that prints an image's rows; all have the same columns, so together they form a table."""
     names = shorten_names(images)
-    width = min(max(map(len, names.values())), max(12, screen.width // 3))
+    width = min(max(map(len, names.values())), max(12, console.width // 3))
 
-    def show(image: str, answer: list[Prediction] | Exception) -> None:
+    def print_rows(image: str, answer: list[Prediction] | Exception) -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(width=width, overflow="fold")
         table.add_column(width=8, justify="right", no_wrap=True)
@@ -282,16 +297,16 @@ def _make_table_printer(images: Sequence[str], screen: Console) -> Callable[[str
         if isinstance(answer, Exception):
             table.add_row(Text(names[image]), Text("-"), Text(f"not read: {answer}", style="red"))
         else:
-            for rank, one in enumerate(answer):
+            for rank, prediction in enumerate(answer):
                 name = names[image] if rank == 0 else ""
-                table.add_row(Text(name), f"{100 * one.probability:.2f} %", Text(one.class_name))
-        screen.print(table, soft_wrap=False)
+                table.add_row(Text(name), f"{100 * prediction.probability:.2f} %", Text(prediction.class_name))
+        console.print(table, soft_wrap=False)
 
-    return show
+    return print_rows
 
 
 def shorten_names(images: Sequence[str]) -> dict[str, str]:
-    """How to show each image: by its file's name where no other image has that, else in full."""
+    """Return the name of each image for people: its file's name where it is unique, else the whole URL."""
     short = [urls.get_basename(redaction.redact(image)) for image in images]
     return {
         image: name if short.count(name) == images.count(image) else redaction.redact(image)

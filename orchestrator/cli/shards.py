@@ -1,4 +1,4 @@
-"""`shards.py pack`: shards packed by tasks on a cluster, or by threads of this process without one."""
+"""Pack, index and verify datasets; shards are packed by tasks on a cluster, or without one by threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from orchestrator.cli.exit_status import make_console
+from orchestrator.cli.exit_status import STOPPED_NOTICE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.build import indexing, packing, verify
@@ -31,75 +31,75 @@ from orchestrator.storage import file_io, ranged_reads
 
 TaskResults = Iterator[tuple[int, Any]]
 
-# Reads of a task that are under way side by side; its CPU decodes what came.
+# Parallel reads of a task, whose CPU decodes what has arrived.
 TASK_THREADS = 4
 MAX_LOCAL_SHARDS = 4
 GRACE_SECONDS = 5.0
-# A log has no moving bar; it gets a line now and then.
+# A log gets a line now and then in place of the progress bar.
 LOG_INTERVAL_SECONDS = 30.0
 
 
 def pack_dataset(config: PackConfig) -> int:
-    """Pack a dataset, or go on with packing it; the exit status. Raises ConfigError, DataError or StorageError."""
-    config, screen = config.resolve(), make_console()
+    """Pack a dataset, or resume packing it; return the exit status. Raises ConfigError, DataError or StorageError."""
+    config, console = config.resolve(), make_console()
 
-    def say(text: str) -> None:
-        screen.print(text, highlight=False, markup=False, soft_wrap=True)
+    def print_line(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if isinstance(config.source, DigitsSource | PluginSource):
-        packed = packing.pack_samples(config, say)
+        packed = packing.pack_samples(config, print_line)
         if packed is not None:
-            say(f"packed: {_describe_dataset(config.url, packed)}")
+            print_line(f"packed: {_describe_dataset(config.url, packed)}")
         return 0
     if config.dry_run:
-        _print_plan(packing.preview_plan(config, say), say)
+        _print_plan(packing.preview_plan(config, print_line), print_line)
         return 0
-    begun = packing.start_packing(config, say)
-    if isinstance(begun, Manifest):
-        say(f"already packed: {_describe_dataset(config.url, begun)}")
+    work = packing.start_packing(config, print_line)
+    if isinstance(work, Manifest):
+        print_line(f"already packed: {_describe_dataset(config.url, work)}")
         return 0
-    _print_plan(begun.plan, say)
+    _print_plan(work.plan, print_line)
     with signals.catch_stop_signals() as interruption:
-        entries = _pack_shards(begun, screen, interruption, say)
+        entries = _pack_shards(work, console, interruption, print_line)
         if interruption.event.is_set():
-            say("stopped; the same command goes on where it was")
+            print_line(STOPPED_NOTICE)
             return interruption.exit_status
-    made = packing.finish_packing(begun, entries)
-    screen.print(packing.build_report_table(begun.plan, entries))
-    if summary := packing.describe_left_out(begun.plan, entries):
-        say(summary)
+    dataset = packing.finish_packing(work, entries)
+    console.print(packing.build_report_table(work.plan, entries))
+    if summary := packing.describe_left_out(work.plan, entries):
+        print_line(summary)
     for bad in packing.list_left_out(entries)[: packing.MAX_LISTED_IMAGES]:
-        say(make_printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
-    say(
-        f"packed: {_describe_dataset(config.url, made)}; report: "
+        print_line(make_printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
+    print_line(
+        f"packed: {_describe_dataset(config.url, dataset)}; report: "
         f"{redaction.redact(file_io.join(config.url, packing.REPORT_NAME))}"
     )
     return 0
 
 
 def _pack_shards(
-    begun: Packing, screen: Console, interruption: Interruption, say: Callable[[str], None]
+    work: Packing, console: Console, interruption: Interruption, print_line: Callable[[str], None]
 ) -> dict[ShardId, PackedShard]:
-    """The entries of all shards, those of an earlier start too; fewer when interrupted.
+    """Return the entries of all shards, including those packed earlier; fewer when interrupted.
 
     Raises DataError as soon as too many images are broken.
     """
-    entries = dict(begun.finished)
-    left = begun.list_unfinished()
-    _check_bad_images(begun, entries)
+    entries = dict(work.finished)
+    left = work.list_unfinished()
+    _check_bad_images(work, entries)
     with (
-        _run_shard_tasks(begun, left, interruption.event.is_set, say) as results,
-        _show_progress(begun, screen, say) as advance,
+        _run_shard_tasks(work, left, interruption.event.is_set, print_line) as results,
+        _show_progress(work, console, print_line) as advance,
     ):
         for number, raw in results:
             entries[left[number]] = PackedShard.from_dict(raw)
             advance(entries)
-            _check_bad_images(begun, entries)
+            _check_bad_images(work, entries)
     return entries
 
 
-def _check_bad_images(begun: Packing, entries: dict[ShardId, PackedShard]) -> None:
-    problem = packing.check_bad_limit(begun.plan, entries, begun.config.max_bad)
+def _check_bad_images(work: Packing, entries: dict[ShardId, PackedShard]) -> None:
+    problem = packing.check_bad_limit(work.plan, entries, work.config.max_bad)
     if problem is not None:
         raise DataError(problem)
 
@@ -107,34 +107,34 @@ def _check_bad_images(begun: Packing, entries: dict[ShardId, PackedShard]) -> No
 # ------------------------------------------------------------------ tasks or threads
 @contextmanager
 def _run_shard_tasks(
-    begun: Packing, left: Sequence[ShardId], stop: Callable[[], bool], say: Callable[[str], None]
+    work: Packing, left: Sequence[ShardId], stop: Callable[[], bool], print_line: Callable[[str], None]
 ) -> Iterator[TaskResults]:
-    """(number in `left`, entry) of each shard as it is done, by whatever there is to do it."""
-    cpus, at_once = os.cpu_count() or 1, begun.config.at_once
+    """Yield an iterator of (number in `left`, entry), in order of completion, by tasks or threads."""
+    cpus, at_once = os.cpu_count() or 1, work.config.at_once
     if not left:
         yield iter(())
     elif has_existing_cluster():
         with cluster.connect_cluster() as capacity:
-            # Twice as many as fit, so that none waits for the next and an autoscaler sees that there is more.
+            # Twice as many as fit: no CPU idles between tasks, and an autoscaler sees the demand.
             most = at_once or max(1, 2 * int(capacity.cpus))
-            say(f"packing {len(left)} shards by tasks on {len(capacity.nodes)} node(s)")
-            tasks = [(begun.make_task(shard, TASK_THREADS).to_dict(),) for shard in left]
+            print_line(f"packing {len(left)} shards by tasks on {len(capacity.nodes)} node(s)")
+            tasks = [(work.make_task(shard, TASK_THREADS).to_dict(),) for shard in left]
             yield task_pool.run_tasks(pack_shard, tasks, cpus=1, gpus=0, at_once=most, stop=stop)
     else:
         most = min(at_once or MAX_LOCAL_SHARDS, len(left))
         threads = max(1, -(-cpus // most)) + 1
-        say(f"packing {len(left)} shards in this process")
-        tasks = [(begun.make_task(shard, threads).to_dict(),) for shard in left]
+        print_line(f"packing {len(left)} shards in this process")
+        tasks = [(work.make_task(shard, threads).to_dict(),) for shard in left]
         yield run_in_threads(pack_shard, tasks, most, stop)
 
 
 def run_in_threads(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], at_once: int, stop: Callable[[], bool]
 ) -> TaskResults:
-    """What pool.run does, in threads: (number of the argument, result) of each call as it ends.
+    """Run calls in threads as `task_pool.run_tasks` does in tasks; yield (number of the argument, result).
 
-    Raises what a call raised. What is under way is waited for, whatever ends this; after a stop, reads that wait for a
-    store are given up after some seconds.
+    Raises the exception of a call. Running calls are always awaited; after a stop, reads that wait for a store are
+    abandoned after some seconds.
     """
     waiting = list(enumerate(arguments))[::-1]
     running: dict[Future[Any], int] = {}
@@ -149,53 +149,54 @@ def run_in_threads(
             ranged_reads.close_all_readers()
 
 
-# ------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------ output
 @contextmanager
 def _show_progress(
-    begun: Packing, screen: Console, say: Callable[[str], None]
+    work: Packing, console: Console, print_line: Callable[[str], None]
 ) -> Iterator[Callable[[dict[ShardId, PackedShard]], None]]:
-    """A function that shows how far the entries go: on a moving bar, or now and then in a log."""
-    total, before = len(begun.plan.shards()), sum(entry.bytes for entry in begun.finished.values())
-    whole = sum(split.bytes for split in begun.plan.splits.values())
-    began = told = time.monotonic()
+    """Yield a function that shows the progress of the entries: on a bar, or now and then in a log."""
+    total, before = len(work.plan.shards()), sum(entry.bytes for entry in work.finished.values())
+    whole = sum(split.bytes for split in work.plan.splits.values())
+    began = logged = time.monotonic()
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("packing", total=total, completed=len(begun.finished), pace="")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("packing", total=total, completed=len(work.finished), pace="")
 
         def advance(entries: dict[ShardId, PackedShard]) -> None:
-            nonlocal told
+            nonlocal logged
             done = sum(entry.bytes for entry in entries.values())
             rate = max(1.0, (done - before) / max(1e-3, time.monotonic() - began))
             pace = f"{rate / 1e6:.1f} MB/s, {format_duration((whole - done) / rate)} left"
             bar.update(task, completed=len(entries), pace=pace)
-            if not screen.is_terminal and time.monotonic() - told > LOG_INTERVAL_SECONDS:
-                told = time.monotonic()
-                say(f"packing: {len(entries)} of {total} shards, {pace}")
+            if not console.is_terminal and time.monotonic() - logged > LOG_INTERVAL_SECONDS:
+                logged = time.monotonic()
+                print_line(f"packing: {len(entries)} of {total} shards, {pace}")
 
         yield advance
 
 
-def _print_plan(plan: PackingPlan, say: Callable[[str], None]) -> None:
-    """The plan: samples, classes, shards and bytes of each split."""
-    say(f"{plan.name}: {len(plan.classes)} classes")
+def _print_plan(plan: PackingPlan, print_line: Callable[[str], None]) -> None:
+    """Print samples, classes, shards and bytes of each split."""
+    print_line(f"{plan.name}: {len(plan.classes)} classes")
     for name, split in plan.splits.items():
-        say(f"  {name}: {split.samples:,} images, {split.bytes / 2**20:,.1f} MiB, {len(split.shards)} shards")
+        print_line(f"  {name}: {split.samples:,} images, {split.bytes / 2**20:,.1f} MiB, {len(split.shards)} shards")
         if empty := split.per_class.count(0):
-            say(f"  {name}: {empty} classes without images")
+            print_line(f"  {name}: {empty} classes without images")
 
 
-def _describe_dataset(url: str, made: Manifest) -> str:
+def _describe_dataset(url: str, dataset: Manifest) -> str:
     splits = ", ".join(
-        f"{made.count_samples(name):,} {name} images in {len(made.shards(name))} shards" for name in made.splits
+        f"{dataset.count_samples(name):,} {name} images in {len(dataset.shards(name))} shards"
+        for name in dataset.splits
     )
-    return f"{redaction.redact(url)}: {splits}, dataset {made.digest()}"
+    return f"{redaction.redact(url)}: {splits}, dataset {dataset.digest()}"
 
 
 def index_tars(job: IndexConfig) -> int:
-    """Write manifest and indexes of tars made elsewhere; the exit status."""
+    """Write manifest and indexes of tars made elsewhere; return the exit status."""
     return indexing.index_dataset(job, make_console())
 
 
 def verify_dataset(job: VerifyConfig) -> int:
-    """Tell all that is wrong with a dataset; the exit status."""
+    """Print every problem of a dataset; return the exit status."""
     return verify.verify_dataset(job, make_console())

@@ -1,4 +1,4 @@
-"""A recipe's schedule and augmented images, without training."""
+"""Preview a recipe's learning-rate schedule and augmented images, without training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.simulate_config import SimulateConfig
+from orchestrator.cli.config import SimulateConfig
+from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
@@ -32,11 +33,12 @@ MAX_ROWS = 26
 MAX_LOGGED_RATES = 500
 
 
-def simulate_training(config: SimulateConfig, screen: Console) -> int:
-    """Print the schedule; draw it, and a contact sheet where there is data, as far as asked for; the exit status.
+def run_simulate(config: SimulateConfig, console: Console | None = None) -> int:
+    """Print the schedule; draw it, and a contact sheet of the data, as far as asked for; return the exit status.
 
-    Raises ConfigError for what cannot be, PreflightError when MLflow cannot be reached or refuses.
+    Raises ConfigError for impossible values, PreflightError when MLflow cannot be reached or denies access.
     """
+    console = console or make_console()
     try:
         out = config.resolve_output_folder()
     except ValueError as error:
@@ -44,23 +46,23 @@ def simulate_training(config: SimulateConfig, screen: Console) -> int:
     with tempfile.TemporaryDirectory(prefix="simulate-") as temporary, _open_dataset(config) as (url, dataset):
         steps = _count_steps_per_epoch(config, dataset)
         columns = _tabulate_schedule(config.recipe, steps)
-        screen.print(_build_table(config.recipe, columns))
+        console.print(_build_table(config.recipe, columns))
         if not (out or config.uses_mlflow):
             return 0
-        pictures = _draw_pictures(config.recipe, steps, url, dataset, Path(temporary), screen)
+        pictures = _draw_pictures(config.recipe, steps, url, dataset, Path(temporary), console)
         for picture in pictures if out else ():
             where = file_io.join(out, picture.name)
             file_io.write_bytes(where, picture.read_bytes())
-            screen.print(f"written: {redaction.redact(where)}", highlight=False, soft_wrap=True)
+            console.print(f"written: {redaction.redact(where)}", highlight=False, soft_wrap=True)
         if config.uses_mlflow:
             where = _log_to_mlflow(config, steps, columns, pictures)
-            screen.print(f"MLflow:  {where}", highlight=False, soft_wrap=True)
+            console.print(f"MLflow:  {where}", highlight=False, soft_wrap=True)
     return 0
 
 
 @contextmanager
 def _open_dataset(config: SimulateConfig) -> Iterator[tuple[str, Manifest | None]]:
-    """URL and manifest of the data, None where none was named; the digits are packed aside if they are not yet."""
+    """Yield URL and manifest of the data, None without data; unpacked digits are packed in a temporary folder."""
     if not config.data:
         yield "", None
         return
@@ -80,13 +82,13 @@ def _count_steps_per_epoch(config: SimulateConfig, dataset: Manifest | None) -> 
     steps = sampler.count_steps(samples, config.recipe.batch_size)
     if steps == 0:
         raise ConfigError(
-            f"batch_size: {config.recipe.batch_size} is refused: more than the {samples} training images; lower it"
+            f"batch_size: must be at most the {samples} training images, got {config.recipe.batch_size}; lower it"
         )
     return steps
 
 
 def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
-    """The schedule at whole epochs, where a warm-up ends, and at the last step."""
+    """Return the schedule at whole epochs, at the end of the warm-up and at the last step, column by column."""
     last = recipe.epochs * steps_per_epoch - 1
     warm = min(last, round(recipe.schedule.warmup_epochs * steps_per_epoch))
     chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _choose_stride(recipe.epochs))}
@@ -100,7 +102,7 @@ def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[f
 
 
 def _choose_stride(epochs: int) -> int:
-    """Epochs between rows: 1, 2 or 5 times a power of ten, so that there are at most MOST_ROWS."""
+    """Return the epochs between rows: 1, 2 or 5 times a power of ten, for at most MAX_ROWS rows."""
     strides = (each * int(10**power) for power in range(9) for each in (1, 2, 5))
     return next(stride for stride in strides if epochs <= stride * MAX_ROWS)
 
@@ -118,22 +120,22 @@ def _build_table(recipe: Recipe, columns: dict[str, list[float]]) -> Table:
 
 
 def _draw_pictures(
-    recipe: Recipe, steps: int, url: str, dataset: Manifest | None, folder: Path, screen: Console
+    recipe: Recipe, steps: int, url: str, dataset: Manifest | None, folder: Path, console: Console
 ) -> list[Path]:
-    """The pictures; without a dataset there is no contact sheet."""
+    """Draw the schedule and, with a dataset, a contact sheet; return the files."""
     schedule, sheet = folder / previews.SCHEDULE_FILE, folder / previews.CONTACT_SHEET_FILE
     previews.draw_schedule(recipe, steps, str(schedule))
     if dataset is None:
-        screen.print("no contact sheet: name a dataset with --data", highlight=False)
+        console.print("no contact sheet: set --data to a dataset", highlight=False)
         return [schedule]
     if not previews.draw_contact_sheet(recipe, url, dataset, str(sheet)):
-        screen.print("no contact sheet: none of the images that were picked can be decoded", highlight=False)
+        console.print("no contact sheet: none of the selected images can be decoded", highlight=False)
         return [schedule]
     return [schedule, sheet]
 
 
 def _log_to_mlflow(config: SimulateConfig, steps: int, columns: dict[str, list[float]], pictures: list[Path]) -> str:
-    """Record all in a run of its own, the same at each call; where it is to be seen."""
+    """Record everything in an MLflow run, the same one at each call; return its URL."""
     recipe, destination = config.recipe, config.resolve_destination()
     key = f"simulate/{recipe.name}-{compute_fingerprint(recipe, steps)}"
     params = {path: str(value) for path, value in flatten_config(recipe).items()}
@@ -144,7 +146,7 @@ def _log_to_mlflow(config: SimulateConfig, steps: int, columns: dict[str, list[f
             TrackedRun(key, f"simulate-{recipe.name}", None, params, {"orchestrator.job": "simulate"})
         )
         points = previews.sample_learning_rates(recipe, steps, MAX_LOGGED_RATES)
-        # The name that a training uses: MLflow draws both as one chart.
+        # The metric of a training has the same name, so MLflow draws both in one chart.
         tracker.log_metrics(run_id, [MetricPoint("train/rate", rate, samples, time.time()) for samples, rate in points])
         tracker.log_table(run_id, "schedule.json", columns)
         for picture in pictures:

@@ -1,4 +1,4 @@
-"""What runs are doing, told from storage alone: tables that fit 100 columns, or JSON. Needs no Ray, no MLflow."""
+"""Show the state of runs from storage alone, as tables that fit 100 columns or as JSON. Needs no Ray, no MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import StatusConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.monitor.formatting import format_duration, format_number
 from orchestrator.monitor.live_table import format_metrics, make_progress_table
@@ -44,24 +45,24 @@ _COLORS = {
 }
 
 
-# What reading one run's records may raise.
+# Raised by damaged or unreadable records of a single run.
 _SINGLE_RUN_ERRORS = (StorageError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that belong together: an ensemble's members, a sweep's trials, or one run alone."""
+    """Runs that belong together: an ensemble's members, a sweep's trials, or a single run."""
 
-    name: str  # of the ensemble or sweep, empty for a run alone
+    name: str  # of the ensemble or sweep, empty for a single run
     rows: tuple[RunSnapshot, ...]
     sweep: bool = False
-    owner: str = ""  # who runs the sweep
-    brief: bool = False  # show only what runs or went wrong
-    stage: str = ""  # what the driver of an ensemble does now that its models are trained
+    owner: str = ""  # driver of the sweep
+    brief: bool = False  # show only active and failed runs
+    stage: str = ""  # scoring or reporting, of an ensemble whose models are trained
 
     @property
     def is_live(self) -> bool:
-        """Whether there may be more to see at a later look."""
+        """True when a later look may differ."""
         return bool(self.owner or self.stage) or any(row.state in LIVE_STATES for row in self.rows)
 
     @property
@@ -80,77 +81,83 @@ class RunGroup:
 
     @property
     def state_counts(self) -> str:
-        """How many runs of a sweep are in which state."""
+        """The number of trials in each state."""
         counted = Counter(row.state for row in self.rows)
-        told = ", ".join(f"{number} {state}" for state, number in counted.most_common())
-        return f"{self.name}: {told or 'no trial yet'}"
+        counts = ", ".join(f"{number} {state}" for state, number in counted.most_common())
+        return f"{self.name}: {counts or 'no trial yet'}"
 
 
-def show_status(names: Sequence[str], storage: str, as_json: bool, watch: float | None, screen: Console) -> int:
-    """Show runs, ensembles and sweeps; the exit status: 0, or 1 when one failed or was lost.
+def run_status(config: StatusConfig, console: Console | None = None) -> int:
+    """Show runs, ensembles and sweeps; return the exit status: 0, or 1 when one failed or was lost.
 
-    names: their names in `storage` (empty: the default one), or URLs of their folders; all there are when empty. Of
-    sweeps that are not named only the trials that run or went wrong are shown; JSON always has all.
-    as_json: one JSON list, a line for each look. watch: look again after so many seconds, until nobody runs any of
-    them, or Ctrl-C. Raises ConfigError when one is unknown.
+    Of sweeps that are not named only active and failed trials are shown; JSON always has all. Raises ConfigError when
+    a name is unknown.
     """
+    console = console or make_console()
 
     def look() -> list[RunGroup]:
-        found = run_lookup.find_runs(names, storage) if names else run_lookup.list_all_runs(storage)
-        return inspect_groups(found, brief=not names)
+        names, storage = config.runs, config.storage
+        entries = run_lookup.find_runs(names, storage) if names else run_lookup.list_all_runs(storage)
+        return inspect_groups(entries, brief=not names)
 
-    found = look()
-    if not found and not as_json:
-        screen.print(
-            f"no runs in {redaction.redact(run_lookup.resolve_storage(storage))}", highlight=False, soft_wrap=True
-        )
+    groups = look()
+    if not groups and not config.json_lines:
+        place = redaction.redact(run_lookup.resolve_storage(config.storage))
+        console.print(f"no runs in {place}", highlight=False, soft_wrap=True)
         return 0
-    if as_json:
-        found = _watch_groups(found, look, watch, lambda now: print_json(now, screen))
-    elif watch is not None and screen.is_terminal:
-        with Live(render_groups(found), console=screen, auto_refresh=False) as live:
-            found = _watch_groups(found, look, watch, lambda now: live.update(render_groups(now), refresh=True))
+    if config.json_lines:
+        groups = _watch_groups(groups, look, config.watch, lambda now: print_json(now, console))
+    elif config.watch is not None and console.is_terminal:
+        with Live(render_groups(groups), console=console, auto_refresh=False) as live:
+            groups = _watch_groups(
+                groups, look, config.watch, lambda now: live.update(render_groups(now), refresh=True)
+            )
     else:
-        found = _watch_groups(found, look, watch, lambda now: screen.print(render_groups(now), soft_wrap=False))
-    return EXIT_FAILURE if any(row.state in PROBLEM_STATES for family in found for row in family.rows) else 0
+        groups = _watch_groups(
+            groups, look, config.watch, lambda now: console.print(render_groups(now), soft_wrap=False)
+        )
+    return EXIT_FAILURE if any(row.state in PROBLEM_STATES for group in groups for row in group.rows) else 0
 
 
-def inspect_groups(found: Sequence[RunEntry], brief: bool = False) -> list[RunGroup]:
-    """How all of these stand, members with their ensembles, trials with their sweeps. Storage errors pass through.
+def inspect_groups(entries: Sequence[RunEntry], brief: bool = False) -> list[RunGroup]:
+    """Return the state of each entry, members with their ensembles, trials with their sweeps.
 
-    brief: of sweeps, show only the trials that run or went wrong.
+    brief: of sweeps, show only active and failed trials. Raises StorageError when the storage does not answer.
     """
     with ThreadPoolExecutor(_READERS, "status") as pool:
         waiting: list[tuple[RunGroup, list[Future[RunSnapshot]]]] = []
-        for one in found:
+        for entry in entries:
             try:
-                family, calls = _prepare_group(one, brief)
-                folders = one.members or (one.folder,) * len(calls)
+                group, calls = _prepare_group(entry, brief)
+                folders = entry.members or (entry.folder,) * len(calls)
             except _SINGLE_RUN_ERRORS as error:
-                family, calls = RunGroup(one.name, ()), [partial(_make_unreadable, one.folder, _explain_error(error))]
-                folders = (one.folder,)
-            waiting.append((family, [pool.submit(_inspect_safely, *each) for each in zip(calls, folders, strict=True)]))
-        looked = [replace(family, rows=tuple(each.result() for each in rows)) for family, rows in waiting]
-        return list(pool.map(_add_stage, found, looked))
+                group, calls = (
+                    RunGroup(entry.name, ()),
+                    [partial(_make_unreadable, entry.folder, _explain_error(error))],
+                )
+                folders = (entry.folder,)
+            waiting.append((group, [pool.submit(_inspect_safely, *each) for each in zip(calls, folders, strict=True)]))
+        looked = [replace(group, rows=tuple(each.result() for each in rows)) for group, rows in waiting]
+        return list(pool.map(_add_stage, entries, looked))
 
 
-def _add_stage(one: RunEntry, family: RunGroup) -> RunGroup:
-    """Return the family with what its ensemble's driver does now, when no model is trained any more."""
-    if not one.members or one.error or any(row.state in LIVE_STATES for row in family.rows):
-        return family
+def _add_stage(entry: RunEntry, group: RunGroup) -> RunGroup:
+    """Return the group with the stage of its ensemble's driver, when all models are trained."""
+    if not entry.members or entry.error or any(row.state in LIVE_STATES for row in group.rows):
+        return group
     try:
-        stage = _read_stage(one.folder)
+        stage = _read_stage(entry.folder)
     except _SINGLE_RUN_ERRORS:
-        return family  # the rows are what counts
-    return replace(family, stage=stage, rows=tuple(replace(row, stage=stage) for row in family.rows))
+        return group  # the rows are what counts
+    return replace(group, stage=stage, rows=tuple(replace(row, stage=stage) for row in group.rows))
 
 
 def _read_stage(folder: str) -> str:
-    """Return what the driver of an ensemble does besides training; empty when there is none."""
+    """Return what the driver of an ensemble does after training; empty when no driver runs."""
     if not lease.is_driver_alive(folder, lease.read_lease(folder)):
         return ""
-    found = file_io.read_json_or_empty(file_io.join(folder, run_lookup.SCORING_FILE))
-    shards, done, left = (found.get(name) for name in ("shards", "done", "seconds_left"))
+    progress = file_io.read_json_or_empty(file_io.join(folder, run_lookup.SCORING_FILE))
+    shards, done, left = (progress.get(name) for name in ("shards", "done", "seconds_left"))
     if not isinstance(shards, int) or not isinstance(done, int):
         return "preparing scores or the report"
     if done >= shards:
@@ -159,29 +166,30 @@ def _read_stage(folder: str) -> str:
     return f"scoring {done} of {shards} shards{rest}"
 
 
-def _prepare_group(one: RunEntry, brief: bool) -> tuple[RunGroup, Sequence[Callable[[], RunSnapshot]]]:
-    if one.is_sweep:
-        told = inspect_sweep(one.folder)
-        return RunGroup(one.name, (), True, told.owner, brief), told.inspections
-    return RunGroup(one.name if one.members is not None else "", ()), _list_inspections(one)
+def _prepare_group(entry: RunEntry, brief: bool) -> tuple[RunGroup, Sequence[Callable[[], RunSnapshot]]]:
+    if entry.is_sweep:
+        sweep = inspect_sweep(entry.folder)
+        return RunGroup(entry.name, (), True, sweep.owner, brief), sweep.inspections
+    return RunGroup(entry.name if entry.members is not None else "", ()), _list_inspections(entry)
 
 
-def _list_inspections(one: RunEntry) -> list[Callable[[], RunSnapshot]]:
-    if one.members is None:
-        return [partial(inspect_run, one.folder)]
-    if one.error:
-        return [partial(_make_unreadable, one.folder, one.error)]
-    recipes = file_io.read_json_or_empty(file_io.join(one.folder, run_lookup.ENSEMBLE_FILE)).get("recipes")
-    awaited = lease.is_driver_alive(one.folder, lease.read_lease(one.folder))
-    models = [_get_recipe_name(recipes, urls.get_basename(folder)) for folder in one.members]
+def _list_inspections(entry: RunEntry) -> list[Callable[[], RunSnapshot]]:
+    if entry.members is None:
+        return [partial(inspect_run, entry.folder)]
+    if entry.error:
+        return [partial(_make_unreadable, entry.folder, entry.error)]
+    recipes = file_io.read_json_or_empty(file_io.join(entry.folder, run_lookup.ENSEMBLE_FILE)).get("recipes")
+    awaited = lease.is_driver_alive(entry.folder, lease.read_lease(entry.folder))
+    models = [_get_recipe_name(recipes, urls.get_basename(folder)) for folder in entry.members]
     return [
-        partial(inspect_run, each, one.name, model, awaited) for each, model in zip(one.members, models, strict=True)
+        partial(inspect_run, each, entry.name, model, awaited)
+        for each, model in zip(entry.members, models, strict=True)
     ]
 
 
 def _get_recipe_name(recipes: object, run: str) -> str:
-    found = recipes.get(run) if isinstance(recipes, dict) else None
-    return str(found.get("name", "")) if isinstance(found, dict) else ""
+    recipe = recipes.get(run) if isinstance(recipes, dict) else None
+    return str(recipe.get("name", "")) if isinstance(recipe, dict) else ""
 
 
 def _make_unreadable(folder: str, why: str) -> RunSnapshot:
@@ -191,7 +199,7 @@ def _make_unreadable(folder: str, why: str) -> RunSnapshot:
 
 
 def _inspect_safely(call: Callable[[], RunSnapshot], folder: str) -> RunSnapshot:
-    """What the call returns; what is wrong with the records of one run must not hide the others."""
+    """Return the result of a call; the damaged records of one run must not hide the others."""
     try:
         return call()
     except _SINGLE_RUN_ERRORS as error:
@@ -199,67 +207,65 @@ def _inspect_safely(call: Callable[[], RunSnapshot], folder: str) -> RunSnapshot
 
 
 def _explain_error(error: Exception) -> str:
-    """Why a run cannot be shown. Raises the error again when it says that the storage as a whole does not answer."""
+    """Return why a run cannot be shown. Raises the error again when the storage as a whole does not answer."""
     if isinstance(error, StorageError) and not storage_errors.is_object_specific(error):
         raise error
     return str(error) if isinstance(error, StorageError) else f"a record is damaged: {type(error).__name__}: {error}"
 
 
 def _watch_groups(
-    found: list[RunGroup],
+    groups: list[RunGroup],
     look: Callable[[], list[RunGroup]],
     watch: float | None,
     show: Callable[[list[RunGroup]], None],
 ) -> list[RunGroup]:
-    """Show what was found, and what is found later, until nothing runs or Ctrl-C; the last that was found."""
-    show(found)
+    """Show the groups, again after each look, until nothing runs or Ctrl-C; return the last ones."""
+    show(groups)
     try:
-        while watch is not None and any(family.is_live for family in found):
+        while watch is not None and any(group.is_live for group in groups):
             time.sleep(watch)
             try:
-                found = look()
+                groups = look()
             except StorageError:
-                continue  # what cannot be seen now is seen at the next look
-            show(found)
+                continue  # the next look may succeed
+            show(groups)
     except KeyboardInterrupt:
-        pass  # the way to end a watch
-    return found
+        pass  # the usual way to end a watch
+    return groups
 
 
-def print_json(found: Sequence[RunGroup], screen: Console) -> None:
-    """A JSON list of runs on one line; what is not finite is null, since JSON has no word for it."""
+def print_json(groups: Sequence[RunGroup], console: Console) -> None:
+    """Print a JSON list of runs on one line; NaN and infinity are null, which JSON lacks."""
     rows = [
-        {key: _replace_nonfinite(value) for key, value in asdict(row).items()}
-        for family in found
-        for row in family.rows
+        {key: _replace_nonfinite(value) for key, value in asdict(row).items()} for group in groups for row in group.rows
     ]
-    screen.print(json.dumps(rows, allow_nan=False), highlight=False, soft_wrap=True, markup=False)
+    console.print(json.dumps(rows, allow_nan=False), highlight=False, soft_wrap=True, markup=False)
 
 
 def _replace_nonfinite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def render_groups(found: Sequence[RunGroup]) -> RenderableType:
-    """The tables of progress and of what is kept, and what there is to say of single runs."""
-    rows = [row for family in found for row in family.visible_rows]
-    parts: list[RenderableType] = [_build_progress_table(found)]
+def render_groups(groups: Sequence[RunGroup]) -> RenderableType:
+    """Return the tables of progress and of checkpoints, and notes on single runs."""
+    rows = [row for group in groups for row in group.visible_rows]
+    parts: list[RenderableType] = [_build_progress_table(groups)]
     if rows:
         parts += [Text(), _build_storage_table(rows)]
-    notes = [Text(one.state_counts) for one in found if one.sweep]
+    notes = [Text(group.state_counts) for group in groups if group.sweep]
     notes += [Text(note) for row in rows for note in _format_notes(row)]
-    owners = dict.fromkeys([row.owner for row in rows if row.owner] + [one.owner for one in found if one.owner])
+    owners = dict.fromkeys([row.owner for row in rows if row.owner] + [group.owner for group in groups if group.owner])
     notes += [Text(f"run by {owner}") for owner in owners]
     return Group(*parts, *([Text(), *notes] if notes else []))
 
 
-def _build_progress_table(found: Sequence[RunGroup]) -> Table:
+def _build_progress_table(groups: Sequence[RunGroup]) -> Table:
     table = make_progress_table("left")
-    for family in found:
-        if family.name:
-            table.add_row(Text(family.title, style="bold"))
-        for row in family.visible_rows:
-            table.add_row(*_format_cells(row, "  " if family.name else ""))
+    for group in groups:
+        if group.name:
+            table.add_row(Text(group.title, style="bold"))
+        for row in group.visible_rows:
+            table.add_row(*_format_cells(row, "  " if group.name else ""))
     return table
 
 

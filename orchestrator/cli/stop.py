@@ -1,16 +1,16 @@
-"""Stop runs and ensembles from any machine that sees their storage, by the stop flags of their leases. Needs no Ray."""
+"""Stop runs and ensembles from any machine that sees their storage, by the stop flags of their leases."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from orchestrator.cli.exit_status import EXIT_FAILURE
+from orchestrator.cli.config import StopConfig
+from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
@@ -25,115 +25,108 @@ STOP_WITHOUT_CHECKPOINT = json.dumps({"save": False}).encode()
 
 @dataclass
 class _PendingStop:
-    """A lease whose release is waited for."""
+    """A lease whose release is awaited."""
 
     entry: RunEntry
     folder: str
     lease: LeaseSnapshot
-    last_heartbeat: float = field(default_factory=time.monotonic)  # when its heartbeat was last seen to change
+    last_heartbeat: float = field(default_factory=time.monotonic)  # when its heartbeat last changed
 
     def describe_end(self) -> str | None:
-        """How it ended; None while its owner is at it. A failed query ends nothing."""
+        """Return how it ended; None while its owner is active. A failed query ends nothing."""
         try:
-            now = lease.read_lease(self.folder)
+            current = lease.read_lease(self.folder)
         except OSError:
-            self.last_heartbeat = time.monotonic()  # not to know is not to be dead
+            self.last_heartbeat = time.monotonic()  # an unknown state is not a dead owner
             return None
-        if now is None or now.number != self.lease.number:
-            return "another driver has taken it over since" if now else "its lease is gone"
-        if now.released:
+        if current is None or current.number != self.lease.number:
+            return "another driver has taken it over" if current else "its lease is gone"
+        if current.released:
             return "ended"
-        if now.heartbeat != self.lease.heartbeat:
-            self.lease, self.last_heartbeat = now, time.monotonic()
-        if now.is_owner_dead:
-            return f"its driver died without releasing its lease ({now.owner})"
+        if current.heartbeat != self.lease.heartbeat:
+            self.lease, self.last_heartbeat = current, time.monotonic()
+        if current.is_owner_dead:
+            return f"its driver died without releasing its lease ({current.owner})"
         if time.monotonic() - self.last_heartbeat > STALE_SECONDS:
-            return f"its owner has not been heard of for {STALE_SECONDS:g} s and counts as gone ({now.owner})"
+            return f"its lease is stale: no heartbeat for {STALE_SECONDS:g} s ({current.owner})"
         return None
 
 
-def stop_runs(names: Sequence[str], storage: str, save: bool, wait: float, screen: Console) -> int:
-    """Stop runs and ensembles; the exit status: 0 when nobody runs any of them, 1 when one still runs after `wait`.
+def run_stop(config: StopConfig, console: Console | None = None) -> int:
+    """Stop runs and ensembles; return the exit status: 0 when all have ended, 1 when one still runs after `wait`.
 
-    names: of runs or ensembles in `storage` (empty: the default one), or URLs of their folders. save: with a
-    checkpoint. wait: seconds until they have to be stopped; 0 to ask only. Raises ConfigError when one is unknown.
+    Raises ConfigError when a name is unknown.
     """
-    if not names:
+    if not config.runs:
         raise ConfigError("runs: give the name of at least one run or ensemble, or the URL of its folder")
-    found = run_lookup.find_runs(names, storage)  # all of them, before one is stopped
-    awaited = {one.name: _request_stop(one, save, screen) for one in found}
+    console, wait = console or make_console(), config.wait
+    entries = run_lookup.find_runs(config.runs, config.storage)  # all of them, before one is stopped
+    pending = {entry.name: _request_stop(entry, config.save, console) for entry in entries}
     deadline = time.monotonic() + wait
-    if wait and any(awaited.values()):
-        with screen.status("waiting for them to save and end" if save else "waiting for them to end"):
-            _wait_until_ended(awaited, deadline, screen)
-    for name, left in awaited.items():
+    if wait and any(pending.values()):
+        with console.status("waiting for them to save and end" if config.save else "waiting for them to end"):
+            _wait_until_ended(pending, deadline, console)
+    for name, left in pending.items():
         if left and wait:
             _print_line(
-                screen,
+                console,
                 f"{name}: still run by {left[0].lease.owner} after {wait:g} s: it was asked and will stop when it can; "
                 "wait longer with --wait, or end that process",
             )
         elif left:
-            _print_line(screen, f"{name}: asked to stop; not waited for")
-    return EXIT_FAILURE if wait and any(awaited.values()) else 0
+            _print_line(console, f"{name}: asked to stop; not waited for")
+    return EXIT_FAILURE if wait and any(pending.values()) else 0
 
 
-def _request_stop(one: RunEntry, save: bool, screen: Console) -> list[_PendingStop]:
-    """Ask all who run it to stop; whom to wait for."""
-    asked = []
-    # Members first: what is said to the ensemble is said again to them by its driver, and the first word counts.
-    for folder in reversed(one.lease_folders):
-        held = lease.read_lease(folder)
-        if held is None or held.released:
+def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_PendingStop]:
+    """Ask every driver of the entry to stop; return the leases to wait for."""
+    pending = []
+    # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
+    for folder in reversed(entry.lease_folders):
+        current = lease.read_lease(folder)
+        if current is None or current.released:
             continue
-        file_io.write_bytes(held.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
-        asked.append(_PendingStop(one, folder, held))
-    if not asked:
-        _print_line(screen, f"{one.name}: nobody runs it; {_describe_state(one)}")
+        file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
+        pending.append(_PendingStop(entry, folder, current))
+    if not pending:
+        _print_line(console, f"{entry.name}: not running; {_describe_state(entry)}")
         return []
-    asked.reverse()
-    held = asked[0].lease
-    heard = "" if math.isnan(held.heartbeat_age) else f", last heard of {held.heartbeat_age:.0f} s ago"
-    _print_line(screen, f"{one.name}: run by {held.owner}{heard}: asked to stop")
-    return asked
+    pending.reverse()
+    owned = pending[0].lease
+    age = "" if math.isnan(owned.heartbeat_age) else f", last heartbeat {owned.heartbeat_age:.0f} s ago"
+    _print_line(console, f"{entry.name}: run by {owned.owner}{age}: asked to stop")
+    return pending
 
 
-def _wait_until_ended(awaited: dict[str, list[_PendingStop]], deadline: float, screen: Console) -> None:
-    """Until all have ended, or the deadline (monotonic seconds); tells each end."""
+def _wait_until_ended(pending: dict[str, list[_PendingStop]], deadline: float, console: Console) -> None:
+    """Wait until all have ended, or the deadline (monotonic seconds); print each end."""
     while True:
-        for name, left in awaited.items():
-            for each in list(left):
-                if (how := each.describe_end()) is None:
+        for name, left in pending.items():
+            for stop in list(left):
+                if (end := stop.describe_end()) is None:
                     continue
-                left.remove(each)
+                left.remove(stop)
                 if not left:
-                    _print_line(screen, f"{name}: {how}; {_describe_state(each.entry)}")
-        if not any(awaited.values()) or time.monotonic() >= deadline:
+                    _print_line(console, f"{name}: {end}; {_describe_state(stop.entry)}")
+        if not any(pending.values()) or time.monotonic() >= deadline:
             return
         time.sleep(POLL_SECONDS)
 
 
-def _describe_state(one: RunEntry) -> str:
-    """Where something stands that nobody runs."""
-    if one.error:
-        return f"whether its members run is not known: {one.error}"
-    if one.members is not None:
-        return "the same command goes on with it, if there is anything left to do"
-    status = _read_status(one.folder)
+def _describe_state(entry: RunEntry) -> str:
+    """Return the state of something that no driver runs, and how to resume it."""
+    if entry.error:
+        return f"it is unknown whether its members run: {entry.error}"
+    if entry.members is not None:
+        return "rerun the command that started it to resume it"
+    status = str(file_io.read_json_or_empty(get_outcome_path(entry.folder)).get("status", ""))
     if status == "finished":
         return "it is finished"
     ended = f"its last attempt ended as {status!r}; " if status else ""
-    return f"{ended}{_describe_checkpoint(one.folder)}the same command goes on with it"
+    newest = next(iter(attempts.list_valid_checkpoints(entry.folder)), None)
+    checkpoint = f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
+    return f"{ended}{checkpoint}rerun the command that started it to resume it"
 
 
-def _describe_checkpoint(folder: str) -> str:
-    newest = next(iter(attempts.list_valid_checkpoints(folder)), None)
-    return f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
-
-
-def _read_status(folder: str) -> str:
-    return str(file_io.read_json_or_empty(get_outcome_path(folder)).get("status", ""))
-
-
-def _print_line(screen: Console, text: str) -> None:
-    screen.print(text, highlight=False, soft_wrap=True, markup=False)
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

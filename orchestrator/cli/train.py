@@ -1,9 +1,12 @@
-"""The job that trains one model."""
+"""Train one model."""
 
 from __future__ import annotations
 
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
-from orchestrator.cli.run_command import resolve_recipe
+from rich.console import Console
+
+from orchestrator.cli.config import resolve_recipe
+from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
+from orchestrator.cli.results import TrainResult
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
@@ -12,28 +15,47 @@ from orchestrator.scheduler.config import TrainModel
 from orchestrator.training.run_dir import load_validation_result
 
 
-def train_model(config: TrainModel) -> int:
-    """Train the config's recipe; the exit status."""
-    screen = make_console()
-    recipe = resolve_recipe(config)
+def run_train(config: TrainModel) -> int:
+    """Train the recipe, or print the plan; return the exit status."""
+    console = make_console()
     if config.dry_run:
-        dry_run.print_dry_run(config, [recipe], config.plan, screen)
+        recipe = resolve_recipe(config)
+        dry_run.print_dry_run(config, [recipe], config.plan, console)
         preflight.check_destination(config.destination, [recipe], config.placement.workers)
         return 0
-    with open_session(config.destination, config.placement, screen) as session:
+    return train_model(config, console).exit_status
+
+
+def train_model(config: TrainModel, console: Console) -> TrainResult:
+    """Train the recipe of `config`, or resume it; print progress.
+
+    Raises ConfigError, ClusterError or PreflightError before anything is started; NotRecordedError when the run ended
+    and MLflow lacks part of it.
+    """
+    recipe = resolve_recipe(config)
+    with open_session(config.destination, config.placement, console) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
         (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
-        result = multi_run.train_runs(session, [spec], config=config.plan)
-        session.print_locations(spec.folder, session.make_tracking_key(spec.name))
+        end = multi_run.train_runs(session, [spec], config=config.plan).results[spec.name]
+        url = session.print_locations(spec.folder, session.recorder.make_tracking_key(spec.name))
         if session.interruption.event.is_set():
-            session.print_line("stopped; the same command goes on from the last checkpoint")
-            return session.interruption.exit_status
-        end = result.results[spec.name]
-        if end.outcome is not None:
-            for name, value in sorted(end.outcome.metrics.items()):
-                session.print_line(f"{name:32} {value:.4g}")
-            if (validation := load_validation_result(spec.folder)) is not None:
-                for line in validation.describe():
-                    session.print_line(line)
-        return 0 if end.status == "finished" else EXIT_FAILURE
+            session.print_line(STOPPED_NOTICE)
+            status = session.interruption.exit_status
+            return TrainResult(spec.name, spec.folder, "stopped", end.message, {}, url, status)
+        metrics = {} if end.outcome is None else dict(sorted(end.outcome.metrics.items()))
+        for name, value in metrics.items():
+            session.print_line(f"{name:32} {value:.4g}")
+        validation = load_validation_result(spec.folder) if end.outcome is not None else None
+        for line in validation.describe() if validation is not None else ():
+            session.print_line(line)
+        succeeded = end.status == "finished"
+        return TrainResult(
+            spec.name,
+            spec.folder,
+            "finished" if succeeded else "failed",
+            end.message,
+            metrics,
+            url,
+            0 if succeeded else EXIT_FAILURE,
+        )

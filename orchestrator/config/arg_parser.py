@@ -1,12 +1,13 @@
 """Command lines: presets as sub-commands, every field a flag, every user error one line and exit status 2."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
-from orchestrator.config.base import Config
+from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
 from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
@@ -74,18 +75,45 @@ def parse_args(
             _print_help(_format_preset_list(prog, description, presets, default, from_file is not None, example))
         name, preset, arguments = _select_preset(presets, default, arguments, from_file)
         leading, typed, rest = flags.split_arguments(arguments)
-        kinds = _read_kinds(preset, typed)
-        shape = build_draft(preset, kinds)
         if any(each.text in flags.HELP_FLAGS for each in typed):
-            _print_help(flags.format_help(f"{prog} {name}", description, shape, common, example))
+            shape = build_draft(preset, _read_kinds(preset, typed))
+            named = f"{prog} {name}" if len(presets) > 1 else prog
+            _print_help(flags.format_help(named, description, shape, common, example))
         check_versions()
-        with_flags = {**kinds, **flags.parse_flags(shape, typed, [*leading, *rest])}
-        try:
-            return apply_overrides(preset, with_flags)
-        except ConfigError as error:
-            raise _name_flags(error, flags.map_flags_to_paths(shape)) from None
+        return _apply_flags(preset, typed, [*leading, *rest])
     except ConfigError as error:
         exit_with_error(prog, error)
+
+
+def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
+    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine", "batch_size": 64}.
+
+    Names and values mean what they mean on the command line. Raises ConfigError as the command line would.
+    """
+    check_versions()
+    arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
+    _check_no_credentials(arguments)
+    return _apply_flags(preset, flags.split_arguments(arguments)[1], [])
+
+
+def _format_setting(value: object) -> str:
+    """Return a Python value as it would be typed."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple | dict | Config):
+        return json.dumps(value, default=to_jsonable)
+    return str(value)
+
+
+def _apply_flags(preset: C, typed: Sequence[flags.TypedFlag], positionals: Sequence[str]) -> C:
+    """Return the preset with flags and positional arguments in place. Raises ConfigError."""
+    kinds = _read_kinds(preset, typed)
+    shape = build_draft(preset, kinds)
+    with_flags = {**kinds, **flags.parse_flags(shape, typed, positionals)}
+    try:
+        return apply_overrides(preset, with_flags)
+    except ConfigError as error:
+        raise _name_flags(error, flags.map_flags_to_paths(shape)) from None
 
 
 def exit_with_error(prog: str, error: ConfigError) -> NoReturn:
@@ -155,7 +183,7 @@ def _format_preset_list(
             "",
             f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
             *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),
-            *(["", "example:", *(f"  {line}" for line in example.strip().splitlines())] if example else []),
+            *(["", "examples:", *(f"  {line}" for line in example.strip().splitlines())] if example else []),
             "",
         ]
     )

@@ -191,7 +191,7 @@ def format_help(prog: str, description: str, config: Config, common: Iterable[st
         lines += ["", *textwrap.wrap(f"{title}:", _get_help_width())]
         lines += [line for flag in flags for line in _format_flag_help(flag)]
     if example:
-        lines += ["", "example:", *(f"  {line}" for line in example.strip().splitlines())]
+        lines += ["", "examples:", *(f"  {line}" for line in example.strip().splitlines())]
     return "\n".join([*lines, ""])
 
 

@@ -141,7 +141,8 @@ class BatchLoader:
             for step in steps:
                 positions = select_rank_positions(step, batch_size, order.lanes, rank, workers)
                 shard, number = order.locate(positions)
-                ids, draw_ids = order.get_sample_ids(shard, number), order.get_draw_ids(positions)
+                ids = order.get_sample_ids(shard, number)
+                draw_ids = order.get_draw_ids(positions, ids)
                 draws = pipeline.draw_uniforms(seed, order.epoch, draw_ids)
                 yield BatchPlan(shard, number, ids, draw_ids, draws, step, positions % order.lanes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -38,33 +38,23 @@ class ReadStats(NamedTuple):
     cache_off: int  # 1 once the cache is disabled, because its disk failed
 
 
-class SampleReader:
-    """Reads one split of a dataset; make it in the process that uses it. Safe for its threads."""
+class SampleReader(ShardFiles):
+    """Reader of one split of a dataset; create it in the process that uses it. Safe for its threads."""
 
     def __init__(self, url: str, manifest: Manifest, split: str, config: ReadingConfig | None = None) -> None:
         self._config = config or ReadingConfig()
-        self._split = ShardFiles(url, manifest, split, self._config)
-        self._prefetcher = Prefetcher(self._split, iter(()), 0, 1)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes of the dataset."""
-        return self._split.classes
-
-    @property
-    def has_verified_images(self) -> bool:
-        """True if every image was decoded when the dataset was packed."""
-        return self._split.has_verified_images
+        super().__init__(url, manifest, split, self._config)
+        self._prefetcher = Prefetcher(self, iter(()), 0, 1)
 
     def check_windows(self, samples: int) -> None:
         """Raise DataError when so many remote samples would take more than half of the memory that is free.
 
         Local windows lie in the page cache and need none.
         """
-        shards, free = self._split.shards, _read_available_memory()
+        shards, free = self.shards, _read_available_memory()
         total = sum(shard.bytes for shard in shards)
         needed = samples * total // max(1, sum(shard.samples for shard in shards))
-        if not self._split.is_local and free is not None and min(needed, total) > free // 2:
+        if not self.is_local and free is not None and min(needed, total) > free // 2:
             raise DataError(
                 f"order.lanes x order.window: the {samples} samples that a worker holds open are {needed / 2**20:,.0f} "
                 f"MiB of this data, more than half of the {free / 2**20:,.0f} MiB that are free on its node: lower "
@@ -73,7 +63,7 @@ class SampleReader:
 
     def keep_indexes(self, count: int) -> None:
         """Keep the indexes of at least `count` shards: with fewer, each sample would read its index again."""
-        self._split.max_cached_indexes = max(self._split.max_cached_indexes, count)
+        self.max_cached_indexes = max(self.max_cached_indexes, count)
 
     def read(self, shard: int, number: int) -> Sample:
         """Return the sample `number` of shard `shard`.
@@ -86,7 +76,7 @@ class SampleReader:
 
     def iter_shard(self, shard: int) -> Iterator[Sample]:
         """Yield all samples of a shard in its order, read ahead. Raises as `read` does."""
-        counts = [facts.samples for facts in self._split.shards]
+        counts = [facts.samples for facts in self.shards]
         first = sum(counts[:shard])
         with self.open_prefetcher(
             prefetch.plan_id_range(counts, first, first + counts[shard], STREAM_SAMPLES)
@@ -96,22 +86,17 @@ class SampleReader:
                     ahead.advance(number // STREAM_SAMPLES)
                 yield ahead.get_sample(shard, number)
 
-    @contextmanager
-    def open_prefetcher(self, plan: Iterator[Span]) -> Iterator[Prefetcher]:
-        """Return a prefetcher along a plan, closed at the end."""
-        ahead = Prefetcher(self._split, plan, self._config.read_ahead_mib * 2**20, self._config.streams)
-        try:
-            yield ahead
-        finally:
-            ahead.close()
+    def open_prefetcher(self, plan: Iterator[Span]) -> closing[Prefetcher]:
+        """Return a context with a prefetcher along a plan, closed at its end."""
+        return closing(Prefetcher(self, plan, self._config.read_ahead_mib * 2**20, self._config.streams))
 
     def get_read_stats(self) -> ReadStats:
         """Return what was read so far."""
-        transfer, cache = self._split.ranges.transfer, self._split.cache
+        transfer, cache = self.ranges.transfer, self.cache
         cached = (0, 0, 0) if cache is None else (cache.hits, cache.misses, int(cache.disk_error is not None))
         return ReadStats(transfer.bytes, transfer.requests, transfer.retries, *cached)
 
     def close(self) -> None:
         """Close what is open."""
         self._prefetcher.close()
-        self._split.close()
+        super().close()

@@ -83,13 +83,11 @@ class EpochOrder:
         """Return sample ids (whole numbers, the same in every epoch) of located samples."""
         return np.asarray(self._starts_by_shard[shard] + number, dtype=np.int64)
 
-    def get_draw_ids(self, positions: Int64Array) -> Int64Array:
-        """Return the ids to draw augmentation for: the sample ids, other numbers where a sample is repeated."""
+    def get_draw_ids(self, positions: Int64Array, ids: Int64Array) -> Int64Array:
+        """Return what to draw augmentation by: the ids at these positions, other numbers where a sample is repeated."""
         if self.labels is None:
-            return self.get_sample_ids(*self.locate(positions))
-        ids, repetitions = self._balanced
-        sequence = self._find_sequence(positions)
-        return ids[sequence] + repetitions[sequence] * self.samples
+            return ids
+        return ids + self._balanced[1][self._find_sequence(positions)] * self.samples
 
     def _find_sequence(self, positions: Int64Array) -> Int64Array:
         """Return where in the order of the shards the samples at these positions lie."""

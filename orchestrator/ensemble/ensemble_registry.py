@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import orchestrator
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_json
@@ -114,7 +113,7 @@ def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], meta
     titles_file.write_text(json.dumps(list(titles)), encoding="utf-8")
     return ModelPackage(
         python_model=mlflow_model.__file__,
-        code_paths=[str(Path(orchestrator.__file__).parent)],
+        code_paths=[str(Path(__file__).parents[1])],
         artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(titles_file)},
         # After a plus comes the build, which package indexes do not know.
         requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],

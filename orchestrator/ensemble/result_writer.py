@@ -50,10 +50,10 @@ def record_result(session: Session, folder: str, key: str, outcome: EnsembleOutc
     mistakes = [mistake.image for mistake in outcome.analysis.mistakes]
     shown = thumbnails.make_thumbnails(session.destination.data, session.manifest, outcome.analysis.split, mistakes)
     ensemble_report.write_report(folder, about, outcome.analysis, outcome.curves, shown)
-    session.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
+    session.recorder.replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
     registered = registered and session.destination.tracker.kind == MLFLOW  # the registry is MLflow's
     if registered and outcome.kind == "averaged" and len(outcome.scored_runs) == outcome.requested_count:
-        session.replayer.submit(
+        session.recorder.replayer.submit(
             partial(_register_model, session, key, outcome, table_files.render_markdown(table)), required_key=key
         )
 
@@ -76,7 +76,7 @@ def _describe_result(session: Session, outcome: EnsembleOutcome) -> dict[str, ob
 
 def _log_result(session: Session, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
     """Log the table in the tracker: as metrics, a table, text and pictures."""
-    run_id = session.replayer.wait_for_run_id(key, 0.0)
+    run_id = session.recorder.replayer.wait_for_run_id(key, 0.0)
     metrics = {
         f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
         for cell in table.cells
@@ -97,7 +97,7 @@ def _register_model(session: Session, key: str, outcome: EnsembleOutcome, about:
     is_embedded = session.destination.is_embedded
     model = ensemble_registry.register_ensemble(
         session.destination.tracking,
-        session.replayer.wait_for_run_id(key, 0.0),
+        session.recorder.replayer.wait_for_run_id(key, 0.0),
         outcome.family
         if is_embedded
         else ensemble_registry.make_model_name(outcome.family, dataset.name, dataset.digest()),

@@ -74,24 +74,9 @@ def _read_digest(spec: RunSpec, url: str) -> str:
         raise ConfigError(f"{spec.name}: has no final weights in {shown}; resume its training") from None
 
 
-def get_score_folder(spec: RunSpec, split: str = SCORED_SPLIT, kind: WeightsKind = "averaged", digest: str = "") -> str:
-    """Return the folder of the scores of a run's weights. Raises ConfigError when the run has no such weights.
-
-    digest: of the scored dataset; by default the run's own.
-    """
-    return _make_score_url(spec, split, find_weights(spec, kind), digest or spec.dataset_digest)
-
-
 def _make_score_url(spec: RunSpec, split: str, weights: RunWeights, digest: str) -> str:
     score_key = score_store.compute_key(weights.identity, spec.recipe, digest, split)
     return score_store.get_folder(spec.folder, score_key)
-
-
-def score_runs(
-    session: Session, specs: Sequence[RunSpec], split: str = SCORED_SPLIT, kind: WeightsKind = "averaged"
-) -> list[str]:
-    """Score one kind of weights of finished runs, as `score_weights_kinds` does; return the folders of the scores."""
-    return score_weights_kinds(session, specs, (kind,), split)[0]
 
 
 def score_weights_kinds(

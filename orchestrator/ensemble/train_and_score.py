@@ -106,7 +106,7 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
             name, folder, key, len(finished), task.requested_count, table, result_writer.get_report_url(folder)
         )
         if not session.interruption.event.is_set():
-            session.set_final_status(key, "FINISHED" if result.is_complete else "FAILED")
+            session.recorder.set_final_status(key, "FINISHED" if result.is_complete else "FAILED")
         return result
 
 
@@ -122,13 +122,13 @@ def _open_tracked_run(session: Session, task: EnsembleTask, folder: str) -> str:
         **_read_origin(folder, task.train_members),
     }
     file_io.write_bytes(file_io.join(folder, ENSEMBLE_FILE), json.dumps(definition, indent=1).encode())
-    key = session.make_tracking_key(name)
+    key = session.recorder.make_tracking_key(name)
     # Values that all members share are the ensemble's parameters.
     first, *others = recipes.values()
     shared = {path: str(value) for path, value in first.items() if all(other.get(path) == value for other in others)}
     params = {"members": str(len(runs)), "dataset": f"{session.manifest.name} {session.manifest.digest()}"}
     tags = {"orchestrator.folder": redaction.redact(folder), "orchestrator.members": ",".join(recipes)}
-    session.record_parent_run(TrackedRun(key, name, None, params | shared, tags))
+    session.recorder.record_parent_run(TrackedRun(key, name, None, params | shared, tags))
     return key
 
 

@@ -40,9 +40,9 @@ class _ModelArguments(Config):
     model: ModelConfig
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m orchestrator.models.cost") -> None:
     """Print the table for the command line's network; exits with status 2 and one line for an impossible one."""
-    parser = _build_parser()
+    parser = _build_parser(program)
     chosen = parser.parse_args(arguments)
     fields = ("width", "module", "stem", "image_size")
     overrides = {name: getattr(chosen, name) for name in fields if getattr(chosen, name) is not None}
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_cost_table(rows, config, chosen.classes, chosen.auxiliary, _make_console())
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.models.cost", description=__doc__)
+def _build_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = GoogLeNetConfig.model_fields["kind"].description
     parser.add_argument("--model", help=f"{kinds} (default: googlenet)")

@@ -32,9 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state as worker_group_state
 from ray.train.v2._internal.execution.worker_group import worker_group as worker_group_module
 from ray.train.v2._internal.logging.logging import LoggingManager
-from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.result import Result
 
 from orchestrator.ray_backend import ray_internals
 from orchestrator.ray_backend.failure_callback import FailureRecorder
@@ -42,7 +40,6 @@ from orchestrator.ray_backend.failure_callback import FailureRecorder
 STRUCTURED_LOGGING_VARIABLE = "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"  # switches Ray's own log set-up
 RAY_TRAIN_LOGGER = "ray.train"
 NODE_REFRESH_SECONDS = 5.0  # between counts of the nodes for an elastic run; Ray's own come every 20 s
-NODE_REFRESH_TIMEOUT_SECONDS = 5.0
 SCALING_CACHE_SECONDS = 1.1  # Ray's scaling policy uses its last count for a second
 
 _log = logging.getLogger(__name__)
@@ -61,12 +58,12 @@ class FastStartTrainer(DataParallelTrainer):
         self._folder = folder
         super().__init__(train_loop, **options)
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+    def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
         return [*kept, _FolderCallback(self._folder)]
 
-    def _initialize_and_run_controller(self, **options: Any) -> Result:
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
         # An elastic run's policy learns from the coordinator how many nodes there are.
         if type(options["scaling_policy"]) is FixedScalingPolicy and ray_internals.read_autoscaler_limits() is None:
             options["scaling_policy"] = NonAutoscalingPolicy(options["scaling_policy"].scaling_config)
@@ -125,7 +122,7 @@ class FastStartController(TrainController):
         ]
 
 
-def run_controller(controller: TrainController) -> Result:
+def run_controller(controller: TrainController) -> Any:
     """Run a controller to its end, in this thread; abort its workers when it fails, since no process ends with it."""
     try:
         asyncio.run(controller.run())  # type: ignore[no-untyped-call]
@@ -225,7 +222,7 @@ class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
             coordinator = get_or_create_autoscaling_coordinator()  # type: ignore[no-untyped-call]
             count = coordinator.get_reserved_resources.remote(self._requester, recompute=True)
             if wait:
-                ray.get(count, timeout=NODE_REFRESH_TIMEOUT_SECONDS)
+                ray.get(count, timeout=NODE_REFRESH_SECONDS)
         except Exception as error:  # on the user's screen: in a line
             _log.warning("the nodes could not be counted: %s", error)
 

@@ -1,9 +1,9 @@
-"""A lease: one driver at a time may run a run; with heartbeat, owner, and the flag that asks for a stop.
+"""Leases, by which only one driver at a time runs a run, with heartbeat, owner, and the flag that asks for a stop.
 
-Lease number n is the file `n.json`, taken by conditional create, so two takers cannot both have it; the highest
-number owns the run. `n.beat` is overwritten by a heartbeat, `n.released` says that the owner is done, `n.stop`
-asks it to stop. An owner is dead when its heartbeat does not change for a while by the taker's own clock (clocks
-of machines differ), or at once when it was a process of this machine that is gone.
+Lease number n is the file `n.json`, created conditionally, so that two drivers cannot both have it; the highest number
+owns the run. The owner overwrites `n.beat`, its heartbeat, and writes `n.released` when it is done; `n.stop` asks it to
+stop. A lease is stale when its heartbeat does not change for a while by the next driver's own clock (clocks of machines
+differ), or immediately when its owner was a process of this machine that has ended.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.config import redaction
+from orchestrator.config.command_line import format_command
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.ray_env import get_submission_id
-from orchestrator.ray_backend.run_spec import format_job_command
 from orchestrator.storage import file_io
 
 HEARTBEAT_SECONDS = 3.0
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LeaseOwner:
-    """Who runs a run."""
+    """The process that runs a run."""
 
     host: str
     pid: int
@@ -54,7 +54,7 @@ class LeaseOwner:
         return f"{job}process {self.pid} on {self.host}, since {since}"
 
 
-# Who holds a lease whose record is damaged: that somebody does is said by its heartbeat alone.
+# The owner of a lease whose record is damaged: only its heartbeat shows that there is one.
 UNKNOWN_OWNER = LeaseOwner("", 0, "", 0.0)
 
 
@@ -74,7 +74,7 @@ def parse_owner(data: bytes) -> LeaseOwner:
 
 
 class LeaseHeldError(JobError):
-    """Another live driver runs this run; the message names it and says what can be done."""
+    """A run that another live driver runs; the message names it and says what can be done."""
 
     def __init__(self, folder: str, owner: LeaseOwner) -> None:
         job = shlex.quote(owner.job)
@@ -82,7 +82,7 @@ class LeaseHeldError(JobError):
         stop = f"ray job stop {job}" if owner.job else "Ctrl-C there"
         super().__init__(
             f"{folder} is being run by {owner}: attach ({attach}), or stop it ({stop}, or from anywhere: "
-            f"{format_job_command('stop.py', [redaction.redact(folder)])}) and submit again"
+            f"{format_command('stop', [redaction.redact(folder)])}) and submit again"
         )
 
 
@@ -92,7 +92,7 @@ def get_current_owner() -> LeaseOwner:
 
 
 def is_owner_dead(owner: LeaseOwner) -> bool:
-    """Whether the owner was a process of this very machine, and is no more."""
+    """Return whether the owner was a process of this very machine that has ended."""
     return (
         owner.host == socket.gethostname()
         and owner.space in ("", _read_pid_namespace())
@@ -109,7 +109,7 @@ def _read_pid_namespace() -> str:
 
 
 class Lease:
-    """A lease that is held: beats in the background until it is released."""
+    """A lease that this process holds, with a heartbeat in the background, until it is released; a context manager."""
 
     def __init__(self, folder: str, number: int) -> None:
         self._folder, self.number = folder, number
@@ -126,22 +126,28 @@ class Lease:
 
     @property
     def successor(self) -> str:
-        """URL of the file that exists once another driver has taken this lease's run over."""
+        """URL of the file that exists once another driver has taken over the run."""
         return self._successor
 
     def request_stop(self) -> None:
-        """Ask whoever works under this lease to save and stop; who asked before, perhaps for no checkpoint, wins."""
+        """Ask what runs under this lease to save and stop; an earlier request, perhaps not to save, stays valid."""
         file_io.create_bytes(self.stop_flag, b"")
 
     def is_stop_requested(self) -> bool:
-        """Whether somebody asked."""
+        """Return whether a stop was requested."""
         return file_io.exists(self.stop_flag)
 
     def release(self) -> None:
-        """Give the run free for the next driver."""
+        """Release the run for the next driver."""
         self._released.set()
         self._thread.join()
         file_io.write_bytes(self._make_url("released"), b"")
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def _make_url(self, kind: str) -> str:
         return file_io.join(self._folder, f"{self.number:06d}.{kind}")
@@ -154,16 +160,16 @@ class Lease:
             try:
                 if file_io.exists(self._successor):
                     # Suspended for so long that another driver took over: this one must not write any more.
-                    _log.error("lease: %s was taken over while this driver was not heard of; stopping", self._folder)
+                    _log.error("lease: %s was taken over while this driver was suspended; stopping", self._folder)
                     self.request_stop()
                     return
                 self._write_heartbeat()
             except OSError as error:
-                _log.warning("lease: heartbeat not written, tried again in %g s: %s", HEARTBEAT_SECONDS, error)
+                _log.warning("lease: heartbeat not written, retrying in %g s: %s", HEARTBEAT_SECONDS, error)
 
 
 def acquire_lease(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
-    """The lease on the run folder `folder`, at once if it is free, after `stale_seconds` if its owner looks dead.
+    """Acquire the lease on a run's folder: immediately if it is free, after `stale_seconds` if its owner looks dead.
 
     Raises LeaseHeldError when a live driver has it.
     """
@@ -184,7 +190,7 @@ def find_latest_number(names: Iterable[str]) -> int:
 def _wait_until_free(folder: str, leases: str, number: int, stale_seconds: float) -> None:
     """Return when lease `number` is released or its owner dead; raise LeaseHeldError when it lives.
 
-    A lease whose record cannot be read is held like any other for as long as its heartbeat changes.
+    A lease whose record cannot be read is treated like any other, as long as its heartbeat changes.
     """
     stem = file_io.join(leases, f"{number:06d}")
     if file_io.exists(stem + ".released"):
@@ -210,7 +216,7 @@ def _read_heartbeat(stem: str) -> bytes:
 
 
 def is_process_alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Return whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -220,7 +226,7 @@ def is_process_alive(pid: int) -> bool:
     return True
 
 
-# Clocks of machines differ by less: a heartbeat that is older by our clock is one of a dead owner.
+# Clocks of machines differ by less: the owner of a heartbeat that is older by this machine's clock is dead.
 MAX_CLOCK_SKEW_SECONDS = 600.0
 
 
@@ -231,7 +237,7 @@ class LeaseSnapshot:
     lease_folder: str  # URL of the folder of leases
     number: int
     owner: LeaseOwner
-    heartbeat: bytes  # what the heartbeat said; empty when there is none
+    heartbeat: bytes  # content of the heartbeat's file; empty when there is none
     released: bool
     stop_requested: bool
 
@@ -242,7 +248,7 @@ class LeaseSnapshot:
 
     @property
     def is_owner_dead(self) -> bool:
-        """Whether the owner was a process of this machine that is no more."""
+        """Whether the owner was a process of this machine that has ended."""
         return is_owner_dead(self.owner)
 
     @property
@@ -251,12 +257,12 @@ class LeaseSnapshot:
         try:
             return time.time() - float(parse_object(self.heartbeat)["time"])
         except (ValueError, KeyError, TypeError, OverflowError):
-            # No heartbeat yet, or one that cannot be read: then only whether it changes says something.
+            # No heartbeat yet, or one that cannot be read: then only a change of it shows that the owner lives.
             return math.nan if self.heartbeat or self.owner == UNKNOWN_OWNER else time.time() - self.owner.since
 
 
 def read_lease(folder: str) -> LeaseSnapshot | None:
-    """The last lease on the run in `folder`; None when it never had one. Its owner is UNKNOWN when damaged."""
+    """Return the last lease on the run in `folder`; None when it never had one. A damaged one has an unknown owner."""
     leases = file_io.join(folder, "lease")
     names = file_io.list_names(leases)
     number = find_latest_number(names)
@@ -271,21 +277,20 @@ def read_lease(folder: str) -> LeaseSnapshot | None:
     return LeaseSnapshot(leases, number, owner, beat, f"{stem}.released" in names, f"{stem}.stop" in names)
 
 
-def is_driver_alive(folder: str, holder: LeaseSnapshot | None, patience: float = 2.5 * HEARTBEAT_SECONDS) -> bool:
-    """Whether somebody runs the run in `folder`, whose holder was just seen.
+def is_driver_alive(folder: str, last: LeaseSnapshot | None, patience: float = 2.5 * HEARTBEAT_SECONDS) -> bool:
+    """Return whether a live driver runs the run in `folder`, given its lease as read just now.
 
-    A fresh heartbeat is believed. One that is old by our clock, or ahead of it, is looked at again for `patience`
-    seconds, since clocks of machines differ; unless the difference is beyond what clocks have. So is one that cannot be
-    read.
+    A fresh heartbeat is trusted. One that is old by this machine's clock, ahead of it, or unreadable is watched for
+    `patience` seconds, since clocks of machines differ, unless it differs by more than clocks do.
     """
-    if holder is None or holder.released or holder.is_owner_dead:
+    if last is None or last.released or last.is_owner_dead:
         return False
-    if abs(holder.heartbeat_age) <= STALE_SECONDS:
+    if abs(last.heartbeat_age) <= STALE_SECONDS:
         return True
-    deadline = time.monotonic() + (0.0 if abs(holder.heartbeat_age) > MAX_CLOCK_SKEW_SECONDS else patience)
+    deadline = time.monotonic() + (0.0 if abs(last.heartbeat_age) > MAX_CLOCK_SKEW_SECONDS else patience)
     while time.monotonic() < deadline:
         time.sleep(min(0.5, patience / 4))
         now = read_lease(folder)
-        if now is not None and (now.number, now.heartbeat) != (holder.number, holder.heartbeat):
+        if now is not None and (now.number, now.heartbeat) != (last.number, last.heartbeat):
             return not now.released
     return False

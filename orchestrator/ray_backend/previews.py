@@ -1,4 +1,4 @@
-"""What a run is going to do, in two pictures: its learning rate, and its augmented images. Drawn in drivers only."""
+"""Pictures of what a run will do: its learning rate and its augmented images. Drawn in drivers only."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MAX_CAPTION_LENGTH = 22
 
 
 def sample_learning_rates(recipe: Recipe, steps_per_epoch: int, most: int) -> list[tuple[int, float]]:
-    """Samples seen and learning rate at about `most` steps, evenly spaced, the first and the last among them."""
+    """Return (samples seen, learning rate) at about `most` steps, evenly spaced, with the first and the last."""
     steps = recipe.epochs * steps_per_epoch
-    chosen = sorted({(steps - 1) * number // max(1, most - 1) for number in range(most)})
-    return [(step * recipe.batch_size, compute_learning_rate(recipe, steps_per_epoch, step)) for step in chosen]
+    sampled = sorted({(steps - 1) * number // max(1, most - 1) for number in range(most)})
+    return [(step * recipe.batch_size, compute_learning_rate(recipe, steps_per_epoch, step)) for step in sampled]
 
 
 def compute_learning_rate(recipe: Recipe, steps_per_epoch: int, step: int) -> float:
-    """The learning rate of a step (0: the first)."""
+    """Return the learning rate of a step, counted from 0."""
     per_epoch = steps_per_epoch * recipe.batch_size
     return compute_lr(recipe.schedule, step * recipe.batch_size, per_epoch, recipe.epochs)
 
@@ -59,9 +59,9 @@ def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:
-    """Draw some images of the training split at `url` and what the first epochs make of them into a PNG at `path`.
+    """Draw some training images of the dataset at `url`, as they are and as the first epochs augment them, into a PNG.
 
-    False, and no picture, when none of the images can be decoded. Raises DataError and StorageError.
+    Return False, without a picture, when none of them can be decoded. Raises DataError and StorageError.
     """
     epochs = min(recipe.epochs, SHEET_EPOCHS)
     counts = [shard.samples for shard in dataset.shards(TRAIN_SPLIT)]
@@ -90,10 +90,10 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
 
 @dataclass
 class PreviewRequest:
-    """For a replayer: draws a run's previews once and stores them with its MLflow run.
+    """A task of a JournalReplayer that draws a run's previews once and stores them with its MLflow run.
 
-    A copy goes to the run's folder; when it is there already, nothing is done. Trouble becomes a warning.
-    run_id: tells the tracker's id of the run.
+    A copy goes to the run's folder; when there is one already, nothing is done. Errors become warnings. run_id: returns
+    the tracker's id of the run.
     """
 
     spec: RunSpec
@@ -102,7 +102,7 @@ class PreviewRequest:
     _drawn: dict[str, bytes] = field(default_factory=dict)
 
     def __call__(self, tracker: Tracker) -> None:
-        """Draw and store. Raises TrackerUnreachable, to be called again; the pictures are kept until then."""
+        """Draw and store. Raises TrackerUnreachableError, to be called again; the pictures are kept until then."""
         folder = file_io.join(self.spec.folder, FOLDER)
         try:
             if file_io.exists(file_io.join(folder, SCHEDULE_FILE)):
@@ -111,7 +111,7 @@ class PreviewRequest:
                 if not self._drawn:
                     self._draw(temporary)
                 self._store(tracker, temporary)
-            # The schedule last: it says that all is there.
+            # The schedule last: it shows that all are there.
             for name in sorted(self._drawn, key=lambda name: name == SCHEDULE_FILE):
                 file_io.write_bytes(file_io.join(folder, name), self._drawn[name])
         except TrackerUnreachableError:
@@ -131,7 +131,7 @@ class PreviewRequest:
             if draw_contact_sheet(recipe, self.spec.destination.data, self.dataset, str(path / CONTACT_SHEET_FILE)):
                 self._drawn[CONTACT_SHEET_FILE] = (path / CONTACT_SHEET_FILE).read_bytes()
         except (ValueError, OSError) as error:
-            # The run itself tells what is wrong with its data; the schedule is there all the same.
+            # The run itself reports what is wrong with its data; the schedule is still drawn.
             _log.warning("%s: no contact sheet: %s", self.spec.name, error)
 
     def _store(self, tracker: Tracker, folder: str) -> None:
@@ -141,10 +141,10 @@ class PreviewRequest:
             tracker.log_file(self.run_id(), str(path))
 
 
-def _format_caption(one: AugmentedSample, dataset: Manifest) -> str:
-    """Class and key, a line each, cut to what fits."""
+def _format_caption(sample: AugmentedSample, dataset: Manifest) -> str:
+    """Return class and key, a line each, cut to what fits."""
     names = dataset.titles or dataset.classes
-    texts = (names[one.label], one.key.rpartition("/")[2])
+    texts = (names[sample.label], sample.key.rpartition("/")[2])
     return "\n".join(
         text if len(text) <= MAX_CAPTION_LENGTH else text[: MAX_CAPTION_LENGTH - 1] + "…" for text in texts
     )
@@ -155,7 +155,7 @@ MAX_ORIGINAL_SIDE = 512  # longer side to which an untouched image is reduced: a
 
 @dataclass(frozen=True)
 class AugmentedSample:
-    """A sample, untouched (H x W x 3 uint8) and as each epoch shows it (S x S x 3 uint8; black: left out there)."""
+    """A sample as it is (H x W x 3 uint8) and as each epoch augments it (S x S x 3 uint8; black: left out there)."""
 
     key: str
     label: int
@@ -167,9 +167,10 @@ def render_augmented(
     reader: SampleReader, counts: Sequence[int], config: AugmentationConfig, seed: int, size: int, samples: int,
     epochs: int,
 ) -> list[AugmentedSample]:  # fmt: skip
-    """`samples` images evenly spread over a split, as epochs 0 .. `epochs` - 1 show them; undecodable ones left out.
+    """Return `samples` images, evenly spread over a split, as epochs 0 .. `epochs` - 1 augment them.
 
-    counts: samples of each shard. size: S. Raises DataError and StorageError as the loader does.
+    counts: samples of each shard. size: S. Images that cannot be decoded are left out. Raises DataError and
+    StorageError as the loader does.
     """
     fills = [pipeline.build_fill(config, seed, epoch, reader.classes) for epoch in range(epochs)]
     found = []
@@ -194,13 +195,13 @@ def render_augmented(
 
 
 def pick_spread_ids(total: int, samples: int) -> list[int]:
-    """The ids in the middle of `samples` equal parts of 0 .. total - 1; all of them when there are fewer."""
+    """Return the ids in the middle of `samples` equal parts of 0 .. total - 1; all when there are fewer."""
     parts = min(total, samples)
     return [total * (2 * part + 1) // (2 * parts) for part in range(parts)]
 
 
 def _locate_sample(counts: Sequence[int], id: int) -> tuple[int, int]:
-    """Shard, and number in it, of a sample."""
+    """Return the shard of a sample, and its index in it."""
     ends = np.cumsum(counts)
     shard = int(np.searchsorted(ends, id, side="right"))
     return shard, id - int(ends[shard] - counts[shard])

@@ -1,4 +1,4 @@
-"""Ray's switches for everything the project runs. Ray reads some when it is imported, so jobs call this before."""
+"""Environment variables of Ray for all that the project runs. Ray reads some when it is imported: set them before."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _RAY_VARIABLES = {
     # Ray's set-up would print on the driver's screen, where the controllers are (ray_backend/fast_start.py).
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
-# What bash does not take literally in the middle of a word.
+# Bash does not take these literally in the middle of a word.
 _SHELL_CHARACTERS = re.compile(r"""[\s|&;<>()$`\\"'*?]|\{[^{}]*(,|\.\.)[^{}]*\}""")
 
 
 def prepare_process() -> None:
-    """Make the process independent of where it was started: a notebook, or a container with a made-up user.
+    """Make the process independent of its surroundings, such as a notebook, or a container with an arbitrary user id.
 
     Libraries read these variables while they are imported, so jobs call this before; workers inherit them.
     """
-    # A notebook names a canvas of its own, which other processes lack. We draw into files alone.
+    # A notebook sets a backend of its own, which other processes lack. Plots are drawn into files alone.
     os.environ["MPLBACKEND"] = "Agg"
     if os.path.expanduser("~") == "~":  # no HOME, and no entry in passwd for this uid
         home = tempfile.mkdtemp(prefix="orchestrator-home-")
@@ -54,7 +54,7 @@ def prepare_process() -> None:
 
 
 def configure_ray_or_exit(prog: str, destination: Destination, placement: Placement) -> None:
-    """Refuse places and surroundings that cannot work (one line, exit status 2), then set Ray's switches."""
+    """Set Ray's variables, or exit with status 2 and one line for places or an environment that cannot work."""
     try:
         destination.resolve()
         check_ray_environment()
@@ -64,10 +64,7 @@ def configure_ray_or_exit(prog: str, destination: Destination, placement: Placem
 
 
 def check_ray_environment() -> None:
-    """Check what a cluster takes from this process: RAY_ADDRESS, or for a private one the interpreter and temp dir.
-
-    Raises ConfigError.
-    """
+    """Raise ConfigError for a RAY_ADDRESS, or for a private cluster an interpreter or temp dir, that Ray cannot use."""
     check_fast_start_variable()
     if has_existing_cluster():
         check_ray_address(os.environ["RAY_ADDRESS"])
@@ -87,24 +84,24 @@ def check_ray_address(address: str) -> None:
 
 
 def check_interpreter_path() -> None:
-    """Raise ConfigError for a path that breaks Ray's workers: it is pasted into a shell line without quotes."""
-    if (found := _SHELL_CHARACTERS.search(sys.executable)) is not None:
+    """Raise ConfigError for a path that breaks Ray's workers: Ray pastes it into a shell line without quotes."""
+    if (character := _SHELL_CHARACTERS.search(sys.executable)) is not None:
         raise ConfigError(
-            f"the interpreter's path must hold no {found[0]!r}, got {sys.executable}: Ray's workers would never start; "
-            "move the clone, or make its .venv in a folder without spaces and characters of the shell"
+            f"the interpreter's path must hold no {character[0]!r}, got {sys.executable}: Ray's workers would never "
+            "start; move the clone, or make its .venv in a folder without spaces and characters of the shell"
         )
 
 
 def set_ray_variables(placement: Placement | None = None) -> None:
-    """Set what the user did not set of Ray's switches; without a placement for jobs that train nothing."""
+    """Set those of Ray's variables that the user did not set; without a placement for jobs that train nothing."""
     placement = placement or Placement()
     prepare_process()
     for name, value in _RAY_VARIABLES.items():
         os.environ.setdefault(name, value)
-    # An end or a death is seen at the next poll: at Ray's 2 s small runs pay for it (pitfalls 3).
+    # An end or a death is seen at the next poll: Ray's 2 s would prolong small runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(placement.poll_seconds))
     if placement.is_elastic:
-        # For a group that does not fit since a node has just gone: then the next look finds how many do. Ray: 60 s.
+        # For a group that does not fit since a node was just lost: the next attempt counts again. Ray: 60 s.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     if has_existing_cluster():
         return
@@ -114,32 +111,31 @@ def set_ray_variables(placement: Placement | None = None) -> None:
 
 
 def has_existing_cluster() -> bool:
-    """Whether this process runs on a cluster that was given to it (ray job submit, or RAY_ADDRESS)."""
+    """Return whether this process runs on an existing cluster (ray job submit, or RAY_ADDRESS)."""
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def get_submission_id() -> str | None:
-    """The id of the submitted job that this process is the driver of; what `ray job logs` and `stop` take."""
+    """Return the id, as `ray job stop` takes it, of the submitted job whose driver this process is; else None."""
     try:
-        found = parse_json(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"]
+        return str(parse_json(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))["metadata"]["job_submission_id"])
     except (ValueError, KeyError, TypeError):
         return None
-    return str(found)
 
 
 _TUNE_VARIABLES = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the journals have all of it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no CSV, JSON and TensorBoard files: the journals have it all
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the session's
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # epochs that are not validated have no score
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # of records that nobody reads
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep tells them, a line each
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # trials that begin together; the sweep hands out no more than may begin
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # of Tune's own state, which is never read
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep reports them, a line each
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # trials that start together; the sweep hands out no more than may start
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer one prints failures whatever its verbosity
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
 def set_tune_variables() -> None:
-    """Set what the user did not set."""
+    """Set those of Ray Tune's variables that the user did not set."""
     for name, value in _TUNE_VARIABLES.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""Runs, ensembles and sweeps in storage, by name or by the URL of their folder. Importable without ray or torch."""
+"""Runs, ensembles and sweeps in storage, by name or by the URL of their folder. Importable without Ray or torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 
 MODELS, ENSEMBLES, SWEEPS = "models", "ensembles", "sweeps"
-ENSEMBLE_FILE = "ensemble.json"  # what an ensemble is made of
-SCORING_FILE = "scoring.json"  # how far its scoring is, while its driver scores
-MADE_BY_TRAINING, MADE_BY_EVALUATION = "train_ensemble", "evaluate"  # what made it, in SPEC
-SWEEP_FILE, TRIALS = (
-    "sweep.json",
-    "trials",
-)  # what a sweep looks for; the folder of what its trials are and how they ended
+ENSEMBLE_FILE = "ensemble.json"  # the members of an ensemble
+SCORING_FILE = "scoring.json"  # progress of its scoring, while its driver scores
+MADE_BY_TRAINING, MADE_BY_EVALUATION = "train_ensemble", "evaluate"  # the command that made it, in SPEC
+SWEEP_FILE = "sweep.json"  # the plan of a sweep
+TRIALS = "trials"  # the folder of its trials and of how they ended
 _READER_THREADS = 8
 
 
@@ -56,24 +54,24 @@ class RunEntry:
 
 
 def resolve_storage(storage: str) -> str:
-    """The URL of the storage that was asked for, or of the default one. Raises ConfigError."""
-    # Only the storage is of interest: the other two would be refused if they were missing.
+    """Return the URL of a storage, by default of the default one. Raises ConfigError."""
+    # Data and tracking are given to pass their checks; only the storage is used.
     return Destination(data=EMBEDDED_DATASET, storage=storage, tracking="none").resolve().storage
 
 
 def resolve_run_folder(name: str, storage: str) -> str:
-    """The URL of the folder of the run of that name, or at that URL. Raises ConfigError for a relative path."""
+    """Return the URL of the folder of the run of that name or URL. Raises ConfigError for a relative path."""
     return _make_absolute(name) if "/" in name else file_io.join(resolve_storage(storage), MODELS, name)
 
 
 def resolve_dataset_url(spec: Mapping[str, Any], folder: str) -> str:
-    """The URL of the dataset of the run in a folder, by its spec; one that lies in the run's storage moves with it.
+    """Return the URL of the dataset of the run in a folder, by its spec; one in the run's storage moves with it.
 
-    Raises KeyError, TypeError or AttributeError for a spec that does not say.
+    Raises KeyError, TypeError or AttributeError for a spec without it.
     """
     destination = spec["destination"]
-    data, place = str(destination["data"]), str(destination.get("storage", ""))
-    before, now = file_io.join(place, MODELS, urls.get_basename(folder)).split("/"), folder.rstrip("/").split("/")
+    data, storage = str(destination["data"]), str(destination.get("storage", ""))
+    before, now = file_io.join(storage, MODELS, urls.get_basename(folder)).split("/"), folder.rstrip("/").split("/")
     while before and now and before[-1] == now[-1]:
         before.pop()
         now.pop()
@@ -84,59 +82,58 @@ def resolve_dataset_url(spec: Mapping[str, Any], folder: str) -> str:
 
 
 def find_runs(names: Sequence[str], storage: str, field: str = "runs") -> list[RunEntry]:
-    """What is meant by these names, each once. Raises ConfigError, with near misses, for one that is not there.
+    """Return the runs, ensembles and sweeps of these names, each once.
 
-    field: of the command line, for messages.
+    field: of the command line, for messages. Raises ConfigError, with similar names, for one that does not exist.
     """
-    place = "" if all("/" in name for name in names) else resolve_storage(storage)
-    found = {one.folder: one for one in (_find_run(name, place, field) for name in names)}
-    return list(found.values())
+    storage = "" if all("/" in name for name in names) else resolve_storage(storage)
+    entries = (_find_run(name, storage, field) for name in names)
+    return list({entry.folder: entry for entry in entries}.values())
 
 
 def list_all_runs(storage: str) -> list[RunEntry]:
-    """All ensembles in storage, then its sweeps, then the runs that are no member of an ensemble.
+    """Return all ensembles in storage, then its sweeps, then the runs that are not members of an ensemble.
 
     Raises ConfigError for a bad URL.
     """
-    place = resolve_storage(storage)
-    ensembles = list_folders(place, ENSEMBLES)
-    with ThreadPoolExecutor(_READER_THREADS, "named") as pool:
-        found = [one for one in pool.map(_read_ensemble, ensembles) if one is not None]
-    taken = {folder for one in found for folder in one.members or ()}
-    sweeps = [RunEntry(folder, is_sweep=True) for folder in list_folders(place, SWEEPS)]
-    return [*found, *sweeps, *(RunEntry(folder) for folder in list_folders(place, MODELS) if folder not in taken)]
+    storage = resolve_storage(storage)
+    with ThreadPoolExecutor(_READER_THREADS, "run-lookup") as pool:
+        entries = pool.map(_read_ensemble, list_folders(storage, ENSEMBLES))
+        ensembles = [entry for entry in entries if entry is not None]
+    members = {folder for ensemble in ensembles for folder in ensemble.members or ()}
+    sweeps = [RunEntry(folder, is_sweep=True) for folder in list_folders(storage, SWEEPS)]
+    runs = [RunEntry(folder) for folder in list_folders(storage, MODELS) if folder not in members]
+    return [*ensembles, *sweeps, *runs]
 
 
 def _find_run(name: str, storage: str, field: str) -> RunEntry:
     if "/" in name:
         folder = _make_absolute(name, field)
-        one = _read_ensemble(folder) or _read_run_or_sweep(folder)
         parent = folder.rpartition("/")[0]
-        known = file_io.list_names(parent) if one is None else []
+        candidates, parents = [(_read_ensemble, folder), (_read_run_or_sweep, folder)], [parent]
     else:
-        one = _read_ensemble(file_io.join(storage, ENSEMBLES, name))
-        parent, places = storage, [file_io.join(storage, kind, name) for kind in (MODELS, SWEEPS)]
-        if one is None:
-            one = next((found for folder in places if (found := _read_run_or_sweep(folder)) is not None), None)
-        kinds = (ENSEMBLES, MODELS, SWEEPS)
-        known = [] if one else [urls.get_basename(each) for kind in kinds for each in list_folders(storage, kind)]
-    if one is None:
-        near = format_suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
-        raise ConfigError(
-            f"{field}: {redaction.redact(name)!r}: no such run, ensemble or sweep in {redaction.redact(parent)}"
-            f"{near or '; there are none'}; another storage is given with --storage"
-        )
-    return one
+        parent, parents = storage, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
+        readers = (_read_ensemble, _read_run_or_sweep, _read_run_or_sweep)
+        candidates = [(read, file_io.join(url, name)) for read, url in zip(readers, parents, strict=True)]
+    for read, folder in candidates:
+        if (entry := read(folder)) is not None:
+            return entry
+    known = [known_name for url in parents for known_name in file_io.list_names(url)]
+    near = format_suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
+    raise ConfigError(
+        f"{field}: {redaction.redact(name)!r}: no such run, ensemble or sweep in {redaction.redact(parent)}"
+        f"{near or '; there are none'}; another storage is given with --storage"
+    )
 
 
 def _read_run_or_sweep(folder: str) -> RunEntry | None:
-    """The run or sweep in a folder; None when there is nothing."""
+    """Return the run or sweep in a folder; None when it is empty."""
     names = file_io.list_names(folder)
     return RunEntry(folder, is_sweep=SWEEP_FILE in names) if names else None
 
 
 def _read_ensemble(folder: str) -> RunEntry | None:
-    """The ensemble in a folder, without members but with the trouble when its record cannot be read; else None."""
+    """Return the ensemble in a folder, with the error when its record cannot be read; None when it is no ensemble."""
     try:
         members = load_member_folders(folder)
     except FileNotFoundError:
@@ -151,9 +148,9 @@ def _read_ensemble(folder: str) -> RunEntry | None:
 def load_member_folders(folder: str) -> list[str]:
     """Return the folders of the members of the ensemble in a folder: runs of the same storage, or `elsewhere`.
 
-    The record's author may be another user of the storage. Unlike a manifest's tars, these places need no flag: jobs
-    open only the files of a run there, by their fixed names, and a place must be the folder of the run of that name in
-    a store that can hold runs. Raises FileNotFoundError; ConfigError, naming the file, for a damaged record.
+    Another user of the storage may have written the record. Unlike a manifest's tars, these folders need no flag: jobs
+    open only the files of a run there, by their fixed names, and each must be the folder of the run of that name in a
+    store that can hold runs. Raises FileNotFoundError; ConfigError, naming the file, for a damaged record.
     """
     url = file_io.join(folder, ENSEMBLE_FILE)
     try:
@@ -178,20 +175,20 @@ def _is_run_name(value: object) -> bool:
     return isinstance(value, str) and value not in ("", ".", "..") and "/" not in value
 
 
-def _is_run(name: str, place: object) -> bool:
-    """Return whether a place is a run's folder of that name: absolute, and not on a web server."""
-    if not isinstance(place, str) or urls.is_web(place) or not place.endswith(f"/{MODELS}/{name}"):
+def _is_run(name: str, url: object) -> bool:
+    """Return whether a URL is a run's folder of that name: absolute, and not on a web server."""
+    if not isinstance(url, str) or urls.is_web(url) or not url.endswith(f"/{MODELS}/{name}"):
         return False
     try:
-        return _is_run_name(name) and urls.require_absolute(place, name) == place
+        return _is_run_name(name) and urls.require_absolute(url, name) == url
     except ValueError:
         return False
 
 
 def list_folders(storage: str, kind: str) -> list[str]:
-    """URLs of the folders of that kind in a storage, in the order of their names."""
-    place = file_io.join(storage, kind)
-    return [file_io.join(place, name) for name in file_io.list_names(place)]
+    """Return the URLs of the folders of that kind in a storage, in the order of their names."""
+    parent = file_io.join(storage, kind)
+    return [file_io.join(parent, name) for name in file_io.list_names(parent)]
 
 
 def _make_absolute(url: str, field: str = "runs") -> str:

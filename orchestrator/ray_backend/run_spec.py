@@ -1,11 +1,10 @@
-"""Where a run goes: hardware and places. None of it changes a result. Importable without torch or ray."""
+"""The specification of a run: recipe, hardware and places. Importable without torch or Ray."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -27,9 +26,9 @@ from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.config import Cadence, Execution, TrainJob
 from orchestrator.training.micro_batch import check_batch_norm
 
-# The one environment variable that the project defines: where runs land by default.
+# Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_compat) all variables that the project defines.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
-# MLflow's own: where its other tools record, too.
+# MLflow's own, which its other tools read, too.
 TRACKING_URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "googlenet"
 DEFAULT_STORAGE = "~/orchestrator-runs"
@@ -38,7 +37,7 @@ SPEC_FILE = "spec.json"  # in a run's folder
 
 
 class Placement(Config):
-    """How much of the cluster a run uses and how patient it is."""
+    """Resources of a run, and how long it waits for them. Nothing here changes a result."""
 
     workers: int = Field(1, ge=1, le=65536, description="DDP workers of each model")
     min_workers: int | None = Field(
@@ -57,14 +56,14 @@ class Placement(Config):
         0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
     )
     autoscale_seconds: float = Field(900.0, ge=0, description="how long to wait for an autoscaler to add nodes")
-    poll_seconds: float = Field(0.5, gt=0, le=10, description="seconds between looks at the workers' health")
+    poll_seconds: float = Field(0.5, gt=0, le=10, description="seconds between checks of the workers' health")
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
 
     @model_validator(mode="after")
     def _validate_worker_range(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is refused: more than workers ({self.workers}); lower it")
+            raise ValueError(f"min_workers must be at most workers ({self.workers}), got {self.min_workers}; lower it")
         return self
 
     @property
@@ -79,7 +78,7 @@ class Placement(Config):
 
 
 class Destination(Config):
-    """Where data comes from and results go, as absolute URLs."""
+    """URLs of the data, of the runs' storage and of the tracker."""
 
     data: str = Field("", description="URL of a packed dataset, or 'digits' for the embedded one")
     storage: str = Field("", description=f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs")
@@ -101,10 +100,10 @@ class Destination(Config):
     )
 
     def resolve(self) -> Self:
-        """The same with every default filled in and every place absolute.
+        """Return the same with every default filled in and every URL absolute.
 
-        Raises ConfigError without data, for a relative path, without a home for the default storage, or when the
-        tracking default needs a local storage.
+        Raises ConfigError without data, for a relative path, without a home folder for the default storage, or when
+        the default of tracking needs a local storage.
         """
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
@@ -131,18 +130,17 @@ class Destination(Config):
             tracking = _get_database_uri(storage)
         experiment = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
         places = {"storage": storage, "data": data, "tracking": tracking, "experiment": experiment}
-        return type(self).from_dict({**self.to_dict(), **places})  # checked: a variable's text has not been yet
+        return type(self).from_dict({**self.to_dict(), **places})  # from_dict: it checks what variables said
 
     @property
     def is_embedded(self) -> bool:
-        """Whether resolved places have the embedded data."""
+        """Whether this resolved destination has the embedded data."""
         return self.data == file_io.join(self.storage, "data", EMBEDDED_DATASET)
 
     def to_flags(self, default_data: str = "") -> list[str]:
-        """Return the flags that lead a command to these resolved places from any shell.
+        """Return the flags that give a command this resolved destination in any shell, which may lack variables.
 
-        Those that need no flag are left out: without $ORCHESTRATOR_RUNS, which another shell may lack.
-        default_data: what the command takes without --data, EMBEDDED or nothing.
+        Defaults need no flag. default_data: what the command uses without --data, EMBEDDED_DATASET or nothing.
         """
         flags: list[str] = []
         if not self.is_embedded or default_data != EMBEDDED_DATASET:
@@ -158,7 +156,7 @@ class Destination(Config):
         return flags
 
     def redact(self) -> Self:
-        """The same without users, passwords and queries: fit to be kept."""
+        """Return the same without users, passwords and queries, fit to be stored."""
         places = {name: redaction.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
         return self.model_copy(update=places)
 
@@ -174,14 +172,14 @@ def _get_default_storage() -> str:
 
 
 def _read_tracking_variable() -> str:
-    """Return the tracking URI that MLflow's variable holds; empty when it is not set. Raises ConfigError."""
-    named = os.environ.get(TRACKING_URI_VARIABLE, "")
+    """Return the tracking URI of MLflow's variable; empty when it is not set. Raises ConfigError."""
+    uri = os.environ.get(TRACKING_URI_VARIABLE, "")
     try:
-        if named:
-            tracking_uri.parse_tracking_uri(named)
+        if uri:
+            tracking_uri.parse_tracking_uri(uri)
     except TrackingError as error:
         raise ConfigError(f"{TRACKING_URI_VARIABLE}: {error}; or give --tracking, which wins") from None
-    return named
+    return uri
 
 
 def _get_database_uri(storage: str) -> str:
@@ -189,13 +187,8 @@ def _get_database_uri(storage: str) -> str:
     return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
 
 
-def format_job_command(job: str, arguments: Sequence[str]) -> str:
-    """Return the shell line that runs a job of jobs/ from the checkout, every argument quoted where it has to be."""
-    return f"python jobs/{job} {shlex.join(arguments)}"
-
-
 class RunSpec(Config):
-    """One training run: what (recipe, dataset), where (placement, destination), how often (cadence)."""
+    """One training run: recipe and dataset, placement and destination, and how often it saves and reports."""
 
     recipe: Recipe
     placement: Placement
@@ -213,7 +206,7 @@ class RunSpec(Config):
 
     @property
     def identity(self) -> str:
-        """What the run is, wherever it runs: recipe and dataset, never URLs or hardware."""
+        """Fingerprint of recipe and dataset, never of URLs or hardware."""
         return compute_fingerprint(self.recipe, self.dataset_digest, self.generation)
 
     @property
@@ -228,19 +221,19 @@ class RunSpec(Config):
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the tracker is to show of the run beside its recipe."""
+        """Tags of the run in the tracker, beside its recipe."""
         sweep = {} if self.provenance is None else {"orchestrator.sweep": self.provenance.source_label}
         return {"orchestrator.folder": redaction.redact(self.folder)} | sweep
 
     @property
     def artifact_texts(self) -> dict[str, str]:
-        """What the tracker is to keep of the run: name of the artifact to its text."""
+        """Artifacts of the run in the tracker: texts by name."""
         origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
         return {"recipe.json": self.recipe.to_json()} | origin
 
     @property
     def dataset_warning(self) -> str | None:
-        """What is to be said of a recipe that was tuned on another dataset; None when it was not, or nobody knows."""
+        """A warning that the recipe was tuned on another dataset; None when it was not, or it is not known."""
         origin = self.provenance
         if origin is None or origin.dataset_digest in ("", self.dataset_digest):
             return None
@@ -251,10 +244,8 @@ class RunSpec(Config):
 
     def save(self) -> None:
         """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
-        kept = self.model_copy(
-            update={"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}
-        )
-        file_io.write_bytes(file_io.join(self.folder, SPEC_FILE), kept.to_json().encode())
+        update = {"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}
+        file_io.write_bytes(file_io.join(self.folder, SPEC_FILE), self.model_copy(update=update).to_json().encode())
 
     def redact_tracking(self) -> Self:
         """Return the same without the tracker's password, which workers do not need and Ray would keep in its files."""
@@ -262,7 +253,7 @@ class RunSpec(Config):
         return self.model_copy(update={"destination": self.destination.model_copy(update={"tracking": tracking})})
 
     def build_train_job(self, stop_flag: str, successor: str) -> TrainJob:
-        """What each worker is given; the two URLs are those of the lease under which the run is trained."""
+        """Return what each worker is given; the two URLs are those of the lease under which the run is trained."""
         return TrainJob(
             recipe=self.recipe,
             cadence=self.cadence,
@@ -280,7 +271,7 @@ class RunSpec(Config):
 
 
 def load_run_spec(folder: str) -> RunSpec:
-    """Return the spec that a run keeps in its folder.
+    """Return the spec in a run's folder.
 
     Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
     """
@@ -292,7 +283,7 @@ def load_run_spec(folder: str) -> RunSpec:
 
 
 class JobConfig(Config):
-    """What the command lines of training jobs have in common."""
+    """Options that the command lines of training jobs share."""
 
     recipe: Annotated[Recipe, Flag(name="")]
     provenance: Annotated[Provenance | None, Flag(settable=False)] = Field(
@@ -316,7 +307,7 @@ class JobConfig(Config):
         return self
 
     def build_run_spec(self, recipe: Recipe, destination: Destination, dataset_digest: str) -> RunSpec:
-        """The run of `recipe` under this command line."""
+        """Return the run of `recipe` under this command line."""
         return RunSpec(
             recipe=recipe,
             placement=self.placement,
@@ -333,38 +324,38 @@ JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
 
 
 def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
-    """The command line's presets of a job: each recipe, on the embedded data where it is made for that."""
-    made = {}
+    """Return a job's presets: each recipe, on the embedded data where it is made for that."""
+    job_presets = {}
     for name, recipe in presets.PRESETS.items():
         destination = Destination(data=EMBEDDED_DATASET if name in presets.DIGITS_PRESETS else "")
-        made[name] = Preset(kind(recipe=recipe(), destination=destination), presets.get_summary(name))
-    return made
+        job_presets[name] = Preset(kind(recipe=recipe(), destination=destination), presets.get_summary(name))
+    return job_presets
 
 
 def make_preset_loader(kind: type[JobConfigT]) -> Callable[[str], Preset[JobConfigT]]:
-    """What makes a preset of a job from the recipe in a file; it raises ConfigError for one that cannot be used."""
-
-    def read(url: str) -> Preset[JobConfigT]:
-        found = recipe_file.load_recipe(url)
-        values = {
-            "recipe": found.recipe,
-            "provenance": found.provenance,
-            "destination": {"data": choose_default_data(found)},
-        }
-        return Preset(kind.from_dict(values))
-
-    return read
+    """Return a function from the URL of a recipe file to the preset of a job; it raises ConfigError for a bad file."""
+    return lambda url: build_recipe_preset(kind, recipe_file.load_recipe(url))
 
 
-def choose_default_data(found: RecipeFile) -> str:
-    """The data that a recipe from a file is trained on when the user names none: the embedded data or, empty, none.
+def build_recipe_preset(kind: type[JobConfigT], recipe: RecipeFile) -> Preset[JobConfigT]:
+    """Return a recipe from a file as the preset of a job. Raises ConfigError when the job cannot train it."""
+    values = {
+        "recipe": recipe.recipe,
+        "provenance": recipe.provenance,
+        "destination": {"data": choose_default_data(recipe)},
+    }
+    return Preset(kind.from_dict(values))
 
-    What it was tuned on decides; where nobody says, whether its name begins like that of a preset for embedded data.
+
+def choose_default_data(file: RecipeFile) -> str:
+    """Return the data that a recipe from a file is trained on without --data: the embedded data or, empty, none.
+
+    The dataset that it was tuned on decides; if unknown, whether its name begins like a preset's for embedded data.
     """
-    if found.provenance is not None and found.provenance.dataset:
-        embedded = found.provenance.dataset == EMBEDDED_DATASET
+    if file.provenance is not None and file.provenance.dataset:
+        embedded = file.provenance.dataset == EMBEDDED_DATASET
     else:
-        embedded = any(f"{found.recipe.name}-".startswith(f"{name}-") for name in presets.DIGITS_PRESETS)
+        embedded = any(f"{file.recipe.name}-".startswith(f"{name}-") for name in presets.DIGITS_PRESETS)
     return EMBEDDED_DATASET if embedded else ""
 
 
@@ -372,4 +363,4 @@ def _check_divisible(recipe: Recipe, placement: Placement) -> None:
     """Raise ValueError when some worker would have no data."""
     for name, most in (("order.lanes", recipe.order.lanes), ("batch_size", recipe.batch_size)):
         if placement.workers > most:
-            raise ValueError(f"placement.workers {placement.workers} is refused: more than {name} ({most})")
+            raise ValueError(f"placement.workers must be at most {name} ({most}), got {placement.workers}; lower it")

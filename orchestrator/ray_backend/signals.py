@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP and stop flags turned into one event, with things to do at once when it is set."""
+"""Ctrl-C, SIGTERM, SIGHUP and stop flags as one event, with callbacks that run when it is set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """Set once by a signal or by `request`; `ray job stop` kills 3 s after its SIGTERM, so actions are quick."""
+    """An event that a signal or `request_stop` sets once, with callbacks.
+
+    `ray job stop` kills 3 s after its SIGTERM, so callbacks must be quick.
+    """
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -23,33 +26,38 @@ class Interruption:
         self._lock = threading.RLock()
 
     def add_callback(self, action: Callable[[], None]) -> None:
-        """Call `action`, from a thread of its own, when the event is set; at once when it is already."""
+        """Call `action`, from another thread, when the event is set; immediately when it is set already."""
         with self._lock:
             self._callbacks.append(action)
             if self.event.is_set():
-                threading.Thread(target=self._run_callbacks, args=([action],), name="interrupt", daemon=True).start()
+                self._start_callbacks([action])
 
-    def remove_callback(self, action: Callable[[], None]) -> None:
-        """Do not call `action` any more."""
-        with self._lock:
-            if action in self._callbacks:
+    @contextmanager
+    def calling(self, action: Callable[[], None]) -> Iterator[None]:
+        """Call `action`, as `add_callback` does, while the block runs."""
+        self.add_callback(action)
+        try:
+            yield
+        finally:
+            with self._lock:
                 self._callbacks.remove(action)
 
     def request_stop(self, number: int | None = None) -> None:
-        """Set the event, as a signal would."""
+        """Set the event, as the signal of that number would."""
         with self._lock:
             if self.event.is_set():
                 return
             self.signal = number
             self.event.set()
-            threading.Thread(
-                target=self._run_callbacks, args=(list(self._callbacks),), name="interrupt", daemon=True
-            ).start()
+            self._start_callbacks(list(self._callbacks))
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal's number, as shells have it; that of SIGTERM for a stop flag."""
+        """The exit status of a job that was stopped: 128 + the signal's number; that of SIGTERM for a stop flag."""
         return 128 + (self.signal or signal.SIGTERM)
+
+    def _start_callbacks(self, actions: list[Callable[[], None]]) -> None:
+        threading.Thread(target=self._run_callbacks, args=(actions,), name="interrupt", daemon=True).start()
 
     def _run_callbacks(self, actions: list[Callable[[], None]]) -> None:
         for action in actions:
@@ -70,7 +78,7 @@ def get_stop_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def shield_children_from_hangup() -> Iterator[None]:
-    """Have the processes that this thread starts in the block outlive a closed terminal: their driver ends them.
+    """Let the processes that this thread starts in the block outlive a closed terminal: their driver ends them.
 
     The kernel sends SIGHUP to all that runs in a terminal's foreground, Ray's own processes included, which the
     workers need in order to save. A signal mask is inherited by what is started; Ray itself treats SIGINT like this.
@@ -84,20 +92,19 @@ def shield_children_from_hangup() -> Iterator[None]:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Interruption]:
-    """An Interruption fed by `ending_signals` while the block runs; a second of them ends the process at once.
+    """Yield an Interruption that stop signals set while the block runs; the second signal ends the process immediately.
 
-    A SIGHUP never counts as the second: one closed terminal sends several. Must be entered in the main thread. Training
-    code runs in other threads, where no handler would be called.
+    A SIGHUP never counts as the second: one closed terminal sends several. Must be entered in the main thread.
     """
     interruption = Interruption()
-    asked = False
+    signaled = False
 
     def handler(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = asked or (interruption.event.is_set() and interruption.signal != signal.SIGHUP)
-        if asked and number != signal.SIGHUP:
+        nonlocal signaled
+        signaled = signaled or (interruption.event.is_set() and interruption.signal != signal.SIGHUP)
+        if signaled and number != signal.SIGHUP:
             os._exit(128 + number)
-        asked = asked or number != signal.SIGHUP
+        signaled = signaled or number != signal.SIGHUP
         interruption.request_stop(number)
 
     before = {number: signal.signal(number, handler) for number in get_stop_signals()}

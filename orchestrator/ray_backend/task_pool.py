@@ -1,4 +1,4 @@
-"""A pool of tasks on the cluster, for packing and scoring: results as they come, failures named."""
+"""A pool of tasks on the cluster, for packing and scoring, that yields results as they arrive."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def run_tasks(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], cpus: float, gpus: float, at_once: int,
     stop: Callable[[], bool],
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    """(number of the argument, result) of each call as it ends; at most `at_once` are under way.
+    """Yield (index of the arguments, result) of each call as it ends, with at most `at_once` calls running.
 
-    Ends early, cancelling what runs, when `stop()` says so. Raises TaskError when a task failed.
+    Stops early, cancelling what runs, when `stop()` is true. Raises TaskError when a task failed.
     """
     options = {
         "num_cpus": cpus,
@@ -46,7 +46,7 @@ def run_tasks(
 
 
 def _run_task(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Do one task, in the process of a worker."""
+    """Run one task, in the process of a worker."""
     prepare_output()
     return function(*arguments)
 

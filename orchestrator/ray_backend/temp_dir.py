@@ -1,7 +1,8 @@
 """The folder of Ray's files on this machine, closed to all other users.
 
-Ray gives its temp and session folders mode 0777 whatever the umask is, and who can write there can replace the code of
-the next job: a parent of mode 0700 stands before them. `python -m orchestrator.ray_backend.temp_dir` prints the path.
+Ray gives its temp and session folders mode 0777 whatever the umask is, and a user who can write there can replace the
+code of the next job, so they lie below a parent of mode 0700. `python -m orchestrator.ray_backend.temp_dir` prints the
+path.
 """
 
 from __future__ import annotations
@@ -55,18 +56,18 @@ def _make_private_folder(folder: Path) -> Path:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         # Another user may have made it first, or a link to elsewhere.
-        kept = folder.lstat()
-        if not stat.S_ISDIR(kept.st_mode) or kept.st_uid != os.geteuid():
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise ConfigError(
-                f"{folder} must be a folder that belongs to user {os.geteuid()}, got one that user {kept.st_uid} made; "
-                "have it removed, or set RAY_TMPDIR to another folder"
+                f"{folder} must be a folder that belongs to user {os.geteuid()}, got one that user {status.st_uid} "
+                "made; have it removed, or set RAY_TMPDIR to another folder"
             ) from None
         folder.chmod(0o700)
     return folder
 
 
-def _is_private(found: os.stat_result) -> bool:
-    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def train_runs(
     results: dict[str, RunResult] = {}
     for spec in specs:
         if spec.name in done:
-            session.set_final_status(session.record_run(spec, parent), "FINISHED")
+            session.recorder.set_final_status(session.recorder.record_run(spec, parent), "FINISHED")
             progress.update_phase(spec, "finished", "before")
             results[spec.name] = RunResult("finished", "", done[spec.name])
     progress.poll(waiting=True)  # the events of earlier jobs are no news
@@ -88,7 +88,7 @@ def _execute_plan(
     def on_change(spec: RunSpec, status: RunPhase, message: str) -> None:
         progress.update_phase(spec, status, message)
         if status in _FINAL_STATUS:
-            session.set_final_status(session.make_run_key(spec, parent), _FINAL_STATUS[status])
+            session.recorder.set_final_status(session.recorder.make_run_key(spec, parent), _FINAL_STATUS[status])
         if message:
             session.print_line(f"{spec.name}: {status}: {message}")
 

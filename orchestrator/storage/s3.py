@@ -35,15 +35,15 @@ T = TypeVar("T")
 
 
 class TruncatedError(ValueError):
-    """An object ends before the requested bytes. A ValueError, since a retry cannot help."""
+    """Error of an object that ends before the requested bytes. A ValueError, since a retry cannot help."""
 
 
 class ObjectReplacedError(ValueError):
-    """An object was replaced between two requests of one read."""
+    """Error of an object that was replaced between two requests of one read."""
 
 
 class IncompleteBodyError(OSError):
-    """A body ended before its announced end; the rest can be requested."""
+    """Error of a body that ended before its announced end; the rest can be requested."""
 
 
 @dataclass

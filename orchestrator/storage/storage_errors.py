@@ -1,4 +1,4 @@
-"""Classification of storage errors: permanent or transient, not found or denied, and what to tell the user.
+"""Classification of storage errors: permanent or transient, not found or denied, and advice for the user.
 
 Errors are classified by what they carry, not by type, so that storage does not import botocore before S3 is used.
 """

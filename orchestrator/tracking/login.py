@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 from collections.abc import Awaitable, Callable, MutableMapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,13 @@ class RequireLogin:
 
 def create_app() -> Any:
     """Return MLflow's app behind the login; `mlflow server --app-name orchestrator` calls this."""
-    from mlflow.server.fastapi_app import app  # opens the store that the server was started with
-
+    try:
+        from mlflow.server.fastapi_app import app  # opens the store that the server was started with
+    except ImportError as error:  # no documented name of MLflow: a newer one may have moved it
+        raise ConfigError(
+            f"mlflow {metadata.version('mlflow')} has no server that this login can protect: {error}; install another "
+            "version, or run `mlflow server` with a login of its own (--app-name basic-auth)"
+        ) from None
     # The middleware that is added last sees a request first.
     app.add_middleware(RequireLogin, password=load_password())
     return app

@@ -378,7 +378,7 @@ class ReplayedRun:
 
     @property
     def is_rejected(self) -> bool:
-        """Whether the tracker takes nothing of this run, or of its parent, until a person fixes the cause."""
+        """True while the tracker takes nothing of this run, or of its parent, until a person fixes the cause."""
         parent = self._parent
         return self.tracker_retry.is_permanent or (parent is not None and parent.run_id is None and parent.is_rejected)
 

@@ -17,11 +17,11 @@ FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackingError(RuntimeError):
-    """The tracker rejected a call, or cannot be used as configured; the message states the fix."""
+    """A rejected call, or a tracker that cannot be used as configured; the message states the fix."""
 
 
 class TrackerUnreachableError(TrackingError):
-    """The tracker does not answer, or answers that it is failing: the same call may succeed later."""
+    """A tracker that does not answer, or answers that it is failing: the same call may succeed later."""
 
 
 @dataclass(frozen=True)

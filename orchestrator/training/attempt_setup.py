@@ -28,7 +28,7 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 @dataclass(frozen=True)
 class ResumeInfo:
-    """Where an attempt begins."""
+    """The start of an attempt: from a checkpoint, or from nothing."""
 
     skipped_checkpoints: list[str]  # newer checkpoints that could not be used, and why
     productive_seconds: float = 0.0  # seconds of the run that led there

@@ -59,7 +59,7 @@ class PreviousAttempt:
 
     @property
     def ended_cleanly(self) -> bool:
-        """Whether it ended with an outcome."""
+        """True when it ended with an outcome."""
         return self.last_event is not None and self.last_event.kind in CLEAN_END_EVENTS
 
     @property

@@ -70,7 +70,7 @@ class PhaseTimeouts(Config):
 
 
 class Cadence(Config):
-    """How often a run saves, validates and syncs; no result depends on it."""
+    """Intervals at which a run saves, validates and syncs; no result depends on them."""
 
     checkpoint_seconds: float = Field(
         30.0, gt=0, description="seconds between checkpoints, each at a sync: about the most that a restart replays"
@@ -113,7 +113,7 @@ OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-chec
 
 
 class Outcome(Config):
-    """How a run ended, for causes that a retry would only repeat; crashes raise instead."""
+    """The end of a run, for causes that a retry would only repeat; crashes raise instead."""
 
     status: OutcomeStatus
     message: Annotated[str, AfterValidator(redact)] = ""

@@ -32,8 +32,8 @@ class RankSums:
 
     def unpack(self: S, values: list[float]) -> S:
         """Return the same message with these numbers."""
-        found: S = _fill(self, iter(values))
-        return found
+        message: S = _fill(self, iter(values))
+        return message
 
 
 def _flatten(part: Any) -> Iterator[float]:
@@ -76,7 +76,7 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which writes the journal and checkpoints."""
+        """True on rank 0, which writes the journal and checkpoints."""
         return self.rank == 0
 
     def all_reduce_sums(self, sums: S) -> S:

@@ -102,7 +102,7 @@ class EpochMeter:
 
 @dataclass(frozen=True)
 class _ReadSums(RankSums):
-    """What one rank, or all, read of an epoch; the loaders read a few batches ahead of the steps."""
+    """Traffic of one rank, or of all, in an epoch; loaders read a few batches ahead of the steps."""
 
     bytes: float
     requests: float

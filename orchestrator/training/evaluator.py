@@ -136,11 +136,11 @@ class Evaluator:
     def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
         """Return all metrics of such sums, by their names in curves. Raises ConfigError when a metric fails."""
         counter = MetricCounter(self.metrics, self.classes, torch.device("cpu"))
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, sums in sets.items():
-            found |= sums.compute_metrics(name)
-            found |= {f"validation/{name}_{key}": value for key, value in counter.compute(sums.metrics).items()}
-        return found
+            metrics |= sums.compute_metrics(name)
+            metrics |= {f"validation/{name}_{key}": value for key, value in counter.compute(sums.metrics).items()}
+        return metrics
 
     def _score_batches(
         self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadSample]

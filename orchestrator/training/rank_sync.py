@@ -35,7 +35,7 @@ class SyncReport(RankSums):
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What all ranks know after a sync; the same on each, and what callbacks receive."""
+    """The common knowledge of all ranks after a sync, which callbacks receive."""
 
     sums: SyncReport
     record: AuditRecord  # of all samples delivered so far
@@ -46,7 +46,7 @@ class SyncResult:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the state is worth saving: finite loss, few bad samples, and this attempt is still the newest."""
+        """True when the state may be saved: finite loss, few bad samples, and this attempt is still the newest."""
         return self.error is None and math.isfinite(self.sums.loss) and not self.sums.is_superseded
 
 

@@ -18,6 +18,8 @@ from orchestrator.tuning.trial import Metric
 # noise (docs/benchmarks.md). On larger datasets fewer epochs are as many updates.
 CHANCE_LEVEL_EPOCHS = 6
 
+_BUILT_IN_METRICS = ("top1_error", "top5_error", "loss")
+
 SamplerKind = Literal["tpe", "random", "grid"]
 SchedulerKind = Literal["asha", "median", "none"]
 
@@ -37,7 +39,7 @@ class SearchConfig(Config):
         "top1_error",
         min_length=1,
         description="validation metric that trials are compared by: top1_error, top5_error, or any other that "
-        "validation reports (then set mode, too)",
+        "validation reports, such as loss or a plug-in's (then set mode, too)",
     )
     mode: Literal["min", "max"] | None = Field(
         None, description="whether the metric is better when lower (min) or higher (max); min for the errors"
@@ -104,6 +106,12 @@ class TuneJob(JobConfig):
             raise ValueError(
                 f"cadence.validate_epochs must be at most {first_rung}, the epochs after which a trial may be pruned, "
                 f"got {validate_epochs}; set a lower one, or a higher grace_epochs"
+            )
+        metric = self.search.metric.removeprefix("validation/").removeprefix("averaged_").removeprefix("raw_")
+        if "/" not in metric and metric not in _BUILT_IN_METRICS and not self.placement.execution.metrics:
+            raise ValueError(
+                f"metric must be one of {', '.join(_BUILT_IN_METRICS)} without further metrics, got "
+                f"{self.search.metric!r}; set another one, or placement.execution.metrics"
             )
         if self.placement.min_workers is not None:
             raise ValueError(

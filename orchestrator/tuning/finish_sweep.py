@@ -10,8 +10,9 @@ from functools import partial
 from importlib.metadata import version
 
 from orchestrator.config import redaction
+from orchestrator.config.command_line import format_command
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
-from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data, format_job_command
+from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
@@ -64,7 +65,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
         explored.folder, _describe_sweep(session, explored), explored.trials, metric, explored.plan.base, noise
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
-    session.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
+    session.recorder.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return SweepSummary(best, tuple(lines))
 
 
@@ -73,7 +74,7 @@ def build_next_command(destination: Destination, weights: str, winner: RecipeFil
     flags = destination.to_flags(choose_default_data(winner))
     if weights:
         flags += ["--weights", redaction.redact(urls.require_absolute(weights, "weights"))]
-    return format_job_command("train_ensemble.py", [redaction.redact(url), *flags])
+    return format_command("train-ensemble", [redaction.redact(url), *flags])
 
 
 def describe_spent(explored: SweepResult) -> str:
@@ -176,7 +177,7 @@ def _describe_sweep(session: Session, explored: SweepResult) -> dict[str, object
 
 def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
     """Log the ranking in the tracker: as metrics, a table, text and pictures."""
-    run_id, metric = session.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
+    run_id, metric = session.recorder.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
     now, score = time.time(), best.get_score(metric) if best is not None else None
     points = {"sweep/trials": float(len(explored.trials))}
     points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))

@@ -134,10 +134,10 @@ def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:
         "dataset_digest": plan.dataset_digest,
     }
     file_io.write_bytes(file_io.join(folder, SWEEP_FILE), json.dumps(about, indent=1).encode())
-    key = session.make_tracking_key(plan.name)
+    key = session.recorder.make_tracking_key(plan.name)
     params = {f"search.{path}": str(value) for path, value in flatten_config(plan.job.search).items()}
     params |= {path: str(value) for path, value in flatten_config(plan.base).items()}
-    session.record_parent_run(
+    session.recorder.record_parent_run(
         TrackedRun(key, plan.name, None, params, {"orchestrator.folder": redaction.redact(folder)})
     )
     return key
@@ -151,15 +151,17 @@ class _TrialTracker:
         self._logged_states: dict[str, State] = {}
 
     def add_trial(self, spec: RunSpec) -> None:
-        self._session.record_run(spec, self._parent)
+        self._session.recorder.record_run(spec, self._parent)
 
     def update_trial(self, trial: Trial, spec: RunSpec) -> None:
         if self._logged_states.get(spec.name) == trial.state or trial.state not in _TRACKER_STATUS:
             return
         self._logged_states[spec.name] = trial.state
-        key = self._session.make_tracking_key(spec.name, self._parent)
+        key = self._session.recorder.make_tracking_key(spec.name, self._parent)
         tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
-        self._session.close_run(key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text})
+        self._session.recorder.close_run(
+            key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text}
+        )
 
 
 def _get_max_failures(job: TuneJob) -> int:

@@ -160,7 +160,7 @@ def test_when_all_are_damaged_that_is_said(tmp_path: Path) -> None:
     flip_byte(Path(url) / checkpoints.STATE_FILE, 500)
     newest = checkpoints.load_newest(str(tmp_path))
     assert newest.checkpoint is None
-    assert [url in told for told in newest.skipped] == [True]
+    assert [url in text for text in newest.skipped] == [True]
 
 
 def test_a_good_older_one_is_used_beside_one_of_another_version(tmp_path: Path) -> None:
@@ -205,13 +205,13 @@ def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> Non
 
 def test_passwords_in_urls_are_not_told(tmp_path: Path) -> None:
     url = "memory://user:secret@checkpoints-secret/one"
-    with pytest.raises(NonFiniteError) as told:
+    with pytest.raises(NonFiniteError) as caught:
         checkpoints.write_folder(url, {"weight": torch.full((1,), float("nan"))}, {})
     commit.write_folder(url, {checkpoints.STATE_FILE: b"no zip"}, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError) as also:
         checkpoints.load(url)
-    assert "checkpoints-secret" in str(told.value)
-    assert "secret@" not in f"{told.value} {also.value}"
+    assert "checkpoints-secret" in str(caught.value)
+    assert "secret@" not in f"{caught.value} {also.value}"
     file_io.remove(url)
 
 

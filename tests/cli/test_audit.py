@@ -14,6 +14,7 @@ from rich.console import Console
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.cli import audit
+from orchestrator.cli.config import AuditConfig
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
@@ -70,7 +71,7 @@ def one(trained: TrainJob, tmp_path: Path) -> TrainJob:
 def told(of: TrainJob, **options: str) -> tuple[int, str]:
     """Exit status and what was printed, spaces as single ones."""
     out = io.StringIO()
-    status = audit.audit_runs([of.folder], "", options.get("data", ""), Console(width=200, file=out))
+    status = audit.run_audit(AuditConfig(runs=(of.folder,), data=options.get("data", "")), Console(width=200, file=out))
     return status, re.sub(r"[ \u2500-\u257f]+", " ", out.getvalue())
 
 
@@ -88,8 +89,13 @@ def test_a_finished_run_is_as_planned(trained: TrainJob) -> None:
 def test_a_run_is_found_by_name_and_by_url(trained: TrainJob) -> None:
     storage, name = Path(trained.folder).parent.parent, Path(trained.folder).name
     quiet = Console(quiet=True)
-    assert audit.audit_runs([name], str(storage), "", quiet) == 0
-    assert audit.audit_runs([name, f"file://{trained.folder}"], str(storage), trained.data, quiet) == 0
+    assert audit.run_audit(AuditConfig(runs=(name,), storage=str(storage)), quiet) == 0
+    assert (
+        audit.run_audit(
+            AuditConfig(runs=(name, f"file://{trained.folder}"), storage=str(storage), data=trained.data), quiet
+        )
+        == 0
+    )
 
 
 def test_a_run_that_is_not_done_is_audited_by_its_newest_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -197,7 +203,7 @@ def test_one_run_that_failed_hides_no_other(
     trained: TrainJob, one: TrainJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite(one, other_hash)
-    assert audit.audit_runs([one.folder, trained.folder], "", "", Console(width=200)) == 1
+    assert audit.run_audit(AuditConfig(runs=(one.folder, trained.folder)), Console(width=200)) == 1
     assert capsys.readouterr().out.count("final weights") == 2
 
 
@@ -206,7 +212,7 @@ def test_one_run_that_failed_hides_no_other(
 def test_what_is_no_run_is_refused(trained: TrainJob, names: list[str]) -> None:
     storage = str(Path(trained.folder).parent.parent)
     with pytest.raises(ConfigError, match=r"^runs: ") as raised:
-        audit.audit_runs(names, storage, "", Console(quiet=True))
+        audit.run_audit(AuditConfig(runs=tuple(names), storage=storage), Console(quiet=True))
     if names == ["some-run"]:
         assert Path(trained.folder).name in str(raised.value), "what there is"
 

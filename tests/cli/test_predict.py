@@ -68,7 +68,7 @@ def predicted(storage: Path, *images: str, **fields: Any) -> tuple[int, Console]
 def test_by_default_the_last_whole_ensemble(storage: Path) -> None:
     found = predict.resolve_source(chosen(storage))
     assert found.weights_urls == finals(storage, "m1", "m2", "m3")
-    assert found.description == "newer, the newest whole one of 3 trained (3 models)"
+    assert found.description == "newer, the newest complete one of 3 trained (3 models)"
 
 
 def made(storage: Path, name: str, made_by: str, created: float, of: tuple[str, ...] = ("m1", "m2", "m3")) -> None:
@@ -88,7 +88,8 @@ def test_what_was_looked_at_last_is_not_what_answers(tmp_path: Path) -> None:
     (holder / "000001.json").write_text(json.dumps({"host": "there", "pid": 1, "job": "", "since": 900.0}))
     (holder / "000001.released").write_text("")
     assert (
-        predict.resolve_source(chosen(tmp_path)).description == "trained, the newest whole one of 2 trained (3 models)"
+        predict.resolve_source(chosen(tmp_path)).description
+        == "trained, the newest complete one of 2 trained (3 models)"
     )
     assert predict.resolve_source(chosen(tmp_path, model="evaluated")).weights_urls == finals(tmp_path, "m2")
 
@@ -120,7 +121,7 @@ def test_the_registered_champion_answers(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(predict.load_classifier(chosen(tmp_path), told.append)) == 3
     assert told[-1].startswith("model: trained (3 models): no champion is registered in sqlite:///")
     registered(["models:/a@champion", "models:/b@champion"])
-    with pytest.raises(ConfigError, match=r"2 champions .* --model: models:/a@champion, models:/b@champion"):
+    with pytest.raises(ConfigError, match=r"2 champions .* --model to one: models:/a@champion, models:/b@champion"):
         predict.load_classifier(chosen(tmp_path), told.append)
     assert len(predict.load_classifier(chosen(tmp_path, model="trained"), told.append)) == 3  # what is named needs none
 
@@ -128,7 +129,7 @@ def test_the_registered_champion_answers(tmp_path: Path, monkeypatch: pytest.Mon
 def test_without_a_registry_it_says_which_one_answers(storage: Path) -> None:
     told: list[str] = []
     predict.load_classifier(chosen(storage), told.append)
-    assert told == ["model: newer, the newest whole one of 3 trained (3 models): no model is registered"]
+    assert told == ["model: newer, the newest complete one of 3 trained (3 models): no model is registered"]
 
 
 def test_by_name_url_and_number(storage: Path) -> None:
@@ -144,11 +145,11 @@ def test_by_name_url_and_number(storage: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"model": "partial"}, "model: partial: its model 2, m4, is not trained to its end"),
+        ({"model": "partial"}, "model: partial: its model 2, m4, is not finished"),
         ({"model": "newwer"}, "no such run, ensemble or sweep in .*; did you mean newer"),
-        ({"members": (4,)}, "members: 4 is refused: numbers from 1 to 3, each once"),
-        ({"members": (0, 1)}, "members: 0,1 is refused"),
-        ({"members": (2, 2)}, "members: 2,2 is refused"),
+        ({"members": (4,)}, "members: must be different numbers from 1 to 3, got 4"),
+        ({"members": (0, 1)}, "from 1 to 3, got 0,1"),
+        ({"members": (2, 2)}, "from 1 to 3, got 2,2"),
     ],
 )
 def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], told: str) -> None:
@@ -165,7 +166,7 @@ def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Pa
 
 
 def test_no_whole_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no ensemble in .* has all its models trained \(0 there\)"):
+    with pytest.raises(ConfigError, match=r"no ensemble in .* is completely trained \(0 there\)"):
         predict.resolve_source(chosen(tmp_path))
     ensembles.ensemble(tmp_path, "lonely")
     with pytest.raises(ConfigError, match=r"\(1 there\)"):
@@ -212,7 +213,7 @@ def test_pictures_of_other_formats_in_a_folder_get_an_answer(tmp_path: Path) -> 
 
 
 def test_a_folder_without_images_is_refused(photos: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a folder without images; those in folders are not seen"):
+    with pytest.raises(ConfigError, match=r"a folder without images; subfolders are not searched"):
         predict.find_images([str(photos.parent)])
 
 
@@ -264,7 +265,7 @@ def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: 
     status, _ = predicted(storage, str(photos), json_lines=True, crops=144, top=2)
     out, err = capsys.readouterr()
     assert status == 1
-    assert "model: newer, the newest whole one of 3 trained (3 models): no model is registered" in err
+    assert "model: newer, the newest complete one of 3 trained (3 models): no model is registered" in err
     assert "1 of 4 images could not be read" in err
     rows = [json.loads(line) for line in out.splitlines()]
     names = ("a.JPEG", "b.jpg", "broken.jpg", "c.png")

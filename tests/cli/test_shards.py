@@ -131,7 +131,7 @@ def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(shards, "pack_shard", interrupted)
         assert shards.pack_dataset(config) == 128 + signal.SIGINT
-    assert "the same command goes on where it was" in capsys.readouterr().out
+    assert "rerun the same command to resume" in capsys.readouterr().out
     assert len(list((tmp_path / "out/_packing/done").iterdir())) == 1
     assert shards.pack_dataset(config) == 0
     assert "1 of " in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import simulate
-from orchestrator.cli.simulate_config import (
+from orchestrator.cli.config import (
     IMAGENET_TRAIN_SAMPLES,
     SimulateConfig,
     build_simulate_presets,
@@ -30,7 +30,7 @@ from tests.support.launched import recipe
 def simulated(of: Recipe, **flags: Any) -> tuple[int, str]:
     """Exit status and what was printed."""
     screen = Console(file=io.StringIO(), width=200)
-    status = simulate.simulate_training(SimulateConfig(recipe=of, **flags), screen)
+    status = simulate.run_simulate(SimulateConfig(recipe=of, **flags), screen)
     assert isinstance(screen.file, io.StringIO)
     return status, screen.file.getvalue()
 
@@ -84,7 +84,7 @@ def test_pictures_go_to_the_folder(tmp_path: Path) -> None:
 def test_without_data_there_is_no_contact_sheet_and_that_is_said(tmp_path: Path) -> None:
     _, printed = simulated(recipe(), out=str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [SCHEDULE_FILE]
-    assert "no contact sheet: name a dataset with --data" in printed
+    assert "no contact sheet: set --data to a dataset" in printed
 
 
 def test_the_embedded_digits_need_not_be_packed_and_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_mlflow_gets_a_run_of_its_own_and_the_same_at_a_second_call(tmp_path: Pa
         ({"out": "relative"}, "out: 'relative' is a relative path"),
         ({"data": "relative"}, "data: 'relative' is a relative path"),
         ({"data": "/nowhere/at/all"}, "data: /nowhere/at/all/manifest.json: no manifest there"),
-        ({"samples": 63}, "batch_size: 64 is refused: more than the 63 training images; lower it"),
+        ({"samples": 63}, "batch_size: must be at most the 63 training images, got 64; lower it"),
     ],
 )
 def test_what_cannot_be_is_refused(flags: dict[str, Any], told: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import status
+from orchestrator.cli.config import StatusConfig
 from orchestrator.cli.status import RunGroup
 from orchestrator.config.errors import ConfigError
 from orchestrator.monitor import journal_summary
@@ -30,7 +31,9 @@ WIDEST: dict[str, Any] = {
 
 def told(storage: Path, *names: str, as_json: bool = False, watch: float | None = None) -> tuple[int, str]:
     out = io.StringIO()
-    code = status.show_status(names, str(storage), as_json, watch, Console(width=100, file=out))
+    code = status.run_status(
+        StatusConfig(runs=names, storage=str(storage), json_lines=as_json, watch=watch), Console(width=100, file=out)
+    )
     return code, out.getvalue()
 
 

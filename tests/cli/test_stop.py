@@ -11,6 +11,7 @@ from rich.console import Console
 
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.cli import stop
+from orchestrator.cli.config import StopConfig
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import Lease, LeaseOwner
@@ -35,8 +36,10 @@ def run(tmp_path: Path) -> RunSpec:
 
 def told(of: str | list[str], storage: Path, save: bool = True, wait: float = 10.0) -> tuple[int, str]:
     out = io.StringIO()
-    names = [of] if isinstance(of, str) else of
-    status = stop.stop_runs(names, str(storage), save, wait, Console(width=100, file=out))
+    names = (of,) if isinstance(of, str) else tuple(of)
+    status = stop.run_stop(
+        StopConfig(runs=names, storage=str(storage), save=save, wait=wait), Console(width=100, file=out)
+    )
     return status, out.getvalue()
 
 
@@ -80,9 +83,9 @@ def test_a_run_is_asked_and_waited_for(run: RunSpec, driver: Driver, tmp_path: P
     assert asked.endswith("s ago: asked to stop")
     assert ended == (
         f"{run.name}: ended; its last attempt ended as 'stopped'; its newest checkpoint is at 640 samples; "
-        "the same command goes on with it"
+        "rerun the command that started it to resume it"
     )
-    assert told(run.name, tmp_path)[1].startswith(f"{run.name}: nobody runs it; its last attempt ended as 'stopped'; ")
+    assert told(run.name, tmp_path)[1].startswith(f"{run.name}: not running; its last attempt ended as 'stopped'; ")
 
 
 def test_without_a_checkpoint_the_flag_says_so(run: RunSpec, driver: Driver, tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_an_ensemble_is_stopped_with_its_members(tmp_path: Path) -> None:
         assert status == 0
         assert {one.flag for one in running} == {stop.STOP_WITHOUT_CHECKPOINT}
         assert [line.split(": ")[0] for line in text.splitlines()] == ["net-x3", "net-x3"]
-        assert text.endswith("the same command goes on with it, if there is anything left to do\n")
+        assert text.endswith("rerun the command that started it to resume it\n")
     finally:
         for one in running:
             one.end()
@@ -112,7 +115,7 @@ def test_an_ensemble_whose_record_is_damaged_is_not_said_to_be_at_rest(tmp_path:
     folder = drivers.ensemble(str(tmp_path), "net-x2", [])
     file_io.write_bytes(file_io.join(folder, "ensemble.json"), b"{")
     text = told("net-x2", tmp_path)[1]
-    assert text.startswith(f"net-x2: nobody runs it; whether its members run is not known: {folder}/ensemble.json: ")
+    assert text.startswith(f"net-x2: not running; it is unknown whether its members run: {folder}/ensemble.json: ")
 
 
 def test_a_run_that_does_not_stop_in_time_is_told_and_fails(run: RunSpec, tmp_path: Path) -> None:
@@ -138,8 +141,8 @@ def test_an_owner_that_is_not_heard_of_counts_as_gone(
     drivers.lease(run.folder, beat=5000)
     status, text = told(run.name, tmp_path)
     assert status == 0
-    assert "last heard of 5000 s ago" in text
-    assert "has not been heard of for 0.2 s and counts as gone (job raysubmit_abc, process 1 on another-host" in text
+    assert "last heartbeat 5000 s ago" in text
+    assert "its lease is stale: no heartbeat for 0.2 s (job raysubmit_abc, process 1 on another-host" in text
 
 
 def test_an_owner_of_this_machine_that_is_gone_is_noticed_at_once(run: RunSpec, tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_a_driver_that_took_over_is_left_alone(run: RunSpec, tmp_path: Path, mon
     monkeypatch.setattr(time, "sleep", lambda _: drivers.lease(run.folder, number=2, beat=0))
     status, text = told(run.name, tmp_path)
     assert status == 0
-    assert "another driver has taken it over since" in text
+    assert "another driver has taken it over" in text
     assert not file_io.exists(file_io.join(run.folder, "lease", "000002.stop"))
 
 

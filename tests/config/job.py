@@ -1,4 +1,4 @@
-"""A job as small as they get, run in a process of its own by test_cli.py."""
+"""Minimal job, run in a process of its own by test_arg_parser.py."""
 
 import json
 import sys

@@ -95,7 +95,7 @@ class Recipe(Config):
     def _epochs_suffice(self) -> Self:
         if isinstance(self.schedule, StepDecay) and self.epochs < self.schedule.decay_epochs:
             least = self.schedule.decay_epochs
-            raise ValueError(f"epochs: {self.epochs} is refused: a step schedule needs {least} or more")
+            raise ValueError(f"epochs must be {least} or more for a step schedule, got {self.epochs}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The command line, in this process and in one of its own."""
+"""Command lines, in this process and in one of their own."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--epochs", "--dry-run"], "--epochs: needs a value: INT"),
     (["--epochs", "1.5"], "epochs: must be a whole number, got 1.5"),
     (["--epochs", "ten"], "epochs: must be a whole number, got 'ten'"),
-    (["--epochs", "3"], "epochs: 3 is refused: a step schedule needs 8 or more"),
+    (["--epochs", "3"], "epochs must be 8 or more for a step schedule, got 3"),
     (["--dry-run=maybe"], "dry_run: must be true or false, got 'maybe' (Print the plan only)"),
     (
         ["--schedule.decay-factor", "1.5", "--clip", "x"],
@@ -279,7 +279,7 @@ def test_help_groups_flags_common_ones_first_and_ends_with_the_example(capsys: p
         "other flags:",
         "schedule: How the learning rate falls:",
         "What changes results:",
-        "example:",
+        "examples:",
     ]
     first = lines.index("common flags:")
     assert lines[first + 1].startswith("  --epochs INT")

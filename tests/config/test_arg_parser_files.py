@@ -76,7 +76,7 @@ def test_a_file_is_a_preset_with_flags_on_top() -> None:
     ("arguments", "line"),
     [
         (["many.json"], "many.json: nothing there"),
-        (["20.json", "--epochs", "3"], "epochs: 3 is refused: a step schedule needs 8 or more"),
+        (["20.json", "--epochs", "3"], "epochs must be 8 or more for a step schedule, got 3"),
         (["20.yaml"], "20.yaml: unknown preset; known presets: digits, googlenet-imagenet"),
         (["digits", "20.json"], "20.json: unexpected argument; flags begin with --"),
     ],

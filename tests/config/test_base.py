@@ -102,7 +102,7 @@ REFUSED: list[tuple[Any, str]] = [
         {"schedule": 3},
         "schedule: must be a mapping, got 3 (How the learning rate falls)",
     ),
-    ({"epochs": 3}, "epochs: 3 is refused: a step schedule needs 8 or more"),
+    ({"epochs": 3}, "epochs must be 8 or more for a step schedule, got 3"),
     (
         {"epochz": 3, "clip": "a"},
         "clip: must be a number, got 'a'; epochz: unknown key; did you mean epochs?",

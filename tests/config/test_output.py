@@ -1,4 +1,4 @@
-"""What processes print."""
+"""Printable output of processes."""
 
 import io
 import logging
@@ -61,7 +61,7 @@ def test_a_log_line_and_its_traceback_are_printable(caplog: pytest.LogCaptureFix
 
 @pytest.mark.process
 @pytest.mark.parametrize("where", ["main", "thread", "warning"])
-def test_what_nobody_catches_is_printable(where: str) -> None:
+def test_uncaught_errors_are_printable(where: str) -> None:
     code = f"""
 import threading, warnings
 from orchestrator.config.output import prepare_output

@@ -85,7 +85,7 @@ def test_windows_are_read_once_and_let_go(remote: str, monkeypatch: pytest.Monke
         assert ahead.held_bytes == 0, "the last sample of the last window was taken"
     # Open windows, ten samples of later ones, and what rounding adds.
     assert max(sizes) <= (6 * 8 + 10 + 6) * per_sample
-    total = sum(int(source._split.load_index(s).lengths.sum()) for s in range(12))
+    total = sum(int(source.load_index(s).lengths.sum()) for s in range(12))
     primed = 2 * 16 * per_sample
     assert source.get_read_stats().bytes <= 1.9 * total + primed, (
         "each byte about once (the tars' headers lie between images)"
@@ -114,14 +114,14 @@ def test_a_sample_outside_the_plan_is_read_all_the_same(remote: str) -> None:
 
 def test_damage_on_the_way_is_mended_from_the_source(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = reader()
-    plain, calls = source._split.read_into, []
+    plain, calls = source.read_into, []
 
     def damaging(shard: int, start: int, view: memoryview) -> None:
         plain(shard, start, view)
         view[len(view) // 2] ^= 1
         calls.append(shard)
 
-    monkeypatch.setattr(source._split, "read_into", damaging)
+    monkeypatch.setattr(source, "read_into", damaging)
     assert bytes(source.read(3, 3).image) == tiny_shards.samples(SAMPLES)[63].image
     assert calls == [3]
 
@@ -171,14 +171,14 @@ def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.Mon
 def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "PIECE_BYTES", 4000)
     source, begun = reader(streams=2), []
-    plain = source._split.read_into
+    plain = source.read_into
 
     def slow(shard: int, start: int, view: memoryview) -> None:
         begun.append(shard)
         time.sleep(0.05)
         plain(shard, start, view)
 
-    monkeypatch.setattr(source._split, "read_into", slow)
+    monkeypatch.setattr(source, "read_into", slow)
     batches = BatchLoader(source, 16, 2).iter_training(order(), AugmentationConfig(), 1, 16, range(15))
     next(batches)
     before = len(begun)

@@ -187,3 +187,17 @@ def test_a_plan_that_repeats_a_sample_is_told(monkeypatch: pytest.MonkeyPatch) -
     whole = hash_plan(ORDER, 8, 6)
     found = compare_with_plan(EpochAudit(epoch=2, hash=f"{whole.hash:016x}", samples=48), ORDER, 8, 6)
     assert found.problems == ("the plan gives 48 samples, only 4 different ones",)
+
+
+# ------------------------------------------------------------------ class-balanced epochs
+def test_a_balanced_epoch_is_audited_with_its_repeated_samples() -> None:
+    order = EpochOrder((20, 12), 3, 1, 4, 5, np.array([0] * 28 + [1] * 4))
+    record = AuditRecord()
+    for steps in (range(3), range(3, 8)):  # two attempts
+        total, samples = by_ranks(order, 4, steps, 2)
+        record = record.add_delivery(1, total, samples, [bad(30)] if steps.start else [bad(30), bad(30)])
+    verdict = compare_with_plan(record.get_epoch(1), order, 4, 8)
+    assert verdict.problems == ()
+    assert (verdict.delivered, verdict.left_out) == (32, 32 - (16 + 4))
+    other = compare_with_plan(record.get_epoch(1), replace(order, seed=4), 4, 8)
+    assert "other samples were delivered than planned" in other.problems[0]

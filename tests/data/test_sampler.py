@@ -208,7 +208,7 @@ def test_each_class_is_equally_often_in_a_balanced_epoch(
     for label in times:
         own = [uses[id] for id, other in enumerate(labels) if other == label]
         assert max(own) - min(own) <= 1
-    draw_ids = order.get_draw_ids(positions)
+    draw_ids = order.get_draw_ids(positions, ids)
     assert len(set(draw_ids.tolist())) == order.samples, "each repetition has draws of its own"
     assert (draw_ids % order.samples).tolist() == ids.tolist()
     spans = [

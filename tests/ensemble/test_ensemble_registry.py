@@ -204,21 +204,21 @@ def test_it_predicts_wherever_its_requirements_are(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert Path(told["code"]).is_relative_to(artifacts(client, run_id))
-    assert told["inputs"] == [{"type": "string", "name": "image", "required": True}]
-    assert told["params"] == {"crops": 10, "top": 5, "members": ""}
-    assert told["outputs"] == ["predictions"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert Path(result["code"]).is_relative_to(artifacts(client, run_id))
+    assert result["inputs"] == [{"type": "string", "name": "image", "required": True}]
+    assert result["params"] == {"crops": 10, "top": 5, "members": ""}
+    assert result["outputs"] == ["predictions"]
     known = Classifier.load([f"{run}/final" for run in runs], TITLES)
     for name, asked in (("answer", (144, 2, (1, 3))), ("default", (10, 5, ()))):
         (guesses,) = known.classify([image], *asked)
         assert isinstance(guesses, list)
-        (row,) = told[name]
+        (row,) = result[name]
         assert [(one["label"], one["class_name"]) for one in row["predictions"]] == [
             (guess.label, guess.class_name) for guess in guesses
         ]
         assert row["predictions"][0]["probability"] == pytest.approx(guesses[0].probability, abs=1e-6)
-    assert len(told["example"][0]["predictions"]) == 3
+    assert len(result["example"][0]["predictions"]) == 3
 
     # What its code imports of what this project declares is what the model requires.
     (folder,) = artifacts(client, run_id).glob("models/*")
@@ -227,9 +227,9 @@ def test_it_predicts_wherever_its_requirements_are(
     homes = packages_distributions()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.partition(">")[0].partition("[")[0] for line in project["dependencies"]}
-    used = {home for name in told["modules"] for home in homes.get(name, ())} & declared
+    used = {home for name in result["modules"] for home in homes.get(name, ())} & declared
     assert used - required == set()
-    assert not {"ray"} & set(told["modules"])
+    assert not {"ray"} & set(result["modules"])
     assert required - used == {"pydantic"}  # which MLflow had imported before
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from orchestrator.cli import train_ensemble
+from orchestrator.cli import evaluate
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.ensemble import finished_runs
@@ -102,7 +102,7 @@ def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) 
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "message"),
     [
         ("{0}/models/nothing", "^include: .*/models/nothing': no such run"),
         ("{0}", "^include: .*: holds the run|^include: '[^']*': no such run"),
@@ -110,8 +110,8 @@ def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) 
         ("/", "^include: "),
     ],
 )
-def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], place: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], place: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         finished_runs.find_runs(str(tmp_path), [place.format(tmp_path)], "include")
     assert "\n" not in str(caught.value)
     with pytest.raises((ConfigError, StorageError)):
@@ -172,10 +172,10 @@ def test_a_dry_run_looks_at_the_places(tmp_path: Path, runs: list[RunSpec]) -> N
     packed = tiny_shards.dataset(tmp_path / "data")
     places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path))
     asked = EvaluateConfig(runs=("both",), destination=places, dry_run=True)
-    assert train_ensemble.run_evaluate(asked) == 0
+    assert evaluate.run_evaluate(asked) == 0
     (tmp_path / "data" / packed.shards("validation")[0].name).unlink()
     with pytest.raises(PreflightError, match="missing, the manifest lists it"):
-        train_ensemble.run_evaluate(asked)
+        evaluate.run_evaluate(asked)
 
 
 def test_the_data_of_a_run_may_have_tars_elsewhere_when_that_is_allowed(tmp_path: Path, runs: list[RunSpec]) -> None:

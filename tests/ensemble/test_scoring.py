@@ -20,6 +20,7 @@ from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import scoring
+from orchestrator.ensemble.scoring import WeightsKind
 from orchestrator.evaluation import score_store, shard_scorer
 from orchestrator.evaluation.scoring_task import ShardScoringTask
 from orchestrator.ray_backend import task_pool
@@ -86,6 +87,18 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     return tasks
 
 
+def score_runs(at: Session, specs: Sequence[RunSpec], kind: WeightsKind = "averaged") -> list[str]:
+    """Score one kind of weights; return the folders of the scores."""
+    return scoring.score_weights_kinds(at, specs, (kind,))[0]
+
+
+def get_score_folder(spec: RunSpec, kind: WeightsKind = "averaged", digest: str = "") -> str:
+    """Return where the scores of a run's weights are stored."""
+    identity = scoring.find_weights(spec, kind).identity
+    key = score_store.compute_key(identity, spec.recipe, digest or spec.dataset_digest, scoring.SCORED_SPLIT)
+    return score_store.get_folder(spec.folder, key)
+
+
 def names(task: ShardScoringTask) -> list[str]:
     return [scorer.name.rpartition("-")[0] for scorer in task.scorers]
 
@@ -98,8 +111,8 @@ def tree(folder: Path) -> dict[str, int]:
 def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, finals.small(16, name="a"), finals.small(24, name="b"), finals.small(16, name="c"))
-    folders = scoring.score_runs(at, specs)
-    assert folders == [scoring.get_score_folder(spec) for spec in specs]
+    folders = score_runs(at, specs)
+    assert folders == [get_score_folder(spec) for spec in specs]
     assert [score_store.list_scored_shards(folder) for folder in folders] == [{0, 1, 2}] * 3
     # The last shard has one image, and the longest tasks go first.
     assert [(task.shard, names(task)) for task in sent] == [
@@ -114,29 +127,29 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
 def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
-    scoring.score_runs(at, specs[:2])
+    score_runs(at, specs[:2])
     before = tree(runs)
     sent.clear()
-    assert len(scoring.score_runs(at, specs[:2])) == 2
+    assert len(score_runs(at, specs[:2])) == 2
     assert "every score is stored already" in said(at)
     assert sent == []
     assert tree(runs) == before
-    scoring.score_runs(at, [specs[2], *specs[:2]])
+    score_runs(at, [specs[2], *specs[:2]])
     assert [names(task) for task in sent] == [["c"]] * SHARDS
     assert tree(runs).items() >= before.items()
     # And when one member's scores are taken away, that one's.
     sent.clear()
-    shutil.rmtree(scoring.get_score_folder(specs[1]))
-    scoring.score_runs(at, specs)
+    shutil.rmtree(get_score_folder(specs[1]))
+    score_runs(at, specs)
     assert [names(task) for task in sent] == [["b"]] * SHARDS
 
 
 def test_a_member_given_twice_is_scored_once(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    assert len(scoring.score_runs(at, [spec, spec])) == 2
+    assert len(score_runs(at, [spec, spec])) == 2
     assert [len(task.scorers) for task in sent] == [1] * SHARDS
-    assert scoring.score_runs(at, []) == []
+    assert score_runs(at, []) == []
 
 
 def test_tasks_hold_no_more_scores_than_their_memory_takes(
@@ -144,7 +157,7 @@ def test_tasks_hold_no_more_scores_than_their_memory_takes(
 ) -> None:
     monkeypatch.setattr(scoring, "MAX_TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
     at = session(runs)
-    scoring.score_runs(at, finished(at, *(finals.small(name=name) for name in "abc")))
+    score_runs(at, finished(at, *(finals.small(name=name) for name in "abc")))
     assert sorted((task.shard, names(task)) for task in sent) == [
         (0, ["a", "b"]), (0, ["c"]), (1, ["a", "b"]), (1, ["c"]), (2, ["a", "b", "c"])
     ]  # fmt: skip
@@ -153,11 +166,11 @@ def test_tasks_hold_no_more_scores_than_their_memory_takes(
 def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
-    scoring.score_runs(at, specs)
+    score_runs(at, specs)
     for spec in specs:
         shutil.rmtree(one_part(spec, 1))
     sent.clear()
-    scoring.score_runs(at, specs)
+    score_runs(at, specs)
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a", "b"]), (1, ["c"])]
 
 
@@ -170,14 +183,14 @@ def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pyte
         return shard_scorer.score_shard(raw)
 
     monkeypatch.setattr(scoring, "_make_task_function", lambda: stopped_after_one)
-    scoring.score_runs(at, [spec])
+    score_runs(at, [spec])
     assert len(sent) == 1
-    assert len(score_store.list_scored_shards(scoring.get_score_folder(spec))) == 1
+    assert len(score_store.list_scored_shards(get_score_folder(spec))) == 1
 
 
 # ------------------------------------------------------------------ what is not believed
 def one_part(spec: RunSpec, shard: int) -> Path:
-    return Path(scoring.get_score_folder(spec)) / f"shard-{shard:06d}"
+    return Path(get_score_folder(spec)) / f"shard-{shard:06d}"
 
 
 def flip(spec: RunSpec) -> None:
@@ -203,11 +216,11 @@ def another_shard(spec: RunSpec) -> None:
 
 
 def other_images(spec: RunSpec) -> None:
-    stores.save_shard(scoring.get_score_folder(spec), 1, score_store.load_shard(scoring.get_score_folder(spec), 0))
+    stores.save_shard(get_score_folder(spec), 1, score_store.load_shard(get_score_folder(spec), 0))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (flip, "damaged"),
         (truncate, "damaged"),
@@ -218,35 +231,35 @@ def other_images(spec: RunSpec) -> None:
     ],
 )
 def test_a_part_that_cannot_be_believed_is_scored_again(
-    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], told: str
+    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str
 ) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
-    scoring.score_runs(at, [first, second])
-    before = score_store.load_shard(scoring.get_score_folder(first), 1)
+    score_runs(at, [first, second])
+    before = score_store.load_shard(get_score_folder(first), 1)
     sent.clear()
     spoil(first)
-    scoring.score_runs(at, [first, second])
+    score_runs(at, [first, second])
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a"])]
     (line,) = [line for line in said(at).splitlines() if "is scored again" in line]
     assert line.startswith(f"scoring: {first.name}: shard 1 is scored again: ")
-    assert told in line
-    assert (score_store.load_shard(scoring.get_score_folder(first), 1).means[144] == before.means[144]).all()
+    assert message in line
+    assert (score_store.load_shard(get_score_folder(first), 1).means[144] == before.means[144]).all()
     sent.clear()
-    scoring.score_runs(at, [first, second])
+    score_runs(at, [first, second])
     assert sent == []
 
 
 def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
-    scoring.score_runs(at, [first, second])
+    score_runs(at, [first, second])
     shutil.rmtree(one_part(first, 0))
     shutil.copytree(one_part(second, 0), one_part(first, 0))
     with pytest.raises(ValueError, match="its key is"):
-        score_store.load_shard(scoring.get_score_folder(first), 0)
+        score_store.load_shard(get_score_folder(first), 0)
     sent.clear()
-    scoring.score_runs(at, [first, second])
+    score_runs(at, [first, second])
     assert [(task.shard, names(task)) for task in sent] == [(0, ["a"])]
 
 
@@ -256,12 +269,12 @@ def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, s
     (own,) = finished(at, finals.small(name="a"))
     other = own.model_copy(update={"dataset_digest": "fedcba9876543210"})
     finals.save(Path(other.folder), other.recipe, at.manifest.classes, 0)
-    (folder,) = scoring.score_runs(at, [other])
-    assert folder == scoring.get_score_folder(other, digest=at.manifest.digest())
-    assert folder != scoring.get_score_folder(other)
+    (folder,) = score_runs(at, [other])
+    assert folder == get_score_folder(other, digest=at.manifest.digest())
+    assert folder != get_score_folder(other)
     assert score_store.list_scored_shards(folder) == {0, 1, 2}
     count = len(sent)
-    assert scoring.score_runs(at, [other]) == [folder]
+    assert score_runs(at, [other]) == [folder]
     assert len(sent) == count  # what is stored is found again
 
 
@@ -271,7 +284,7 @@ def test_a_run_without_such_weights_is_named(runs: Path, sent: Sent, kind: scori
     (spec,) = finished(at, finals.small())
     shutil.rmtree(Path(spec.folder) / "final")
     with pytest.raises(ConfigError, match=f"{spec.name}: has no "):
-        scoring.score_runs(at, [spec], kind=kind)
+        score_runs(at, [spec], kind=kind)
 
 
 # ------------------------------------------------------------------ averaged, raw, best
@@ -289,7 +302,7 @@ def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
     url = keep_best(spec, best_checkpoint.MONITORED_METRICS[0], at.manifest.classes, seed=5)
-    folders = [scoring.score_runs(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
+    folders = [score_runs(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
     assert len(set(folders)) == 3
     assert all(folder.startswith(spec.folder + "/scores/") for folder in folders)
     found = [(task.scorers[0].weights, task.scorers[0].which) for task in sent[::SHARDS]]
@@ -302,8 +315,8 @@ def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, s
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "ab"))
     averaged, raw = scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
-    assert averaged == [scoring.get_score_folder(spec) for spec in specs]
-    assert raw == [scoring.get_score_folder(spec, kind="raw") for spec in specs]
+    assert averaged == [get_score_folder(spec) for spec in specs]
+    assert raw == [get_score_folder(spec, kind="raw") for spec in specs]
     assert [len(task.scorers) for task in sent] == [4] * SHARDS
     assert "20 images x models with averaged and raw weights to do, of 2 models, each" in said(at)
     sent.clear()
@@ -342,6 +355,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from orchestrator.ensemble import scoring
+from orchestrator.ensemble.scoring import WeightsKind
 from orchestrator.ray_backend import cluster, signals
 from orchestrator.ray_backend.run_spec import RunSpec
 from tests.ensemble.test_scoring import session
@@ -351,7 +365,7 @@ with cluster.connect_cluster(), signals.catch_stop_signals() as interruption:
     at = session(runs)
     at.interruption = interruption
     at.print_line = lambda text: print(text, flush=True)
-    scoring.score_runs(at, specs)
+    score_runs(at, specs)
     print("ENDED", flush=True)
 """
 

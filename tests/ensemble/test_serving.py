@@ -122,9 +122,9 @@ def test_mlflow_serves_what_predict_says(storage: Path, image: Path, tmp_path: P
         assert ensemble_registry.register_ensemble(server, run_id, "tiny", "tiny-x3", runs, ()).is_new is False
         command = [*mlflow, "models", "serve", "-m", made.uri, "--env-manager", "local", *at, str(serving)]
         with listening(command, serving, "/ping", tmp_path / "serving", MLFLOW_TRACKING_URI=server):
-            status, told = invoked(serving, IMAGE)
-            assert status == 200, told
-            served = json.loads(told)["predictions"][0]["predictions"]
+            status, body = invoked(serving, IMAGE)
+            assert status == 200, body
+            served = json.loads(body)["predictions"][0]["predictions"]
             assert invoked(serving, b"no image")[0] == 400
         for chosen in ((), ("--model", "models:/tiny@champion", "--tracking", server)):
             done = job("predict.py", str(image), "--crops", "144", "--json", *chosen, runs=storage)
@@ -136,14 +136,14 @@ def test_serve_answers_what_predict_says(storage: Path, image: Path, tmp_path: P
     port = free_port()
     command = [sys.executable, str(ROOT / "jobs" / "serve.py"), "--port", str(port), "--storage", str(storage)]
     with listening(command, port, "/health", tmp_path / "serving"):
-        status, told = ask(port, "POST", "/?crops=1&members=2", IMAGE, "image/jpeg")
-        assert status == 200, told
+        status, body = ask(port, "POST", "/?crops=1&members=2", IMAGE, "image/jpeg")
+        assert status == 200, body
     assert f"listening on http://127.0.0.1:{port}" in (tmp_path / "serving" / "log").read_text()
     assert "Traceback" not in (tmp_path / "serving" / "log").read_text()
     done = job("predict.py", str(image), "--crops", "1", "--members", "2", "--json", runs=storage)
     assert done.status == 0, done.err
     assert done.complaints == ["model: tiny-x3 (models 2 of 3): no model is registered"]
-    same(json.loads(told)["predictions"], json.loads(done.out)["predictions"])
+    same(json.loads(body)["predictions"], json.loads(done.out)["predictions"])
 
 
 def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
@@ -153,7 +153,7 @@ def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     assert done.status == 1
     assert "ant" in done.out and "not read: no JPEG or PNG" in done.out
     assert done.complaints == ["model: tiny-x3 (3 models): no model is registered", "1 of 2 images could not be read"]
-    for arguments, told in (
+    for arguments, body in (
         ((), "images: give at least one image"),
         ((str(image), "--crops", "7"), "crops: 7 is refused"),
         ((str(image), "--members", "4"), "members: 4 is refused: numbers from 1 to 3"),
@@ -161,4 +161,4 @@ def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     ):
         refused = job("predict.py", *arguments, runs=storage)
         assert (refused.status, len(refused.complaints)) == (2, 1), refused.err
-        assert told in refused.err
+        assert body in refused.err

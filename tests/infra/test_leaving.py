@@ -57,6 +57,7 @@ def test_drivers_are_asked_and_waited_for(tmp_path: Path) -> None:
     [
         (["/opt/venv/bin/python", "/opt/orchestrator/jobs/train_ensemble.py", "googlenet-digits", ""], True),
         (["python3.11", "jobs/tune.py", ""], True),
+        (["/opt/venv/bin/python", "/opt/venv/bin/orchestrator", "train", ""], True),
         (["python", "/opt/orchestrator/cluster/kubernetes/drivers.py", ""], False),
         (["/bin/sh", "-c", "python jobs/train.py", ""], False),
         (["ray::IDLE", ""], False),

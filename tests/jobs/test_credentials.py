@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from orchestrator.config import arg_parser, flags
+from orchestrator.cli import main
+from orchestrator.config import flags
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.introspection import KIND, get_model_variants, get_union_members, map_kinds
@@ -49,7 +50,7 @@ def start_of(command: Sequence[str]) -> Config:
     def parse(prog: str, description: str, presets: Any, default: str, *rest: Any, **more: Any) -> NoReturn:
         raise Presets(presets, default)
 
-    with patch.object(arg_parser, "parse_args", parse), pytest.raises(Presets) as given:
+    with patch.object(main, "parse_args", parse), pytest.raises(Presets) as given:
         run(*command)
     found: Config = given.value.presets[given.value.default].value
     return found

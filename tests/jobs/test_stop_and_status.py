@@ -77,7 +77,7 @@ def test_a_run_is_shown_stopped_with_a_checkpoint_and_resumed(tmp_path: Path) ->
     assert row["state"] == "stopped"
     assert row["checkpoint_samples"] == row["samples"] > 0
     assert f"its newest checkpoint is at {row['samples']} samples" in stopped.out
-    assert "nobody runs it" in job("stop.py", name, runs=runs).out
+    assert "not running" in job("stop.py", name, runs=runs).out
 
     with training(runs) as driver:
         until(lambda: makes_progress(driver, runs, row["samples"]), SECONDS, 1.0)
@@ -94,9 +94,9 @@ def test_a_run_is_shown_stopped_with_a_checkpoint_and_resumed(tmp_path: Path) ->
 def test_looks_and_stops_need_neither_ray_nor_torch_nor_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from orchestrator.cli import exit_status, status\n"
-        "from orchestrator.cli import stop\n"
-        f"status.show_status((), {str(tmp_path)!r}, False, None, exit_status.make_console())\n"
+        "from orchestrator.cli import status, stop\n"
+        "from orchestrator.cli.config import StatusConfig\n"
+        f"status.run_status(StatusConfig(storage={str(tmp_path)!r}))\n"
         "assert not {'ray', 'torch', 'mlflow', 's3fs'} & set(sys.modules)\n"
     )
     done = subprocess.run(

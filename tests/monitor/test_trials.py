@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import status
+from orchestrator.cli.config import StatusConfig
 from orchestrator.monitor.run_status import inspect_sweep
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
@@ -58,7 +59,9 @@ def sweep(tmp_path: Path) -> str:
 
 def show(names: tuple[str, ...], storage: str, as_json: bool) -> tuple[int, str]:
     out = io.StringIO()
-    code = status.show_status(names, storage, as_json, None, Console(width=100, file=out))
+    code = status.run_status(
+        StatusConfig(runs=names, storage=storage, json_lines=as_json), Console(width=100, file=out)
+    )
     return code, out.getvalue()
 
 
@@ -140,6 +143,6 @@ def test_a_watch_lasts_while_the_sweep_runs(sweep: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(time, "sleep", sleep)
     out = io.StringIO()
-    status.show_status((sweep,), "", True, 5.0, Console(width=100, file=out))
+    status.run_status(StatusConfig(runs=(sweep,), json_lines=True, watch=5.0), Console(width=100, file=out))
     assert looks == [5.0]
     assert len(out.getvalue().splitlines()) == 2

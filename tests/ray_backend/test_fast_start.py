@@ -1,23 +1,39 @@
 """The trainer without processes that our runs have no use for."""
 
+from __future__ import annotations
+
 import inspect
+import logging
 import pickle
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray import PlacementGroupID
 from ray.train.v2._internal.callbacks import BackendSetupCallback, DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution import preemption
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
+from ray.train.v2._internal.logging.logging import LoggingManager
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.preemption import PreemptionInfo
 
-from orchestrator.ray_backend import fast_start, ray_internals
-from orchestrator.ray_backend.fast_start import FastStartTrainer, NonAutoscalingPolicy, _FolderCallback
+from orchestrator.ray_backend import fast_start, ray_env, ray_internals
+from orchestrator.ray_backend.fast_start import (
+    FastStartTrainer,
+    NonAutoscalingPolicy,
+    ThreadPreemptionCallback,
+    _FolderCallback,
+)
 
 
 def kinds(trainer: DataParallelTrainer) -> set[type]:
@@ -200,3 +216,151 @@ def test_only_what_this_job_has_reserved_is_given_back(
     ray_internals.release_placement_group("/r")
     assert [key.split("-")[0] for key in store] == left
     assert removed == ([] if left else [group])
+
+
+# ------------------------------------------------------------------ the watch over the nodes of a run's workers. whol
+PATIENCE_SECONDS = 10.0
+
+
+class Actor:
+    """Takes the notice as Ray's worker does, by `mark_preempt.remote`."""
+
+    def __init__(self) -> None:
+        self.told: list[PreemptionInfo] = []
+        self.heard = threading.Event()
+        self.mark_preempt = SimpleNamespace(remote=self._mark)
+
+    def _mark(self, info: PreemptionInfo) -> None:
+        self.told.append(info)
+        self.heard.set()
+
+
+def group(actors: list[Actor], nodes: list[str]) -> Any:
+    """Workers of these ranks on these nodes."""
+    workers = [
+        SimpleNamespace(
+            distributed_context=SimpleNamespace(world_rank=rank), metadata=SimpleNamespace(node_id=node), actor=actor
+        )
+        for rank, (actor, node) in enumerate(zip(actors, nodes, strict=True))
+    ]
+    return SimpleNamespace(get_workers=lambda: workers)
+
+
+@pytest.fixture
+def draining(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The nodes that drain, and until when in unix milliseconds: what Ray would say."""
+    nodes: dict[str, int] = {}
+    monkeypatch.setattr(preemption, "_get_draining_nodes", lambda: dict(nodes))
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.01")
+    return nodes
+
+
+def watchers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "PreemptionWatcher"]
+
+
+def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> None:
+    actors, watch = [Actor(), Actor()], ThreadPreemptionCallback()
+    watch.after_worker_group_start(group(actors, ["here", "there"]))
+    draining["elsewhere"] = 1000  # no node of ours
+    draining["there"] = 2000
+    try:
+        assert all(actor.heard.wait(PATIENCE_SECONDS) for actor in actors)
+    finally:
+        watch.before_worker_group_shutdown(group([], []))
+    assert [actor.told for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
+
+
+@pytest.mark.parametrize("end", ["before_worker_group_shutdown", "after_worker_group_abort"])
+def test_it_ends_with_its_workers(draining: dict[str, int], end: str) -> None:
+    before, watch = set(watchers()), ThreadPreemptionCallback()
+    watch.after_worker_group_start(group([Actor()], ["here"]))
+    (thread,) = set(watchers()) - before
+    getattr(watch, end)(None)
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_a_new_group_is_watched_in_place_of_the_last(draining: dict[str, int]) -> None:
+    first, second, watch = Actor(), Actor(), ThreadPreemptionCallback()
+    before = set(watchers())
+    watch.after_worker_group_start(group([first], ["here"]))
+    (thread,) = set(watchers()) - before
+    watch.after_worker_group_start(group([second], ["there"]))
+    thread.join(PATIENCE_SECONDS)
+    draining.update(here=0, there=0)
+    try:
+        assert second.heard.wait(PATIENCE_SECONDS)
+    finally:
+        watch.before_worker_group_shutdown(group([], []))
+    assert first.told == []
+    assert second.told == [PreemptionInfo(None, {"there": [0]})]
+
+
+def test_a_run_goes_on_without_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    before = set(watchers())  # of other tests, which may not have woken up since they were told to end
+    ThreadPreemptionCallback().after_worker_group_start(None)
+    assert "their preemption will come without notice" in caplog.text
+    assert set(watchers()) <= before
+
+
+# ------------------------------------------------------------------ what ray train's controllers say, of several runs
+LOGGER = logging.getLogger(fast_start.RAY_TRAIN_LOGGER)
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    kept = (list(LOGGER.handlers), LOGGER.level, LOGGER.propagate)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_worker_id=lambda: "0a"))
+    monkeypatch.setattr(LoggingManager, "get_log_directory", lambda: str(tmp_path / "first"))
+    monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "0")
+    yield tmp_path
+    LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = kept
+
+
+def say(run: str, words: str) -> None:
+    with fast_start.patch_ray_train(), fast_start._label_logs(run):
+        logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+
+
+def lines(folder: Path) -> list[str]:
+    return [line.split(" ", 2)[2] for line in (folder / "ray-train-app-controller-0a.log").read_text().splitlines()]
+
+
+def test_each_line_names_its_run(session: Path) -> None:
+    runs = [threading.Thread(target=say, args=(f"m{number}", "started")) for number in range(3)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert sorted(lines(session / "first")) == [f"INFO m{number}: started" for number in range(3)]
+
+
+def test_nothing_reaches_the_screen(session: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = logging.StreamHandler()
+    logging.getLogger().addHandler(shown)
+    try:
+        say("m1", "started")
+    finally:
+        logging.getLogger().removeHandler(shown)
+    assert lines(session / "first") == ["INFO m1: started"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_another_session_of_ray_s_gets_a_file_of_its_own(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    say("m1", "one")
+    monkeypatch.setattr(LoggingManager, "get_log_directory", lambda: str(session / "second"))
+    say("m1", "two")
+    assert (lines(session / "first"), lines(session / "second")) == (["INFO m1: one"], ["INFO m1: two"])
+
+
+def test_ray_s_own_set_up_of_logs_is_used_on_request(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "1")
+    before = list(LOGGER.handlers)
+    say("m1", "started")
+    assert LOGGER.handlers == before
+
+
+def test_jobs_set_the_switch() -> None:
+    assert ray_env._RAY_VARIABLES[fast_start.STRUCTURED_LOGGING_VARIABLE] == "0"

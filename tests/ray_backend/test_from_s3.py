@@ -11,6 +11,7 @@ from rich.console import Console
 
 from orchestrator.cli import audit, shards
 from orchestrator.cli import shards as shard_jobs
+from orchestrator.cli.config import AuditConfig
 from orchestrator.data import manifest
 from orchestrator.data.build.config import IndexConfig, PackConfig, ShardLayout, VerifyConfig
 from orchestrator.data.build.sources.config import IlsvrcSource
@@ -112,7 +113,7 @@ def test_ilsvrc_packs_to_s3_streams_and_audits_clean(bucket: str, weather: Weath
     retries = [event.values["train/read_retries"] for event in runs.events(from_s3, "epoch")]
     assert any(isinstance(one, float) and one >= 1 for one in retries)
     out = io.StringIO()
-    assert audit.audit_runs([from_s3.folder], "", "", Console(width=200, file=out)) == 0, out.getvalue()
+    assert audit.run_audit(AuditConfig(runs=(from_s3.folder,)), Console(width=200, file=out)) == 0, out.getvalue()
 
     from_disk = placed(tmp_path / "other runs", str(tmp_path / "local"))
     assert runs.train(from_disk).status == "finished"

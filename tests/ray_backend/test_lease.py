@@ -1,7 +1,10 @@
+"""Leases: who has them, who may take them over, and what others see of them."""
+
 import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +20,7 @@ from ray.dashboard.modules.job.cli import job_cli_group
 from orchestrator.ray_backend import lease
 from orchestrator.ray_backend.lease import Lease, LeaseHeldError, LeaseOwner
 from orchestrator.storage import file_io
+from tests.support import drivers
 from tests.support.damage import DAMAGED
 from tests.support.launched import ROOT, until
 
@@ -55,7 +59,7 @@ def test_a_lease_that_cannot_be_read_is_held_as_long_as_it_beats(folder: str, re
     ended = threading.Event()
     thread = beating(stem, ended)
     try:
-        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*jobs/stop\.py"):
+        with pytest.raises(LeaseHeldError, match=r"an unknown process \(its lease cannot be read\).*orchestrator stop"):
             lease.acquire_lease(folder, 60)
     finally:
         ended.set()
@@ -157,7 +161,7 @@ def test_a_beating_owner_keeps_it_and_is_named(folder: str, job: str, attach: st
     assert all(word in text for word in (folder, job, "process 4242 on node-7", attach))
     # What it suggests can be pasted into a shell.
     (line,) = re.findall(r"from anywhere: (.*)\) and submit again", text)
-    assert shlex.split(line) == ["python", "jobs/stop.py", folder]
+    assert shlex.split(line) == ["orchestrator", "stop", folder]
     for command in re.findall(r"ray job [^),]*", text):
         name, *arguments = shlex.split(command)[2:]
         assert job_cli_group.commands[name].make_context(name, arguments).params["job_id"] == job
@@ -247,3 +251,107 @@ def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_p
     elsewhere = replace(lease.get_current_owner(), pid=2**22 + 1, space="the same boot, another namespace")
     assert not lease.is_owner_dead(elsewhere)
     assert lease.is_owner_dead(replace(elsewhere, space=lease.get_current_owner().space))
+
+
+# ------------------------------------------------------------------ test_holder.py
+def lives(folder: str, patience: float = 0.3) -> bool:
+    return lease.is_driver_alive(folder, lease.read_lease(folder), patience)
+
+
+def test_a_real_lease_is_seen_and_its_release_too(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert lease.read_lease(folder) is None
+    assert not lives(folder)
+    held = lease.acquire_lease(folder)
+    try:
+        seen = lease.read_lease(folder)
+        assert seen is not None
+        assert (seen.number, seen.owner.pid, seen.released, seen.stop_requested) == (1, os.getpid(), False, False)
+        assert seen.stop_flag == held.stop_flag
+        assert lives(folder)
+        held.request_stop()
+        assert (again := lease.read_lease(folder)) is not None and again.stop_requested
+    finally:
+        held.release()
+    assert not lives(folder)
+
+
+def test_the_last_lease_counts(tmp_path: Path) -> None:
+    drivers.lease(str(tmp_path), number=1, beat=0, released=b"")
+    drivers.lease(str(tmp_path), number=2, beat=0)
+    seen = lease.read_lease(str(tmp_path))
+    assert seen is not None and (seen.number, seen.released) == (2, False)
+
+
+def test_a_fresh_heartbeat_is_believed_and_an_old_one_looked_at_twice(tmp_path: Path) -> None:
+    stem = drivers.lease(str(tmp_path), beat=3)
+    assert lives(str(tmp_path))
+    drivers.beats(stem, ago=100)
+    assert not lives(str(tmp_path))
+    # A clock that is behind: the heartbeat is old and changes.
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            drivers.beats(stem, ago=100)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        assert lives(str(tmp_path), patience=5)
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_heartbeat_of_long_ago_is_not_waited_for(tmp_path: Path) -> None:
+    drivers.lease(str(tmp_path), beat=3600)
+    began = time.monotonic()
+    assert not lives(str(tmp_path), patience=60)
+    assert time.monotonic() - began < 30
+
+
+def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path: Path) -> None:
+    gone = LeaseOwner(socket.gethostname(), 2**22 + 1, "", time.time())  # beyond the largest pid there is
+    drivers.lease(str(tmp_path), gone, beat=0)
+    assert not lives(str(tmp_path), patience=60)
+
+
+def test_a_lease_without_a_heartbeat_yet_is_as_old_as_itself(tmp_path: Path) -> None:
+    drivers.lease(str(tmp_path), LeaseOwner("another-host", 1, "", time.time()))
+    assert lives(str(tmp_path), patience=60)
+
+
+@pytest.mark.parametrize("record", [*DAMAGED, json.dumps({"host": "x"}).encode()])
+def test_a_lease_that_cannot_be_read_lives_as_long_as_it_beats(tmp_path: Path, record: bytes) -> None:
+    stem = drivers.lease(str(tmp_path))
+    file_io.write_bytes(stem + ".json", record)
+    seen = lease.read_lease(str(tmp_path))
+    assert seen is not None and "cannot be read" in str(seen.owner)
+    assert not lives(str(tmp_path)), "nothing says that anybody has it"
+    drivers.beats(stem, 1)
+    assert lives(str(tmp_path))
+    drivers.beats(stem, 10_000)
+    assert not lives(str(tmp_path))
+
+
+@pytest.mark.parametrize("beat", DAMAGED[1:])  # an empty one is as good as none
+def test_a_heartbeat_that_cannot_be_read_is_watched_for_a_change(tmp_path: Path, beat: bytes) -> None:
+    stem = drivers.lease(str(tmp_path))
+    file_io.write_bytes(stem + ".beat", beat)
+    assert not lives(str(tmp_path))
+    writer = threading.Timer(0.2, drivers.beats, (stem, 1))
+    writer.start()
+    assert lives(str(tmp_path), patience=60)
+    writer.join()
+
+
+def test_a_wish_for_no_checkpoint_is_not_overwritten_by_the_driver(tmp_path: Path) -> None:
+    held = lease.acquire_lease(str(tmp_path))
+    try:
+        file_io.write_bytes(held.stop_flag, b'{"save": false}')
+        held.request_stop()
+        assert file_io.read_bytes(held.stop_flag) == b'{"save": false}'
+        until(held.is_stop_requested)
+    finally:
+        held.release()

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
 from rich.console import Console
 
-from orchestrator.cli import run_command
+from orchestrator.cli.exit_status import run_command
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.build import indexing
@@ -335,7 +335,7 @@ def test_errors_are_one_line_each(
     def main() -> int:
         raise error
 
-    assert run_command.run_cluster_command("job", main) == status
+    assert run_command("job", main) == status
     assert capsys.readouterr().err.splitlines() == told
 
 
@@ -343,14 +343,14 @@ def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
         raise LeaseHeldError("/runs/x", LeaseOwner("host", 7, "raysubmit_1", 0.0))
 
-    assert run_command.run_cluster_command("job", main) == 1
+    assert run_command("job", main) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_our_own_slips_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_command.run_cluster_command("job", lambda: 1 // 0)
-    assert run_command.run_cluster_command("job", lambda: 0) == 0
+        run_command("job", lambda: 1 // 0)
+    assert run_command("job", lambda: 0) == 0
 
 
 # ------------------------------------------------------------------ dry run

@@ -1,15 +1,17 @@
-"""The guard of the fast start. Both paths, with real runs: tests/cluster/test_public_path.py."""
+"""The guard of the fast start. Both paths, with real runs: tests/ray_backend/test_public_path.py."""
 
 import builtins
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 import pytest
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend import ray_compat
 from orchestrator.ray_backend.ray_compat import FAST_START_VARIABLE, load_fast_start, load_ray_internals
+from tests.support import private_ray
+from tests.support.private_ray import list_private_modules
 
 
 @pytest.fixture(autouse=True)
@@ -20,15 +22,16 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def block(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
-    original: Any = builtins.__import__
+def forget_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next load import the two modules anew."""
+    for name in ("fast_start", "ray_internals"):
+        monkeypatch.delitem(sys.modules, f"orchestrator.ray_backend.{name}", raising=False)
+        monkeypatch.delattr(f"orchestrator.ray_backend.{name}", raising=False)
 
-    def import_unless_blocked(name: str, values: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
-        if (values or {}).get("__name__") == ray_compat.__name__ and module in (names or ()):
-            raise ImportError(f"no {module}")
-        return original(name, values, local, names, level)
 
-    monkeypatch.setattr(builtins, "__import__", import_unless_blocked)
+def block(monkeypatch: pytest.MonkeyPatch, modules: list[str]) -> None:
+    monkeypatch.setattr(builtins, "__import__", builtins.__import__)  # put back afterwards
+    private_ray.block(modules)
 
 
 def test_a_tested_version_starts_fast_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
@@ -47,25 +50,27 @@ def test_anything_else_uses_the_public_api_and_warns_once(
     elif reason == "switch":
         monkeypatch.setenv(FAST_START_VARIABLE, "0")
     else:
-        block(monkeypatch, "ray_internals")
-        block(monkeypatch, "fast_start")
+        forget_door(monkeypatch)
+        block(monkeypatch, ["ray._private.state"])
     assert [load_ray_internals(), load_fast_start(), load_ray_internals(), load_fast_start()] == [None] * 4
     [warning] = caplog.messages
     cause = {
         "version": "Ray 9.1.0 is not a version that it was tested with (2.60.0)",
         "switch": "ORCHESTRATOR_FAST_START is 0",
-        "import": "lacks what it needs (ImportError: no ray_internals)",
+        "import": "lacks what it needs (ImportError: ray._private.state is blocked)",
     }
     assert cause[reason] in warning and "public API" in warning
 
 
-def test_what_one_part_lacks_leaves_the_other(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("module", list_private_modules())
+def test_whichever_private_module_is_missing_runs_start_through_the_public_api(
+    module: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    block(monkeypatch, "fast_start")
+    forget_door(monkeypatch)
+    block(monkeypatch, [module])
     assert load_fast_start() is None
-    assert load_ray_internals() is not None
-    assert len(caplog.messages) == 1
+    assert (load_ray_internals() is None) == (".train." not in module and ".data." not in module)
+    assert len(caplog.messages) == 1 and f"{module} is blocked" in caplog.text
 
 
 def test_the_installed_version_is_one_that_the_tests_run_with() -> None:

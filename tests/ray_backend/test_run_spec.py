@@ -1,3 +1,5 @@
+"""Specifications of runs and their command lines."""
+
 import shlex
 from pathlib import Path
 from typing import Any
@@ -6,9 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config.arg_parser import parse_args
+from orchestrator.config.command_line import format_command
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply_overrides, flatten_config
 from orchestrator.ensemble.config import TrainEnsembleConfig
+from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend.cluster import ClusterCapacity, Node, wait_for_capacity
+from orchestrator.ray_backend.launch_errors import ClusterError
+from orchestrator.ray_backend.ray_trainer import _choose_num_workers
 from orchestrator.ray_backend.run_spec import (
     RUNS_VARIABLE,
     Destination,
@@ -16,7 +23,6 @@ from orchestrator.ray_backend.run_spec import (
     Placement,
     RunSpec,
     build_job_presets,
-    format_job_command,
     make_preset_loader,
 )
 from orchestrator.recipe import presets
@@ -34,6 +40,8 @@ OTHER: dict[str, Any] = {
     "augmentation.aspect": (0.9, 1.1),
     "augmentation.decoding": "exact",
     "augmentation.stages": ("decode", "crop", "mine:stage"),
+    "augmentation.batch_stages": ("mixup",),
+    "order.balance": "class",
     "preprocessing.mean": (1.0, 2.0, 3.0),
     "precision": "bfloat16",
     "schedule.kind": "cosine",
@@ -197,9 +205,9 @@ def test_name_and_folder_tell_the_run() -> None:
 # ------------------------------------------------------------------ workers that would have no data
 def test_more_workers_than_lanes_or_images_are_refused_before_anything_starts() -> None:
     base = recipe()
-    with pytest.raises(ValidationError, match=r"placement.workers 9 is refused: more than order.lanes \(8\)"):
+    with pytest.raises(ValidationError, match=r"placement.workers must be at most order.lanes \(8\), got 9"):
         JobConfig(recipe=base, placement=Placement(workers=9))
-    with pytest.raises(ConfigError, match=r"placement.workers 5 is refused: more than batch_size \(4\)"):
+    with pytest.raises(ConfigError, match=r"placement.workers must be at most batch_size \(4\), got 5"):
         JobConfig.from_dict({"recipe": {**base.to_dict(), "batch_size": 4}, "placement": {"workers": 5}})
     with pytest.raises(ValidationError, match=r"order\.lanes"):
         spec(base, workers=9)
@@ -278,10 +286,10 @@ def test_a_printed_command_leads_to_the_same_places(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ORCHESTRATOR_RUNS", str(tmp_path / folder))
     places = Destination.from_dict(given).resolve()
-    line = format_job_command("train_ensemble.py", ["file.json", *places.to_flags(default)])
+    line = format_command("train-ensemble", ["file.json", *places.to_flags(default)])
     monkeypatch.delenv("ORCHESTRATOR_RUNS")  # the shell into which it is pasted
     words = shlex.split(line)
-    assert words[:3] == ["python", "jobs/train_ensemble.py", "file.json"]
+    assert words[:3] == ["orchestrator", "train-ensemble", "file.json"]
     presets = build_job_presets(TrainEnsembleConfig)
     preset = "googlenet-digits" if default else "googlenet-imagenet"
     parsed = parse_args("train_ensemble.py", "", presets, preset, [preset, *words[3:]])
@@ -299,3 +307,31 @@ def test_batch_norm_on_single_images_is_refused_before_anything_starts() -> None
     with pytest.raises(ValidationError, match=r"batch_size must be at least 2 for each worker .* got 3 for 2 workers"):
         JobConfig(recipe=base, placement=Placement(workers=2))
     assert JobConfig(recipe=base).recipe.batch_size == 3
+
+
+# ------------------------------------------------------------------ test_elastic.py
+def test_a_run_has_a_fixed_number_of_workers_unless_it_names_a_least() -> None:
+    fixed, changing, same = (
+        Placement(workers=3),
+        Placement(workers=3, min_workers=2),
+        Placement(workers=3, min_workers=3),
+    )
+    assert [(one.fewest_workers, one.is_elastic) for one in (fixed, changing, same)] == [
+        (3, False),
+        (2, True),
+        (3, False),
+    ]
+    assert [_choose_num_workers(one) for one in (fixed, changing, same)] == [3, (2, 3), 3]
+
+
+def test_a_least_above_the_most_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"min_workers must be at most workers \(3\), got 4"):
+        Placement.from_dict({"workers": 3, "min_workers": 4})
+
+
+def test_only_the_least_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = ClusterCapacity((Node(1, 0), Node(1, 0)))
+    monkeypatch.setattr(cluster, "get_capacity", lambda: two)
+    assert wait_for_capacity(Placement(workers=3, min_workers=2), print) is two
+    with pytest.raises(ClusterError, match="3 to 4 workers of 1 CPU"):
+        wait_for_capacity(Placement(workers=4, min_workers=3), print)

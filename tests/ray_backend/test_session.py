@@ -1,4 +1,4 @@
-"""A session's runs, which a user stops together, and their identity in the tracker."""
+"""The runs of a session: a stop of one stops all; each has its identity in the tracker."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +8,10 @@ import pytest
 
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.data.build.tar_writer import write_dataset
-from orchestrator.ray_backend import run_lookup
+from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
 from orchestrator.ray_backend.lease import Lease
+from orchestrator.ray_backend.run_recorder import RunRecorder
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.storage.file_io import StorageError
@@ -38,7 +39,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     made = Launches()
     monkeypatch.setattr(sessions, "launch_run", made)
     monkeypatch.setattr(sessions, "STOP_FLAG_POLL_SECONDS", 0.02)
-    monkeypatch.setattr(Session, "record_run", lambda *_: "key")
+    monkeypatch.setattr(RunRecorder, "record_run", lambda *_: "key")
     monkeypatch.setattr(Session, "_request_previews", lambda *_: None)
     return made
 
@@ -53,7 +54,7 @@ def specs(tmp_path: Path) -> list[RunSpec]:
     return [launched.spec(launched.recipe(name), str(tmp_path)) for name in ("one", "other")]
 
 
-def test_a_stop_by_the_user_stops_all(tmp_path: Path, session: Session, launches: Launches) -> None:
+def test_the_stop_flag_of_one_run_stops_all(tmp_path: Path, session: Session, launches: Launches) -> None:
     one, other = specs(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(session.train_run, spec) for spec in (one, other)]
@@ -61,6 +62,7 @@ def test_a_stop_by_the_user_stops_all(tmp_path: Path, session: Session, launches
         launches.under_way[one.name].request_stop()  # as jobs/stop.py does
         assert [run.result(20).status for run in runs] == ["stopped", "stopped"]
         assert session.interruption.event.is_set()
+    assert lease.read_lease(one.folder).released  # type: ignore[union-attr]
 
 
 # ------------------------------------------------------------------ identity in the tracker
@@ -69,12 +71,12 @@ def test_a_storage_has_the_same_keys_wherever_it_lies(tmp_path: Path) -> None:
     write_dataset(
         str(tmp_path / "other" / "data"), "tiny", tiny_shards.CLASSES, {"validation": tiny_shards.samples(2)}, 2
     )
-    key = support.session(tmp_path / "a").make_tracking_key("run", "/parent")
+    key = support.session(tmp_path / "a").recorder.make_tracking_key("run", "/parent")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    assert support.session(tmp_path / "link").make_tracking_key("run", "/parent") == key
+    assert support.session(tmp_path / "link").recorder.make_tracking_key("run", "/parent") == key
     (tmp_path / "a").rename(tmp_path / "b")
-    assert support.session(tmp_path / "b").make_tracking_key("run", "/parent") == key
-    assert support.session(tmp_path / "other").make_tracking_key("run", "/parent") != key
+    assert support.session(tmp_path / "b").recorder.make_tracking_key("run", "/parent") == key
+    assert support.session(tmp_path / "other").recorder.make_tracking_key("run", "/parent") != key
 
 
 @pytest.mark.parametrize("sweep", [False, True])
@@ -85,13 +87,13 @@ def test_runs_from_before_there_were_ids_keep_their_keys(tmp_path: Path, session
     folder = tmp_path / ("sweeps/s/models" if sweep else "models") / run.name
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(run.to_json())
-    assert session.make_tracking_key(run.name) == f"/{run.name}@{compute_fingerprint(before)}"
+    assert session.recorder.make_tracking_key(run.name) == f"/{run.name}@{compute_fingerprint(before)}"
 
 
 def test_a_storage_that_takes_no_id_is_named(tmp_path: Path, session: Session) -> None:
     (tmp_path / "storage.json").write_text("{}")
     with pytest.raises(StorageError, match=r"storage\.json: must be"):
-        session.make_tracking_key("run")
+        session.recorder.make_tracking_key("run")
 
 
 def test_the_dataset_of_a_moved_storage_is_found(tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
 ) -> None:
     tracked, said = Tracked(clean), []
     monkeypatch.setattr(Session, "print_line", lambda _, text: said.append(text))
-    session.replayer = tracked  # type: ignore[assignment]
+    session.recorder.replayer = tracked  # type: ignore[assignment]
     session.print_locations("/r", "key")
-    lacking = sessions._close_session(session)
+    lacking = session.recorder.close(interrupted=False)
     assert tracked.waits == waits
     assert (lacking is None) is clean
     assert lacking is None or "not everything is recorded: MLflow is down." in lacking
@@ -150,11 +152,15 @@ def test_a_run_has_one_key_whichever_ensemble_it_is_in_and_one_of_a_sweep_is_the
 ) -> None:
     own = specs(tmp_path)[0]
     own = own.model_copy(update={"destination": session.destination})
-    assert session.make_run_key(own) == session.make_run_key(own, "/x7@a") == session.make_run_key(own, "/x8@a")
+    assert (
+        session.recorder.make_run_key(own)
+        == session.recorder.make_run_key(own, "/x7@a")
+        == session.recorder.make_run_key(own, "/x8@a")
+    )
     places = session.destination.model_copy(update={"storage": f"{session.destination.storage}/sweeps/s"})
     trial = own.model_copy(update={"destination": places})
     assert (
-        session.make_run_key(trial, "/sweep@a")
-        == session.make_tracking_key(own.name, "/sweep@a")
-        != session.make_run_key(trial, "/other@a")
+        session.recorder.make_run_key(trial, "/sweep@a")
+        == session.recorder.make_tracking_key(own.name, "/sweep@a")
+        != session.recorder.make_run_key(trial, "/other@a")
     )

@@ -32,6 +32,7 @@ class FakeSession:
         self.said: list[str] = []
         self.final_statuses: dict[str, str] = {}
         self.trained: list[str] = []
+        self.recorder = self
 
     def print_line(self, text: str) -> None:
         self.said.append(text)

@@ -1,4 +1,4 @@
-"""The node's cache: right bytes always, one download a node, bounded, and never in the way."""
+"""The node's cache: right bytes always, one download per node, bounded, harmless when the disk fails."""
 
 import errno
 import json
@@ -99,7 +99,7 @@ def test_a_failed_fetch_is_raised_and_nothing_is_kept(cache: BlockCache, tmp_pat
 
     with pytest.raises(StorageError, match="source is down"):
         cache.read_into(URL, VERSION, len(DATA), 0, memoryview(bytearray(10)), fail)
-    assert cache.disk_error is None, "that is not the cache's trouble"
+    assert cache.disk_error is None, "an error of the source is not one of the cache"
     assert held(tmp_path) == 0
     assert read(cache, Source()) == DATA
 
@@ -197,7 +197,7 @@ def test_a_block_evicted_while_it_is_open_is_read(cache: BlockCache, monkeypatch
     assert not source.asked
 
 
-# ------------------------------------------------------------------ trouble with the disk
+# ------------------------------------------------------------------ errors of the disk
 def test_a_full_disk_is_stepped_aside_from(cache: BlockCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source()
     read(cache, source, 0, BLOCK)
@@ -314,7 +314,7 @@ def test_who_waited_long_enough_downloads_too(tmp_path: Path) -> None:
     assert len(source.asked) == 2
 
 
-# Downloads blocks slowly, noting each in a file; "stuck" stops within the first for good.
+# Downloads blocks slowly, noting each in a file; "stuck" hangs within the first.
 CHILD = """
 import sys, time, json
 from orchestrator.storage.block_cache import BlockCache
@@ -362,7 +362,9 @@ def test_processes_download_a_block_once(tmp_path: Path, child: Callable[..., "s
 
 
 @pytest.mark.process
-def test_a_killed_downloader_holds_nobody_up(tmp_path: Path, child: Callable[..., "subprocess.Popen[bytes]"]) -> None:
+def test_a_killed_downloader_blocks_no_other_process(
+    tmp_path: Path, child: Callable[..., "subprocess.Popen[bytes]"]
+) -> None:
     dead = child("stuck")
     until(lambda: notes(tmp_path) == [0], 30)
     follower = child()

@@ -1,4 +1,4 @@
-"""A committed folder is whole or it is not there, wherever its writer died."""
+"""Committed folders: complete or absent, wherever the writer died."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The probe says what is wrong with a place before work starts there."""
+"""Probes of a storage before work starts there."""
 
 import os
 import uuid

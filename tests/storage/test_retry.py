@@ -1,4 +1,4 @@
-"""What a second try may mend is tried again; what it cannot is raised at once."""
+"""Retries: transient errors are retried, permanent ones are raised immediately."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Ranged reads from a real S3 server through a proxy that breaks what it is told to."""
+"""Ranged reads from a real S3 server through a proxy that injects faults."""
 
 import os
 import random
@@ -111,7 +111,7 @@ def test_random_faults_never_change_a_byte(url: str, proxy: Proxy) -> None:
 
 
 # ------------------------------------------------------------------ errors
-def test_lasting_trouble_names_object_byte_and_cause(url: str, proxy: Proxy) -> None:
+def test_a_lasting_error_names_object_byte_and_cause(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(Fault(cut_after=MIB), *[SLOW_DOWN] * 99)
     with pytest.raises(StorageError, match=rf"folder/object at byte {MIB}: .*SlowDown.*gave up after 5 requests"):
         RangeReader(retry_policy=QUICK).read(url, 0, 10 * MIB)

@@ -1,4 +1,4 @@
-"""A bucket that is not where it is asked for, before a server that answers as S3 does then."""
+"""Buckets in another region, before a server that answers as S3 does."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,16 +18,16 @@ WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message
 
 
 @pytest.mark.parametrize(
-    ("answer", "body", "header", "told"),
+    ("answer", "body", "header", "message"),
     [
         (301, MOVED, True, "the bucket is in the region eu-west-1 .*: set AWS_DEFAULT_REGION to its region"),
         (301, MOVED, False, "the bucket is in another region: set AWS_DEFAULT_REGION to its region"),
         (400, WRONG, True, "in the region eu-west-1.* set AWS_DEFAULT_REGION to its region"),
     ],
-    ids=["moved", "moved-nobody-says-where", "signed-for-another"],
+    ids=["moved", "moved-without-region", "signed-for-another"],
 )
 def test_a_bucket_in_another_region_is_told_so(
-    answer: int, body: str, header: bool, told: str, monkeypatch: pytest.MonkeyPatch
+    answer: int, body: str, header: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(BaseHTTPRequestHandler):
         """Answers as S3 does at the endpoint of a region that a bucket is not in."""
@@ -54,7 +54,7 @@ def test_a_bucket_in_another_region_is_told_so(
             lambda: file_io.list_names("s3://b/folder"),
             lambda: RangeReader(retry_policy=QUICK).read("s3://b/object", 0, 10),
         ):
-            with pytest.raises(StorageError, match=told):
+            with pytest.raises(StorageError, match=message):
                 call()
         server.shutdown()
     forget_clients()

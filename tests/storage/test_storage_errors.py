@@ -1,4 +1,4 @@
-"""What storage errors mean, told from what they carry."""
+"""Classification and description of storage errors."""
 
 from contextlib import closing
 from typing import Any

@@ -1,4 +1,4 @@
-"""A storage is the same wherever it lies and however it is spelt."""
+"""Storage ids: independent of the place and the spelling of the URL."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

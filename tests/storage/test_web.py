@@ -100,7 +100,7 @@ def calls(url: str) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("status", [503, 429, 500])
-def test_a_server_in_trouble_is_asked_again(server: Server, data: str, status: int) -> None:
+def test_a_failing_server_is_retried(server: Server, data: str, status: int) -> None:
     for call, expected in zip(calls(file_io.join(data, "x.tar")), (b"0123456789", 10, 10, b"234"), strict=True):
         server.failures = [status] * 3
         assert call() == expected
@@ -108,7 +108,7 @@ def test_a_server_in_trouble_is_asked_again(server: Server, data: str, status: i
     assert file_io.exists(file_io.join(data, "x.tar"))
 
 
-def test_a_server_that_stays_in_trouble_is_no_missing_file(server: Server, data: str) -> None:
+def test_a_server_that_keeps_failing_is_no_missing_file(server: Server, data: str) -> None:
     url = file_io.join(data, "x.tar")
     asked = calls(url)
     asked.append(partial(file_io.exists, url))

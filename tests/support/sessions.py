@@ -8,6 +8,7 @@ from rich.console import Console
 
 from orchestrator.data import manifest
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
+from orchestrator.ray_backend.run_recorder import RunRecorder
 from orchestrator.ray_backend.run_spec import Destination, Placement
 from orchestrator.ray_backend.session import Session
 from orchestrator.ray_backend.signals import Interruption
@@ -16,13 +17,14 @@ from orchestrator.tracking.replay import JournalReplayer
 
 def session(storage: Path) -> Session:
     """A session on a node of two CPUs, over the dataset in `storage`/data; what it says is kept (see `said`)."""
+    dataset = manifest.load(str(storage / "data"))
     return Session(
         Destination(data=str(storage / "data"), storage=str(storage), tracking=f"sqlite:///{storage}/x.db"),
         Placement(),
-        manifest.load(str(storage / "data")),
+        dataset,
         ClusterCapacity((Node(2, 0),)),
         0.0,
-        cast(JournalReplayer, None),
+        RunRecorder(str(storage), dataset.name, cast(JournalReplayer, None)),
         Interruption(),
         Console(file=io.StringIO(), width=10_000),
     )

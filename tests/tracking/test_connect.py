@@ -1,4 +1,4 @@
-"""Which stores are opened beside other work, and how."""
+"""Opening of trackers: MLflow in the background, and plug-ins."""
 
 import json
 import os

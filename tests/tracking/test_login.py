@@ -176,6 +176,12 @@ def test_no_route_answers_without_the_login(server: str) -> None:
             assert _status(server + route, method=method) == 401, (method, route)
 
 
+def test_a_server_of_mlflow_without_the_app_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow.server.fastapi_app", None)
+    with pytest.raises(ConfigError, match=r"mlflow .* has no server that this login can protect.*basic-auth"):
+        login.create_app()
+
+
 # What let any local user read files of whoever started the server: an experiment in a folder of theirs, in which
 # `artifacts` of a run is a link; the password, where one is given, is put before each request.
 ATTACK = """
@@ -187,19 +193,19 @@ def ask(path, body=None, method=None, data=None):
     if login: request.add_header("Authorization", "Bearer " + login[0])
     try: return urllib.request.urlopen(request, timeout=30).read()
     except urllib.error.HTTPError as error: return str(error.code).encode()
-told = []
+answers = []
 about = {"name": "x" + str(os.getpid()), "artifact_location": "file://" + folder}
 made = ask("/api/2.0/mlflow/experiments/create", about)
-told.append(made.decode())
+answers.append(made.decode())
 if made != b"401":
     experiment = json.loads(made)["experiment_id"]
     run = json.loads(ask("/api/2.0/mlflow/runs/create", {"experiment_id": experiment}))["run"]["info"]["run_id"]
     place = pathlib.Path(folder) / run
     place.mkdir(); (place / "artifacts").symlink_to(os.path.dirname(wanted))
-    told[0] = ask(f"/get-artifact?run_id={run}&path={os.path.basename(wanted)}").decode()
-told.append(ask("/get-artifact?run_id=x&path=y").decode())
-told.append(ask("/api/2.0/mlflow-artifacts/artifacts/planted", method="PUT", data=b"planted").decode())
-print(json.dumps(told))
+    answers[0] = ask(f"/get-artifact?run_id={run}&path={os.path.basename(wanted)}").decode()
+answers.append(ask("/get-artifact?run_id=x&path=y").decode())
+answers.append(ask("/api/2.0/mlflow-artifacts/artifacts/planted", method="PUT", data=b"planted").decode())
+print(json.dumps(answers))
 """
 
 

@@ -1,4 +1,4 @@
-"""What is advised when MLflow refuses."""
+"""Advice about errors of MLflow."""
 
 import pytest
 

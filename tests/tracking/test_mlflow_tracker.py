@@ -79,7 +79,7 @@ def test_new_run(tracker: MlflowTracker, client: MlflowClient) -> None:
     assert run.data.metrics["huge"] > 1e300
 
 
-def test_key_finds_its_run_for_life(
+def test_a_key_finds_its_run_permanently(
     tracker: MlflowTracker,
     again: Callable[[], MlflowTracker],
     client: MlflowClient,
@@ -147,7 +147,7 @@ def test_many_points_params_and_tags(tracker: MlflowTracker, client: MlflowClien
     assert steps(client, run_id) == list(range(2500))
 
 
-def test_names_that_mlflow_refuses_are_mended(tracker: MlflowTracker, client: MlflowClient) -> None:
+def test_names_that_mlflow_rejects_are_corrected(tracker: MlflowTracker, client: MlflowClient) -> None:
     run_id = tracker.open_run(run_named("a", params={"lr(base)": "1"}))
     tracker.log_metrics(run_id, [MetricPoint("top5@144 crops %", 7.9, 1, NOW)])
     tracker.log_metrics(run_id, [MetricPoint("top5@144 crops %", 7.9, 1, NOW)])
@@ -189,7 +189,7 @@ def test_a_trials_recipe_that_is_trained_alone_is_a_run_of_its_own(tracker: Mlfl
 
 
 def test_run_id_in_the_environment_is_scrubbed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_RUN_ID", "somebody else's")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "another tool's")
     MlflowTracker(database, "x")
     assert "MLFLOW_RUN_ID" not in os.environ
 
@@ -228,7 +228,7 @@ def test_artifacts_lie_beside_the_database(
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
-def test_what_cannot_be_stored_is_said(tracker: MlflowTracker, tmp_path: Path) -> None:
+def test_invalid_calls_are_errors_that_say_why(tracker: MlflowTracker, tmp_path: Path) -> None:
     run_id = tracker.open_run(run_named("a"))
     with pytest.raises(TrackingError, match="not a file"):
         tracker.log_file(run_id, str(tmp_path / "absent.png"))
@@ -240,7 +240,7 @@ def test_what_cannot_be_stored_is_said(tracker: MlflowTracker, tmp_path: Path) -
         tracker.open_run(TrackedRun("it's", "a"))
 
 
-def test_reap_closes_stale_runs_and_no_others(
+def test_stale_runs_are_closed_and_no_others(
     tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_tracker, "STALE_HEARTBEAT_SECONDS", 0.0)
@@ -325,31 +325,32 @@ def test_deleted_runs_and_experiments(
 
 
 @pytest.mark.parametrize(
-    ("revision", "told"),
+    ("revision", "message"),
     [("451aebb31d03", "older MLflow.*mlflow db upgrade sqlite:"), ("ffffffffffff", "newer MLflow")],
 )
-def test_the_schema_of_another_mlflow_is_no_outage(revision: str, told: str, database: str, tmp_path: Path) -> None:
+def test_the_schema_of_another_mlflow_is_no_outage(revision: str, message: str, database: str, tmp_path: Path) -> None:
     MlflowTracker(database, "e").check()
     path = tmp_path / "mlflow.db"
     shutil.copyfile(database.removeprefix("sqlite:///"), path)
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("update alembic_version set version_num = ?", (revision,))
-    with pytest.raises(TrackingError, match=f"cannot record runs.*{told}") as raised:
+    with pytest.raises(TrackingError, match=f"cannot record runs.*{message}") as raised:
         MlflowTracker(f"sqlite:///{path}", "e").check()
     assert not isinstance(raised.value, TrackerUnreachableError)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [("attempt to write a readonly database", "owner"), ("database or disk is full", "Free space")]
+    ("error", "message"),
+    [("attempt to write a readonly database", "owner"), ("database or disk is full", "Free space")],
 )
 def test_a_database_that_takes_no_writes_fails_the_check(
-    error: str, told: str, tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch
+    error: str, message: str, tracker: MlflowTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OperationalError("INSERT INTO experiment_tags", {}, sqlite3.OperationalError(error))
 
     monkeypatch.setattr(MlflowClient, "set_experiment_tag", fail)
-    with pytest.raises(TrackerUnreachableError, match=f"{error}.*{told}") as raised:
+    with pytest.raises(TrackerUnreachableError, match=f"{error}.*{message}") as raised:
         tracker.check()
     assert "INSERT" not in str(raised.value)
 

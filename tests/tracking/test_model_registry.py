@@ -69,7 +69,7 @@ def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "message"),
     [
         ("models:/none@champion", "none"),
         ("models:/none/3", "none"),
@@ -78,12 +78,14 @@ def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: 
         ("models:/foreign/1", "must be a model that this project registered"),
     ],
 )
-def test_models_that_are_not_there(registry: ModelRegistry, store: str, tmp_path: Path, wanted: str, told: str) -> None:
+def test_models_that_are_not_there(
+    registry: ModelRegistry, store: str, tmp_path: Path, wanted: str, message: str
+) -> None:
     client = MlflowClient(store, store)
     if not client.search_registered_models("name='foreign'"):
         client.create_registered_model("foreign")
         client.create_model_version("foreign", str(tmp_path))
-    with pytest.raises(TrackingError, match=told) as raised:
+    with pytest.raises(TrackingError, match=message) as raised:
         registry.download_model(wanted, str(tmp_path))
     assert not isinstance(raised.value, TrackerUnreachableError)
 

@@ -142,7 +142,7 @@ def test_second_driver_replays_from_the_start_without_duplicates(
     assert run.tags["orchestrator.incidents"] == "2"
 
 
-def test_slow_opening_holds_nobody_up(tracker: RecordingTracker, tmp_path: Path) -> None:
+def test_a_slow_opening_delays_no_caller(tracker: RecordingTracker, tmp_path: Path) -> None:
     release, fails = threading.Event(), [ValueError("bad uri"), OSError("not yet")]
 
     def factory() -> Tracker:
@@ -169,10 +169,10 @@ def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: 
         replayer.follow(TrackedRun(f"m{n}", f"member {n}"), None, parent_key="parent")
     assert replayer.drain(5)
     assert [tracker.runs[f"id-m{n}"].run.parent_id for n in range(7)] == ["id-parent"] * 7
-    with pytest.raises(ValueError, match="'nobody'"):
-        replayer.follow(TrackedRun("x", "x"), None, parent_key="nobody")
+    with pytest.raises(ValueError, match="'unknown'"):
+        replayer.follow(TrackedRun("x", "x"), None, parent_key="unknown")
     with pytest.raises(ValueError, match="followed are"):
-        replayer.get_outcome("nobody")
+        replayer.get_outcome("unknown")
 
 
 def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: JournalReplayer) -> None:
@@ -211,7 +211,7 @@ def test_request_that_never_works_is_given_up(replayer: JournalReplayer, caplog:
     assert "given up" in caplog.text
 
 
-def test_trouble_of_one_run_stays_with_it(
+def test_an_error_of_one_run_does_not_affect_others(
     tracker: RecordingTracker, replayer: JournalReplayer, writer: JournalWriter, tmp_path: Path
 ) -> None:
     real = tracker.open_run

@@ -1,4 +1,4 @@
-"""The default store with its artifacts: in any folder, and after the folder was moved."""
+"""The sqlite store with its artifacts, in any folder and after the folder was moved."""
 
 import os
 import shutil

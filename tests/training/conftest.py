@@ -53,7 +53,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 @pytest.fixture(autouse=True)
 def _no_watchdog_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One that nobody closes would end the whole process minutes later, in the middle of other tests."""
+    """Close each watchdog: one left open would end the whole process minutes later, during other tests."""
     made: list[Watchdog] = []
     begin = Watchdog.__init__
 

@@ -51,15 +51,15 @@ def test_bad_samples_are_those_of_the_epoch_and_survive_a_resume(tmp_path: Path)
     stop_asking(one)
     assert train(one).status == "finished"
     assert [event.values["train/bad_samples"] for event in events(one, "epoch")] == [4, 4, 4]
-    told = [event.values for event in events(one, "bad-sample")]
-    assert {values["key"] for values in told} == {f"broken-{90 + n}" for n in range(4)}
-    assert len(told) == 4, "nothing is told again after a resume"
-    for values in told:
+    logged = [event.values for event in events(one, "bad-sample")]
+    assert {values["key"] for values in logged} == {f"broken-{90 + n}" for n in range(4)}
+    assert len(logged) == 4, "nothing is logged again after a resume"
+    for values in logged:
         assert "/data/train/train-0000" in str(values["source"])
         assert values["reason"]
     record = runs.delivered(one)
     assert [len(epoch.bad) for epoch in record.epochs] == [4, 4, 4]
-    assert [entry.to_dict() for entry in record.bad] == told
+    assert [entry.to_dict() for entry in record.bad] == logged
 
 
 def test_bad_samples_since_the_checkpoint_are_rolled_back(tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_a_checkpoint_without_a_record_is_refused(small: Path, tmp_path: Path) -
 def test_points_come_when_they_are_due_though_pulses_do_not_fall_on_them(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe(), pulse_steps=4, log_steps=6)
     assert train(one).status == "finished"
-    # Due at steps 6, 12 and 18, which end epochs and are told there; the first again at the pulse after it.
+    # Due at steps 6, 12 and 18, which end epochs; the first is logged at the sync after it.
     assert [event.samples for event in events(one, "metrics")] == [8 * 8]

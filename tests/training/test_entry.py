@@ -213,14 +213,14 @@ def test_another_dataset_is_bad_data(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"batch_size": 51}, "batch_size"), ({"order.lanes": 1, "order.window": 1}, "")]
+    ("changes", "message"), [({"batch_size": 51}, "batch_size"), ({"order.lanes": 1, "order.window": 1}, "")]
 )
 def test_what_the_data_cannot_give_is_bad_data(
-    small: Path, tmp_path: Path, changes: dict[str, object], told: str
+    small: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     outcome = train(job(small, tmp_path, apply_overrides(recipe(epochs=1), changes)))
-    assert (outcome.status == "bad-data") == bool(told)
-    assert told in outcome.message
+    assert (outcome.status == "bad-data") == bool(message)
+    assert message in outcome.message
 
 
 def test_a_missing_shard_is_bad_data(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_noted(small: Path, tmp_path: Pa
     assert train(one).status == "finished"
     assert events(one, "started")[-1].samples == 4 * 8
     (incident,) = events(one, "incident")
-    assert [str(newest) in str(told) for told in incident.values["checkpoints_passed_over"]] == [True]  # type: ignore[attr-defined]
+    assert [str(newest) in str(message) for message in incident.values["checkpoints_passed_over"]] == [True]  # type: ignore[attr-defined]
     assert incident.values["samples_replayed"] == 2 * 8, "from the epoch's end, where the second one stopped"
     assert identical(final(one), final(whole))
 

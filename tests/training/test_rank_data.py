@@ -54,7 +54,7 @@ def test_data_that_one_rank_cannot_read_ends_all_ranks_alike(
     assert outcomes[0].samples == (4 if pulse_steps == 2 else 6) * 8, "within a pulse"
     assert all(samples <= met * 8 for samples in runs.saved_at(one)), "nothing is saved after the failure"
     assert runs.outcome(one) == outcomes[0]
-    assert file_io.list_names(file_io.join(one.folder, "tracebacks")) == [], "no crash, which would be tried again"
+    assert file_io.list_names(file_io.join(one.folder, "tracebacks")) == [], "no crash, which would be retried"
 
 
 def test_validation_data_that_one_rank_cannot_read_ends_all_ranks_alike(tmp_path: Path, ranks: Ranks) -> None:
@@ -137,9 +137,9 @@ def test_bad_samples_of_all_ranks_are_named_whoever_had_them(tmp_path: Path, ran
         one = job(tmp_path / "data", tmp_path / f"by-{workers}", recipe(epochs=2), pulse_steps=2)
         assert train_by(ranks, workers, one)[0].metrics["train/bad_samples"] == 3
         assert [event.values["train/bad_samples"] for event in events(one, "epoch")] == [3, 3]
-        told = events(one, "bad-sample")
-        assert {event.values["key"] for event in told} == {"broken-00", "broken-01", "broken-02"}
-        assert len(told) == 3, "once in a run, not in each epoch"
+        logged = events(one, "bad-sample")
+        assert {event.values["key"] for event in logged} == {"broken-00", "broken-01", "broken-02"}
+        assert len(logged) == 3, "once in a run, not in each epoch"
         assert runs.as_planned(one)
         records.append(runs.delivered(one))
     assert records[0] == records[1]

@@ -1,4 +1,4 @@
-"""What one rank records of its data between syncs, and the report that it packs for the all-reduce."""
+"""One rank's record of its data between syncs, and the report that it packs for the all-reduce."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a run survives: notices, wishes, successors, late writers, hangs; the result is that of an undisturbed run."""
+"""Runs survive notices, stop requests, successors, late writers, hangs; the result is that of an undisturbed run."""
 
 import os
 import shutil
@@ -35,8 +35,8 @@ def test_a_notice_is_answered_with_one_checkpoint(small: Path, tmp_path: Path) -
             return 3 <= len(saved) < 9 or len(saved) >= 12
 
     assert train(one, context=Notices()).status == "finished"
-    told = [event.samples for event in events(one, "preempted")]
-    assert told == [3 * 8, 12 * 8], "once for each notice"
+    samples = [event.samples for event in events(one, "preempted")]
+    assert samples == [3 * 8, 12 * 8], "once for each notice"
     assert next(at[0] for at in saved if at) == 24
     assert saved[-1] == [96, 24]
 

@@ -1,4 +1,4 @@
-"""Snapshots: what they hold, and what is refused when they are loaded."""
+"""Snapshots: their contents, and errors when they are loaded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +73,7 @@ def test_without_momentum_there_is_none(momentum: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda saved: saved["model"].pop("classifier.bias"), r"here: model: lacks 'classifier.bias' \(1 such"),
         (lambda saved: saved["model"].update(extra=torch.ones(1)), "here: model: has also 'extra'"),
@@ -84,12 +84,12 @@ def test_without_momentum_there_is_none(momentum: float) -> None:
         (lambda saved: saved["model"].update({"classifier.bias": 1.0}), "here: holds no state of a training run"),
     ],
 )
-def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, told: str) -> None:
+def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, message: str) -> None:
     saved = trained().snapshot()
     change(saved)
     state = made()
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=told) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         state.restore(saved, "here")
     assert "--new" in str(caught.value)
     assert unchanged(state, before)

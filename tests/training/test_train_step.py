@@ -136,7 +136,7 @@ def test_settling_leaves_no_trace() -> None:
 
 # ------------------------------------------------------------------ the search for what fits
 def _fitting(rank: int, workers: int, limits: list[int]) -> Any:
-    """What a rank whose device holds `limits[rank]` images finds for parts of 24."""
+    """Return the micro-batch for parts of 24 on a rank whose device holds `limits[rank]` images."""
     step, state = stepper(world=DistributedContext(rank, workers, CPU))
     tried: list[int] = []
 

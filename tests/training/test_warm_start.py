@@ -1,4 +1,4 @@
-"""Fine-tuning: what is taken from given weights, what is built anew, what is refused."""
+"""Fine-tuning: tensors that are loaded or initialised anew, and weights that cannot be used."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"model.width": 0.2},
@@ -70,9 +70,9 @@ def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> No
         ({"model.module": "naive"}, "another network"),
     ],
 )
-def test_another_network_is_refused_and_left_as_it_is(place: str, changes: dict[str, object], told: str) -> None:
+def test_another_network_is_refused_and_left_as_it_is(place: str, changes: dict[str, object], message: str) -> None:
     one, before = network(changes=changes), network(changes=changes).state_dict()
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         load_pretrained(one, place, compute_weights_digest(place))
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
 
@@ -90,15 +90,15 @@ def test_the_recipe_names_the_weights_by_their_content(place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "url", "told"),
+    ("named", "url", "message"),
     [
         ("", "/nowhere/final", "weights: /nowhere/final: nothing there; give"),
         ("", "final", "weights"),
         ("0" * 16, "", "set --weights"),
     ],
 )
-def test_weights_that_cannot_be_used_are_refused_before_anything_starts(named: str, url: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_weights_that_cannot_be_used_are_refused_before_anything_starts(named: str, url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         resolve_initial_weights(recipe(initial_weights=named), url)
 
 

@@ -42,7 +42,7 @@ def sweep(count: int, seed: int = 0, epochs: int = 26) -> list[Trial]:
         state: State = "finished" if lasts == epochs else "pruned"
         reason = "" if state == "finished" else f"not among the better half at epoch {lasts}"
         if assignment["schedule.base_rate"] > 0.3:
-            errors, state, reason = [89.0, math.nan], "diverged", "the loss of epoch 2 is no number"
+            errors, state, reason = [89.0, math.nan], "diverged", "the loss of epoch 2 is not finite"
         made.append(trial(number, errors, state, assignment, _recipe(assignment, epochs), reason))
     return made
 

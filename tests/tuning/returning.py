@@ -101,8 +101,8 @@ def main(storage: str) -> None:
             time.sleep(0.1)
         sweep = EndsOne(storage)
         ray_tune.run_tuner(sweep, ray_tune.make_fifo(), Placement(), 0.0, 0)
-        told = {"seconds": sweep.seconds, "errors": sweep.errors, "ahead": len(sweep.actors & ahead)}
-        print(json.dumps(told))
+        result = {"seconds": sweep.seconds, "errors": sweep.errors, "ahead": len(sweep.actors & ahead)}
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_copy_is_known_by_its_contents_wherever_it_lies(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "job")
-    told = code_version.get_code_version(root)
-    assert told.startswith("sha256:")
-    assert code_version.get_code_version(tmp_path / "job") == told
+    version = code_version.get_code_version(root)
+    assert version.startswith("sha256:")
+    assert code_version.get_code_version(tmp_path / "job") == version
     (tmp_path / "job" / "orchestrator" / "room" / "two.py").write_text("3\n")
-    assert code_version.get_code_version(tmp_path / "job") != told
+    assert code_version.get_code_version(tmp_path / "job") != version
     (root / "orchestrator" / "one.py").rename(root / "orchestrator" / "other.py")
-    assert code_version.get_code_version(root) != told, "names count, too"
+    assert code_version.get_code_version(root) != version, "names count, too"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")

@@ -23,9 +23,10 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"search__grace_epochs": 27}, r"grace_epochs must be at most epochs \(26\), got 27; set a lower one"),
+        ({"search__metric": "f1", "search__mode": "max"}, r"metric must be one of .* loss without further metrics"),
         (
             {"cadence__validate_epochs": 7},
             r"validate_epochs must be at most 6, .* got 7; set a lower one",
@@ -36,8 +37,8 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         job(**changed)
 
 
@@ -51,6 +52,13 @@ def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[s
 def test_the_direction_of_a_metric_must_be_known(search: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SearchConfig.from_dict(search)
+
+
+def test_the_metric_of_a_plug_in_is_accepted() -> None:
+    metrics = [{"kind": "my_module:F1"}]
+    f1 = job(search__metric="f1", search__mode="max", placement__execution__metrics=metrics)
+    assert f1.search.objective == Metric(name="f1", maximize=True)
+    assert job(search__metric="loss", search__mode="min").search.objective == Metric(name="loss")
 
 
 def test_the_objective_has_the_direction_of_the_metric() -> None:

@@ -33,8 +33,8 @@ def test_a_spent_budget_of_trials_names_its_flag(sampler: str) -> None:
 
 def test_trials_that_can_resume_name_what_ended_them() -> None:
     trials = made.trial(1, [10.0]), made.trial(2, [10.0], "stopped")
-    told = describe_spent(explored(*trials, enough="--budget.epochs 3 is used up; set a larger one"))
-    assert told.endswith("; 1 can resume: --budget.epochs 3 is used up; set a larger one")
+    message = describe_spent(explored(*trials, enough="--budget.epochs 3 is used up; set a larger one"))
+    assert message.endswith("; 1 can resume: --budget.epochs 3 is used up; set a larger one")
 
 
 def test_a_sweep_keeps_its_name() -> None:

@@ -99,13 +99,13 @@ digest = manifest.load(str(data)).digest()
 space = named_spaces.find_space(config.search.space, config.recipe)
 plan = run_sweep.SweepPlan(config, config.recipe, space, digest)
 sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, plan.metric, config.search.seed)
-told = []
-while (found := sampler.suggest(told)) is not None:
-    number = len(told) + 1
+trials = []
+while (found := sampler.suggest(trials)) is not None:
+    number = len(trials) + 1
     recipe = build_recipe(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
-    told.append(Trial(number, found, recipe))
+    trials.append(Trial(number, found, recipe))
 destination = config.destination.model_copy(update={"storage": str(runs / "sweeps" / plan.name)})
-spec = RunSpec(recipe=told[-1].recipe, placement=config.placement, destination=destination, dataset_digest=digest)
+spec = RunSpec(recipe=trials[-1].recipe, placement=config.placement, destination=destination, dataset_digest=digest)
 folder = Path(spec.folder)
 folder.mkdir(parents=True)
 (folder / "attempts").write_text("in the way")
@@ -176,7 +176,7 @@ def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
     # The command that it prints runs as it stands, in a shell that knows nothing of this storage.
     (line,) = [line for line in again.out.splitlines() if line.startswith("winner:")]
     words = shlex.split(line.partition("; ")[2])
-    assert words[:2] == ["python", "jobs/train_ensemble.py"]
+    assert words[:2] == ["python", str(ROOT / "jobs" / "train_ensemble.py")]
     assert words[words.index("--storage") + 1] == str(runs)
     planned = job("train_ensemble.py", *words[2:], "--dry-run", runs=runs / "another")
     assert planned.status == 0, planned.err
@@ -184,11 +184,11 @@ def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
 
 def test_the_winner_is_a_recipe_for_the_other_jobs(ended: Ended, runs: Path) -> None:
     winner = sweep_of(runs) / "winner.json"
-    told = json.loads(winner.read_text())
-    assert told["provenance"]["sweep"] == sweep_of(runs).name
-    assert told["recipe"]["name"] == "googlenet-tiny-tuned"
+    winner_file = json.loads(winner.read_text())
+    assert winner_file["provenance"]["sweep"] == sweep_of(runs).name
+    assert winner_file["recipe"]["name"] == "googlenet-tiny-tuned"
     ranked = json.loads((sweep_of(runs) / "ranking.json").read_text())
-    assert ranked["trials"][0]["name"] == ranked["winner"] == told["provenance"]["trial"]
+    assert ranked["trials"][0]["name"] == ranked["winner"] == winner_file["provenance"]["trial"]
     for script in ("train.py", "train_ensemble.py"):
         planned = job(script, str(winner), "--dry-run", runs=runs)
         assert planned.status == 0, planned.err
@@ -206,7 +206,7 @@ def test_a_stop_loses_nothing(tmp_path: Path, space: Path, way: str) -> None:
             assert asked.status == 0, asked.err
         out, _ = process.communicate(timeout=60)
     assert process.returncode == (128 + signal.SIGINT if way == "signal" else 128 + signal.SIGTERM), out
-    assert "stopped; the same command goes on where it was" in out
+    assert "stopped; rerun the same command to resume" in out
     sweep = sweep_of(tmp_path)
     runs = {path.name: path for path in (sweep / "models").iterdir()}
     under_way = [path for path in runs.values() if (path / "outcome.json").exists()]
@@ -256,8 +256,22 @@ def test_a_trial_of_several_workers_goes_on_when_its_actor_is_killed(tmp_path: P
     assert job("audit.py", str(run), runs=tmp_path).status == 0
 
 
+def test_a_metric_plug_in_ranks_the_trials(tmp_path: Path, space: Path) -> None:
+    metrics = json.dumps([{"kind": "tests.support.plugin_metrics:Accuracy"}])
+    more = ("--metric", "accuracy", "--mode", "max", "--placement.execution.metrics", metrics, "--scheduler", "none")
+    done = job("tune.py", *command(space), *more, "--budget.trials", "3", runs=tmp_path)
+    assert done.status == 0, done.err
+    ranked = json.loads((sweep_of(tmp_path) / "ranking.json").read_text())
+    scores = [trial["accuracy"] for trial in ranked["trials"]]
+    assert ranked["metric"] == "accuracy"
+    assert scores == sorted(scores, reverse=True)
+    assert 0.0 < scores[0] <= 1.0
+    provenance = json.loads((sweep_of(tmp_path) / "winner.json").read_text())["provenance"]
+    assert (provenance["metric"], provenance["score"]) == ("accuracy", scores[0])
+
+
 def test_more_at_once_than_the_cluster_holds(tmp_path: Path, space: Path) -> None:
     done = job("tune.py", *command(space), "--placement.at-once", "99", runs=tmp_path)
     assert done.status == 1
-    assert "placement.at_once: 99 is refused: the cluster holds" in done.err
+    assert "placement.at_once must be at most" in done.err
     assert not (tmp_path / "sweeps").exists(), "refused before anything is written"

@@ -89,12 +89,12 @@ def test_values_in_short(value: object, text: str) -> None:
 def test_the_plain_table() -> None:
     trials = [
         made.trial(1, [9.0, 8.125], assignment={"schedule.kind": "cosine", "schedule.base_rate": 0.0123456}),
-        made.trial(2, [7.0], "diverged", {"schedule.kind": "step"}, reason="the loss\nis no number"),
+        made.trial(2, [7.0], "diverged", {"schedule.kind": "step"}, reason="the loss\nis not finite"),
     ]
     assert ranking.render_text(ranking.rank_trials(trials, METRIC), METRIC).splitlines() == [
         "rank  trial  state     top-1 %  epochs  time  cost %  assignment",
         "   1  t001   finished     8.12       2  0:20    66.7  kind=cosine base_rate=0.01235",
-        "   2  t002   diverged     7.00       1  0:10    33.3  kind=step (the loss is no number)",
+        "   2  t002   diverged     7.00       1  0:10    33.3  kind=step (the loss is not finite)",
     ]
 
 

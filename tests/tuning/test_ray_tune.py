@@ -18,7 +18,7 @@ def test_a_trial_that_is_ended_early_gives_its_cpu_back_while_others_train(tmp_p
         cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["errors"] == [None, None]
-    assert told["ahead"] == 2, "the trials got the processes that were started ahead"
-    assert told["seconds"] < 30
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["errors"] == [None, None]
+    assert result["ahead"] == 2, "the trials got the processes that were started ahead"
+    assert result["seconds"] < 30

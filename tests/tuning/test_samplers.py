@@ -1,4 +1,4 @@
-"""Samplers: functions of what they are told, which never hand out a recipe that is refused or was tried."""
+"""Samplers: functions of the trials so far, which never suggest an invalid recipe or one twice."""
 
 import itertools
 import math
@@ -56,17 +56,17 @@ def error(assignment: Assignment) -> float:
 
 def run(one: Sampler, number: int, states: Sequence[State] = ("finished", "pruned")) -> list[Trial]:
     """So many trials, one after the other; fewer when the space is exhausted."""
-    told: list[Trial] = []
+    trials: list[Trial] = []
     for place, state in zip(range(number), itertools.cycle(states)):
-        found = one.suggest(told)
+        found = one.suggest(trials)
         if found is None:
             break
-        told.append(trial(place + 1, found, state, error(found) if "schedule.kind" in found else 5.0))
-    return told
+        trials.append(trial(place + 1, found, state, error(found) if "schedule.kind" in found else 5.0))
+    return trials
 
 
-def assignments(told: Sequence[Trial]) -> list[Assignment]:
-    return [one.assignment for one in told]
+def assignments(trials: Sequence[Trial]) -> list[Assignment]:
+    return [one.assignment for one in trials]
 
 
 # ------------------------------------------------------------------ what holds for all
@@ -85,10 +85,10 @@ def test_suggestions_lie_inside_and_name_what_their_kind_has(kind: SamplerKind, 
 def test_suggestions_are_a_function_of_what_is_told(kind: SamplerKind) -> None:
     """A driver that died goes on with another sampler, which never saw the trials before."""
     one = sampler(kind, seed=3)
-    told = run(one, 24)
+    trials = run(one, 24)
     for number in (0, 1, 11, 23):
-        assert sampler(kind, seed=3).suggest(told[:number]) == told[number].assignment
-        assert one.suggest(told[:number]) == told[number].assignment
+        assert sampler(kind, seed=3).suggest(trials[:number]) == trials[number].assignment
+        assert one.suggest(trials[:number]) == trials[number].assignment
 
 
 @each_drawing
@@ -114,10 +114,10 @@ def test_a_space_with_an_end_is_gone_through_once(kind: SamplerKind) -> None:
             "schedule.base_rate": {"values": [0.01]},
         }
     )
-    told = run(sampler(kind, few), 20)
-    assert len(told) == 9
-    assert {one.recipe for one in told} == {build_recipe(BASE, found) for found in list_grid(few, BASE)}
-    assert sampler(kind, few).suggest(told) is None
+    trials = run(sampler(kind, few), 20)
+    assert len(trials) == 9
+    assert {one.recipe for one in trials} == {build_recipe(BASE, found) for found in list_grid(few, BASE)}
+    assert sampler(kind, few).suggest(trials) is None
 
 
 @each_kind
@@ -140,8 +140,8 @@ def test_recipes_that_the_schedule_refuses_are_never_suggested(kind: SamplerKind
 @each_drawing
 def test_when_all_is_refused_the_sweep_says_so(kind: SamplerKind) -> None:
     never = space({"schedule.final_rate": {"low": 0.1, "high": 1}})
-    told = r"dimensions: none of \d+ trials drawn is valid; narrow the ranges.*final_rate must be at most base_rate"
-    with pytest.raises(ConfigError, match=told):
+    message = r"dimensions: none of \d+ trials drawn is valid; narrow the ranges.*final_rate must be at most base_rate"
+    with pytest.raises(ConfigError, match=message):
         sampler(kind, never).suggest([])
     with pytest.raises(ConfigError, match="no trial of the grid is valid"):
         sampler("grid", never).suggest([])
@@ -184,25 +184,25 @@ def test_a_draw_depends_on_its_own_path_only() -> None:
 
 
 def test_random_draws_are_even() -> None:
-    told = run(sampler("random"), 200)
-    kinds = [one.assignment["schedule.kind"] for one in told]
+    trials = run(sampler("random"), 200)
+    kinds = [one.assignment["schedule.kind"] for one in trials]
     assert all(30 <= kinds.count(kind) <= 70 for kind in OWN)
-    low = sum(one.assignment["schedule.base_rate"] < 0.01 for one in told)  # half, on a logarithmic scale
+    low = sum(one.assignment["schedule.base_rate"] < 0.01 for one in trials)  # half, on a logarithmic scale
     assert 75 <= low <= 125
 
 
 def test_what_is_left_is_found_though_it_is_hardly_ever_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     many = space({"batch_size": {"low": 1, "high": 300, "whole": True}})
-    told = [trial(number, {"batch_size": number}) for number in range(1, 300)]
+    trials = [trial(number, {"batch_size": number}) for number in range(1, 300)]
     monkeypatch.setattr(samplers, "MAX_DRAWS", 3)
-    assert sampler("random", many).suggest(told) == {"batch_size": 300}
+    assert sampler("random", many).suggest(trials) == {"batch_size": 300}
 
 
 # ------------------------------------------------------------------ grid
 def test_a_grid_has_no_recipe_twice_and_keeps_its_order() -> None:
-    told = run(sampler("grid"), 300)
-    assert assignments(told) == list(list_grid(SCHEDULES, BASE))
-    assert len({one.recipe for one in told}) == len(told) == 270
+    trials = run(sampler("grid"), 300)
+    assert assignments(trials) == list(list_grid(SCHEDULES, BASE))
+    assert len({one.recipe for one in trials}) == len(trials) == 270
 
 
 # ------------------------------------------------------------------ tpe
@@ -214,9 +214,9 @@ def test_tpe_finds_what_is_good() -> None:
 
 
 def test_tpe_learns_from_the_metric_that_it_is_asked_to() -> None:
-    told = run(sampler("tpe"), 15)
+    trials = run(sampler("tpe"), 15)
     top5 = make_sampler("tpe", SCHEDULES, BASE, Metric(name="top5_error"), 0)
-    assert top5.suggest(told) != sampler("tpe").suggest(told)  # no trial told of its top-5 error
+    assert top5.suggest(trials) != sampler("tpe").suggest(trials)  # no trial reported its top-5 error
 
 
 def test_tpe_seeks_high_values_of_a_metric_to_maximize() -> None:
@@ -236,24 +236,24 @@ def test_tpe_leaves_where_trials_diverge() -> None:
     rate = space({"schedule.base_rate": {"low": 0.001, "high": 0.1, "log": True}})
     late: list[bool] = []
     for seed in range(4):
-        told: list[Trial] = []
+        trials: list[Trial] = []
         for number in range(1, 41):
-            found = sampler("tpe", rate, seed).suggest(told)
+            found = sampler("tpe", rate, seed).suggest(trials)
             assert found is not None
             is_well = found["schedule.base_rate"] < 0.01
-            told.append(trial(number, found, "finished" if is_well else "diverged", 30.0 if is_well else math.nan))
-        late.extend(one.state == "finished" for one in told[20:])
+            trials.append(trial(number, found, "finished" if is_well else "diverged", 30.0 if is_well else math.nan))
+        late.extend(one.state == "finished" for one in trials[20:])
     assert sum(late) >= 50
 
 
 def test_tpe_takes_trials_in_every_state_and_from_outside_the_space() -> None:
     states: tuple[State, ...] = ("finished", "pruned", "diverged", "failed", "running", "waiting", "stopped")
-    told = run(sampler("tpe"), 28, states)
+    trials = run(sampler("tpe"), 28, states)
     odd = {"schedule.kind": "step", "schedule.base_rate": 5.0, "optimizer.momentum": 0.5}
-    told.append(trial(29, odd))
-    told.append(trial(30, {"schedule.warmup_epochs": 1}, "finished", None))
-    told.append(trial(31, {"schedule.warmup_epochs": 2.5}, "pruned", math.nan))
-    found = sampler("tpe").suggest(told)
+    trials.append(trial(29, odd))
+    trials.append(trial(30, {"schedule.warmup_epochs": 1}, "finished", None))
+    trials.append(trial(31, {"schedule.warmup_epochs": 2.5}, "pruned", math.nan))
+    found = sampler("tpe").suggest(trials)
     assert found is not None
     assert set(found) == SHARED | OWN[found["schedule.kind"]]
 

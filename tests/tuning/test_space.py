@@ -36,12 +36,14 @@ shares = st.floats(0, 1, exclude_max=True)
 
 def space(**dimensions: Any) -> Space:
     """Keys have __ for a dot."""
-    return Space.from_dict({"dimensions": {path.replace("__", "."): told for path, told in dimensions.items()}})
+    return Space.from_dict(
+        {"dimensions": {path.replace("__", "."): dimension for path, dimension in dimensions.items()}}
+    )
 
 
 # ------------------------------------------------------------------ what is refused
 @pytest.mark.parametrize(
-    ("dimension", "told"),
+    ("dimension", "message"),
     [
         ({"low": 1, "high": 1}, "low must be below high, got low 1, high 1"),
         ({"low": 0.1, "high": 0.01}, "low must be below high, got low 0.1, high 0.01"),
@@ -60,11 +62,11 @@ def space(**dimensions: Any) -> Space:
         ({"low": 0, "high": 1, "points": 1}, "dimensions.a.points: must be at least 2"),
     ],
 )
-def test_dimensions_that_are_refused(dimension: dict[str, Any], told: str) -> None:
+def test_dimensions_that_are_refused(dimension: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         space(a=dimension)
     assert str(caught.value).startswith("dimensions.a")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_space_without_dimensions_is_refused() -> None:
@@ -180,13 +182,13 @@ def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
 
 @given(st.permutations(["schedule.kind", "schedule.power", "augmentation.area", "optimizer.momentum"]))
 def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
-    told = {
+    dimensions = {
         "schedule.kind": KINDS,
         "schedule.power": POWER,
         "augmentation.area": AREAS,
         "optimizer.momentum": {"low": 0.5, "high": 0.9},
     }
-    found = Space.from_dict({"dimensions": {path: told[path] for path in order}})
+    found = Space.from_dict({"dimensions": {path: dimensions[path] for path in order}})
     assert found.ordered_paths == ("augmentation.area", "optimizer.momentum", "schedule.kind", "schedule.power")
     assert [list(one.items()) for one in list_grid(found, BASE)][4] == [
         ("augmentation.area", [0.4, 1.0]),
@@ -238,7 +240,9 @@ def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
 
 
 def test_a_grid_without_a_valid_trial_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no trial of the grid is valid; the first: .*at most base_rate"):
+    with pytest.raises(
+        ConfigError, match=r"no trial of the grid is valid; the first: .*final_rate must be at most base_rate"
+    ):
         list_grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
 
 
@@ -280,7 +284,7 @@ def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("absent.json", None, "absent.json: no such file"),
         ("a.yaml", "a: 1", "a.yaml: its name must end in .json or .toml"),
@@ -293,13 +297,13 @@ def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
         ("a.toml", "[dimensions.a]\nlow = 1\n", "a.toml: dimensions.a: high must be given"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, told: str) -> None:
+def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_space(str(tmp_path / name))
     assert str(caught.value).startswith("space: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

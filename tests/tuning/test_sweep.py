@@ -32,7 +32,7 @@ class Place:
     """A sweep's folder, and what its drivers say."""
 
     folder: Path
-    told: list[tuple[str, str, int]] = field(default_factory=list)
+    events: list[tuple[str, str, int]] = field(default_factory=list)
     added_specs: list[str] = field(default_factory=list)
     stopped: bool = False
     slots: int = 2
@@ -41,7 +41,7 @@ class Place:
         self.added_specs.append(spec.recipe.name)
 
     def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
-        self.told.append((trial.name, trial.state, trial.trained_epochs))
+        self.events.append((trial.name, trial.state, trial.trained_epochs))
 
     def spec_of(self, of: Recipe) -> RunSpec:
         return spec(of, str(self.folder))
@@ -202,7 +202,7 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert [each.ended for each in (first, second, third)] == [True, False, False]
     assert (second.spec, third.spec) == (one.spec, three.spec)
     assert later.next_task() == "later"
-    # What is told again is not judged where it ended, and trains nothing.
+    # Repeated reports are not judged, and train nothing.
     assert not later.on_trial_report(report(2, 1, again=True)).ask_scheduler
     later.on_trial_ended(2, None)
     assert later.on_trial_report(report(1, 1, again=True)).ask_scheduler

@@ -1,4 +1,4 @@
-"""A trial in its actor: what is known is told again, then it is trained; every end has a name."""
+"""A trial in its actor: it repeats known epochs, then trains; every end has a name."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def task(folder: Path, **fields: Any) -> TrialTask:
     )
 
 
-def told(number: int, error: float) -> dict[str, float]:
+def make_values(number: int, error: float) -> dict[str, float]:
     return {"train/epoch": float(number), "train/images_per_second": 10.0, "validation/raw_top1_error": error}
 
 
@@ -35,7 +35,7 @@ def training(errors: dict[int, float], status: OutcomeStatus = "finished", messa
 
     def train(task: TrialTask, context: LauncherContext) -> Outcome:
         for number, error in errors.items():
-            context.report({"epoch": number, "samples": 20 * number, **told(number, error)})
+            context.report({"epoch": number, "samples": 20 * number, **make_values(number, error)})
             if number < 3 and not context.should_continue():
                 return Outcome(status="stopped", samples=20 * number)
         return Outcome(status=status, message=message)
@@ -44,7 +44,9 @@ def training(errors: dict[int, float], status: OutcomeStatus = "finished", messa
 
 
 def journal(one: TrialTask, *errors: float) -> None:
-    write_journal(one.spec.folder, 1, [("epoch", 20 * at, told(at, error)) for at, error in enumerate(errors, 1)])
+    write_journal(
+        one.spec.folder, 1, [("epoch", 20 * at, make_values(at, error)) for at, error in enumerate(errors, 1)]
+    )
 
 
 def brief(report: TrialReport) -> tuple[int, float | None, bool, str]:

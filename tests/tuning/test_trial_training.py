@@ -29,11 +29,11 @@ def test_a_flag_that_an_earlier_launch_left_stops_no_later_one(tmp_path: Path, m
         return Outcome(status="stopped")
 
     @contextmanager
-    def told(*_: object) -> Iterator[None]:
+    def relay(*_: object) -> Iterator[None]:
         yield
 
     monkeypatch.setattr(ray_trainer, "launch_run", launch)
-    monkeypatch.setattr(trial_training, "_relay_epochs", told)
+    monkeypatch.setattr(trial_training, "_relay_epochs", relay)
     monkeypatch.setattr(threading, "get_native_id", lambda: 7)  # the kernel gives a thread's number again
     spec = launched.spec(storage=str(tmp_path), workers=2)
     flag, successor = str(tmp_path / "stop"), str(tmp_path / "next")

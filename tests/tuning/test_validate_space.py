@@ -28,7 +28,7 @@ def refusal(dimensions: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("path", "dimension", "told"),
+    ("path", "dimension", "message"),
     [
         (
             "schedule.base_rat",
@@ -61,15 +61,15 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: must be above 0"),
         ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: must be at most"),
         ("schedule.kind", {"values": ["poly"]}, "values.0: must be one of"),
-        ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area must be"),
+        ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area must be 0 < smallest"),
         ("augmentation.area", {"values": [0.4]}, "values.0: must be a list"),
         ("loss.label_smoothing", {"values": [0.1, 1]}, "values.1: must be below 1"),
         ("batch_size", span(16, 64), "batch_size.low: must be a whole number"),
         ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate must be at most base_rate"),
     ],
 )
-def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], told: str) -> None:
-    assert told in refusal({path: dimension})
+def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], message: str) -> None:
+    assert message in refusal({path: dimension})
 
 
 def test_a_range_of_whole_numbers_says_how_to_ask_for_them() -> None:
@@ -98,7 +98,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "told"),
+    ("when", "message"),
     [
         (
             {"schedule.kind": ["cosine"]},
@@ -110,7 +110,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
         ({"schedule.base_rate": [0.01]}, "schedule.base_rate is a range, which hardly ever is one of these"),
     ],
 )
-def test_a_condition_that_never_holds(when: dict[str, Any], told: str) -> None:
+def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> None:
     found = refusal(
         {
             "schedule.kind": KINDS,
@@ -119,7 +119,7 @@ def test_a_condition_that_never_holds(when: dict[str, Any], told: str) -> None:
         }
     )
     assert found.startswith("dimensions.optimizer.momentum.when: ")
-    assert told in found
+    assert message in found
 
 
 def test_every_dimension_that_is_refused_is_named() -> None:

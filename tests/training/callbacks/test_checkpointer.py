@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, written behind the training's back."""
+"""Checkpoints by the clock and by samples, written in the background."""
 
 import time
 from pathlib import Path
@@ -205,7 +205,7 @@ def test_one_that_is_superseded_while_it_writes_removes_nothing(
 
 
 def test_what_is_void_does_not_count_as_kept(tmp_path: Path, state: TrainState) -> None:
-    """After a damaged checkpoint at 24 the run went on from 16; at 32 two good ones are to be kept."""
+    """After a damaged checkpoint at 24 the run resumed from 16; at 32 two good ones are to be kept."""
     one = job(tmp_path, keep=2)
     folder = get_checkpoints_dir(one.folder)
     for samples in (16, 24):

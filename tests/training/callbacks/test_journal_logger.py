@@ -1,4 +1,4 @@
-"""What rank 0 writes of an attempt."""
+"""Journal events of an attempt."""
 
 import time
 from collections.abc import Iterator
@@ -69,10 +69,10 @@ def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: Journal
     for _ in range(3):
         leader.log_bad_samples(AT, entries)
     leader.close()
-    told = events(one, "bad-sample")
-    assert len(told) == journal_logger.MAX_BAD_SAMPLES_LOGGED
-    assert told[1].samples == 320
-    assert told[1].values == {"id": 1, "key": "k1", "source": "/d/x.tar", "offset": 1, "reason": "broken"}
+    logged = events(one, "bad-sample")
+    assert len(logged) == journal_logger.MAX_BAD_SAMPLES_LOGGED
+    assert logged[1].samples == 320
+    assert logged[1].values == {"id": 1, "key": "k1", "source": "/d/x.tar", "offset": 1, "reason": "broken"}
 
 
 @pytest.mark.parametrize("kind", ["finished", "stopped", "failed"])

@@ -1,4 +1,4 @@
-"""What rank 0 sees of stop flags and later attempts, and the signs of life that it leaves."""
+"""The stop flag, later attempts and heartbeats."""
 
 import json
 import time

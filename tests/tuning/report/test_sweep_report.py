@@ -140,8 +140,8 @@ def test_the_base_among_the_trials_is_told() -> None:
     wide = base.model_copy(update={"name": "t2", "model": base.model.model_copy(update={"width": 0.5})})
     first = made.trial(1, [9.0, 6.0], assignment={"model.width": 0.25}, recipe=base.model_copy(update={"name": "t1"}))
     second = made.trial(2, [9.0, 5.5], assignment={"model.width": 0.5}, recipe=wide)
-    told = sweep_report.compose_headline([first, second], METRIC, base)
-    assert told == [
+    sentences = sweep_report.compose_headline([first, second], METRIC, base)
+    assert sentences == [
         "t002 wins with a top-1 error of 5.50% after 2 epochs.",
         "The base preset, googlenet-digits, was t001: 6.00%, which is 0.50 points more.",
         "It is the best of 2 that finished; the next has 6.00%.",
