@@ -64,5 +64,5 @@ def _iter_kinds(data: Any, above: str = "") -> Iterator[str]:
     elif isinstance(data, list):
         for value in data:
             yield from _iter_kinds(value, above)
-    elif isinstance(data, str) and above in (KIND, "stages"):
+    elif isinstance(data, str) and above in (KIND, "stages", "batch_stages"):
         yield data

@@ -142,3 +142,11 @@ def test_bad_plugins_are_known_before_the_start(changes: dict[str, Any], message
 def test_a_models_side_stays_when_the_kind_changes() -> None:
     model = recipe(**{"model.kind": "examples.small_cnn:SmallCNN", "model.args": {"width": 4}}).model
     assert model == ModelPlugin(kind="examples.small_cnn:SmallCNN", args={"width": 4}, image_size=32)
+
+
+def test_recipes_with_plugins_can_be_keys() -> None:
+    base = recipe(
+        **{"model.kind": "own:Net", "model.args": {"widths": [1, 2]}, "optimizer.kind": "torch.optim:RMSprop"}
+    )
+    assert len({base, base.model_copy(update={"epochs": 9}), Recipe.from_dict(base.to_dict())}) == 2
+    assert len({base, base.model_copy(update={"code": {"own:Net": "digest"}})}) == 2
