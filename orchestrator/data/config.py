@@ -70,7 +70,7 @@ class AugmentationConfig(Config):
         "package.module:attribute that takes and returns a sample dict, as WebDataset's map() does; with arguments as "
         '{"kind": "rand_augment", "args": {"num_ops": 2}}',
     )
-    batch_stages: tuple[Plugin, ...] = Field(
+    batch_stages: tuple[str | Plugin, ...] = Field(  # names become plug-ins when validated
         (),
         description="transforms of a batch, in turn: mixup, cutmix or your own package.module:attribute; with "
         'arguments as {"kind": "mixup", "args": {"alpha": 0.2}}',
