@@ -156,10 +156,6 @@ class Recipe(Config):
         check_batch_stages(self.augmentation, self.order, self.batch_size)
         return self
 
-    def __hash__(self) -> int:
-        """Hash all fields but `code`, a mapping."""
-        return hash(tuple(getattr(self, name) for name in type(self).model_fields if name != "code"))
-
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         if problem := find_schedule_error(self.schedule, self.epochs):

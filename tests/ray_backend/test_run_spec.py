@@ -48,8 +48,6 @@ OTHER: dict[str, Any] = {
     "optimizer.clip_norm": 1.0,
     "optimizer.kind": "adamw",
     "loss.class_weights": (1.0, 2.0),
-    "order.balance": "class",
-    "augmentation.batch_stages": ("mixup",),
     "code": {"mine:stage": "digest"},
     "averaging.kind": "exponential",
     "initial_weights": "0123456789abcdef",
