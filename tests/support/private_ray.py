@@ -35,12 +35,14 @@ def block(modules: list[str]) -> Any:
     """Have the package's own imports of these modules fail, in this process; Ray's own work. Returns what undoes it."""
     original: Any = builtins.__import__
 
-    def import_unless_blocked(name: str, values: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
-        if name.startswith("ray.") and str((values or {}).get("__name__", "")).startswith(PACKAGE):
-            for module in (name, *(f"{name}.{one}" for one in names or ())):
+    def import_unless_blocked(name: str, *arguments: Any, **named: Any) -> Any:
+        values = named.get("globals") or (arguments[0] if arguments else None) or {}
+        if name.startswith("ray.") and str(values.get("__name__", "")).startswith(PACKAGE):
+            names = named.get("fromlist") or (arguments[2] if len(arguments) > 2 else None) or ()
+            for module in (name, *(f"{name}.{one}" for one in names)):
                 if module in modules:
                     raise ImportError(f"{module} is blocked")
-        return original(name, values, local, names, level)
+        return original(name, *arguments, **named)
 
     builtins.__import__ = import_unless_blocked  # type: ignore[assignment]
 
