@@ -147,6 +147,10 @@ class Recipe(Config):
         exclude_if=lambda digests: not digests,
     )
 
+    def __hash__(self) -> int:
+        """Hash the JSON text, because `code` is a mapping."""
+        return hash(self.to_json())
+
     @model_validator(mode="after")
     def _check_batch_stages(self) -> Self:
         check_batch_stages(self.augmentation, self.order, self.batch_size)

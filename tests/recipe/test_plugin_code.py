@@ -150,3 +150,10 @@ def test_recipes_with_plugins_can_be_keys() -> None:
     )
     assert len({base, base.model_copy(update={"epochs": 9}), Recipe.from_dict(base.to_dict())}) == 2
     assert len({base, base.model_copy(update={"code": {"own:Net": "digest"}})}) == 2
+
+
+def test_recipes_that_hold_digests_and_arguments_of_plug_ins_are_members_of_sets() -> None:
+    recipe = presets.googlenet_tiny().model_copy(
+        update={"optimizer": OptimizerPlugin(kind="torch.optim:RMSprop", args={"alpha": 0.9}), "code": {"a:b": "1"}}
+    )
+    assert len({recipe, recipe.model_copy(), recipe.model_copy(update={"code": {"a:b": "2"}})}) == 2

@@ -44,7 +44,7 @@ def block(modules: list[str]) -> Any:
                     raise ImportError(f"{module} is blocked")
         return original(name, *arguments, **named)
 
-    builtins.__import__ = import_unless_blocked  # type: ignore[assignment]
+    builtins.__import__ = import_unless_blocked
 
     def undo() -> None:
         builtins.__import__ = original
