@@ -82,7 +82,7 @@ class SimulateConfig(Config):
 
     @property
     def uses_mlflow(self) -> bool:
-        """Whether results are logged to MLflow."""
+        """True if results are logged to MLflow."""
         return bool(self.tracking or self.experiment)
 
     def resolve_destination(self) -> Destination:

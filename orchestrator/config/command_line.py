@@ -1,4 +1,4 @@
-"""How a command is spelled: as `orchestrator train`, or as `python jobs/train.py` in a process started that way."""
+"""The spelling of commands: as `orchestrator train`, or as `python jobs/train.py` in a process started that way."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class FailureRecorder:
-    """What is recorded of one run's failures, in the process of Ray Train's controller."""
+    """Recorder of one run's failures, in the process of Ray Train's controller."""
 
     def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""

@@ -248,7 +248,7 @@ class LeaseSnapshot:
 
     @property
     def is_owner_dead(self) -> bool:
-        """Whether the owner was a process of this machine that has ended."""
+        """Return whether the owner was a process of this machine that has ended."""
         return is_owner_dead(self.owner)
 
     @property

@@ -48,7 +48,7 @@ class Trainer(Protocol):
 
 
 def launch_run(spec: RunSpec, lease: StopUrls, gpus: float) -> Outcome:
-    """Train a run to its end; return the outcome. A run that is done is not trained again.
+    """Train a run to its end; return the outcome. A finished run is not retrained.
 
     Blocks; several threads may call it, for one run each. gpus: of each worker. Raises RunFailedError when its workers
     crashed too often, LaunchError when Ray itself failed.

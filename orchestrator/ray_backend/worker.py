@@ -15,7 +15,7 @@ from orchestrator.training.config import TrainJob
 
 
 class RayTrainContext:
-    """What the training asks of Ray Train. Nothing is reported to Ray: all is in the run's own journal."""
+    """Context of the training inside Ray Train. Nothing is reported to Ray: all is in the run's own journal."""
 
     def __init__(self, fast_start: bool) -> None:
         """fast_start: whether the controller is that of `fast_start`."""

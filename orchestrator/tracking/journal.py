@@ -82,7 +82,7 @@ class JournalWriter:
 
     @property
     def is_fenced(self) -> bool:
-        """Whether another writer of this attempt was found; events are dropped from then on."""
+        """True if another writer of this attempt was found; events are dropped from then on."""
         return self._fenced
 
     def append(self, kind: str, /, samples: int | None = None, **values: object) -> None:
