@@ -50,7 +50,7 @@ class Placement(Config):
     gpus_per_worker: float | None = Field(
         None, ge=0, description="GPUs of each worker; by default 1 where the cluster has any, else 0"
     )
-    at_once: int | None = Field(None, ge=1, description="most models trained at the same time; by default as many as fit")
+    at_once: int | None = Field(None, ge=1, description="most models trained in parallel; by default as many as fit")
     max_restarts: int = Field(3, ge=0, description="restarts without a new checkpoint before it counts as failed")
     wait_seconds: float = Field(
         0.0, ge=0, description="how long to wait for nodes to join a cluster that is too small and not autoscaled"
