@@ -220,7 +220,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, out
-    assert "the same command goes on" in out
+    assert "rerun the same command to resume" in out
     assert "Traceback" not in out
     parents, children = recorded(runs)
     assert (statuses(parents), statuses(children)) == (["KILLED"], ["KILLED"])
