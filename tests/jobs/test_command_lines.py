@@ -97,7 +97,6 @@ def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
         ("status.py", ["--watch", "0"], "watch"),
         ("status.py", ["--storage", "relative/runs"], "relative"),
         ("evaluate.py", ["some-run", "--crops", "3"], "--crops"),
-        ("train.py", ["googlenet-tiny", "--no-model.lrn"], "write --model.no-lrn or --model.lrn false"),
         ("train.py", ["googlenet-tiny", "--name", "n" * 250], "at most 128 character"),
         ("train.py", ["googlenet-tiny", "--experiment", "e" * 600], "at most 250 character"),
         ("train.py", ["googlenet-tiny", "--storage", "s3:/bucket/runs"], "give 's3://bucket/runs'"),
