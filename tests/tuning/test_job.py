@@ -259,8 +259,8 @@ def test_a_trial_of_several_workers_goes_on_when_its_actor_is_killed(tmp_path: P
 def test_a_metric_plug_in_ranks_the_trials(tmp_path: Path, space: Path) -> None:
     metrics = json.dumps([{"kind": "tests.support.plugin_metrics:Accuracy"}])
     more = ("--metric", "accuracy", "--mode", "max", "--placement.execution.metrics", metrics, "--scheduler", "none")
-    done = job("tune.py", *command(space), *more, "--budget.trials", "3", runs=tmp_path)
-    assert done.status == 0, done.err
+    done = job("tune.py", *command(space), *more, "--budget.trials", "3", runs=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.status == 0, done.err + done.out
     ranked = json.loads((sweep_of(tmp_path) / "ranking.json").read_text())
     scores = [trial["accuracy"] for trial in ranked["trials"]]
     assert ranked["metric"] == "accuracy"
