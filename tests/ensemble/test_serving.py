@@ -155,7 +155,7 @@ def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     assert done.complaints == ["model: tiny-x3 (3 models): no model is registered", "1 of 2 images could not be read"]
     for arguments, body in (
         ((), "images: give at least one image"),
-        ((str(image), "--crops", "7"), "crops: 7 is refused"),
+        ((str(image), "--crops", "7"), "crops: must be one of 1, 10, 144, got 7"),
         ((str(image), "--members", "4"), "members: 4 is refused: numbers from 1 to 3"),
         ((str(image), "--model", "tinny-x3"), "did you mean tiny-x3"),
     ):
