@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
@@ -135,6 +136,11 @@ def test_an_import_in_a_function_has_its_reason(path: Path) -> None:
         if not any("#" in lines[number - 1] for number in range(block[0].lineno - 1, block[-1].lineno + 1))
     }
     assert unexplained == set(), "say in a comment beside the import why it does not stand at the top"
+
+
+def test_no_base_name_occurs_twice() -> None:
+    names = Counter(path.name for path in FILES if path.name not in ("config.py", "__init__.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @each_file

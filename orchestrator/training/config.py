@@ -16,7 +16,7 @@ MAX_PROFILED_STEPS = 1000  # steps; a trace holds thousands of events of each
 
 
 class CallbackPlugin(Plugin):
-    """A callback by name: a subclass of training.callbacks.base.Callback, made with args."""
+    """A callback by name: a subclass of training.callbacks.callback.Callback, made with args."""
 
     what: ClassVar[str] = "callback"
 

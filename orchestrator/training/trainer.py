@@ -25,8 +25,8 @@ from orchestrator.storage import file_io
 from orchestrator.training import attempt_setup
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
-from orchestrator.training.callbacks.base import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
+from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.checkpointer import Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.callbacks.profiler import Profiler
@@ -121,7 +121,7 @@ class Trainer:
         return compute_lr(recipe.schedule, progress.samples, progress.samples_per_epoch, recipe.epochs)
 
     def notify(self, hook: str, *arguments: object) -> None:
-        """Call a hook of all callbacks in their order (see callbacks.base)."""
+        """Call a hook of all callbacks in their order (see callbacks.callback)."""
         for callback in self.callbacks:
             call_hook(callback, hook, self, *arguments)
 
@@ -219,7 +219,7 @@ class Trainer:
         self._add_callbacks(resumed.productive_seconds, user_callbacks)
 
     def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
-        """Complete the callbacks, in the order that callbacks.base documents."""
+        """Complete the callbacks, in the order that callbacks.callback documents."""
         job, world, attempt = self.job, self.world, self.attempt
         self.goodput = Goodput(attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)

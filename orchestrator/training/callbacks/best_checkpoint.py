@@ -10,7 +10,7 @@ from orchestrator.checkpoint import checkpoint_dir, weights
 from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.storage import commit, file_io
 from orchestrator.training.attempts import Attempt
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.callbacks.checkpointer import BackgroundWriter
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import Outcome, TrainJob

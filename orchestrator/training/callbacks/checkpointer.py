@@ -12,7 +12,7 @@ from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint import NonFiniteError
 from orchestrator.training import attempts
 from orchestrator.training.attempts import Attempt, Goodput
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.rank_sync import SyncResult

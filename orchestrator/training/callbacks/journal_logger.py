@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.data.sample_audit import BadEntry
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training.attempts import Attempt, build_incident
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.rank_sync import SyncResult

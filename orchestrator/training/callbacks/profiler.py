@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from orchestrator.config import redaction
 from orchestrator.storage import file_io
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.config import Outcome
 
 if TYPE_CHECKING:  # trainer imports this module

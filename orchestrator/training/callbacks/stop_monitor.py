@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrator.config.json_text import parse_json
 from orchestrator.storage import file_io
 from orchestrator.training.attempts import Attempt
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.config import Outcome
 from orchestrator.training.rank_sync import SyncResult
 

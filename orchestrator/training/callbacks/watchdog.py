@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from orchestrator.training.callbacks.base import Callback
+from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.config import Outcome, PhaseTimeouts
 from orchestrator.training.rank_sync import SyncResult
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from orchestrator.storage import file_io
-from orchestrator.training.callbacks.base import Callback, CallbackError
+from orchestrator.training.callbacks.callback import Callback, CallbackError
 from orchestrator.training.config import CallbackPlugin, Execution, Outcome, TrainJob
 from orchestrator.training.rank_sync import SyncResult
 from orchestrator.training.run_dir import get_outcome_path
