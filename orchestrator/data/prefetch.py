@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orchestrator.config.command_line import format_command
 from orchestrator.data import index
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import ShardIndex
@@ -210,7 +211,7 @@ class Prefetcher:
             raise DataError(
                 f"data: {self._split.redacted_tar_url(shard)}: sample {listing.keys[number]!r} at byte {offset} does "
                 "not have the checksum in the index: the shard was changed or damaged after it was indexed; "
-                "`jobs/shards.py verify` lists all such samples"
+                f"`{format_command('shards verify')}` lists all such samples"
             )
 
     def _get_buffer(self, length: int) -> memoryview:

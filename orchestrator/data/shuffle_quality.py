@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.config.command_line import format_command
 from orchestrator.data import rng
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.sampler import EpochOrder
@@ -48,7 +49,7 @@ class ShuffleQuality:
         )
         if not self.is_poor:
             return line
-        return f"{line}: POOR: pack anew with a global shuffle (shards.py pack), or raise order.lanes"
+        return f"{line}: POOR: pack anew with a global shuffle ({format_command('shards pack')}), or raise order.lanes"
 
 
 def measure_shuffle_quality(
