@@ -150,7 +150,7 @@ def test_tars_that_are_sorted_by_class_are_noticed(tmp_path: Path) -> None:
             members = [*images, *((f"{n}.cls", text) for n, text in zip(numbers, classes, strict=True))]
             write(place, **{f"train_{at:02d}": tiny_shards.tar(members)})
         said = run(place, validation="", order=small, batch_size=16)
-        assert ("POOR: pack anew with a global shuffle (shards.py pack), or raise order.lanes" in said) == (
+        assert ("POOR: pack anew with a global shuffle (orchestrator shards pack), or raise order.lanes" in said) == (
             name == "sorted"
         )
 
