@@ -353,18 +353,16 @@ def slow(tmp_path: Path) -> Path:
 
 DRIVER = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
-from orchestrator.ensemble import scoring
-from orchestrator.ensemble.scoring import WeightsKind
+from rich.console import Console
 from orchestrator.ray_backend import cluster, signals
 from orchestrator.ray_backend.run_spec import RunSpec
-from tests.ensemble.test_scoring import session
+from tests.ensemble.test_scoring import score_runs, session
 runs = Path(sys.argv[1])
 specs = [RunSpec.from_dict(one) for one in json.loads((runs / "specs.json").read_text())]
 with cluster.connect_cluster(), signals.catch_stop_signals() as interruption:
-    at = session(runs)
-    at.interruption = interruption
-    at.print_line = lambda text: print(text, flush=True)
+    at = replace(session(runs), interruption=interruption, console=Console(file=sys.stdout, width=10_000))
     score_runs(at, specs)
     print("ENDED", flush=True)
 """
