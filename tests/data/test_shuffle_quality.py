@@ -36,8 +36,6 @@ def test_sorted_tars_are_noticed() -> None:
     assert found.split_effective == pytest.approx(1000, rel=0.05)
     advice = "pack anew with a global shuffle (orchestrator shards pack), or raise order.lanes"
     assert found.format_message().endswith(advice)
-        "pack anew with a global shuffle (orchestrator shards pack), or raise order.lanes"
-    )
     assert "a shard holds 1.0 classes" in found.format_message()
 
 
