@@ -180,7 +180,7 @@ class ProgressMonitor:
     def estimate_scoring_seconds(self, slots: int) -> float | None:
         """Estimate the seconds of scoring after the last run, from the speed of training; None before one is known.
 
-        An upper bound: crops of square images coincide, and images that were scored before are not scored again.
+        An upper bound: crops of square images coincide, and existing scores are reused.
         """
         if not self._scored_images:
             return 0.0

@@ -11,7 +11,7 @@ from tests.support.launched import job
 
 pytestmark = pytest.mark.process
 
-CLASSES = ("Äpfel [red]", "犬 [bold]", ":car:", "a.b@c")  # control characters are refused in names of classes
+CLASSES = ("Äpfel [red]", "犬 [bold]", ":car:", "a.b@c")  # names of classes must have no control characters
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 PRINTING: tuple[dict[str, str], ...] = (ASCII, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C.UTF-8"})
 

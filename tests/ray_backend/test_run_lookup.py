@@ -29,7 +29,7 @@ def test_runs_and_ensembles_are_found_by_name_and_by_url(tmp_path: Path) -> None
     ]
     assert run_lookup.find_runs([folder], "") == [whole]
     assert whole.lease_folders == (folder, *(one.folder for one in members))
-    # Members are told with their ensemble, not again.
+    # Members are listed with their ensemble, not a second time.
     assert run_lookup.list_all_runs(storage) == [whole, RunEntry(alone.folder)]
 
 

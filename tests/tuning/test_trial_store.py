@@ -1,4 +1,4 @@
-"""The ledger of a sweep: what is written once, what is read again, what is refused."""
+"""The store of trials: records that are written once, read when a sweep resumes, and rejected when they are damaged."""
 
 import json
 from pathlib import Path
