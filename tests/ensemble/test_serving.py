@@ -156,7 +156,7 @@ def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     for arguments, body in (
         ((), "images: give at least one image"),
         ((str(image), "--crops", "7"), "crops: must be one of 1, 10, 144, got 7"),
-        ((str(image), "--members", "4"), "members: 4 is refused: numbers from 1 to 3"),
+        ((str(image), "--members", "4"), "members: must be different numbers from 1 to 3, got 4"),
         ((str(image), "--model", "tinny-x3"), "did you mean tiny-x3"),
     ):
         refused = job("predict.py", *arguments, runs=storage)
