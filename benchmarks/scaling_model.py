@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-# GoogLeNet with both auxiliary heads and 1000 classes: orchestrator.models.cost says 13,378,280 parameters.
+# GoogLeNet with both auxiliary heads and 1000 classes: `orchestrator cost` says 13,378,280 parameters.
 PARAMETERS = 13_378_280
 GRADIENT_BYTES = 4 * PARAMETERS  # float32, whatever the precision of the products
 # Multiply-adds of a training step on one image: three times the forward pass's 1.58 billion with its heads (forward,

@@ -16,11 +16,10 @@ from torch.nn import functional
 
 from benchmarks import frame
 from benchmarks.frame import Cost, Figure
-from orchestrator.models import table1
+from orchestrator.models import googlenet
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import scale_filters, scale_row
+from orchestrator.models.googlenet import ConvolutionRow, InceptionRow, MaxPoolRow, scale_filters, scale_row
 from orchestrator.models.network import DropoutMasks
-from orchestrator.models.table1 import ConvolutionRow, InceptionRow, MaxPoolRow
 from orchestrator.recipe import loss, presets
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
@@ -65,8 +64,8 @@ class _Head(nn.Module):
     def __init__(self, inputs: int, classes: int, config: GoogLeNetConfig) -> None:
         super().__init__()
         filters, hidden = (
-            scale_filters(table1.AUX_FILTERS, config.width),
-            scale_filters(table1.AUX_HIDDEN, config.width),
+            scale_filters(googlenet.AUX_FILTERS, config.width),
+            scale_filters(googlenet.AUX_HIDDEN, config.width),
         )
         side = 14 * config.image_size // 224
         self.pool = nn.AvgPool2d(min(5, side), 3)
@@ -87,7 +86,7 @@ class Plain(nn.Module):
         super().__init__()
         self.stages, self.norms, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         channels = 3
-        for row in table1.TABLE_1:
+        for row in googlenet.TABLE_1:
             if isinstance(row, MaxPoolRow):
                 self.stages[row.name] = nn.MaxPool2d(3, 2, ceil_mode=True)
             elif isinstance(row, ConvolutionRow):
@@ -99,9 +98,9 @@ class Plain(nn.Module):
                 widened = scale_row(row, config.width)
                 self.stages[row.name] = _Inception(channels, widened)
                 channels = widened.filters
-            if config.lrn and row.name in table1.LRN_AFTER:
+            if config.lrn and row.name in googlenet.LRN_AFTER:
                 self.norms[row.name] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
-            if row.name in table1.AUX_AFTER:
+            if row.name in googlenet.AUX_AFTER:
                 self.heads[row.name] = _Head(channels, classes, config)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)

@@ -19,6 +19,7 @@ from orchestrator.config.command_line import PROGRAM, format_command
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
 from orchestrator.data.build import config as dataset_config
 from orchestrator.ensemble.config import EvaluateConfig, PredictConfig, ServeConfig, TrainEnsembleConfig
+from orchestrator.models.config import NETWORKS, CostConfig
 from orchestrator.ray_backend import ray_env
 from orchestrator.ray_backend.run_spec import build_job_presets, make_preset_loader
 from orchestrator.recipe import presets
@@ -99,7 +100,7 @@ def _run_command(program: str, name: str, command: Command, arguments: list[str]
     return exit_status.run_command(shown, lambda: function(config), command.finishes_unread)
 
 
-def _import_command(name: str) -> MainFn:
+def _import_command(name: str) -> MainFn:  # noqa: PLR0911 - a case for each command
     """Return the function of a command from its module, imported only now: torch, ray and mlflow take seconds."""
     match name:
         case "train":
@@ -130,6 +131,10 @@ def _import_command(name: str) -> MainFn:
             from orchestrator.cli import audit, simulate  # heavy
 
             return audit.run_audit if name == "audit" else simulate.run_simulate
+        case "cost":
+            from orchestrator.models import cost  # torch takes seconds to import
+
+            return cost.print_cost
         case _:
             from orchestrator.cli import shards  # heavy
 
@@ -143,13 +148,6 @@ def _import_command(name: str) -> MainFn:
 
 def _run_shards(program: str, arguments: list[str]) -> int:
     return _run_listed(program, "Make, adopt and check datasets of WebDataset tars.", SHARD_COMMANDS, arguments)
-
-
-def _run_cost(program: str, arguments: list[str]) -> int:
-    from orchestrator.models import cost  # torch takes seconds to import
-
-    cost.main(arguments, program)
-    return 0
 
 
 def _prepare_training(program: str, config: TrainModel | TrainEnsembleConfig | TuneJob) -> None:
@@ -325,7 +323,19 @@ orchestrator simulate winner.json
     the recipe in a file""",
         common=("data", "out", "samples", "tracking", "experiment", "epochs", "batch_size", "schedule.base_rate"),
     ),
-    "cost": Command("Print the parameters and operations of networks.", run=_run_cost),
+    "cost": Command(
+        "Print the parameters and multiply-adds of a network.",
+        lambda: {model.kind: Preset(CostConfig(model=model)) for model in NETWORKS},
+        "googlenet",
+        prepare=lambda program, config: None,
+        finishes_unread=False,
+        example="""
+orchestrator cost alexnet
+    a network of the paper's comparison as it was published
+orchestrator cost googlenet --model.width 1.25 --classes 100
+    a wider GoogLeNet""",
+        common=("classes", "model.image_size"),
+    ),
 }
 SHARD_COMMANDS = {
     "pack": Command(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,20 +10,23 @@ from orchestrator.config.base import Config
 from orchestrator.config.plugins import KindDiscriminator, Plugin
 
 KINDS = "googlenet | lenet-5 | alexnet | zfnet | nin | vgg-16 | spp-net | package.module:attribute"
-_MAX_IMAGE_SIZE = 1024
-_IMAGE_SIZE_HELP = "side of the square input in pixels"
+
+
+def _size(default: int, least: int, source: str = "") -> Any:
+    return Field(default, ge=least, le=1024, description=f"side of the square input in pixels{source}")
+
+
+def _dropout(source: str) -> Any:
+    return Field(0.5, ge=0, lt=1, description=f"share of units dropped {source}")
 
 
 class GoogLeNetConfig(Config):
     """GoogLeNet (arXiv 1409.4842, section 5): size, regularisation and ablations."""
 
     kind: Literal["googlenet"] = Field("googlenet", description=KINDS)
-    image_size: int = Field(224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 5: 224)")
+    image_size: int = _size(224, 15, " (section 5: 224)")
     width: float = Field(
-        1.0,
-        gt=0,
-        le=8,
-        description="multiplier on every filter count; the paper gives no factor for its wider model",
+        1.0, gt=0, le=8, description="multiplier on every filter count; the paper gives no factor for its wider model"
     )
     module: Literal["reduced", "naive"] = Field(
         "reduced", description="Inception with 1x1 reductions (Figure 2b) or naive without them (Figure 2a)"
@@ -45,17 +48,15 @@ class LeNet5Config(Config):
     """LeNet-5 (LeCun et al. 1998) in its common form, on greyscale: 61,706 parameters for 10 classes."""
 
     kind: Literal["lenet-5"] = Field("lenet-5", description=KINDS)
-    image_size: int = Field(32, ge=16, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section II.B: 32)")
+    image_size: int = _size(32, 16, " (section II.B: 32)")
 
 
 class AlexNetConfig(Config):
     """AlexNet (Krizhevsky et al. 2012), whose groups are the halves on its two GPUs."""
 
     kind: Literal["alexnet"] = Field("alexnet", description=KINDS)
-    image_size: int = Field(
-        227, ge=11, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (its arithmetic needs 227, not 224)"
-    )
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 4.2: 0.5)")
+    image_size: int = _size(227, 11, " (its arithmetic needs 227, not 224)")
+    dropout: float = _dropout("in fc6 and fc7 (section 4.2: 0.5)")
     lrn: bool = Field(True, description="local response normalisation after conv1 and conv2 (section 3.3)")
 
 
@@ -63,8 +64,8 @@ class ZFNetConfig(Config):
     """ZFNet (Zeiler and Fergus, arXiv 1311.2901, Figure 3), whose company Clarifai won in 2013."""
 
     kind: Literal["zfnet"] = Field("zfnet", description=KINDS)
-    image_size: int = Field(224, ge=23, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (Figure 3: 224)")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3: 0.5)")
+    image_size: int = _size(224, 23, " (Figure 3: 224)")
+    dropout: float = _dropout("in fc6 and fc7 (section 3: 0.5)")
     lrn: bool = Field(True, description="contrast normalisation across maps after pool1 and pool2 (Figure 3)")
 
 
@@ -72,26 +73,24 @@ class NINConfig(Config):
     """Network in Network (Lin et al., arXiv 1312.4400), its authors' ImageNet form in Caffe's model zoo."""
 
     kind: Literal["nin"] = Field("nin", description=KINDS)
-    image_size: int = Field(224, ge=11, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (model zoo: 224)")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped before conv4 (model zoo: 0.5)")
+    image_size: int = _size(224, 11, " (model zoo: 224)")
+    dropout: float = _dropout("before conv4 (model zoo: 0.5)")
 
 
 class VGG16Config(Config):
     """VGG-16 (Simonyan and Zisserman, arXiv 1409.1556, Table 1, column D)."""
 
     kind: Literal["vgg-16"] = Field("vgg-16", description=KINDS)
-    image_size: int = Field(224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 2.1: 224)")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3.1: 0.5)")
+    image_size: int = _size(224, 15, " (section 2.1: 224)")
+    dropout: float = _dropout("in fc6 and fc7 (section 3.1: 0.5)")
 
 
 class SPPNetConfig(Config):
     """SPP-net, MSRA's (He et al., arXiv 1406.4729): spatial pyramid pooling over the body ZF-5."""
 
     kind: Literal["spp-net"] = Field("spp-net", description=KINDS)
-    image_size: int = Field(
-        224, ge=15, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP + " (section 3.1: 224); weights fit any"
-    )
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of units dropped in fc6 and fc7 (section 3.1: 50%)")
+    image_size: int = _size(224, 15, " (section 3.1: 224); weights fit any")
+    dropout: float = _dropout("in fc6 and fc7 (section 3.1: 50%)")
     lrn: bool = Field(True, description="local response normalisation before pool1 and pool2 (Table 1)")
 
 
@@ -103,7 +102,7 @@ class ModelPlugin(Plugin):
 
     what: ClassVar[str] = "model"
 
-    image_size: int = Field(224, ge=1, le=_MAX_IMAGE_SIZE, description=_IMAGE_SIZE_HELP)
+    image_size: int = _size(224, 1)
     channels_last: bool = Field(
         False,
         description="train in channels_last memory: often faster, but activations then cannot be reshaped by view()",
@@ -113,6 +112,16 @@ class ModelPlugin(Plugin):
 BaselineConfig = LeNet5Config | AlexNetConfig | ZFNetConfig | NINConfig | VGG16Config | SPPNetConfig
 AnyModelConfig = GoogLeNetConfig | BaselineConfig | ModelPlugin
 ModelConfig = Annotated[AnyModelConfig, KindDiscriminator()]
+NETWORKS: tuple[AnyModelConfig, ...] = (
+    GoogLeNetConfig(), LeNet5Config(), AlexNetConfig(), ZFNetConfig(), NINConfig(), VGG16Config(), SPPNetConfig(),
+)  # fmt: skip
+
+
+class CostConfig(Config):
+    """Options of `orchestrator cost`."""
+
+    model: ModelConfig = GoogLeNetConfig()
+    classes: int = Field(1000, ge=2, description="classes of the last layer")
 
 
 def format_label(config: AnyModelConfig) -> str:

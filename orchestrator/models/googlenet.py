@@ -1,18 +1,84 @@
-"""GoogLeNet built from Table 1 (arXiv 1409.4842, section 5), with its two auxiliary heads."""
+"""GoogLeNet built from Table 1 (arXiv 1409.4842, section 5), which is data here, with its two auxiliary heads.
+
+Everything about the network's shape is derived from the rows of TABLE_1.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.models import table1
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.layers import ConvReLU, LocalResponseNorm, MaxPool
 from orchestrator.models.network import DropoutMasks, Logits, Network
-from orchestrator.models.table1 import ConvolutionRow, InceptionRow, MaxPoolRow
+
+
+class ConvolutionRow(NamedTuple):
+    """A k x k convolution with stride; `reduce` filters of 1x1 in front of it when not 0."""
+
+    name: str
+    kernel: int
+    stride: int
+    filters: int
+    reduce: int = 0
+
+
+class MaxPoolRow(NamedTuple):
+    """A 3x3 max pool with stride 2, rounding up (Table 1's sizes need it)."""
+
+    name: str
+
+
+class InceptionRow(NamedTuple):
+    """One Inception module with dimension reductions (Figure 2b): filters of its six convolutions."""
+
+    name: str
+    conv1: int
+    reduce3: int
+    conv3: int
+    reduce5: int
+    conv5: int
+    pool_proj: int
+
+    @property
+    def filters(self) -> int:
+        """Channels of the concatenated output."""
+        return self.conv1 + self.conv3 + self.conv5 + self.pool_proj
+
+
+TableRow = ConvolutionRow | MaxPoolRow | InceptionRow
+
+TABLE_1: tuple[TableRow, ...] = (
+    ConvolutionRow("conv1", kernel=7, stride=2, filters=64),
+    MaxPoolRow("pool1"),
+    ConvolutionRow("conv2", kernel=3, stride=1, filters=192, reduce=64),
+    MaxPoolRow("pool2"),
+    InceptionRow("3a", 64, 96, 128, 16, 32, 32),
+    InceptionRow("3b", 128, 128, 192, 32, 96, 64),
+    MaxPoolRow("pool3"),
+    InceptionRow("4a", 192, 96, 208, 16, 48, 64),
+    InceptionRow("4b", 160, 112, 224, 24, 64, 64),
+    InceptionRow("4c", 128, 128, 256, 24, 64, 64),
+    InceptionRow("4d", 112, 144, 288, 32, 64, 64),
+    InceptionRow("4e", 256, 160, 320, 32, 128, 128),
+    MaxPoolRow("pool4"),
+    InceptionRow("5a", 256, 160, 320, 32, 128, 128),
+    InceptionRow("5b", 384, 192, 384, 48, 128, 128),
+)
+
+# Local response normalisation follows these rows (Figure 3).
+LRN_AFTER = ("pool1", "conv2")
+
+# Auxiliary classifiers read the outputs of these modules (section 5).
+AUX_AFTER = ("4a", "4d")
+AUX_POOL_KERNEL = 5
+AUX_POOL_STRIDE = 3
+AUX_FILTERS = 128
+AUX_HIDDEN = 1024
 
 
 class InceptionReduced(nn.Module):
@@ -59,17 +125,17 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, inputs: int, side: int, classes: int, width: float) -> None:
         super().__init__()
         # A small preset's map may be smaller than the paper's 14 x 14: the window then is the whole map.
-        self.kernel = min(table1.AUX_POOL_KERNEL, side)
-        pooled = (side - self.kernel) // table1.AUX_POOL_STRIDE + 1
-        filters = scale_filters(table1.AUX_FILTERS, width)
-        hidden = scale_filters(table1.AUX_HIDDEN, width)
+        self.kernel = min(AUX_POOL_KERNEL, side)
+        pooled = (side - self.kernel) // AUX_POOL_STRIDE + 1
+        filters = scale_filters(AUX_FILTERS, width)
+        hidden = scale_filters(AUX_HIDDEN, width)
         self.conv = ConvReLU(inputs, filters, 1)
         self.hidden = nn.Linear(filters * pooled * pooled, hidden)
         self.classifier = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return N x classes for N x inputs x side x side; `mask` N x hidden multiplies the hidden units."""
-        x = functional.avg_pool2d(x, self.kernel, table1.AUX_POOL_STRIDE)
+        x = functional.avg_pool2d(x, self.kernel, AUX_POOL_STRIDE)
         x = functional.relu(self.hidden(self.conv(x).flatten(1)))
         out: Tensor = self.classifier(x if mask is None else x * mask)
         return out
@@ -85,12 +151,12 @@ class GoogLeNet(Network):
         self.norms = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         channels, side = 3, config.image_size
-        for row in table1.TABLE_1:
+        for row in TABLE_1:
             stage, channels, side = _build_stage(row, channels, side, config)
             self.stages[row.name] = stage
-            if config.lrn and row.name in table1.LRN_AFTER:
+            if config.lrn and row.name in LRN_AFTER:
                 self.norms[row.name] = LocalResponseNorm(channels)
-            if config.auxiliary and row.name in table1.AUX_AFTER:
+            if config.auxiliary and row.name in AUX_AFTER:
                 self.heads[row.name] = AuxiliaryHead(channels, side, classes, config.width)
         self.final_side = side
         self.classifier = nn.Linear(channels, classes)
@@ -123,19 +189,6 @@ class GoogLeNet(Network):
             places[name] = (head.classifier.in_features, self.config.auxiliary_dropout)
         return places
 
-    def get_cost_rows(self) -> dict[str, nn.Module]:
-        """Return the rows of Table 1, the linear layer and the auxiliary heads."""
-        heads = {table1.AUX_ROW_PREFIX + name: head for name, head in self.heads.items()}
-        return {**self.stages, table1.LINEAR_ROW_NAME: self.classifier, **heads}
-
-    def get_classifiers(self) -> dict[str, nn.Module]:
-        """Return the linear layer and those that end the auxiliary heads."""
-        return {
-            name: layer
-            for name, layer in self.named_modules()
-            if name == "classifier" or (name.startswith("heads.") and name.endswith(".classifier"))
-        }
-
     def get_auxiliary_names(self) -> frozenset[str]:
         """Return all of the auxiliary heads."""
         return frozenset(f"heads.{name}" for name in self.heads.state_dict())
@@ -150,38 +203,28 @@ def scale_filters(filters: int, width: float) -> int:
     return max(1, round(filters * width))
 
 
-def _build_stage(row: table1.TableRow, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
+def _build_stage(row: TableRow, channels: int, side: int, config: GoogLeNetConfig) -> tuple[nn.Module, int, int]:
     """Return the module of a row with its output channels and side."""
     if isinstance(row, MaxPoolRow):
-        # Caffe's and torch's ceil mode: the last window must start inside the map.
-        return MaxPool(row.kernel, row.stride), channels, max(1, math.ceil((side - row.kernel) / row.stride) + 1)
+        pool = MaxPool()
+        return pool, channels, pool.compute_side(side)
     if isinstance(row, ConvolutionRow):
         filters = scale_filters(row.filters, config.width)
         after = math.ceil(side / row.stride)
         if row.reduce == 0:
-            if config.stem == "separable":
-                return SeparableConvReLU(channels, filters, row.kernel, row.stride), filters, after
-            return ConvReLU(channels, filters, row.kernel, row.stride), filters, after
+            make_conv = SeparableConvReLU if config.stem == "separable" else ConvReLU
+            return make_conv(channels, filters, row.kernel, row.stride), filters, after
         reduce = scale_filters(row.reduce, config.width)
         pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))
         return nn.Sequential(*pair), filters, after
-    scaled_row = scale_row(row, config.width)
     make = InceptionReduced if config.module == "reduced" else InceptionNaive
-    module = make(channels, scaled_row)
+    module = make(channels, scale_row(row, config.width))
     return module, module.filters, side
 
 
 def scale_row(row: InceptionRow, width: float) -> InceptionRow:
     """Return the row with every filter count multiplied."""
-    return InceptionRow(
-        row.name,
-        conv1=scale_filters(row.conv1, width),
-        reduce3=scale_filters(row.reduce3, width),
-        conv3=scale_filters(row.conv3, width),
-        reduce5=scale_filters(row.reduce5, width),
-        conv5=scale_filters(row.conv5, width),
-        pool_proj=scale_filters(row.pool_proj, width),
-    )
+    return InceptionRow(row.name, *(scale_filters(filters, width) for filters in row[1:]))
 
 
 # Table 1 counts 2.7K parameters and 34M operations for its first row: those of a depthwise 7x7 with 8 filters for each

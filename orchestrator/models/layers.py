@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -19,14 +20,20 @@ LRN_BLOCK = 2**21
 
 
 class ConvReLU(nn.Module):
-    """Convolution with bias and ReLU, as every convolution of the paper, also inside Inception."""
+    """Convolution with bias and ReLU, as every convolution of the paper, also inside Inception.
 
-    def __init__(self, inputs: int, filters: int, kernel: int, stride: int = 1) -> None:
+    padding: kernel // 2 by default; groups: of channels that see a part of the inputs each.
+    """
+
+    def __init__(
+        self, inputs: int, filters: int, kernel: int, stride: int = 1, padding: int | None = None, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, filters, kernel, stride, padding=kernel // 2)
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(inputs, filters, kernel, stride, padding, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W."""
+        """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W and the default padding."""
         conv = self.conv
         if conv.kernel_size == (1, 1) and x.device.type == "cpu":
             # A 1x1 convolution in channels_last memory is one matrix product over a view, without the set-up
@@ -132,3 +139,7 @@ class MaxPool(nn.Module):
         # torch takes no window larger than the map and ceil mode's reach; images below 31 pixels end in a 1 x 1 map.
         window = (min(self.kernel, x.shape[-2]), min(self.kernel, x.shape[-1]))
         return functional.max_pool2d(x, window, self.stride, ceil_mode=True)
+
+    def compute_side(self, side: int) -> int:
+        """Return the side of the output for a square map: the last window must start inside the map."""
+        return max(1, math.ceil((side - self.kernel) / self.stride) + 1)

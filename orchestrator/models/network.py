@@ -29,6 +29,7 @@ class Network(nn.Module, ABC):
     # Whether layers draw from torch's global generators while training; those are then seeded before every step.
     has_stock_randomness: ClassVar[bool] = False
     memory_format: torch.memory_format = torch.channels_last  # of weights and activations
+    classifier_name: ClassVar[str] = "classifier"  # last parts of the names of the layers that give class scores
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -39,17 +40,14 @@ class Network(nn.Module, ABC):
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
         """Return the scores of N x 3 x S x S images. Without masks nothing is dropped, in either mode."""
 
-    @abstractmethod
     def get_dropout_units(self) -> dict[str, tuple[int, float]]:
         """Return units and drop probability of each place that drops; `masks` has a mask for each."""
+        return {}
 
-    @abstractmethod
-    def get_cost_rows(self) -> dict[str, nn.Module]:
-        """Return the parts that a table of costs lists, by name, in the order in which an image passes through them."""
-
-    @abstractmethod
     def get_classifiers(self) -> dict[str, nn.Module]:
         """Return the layers that give class scores, by name: all layers that depend on the number of classes."""
+        end = f".{self.classifier_name}"
+        return {name: layer for name, layer in self.named_modules() if f".{name}".endswith(end)}
 
     def get_auxiliary_names(self) -> frozenset[str]:
         """Return the names in the state dict that only training needs: the auxiliary heads'."""

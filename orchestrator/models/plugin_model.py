@@ -44,14 +44,6 @@ class PluginNetwork(Network):
         self.module.train(mode)
         return self
 
-    def get_dropout_units(self) -> dict[str, tuple[int, float]]:
-        """Return none: layers draw their own masks, from torch's generators."""
-        return {}
-
-    def get_cost_rows(self) -> dict[str, nn.Module]:
-        """Return the network as one row."""
-        return {type(self.module).__name__: self.module}
-
     def get_classifiers(self) -> dict[str, nn.Module]:
         """Return the layers whose parameters have another shape in a network of one class more."""
         with fork_torch_rng(0):

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from orchestrator.config.plugins import load_plugin, register
-from orchestrator.models.baselines import conv_nets
+from orchestrator.models import baselines
 from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig, ModelPlugin
 from orchestrator.models.googlenet import GoogLeNet
 from orchestrator.models.network import Network
 from orchestrator.models.plugin_model import PluginNetwork, fork_torch_rng
 
-__all__ = ["conv_nets", "create_model", "create_uninitialized_model"]
+__all__ = ["baselines", "create_model", "create_uninitialized_model"]
 
 
 @register("model", "googlenet")

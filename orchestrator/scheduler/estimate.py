@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from orchestrator.data import sampler
 from orchestrator.data.manifest import Manifest
-from orchestrator.models.config import AnyModelConfig
 from orchestrator.ray_backend.cluster import ClusterCapacity
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.scheduler.config import PlanConfig
@@ -91,9 +89,9 @@ def _count_images(spec: RunSpec, epochs: float, manifest: Manifest) -> float:
 
 def count_multiply_adds(spec: RunSpec) -> int:
     """Count the multiply-adds of one image's forward pass through a run's network in training."""
-    from orchestrator.models import flops  # torch takes two seconds to import
+    from orchestrator.models import cost  # torch takes two seconds to import
 
-    return flops.count_image_multiply_adds(spec.recipe.model)
+    return cost.measure_cost(spec.recipe.model)[1]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,9 @@ def estimate_storage(
     spec: RunSpec, classes: int, seconds: float | None, epochs: float, manifest: Manifest | None
 ) -> StorageEstimate:
     """Estimate the bytes of a run that trains `epochs` more in `seconds`."""
-    in_training, in_inference = _count_params(spec.recipe.model, classes)
+    from orchestrator.models import cost  # torch takes two seconds to import
+
+    in_training, in_inference = (cost.measure_cost(spec.recipe.model, classes, each)[0] for each in (True, False))
     checkpoint = float(_CHECKPOINT_COPIES * _FLOAT_BYTES * in_training)
     weights = float(_WEIGHTS_COPIES * _FLOAT_BYTES * in_inference)
     written = None
@@ -139,12 +139,3 @@ def estimate_storage(
         sizes = {split: sum(shard.bytes for shard in shards) for split, shards in manifest.splits.items()}
         read = epochs * (sizes.get("train", 0) + sizes.get("validation", 0) / spec.cadence.validate_epochs)
     return StorageEstimate(checkpoint, spec.cadence.keep_checkpoints * checkpoint + 2 * weights, written, read)
-
-
-@lru_cache(maxsize=256)
-def _count_params(model: AnyModelConfig, classes: int) -> tuple[int, int]:
-    """Count the parameters in training, and without the auxiliary heads."""
-    from orchestrator.models import flops  # torch takes two seconds to import
-
-    rows = flops.measure_row_costs(model, classes)
-    return flops.sum_costs(rows, heads=True).params, flops.sum_costs(rows).params

@@ -31,19 +31,20 @@ def compute_largest_pass(images: int, micro_batch: int | None, normalises: bool)
 
 def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None:
     """Raise ValueError where workers would train a network with batch norm on single images."""
-    if not has_batch_norm(recipe.model):
+    is_micro = execution.micro_batch is not None and execution.micro_batch < MIN_BATCH_NORM_IMAGES
+    # Last, since a plug-in has to be built to find out.
+    if not (is_micro or recipe.batch_size < MIN_BATCH_NORM_IMAGES * workers) or not has_batch_norm(recipe.model):
         return
-    if execution.micro_batch is not None and execution.micro_batch < MIN_BATCH_NORM_IMAGES:
+    if is_micro:
         raise ValueError(
             f"execution.micro_batch must be at least {MIN_BATCH_NORM_IMAGES} for a network with batch "
             "norm, which has no "
             f"statistics of a single image, got {execution.micro_batch}; set --placement.execution.micro-batch "
             f"{MIN_BATCH_NORM_IMAGES} or more"
         )
-    if recipe.batch_size < MIN_BATCH_NORM_IMAGES * workers:
-        raise ValueError(
-            f"batch_size must be at least {MIN_BATCH_NORM_IMAGES} for each worker of a network with batch "
-            "norm, which has "
-            f"no statistics of a single image, got {recipe.batch_size} for {workers} workers; set --batch-size "
-            f"{MIN_BATCH_NORM_IMAGES * workers} or more, or fewer --placement.workers"
-        )
+    raise ValueError(
+        f"batch_size must be at least {MIN_BATCH_NORM_IMAGES} for each worker of a network with batch "
+        "norm, which has "
+        f"no statistics of a single image, got {recipe.batch_size} for {workers} workers; set --batch-size "
+        f"{MIN_BATCH_NORM_IMAGES * workers} or more, or fewer --placement.workers"
+    )

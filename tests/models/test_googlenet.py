@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from orchestrator.models import table1
+from orchestrator.models import googlenet
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.models.googlenet import GoogLeNet, InceptionReduced, scale_filters
 from orchestrator.models.registry import create_model
@@ -86,11 +86,11 @@ def test_parameters_are_exactly_the_published_totals(full: GoogLeNet) -> None:
 
 def test_it_is_22_layers_deep(full: GoogLeNet) -> None:
     # Section 5: 22 layers with parameters, 27 with the pools: an Inception module is two deep, conv2 too.
-    depth = {table1.ConvolutionRow: 1, table1.InceptionRow: 2, table1.MaxPoolRow: 0}
+    depth = {googlenet.ConvolutionRow: 1, googlenet.InceptionRow: 2, googlenet.MaxPoolRow: 0}
     layers = 1 + sum(
-        depth[type(row)] + (isinstance(row, table1.ConvolutionRow) and row.reduce > 0) for row in table1.TABLE_1
+        depth[type(row)] + (isinstance(row, googlenet.ConvolutionRow) and row.reduce > 0) for row in googlenet.TABLE_1
     )
-    pools = 1 + sum(isinstance(row, table1.MaxPoolRow) for row in table1.TABLE_1)
+    pools = 1 + sum(isinstance(row, googlenet.MaxPoolRow) for row in googlenet.TABLE_1)
     assert (layers, layers + pools) == (22, 27)
 
 
@@ -175,10 +175,10 @@ def test_width_multiplies_every_filter_count(width: float) -> None:
     }
     convolutions = [m for m in model.stages.modules() if isinstance(m, nn.Conv2d)]
     wanted: list[int] = []
-    for row in table1.TABLE_1:
-        if isinstance(row, table1.ConvolutionRow):
+    for row in googlenet.TABLE_1:
+        if isinstance(row, googlenet.ConvolutionRow):
             wanted += [row.reduce, row.filters] if row.reduce else [row.filters]
-        elif isinstance(row, table1.InceptionRow):
+        elif isinstance(row, googlenet.InceptionRow):
             wanted += [row.conv1, row.reduce3, row.conv3, row.reduce5, row.conv5, row.pool_proj]
     assert [conv.out_channels for conv in convolutions] == [filters * width for filters in wanted]
     assert model.get_dropout_units()["4a"][0] == 1024 * width
@@ -197,7 +197,7 @@ def test_one_class_is_refused() -> None:
 
 def test_branches_are_concatenated_in_the_order_of_table_1() -> None:
     # Weights of other implementations carry over only so: 1x1, 3x3, 5x5, pool projection.
-    module = InceptionReduced(6, table1.InceptionRow("x", 1, 2, 2, 1, 3, 4))
+    module = InceptionReduced(6, googlenet.InceptionRow("x", 1, 2, 2, 1, 3, 4))
     x = torch.randn(1, 6, 5, 5, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         branches = (

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.models.baselines.conv_nets import SpatialPyramidPooling
+from orchestrator.models.baselines import SpatialPyramidPooling
 from orchestrator.models.config import (
     AlexNetConfig,
     AnyModelConfig,
@@ -87,8 +87,8 @@ def test_sides_of_the_maps_are_the_papers() -> None:
     sides: dict[str, list[int]] = {}
     for config in (AlexNetConfig(lrn=False), ZFNetConfig(lrn=False), NINConfig(), SPPNetConfig(lrn=False)):
         model = outline(config, 1000).eval()
-        for name, part in model.get_cost_rows().items():
-            if name.startswith(("conv", "pool")):
+        for path, part in model.named_modules():
+            if path.startswith(("body.conv", "body.pool", "last.conv")) and not path.endswith(".conv"):
 
                 def note(_m: nn.Module, _i: object, out: Tensor, kind: str = config.kind) -> None:
                     sides.setdefault(kind, []).append(out.shape[-1])
@@ -227,7 +227,7 @@ def test_lenet_sees_grey() -> None:
 def test_alexnets_halves_see_their_own_maps() -> None:
     model = create_model(AlexNetConfig(image_size=64, lrn=False), 10, 0)
     conv2, x = (
-        model.get_cost_rows()["conv2"],
+        model.get_submodule("body.conv2"),
         torch.randn(1, 96, 5, 5, generator=torch.Generator().manual_seed(1)).abs(),
     )
     with torch.no_grad():
@@ -302,7 +302,11 @@ def test_the_separable_stem_keeps_the_maps() -> None:
         create_model(GoogLeNetConfig(image_size=64, width=0.5, stem=stem), 10, 0) for stem in ("plain", "separable")
     )
     x = images_for(GoogLeNetConfig(image_size=64))
-    assert plain.get_cost_rows()["conv1"](x).shape == separable.get_cost_rows()["conv1"](x).shape == (3, 32, 32, 32)
+    assert (
+        plain.get_submodule("stages.conv1")(x).shape
+        == separable.get_submodule("stages.conv1")(x).shape
+        == (3, 32, 32, 32)
+    )
     depthwise = separable.get_submodule("stages.conv1.depthwise")
     assert isinstance(depthwise, nn.Conv2d)
     # 8 for each colour; here 32 // 3, of which no more than 8.

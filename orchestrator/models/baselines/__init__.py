@@ -1,1 +1,0 @@
-"""Baseline networks that the paper compares with."""
