@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks import frame
 from benchmarks.frame import Figure
-from orchestrator.data import manifest, prefetch, rng
+from orchestrator.data import manifest, rng, sampler
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest, Shard
@@ -112,7 +112,7 @@ def _batches(order: EpochOrder, start: int, number: int, batch_size: int) -> flo
     The first of them, which opens a window in every lane, is left out; the windows that the others open are not.
     """
     steps = range(start, count_steps(order.samples, batch_size))
-    windows = prefetch.plan_epoch(order, batch_size, steps, 0, 1)
+    windows = sampler.plan_epoch(order, batch_size, steps, 0, 1)
     ahead = next(windows, None)
     began = 0.0
     for step in range(start, start + number + 1):

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import frame, photos
 from benchmarks.frame import Figure
 from benchmarks.s3 import store
-from orchestrator.data import index, manifest, prefetch
+from orchestrator.data import index, manifest, sampler
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.dataset import SampleReader
@@ -78,7 +78,7 @@ def windows(url: str, step: int) -> dict[str, Any]:
     # The least read-ahead there is: what opens later is not asked for here.
     reader = SampleReader(url, packed, photos.SPLIT, ReadingConfig(read_ahead_mib=1))
     order = _order(packed)
-    plan = prefetch.plan_epoch(order, BATCH, range(step, order.samples // BATCH), 0, 1)
+    plan = sampler.plan_epoch(order, BATCH, range(step, order.samples // BATCH), 0, 1)
     with reader.open_prefetcher(plan) as ahead:
         ahead.advance(step)
         read, since, deadline = -1, 0.0, time.monotonic() + MOST_SECONDS

@@ -1,21 +1,69 @@
-"""Reader of the samples of one split: any one of them, a shard's in order, or along a plan that is read ahead."""
+"""Reader of the samples of one split: any one of them, or along a plan that is read ahead while the loader decodes.
+
+Remote windows are fetched in large pieces by several threads into memory, held until their last sample is taken; what
+is held is bounded by the open windows and a budget. Local windows are only announced to the operating system, whose
+page cache is the read-ahead, and samples are read straight into the decoding thread's buffer.
+"""
 
 from __future__ import annotations
 
+import mmap
+import os
+import threading
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.data import prefetch
+from orchestrator.config import redaction
+from orchestrator.config.command_line import format_command
+from orchestrator.data import index
 from orchestrator.data.config import ReadingConfig
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.index import ShardIndex
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.prefetch import Prefetcher, Sample, Span
-from orchestrator.data.shard_files import ShardFiles
+from orchestrator.data.sampler import Span
+from orchestrator.storage import file_io, urls
+from orchestrator.storage.block_cache import BlockCache
+from orchestrator.storage.file_io import StorageError
+from orchestrator.storage.ranged_reads import RangeReader
 
-STREAM_SAMPLES = 64  # samples of a shard that are read ahead when it is read in order
+# Indexes in memory (of 10,000 samples one takes about half a megabyte), unless more windows are open.
+CACHED_INDEXES = 256
+PIECE_BYTES = 8 * 2**20  # of a remote read: large enough that a round trip costs little
+MMAP_MIN_BYTES = 2**20  # from this size on a piece has pages of its own
+LOCAL_AHEAD_STEPS = 32  # batches ahead for which local windows are announced
+LOCAL_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One encoded image: where it came from, what it is. The image's memory is valid until the thread's next read."""
+
+    shard_index: ShardIndex
+    number: int  # in the index
+    source: str  # shard URL, for error messages
+    image: memoryview  # writable
+
+    @property
+    def key(self) -> str:
+        """The sample's key in its tar."""
+        return self.shard_index.keys[self.number]
+
+    @property
+    def offset(self) -> int:
+        """Byte of the tar where the image begins."""
+        return int(self.shard_index.offsets[self.number])
+
+    @property
+    def label(self) -> int:
+        """Its class."""
+        return int(self.shard_index.labels[self.number])
 
 
 def _read_available_memory() -> int | None:
@@ -38,12 +86,31 @@ class ReadStats(NamedTuple):
     cache_off: int  # 1 once the cache is disabled, because its disk failed
 
 
-class SampleReader(ShardFiles):
-    """Reader of one split of a dataset; create it in the process that uses it. Safe for its threads."""
+class SampleReader:
+    """Reader of one split of a dataset; create it in the process that uses it. Safe for its threads.
+
+    Shards go by their number in the manifest. Remote tars are read through the node's cache when there is one.
+    """
 
     def __init__(self, url: str, manifest: Manifest, split: str, config: ReadingConfig | None = None) -> None:
-        self._config = config or ReadingConfig()
-        super().__init__(url, manifest, split, self._config)
+        self._config = config = config or ReadingConfig()
+        self._url = url
+        self.shards = manifest.shards(split)
+        self._tars = [manifest.tar_url(url, shard) for shard in self.shards]
+        self.redacted_urls = [redaction.redact(url) for url in self._tars]
+        self.classes = len(manifest.classes)
+        # Packing decoded every image, and each is compared with its checksum when it is read.
+        self.has_verified_images = manifest.made.get("decode") is True
+        self._indexes: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
+        self._max_indexes = CACHED_INDEXES
+        self._size_checked: set[int] = set()
+        self._lock = threading.Lock()
+        self.is_local = urls.is_local(self._tars[0]) if self._tars else True
+        self._ranges = RangeReader(config.streams)
+        self._cache: BlockCache | None = None
+        self._has_warned = False
+        if config.cache and not self.is_local:
+            self._cache = BlockCache(os.path.expanduser(config.cache), int(config.cache_gib * 2**30))
         self._prefetcher = Prefetcher(self, iter(()), 0, 1)
 
     def check_windows(self, samples: int) -> None:
@@ -51,9 +118,8 @@ class SampleReader(ShardFiles):
 
         Local windows lie in the page cache and need none.
         """
-        shards, free = self.shards, _read_available_memory()
-        total = sum(shard.bytes for shard in shards)
-        needed = samples * total // max(1, sum(shard.samples for shard in shards))
+        free, total = _read_available_memory(), sum(shard.bytes for shard in self.shards)
+        needed = samples * total // max(1, sum(shard.samples for shard in self.shards))
         if not self.is_local and free is not None and min(needed, total) > free // 2:
             raise DataError(
                 f"order.lanes x order.window: the {samples} samples that a worker holds open are {needed / 2**20:,.0f} "
@@ -63,7 +129,7 @@ class SampleReader(ShardFiles):
 
     def keep_indexes(self, count: int) -> None:
         """Keep the indexes of at least `count` shards: with fewer, each sample would read its index again."""
-        self.max_cached_indexes = max(self.max_cached_indexes, count)
+        self._max_indexes = max(self._max_indexes, count)
 
     def read(self, shard: int, number: int) -> Sample:
         """Return the sample `number` of shard `shard`.
@@ -74,29 +140,236 @@ class SampleReader(ShardFiles):
         sample = self._prefetcher.get_sample(shard, number)
         return replace(sample, image=memoryview(bytearray(sample.image)))  # the caller's own
 
-    def iter_shard(self, shard: int) -> Iterator[Sample]:
-        """Yield all samples of a shard in its order, read ahead. Raises as `read` does."""
-        counts = [facts.samples for facts in self.shards]
-        first = sum(counts[:shard])
-        with self.open_prefetcher(
-            prefetch.plan_id_range(counts, first, first + counts[shard], STREAM_SAMPLES)
-        ) as ahead:
-            for number in range(counts[shard]):
-                if number % STREAM_SAMPLES == 0:
-                    ahead.advance(number // STREAM_SAMPLES)
-                yield ahead.get_sample(shard, number)
-
     def open_prefetcher(self, plan: Iterator[Span]) -> closing[Prefetcher]:
         """Return a context with a prefetcher along a plan, closed at its end."""
         return closing(Prefetcher(self, plan, self._config.read_ahead_mib * 2**20, self._config.streams))
 
     def get_read_stats(self) -> ReadStats:
         """Return what was read so far."""
-        transfer, cache = self.ranges.transfer, self.cache
+        transfer, cache = self._ranges.transfer, self._cache
         cached = (0, 0, 0) if cache is None else (cache.hits, cache.misses, int(cache.disk_error is not None))
         return ReadStats(transfer.bytes, transfer.requests, transfer.retries, *cached)
 
     def close(self) -> None:
         """Close what is open."""
         self._prefetcher.close()
-        super().close()
+        self._ranges.close()
+
+    def load_index(self, shard: int) -> ShardIndex:
+        """Return the shard's index, read once while it is in use. Raises DataError when it is unfit."""
+        with self._lock:
+            future = self._indexes.get(shard)
+            is_mine = future is None
+            if future is None:
+                future = self._indexes[shard] = Future()
+                if len(self._indexes) > self._max_indexes:
+                    self._indexes.popitem(last=False)
+            else:
+                self._indexes.move_to_end(shard)
+        if is_mine:
+            try:
+                future.set_result(self._load_checked(shard))
+            except BaseException as error:
+                future.set_exception(error)
+                with self._lock:
+                    self._indexes.pop(shard, None)  # the storage may be up again at the next try
+        return future.result()
+
+    def _load_checked(self, shard: int) -> ShardIndex:
+        facts = self.shards[shard]
+        labels = (loaded := index.load(self._url, facts)).labels
+        if len(labels) != facts.samples:
+            raise DataError(f"data: {facts.name}: its index lists {len(labels)} samples, the manifest {facts.samples}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise DataError(f"data: {facts.name}: labels outside 0 .. {self.classes - 1}")
+        return loaded
+
+    def read_into(self, shard: int, start: int, view: memoryview, bypass_cache: bool = False) -> None:
+        """Fill `view` with the tar's bytes from `start`; past the cache, whose blocks are dropped, on demand.
+
+        Raises DataError when the tar is missing or has another size, StorageError when the storage fails.
+        """
+        url, facts = self._tars[shard], self.shards[shard]
+        if self.is_local and shard not in self._size_checked:
+            self._check_size(shard)
+        try:
+            if self._cache is not None and not bypass_cache:
+                self._cache.read_into(
+                    url, facts.sha256, facts.bytes, start, view, lambda at, part: self._ranges.read_into(url, at, part)
+                )
+                self._warn_disabled_cache(self._cache.disk_error)
+            else:
+                if self._cache is not None:
+                    self._cache.invalidate_range(url, facts.sha256, start, len(view))
+                self._ranges.read_into(url, start, view)
+        except (FileNotFoundError, StorageError):
+            self._check_size(shard)  # a missing or truncated tar has an error of its own; else the storage's stands
+            raise
+
+    def advise(self, shard: int, start: int, length: int) -> None:
+        """Advise the operating system that these bytes of a local tar are read soon."""
+        self._ranges.advise(self._tars[shard], start, length)
+
+    def _warn_disabled_cache(self, disk_error: str | None) -> None:
+        """Warn once, in the worker's log, that the cache is disabled; `train/cache_off` counts it."""
+        if disk_error is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"the data cache is disabled, storage is read directly: {disk_error}", stacklevel=2)
+
+    def _check_size(self, shard: int) -> None:
+        """Raise DataError when a tar is missing or not of the size that was packed."""
+        try:
+            size = file_io.get_size(self._tars[shard])
+        except FileNotFoundError:
+            raise DataError(f"data: {self.redacted_urls[shard]}: missing although the manifest lists it") from None
+        if size != (packed := self.shards[shard].bytes):
+            raise DataError(f"data: {self.redacted_urls[shard]}: {size} bytes, the manifest says {packed}: truncated?")
+        self._size_checked.add(shard)
+
+
+class _Piece:
+    """Neighbouring samples of a shard, held in memory while some of them are still to be taken."""
+
+    __slots__ = ("bytes", "data", "left", "ready", "start")
+
+    def __init__(self, expected: int, samples: int) -> None:
+        self.bytes, self.left = expected, samples
+        self.start, self.data = 0, memoryview(b"")
+        self.ready: Future[None] = Future()
+
+    def fail_if_cancelled(self, reading: Future[None]) -> None:
+        """Wake the threads that wait for a piece whose reading was not begun."""
+        if reading.cancelled():
+            self.ready.set_exception(CancelledError())
+
+
+def _allocate_memory(length: int) -> memoryview:
+    """Return writable memory that the operating system gets back with its last view: a heap would keep the holes."""
+    if length < MMAP_MIN_BYTES:
+        return memoryview(bytearray(length))
+    mapped = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # kernels without large pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapped)
+
+
+class Prefetcher:
+    """Samples of one split, read ahead along a plan. `advance` is for one thread, `get_sample` for any."""
+
+    def __init__(self, reader: SampleReader, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
+        self._reader, self._plan, self._budget = reader, plan, budget_bytes
+        self._next_span = next(plan, None)
+        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
+        self.held_bytes = 0  # of remote samples in memory or on their way
+        self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+        self._pool = ThreadPoolExecutor(LOCAL_THREADS if reader.is_local else streams, thread_name_prefix="read")
+
+    def advance(self, step: int) -> None:
+        """Start to read what batch `step`, the next one, needs, and later ones as far as the budget allows."""
+        self._unopened_windows = [(opens, size) for opens, size in self._unopened_windows if opens > step]
+        early_bytes = sum(size for _, size in self._unopened_windows)
+        while (span := self._next_span) is not None:
+            expected = self._estimate_bytes(span)
+            if self._reader.is_local:
+                if span.step > step + LOCAL_AHEAD_STEPS:
+                    break
+                self._pool.submit(self._advise_span, span)
+            else:
+                if span.step > step and early_bytes + expected > self._budget:
+                    break
+                self._fetch(span, expected)
+                self._unopened_windows.append((span.step, expected))
+                early_bytes += expected
+            self._next_span = next(self._plan, None)
+
+    def get_sample(self, shard: int, number: int) -> Sample:
+        """Return a sample, its checksum verified.
+
+        Raises DataError when the data is missing, truncated or not what was indexed, StorageError when storage fails.
+        """
+        with self._lock:
+            piece, uses = self._pieces.pop((shard, number), (None, 0))
+            if piece is not None and uses > 1:
+                self._pieces[shard, number] = piece, uses - 1
+        shard_index = self._reader.load_index(shard)
+        offset, length = shard_index.offsets.item(number), shard_index.lengths.item(number)
+        if piece is None:
+            view = self._get_buffer(length)
+            self._reader.read_into(shard, offset, view)
+        else:
+            piece.ready.result()
+            view = piece.data[offset - piece.start : offset - piece.start + length]
+            with self._lock:
+                piece.left -= 1
+                self.held_bytes -= piece.bytes if piece.left == 0 else 0
+        sample = Sample(shard_index, number, self._reader.redacted_urls[shard], view)
+        checksum = shard_index.checksums.item(number)
+        if index.compute_checksum(view) != checksum:
+            # Perhaps it was damaged on its way.
+            self._reader.read_into(shard, offset, view, bypass_cache=True)
+            if index.compute_checksum(view) != checksum:
+                raise DataError(
+                    f"data: {sample.source}: sample {sample.key!r} at byte {offset} does not have the checksum in the "
+                    "index: the shard was changed or damaged after it was indexed; "
+                    f"`{format_command('shards verify')}` lists all such samples"
+                )
+        return sample
+
+    def cancel(self) -> None:
+        """Begin no more reads; threads that wait for one that was not begun get CancelledError."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Stop reading; wait for reads in flight."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _estimate_bytes(self, span: Span) -> int:
+        """Return about as many bytes as the span holds, without its index."""
+        facts = self._reader.shards[span.shard]
+        return int(facts.bytes / max(1, facts.samples) * len(span.numbers))
+
+    def _fetch(self, span: Span, expected: int) -> None:
+        pieces = 1 if span.is_single else max(1, -(-expected // PIECE_BYTES))
+        cuts = [len(span.numbers) * each // pieces for each in range(pieces + 1)]
+        for low, high in pairwise(cuts):
+            self._fetch_piece(span.shard, span.numbers[low:high].tolist(), expected // pieces)
+
+    def _fetch_piece(self, shard: int, numbers: list[int], expected: int) -> None:
+        with self._lock:
+            missing = [number for number in numbers if (shard, number) not in self._pieces]
+            piece = _Piece(expected, len(missing))
+            self._pieces.update(((shard, number), (piece, uses)) for number, uses in Counter(missing).items())
+            self.held_bytes += expected if missing else 0
+        if missing:
+            reading = self._pool.submit(self._read_piece, piece, shard, missing[0], missing[-1])
+            reading.add_done_callback(piece.fail_if_cancelled)
+
+    def _read_piece(self, piece: _Piece, shard: int, first: int, last: int) -> None:
+        try:
+            piece.start, length = self._find_bytes(shard, first, last)
+            piece.data = _allocate_memory(length)
+            self._reader.read_into(shard, piece.start, piece.data)
+            piece.ready.set_result(None)
+        except BaseException as error:
+            piece.ready.set_exception(error)
+
+    def _advise_span(self, span: Span) -> None:
+        # Advice only: what is wrong with the shard is raised when a sample of it is read.
+        with suppress(DataError, OSError):
+            self._reader.advise(span.shard, *self._find_bytes(span.shard, int(span.numbers[0]), int(span.numbers[-1])))
+
+    def _find_bytes(self, shard: int, first: int, last: int) -> tuple[int, int]:
+        """Return first byte and length of neighbouring images of a tar."""
+        shard_index = self._reader.load_index(shard)
+        start = int(shard_index.offsets[first])
+        return start, int(shard_index.offsets[last] + shard_index.lengths[last]) - start
+
+    def _get_buffer(self, length: int) -> memoryview:
+        """Return the calling thread's own buffer, `length` bytes of it."""
+        buffer = getattr(self._buffers, "data", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._buffers.data = bytearray(length + length // 4)
+        return memoryview(buffer)[:length]

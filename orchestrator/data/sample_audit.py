@@ -8,8 +8,8 @@ weights, so that it rolls back with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -18,24 +18,33 @@ from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import rng
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import EpochOrder, Int64Array
 
 # Few broken images are no reason to stop, however small the epoch.
 MIN_BAD_LIMIT = 10
 # Positions that are planned in one call: few calls, little memory.
 CHUNK_POSITIONS = 1 << 17
+MAX_CHARACTERS = 1000  # of what is kept of a bad sample's key, source or reason
 _HASH_PIECES, _PIECE_BITS = 4, 16
 _MODULUS = 1 << 64
 
 
 class BadEntry(Config):
-    """A sample that cannot be decoded, as it was first audit."""
+    """A sample that cannot be decoded: it has weight 0."""
 
-    id: int = Field(ge=0)
+    id: int = Field(ge=0, description="whole number in the manifest's order")
     key: str
     source: str
     offset: int = Field(ge=0)
     reason: str
+
+
+def describe_bad_sample(id: int, sample: Sample, reason: str) -> BadEntry:
+    """Return the entry of a sample, its texts bounded and without lone surrogates of names in an unknown encoding."""
+    texts = {"key": sample.key, "source": sample.source, "reason": reason}
+    printable = {name: text[:MAX_CHARACTERS].encode(errors="backslashreplace").decode() for name, text in texts.items()}
+    return BadEntry(id=id, offset=sample.offset, **printable)
 
 
 class EpochAudit(Config):
@@ -109,8 +118,7 @@ def join_hash(sums: Sequence[float]) -> int:
     return sum(int(value) << _PIECE_BITS * place for place, value in enumerate(sums)) % _MODULUS
 
 
-@dataclass(frozen=True)
-class PlanHash:
+class PlanHash(NamedTuple):
     """Samples of the first steps of an epoch by plan: sum of hashes, number, and how many of them differ."""
 
     hash: int
@@ -120,22 +128,19 @@ class PlanHash:
 
 def hash_plan(order: EpochOrder, batch_size: int, steps: int) -> PlanHash:
     """Return the plan of the first `steps` steps of an epoch, computed anew; takes a byte of memory for each sample."""
-    total = 0
+    delivered = DeliveryHash()
     seen = np.zeros(order.samples, dtype=np.bool_)
     chunk_steps = max(1, CHUNK_POSITIONS // batch_size)
     for first in range(0, steps, chunk_steps):
-        chunk = range(first, min(first + chunk_steps, steps))
-        positions = np.arange(chunk.start * batch_size, chunk.stop * batch_size, dtype=np.int64)
-        ids = order.get_sample_ids(*order.locate(positions))
-        bases = np.array([rng.derive_key(0, "audit", order.epoch, step) for step in chunk], dtype=np.uint64)
-        hashes = rng.mix_bits(ids.view(np.uint64) ^ np.repeat(bases, batch_size))
-        total = (total + int(hashes.sum(dtype=np.uint64))) % _MODULUS
+        past = min(first + chunk_steps, steps)
+        ids = order.get_sample_ids(*order.locate(np.arange(first * batch_size, past * batch_size, dtype=np.int64)))
         seen[ids] = True
-    return PlanHash(total, steps * batch_size, int(np.count_nonzero(seen)))
+        for step, batch in enumerate(ids.reshape(-1, batch_size), first):
+            delivered.add(order.epoch, step, batch)
+    return PlanHash(delivered.hash, delivered.samples, int(np.count_nonzero(seen)))
 
 
-@dataclass(frozen=True)
-class EpochVerdict:
+class EpochVerdict(NamedTuple):
     """Comparison of an epoch's record with its plan; no `problems` means that what was planned was delivered, once."""
 
     epoch: int
@@ -151,18 +156,11 @@ def compare_with_plan(audit: EpochAudit, order: EpochOrder, batch_size: int, ste
     """Compare the record of an epoch, of which `steps` steps were made, with its plan."""
     plan = hash_plan(order, batch_size, steps)
     problems = tuple(_find_problems(audit, plan, order))
-    return EpochVerdict(
-        epoch=audit.epoch,
-        planned=plan.samples,
-        delivered=audit.samples,
-        exactly_once=0 if problems else plan.samples,
-        left_out=order.samples - plan.distinct,
-        bad=len(audit.bad),
-        problems=problems,
-    )
+    proven, left_out = 0 if problems else plan.samples, order.samples - plan.distinct
+    return EpochVerdict(audit.epoch, plan.samples, audit.samples, proven, left_out, len(audit.bad), problems)
 
 
-def _find_problems(audit: EpochAudit, plan: PlanHash, order: EpochOrder) -> Iterable[str]:
+def _find_problems(audit: EpochAudit, plan: PlanHash, order: EpochOrder) -> Iterator[str]:
     repeats = order.labels is not None  # a class-balanced epoch repeats samples of rare classes
     if plan.distinct != plan.samples and not repeats:
         yield f"the plan gives {plan.samples} samples, only {plan.distinct} different ones"

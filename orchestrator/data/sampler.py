@@ -13,9 +13,11 @@ local as before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,9 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
+# A rank's first batch is read sample by sample, so that it does not wait for whole windows. It is at most this part of
+# what the windows hold.
+PRIMED_DIVISOR = 20
 
 
 def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderConfig) -> NDArray[np.integer] | None:
@@ -120,8 +125,7 @@ class EpochOrder:
 
     def _lane_start(self, lane: Int64Array) -> Int64Array:
         short, longer = divmod(self.samples, self.lanes)
-        starts = np.asarray(lane * short + np.minimum(lane, longer), dtype=np.int64)
-        return starts
+        return np.asarray(lane * short + np.minimum(lane, longer), dtype=np.int64)
 
     def _shuffle_in_lane(self, lane: Int64Array, step: Int64Array) -> Int64Array:
         """Return where in its lane the step-th sample lies: a permutation within each window."""
@@ -153,7 +157,7 @@ class EpochOrder:
 
     def find_window(self, lane: int, step: int) -> tuple[int, int]:
         """Return where in the lane the window that holds its step-th sample begins and ends."""
-        first, length = int(self._first_window_length(np.asarray(lane))), self._lane_length(lane)
+        first, length = (int(measure(np.asarray(lane))) for measure in (self._first_window_length, self._lane_lengths))
         start = 0 if step < first else first + (step - first) // self.window * self.window
         return start, min(first if start == 0 else start + self.window, length)
 
@@ -189,9 +193,6 @@ class EpochOrder:
         windows[lane, : end - begin] = rng.permutation(key, end - begin)
         blocks[lane] = block
 
-    def _lane_length(self, lane: int) -> int:
-        return int(self._lane_lengths(np.asarray(lane)))
-
     def _lane_lengths(self, lane: Int64Array) -> Int64Array:
         short, longer = divmod(self.samples, self.lanes)
         return np.asarray(short + (lane < longer), dtype=np.int64)
@@ -200,8 +201,7 @@ class EpochOrder:
 def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Int64Array:
     """Return the positions of global batch `step` that rank `rank` of `workers` trains on, ascending."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-    mine: Int64Array = positions[(positions % lanes) % workers == rank]
-    return mine
+    return np.compress((positions % lanes) % workers == rank, positions)
 
 
 def check_workers(counts: Sequence[int], lanes: int, batch_size: int, workers: int) -> None:
@@ -219,3 +219,55 @@ def check_workers(counts: Sequence[int], lanes: int, batch_size: int, workers: i
 def count_steps(samples: int, batch_size: int) -> int:
     """Return the whole global batches of an epoch; the rest is dropped by plan, another rest in each epoch."""
     return samples // batch_size
+
+
+class Span(NamedTuple):
+    """Neighbouring samples of a shard that are needed from one batch on."""
+
+    shard: int
+    numbers: Int64Array  # ascending numbers within the shard, some perhaps twice; those between them are not needed
+    step: int  # batch in which the first of them is needed
+    is_single: bool = False  # to be read sample by sample
+
+
+def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, workers: int) -> Iterator[Span]:
+    """Yield the windows of the rank's lanes, in the order in which they open; memory for the lanes only."""
+    if steps and batch_size * PRIMED_DIVISOR < order.lanes * order.window:
+        # Requested before any window: a window that opens with them then leaves them out. Unless they are many: what
+        # lies between them is read with the windows anyway.
+        located = order.locate(select_rank_positions(steps.start, batch_size, order.lanes, rank, workers))
+        for shard, number in zip(*(column.tolist() for column in located), strict=True):
+            yield Span(shard, np.array([number], dtype=np.int64), steps.start, is_single=True)
+    begin, end = steps.start * batch_size, min(steps.stop * batch_size, order.samples)
+    heap = []
+    for lane in range(rank, order.lanes, workers):
+        at, stop = (max(0, -(-(position - lane) // order.lanes)) for position in (begin, end))  # samples before them
+        if at < stop:
+            heap.append((at * order.lanes + lane, lane, at, stop))
+    heapq.heapify(heap)
+    while heap:
+        position, lane, at, stop = heapq.heappop(heap)
+        start, past = order.find_window(lane, at)
+        step = position // batch_size
+        if at > start:
+            # Resumed inside a window: only what is left of it is needed.
+            left = np.arange(at, min(past, stop), dtype=np.int64) * order.lanes + lane
+            shards, rows = order.locate(left)
+            spans = [(shard, np.sort(rows[shards == shard])) for shard in np.unique(shards).tolist()]
+        else:
+            spans = order.find_spans(lane, start, past)
+        for shard, numbers in spans:
+            yield Span(shard, numbers, step)
+        if past < stop:
+            heapq.heappush(heap, (past * order.lanes + lane, lane, past, stop))
+
+
+def plan_id_range(counts: Sequence[int], first: int, past: int, batch_size: int) -> Iterator[Span]:
+    """Yield samples `first` .. `past` - 1 by id, in order, in batches from 0 on."""
+    start = 0
+    for shard, count in enumerate(counts):
+        low, high = max(first, start), min(past, start + count)
+        for at in range(low, high, batch_size):
+            numbers = np.arange(at - start, min(at + batch_size, high) - start, dtype=np.int64)
+            yield Span(shard, numbers, (at - first) // batch_size)
+        start += count

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator.data import manifest, prefetch
+from orchestrator.data import manifest, sampler
 from orchestrator.data.data_errors import BadSampleError, DataError
-from orchestrator.data.dataset import STREAM_SAMPLES, SampleReader
+from orchestrator.data.dataset import Prefetcher, SampleReader
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.prefetch import Prefetcher
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import decode_image
 from orchestrator.evaluation import crop_views, inference
@@ -35,6 +34,7 @@ from orchestrator.evaluation.scoring_task import (
 )
 
 Int64Array = NDArray[np.int64]
+STREAM_SAMPLES = 64  # samples of a shard that are read ahead
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,7 @@ def iter_samples(task: ShardScoringTask, dataset: Manifest, model: InferenceMode
     ahead = max(2, 2 * inference.compute_batch_size(model.size, model.device) // multi_crop.NUM_UNMIRRORED)
     with (
         closing(SampleReader(task.data, dataset, task.split, task.reading)) as reader,
-        reader.open_prefetcher(
-            prefetch.plan_id_range(counts, start, start + num_samples, STREAM_SAMPLES)
-        ) as prefetcher,
+        reader.open_prefetcher(sampler.plan_id_range(counts, start, start + num_samples, STREAM_SAMPLES)) as prefetcher,
         ThreadPoolExecutor(task.threads if cuda else 1, thread_name_prefix="crops") as pool,
     ):
         pending: deque[Future[PreparedSample]] = deque()

@@ -13,7 +13,8 @@ from torch.nn import functional
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.dataloader import BadSample, BatchLoader
+from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.sample_audit import BadEntry
 from orchestrator.models.network import Logits, Network
 from orchestrator.recipe.metrics import Metric, MetricCounter, Sums
 from orchestrator.recipe.normalize import Normalizer
@@ -116,7 +117,7 @@ class Evaluator:
         every rank alike, when a metric fails.
         """
         counters = {name: _SumCounter(self.classes, self.metrics, self.world.device) for name in weights}
-        bad: list[BadSample] = []
+        bad: list[BadEntry] = []
         error: DataError | ConfigError | None = None
         self.model.eval()
         try:
@@ -143,7 +144,7 @@ class Evaluator:
         return metrics
 
     def _score_batches(
-        self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadSample]
+        self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadEntry]
     ) -> None:
         """Add this rank's samples to the counters and its bad ones to `bad`."""
         world = self.world
@@ -156,7 +157,7 @@ class Evaluator:
                 for name, override in weights.items():
                     counters[name].add(functional_call(self.model, override, (images,)), labels, sample_weights)
 
-    def _check_counts(self, total: _SplitSums, bad: list[BadSample]) -> None:
+    def _check_counts(self, total: _SplitSums, bad: list[BadEntry]) -> None:
         count, num_bad = sum(self.shard_samples), int(total.bad)
         if num_bad > sample_audit.compute_bad_limit(self.max_bad_share, count):
             first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.dataloader import BadSample, Batch
+from orchestrator.data.dataloader import Batch
 from orchestrator.data.sample_audit import AuditRecord, BadEntry, DeliveryHash, join_hash, split_hash
 from orchestrator.training.distributed import DistributedContext, RankSums
 from orchestrator.training.train_state import Progress
-
-MAX_CHARACTERS = 1000  # of what is kept of a bad sample's key, source or reason
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class SampleTracker:
         """blank: a batch without a sample that counts."""
         self._world, self._blank = world, blank
         self._delivered = DeliveryHash()
-        self._bad: list[tuple[int, BadSample]] = []  # with their step
+        self._bad: list[tuple[int, BadEntry]] = []  # with their step
         self._error: str | None = None
 
     def guard_batches(self, batches: Iterator[Batch], steps: int) -> Iterator[Batch]:
@@ -107,16 +105,8 @@ class SampleTracker:
 
     def _gather_bad_samples(self) -> list[BadEntry]:
         """Return the bad samples of all ranks in the order of their steps, whichever rank had them."""
-        texts = self._world.all_gather_text(json.dumps([(step, *astuple(sample)) for step, sample in self._bad]))
-        rows = sorted(row for text in texts for row in json.loads(text))
-        return [
-            BadEntry(
-                id=id_, key=_to_printable(key), source=_to_printable(source), offset=offset, reason=_to_printable(why)
-            )
-            for _, id_, key, source, offset, why in rows
-        ]
-
-
-def _to_printable(text: str) -> str:
-    """Return the text, bounded, without the lone surrogates of file names in an unknown encoding."""
-    return text[:MAX_CHARACTERS].encode(errors="backslashreplace").decode()
+        texts = self._world.all_gather_text(
+            json.dumps([(step, sample.id, sample.to_dict()) for step, sample in self._bad])
+        )
+        rows = sorted((row for text in texts for row in json.loads(text)), key=lambda row: row[:2])
+        return [BadEntry.from_dict(entry) for _, _, entry in rows]

@@ -16,8 +16,7 @@ from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import DECODING_BATCHES, READY_BATCHES, Batch, BatchLoader
-from orchestrator.data.dataset import SampleReader
-from orchestrator.data.prefetch import Prefetcher
+from orchestrator.data.dataset import Prefetcher, SampleReader
 from orchestrator.data.transforms import random_resized_crop
 from orchestrator.data.transforms.decode import Image, decode_image, decode_top_rows
 from orchestrator.data.transforms.multi_crop import cut_center_crop

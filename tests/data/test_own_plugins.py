@@ -32,7 +32,8 @@ def test_the_example_source_is_packed_and_read_back(tmp_path: Path, capsys: pyte
     assert {split: packed.count_samples(split) for split in packed.splits} == {"train": 50, "validation": 10}
     assert len(packed.shards("train")) > 1
     reader = SampleReader(str(tmp_path), packed, "train")
-    samples = [sample for shard in range(len(packed.shards("train"))) for sample in reader.iter_shard(shard)]
+    counts = [shard.samples for shard in packed.shards("train")]
+    samples = [reader.read(shard, number) for shard, count in enumerate(counts) for number in range(count)]
     expected = list(Shapes(50).iter_samples("train"))
     assert [(sample.key, sample.label) for sample in samples] == [(sample.key, sample.label) for sample in expected]
     assert "label mixing" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.data import dataset as reader_module
-from orchestrator.data import index, manifest, prefetch, shard_files
+from orchestrator.data import index, manifest, sampler
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.config import AugmentationConfig, OrderConfig, ReadingConfig
 from orchestrator.data.data_errors import DataError
@@ -71,11 +71,11 @@ def test_remote_and_local_batches_are_the_same(remote: str, tmp_path: Path) -> N
 
 
 def test_windows_are_read_once_and_let_go(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(reader_module, "PIECE_BYTES", 4000)
     source = reader()
     plan, sizes = order(), []
     per_sample = sum(shard.bytes for shard in manifest.load(URL).shards("train")) / SAMPLES
-    with source.open_prefetcher(prefetch.plan_epoch(plan, 16, range(15), 0, 1)) as ahead:
+    with source.open_prefetcher(sampler.plan_epoch(plan, 16, range(15), 0, 1)) as ahead:
         ahead._budget = int(10 * per_sample)
         for step in range(15):
             ahead.advance(step)
@@ -96,7 +96,7 @@ def test_windows_are_read_once_and_let_go(remote: str, monkeypatch: pytest.Monke
 def test_no_more_than_the_open_windows_is_read_to_begin(remote: str, start: int) -> None:
     source = reader()
     plan = order()
-    windows = list(prefetch.plan_epoch(plan, 16, range(start, 15), 0, 1))
+    windows = list(sampler.plan_epoch(plan, 16, range(start, 15), 0, 1))
     with source.open_prefetcher(iter(windows)) as ahead:
         ahead._budget = 0
         ahead.advance(start)
@@ -116,10 +116,11 @@ def test_damage_on_the_way_is_mended_from_the_source(remote: str, monkeypatch: p
     source = reader()
     plain, calls = source.read_into, []
 
-    def damaging(shard: int, start: int, view: memoryview) -> None:
-        plain(shard, start, view)
-        view[len(view) // 2] ^= 1
-        calls.append(shard)
+    def damaging(shard: int, start: int, view: memoryview, bypass_cache: bool = False) -> None:
+        plain(shard, start, view, bypass_cache)
+        if not bypass_cache:
+            view[len(view) // 2] ^= 1
+            calls.append(shard)
 
     monkeypatch.setattr(source, "read_into", damaging)
     assert bytes(source.read(3, 3).image) == tiny_shards.samples(SAMPLES)[63].image
@@ -155,7 +156,7 @@ def test_what_is_lost_or_cut_is_named_and_nothing_hangs(remote: str, what: str) 
 
 
 def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_files, "CACHED_INDEXES", 2)
+    monkeypatch.setattr(reader_module, "CACHED_INDEXES", 2)
     loaded = []
     load = index.load
 
@@ -169,7 +170,7 @@ def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.Mon
 
 
 def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(reader_module, "PIECE_BYTES", 4000)
     source, begun = reader(streams=2), []
     plain = source.read_into
 
@@ -198,8 +199,3 @@ def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: p
     one.check_config(config, AugmentationConfig(), 100)
     with pytest.raises(DataError, match="transform 'flip' is unknown"):
         one.check_config(config, AugmentationConfig(stages=("decode", "crop", "flip")), 100)
-
-
-def test_a_shard_as_a_stream(remote: str) -> None:
-    got = [bytes(sample.image) for sample in reader().iter_shard(5)]
-    assert got == [sample.image for sample in tiny_shards.samples(SAMPLES)[100:120]]

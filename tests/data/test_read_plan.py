@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data import prefetch
-from orchestrator.data.prefetch import PRIMED_STEPS
+from orchestrator.data import sampler
 from orchestrator.data.sampler import EpochOrder, count_steps, select_rank_positions
 
 orders = st.builds(
@@ -33,7 +32,7 @@ def test_a_plan_brings_what_the_rank_is_given(
 
     planned: dict[tuple[int, int], int] = {}
     steps = []
-    for span in prefetch.plan_epoch(order, batch_size, range(start, last), rank, workers):
+    for span in sampler.plan_epoch(order, batch_size, range(start, last), rank, workers):
         assert span.numbers.tolist() == sorted(set(span.numbers.tolist()))
         if not span.is_single:
             steps.append(span.step)
@@ -42,7 +41,7 @@ def test_a_plan_brings_what_the_rank_is_given(
                 planned[(span.shard, number)] = span.step
         else:
             assert span.step == start
-            assert start <= needed[(span.shard, int(span.numbers[0]))] < start + PRIMED_STEPS
+            assert needed[(span.shard, int(span.numbers[0]))] == start
     assert needed.keys() <= planned.keys()
     assert all(planned[place] <= step for place, step in needed.items()), "there before it is needed"
     assert steps == sorted(steps)
@@ -56,7 +55,7 @@ def test_a_stretch_of_ids_in_order(counts: list[int], batch_size: int, data: st.
     past = data.draw(st.integers(first, sum(counts)))
     starts = np.cumsum([0, *counts])
     ids = []
-    for span in prefetch.plan_id_range(counts, first, past, batch_size):
+    for span in sampler.plan_id_range(counts, first, past, batch_size):
         found = [int(starts[span.shard]) + number for number in span.numbers.tolist()]
         assert span.step == (found[0] - first) // batch_size
         ids += found

@@ -38,7 +38,7 @@ def measure_rows(config: AnyModelConfig, classes: int = 1000) -> dict[str, Row]:
         model = create_uninitialized_model(config.model_copy(update={"lrn": False}), classes).train()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(2, 3, config.image_size, config.image_size))
-    parts = {}
+    parts: dict[str, tuple[str, nn.Module]] = {}
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleDict):
             prefix = "head " if name == "heads" else ""

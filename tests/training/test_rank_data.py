@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
-from orchestrator.data.prefetch import Prefetcher
+from orchestrator.data.dataset import Prefetcher
 from orchestrator.data.sampler import select_rank_positions
 from orchestrator.storage import file_io
 from orchestrator.training.config import TrainJob

@@ -10,9 +10,14 @@ from typing import Literal
 
 from orchestrator.data.build.tar_reader import MAX_MEMBER_BYTES, TarMember
 from orchestrator.data.data_errors import BadSampleError
-from orchestrator.data.transforms import decode, png_chunks
-from orchestrator.data.transforms.image_format import UNSUPPORTED_FORMATS, identify_format
-from orchestrator.data.transforms.jpeg_segments import PROGRESSIVE_MARKERS, JpegSegments
+from orchestrator.data.transforms import decode
+from orchestrator.data.transforms.image_format import (
+    PROGRESSIVE_MARKERS,
+    UNSUPPORTED_FORMATS,
+    JpegSegments,
+    identify_format,
+    read_png,
+)
 
 # Met in images that are taken; those of another format are stored as PNG, the others are kept as they are.
 Oddity = Literal[
@@ -56,7 +61,7 @@ def inspect_image(image: bytes, name: str) -> ImageFinding:
     if head.segments is not None:
         oddities += _find_jpeg_oddities(image, head.segments)
     elif head.format == "png":
-        oddities += ["grey"] if png_chunks.read_png(image).is_gray else []
+        oddities += ["grey"] if read_png(image).is_gray else []
     elif head.format != "jpeg":
         oddities.append(head.format)
     named = name.rpartition(".")[2].lower()

@@ -25,15 +25,16 @@ from PIL import Image as Pillow
 from PIL import TiffImagePlugin
 
 from orchestrator.data.data_errors import BadSampleError
-from orchestrator.data.transforms import jpeg_segments, png_chunks
+from orchestrator.data.transforms import image_format
 from orchestrator.data.transforms.image_format import (
+    DECODABLE_FORMATS,
     FORMAT_NAMES,
-    UNSUPPORTED_FORMATS,
     DecodableFormat,
     EncodedImage,
+    JpegSegments,
+    PngInfo,
     identify_format,
 )
-from orchestrator.data.transforms.jpeg_segments import JpegSegments
 
 Image = NDArray[np.uint8]
 P = ParamSpec("P")
@@ -122,24 +123,23 @@ def read_header(data: EncodedImage) -> ImageHeader:
     kind = identify_format(data)
     if kind is None:
         raise BadSampleError(f"no JPEG or PNG: it begins with {bytes(data[:8]).hex(' ') or 'nothing'}")
-    if kind in UNSUPPORTED_FORMATS:
+    if kind not in DECODABLE_FORMATS:
         raise BadSampleError(f"{FORMAT_NAMES[kind]}: not a format that is decoded here; convert it to JPEG or PNG")
+    segments: JpegSegments | None = None
     if kind == "jpeg":
-        segments = jpeg_segments.read_segments(data)
+        segments = image_format.read_segments(data)
         if not segments.frame_marker or not segments.scan_offset:
             raise BadSampleError("broken JPEG: no frame and scan in its first segments")
-        _check_size(segments.width, segments.height)
-        if not segments.is_single_scan:
-            _check_scans(data, segments)
-        return ImageHeader(segments.width, segments.height, "jpeg", segments)
-    if kind == "png":
-        png = png_chunks.read_png(data)
-        size = png.width, png.height
+        size = segments.width, segments.height
+    elif kind == "png":
+        size = image_format.read_png(data)[:2]
     else:
         with _open_with_pillow(data, kind) as image:
             size = image.size
     _check_size(*size)
-    return ImageHeader(*size, kind)  # type: ignore[arg-type]
+    if segments is not None and not segments.is_single_scan:
+        _check_scans(data, segments)
+    return ImageHeader(*size, kind, segments)
 
 
 @_wrap_errors
@@ -150,13 +150,12 @@ def decode_image(data: EncodedImage) -> Image:
     pages the first is taken. Raises BadSampleError for anything but a whole image that `read_header` accepts.
     """
     head = read_header(data)
-    if head.segments is None or head.segments.components not in (1, 3, 4):
-        return _decode_other(data, head)
-    channels = 4 if head.segments.components == 4 else 3
-    pixels = np.empty((head.height, head.width, channels), dtype=np.uint8)
-    if not _decode_jpeg(data, head.segments, pixels):
-        return _decode_other(data, head)
-    return pixels if channels == 3 else _convert_cmyk(pixels)
+    if head.segments is not None and head.segments.components in (1, 3, 4):
+        channels = 4 if head.segments.components == 4 else 3
+        pixels = np.empty((head.height, head.width, channels), dtype=np.uint8)
+        if _decode_jpeg(data, head.segments, pixels):
+            return pixels if channels == 3 else _convert_cmyk(pixels)
+    return _decode_png(data) if head.format == "png" else _decode_with_pillow(data, head)
 
 
 @_wrap_errors
@@ -204,7 +203,7 @@ def is_transparent(data: EncodedImage) -> bool:
     if kind == "jpeg":
         return False
     if kind == "png":
-        png = png_chunks.read_png(data)
+        png = image_format.read_png(data)
         _check_size(png.width, png.height)
         return png.has_alpha and bool((_decode_bgra(png)[:, :, 3] < 255).any())
     with _open_with_pillow(data, read_header(data).format) as image:
@@ -217,7 +216,7 @@ def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast
     Raises BadSampleError unless the image is whole, which is decided here alone.
     """
     if segments.harmless_spans:
-        data = jpeg_segments.remove_harmless(data, segments)
+        data = image_format.remove_harmless(data, segments)
     try:
         _decode_into(pixels, data, fast)
         return True
@@ -252,11 +251,10 @@ def _reduce_size(width: int, height: int, denominator: int) -> tuple[int, int]:
     return -(-height // denominator), -(-width // denominator)
 
 
-class _ThreadBuffer(threading.local):
+class ThreadBuffer(threading.local):
     """A pixel buffer for each thread: fresh memory for every image would cost page faults."""
 
-    def __init__(self) -> None:
-        self._buffer: Image = np.empty(0, dtype=np.uint8)
+    _buffer: Image = np.empty(0, dtype=np.uint8)
 
     def get_pixels(self, rows: int, columns: int) -> Image:
         """Return rows x columns x 3 of the thread's buffer; the same memory at each call."""
@@ -269,7 +267,7 @@ class _ThreadBuffer(threading.local):
         return self._buffer[:needed].reshape(rows, columns, 3)
 
 
-_thread_buffer = _ThreadBuffer()
+_thread_buffer = ThreadBuffer()
 
 
 def _convert_cmyk(pixels: Image) -> Image:
@@ -282,10 +280,7 @@ def _convert_cmyk(pixels: Image) -> Image:
     return rgb
 
 
-def _decode_other(data: EncodedImage, head: ImageHeader) -> Image:
-    """Return the pixels of a header's image by OpenCV or Pillow."""
-    if head.format == "png":
-        return _decode_png(data)
+def _decode_with_pillow(data: EncodedImage, head: ImageHeader) -> Image:
     with _open_with_pillow(data, head.format) as image:
         if image.size != (head.width, head.height):
             raise BadSampleError(
@@ -316,35 +311,30 @@ def _open_with_pillow(data: EncodedImage, kind: str) -> Pillow.Image:
 
 
 def _decode_png(data: EncodedImage) -> Image:
-    png = png_chunks.read_png(data)
-    png_chunks.check_surplus(png)
+    png = image_format.read_png(data)
+    image_format.check_surplus(png)
     if png.has_alpha:
         pixels = _decode_bgra(png)
         return _composite_on_background(pixels[:, :, 2::-1], pixels[:, :, 3])
-    pixels = _decode_with_opencv(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    return np.asarray(pixels, dtype=np.uint8)
+    return _decode_with_opencv(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _decode_with_opencv(png: png_chunks.PngInfo, flags: int) -> NDArray[Any]:
+def _decode_with_opencv(png: PngInfo, flags: int) -> NDArray[Any]:
     image = cv2.imdecode(np.frombuffer(png.pixels, dtype=np.uint8), flags)
     if image is None:
         raise BadSampleError("broken image: OpenCV cannot decode it")
     return np.asarray(image)
 
 
-def _decode_bgra(png: png_chunks.PngInfo) -> Image:
+def _decode_bgra(png: PngInfo) -> Image:
     """Return H x W x 4 of a PNG that has alpha, 8 bits a channel."""
     image = _decode_with_opencv(png, cv2.IMREAD_UNCHANGED)
-    if image.ndim == 3 and image.dtype == np.uint8:
-        return np.asarray(image, dtype=np.uint8)
-    pixels: NDArray[np.uint16] = np.asarray(image, dtype=np.uint16)
-    deep = 8 if png.bit_depth == 16 else 0
-    if pixels.ndim == 2:  # grey of which one level is transparent: OpenCV leaves that out
+    if image.ndim == 2:  # grey of which one level is transparent: OpenCV leaves that out
         (level,) = struct.unpack(">H", (png.trns or b"")[:2])
         level = level * 255 // (2**png.bit_depth - 1) if png.bit_depth < 8 else level
-        alpha = np.where(pixels == level, 0, 0xFFFF).astype(np.uint16)
-        pixels = np.dstack((pixels, pixels, pixels, alpha))
-    return (pixels >> deep & 0xFF).astype(np.uint8)
+        alpha = np.where(image == level, 0, np.iinfo(image.dtype).max).astype(image.dtype)
+        image = np.dstack((image, image, image, alpha))
+    return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
 
 
 def _composite_on_background(rgb: Image, alpha: Image) -> Image:
@@ -372,7 +362,7 @@ def _check_size(width: int, height: int) -> None:
 
 def _check_scans(data: EncodedImage, segments: JpegSegments) -> None:
     most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (segments.width * segments.height))
-    if (scans := jpeg_segments.count_scans(data, segments)) > most:
+    if (scans := image_format.count_scans(data, segments)) > most:
         raise ImageTooLargeError(
             f"JPEG of {segments.width} x {segments.height} pixels in {scans} scans, each of which costs time: must "
             f"have at most {most} at that size; save it again as an ordinary JPEG"

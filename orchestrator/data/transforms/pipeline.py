@@ -13,42 +13,39 @@ It finds
 - `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses, and after
   them those of `photometric`
 
-and returns the dict with what it changed. What comes out last must be S x S x 3 uint8. A class may take
-`augmentation=`, the AugmentationConfig.
+and returns the dict with what it changed. What comes out last must be S x S x 3 uint8. A function or class that has a
+parameter `augmentation` is given the AugmentationConfig.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageEnhance, ImageOps
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, load_plugin, register
 from orchestrator.data import rng
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.data_errors import BadSampleError, DataError
-from orchestrator.data.prefetch import Sample
+from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import Int64Array
 from orchestrator.data.transforms import decode, photometric, random_resized_crop
 from orchestrator.data.transforms.batch_mixing import BatchMixer
 from orchestrator.data.transforms.decode import Image
-from orchestrator.data.transforms.rand_augment import RandAugment
+from orchestrator.data.transforms.photometric import Draws  # here those of the crop, then those of photometric
 
-Draws = NDArray[np.float64]  # those of the crop, then those of photometric
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
-# (sample, its id, its draws, S x S x 3 uint8 to fill)
+# (sample, its id, its draws, S x S x 3 uint8 to fill) -> label
 FillImage = Callable[[Sample, int, Draws, Image], int]
 
 _FUSIBLE_STAGES = (("decode", "crop"), ("decode", "crop", "photometric"))
-_CROP_DRAWS, _PHOTOMETRIC_DRAWS = (
-    slice(0, random_resized_crop.DRAWS),
-    slice(random_resized_crop.DRAWS, random_resized_crop.DRAWS + photometric.DRAWS),
-)
+_CROP_DRAWS, _PHOTOMETRIC_DRAWS = slice(random_resized_crop.DRAWS), slice(random_resized_crop.DRAWS, None)
 
 
 def draw_uniforms(seed: int, epoch: int, ids: Int64Array) -> Draws:
@@ -67,6 +64,7 @@ def build_fill(config: AugmentationConfig, seed: int, epoch: int, classes: int, 
     if config.stages in _FUSIBLE_STAGES:
         return _build_fused(config, is_whole)
     stages = [_create_stage(stage, config) for stage in config.stages]
+    last = stages[-1][0]
     base = rng.derive_key(seed, "stages", epoch)
 
     def fill(sample: Sample, id: int, draws: Draws, out: Image) -> int:
@@ -83,29 +81,26 @@ def build_fill(config: AugmentationConfig, seed: int, epoch: int, classes: int, 
         }
         for name, stage in stages:
             values = _apply_stage(stage, name, values, sample)
-        last = stages[-1][0]
-        _check_image(values, last, sample, out)
-        label = values.get("cls")
-        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
-            raise DataError(
-                f"augmentation.stages: after {last!r} the label of sample {sample.key!r} of {sample.source} is "
-                f"{label!r}: must be a whole number in 0 .. {classes - 1}"
-            )
+        image, label = values.get("image"), values.get("cls")
+        problem = ""
+        if not isinstance(image, np.ndarray) or image.shape != out.shape or image.dtype != np.uint8:
+            kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            problem = f"image of sample {sample.key!r} of {sample.source} is {kind}: must be uint8 {out.shape}"
+        elif not isinstance(label, int | np.integer) or not 0 <= label < classes:
+            problem = f"label of sample {sample.key!r} of {sample.source} is {label!r}: must be a whole number in 0 .. "
+            problem += str(classes - 1)
+        if problem:
+            raise DataError(f"augmentation.stages: after {last!r} the {problem}")
         out[:] = values["image"]
-        return int(label)
+        return int(values["cls"])
 
     return fill
 
 
 def build_batch_mixer(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> BatchMixer | None:
     """Return what applies the batch transforms, None when there is none. Raises DataError as `build_fill` does."""
-    if not config.batch_stages:
-        return None
-    stages = []
-    for stage in config.batch_stages:
-        name, transform = _create_stage(stage, config, "batch_stages", parameters=4)
-        stages.append((name, transform))
-    return BatchMixer(stages, seed, epoch, classes)
+    stages = [_create_stage(stage, config, "batch_stages", parameters=4) for stage in config.batch_stages]
+    return BatchMixer(stages, seed, epoch, classes) if stages else None
 
 
 def _create_stage(
@@ -115,15 +110,22 @@ def _create_stage(
     kind, args = (stage, {}) if isinstance(stage, str) else (stage.kind, stage.args)
     try:
         loaded = load_plugin("transform", kind)
+        given = {"augmentation": config} if _takes_augmentation(loaded) else {}
         if isinstance(loaded, type):
-            given = {"augmentation": config} if "augmentation" in inspect.signature(loaded).parameters else {}
             transform = create_plugin("transform", kind, args, **given)
         else:
-            transform = partial(loaded, **args) if args else loaded
+            transform = partial(loaded, **(given | args)) if given or args else loaded
         _check_callable(transform, kind, parameters)
     except ConfigError as error:
         raise DataError(f"augmentation.{field}: {error}") from None
     return kind, transform
+
+
+def _takes_augmentation(loaded: Any) -> bool:
+    try:
+        return "augmentation" in inspect.signature(loaded).parameters
+    except (TypeError, ValueError):  # it cannot be called, or is a built-in of C, which has no signature
+        return False
 
 
 def _check_callable(transform: Any, kind: str, parameters: int) -> None:
@@ -151,43 +153,6 @@ def _build_fused(config: AugmentationConfig, is_whole: bool) -> FillImage:
     return fill
 
 
-@register("transform", "decode")
-def decode_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode the image."""
-    return {**sample, "image": decode.decode_image(sample["image"])}
-
-
-@register("transform", "crop")
-class Crop:
-    """Random resized crop of a decoded image to the size of the network's input."""
-
-    def __init__(self, augmentation: AugmentationConfig) -> None:
-        self._config = augmentation
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Crop the image."""
-        out: NDArray[np.uint8] = np.empty((sample["size"], sample["size"], 3), dtype=np.uint8)
-        random_resized_crop.crop_image(sample["image"], self._config, sample["draws"][_CROP_DRAWS], out)
-        return sample | {"image": out}
-
-
-@register("transform", "photometric")
-class Photometric:
-    """Brightness, contrast, saturation and lighting noise."""
-
-    def __init__(self, augmentation: AugmentationConfig) -> None:
-        self._config = augmentation.photometric
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Distort a copy of the image: another transform may have kept it."""
-        image = decode.require_rgb(sample["image"]).copy()
-        photometric.distort_image(image, self._config, sample["draws"][_PHOTOMETRIC_DRAWS])
-        return sample | {"image": image}
-
-
-register("transform", "rand_augment")(RandAugment)
-
-
 def _apply_stage(stage: Transform, name: str, values: dict[str, Any], sample: Sample) -> dict[str, Any]:
     try:
         result = stage(values)
@@ -206,11 +171,87 @@ def _apply_stage(stage: Transform, name: str, values: dict[str, Any], sample: Sa
     return result
 
 
-def _check_image(values: dict[str, Any], last: str, sample: Sample, out: Image) -> None:
-    image = values.get("image")
-    if not isinstance(image, np.ndarray) or image.shape != out.shape or image.dtype != np.uint8:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(
-            f"augmentation.stages: after {last!r} the image of sample {sample.key!r} is {kind}: must be uint8 "
-            f"{out.shape}"
-        )
+@register("transform", "decode")
+def decode_sample(sample: dict[str, Any]) -> dict[str, Any]:
+    """Decode the image."""
+    return sample | {"image": decode.decode_image(sample["image"])}
+
+
+@register("transform", "crop")
+def crop_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
+    """Crop a decoded image at random, to the size of the network's input."""
+    out = np.empty((sample["size"], sample["size"], 3), dtype=np.uint8)
+    random_resized_crop.crop_image(sample["image"], augmentation, sample["draws"][_CROP_DRAWS], out)
+    return sample | {"image": out}
+
+
+@register("transform", "photometric")
+def distort_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
+    """Distort brightness, contrast, saturation and lighting of a copy: another transform may have kept the image."""
+    image = _require_rgb(sample["image"]).copy()
+    photometric.distort_image(image, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
+    return sample | {"image": image}
+
+
+def _require_rgb(image: object) -> Image:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
+    return image
+
+
+# (image, strength in 0 .. 1, sign) -> image, with the ranges that torchvision has.
+Operation = Callable[[Pillow.Image, float, int], Pillow.Image]
+
+
+def _shift(image: Pillow.Image, matrix: tuple[float, ...]) -> Pillow.Image:
+    return image.transform(image.size, Pillow.Transform.AFFINE, matrix, Pillow.Resampling.NEAREST)
+
+
+def _enhance(kind: Callable[[Pillow.Image], Any]) -> Operation:
+    return lambda image, strength, sign: kind(image).enhance(1 + sign * 0.9 * strength)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": lambda image, strength, sign: image,
+    "shear_x": lambda image, strength, sign: _shift(image, (1, sign * 0.3 * strength, 0, 0, 1, 0)),
+    "shear_y": lambda image, strength, sign: _shift(image, (1, 0, 0, sign * 0.3 * strength, 1, 0)),
+    "translate_x": lambda image, strength, sign: _shift(image, (1, 0, sign * 0.45 * strength * image.width, 0, 1, 0)),
+    "translate_y": lambda image, strength, sign: _shift(image, (1, 0, 0, 0, 1, sign * 0.45 * strength * image.height)),
+    "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "posterize": lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
+    "solarize": lambda image, strength, sign: ImageOps.solarize(image, round(255 * (1 - strength))),
+    "autocontrast": lambda image, strength, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
+}
+
+
+@register("transform", "rand_augment")
+class RandAugment:
+    """RandAugment (arXiv 1909.13719): `num_ops` random ones of OPERATIONS at `magnitude` of `num_magnitudes`."""
+
+    def __init__(
+        self, num_ops: int = 2, magnitude: int = 9, num_magnitudes: int = 31, operations: list[str] | None = None
+    ) -> None:
+        self._operations = [*OPERATIONS] if operations is None else operations
+        if unknown := [name for name in self._operations if name not in OPERATIONS]:
+            raise ValueError(f"operations must be of {', '.join(OPERATIONS)}, got {unknown[0]!r}")
+        if num_ops < 1 or not self._operations or not 0 <= magnitude < num_magnitudes or num_magnitudes < 2:
+            raise ValueError(
+                f"num_ops must be >= 1 and magnitude in 0 .. num_magnitudes - 1, got {num_ops}, {magnitude} of "
+                f"{num_magnitudes}"
+            )
+        self._num_ops, self._strength = num_ops, magnitude / (num_magnitudes - 1)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Distort the image, H x W x 3 uint8."""
+        generator = np.random.default_rng(sample["__seed__"])
+        image = Pillow.fromarray(_require_rgb(sample["image"]))
+        for _ in range(self._num_ops):
+            name = self._operations[generator.integers(len(self._operations))]
+            sign = 1 if generator.random() < 0.5 else -1
+            image = OPERATIONS[name](image, self._strength, sign)
+        return sample | {"image": np.array(image, dtype=np.uint8)}

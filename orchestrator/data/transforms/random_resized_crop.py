@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import threading
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.config import AugmentationConfig
-from orchestrator.data.transforms.decode import Image, decode_top_rows, read_header
+from orchestrator.data.transforms.decode import Image, ThreadBuffer, decode_top_rows, read_header
 
 INTERPOLATIONS = {
     "bilinear": cv2.INTER_LINEAR,
@@ -78,20 +77,7 @@ def decode_and_crop(
     _resize_crop(image, box, config, draws, out)
 
 
-class _ThreadBuffer(threading.local):
-    """A crop's worth of memory for each thread."""
-
-    def __init__(self) -> None:
-        self._image: Image = np.empty((0, 0, 3), dtype=np.uint8)
-
-    def get_like(self, out: Image) -> Image:
-        """Return memory of the shape of `out`; the same at each call."""
-        if self._image.shape != out.shape:
-            self._image = np.empty_like(out)
-        return self._image
-
-
-_thread_buffer = _ThreadBuffer()
+_thread_buffer = ThreadBuffer()  # for a crop that is then mirrored
 
 
 def _resize_crop(image: Image, box: CropBox, config: AugmentationConfig, draws: Draws, out: Image) -> None:
@@ -99,7 +85,7 @@ def _resize_crop(image: Image, box: CropBox, config: AugmentationConfig, draws: 
     method = INTERPOLATIONS[config.interpolations[int(draws[-2] * len(config.interpolations))]]
     crop, size = image[y : y + h, x : x + w], (out.shape[1], out.shape[0])
     if config.mirror and draws[-1] < 0.5:
-        # Into memory of the thread's own: fresh memory for every image would cost page faults.
-        cv2.flip(cv2.resize(crop, size, dst=_thread_buffer.get_like(out), interpolation=method), 1, dst=out)
+        plain = _thread_buffer.get_pixels(*out.shape[:2])
+        cv2.flip(cv2.resize(crop, size, dst=plain, interpolation=method), 1, dst=out)
     else:
         cv2.resize(crop, size, dst=out, interpolation=method)

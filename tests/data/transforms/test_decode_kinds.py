@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from orchestrator.data.data_errors import BadSampleError
-from orchestrator.data.transforms import decode, png_chunks
+from orchestrator.data.transforms import decode, image_format
 from tests.support import pictures, tiny_shards
 
 PLAIN = tiny_shards.encoded("RGB", "JPEG", number=2, quality=90)
@@ -179,7 +179,7 @@ def test_scans_of_thumbnails_and_of_what_follows_the_image_do_not_count() -> Non
 
 LYING = """
 import resource, sys
-from orchestrator.data.transforms import decode, png_chunks
+from orchestrator.data.transforms import decode, image_format
 from orchestrator.data.data_errors import BadSampleError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 256 * 2**20,) * 2)
@@ -221,7 +221,7 @@ def test_of_several_transparent_levels_of_a_png_the_first_counts() -> None:
     at = data.index(b"IDAT") - 4
     again = pictures.chunk(b"tRNS", struct.pack(">H", 2)) * 3
     several = data[:at] + again + data[at:]
-    assert png_chunks.read_png(several) == png_chunks.read_png(data)
+    assert image_format.read_png(several) == image_format.read_png(data)
     assert np.array_equal(decode.decode_image(several), decode.decode_image(data))
 
 
