@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from orchestrator.config.base import Config
 from orchestrator.config.json_text import parse_json
@@ -77,32 +77,22 @@ class AugmentationConfig(Config):
         exclude_if=lambda stages: not stages,
     )
 
-    @field_validator("stages", mode="before")
+    @field_validator("stages", "batch_stages", mode="before")
     @classmethod
-    def _simplify_stages(cls, value: Any) -> Any:
-        """Return the name alone of a stage without arguments, so that both forms are the same recipe."""
+    def _parse_stages(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return a sample transform without arguments as its name alone, so that both forms are the same recipe.
+
+        Return a batch transform as a mapping.
+        """
         if not isinstance(value, list | tuple):
             return value
         stages = [parse_json(stage) if isinstance(stage, str) and stage.startswith("{") else stage for stage in value]
-        stages = [stage.to_dict() if isinstance(stage, Plugin) and not stage.args else stage for stage in stages]
+        stages = [stage.to_dict() if isinstance(stage, Plugin) else stage for stage in stages]
+        if info.field_name == "batch_stages":
+            return tuple({"kind": stage, "args": {}} if isinstance(stage, str) else stage for stage in stages)
         return tuple(
             stage["kind"] if isinstance(stage, dict) and "kind" in stage and not stage.get("args") else stage
             for stage in stages
-        )
-
-    @field_validator("batch_stages", mode="before")
-    @classmethod
-    def _expand_batch_stages(cls, value: Any) -> Any:
-        """Return a plug-in for each name or JSON text."""
-        if not isinstance(value, list | tuple):
-            return value
-        return tuple(
-            stage
-            if not isinstance(stage, str)
-            else parse_json(stage)
-            if stage.startswith("{")
-            else {"kind": stage, "args": {}}
-            for stage in value
         )
 
     @model_validator(mode="after")

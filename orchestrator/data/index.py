@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -29,7 +29,7 @@ LOADING_THREADS = 16
 Places = NDArray[np.int64]
 
 
-class KeyColumn(Sequence[str]):
+class KeyColumn:
     """Texts in one piece of memory: as single strings they would take most of an open index or listing."""
 
     __slots__ = ("_ends", "_text")
@@ -42,20 +42,11 @@ class KeyColumn(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> str: ...
-    @overload
-    def __getitem__(self, number: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, number: int | slice) -> str | tuple[str, ...]:
-        if isinstance(number, slice):
-            return tuple(self[at] for at in range(*number.indices(len(self))))
+    def __getitem__(self, number: int) -> str:
         return self.get_bytes(number).decode("utf-8", "surrogatepass")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
 
     def append(self, text: str) -> None:
         """Add one more text at the end."""
@@ -64,10 +55,9 @@ class KeyColumn(Sequence[str]):
 
     def get_bytes(self, number: int) -> bytes:
         """Return a text's bytes, which sort as the texts do."""
-        at = number + len(self) if number < 0 else number
-        if not 0 <= at < len(self):
+        if not 0 <= number < len(self):
             raise IndexError(f"key {number} of {len(self)}")
-        return bytes(self._text[self._ends[at] : self._ends[at + 1]])
+        return bytes(self._text[self._ends[number] : self._ends[number + 1]])
 
     def compute_hashes(self) -> NDArray[np.uint64]:
         """Return xxh3_64 of each text."""
@@ -79,7 +69,7 @@ class KeyColumn(Sequence[str]):
 class ShardIndex:
     """Columns over the S samples of a shard, in the tar's order."""
 
-    keys: Sequence[str]
+    keys: KeyColumn
     labels: NDArray[np.int64]  # S
     offsets: NDArray[np.int64]  # S, byte of the tar where the image begins
     lengths: NDArray[np.int64]  # S, bytes of the image
@@ -109,23 +99,23 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
     """
     url = file_io.join(dataset, shard.name + SUFFIX)
-    shown = redaction.redact(url)
+    label = f"data: {redaction.redact(url)}"
     try:
         data = file_io.read_bytes(url)
     except FileNotFoundError:
-        raise DataError(f"data: {shown}: missing; pack or index the dataset again") from None
+        raise DataError(f"{label}: missing; pack or index the dataset again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise DataError(f"data: {shown}: damaged: it does not have the checksum that the manifest names")
+        raise DataError(f"{label}: damaged: it does not have the checksum that the manifest names")
     try:
-        listing = _parse_columns(parse_object(data))
+        loaded = _parse_columns(parse_object(data))
         # Compared like this no sum can overflow.
-        inside = (listing.offsets >= 0) & (listing.lengths >= 0) & (listing.lengths <= shard.bytes - listing.offsets)
+        inside = (loaded.offsets >= 0) & (loaded.lengths >= 0) & (loaded.lengths <= shard.bytes - loaded.offsets)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"data: {shown}: no index: {error!r}; pack or index the dataset again") from None
+        raise DataError(f"{label}: no index: {error!r}; pack or index the dataset again") from None
     if not inside.all():
-        first = listing.keys[int(np.argmin(inside))]
-        raise DataError(f"data: {shown}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
-    return listing
+        first = loaded.keys[int(np.argmin(inside))]
+        raise DataError(f"{label}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
+    return loaded
 
 
 def load_labels(dataset: str, shards: Sequence[Shard]) -> NDArray[np.int32]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from urllib.parse import unquote
 
 from pydantic import Field, ValidationError, field_validator
@@ -25,7 +26,6 @@ BACKGROUND_KEY = "background"
 # Sums over 100,000 shards of such numbers still fit into 64 bits.
 MAX_SAMPLES = 2**40
 MAX_BYTES = 2**46
-
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -56,24 +56,14 @@ class Manifest(Config):
     @classmethod
     def _check_shard_names(cls, splits: dict[str, tuple[Shard, ...]]) -> dict[str, tuple[Shard, ...]]:
         for name in (shard.name for shards in splits.values() for shard in shards):
-            if (
-                not name
-                or name.startswith("/")
-                or "://" in name
-                or _has_parent_segment(name)
-                or _CONTROL_CHARACTERS.search(name)
-            ):
+            if not name or name.startswith("/") or "://" in name or _is_unsafe(name):
                 raise ValueError(f"shard must be a path below the dataset's folder, got {name!r}")
         return splits
 
     @field_validator("tars")
     @classmethod
     def _check_tars(cls, tars: str) -> str:
-        if tars and (
-            _has_parent_segment(tars)
-            or _CONTROL_CHARACTERS.search(tars)
-            or not (tars.startswith("/") or _URL.match(tars))
-        ):
+        if tars and (_is_unsafe(tars) or not (tars.startswith("/") or _URL.match(tars))):
             raise ValueError(f"must be an absolute path or a URL without '..', got {tars!r}")
         return tars
 
@@ -108,26 +98,28 @@ def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Man
     that it reaches. Tars that do not lie below `url` therefore need `allow_elsewhere`. Raises DataError
     for such tars, and for a manifest that is missing, damaged or of another version.
     """
-    where = file_io.join(url, FILE_NAME)
-    shown = redaction.redact(where)
+    where, folder = file_io.join(url, FILE_NAME), redaction.redact(url)
+    label = f"{field}: {redaction.redact(where)}"
     try:
         data = file_io.read_bytes(where)
     except FileNotFoundError:
         raise DataError(
-            f"{field}: {shown}: no manifest there: {redaction.redact(url)} is no packed dataset, or its packing did "
-            "not finish"
+            f"{label}: no manifest there: {folder} is no packed dataset, or its packing did not finish"
         ) from None
-    try:
+    manifest = None
+    with suppress(ValidationError):
         # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
         manifest = Manifest.model_validate_json(data)
-    except ValidationError:
-        raise _build_error(data, shown, field) from None
-    if manifest.format_version != FORMAT_VERSION or "format_version" not in manifest.model_fields_set:
-        raise _build_error(data, shown, field)
+    if (
+        manifest is None
+        or manifest.format_version != FORMAT_VERSION
+        or "format_version" not in manifest.model_fields_set
+    ):
+        raise DataError(f"{label}: {_find_problem(data)}")
     if not allow_elsewhere and is_outside(manifest.tars, url):
         raise DataError(
-            f"{field}: {shown}: its tars must lie below {redaction.redact(url)}, got "
-            f"{redaction.redact(manifest.tars)}; set --allow-elsewhere if the manifest may have them read from there"
+            f"{label}: its tars must lie below {folder}, got {redaction.redact(manifest.tars)}; set --allow-elsewhere "
+            "if the manifest may have them read from there"
         )
     return manifest
 
@@ -148,25 +140,25 @@ def is_outside(tars: str, url: str) -> bool:
     return not f"{at.rstrip('/')}/".startswith(f"{base.rstrip('/')}/")
 
 
-def _has_parent_segment(place: str) -> bool:
-    """Return whether a path has a ".." segment, also one that a web server would decode to it."""
-    return ".." in re.split(r"[/\\]", unquote(place))
+def _is_unsafe(place: str) -> bool:
+    """Return whether a path has a ".." segment, also one that a web server would decode to it, or odd characters."""
+    return ".." in re.split(r"[/\\]", unquote(place)) or _CONTROL_CHARACTERS.search(place) is not None
 
 
-def _build_error(data: bytes, shown: str, field: str) -> DataError:
-    """Return the error that says what is wrong with a manifest that cannot be used."""
+def _find_problem(data: bytes) -> str:
+    """Return what is wrong with a manifest that cannot be used."""
+    problem = "it is no valid JSON"
     try:
         raw = parse_json(data)
         version = raw["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        return DataError(f"{field}: {shown}: damaged: {error!r}; pack the dataset again")
-    if version != FORMAT_VERSION:
-        return DataError(f"{field}: {shown}: format version {version!r}; this code reads version {FORMAT_VERSION}")
-    try:
+        if version != FORMAT_VERSION:
+            return f"format version {version!r}; this code reads version {FORMAT_VERSION}"
         Manifest.from_dict(raw)
     except ConfigError as error:
-        return DataError(f"{field}: {shown}: damaged: {error}; pack the dataset again")
-    return DataError(f"{field}: {shown}: damaged: it is no valid JSON; pack the dataset again")
+        problem = str(error)
+    except (ValueError, KeyError, TypeError) as error:
+        problem = repr(error)
+    return f"damaged: {problem}; pack the dataset again"
 
 
 def _hash_shards(shards: tuple[Shard, ...]) -> str:

@@ -29,13 +29,11 @@ _SIGMAS = 4.0
 
 @dataclass(frozen=True)
 class ShuffleQuality:
-    """Means over the shards and batches that were drawn."""
+    """Effective numbers of classes: means over the shards and batches that were drawn."""
 
-    shard_classes: float  # different classes in a shard
-    shard_effective: float  # effective number of classes of a shard
-    batch_classes: float  # different classes in a global batch
-    batch_effective: float
-    split_effective: float  # of the whole split: what shards and batches have when all is shuffled
+    shard: float
+    batch: float
+    split: float  # of the whole split: what shards and batches have when all is shuffled
     batch_size: int
     lanes: int
     is_poor: bool
@@ -43,9 +41,8 @@ class ShuffleQuality:
     def format_message(self) -> str:
         """Return one line; with the fix when the mixing is poor."""
         line = (
-            f"label mixing: a shard holds {self.shard_classes:.1f} classes, a batch of {self.batch_size} over "
-            f"{self.lanes} lanes {self.batch_classes:.1f}; as varied as {self.shard_effective:.1f} and "
-            f"{self.batch_effective:.1f} equally frequent classes, {self.split_effective:.1f} if shuffled"
+            f"label mixing: a shard is as varied as {self.shard:.1f} equally frequent classes, a batch of "
+            f"{self.batch_size} over {self.lanes} lanes as {self.batch:.1f}; {self.split:.1f} if shuffled"
         )
         if not self.is_poor:
             return line
@@ -62,34 +59,26 @@ def measure_shuffle_quality(
     most = max(MAX_SHARDS, 4 * order.lanes)
     drawn = rng.permutation(rng.derive_key(0, "mixing"), len(labels))[:most].tolist()
     shards = [np.asarray(labels[shard], dtype=np.int64) for shard in drawn]
-    batches = _draw_batches(shards, order, batch_size)
+    together = np.concatenate([np.empty(0, np.int64), *shards])
     shard_same, shard_pairs = _count_same_class_pairs(shards)
-    batch_same, batch_pairs = _count_same_class_pairs(batches)
-    all_same, all_pairs = _count_same_class_pairs([np.concatenate([np.empty(0, np.int64), *shards])])
+    batch_same, batch_pairs = _count_same_class_pairs(_draw_batches(shards, order, batch_size))
+    all_same, all_pairs = _count_same_class_pairs([together])
     # Two samples of the whole split are of the same shard once in as many times as there are shards. Only so the
     # shards that were not drawn count, too: each may hold a class of its own.
-    within, across = (
-        _divide_or_zero(shard_same, shard_pairs),
-        _divide_or_zero(all_same - shard_same, all_pairs - shard_pairs),
-    )
+    within = shard_same / max(1, shard_pairs)
+    across = (all_same - shard_same) / max(1, all_pairs - shard_pairs)
     chance = within / len(labels) + across * (1 - 1 / len(labels)) if len(labels) else 0.0
     by_chance = batch_pairs * chance
     # Samples that are spread more evenly than by chance are as good as shuffled, and no more.
-    known = _count_classes(shards) if len(drawn) == len(labels) else float("inf")
-    effective = min(_compute_effective_classes(chance, 1.0), known)
-    batch_effective = min(_compute_effective_classes(_divide_or_zero(batch_same, batch_pairs), effective), effective)
-    return ShuffleQuality(
-        shard_classes=_mean_classes(shards),
-        shard_effective=min(_compute_effective_classes(within, effective), effective),
-        batch_classes=_mean_classes(batches),
-        batch_effective=batch_effective,
-        split_effective=effective,
-        batch_size=batch_size,
-        lanes=order.lanes,
-        # Few samples show few classes by chance alone.
-        is_poor=batch_effective - 1 < POOR_SHARE * (effective - 1)
-        and batch_same > by_chance + _SIGMAS * by_chance**0.5,
+    known = len(np.unique(together)) if len(drawn) == len(labels) else float("inf")
+    split = min(1 / chance if chance else 1.0, known)
+    shard, batch = (
+        min(pairs / same if same else split, split)
+        for same, pairs in ((shard_same, shard_pairs), (batch_same, batch_pairs))
     )
+    # Few samples show few classes by chance alone.
+    is_poor = batch - 1 < POOR_SHARE * (split - 1) and batch_same > by_chance + _SIGMAS * by_chance**0.5
+    return ShuffleQuality(shard, batch, split, batch_size, order.lanes, is_poor)
 
 
 def _draw_batches(shards: Sequence[Labels], order: OrderConfig, batch_size: int) -> list[Labels]:
@@ -98,36 +87,15 @@ def _draw_batches(shards: Sequence[Labels], order: OrderConfig, batch_size: int)
     if not sum(counts):
         return []
     batch_size = min(batch_size, sum(counts))
-    steps = sum(counts) // batch_size
     plan = EpochOrder(counts, 0, 0, order.lanes, order.window)
-    chosen = np.unique(np.linspace(0, steps - 1, MAX_BATCHES, dtype=np.int64))
-    batches = []
-    for step in chosen.tolist():
-        shard, number = plan.locate(np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64))
-        picked = [shards[s][n] for s, n in zip(shard.tolist(), number.tolist(), strict=True)]
-        batches.append(np.array(picked, dtype=np.int64))
-    return batches
+    chosen = np.unique(np.linspace(0, sum(counts) // batch_size - 1, MAX_BATCHES, dtype=np.int64))
+    together = np.concatenate(shards)
+    positions = (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) for step in chosen.tolist())
+    return [together[plan.get_sample_ids(*plan.locate(each))] for each in positions]
 
 
-def _count_same_class_pairs(batches: Sequence[Labels]) -> tuple[float, float]:
-    """Return the pairs of samples within a batch that share their class, and all pairs."""
-    counts = [np.unique(batch, return_counts=True)[1] for batch in batches]
+def _count_same_class_pairs(groups: Sequence[Labels]) -> tuple[float, float]:
+    """Return the pairs of samples within a group that share their class, and all pairs."""
+    counts = [np.unique(group, return_counts=True)[1] for group in groups]
     same = sum(float((count * (count - 1)).sum()) for count in counts) / 2
-    return same, sum(len(batch) * (len(batch) - 1) for batch in batches) / 2
-
-
-def _divide_or_zero(same: float, pairs: float) -> float:
-    return same / pairs if pairs else 0.0
-
-
-def _compute_effective_classes(chance: float, otherwise: float) -> float:
-    """Return the effective number of classes by the chance that two samples share theirs; `otherwise` without one."""
-    return 1 / chance if chance else otherwise
-
-
-def _count_classes(groups: Sequence[Labels]) -> int:
-    return len(np.unique(np.concatenate([np.empty(0, np.int64), *groups])))
-
-
-def _mean_classes(groups: Sequence[Labels]) -> float:
-    return float(np.mean([len(np.unique(group)) for group in groups])) if groups else 0.0
+    return same, sum(len(group) * (len(group) - 1) for group in groups) / 2

@@ -14,18 +14,12 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=()), max_size=9), max_
 def test_keys_are_a_sequence_of_strings(texts: list[str]) -> None:
     keys = KeyColumn(texts)
     assert (len(keys), list(keys), tuple(keys)) == (len(texts), texts, tuple(texts))
-    assert keys == tuple(texts)
-    assert (keys[1:-1], keys[::-1]) == (tuple(texts[1:-1]), tuple(texts[::-1]))
-    assert [keys[-1 - at] for at in range(len(keys))] == texts[::-1]
-    assert keys == KeyColumn(texts)
-    assert hash(keys) == hash(KeyColumn(texts))
+    assert [keys[at] for at in range(len(keys))] == texts
     assert keys.compute_hashes().tolist() == [compute_checksum(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 def test_no_other_keys() -> None:
     keys = KeyColumn(["a", "bc"])
-    assert keys != ("a", "c")
-    assert keys != "abc"
-    for number in (2, -3):
+    for number in (2, -1):
         with pytest.raises(IndexError, match=f"key {number} of 2"):
             keys[number]

@@ -20,23 +20,21 @@ def imagenet(shuffled: bool, classes: int = 1000, each: int = 130) -> NDArray[np
 def test_shuffled_tars_are_well_mixed() -> None:
     found = shuffle_quality.measure_shuffle_quality(split(imagenet(True), 100), OrderConfig(), 256)
     assert not found.is_poor
-    assert found.split_effective == pytest.approx(1000, rel=0.05)
-    assert found.shard_effective == pytest.approx(1000, rel=0.1)
-    assert found.batch_effective == pytest.approx(1000, rel=0.3)
-    assert found.batch_classes == pytest.approx(1000 * (1 - 0.999**256), rel=0.1)
+    assert found.split == pytest.approx(1000, rel=0.05)
+    assert found.shard == pytest.approx(1000, rel=0.1)
+    assert found.batch == pytest.approx(1000, rel=0.3)
     assert "POOR" not in found.format_message()
 
 
 def test_sorted_tars_are_noticed() -> None:
     found = shuffle_quality.measure_shuffle_quality(split(imagenet(False), 1000), OrderConfig(), 256)
     assert found.is_poor
-    assert (found.shard_classes, found.shard_effective) == (1, 1)
-    assert found.batch_classes <= 2 * 64
-    assert found.batch_effective < 200
-    assert found.split_effective == pytest.approx(1000, rel=0.05)
+    assert found.shard == 1
+    assert found.batch < 200
+    assert found.split == pytest.approx(1000, rel=0.05)
     advice = "pack anew with a global shuffle (orchestrator shards pack), or raise order.lanes"
     assert found.format_message().endswith(advice)
-    assert "a shard holds 1.0 classes" in found.format_message()
+    assert "a shard is as varied as 1.0 equally frequent classes" in found.format_message()
 
 
 def test_more_lanes_than_batches_hold_mend_it() -> None:

@@ -63,10 +63,6 @@ def find_partners(lanes: Int64Array, is_good: NDArray[np.bool_], key: int) -> In
     return np.where(is_good & is_good[partners], partners, np.arange(len(lanes)))
 
 
-def _blend_targets(targets: Targets, partners: Int64Array, share: float) -> Targets:
-    return np.asarray(share * targets + (1 - share) * targets[partners], dtype=np.float32)
-
-
 class _Mixing:
     """Base of transforms that mix with a share drawn from Beta(alpha, alpha)."""
 
@@ -79,6 +75,9 @@ class _Mixing:
         """Return the share of a sample's own image; 1 when the batch is not mixed."""
         is_mixed, share = generator.random() < self._probability, generator.beta(self._alpha, self._alpha)
         return float(share) if is_mixed else 1.0
+
+    def _blend_targets(self, targets: Targets, partners: Int64Array, share: float) -> Targets:
+        return np.asarray(share * targets + (1 - share) * targets[partners], dtype=np.float32)
 
 
 @register("transform", "mixup")
@@ -98,7 +97,7 @@ class Mixup(_Mixing):
         mixed = np.empty_like(images)
         for row, partner in enumerate(partners.tolist()):
             cv2.addWeighted(images[row], share, images[partner], 1 - share, 0, dst=mixed[row])
-        return mixed, _blend_targets(targets, partners, share)
+        return mixed, self._blend_targets(targets, partners, share)
 
 
 @register("transform", "cutmix")
@@ -112,12 +111,14 @@ class CutMix(_Mixing):
         self, images: Images, targets: Targets, partners: Int64Array, generator: np.random.Generator
     ) -> tuple[Images, Targets]:
         """Mix images and targets."""
-        share, (height, width) = self._draw_share(generator), images.shape[1:3]
-        y, x = generator.integers(height), generator.integers(width)
-        half_height, half_width = (round(side * math.sqrt(1 - share)) // 2 for side in (height, width))
-        rows = slice(max(0, y - half_height), min(height, y + half_height))
-        columns = slice(max(0, x - half_width), min(width, x + half_width))
+        share, sides = self._draw_share(generator), images.shape[1:3]
+        centre = [generator.integers(side) for side in sides]
+        half = [round(side * math.sqrt(1 - share)) // 2 for side in sides]
+        rows, columns = (
+            slice(max(0, at - reach), min(side, at + reach))
+            for at, reach, side in zip(centre, half, sides, strict=True)
+        )
         mixed = images.copy()
         mixed[:, rows, columns] = images[partners][:, rows, columns]
-        cut = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        return mixed, _blend_targets(targets, partners, 1 - cut)
+        cut = (rows.stop - rows.start) * (columns.stop - columns.start) / (sides[0] * sides[1])
+        return mixed, self._blend_targets(targets, partners, 1 - cut)

@@ -9,13 +9,13 @@ row, so nothing can be saved above or beside the crop.
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 import struct
 import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -37,8 +37,6 @@ from orchestrator.data.transforms.image_format import (
 )
 
 Image = NDArray[np.uint8]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # A bomb of 65,535 x 65,535 would take 12 GB; ImageNet's largest training image has about 32 million pixels.
 MAX_PIXELS = 100_000_000
@@ -91,29 +89,18 @@ class ImageHeader(NamedTuple):
         return self.segments is not None and self.segments.components in (1, 3)
 
 
-def require_rgb(image: object) -> Image:
-    """Return the image if it is an H x W x 3 uint8 RGB array, else raise TypeError."""
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
-    return image
-
-
-def _wrap_errors(work: Callable[P, R]) -> Callable[P, R]:
+@contextmanager
+def _wrap_errors() -> Iterator[None]:
     """Turn any exception of a decoder into BadSampleError: its callers know which sample it was."""
-
-    @functools.wraps(work)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return work(*args, **kwargs)
-        except BadSampleError:
-            raise
-        except Exception as error:
-            raise BadSampleError(f"broken image: {type(error).__name__}: {error}") from error
-
-    return guarded
+    try:
+        yield
+    except BadSampleError:
+        raise
+    except Exception as error:
+        raise BadSampleError(f"broken image: {type(error).__name__}: {error}") from error
 
 
-@_wrap_errors
+@_wrap_errors()
 def read_header(data: EncodedImage) -> ImageHeader:
     """Return dimensions and format (whatever the file's name says).
 
@@ -138,11 +125,16 @@ def read_header(data: EncodedImage) -> ImageHeader:
             size = image.size
     _check_size(*size)
     if segments is not None and not segments.is_single_scan:
-        _check_scans(data, segments)
+        most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (size[0] * size[1]))
+        if (scans := image_format.count_scans(data, segments)) > most:
+            raise ImageTooLargeError(
+                f"JPEG of {size[0]} x {size[1]} pixels in {scans} scans, each of which costs time: must have at most "
+                f"{most} at that size; save it again as an ordinary JPEG"
+            )
     return ImageHeader(*size, kind, segments)
 
 
-@_wrap_errors
+@_wrap_errors()
 def decode_image(data: EncodedImage) -> Image:
     """Return H x W x 3 uint8 RGB of an image: grey spread over three channels, transparency on BACKGROUND_LEVEL.
 
@@ -158,7 +150,7 @@ def decode_image(data: EncodedImage) -> Image:
     return _decode_png(data) if head.format == "png" else _decode_with_pillow(data, head)
 
 
-@_wrap_errors
+@_wrap_errors()
 def decode_top_rows(
     data: bytearray | memoryview,
     head: ImageHeader,
@@ -180,8 +172,9 @@ def decode_top_rows(
         return decode_image(data)
     needed = rows if fast else rows + _MARGIN_ROWS
     kept = min(head.height, -(-needed // _MCU_ROWS) * _MCU_ROWS)
+    columns = -(-head.width // denominator)  # as libjpeg rounds
     if is_whole and segments.height_offset and not segments.harmless_spans and kept < head.height:
-        pixels = _thread_buffer.get_pixels(*_reduce_size(head.width, kept, denominator))
+        pixels = _thread_buffer.get_pixels(-(-kept // denominator), columns)
         struct.pack_into(">H", data, segments.height_offset, kept)
         try:
             _decode_into(pixels, data, fast)
@@ -192,11 +185,11 @@ def decode_top_rows(
             # Something else is odd: decoding the whole image shows it.
         finally:
             struct.pack_into(">H", data, segments.height_offset, head.height)
-    pixels = _thread_buffer.get_pixels(*_reduce_size(head.width, head.height, denominator))
+    pixels = _thread_buffer.get_pixels(-(-head.height // denominator), columns)
     return pixels if _decode_jpeg(data, segments, pixels, fast) else decode_image(data)
 
 
-@_wrap_errors
+@_wrap_errors()
 def is_transparent(data: EncodedImage) -> bool:
     """Return whether a pixel of an image is not opaque. Raises BadSampleError as `decode_image` does."""
     kind = identify_format(data)
@@ -222,33 +215,26 @@ def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast
         return True
     except ValueError as error:
         problem = str(error)
-    if _TRAILING_JUNK_WARNING.search(problem):
-        return True
     if _UNKNOWN_SUBSAMPLING_ERROR in problem:
         return False
+    is_whole = _TRAILING_JUNK_WARNING.search(problem) is not None
     if problem == _MISSING_END_WARNING and segments.is_single_scan:
         # Perhaps only the end mark is missing; decoding with one shows whether more is.
-        try:
+        with suppress(ValueError):
             _decode_into(pixels, b"".join((data, b"\xff\xd9")), fast)
-            return True
-        except ValueError:
-            pass
-    raise BadSampleError(f"broken JPEG: {problem}")
+            is_whole = True
+    if not is_whole:
+        raise BadSampleError(f"broken JPEG: {problem}")
+    return True
 
 
 def _decode_into(pixels: Image, data: EncodedImage, fast: bool) -> None:
     """Decode at the size of `pixels`; they are filled before libjpeg's warnings are raised as ValueError."""
-    rows, columns = pixels.shape[:2]
-    colours = "RGB" if pixels.size == 3 * rows * columns else "CMYK"
+    rows, columns, channels = pixels.shape
     simplejpeg.decode_jpeg(
-        data, colours, fastdct=fast, fastupsample=fast, min_height=rows, min_width=columns,
+        data, "RGB" if channels == 3 else "CMYK", fastdct=fast, fastupsample=fast, min_height=rows, min_width=columns,
         buffer=pixels, strict=True,
     )  # fmt: skip
-
-
-def _reduce_size(width: int, height: int, denominator: int) -> tuple[int, int]:
-    """Return rows and columns at 1 / denominator, as libjpeg rounds them."""
-    return -(-height // denominator), -(-width // denominator)
 
 
 class ThreadBuffer(threading.local):
@@ -357,13 +343,4 @@ def _check_size(width: int, height: int) -> None:
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageTooLargeError(
             f"an image must be at most {MAX_ASPECT} times as long as wide, got {width} x {height} pixels; crop it"
-        )
-
-
-def _check_scans(data: EncodedImage, segments: JpegSegments) -> None:
-    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (segments.width * segments.height))
-    if (scans := image_format.count_scans(data, segments)) > most:
-        raise ImageTooLargeError(
-            f"JPEG of {segments.width} x {segments.height} pixels in {scans} scans, each of which costs time: must "
-            f"have at most {most} at that size; save it again as an ordinary JPEG"
         )

@@ -7,8 +7,8 @@ the ten crops are subsets, so one pass gives all three.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,8 +33,7 @@ ALL_CROPS = tuple(range(NUM_CROPS))
 CROP_SUBSETS: dict[int, tuple[int, ...]] = {1: ONE_CROP, 10: TEN_CROPS, 144: ALL_CROPS}
 
 
-@dataclass(frozen=True)
-class SquareCrop:
+class SquareCrop(NamedTuple):
     """A square of a resized image: left, top and side in pixels."""
 
     x: int
@@ -60,11 +59,9 @@ def compute_boxes(width: int, height: int, size: int) -> list[SquareCrop]:
     The last view of each square is the square itself, to be resized to `size`.
     """
     side = min(width, height)
-    boxes = []
+    boxes, room = [], side - size
     for square in range(SQUARES):
-        left = (width - side) * square // (SQUARES - 1)
-        top = (height - side) * square // (SQUARES - 1)
-        room = side - size
+        left, top = ((longer - side) * square // (SQUARES - 1) for longer in (width, height))
         for dx, dy in ((0, 0), (room, 0), (0, room), (room, room), (room // 2, room // 2)):
             boxes.append(SquareCrop(left + dx, top + dy, size))
         boxes.append(SquareCrop(left, top, side))
@@ -77,15 +74,14 @@ def cut_crops(image: Image, size: int, crops: Sequence[int], out: Image) -> None
     out: len(crops) x size x size x 3 uint8. The image is resized once for each scale that the crops need.
     """
     height, width = image.shape[:2]
-    sides = compute_scale_sides(size)
     rows = zip(out, crops, strict=True)
     for scale, same_scale in groupby(rows, key=lambda row: row[1] // CROPS_PER_SCALE):
-        target = compute_resized_size(width, height, sides[scale])
+        target = compute_resized_size(width, height, compute_scale_sides(size)[scale])
         scaled, boxes = resize_image(image, target), compute_boxes(*target, size)
         for row, crop in same_scale:
-            box = boxes[crop % CROPS_PER_SCALE]
-            view = scaled[box.y : box.y + box.side, box.x : box.x + box.side]
-            row[:] = view if box.side == size else resize_image(view, (size, size))
+            x, y, side = boxes[crop % CROPS_PER_SCALE]
+            view = scaled[y : y + side, x : x + side]
+            row[:] = view if side == size else resize_image(view, (size, size))
 
 
 def cut_center_crop(image: Image, size: int, out: Image) -> None:
@@ -95,6 +91,5 @@ def cut_center_crop(image: Image, size: int, out: Image) -> None:
 
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
     """Return `image` at (width, height): pixel areas when it shrinks (no aliasing), bilinear when it grows."""
-    shrinks = size[0] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)

@@ -41,25 +41,21 @@ _MIN_DRAW = 2.0**-54  # half a step of the draws: the normal distribution has no
 
 
 class _Affine(NamedTuple):
-    """p -> scale * p + greying * grey(p) + shift, for each of R, G, B."""
+    """p -> scale * p + graying * gray(p) + shift, for each of R, G, B."""
 
     scale: float = 1.0
     graying: float = 0.0
     shift: float = 0.0
 
-    def compose(self, kind: int, factor: float, mean_grey: float) -> _Affine:
-        """Return this, then `factor` of the pixel and 1 - factor of black, of the mean grey, or of the pixel's grey."""
-        scale, greying, shift = (factor * part for part in self)
+    def compose(self, kind: int, factor: float, mean_gray: float) -> _Affine:
+        """Return this, then `factor` of the pixel and 1 - factor of black, of the mean gray, or of the pixel's gray."""
+        scale, graying, shift = (factor * part for part in self)
         if kind == CONTRAST:
-            shift += (1 - factor) * self.map_gray(mean_grey)
+            shift += (1 - factor) * ((self.scale + self.graying) * mean_gray + self.shift)
         elif kind == SATURATION:
-            greying += (1 - factor) * (self.scale + self.graying)
+            graying += (1 - factor) * (self.scale + self.graying)
             shift = self.shift
-        return _Affine(scale, greying, shift)
-
-    def map_gray(self, grey: float) -> float:
-        """Return what a grey is mapped to."""
-        return (self.scale + self.graying) * grey + self.shift
+        return _Affine(scale, graying, shift)
 
 
 _IDENTITY = _Affine()
@@ -90,27 +86,27 @@ def distort_image(image: Image, config: PhotometricConfig, draws: Draws) -> None
     for kind, factor in draw_factors(config, draws):
         if factor == 1:
             continue
-        pending = pending.compose(kind, factor, _compute_mean_gray(image) if kind == CONTRAST else 0.0)
+        mean_gray = 0.0
+        if kind == CONTRAST:
+            red, green, blue, _ = cv2.mean(image)
+            mean_gray = GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
+        pending = pending.compose(kind, factor, mean_gray)
         if factor > 1:
             _apply_affine(image, pending)
             pending = _IDENTITY
-    added = draw_lighting(config, draws) if config.lighting else (0.0, 0.0, 0.0)
-    if pending is not _IDENTITY or config.lighting:
-        _apply_affine(image, pending, added)
+    if config.lighting:
+        _apply_affine(image, pending, draw_lighting(config, draws))
+    elif pending is not _IDENTITY:
+        _apply_affine(image, pending)
 
 
-def _compute_mean_gray(image: Image) -> float:
-    red, green, blue, _ = cv2.mean(image)
-    return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
-
-
-def _apply_affine(image: Image, affine: _Affine, added: tuple[float, ...] = (0.0, 0.0, 0.0)) -> None:
+def _apply_affine(image: Image, affine: _Affine, light: tuple[float, ...] = (0.0, 0.0, 0.0)) -> None:
     """Apply to all pixels, rounded and clipped."""
-    scale, greying, shift = affine
-    red, green, blue = (greying * weight for weight in GRAY_WEIGHTS)
+    scale, graying, shift = affine
+    red, green, blue = (graying * weight for weight in GRAY_WEIGHTS)
     matrix = (
-        (red + scale, green, blue, shift + added[0]),
-        (red, green + scale, blue, shift + added[1]),
-        (red, green, blue + scale, shift + added[2]),
+        (red + scale, green, blue, shift + light[0]),
+        (red, green + scale, blue, shift + light[1]),
+        (red, green, blue + scale, shift + light[2]),
     )
     cv2.transform(image, np.array(matrix), dst=image)
