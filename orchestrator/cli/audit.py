@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +40,6 @@ class AuditedRun:
     folder: str
     spec: RunSpec
     dataset: Manifest
-    labels: NDArray[np.integer] | None  # of the training samples, for a class-balanced order
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def compare_epochs(delivery: DeliveryRecord, run: AuditedRun) -> list[EpochVerdi
         steps = min(steps_left, steps_per_epoch)
         if steps == 0:
             break
-        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, run.labels)
+        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
         delivered = delivery.record.get_epoch(epoch)
         verdicts.append(sample_audit.compare_with_plan(delivered, plan, recipe.batch_size, steps))
         steps_left -= steps
@@ -141,8 +138,7 @@ def _load_run(name: str, storage: str, data: str) -> AuditedRun:
             f"data: {redaction.redact(url)}: its digest is {dataset.digest()}, {spec.name} was trained on "
             f"{spec.dataset_digest}; set --data to that dataset"
         )
-    labels = sampler.load_balance_labels(url, dataset, TRAIN_SPLIT, spec.recipe.order)
-    return AuditedRun(folder, spec, dataset, labels)
+    return AuditedRun(folder, spec, dataset)
 
 
 def _load_record(run: AuditedRun) -> DeliveryRecord:

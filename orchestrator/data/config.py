@@ -121,12 +121,6 @@ class OrderConfig(Config):
         ge=1,
         description="most samples that lanes x window may hold at the same time, since one worker may own all lanes",
     )
-    balance: Literal["none", "class"] = Field(
-        "none",
-        description="class: an epoch has as many samples as before, and each class equally often: some samples of "
-        "frequent classes are left out, another choice in each epoch, and those of rare classes repeat",
-        exclude_if=lambda balance: balance == "none",
-    )
 
     @model_validator(mode="after")
     def _check_budget(self) -> Self:

@@ -58,7 +58,6 @@ class BatchPlan:
     shard: Int64Array
     number: Int64Array
     ids: Int64Array
-    draw_ids: Int64Array  # ids, other numbers where a sample is repeated in an epoch
     draws: Draws
     step: int = 0
     lanes: Int64Array | None = None  # of each sample, in training
@@ -107,9 +106,8 @@ class BatchLoader:
                 positions = sampler.select_rank_positions(step, batch_size, order.lanes, rank, workers)
                 shard, number = order.locate(positions)
                 ids = order.get_sample_ids(shard, number)
-                draw_ids = order.get_draw_ids(positions, ids)
-                draws = pipeline.draw_uniforms(seed, order.epoch, draw_ids)
-                yield BatchPlan(shard, number, ids, draw_ids, draws, step, positions % order.lanes)
+                draws = pipeline.draw_uniforms(seed, order.epoch, ids)
+                yield BatchPlan(shard, number, ids, draws, step, positions % order.lanes)
 
         spans = sampler.plan_epoch(order, batch_size, steps, rank, workers)
         self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
@@ -125,7 +123,7 @@ class BatchLoader:
         def plan_batches() -> Iterator[BatchPlan]:
             for start in range(first, past, batch_size):
                 ids = np.arange(start, min(start + batch_size, past), dtype=np.int64)
-                yield BatchPlan(*locate_rows(counts, ids), ids, ids, np.empty((len(ids), 0)))
+                yield BatchPlan(*locate_rows(counts, ids), ids, np.empty((len(ids), 0)))
 
         spans = sampler.plan_id_range(counts, first, past, batch_size)
         return self._iter_batches(plan_batches(), spans, 0, _fill_center_crop)
@@ -206,13 +204,14 @@ class BatchLoader:
             for row in range(start, min(start + ROWS_PER_TASK, samples)):
                 if any(end.is_set() for end in ends):
                     raise CancelledError
+                id = int(plan.ids[row])
                 sample = ahead.get_sample(int(plan.shard[row]), int(plan.number[row]))
                 self._decoding_since[thread] = time.monotonic(), sample
                 try:
-                    labels[row] = fill(sample, int(plan.draw_ids[row]), plan.draws[row], pixels[row])
+                    labels[row] = fill(sample, id, plan.draws[row], pixels[row])
                 except BadSampleError as error:
                     labels[row], weights[row], pixels[row] = sample.label, 0.0, 0
-                    bad.append(describe_bad_sample(int(plan.ids[row]), sample, str(error)))
+                    bad.append(describe_bad_sample(id, sample, str(error)))
                 finally:
                     del self._decoding_since[thread]
 

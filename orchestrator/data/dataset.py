@@ -11,7 +11,7 @@ import mmap
 import os
 import threading
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -260,7 +260,7 @@ class Prefetcher:
     def __init__(self, reader: SampleReader, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
         self._reader, self._plan, self._budget = reader, plan, budget_bytes
         self._next_span = next(plan, None)
-        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
+        self._pieces: dict[tuple[int, int], _Piece] = {}  # by sample
         self.held_bytes = 0  # of remote samples in memory or on their way
         self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
         self._lock = threading.Lock()
@@ -291,9 +291,7 @@ class Prefetcher:
         Raises DataError when the data is missing, truncated or not what was indexed, StorageError when storage fails.
         """
         with self._lock:
-            piece, uses = self._pieces.pop((shard, number), (None, 0))
-            if piece is not None and uses > 1:
-                self._pieces[shard, number] = piece, uses - 1
+            piece = self._pieces.pop((shard, number), None)
         shard_index = self._reader.load_index(shard)
         offset, length = shard_index.offsets.item(number), shard_index.lengths.item(number)
         if piece is None:
@@ -341,7 +339,7 @@ class Prefetcher:
         with self._lock:
             missing = [number for number in numbers if (shard, number) not in self._pieces]
             piece = _Piece(expected, len(missing))
-            self._pieces.update(((shard, number), (piece, uses)) for number, uses in Counter(missing).items())
+            self._pieces |= {(shard, number): piece for number in missing}
             self.held_bytes += expected if missing else 0
         if missing:
             reading = self._pool.submit(self._read_piece, piece, shard, missing[0], missing[-1])

@@ -5,8 +5,7 @@ A sample transform is called as WebDataset's map() has it: a dict in, a dict out
 more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args.
 It finds
 
-- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers; a class-balanced epoch has
-  other ids where it repeats a sample;
+- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
 - `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
   the same on any worker and after any restart;
 - `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one
