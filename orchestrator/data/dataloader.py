@@ -28,11 +28,10 @@ from orchestrator.data.index import locate_rows
 from orchestrator.data.sample_audit import BadEntry, describe_bad_sample
 from orchestrator.data.sampler import EpochOrder, Int64Array, Span
 from orchestrator.data.transforms import pipeline
-from orchestrator.data.transforms.batch_mixing import BatchMixer, Targets
 from orchestrator.data.transforms.decode import Image, decode_image
 from orchestrator.data.transforms.multi_crop import cut_center_crop
 from orchestrator.data.transforms.photometric import Draws
-from orchestrator.data.transforms.pipeline import FillImage
+from orchestrator.data.transforms.pipeline import FillImage, MixBatch, Targets
 
 READY_BATCHES = 3  # batches kept ready; the back-pressure of the producer
 DECODING_BATCHES = 2  # batches being decoded, so that no thread waits for a batch's last image
@@ -99,7 +98,7 @@ class BatchLoader:
         rank: int = 0, workers: int = 1,
     ) -> Iterator[Batch]:  # fmt: skip
         """Yield the rank's part of each global batch of `steps`; ranks together give every position exactly once."""
-        mixer = pipeline.build_batch_mixer(config, seed, order.epoch, self._reader.classes)
+        mix = pipeline.build_batch_mixer(config, seed, order.epoch, self._reader.classes)
 
         def plan_batches() -> Iterator[BatchPlan]:
             for step in steps:
@@ -112,7 +111,7 @@ class BatchLoader:
         spans = sampler.plan_epoch(order, batch_size, steps, rank, workers)
         self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
         fill = pipeline.build_fill(config, seed, order.epoch, self._reader.classes, self._reader.has_verified_images)
-        return self._iter_batches(plan_batches(), spans, steps.start, fill, mixer)
+        return self._iter_batches(plan_batches(), spans, steps.start, fill, mix)
 
     def iter_evaluation(
         self, counts: tuple[int, ...], batch_size: int, rank: int = 0, workers: int = 1
@@ -130,7 +129,7 @@ class BatchLoader:
 
     def _iter_batches(
         self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage,
-        mixer: BatchMixer | None = None,
+        mix: MixBatch | None = None,
     ) -> Iterator[Batch]:  # fmt: skip
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=READY_BATCHES)
         stopped = threading.Event()
@@ -145,7 +144,7 @@ class BatchLoader:
 
         def produce() -> None:
             try:
-                for batch in self._decode_batches(plans, spans, step, fill, mixer, stopped):
+                for batch in self._decode_batches(plans, spans, step, fill, mix, stopped):
                     put(batch)
                     if stopped.is_set():
                         return
@@ -165,7 +164,7 @@ class BatchLoader:
             producer.join()
 
     def _decode_batches(
-        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, mixer: BatchMixer | None,
+        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, mix: MixBatch | None,
         stopped: threading.Event,
     ) -> Iterator[Batch]:  # fmt: skip
         """Yield batches in their order, a few of them in flight at the same time."""
@@ -178,7 +177,7 @@ class BatchLoader:
                 for number, plan in enumerate(plans, step):
                     ahead.advance(number)
                     images = buffers.acquire(len(plan.ids))
-                    pending.append(self._submit_batch(plan, images, ahead, fill, mixer, pool, (stopped, closing)))
+                    pending.append(self._submit_batch(plan, images, ahead, fill, mix, pool, (stopped, closing)))
                     if len(pending) >= DECODING_BATCHES:
                         yield pending.popleft()()
                 while pending:
@@ -190,7 +189,7 @@ class BatchLoader:
                 self._spare.append(buffers)
 
     def _submit_batch(
-        self, plan: BatchPlan, images: Tensor, ahead: Prefetcher, fill: FillImage, mixer: BatchMixer | None,
+        self, plan: BatchPlan, images: Tensor, ahead: Prefetcher, fill: FillImage, mix: MixBatch | None,
         pool: ThreadPoolExecutor, ends: tuple[threading.Event, ...],
     ) -> Callable[[], Batch]:  # fmt: skip
         """Submit a batch's images to the decoding threads; return what waits for them and raises what they raised."""
@@ -221,8 +220,8 @@ class BatchLoader:
             for task in tasks:
                 task.result()
             targets: Int64Array | Targets = labels
-            if mixer is not None and plan.lanes is not None:
-                targets = mixer.mix(pixels, labels, weights > 0, plan.lanes, plan.step)
+            if mix is not None and plan.lanes is not None:
+                targets = mix(pixels, labels, weights > 0, plan.lanes, plan.step)
             tensors = [torch.from_numpy(array) for array in (targets, weights, plan.ids)]
             entries = tuple(sorted(bad, key=lambda entry: entry.id))
             return Batch(images.permute(0, 3, 1, 2), tensors[0], tensors[1], tensors[2], entries)

@@ -2,28 +2,33 @@
 
 A sample transform is called as WebDataset's map() has it: a dict in, a dict out. The built-in ones are `decode`,
 `crop`, `photometric` and `rand_augment`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no
-more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args.
-It finds
+more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args;
+with a parameter `augmentation` it is given the AugmentationConfig. The dict has
 
 - `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
 - `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
   the same on any worker and after any restart;
-- `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one
+- `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one, as at the end
 - `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses, and after
-  them those of `photometric`
+  them those of `photometric`.
 
-and returns the dict with what it changed. What comes out last must be S x S x 3 uint8. A function or class that has a
-parameter `augmentation` is given the AugmentationConfig.
+A transform of a batch mixes each sample with a partner of the same lane of the global batch, which is on the same
+worker however many there are, and draws random numbers that depend on (seed, epoch, step) alone: any number of workers
+mixes the same.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageEnhance, ImageOps
 
@@ -35,13 +40,18 @@ from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import Int64Array
 from orchestrator.data.transforms import decode, photometric, random_resized_crop
-from orchestrator.data.transforms.batch_mixing import BatchMixer
 from orchestrator.data.transforms.decode import Image
 from orchestrator.data.transforms.photometric import Draws  # here those of the crop, then those of photometric
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 # (sample, its id, its draws, S x S x 3 uint8 to fill) -> label
 FillImage = Callable[[Sample, int, Draws, Image], int]
+Images = NDArray[np.uint8]  # N x S x S x 3
+Targets = NDArray[np.float32]  # N x classes, rows that sum to 1
+# A batch transform: (images, targets, row of each sample's partner, generator) -> images, targets.
+BatchTransform = Callable[[Images, Targets, Int64Array, np.random.Generator], tuple[Images, Targets]]
+# (images, labels, is good, lanes, step) -> targets
+MixBatch = Callable[[Images, Int64Array, NDArray[np.bool_], Int64Array, int], Targets]
 
 _FUSIBLE_STAGES = (("decode", "crop"), ("decode", "crop", "photometric"))
 _CROP_DRAWS, _PHOTOMETRIC_DRAWS = slice(random_resized_crop.DRAWS), slice(random_resized_crop.DRAWS, None)
@@ -63,7 +73,7 @@ def build_fill(config: AugmentationConfig, seed: int, epoch: int, classes: int, 
     if config.stages in _FUSIBLE_STAGES:
         return _build_fused(config, is_whole)
     stages = [_create_stage(stage, config) for stage in config.stages]
-    last = stages[-1][0]
+    after = f"augmentation.stages: after {stages[-1][0]!r}"
     base = rng.derive_key(seed, "stages", epoch)
 
     def fill(sample: Sample, id: int, draws: Draws, out: Image) -> int:
@@ -81,25 +91,53 @@ def build_fill(config: AugmentationConfig, seed: int, epoch: int, classes: int, 
         for name, stage in stages:
             values = _apply_stage(stage, name, values, sample)
         image, label = values.get("image"), values.get("cls")
-        problem = ""
+        where = f"of sample {sample.key!r} of {sample.source} is"
         if not isinstance(image, np.ndarray) or image.shape != out.shape or image.dtype != np.uint8:
             kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            problem = f"image of sample {sample.key!r} of {sample.source} is {kind}: must be uint8 {out.shape}"
-        elif not isinstance(label, int | np.integer) or not 0 <= label < classes:
-            problem = f"label of sample {sample.key!r} of {sample.source} is {label!r}: must be a whole number in 0 .. "
-            problem += str(classes - 1)
-        if problem:
-            raise DataError(f"augmentation.stages: after {last!r} the {problem}")
-        out[:] = values["image"]
-        return int(values["cls"])
+            raise DataError(f"{after} the image {where} {kind}: must be uint8 {out.shape}")
+        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
+            raise DataError(f"{after} the label {where} {label!r}: must be a whole number in 0 .. {classes - 1}")
+        out[:] = image
+        return int(label)
 
     return fill
 
 
-def build_batch_mixer(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> BatchMixer | None:
-    """Return what applies the batch transforms, None when there is none. Raises DataError as `build_fill` does."""
+def build_batch_mixer(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> MixBatch | None:
+    """Return a function that applies the batch transforms to images in place and returns soft labels; None without any.
+
+    It takes N images, labels, whether each is good, its lane, and the step. Samples that are not good neither mix nor
+    are mixed in. It raises DataError when a transform fails, this function as `build_fill` does.
+    """
     stages = [_create_stage(stage, config, "batch_stages", parameters=4) for stage in config.batch_stages]
-    return BatchMixer(stages, seed, epoch, classes) if stages else None
+
+    def mix(images: Images, labels: Int64Array, is_good: NDArray[np.bool_], lanes: Int64Array, step: int) -> Targets:
+        targets = np.eye(classes, dtype=np.float32)[labels]
+        for number, (name, transform) in enumerate(stages):
+            key = rng.derive_key(seed, "batch-stage", epoch, step, number)
+            partners = find_partners(lanes, is_good, key)
+            try:
+                mixed, targets = transform(images.copy(), targets, partners, np.random.default_rng(key))
+                images[:] = mixed
+                targets = np.asarray(targets, dtype=np.float32).reshape(len(labels), classes)
+            except Exception as error:  # the user's own code may raise anything
+                raise DataError(
+                    f"augmentation.batch_stages: {name!r} failed in step {step} of epoch {epoch}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        return targets
+
+    return mix if stages else None
+
+
+def find_partners(lanes: Int64Array, is_good: NDArray[np.bool_], key: int) -> Int64Array:
+    """Return the row of each sample's partner: another one of its lane, itself if it has none or one is broken."""
+    partners = np.arange(len(lanes), dtype=np.int64)
+    for lane in np.unique(lanes).tolist():
+        rows = np.flatnonzero(lanes == lane)
+        if len(rows) > 1:
+            partners[rows] = np.roll(rows, 1 + key % (len(rows) - 1))
+    return np.where(is_good & is_good[partners], partners, np.arange(len(lanes)))
 
 
 def _create_stage(
@@ -254,3 +292,68 @@ class RandAugment:
             sign = 1 if generator.random() < 0.5 else -1
             image = OPERATIONS[name](image, self._strength, sign)
         return sample | {"image": np.array(image, dtype=np.uint8)}
+
+
+@dataclass
+class _Mixing:
+    """Base of transforms that mix with a share drawn from Beta(alpha, alpha)."""
+
+    alpha: float
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0 or not 0 <= self.probability <= 1:
+            raise ValueError(f"alpha must be > 0 and probability in 0 .. 1, got {self.alpha} and {self.probability}")
+
+    def __call__(
+        self, images: Images, targets: Targets, partners: Int64Array, generator: np.random.Generator
+    ) -> tuple[Images, Targets]:
+        is_mixed, share = generator.random() < self.probability, generator.beta(self.alpha, self.alpha)
+        if not is_mixed:
+            return images, targets
+        mixed, own = self._mix_images(images, partners, float(share), generator)
+        return mixed, np.asarray(own * targets + (1 - own) * targets[partners], dtype=np.float32)
+
+    def _mix_images(
+        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
+    ) -> tuple[Images, float]:
+        """Return mixed images, and the share of a sample's own image in them."""
+        raise NotImplementedError
+
+
+@register("transform", "mixup")
+@dataclass
+class Mixup(_Mixing):
+    """Weighted mean of each image and its partner's (arXiv 1710.09412)."""
+
+    alpha: float = 0.2
+
+    def _mix_images(
+        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
+    ) -> tuple[Images, float]:
+        mixed = np.empty_like(images)
+        for row, partner in enumerate(partners.tolist()):
+            cv2.addWeighted(images[row], share, images[partner], 1 - share, 0, dst=mixed[row])
+        return mixed, share
+
+
+@register("transform", "cutmix")
+@dataclass
+class CutMix(_Mixing):
+    """A box of each image replaced by the partner's (arXiv 1905.04899)."""
+
+    alpha: float = 1.0
+
+    def _mix_images(
+        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
+    ) -> tuple[Images, float]:
+        sides = images.shape[1:3]
+        centre = [int(generator.integers(side)) for side in sides]
+        half = [round(side * math.sqrt(1 - share)) // 2 for side in sides]
+        rows, columns = (
+            slice(max(0, at - reach), min(side, at + reach))
+            for at, reach, side in zip(centre, half, sides, strict=True)
+        )
+        mixed = images.copy()
+        mixed[:, rows, columns] = images[partners][:, rows, columns]
+        return mixed, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (sides[0] * sides[1])

@@ -180,8 +180,8 @@ def test_indexes_are_those_of_the_tars(tars: IlsvrcSource, tmp_path: Path) -> No
     for shard in (shard for name in made.splits for shard in made.shards(name)):
         read = tar_reader.index_tar((tmp_path / shard.name).read_bytes(), shard.name)
         kept = index.load(str(tmp_path), shard)
-        assert (read.keys, read.labels.tolist(), read.offsets.tolist()) == (
-            kept.keys, kept.labels.tolist(), kept.offsets.tolist()
+        assert (list(read.keys), read.labels.tolist(), read.offsets.tolist()) == (
+            list(kept.keys), kept.labels.tolist(), kept.offsets.tolist()
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from orchestrator.data.config import AugmentationConfig, OrderConfig, check_batc
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import Batch
 from orchestrator.data.transforms import pipeline
-from orchestrator.data.transforms.batch_mixing import CutMix, Mixup, find_partners
+from orchestrator.data.transforms.pipeline import CutMix, Mixup, find_partners
 from tests.support import tiny_shards
 from tests.support.tiny_shards import kept, loader, order
 
