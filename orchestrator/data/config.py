@@ -45,8 +45,7 @@ class AugmentationConfig(Config):
     """Training crops and distortions of arXiv 1409.4842, section 6."""
 
     area: tuple[float, float] = Field(
-        (0.08, 1.0),
-        description="smallest and largest share of the image's area that a crop covers (section 6: 8-100%)",
+        (0.08, 1.0), description="smallest and largest share of the image's area that a crop covers (section 6: 8-100%)"
     )
     aspect: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="smallest and largest width / height of a crop (section 6: 3/4 to 4/3)"
@@ -66,9 +65,9 @@ class AugmentationConfig(Config):
     stages: tuple[str | Plugin, ...] = Field(
         ("decode", "crop", "photometric"),
         min_length=1,
-        description="transforms of a sample, in turn: decode, crop, photometric, rand_augment, or your own "
+        description="transforms of a sample, in turn: decode, crop, photometric, or your own "
         "package.module:attribute that takes and returns a sample dict, as WebDataset's map() does; with arguments as "
-        '{"kind": "rand_augment", "args": {"num_ops": 2}}',
+        '{"kind": "package.module:attribute", "args": {"share": 0.3}}',
     )
     batch_stages: tuple[str | Plugin, ...] = Field(  # names become plug-ins when validated
         (),
@@ -110,10 +109,7 @@ class OrderConfig(Config):
     """Shuffling of an epoch; part of a run's identity, independent of the number of workers."""
 
     lanes: int = Field(
-        64,
-        ge=1,
-        le=65536,
-        description="contiguous lanes that an epoch is cut into; at least the number of workers",
+        64, ge=1, le=65536, description="contiguous lanes that an epoch is cut into; at least the number of workers"
     )
     window: int = Field(256, ge=1, description="samples of a lane that are shuffled among themselves")
     budget: int = Field(
@@ -158,8 +154,7 @@ class PreprocessingConfig(Config):
     """From uint8 pixels to network input: (pixel - mean) * scale, on the device."""
 
     mean: tuple[float, float, float] = Field(
-        (123.0, 117.0, 104.0),
-        description="subtracted from R, G, B (section 5: mean subtraction; the Caffe figures)",
+        (123.0, 117.0, 104.0), description="subtracted from R, G, B (section 5: mean subtraction; the Caffe figures)"
     )
     scale: float = Field(
         1 / 58.0, gt=0, description="multiplies the centred pixels, so that inputs have about unit variance"

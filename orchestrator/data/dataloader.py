@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,9 +30,9 @@ from orchestrator.data.sample_audit import BadEntry, describe_bad_sample
 from orchestrator.data.sampler import EpochOrder, Int64Array, Span
 from orchestrator.data.transforms import pipeline
 from orchestrator.data.transforms.decode import Image, decode_image
-from orchestrator.data.transforms.multi_crop import cut_center_crop
+from orchestrator.data.transforms.multi_crop import ONE_CROP, cut_crops
 from orchestrator.data.transforms.photometric import Draws
-from orchestrator.data.transforms.pipeline import FillImage, MixBatch, Targets
+from orchestrator.data.transforms.pipeline import FillImage, Targets
 
 READY_BATCHES = 3  # batches kept ready; the back-pressure of the producer
 DECODING_BATCHES = 2  # batches being decoded, so that no thread waits for a batch's last image
@@ -58,8 +59,7 @@ class BatchPlan:
     number: Int64Array
     ids: Int64Array
     draws: Draws
-    step: int = 0
-    lanes: Int64Array | None = None  # of each sample, in training
+    mix: Callable[..., Targets] | None = None  # batch transforms
 
 
 class BatchLoader:
@@ -82,7 +82,7 @@ class BatchLoader:
     def describe_decoding(self, seconds: float = 1.0) -> list[str]:
         """Name the samples whose decoding began more than so long ago, the longest first; for any thread."""
         now = time.monotonic()
-        started = sorted(list(self._decoding_since.values()), key=lambda entry: entry[0])
+        started = sorted([*self._decoding_since.values()], key=lambda entry: entry[0])
         return [
             f"sample {sample.key!r} of {sample.source} at byte {sample.offset}, decoded for {now - began:.0f} s"
             for began, sample in started
@@ -98,7 +98,7 @@ class BatchLoader:
         rank: int = 0, workers: int = 1,
     ) -> Iterator[Batch]:  # fmt: skip
         """Yield the rank's part of each global batch of `steps`; ranks together give every position exactly once."""
-        mix = pipeline.build_batch_mixer(config, seed, order.epoch, self._reader.classes)
+        mixer = pipeline.build_batch_mixer(config, seed, order.epoch, self._reader.classes)
 
         def plan_batches() -> Iterator[BatchPlan]:
             for step in steps:
@@ -106,12 +106,13 @@ class BatchLoader:
                 shard, number = order.locate(positions)
                 ids = order.get_sample_ids(shard, number)
                 draws = pipeline.draw_uniforms(seed, order.epoch, ids)
-                yield BatchPlan(shard, number, ids, draws, step, positions % order.lanes)
+                mix = None if mixer is None else partial(mixer, lanes=positions % order.lanes, step=step)
+                yield BatchPlan(shard, number, ids, draws, mix)
 
         spans = sampler.plan_epoch(order, batch_size, steps, rank, workers)
         self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
         fill = pipeline.build_fill(config, seed, order.epoch, self._reader.classes, self._reader.has_verified_images)
-        return self._iter_batches(plan_batches(), spans, steps.start, fill, mix)
+        return self._iter_batches(plan_batches(), spans, steps.start, fill)
 
     def iter_evaluation(
         self, counts: tuple[int, ...], batch_size: int, rank: int = 0, workers: int = 1
@@ -128,9 +129,8 @@ class BatchLoader:
         return self._iter_batches(plan_batches(), spans, 0, _fill_center_crop)
 
     def _iter_batches(
-        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage,
-        mix: MixBatch | None = None,
-    ) -> Iterator[Batch]:  # fmt: skip
+        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage
+    ) -> Iterator[Batch]:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=READY_BATCHES)
         stopped = threading.Event()
 
@@ -144,7 +144,7 @@ class BatchLoader:
 
         def produce() -> None:
             try:
-                for batch in self._decode_batches(plans, spans, step, fill, mix, stopped):
+                for batch in self._decode_batches(plans, spans, step, fill, stopped):
                     put(batch)
                     if stopped.is_set():
                         return
@@ -164,33 +164,30 @@ class BatchLoader:
             producer.join()
 
     def _decode_batches(
-        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, mix: MixBatch | None,
-        stopped: threading.Event,
-    ) -> Iterator[Batch]:  # fmt: skip
+        self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, stopped: threading.Event
+    ) -> Iterator[Batch]:
         """Yield batches in their order, a few of them in flight at the same time."""
         buffers = self._spare.pop() if self._spare else _BufferRing(self._size, self._pin)
         pending: deque[Callable[[], Batch]] = deque()
-        closing = threading.Event()
         with self._reader.open_prefetcher(spans) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, plan in enumerate(plans, step):
                     ahead.advance(number)
                     images = buffers.acquire(len(plan.ids))
-                    pending.append(self._submit_batch(plan, images, ahead, fill, mix, pool, (stopped, closing)))
+                    pending.append(self._submit_batch(plan, images, ahead, fill, pool, stopped))
                     if len(pending) >= DECODING_BATCHES:
                         yield pending.popleft()()
                 while pending:
                     yield pending.popleft()()
             finally:
-                closing.set()  # threads end with the image in hand and wait for no piece that will not be read
-                ahead.cancel()
+                ahead.cancel()  # threads wait for no piece that will not be read
                 pool.shutdown(wait=True, cancel_futures=True)
                 self._spare.append(buffers)
 
     def _submit_batch(
-        self, plan: BatchPlan, images: Tensor, ahead: Prefetcher, fill: FillImage, mix: MixBatch | None,
-        pool: ThreadPoolExecutor, ends: tuple[threading.Event, ...],
+        self, plan: BatchPlan, images: Tensor, ahead: Prefetcher, fill: FillImage, pool: ThreadPoolExecutor,
+        stopped: threading.Event,
     ) -> Callable[[], Batch]:  # fmt: skip
         """Submit a batch's images to the decoding threads; return what waits for them and raises what they raised."""
         samples = len(plan.ids)
@@ -201,7 +198,7 @@ class BatchLoader:
         def decode_rows(start: int) -> None:
             thread = threading.get_ident()
             for row in range(start, min(start + ROWS_PER_TASK, samples)):
-                if any(end.is_set() for end in ends):
+                if stopped.is_set():
                     raise CancelledError
                 id = int(plan.ids[row])
                 sample = ahead.get_sample(int(plan.shard[row]), int(plan.number[row]))
@@ -219,9 +216,7 @@ class BatchLoader:
         def finish() -> Batch:
             for task in tasks:
                 task.result()
-            targets: Int64Array | Targets = labels
-            if mix is not None and plan.lanes is not None:
-                targets = mix(pixels, labels, weights > 0, plan.lanes, plan.step)
+            targets = labels if plan.mix is None else plan.mix(pixels, labels, weights > 0)
             tensors = [torch.from_numpy(array) for array in (targets, weights, plan.ids)]
             entries = tuple(sorted(bad, key=lambda entry: entry.id))
             return Batch(images.permute(0, 3, 1, 2), tensors[0], tensors[1], tensors[2], entries)
@@ -230,7 +225,7 @@ class BatchLoader:
 
 
 def _fill_center_crop(sample: Sample, _id: int, _draws: Draws, out: Image) -> int:
-    cut_center_crop(decode_image(sample.image), out.shape[0], out)
+    cut_crops(decode_image(sample.image), out.shape[0], ONE_CROP, out[None])
     return sample.label
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from orchestrator.config import redaction
 from orchestrator.config.command_line import format_command
@@ -66,13 +68,11 @@ class Sample:
         return int(self.shard_index.labels[self.number])
 
 
-def _read_available_memory() -> int | None:
-    """Return the bytes that are available without swapping; None where the system does not report it."""
-    try:
-        rows = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:")), None)
+def _read_available_memory() -> float:
+    """Return the bytes that are available without swapping; infinity where the system does not report it."""
+    with suppress(OSError, TypeError):
+        return int(re.search(rb"MemAvailable: +(\d+)", Path("/proc/meminfo").read_bytes())[1]) * 1024  # type: ignore[index]
+    return float("inf")
 
 
 class ReadStats(NamedTuple):
@@ -120,7 +120,7 @@ class SampleReader:
         """
         free, total = _read_available_memory(), sum(shard.bytes for shard in self.shards)
         needed = samples * total // max(1, sum(shard.samples for shard in self.shards))
-        if not self.is_local and free is not None and min(needed, total) > free // 2:
+        if not self.is_local and min(needed, total) > free / 2:
             raise DataError(
                 f"order.lanes x order.window: the {samples} samples that a worker holds open are {needed / 2**20:,.0f} "
                 f"MiB of this data, more than half of the {free / 2**20:,.0f} MiB that are free on its node: lower "
@@ -177,7 +177,8 @@ class SampleReader:
 
     def _load_checked(self, shard: int) -> ShardIndex:
         facts = self.shards[shard]
-        labels = (loaded := index.load(self._url, facts)).labels
+        loaded = index.load(self._url, facts)
+        labels = loaded.labels
         if len(labels) != facts.samples:
             raise DataError(f"data: {facts.name}: its index lists {len(labels)} samples, the manifest {facts.samples}")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
@@ -197,7 +198,10 @@ class SampleReader:
                 self._cache.read_into(
                     url, facts.sha256, facts.bytes, start, view, lambda at, part: self._ranges.read_into(url, at, part)
                 )
-                self._warn_disabled_cache(self._cache.disk_error)
+                if self._cache.disk_error is not None and not self._has_warned:
+                    self._has_warned = True  # `train/cache_off` counts it, too
+                    problem = f"the data cache is disabled, storage is read directly: {self._cache.disk_error}"
+                    warnings.warn(problem, stacklevel=2)
             else:
                 if self._cache is not None:
                     self._cache.invalidate_range(url, facts.sha256, start, len(view))
@@ -210,12 +214,6 @@ class SampleReader:
         """Advise the operating system that these bytes of a local tar are read soon."""
         self._ranges.advise(self._tars[shard], start, length)
 
-    def _warn_disabled_cache(self, disk_error: str | None) -> None:
-        """Warn once, in the worker's log, that the cache is disabled; `train/cache_off` counts it."""
-        if disk_error is not None and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(f"the data cache is disabled, storage is read directly: {disk_error}", stacklevel=2)
-
     def _check_size(self, shard: int) -> None:
         """Raise DataError when a tar is missing or not of the size that was packed."""
         try:
@@ -227,20 +225,13 @@ class SampleReader:
         self._size_checked.add(shard)
 
 
+@dataclass(slots=True, eq=False)
 class _Piece:
     """Neighbouring samples of a shard, held in memory while some of them are still to be taken."""
 
-    __slots__ = ("bytes", "data", "left", "ready", "start")
-
-    def __init__(self, expected: int, samples: int) -> None:
-        self.bytes, self.left = expected, samples
-        self.start, self.data = 0, memoryview(b"")
-        self.ready: Future[None] = Future()
-
-    def fail_if_cancelled(self, reading: Future[None]) -> None:
-        """Wake the threads that wait for a piece whose reading was not begun."""
-        if reading.cancelled():
-            self.ready.set_exception(CancelledError())
+    bytes: int
+    left: int  # samples
+    reading: Future[tuple[int, memoryview]]  # byte of the tar where it begins, its data
 
 
 def _allocate_memory(length: int) -> memoryview:
@@ -298,8 +289,8 @@ class Prefetcher:
             view = self._get_buffer(length)
             self._reader.read_into(shard, offset, view)
         else:
-            piece.ready.result()
-            view = piece.data[offset - piece.start : offset - piece.start + length]
+            start, data = piece.reading.result()
+            view = data[offset - start : offset - start + length]
             with self._lock:
                 piece.left -= 1
                 self.held_bytes -= piece.bytes if piece.left == 0 else 0
@@ -331,28 +322,20 @@ class Prefetcher:
 
     def _fetch(self, span: Span, expected: int) -> None:
         pieces = 1 if span.is_single else max(1, -(-expected // PIECE_BYTES))
-        cuts = [len(span.numbers) * each // pieces for each in range(pieces + 1)]
-        for low, high in pairwise(cuts):
-            self._fetch_piece(span.shard, span.numbers[low:high].tolist(), expected // pieces)
+        for numbers in np.array_split(span.numbers, pieces):
+            with self._lock:
+                missing = [number for number in numbers.tolist() if (span.shard, number) not in self._pieces]
+                if missing:
+                    reading = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
+                    piece = _Piece(expected // pieces, len(missing), reading)
+                    self._pieces |= {(span.shard, number): piece for number in missing}
+                    self.held_bytes += piece.bytes
 
-    def _fetch_piece(self, shard: int, numbers: list[int], expected: int) -> None:
-        with self._lock:
-            missing = [number for number in numbers if (shard, number) not in self._pieces]
-            piece = _Piece(expected, len(missing))
-            self._pieces |= {(shard, number): piece for number in missing}
-            self.held_bytes += expected if missing else 0
-        if missing:
-            reading = self._pool.submit(self._read_piece, piece, shard, missing[0], missing[-1])
-            reading.add_done_callback(piece.fail_if_cancelled)
-
-    def _read_piece(self, piece: _Piece, shard: int, first: int, last: int) -> None:
-        try:
-            piece.start, length = self._find_bytes(shard, first, last)
-            piece.data = _allocate_memory(length)
-            self._reader.read_into(shard, piece.start, piece.data)
-            piece.ready.set_result(None)
-        except BaseException as error:
-            piece.ready.set_exception(error)
+    def _read_piece(self, shard: int, first: int, last: int) -> tuple[int, memoryview]:
+        start, length = self._find_bytes(shard, first, last)
+        data = _allocate_memory(length)
+        self._reader.read_into(shard, start, data)
+        return start, data
 
     def _advise_span(self, span: Span) -> None:
         # Advice only: what is wrong with the shard is raised when a sample of it is read.

@@ -232,11 +232,8 @@ class NIN(Network):
 class LeNet5(Network):
     """LeNet-5 (LeCun, Bottou, Bengio and Haffner, Proceedings of the IEEE 1998, section II.B) in its common form.
 
-    61,706 parameters at 32 px and 10 classes. No dropout, which is younger.
-
-    As in the original: greyscale input, 5x5 convolutions without padding, mean pools, tanh. Unlike it, as is common:
-    C3 sees all six maps of S2, pools have no weights of their own, and a linear layer with softmax stands in for
-    the radial basis functions.
+    61,706 parameters at 32 px and 10 classes. Unlike in the original, as is common, C3 sees all six maps of S2, pools
+    have no weights of their own, and a linear layer with softmax stands in for the radial basis functions.
     """
 
     gain: ClassVar[float] = 1.0  # tanh keeps the variance of small signals

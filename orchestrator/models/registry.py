@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from orchestrator.config.plugins import load_plugin, register
+from orchestrator.config.plugins import load_plugin
 from orchestrator.models import baselines
 from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig, ModelPlugin
 from orchestrator.models.googlenet import GoogLeNet
@@ -17,12 +17,6 @@ from orchestrator.models.plugin_model import PluginNetwork, fork_torch_rng
 __all__ = ["baselines", "create_model", "create_uninitialized_model"]
 
 
-@register("model", "googlenet")
-def build_googlenet(num_classes: int, **fields: object) -> Network:
-    """Build GoogLeNet from the fields of its config."""
-    return GoogLeNet(GoogLeNetConfig.from_dict(fields), num_classes)
-
-
 def create_uninitialized_model(config: AnyModelConfig, classes: int) -> Network:
     """Build the network, its weights as torch makes them.
 
@@ -30,8 +24,9 @@ def create_uninitialized_model(config: AnyModelConfig, classes: int) -> Network:
     """
     if isinstance(config, ModelPlugin):
         return PluginNetwork(config, classes)
-    build = load_plugin("model", config.kind)
-    network: Network = build(num_classes=classes, **config.model_dump(exclude={"kind"}))
+    if isinstance(config, GoogLeNetConfig):
+        return GoogLeNet(config, classes)
+    network: Network = load_plugin("model", config.kind)(num_classes=classes, **config.model_dump(exclude={"kind"}))
     return network
 
 

@@ -19,7 +19,7 @@ from orchestrator.data.dataloader import DECODING_BATCHES, READY_BATCHES, Batch,
 from orchestrator.data.dataset import Prefetcher, SampleReader
 from orchestrator.data.transforms import random_resized_crop
 from orchestrator.data.transforms.decode import Image, decode_image, decode_top_rows
-from orchestrator.data.transforms.multi_crop import cut_center_crop
+from orchestrator.data.transforms.multi_crop import ONE_CROP, cut_crops
 from tests.support import tiny_shards
 from tests.support.tiny_shards import counts, kept, loader, order, training
 
@@ -125,7 +125,7 @@ def test_evaluation_sees_each_sample_exactly_once(packed: Path, workers: int) ->
     assert list(sorted(seen)) == list(range(13))
     for one, sample in enumerate(tiny_shards.samples(13)):
         wanted = np.empty((16, 16, 3), dtype=np.uint8)
-        cut_center_crop(decode_image(sample.image), 16, wanted)
+        cut_crops(decode_image(sample.image), 16, ONE_CROP, wanted[None])
         assert seen[one] == (torch.from_numpy(wanted).permute(2, 0, 1).numpy().tobytes(), sample.label, 1.0)
 
 

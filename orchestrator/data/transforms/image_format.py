@@ -25,10 +25,9 @@ UnsupportedFormat = Literal["heic", "avif", "jpeg-xl", "jpeg-2000", "psd", "svg"
 DECODABLE_FORMATS: tuple[DecodableFormat, ...] = get_args(DecodableFormat)
 UNSUPPORTED_FORMATS: tuple[UnsupportedFormat, ...] = get_args(UnsupportedFormat)
 FORMAT_NAMES: dict[str, str] = {
-    "jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "heic": "HEIC",
-    "avif": "AVIF", "jpeg-xl": "JPEG XL", "jpeg-2000": "JPEG 2000", "psd": "Photoshop (PSD)", "svg": "SVG",
-    "pdf": "PDF",
-}  # fmt: skip
+    name: name.upper().replace("-", " ") for name in DECODABLE_FORMATS + UNSUPPORTED_FORMATS
+}
+FORMAT_NAMES |= {"webp": "WebP", "psd": "Photoshop (PSD)"}
 # Extensions of files of formats that are not decoded.
 UNSUPPORTED_EXTENSIONS: dict[str, UnsupportedFormat] = {
     "heic": "heic", "heif": "heic", "hif": "heic", "avif": "avif", "jxl": "jpeg-xl", "jp2": "jpeg-2000",
@@ -42,7 +41,6 @@ _SIGNATURES: tuple[tuple[bytes, DecodableFormat | UnsupportedFormat], ...] = (
     (b"\0\0\0\x0cjP  ", "jpeg-2000"), (b"\xff\x4f\xff\x51", "jpeg-2000"), (b"8BPS", "psd"), (b"<svg", "svg"),
     (b"%PDF", "pdf"),
 )  # fmt: skip
-_AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
@@ -53,7 +51,7 @@ def identify_format(data: EncodedImage) -> DecodableFormat | UnsupportedFormat |
         return "webp"
     if begin[4:8] == b"ftyp":
         brand = begin[8:12]
-        return "avif" if brand in _AVIF_BRANDS else "heic" if brand in _HEIC_BRANDS else None
+        return "avif" if brand in (b"avif", b"avis") else "heic" if brand in _HEIC_BRANDS else None
     return next((name for first, name in _SIGNATURES if begin.startswith(first)), None)
 
 

@@ -84,11 +84,6 @@ def cut_crops(image: Image, size: int, crops: Sequence[int], out: Image) -> None
             row[:] = view if side == size else resize_image(view, (size, size))
 
 
-def cut_center_crop(image: Image, size: int, out: Image) -> None:
-    """Write the single centre crop into `out` (size x size x 3 uint8)."""
-    cut_crops(image, size, ONE_CROP, out[None])
-
-
 def resize_image(image: Image, size: tuple[int, int]) -> Image:
     """Return `image` at (width, height): pixel areas when it shrinks (no aliasing), bilinear when it grows."""
     method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_LINEAR

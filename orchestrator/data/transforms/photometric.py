@@ -3,9 +3,8 @@
 After Howard (arXiv 1312.5402): brightness, contrast and saturation are scaled by random factors in random order, as
 PIL's ImageEnhance does; then lighting noise after Krizhevsky 2012 (section 4.1) shifts all pixels by one colour.
 
-Each scaling is affine in a pixel and its grey: p -> scale * p + greying * grey(p) + shift. Without the clipping to
-0 .. 255 their order would not matter, and one pass over the pixels would do. A factor of at most 1 leaves nothing to
-clip, so only a larger one is applied immediately; the others are composed with what follows.
+Each scaling is affine in a pixel and its gray: p -> scale * p + graying * gray(p) + shift. A factor of at most 1 leaves
+nothing to clip to 0 .. 255, so only a larger one is applied immediately; the others are composed with what follows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Transforms of training samples and batches, built in and one's own.
 
 A sample transform is called as WebDataset's map() has it: a dict in, a dict out. The built-in ones are `decode`,
-`crop`, `photometric` and `rand_augment`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no
-more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args;
+`crop` and `photometric`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no more than the crop
+needs. One's own is a function, called with the dict and its args, or a class, created with its args;
 with a parameter `augmentation` it is given the AugmentationConfig. The dict has
 
 - `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
@@ -29,8 +29,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL import ImageEnhance, ImageOps
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, load_plugin, register
@@ -225,73 +223,12 @@ def crop_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dic
 @register("transform", "photometric")
 def distort_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
     """Distort brightness, contrast, saturation and lighting of a copy: another transform may have kept the image."""
-    image = _require_rgb(sample["image"]).copy()
-    photometric.distort_image(image, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
-    return sample | {"image": image}
-
-
-def _require_rgb(image: object) -> Image:
+    image = sample["image"]
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
-    return image
-
-
-# (image, strength in 0 .. 1, sign) -> image, with the ranges that torchvision has.
-Operation = Callable[[Pillow.Image, float, int], Pillow.Image]
-
-
-def _shift(image: Pillow.Image, matrix: tuple[float, ...]) -> Pillow.Image:
-    return image.transform(image.size, Pillow.Transform.AFFINE, matrix, Pillow.Resampling.NEAREST)
-
-
-def _enhance(kind: Callable[[Pillow.Image], Any]) -> Operation:
-    return lambda image, strength, sign: kind(image).enhance(1 + sign * 0.9 * strength)
-
-
-OPERATIONS: dict[str, Operation] = {
-    "identity": lambda image, strength, sign: image,
-    "shear_x": lambda image, strength, sign: _shift(image, (1, sign * 0.3 * strength, 0, 0, 1, 0)),
-    "shear_y": lambda image, strength, sign: _shift(image, (1, 0, 0, sign * 0.3 * strength, 1, 0)),
-    "translate_x": lambda image, strength, sign: _shift(image, (1, 0, sign * 0.45 * strength * image.width, 0, 1, 0)),
-    "translate_y": lambda image, strength, sign: _shift(image, (1, 0, 0, 0, 1, sign * 0.45 * strength * image.height)),
-    "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength),
-    "brightness": _enhance(ImageEnhance.Brightness),
-    "color": _enhance(ImageEnhance.Color),
-    "contrast": _enhance(ImageEnhance.Contrast),
-    "sharpness": _enhance(ImageEnhance.Sharpness),
-    "posterize": lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
-    "solarize": lambda image, strength, sign: ImageOps.solarize(image, round(255 * (1 - strength))),
-    "autocontrast": lambda image, strength, sign: ImageOps.autocontrast(image),
-    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
-}
-
-
-@register("transform", "rand_augment")
-class RandAugment:
-    """RandAugment (arXiv 1909.13719): `num_ops` random ones of OPERATIONS at `magnitude` of `num_magnitudes`."""
-
-    def __init__(
-        self, num_ops: int = 2, magnitude: int = 9, num_magnitudes: int = 31, operations: list[str] | None = None
-    ) -> None:
-        self._operations = [*OPERATIONS] if operations is None else operations
-        if unknown := [name for name in self._operations if name not in OPERATIONS]:
-            raise ValueError(f"operations must be of {', '.join(OPERATIONS)}, got {unknown[0]!r}")
-        if num_ops < 1 or not self._operations or not 0 <= magnitude < num_magnitudes or num_magnitudes < 2:
-            raise ValueError(
-                f"num_ops must be >= 1 and magnitude in 0 .. num_magnitudes - 1, got {num_ops}, {magnitude} of "
-                f"{num_magnitudes}"
-            )
-        self._num_ops, self._strength = num_ops, magnitude / (num_magnitudes - 1)
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Distort the image, H x W x 3 uint8."""
-        generator = np.random.default_rng(sample["__seed__"])
-        image = Pillow.fromarray(_require_rgb(sample["image"]))
-        for _ in range(self._num_ops):
-            name = self._operations[generator.integers(len(self._operations))]
-            sign = 1 if generator.random() < 0.5 else -1
-            image = OPERATIONS[name](image, self._strength, sign)
-        return sample | {"image": np.array(image, dtype=np.uint8)}
+    distorted = image.copy()
+    photometric.distort_image(distorted, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
+    return sample | {"image": distorted}
 
 
 @dataclass

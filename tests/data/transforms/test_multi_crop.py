@@ -117,7 +117,7 @@ def test_crops_equal_independently_cut_ones(width: int, height: int, size: int) 
     assert np.array_equal(both[list(multi_crop.TEN_CROPS)], np.stack([*ten, *(view[:, ::-1] for view in ten)]))
     assert np.array_equal(both[list(multi_crop.ONE_CROP)], ten[4][None])
     one = np.empty((size, size, 3), dtype=np.uint8)
-    multi_crop.cut_center_crop(image, size, one)
+    multi_crop.cut_crops(image, size, multi_crop.ONE_CROP, one[None])
     assert np.array_equal(one, ten[4])
     # And one far from these: the last scale's last square, whole.
     last = square_at(image, compute_scale_sides(size)[3], 2)

@@ -187,8 +187,12 @@ def test_photometric_before_decode_is_refused(packed: Path) -> None:
         ("my_stages:number", r"transform 'my_stages:number' must be callable, got int"),
         ("no_such_module:f", r"transform 'no_such_module:f': no module no_such_module"),
         ("flip", r"transform 'flip' is unknown: must be a built-in name"),
+        (
+            {"kind": "examples.own_transform:erase", "args": {"strength": 1}},
+            "does not take a sample and these arguments",
+        ),
     ],
 )
-def test_a_stage_that_fails_is_named(packed: Path, stage: str, said: str) -> None:
+def test_a_stage_that_fails_is_named(packed: Path, stage: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         batches(packed, "decode", "crop", stage)
