@@ -48,8 +48,7 @@ Images = NDArray[np.uint8]  # N x S x S x 3
 Targets = NDArray[np.float32]  # N x classes, rows that sum to 1
 # A batch transform: (images, targets, row of each sample's partner, generator) -> images, targets.
 BatchTransform = Callable[[Images, Targets, Int64Array, np.random.Generator], tuple[Images, Targets]]
-# (images, labels, is good, lanes, step) -> targets
-MixBatch = Callable[[Images, Int64Array, NDArray[np.bool_], Int64Array, int], Targets]
+MixBatch = Callable[..., Targets]  # as build_batch_mixer's
 
 _FUSIBLE_STAGES = (("decode", "crop"), ("decode", "crop", "photometric"))
 _CROP_DRAWS, _PHOTOMETRIC_DRAWS = slice(random_resized_crop.DRAWS), slice(random_resized_crop.DRAWS, None)
@@ -146,14 +145,13 @@ def _create_stage(
     try:
         loaded = load_plugin("transform", kind)
         given = {"augmentation": config} if _takes_augmentation(loaded) else {}
+        transform, keywords = loaded, given | args
         if isinstance(loaded, type):
-            transform = create_plugin("transform", kind, args, **given)
-        else:
-            transform = partial(loaded, **(given | args)) if given or args else loaded
-        _check_callable(transform, kind, parameters)
+            transform, keywords = create_plugin("transform", kind, args, **given), {}
+        _check_callable(transform, kind, parameters, keywords)
     except ConfigError as error:
         raise DataError(f"augmentation.{field}: {error}") from None
-    return kind, transform
+    return kind, partial(transform, **keywords) if keywords else transform
 
 
 def _takes_augmentation(loaded: Any) -> bool:
@@ -163,11 +161,11 @@ def _takes_augmentation(loaded: Any) -> bool:
         return False
 
 
-def _check_callable(transform: Any, kind: str, parameters: int) -> None:
+def _check_callable(transform: Any, kind: str, parameters: int, keywords: dict[str, Any]) -> None:
     if not callable(transform):
         raise ConfigError(f"transform {kind!r} must be callable, got {type(transform).__name__}")
     try:
-        inspect.signature(transform).bind(*range(parameters))
+        inspect.signature(transform).bind(*range(parameters), **keywords)
     except TypeError as error:
         what = "a sample" if parameters == 1 else "images, targets, partners and a generator"
         raise ConfigError(f"transform {kind!r} does not take {what} and these arguments: {error}") from None
