@@ -63,7 +63,7 @@ class EpochOrder:
     def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return shard and number within the shard of the samples at these positions (each like `positions`)."""
         lane, step = positions % self.lanes, positions // self.lanes
-        sequence = self._lane_start(lane) + self._shuffle_in_lane(lane, step)  # in the order of the shards
+        sequence = self._lane_starts[lane] + self._shuffle_in_lane(lane, step)  # in the order of the shards
         slot = np.searchsorted(self._shard_ends, sequence, side="right")
         shard = self.shard_order[slot]
         return shard, sequence - (self._shard_ends[slot] - self._counts[shard])
@@ -72,13 +72,27 @@ class EpochOrder:
         """Return sample ids (whole numbers, the same in every epoch) of located samples."""
         return np.asarray(self._starts_by_shard[shard] + number, dtype=np.int64)
 
-    def _lane_start(self, lane: Int64Array) -> Int64Array:
+    @cached_property
+    def _lane_starts(self) -> Int64Array:
+        """Of each lane where it begins in the order of the shards, and where the last one ends."""
         short, longer = divmod(self.samples, self.lanes)
-        return np.asarray(lane * short + np.minimum(lane, longer), dtype=np.int64)
+        lanes = np.arange(self.lanes + 1, dtype=np.int64)
+        return lanes * short + np.minimum(lanes, longer)
+
+    @cached_property
+    def _first_windows(self) -> Int64Array:
+        """Samples of each lane's first window: lanes that have several take turns to open the next one."""
+        spread = 1 + np.arange(self.lanes, dtype=np.int64) * self.window // self.lanes
+        return np.where(np.diff(self._lane_starts) > self.window, spread, self.window)
+
+    @cached_property
+    def _open_windows(self) -> tuple[Int64Array, Int64Array]:
+        """Of each lane the window that was last asked for: its number and its shuffle, lanes x window numbers."""
+        return np.full(self.lanes, -1, dtype=np.int64), np.zeros((self.lanes, self.window), dtype=np.int64)
 
     def _shuffle_in_lane(self, lane: Int64Array, step: Int64Array) -> Int64Array:
         """Return where in its lane the step-th sample lies: a permutation within each window."""
-        first = self._first_window_length(lane)
+        first = self._first_windows[lane]
         block = np.where(step < first, 0, 1 + (step - first) // self.window)
         start = np.where(block == 0, 0, first + (block - 1) * self.window)
         blocks, windows = self._open_windows
@@ -89,30 +103,27 @@ class EpochOrder:
             now = left[is_open]
             result[now] = start[now] + windows[lane[now], (step - start)[now]]
             left = left[~is_open]
-            for row in self._find_first_blocks(lane[left], block[left]).tolist():
-                self._shuffle_window(int(lane[left[row]]), int(block[left[row]]))
+            left = left[np.lexsort((block[left], lane[left]))]
+            for row in left[np.flatnonzero(np.diff(lane[left], prepend=-1))].tolist():  # of each lane its next block
+                self._shuffle_window(int(lane[row]), int(block[row]), int(start[row]))
         return result
 
-    @staticmethod
-    def _find_first_blocks(lane: Int64Array, block: Int64Array) -> Int64Array:
-        """Return of each lane the row of its first block."""
-        by_lane = np.lexsort((block, lane))
-        return by_lane[np.flatnonzero(np.diff(lane[by_lane], prepend=-1))]
-
-    def _first_window_length(self, lane: Int64Array) -> Int64Array:
-        """Return the samples of a lane's first window: lanes that have several take turns to open the next one."""
-        spread = 1 + np.asarray(lane, dtype=np.int64) * self.window // self.lanes
-        return np.where(self._lane_lengths(lane) > self.window, spread, self.window)
+    def _shuffle_window(self, lane: int, block: int, start: int) -> None:
+        begin, end = self.find_window(lane, start)
+        blocks, windows = self._open_windows
+        key = rng.derive_key(self.seed, "window", self.epoch, lane, block)
+        windows[lane, : end - begin] = rng.permutation(key, end - begin)
+        blocks[lane] = block
 
     def find_window(self, lane: int, step: int) -> tuple[int, int]:
         """Return where in the lane the window that holds its step-th sample begins and ends."""
-        first, length = (int(measure(np.asarray(lane))) for measure in (self._first_window_length, self._lane_lengths))
+        first, lane_start, lane_end = (int(n) for n in (self._first_windows[lane], *self._lane_starts[lane : lane + 2]))
         start = 0 if step < first else first + (step - first) // self.window * self.window
-        return start, min(first if start == 0 else start + self.window, length)
+        return start, min(first if start == 0 else start + self.window, lane_end - lane_start)
 
     def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, Int64Array]]:
         """Return samples start .. end - 1 of a lane, as they lie: (shard, ascending numbers) of each stretch."""
-        at, stop = (int(self._lane_start(np.asarray(lane))) + offset for offset in (start, end))
+        at, stop = (int(self._lane_starts[lane]) + offset for offset in (start, end))
         spans = []
         while at < stop:
             slot = int(np.searchsorted(self._shard_ends, at, side="right"))
@@ -122,24 +133,6 @@ class EpochOrder:
             spans.append((shard, np.arange(at - begins, past - begins, dtype=np.int64)))
             at = past
         return spans
-
-    @cached_property
-    def _open_windows(self) -> tuple[Int64Array, Int64Array]:
-        """Of each lane the window that was last asked for: its number and its shuffle, lanes x window numbers."""
-        return np.full(self.lanes, -1, dtype=np.int64), np.zeros((self.lanes, self.window), dtype=np.int64)
-
-    def _shuffle_window(self, lane: int, block: int) -> None:
-        """Shuffle a lane's window, shorter at the lane's end."""
-        first = int(self._first_window_length(np.asarray(lane)))
-        begin, end = self.find_window(lane, 0 if block == 0 else first + (block - 1) * self.window)
-        key = rng.derive_key(self.seed, "window", self.epoch, lane, block)
-        blocks, windows = self._open_windows
-        windows[lane, : end - begin] = rng.permutation(key, end - begin)
-        blocks[lane] = block
-
-    def _lane_lengths(self, lane: Int64Array) -> Int64Array:
-        short, longer = divmod(self.samples, self.lanes)
-        return np.asarray(short + (lane < longer), dtype=np.int64)
 
 
 def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Int64Array:
