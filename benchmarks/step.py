@@ -97,7 +97,7 @@ class Plain(nn.Module):
             else:
                 widened = scale_row(row, config.width)
                 self.stages[row.name] = _Inception(channels, widened)
-                channels = widened.filters
+                channels = widened.conv1 + widened.conv3 + widened.conv5 + widened.pool_proj
             if config.lrn and row.name in googlenet.LRN_AFTER:
                 self.norms[row.name] = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
             if row.name in googlenet.AUX_AFTER:

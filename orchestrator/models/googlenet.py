@@ -6,6 +6,7 @@ Everything about the network's shape is derived from the rows of TABLE_1.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -44,11 +45,6 @@ class InceptionRow(NamedTuple):
     conv5: int
     pool_proj: int
 
-    @property
-    def filters(self) -> int:
-        """Channels of the concatenated output."""
-        return self.conv1 + self.conv3 + self.conv5 + self.pool_proj
-
 
 TableRow = ConvolutionRow | MaxPoolRow | InceptionRow
 
@@ -81,42 +77,27 @@ AUX_FILTERS = 128
 AUX_HIDDEN = 1024
 
 
-class InceptionReduced(nn.Module):
-    """Figure 2b: 1x1, 1x1 -> 3x3, 1x1 -> 5x5 and 3x3 pool -> 1x1, concatenated over channels."""
+class Inception(nn.Module):
+    """Figure 2b: 1x1, 1x1 -> 3x3, 1x1 -> 5x5 and 3x3 pool -> 1x1, concatenated over channels.
 
-    def __init__(self, inputs: int, row: InceptionRow) -> None:
+    naive: Figure 2a, the ablation: no 1x1 in front of the others or behind the pool, so channels only ever grow.
+    """
+
+    def __init__(self, inputs: int, row: InceptionRow, naive: bool = False) -> None:
         super().__init__()
+        reduce3, reduce5, pool_proj = (inputs,) * 3 if naive else (row.reduce3, row.reduce5, row.pool_proj)
         self.conv1 = ConvReLU(inputs, row.conv1, 1)
-        self.reduce3 = ConvReLU(inputs, row.reduce3, 1)
-        self.conv3 = ConvReLU(row.reduce3, row.conv3, 3)
-        self.reduce5 = ConvReLU(inputs, row.reduce5, 1)
-        self.conv5 = ConvReLU(row.reduce5, row.conv5, 5)
-        self.pool_proj = ConvReLU(inputs, row.pool_proj, 1)
-        self.filters = row.filters
+        self.reduce3 = nn.Identity() if naive else ConvReLU(inputs, reduce3, 1)
+        self.conv3 = ConvReLU(reduce3, row.conv3, 3)
+        self.reduce5 = nn.Identity() if naive else ConvReLU(inputs, reduce5, 1)
+        self.conv5 = ConvReLU(reduce5, row.conv5, 5)
+        self.pool_proj = nn.Identity() if naive else ConvReLU(inputs, pool_proj, 1)
+        self.filters = row.conv1 + row.conv3 + row.conv5 + pool_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """Return N x filters x H x W for N x inputs x H x W."""
-        pooled = functional.max_pool2d(x, 3, stride=1, padding=1)
-        return torch.cat(
-            (self.conv1(x), self.conv3(self.reduce3(x)), self.conv5(self.reduce5(x)), self.pool_proj(pooled)),
-            dim=1,
-        )
-
-
-class InceptionNaive(nn.Module):
-    """Figure 2a, the ablation: no reductions, and the pooled input itself goes to the output."""
-
-    def __init__(self, inputs: int, row: InceptionRow) -> None:
-        super().__init__()
-        self.conv1 = ConvReLU(inputs, row.conv1, 1)
-        self.conv3 = ConvReLU(inputs, row.conv3, 3)
-        self.conv5 = ConvReLU(inputs, row.conv5, 5)
-        self.filters = row.conv1 + row.conv3 + row.conv5 + inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return N x (filters + inputs) x H x W for N x inputs x H x W: channels only ever grow (section 4)."""
-        pooled = functional.max_pool2d(x, 3, stride=1, padding=1)
-        return torch.cat((self.conv1(x), self.conv3(x), self.conv5(x), pooled), dim=1)
+        pooled = self.pool_proj(functional.max_pool2d(x, 3, stride=1, padding=1))
+        return torch.cat((self.conv1(x), self.conv3(self.reduce3(x)), self.conv5(self.reduce5(x)), pooled), dim=1)
 
 
 class AuxiliaryHead(nn.Module):
@@ -212,13 +193,12 @@ def _build_stage(row: TableRow, channels: int, side: int, config: GoogLeNetConfi
         filters = scale_filters(row.filters, config.width)
         after = math.ceil(side / row.stride)
         if row.reduce == 0:
-            make_conv = SeparableConvReLU if config.stem == "separable" else ConvReLU
-            return make_conv(channels, filters, row.kernel, row.stride), filters, after
+            build_conv = build_separable_conv if config.stem == "separable" else ConvReLU
+            return build_conv(channels, filters, row.kernel, row.stride), filters, after
         reduce = scale_filters(row.reduce, config.width)
         pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))
         return nn.Sequential(*pair), filters, after
-    make = InceptionReduced if config.module == "reduced" else InceptionNaive
-    module = make(channels, scale_row(row, config.width))
+    module = Inception(channels, scale_row(row, config.width), naive=config.module == "naive")
     return module, module.filters, side
 
 
@@ -234,20 +214,12 @@ DEPTH_MULTIPLIER = 8
 BATCH_NORM_EPSILON = 1e-3
 
 
-class SeparableConvReLU(nn.Module):
-    """A depthwise k x k convolution without bias or ReLU, then 1x1 with both."""
-
-    def __init__(self, inputs: int, filters: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        # Never more maps in between than come out, for narrow networks.
-        maps = inputs * max(1, min(DEPTH_MULTIPLIER, filters // inputs))
-        self.depthwise = nn.Conv2d(inputs, maps, kernel, stride, padding=kernel // 2, groups=inputs, bias=False)
-        self.pointwise = ConvReLU(maps, filters, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W."""
-        out: Tensor = self.pointwise(self.depthwise(x))
-        return out
+def build_separable_conv(inputs: int, filters: int, kernel: int, stride: int) -> nn.Module:
+    """Build a depthwise k x k convolution without bias or ReLU, then 1x1 with both."""
+    # Never more maps in between than come out, for narrow networks.
+    maps = inputs * max(1, min(DEPTH_MULTIPLIER, filters // inputs))
+    depthwise = nn.Conv2d(inputs, maps, kernel, stride, padding=kernel // 2, groups=inputs, bias=False)
+    return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=ConvReLU(maps, filters, 1)))
 
 
 class ConvNormReLU(nn.Module):
@@ -255,9 +227,8 @@ class ConvNormReLU(nn.Module):
 
     def __init__(self, plain: ConvReLU) -> None:
         super().__init__()
-        conv = plain.conv
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
-        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        conv, kernel = plain.conv, plain.conv.kernel_size[0]
+        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, conv.stride[0], kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(conv.out_channels, eps=BATCH_NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:

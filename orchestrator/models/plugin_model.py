@@ -64,8 +64,12 @@ def fork_torch_rng(seed: int) -> Iterator[None]:
 @lru_cache(maxsize=256)
 def has_batch_norm(config: ModelPlugin) -> bool:
     """Return whether a plug-in has batch norms. Raises ConfigError when it cannot be built."""
+    return _build_seeded(config, _TRIAL_CLASSES).has_batch_norm
+
+
+def _build_seeded(config: ModelPlugin, num_classes: int) -> PluginNetwork:
     with fork_torch_rng(0):
-        return PluginNetwork(config, _TRIAL_CLASSES).has_batch_norm
+        return PluginNetwork(config, num_classes)
 
 
 @lru_cache(maxsize=256)
@@ -76,14 +80,11 @@ def check_model(config: ModelPlugin, num_classes: int) -> None:
     from anything but torch's seeded generators.
     """
     label = f"model {config.kind!r}"
-    networks = []
-    for _ in range(2):
-        with fork_torch_rng(0):
-            networks.append(PluginNetwork(config, num_classes))
-    model, twin = networks
+    model, twin = (_build_seeded(config, num_classes) for _ in range(2))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     fixed = "draw random numbers from torch's global generator only, which is seeded"
-    if not _are_equal(state, twin.state_dict()):
+    same = twin.state_dict()
+    if same.keys() != state.keys() or not all(torch.equal(value, same[name]) for name, value in state.items()):
         raise ConfigError(f"{label}: initial weights differ between two networks made from the same seed; {fixed}")
     side = config.image_size
     images = torch.randn(_TRIAL_IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -119,7 +120,3 @@ def _run_forward(model: PluginNetwork, images: Tensor, num_classes: int, label: 
         shape = f"{output.dtype} {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ConfigError(f"{label} must return float logits of shape {expected} (N x classes), got {shape}")
     return output
-
-
-def _are_equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return state.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in state.items())

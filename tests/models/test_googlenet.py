@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from orchestrator.models import googlenet
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import GoogLeNet, InceptionReduced, scale_filters
+from orchestrator.models.googlenet import GoogLeNet, Inception, scale_filters
 from orchestrator.models.registry import create_model
 
 # Section 5, Table 1: output sizes, H x W x C.
@@ -197,7 +197,7 @@ def test_one_class_is_refused() -> None:
 
 def test_branches_are_concatenated_in_the_order_of_table_1() -> None:
     # Weights of other implementations carry over only so: 1x1, 3x3, 5x5, pool projection.
-    module = InceptionReduced(6, googlenet.InceptionRow("x", 1, 2, 2, 1, 3, 4))
+    module = Inception(6, googlenet.InceptionRow("x", 1, 2, 2, 1, 3, 4))
     x = torch.randn(1, 6, 5, 5, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         branches = (

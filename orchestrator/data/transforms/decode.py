@@ -147,7 +147,8 @@ def decode_image(data: EncodedImage) -> Image:
         pixels = np.empty((head.height, head.width, channels), dtype=np.uint8)
         if _decode_jpeg(data, head.segments, pixels):
             return pixels if channels == 3 else _convert_cmyk(pixels)
-    return _decode_png(data) if head.format == "png" else _decode_with_pillow(data, head)
+    rgb, alpha = _decode_layers(data, head)
+    return rgb if alpha is None else _composite_on_background(rgb, alpha)
 
 
 @_wrap_errors()
@@ -192,15 +193,11 @@ def decode_top_rows(
 @_wrap_errors()
 def is_transparent(data: EncodedImage) -> bool:
     """Return whether a pixel of an image is not opaque. Raises BadSampleError as `decode_image` does."""
-    kind = identify_format(data)
-    if kind == "jpeg":
+    head = read_header(data)
+    if head.format == "jpeg" or (head.format == "png" and not image_format.read_png(data).has_alpha):
         return False
-    if kind == "png":
-        png = image_format.read_png(data)
-        _check_size(png.width, png.height)
-        return png.has_alpha and bool((_decode_bgra(png)[:, :, 3] < 255).any())
-    with _open_with_pillow(data, read_header(data).format) as image:
-        return image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[:, :, 3] < 255).any())
+    _, alpha = _decode_layers(data, head)
+    return alpha is not None and bool((alpha < 255).any())
 
 
 def _decode_jpeg(data: EncodedImage, segments: JpegSegments, pixels: Image, fast: bool = False) -> bool:
@@ -266,16 +263,24 @@ def _convert_cmyk(pixels: Image) -> Image:
     return rgb
 
 
-def _decode_with_pillow(data: EncodedImage, head: ImageHeader) -> Image:
+def _decode_layers(data: EncodedImage, head: ImageHeader) -> tuple[Image, Image | None]:
+    """Return RGB and alpha of an image, by OpenCV or Pillow; None when it has no alpha."""
+    if head.format == "png":
+        png = image_format.read_png(data)
+        image_format.check_surplus(png)
+        if not png.has_alpha:
+            return _decode_with_opencv(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), None
+        bgra = _decode_bgra(png)
+        return bgra[:, :, 2::-1], bgra[:, :, 3]
     with _open_with_pillow(data, head.format) as image:
         if image.size != (head.width, head.height):
             raise BadSampleError(
                 f"broken image: {head.width} x {head.height} pixels by its header, {image.size} in all"
             )
         if not image.has_transparency_data:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert("RGB")), None
         rgba = np.asarray(image.convert("RGBA"))
-    return _composite_on_background(rgba[:, :, :3], rgba[:, :, 3])
+    return rgba[:, :, :3], rgba[:, :, 3]
 
 
 def _open_with_pillow(data: EncodedImage, kind: str) -> Pillow.Image:
@@ -285,24 +290,16 @@ def _open_with_pillow(data: EncodedImage, kind: str) -> Pillow.Image:
         image = Pillow.open(io.BytesIO(data), formats=(name.upper(),))
     except OSError:
         raise BadSampleError(f"broken {name}: its header cannot be read") from None
+    problem = ""
     if image.mode not in _PLAIN_MODES:
-        raise BadSampleError(f"{name} of kind {image.mode!r}, not of 8 bits a channel: convert it to JPEG or PNG")
-    if kind == "bmp" and image.info.get("compression") not in (0, 3):  # others are unpacked in Python
-        raise BadSampleError("BMP with compression: save it without, or convert it to PNG")
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and int(image.tag_v2.get(254, 0)) & _REDUCED_COPY:
-        raise BadSampleError(
-            "TIFF that begins with a reduced copy, as cameras' raw files do: convert it to JPEG or PNG"
-        )
+        problem = f"of kind {image.mode!r}, not of 8 bits a channel"
+    elif kind == "bmp" and image.info.get("compression") not in (0, 3):  # others are unpacked in Python
+        problem = "with compression"
+    elif isinstance(image, TiffImagePlugin.TiffImageFile) and int(image.tag_v2.get(254, 0)) & _REDUCED_COPY:
+        problem = "that begins with a reduced copy, as cameras' raw files do"
+    if problem:
+        raise BadSampleError(f"{name} {problem}: convert it to JPEG or PNG")
     return image
-
-
-def _decode_png(data: EncodedImage) -> Image:
-    png = image_format.read_png(data)
-    image_format.check_surplus(png)
-    if png.has_alpha:
-        pixels = _decode_bgra(png)
-        return _composite_on_background(pixels[:, :, 2::-1], pixels[:, :, 3])
-    return _decode_with_opencv(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _decode_with_opencv(png: PngInfo, flags: int) -> NDArray[Any]:
