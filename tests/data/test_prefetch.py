@@ -1,4 +1,4 @@
-"""Reading ahead from a remote place: the same bytes, bounded memory, and whatever fails is told."""
+"""Reading ahead from a remote place: the same bytes, bounded memory, and one clear error for each failure."""
 
 import time
 from collections.abc import Iterator

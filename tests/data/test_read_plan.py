@@ -1,4 +1,4 @@
-"""What is read ahead: all that a rank will be given, nothing twice, in the order of first need."""
+"""Plans of what to read ahead: all that a rank needs, nothing twice, in the order of first need."""
 
 import numpy as np
 from hypothesis import given

@@ -168,7 +168,7 @@ def test_what_was_planned_was_delivered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"samples": 40}, "8 samples were never delivered"),
         ({"samples": 49}, "1 samples were delivered too often"),
@@ -177,10 +177,10 @@ def test_what_was_planned_was_delivered() -> None:
         ({"bad": (50,)}, "none of the split's 50"),
     ],
 )
-def test_anything_else_is_told(change: dict[str, object], told: str) -> None:
+def test_any_other_delivery_is_a_problem(change: dict[str, object], message: str) -> None:
     found = compare_with_plan(record().model_copy(update=change), replace(ORDER), 8, 6)
     assert len(found.problems) == 1
-    assert told in found.problems[0]
+    assert message in found.problems[0]
     assert found.exactly_once == 0, "nothing is proven"
 
 

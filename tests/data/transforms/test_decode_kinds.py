@@ -24,7 +24,7 @@ PLAIN = tiny_shards.encoded("RGB", "JPEG", number=2, quality=90)
 
 
 def taken(data: bytes, is_whole: bool = False) -> bool:
-    """Whether a training crop's part of an image is taken; with all pixels, whether the whole image is."""
+    """Return whether the part of an image that a training crop needs can be decoded."""
     try:
         head = decode.read_header(data)
         decode.decode_top_rows(bytearray(data), head, 8, 1, fast=True, is_whole=is_whole)

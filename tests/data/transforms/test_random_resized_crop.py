@@ -91,7 +91,7 @@ def test_crop_then_resize_then_mirror(method: str, mirrored: bool) -> None:
     wanted = cv2.resize(image[y : y + h, x : x + w].copy(), (32, 32), interpolation=INTERPOLATIONS[method])
     assert np.array_equal(out, wanted[:, ::-1] if mirrored else wanted)
     others = [cv2.resize(image[y : y + h, x : x + w], (32, 32), interpolation=m) for m in INTERPOLATIONS.values()]
-    assert sum(np.array_equal(other, wanted) for other in others) == 1, "the methods can be told apart"
+    assert sum(np.array_equal(other, wanted) for other in others) == 1, "the methods differ"
 
 
 def test_the_last_draw_below_one_picks_the_last_method_and_no_mirror_means_none() -> None:
