@@ -94,24 +94,17 @@ def test_another_ensemble_is_another_version_and_the_alias_stays(
     assert str(client.get_model_version_by_alias("two", "champion").version) == "2"
 
 
-def test_each_dataset_has_its_champion_and_old_names_stay(store: str, runs: list[str], run_id: str) -> None:
+def test_each_dataset_has_its_champion(store: str, runs: list[str], run_id: str) -> None:
     names = [
         ensemble_registry.make_model_name("net", dataset, digest)
         for dataset, digest in (("cats", "a1" * 8), ("dogs", "b2" * 8))
     ]
     assert names == ["net-cats-a1a1a1a1", "net-dogs-b2b2b2b2"]
     assert ensemble_registry.make_model_name("net-cats", "cats", "c3" * 8) == "net-cats-c3c3c3c3"
-    for name, members in zip(names, (runs[:1], runs[1:2]), strict=True):
-        assert (
-            ensemble_registry.register_ensemble(store, run_id, name, "x1", members, (), former="net").uri
-            == f"models:/{name}@champion"
-        )
-    before = ensemble_registry.register_ensemble(
-        store, run_id, "net", "x2", runs[:2], ()
-    )  # by an earlier version of the code
-    again = ensemble_registry.register_ensemble(store, run_id, names[0], "x2", runs[:2], (), former="net")
-    assert (again.uri, again.is_new, before.uri) == ("models:/net@champion", False, "models:/net@champion")
-    assert {f"models:/{name}@champion" for name in (*names, "net")} <= set(ensemble_registry.find_champions(store))
+    uris = [f"models:/{name}@champion" for name in names]
+    for name, uri, members in zip(names, uris, (runs[:1], runs[1:2]), strict=True):
+        assert ensemble_registry.register_ensemble(store, run_id, name, "x1", members, ()).uri == uri
+    assert set(uris) <= set(ensemble_registry.find_champions(store))
 
 
 def test_what_was_cut_off_is_made_good(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:

@@ -221,8 +221,8 @@ def test_a_flat_row_is_read_with_the_same_first_five_as_computed(tmp_path: Path)
             "ids": np.int64, "labels": np.int64, "rows": np.float16, "exact": np.int64, "exact_rows": np.float32,
         }  # fmt: skip
     np.testing.assert_array_equal(back, rows)
-    first = [np.argsort(-found, axis=-1, kind="stable")[..., :5] for found in (back, rows)]
-    np.testing.assert_array_equal(*first)
+    first, computed = (np.argsort(-found, axis=-1, kind="stable")[..., :5] for found in (back, rows))
+    np.testing.assert_array_equal(first, computed)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("exact", np.float64), ("exact_rows", np.float64), ("rows", np.float32)])

@@ -84,7 +84,7 @@ def expected(each: np.ndarray) -> np.ndarray:
 
 
 def rows(stored: Scores, image: int) -> np.ndarray:
-    return stored.rows[image]
+    return np.asarray(stored.rows[image])
 
 
 def test_stored_scores_are_those_of_a_plain_computation(packed: Manifest, tmp_path: Path) -> None:
