@@ -266,7 +266,7 @@ def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
 def _load_source(source: ModelSource, report: Callable[[str], None], reason: str) -> Classifier:
     report(f"model: {source.description}" + (f": {reason}" if reason else ""))
     try:
-        return Classifier.load(source.weights_urls, source.titles)
+        return Classifier(source.weights_urls, source.titles)
     except (CheckpointError, FileNotFoundError) as error:
         raise DataError(f"model: {error}") from None
 

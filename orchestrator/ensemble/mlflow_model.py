@@ -70,7 +70,7 @@ class EnsembleModel(PythonModel):
         from orchestrator.evaluation.classifier import Classifier
 
         finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS_ARTIFACT]).glob("*.safetensors"))
-        self._classifier = Classifier.load(
+        self._classifier = Classifier(
             finals, json.loads(Path(context.artifacts[TITLES_ARTIFACT]).read_text(encoding="utf-8"))
         )
 

@@ -119,7 +119,6 @@ def compute_class_errors(
 
 
 def _find_misclassifications(images: ImageErrors) -> tuple[Misclassification, ...]:
-    """Return the images that are wrong with the highest confidence, the most confident first, then by number."""
     predicted, confidence = images.predicted[-1], images.confidence[-1]
     wrong = np.flatnonzero(predicted != images.labels)
     worst = wrong[np.lexsort((images.ids[wrong], -confidence[wrong]))][:MAX_MISCLASSIFICATIONS]
@@ -177,7 +176,6 @@ def _compare_errors(
 
 
 def _compare_maximum(images: ImageErrors, models: int) -> tuple[Errors, Differences]:
-    """Return the errors of the maximum over crops, and their differences to those of the mean."""
     highest = images.get_errors((MAXIMUM, multi_crop.NUM_CROPS), models)
     return _compute_percent(highest), _compare_errors(highest, images.get_errors(ALL_CROPS, models), images.num_members)
 
@@ -188,7 +186,6 @@ def _compute_percent(errors: ErrorArray | ErrorFlags) -> Errors:
 
 
 def _compute_subset_errors(images: ImageErrors) -> dict[tuple[int, int], SubsetErrors]:
-    """Return the errors over the ensembles of each size at each number of crops."""
     rates = {}
     for crops, counts in images.error_counts.items():
         for size in sorted({len(subset) for subset in counts}):
@@ -209,7 +206,6 @@ def _correlate_errors(images: ImageErrors) -> tuple[tuple[float | None, ...], ..
 
 
 def _compute_member_gains(images: ImageErrors, names: Sequence[str]) -> dict[str, Differences]:
-    """Return the error of the ensemble without each member less that with it; none for a single member."""
     if images.num_members == 1:
         return {}
     together = images.flags[ALL_CROPS, images.all_members].astype(np.float64)

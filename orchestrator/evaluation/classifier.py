@@ -42,11 +42,14 @@ class Prediction:
 class Classifier:
     """The mean over networks of the mean over crops of their class probabilities (arXiv 1409.4842, section 7)."""
 
-    def __init__(self, members: Sequence[InferenceModel], titles: Sequence[str] = ()) -> None:
-        """titles: a readable name of each class, where the classes' own are ids.
+    def __init__(self, finals: Sequence[str], titles: Sequence[str] = ()) -> None:
+        """Load the networks; each weights are the URL of a run's final folder or of a .safetensors file of one.
 
-        Raises DataError for no members, and for members or titles of other classes than the first member's.
+        Nothing is unpickled. titles: a readable name of each class, where the classes' own are ids. Raises
+        FileNotFoundError, CheckpointError, StorageError; DataError for no members, and for members or titles of other
+        classes than the first member's.
         """
+        members = [_load_model(url) for url in finals]
         if not members:
             raise DataError("members must be the final weights of at least one model, got none; add a model")
         self.classes = members[0].classes
@@ -60,15 +63,7 @@ class Classifier:
         if titles and len(titles) != len(self.classes):
             raise DataError(f"titles must be one for each of {len(self.classes)} classes, got {len(titles)}")
         self.names = tuple(titles) or self.classes
-        self._members = list(members)
-
-    @classmethod
-    def load(cls, finals: Sequence[str], titles: Sequence[str] = ()) -> Classifier:
-        """Load a classifier; each weights are the URL of a run's final folder or of a .safetensors file of one.
-
-        Nothing is unpickled. Raises FileNotFoundError, CheckpointError, StorageError, or DataError as __init__ does.
-        """
-        return cls(list(map(_load_model, finals)), titles)
+        self._members = members
 
     def __len__(self) -> int:
         """Return the number of networks."""

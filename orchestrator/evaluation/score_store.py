@@ -31,7 +31,6 @@ FORMAT_VERSION = 3
 _KEY_VERSION = 2  # the format that keys name
 _FILE = "scores.npz"
 _DTYPES = {"ids": np.int64, "labels": np.int64, "rows": np.float16, "exact": np.int64, "exact_rows": np.float32}
-NUM_READERS = 2  # threads that read, verify and decode scores while others are joined
 # Stored for each image: means over 1, 10 and 144 crops, means over the 36 crops of each of the four scales, and the
 # maximum over all, which the paper rejects.
 NUM_ROWS = len(multi_crop.CROP_SUBSETS) + len(multi_crop.PAPER_SCALES) + 1
@@ -159,7 +158,7 @@ def iter_shards(folders: Sequence[str], manifest: Manifest, split: str) -> Itera
     """
     shards = manifest.shards(split)
     labelled = 0
-    with ThreadPoolExecutor(NUM_READERS) as pool:
+    with ThreadPoolExecutor(2) as pool:
 
         def read(number: int) -> list[Future[Scores]]:
             return [pool.submit(load_shard, folder, number) for folder in folders if number < len(shards)]
@@ -190,7 +189,6 @@ def _get_shard_url(folder: str, shard: int) -> str:
 
 
 def _read_shard(folder: str, shard: int) -> tuple[int, dict[str, NDArray[Any]]]:
-    """Return a part's number of bad images, and its arrays. Raises as `load_shard` does."""
     url = _get_shard_url(folder, shard)
     shown = redaction.redact(url)
     metadata = commit.read_metadata(url)

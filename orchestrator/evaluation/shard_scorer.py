@@ -61,10 +61,12 @@ def score_shard(arguments: dict[str, Any]) -> list[str]:
             if not good:
                 continue
             ids, labels = (np.array([sample[field] for sample in good], dtype=np.int64) for field in (0, 1))
-            rows = score_images(models, [views for *_, views in good])
-            for target, writer, own in zip(task.scorers, writers, rows, strict=True):
+            views = [sample[2] for sample in good]
+            answers = inference.predict_images(models, views, mirrored=True)
+            for target, writer, by_image in zip(task.scorers, writers, answers, strict=True):
+                rows = [reduce_crops(found, view.view_indices) for found, view in zip(by_image, views, strict=True)]
                 try:
-                    writer.add(ids, labels, own.numpy())
+                    writer.add(ids, labels, torch.stack(rows).cpu().numpy())
                 except ValueError as error:
                     raise DataError(
                         f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}; "
@@ -153,15 +155,6 @@ def _batch_samples(samples: Iterator[PreparedSample], batch_size: int) -> Iterat
             group, num_views = [], 0
     if group:
         yield group
-
-
-def score_images(models: Sequence[InferenceModel], images: Sequence[CropViews]) -> list[Tensor]:
-    """Return the rows to store, N x 8 x C float32 on the CPU, for each of several models of one size and device."""
-    indices = [image.view_indices for image in images]
-    return [
-        torch.stack([reduce_crops(*pair) for pair in zip(answers, indices, strict=True)]).cpu()
-        for answers in inference.predict_images(models, images, mirrored=True)
-    ]
 
 
 def _build_mean_weights() -> Tensor:

@@ -202,7 +202,7 @@ def test_it_predicts_wherever_its_requirements_are(
     assert result["inputs"] == [{"type": "string", "name": "image", "required": True}]
     assert result["params"] == {"crops": 10, "top": 5, "members": ""}
     assert result["outputs"] == ["predictions"]
-    known = Classifier.load([f"{run}/final" for run in runs], TITLES)
+    known = Classifier([f"{run}/final" for run in runs], TITLES)
     for name, asked in (("answer", (144, 2, (1, 3))), ("default", (10, 5, ()))):
         (guesses,) = known.classify([image], *asked)
         assert isinstance(guesses, list)
@@ -240,7 +240,7 @@ def test_fetching_by_alias_version_and_latest(store: str, runs: list[str], run_i
         )
         assert [Path(path).stem for path in weights] == names
         assert found == titles
-    assert len(Classifier.load(weights)) == 1
+    assert len(Classifier(weights)) == 1
 
 
 def test_needs_no_torch(store: str, runs: list[str], run_id: str) -> None:

@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Network
 
 @pytest.fixture(scope="module")
 def known(trained: list[tuple[str, Network, Recipe]]) -> Classifier:
-    return Classifier.load([url for url, _, _ in trained])
+    return Classifier([url for url, _, _ in trained])
 
 
 def by_hand(trained: Sequence[tuple[str, Network, Recipe]], image: bytes, count: int) -> NDArray[np.float32]:
@@ -134,12 +134,12 @@ def test_impossible_arguments(known: Classifier) -> None:
 
 def test_titles_stand_for_ids(trained: list[tuple[str, Network, Recipe]]) -> None:
     titles = ("an ant", "a bee", "a cat")
-    titled = Classifier.load([trained[0][0]], titles)
+    titled = Classifier([trained[0][0]], titles)
     (guesses,) = titled.classify(IMAGES[:1], 1)
     assert isinstance(guesses, list)
     assert {guess.label: guess.class_name for guess in guesses} == dict(enumerate(titles))
     with pytest.raises(DataError, match="titles must be one for each of 3 classes, got 2"):
-        Classifier.load([trained[0][0]], titles[:2])
+        Classifier([trained[0][0]], titles[:2])
 
 
 def test_only_models_of_the_same_classes(trained: list[tuple[str, Network, Recipe]], tmp_path: Path) -> None:
@@ -147,14 +147,14 @@ def test_only_models_of_the_same_classes(trained: list[tuple[str, Network, Recip
     with pytest.raises(
         DataError, match=r"got 2 \(ant, bee, \.\.\.\) of model 2 and 3 \(ant, bee, cat, \.\.\.\) of model 1"
     ):
-        Classifier.load([trained[0][0], other])
+        Classifier([trained[0][0], other])
     with pytest.raises(DataError, match=r"members must be .* got none"):
-        Classifier.load([])
+        Classifier([])
 
 
 # ------------------------------------------------------------------ exported weights
 def test_exported_weights_say_the_same(known: Classifier, trained: list[tuple[str, Network, Recipe]]) -> None:
-    exported = Classifier.load([f"{url}/averaged.safetensors" for url, _, _ in trained])
+    exported = Classifier([f"{url}/averaged.safetensors" for url, _, _ in trained])
     assert exported.classes == tiny_shards.CLASSES
     np.testing.assert_array_equal(exported.predict_probabilities(IMAGES, 10), known.predict_probabilities(IMAGES, 10))
 
@@ -167,7 +167,7 @@ def test_damaged_weights_are_an_error(trained: list[tuple[str, Network, Recipe]]
     data = {"cut": bytes(whole[:-9]), "flipped": bytes(whole), "plain": b"hello", "json": b"\x02" + bytes(7) + b"{}"}
     (tmp_path / "damaged.safetensors").write_bytes(data[damage])
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: (damaged|no exported final weights)"):
-        Classifier.load([str(tmp_path / "damaged.safetensors")])
+        Classifier([str(tmp_path / "damaged.safetensors")])
 
 
 def test_views_of_few_crops_are_cut_from_one_scale(monkeypatch: pytest.MonkeyPatch) -> None:
