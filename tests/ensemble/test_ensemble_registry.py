@@ -29,7 +29,7 @@ TITLES = ("an ant", "a bee", "a cat")
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory in which MLflow must leave nothing: a store of its own, for one, that nobody asked for."""
+    """A working directory in which MLflow must leave nothing, such as a default store."""
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -107,7 +107,9 @@ def test_each_dataset_has_its_champion(store: str, runs: list[str], run_id: str)
     assert set(uris) <= set(ensemble_registry.find_champions(store))
 
 
-def test_what_was_cut_off_is_made_good(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
+def test_an_interrupted_registration_is_completed(
+    store: str, runs: list[str], run_id: str, client: MlflowClient
+) -> None:
     ensemble_registry.register_ensemble(store, run_id, "cut", "cut-x3", runs, ())
     client.delete_registered_model_alias("cut", "champion")
     assert ensemble_registry.register_ensemble(store, run_id, "cut", "cut-x3", runs, ()) == RegisteredVersion(
@@ -128,7 +130,7 @@ def test_identity_is_weights_their_order_and_titles(runs: list[str]) -> None:
         ensemble_registry.compute_digest([], ())
 
 
-def test_names_that_mlflow_refuses_are_mended(store: str, runs: list[str], run_id: str) -> None:
+def test_names_that_mlflow_rejects_are_replaced(store: str, runs: list[str], run_id: str) -> None:
     assert ensemble_registry.register_ensemble(store, run_id, "it's/a:name", "x", runs[:1], ()).model == "it-s-a-name"
 
 
@@ -142,13 +144,13 @@ def test_damaged_weights_are_not_registered(store: str, run_id: str, tmp_path: P
 
 # ------------------------------------------------------------------ what is in it
 def pickled(path: Path) -> bool:
-    """Whether a file is a pickle, or a zip that holds one, as torch.save writes it."""
+    """Return whether a file is a pickle, or a zip with one, as torch.save writes it."""
     if zipfile.is_zipfile(path):
         return any(name.endswith(".pkl") for name in zipfile.ZipFile(path).namelist())
     return path.suffix in (".pkl", ".pickle", ".pt", ".pth") or path.read_bytes()[:1] == b"\x80"
 
 
-def test_there_is_no_pickle_in_it(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
+def test_a_registered_model_holds_no_pickle(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
     assert pickled(Path(runs[0], "final", "state.pt"))  # the look sees one
     ensemble_registry.register_ensemble(store, run_id, "bare", "bare-x3", runs, ())
     files = [path for path in artifacts(client, run_id).rglob("*") if path.is_file()]
@@ -182,7 +184,7 @@ print(json.dumps({
 
 
 @pytest.mark.process
-def test_it_predicts_wherever_its_requirements_are(
+def test_a_registered_model_predicts_without_this_project(
     store: str, runs: list[str], run_id: str, client: MlflowClient, tmp_path: Path
 ) -> None:
     """Loaded by MLflow in a process that knows nothing of this project but what lies in the model."""

@@ -42,7 +42,7 @@ def test_ensembles_stand_for_their_members(tmp_path: Path, runs: list[RunSpec]) 
     assert [spec.name for spec in found] == [spec.name for spec in runs]
 
 
-def test_a_model_that_is_named_twice_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_a_model_given_twice_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     with pytest.raises(ConfigError, match=rf"^include: {runs[0].name}: is given twice"):
         finished_runs.find_runs(str(tmp_path), ["both", runs[0].name], "include")
 
@@ -54,25 +54,25 @@ def test_two_folders_of_a_name_are_one_model_twice(tmp_path: Path, runs: list[Ru
         finished_runs.find_runs(str(tmp_path), ["both", str(copied)], "runs")
 
 
-def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_an_unknown_name_is_rejected_with_the_known_ones(tmp_path: Path, runs: list[RunSpec]) -> None:
     with pytest.raises(ConfigError, match=rf"^runs: 'bth': no such run .* known: both, .*{runs[2].name}"):
         finished_runs.find_runs(str(tmp_path), ["bth"], "runs")
 
 
-def test_a_run_that_is_not_trained_to_its_end_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_an_unfinished_run_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs")
 
 
-def test_one_that_was_not_chosen_need_not_be_trained(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_runs_that_are_not_chosen_may_be_unfinished(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     assert finished_runs.find_runs(str(tmp_path), ["both"], "runs", (1,))[0] == (runs[0],)
     with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs", (2,))
 
 
-def test_what_is_not_trained_is_named_where_a_part_will_do(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_unfinished_runs_of_a_partial_ensemble_are_listed(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     found = finished_runs.find_runs(str(tmp_path), ["both", runs[2].name], "runs", partial=True)
     assert found == ((runs[0], runs[2]), [runs[1].name])
@@ -126,7 +126,7 @@ def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], p
         finished_runs.find_runs(str(tmp_path), ["https://["], "include")
 
 
-def test_a_run_in_a_folder_of_another_name_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_a_run_in_a_folder_of_another_name_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     moved = tmp_path / "models" / "renamed"
     Path(runs[0].folder).rename(moved)
     with pytest.raises(ConfigError, match=rf"renamed: holds the run {runs[0].name}; its folder must be"):
@@ -150,7 +150,7 @@ def test_the_data_of_a_run_is_known(tmp_path: Path, runs: list[RunSpec]) -> None
     assert finished_runs.resolve_dataset([own], Destination()).data == "digits"
 
 
-def test_data_that_has_moved_is_asked_for(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_moved_data_is_an_error_that_names_the_flag(tmp_path: Path, runs: list[RunSpec]) -> None:
     tiny_shards.dataset(tmp_path / "data")
     specs = kept(tmp_path / "data", *runs)
     with pytest.raises(ConfigError, match=r"were trained on different datasets .* set --data"):

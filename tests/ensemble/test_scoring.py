@@ -124,7 +124,7 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
     assert lines.count("cannot be decoded, not counted: 'sample-003' of ") == 1
 
 
-def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path, sent: Sent) -> None:
+def test_only_missing_scores_of_members_are_computed(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
     score_runs(at, specs[:2])
@@ -149,9 +149,7 @@ def test_no_members_are_no_tasks(runs: Path, sent: Sent) -> None:
     assert sent == []
 
 
-def test_tasks_hold_no_more_scores_than_their_memory_takes(
-    runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_are_split_to_fit_their_memory(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "MAX_TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
     at = session(runs)
     score_runs(at, finished(at, *(finals.small(name=name) for name in "abc")))
@@ -160,7 +158,7 @@ def test_tasks_hold_no_more_scores_than_their_memory_takes(
     ]  # fmt: skip
 
 
-def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sent: Sent) -> None:
+def test_models_are_split_over_idle_slots(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
     score_runs(at, specs)
@@ -171,7 +169,7 @@ def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sen
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a", "b"]), (1, ["c"])]
 
 
-def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_ends_scoring_early(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
 
@@ -268,9 +266,7 @@ def other_images(spec: RunSpec) -> None:
         (other_images, "2 images, which are not those 2 .. 3 of the split"),
     ],
 )
-def test_a_part_that_cannot_be_believed_is_scored_again(
-    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str
-) -> None:
+def test_a_damaged_part_is_scored_again(runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
     score_runs(at, [first, second])
@@ -288,7 +284,7 @@ def test_a_part_that_cannot_be_believed_is_scored_again(
     assert sent == []
 
 
-def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> None:
+def test_scores_of_other_weights_are_computed_again(runs: Path, sent: Sent) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
     score_runs(at, [first, second])
@@ -301,8 +297,8 @@ def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> Non
     assert [(task.shard, names(task)) for task in sent] == [(0, ["a"])]
 
 
-# ------------------------------------------------------------------ who is refused
-def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, sent: Sent) -> None:
+# ------------------------------------------------------------------ what is rejected
+def test_scores_of_another_dataset_are_stored_separately(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (own,) = finished(at, finals.small(name="a"))
     other = own.model_copy(update={"dataset_digest": "fedcba9876543210"})
@@ -336,7 +332,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     return url
 
 
-def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
+def test_kinds_of_weights_are_stored_separately(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
     url = keep_best(spec, best_checkpoint.MONITORED_METRICS[0], at.manifest.classes, seed=5)
@@ -417,7 +413,7 @@ def a_task_of(driving: "subprocess.Popen[str]") -> int:
 
 
 @pytest.mark.cluster
-def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
+def test_scoring_resumes_after_a_killed_driver_and_a_killed_task(slow: Path) -> None:
     with driver(slow) as process:
         until(lambda: committed(slow) or process.poll() is not None, 120)
         family = process_tree(process.pid)
@@ -439,7 +435,7 @@ def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_a_signal_stops_it_soon(slow: Path) -> None:
+def test_a_signal_stops_scoring_soon(slow: Path) -> None:
     with driver(slow) as process:
         until(lambda: committed(slow) or process.poll() is not None, 120)
         process.send_signal(signal.SIGINT)

@@ -112,7 +112,7 @@ def test_errors_of_members(found: Analysis, stored: list[Scores]) -> None:
     }
 
 
-def test_subsets_are_all_there(found: Analysis, stored: list[Scores]) -> None:
+def test_errors_of_all_subsets(found: Analysis, stored: list[Scores]) -> None:
     assert list(found.subsets) == [(count, size) for count in CROPS for size in range(1, MEMBERS + 1)]
     for (count, size), one in found.subsets.items():
         some = [[stores.get_mean(member, count) for member in chosen] for chosen in combinations(stored, size)]
@@ -122,7 +122,7 @@ def test_subsets_are_all_there(found: Analysis, stored: list[Scores]) -> None:
             assert spread == pytest.approx(tuple(expected))
 
 
-def test_pairs(found: Analysis, stored: list[Scores]) -> None:
+def test_disagreement_and_correlation_of_members(found: Analysis, stored: list[Scores]) -> None:
     named = np.stack([scores.argmax(axis=1) for scores in all_crops(stored)])
     missed = [wrong([scores])[:, 0] for scores in all_crops(stored)]
     np.testing.assert_allclose(np.array(found.correlation, dtype=np.float64), np.array(np.corrcoef(missed)))
@@ -130,7 +130,7 @@ def test_pairs(found: Analysis, stored: list[Scores]) -> None:
         assert found.disagreement[one][two] == pytest.approx(100 * np.mean(named[one] != named[two]))
 
 
-def test_gains(found: Analysis, stored: list[Scores]) -> None:
+def test_gains_of_members(found: Analysis, stored: list[Scores]) -> None:
     together = wrong(all_crops(stored))
     assert tuple(found.gains) == NAMES
     for number, gain in enumerate(found.gains.values()):
@@ -221,7 +221,7 @@ def test_mistakes_are_the_most_confident_ones(found: Analysis, stored: list[Scor
 
 
 # ------------------------------------------------------------------ as a whole
-def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, found: Analysis) -> None:
+def test_results_are_reproducible_however_the_split_is_sharded(tmp_path: Path, found: Analysis) -> None:
     members = made(tmp_path)
     assert analyze_ensemble(members, manifest(SHARDS, CLASSES), SPLIT) == found
     moved = {name: str(tmp_path / "one" / name) for name in NAMES}
@@ -230,7 +230,7 @@ def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, f
     assert analyze_ensemble(moved, manifest([IMAGES], CLASSES), SPLIT) == found
 
 
-def test_images_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_unlabelled_images_are_counted_and_left_out(tmp_path: Path) -> None:
     known = np.arange(IMAGES) % 3 > 0
     some = analyze_ensemble(made(tmp_path / "some", np.where(known, LABELS, -1)), manifest(SHARDS, CLASSES), SPLIT)
     assert (some.table.images, some.table.unlabelled) == (known.sum(), IMAGES - known.sum())

@@ -14,7 +14,7 @@ CLASSES = 9
 LABELS = np.random.default_rng(11).integers(0, CLASSES, 60)
 
 
-def test_a_single_member_has_no_company(tmp_path: Path) -> None:
+def test_a_single_member_has_no_gains_and_one_calibration(tmp_path: Path) -> None:
     folder = stores.write_drawn(tmp_path / "m0", 0, [LABELS], CLASSES)
     found = analyze_ensemble({"m0": folder}, manifest([60], CLASSES), SPLIT)
     assert [cell.models for cell in found.table.cells] == [1, 1, 1]
@@ -36,7 +36,7 @@ def test_a_member_that_is_always_right_correlates_with_none(tmp_path: Path) -> N
     assert found.correlation[0] == (None, None)
 
 
-def test_a_model_that_says_the_same_of_all_classes_names_a_wrong_one(tmp_path: Path) -> None:
+def test_equal_scores_of_all_classes_count_as_wrong(tmp_path: Path) -> None:
     labels = np.arange(6) % 3
     same = np.full((6, 3), 1 / 3, dtype=np.float32)
     part = Scores(np.arange(6), labels, np.repeat(same[:, None], 8, axis=1), 0)
@@ -49,14 +49,14 @@ def test_a_model_that_says_the_same_of_all_classes_names_a_wrong_one(tmp_path: P
 
 
 @pytest.mark.parametrize("images", [1, 2])
-def test_as_few_images_as_there_can_be(tmp_path: Path, images: int) -> None:
+def test_one_or_two_images_can_be_analyzed(tmp_path: Path, images: int) -> None:
     labels = LABELS[:images]
     members = {f"m{n}": stores.write_drawn(tmp_path / str(n), n, [labels], CLASSES) for n in range(3)}
     found = analyze_ensemble(members, manifest([images], CLASSES), SPLIT)
     assert found.table.images == images
 
 
-def test_of_very_many_members_few_sizes_are_looked_at(tmp_path: Path) -> None:
+def test_of_many_members_few_subset_sizes_are_counted(tmp_path: Path) -> None:
     members = {f"m{n}": stores.write_drawn(tmp_path / f"m{n}", n, [LABELS[:20]], CLASSES) for n in range(12)}
     found = analyze_ensemble(members, manifest([20], CLASSES), SPLIT)
     assert {size: one.subsets for (crops, size), one in found.subsets.items() if crops == 144} == {1: 12, 11: 12, 12: 1}

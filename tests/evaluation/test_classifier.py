@@ -184,7 +184,7 @@ def test_views_of_few_crops_are_cut_from_one_scale(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 2
 
 
-def test_bodies_made_to_cost_much_are_answered_as_bad_samples_and_harm_no_other(known: Classifier) -> None:
+def test_expensive_images_are_bad_samples_and_affect_no_other(known: Classifier) -> None:
     bodies = [
         pictures.many_scans(9_900, 9_900, 3_000),
         pictures.lying_length(tiny_shards.encoded("RGB", "PNG"), 2**30),

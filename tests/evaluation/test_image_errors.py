@@ -40,7 +40,7 @@ KINDS = (few_levels, anything, next_to_each_other, not_all_numbers)
 
 @settings(max_examples=60)
 @given(st.integers(2, 7), st.integers(0, 2**32 - 1))
-def test_classes_a_step_of_float32_apart_are_rivals(members: int, seed: int) -> None:
+def test_classes_a_float32_step_apart_are_compared(members: int, seed: int) -> None:
     """Sums round such a step away, and a tie counts against the true class."""
     draw = np.random.default_rng(seed)
     flat = np.full((members, 6, 9), 1e-3, dtype=np.float32).view(np.int32) + draw.integers(-2, 3, (members, 6, 9))
@@ -65,7 +65,7 @@ def test_every_ensembles_errors_are_those_of_its_sums(kind, members, images, cla
         np.testing.assert_array_equal(found[subset], plain, err_msg=str(subset))
 
 
-def test_images_without_rivals_and_shards_without_images() -> None:
+def test_images_without_competing_classes_and_shards_without_images() -> None:
     sure = np.array([[0.9, 0.1], [0.9, 0.1]], dtype=np.float32)
     ((_, wrong),) = image_errors.iter_errors([sure], np.array([0, 0]), [(0,)])
     assert wrong.tolist() == [[False, False]] * 2
@@ -73,7 +73,7 @@ def test_images_without_rivals_and_shards_without_images() -> None:
     assert wrong.shape == (0, 2)
 
 
-def test_subsets_come_in_any_order_and_share_sums_rightly() -> None:
+def test_subsets_in_any_order_share_partial_sums() -> None:
     draw = np.random.default_rng(3)
     scores = list(decoded(anything(draw, (5, 40, 8))))
     labels = draw.integers(0, 8, 40)

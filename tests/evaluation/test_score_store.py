@@ -95,7 +95,7 @@ def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
     assert score_store.load_shard(f"{tmp_path}/two/aaaa/", 0).bad_images == 1
 
 
-def test_committed_files_without_scores_are_an_error(tmp_path: Path) -> None:
+def test_committed_files_without_valid_scores_are_an_error(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
     arrays = io.BytesIO()
@@ -143,7 +143,7 @@ def test_problems_are_described(tmp_path: Path) -> None:
     assert "which are not those" in str(score_store.find_problem(where, 1, 10, 6, 7))
 
 
-def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
+def test_a_writer_takes_two_bytes_a_score() -> None:
     images, classes = 200, 1000
     rows = np.full((10, score_store.NUM_ROWS, classes), 1e-3, dtype=np.float32)
     ids = np.arange(10, dtype=np.int64)
@@ -262,12 +262,12 @@ def test_the_key_changes_with_what_changes_scores(other: dict[str, Any]) -> None
     assert key(**other) != key()
 
 
-def test_the_key_ignores_what_only_the_weights_know() -> None:
+def test_the_key_ignores_settings_that_only_affect_training() -> None:
     changes = {"epochs": 9, "name": "other", "seeds.order": 3, "augmentation.area": (0.5, 1.0), "batch_size": 32}
     assert key(changes=changes) == key()
 
 
-def test_scores_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+def test_compressed_scores_are_rejected(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, ids=np.zeros(0), labels=np.zeros(0), rows=np.zeros((0, 8, 7)))
     about = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 0, "bad": 0}

@@ -135,7 +135,7 @@ def test_scores_do_not_depend_on_the_batch_size(
         np.testing.assert_allclose(rows(stored, number), expected(each), rtol=2**-10, atol=1e-5)
 
 
-def test_raw_weights_are_scored_apart(packed: Manifest, tmp_path: Path) -> None:
+def test_raw_weights_are_scored(packed: Manifest, tmp_path: Path) -> None:
     final, model = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=3)
     score(tmp_path, 1, scorer(final, tmp_path / "raw", "raw"))
     raw = {name: value + 1 for name, value in model.state_dict().items()}  # as finals.save has them
@@ -146,7 +146,7 @@ def test_raw_weights_are_scored_apart(packed: Manifest, tmp_path: Path) -> None:
     )
 
 
-def test_a_shard_of_broken_images_is_stored_as_such(tmp_path: Path) -> None:
+def test_a_shard_of_broken_images_is_stored_empty(tmp_path: Path) -> None:
     broken = [RawSample(f"b-{n}", b"nothing", 0) for n in range(2)]
     found = write_dataset(str(tmp_path / "data"), "broken", tiny_shards.CLASSES, {"validation": broken}, 2)
     final, _ = finals.save(tmp_path / "m", finals.small(), found.classes, seed=0)
@@ -178,7 +178,7 @@ def test_non_finite_scores_are_an_error_with_the_models_name(packed: Manifest, t
     assert stores.list_scored_shards(str(tmp_path / "scores")) == set()
 
 
-def test_damaged_data_ends_a_task(packed: Manifest, tmp_path: Path) -> None:
+def test_damaged_data_fails_a_task(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     shard = packed.shards("validation")[1]
     tiny_shards.flip_byte(
@@ -188,7 +188,7 @@ def test_damaged_data_ends_a_task(packed: Manifest, tmp_path: Path) -> None:
         score(tmp_path, 1, scorer(final, tmp_path / "scores"))
 
 
-def test_beside_a_gpu_all_threads_prepare_images_in_order(
+def test_with_a_gpu_all_threads_prepare_images_in_order(
     packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (member,) = members(tmp_path, packed.classes, finals.small())
@@ -227,7 +227,7 @@ def test_images_without_labels_are_scored(packed: Manifest, tmp_path: Path, monk
     np.testing.assert_array_equal(without.rows, with_labels.rows)
 
 
-def test_networks_are_kept_for_the_next_shard(packed: Manifest, tmp_path: Path) -> None:
+def test_networks_are_cached_for_the_next_shard(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     for shard in (0, 1):
         score(tmp_path, shard, scorer(final, tmp_path / "scores"))

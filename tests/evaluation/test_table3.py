@@ -177,7 +177,7 @@ def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
     assert compute_table([str(tmp_path)], manifest(2)).get_cell(1, 1).top1_interval == (0.0, 0.0)
 
 
-def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
+def test_undecodable_images_are_counted_separately(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 7])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
     partial = Scores(np.array([0, 2]), np.array([0, 0]), stores.join_rows(alike(scores), nothing, scores), 1)

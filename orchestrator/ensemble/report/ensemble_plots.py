@@ -101,7 +101,8 @@ def _draw_reliability(analysis: Analysis) -> Figure:
         points = [(confidence, accuracy) for answers, confidence, accuracy in calibration.bins if answers]
         label = format_count(calibration.models, "model")
         axes[0].plot(*zip(*points, strict=True), "o-", ms=4, lw=1.6, color=color, label=label)
-        shares = [100 * answers / sum(bin[0] for bin in calibration.bins) for answers, _, _ in calibration.bins]
+        total = sum(answers for answers, _, _ in calibration.bins)
+        shares = [100 * answers / total for answers, _, _ in calibration.bins]
         width = 0.8 / len(shares) / len(analysis.calibration)
         left = [(place + 0.1) / len(shares) + number * width for place in range(len(shares))]
         axes[1].bar(left, shares, width=width, align="edge", color=color)

@@ -57,7 +57,7 @@ def page(analysis: Analysis, **more: object) -> str:
 
 
 # ------------------------------------------------------------------ the whole
-def test_everything_is_written_and_needs_no_other_file(tmp_path: Path, seven: Analysis) -> None:
+def test_the_report_is_complete_and_self_contained(tmp_path: Path, seven: Analysis) -> None:
     ensemble_report.write_report(str(tmp_path), about(seven), seven, CURVES)
     names = {path.name for path in tmp_path.iterdir()}
     tables = {"table.json", "table.md", "table.txt"}
@@ -84,7 +84,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path, seven: An
     assert "@media print" in text
 
 
-def test_names_may_hold_anything(tmp_path: Path, one: Analysis) -> None:
+def test_names_are_escaped(tmp_path: Path, one: Analysis) -> None:
     evil = '<script>alert("1")</script>', r"$\frac{$ | <img src=x onerror=alert(1)> `a`", "--> \u8c61 ]]>"
     analysis = replace(one, class_names=evil, member_names=("<b>m</b>",))
     analysis = replace(analysis, members={("<b>m</b>", crops): found for (_, crops), found in analysis.members.items()})
@@ -156,7 +156,7 @@ def test_pairs_of_models_are_below_the_diagonal(seven: Analysis) -> None:
         ]
 
 
-def test_the_papers_figures_are_called_imagenets_beside_other_data(seven: Analysis) -> None:
+def test_the_papers_figures_are_marked_beside_other_data(seven: Analysis) -> None:
     here = replace(seven, table=replace(seven.table, of_ilsvrc=False))
     found = Page(page(here))
     assert {row[8] for row in found.table("models crops")} == {f"{value:.2f}" for value in PAPER_TOP5.values()}
@@ -212,7 +212,7 @@ def test_classes_confusions_and_mistakes_are_those_of_the_analysis(seven: Analys
     ]
 
 
-def test_sources_are_told(seven: Analysis) -> None:
+def test_sources_are_listed(seven: Analysis) -> None:
     facts = dict(row for row in Page(page(seven, commit="abc", versions={"torch": "2"})).tables[-1] if len(row) == 2)
     assert facts["images with a label, which the figures are of"] == str(seven.table.images)
     assert facts["images without a label, left out"] == str(seven.table.unlabelled) == "3"
@@ -224,7 +224,7 @@ def test_sources_are_told(seven: Analysis) -> None:
 
 
 # ------------------------------------------------------------------ in words
-def test_a_partial_ensemble_is_named_so(seven: Analysis) -> None:
+def test_a_partial_ensemble_is_called_partial(seven: Analysis) -> None:
     found = Page(page(seven, members_asked_for=9))
     assert "net-x7 7 of 9 models" in found.text
     assert "This is a partial ensemble: 7 of 9 models" in found.text
@@ -232,13 +232,13 @@ def test_a_partial_ensemble_is_named_so(seven: Analysis) -> None:
     assert "(7 of 9 models)" in ensemble_report.render_markdown(about(seven, members_asked_for=9), seven)
 
 
-def test_weights_that_were_chosen_on_the_split_are_said_to_be(seven: Analysis) -> None:
+def test_weights_chosen_on_the_split_give_a_warning(seven: Analysis) -> None:
     assert "they were chosen on the images that they are scored on" in Page(page(seven, weights="best")).text
     assert "not the average that the paper uses" in Page(page(seven, weights="raw")).text
     assert 'class="warning"' not in page(seven)
 
 
-def test_the_headline_tells_the_gain(seven: Analysis) -> None:
+def test_the_headline_gives_the_gain(seven: Analysis) -> None:
     single, together = seven.table.get_cell(1, 144), seven.table.get_cell(7, 144)
     top1, _ = seven.paired[(7, 144), (1, 144)]
     first, second, third = wording.compose_headline(seven)

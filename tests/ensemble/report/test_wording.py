@@ -50,7 +50,7 @@ def test_a_row_holds_the_figures_and_the_papers() -> None:
     )  # fmt: skip
 
 
-def test_a_cell_that_the_paper_lacks_has_no_figure_of_it() -> None:
+def test_a_cell_that_the_paper_lacks_has_no_paper_figure() -> None:
     row = wording.build_rows(TWO)[1]
     assert row[-2:] == ("-", "-")
     assert (row[4], row[7]) == ("-1.00", "-1.00")
@@ -104,7 +104,7 @@ def test_an_ensemble_is_called_after_its_first_member(name: str, family: str) ->
         (ErrorDifference(0.0, (0.0, 0.0), 1.0), "do not show a difference"),
     ],
 )
-def test_the_verdict_is_honest(found: ErrorDifference, said: str) -> None:
+def test_verdicts_on_differences(found: ErrorDifference, said: str) -> None:
     assert said in wording.compose_verdict(found)
 
 
