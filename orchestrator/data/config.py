@@ -13,21 +13,19 @@ from orchestrator.config.plugins import Plugin
 Interpolation = Literal["bilinear", "area", "nearest", "cubic"]
 
 
+def _amount(effect: str) -> Any:
+    return Field(0.5, ge=0, le=1, description=f"{effect} (Howard: 0.5 .. 1.5)")
+
+
 class PhotometricConfig(Config):
     """Brightness, contrast and saturation in random order, then lighting noise; each amount 0 is off.
 
     Section 6 of arXiv 1409.4842 names Andrew Howard's distortions and no amounts: these are his (arXiv 1312.5402).
     """
 
-    brightness: float = Field(
-        0.5, ge=0, le=1, description="pixels are scaled by a factor in 1 - amount .. 1 + amount (Howard: 0.5 .. 1.5)"
-    )
-    contrast: float = Field(
-        0.5, ge=0, le=1, description="the same for the distance from the image's mean grey (Howard: 0.5 .. 1.5)"
-    )
-    saturation: float = Field(
-        0.5, ge=0, le=1, description="the same for the distance from each pixel's own grey (Howard: 0.5 .. 1.5)"
-    )
+    brightness: float = _amount("pixels are scaled by a factor in 1 - amount .. 1 + amount")
+    contrast: float = _amount("the same for the distance from the image's mean grey")
+    saturation: float = _amount("the same for the distance from each pixel's own grey")
     lighting: float = Field(
         0.1,
         ge=0,

@@ -24,7 +24,7 @@ from torch import Tensor
 from orchestrator.data import sampler
 from orchestrator.data.config import AugmentationConfig, OrderConfig
 from orchestrator.data.data_errors import BadSampleError
-from orchestrator.data.dataset import Prefetcher, ReadStats, Sample, SampleReader
+from orchestrator.data.dataset import Prefetcher, Sample, SampleReader
 from orchestrator.data.index import locate_rows
 from orchestrator.data.sample_audit import BadEntry, describe_bad_sample
 from orchestrator.data.sampler import EpochOrder, Int64Array, Span
@@ -66,18 +66,14 @@ class BatchLoader:
     """Loads the batches of one rank: `iter_training` those of an epoch, `iter_evaluation` those of a split."""
 
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
-        self._reader, self._size, self._threads, self._pin = reader, size, threads, pin
+        self.reader, self._size, self._threads, self._pin = reader, size, threads, pin
         self._spare: list[_BufferRing] = []  # of iterators that have ended: the next one's
         self._decoding_since: dict[int, tuple[float, Sample]] = {}  # by thread: since when (monotonic) it decodes which
 
     def check_config(self, order: OrderConfig, config: AugmentationConfig, workers: int) -> None:
         """Raise DataError when this process has no memory for its windows, or cannot import a stage."""
-        self._reader.check_windows(-(-order.lanes // workers) * order.window)
-        pipeline.build_fill(config, 0, 0, self._reader.classes)
-
-    def get_read_stats(self) -> ReadStats:
-        """Return what was read since the loader's reader was made."""
-        return self._reader.get_read_stats()
+        self.reader.check_windows(-(-order.lanes // workers) * order.window)
+        pipeline.build_fill(config, 0, 0, self.reader.classes)
 
     def describe_decoding(self, seconds: float = 1.0) -> list[str]:
         """Name the samples whose decoding began more than so long ago, the longest first; for any thread."""
@@ -91,14 +87,14 @@ class BatchLoader:
 
     def close(self) -> None:
         """Close files and connections; no batches after this."""
-        self._reader.close()
+        self.reader.close()
 
     def iter_training(
         self, order: EpochOrder, config: AugmentationConfig, seed: int, batch_size: int, steps: range,
         rank: int = 0, workers: int = 1,
     ) -> Iterator[Batch]:  # fmt: skip
         """Yield the rank's part of each global batch of `steps`; ranks together give every position exactly once."""
-        mixer = pipeline.build_batch_mixer(config, seed, order.epoch, self._reader.classes)
+        mixer = pipeline.build_batch_mixer(config, seed, order.epoch, self.reader.classes)
 
         def plan_batches() -> Iterator[BatchPlan]:
             for step in steps:
@@ -110,8 +106,8 @@ class BatchLoader:
                 yield BatchPlan(shard, number, ids, draws, mix)
 
         spans = sampler.plan_epoch(order, batch_size, steps, rank, workers)
-        self._reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
-        fill = pipeline.build_fill(config, seed, order.epoch, self._reader.classes, self._reader.has_verified_images)
+        self.reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
+        fill = pipeline.build_fill(config, seed, order.epoch, self.reader.classes, self.reader.has_verified_images)
         return self._iter_batches(plan_batches(), spans, steps.start, fill)
 
     def iter_evaluation(
@@ -169,7 +165,7 @@ class BatchLoader:
         """Yield batches in their order, a few of them in flight at the same time."""
         buffers = self._spare.pop() if self._spare else _BufferRing(self._size, self._pin)
         pending: deque[Callable[[], Batch]] = deque()
-        with self._reader.open_prefetcher(spans) as ahead:
+        with self.reader.open_prefetcher(spans) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, plan in enumerate(plans, step):

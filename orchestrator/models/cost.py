@@ -45,8 +45,9 @@ def _measure_on(device: str, config: AnyModelConfig, classes: int, training: boo
 def print_cost(config: CostConfig) -> int:
     """Print the cost of a network at inference and while training; return the exit status."""
     side = config.model.image_size
-    sys.stdout.write(f"{format_label(config.model)}, {side} x {side} pixels, {config.classes} classes\n")
+    lines = [f"{format_label(config.model)}, {side} x {side} pixels, {config.classes} classes\n"]
     for name, training in (("inference", False), ("training", True)):
         params, multiply_adds = measure_cost(config.model, config.classes, training)
-        sys.stdout.write(f"{name:<9} {params:>13,} parameters {multiply_adds:>15,} multiply-adds for an image\n")
+        lines.append(f"{name:<9} {params:>13,} parameters {multiply_adds:>15,} multiply-adds for an image\n")
+    sys.stdout.writelines(lines)
     return 0

@@ -262,7 +262,7 @@ class Trainer:
             metrics = self._end_epoch({})
         while state.progress.epoch < recipe.epochs:
             self.meter, epoch = EpochMeter(self.world.device), state.progress.epoch
-            read_before = self.train_loader.get_read_stats()
+            read_before = self.train_loader.reader.get_read_stats()
             if (outcome := self._train_steps(epoch)) is not None:
                 return outcome
             sync = replace(self._sync_ranks(epoch), is_epoch_end=True)
@@ -270,7 +270,7 @@ class Trainer:
             trained = self.meter.compute_metrics(sums.loss, sums.samples, sums.correct, self.learning_rate)
             if (outcome := self._apply_sync(sync)) is not None:
                 return outcome
-            read = compute_read_metrics(self.world, read_before, self.train_loader.get_read_stats())
+            read = compute_read_metrics(self.world, read_before, self.train_loader.reader.get_read_stats())
             metrics = self._end_epoch(trained | read)
             if state.progress.epoch < recipe.epochs and not self.launcher.should_continue():
                 self.checkpointer.save_and_wait(self)

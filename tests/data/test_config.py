@@ -1,4 +1,4 @@
-"""Configs of the data plane refuse what cannot be."""
+"""Impossible values of the data configs are errors."""
 
 import pytest
 from pydantic import ValidationError

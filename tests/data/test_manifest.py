@@ -1,4 +1,4 @@
-"""manifest.json: complete or refused by name."""
+"""A manifest is complete, or an error names it."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_wrong_values_are_named(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.tar", "a/../../x.tar", "s3://other/x.tar", ""])
-def test_shards_elsewhere_are_refused(packed: Path, name: str) -> None:
+def test_a_shard_outside_the_dataset_is_an_error(packed: Path, name: str) -> None:
     splits = json.loads((packed / manifest.FILE_NAME).read_text())["splits"]
     splits["train"][0]["name"] = name
     rewrite(packed, splits=splits)
@@ -80,7 +80,7 @@ def test_shards_elsewhere_are_refused(packed: Path, name: str) -> None:
         manifest.load(str(packed))
 
 
-def test_one_class_is_none(packed: Path) -> None:
+def test_one_class_is_an_error(packed: Path) -> None:
     rewrite(packed, classes=["a"])
     with pytest.raises(DataError, match="classes"):
         manifest.load(str(packed))
@@ -128,13 +128,13 @@ def test_a_link_below_the_dataset_leads_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tars", ["../tars", "tars", "s3://b/data/../other", "http://h/d/%2e%2e/x", "/data\\..\\x",
                                   "simplecache::http://h/x", "/data\n/x"])  # fmt: skip
-def test_places_of_tars_that_mean_nothing_or_climb(packed: Path, tars: str) -> None:
+def test_places_of_tars_that_are_invalid_or_climb(packed: Path, tars: str) -> None:
     rewrite(packed, tars=tars)
     with pytest.raises(DataError, match=r"manifest\.json: damaged: .*tars"):
         manifest.load(str(packed), allow_elsewhere=True)
 
 
-def test_tars_elsewhere_need_leave(packed: Path) -> None:
+def test_tars_elsewhere_need_a_flag(packed: Path) -> None:
     secret = "not-real"
     rewrite(packed, tars=f"http://user:{secret}@127.0.0.1:8265/tars?token={secret}")
     with pytest.raises(DataError, match=r"manifest\.json: its tars must lie below .*; set --allow-elsewhere") as raised:

@@ -70,7 +70,7 @@ def test_remote_and_local_batches_are_the_same(remote: str, tmp_path: Path) -> N
     assert [one for batch in evaluated for one in batch.ids.tolist()] == list(range(80, 160))
 
 
-def test_windows_are_read_once_and_let_go(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_are_read_once_and_released(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "PIECE_BYTES", 4000)
     source = reader()
     plan, sizes = order(), []
@@ -112,7 +112,7 @@ def test_a_sample_outside_the_plan_is_read_all_the_same(remote: str) -> None:
         assert bytes(ahead.get_sample(11, 19).image) == tiny_shards.samples(SAMPLES)[-1].image
 
 
-def test_damage_on_the_way_is_mended_from_the_source(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_damaged_in_transfer_is_read_again(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = reader()
     plain, calls = source.read_into, []
 
@@ -142,7 +142,7 @@ def test_a_shard_that_was_replaced_is_named(remote: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["tar", "index", "cut"])
-def test_what_is_lost_or_cut_is_named_and_nothing_hangs(remote: str, what: str) -> None:
+def test_a_missing_or_cut_file_is_named_and_nothing_hangs(remote: str, what: str) -> None:
     memory = fsspec.filesystem("memory")
     path = "/read-ahead/train/train-000004.tar"
     if what == "cut":
@@ -169,7 +169,7 @@ def test_more_windows_than_indexes_are_kept(remote: str, monkeypatch: pytest.Mon
     assert len(loaded) == 12, "each once"
 
 
-def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_starts_no_more_reads(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "PIECE_BYTES", 4000)
     source, begun = reader(streams=2), []
     plain = source.read_into
@@ -189,7 +189,7 @@ def test_closing_does_not_begin_what_was_not_begun(remote: str, monkeypatch: pyt
     assert len(begun) <= before + 12
 
 
-def test_windows_that_no_memory_can_hold_are_refused(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_larger_than_the_free_memory_are_an_error(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = BatchLoader(reader(), 16, 1)
     config = OrderConfig(lanes=100, window=100)
     one.check_config(config, AugmentationConfig(), 1)

@@ -18,7 +18,7 @@ orders = st.builds(
 
 
 @given(orders, st.integers(1, 12), st.integers(1, 4), st.data())
-def test_a_plan_brings_what_the_rank_is_given(
+def test_a_plan_holds_all_samples_of_the_rank(
     order: EpochOrder, batch_size: int, workers: int, data: st.DataObject
 ) -> None:
     workers = min(workers, order.lanes)

@@ -137,7 +137,7 @@ def test_a_record_grows_by_epochs_and_names_each_bad_sample_once() -> None:
 @pytest.mark.parametrize(
     "raw", [None, [], {"epochs": 3}, {"epochs": [{"epoch": 0, "hash": "xyz"}]}, {"what": 1}, {"bad": [{"id": -1}]}]
 )
-def test_what_is_no_record_is_refused_by_name(raw: object) -> None:
+def test_a_damaged_record_is_an_error_with_its_place(raw: object) -> None:
     with pytest.raises(DataError, match=r"^final: no record of what was delivered, or a damaged one"):
         sample_audit.parse_record(raw, "final")
 
@@ -184,7 +184,7 @@ def test_any_other_delivery_is_a_problem(change: dict[str, object], message: str
     assert found.exactly_once == 0, "nothing is proven"
 
 
-def test_a_plan_that_repeats_a_sample_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_repeats_a_sample_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpochOrder, "get_sample_ids", lambda _self, _shard, number: np.minimum(number, 3))
     whole = hash_plan(ORDER, 8, 6)
     found = compare_with_plan(EpochAudit(epoch=2, hash=f"{whole.hash:016x}", samples=48), ORDER, 8, 6)

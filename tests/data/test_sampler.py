@@ -175,12 +175,12 @@ def test_lanes_take_turns_to_open_windows() -> None:
      ((50,), 64, 10, 11, r"workers must be at most batch_size \(10\), got 11"),
      ((5, 4), 4, 10, 2, "batch_size must be at most the 9 samples of the split, got 10")],
 )  # fmt: skip
-def test_what_workers_cannot_share_is_refused(
+def test_too_many_workers_are_an_error(
     counts: tuple[int, ...], lanes: int, batch_size: int, workers: int, said: str
 ) -> None:
     with pytest.raises(DataError, match=said):
         check_workers(counts, lanes, batch_size, workers)
 
 
-def test_what_they_can_share_is_not() -> None:
+def test_as_many_workers_as_lanes_are_fine() -> None:
     check_workers((5, 5), 4, 10, 4)

@@ -37,7 +37,7 @@ def test_sorted_tars_are_noticed() -> None:
     assert "a shard is as varied as 1.0 equally frequent classes" in found.format_message()
 
 
-def test_more_lanes_than_batches_hold_mend_it() -> None:
+def test_enough_lanes_mix_sorted_tars() -> None:
     """Each sample of a batch then comes from a lane of its own: as mixed as shuffled."""
     sorted_shards = split(imagenet(False), 1000)
     assert shuffle_quality.measure_shuffle_quality(sorted_shards, OrderConfig(lanes=8, window=64), 256).is_poor

@@ -109,7 +109,7 @@ def test_heads_are_silent_at_inference() -> None:
     assert torch.equal(model(images).main, model.train()(images).main), "without masks the mode changes nothing else"
 
 
-def test_dropped_heads_are_gone_from_the_state_dict_too() -> None:
+def test_dropped_heads_leave_the_state_dict_too() -> None:
     model = tiny()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     before = model.eval()(images).main
@@ -190,7 +190,7 @@ def test_a_tiny_width_leaves_at_least_one_filter() -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32)).main.shape == (1, 10)
 
 
-def test_one_class_is_refused() -> None:
+def test_one_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
         GoogLeNet(GoogLeNetConfig(**TINY), 1)
 

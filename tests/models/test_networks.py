@@ -124,7 +124,7 @@ def test_gradients_reach_every_layer(config: AnyModelConfig) -> None:
 
 
 @pytest.mark.parametrize("config", SMALLEST, ids=lambda config: f"{config.kind}-{SMALLEST.index(config)}")
-def test_the_smallest_images_pass_and_smaller_ones_are_refused(config: AnyModelConfig) -> None:
+def test_the_smallest_images_pass_and_smaller_ones_are_errors(config: AnyModelConfig) -> None:
     side = config.image_size
     logits = outline(config, 10).train()(torch.empty(3, 3, side, side, device="meta"))
     assert all(out.shape == (3, 10) for out in (logits.main, *logits.auxiliary))
@@ -195,7 +195,7 @@ def test_inference_needs_no_auxiliary_weights(config: AnyModelConfig) -> None:
     assert torch.equal(model(images).main, before)
 
 
-def test_one_class_is_refused() -> None:
+def test_one_class_is_an_error() -> None:
     for config in EVERY:
         with pytest.raises(ValueError, match="classes must be at least 2, got 1"):
             create_uninitialized_model(config, 1)

@@ -89,14 +89,14 @@ def never(*_arguments: object, **_named: object) -> None:
 
 
 @pytest.mark.parametrize("kind", list(OVERSIZE))
-def test_an_oversize_header_is_refused_before_decoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversize_header_is_an_error_before_decoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
     monkeypatch.setattr(cv2, "imdecode", never)
     with pytest.raises(BadSampleError, match="got 60000 x 60000; scale"):
         decode_image(OVERSIZE[kind])
 
 
-def test_a_strip_that_test_crops_would_blow_up_is_refused() -> None:
+def test_a_strip_that_test_crops_would_enlarge_too_much_is_an_error() -> None:
     assert decode_image(jpeg(0, 8, 8 * MAX_ASPECT)).shape == (800, 8, 3)
     for width, height in ((8, 801), (801, 8)):
         with pytest.raises(BadSampleError, match=f"got {width} x {height}[ ;]"):

@@ -154,7 +154,7 @@ def test_a_part_and_the_whole_agree_on_damage(restart: int) -> None:
      (pictures.many_scans(9_900, 9_900, 33, components=3, frame=0xC9), "33 scans"),
      (pictures.many_scans(40, 30, 20_000), "10000 scans")],
 )  # fmt: skip
-def test_too_many_scans_are_refused_before_decoding(data: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_scans_are_an_error_before_decoding(data: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         pytest.fail("pixels were decoded")
 

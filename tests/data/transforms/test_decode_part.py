@@ -116,7 +116,7 @@ def test_damage_above_the_last_row_is_found() -> None:
 
 
 @given(st.binary(max_size=64), st.integers(0, 200))
-def test_any_bytes_are_decoded_or_refused(junk: bytes, at: int) -> None:
+def test_any_bytes_are_decoded_or_a_bad_sample(junk: bytes, at: int) -> None:
     data = bytearray(made("420", 40, 30))
     data[at : at + len(junk)] = junk
     try:

@@ -165,6 +165,6 @@ def test_any_shape_in_place(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("field", ["brightness", "contrast", "saturation", "lighting"])
 @pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
-def test_impossible_amounts_are_refused(field: str, amount: float) -> None:
+def test_impossible_amounts_are_errors(field: str, amount: float) -> None:
     with pytest.raises(ValidationError, match=field):
         PhotometricConfig(**{field: amount})

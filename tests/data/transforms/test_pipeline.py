@@ -35,7 +35,7 @@ def relabel(sample: dict[str, Any]) -> dict[str, Any]:
     return sample | {"cls": 2 - sample["cls"]}
 
 
-def refuse_some(sample: dict[str, Any]) -> dict[str, Any]:
+def reject_some(sample: dict[str, Any]) -> dict[str, Any]:
     if sample["__id__"] % 3 == 0:
         raise BadSampleError("not wanted")
     return sample
@@ -79,7 +79,7 @@ def compare(sample: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_stages")
-    for function in (invert, noise, relabel, refuse_some, fail, forget, leave, unlabel, mislabel, grow, keep, compare):
+    for function in (invert, noise, relabel, reject_some, fail, forget, leave, unlabel, mislabel, grow, keep, compare):
         setattr(module, function.__name__, function)
     module.number = 3  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_stages", module)
@@ -104,7 +104,7 @@ def batches(
 
 def test_the_built_in_stages_one_by_one_do_what_they_do_together(packed: Path) -> None:
     together = batches(packed, "decode", "crop")
-    apart = batches(packed, "decode", "crop", "my_stages:refuse_some")
+    apart = batches(packed, "decode", "crop", "my_stages:reject_some")
     for one, other in zip(together, apart, strict=True):
         kept_rows = [row for row, number in enumerate(one.ids.tolist()) if number % 3]
         assert torch.equal(one.images[kept_rows], other.images[kept_rows])
@@ -166,7 +166,7 @@ def test_the_same_function_runs_under_webdataset(packed: Path) -> None:
     assert [sample["__key__"] for sample in found] == [f"sample-{number:03d}" for number in range(24)]
 
 
-def test_photometric_before_decode_is_refused(packed: Path) -> None:
+def test_photometric_before_decode_is_an_error(packed: Path) -> None:
     with pytest.raises(DataError, match=r"'photometric' failed on sample .* it needs an H x W x 3 uint8 RGB array"):
         batches(packed, "photometric", "decode", "crop")
 
