@@ -3,20 +3,121 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from orchestrator.config import redaction
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.flags import Flag
-from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, PluginSource, Source
 from orchestrator.data.config import OrderConfig
 from orchestrator.storage import urls
 
 ManifestValues = dict[str, str | int | float | bool]
+
+DIGITS_SEED = 1409  # of the split of the embedded digits
+_KIND = "folder | ilsvrc | digits | plugin"
+_HOLDOUT = (
+    "share of each class's images that becomes the validation split, when the source has none; chosen by a hash of "
+    "their keys; 0 for no validation split at all"
+)
+
+
+class _ImageSource(Config):
+    def resolve(self) -> Self:
+        """Return the same with absolute places. Raises ConfigError without a URL or for a relative path."""
+        values = self.to_dict()
+        if not values["url"] and not values.get("train"):
+            raise ConfigError("source.url: needed: give the URL of the images")
+        places = {name: values[name] for name in ("url", "labels", "train", "validation", "devkit") if values.get(name)}
+        try:
+            places = {name: urls.require_absolute(place, f"source.{name}") for name, place in places.items()}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return self.model_copy(update=places)
+
+
+class FolderSource(_ImageSource):
+    """A folder per class."""
+
+    kind: Literal["folder"] = Field("folder", description=_KIND)
+    url: str = Field(
+        "",
+        description="folder with train/CLASS/* and validation/ or val/ (CLASS/* again, or images and --source.labels); "
+        "or CLASS/* alone and --source.holdout",
+    )
+    labels: str = Field(
+        "",
+        description="text file with a line 'FILE CLASS', or a CSV or TSV of both, for each image of a flat validation "
+        "folder",
+    )
+    holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set."""
+        return urls.get_basename(self.url)
+
+
+class IlsvrcSource(_ImageSource):
+    """ILSVRC2012 as it comes, or in its usual folders."""
+
+    kind: Literal["ilsvrc"] = Field("ilsvrc", description=_KIND)
+    url: str = Field(
+        "",
+        description="folder with ILSVRC2012_img_train.tar or train/, ILSVRC2012_img_val.tar or val/, and "
+        "ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_devkit_t12/; or with Kaggle's ILSVRC/ and LOC_*",
+    )
+    train: str = Field("", description="training tar of tars, or folder of a folder per class, when not below url")
+    validation: str = Field("", description="flat validation tar or folder, or folder per class, when not below url")
+    devkit: str = Field(
+        "",
+        description="devkit, tar.gz or folder, or Kaggle's LOC_val_solution.csv, when not below url: labels of flat "
+        "validation images",
+    )
+    holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set."""
+        return "ilsvrc2012"
+
+
+class DigitsSource(Config):
+    """The embedded handwritten digits, packed in one way only: as `--data digits` has them."""
+
+    kind: Literal["digits"] = Field("digits", description=_KIND)
+
+    def resolve(self) -> Self:
+        """Return the same."""
+        return self
+
+    def get_name(self) -> str:
+        """Return the name of the dataset."""
+        return "digits"
+
+
+class PluginSource(Config):
+    """Samples that a plug-in yields, packed in one process."""
+
+    kind: Literal["plugin"] = Field("plugin", description=_KIND)
+    plugin: str = Field(
+        "", description="'package.module:attribute' or entry point of a class or function that returns a sample source"
+    )
+    args: dict[str, JsonValue] = Field({}, description="its arguments, as JSON")
+
+    def resolve(self) -> Self:
+        """Return the same. Raises ConfigError without a plug-in."""
+        if not self.plugin:
+            raise ConfigError("source.plugin: needed: set it to package.module:attribute of your source")
+        return self
+
+    def get_name(self) -> str:
+        """Return the name of the dataset when no other is set: the last part of the plug-in's."""
+        return self.plugin.rpartition(":")[2].rpartition(".")[2]
+
+
+Source = Annotated[FolderSource | IlsvrcSource | DigitsSource | PluginSource, Field(discriminator="kind")]
 
 
 class ShardLayout(Config):
@@ -75,10 +176,12 @@ class PackConfig(Config):
         layout = self.layout.to_dict()
         if not self.layout.resize:
             del layout["quality"]
+        if isinstance(self.source, DigitsSource):
+            return {"source": "digits", "seed": DIGITS_SEED}
         if isinstance(self.source, PluginSource):
             args = json.dumps(self.source.args, sort_keys=True)
             return {"source": self.source.plugin, "args": args, **layout}
-        return {"source": self.source.kind, "holdout": getattr(self.source, "holdout", None) or 0.0, **layout}
+        return {"source": self.source.kind, "holdout": self.source.holdout or 0.0, **layout}
 
     def describe_identity(self) -> dict[str, str]:
         """Return what makes it another packing, for people, by flag: places and options."""

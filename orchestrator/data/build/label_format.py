@@ -1,44 +1,65 @@
-"""Labels and classes of tars made elsewhere: text of a `cls` member, field of a `json` member, lists of class names."""
+"""Which members of a sample are image and label, how a label is stored, and lists of class names.
+
+A member KEY.EXTENSION belongs to the sample KEY. As in WebDataset, the extension begins at the first dot of the name,
+so it may have several parts (`input.jpg`), and a key never has a dot: `zoom1.5x.jpg` is the member `5x.jpg` of `zoom1`.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from orchestrator.config import redaction
+from orchestrator.config.base import Config
 from orchestrator.config.json_text import parse_json
-from orchestrator.data.build.member_fields import LABEL_ENDINGS, MemberFields, parse_extensions, parse_image_key
+from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
+# Extensions whose last part means a label; WebDataset decodes those but text as whole numbers.
+LABEL_ENDINGS = ("cls", "cls2", "class", "count", "index", "inx", "id", "label", "txt", "text")
+# Of the members that are passed over, as many kinds are named.
+MAX_LISTED_KINDS = 6
 # More than any dataset has; a hash taken for a label would otherwise make as many classes.
 MAX_CLASSES = 1_000_000
 # No name of a class is longer.
 MAX_NAME_BYTES = 1024
+# No list of classes or labels is longer.
+MAX_TEXT_BYTES = 2**30
 
+# Kept of a sample that is passed over.
+_MAX_KEPT_MEMBERS = 8
 _DECIMAL = re.compile(r"\s*([+-]?[0-9]{1,18})\s*")
 _JSON_FIELD = re.compile(r"((?:[^:;]*\.)?json):(.+)", re.IGNORECASE | re.DOTALL)
-_NUMBERED = re.compile(r"([0-9]+)[\s,:]\s*(\S.*)")
-_SYNSET = re.compile(r"(n[0-9]{8})\s+(\S.*)")
 _LABELS_KEY, _IMAGES_KEY = "labels", "images"  # where the manifest says how they are stored
 
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """Format in which a dataset's images and labels are stored."""
+    """Format in which a dataset's images and labels are stored; extensions of members are in lower case."""
 
-    fields: MemberFields
-    json_field: str  # of the label's member; empty when its text is the label
+    images: tuple[str, ...] = IMAGE_EXTENSIONS
+    is_chosen: bool = False  # the user named the images: of several in a sample the first counts
+    labels: tuple[str, ...] = ("cls",)
+    json_field: str = ""  # of the label's member; empty when its text is the label
     classes: tuple[str, ...] = ()  # names in label order; empty when not known
     titles: tuple[str, ...] = ()  # readable names, which a label may be, too
 
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Extensions of all members that are read."""
+        return (*self.images, *self.labels)
+
     def to_manifest_values(self) -> dict[str, str | int | float | bool]:
         """Return what the manifest keeps of it."""
-        member = ";".join(self.fields.labels)
-        images = {_IMAGES_KEY: ";".join(self.fields.images)} if self.fields.is_chosen else {}
+        member = ";".join(self.labels)
+        images = {_IMAGES_KEY: ";".join(self.images)} if self.is_chosen else {}
         return {_LABELS_KEY: f"{member}:{self.json_field}" if self.json_field else member, **images}
 
     def build_reader(self, is_checked: bool = False) -> Callable[[memoryview], int]:
@@ -50,10 +71,12 @@ class LabelFormat:
         end = len(self.classes) or MAX_CLASSES
 
         def read(payload: memoryview) -> int:
-            if self.json_field:
-                label = _parse_json_label(payload, self.json_field, numbers)
-            else:
-                label = _parse_text_label(payload, numbers)
+            value = _read_json_field(payload, self.json_field) if self.json_field else _read_text(payload)
+            label = numbers.get(normalize_name(value), None) if isinstance(value, str) else value
+            if type(label) is not int or abs(label) >= 10**18:
+                known = f" or one of the {len(numbers)} names of classes" if numbers else ""
+                fix = "" if numbers else "; give the names with --classes if it is one"
+                raise ValueError(f"its label must be a whole number{known}, got {str(value)[:40]!r}{fix}")
             if is_checked and not 0 <= label < end:
                 raise ValueError(f"its label must be a class in 0 .. {end - 1}, got {label}")
             return label
@@ -69,10 +92,6 @@ def parse_flags(
     A label key is a field of each sample's json ("label", "json:label", "meta.json:label"), or a member: one with
     several parts whose last one means a label ("output.cls"), one after a dot (".label"), or several ("cls;y.cls").
     """
-    try:
-        fields = parse_image_key(image_key)
-    except ValueError as error:
-        raise ValueError(f"image_key: {error}") from None
     head, _, last = label_key.rpartition(".")
     member, field = "cls", ""
     if match := _JSON_FIELD.fullmatch(label_key):
@@ -81,13 +100,11 @@ def parse_flags(
         member = label_key
     elif label_key:
         member, field = "json", label_key
-    try:
-        labels = parse_extensions(member)
-    except ValueError as error:
-        raise ValueError(f"label_key: {error}") from None
-    if both := set(labels) & set(fields.images):
+    images = _parse_extensions(image_key, "image_key") if image_key else IMAGE_EXTENSIONS
+    labels = _parse_extensions(member, "label_key")
+    if both := set(labels) & set(images):
         raise ValueError(f"label_key: {min(both)!r} must not be an image, too; set --image-key and --label-key apart")
-    return LabelFormat(fields.model_copy(update={"labels": labels}), field, classes, titles)
+    return LabelFormat(images, bool(image_key), labels, field, classes, titles)
 
 
 def parse_manifest_values(
@@ -95,26 +112,134 @@ def parse_manifest_values(
 ) -> LabelFormat:
     """Return how a packed or indexed dataset stores its labels. Raises DataError when `made` does not say it."""
     member, _, field = str(made.get(_LABELS_KEY, "cls")).partition(":")
+    image_key = str(made.get(_IMAGES_KEY, ""))
     try:
-        fields = parse_image_key(str(made.get(_IMAGES_KEY, "")))
-        return LabelFormat(fields.model_copy(update={"labels": parse_extensions(member)}), field, classes, titles)
+        images = _parse_extensions(image_key, _IMAGES_KEY) if image_key else IMAGE_EXTENSIONS
+        labels = _parse_extensions(member, _LABELS_KEY)
     except ValueError as error:
         raise DataError(f"made: {error}; index the dataset again") from None
+    return LabelFormat(images, bool(image_key), labels, field, classes, titles)
 
 
+def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
+    """Return the extensions of "jpg;input.jpg" in lower case. Raises ValueError for one that no member can have."""
+    extensions = tuple(part.strip().removeprefix(".").lower() for part in key.split(";"))
+    if any(not extension or "/" in extension or extension.startswith(".") for extension in extensions):
+        raise ValueError(f"{field}: must be extensions of members such as 'jpg' or 'input.jpg;jpg', got {key!r}")
+    if len(set(extensions)) < len(extensions):
+        raise ValueError(f"{field}: must name each extension once, got {key!r}")
+    return extensions
+
+
+def _read_text(payload: memoryview) -> str | int:
+    text = bytes(payload).decode("utf-8-sig", "replace") if len(payload) <= MAX_NAME_BYTES else ""
+    match = _DECIMAL.fullmatch(text[:64])
+    return int(match[1]) if match and len(payload) <= 64 else text
+
+
+def _read_json_field(payload: memoryview, field: str) -> object:
+    try:
+        values = parse_json(bytes(payload))
+    except ValueError:
+        raise ValueError(f"its json is damaged: {bytes(payload[:20])!r}") from None
+    if not isinstance(values, dict) or field not in values:
+        there = ", ".join(map(repr, list(values)[:10])) if isinstance(values, dict) else "no fields"
+        raise ValueError(f"its json has no field {field!r}; it has {there}")
+    return values[field]
+
+
+# ------------------------------------------------------------------ members that are neither image nor label
+class SkippedSamples(Config):
+    """The samples of a tar that have neither image nor label."""
+
+    samples: int = 0
+    first: str = Field("", description="key of one of them")
+    kinds: dict[str, int] = Field({}, description="their members by extension")
+
+    def merge(self, other: SkippedSamples) -> SkippedSamples:
+        """Return those of two tars together."""
+        kinds = dict(Counter(self.kinds) + Counter(other.kinds))
+        return SkippedSamples(samples=self.samples + other.samples, first=self.first or other.first, kinds=kinds)
+
+    @property
+    def has_images(self) -> bool:
+        """True when members look like images; a sample without one, such as a README, is no loss."""
+        return bool(_select_endings(self.kinds, IMAGE_EXTENSIONS))
+
+    def describe(self, labels: LabelFormat, taken: int) -> str:
+        """Say which samples beside the `taken` ones are left out and why."""
+        lacking = ", ".join(f".{make_printable(extension)}" for extension in labels.extensions)
+        return (
+            f"{self.samples} of {taken + self.samples} samples have none of the members {lacking}, such as "
+            f"'{make_printable(self.first)}': their members are {_format_kinds(self.kinds)}; a key ends at the first "
+            "dot of a name, as in WebDataset"
+        )
+
+
+class OtherMembers:
+    """The members of a tar that are neither image nor label, by sample."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list[str]] = {}
+        self.members: Counter[str] = Counter()
+
+    def add(self, key: str, extension: str) -> None:
+        """Count one of them."""
+        self.members[extension] += 1
+        kinds = self._kinds.setdefault(key, [])
+        if len(kinds) < _MAX_KEPT_MEMBERS:
+            kinds.append(extension)
+
+    def find_skipped(self, taken: Container[str]) -> SkippedSamples:
+        """Return the samples that are not among `taken`."""
+        skipped = {key: kinds for key, kinds in self._kinds.items() if key not in taken}
+        kinds = Counter(kind for extensions in skipped.values() for kind in extensions)
+        return SkippedSamples(samples=len(skipped), first=min(skipped, default=""), kinds=dict(kinds))
+
+    def describe(self) -> str:
+        """Say what else is in the tar, and the flags that would take it; empty when there is nothing else."""
+        if not self.members:
+            return ""
+        flags = suggest_flags(self.members)
+        return f"; its other members are {_format_kinds(self.members)}" + (f": set {flags}" if flags else "")
+
+
+def suggest_flags(kinds: Mapping[str, int], keeps_default: bool = False) -> str:
+    """Return flags that take members of these kinds, beside `jpg` and `cls` or in their place."""
+    images, labels = (_select_endings(kinds, endings) for endings in (IMAGE_EXTENSIONS, LABEL_ENDINGS))
+    flags = []
+    if images:
+        flags.append(f"--image-key 'jpg;{images[0]}'" if keeps_default else f"--image-key {images[0]}")
+    if labels:
+        member = labels[0] if "." in labels[0] else f".{labels[0]}"
+        flags.append(f"--label-key 'cls;{labels[0]}'" if keeps_default else f"--label-key {member}")
+    elif any(kind.endswith("json") for kind in kinds):
+        flags.append("--label-key FIELD (of the json)")
+    return " ".join(flags)
+
+
+def _format_kinds(kinds: Mapping[str, int]) -> str:
+    listed = _sort_by_count(kinds)[:MAX_LISTED_KINDS]
+    more = f" and {len(kinds) - len(listed)} kinds more" if len(kinds) > len(listed) else ""
+    return ", ".join(f".{make_printable(kind)} ({kinds[kind]})" for kind in listed) + more
+
+
+def _select_endings(kinds: Mapping[str, int], endings: Sequence[str]) -> list[str]:
+    return [kind for kind in _sort_by_count(kinds) if kind.rpartition(".")[2] in endings]
+
+
+def _sort_by_count(kinds: Mapping[str, int]) -> list[str]:
+    return sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+
+
+# ------------------------------------------------------------------ names of classes
 def map_names_to_labels(classes: Sequence[str], titles: Sequence[str] = ()) -> dict[str, int]:
-    """Return the number of each class by all that names it whole: its name, its title, and the two in one line.
-
-    Letters and accents may be composed or not (NFC). What would name two classes names none, unless it is the name of
-    one of them.
-    """
+    """Return the number of each class by its name, and by its title unless two have the same; whole, in NFC."""
     numbers = {normalize_name(name): number for number, name in enumerate(classes)}
-    lines = [f"{name} {title}" for name, title in zip(classes, titles, strict=bool(titles))] if titles else []
-    for texts in (titles, lines):
-        times = Counter(map(normalize_name, texts))
-        for number, text in enumerate(map(normalize_name, texts)):
-            if text and times[text] == 1:
-                numbers.setdefault(text, number)
+    times = Counter(map(normalize_name, titles))
+    for number, title in enumerate(map(normalize_name, titles)):
+        if title and times[title] == 1:
+            numbers.setdefault(title, number)
     return numbers
 
 
@@ -123,74 +248,51 @@ def normalize_name(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def parse_decimal(payload: memoryview) -> int:
-    """Return the label of a cls member. Raises ValueError when it is none."""
-    return _parse_text_label(payload, {})
-
-
-def _parse_text_label(payload: memoryview, numbers: Mapping[str, int]) -> int:
-    if len(payload) <= MAX_NAME_BYTES:
-        text = bytes(payload).decode("utf-8-sig", "replace")
-        if len(payload) <= 64 and (match := _DECIMAL.fullmatch(text)):
-            return int(match[1])
-        if (name := normalize_name(text)) in numbers:
-            return numbers[name]
-    known, hint = f" and none of the {len(numbers)} names of classes", "; give the names with --classes if it is one"
-    shown = bytes(payload[:20])
-    raise ValueError(f"its label is no whole number{known if numbers else ''}: {shown!r}{'' if numbers else hint}")
-
-
-def _parse_json_label(payload: memoryview, key: str, numbers: Mapping[str, int]) -> int:
-    try:
-        values = parse_json(bytes(payload))
-    except ValueError:
-        raise ValueError(f"its json is damaged: {bytes(payload[:20])!r}") from None
-    if not isinstance(values, dict) or key not in values:
-        there = ", ".join(map(repr, list(values)[:10])) if isinstance(values, dict) else "no fields"
-        raise ValueError(f"its json has no field {key!r}; it has {there}")
-    label = values[key]
-    if isinstance(label, str):
-        if normalize_name(label) not in numbers:
-            known = f"none of the {len(numbers)} classes" if numbers else "a name; give the names with --classes"
-            raise ValueError(f"its label {label[:40]!r} is {known}")
-        return numbers[normalize_name(label)]
-    if type(label) is not int or abs(label) >= 10**18:
-        raise ValueError(f"its label is no whole number: {str(label)[:40]}")
-    return label
-
-
-# ------------------------------------------------------------------ lists of class names
 def read_classes(url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return class names in label order, and a readable name of each (empty when the file has none).
 
-    The file holds a name per line, a JSON list, a JSON object from label to name or to [name, readable name] (the
-    usual imagenet_class_index.json), or one from name to label. Lines that all begin with 0, 1, 2 ... are named by the
-    rest; lines that all begin with a WordNet id (synset_words.txt) by that, with the rest as readable name. Raises
-    DataError naming the file.
+    The file holds a name per line, or a JSON list of names or of [name, readable name], or a JSON object from label to
+    such (the usual imagenet_class_index.json). Raises DataError naming the file.
     """
     label = f"classes: {redaction.redact(url)}"
     entries = _parse_entries(read_text(url, label), label)
-    paired = bool(entries) and all(isinstance(entry, list) and len(entry) == 2 for entry in entries)
-    rows = [entry if paired and isinstance(entry, list) else [entry] for entry in entries]
+    rows = [entry if isinstance(entry, list) else [entry] for entry in entries]
+    width = 2 if rows and all(len(row) == 2 for row in rows) else 1
     for number, row in enumerate(rows):
-        if not all(isinstance(word, str) and word for word in row):
-            raise DataError(f"{label}: class {number} has no name: {row[0]!r}")
-    names = [str(row[0]) for row in rows]
-    if len(names) < 2:
-        raise DataError(f"{label}: {len(names)} classes; at least 2 are needed")
-    titles = tuple(str(row[1]) for row in rows) if paired else ()
+        if len(row) != width or not all(isinstance(word, str) and word for word in row):
+            raise DataError(f"{label}: class {number} has no name: {row!r}")
+    if len(rows) < 2:
+        raise DataError(f"{label}: {len(rows)} classes; at least 2 are needed")
+    names, *titles = zip(*rows, strict=True)
     try:
         check_names(names)
-        for title in titles:
+        for title in titles[0] if titles else ():
             _check_text(title)
     except ValueError as error:
         raise DataError(f"{label}: {error}") from None
-    return tuple(names), titles
+    return tuple(names), tuple(titles[0]) if titles else ()
+
+
+def _parse_entries(text: str, label: str) -> Sequence[object]:
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.rstrip().splitlines()]
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{label}: damaged: {error}") from None
+    if isinstance(values, list):
+        return values
+    keys = [str(number) for number in range(len(values))]
+    if odd := sorted(values.keys() ^ set(keys)):
+        raise DataError(f"{label}: its keys must be 0 .. {len(values) - 1}; {odd[0]!r} is one too many or few")
+    return [values[key] for key in keys]
 
 
 def read_text(url: str, label: str) -> str:
     """Return the text of a UTF-8 file. Raises DataError, which begins with `label`, when it is none or missing."""
     try:
+        if (size := file_io.get_size(url)) > MAX_TEXT_BYTES:
+            raise DataError(f"{label}: must have at most {MAX_TEXT_BYTES} bytes, got {size}")
         return file_io.read_bytes(url).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{label}: missing") from None
@@ -206,13 +308,9 @@ def check_names(names: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         _check_text(name)
-        other = seen.setdefault(normalize_name(name), name)
-        if other is not name and other == name:
-            raise ValueError(f"class {name!r} is listed twice; list it once")
-        if other is not name:
-            raise ValueError(
-                f"classes {other!a} and {name!a} are one name, with accents composed and decomposed; rename one"
-            )
+        if (key := normalize_name(name)) in seen:
+            raise ValueError(f"class {name!a} is listed twice, also as {seen[key]!a}; list it once")
+        seen[key] = name
 
 
 def _check_text(name: str) -> None:
@@ -221,30 +319,3 @@ def _check_text(name: str) -> None:
         raise ValueError(f"class {name!r} must be text in UTF-8; rename it, for example with convmv -f latin1 -t utf8")
     if categories & {"Cc", "Zl", "Zp"}:
         raise ValueError(f"class {name!r} must not hold control characters; rename it")
-
-
-def _parse_entries(text: str, label: str) -> Sequence[object]:
-    if not text.lstrip().startswith(("[", "{")):
-        return _parse_lines([line.strip() for line in text.rstrip().splitlines()])
-    try:
-        values = parse_json(text)
-    except ValueError as error:
-        raise DataError(f"{label}: damaged: {error}") from None
-    if isinstance(values, list):
-        return values
-    keys = [str(number) for number in range(len(values))]
-    if sorted(map(str, values.values())) == sorted(keys) and all(type(number) is int for number in values.values()):
-        return sorted(values, key=lambda name: int(values[name]))
-    if odd := sorted(values.keys() ^ set(keys)):
-        raise DataError(f"{label}: its keys must be 0 .. {len(values) - 1}; {odd[0]!r} is one too many or few")
-    return [values[number] for number in keys]
-
-
-def _parse_lines(lines: list[str]) -> Sequence[object]:
-    numbered = [_NUMBERED.fullmatch(line) for line in lines]
-    if all(match and int(match[1]) == number for number, match in enumerate(numbered)):
-        lines = [match[2] for match in numbered if match]
-    synsets = [_SYNSET.fullmatch(line) for line in lines]
-    if lines and all(synsets):
-        return [[match[1], match[2]] for match in synsets if match]
-    return lines

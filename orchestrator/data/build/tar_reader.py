@@ -1,4 +1,4 @@
-"""WebDataset tars from any URL: their members, their index, and every way in which they can be damaged.
+"""Members of WebDataset tars at any URL, and every way in which a tar can be damaged.
 
 Nothing is ever extracted: names of members become keys of samples, never paths. tarfile takes a header that is
 truncated or damaged for the end of the archive without an error; here each byte of a tar is accounted for.
@@ -12,10 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from orchestrator.config import redaction
-from orchestrator.data.build import label_format
-from orchestrator.data.build.member_fields import MemberFields, OtherMembers
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.index import ShardIndex, compute_checksum
 from orchestrator.storage import urls
 from orchestrator.storage.ranged_reads import RangeReader
 
@@ -44,13 +41,6 @@ _BODILESS_TYPES = (
 )  # fmt: skip
 
 
-class Digest(Protocol):
-    """Hash object as hashlib has it."""
-
-    def update(self, data: Block, /) -> object:
-        """Take these bytes in."""
-
-
 class TarMember(NamedTuple):
     """One image or label of a tar."""
 
@@ -70,80 +60,14 @@ class MemberRange(NamedTuple):
 
 
 # ------------------------------------------------------------------ whole tars, read once from front to back
-def index_tar(data: bytes, name: str) -> ShardIndex:
-    """Return the index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
-
-    Raises DataError when a sample lacks one of the two or has one twice, or the tar is truncated or damaged.
-    """
-    fields, others = MemberFields(), OtherMembers()
-    members = iter_members([data], name, fields.extensions, others.add)
-    return index_members(members, name, label_format.parse_decimal, fields, others)
-
-
-def index_members(
-    members: Iterable[TarMember],
-    name: str,
-    read_label: Callable[[memoryview], int],
-    fields: MemberFields,
-    others: OtherMembers,
-) -> ShardIndex:
-    """Return the index of a tar's members: an image and a label for each key, by the extensions of `fields`.
-
-    `read_label` turns a label's payload into the label or raises ValueError with the reason. `others` has counted the
-    members that are neither when this returns. Raises DataError when a sample lacks image or label, or has one twice.
-    """
-    ranks = {extension: rank for group in (fields.images, fields.labels) for rank, extension in enumerate(group)}
-    labels: dict[str, tuple[int, int]] = {}  # rank and label
-    images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
-    for member in members:
-        key, rank, is_label = member.key, ranks[member.extension], member.extension in fields.labels
-        before = (labels if is_label else images).get(key)
-        if before is not None and (before[0] == rank or not (is_label or fields.is_chosen)):
-            first = fields.images[before[0]] if not is_label else ""
-            fix = (
-                "keys must be unique"
-                if before[0] == rank
-                else f".{first} and .{member.extension}; set --image-key {first} if that is the one to train on"
-            )
-            raise DataError(
-                f"{name}: sample {key!r} has two {'labels' if is_label else 'images'}, the second at byte "
-                f"{member.offset}: {fix}"
-            )
-        if before is not None and before[0] < rank:
-            continue
-        if not is_label:
-            images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
-            continue
-        try:
-            labels[key] = (rank, read_label(member.payload))
-        except ValueError as error:
-            raise DataError(f"{name}: sample {key!r}: {error}") from None
-    if odd := sorted(labels.keys() ^ images.keys()):
-        has = "a label" if odd[0] in labels else "an image"
-        hint = "" if labels else f"; no member ends in .{' or .'.join(fields.labels)}"
-        raise DataError(
-            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples{hint})"
-            f"{others.suggest_flags()}"
-        )
-    _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
-    return ShardIndex.build(images, [labels[key][1] for key in images], *columns)
-
-
-def read_blocks(
-    url: str, ranges: RangeReader, digests: Collection[Digest], tick: Callable[[int], None]
-) -> Iterator[bytearray]:
-    """Yield the bytes of an object in large blocks; `digests` take them in, `tick` receives the size of each.
+def read_blocks(url: str, ranges: RangeReader) -> Iterator[bytearray]:
+    """Yield the bytes of an object in large blocks.
 
     Raises FileNotFoundError when the object is absent, StorageError when the storage fails.
     """
     size = ranges.size(url)
     for start in range(0, size, BLOCK_BYTES):
-        block = bytearray(min(BLOCK_BYTES, size - start))
-        ranges.read_into(url, start, memoryview(block))
-        for digest in digests:
-            digest.update(block)
-        yield block
-        tick(len(block))
+        yield ranges.read(url, start, min(BLOCK_BYTES, size - start))
 
 
 def iter_members(
@@ -159,80 +83,54 @@ def iter_members(
     name is absolute or has a "..".
     """
     stream = _BlockStream(source)
-    following: dict[str, str] = {}  # what extended headers say of the next member
-    while True:
-        at = stream.position
-        header = bytes(stream.read(_RECORD_BYTES))
-        if header == bytes(_RECORD_BYTES):
-            _expect_zeros(stream, name)
-            return
-        info = _read_header(header, at, name)
-        _skip_holes(stream, info, header)
-        if info.type in _EXTENDED_TYPES:
-            following |= _parse_extended_header(info, _read_extended_header(stream, info, at, name), at, name)
+    for entry in _iter_entries(stream, name, 0):
+        key, extension = _split_member_name(entry.name, entry.at, name)
+        if extension not in extensions or entry.type in _NON_FILE_TYPES:
+            if key and entry.type not in _NON_FILE_TYPES:
+                pass_over(key, extension)
             continue
-        member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
-        sparse = any(keyword.startswith(_SPARSE_PREFIX) for keyword in following)
-        size = _parse_size(following.get("size", info.size), at, name)
-        following = {}
-        key, extension = _split_member_name(member_name, at, name)
-        is_wanted = extension in extensions and info.type not in _NON_FILE_TYPES
-        if key and extension not in extensions and info.type not in _NON_FILE_TYPES:
-            pass_over(key, extension)
-        if is_wanted and (sparse or info.type not in _REGULAR_TYPES or size > MAX_MEMBER_BYTES):
-            raise DataError(f"{name}: member {member_name!r} at byte {at} {_describe_unreadable(info, sparse, size)}")
-        offset = stream.position
-        if info.type in _BODILESS_TYPES:
-            continue
-        payload = stream.read(size) if is_wanted else memoryview(b"")
-        # Also the zeros that fill the last record have to be there.
-        end = offset + _pad(size)
-        stream.skip(end - stream.position)
-        if stream.position < end:
+        if entry.is_sparse or entry.type not in _REGULAR_TYPES or entry.size > MAX_MEMBER_BYTES:
+            problem = f"has {entry.size} bytes: over {MAX_MEMBER_BYTES}"
+            if entry.is_sparse:
+                problem = "is sparse: its bytes are not in one piece; pack it anew"
+            elif entry.type not in _REGULAR_TYPES:
+                problem = "is a link or no plain file; pack it anew"
+            raise DataError(f"{name}: member {entry.name!r} at byte {entry.at} {problem}")
+        payload = memoryview(stream.read(entry.offset, entry.size))
+        if len(payload) == entry.size:  # else the end of the tar is found next
+            yield TarMember(entry.name, key, extension, entry.offset, payload)
+    for part in stream.iter_rest():
+        data = bytes(part)
+        if data.count(0) != len(data):
+            at = stream.position - len(data.lstrip(b"\0"))
             raise DataError(
-                f"{name}: truncated at byte {stream.position}: inside member {member_name!r}, {size} bytes at {offset}"
+                f"{name}: data behind the end of the archive at byte {at}: damaged, or two tars in one; pack it anew"
             )
-        if is_wanted:
-            yield TarMember(member_name, key, extension, offset, payload)
-
-
-def _skip_holes(stream: _BlockStream, info: tarfile.TarInfo, header: bytes) -> None:
-    """Skip the blocks that hold the rest of the list of an old GNU sparse file's holes."""
-    has_more = info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
-    while has_more:
-        has_more = bytes(stream.read(_RECORD_BYTES))[504:505] == b"\1"
-
-
-def _describe_unreadable(info: tarfile.TarInfo, sparse: bool, size: int) -> str:
-    """Say why an image or label cannot be read by its offset."""
-    if sparse:
-        return "is sparse: its bytes are not in one piece; pack it anew"
-    if info.type not in _REGULAR_TYPES:
-        return "is a link or no plain file; pack it anew"
-    return f"has {size} bytes: over {MAX_MEMBER_BYTES}"
 
 
 class _BlockStream:
-    """Blocks as one stream of bytes; `position` is the byte that comes next."""
+    """Blocks as one stream of bytes, going forward; `position` is the byte that comes next."""
 
     def __init__(self, source: Iterable[Block]) -> None:
         self._source = iter(source)
         self._block = memoryview(b"")
         self.position = 0
 
-    def read(self, count: int) -> memoryview:
-        """Return the next `count` bytes; fewer only where the stream ends."""
-        if count <= len(self._block):
-            return self._consume(count)
+    def read(self, start: int, length: int) -> Block:
+        """Return bytes from `start` on; fewer than `length` only where the stream ends."""
+        self.find_end(start)
+        if length <= len(self._block):
+            return self._consume(length)
         taken = bytearray()
-        while len(taken) < count and self._fill():
-            taken += self._consume(min(count - len(taken), len(self._block)))
-        return memoryview(taken)
+        while len(taken) < length and self._fill():
+            taken += self._consume(min(length - len(taken), len(self._block)))
+        return taken
 
-    def skip(self, count: int) -> None:
-        """Skip `count` bytes, or to the end."""
-        while count > 0 and self._fill():
-            count -= len(self._consume(min(count, len(self._block))))
+    def find_end(self, wanted: int) -> int:
+        """Return `wanted`, or the byte where the stream ends before that; skip to it."""
+        while self.position < wanted and self._fill():
+            self._consume(min(wanted - self.position, len(self._block)))
+        return self.position
 
     def iter_rest(self) -> Iterator[memoryview]:
         """Yield what is left."""
@@ -251,15 +149,6 @@ class _BlockStream:
                 return False
             self._block = memoryview(block)
         return True
-
-
-def _read_extended_header(stream: _BlockStream, info: tarfile.TarInfo, at: int, name: str) -> bytes:
-    """Return the body of a header that describes the member after it."""
-    _check_extended_size(info, at, name)
-    data = stream.read(_pad(info.size))
-    if len(data) < _pad(info.size):
-        raise DataError(f"{name}: truncated at byte {stream.position}: inside the extended header at byte {at}")
-    return bytes(data[: info.size])
 
 
 def _split_member_name(member_name: str, at: int, name: str) -> tuple[str, str]:
@@ -282,80 +171,105 @@ def escape_undecodable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _expect_zeros(stream: _BlockStream, name: str) -> None:
-    """Raise DataError unless only zeros follow the end: readers would not see what stands there."""
-    for part in stream.iter_rest():
-        data = bytes(part)
-        if data.count(0) != len(data):
-            at = stream.position - len(data.lstrip(b"\0"))
-            raise DataError(
-                f"{name}: data behind the end of the archive at byte {at}: damaged, or two tars in one; pack it anew"
-            )
-
-
 # ------------------------------------------------------------------ headers alone, payloads skipped
 class HeaderReader:
-    """Small reads of one object, going forward: of a local one by seeking, of a remote one in large blocks."""
+    """Small reads of bytes `start` to `end` of an object, going forward: a remote one is read in large blocks."""
 
-    def __init__(self, ranges: RangeReader, url: str) -> None:
+    def __init__(self, ranges: RangeReader, url: str, end: int | None = None) -> None:
         self._ranges, self._url = ranges, url
-        self.size = ranges.size(url)
-        self.redacted_url = redaction.redact(url)
+        self._end = ranges.size(url) if end is None else end
         self._ahead = 0 if urls.is_local(url) else BLOCK_BYTES
         self._start, self._block = 0, bytearray()
 
-    def read(self, start: int, length: int, end: int) -> bytes:
-        """Return bytes from `start` on; fewer than `length` only when `end` comes before."""
-        length = min(length, end - start)
+    def read(self, start: int, length: int) -> Block:
+        """Return bytes from `start` on; fewer than `length` only where the end comes before."""
+        length = max(0, min(length, self._end - start))
         if not self._start <= start <= start + length <= self._start + len(self._block):
             self._start = start
-            self._block = self._ranges.read(self._url, start, max(0, min(max(length, self._ahead), end - start)))
-        return bytes(self._block[start - self._start : start - self._start + length])
+            self._block = self._ranges.read(self._url, start, min(max(length, self._ahead), self._end - start))
+        return self._block[start - self._start : start - self._start + length]
+
+    def find_end(self, wanted: int) -> int:
+        """Return `wanted`, or the end when it comes before."""
+        return min(wanted, self._end)
 
 
-def iter_member_ranges(
-    headers: HeaderReader, start: int = 0, end: int | None = None, inside: str = ""
-) -> Iterator[MemberRange]:
-    """Yield the plain files of the tar in bytes `start` to `end` of an object; `inside` names it in errors.
+def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None = None) -> Iterator[MemberRange]:
+    """Yield the plain files of the tar at `url`, or of the tar `inside` it.
 
-    Raises DataError, naming object and byte, when it is truncated or damaged; StorageError when the storage fails.
+    Raises DataError, naming object and byte, when it is missing, truncated or damaged; StorageError when the storage
+    fails.
     """
-    end = headers.size if end is None else end
-    name = f"{headers.redacted_url}: {inside}" if inside else headers.redacted_url
-    at, following = start, dict[str, str]()
-    while True:
-        block = headers.read(at, _RECORD_BYTES, end)
-        if len(block) == _RECORD_BYTES and not any(block):
-            return
-        info = _read_header(block, at, name)
-        is_extended, body = info.type in _EXTENDED_TYPES, at + _RECORD_BYTES
-        size = _parse_size(info.size if is_extended else following.get("size", info.size), at, name)
-        padded = 0 if info.type in _BODILESS_TYPES else _pad(size)
-        member_name = following.get("path", info.name)
-        if body + padded > end:
-            raise DataError(f"{name}: truncated at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
-        if is_extended:
-            _check_extended_size(info, at, name)
-            following |= _parse_extended_header(info, headers.read(body, size, end), at, name)
-            if any(keyword.startswith(_SPARSE_PREFIX) for keyword in following):
-                raise DataError(f"{name}: the member after byte {at} is sparse: its bytes are not in one piece")
-        else:
-            if info.type in _REGULAR_TYPES:
-                yield MemberRange(member_name, body, size)
-            following = {}
-        at = body + padded
+    name, start, end = redaction.redact(url), 0, None
+    if inside is not None:
+        name, start, end = f"{name}: {inside.name}", inside.offset, inside.offset + inside.length
+    try:
+        headers = HeaderReader(ranges, url, end)
+    except FileNotFoundError:
+        raise DataError(f"source: {name}: missing") from None
+    for entry in _iter_entries(headers, name, start):
+        if entry.is_sparse:
+            raise DataError(f"{name}: member {entry.name!r} at byte {entry.at} is sparse; pack it anew")
+        if entry.type in _REGULAR_TYPES:
+            yield MemberRange(entry.name, entry.offset, entry.size)
 
 
 # ------------------------------------------------------------------ headers
-def _read_header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
+class _ByteSource(Protocol):
+    def read(self, start: int, length: int) -> Block: ...
+    def find_end(self, wanted: int) -> int: ...
+
+
+class _TarEntry(NamedTuple):
+    at: int  # byte of the header
+    name: str
+    type: bytes
+    offset: int  # byte of the body
+    size: int  # bytes of the body
+    is_sparse: bool
+
+
+def _iter_entries(source: _ByteSource, name: str, at: int) -> Iterator[_TarEntry]:
+    """Yield each member of the tar that begins at byte `at`. Raises DataError when it is truncated or damaged."""
+    following: dict[str, str] = {}  # what extended headers say of the next member
+    start = at
+    while True:
+        header = bytes(source.read(at, _RECORD_BYTES))
+        if header == bytes(_RECORD_BYTES):
+            return
+        info = _read_header(header, at, at == start, name)
+        body = at + _RECORD_BYTES
+        has_more = info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
+        while has_more:  # the rest of the list of an old GNU sparse file's holes
+            has_more = bytes(source.read(body, _RECORD_BYTES))[504:505] == b"\1"
+            body += _RECORD_BYTES
+        if info.type in _EXTENDED_TYPES:
+            if not 0 <= info.size <= MAX_EXTENDED_HEADER:
+                raise DataError(f"{name}: damaged: the extended header at byte {at} claims {info.size} bytes")
+            data, member_name, size = bytes(source.read(body, info.size)), "an extended header", info.size
+            if len(data) == size:  # else the end of the tar is found below
+                following |= _parse_extended_header(info, data, at, name)
+        else:
+            member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
+            size = _parse_size(following.get("size", info.size), at, name)
+            is_sparse = any(keyword.startswith(_SPARSE_PREFIX) for keyword in following)
+            following = {}
+            yield _TarEntry(at, member_name, info.type, body, size, is_sparse)
+        # Also the zeros that fill the last record have to be there.
+        at = body if info.type in _BODILESS_TYPES else body + -(-size // _RECORD_BYTES) * _RECORD_BYTES
+        if (end := source.find_end(at)) < at:
+            raise DataError(f"{name}: truncated at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
+
+
+def _read_header(data: bytes, at: int, is_first: bool, name: str) -> tarfile.TarInfo:
     """Parse a member's header (512 bytes) at byte `at`. Raises DataError for bytes that are no header.
 
     Old GNU headers hold access and change times where POSIX ones hold the first part of a long name; tarfile takes
     the times for it.
     """
-    if not at and not data:
+    if is_first and not data:
         raise DataError(f"{name}: empty: 0 bytes are no tar")
-    if not at and (kind := next((kind for magic, kind in _COMPRESSION_MAGIC.items() if data.startswith(magic)), "")):
+    if is_first and (kind := next((kind for magic, kind in _COMPRESSION_MAGIC.items() if data.startswith(magic)), "")):
         raise DataError(f"{name}: compressed ({kind}): decompress it, since samples are read by their offsets")
     if len(data) < _RECORD_BYTES:
         where = "inside the header of a member" if data else "the end of the archive, a block of zeros, is missing"
@@ -372,7 +286,6 @@ def _read_header(data: bytes, at: int, name: str) -> tarfile.TarInfo:
 
 
 def _parse_size(size: str | int, at: int, name: str) -> int:
-    """Return the size that a header at byte `at` claims. Raises DataError when it is no whole number of bytes."""
     try:
         number = int(size)
     except ValueError:
@@ -380,15 +293,6 @@ def _parse_size(size: str | int, at: int, name: str) -> int:
     if number < 0:
         raise DataError(f"{name}: damaged: the member at byte {at} has the size {size!r}")
     return number
-
-
-def _pad(size: int) -> int:
-    return -(-size // _RECORD_BYTES) * _RECORD_BYTES
-
-
-def _check_extended_size(info: tarfile.TarInfo, at: int, name: str) -> None:
-    if not 0 <= info.size <= MAX_EXTENDED_HEADER:
-        raise DataError(f"{name}: damaged: the extended header at byte {at} claims {info.size} bytes")
 
 
 def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: str) -> dict[str, str]:

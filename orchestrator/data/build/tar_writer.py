@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import webdataset
 
 from orchestrator.data import index, manifest
-from orchestrator.data.build import tar_reader
+from orchestrator.data.build import shard_scan
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.storage import file_io
@@ -45,7 +45,7 @@ def write_dataset(
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     listed = {
         split: tuple(
-            write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
+            write_shard(url, make_shard_name(split, number), batch)
             for number, batch in enumerate(
                 _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
             )
@@ -66,6 +66,11 @@ def encode_tar(samples: Iterable[RawSample]) -> bytes:
     return buffer.getvalue()
 
 
+def make_shard_name(split: str, number: int) -> str:
+    """Return the path of a shard below the dataset's folder."""
+    return f"{split}/{split}-{number:06d}.tar"
+
+
 def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
     """Write one shard and, after it, its index, both from memory; return its entry of the manifest.
 
@@ -73,7 +78,7 @@ def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
     """
     data = encode_tar(samples)
     # Read back from the bytes to be written: what is wrong is found here, not by a reader.
-    listing = tar_reader.index_tar(data, name)
+    listing = shard_scan.index_tar(data, name)
     index_bytes = listing.to_bytes()
     file_io.write_bytes(file_io.join(url, name), data)
     file_io.write_bytes(file_io.join(url, name + index.SUFFIX), index_bytes)

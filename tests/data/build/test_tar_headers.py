@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.build import tar_reader
-from orchestrator.data.build.tar_reader import HeaderReader, MemberRange, iter_member_ranges
+from orchestrator.data.build.tar_reader import MemberRange, iter_member_ranges
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
@@ -17,9 +17,9 @@ from tests.support import imagenet
 LONG = "folder/" * 30 + "name.JPEG"
 
 
-def listed(url: str, start: int = 0, end: int | None = None) -> list[MemberRange]:
+def listed(url: str, inside: MemberRange | None = None) -> list[MemberRange]:
     with closing(RangeReader(2)) as ranges:
-        return list(iter_member_ranges(HeaderReader(ranges, url), start, end))
+        return list(iter_member_ranges(ranges, url, inside))
 
 
 def rich_tar(form: int) -> bytes:
@@ -61,7 +61,7 @@ def test_a_tar_in_a_tar_is_walked_in_place(tmp_path: Path) -> None:
     outer = listed(str(tmp_path / "x.tar"))
     assert [member.name for member in outer] == ["one.tar", "two.tar"]
     for tar in outer:
-        found = listed(str(tmp_path / "x.tar"), tar.offset, tar.offset + tar.length)
+        found = listed(str(tmp_path / "x.tar"), tar)
         assert [data[m.offset : m.offset + m.length] for m in found] == [b"first", b"second"]
 
 
@@ -71,7 +71,7 @@ def test_a_remote_tar_is_read_in_blocks_and_large_bodies_are_passed_over(monkeyp
     sizes = [1000] * 60 + [200_000] * 3
     file_io.write_bytes(url, imagenet.tar((f"{n}.JPEG", bytes(size)) for n, size in enumerate(sizes)))
     with closing(RangeReader(2)) as ranges:
-        assert [m.length for m in iter_member_ranges(HeaderReader(ranges, url))] == sizes
+        assert [m.length for m in iter_member_ranges(ranges, url)] == sizes
         assert ranges.transfer.requests < 25
         assert ranges.transfer.bytes < 200_000
 
@@ -99,11 +99,9 @@ def test_damage_is_told_with_the_byte(tmp_path: Path) -> None:
 
 def test_an_inner_tar_that_is_cut_is_told_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(imagenet.tar([("n01.tar", imagenet.tar([("a.JPEG", b"x")])[:1100])]))
-    with closing(RangeReader(2)) as ranges:
-        headers = HeaderReader(ranges, str(tmp_path / "x.tar"))
-        (tar,) = iter_member_ranges(headers)
-        with pytest.raises(DataError, match=r"x\.tar: n01\.tar: truncated at byte 1612"):
-            list(iter_member_ranges(headers, tar.offset, tar.offset + tar.length, tar.name))
+    (tar,) = listed(str(tmp_path / "x.tar"))
+    with pytest.raises(DataError, match=r"x\.tar: n01\.tar: truncated at byte 1612"):
+        listed(str(tmp_path / "x.tar"), tar)
 
 
 def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:

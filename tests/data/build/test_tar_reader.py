@@ -2,18 +2,18 @@
 
 import bz2
 import gzip
-import hashlib
 import io
 import lzma
 import tarfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.build import tar_reader
+from orchestrator.data.build import shard_scan, tar_reader
 from orchestrator.data.build.tar_reader import TarMember
 from orchestrator.data.build.tar_writer import encode_tar
 from orchestrator.data.data_errors import DataError
@@ -112,50 +112,26 @@ def test_a_size_in_a_pax_header_counts() -> None:
     assert bytes(found.payload) == b"abc"
 
 
-def test_of_any_url_with_its_digests(tmp_path: Path) -> None:
+def test_of_any_url_in_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 1000)
     for url in (str(tmp_path / "x.tar"), "memory://tars/x.tar"):
         file_io.write_bytes(url, WHOLE)
-        ranges, sha256, md5 = RangeReader(), hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        ticks: list[int] = []
-        found = list(
-            tar_reader.iter_members(tar_reader.read_blocks(url, ranges, (sha256, md5), ticks.append), url, WANTED)
-        )
-        ranges.close()
-        assert len(found) == 6
-        assert (sha256.hexdigest(), md5.hexdigest()) == (
-            hashlib.sha256(WHOLE).hexdigest(), hashlib.md5(WHOLE, usedforsecurity=False).hexdigest()
-        )  # fmt: skip
-        assert sum(ticks) == len(WHOLE)
-
-
-def test_blocks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 1000)
-    (tmp_path / "x.tar").write_bytes(WHOLE)
-    ranges = RangeReader()
-    sizes = [len(block) for block in tar_reader.read_blocks(str(tmp_path / "x.tar"), ranges, (), lambda _: None)]
-    assert (max(sizes), sum(sizes)) == (1000, len(WHOLE))
-    assert (
-        len(
-            list(
-                tar_reader.iter_members(
-                    tar_reader.read_blocks(str(tmp_path / "x.tar"), ranges, (), lambda _: None), "x", WANTED
-                )
-            )
-        )
-        == 6
-    )
-    ranges.close()
+        with closing(RangeReader()) as ranges:
+            blocks = list(tar_reader.read_blocks(url, ranges))
+            assert b"".join(blocks) == WHOLE
+            assert max(map(len, blocks)) == 1000
+            assert len(list(tar_reader.iter_members(tar_reader.read_blocks(url, ranges), url, WANTED))) == 6
 
 
 # ------------------------------------------------------------------ what is cut or damaged
 @given(st.integers(0, len(WHOLE)))
 def test_any_cut_is_noticed_or_harmless(cut: int) -> None:
     try:
-        found = tar_reader.index_tar(WHOLE[:cut], "x.tar")
+        found = shard_scan.index_tar(WHOLE[:cut], "x.tar")
     except DataError as error:
         assert "x.tar: " in str(error)
         return
-    assert found.to_bytes() == tar_reader.index_tar(WHOLE, "x.tar").to_bytes()
+    assert found.to_bytes() == shard_scan.index_tar(WHOLE, "x.tar").to_bytes()
     assert WHOLE[:cut].endswith(bytes(512))
 
 

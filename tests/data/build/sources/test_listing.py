@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data.build import tar_writer
+from orchestrator.data.build.shard_scan import index_tar
 from orchestrator.data.build.sources import listing
 from orchestrator.data.build.sources.listing import ImageRow, SourceListing
-from orchestrator.data.build.tar_reader import index_tar
 from orchestrator.data.build.tar_writer import RawSample, encode_tar
 from orchestrator.data.data_errors import DataError
 

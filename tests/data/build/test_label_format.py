@@ -16,7 +16,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest
 from orchestrator.data.build import indexing, label_format, tar_reader, verify
 from orchestrator.data.build.config import IndexConfig, VerifyConfig
-from orchestrator.data.build.member_fields import OtherMembers
+from orchestrator.data.build.label_format import OtherMembers
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataset import SampleReader
 from orchestrator.storage import file_io
@@ -109,7 +109,7 @@ def test_dotted_names_are_asked_about(dotted: Path) -> None:
     with pytest.raises(DataError) as raised:
         run(dotted)
     said = str(raised.value)
-    assert "4 of 12 samples have no member KEY.jpg or KEY.jpeg or KEY.png and no member KEY.cls" in said
+    assert "4 of 12 samples have none of the members .jpg, .jpeg, .png, .cls" in said
     assert "such as 'zoom1-00': their members are .5x.cls (4), .5x.jpg (4); a key ends at the first dot" in said
     assert "set --image-key 'jpg;5x.jpg' --label-key 'cls;5x.cls' to take them, --image-key jpg to leave" in said
     assert not (dotted / manifest.FILE_NAME).exists()
@@ -119,14 +119,14 @@ def test_dotted_names_are_taken_by_the_flags_that_are_told(dotted: Path) -> None
     assert "left out" not in run(dotted, image_key="jpg;5x.jpg", label_key="cls;5x.cls")
     assert [label for _, label, _ in read_all(dotted)] == [n % 3 for n in range(8)] + [0, 1, 2, 0]
     assert manifest.load(str(dotted)).made == {"labels": "cls;5x.cls", "images": "jpg;5x.jpg"}
-    assert "train: 12 samples in 1 shards" in checked(dotted)
+    assert "train: 12 samples of 3 classes in 1 shards" in checked(dotted)
 
 
 def test_what_is_left_out_is_told_by_index_and_verify(dotted: Path) -> None:
-    assert "warning: train: left out: 4 of 12 samples have no member KEY.jpg" in run(dotted, image_key="jpg")
+    assert "warning: train: left out: 4 of 12 samples have none of the members .jpg" in run(dotted, image_key="jpg")
     said = checked(dotted)
-    assert "warning: train: left out: 4 of 12 samples have no member KEY.jpg" in said
-    assert "no errors, but 4 samples of the train tars are left out" in said
+    assert "warning: train: left out: 4 of 12 samples have none of the members .jpg" in said
+    assert "no errors, but 1 warning" in said
     assert "nothing is wrong" not in said
 
 
@@ -143,7 +143,7 @@ def test_an_earlier_start_keeps_what_was_left_out(dotted: Path, monkeypatch: pyt
 
 def test_a_readme_is_no_loss(tmp_path: Path) -> None:
     write(tmp_path, train_0=[*members(4, "jpg", "cls"), ("README.txt", b"x")])
-    assert "train: no images: 1 of 5 samples" in run(tmp_path)
+    assert "train: left out: 1 of 5 samples" in run(tmp_path)
     assert "nothing is wrong" in checked(tmp_path)
 
 
