@@ -62,7 +62,7 @@ def pack_dataset(config: PackConfig) -> int:
             print_line(STOPPED_NOTICE)
             return interruption.exit_status
     dataset = packing.finish_packing(work, entries)
-    for line in packing.describe_report(work.plan, entries):
+    for line in packing.describe_report(packing.build_report(work.plan, entries)):
         print_line(line)
     print_line(
         f"packed: {_describe_dataset(config.url, dataset)}; report: "

@@ -21,11 +21,10 @@ from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
-from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan
 from orchestrator.data.build.config import IndexConfig
-from orchestrator.data.build.label_format import LabelFormat, SkippedSamples
+from orchestrator.data.build.label_format import LabelFormat
 from orchestrator.data.build.shard_scan import TRAIN, VALIDATION, ScannedShard, TarScan, print_line
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
@@ -35,8 +34,6 @@ from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 INDEXING_FOLDER = "_indexing"
-# Where the manifest says how many tars were left out, since they have no member.
-EMPTY_TARS_KEY = "empty_tars"
 # Tars made by one program share their faults: no need to read all of them.
 MAX_PROBLEMS = 20
 MAX_NAMES = 1_000_000
@@ -64,27 +61,21 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
         raise ConfigError(f"validation: {min(both)} must not be a training tar, too; name it in one of the two")
     if file_io.exists(file_io.join(job.to, manifest.FILE_NAME)):
         return _check_existing(job, labels, sizes, console)
-    scanned = _index_all(job, labels, sizes, console)
-    full = [one for one in scanned if one.shard.samples]
+    shards = _index_all(job, labels, sizes, console)
     how = labels.to_manifest_values()
-    if empty := [one.shard.name for one in scanned if not one.shard.samples]:
-        how[EMPTY_TARS_KEY] = len(empty)
-    if any(one.transparent for one in full):
+    if any(one.transparent for one in shards):
         how[manifest.BACKGROUND_KEY] = BACKGROUND_NAME
-    splits = {split: tuple(one.shard for one in full if one.split == split) for split in sizes}
-    for split, shards in splits.items():
-        _check_split(job.to, split, [one for one in full if one.split == split], len(sizes[split]) - len(shards))
     indexed = Manifest(
         name=job.name or urls.get_basename(job.url),
-        classes=classes or _number_classes(full),
+        classes=classes or _number_classes(shards),
         titles=titles,
         tars=job.url if job.to != job.url else "",
         made=how,
-        splits=splits,
+        splits={split: tuple(one.shard for one in shards if one.split == split) for split in sizes},
     )
     manifest.save(job.to, indexed)
     file_io.remove(file_io.join(job.to, INDEXING_FOLDER))
-    lines, warnings = shard_scan.summarize_shards(indexed, labels, full, job)
+    lines, warnings = shard_scan.summarize_shards(indexed, labels, shards, job)
     place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
     lines.append(f"{place}: written, digest {indexed.digest()}")
     if manifest.is_outside(indexed.tars, job.to):
@@ -92,7 +83,7 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
         lines.append(f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
     for line in lines:
         print_line(console, line)
-    for warning in (*warnings, *(f"{make_printable(name)}: no member in it: left out" for name in empty)):
+    for warning in warnings:
         print_line(console, f"warning: {warning}", "yellow")
     return 0
 
@@ -133,23 +124,20 @@ def _index_all(
         if len(problems) == MAX_PROBLEMS:
             raise DataError(f"{len(problems)} tars cannot be indexed, the rest was not read; {problems[0]}")
 
-    shard_scan.run_on_shards(items, [size for *_, size in items], work, receive, job.threads, console, "indexing")
+    shard_scan.run_on_shards(items, work, receive, job.threads, console, "indexing")
     if problems:
         many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
         raise DataError(f"{many}{problems[0]}")
-    return [shards[number] for number in range(len(items))]
-
-
-def _check_split(to: str, split: str, shards: Sequence[ScannedShard], empty: int) -> None:
-    """Raise DataError for a split without members, or a key of two samples: keys name samples in ledgers and scores."""
-    if not shards:
-        raise DataError(f"{split}: none of the {empty} tars has a member")
-    duplicates, count = shard_scan.find_duplicate_keys(to, shards)
-    for key, first, second in duplicates:
-        raise DataError(
-            f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split; pack it "
-            "anew, or name each tar once"
+    for split in sizes:
+        duplicates, count = shard_scan.find_duplicate_keys(
+            job.to, [one for one in shards.values() if one.split == split]
         )
+        for key, first, second in duplicates:
+            raise DataError(
+                f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split, since "
+                "they name samples in ledgers and scores; pack it anew, or name each tar once"
+            )
+    return [shards[number] for number in range(len(items))]
 
 
 def _number_classes(shards: Sequence[ScannedShard]) -> tuple[str, ...]:
@@ -169,15 +157,11 @@ def _check_existing(
     """Print that the dataset is complete. Raises DataError when it is another one than the job is about."""
     existing = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
     kept = {split: {shard.name: shard.bytes for shard in shards} for split, shards in existing.splits.items()}
-    listed = {
-        split: {name: size for name, size in own.items() if name in kept.get(split, ())} for split, own in sizes.items()
-    }
-    count, empty = (sum(map(len, names.values())) for names in (kept, sizes))
-    how = labels.to_manifest_values() | ({EMPTY_TARS_KEY: empty - count} if empty > count else {})
     made = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}
-    if kept != listed or made != how or labels.classes not in ((), existing.classes):
+    if kept != sizes or made != labels.to_manifest_values() or labels.classes not in ((), existing.classes):
         place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
         raise DataError(f"{place}: is there and is about other tars or labels; remove it to index again")
+    count = sum(map(len, kept.values()))
     print_line(console, f"{existing.name}: already indexed, {count} tars; shards verify checks them")
     return 0
 
@@ -210,29 +194,23 @@ class ShardIndexer:
         shown = redaction.redact(url)
         scan = TarScan(url, shown, labels, ranges)
         listing = scan.build_index(labels.build_reader(is_checked=True))
-        skipped = scan.others.find_skipped(set(listing.keys))
-        if not listing.keys and scan.others.members:
-            raise DataError(f"{shown}: no sample in it has an image{scan.others.describe()}")
-        if skipped.has_images and not labels.is_chosen:
-            flags = label_format.suggest_flags(skipped.kinds, keeps_default=True)
-            raise DataError(
-                f"{shown}: {skipped.describe(labels, len(listing.keys))}: set {flags} to take them, --image-key jpg to "
-                "leave them out"
-            )
+        skipped = scan.count_skipped(listing.keys)
+        if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
+            described = label_format.describe_others(skipped, labels)
+            raise DataError(f"{shown}: {described}; or set --image-key jpg to leave them out")
         data = listing.to_bytes()
         shard = Shard(
             name=name,
             samples=len(listing.keys),
             bytes=scan.bytes,
-            sha256=scan.sha256,
+            sha256=scan.compute_sha256(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        if listing.keys:  # else it is left out
-            entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped.to_dict()}
-            record = json.dumps({**entry, "transparent": scan.transparent}).encode()
-            file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
-            file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), record)
-        return ScannedShard.build(shard, split, listing, skipped, scan.transparent)
+        entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
+        record = json.dumps({**entry, "transparent": scan.transparent}).encode()
+        file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
+        file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), record)
+        return ScannedShard(split, shard, listing, skipped, scan.transparent)
 
     def _load_kept(self, split: str, name: str, size: int) -> ScannedShard | None:
         """Return what an earlier run found, if it still holds."""
@@ -243,8 +221,8 @@ class ShardIndexer:
             shard = Shard.from_dict(entry["shard"])
             if entry["options"] != self._options or shard.bytes != size:
                 return None
-            skipped, transparent = SkippedSamples.from_dict(entry["skipped"]), int(entry["transparent"])
-            return ScannedShard.build(shard, split, index.load(self._to, shard), skipped, transparent)
+            skipped, transparent = Counter(entry["skipped"]), int(entry["transparent"])
+            return ScannedShard(split, shard, index.load(self._to, shard), skipped, transparent)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from pydantic import Field
+from typing import Any
 
 from orchestrator.config import redaction
-from orchestrator.config.base import Config
 from orchestrator.config.json_text import parse_json
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
@@ -33,8 +31,6 @@ MAX_NAME_BYTES = 1024
 # No list of classes or labels is longer.
 MAX_TEXT_BYTES = 2**30
 
-# Kept of a sample that is passed over.
-_MAX_KEPT_MEMBERS = 8
 _DECIMAL = re.compile(r"\s*([+-]?[0-9]{1,18})\s*")
 _JSON_FIELD = re.compile(r"((?:[^:;]*\.)?json):(.+)", re.IGNORECASE | re.DOTALL)
 _LABELS_KEY, _IMAGES_KEY = "labels", "images"  # where the manifest says how they are stored
@@ -62,7 +58,7 @@ class LabelFormat:
         images = {_IMAGES_KEY: ";".join(self.images)} if self.is_chosen else {}
         return {_LABELS_KEY: f"{member}:{self.json_field}" if self.json_field else member, **images}
 
-    def build_reader(self, is_checked: bool = False) -> Callable[[memoryview], int]:
+    def build_reader(self, is_checked: bool = False) -> Callable[[bytes], int]:
         """Return a function from a member's payload to its label. It raises ValueError with the reason.
 
         is_checked: whether it also raises for a label outside the classes.
@@ -70,7 +66,7 @@ class LabelFormat:
         numbers = map_names_to_labels(self.classes, self.titles)
         end = len(self.classes) or MAX_CLASSES
 
-        def read(payload: memoryview) -> int:
+        def read(payload: bytes) -> int:
             value = _read_json_field(payload, self.json_field) if self.json_field else _read_text(payload)
             label = numbers.get(normalize_name(value), None) if isinstance(value, str) else value
             if type(label) is not int or abs(label) >= 10**18:
@@ -111,14 +107,13 @@ def parse_manifest_values(
     made: Mapping[str, object], classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()
 ) -> LabelFormat:
     """Return how a packed or indexed dataset stores its labels. Raises DataError when `made` does not say it."""
-    member, _, field = str(made.get(_LABELS_KEY, "cls")).partition(":")
-    image_key = str(made.get(_IMAGES_KEY, ""))
+    label_key = str(made.get(_LABELS_KEY, "cls"))
     try:
-        images = _parse_extensions(image_key, _IMAGES_KEY) if image_key else IMAGE_EXTENSIONS
-        labels = _parse_extensions(member, _LABELS_KEY)
+        return parse_flags(
+            str(made.get(_IMAGES_KEY, "")), label_key if ":" in label_key else f".{label_key}", classes, titles
+        )
     except ValueError as error:
         raise DataError(f"made: {error}; index the dataset again") from None
-    return LabelFormat(images, bool(image_key), labels, field, classes, titles)
 
 
 def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
@@ -131,17 +126,17 @@ def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
     return extensions
 
 
-def _read_text(payload: memoryview) -> str | int:
-    text = bytes(payload).decode("utf-8-sig", "replace") if len(payload) <= MAX_NAME_BYTES else ""
+def _read_text(payload: bytes) -> str | int:
+    text = payload.decode("utf-8-sig", "replace") if len(payload) <= MAX_NAME_BYTES else ""
     match = _DECIMAL.fullmatch(text[:64])
     return int(match[1]) if match and len(payload) <= 64 else text
 
 
-def _read_json_field(payload: memoryview, field: str) -> object:
+def _read_json_field(payload: bytes, field: str) -> object:
     try:
-        values = parse_json(bytes(payload))
+        values = parse_json(payload)
     except ValueError:
-        raise ValueError(f"its json is damaged: {bytes(payload[:20])!r}") from None
+        raise ValueError(f"its json is damaged: {payload[:20]!r}") from None
     if not isinstance(values, dict) or field not in values:
         there = ", ".join(map(repr, list(values)[:10])) if isinstance(values, dict) else "no fields"
         raise ValueError(f"its json has no field {field!r}; it has {there}")
@@ -149,87 +144,20 @@ def _read_json_field(payload: memoryview, field: str) -> object:
 
 
 # ------------------------------------------------------------------ members that are neither image nor label
-class SkippedSamples(Config):
-    """The samples of a tar that have neither image nor label."""
-
-    samples: int = 0
-    first: str = Field("", description="key of one of them")
-    kinds: dict[str, int] = Field({}, description="their members by extension")
-
-    def merge(self, other: SkippedSamples) -> SkippedSamples:
-        """Return those of two tars together."""
-        kinds = dict(Counter(self.kinds) + Counter(other.kinds))
-        return SkippedSamples(samples=self.samples + other.samples, first=self.first or other.first, kinds=kinds)
-
-    @property
-    def has_images(self) -> bool:
-        """True when members look like images; a sample without one, such as a README, is no loss."""
-        return bool(_select_endings(self.kinds, IMAGE_EXTENSIONS))
-
-    def describe(self, labels: LabelFormat, taken: int) -> str:
-        """Say which samples beside the `taken` ones are left out and why."""
-        lacking = ", ".join(f".{make_printable(extension)}" for extension in labels.extensions)
-        return (
-            f"{self.samples} of {taken + self.samples} samples have none of the members {lacking}, such as "
-            f"'{make_printable(self.first)}': their members are {_format_kinds(self.kinds)}; a key ends at the first "
-            "dot of a name, as in WebDataset"
-        )
+def describe_others(kinds: Mapping[str, int], labels: LabelFormat) -> str:
+    """Say which members of samples without image and label there are, by extension, and how to take them."""
+    listed = sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:MAX_LISTED_KINDS]
+    named = ", ".join(f".{make_printable(kind)} ({kinds[kind]})" for kind in listed) or "none"
+    taken = ", ".join(f".{make_printable(extension)}" for extension in labels.extensions)
+    return (
+        f"members of samples that have none of {taken}: {named}; a key ends at the first dot of a name; name image and "
+        "label with --image-key and --label-key, several as in 'jpg;input.jpg', or a field of the json"
+    )
 
 
-class OtherMembers:
-    """The members of a tar that are neither image nor label, by sample."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, list[str]] = {}
-        self.members: Counter[str] = Counter()
-
-    def add(self, key: str, extension: str) -> None:
-        """Count one of them."""
-        self.members[extension] += 1
-        kinds = self._kinds.setdefault(key, [])
-        if len(kinds) < _MAX_KEPT_MEMBERS:
-            kinds.append(extension)
-
-    def find_skipped(self, taken: Container[str]) -> SkippedSamples:
-        """Return the samples that are not among `taken`."""
-        skipped = {key: kinds for key, kinds in self._kinds.items() if key not in taken}
-        kinds = Counter(kind for extensions in skipped.values() for kind in extensions)
-        return SkippedSamples(samples=len(skipped), first=min(skipped, default=""), kinds=dict(kinds))
-
-    def describe(self) -> str:
-        """Say what else is in the tar, and the flags that would take it; empty when there is nothing else."""
-        if not self.members:
-            return ""
-        flags = suggest_flags(self.members)
-        return f"; its other members are {_format_kinds(self.members)}" + (f": set {flags}" if flags else "")
-
-
-def suggest_flags(kinds: Mapping[str, int], keeps_default: bool = False) -> str:
-    """Return flags that take members of these kinds, beside `jpg` and `cls` or in their place."""
-    images, labels = (_select_endings(kinds, endings) for endings in (IMAGE_EXTENSIONS, LABEL_ENDINGS))
-    flags = []
-    if images:
-        flags.append(f"--image-key 'jpg;{images[0]}'" if keeps_default else f"--image-key {images[0]}")
-    if labels:
-        member = labels[0] if "." in labels[0] else f".{labels[0]}"
-        flags.append(f"--label-key 'cls;{labels[0]}'" if keeps_default else f"--label-key {member}")
-    elif any(kind.endswith("json") for kind in kinds):
-        flags.append("--label-key FIELD (of the json)")
-    return " ".join(flags)
-
-
-def _format_kinds(kinds: Mapping[str, int]) -> str:
-    listed = _sort_by_count(kinds)[:MAX_LISTED_KINDS]
-    more = f" and {len(kinds) - len(listed)} kinds more" if len(kinds) > len(listed) else ""
-    return ", ".join(f".{make_printable(kind)} ({kinds[kind]})" for kind in listed) + more
-
-
-def _select_endings(kinds: Mapping[str, int], endings: Sequence[str]) -> list[str]:
-    return [kind for kind in _sort_by_count(kinds) if kind.rpartition(".")[2] in endings]
-
-
-def _sort_by_count(kinds: Mapping[str, int]) -> list[str]:
-    return sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+def has_images(kinds: Iterable[str]) -> bool:
+    """Return whether extensions look like those of images; a sample without one, such as a README, is no loss."""
+    return any(kind.rpartition(".")[2] in IMAGE_EXTENSIONS for kind in kinds)
 
 
 # ------------------------------------------------------------------ names of classes
@@ -255,37 +183,25 @@ def read_classes(url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     such (the usual imagenet_class_index.json). Raises DataError naming the file.
     """
     label = f"classes: {redaction.redact(url)}"
-    entries = _parse_entries(read_text(url, label), label)
-    rows = [entry if isinstance(entry, list) else [entry] for entry in entries]
-    width = 2 if rows and all(len(row) == 2 for row in rows) else 1
-    for number, row in enumerate(rows):
-        if len(row) != width or not all(isinstance(word, str) and word for word in row):
-            raise DataError(f"{label}: class {number} has no name: {row!r}")
-    if len(rows) < 2:
-        raise DataError(f"{label}: {len(rows)} classes; at least 2 are needed")
-    names, *titles = zip(*rows, strict=True)
+    text = read_text(url, label)
     try:
+        entries: Any = [line.strip() for line in text.rstrip().splitlines()]
+        if text.lstrip().startswith(("[", "{")):
+            entries = parse_json(text)
+        if isinstance(entries, dict):
+            entries = [entries[str(number)] for number in range(len(entries))]
+        paired = bool(entries) and isinstance(entries[0], list)
+        names, titles = zip(*entries, strict=True) if paired else (tuple(entries), ())
         check_names(names)
-        for title in titles[0] if titles else ():
+        for title in titles:
             _check_text(title)
-    except ValueError as error:
-        raise DataError(f"{label}: {error}") from None
-    return tuple(names), tuple(titles[0]) if titles else ()
-
-
-def _parse_entries(text: str, label: str) -> Sequence[object]:
-    if not text.lstrip().startswith(("[", "{")):
-        return [line.strip() for line in text.rstrip().splitlines()]
-    try:
-        values = parse_json(text)
-    except ValueError as error:
+    except KeyError as error:
+        raise DataError(f"{label}: damaged: keys must be 0, 1, 2 ..., lacks {error}") from None
+    except (ValueError, TypeError) as error:
         raise DataError(f"{label}: damaged: {error}") from None
-    if isinstance(values, list):
-        return values
-    keys = [str(number) for number in range(len(values))]
-    if odd := sorted(values.keys() ^ set(keys)):
-        raise DataError(f"{label}: its keys must be 0 .. {len(values) - 1}; {odd[0]!r} is one too many or few")
-    return [values[key] for key in keys]
+    if len(names) < 2:
+        raise DataError(f"{label}: {len(names)} classes; at least 2 are needed")
+    return names, titles
 
 
 def read_text(url: str, label: str) -> str:
@@ -313,7 +229,9 @@ def check_names(names: Iterable[str]) -> None:
         seen[key] = name
 
 
-def _check_text(name: str) -> None:
+def _check_text(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"every class must have a name, got {name!r}")
     categories = set(map(unicodedata.category, name))
     if "Cs" in categories:
         raise ValueError(f"class {name!r} must be text in UTF-8; rename it, for example with convmv -f latin1 -t utf8")

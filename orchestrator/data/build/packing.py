@@ -22,7 +22,6 @@ from orchestrator.data.build.config import FolderSource, IlsvrcSource, PackConfi
 from orchestrator.data.build.packing_plan import (
     IO_THREADS,
     PACKING_FOLDER,
-    LeftOutImage,
     PackedShard,
     PackingPlan,
     PlannedRows,
@@ -32,9 +31,8 @@ from orchestrator.data.build.packing_plan import (
 )
 from orchestrator.data.build.shard_packer import ImageReader
 from orchestrator.data.build.sources import digits
-from orchestrator.data.build.sources.folder import FolderLister, ImageLister
 from orchestrator.data.build.sources.ilsvrc import IlsvrcLister
-from orchestrator.data.build.sources.listing import SplitListing
+from orchestrator.data.build.sources.listing import FolderLister, SourceListing, SplitListing
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
@@ -109,18 +107,18 @@ def start_packing(config: PackConfig, say: Say) -> Packing | Manifest:
     """
     if (existing := _load_existing(config)) is not None:
         say("a dataset is there; listing the source to compare")
-        lister = _create_lister(config)
-        if lister.list_images(lister.find_roots()).digest() != existing.made.get("listing"):
-            raise DataError(f"{_describe_existing(config, existing)} from other images: {_FIX}")
+        lister = create_lister(config)
+        if _list_images(lister, lister.find_roots()).digest() != existing.made.get("listing"):
+            raise DataError(
+                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed from other "
+                "images: take another --url, or remove what is there"
+            )
         file_io.remove(file_io.join(config.url, PACKING_FOLDER))
         return existing
-    plan = packing_plan.load_plan(config)
-    roots = _find_roots(config)
+    plan, roots = packing_plan.load_plan(config), _find_roots(config)
     if plan is None:
-        plan = packing_plan.save_plan(config, *plan_packing(config, roots, say))
-        return Packing(config, plan, roots, {})
-    finished = packing_plan.load_finished_shards(config.url, plan)
-    shown = redaction.redact(config.url)
+        return Packing(config, packing_plan.save_plan(config, *plan_packing(config, roots, say)), roots, {})
+    finished, shown = packing_plan.load_finished_shards(config.url, plan), redaction.redact(config.url)
     say(f"resuming the packing in {shown}: {len(finished)} of {len(plan.shards())} shards are there")
     return Packing(config, plan, roots, finished)
 
@@ -136,7 +134,7 @@ def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[P
     Raises DataError for an unfit source.
     """
     say(f"listing {', '.join(sorted({redaction.redact(root) for root in roots.values()}))}")
-    listing, layout = _create_lister(config).list_images(roots), config.layout
+    listing, layout = _list_images(create_lister(config), roots), config.layout
     ratio = _estimate_size_ratio(config, listing.splits["train"])
     rows = {
         name: (
@@ -181,7 +179,8 @@ def finish_packing(packing: Packing, entries: dict[ShardId, PackedShard]) -> Man
     transparent = any("transparent" in entry.oddities for entry in entries.values())
     made = {**plan.made, **({manifest.BACKGROUND_KEY: BACKGROUND_NAME} if transparent else {})}
     packed = Manifest(name=plan.name, classes=plan.classes, titles=plan.titles, made=made, splits=splits)
-    file_io.write_bytes(file_io.join(url, REPORT_NAME), encode_report(plan, entries))
+    report = json.dumps(build_report(plan, entries), indent=1, sort_keys=True) + "\n"
+    file_io.write_bytes(file_io.join(url, REPORT_NAME), report.encode())
     if urls.is_local(url):  # unfinished temporary files that killed processes left
         for name in plan.splits:
             for path in Path(urls.to_local_path(file_io.join(url, name))).glob(f"{file_io.TEMP_PREFIX}*"):
@@ -244,16 +243,24 @@ def _create_sample_source(config: PackConfig) -> SampleSource:
     )
 
 
-def _create_lister(config: PackConfig) -> ImageLister:
+def create_lister(config: PackConfig) -> FolderLister | IlsvrcLister:
+    """Return what lists the images of a source that has any."""
     if isinstance(config.source, IlsvrcSource):
         return IlsvrcLister(config.source)
     assert isinstance(config.source, FolderSource), "sources of samples are packed in one piece"
     return FolderLister(config.source)
 
 
+def _list_images(lister: FolderLister | IlsvrcLister, roots: Mapping[str, str]) -> SourceListing:
+    try:
+        return lister.list_images(roots)
+    except FileNotFoundError as error:
+        raise DataError(f"source: removed while it was listed: {error}") from None
+
+
 def _find_roots(config: PackConfig) -> dict[str, str]:
     """Return where the images of each split lie. Raises DataError when the dataset would lie among them."""
-    roots = _create_lister(config).find_roots()
+    roots = create_lister(config).find_roots()
     for root in roots.values():
         if f"{config.url}/".startswith(root.rstrip("/") + "/"):
             raise DataError(
@@ -280,9 +287,6 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
     return after / before if before else 1.0
 
 
-_FIX = "take another --url, or remove what is there"
-
-
 def _load_existing(config: PackConfig) -> Manifest | None:
     """Return the manifest that is there, if any. Raises DataError when it is not that of this command."""
     if not file_io.exists(file_io.join(config.url, manifest.FILE_NAME)):
@@ -293,96 +297,76 @@ def _load_existing(config: PackConfig) -> Manifest | None:
     for name, value in wanted.items():
         if there.get(name) != value:
             raise DataError(
-                f"{_describe_existing(config, existing)} with {name} {there.get(name)!r}; this command has {value!r}: "
-                f"{_FIX}"
+                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed with {name} "
+                f"{there.get(name)!r}; this command has {value!r}: take another --url, or remove what is there"
             )
     return existing
 
 
-def _describe_existing(config: PackConfig, existing: Manifest) -> str:
-    return f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed"
-
-
 # ------------------------------------------------------------------ report
-def list_left_out(entries: Mapping[ShardId, PackedShard]) -> list[LeftOutImage]:
-    """Return the broken images, in the order of the shards."""
-    return [image for _, entry in sorted(entries.items()) for image in entry.left_out]
-
-
-def _format_counts(kinds: Counter[str]) -> str:
-    return ", ".join(
-        f"{count} {FORMAT_NAMES.get(kind, kind) or 'without extension'}" for kind, count in kinds.most_common()
-    )
-
-
 def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], max_bad: float) -> None:
     """Raise DataError when more images are broken than may be."""
-    bad = list_left_out(entries)
+    bad = [image for _, entry in sorted(entries.items()) for image in entry.left_out]
     allowed = max(MIN_BAD_LIMIT, int(max_bad * plan.samples))
-    if len(bad) <= allowed:
-        return
-    seen = sum(entry.images for entry in entries.values())
-    kinds = _format_counts(Counter(image.defect for image in bad))
-    listed = "; ".join(f"{image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES])
-    raise DataError(
-        f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: mend "
-        f"the source, or set a larger --max-bad. Broken ({kinds}): {listed}"
-    )
+    if len(bad) > allowed:
+        seen = sum(entry.images for entry in entries.values())
+        kinds = _format_counts(Counter(image.defect for image in bad))
+        listed = "; ".join(f"{image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES])
+        raise DataError(
+            f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: "
+            f"mend the source, or set a larger --max-bad. Broken ({kinds}): {listed}"
+        )
 
 
-def encode_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> bytes:
-    """Return the report as a JSON file, the same bytes for the same content."""
-    report = {
-        "name": plan.name,
-        "made": plan.made,
-        "classes": len(plan.classes),
-        "ignored_files": plan.ignored,
-        "splits": {name: _build_split_report(plan, name, entries) for name in plan.splits},
-    }
-    return (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
+def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
+    """Return what was packed, met and left out, as report.json has it."""
+    splits = {}
+    for name, split in plan.splits.items():
+        own = [entry for (own_name, _), entry in sorted(entries.items()) if own_name == name]
+        shards = [entry.shard for entry in own if entry.shard is not None]
+        bad = [image for entry in own for image in entry.left_out]
+        met: Counter[str] = Counter(image.defect for image in bad)
+        for entry in own:
+            met.update(entry.oddities)
+        lost = Counter(image.label for image in bad)
+        per_class = [count - lost[label] for label, count in enumerate(split.per_class)]
+        splits[name] = {
+            "shards": len(shards),
+            "images": sum(shard.samples for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "resized": sum(entry.resized for entry in own),
+            "met": dict(met),
+            "fewest_of_a_class": min(per_class),
+            "most_of_a_class": max(per_class),
+            "classes_without_images": [plan.classes[label] for label, count in enumerate(per_class) if not count],
+            "left_out": [
+                {"key": image.key, "source": image.source, "class": plan.classes[image.label], "defect": image.defect,
+                 "reason": image.reason} for image in bad
+            ],
+        }  # fmt: skip
+    how = {"name": plan.name, "made": plan.made, "classes": len(plan.classes), "ignored_files": plan.ignored}
+    return {**how, "splits": splits}
 
 
-def describe_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> list[str]:
+def describe_report(report: Mapping[str, Any]) -> list[str]:
     """Return the report in lines for people: what was met, what is not in the dataset, and what to do about it."""
-    lines = []
-    for name in plan.splits:
-        split = _build_split_report(plan, name, entries)
+    lines, bad, ignored = list[str](), list[dict[str, str]](), report["ignored_files"]
+    for name, split in report["splits"].items():
         met = _format_counts(Counter(split["met"])) or "nothing odd"
         per_class = f"{split['fewest_of_a_class']:,} to {split['most_of_a_class']:,} images of a class"
         lines.append(f"{name}: {per_class}, {split['resized']:,} reduced in size; met: {met}")
-    if plan.ignored:
-        lines.append(f"ignored files: {_format_counts(Counter(plan.ignored))}")
-    bad = list_left_out(entries)
-    kinds = Counter(image.defect for image in bad)
-    for extension in plan.ignored.keys() & UNSUPPORTED_EXTENSIONS.keys():
-        kinds[UNSUPPORTED_EXTENSIONS[extension]] += plan.ignored[extension]
+        bad += split["left_out"]
+    if ignored:
+        lines.append(f"ignored files: {_format_counts(Counter(ignored))}")
+    kinds = Counter(image["defect"] for image in bad)
+    for extension in ignored.keys() & UNSUPPORTED_EXTENSIONS.keys():
+        kinds[UNSUPPORTED_EXTENSIONS[extension]] += ignored[extension]
     if kinds:
         fix = "; convert them to JPEG or PNG first" if kinds.keys() & set(UNSUPPORTED_FORMATS) else ""
         lines.append(f"{kinds.total()} left out: {_format_counts(kinds)}{fix}")
-    lines += [f"left out: {image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES]]
+    lines += [f"left out: {image['key']} ({image['source']}): {image['reason']}" for image in bad[:MAX_LISTED_IMAGES]]
     return [make_printable(line) for line in lines]
 
 
-def _build_split_report(plan: PackingPlan, name: str, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
-    own = {shard: entry for shard, entry in entries.items() if shard[0] == name}
-    shards = [entry.shard for entry in own.values() if entry.shard is not None]
-    bad = list_left_out(own)
-    met: Counter[str] = Counter(image.defect for image in bad)
-    for entry in own.values():
-        met.update(entry.oddities)
-    lost = Counter(image.label for image in bad)
-    per_class = [count - lost[label] for label, count in enumerate(plan.splits[name].per_class)]
-    return {
-        "shards": len(shards),
-        "images": sum(shard.samples for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "resized": sum(entry.resized for entry in own.values()),
-        "met": dict(met),
-        "fewest_of_a_class": min(per_class),
-        "most_of_a_class": max(per_class),
-        "classes_without_images": [plan.classes[label] for label, count in enumerate(per_class) if not count],
-        "left_out": [
-            {"key": image.key, "source": image.source, "class": plan.classes[image.label], "defect": image.defect,
-             "reason": image.reason} for image in bad
-        ],
-    }  # fmt: skip
+def _format_counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind) or 'unnamed'}" for kind, count in kinds.most_common())

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,30 +35,18 @@ from orchestrator.data.transforms.jpeg_segments import PROGRESSIVE_MARKERS, Jpeg
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.ranged_reads import RangeReader
 
-# Met in images that are taken; those of another format are stored as PNG, the others are kept as they are.
-Oddity = Literal[
-    "cmyk", "ycck", "grey", "progressive", "transparent", "png-named-jpeg", "jpeg-named-png", "exif-broken",
-    "exif-rotated", "webp", "gif", "bmp", "tiff",
-]  # fmt: skip
-# Why an image is left out; by its format when that is the reason.
-Defect = Literal[
-    "empty", "no-image", "too-large", "undecodable", "heic", "avif", "jpeg-xl", "jpeg-2000", "psd", "svg", "pdf"
-]
-
-_JPEG_NAMES = ("jpg", "jpeg", "jpe", "jfif")
 # It is counted, and nothing else in EXIF data matters.
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 
-@dataclass(frozen=True)
-class ImageFinding:
+class ImageFinding(NamedTuple):
     """Result of the checks of an image."""
 
     extension: str  # of what is stored: "jpg" or "png"
     width: int = 0
     height: int = 0
-    oddities: tuple[Oddity, ...] = ()
-    defect: Defect | None = None
+    oddities: tuple[str, ...] = ()  # kinds as report.json counts them; an image of another format is stored as PNG
+    defect: str = ""  # why it is left out: "empty", "no-image", "too-large", "undecodable" or its format
     reason: str = ""  # of the defect
 
 
@@ -154,7 +141,7 @@ def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
     is_other = decode.read_header(image).format not in ("jpeg", "png")
     try:
         if decode.is_transparent(image):
-            finding = replace(finding, oddities=(*finding.oddities, "transparent"))
+            finding = finding._replace(oddities=(*finding.oddities, "transparent"))
         if not (is_large or is_other or layout.decode):
             return PackedImage(image, finding)
         pixels = decode.decode_image(image)
@@ -180,54 +167,38 @@ def inspect_image(image: bytes, name: str) -> ImageFinding:
     try:
         head = decode.read_header(image)
     except BadSampleError as error:
-        return ImageFinding(extension, defect=_classify_defect(kind, error), reason=str(error))
-    oddities: list[Oddity] = []
+        defect: str = kind if kind in UNSUPPORTED_FORMATS else "undecodable" if kind else "no-image"
+        if isinstance(error, decode.ImageTooLargeError):
+            defect = "too-large"
+        return ImageFinding(extension, defect=defect, reason=str(error))
+    oddities: list[str] = []
     if head.segments is not None:
         oddities += _find_jpeg_oddities(image, head.segments)
     elif head.format == "png":
         oddities += ["grey"] if png_chunks.read_png(image).is_gray else []
-    elif head.format != "jpeg":
+    else:
         oddities.append(head.format)
     named = name.rpartition(".")[2].lower()
-    if kind == "png" and named in _JPEG_NAMES:
+    if kind == "png" and named in ("jpg", "jpeg", "jpe", "jfif"):
         oddities.append("png-named-jpeg")
     elif kind == "jpeg" and named == "png":
         oddities.append("jpeg-named-png")
     return ImageFinding(extension, head.width, head.height, tuple(oddities))
 
 
-def _classify_defect(kind: str | None, error: BadSampleError) -> Defect:
-    if kind is None:
-        return "no-image"
-    if isinstance(error, decode.ImageTooLargeError):
-        return "too-large"
-    return next((other for other in UNSUPPORTED_FORMATS if other == kind), "undecodable")
-
-
-def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[Oddity]:
-    oddities: list[Oddity] = []
-    if segments.components == 4:
-        oddities.append("ycck" if segments.adobe_transform == 2 else "cmyk")
-    elif segments.components == 1:
-        oddities.append("grey")
+def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[str]:
+    oddities = {1: ["grey"], 4: ["ycck" if segments.adobe_transform == 2 else "cmyk"]}.get(segments.components, [])
     if segments.frame_marker in PROGRESSIVE_MARKERS:
         oddities.append("progressive")
     if segments.exif_span is not None:
-        orientation = _read_orientation(image[slice(*segments.exif_span)])
-        if orientation is None:
+        tags = Pillow.Exif()
+        try:
+            tags.load(image[slice(*segments.exif_span)])
+            orientation = int(tags.get(ExifTags.Base.Orientation, 1))
+        except Exception:  # Pillow raises errors of many types for damaged data
+            orientation = -1
+        if not len(tags) or not 0 <= orientation <= 8:
             oddities.append("exif-broken")
-        elif orientation > 1:
+        elif orientation > 1:  # 0 is written by some cameras for "not known"
             oddities.append("exif-rotated")
     return oddities
-
-
-def _read_orientation(exif: bytes) -> int | None:
-    """Return the orientation in EXIF data, 1 (upright) when there is none; None when nothing in it can be read."""
-    tags = Pillow.Exif()
-    try:
-        tags.load(exif)
-        orientation = int(tags.get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow raises errors of many types for damaged data
-        return None
-    # 0 is written by some cameras for "not known".
-    return max(1, orientation) if len(tags) and orientation <= 8 else None

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import track
 
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, shuffle_quality
 from orchestrator.data.build import tar_reader
-from orchestrator.data.build.config import IndexConfig, VerifyConfig
-from orchestrator.data.build.label_format import LabelFormat, OtherMembers, SkippedSamples
+from orchestrator.data.build.config import CheckConfig
+from orchestrator.data.build.label_format import LabelFormat, describe_others, has_images
 from orchestrator.data.build.tar_reader import TarMember
 from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.index import KeyColumn, ShardIndex, compute_checksum
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import decode
-from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 T = TypeVar("T")
@@ -43,8 +43,10 @@ def index_tar(data: bytes, name: str) -> ShardIndex:
 
     Raises DataError when a sample lacks one of the two or has one twice, or the tar is truncated or damaged.
     """
-    labels, others = LabelFormat(), OtherMembers()
-    members = tar_reader.iter_members([data], name, labels.extensions, others.add)
+    labels, others = LabelFormat(), dict[str, list[str]]()
+    members = tar_reader.iter_members(
+        lambda start, length: data[start : start + length], len(data), name, labels.extensions, others
+    )
     return _index_members(members, name, labels, labels.build_reader(), others)
 
 
@@ -52,8 +54,8 @@ def _index_members(
     members: Iterable[TarMember],
     name: str,
     labels: LabelFormat,
-    read_label: Callable[[memoryview], int],
-    others: OtherMembers,
+    read_label: Callable[[bytes], int],
+    others: Mapping[str, Sequence[str]],
 ) -> ShardIndex:
     """Return the index of a tar's members: an image and a label for each key.
 
@@ -66,11 +68,10 @@ def _index_members(
         key, rank, is_label = member.key, ranks[member.extension], member.extension in labels.labels
         if (before := (numbers if is_label else images).get(key)) is not None:
             if before[0] == rank or not (is_label or labels.is_chosen):
-                fix, what = "keys must be unique", "labels" if is_label else "images"
+                two = "two labels" if is_label else "two images"
                 if before[0] != rank:
-                    first = labels.images[before[0]]
-                    fix = f".{first} and .{member.extension}; set --image-key {first} if that is the one to train on"
-                raise DataError(f"{name}: sample {key!r} has two {what}, the second at byte {member.offset}: {fix}")
+                    two += f" (.{labels.images[before[0]]} and .{member.extension}: set --image-key to one of them)"
+                raise DataError(f"{name}: sample {key!r} has {two}, the second at byte {member.offset}")
             if before[0] < rank:
                 continue
         if not is_label:
@@ -82,9 +83,9 @@ def _index_members(
             raise DataError(f"{name}: sample {key!r}: {error}") from None
     if odd := sorted(numbers.keys() ^ images.keys()):
         has = "a label" if odd[0] in numbers else "an image"
+        kinds = describe_others(Counter(chain.from_iterable(others.values())), labels)
         raise DataError(
-            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples)"
-            f"{others.describe()}"
+            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples); {kinds}"
         )
     _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
     return ShardIndex.build(images, [numbers[key][1] for key in images], *columns)
@@ -93,89 +94,65 @@ def _index_members(
 class TarScan:
     """One pass over the tar at a URL, which errors call `name`; what was met on the way."""
 
-    def __init__(
-        self, url: str, name: str, labels: LabelFormat, ranges: RangeReader, looks: bool = True, decodes: bool = False
-    ) -> None:
-        """Scan nothing yet. looks: whether transparent images are counted; decodes: whether every image is decoded."""
-        self._name, self._labels, self._looks, self._decodes = name, labels, looks, decodes
-        self._blocks = self._read_blocks(url, ranges)
+    def __init__(self, url: str, name: str, labels: LabelFormat, ranges: RangeReader, decodes: bool = False) -> None:
+        """Raise FileNotFoundError when there is no tar. decodes: whether every image is decoded."""
+        self._name, self._labels, self._decodes = name, labels, decodes
         self._sha256 = hashlib.sha256()
-        self.bytes = 0
-        self.others = OtherMembers()
+        self._reader = tar_reader.ObjectReader(ranges, url, self._sha256.update)
+        self._others: dict[str, list[str]] = {}  # extensions of members that are neither image nor label, by key
+        self.bytes = self._reader.size
         self.transparent = 0  # images
         self.undecodable: list[str] = []
 
-    @property
-    def sha256(self) -> str:
-        """Checksum of the bytes so far, in hex."""
+    def build_index(self, read_label: Callable[[bytes], int]) -> ShardIndex:
+        """Read the tar and return its index. Raises DataError for a damaged tar or an unfit sample."""
+        extensions = self._labels.extensions
+        members = tar_reader.iter_members(self._reader.read, self.bytes, self._name, extensions, self._others)
+        return _index_members(self._check_images(members), self._name, self._labels, read_label, self._others)
+
+    def compute_sha256(self) -> str:
+        """Read what was not read, and return the checksum of the tar, in hex."""
+        self._reader.read(self.bytes, 0)
         return self._sha256.hexdigest()
 
-    def build_index(self, read_label: Callable[[memoryview], int]) -> ShardIndex:
-        """Read the tar and return its index.
-
-        Raises FileNotFoundError, StorageError, and DataError for a damaged tar or an unfit sample.
-        """
-        members = tar_reader.iter_members(self._blocks, self._name, self._labels.extensions, self.others.add)
-        return _index_members(self._check_images(members), self._name, self._labels, read_label, self.others)
-
-    def read_rest(self) -> None:
-        """Read what a damaged tar left unread, for size and checksum."""
-        for _ in self._blocks:
-            pass
-
-    def _read_blocks(self, url: str, ranges: RangeReader) -> Iterator[bytearray]:
-        for block in tar_reader.read_blocks(url, ranges):
-            self._sha256.update(block)
-            self.bytes += len(block)
-            yield block
+    def count_skipped(self, keys: Sequence[str]) -> Counter[str]:
+        """Return how many members of samples beside these there are of each extension."""
+        taken = set(keys)
+        return Counter(chain.from_iterable(kinds for key, kinds in self._others.items() if key not in taken))
 
     def _check_images(self, members: Iterable[TarMember]) -> Iterator[TarMember]:
         for member in members:
-            is_image = member.extension in self._labels.images
-            if is_image and self._looks:
+            if member.extension in self._labels.images:
                 with suppress(BadSampleError):
                     self.transparent += decode.is_transparent(member.payload)
-            if is_image and self._decodes:
                 try:
-                    decode.decode_image(bytes(member.payload))
+                    if self._decodes:
+                        decode.decode_image(member.payload)
                 except BadSampleError as error:
                     self.undecodable.append(f"sample {member.key!r} at byte {member.offset} cannot be decoded: {error}")
             yield member
 
 
 # ------------------------------------------------------------------ all tars of a dataset
-@dataclass(frozen=True)
 class ScannedShard:
-    """Columns over the S samples of a shard, 28 bytes a sample; empty when nothing could be read."""
+    """What a pass over a shard found: columns over its S samples, empty when nothing could be read."""
 
-    shard: Shard
-    split: str
-    labels: NDArray[np.int32]  # S
-    keys: NDArray[np.uint64]  # S, hashes
-    checksums: NDArray[np.uint64]  # S
-    lengths: NDArray[np.int64]  # S, bytes
-    skipped: SkippedSamples
-    transparent: int  # images
-    problems: tuple[str, ...] = ()
-    unreachable: StorageError | None = None  # the storage failed: nothing is known
-
-    @classmethod
-    def build(
-        cls,
-        shard: Shard,
+    def __init__(
+        self,
         split: str,
+        shard: Shard,
         listing: ShardIndex | None,
-        skipped: SkippedSamples | None = None,
+        skipped: Mapping[str, int] = MappingProxyType({}),
         transparent: int = 0,
         problems: Sequence[str] = (),
-        unreachable: StorageError | None = None,
-    ) -> ScannedShard:
-        """Return the columns of an index."""
+    ) -> None:
+        self.split, self.shard, self.transparent, self.problems = split, shard, transparent, problems
+        self.skipped = skipped  # members of samples that are left out, by extension
         listing = listing or ShardIndex.build((), (), (), (), ())
         # Labels out of range are problems already; here they only have to fit.
-        labels = np.clip(listing.labels, -1, np.iinfo(np.int32).max).astype(np.int32)
-        columns = (labels, KeyColumn(listing.keys).compute_hashes(), listing.checksums, listing.lengths)
-        return cls(shard, split, *columns, skipped or SkippedSamples(), transparent, tuple(problems), unreachable)
+        self.labels = np.clip(listing.labels, -1, np.iinfo(np.int32).max).astype(np.int32)  # S
+        self.keys = KeyColumn(listing.keys).compute_hashes()  # S
+        self.checksums, self.lengths = listing.checksums, listing.lengths  # S each
 
     def read_key(self, url: str, row: int) -> str:
         """Return the key of a sample of the dataset at `url`; its number where the index does not have it."""
@@ -187,7 +164,6 @@ class ScannedShard:
 
 def run_on_shards(
     items: Sequence[T],
-    sizes: Sequence[int],
     work: Callable[[T, RangeReader], R],
     receive: Callable[[int, R], None],
     threads: int,
@@ -196,20 +172,16 @@ def run_on_shards(
 ) -> None:
     """Do `work(item, ranges)` on all items and hand each result to `receive(number, result)` here, as they are done.
 
-    sizes: bytes of each, for the progress on the screen or in the log. When another item's work, `receive` or Ctrl-C
-    raised, the next read of every other item fails, and what was raised is raised here. After Ctrl-C no read that waits
-    for a store is waited for.
+    When another item's work, `receive` or Ctrl-C raised, the next read of every other item fails, and what was raised
+    is raised here. After Ctrl-C no read that waits for a store is waited for.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
     pool, reported = ThreadPoolExecutor(threads), time.monotonic()
-    with bar, closing(RangeReader(threads)) as ranges:
-        task = bar.add_task(title, total=sum(sizes))
+    with closing(RangeReader(threads)) as ranges:
         try:
             pending = {pool.submit(work, item, ranges): number for number, item in enumerate(items)}
-            for done, future in enumerate(as_completed(pending), start=1):
+            futures = track(as_completed(pending), title, len(items), console=console, disable=not console.is_terminal)
+            for done, future in enumerate(futures, start=1):
                 receive(pending[future], future.result())
-                bar.advance(task, sizes[pending[future]])
                 if not console.is_terminal and time.monotonic() - reported > LOG_SECONDS:
                     reported = time.monotonic()
                     print_line(console, f"{title}: {done} of {len(items)} shards")
@@ -221,10 +193,7 @@ def run_on_shards(
 
 
 def find_duplicate_keys(url: str, shards: Sequence[ScannedShard]) -> tuple[list[tuple[str, str, str]], int]:
-    """Return keys that stand for two samples of a split, each with the names of both shards, and how many there are.
-
-    The first MAX_LISTED_PAIRS are returned. Keys are compared, not only their hashes.
-    """
+    """Return the first keys that stand for two samples, each with the names of both shards, and how many there are."""
     columns = [shard.keys for shard in shards]
     pairs = index.find_equal_pairs(columns)
     found: list[tuple[str, str, str]] = []
@@ -240,7 +209,7 @@ def find_duplicate_keys(url: str, shards: Sequence[ScannedShard]) -> tuple[list[
 
 
 def summarize_shards(
-    dataset: Manifest, labels: LabelFormat, shards: Sequence[ScannedShard], job: IndexConfig | VerifyConfig
+    dataset: Manifest, labels: LabelFormat, shards: Sequence[ScannedShard], job: CheckConfig
 ) -> tuple[list[str], list[str]]:
     """Return lines about a dataset, and warnings: what may be intended, but has to be known."""
     lines, warnings = list[str](), list[str]()
@@ -255,12 +224,9 @@ def summarize_shards(
             lines.append(f"{split}: {len(absent)} of {len(dataset.classes)} classes have no sample: {first}")
         if transparent := sum(shard.transparent for shard in own):
             lines.append(f"{split}: {transparent} images are transparent: they are laid on {decode.BACKGROUND_NAME}")
-        skipped = SkippedSamples()
-        for shard in own:
-            skipped = skipped.merge(shard.skipped)
-        if skipped.samples:
-            described = f"{split}: left out: {skipped.describe(labels, samples)}"
-            (warnings if skipped.has_images else lines).append(described)
+        if skipped := sum((Counter(shard.skipped) for shard in own), Counter[str]()):
+            described = f"{split}: left out: {describe_others(skipped, labels)}"
+            (warnings if has_images(skipped) else lines).append(described)
         if split == TRAIN and own:
             quality = shuffle_quality.measure_shuffle_quality([one.labels for one in own], job.order, job.batch_size)
             (warnings if quality.is_poor else lines).append(quality.format_message())

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
 from orchestrator.config import redaction
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import urls
 from orchestrator.storage.ranged_reads import RangeReader
 
-Block = bytes | bytearray | memoryview
+Read = Callable[[int, int], bytes]  # from start and length; fewer bytes only at the end
 
 # One request each: large enough that a store's latency does not matter.
 BLOCK_BYTES = 8 * 2**20
@@ -35,6 +35,7 @@ _REGULAR_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _NON_FILE_TYPES = (tarfile.DIRTYPE, b"V", b"D")
 _POSIX_MAGIC = b"ustar\0"
 _SPARSE_PREFIX = "GNU.sparse."
+_MAX_DIGITS = 20  # of a length or size in an extended header
 # Whatever their size field says, no bytes follow these.
 _BODILESS_TYPES = (
     tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
@@ -44,11 +45,10 @@ _BODILESS_TYPES = (
 class TarMember(NamedTuple):
     """One image or label of a tar."""
 
-    name: str  # as the tar has it
     key: str  # of its sample: the name, without "./", up to the first dot of its last component
     extension: str  # what follows that dot, in lower case
     offset: int  # byte of the tar where the payload begins
-    payload: memoryview
+    payload: bytes
 
 
 class MemberRange(NamedTuple):
@@ -59,96 +59,88 @@ class MemberRange(NamedTuple):
     length: int  # bytes
 
 
-# ------------------------------------------------------------------ whole tars, read once from front to back
-def read_blocks(url: str, ranges: RangeReader) -> Iterator[bytearray]:
-    """Yield the bytes of an object in large blocks.
+class ObjectReader:
+    """Reads of an object's bytes, going forward; a remote one, or one that is hashed, is read in large blocks."""
 
-    Raises FileNotFoundError when the object is absent, StorageError when the storage fails.
-    """
-    size = ranges.size(url)
-    for start in range(0, size, BLOCK_BYTES):
-        yield ranges.read(url, start, min(BLOCK_BYTES, size - start))
+    def __init__(
+        self, ranges: RangeReader, url: str, update_digest: Callable[[bytearray], object] | None = None
+    ) -> None:
+        """Raise FileNotFoundError when the object is absent, StorageError when the storage fails."""
+        self._ranges, self._url, self._update_digest = ranges, url, update_digest
+        self.size = ranges.size(url)
+        self._ahead = 0 if update_digest is None and urls.is_local(url) else BLOCK_BYTES
+        self._start, self._block = 0, bytearray()
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return bytes from `start` on; fewer than `length` only where the object ends."""
+        end = min(start + length, self.size)
+        while (loaded := self._start + len(self._block)) < end:
+            if self._update_digest is None and loaded < start:
+                loaded, self._block = start, bytearray()
+            del self._block[: max(0, start - self._start)]
+            more = self._ranges.read(self._url, loaded, min(self._ahead or end - loaded, self.size - loaded))
+            if self._update_digest is not None:
+                self._update_digest(more)
+            self._block += more
+            self._start = loaded + len(more) - len(self._block)
+        return bytes(self._block[start - self._start : end - self._start])
 
 
+# ------------------------------------------------------------------ images and labels, and plain files
 def iter_members(
-    source: Iterable[Block],
-    name: str,
-    extensions: Collection[str],
-    pass_over: Callable[[str, str], None] = lambda key, extension: None,
+    read: Read, size: int, name: str, extensions: Collection[str], others: dict[str, list[str]] | None = None
 ) -> Iterator[TarMember]:
-    """Yield the regular members that have one of `extensions` (lower case), in the tar's order.
+    """Yield the regular members of a tar of `size` bytes that have one of `extensions` (lower case), in its order.
 
-    `pass_over` receives key and extension of each other file that belongs to a sample. Raises DataError, naming the
+    `others` receives the extension of each other file that belongs to a sample, by key. Raises DataError, naming the
     tar by `name` and the byte, when it is truncated, damaged, compressed or followed by other data, or when a member's
     name is absolute or has a "..".
     """
-    stream = _BlockStream(source)
-    for entry in _iter_entries(stream, name, 0):
+    at = 0
+    for entry in _iter_entries(read, name, 0, size):
+        at = entry.end
         key, extension = _split_member_name(entry.name, entry.at, name)
         if extension not in extensions or entry.type in _NON_FILE_TYPES:
-            if key and entry.type not in _NON_FILE_TYPES:
-                pass_over(key, extension)
+            if key and others is not None and entry.type not in _NON_FILE_TYPES:
+                others.setdefault(key, []).append(extension)
             continue
         if entry.is_sparse or entry.type not in _REGULAR_TYPES or entry.size > MAX_MEMBER_BYTES:
-            problem = f"has {entry.size} bytes: over {MAX_MEMBER_BYTES}"
-            if entry.is_sparse:
-                problem = "is sparse: its bytes are not in one piece; pack it anew"
-            elif entry.type not in _REGULAR_TYPES:
-                problem = "is a link or no plain file; pack it anew"
+            problem = "is sparse, a link or no plain file; pack it anew"
+            if entry.size > MAX_MEMBER_BYTES:
+                problem = f"has {entry.size} bytes: over {MAX_MEMBER_BYTES}"
             raise DataError(f"{name}: member {entry.name!r} at byte {entry.at} {problem}")
-        payload = memoryview(stream.read(entry.offset, entry.size))
+        payload = read(entry.offset, entry.size)
         if len(payload) == entry.size:  # else the end of the tar is found next
-            yield TarMember(entry.name, key, extension, entry.offset, payload)
-    for part in stream.iter_rest():
-        data = bytes(part)
-        if data.count(0) != len(data):
-            at = stream.position - len(data.lstrip(b"\0"))
+            yield TarMember(key, extension, entry.offset, payload)
+    while at < size:
+        part = read(at, BLOCK_BYTES)
+        at += len(part)
+        if rest := part.lstrip(b"\0"):
             raise DataError(
-                f"{name}: data behind the end of the archive at byte {at}: damaged, or two tars in one; pack it anew"
+                f"{name}: data behind the end of the archive at byte {at - len(rest)}: damaged, or two tars in one; "
+                "pack it anew"
             )
 
 
-class _BlockStream:
-    """Blocks as one stream of bytes, going forward; `position` is the byte that comes next."""
+def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None = None) -> Iterator[MemberRange]:
+    """Yield the plain files of the tar at `url`, or of the tar `inside` it; only headers are read.
 
-    def __init__(self, source: Iterable[Block]) -> None:
-        self._source = iter(source)
-        self._block = memoryview(b"")
-        self.position = 0
-
-    def read(self, start: int, length: int) -> Block:
-        """Return bytes from `start` on; fewer than `length` only where the stream ends."""
-        self.find_end(start)
-        if length <= len(self._block):
-            return self._consume(length)
-        taken = bytearray()
-        while len(taken) < length and self._fill():
-            taken += self._consume(min(length - len(taken), len(self._block)))
-        return taken
-
-    def find_end(self, wanted: int) -> int:
-        """Return `wanted`, or the byte where the stream ends before that; skip to it."""
-        while self.position < wanted and self._fill():
-            self._consume(min(wanted - self.position, len(self._block)))
-        return self.position
-
-    def iter_rest(self) -> Iterator[memoryview]:
-        """Yield what is left."""
-        while self._fill():
-            yield self._consume(len(self._block))
-
-    def _consume(self, count: int) -> memoryview:
-        part, self._block = self._block[:count], self._block[count:]
-        self.position += count
-        return part
-
-    def _fill(self) -> bool:
-        while not self._block:
-            block = next(self._source, None)
-            if block is None:
-                return False
-            self._block = memoryview(block)
-        return True
+    Raises DataError, naming object and byte, when it is missing, truncated or damaged; StorageError when the storage
+    fails.
+    """
+    name = redaction.redact(url)
+    try:
+        reader = ObjectReader(ranges, url)
+    except FileNotFoundError:
+        raise DataError(f"source: {name}: missing") from None
+    start, end = 0, reader.size
+    if inside is not None:
+        name, start, end = f"{name}: {inside.name}", inside.offset, inside.offset + inside.length
+    for entry in _iter_entries(reader.read, name, start, end):
+        if entry.is_sparse:
+            raise DataError(f"{name}: member {entry.name!r} at byte {entry.at} is sparse; pack it anew")
+        if entry.type in _REGULAR_TYPES:
+            yield MemberRange(entry.name, entry.offset, entry.size)
 
 
 def _split_member_name(member_name: str, at: int, name: str) -> tuple[str, str]:
@@ -171,94 +163,46 @@ def escape_undecodable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-# ------------------------------------------------------------------ headers alone, payloads skipped
-class HeaderReader:
-    """Small reads of bytes `start` to `end` of an object, going forward: a remote one is read in large blocks."""
-
-    def __init__(self, ranges: RangeReader, url: str, end: int | None = None) -> None:
-        self._ranges, self._url = ranges, url
-        self._end = ranges.size(url) if end is None else end
-        self._ahead = 0 if urls.is_local(url) else BLOCK_BYTES
-        self._start, self._block = 0, bytearray()
-
-    def read(self, start: int, length: int) -> Block:
-        """Return bytes from `start` on; fewer than `length` only where the end comes before."""
-        length = max(0, min(length, self._end - start))
-        if not self._start <= start <= start + length <= self._start + len(self._block):
-            self._start = start
-            self._block = self._ranges.read(self._url, start, min(max(length, self._ahead), self._end - start))
-        return self._block[start - self._start : start - self._start + length]
-
-    def find_end(self, wanted: int) -> int:
-        """Return `wanted`, or the end when it comes before."""
-        return min(wanted, self._end)
-
-
-def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None = None) -> Iterator[MemberRange]:
-    """Yield the plain files of the tar at `url`, or of the tar `inside` it.
-
-    Raises DataError, naming object and byte, when it is missing, truncated or damaged; StorageError when the storage
-    fails.
-    """
-    name, start, end = redaction.redact(url), 0, None
-    if inside is not None:
-        name, start, end = f"{name}: {inside.name}", inside.offset, inside.offset + inside.length
-    try:
-        headers = HeaderReader(ranges, url, end)
-    except FileNotFoundError:
-        raise DataError(f"source: {name}: missing") from None
-    for entry in _iter_entries(headers, name, start):
-        if entry.is_sparse:
-            raise DataError(f"{name}: member {entry.name!r} at byte {entry.at} is sparse; pack it anew")
-        if entry.type in _REGULAR_TYPES:
-            yield MemberRange(entry.name, entry.offset, entry.size)
-
-
 # ------------------------------------------------------------------ headers
-class _ByteSource(Protocol):
-    def read(self, start: int, length: int) -> Block: ...
-    def find_end(self, wanted: int) -> int: ...
-
-
 class _TarEntry(NamedTuple):
     at: int  # byte of the header
     name: str
     type: bytes
     offset: int  # byte of the body
     size: int  # bytes of the body
+    end: int  # byte after its last record
     is_sparse: bool
 
 
-def _iter_entries(source: _ByteSource, name: str, at: int) -> Iterator[_TarEntry]:
-    """Yield each member of the tar that begins at byte `at`. Raises DataError when it is truncated or damaged."""
-    following: dict[str, str] = {}  # what extended headers say of the next member
-    start = at
+def _iter_entries(read: Read, name: str, start: int, end: int) -> Iterator[_TarEntry]:
+    """Yield each member of the tar in bytes `start` to `end`. Raises DataError when it is truncated or damaged."""
+    at, following = start, dict[str, str]()  # what extended headers say of the next member
     while True:
-        header = bytes(source.read(at, _RECORD_BYTES))
+        header = read(at, min(_RECORD_BYTES, end - at))
         if header == bytes(_RECORD_BYTES):
             return
         info = _read_header(header, at, at == start, name)
-        body = at + _RECORD_BYTES
-        has_more = info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
+        body, has_more = at + _RECORD_BYTES, info.type == tarfile.GNUTYPE_SPARSE and bool(header[482])
         while has_more:  # the rest of the list of an old GNU sparse file's holes
-            has_more = bytes(source.read(body, _RECORD_BYTES))[504:505] == b"\1"
+            has_more = read(body, min(_RECORD_BYTES, end - body))[504:505] == b"\1"
             body += _RECORD_BYTES
-        if info.type in _EXTENDED_TYPES:
-            if not 0 <= info.size <= MAX_EXTENDED_HEADER:
-                raise DataError(f"{name}: damaged: the extended header at byte {at} claims {info.size} bytes")
-            data, member_name, size = bytes(source.read(body, info.size)), "an extended header", info.size
-            if len(data) == size:  # else the end of the tar is found below
-                following |= _parse_extended_header(info, data, at, name)
-        else:
-            member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
-            size = _parse_size(following.get("size", info.size), at, name)
+        is_extended = info.type in _EXTENDED_TYPES
+        size = info.size if is_extended else int(following.get("size", info.size))
+        if size < 0 or (is_extended and size > MAX_EXTENDED_HEADER):
+            kind = "extended header" if is_extended else "member"
+            raise DataError(f"{name}: damaged: the {kind} at byte {at} claims {size} bytes")
+        # Also the zeros that fill the last record have to be there.
+        after = body if info.type in _BODILESS_TYPES else body + -(-size // _RECORD_BYTES) * _RECORD_BYTES
+        member_name = following.get("GNU.sparse.name") or following.get("path", info.name)
+        if not is_extended:
             is_sparse = any(keyword.startswith(_SPARSE_PREFIX) for keyword in following)
             following = {}
-            yield _TarEntry(at, member_name, info.type, body, size, is_sparse)
-        # Also the zeros that fill the last record have to be there.
-        at = body if info.type in _BODILESS_TYPES else body + -(-size // _RECORD_BYTES) * _RECORD_BYTES
-        if (end := source.find_end(at)) < at:
+            yield _TarEntry(at, member_name, info.type, body, size, after, is_sparse)
+        elif after <= end:
+            following |= _parse_extended_header(info, read(body, size), at, name)
+        if after > end:
             raise DataError(f"{name}: truncated at byte {end}: inside member {member_name!r}, {size} bytes at {body}")
+        at = after
 
 
 def _read_header(data: bytes, at: int, is_first: bool, name: str) -> tarfile.TarInfo:
@@ -285,16 +229,6 @@ def _read_header(data: bytes, at: int, is_first: bool, name: str) -> tarfile.Tar
     return info
 
 
-def _parse_size(size: str | int, at: int, name: str) -> int:
-    try:
-        number = int(size)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise DataError(f"{name}: damaged: the member at byte {at} has the size {size!r}")
-    return number
-
-
 def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: str) -> dict[str, str]:
     """Return what an extended header says of the next member: `path`, `size` and `GNU.sparse.*` (PAX)."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
@@ -302,15 +236,14 @@ def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: st
     values: dict[str, str] = {}
     start = 0 if info.type in _NEXT_NAME_TYPES else len(data)
     while start < len(data):
-        try:  # "LENGTH KEYWORD=VALUE\n", the length that of the whole
-            digits = data[start : data.index(b" ", start)]
-            end = start + int(digits)
-        except ValueError:
-            end = start
+        # "LENGTH KEYWORD=VALUE\n", the length that of the whole
+        digits = data[start : start + _MAX_DIGITS].partition(b" ")[0]
+        end = start + int(digits) if digits.isdigit() else start
         record = data[start:end]
-        if end > len(data) or not record.endswith(b"\n") or b"=" not in record:
+        keyword, separator, value = record[len(digits) + 1 : -1].partition(b"=")
+        is_number = keyword != b"size" or (value.isdigit() and len(value) <= _MAX_DIGITS)
+        if end > len(data) or not record.endswith(b"\n") or not separator or not is_number:
             raise DataError(f"{name}: damaged: the extended header at byte {at} is no list of PAX records")
-        keyword, _, value = record[len(digits) + 1 : -1].partition(b"=")
         values[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start = end
     return {

@@ -87,19 +87,20 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
 def _verify_shards(
     verifier: ShardVerifier, dataset: Manifest, job: VerifyConfig, console: Console
 ) -> list[ScannedShard]:
-    """Return every shard's result, in the manifest's order."""
+    """Return every shard's result, in the manifest's order. Raises StorageError after MAX_UNREACHABLE shards."""
     listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
-    results, unreachable = dict[int, ScannedShard](), 0
+    results: dict[int, ScannedShard] = {}
+    unreachable: list[StorageError] = []
 
-    def receive(number: int, result: ScannedShard) -> None:
-        nonlocal unreachable
+    def receive(number: int, result: ScannedShard | StorageError) -> None:
+        if isinstance(result, StorageError):
+            unreachable.append(result)
+            if len(unreachable) == MAX_UNREACHABLE:
+                raise result
+            result = ScannedShard(*listed[number], None, problems=(str(result),))
         results[number] = result
-        unreachable += result.unreachable is not None
-        if result.unreachable is not None and unreachable >= MAX_UNREACHABLE:
-            raise result.unreachable
 
-    sizes = [shard.bytes for _, shard in listed]
-    shard_scan.run_on_shards(listed, sizes, verifier, receive, job.threads, console, "verifying")
+    shard_scan.run_on_shards(listed, verifier, receive, job.threads, console, "verifying")
     return [results[number] for number in range(len(listed))]
 
 
@@ -145,23 +146,25 @@ class ShardVerifier:
         self._url, self._manifest, self._deep = url, dataset, deep
         self.labels = label_format.parse_manifest_values(dataset.made, dataset.classes, dataset.titles)
 
-    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard:
-        """Return all that is wrong with a shard, given with its split."""
+    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard | StorageError:
+        """Return all that is wrong with a shard, given with its split; the error when the storage fails."""
         split, shard = item
         problems: list[str] = []
         url = self._manifest.tar_url(self._url, shard)
-        scan = TarScan(url, "the tar", self.labels, ranges, looks=self._deep, decodes=self._deep)
         try:
             listing = self._load_index(shard, problems)
+            scan = TarScan(url, "the tar", self.labels, ranges, decodes=self._deep)
             actual = self._index_tar(shard, scan, problems)
+        except FileNotFoundError:
+            problems.append(f"{redaction.redact(url)}: missing although the manifest lists it")
+            return ScannedShard(split, shard, listing, problems=problems)
         except StorageError as error:
-            return ScannedShard.build(shard, split, None, problems=(*problems, str(error)), unreachable=error)
+            return error
         if listing is None or actual is None:
-            return ScannedShard.build(shard, split, actual or listing, None, scan.transparent, problems)
+            return ScannedShard(split, shard, actual or listing, transparent=scan.transparent, problems=problems)
         if difference := _describe_difference(listing, actual):
             problems.append(f"its index is not what the tar holds: {difference}; index the dataset again")
-        skipped = scan.others.find_skipped(set(actual.keys))
-        return ScannedShard.build(shard, split, actual, skipped, scan.transparent, problems)
+        return ScannedShard(split, shard, actual, scan.count_skipped(actual.keys), scan.transparent, problems)
 
     def _load_index(self, shard: Shard, problems: list[str]) -> ShardIndex | None:
         try:
@@ -183,16 +186,11 @@ class ShardVerifier:
         actual, unread = None, []
         try:
             actual = scan.build_index(self.labels.build_reader())
-        except FileNotFoundError:
-            url = redaction.redact(self._manifest.tar_url(self._url, shard))
-            problems.append(f"{url}: missing although the manifest lists it")
-            return None
         except DataError as error:
             unread = [str(error)]
-        scan.read_rest()
         if scan.bytes != shard.bytes:
             problems.append(f"the tar has {scan.bytes} bytes, the manifest says {shard.bytes}")
-        elif scan.sha256 != shard.sha256:
+        elif scan.compute_sha256() != shard.sha256:
             problems.append("the tar does not have the checksum that the manifest names: its bytes have changed")
         problems += unread + scan.undecodable
         return actual
@@ -202,15 +200,13 @@ def _describe_difference(listing: ShardIndex, actual: ShardIndex) -> str:
     """Return the first place where two indexes differ; empty when they do not."""
     if len(listing.keys) != len(actual.keys):
         return f"{len(listing.keys)} samples in the index, {len(actual.keys)} in the tar"
-    for number, (listed, there) in enumerate(zip(listing.keys, actual.keys, strict=True)):
-        if listed != there:
-            return f"sample {number} has the key {listed!r} in the index, {there!r} in the tar"
-    for column in NUMBER_COLUMNS:
-        listed, there = getattr(listing, column), getattr(actual, column)
-        if len(rows := np.flatnonzero(listed != there)):
-            row = int(rows[0])
+    for column in ("keys", *NUMBER_COLUMNS):
+        pairs = enumerate(zip(getattr(listing, column), getattr(actual, column), strict=True))
+        rows = [row for row, (listed, there) in pairs if listed != there]
+        if rows:
+            listed, there = (getattr(one, column)[rows[0]] for one in (listing, actual))
             return (
-                f"sample {actual.keys[row]!r} has the {column.removesuffix('s')} {listed[row]} in the index, "
-                f"{there[row]} in the tar ({len(rows)} such samples)"
+                f"sample {actual.keys[rows[0]]!r} has the {column.removesuffix('s')} {listed} in the index, {there} in "
+                f"the tar ({len(rows)} such samples)"
             )
     return ""

@@ -482,7 +482,7 @@ def test_pictures_that_were_left_out_are_told_by_format_whether_by_content_or_by
         shard: PackedShard.from_dict(shard_packer.pack_shard(under_way.make_task(shard, 2).to_dict()))
         for shard in under_way.list_unfinished()
     }
-    lines = packing.describe_report(under_way.plan, entries)
+    lines = packing.describe_report(packing.build_report(under_way.plan, entries))
     (said,) = (line for line in lines if line.startswith("6 left out: 4 HEIC, "))
     assert "1 AVIF" in said and "1 empty" in said and said.endswith("; convert them to JPEG or PNG first")
 

@@ -18,7 +18,7 @@ from tests.support import imagenet, pictures, tiny_shards
 def test_each_oddity_is_seen_and_the_image_kept_to_the_byte(kind: str) -> None:
     image = imagenet.odd()[kind]
     packed = reencode_image(image, "n02105855_2933.JPEG", ShardLayout())
-    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), None)
+    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), "")
     assert packed.image == image
     assert packed.finding.extension == ("png" if kind == "png-named-jpeg" else "jpg")
 

@@ -28,7 +28,7 @@ def test_every_result_is_received_in_the_calling_thread(threads: int, terminal: 
     def work(item: int, _ranges: RangeReader) -> int:
         return item * item
 
-    shard_scan.run_on_shards(range(20), [1] * 20, work, receive, threads, console(terminal), "work")
+    shard_scan.run_on_shards(range(20), work, receive, threads, console(terminal), "work")
     assert got == {n: n * n for n in range(20)}
 
 
@@ -57,7 +57,7 @@ def test_one_failure_ends_the_work_of_all(guilty: str) -> None:
         raise ValueError(f"item {number}")
 
     with pytest.raises(ValueError, match="item 0"):
-        shard_scan.run_on_shards(range(50), [1] * 50, work, receive, 2, console(), "work")
+        shard_scan.run_on_shards(range(50), work, receive, 2, console(), "work")
     assert 1 <= len(ended) <= 2
     assert "the reader is closed" in ended[0]
 
@@ -65,14 +65,12 @@ def test_one_failure_ends_the_work_of_all(guilty: str) -> None:
 def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_scan, "LOG_SECONDS", 0.0)
     screen = console()
-    shard_scan.run_on_shards(range(3), [0] * 3, lambda item, ranges: item, lambda *_: None, 1, screen, "indexing")
+    shard_scan.run_on_shards(range(3), lambda item, ranges: item, lambda *_: None, 1, screen, "indexing")
     assert isinstance(screen.file, io.StringIO)
     assert "indexing: 3 of 3 shards\n" in screen.file.getvalue()
 
 
 def test_nothing_to_do() -> None:
     received: list[int] = []
-    shard_scan.run_on_shards(
-        [], [], lambda item, ranges: 0, lambda number, _: received.append(number), 4, console(), "x"
-    )
+    shard_scan.run_on_shards([], lambda item, ranges: 0, lambda number, _: received.append(number), 4, console(), "x")
     assert received == []

@@ -177,7 +177,7 @@ def test_labels_outside_the_classes(packed: Path, label: int) -> None:
     [(lambda f: replace(f, labels=f.labels[::-1]), "sample 'a' has the label 1 in the index, 0 in the tar (2 such"),
      (lambda f: replace(f, offsets=f.offsets - 1), "sample 'a' has the offset"),
      (lambda f: replace(f, lengths=f.lengths - 1), "sample 'a' has the length"),
-     (lambda f: replace(f, keys=["a", "c"]), "sample 1 has the key 'c' in the index, 'b' in the tar")],
+     (lambda f: replace(f, keys=["a", "c"]), "sample 'b' has the key c in the index, b in the tar")],
 )  # fmt: skip
 def test_an_index_of_something_else(packed: Path, change: Callable[[ShardIndex], ShardIndex], said: str) -> None:
     tar = encode_tar([RawSample("a", tiny_shards.jpeg(50), 0), RawSample("b", tiny_shards.jpeg(51), 1)])
@@ -303,8 +303,7 @@ def test_transparent_images_are_counted(packed: Path) -> None:
     pixels = tiny_shards.picture(1)
     clear = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
     with_samples(packed, [RawSample("a", clear, 0, "png"), RawSample("b", clear + b"x", 0, "png")])
-    assert "transparent" not in run(packed)[1]
-    status, told = run(packed, deep=True)
+    status, told = run(packed)
     assert status == 0
     assert "train: 2 images are transparent: they are laid on white" in told
     assert "warning: transparent images are not recorded" in told

@@ -20,8 +20,7 @@ from orchestrator.config import redaction
 from orchestrator.data.build.config import IlsvrcSource
 from orchestrator.data.build.label_format import read_text
 from orchestrator.data.build.sources import listing
-from orchestrator.data.build.sources.folder import ImageLister, get_extension
-from orchestrator.data.build.sources.listing import ImageRow, SplitListing
+from orchestrator.data.build.sources.listing import ImageLister, ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_reader import MemberRange, iter_member_ranges
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
@@ -55,11 +54,14 @@ class IlsvrcLister(ImageLister):
     """Images of ILSVRC2012, in tars or folders."""
 
     def __init__(self, source: IlsvrcSource) -> None:
-        super().__init__(source)
+        super().__init__(source.holdout)
         self._source = source
 
     def find_roots(self) -> dict[str, str]:
-        """Return the URL of the tar or folder of each split, and of the devkit when there is one."""
+        """Return the URL of the tar or folder of each split, and of the devkit when there is one.
+
+        Raises DataError when there are no training images, or validation images neither there nor to be held out.
+        """
         url = self._source.url
         names = set(file_io.list_names(url)) if url else set()
         roots = {
@@ -75,19 +77,22 @@ class IlsvrcLister(ImageLister):
         self.check_holdout(roots)
         return roots
 
-    def list_splits(self, roots: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, SplitListing]]:
-        """Return classes, titles and splits, with titles by the devkit."""
+    def list_images(self, roots: Mapping[str, str]) -> SourceListing:
+        """Return the listing of the places that `find_roots` returned.
+
+        Raises DataError for a tar that is truncated or damaged, an unknown class, or labels that do not fit.
+        """
         kit = load_devkit(roots["devkit"]) if "devkit" in roots else None
-        classes = tuple(sorted(kit.words)) if kit else None
+        classes, validation = tuple(sorted(kit.words)) if kit else None, None
         with closing(RangeReader(WALK_THREADS)) as ranges:
             if roots["train"].endswith(".tar"):
                 classes, train = self._list_tar_of_tars(roots["train"], classes, ranges)
             else:
                 classes, train = self.list_class_folders(roots["train"], classes)
-            splits = {"train": train}
             if "validation" in roots:
-                splits["validation"] = self._list_validation(roots, classes, kit, ranges)
-        return classes, tuple(kit.words[wnid] for wnid in classes) if kit else (), splits
+                validation = self._list_validation(roots, classes, kit, ranges)
+        titles = tuple(kit.words[wnid] for wnid in classes) if kit else ()
+        return self.build_listing(classes, titles, train, validation)
 
     def _list_tar_of_tars(
         self, url: str, classes: tuple[str, ...] | None, ranges: RangeReader
@@ -95,7 +100,7 @@ class IlsvrcLister(ImageLister):
         inner: dict[str, MemberRange] = {}
         for member in iter_member_ranges(ranges, url):
             if not member.name.endswith(".tar"):
-                self.ignored[get_extension(member.name)] += 1
+                self.ignored[listing.get_extension(member.name)] += 1
                 continue
             wnid = listing.make_key(member.name).rpartition("/")[2]
             if wnid in inner:
@@ -103,15 +108,7 @@ class IlsvrcLister(ImageLister):
                     f"{redaction.redact(url)}: {inner[wnid].name!r} and {member.name!r} are both of class {wnid}"
                 )
             inner[wnid] = member
-        if classes is None:
-            classes = tuple(sorted(inner))
-            listing.check_classes(url, classes)
-        numbers = {name: number for number, name in enumerate(classes)}
-        if unknown := sorted(inner.keys() - numbers.keys()):
-            raise DataError(
-                f"{redaction.redact(url)}: {inner[unknown[0]].name!r}: class {unknown[0]} is not among the "
-                f"{len(classes)} classes of the devkit ({len(unknown)} such classes)"
-            )
+        numbers = listing.number_classes(url, inner, classes)
 
         def rows() -> Iterator[ImageRow]:
             with ThreadPoolExecutor(WALK_THREADS) as pool:
@@ -122,7 +119,7 @@ class IlsvrcLister(ImageLister):
                         key, path = f"{wnid}/{listing.make_key(image.name)}", f"{wnid}/{image.name}"
                         yield ImageRow(key, name, numbers[wnid], image.offset, image.length, path)
 
-        return classes, listing.build_split_listing(url, True, rows())
+        return tuple(sorted(inner)) if classes is None else classes, listing.build_split_listing(url, True, rows())
 
     def _list_validation(
         self, roots: Mapping[str, str], classes: tuple[str, ...], kit: Devkit | None, ranges: RangeReader
@@ -212,24 +209,20 @@ def _read_bounded(url: str) -> bytes:
 
 def _read_devkit_tar(url: str) -> tuple[bytes, bytes]:
     shown = redaction.redact(url)
-    found: dict[str, bytes] = {}
+    data, found = _read_bounded(url), dict[str, bytes]()
     try:
-        with tarfile.open(fileobj=io.BytesIO(_read_bounded(url)), mode="r:*") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as tar:
             for member in tar:
-                path = "/".join(member.name.split("/")[-2:])
-                if path not in (META_PATH, GROUND_TRUTH_PATH) or not member.isfile():
-                    continue
                 if member.size > MAX_DEVKIT_BYTES:
                     raise DataError(f"{shown}: {member.name!r}: {member.size} bytes: over {MAX_DEVKIT_BYTES}")
-                body = tar.extractfile(member)
-                found[path] = body.read() if body else b""
-    except file_io.StorageError:
-        raise
+                path = "/".join(member.name.split("/")[-2:])
+                if path in (META_PATH, GROUND_TRUTH_PATH) and (body := tar.extractfile(member)) is not None:
+                    found[path] = body.read()
+        return found[META_PATH], found[GROUND_TRUTH_PATH]
+    except KeyError as error:
+        raise DataError(f"{shown}: truncated, or no devkit of ILSVRC2012: {error} is not in it") from None
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{shown}: no readable tar: {error}") from None
-    if missing := [path for path in (META_PATH, GROUND_TRUTH_PATH) if path not in found]:
-        raise DataError(f"{shown}: truncated, or no devkit of ILSVRC2012: {missing[0]} is not in it")
-    return found[META_PATH], found[GROUND_TRUTH_PATH]
 
 
 def _parse_synsets(meta: bytes, shown: str) -> tuple[dict[str, str], dict[int, str]]:

@@ -1,12 +1,15 @@
-"""Listing of a source without its images: keys, labels and where each image lies; and keys from names of files."""
+"""Listing of a source without its images: keys, labels and where each image lies; the lister of a folder per class."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,10 +19,22 @@ import xxhash
 from numpy.typing import NDArray
 
 from orchestrator.config import redaction
-from orchestrator.data.build import label_format
+from orchestrator.data.build.config import FolderSource
+from orchestrator.data.build.label_format import check_names, map_names_to_labels, normalize_name, read_text
+from orchestrator.data.build.tar_reader import MemberRange, escape_undecodable
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import KeyColumn
+from orchestrator.storage import file_io, urls
 
+VALIDATION_NAMES = ("validation", "val")
+# Deeper trees are cycles of links.
+MAX_DEPTH = 8
+LISTING_THREADS = 16
+# Folders that systems and programs add, in lower case: no classes, and their pictures do not belong to the dataset.
+SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
+     "#snapshot"}
+)  # fmt: skip
 # Other files are no images by their name: they are passed over and counted.
 IMAGE_FILE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm"})
 
@@ -142,17 +157,28 @@ def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitLi
     return listing.select_rows(np.flatnonzero(~chosen)), listing.select_rows(np.flatnonzero(chosen))
 
 
-def check_classes(root: str, classes: tuple[str, ...]) -> None:
-    """Raise DataError when there are fewer than two classes, or a name that no dataset can have."""
+def number_classes(root: str, found: Collection[str], classes: Sequence[str] | None) -> dict[str, int]:
+    """Return the label of each class by its name, in NFC: of `classes`, or of those that are found.
+
+    Raises DataError when there are fewer than two classes, for a name that no dataset can have, and for a class that is
+    not in `classes`.
+    """
+    shown = redaction.redact(root)
+    names = sorted(found) if classes is None else classes
     try:
-        label_format.check_names(classes)
+        check_names(names)
     except ValueError as error:
-        raise DataError(f"source: {redaction.redact(root)}: {error}") from None
-    if len(classes) < 2:
+        raise DataError(f"source: {shown}: {error}") from None
+    if len(names) < 2:
         raise DataError(
-            f"source: {redaction.redact(root)}: {len(classes)} class(es) ({', '.join(classes) or 'none'}): at least 2 "
-            "are needed, a folder each"
+            f"source: {shown}: {len(names)} class(es) ({', '.join(names) or 'none'}): at least 2 are needed"
         )
+    numbers = {normalize_name(name): number for number, name in enumerate(names)}
+    if unknown := sorted(name for name in found if normalize_name(name) not in numbers):
+        raise DataError(
+            f"source: {shown}: class {unknown[0]!r} is not among the {len(names)} classes ({len(unknown)} such classes)"
+        )
+    return numbers
 
 
 def make_key(name: str, keep_marks: bool = False) -> str:
@@ -179,3 +205,223 @@ def _replace_odd_character(odd: re.Match[str]) -> str:
     letter = odd[0]
     is_kept = letter in _JOINERS or not (letter.isascii() or unicodedata.category(letter) in _SHAPELESS)
     return letter if is_kept else "_"
+
+
+# ------------------------------------------------------------------ images in folders
+class ImageLister:
+    """Lists images, which are then read in any order; `ignored` counts what is no image."""
+
+    def __init__(self, holdout: float | None) -> None:
+        self._holdout = holdout
+        self.ignored: Counter[str] = Counter()
+
+    def check_holdout(self, roots: Mapping[str, str]) -> None:
+        """Raise DataError when validation images are neither there nor to be held out, or both."""
+        if "validation" in roots and self._holdout is not None:
+            raise DataError(
+                f"source.holdout must not be set, got {self._holdout:g}: the source has a validation split, "
+                f"{redaction.redact(roots['validation'])}"
+            )
+        if "validation" not in roots and self._holdout is None:
+            raise DataError(
+                f"source: {redaction.redact(roots['train'])}: no validation images: set --source.holdout 0.1 to hold "
+                "out a tenth of each class, or 0 to have none"
+            )
+
+    def build_listing(
+        self, classes: tuple[str, ...], titles: tuple[str, ...], train: SplitListing, validation: SplitListing | None
+    ) -> SourceListing:
+        """Return the listing of all splits; without validation images the share is held out."""
+        splits = {"train": train} if validation is None else {"train": train, "validation": validation}
+        if validation is None and self._holdout:
+            splits["train"], splits["validation"] = hold_out(train, self._holdout)
+        return SourceListing(classes, titles, splits, dict(sorted(self.ignored.items())))
+
+    def list_class_folders(
+        self, root: str, classes: Sequence[str] | None, bare: bool = False
+    ) -> tuple[tuple[str, ...], SplitListing]:
+        """Return class names (sorted, or as given) and the listing of a folder of a folder per class.
+
+        bare: keys are of the file names alone, without the class. Raises DataError for a class not in `classes`.
+        """
+        files = file_io.list_sizes(root)
+        kinds = {name: _classify_ignored(root, name) for name in file_io.list_names(root) if name not in files}
+        self.ignored.update(filter(None, kinds.values()))
+        self.ignored.update(map(get_extension, files))
+        folders = [name for name, kind in kinds.items() if not kind]
+        if not folders and files and classes is not None:
+            raise DataError(
+                f"source: {redaction.redact(root)}: {len(files)} files and no folder per class: their labels are "
+                "needed (--source.labels, or the devkit of ILSVRC)"
+            )
+        numbers = number_classes(root, folders, classes)
+
+        def rows() -> Iterator[ImageRow]:
+            with ThreadPoolExecutor(LISTING_THREADS) as pool:
+                walks = pool.map(lambda name: _walk_folder(file_io.join(root, name)), folders)
+                for name, (images, others) in zip(folders, walks, strict=True):
+                    self.ignored.update(others)
+                    for image in images:
+                        path = f"{name}/{image.name}"
+                        named = image.name.rpartition("/")[2] if bare else path
+                        label = numbers[normalize_name(name)]
+                        yield ImageRow(make_key(named), path, label, 0, image.length, named)
+
+        return tuple(folders if classes is None else classes), build_split_listing(root, False, rows())
+
+    def list_flat_folder(self, root: str) -> list[MemberRange]:
+        """Return the images directly below a folder, by name."""
+        files = [MemberRange(name, 0, length) for name, length in sorted(file_io.list_sizes(root).items())]
+        return self.select_images(files)
+
+    def select_images(self, files: Sequence[MemberRange]) -> list[MemberRange]:
+        """Return the files that are images by their names; count the others."""
+        self.ignored.update(get_extension(file.name) for file in files if not is_image(file.name))
+        return [file for file in files if is_image(file.name)]
+
+
+class FolderLister(ImageLister):
+    """Images in a folder per class."""
+
+    def __init__(self, source: FolderSource) -> None:
+        super().__init__(source.holdout)
+        self._url, self._labels = source.url, source.labels
+
+    def find_roots(self) -> dict[str, str]:
+        """Return the URL of the folder of each split; a single tree is the training folder.
+
+        Raises DataError when there is nothing, or validation images neither there nor to be held out.
+        """
+        names, shown = file_io.list_names(self._url), redaction.redact(self._url)
+        if not names:
+            raise DataError(f"source.url: {shown}: empty, or no folder")
+        if "train" not in names:
+            roots = {"train": self._url}
+        elif all(name in names for name in VALIDATION_NAMES):
+            raise DataError(f"source.url: {shown}: has both {' and '.join(VALIDATION_NAMES)}: remove one")
+        else:
+            roots = {name: file_io.join(self._url, name) for name in ("train", *VALIDATION_NAMES) if name in names}
+            roots |= {"validation": roots.pop("val")} if "val" in roots else {}
+        self.check_holdout(roots)
+        return roots
+
+    def list_images(self, roots: Mapping[str, str]) -> SourceListing:
+        """Return the listing of the folders that `find_roots` returned.
+
+        Raises DataError for images or labels that do not fit, StorageError when they cannot be read.
+        """
+        classes, train = self.list_class_folders(roots["train"], None)
+        validation = None
+        if "validation" in roots and self._labels:
+            validation = self._list_labeled_folder(roots["validation"], classes)
+        elif "validation" in roots:
+            validation = self.list_class_folders(roots["validation"], classes)[1]
+        if roots["train"] != self._url:
+            used = {urls.get_basename(root) for root in roots.values()} | file_io.list_sizes(self._url).keys()
+            if others := set(file_io.list_names(self._url)) - used:
+                self.ignored["folders beside train"] += len(others)
+        return self.build_listing(classes, (), train, validation)
+
+    def _list_labeled_folder(self, root: str, classes: Sequence[str]) -> SplitListing:
+        images = self.list_flat_folder(root)
+        names = {image.name: _get_label_names(image.name) for image in images}
+        known = {label_name for label_names in names.values() for label_name in label_names}
+        labels, shown = read_labels(self._labels, classes, known), redaction.redact(self._labels)
+        unlabelled = [name for name, label_names in names.items() if not labels.keys() & label_names]
+        if unlabelled:
+            raise DataError(f"source.labels: {shown}: no line for {unlabelled[0]!r} ({len(unlabelled)} such images)")
+        if missing := sorted(labels.keys() - known):
+            raise DataError(
+                f"source: {redaction.redact(file_io.join(root, missing[0]))}: missing: {shown} has a label for it "
+                f"({len(missing)} such images)"
+            )
+        rows = (
+            ImageRow(
+                make_key(image.name),
+                image.name,
+                next(labels[label_name] for label_name in names[image.name] if label_name in labels),
+                0,
+                image.length,
+            )
+            for image in images
+        )
+        return build_split_listing(root, False, rows)
+
+
+def read_labels(url: str, classes: Sequence[str], images: Collection[str]) -> dict[str, int]:
+    """Return the label of each file that a list names, with or without extension, accents composed.
+
+    The list has lines "FILE CLASS", "FILE,CLASS" or "FILE<tab>CLASS", with quotes where needed; the first may be the
+    titles of the columns. A label is the whole name of a class. Raises DataError naming the line.
+    """
+    where, numbers = f"source.labels: {redaction.redact(url)}", map_names_to_labels(classes)
+    labels: dict[str, int] = {}
+    for number, line in enumerate(read_text(url, where).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, label = (normalize_name(column) for column in _split_line(line, images))
+        except (ValueError, csv.Error):
+            raise DataError(f"{where}: line {number}: must be FILE and CLASS, got {line[:80]!r}") from None
+        if number == 1 and name not in images and label not in numbers:
+            continue
+        if label not in numbers:
+            raise DataError(f"{where}: line {number}: {label!r} is no class of the training images")
+        if labels.setdefault(name, numbers[label]) != numbers[label]:
+            raise DataError(f"{where}: line {number}: a second label for {name!r}")
+    return labels
+
+
+def _split_line(line: str, images: Collection[str]) -> list[str]:
+    for delimiter in "\t,":
+        if delimiter in line:
+            return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+    parts = line.split(None, 1)
+    return parts if parts[0] in images else line.rsplit(None, 1)
+
+
+def _get_label_names(name: str) -> tuple[str, str]:
+    """Return the names by which a list may call a file: with and without its extension."""
+    return normalize_name(name), normalize_name(name.rpartition(".")[0])
+
+
+# ------------------------------------------------------------------ files and folders
+def is_image(name: str) -> bool:
+    """Return whether a name is that of an image; what macOS adds ("._a.jpg") and hidden files are none."""
+    return get_extension(name) in IMAGE_FILE_EXTENSIONS and not name.rpartition("/")[2].startswith(".")
+
+
+def get_extension(name: str) -> str:
+    """Return what follows the last dot of a file's name, in lower case; empty when it has none."""
+    return escape_undecodable(name.rpartition("/")[2].rpartition(".")[2].lower()) if "." in name else ""
+
+
+def _walk_folder(folder: str, depth: int = 0) -> tuple[list[MemberRange], Counter[str]]:
+    """Return the images below a folder, deeper ones too, and the extensions of other files."""
+    if depth > MAX_DEPTH:
+        raise DataError(f"source: {redaction.redact(folder)}: more than {MAX_DEPTH} folders deep: a cycle of links?")
+    sizes = file_io.list_sizes(folder)
+    images = [MemberRange(name, 0, length) for name, length in sizes.items() if is_image(name)]
+    others = Counter(get_extension(name) for name in sizes if not is_image(name))
+    for name in file_io.list_names(folder):
+        if name in sizes:
+            continue
+        if not is_image(name) and (kind := _classify_ignored(folder, name)):
+            others[kind] += 1
+            continue
+        below, more = _walk_folder(file_io.join(folder, name), depth + 1)
+        if not below and not more and not file_io.exists(file_io.join(folder, name)):
+            raise DataError(f"source: {redaction.redact(file_io.join(folder, name))}: unreadable: a link to nothing?")
+        images += [MemberRange(f"{name}/{file.name}", 0, file.length) for file in below]
+        others += more
+    return images, others
+
+
+def _classify_ignored(folder: str, name: str) -> str:
+    """Return what is no file and to be ignored: a hidden or system folder, or a link to nothing; else nothing."""
+    where = file_io.join(folder, name)
+    if name.startswith("."):
+        return "hidden folders"
+    if name.lower() in SYSTEM_FOLDERS:
+        return "system folders"
+    return "links to nothing" if urls.is_local(where) and not file_io.exists(where) else ""

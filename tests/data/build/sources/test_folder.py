@@ -6,8 +6,7 @@ import pytest
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.build.config import FolderSource
-from orchestrator.data.build.sources.folder import FolderLister
-from orchestrator.data.build.sources.listing import SourceListing
+from orchestrator.data.build.sources.listing import FolderLister, SourceListing
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 

@@ -152,7 +152,7 @@ def refused(folder: Path, said: str, **fields: object) -> None:
 
 def test_a_class_that_the_devkit_does_not_know(tmp_path: Path) -> None:
     train = {**imagenet.training(), "n99999999": [("a.JPEG", b"x")]}
-    refused(imagenet.as_it_comes(tmp_path, train), r"'n99999999\.tar': class n99999999 is not among the 4 classes")
+    refused(imagenet.as_it_comes(tmp_path, train), r"img_train\.tar: class 'n99999999' is not among the 4 classes")
 
 
 def test_one_class_twice(tmp_path: Path) -> None:
