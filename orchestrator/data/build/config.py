@@ -25,28 +25,25 @@ _HOLDOUT = (
 )
 
 
-class _Source(Config):
+class _ImageSource(Config):
     def resolve(self) -> Self:
         """Return the same with absolute places. Raises ConfigError without a URL or for a relative path."""
         given = self.to_dict()
         if not given["url"] and not given.get("train"):
             raise ConfigError("source.url: needed: give the URL of the images")
         names = [name for name in ("url", "labels", "train", "validation", "devkit") if given.get(name)]
-        return self.model_copy(update={name: _resolve_place(given[name], f"source.{name}") for name in names})
-
-    def get_name(self) -> str:
-        """Return the name of the dataset when no other is set."""
-        return str(self.to_dict()["kind"])
+        return self.model_copy(update={name: resolve_place(given[name], f"source.{name}") for name in names})
 
 
-def _resolve_place(place: str, field: str) -> str:
+def resolve_place(place: str, field: str) -> str:
+    """Return an absolute place. Raises ConfigError, naming the field, for a relative one."""
     try:
         return urls.require_absolute(place, field)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-class FolderSource(_Source):
+class FolderSource(_ImageSource):
     """A folder per class."""
 
     kind: Literal["folder"] = Field("folder", description=_KIND)
@@ -58,12 +55,8 @@ class FolderSource(_Source):
     labels: str = Field("", description="list of 'FILE CLASS', CSV or TSV of a flat validation folder's images")
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
 
-    def get_name(self) -> str:
-        """Return the name of the dataset when no other is set."""
-        return urls.get_basename(self.url)
 
-
-class IlsvrcSource(_Source):
+class IlsvrcSource(_ImageSource):
     """ILSVRC2012 as it comes, or in its usual folders."""
 
     kind: Literal["ilsvrc"] = Field("ilsvrc", description=_KIND)
@@ -77,19 +70,11 @@ class IlsvrcSource(_Source):
     devkit: str = Field("", description="devkit, tar.gz or folder, or Kaggle's LOC_val_solution.csv, likewise")
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
 
-    def get_name(self) -> str:
-        """Return the name of the dataset when no other is set."""
-        return "ilsvrc2012"
 
-
-class DigitsSource(_Source):
+class DigitsSource(Config):
     """The embedded handwritten digits, packed in one way only: as `--data digits` has them."""
 
     kind: Literal["digits"] = Field("digits", description=_KIND)
-
-    def resolve(self) -> Self:
-        """Return the same."""
-        return self
 
 
 class PluginSource(Config):
@@ -98,16 +83,6 @@ class PluginSource(Config):
     kind: Literal["plugin"] = Field("plugin", description=_KIND)
     plugin: str = Field("", description="'package.module:attribute' or entry point that returns a sample source")
     args: dict[str, JsonValue] = Field({}, description="its arguments, as JSON")
-
-    def resolve(self) -> Self:
-        """Return the same. Raises ConfigError without a plug-in."""
-        if not self.plugin:
-            raise ConfigError("source.plugin: needed: set it to package.module:attribute of your source")
-        return self
-
-    def get_name(self) -> str:
-        """Return the name of the dataset when no other is set: the last part of the plug-in's."""
-        return self.plugin.rpartition(":")[2].rpartition(".")[2]
 
 
 Source = Annotated[FolderSource | IlsvrcSource | DigitsSource | PluginSource, Field(discriminator="kind")]
@@ -147,8 +122,16 @@ class PackConfig(Config):
         """Return the same with absolute places and a name. Raises ConfigError."""
         if not self.url:
             raise ConfigError("url: needed: give the URL of the folder to pack to")
-        url, source = _resolve_place(self.url, "url"), self.source.resolve()
-        return self.model_copy(update={"url": url, "source": source, "name": self.name or source.get_name()})
+        source, name = self.source, str(self.source.kind)
+        if isinstance(source, PluginSource):
+            if not source.plugin:
+                raise ConfigError("source.plugin: needed: set it to package.module:attribute of your source")
+            name = source.plugin.rpartition(":")[2].rpartition(".")[2]
+        elif not isinstance(source, DigitsSource):
+            source = source.resolve()
+            name = urls.get_basename(source.url) if isinstance(source, FolderSource) else "ilsvrc2012"
+        url = resolve_place(self.url, "url")
+        return self.model_copy(update={"url": url, "source": source, "name": self.name or name})
 
     def to_manifest_values(self) -> ManifestValues:
         """Return what the manifest keeps of how the dataset was made: no places and no times."""

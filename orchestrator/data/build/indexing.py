@@ -23,9 +23,10 @@ from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan
-from orchestrator.data.build.config import IndexConfig
+from orchestrator.data.build.config import IndexConfig, resolve_place
 from orchestrator.data.build.label_format import LabelFormat
 from orchestrator.data.build.shard_scan import TRAIN, VALIDATION, ScannedShard, TarScan, print_line
+from orchestrator.data.build.tar_reader import ObjectReader
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms.decode import BACKGROUND_NAME
@@ -34,8 +35,7 @@ from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 INDEXING_FOLDER = "_indexing"
-# Tars made by one program share their faults: no need to read all of them.
-MAX_PROBLEMS = 20
+MAX_PROBLEMS = 20  # tars made by one program share their faults: no need to read all of them
 MAX_NAMES = 1_000_000
 
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -45,14 +45,11 @@ _UNSUPPORTED_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def index_dataset(job: IndexConfig, console: Console) -> int:
-    """Index the tars, write the manifest and return 0.
-
-    Raises ConfigError, DataError and StorageError for what has to be mended first.
-    """
+    """Index the tars, write the manifest and return 0. Raises ConfigError, DataError and StorageError."""
     job = _resolve_config(job)
     classes, titles = label_format.read_classes(job.classes) if job.classes else ((), ())
     try:
-        labels = label_format.parse_flags(job.image_key, job.label_key, classes, titles)
+        labels = label_format.parse_flags(job.image_key, job.label_key, classes)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     patterns = {TRAIN: job.train, VALIDATION: job.validation}
@@ -75,16 +72,12 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
     )
     manifest.save(job.to, indexed)
     file_io.remove(file_io.join(job.to, INDEXING_FOLDER))
-    lines, warnings = shard_scan.summarize_shards(indexed, labels, shards, job)
+    shard_scan.print_summary(indexed, labels, shards, job, console)
     place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
-    lines.append(f"{place}: written, digest {indexed.digest()}")
+    print_line(console, f"{place}: written, digest {indexed.digest()}")
     if manifest.is_outside(indexed.tars, job.to):
         place = redaction.redact(indexed.tars)
-        lines.append(f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
-    for line in lines:
-        print_line(console, line)
-    for warning in warnings:
-        print_line(console, f"warning: {warning}", "yellow")
+        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
     return 0
 
 
@@ -92,11 +85,8 @@ def _resolve_config(job: IndexConfig) -> IndexConfig:
     """Return the job with absolute places. Raises ConfigError."""
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
-    places = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
-    try:
-        places = {name: urls.require_absolute(place, name) if place else "" for name, place in places.items()}
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    given = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
+    places = {name: resolve_place(place, name) if place else "" for name, place in given.items()}
     url = places["url"]
     if places["to"] != url and redaction.redact(url) != url:
         raise ConfigError(
@@ -128,16 +118,16 @@ def _index_all(
     if problems:
         many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
         raise DataError(f"{many}{problems[0]}")
+    indexed = [shards[number] for number in range(len(items))]
     for split in sizes:
-        duplicates, count = shard_scan.find_duplicate_keys(
-            job.to, [one for one in shards.values() if one.split == split]
-        )
+        own = [shard for shard in indexed if shard.split == split]
+        duplicates, count = shard_scan.find_duplicate_keys(job.to, own)
         for key, first, second in duplicates:
             raise DataError(
                 f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split, since "
                 "they name samples in ledgers and scores; pack it anew, or name each tar once"
             )
-    return [shards[number] for number in range(len(items))]
+    return indexed
 
 
 def _number_classes(shards: Sequence[ScannedShard]) -> tuple[str, ...]:
@@ -172,8 +162,7 @@ class ShardIndexer:
     def __init__(self, url: str, to: str, labels: LabelFormat) -> None:
         """Raise StorageError when the place cannot be written to."""
         self._url, self._to, self._labels = url, to, labels
-        self._options = compute_fingerprint(url, labels.to_manifest_values(), labels.classes, labels.titles)
-        self._resumes = file_io.exists(file_io.join(to, INDEXING_FOLDER))
+        self._options = compute_fingerprint(url, labels.to_manifest_values(), labels.classes)
         try:
             file_io.write_bytes(file_io.join(to, INDEXING_FOLDER, "options"), self._options.encode())
         except StorageError as error:
@@ -192,8 +181,9 @@ class ShardIndexer:
     def _index_shard(self, split: str, name: str, ranges: RangeReader) -> ScannedShard:
         url, labels = file_io.join(self._url, name), self._labels
         shown = redaction.redact(url)
-        scan = TarScan(url, shown, labels, ranges)
-        listing = scan.build_index(labels.build_reader(is_checked=True))
+        reader = ObjectReader(ranges, url, is_hashed=True)
+        scan = TarScan(reader.read, reader.size, shown, labels)
+        listing = scan.build_index(is_checked=True)
         skipped = scan.count_skipped(listing.keys)
         if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
             described = label_format.describe_others(skipped, labels)
@@ -202,8 +192,8 @@ class ShardIndexer:
         shard = Shard(
             name=name,
             samples=len(listing.keys),
-            bytes=scan.bytes,
-            sha256=scan.compute_sha256(),
+            bytes=reader.size,
+            sha256=reader.compute_sha256(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
         entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
@@ -214,8 +204,6 @@ class ShardIndexer:
 
     def _load_kept(self, split: str, name: str, size: int) -> ScannedShard | None:
         """Return what an earlier run found, if it still holds."""
-        if not self._resumes:
-            return None
         try:
             entry = parse_object(file_io.read_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json")))
             shard = Shard.from_dict(entry["shard"])
@@ -229,10 +217,9 @@ class ShardIndexer:
 
 # ------------------------------------------------------------------ names of tars from patterns
 def match_shards(url: str, pattern: str, field: str) -> dict[str, int]:
-    """Return the bytes of each object below `url` that a pattern stands for, by name.
+    """Return bytes by name of the objects below `url` that a pattern with braces, in their order, or * ? [] stands for.
 
-    Braces as in train-{000000..000146}.tar keep their order, names for * ? [] are sorted. Raises ConfigError for a
-    pattern that makes no sense, DataError when a tar is missing or nothing matches.
+    Raises ConfigError for a pattern that makes no sense, DataError when a tar is missing or nothing matches.
     """
     expanded = _expand_braces(pattern, field)
     folders: dict[str, list[str]] = {}
@@ -256,12 +243,11 @@ def match_shards(url: str, pattern: str, field: str) -> dict[str, int]:
         raise ConfigError(f"{field}: {pattern!r} names {twice[0]} twice; name each tar once")
     if odd := [name for name in names if _UNSUPPORTED_CHARACTERS.search(name)]:
         raise DataError(f"{field}: the name of {odd[0]!r} must be UTF-8 without control characters; rename the tar")
-    missing = [name for name in names if name not in there]
-    if missing or not names:
-        what = (
-            f"{missing[0]} is missing ({len(missing)} of {len(names)} named by" if missing else "nothing there matches"
-        )
-        raise DataError(f"{field}: {redaction.redact(url)}: {what} {pattern!r}")
+    if missing := [name for name in names if name not in there]:
+        named = f"({len(missing)} of {len(names)} named by {pattern!r})"
+        raise DataError(f"{field}: {redaction.redact(url)}: {missing[0]} is missing {named}")
+    if not names:
+        raise DataError(f"{field}: {redaction.redact(url)}: nothing there matches {pattern!r}")
     return {name: there[name] for name in names}
 
 

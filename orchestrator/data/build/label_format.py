@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +21,10 @@ from orchestrator.storage import file_io
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 # Extensions whose last part means a label; WebDataset decodes those but text as whole numbers.
 LABEL_ENDINGS = ("cls", "cls2", "class", "count", "index", "inx", "id", "label", "txt", "text")
-# Of the members that are passed over, as many kinds are named.
-MAX_LISTED_KINDS = 6
-# More than any dataset has; a hash taken for a label would otherwise make as many classes.
-MAX_CLASSES = 1_000_000
-# No name of a class is longer.
-MAX_NAME_BYTES = 1024
-# No list of classes or labels is longer.
-MAX_TEXT_BYTES = 2**30
+MAX_LISTED_KINDS = 6  # of the members that are passed over
+MAX_CLASSES = 1_000_000  # a hash taken for a label would otherwise make as many
+MAX_NAME_BYTES = 1024  # of a class
+MAX_TEXT_BYTES = 2**30  # of a list of classes or labels
 
 _DECIMAL = re.compile(r"\s*([+-]?[0-9]{1,18})\s*")
 _JSON_FIELD = re.compile(r"((?:[^:;]*\.)?json):(.+)", re.IGNORECASE | re.DOTALL)
@@ -45,7 +40,6 @@ class LabelFormat:
     labels: tuple[str, ...] = ("cls",)
     json_field: str = ""  # of the label's member; empty when its text is the label
     classes: tuple[str, ...] = ()  # names in label order; empty when not known
-    titles: tuple[str, ...] = ()  # readable names, which a label may be, too
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -59,11 +53,8 @@ class LabelFormat:
         return {_LABELS_KEY: f"{member}:{self.json_field}" if self.json_field else member, **images}
 
     def build_reader(self, is_checked: bool = False) -> Callable[[bytes], int]:
-        """Return a function from a member's payload to its label. It raises ValueError with the reason.
-
-        is_checked: whether it also raises for a label outside the classes.
-        """
-        numbers = map_names_to_labels(self.classes, self.titles)
+        """Return a function from payload to label. It raises ValueError; with `is_checked` also for unknown classes."""
+        numbers = map_names_to_labels(self.classes)
         end = len(self.classes) or MAX_CLASSES
 
         def read(payload: bytes) -> int:
@@ -80,9 +71,7 @@ class LabelFormat:
         return read
 
 
-def parse_flags(
-    image_key: str, label_key: str, classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()
-) -> LabelFormat:
+def parse_flags(image_key: str, label_key: str, classes: tuple[str, ...] = ()) -> LabelFormat:
     """Return how labels are stored by the flags of `shards index`. Raises ValueError.
 
     A label key is a field of each sample's json ("label", "json:label", "meta.json:label"), or a member: one with
@@ -100,18 +89,14 @@ def parse_flags(
     labels = _parse_extensions(member, "label_key")
     if both := set(labels) & set(images):
         raise ValueError(f"label_key: {min(both)!r} must not be an image, too; set --image-key and --label-key apart")
-    return LabelFormat(images, bool(image_key), labels, field, classes, titles)
+    return LabelFormat(images, bool(image_key), labels, field, classes)
 
 
-def parse_manifest_values(
-    made: Mapping[str, object], classes: tuple[str, ...] = (), titles: tuple[str, ...] = ()
-) -> LabelFormat:
+def parse_manifest_values(made: Mapping[str, object], classes: tuple[str, ...] = ()) -> LabelFormat:
     """Return how a packed or indexed dataset stores its labels. Raises DataError when `made` does not say it."""
-    label_key = str(made.get(_LABELS_KEY, "cls"))
+    image_key, label_key = str(made.get(_IMAGES_KEY, "")), str(made.get(_LABELS_KEY, "cls"))
     try:
-        return parse_flags(
-            str(made.get(_IMAGES_KEY, "")), label_key if ":" in label_key else f".{label_key}", classes, titles
-        )
+        return parse_flags(image_key, label_key if ":" in label_key else f".{label_key}", classes)
     except ValueError as error:
         raise DataError(f"made: {error}; index the dataset again") from None
 
@@ -161,14 +146,9 @@ def has_images(kinds: Iterable[str]) -> bool:
 
 
 # ------------------------------------------------------------------ names of classes
-def map_names_to_labels(classes: Sequence[str], titles: Sequence[str] = ()) -> dict[str, int]:
-    """Return the number of each class by its name, and by its title unless two have the same; whole, in NFC."""
-    numbers = {normalize_name(name): number for number, name in enumerate(classes)}
-    times = Counter(map(normalize_name, titles))
-    for number, title in enumerate(map(normalize_name, titles)):
-        if title and times[title] == 1:
-            numbers.setdefault(title, number)
-    return numbers
+def map_names_to_labels(classes: Sequence[str]) -> dict[str, int]:
+    """Return the number of each class by its name, whole and in NFC."""
+    return {normalize_name(name): number for number, name in enumerate(classes)}
 
 
 def normalize_name(text: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,9 @@ from orchestrator.data.build.packing_plan import (
     ShardTask,
     SplitPlan,
 )
-from orchestrator.data.build.shard_packer import ImageReader
 from orchestrator.data.build.sources import digits
 from orchestrator.data.build.sources.ilsvrc import IlsvrcLister
-from orchestrator.data.build.sources.listing import FolderLister, SourceListing, SplitListing
+from orchestrator.data.build.sources.listing import FolderLister, ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
@@ -42,33 +42,12 @@ from orchestrator.data.transforms.image_format import FORMAT_NAMES, UNSUPPORTED_
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.ranged_reads import RangeReader
 
-# Images by which the size of reduced ones is estimated.
-ESTIMATE_IMAGES = 256
+ESTIMATE_IMAGES = 256  # by which the size of reduced ones is estimated
 REPORT_NAME = "report.json"
-# So many may be broken in a small dataset, too.
-MIN_BAD_LIMIT = 10
+MIN_BAD_LIMIT = 10  # so many may be broken in a small dataset, too
 MAX_LISTED_IMAGES = 10
 
 Say = Callable[[str], None]
-
-
-@runtime_checkable
-class SampleSource(Protocol):
-    """Samples that are generated or read one after the other; all are packed in one process.
-
-    `package.module:attribute` of a class or function that returns one may be given as `--source.plugin`.
-    """
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names in label order."""
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """Names of the splits: train and, unless there is none, validation."""
-
-    def iter_samples(self, split: str) -> Iterable[RawSample]:
-        """Yield the samples of a split, the same ones in the same order at each call."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +86,7 @@ def start_packing(config: PackConfig, say: Say) -> Packing | Manifest:
     """
     if (existing := _load_existing(config)) is not None:
         say("a dataset is there; listing the source to compare")
-        lister = create_lister(config)
-        if _list_images(lister, lister.find_roots()).digest() != existing.made.get("listing"):
+        if _list_images(config, _find_roots(config)).digest() != existing.made.get("listing"):
             raise DataError(
                 f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed from other "
                 "images: take another --url, or remove what is there"
@@ -129,18 +107,13 @@ def preview_plan(config: PackConfig, say: Say) -> PackingPlan:
 
 
 def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[PackingPlan, PlannedRows]:
-    """Return the plan, and for each split its listing and the rows of each shard.
-
-    Raises DataError for an unfit source.
-    """
+    """Return the plan, and by split its listing and the rows of each shard. Raises DataError for an unfit source."""
     say(f"listing {', '.join(sorted({redaction.redact(root) for root in roots.values()}))}")
-    listing, layout = _list_images(create_lister(config), roots), config.layout
+    listing, layout = _list_images(config, roots), config.layout
     ratio = _estimate_size_ratio(config, listing.splits["train"])
+    size, least = layout.shard_mib * 2**20, layout.min_shards
     rows = {
-        name: (
-            split,
-            packing_plan.assign_shards(split, layout.seed, name, layout.shard_mib * 2**20, layout.min_shards, ratio),
-        )
+        name: (split, packing_plan.assign_shards(split, layout.seed, name, size, least, ratio))
         for name, split in listing.splits.items()
     }
     plan = PackingPlan(
@@ -164,10 +137,7 @@ def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[P
 
 
 def finish_packing(packing: Packing, entries: dict[ShardId, PackedShard]) -> Manifest:
-    """Write report and manifest when every shard has its record; remove everything else of the packing.
-
-    Raises DataError when a split is left without images.
-    """
+    """Write report and manifest, remove all else of the packing. Raises DataError for a split without images."""
     url, plan = packing.config.url, packing.plan
     splits = {
         name: tuple(shard for n in range(len(split.shards)) if (shard := entries[name, n].shard) is not None)
@@ -219,7 +189,7 @@ def pack_samples(config: PackConfig, say: Say) -> Manifest | None:
     return packed
 
 
-def _reencode_samples(source: SampleSource, split: str, config: PackConfig) -> Iterator[RawSample]:
+def _reencode_samples(source: Any, split: str, config: PackConfig) -> Iterator[RawSample]:
     for sample in source.iter_samples(split):
         if not isinstance(sample, RawSample):
             raise DataError(f"source.plugin: iter_samples must yield RawSample, got {type(sample).__name__}")
@@ -230,12 +200,12 @@ def _reencode_samples(source: SampleSource, split: str, config: PackConfig) -> I
 
 
 # ------------------------------------------------------------------ source and what is there already
-def _create_sample_source(config: PackConfig) -> SampleSource:
-    """Return the source. Raises ConfigError when a plug-in cannot be loaded, DataError when it is none."""
+def _create_sample_source(config: PackConfig) -> Any:
+    """Return an object with classes, splits and iter_samples(split). Raises ConfigError or DataError for others."""
     if not isinstance(config.source, PluginSource):
         return digits.Digits()
     source = create_plugin("source", config.source.plugin, config.source.args)
-    if isinstance(source, SampleSource):
+    if all(hasattr(source, name) for name in ("classes", "splits", "iter_samples")):
         return source
     raise DataError(
         f"source.plugin: {config.source.plugin!r} must return an object with classes, splits and iter_samples(split), "
@@ -243,17 +213,17 @@ def _create_sample_source(config: PackConfig) -> SampleSource:
     )
 
 
-def create_lister(config: PackConfig) -> FolderLister | IlsvrcLister:
+def create_lister(config: PackConfig) -> FolderLister:
     """Return what lists the images of a source that has any."""
     if isinstance(config.source, IlsvrcSource):
         return IlsvrcLister(config.source)
     assert isinstance(config.source, FolderSource), "sources of samples are packed in one piece"
-    return FolderLister(config.source)
+    return FolderLister(config.source.url, config.source.holdout, config.source.labels)
 
 
-def _list_images(lister: FolderLister | IlsvrcLister, roots: Mapping[str, str]) -> SourceListing:
+def _list_images(config: PackConfig, roots: Mapping[str, str]) -> SourceListing:
     try:
-        return lister.list_images(roots)
+        return create_lister(config).list_images(roots)
     except FileNotFoundError as error:
         raise DataError(f"source: removed while it was listed: {error}") from None
 
@@ -278,10 +248,11 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
     chosen = rng.permutation(rng.derive_key(layout.seed, "pack-estimate"), len(split))[:ESTIMATE_IMAGES]
     before = after = 0
     with closing(RangeReader(IO_THREADS)) as ranges:
-        reader = ImageReader(ranges, split.root, split.is_tar, layout.model_copy(update={"decode": False}))
-        rows = list(split.iter_rows(chosen))
+        quick = layout.model_copy(update={"decode": False})
+        read = partial(shard_packer.read_packed, root=split.root, is_tar=split.is_tar, layout=quick, ranges=ranges)
+        rows = [ImageRow(*values) for values in zip(*split.select_rows(chosen).to_columns().values(), strict=True)]
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            for row, packed in zip(rows, pool.map(reader.read_packed, rows), strict=True):
+            for row, packed in zip(rows, pool.map(read, rows), strict=True):
                 if not packed.finding.defect:
                     before, after = before + row.length, after + len(packed.image)
     return after / before if before else 1.0

@@ -23,13 +23,11 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Shard
 from orchestrator.storage import file_io, urls
 
-# Below the dataset's folder, as long as it is being packed.
-PACKING_FOLDER = "_packing"
+PACKING_FOLDER = "_packing"  # below the dataset's, as long as it is being packed
 # Beside its image a sample takes two headers, the label and, on average, half a record of filling.
 SAMPLE_OVERHEAD_BYTES = 512 * 3 + 256
 PLAN_VERSION = 1
-# Small objects are written and read in parallel: a store answers each in its own time.
-IO_THREADS = 16
+IO_THREADS = 16  # for small objects: a store answers each in its own time
 
 _ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
 
@@ -114,9 +112,14 @@ class PackedShard(Config):
 
 
 # ------------------------------------------------------------------ rows of each shard
-def order_rows(labels: NDArray[np.int64], seed: int, split: str) -> NDArray[np.int64]:
-    """Return the N rows in the order that is cut into shards: shuffled, and every class spread evenly."""
-    sizes = np.bincount(labels)
+def assign_shards(
+    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
+) -> list[NDArray[np.int64]]:
+    """Return the rows of each shard: shuffled, every class spread evenly; shards differ in bytes by about an image.
+
+    ratio: bytes to be stored for a byte of the source.
+    """
+    labels, sizes = listing.labels, np.bincount(listing.labels)
     draws = rng.permutation(rng.derive_key(seed, f"pack-{split}"), len(labels))
     by_class = draws[np.argsort(labels[draws], kind="stable")]
     own = labels[by_class]
@@ -127,17 +130,7 @@ def order_rows(labels: NDArray[np.int64], seed: int, split: str) -> NDArray[np.i
     # Ties, such as those of classes of one image, go by the shuffle.
     ties = np.empty(len(labels), dtype=np.int64)
     ties[draws] = np.arange(len(labels))
-    return by_class[np.lexsort((ties[by_class], position))]
-
-
-def assign_shards(
-    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
-) -> list[NDArray[np.int64]]:
-    """Return the rows of each shard, shuffled; shards differ in bytes by about an image.
-
-    ratio: bytes to be stored for a byte of the source.
-    """
-    rows = order_rows(listing.labels, seed, split)
+    rows = by_class[np.lexsort((ties[by_class], position))]
     ends = np.cumsum(listing.lengths[rows] * ratio + SAMPLE_OVERHEAD_BYTES)
     count = min(len(rows), max(min_shards, int(np.ceil(ends[-1] / shard_bytes))))
     middles = ends - np.diff(ends, prepend=0.0) / 2
@@ -152,10 +145,7 @@ def assign_shards(
 
 # ------------------------------------------------------------------ plan and records of an unfinished packing
 def load_plan(config: PackConfig) -> PackingPlan | None:
-    """Return the plan of the unfinished packing at the command's URL, None when there is none.
-
-    Raises DataError when it is damaged, or that of another command.
-    """
+    """Return the plan that is at the command's URL, if any. Raises DataError if damaged or of another command."""
     url = file_io.join(config.url, PACKING_FOLDER, "plan.json")
     try:
         plan = PackingPlan.from_dict(parse_object(file_io.read_bytes(url)))
@@ -181,11 +171,8 @@ def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> Packi
 
     def write(item: tuple[str, int, SplitListing, NDArray[np.int64]]) -> None:
         name, number, split, chosen = item
-        part = split.select_rows(chosen)
-        texts = {column: list(getattr(part, column)) for column in ("keys", "names")}
-        numbers = {column: getattr(part, column).tolist() for column in ("labels", "offsets", "lengths")}
-        data = json.dumps({**texts, **numbers}, separators=(",", ":")).encode()
-        file_io.write_bytes(_make_rows_url(config.url, plan.digest, name, number), data)
+        data = json.dumps(split.select_rows(chosen).to_columns(), separators=(",", ":")).encode()
+        file_io.write_bytes(_make_record_url(config.url, f"rows/{plan.digest}", name, number), data)
 
     parts = [(name, n, split, part) for name, (split, shards) in rows.items() for n, part in enumerate(shards)]
     with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -201,7 +188,7 @@ def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> Packi
 
 def read_rows(task: ShardTask) -> list[ImageRow]:
     """Return the rows of a task's shard. Raises DataError when they are not there or damaged."""
-    url = _make_rows_url(task.url, task.plan, task.split, task.number)
+    url = _make_record_url(task.url, f"rows/{task.plan}", task.split, task.number)
     shown = redaction.redact(url)
     try:
         columns = parse_object(file_io.read_bytes(url))
@@ -217,13 +204,13 @@ def read_rows(task: ShardTask) -> list[ImageRow]:
 
 def save_entry(task: ShardTask, entry: PackedShard) -> None:
     """Write the record of a finished shard."""
-    file_io.write_bytes(_make_entry_url(task.url, task.split, task.number), entry.to_json().encode())
+    file_io.write_bytes(_make_record_url(task.url, "done", task.split, task.number), entry.to_json().encode())
 
 
 def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedShard]:
     """Return the records of the shards whose tar is there in full. Raises DataError for a damaged record."""
     there = set(file_io.list_names(file_io.join(url, PACKING_FOLDER, "done")))
-    entry_urls = {shard: _make_entry_url(url, *shard) for shard in plan.shards()}
+    entry_urls = {shard: _make_record_url(url, "done", *shard) for shard in plan.shards()}
     entry_urls = {shard: entry_url for shard, entry_url in entry_urls.items() if urls.get_basename(entry_url) in there}
     sizes = {name: file_io.list_sizes(file_io.join(url, name)) for name in plan.splits}
     with ThreadPoolExecutor(IO_THREADS) as pool:
@@ -243,10 +230,6 @@ def _read_entry(url: str) -> PackedShard:
         raise DataError(f"{redaction.redact(url)}: damaged: {error}; remove it to pack that shard again") from None
 
 
-def _make_rows_url(url: str, plan: str, split: str, number: int) -> str:
-    """Return where the rows of a shard are kept, apart for each plan, by its digest: of two packers only one wins."""
-    return file_io.join(url, PACKING_FOLDER, "rows", plan, f"{split}-{number:06d}.json")
-
-
-def _make_entry_url(url: str, split: str, number: int) -> str:
-    return file_io.join(url, PACKING_FOLDER, "done", f"{split}-{number:06d}.json")
+def _make_record_url(url: str, folder: str, split: str, number: int) -> str:
+    """Return where rows are kept, in a folder for each plan, since of two packers only one wins; or finished shards."""
+    return file_io.join(url, PACKING_FOLDER, folder, f"{split}-{number:06d}.json")

@@ -1,8 +1,4 @@
-"""One shard, from its rows of the plan to its tar: images are read in parallel, checked, and written in order.
-
-An image is stored as it is, unless it is to be reduced or of a format that is not stored; what is odd about it, and why
-it cannot be trained on, is found before.
-"""
+"""One shard, from its rows of the plan to its tar: images are read in parallel, checked, and written in order."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -59,18 +56,16 @@ class PackedImage(NamedTuple):
 
 
 def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
-    """Pack the shard of a ShardTask and return its PackedShard; both in JSON form, to travel between processes.
-
-    Raises DataError when the plan is not there, StorageError when an image cannot be read or the shard not be written.
-    """
+    """Pack the shard of a ShardTask and return its PackedShard, both as JSON. Raises DataError or StorageError."""
     task = ShardTask.from_dict(raw)
     rows = packing_plan.read_rows(task)
     left_out: list[LeftOutImage] = []
     counts: Counter[str] = Counter()
 
-    def iter_samples(reader: ImageReader) -> Iterator[RawSample]:
+    def iter_samples(ranges: RangeReader) -> Iterator[RawSample]:
+        read = partial(read_packed, root=task.root, is_tar=task.is_tar, layout=task.layout, ranges=ranges)
         with ThreadPoolExecutor(task.threads, thread_name_prefix="pack") as pool:
-            for row, (image, finding, is_resized) in zip(rows, pool.map(reader.read_packed, rows), strict=True):
+            for row, (image, finding, is_resized) in zip(rows, pool.map(read, rows), strict=True):
                 if finding.defect:
                     source, reason = escape_undecodable(row.name), finding.reason
                     left_out.append(
@@ -82,11 +77,11 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
                 yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
 
     with closing(RangeReader(task.threads)) as ranges:
-        samples = iter_samples(ImageReader(ranges, task.root, task.is_tar, task.layout))
-        shard = tar_writer.write_shard(task.url, tar_writer.make_shard_name(task.split, task.number), samples)
+        name = tar_writer.make_shard_name(task.split, task.number)
+        shard = tar_writer.write_shard(task.url, name, iter_samples(ranges))
     if not shard.samples:
-        for name in (shard.name, shard.name + index.SUFFIX):
-            file_io.remove(file_io.join(task.url, name))
+        for written in (name, name + index.SUFFIX):
+            file_io.remove(file_io.join(task.url, written))
     entry = PackedShard(
         shard=shard if shard.samples else None,
         images=len(rows),
@@ -99,40 +94,28 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
     return entry.to_dict()
 
 
-class ImageReader:
-    """Images of one root, read and re-encoded; for any thread."""
-
-    def __init__(self, ranges: RangeReader, root: str, is_tar: bool, layout: ShardLayout) -> None:
-        self._ranges, self._root, self._is_tar, self._layout = ranges, root, is_tar, layout
-
-    def read_packed(self, row: ImageRow) -> PackedImage:
-        """Return the image as it is to be stored, with what is odd about it.
-
-        Raises DataError when it was removed, StorageError when it cannot be read.
-        """
-        if row.length > MAX_MEMBER_BYTES:
-            reason = f"an image must have at most {MAX_MEMBER_BYTES} bytes, got {row.length}"
-            return PackedImage(b"", ImageFinding("jpg", defect="too-large", reason=reason))
-        url = self._root if self._is_tar else file_io.join(self._root, row.name)
-        try:
-            # Many small local files: opened and closed, not held open.
-            if urls.is_local(url) and not self._is_tar:
-                image = file_io.read_range(url, 0, row.length)
-            else:
-                image = bytes(self._ranges.read(url, row.offset, row.length))
-        except FileNotFoundError:
-            raise DataError(
-                f"source: {redaction.redact(url)}: removed since it was listed, or not visible on node "
-                f"{socket.gethostname()}"
-            ) from None
-        return reencode_image(image, row.name, self._layout)
+def read_packed(row: ImageRow, root: str, is_tar: bool, layout: ShardLayout, ranges: RangeReader) -> PackedImage:
+    """Return an image of the source as it is stored. Raises DataError when it was removed, StorageError otherwise."""
+    if row.length > MAX_MEMBER_BYTES:
+        reason = f"an image must have at most {MAX_MEMBER_BYTES} bytes, got {row.length}"
+        return PackedImage(b"", ImageFinding("jpg", defect="too-large", reason=reason))
+    url = root if is_tar else file_io.join(root, row.name)
+    try:
+        # Many small local files: opened and closed, not held open.
+        if urls.is_local(url) and not is_tar:
+            image = file_io.read_range(url, 0, row.length)
+        else:
+            image = bytes(ranges.read(url, row.offset, row.length))
+    except FileNotFoundError:
+        raise DataError(
+            f"source: {redaction.redact(url)}: removed since it was listed, or not visible on node "
+            f"{socket.gethostname()}"
+        ) from None
+    return reencode_image(image, row.name, layout)
 
 
 def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
-    """Return an image as it is to be stored: a JPEG or PNG byte for byte, unless it is larger than `resize`.
-
-    Images of other formats become PNGs of the same pixels.
-    """
+    """Return an image as it is stored: a JPEG or PNG byte for byte, unless larger than `resize`; others as PNG."""
     finding = inspect_image(image, name)
     if finding.defect:
         return PackedImage(b"", finding)

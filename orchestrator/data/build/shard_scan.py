@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from itertools import chain
@@ -21,7 +20,7 @@ from orchestrator.data import index, shuffle_quality
 from orchestrator.data.build import tar_reader
 from orchestrator.data.build.config import CheckConfig
 from orchestrator.data.build.label_format import LabelFormat, describe_others, has_images
-from orchestrator.data.build.tar_reader import TarMember
+from orchestrator.data.build.tar_reader import Read, TarMember
 from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.index import KeyColumn, ShardIndex, compute_checksum
 from orchestrator.data.manifest import Manifest, Shard
@@ -32,105 +31,78 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 TRAIN, VALIDATION = "train", "validation"
-# Of a kind of duplicates as many are named.
-MAX_LISTED_PAIRS = 5
-# A log has no moving bar; it gets a line at times.
-LOG_SECONDS = 60.0
+MAX_LISTED_PAIRS = 5  # of a kind of duplicates
+LOG_SECONDS = 60.0  # a log has no moving bar; it gets a line at times
 
 
 def index_tar(data: bytes, name: str) -> ShardIndex:
-    """Return the index of a WebDataset tar in memory: an image and a `cls` member (decimal label) for each key.
-
-    Raises DataError when a sample lacks one of the two or has one twice, or the tar is truncated or damaged.
-    """
-    labels, others = LabelFormat(), dict[str, list[str]]()
-    members = tar_reader.iter_members(
-        lambda start, length: data[start : start + length], len(data), name, labels.extensions, others
-    )
-    return _index_members(members, name, labels, labels.build_reader(), others)
-
-
-def _index_members(
-    members: Iterable[TarMember],
-    name: str,
-    labels: LabelFormat,
-    read_label: Callable[[bytes], int],
-    others: Mapping[str, Sequence[str]],
-) -> ShardIndex:
-    """Return the index of a tar's members: an image and a label for each key.
-
-    Raises DataError when a sample lacks image or label, or has one twice.
-    """
-    ranks = {extension: rank for group in (labels.images, labels.labels) for rank, extension in enumerate(group)}
-    numbers: dict[str, tuple[int, int]] = {}  # rank and label
-    images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
-    for member in members:
-        key, rank, is_label = member.key, ranks[member.extension], member.extension in labels.labels
-        if (before := (numbers if is_label else images).get(key)) is not None:
-            if before[0] == rank or not (is_label or labels.is_chosen):
-                two = "two labels" if is_label else "two images"
-                if before[0] != rank:
-                    two += f" (.{labels.images[before[0]]} and .{member.extension}: set --image-key to one of them)"
-                raise DataError(f"{name}: sample {key!r} has {two}, the second at byte {member.offset}")
-            if before[0] < rank:
-                continue
-        if not is_label:
-            images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
-            continue
-        try:
-            numbers[key] = (rank, read_label(member.payload))
-        except ValueError as error:
-            raise DataError(f"{name}: sample {key!r}: {error}") from None
-    if odd := sorted(numbers.keys() ^ images.keys()):
-        has = "a label" if odd[0] in numbers else "an image"
-        kinds = describe_others(Counter(chain.from_iterable(others.values())), labels)
-        raise DataError(
-            f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples); {kinds}"
-        )
-    _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
-    return ShardIndex.build(images, [numbers[key][1] for key in images], *columns)
+    """Return the index of a tar in memory, of images and `cls` members. Raises DataError for unfit ones."""
+    scan = TarScan(lambda start, length: data[start : start + length], len(data), name, LabelFormat(), looks=False)
+    return scan.build_index()
 
 
 class TarScan:
-    """One pass over the tar at a URL, which errors call `name`; what was met on the way."""
+    """One pass over a tar, which errors call `name`; what was met on the way."""
 
-    def __init__(self, url: str, name: str, labels: LabelFormat, ranges: RangeReader, decodes: bool = False) -> None:
-        """Raise FileNotFoundError when there is no tar. decodes: whether every image is decoded."""
-        self._name, self._labels, self._decodes = name, labels, decodes
-        self._sha256 = hashlib.sha256()
-        self._reader = tar_reader.ObjectReader(ranges, url, self._sha256.update)
+    def __init__(
+        self, read: Read, size: int, name: str, labels: LabelFormat, looks: bool = True, decodes: bool = False
+    ) -> None:
+        """Read nothing yet. looks, decodes: whether transparent images are counted, and all images decoded."""
+        self._read, self._size, self._name, self._labels = read, size, name, labels
+        self._looks, self._decodes = looks, decodes
         self._others: dict[str, list[str]] = {}  # extensions of members that are neither image nor label, by key
-        self.bytes = self._reader.size
         self.transparent = 0  # images
         self.undecodable: list[str] = []
 
-    def build_index(self, read_label: Callable[[bytes], int]) -> ShardIndex:
-        """Read the tar and return its index. Raises DataError for a damaged tar or an unfit sample."""
-        extensions = self._labels.extensions
-        members = tar_reader.iter_members(self._reader.read, self.bytes, self._name, extensions, self._others)
-        return _index_members(self._check_images(members), self._name, self._labels, read_label, self._others)
+    def build_index(self, is_checked: bool = False) -> ShardIndex:
+        """Read the tar and return the index of its images and labels, which must be classes when `is_checked`.
 
-    def compute_sha256(self) -> str:
-        """Read what was not read, and return the checksum of the tar, in hex."""
-        self._reader.read(self.bytes, 0)
-        return self._sha256.hexdigest()
+        Raises DataError for a damaged tar, and when a sample lacks image or label, or has one twice.
+        """
+        labels, name, read_label = self._labels, self._name, self._labels.build_reader(is_checked)
+        ranks = {extension: rank for group in (labels.images, labels.labels) for rank, extension in enumerate(group)}
+        numbers: dict[str, tuple[int, int]] = {}  # rank and label
+        images: dict[str, tuple[int, int, int, int]] = {}  # rank, offset, length, checksum
+        for member in tar_reader.iter_members(self._read, self._size, name, labels.extensions, self._others):
+            key, rank, is_label = member.key, ranks[member.extension], member.extension in labels.labels
+            if (before := (numbers if is_label else images).get(key)) is not None:
+                if before[0] == rank or not (is_label or labels.is_chosen):
+                    two = "two labels" if is_label else "two images"
+                    if before[0] != rank:
+                        two += f" (.{labels.images[before[0]]} and .{member.extension}: set --image-key to one of them)"
+                    raise DataError(f"{name}: sample {key!r} has {two}, the second at byte {member.offset}")
+                if before[0] < rank:
+                    continue
+            if not is_label:
+                images[key] = (rank, member.offset, len(member.payload), compute_checksum(member.payload))
+                self._check_image(member)
+                continue
+            try:
+                numbers[key] = (rank, read_label(member.payload))
+            except ValueError as error:
+                raise DataError(f"{name}: sample {key!r}: {error}") from None
+        if odd := sorted(numbers.keys() ^ images.keys()):
+            has, kinds = "a label" if odd[0] in numbers else "an image", describe_others(self.count_skipped(()), labels)
+            raise DataError(
+                f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples); "
+                f"{kinds}"
+            )
+        _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
+        return ShardIndex.build(images, [numbers[key][1] for key in images], *columns)
 
     def count_skipped(self, keys: Sequence[str]) -> Counter[str]:
         """Return how many members of samples beside these there are of each extension."""
         taken = set(keys)
         return Counter(chain.from_iterable(kinds for key, kinds in self._others.items() if key not in taken))
 
-    def _check_images(self, members: Iterable[TarMember]) -> Iterator[TarMember]:
-        for member in members:
-            if member.extension in self._labels.images:
-                with suppress(BadSampleError):
-                    self.transparent += decode.is_transparent(member.payload)
-                try:
-                    if self._decodes:
-                        decode.decode_image(member.payload)
-                except BadSampleError as error:
-                    self.undecodable.append(f"sample {member.key!r} at byte {member.offset} cannot be decoded: {error}")
-            yield member
+    def _check_image(self, member: TarMember) -> None:
+        with suppress(BadSampleError):
+            self.transparent += self._looks and decode.is_transparent(member.payload)
+        try:
+            if self._decodes:
+                decode.decode_image(member.payload)
+        except BadSampleError as error:
+            self.undecodable.append(f"sample {member.key!r} at byte {member.offset} cannot be decoded: {error}")
 
 
 # ------------------------------------------------------------------ all tars of a dataset
@@ -208,10 +180,15 @@ def find_duplicate_keys(url: str, shards: Sequence[ScannedShard]) -> tuple[list[
     return found, len(pairs)
 
 
-def summarize_shards(
-    dataset: Manifest, labels: LabelFormat, shards: Sequence[ScannedShard], job: CheckConfig
-) -> tuple[list[str], list[str]]:
-    """Return lines about a dataset, and warnings: what may be intended, but has to be known."""
+def print_summary(
+    dataset: Manifest,
+    labels: LabelFormat,
+    shards: Sequence[ScannedShard],
+    job: CheckConfig,
+    console: Console,
+    more_warnings: Sequence[str] = (),
+) -> int:
+    """Print lines about a dataset, and warnings, what may be intended, but has to be known; return their number."""
     lines, warnings = list[str](), list[str]()
     for split in sorted(dataset.splits):
         own = [shard for shard in shards if shard.split == split]
@@ -230,7 +207,12 @@ def summarize_shards(
         if split == TRAIN and own:
             quality = shuffle_quality.measure_shuffle_quality([one.labels for one in own], job.order, job.batch_size)
             (warnings if quality.is_poor else lines).append(quality.format_message())
-    return lines, warnings
+    warnings += more_warnings
+    for line in lines:
+        print_line(console, line)
+    for warning in warnings:
+        print_line(console, f"warning: {warning}", "yellow")
+    return len(warnings)
 
 
 def print_line(console: Console, line: str, style: str = "") -> None:

@@ -6,6 +6,7 @@ truncated or damaged for the end of the archive without an error; here each byte
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator
@@ -62,25 +63,29 @@ class MemberRange(NamedTuple):
 class ObjectReader:
     """Reads of an object's bytes, going forward; a remote one, or one that is hashed, is read in large blocks."""
 
-    def __init__(
-        self, ranges: RangeReader, url: str, update_digest: Callable[[bytearray], object] | None = None
-    ) -> None:
+    def __init__(self, ranges: RangeReader, url: str, is_hashed: bool = False) -> None:
         """Raise FileNotFoundError when the object is absent, StorageError when the storage fails."""
-        self._ranges, self._url, self._update_digest = ranges, url, update_digest
+        self._ranges, self._url, self._is_hashed = ranges, url, is_hashed
+        self._sha256 = hashlib.sha256()
         self.size = ranges.size(url)
-        self._ahead = 0 if update_digest is None and urls.is_local(url) else BLOCK_BYTES
+        self._ahead = 0 if not is_hashed and urls.is_local(url) else BLOCK_BYTES
         self._start, self._block = 0, bytearray()
+
+    def compute_sha256(self) -> str:
+        """Read what was not read, and return the checksum of a hashed object, in hex."""
+        self.read(self.size, 0)
+        return self._sha256.hexdigest()
 
     def read(self, start: int, length: int) -> bytes:
         """Return bytes from `start` on; fewer than `length` only where the object ends."""
         end = min(start + length, self.size)
         while (loaded := self._start + len(self._block)) < end:
-            if self._update_digest is None and loaded < start:
+            if not self._is_hashed and loaded < start:
                 loaded, self._block = start, bytearray()
             del self._block[: max(0, start - self._start)]
             more = self._ranges.read(self._url, loaded, min(self._ahead or end - loaded, self.size - loaded))
-            if self._update_digest is not None:
-                self._update_digest(more)
+            if self._is_hashed:
+                self._sha256.update(more)
             self._block += more
             self._start = loaded + len(more) - len(self._block)
         return bytes(self._block[start - self._start : end - self._start])
@@ -92,9 +97,8 @@ def iter_members(
 ) -> Iterator[TarMember]:
     """Yield the regular members of a tar of `size` bytes that have one of `extensions` (lower case), in its order.
 
-    `others` receives the extension of each other file that belongs to a sample, by key. Raises DataError, naming the
-    tar by `name` and the byte, when it is truncated, damaged, compressed or followed by other data, or when a member's
-    name is absolute or has a "..".
+    `others` receives the extension of each other file of a sample, by key. Raises DataError, naming tar and byte, for a
+    tar that is damaged, compressed or followed by other data, and for names that are absolute or have a "..".
     """
     at = 0
     for entry in _iter_entries(read, name, 0, size):
@@ -123,11 +127,7 @@ def iter_members(
 
 
 def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None = None) -> Iterator[MemberRange]:
-    """Yield the plain files of the tar at `url`, or of the tar `inside` it; only headers are read.
-
-    Raises DataError, naming object and byte, when it is missing, truncated or damaged; StorageError when the storage
-    fails.
-    """
+    """Yield the plain files of the tar at `url`, or of the tar `inside` it, by their headers. Raises DataError."""
     name = redaction.redact(url)
     try:
         reader = ObjectReader(ranges, url)
@@ -144,10 +144,7 @@ def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None
 
 
 def _split_member_name(member_name: str, at: int, name: str) -> tuple[str, str]:
-    """Return key and extension of a member; empty when its name has none. Raises for names that point elsewhere.
-
-    Bytes of the name that are not UTF-8 stand in the key as escapes with a backslash, so that it can be kept anywhere.
-    """
+    """Return key, with escapes for bytes that are not UTF-8, and extension, or neither. Raises for unsafe names."""
     parts = member_name.split("/")
     if member_name.startswith("/") or ".." in parts or "\0" in member_name:
         raise DataError(
@@ -206,11 +203,7 @@ def _iter_entries(read: Read, name: str, start: int, end: int) -> Iterator[_TarE
 
 
 def _read_header(data: bytes, at: int, is_first: bool, name: str) -> tarfile.TarInfo:
-    """Parse a member's header (512 bytes) at byte `at`. Raises DataError for bytes that are no header.
-
-    Old GNU headers hold access and change times where POSIX ones hold the first part of a long name; tarfile takes
-    the times for it.
-    """
+    """Parse a member's header. Old GNU ones have times where tarfile expects the first part of a long name."""
     if is_first and not data:
         raise DataError(f"{name}: empty: 0 bytes are no tar")
     if is_first and (kind := next((kind for magic, kind in _COMPRESSION_MAGIC.items() if data.startswith(magic)), "")):

@@ -38,8 +38,7 @@ def write_dataset(
 ) -> Manifest:
     """Write every split as shards below `url` and, last, the manifest; images of a shard have about `shard_bytes`.
 
-    Two packers of the same samples write the same bytes, each file in one step: a race between them is harmless.
-    Raises DataError for a key or label that a reader could not take.
+    Two packers of the same samples write the same bytes. Raises DataError for a key or label that no reader could take.
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
@@ -72,10 +71,7 @@ def make_shard_name(split: str, number: int) -> str:
 
 
 def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
-    """Write one shard and, after it, its index, both from memory; return its entry of the manifest.
-
-    Raises DataError for samples that no reader could take, StorageError when storage fails.
-    """
+    """Write a shard and, after it, its index; return its entry of the manifest. Raises DataError or StorageError."""
     data = encode_tar(samples)
     # Read back from the bytes to be written: what is wrong is found here, not by a reader.
     listing = shard_scan.index_tar(data, name)

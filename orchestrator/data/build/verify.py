@@ -18,36 +18,28 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan
-from orchestrator.data.build.config import VerifyConfig
+from orchestrator.data.build.config import VerifyConfig, resolve_place
 from orchestrator.data.build.shard_scan import MAX_LISTED_PAIRS, ScannedShard, TarScan, print_line
+from orchestrator.data.build.tar_reader import ObjectReader
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import NUMBER_COLUMNS, ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.storage import urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 FAILED = 1
-# A storage that is down would be asked for every shard, with all its retries.
-MAX_UNREACHABLE = 5
+MAX_UNREACHABLE = 5  # a storage that is down would be asked for every shard, with all its retries
 
 
 def verify_dataset(job: VerifyConfig, console: Console) -> int:
-    """Check the dataset, print the findings and return the exit status.
+    """Check the dataset, print the findings and return 1 for problems, 0 otherwise, also with warnings.
 
-    1 for problems: what cannot be read as the manifest says. 0 otherwise, also with warnings, which the last line
-    counts: images that are in two splits or there with two labels (real datasets have some), samples of the tars that
-    are left out, labels that are poorly mixed.
-
-    Raises ConfigError for a place that means nothing, DataError when there is no readable manifest, StorageError when
-    the storage is down.
+    A problem is what cannot be read as the manifest says; a warning is about images in two splits or there twice,
+    samples that are left out, and labels that are poorly mixed. Raises ConfigError, DataError and StorageError.
     """
     if not job.url:
         raise ConfigError("url: give the dataset's folder with --url")
-    try:
-        url = urls.require_absolute(job.url, "url")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    url = resolve_place(job.url, "url")
     dataset = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     verifier = ShardVerifier(url, dataset, job.deep)
     shards = _verify_shards(verifier, dataset, job, console)
@@ -59,19 +51,16 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
         if len(duplicates) == MAX_LISTED_PAIRS < count:
             listed = f"{count} keys of split {split!r} are there twice; {MAX_LISTED_PAIRS} are listed"
             problems.append((manifest.FILE_NAME, listed))
-    lines, warnings = shard_scan.summarize_shards(dataset, verifier.labels, shards, job)
-    warnings += _describe_duplicate_images(url, shards)
+    warnings = _describe_duplicate_images(url, shards)
     if any(one.transparent for one in shards) and manifest.BACKGROUND_KEY not in dataset.made:
         warnings.append(
             "transparent images are not recorded in the manifest, which is of a version that ignored transparency: "
             "pack or index the dataset again, or earlier runs and stored scores count as of the same pixels"
         )
     name = make_printable(dataset.name)
-    for line in (f"{name}: {len(dataset.classes)} classes, digest {dataset.digest()}", *lines):
-        print_line(console, line)
-    for warning in warnings:
-        print_line(console, f"warning: {warning}", "yellow")
-    beside = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}" if warnings else ""
+    print_line(console, f"{name}: {len(dataset.classes)} classes, digest {dataset.digest()}")
+    count = shard_scan.print_summary(dataset, verifier.labels, shards, job, console, warnings)
+    beside = f"{count} warning{'s' if count > 1 else ''}" if count else ""
     if problems:
         table = Table("where", "what is wrong")
         for where, what in problems:
@@ -144,7 +133,7 @@ class ShardVerifier:
 
     def __init__(self, url: str, dataset: Manifest, deep: bool) -> None:
         self._url, self._manifest, self._deep = url, dataset, deep
-        self.labels = label_format.parse_manifest_values(dataset.made, dataset.classes, dataset.titles)
+        self.labels = label_format.parse_manifest_values(dataset.made, dataset.classes)
 
     def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard | StorageError:
         """Return all that is wrong with a shard, given with its split; the error when the storage fails."""
@@ -153,8 +142,18 @@ class ShardVerifier:
         url = self._manifest.tar_url(self._url, shard)
         try:
             listing = self._load_index(shard, problems)
-            scan = TarScan(url, "the tar", self.labels, ranges, decodes=self._deep)
-            actual = self._index_tar(shard, scan, problems)
+            reader = ObjectReader(ranges, url, is_hashed=True)
+            scan = TarScan(reader.read, reader.size, "the tar", self.labels, decodes=self._deep)
+            actual, unread = None, []
+            try:
+                actual = scan.build_index()
+            except DataError as error:
+                unread = [str(error)]
+            if reader.size != shard.bytes:
+                problems.append(f"the tar has {reader.size} bytes, the manifest says {shard.bytes}")
+            elif reader.compute_sha256() != shard.sha256:
+                problems.append("the tar does not have the checksum that the manifest names: its bytes have changed")
+            problems += unread + scan.undecodable
         except FileNotFoundError:
             problems.append(f"{redaction.redact(url)}: missing although the manifest lists it")
             return ScannedShard(split, shard, listing, problems=problems)
@@ -180,20 +179,6 @@ class ShardVerifier:
             key, label = listing.keys[int(outside[0])], listing.labels[outside[0]]
             problems.append(f"{len(outside)} labels outside 0 .. {classes - 1}: sample {key!r} has {label}")
         return listing
-
-    def _index_tar(self, shard: Shard, scan: TarScan, problems: list[str]) -> ShardIndex | None:
-        """Return the index that the tar should have; None when it cannot be read to its end."""
-        actual, unread = None, []
-        try:
-            actual = scan.build_index(self.labels.build_reader())
-        except DataError as error:
-            unread = [str(error)]
-        if scan.bytes != shard.bytes:
-            problems.append(f"the tar has {scan.bytes} bytes, the manifest says {shard.bytes}")
-        elif scan.compute_sha256() != shard.sha256:
-            problems.append("the tar does not have the checksum that the manifest names: its bytes have changed")
-        problems += unread + scan.undecodable
-        return actual
 
 
 def _describe_difference(listing: ShardIndex, actual: ShardIndex) -> str:

@@ -103,9 +103,10 @@ def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
 
 
 def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
+    row = ImageRow("a", "a.jpg", 0, 0, 2**40)
     with closing(RangeReader(1)) as ranges:
-        reader = shard_packer.ImageReader(ranges, "/nowhere", False, ShardLayout())
-        assert reader.read_packed(ImageRow("a", "a.jpg", 0, 0, 2**40)).finding.defect == "too-large"
+        packed = shard_packer.read_packed(row, "/nowhere", False, ShardLayout(), ranges)
+    assert packed.finding.defect == "too-large"
 
 
 # ------------------------------------------------------------------ formats and transparency

@@ -8,7 +8,6 @@ import lzma
 import tarfile
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.data.build import shard_scan, tar_reader
-from orchestrator.data.build.tar_reader import TarMember
+from orchestrator.data.build.tar_reader import MemberRange, TarMember, iter_member_ranges
 from orchestrator.data.build.tar_writer import encode_tar
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
-from tests.support import tiny_shards
+from tests.support import imagenet, tiny_shards
 
 WANTED = ("jpg", "cls")
 WHOLE = encode_tar(tiny_shards.samples(3))
@@ -35,12 +34,11 @@ def members(data: bytes, block: int | None = None) -> list[TarMember]:
             tar_reader.iter_members(lambda start, length: data[start : start + length], len(data), "x.tar", WANTED)
         )
     file_io.write_bytes("memory://tars/x.tar", data)
-    digest = hashlib.sha256()
     with closing(RangeReader()) as ranges, pytest.MonkeyPatch.context() as patched:
         patched.setattr(tar_reader, "BLOCK_BYTES", block)
-        reader = tar_reader.ObjectReader(ranges, "memory://tars/x.tar", digest.update)
+        reader = tar_reader.ObjectReader(ranges, "memory://tars/x.tar", is_hashed=True)
         found = list(tar_reader.iter_members(reader.read, reader.size, "x.tar", WANTED))
-    assert digest.digest() == hashlib.sha256(data).digest()
+        assert reader.compute_sha256() == hashlib.sha256(data).hexdigest()
     return found
 
 
@@ -127,22 +125,18 @@ def test_a_size_in_a_pax_header_counts() -> None:
     assert bytes(found.payload) == b"abc"
 
 
-def _note_size(sizes: list[int], block: bytearray) -> None:
-    sizes.append(len(block))
-
-
 @pytest.mark.parametrize("is_hashed", [True, False])
 def test_of_any_url_in_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_hashed: bool) -> None:
     monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 1000)
     for url in (str(tmp_path / "x.tar"), "memory://tars/x.tar"):
         file_io.write_bytes(url, WHOLE)
-        sizes: list[int] = []
-        update = partial(_note_size, sizes) if is_hashed else None
         with closing(RangeReader()) as ranges:
-            reader = tar_reader.ObjectReader(ranges, url, update)
+            reader = tar_reader.ObjectReader(ranges, url, is_hashed)
             found = list(tar_reader.iter_members(reader.read, reader.size, url, WANTED))
-        assert [member.payload for member in found] == [member.payload for member in members(WHOLE)]
-        assert (max(sizes, default=1000), sum(sizes)) == (1000, len(WHOLE) if is_hashed else 0)
+            assert [member.payload for member in found] == [member.payload for member in members(WHOLE)]
+            if is_hashed:
+                assert ranges.transfer.bytes == len(WHOLE), "each byte is read once"
+                assert reader.compute_sha256() == hashlib.sha256(WHOLE).hexdigest()
 
 
 # ------------------------------------------------------------------ what is cut or damaged
@@ -266,3 +260,110 @@ def test_damaged_extended_headers_are_refused(body: bytes) -> None:
     data = info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(512, b"\0") + tar([("b.jpg", b"1")])
     with pytest.raises(DataError, match=r"x.tar: damaged: the extended header at byte 0 is no list of PAX records"):
         members(data)
+
+
+# ------------------------------------------------------------------ headers alone
+LONG_NAME = "folder/" * 30 + "name.JPEG"
+
+
+def listed(url: str, inside: MemberRange | None = None) -> list[MemberRange]:
+    with closing(RangeReader(2)) as ranges:
+        return list(iter_member_ranges(ranges, url, inside))
+
+
+def rich_tar(form: int) -> bytes:
+    """Long and foreign names, folders, links, an empty file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for name, size in (
+            ("a.JPEG", 700),
+            (LONG_NAME, 512),
+            ("é/ü.JPEG", 3),
+            ("empty.JPEG", 0),
+            ("../../etc/x.JPEG", 9),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = size, 1.5
+            archive.addfile(info, io.BytesIO(b"x" * size))
+        folder, link = tarfile.TarInfo("folder"), tarfile.TarInfo("link.JPEG")
+        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "a.JPEG"
+        link.size = 700  # of what it points at; no bytes follow
+        archive.addfile(folder)
+        archive.addfile(link)
+        last = tarfile.TarInfo("z.JPEG")
+        last.size = 1
+        archive.addfile(last, io.BytesIO(b"z"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_members_are_those_of_tarfile(tmp_path: Path, form: int, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 1300)  # headers that lie across blocks
+    url = str(tmp_path / "x.tar") if place == "local" else "memory://members/x.tar"
+    data = rich_tar(form)
+    file_io.write_bytes(url, data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        theirs = [MemberRange(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+    assert listed(url) == theirs
+    assert LONG_NAME in {member.name for member in theirs}
+
+
+def test_a_tar_in_a_tar_is_walked_in_place(tmp_path: Path) -> None:
+    inner = imagenet.tar([("a.JPEG", b"first"), ("b.JPEG", b"second")])
+    data = imagenet.tar([("one.tar", inner), ("two.tar", inner)])
+    (tmp_path / "x.tar").write_bytes(data)
+    outer = listed(str(tmp_path / "x.tar"))
+    assert [member.name for member in outer] == ["one.tar", "two.tar"]
+    for tar in outer:
+        found = listed(str(tmp_path / "x.tar"), tar)
+        assert [data[m.offset : m.offset + m.length] for m in found] == [b"first", b"second"]
+
+
+def test_a_remote_tar_is_read_in_blocks_and_large_bodies_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_reader, "BLOCK_BYTES", 8192)
+    url = "memory://members/large.tar"
+    sizes = [1000] * 60 + [200_000] * 3
+    file_io.write_bytes(url, imagenet.tar((f"{n}.JPEG", bytes(size)) for n, size in enumerate(sizes)))
+    with closing(RangeReader(2)) as ranges:
+        assert [m.length for m in iter_member_ranges(ranges, url)] == sizes
+        assert ranges.transfer.requests < 25
+        assert ranges.transfer.bytes < 200_000
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_cut_anywhere_is_told_with_object_and_byte(tmp_path: Path, place: str) -> None:
+    data = imagenet.tar([("a.JPEG", b"x" * 700), ("b.JPEG", b"y" * 100)])
+    end = 512 + 1024 + 512 + 512
+    for cut in (*range(128, end, 128), end, end + 100, end + 511):
+        url = str(tmp_path / f"{cut}.tar") if place == "local" else f"memory://members/{cut}.tar"
+        file_io.write_bytes(url, data[:cut])
+        with pytest.raises(DataError, match=rf"{cut}\.tar: truncated at byte {cut}"):
+            listed(url)
+    (tmp_path / "whole.tar").write_bytes(data[: end + 512])
+    assert len(listed(str(tmp_path / "whole.tar"))) == 2
+
+
+def test_damage_is_told_with_the_byte(tmp_path: Path) -> None:
+    data = bytearray(imagenet.tar([("a.JPEG", b"x" * 700), ("b.JPEG", b"y" * 100)]))
+    data[1536 + 20] ^= 0xFF
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.tar: truncated or damaged at byte 1536"):
+        listed(str(tmp_path / "x.tar"))
+
+
+def test_an_inner_tar_that_is_cut_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(imagenet.tar([("n01.tar", imagenet.tar([("a.JPEG", b"x")])[:1100])]))
+    (tar,) = listed(str(tmp_path / "x.tar"))
+    with pytest.raises(DataError, match=r"x\.tar: n01\.tar: truncated at byte 1612"):
+        listed(str(tmp_path / "x.tar"), tar)
+
+
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**30
+    with open(tmp_path / "x.tar", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(2**30 + 4096)
+    with pytest.raises(DataError, match="extended header at byte 0 claims 1073741824 bytes"):
+        listed(str(tmp_path / "x.tar"))

@@ -18,11 +18,7 @@ from orchestrator.data.build.config import DIGITS_SEED, DigitsSource, PackConfig
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.manifest import Manifest
 
-DATASET_NAME = "digits"
 IMAGE_SIDE = 48
-JPEG_QUALITY = 95
-NUM_IMAGES = 1797
-NUM_VALIDATION = 360
 
 
 class Digits:
@@ -35,9 +31,8 @@ class Digits:
         self._digits = load_digits()
         self.classes = [str(name) for name in self._digits.target_names]
         numbers = np.arange(len(self._digits.target))
-        train, validation = train_test_split(
-            numbers, test_size=NUM_VALIDATION, stratify=self._digits.target, random_state=DIGITS_SEED
-        )
+        target = self._digits.target
+        train, validation = train_test_split(numbers, test_size=360, stratify=target, random_state=DIGITS_SEED)
         self._numbers = {"train": train, "validation": np.sort(validation)}
 
     def iter_samples(self, split: str) -> Iterator[RawSample]:
@@ -45,12 +40,8 @@ class Digits:
         for number in self._numbers[split].tolist():
             grey = (self._digits.images[number] * (255 / 16)).round().astype(np.uint8)
             large = cv2.resize(grey, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-            image = simplejpeg.encode_jpeg(
-                np.ascontiguousarray(large[:, :, None]),
-                quality=JPEG_QUALITY,
-                colorspace="GRAY",
-                colorsubsampling="Gray",
-            )
+            pixels = np.ascontiguousarray(large[:, :, None])
+            image = simplejpeg.encode_jpeg(pixels, quality=95, colorspace="GRAY", colorsubsampling="Gray")
             yield RawSample(f"digit-{number:04d}", image, int(self._digits.target[number]))
 
 
@@ -59,4 +50,4 @@ def pack_digits(url: str) -> Manifest:
     source = Digits()
     splits = {split: source.iter_samples(split) for split in source.splits}
     how = PackConfig(source=DigitsSource()).to_manifest_values()
-    return write_dataset(url, DATASET_NAME, source.classes, splits, source.samples_per_shard, how)
+    return write_dataset(url, "digits", source.classes, splits, source.samples_per_shard, how)

@@ -1,7 +1,6 @@
 """ILSVRC2012 as it comes: a training tar of tars, a flat validation tar, a devkit; or the same in folders; or Kaggle's.
 
-Nothing is unpacked: each image is a range of the outer tar. Keys are the same for tars and folders, so that both give
-the same dataset.
+Nothing is unpacked: each image is a range of the outer tar. Tars and folders give the same dataset.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from orchestrator.config import redaction
 from orchestrator.data.build.config import IlsvrcSource
 from orchestrator.data.build.label_format import read_text
 from orchestrator.data.build.sources import listing
-from orchestrator.data.build.sources.listing import ImageLister, ImageRow, SourceListing, SplitListing
+from orchestrator.data.build.sources.listing import FolderLister, ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_reader import MemberRange, iter_member_ranges
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
@@ -37,10 +36,8 @@ STANDARD_NAMES = {
     "validation": ("ILSVRC2012_img_val.tar", "val", "validation", f"{_KAGGLE}/val"),
     "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION),
 }
-# Inner tars are walked side by side: of a remote one every byte comes over the network.
-WALK_THREADS = 16
-# The devkit's real files have 2.5 MB together; anything far larger is something else.
-MAX_DEVKIT_BYTES = 64 * 2**20
+WALK_THREADS = 16  # inner tars are walked side by side: of a remote one every byte comes over the network
+MAX_DEVKIT_BYTES = 64 * 2**20  # the real files have 2.5 MB together
 
 
 class Devkit(NamedTuple):
@@ -50,18 +47,15 @@ class Devkit(NamedTuple):
     wnids: dict[str, str]  # of each validation image, by its name without extension
 
 
-class IlsvrcLister(ImageLister):
+class IlsvrcLister(FolderLister):
     """Images of ILSVRC2012, in tars or folders."""
 
     def __init__(self, source: IlsvrcSource) -> None:
-        super().__init__(source.holdout)
+        super().__init__(source.url, source.holdout)
         self._source = source
 
     def find_roots(self) -> dict[str, str]:
-        """Return the URL of the tar or folder of each split, and of the devkit when there is one.
-
-        Raises DataError when there are no training images, or validation images neither there nor to be held out.
-        """
+        """Return the URL of the tar or folder of each split, and of the devkit if there is one. Raises DataError."""
         url = self._source.url
         names = set(file_io.list_names(url)) if url else set()
         roots = {
@@ -78,10 +72,7 @@ class IlsvrcLister(ImageLister):
         return roots
 
     def list_images(self, roots: Mapping[str, str]) -> SourceListing:
-        """Return the listing of the places that `find_roots` returned.
-
-        Raises DataError for a tar that is truncated or damaged, an unknown class, or labels that do not fit.
-        """
+        """Return the listing of what `find_roots` returned. Raises DataError for damage, and labels that do not fit."""
         kit = load_devkit(roots["devkit"]) if "devkit" in roots else None
         classes, validation = tuple(sorted(kit.words)) if kit else None, None
         with closing(RangeReader(WALK_THREADS)) as ranges:
@@ -126,7 +117,7 @@ class IlsvrcLister(ImageLister):
     ) -> SplitListing:
         """Return the listing of a flat tar, a flat folder, or a folder per class."""
         url = roots["validation"]
-        is_tar, shown = url.endswith(".tar"), redaction.redact(url)
+        is_tar = url.endswith(".tar")
         if is_tar:
             images = sorted(self.select_images(list(iter_member_ranges(ranges, url))))
         else:
@@ -134,29 +125,16 @@ class IlsvrcLister(ImageLister):
             if not images:
                 return self.list_class_folders(url, classes, bare=True)[1]
         if kit is None:
-            raise DataError(
-                f"source.devkit: needed: the labels of {shown} are in {' or '.join(STANDARD_NAMES['devkit'])}"
-            )
-        shown_kit = redaction.redact(roots["devkit"])
-        if len(images) != len(kit.wnids):
-            raise DataError(f"{shown_kit}: has {len(kit.wnids)} labels, there are {len(images)} validation images")
+            kits = " or ".join(STANDARD_NAMES["devkit"])
+            raise DataError(f"source.devkit: needed: the labels of {redaction.redact(url)} are in {kits}")
         numbers = {name: number for number, name in enumerate(classes)}
-        rows = []
-        for image in images:
-            path = image.name.rpartition("/")[2]
-            wnid = kit.wnids.get(path.rpartition(".")[0])
-            if wnid is None:
-                raise DataError(f"{shown_kit}: it has no label for the validation image {path!r}")
-            rows.append(ImageRow(listing.make_key(path), image.name, numbers[wnid], image.offset, image.length, path))
-        return listing.build_split_listing(url, is_tar, rows)
+        labels = {name: numbers[wnid] for name, wnid in kit.wnids.items()}
+        return listing.build_flat_listing(url, is_tar, images, labels, redaction.redact(roots["devkit"]))
 
 
 # ------------------------------------------------------------------ devkit
 def load_devkit(url: str) -> Devkit:
-    """Load the devkit at `url`: a folder, a tar (also compressed) that is read in memory, or Kaggle's solution (.csv).
-
-    Raises DataError when it is missing or damaged.
-    """
+    """Load a devkit, folder or tar, or Kaggle's solution (.csv). Raises DataError when it is missing or damaged."""
     if url.endswith(".csv"):
         return _load_kaggle(url)
     shown = redaction.redact(url)

@@ -12,14 +12,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from orchestrator.config import redaction
-from orchestrator.data.build.config import FolderSource
 from orchestrator.data.build.label_format import check_names, map_names_to_labels, normalize_name, read_text
 from orchestrator.data.build.tar_reader import MemberRange, escape_undecodable
 from orchestrator.data.data_errors import DataError
@@ -27,8 +26,7 @@ from orchestrator.data.index import KeyColumn
 from orchestrator.storage import file_io, urls
 
 VALIDATION_NAMES = ("validation", "val")
-# Deeper trees are cycles of links.
-MAX_DEPTH = 8
+MAX_DEPTH = 8  # deeper trees are cycles of links
 LISTING_THREADS = 16
 # Folders that systems and programs add, in lower case: no classes, and their pictures do not belong to the dataset.
 SYSTEM_FOLDERS = frozenset(
@@ -71,11 +69,10 @@ class SplitListing:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def iter_rows(self, rows: NDArray[np.int64]) -> Iterator[ImageRow]:
-        """Yield some of the images, in the order of `rows`."""
-        for row in rows.tolist():
-            label, offset, length = (int(column[row]) for column in (self.labels, self.offsets, self.lengths))
-            yield ImageRow(self.keys[row], self.names[row], label, offset, length)
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Return the columns that make an ImageRow, in its order, as JSON has them."""
+        texts = {"keys": list(self.keys), "names": list(self.names)}
+        return {**texts, **{name: getattr(self, name).tolist() for name in ("labels", "offsets", "lengths")}}
 
     def select_rows(self, rows: NDArray[np.int64]) -> SplitListing:
         """Return some of the rows, in that order."""
@@ -106,10 +103,9 @@ class SourceListing:
 
 
 def build_split_listing(root: str, is_tar: bool, rows: Iterable[ImageRow]) -> SplitListing:
-    """Return the listing of a split, sorted by key.
+    """Return the listing of a split, sorted by key; where keys would be equal, all keep their marks and emoji.
 
-    Where keys are equal only because marks and emoji are left out of them, all keep theirs. Raises DataError when there
-    is no image, or when two would still get the same key.
+    Raises DataError when there is no image, or when two would still get the same key.
     """
     keys, names, paths, numbers = KeyColumn(), KeyColumn(), KeyColumn(), array("q")
     for row in rows:
@@ -140,6 +136,26 @@ def _find_equal_neighbours(keys: KeyColumn, order: list[int]) -> tuple[int, int]
     return next(equal, None)
 
 
+def build_flat_listing(
+    root: str, is_tar: bool, images: Sequence[MemberRange], labels: Mapping[str, int], where: str
+) -> SplitListing:
+    """Return the listing of images whose labels are known by name, in NFC and with or without extension.
+
+    Raises DataError, which begins with `where`, when labels and images do not fit.
+    """
+    rows, left = list[ImageRow](), dict(labels)
+    for image in images:
+        path = image.name.rpartition("/")[2]
+        names = (normalize_name(path), normalize_name(path.rpartition(".")[0]))
+        label = next((label for name in names if (label := left.pop(name, None)) is not None), None)
+        if label is None:
+            raise DataError(f"{where}: no label for {path!r} ({len(labels)} labels, {len(images)} images)")
+        rows.append(ImageRow(make_key(path), image.name, label, image.offset, image.length, path))
+    if left:
+        raise DataError(f"{where}: a label for {min(left)!r}, which is missing ({len(left)} such images)")
+    return build_split_listing(root, is_tar, rows)
+
+
 def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitListing]:
     """Return training and validation part: of each class the share of images whose keys have the lowest hashes.
 
@@ -160,8 +176,7 @@ def hold_out(listing: SplitListing, share: float) -> tuple[SplitListing, SplitLi
 def number_classes(root: str, found: Collection[str], classes: Sequence[str] | None) -> dict[str, int]:
     """Return the label of each class by its name, in NFC: of `classes`, or of those that are found.
 
-    Raises DataError when there are fewer than two classes, for a name that no dataset can have, and for a class that is
-    not in `classes`.
+    Raises DataError for fewer than two classes, unfit names, and a class that is not in `classes`.
     """
     shown = redaction.redact(root)
     names = sorted(found) if classes is None else classes
@@ -184,8 +199,7 @@ def number_classes(root: str, found: Collection[str], classes: Sequence[str] | N
 def make_key(name: str, keep_marks: bool = False) -> str:
     """Return the key of a file or member: its path without root, ".." and extension, odd characters as "_".
 
-    keep_marks: combining marks, emoji and other symbols beyond ASCII are not odd, and accents are composed. A name is
-    never used as a path to write to.
+    keep_marks: combining marks, emoji and symbols beyond ASCII are not odd. No name becomes a path to write to.
     """
     if keep_marks:
         name = unicodedata.normalize("NFC", name)
@@ -208,25 +222,21 @@ def _replace_odd_character(odd: re.Match[str]) -> str:
 
 
 # ------------------------------------------------------------------ images in folders
-class ImageLister:
-    """Lists images, which are then read in any order; `ignored` counts what is no image."""
+class FolderLister:
+    """Lists images in a folder per class, which are then read in any order; `ignored` counts what is no image."""
 
-    def __init__(self, holdout: float | None) -> None:
-        self._holdout = holdout
+    def __init__(self, url: str, holdout: float | None, labels: str = "") -> None:
+        self._url, self._holdout, self._labels = url, holdout, labels
         self.ignored: Counter[str] = Counter()
 
     def check_holdout(self, roots: Mapping[str, str]) -> None:
         """Raise DataError when validation images are neither there nor to be held out, or both."""
         if "validation" in roots and self._holdout is not None:
-            raise DataError(
-                f"source.holdout must not be set, got {self._holdout:g}: the source has a validation split, "
-                f"{redaction.redact(roots['validation'])}"
-            )
+            shown = redaction.redact(roots["validation"])
+            raise DataError(f"source.holdout must not be set: the source has a validation split, {shown}")
         if "validation" not in roots and self._holdout is None:
-            raise DataError(
-                f"source: {redaction.redact(roots['train'])}: no validation images: set --source.holdout 0.1 to hold "
-                "out a tenth of each class, or 0 to have none"
-            )
+            shown = redaction.redact(roots["train"])
+            raise DataError(f"source: {shown}: no validation images: set --source.holdout 0.1, or 0 to have none")
 
     def build_listing(
         self, classes: tuple[str, ...], titles: tuple[str, ...], train: SplitListing, validation: SplitListing | None
@@ -240,10 +250,7 @@ class ImageLister:
     def list_class_folders(
         self, root: str, classes: Sequence[str] | None, bare: bool = False
     ) -> tuple[tuple[str, ...], SplitListing]:
-        """Return class names (sorted, or as given) and the listing of a folder of a folder per class.
-
-        bare: keys are of the file names alone, without the class. Raises DataError for a class not in `classes`.
-        """
+        """Return class names and the listing of a folder of a folder per class; `bare` keys are without the class."""
         files = file_io.list_sizes(root)
         kinds = {name: _classify_ignored(root, name) for name in file_io.list_names(root) if name not in files}
         self.ignored.update(filter(None, kinds.values()))
@@ -279,19 +286,8 @@ class ImageLister:
         self.ignored.update(get_extension(file.name) for file in files if not is_image(file.name))
         return [file for file in files if is_image(file.name)]
 
-
-class FolderLister(ImageLister):
-    """Images in a folder per class."""
-
-    def __init__(self, source: FolderSource) -> None:
-        super().__init__(source.holdout)
-        self._url, self._labels = source.url, source.labels
-
     def find_roots(self) -> dict[str, str]:
-        """Return the URL of the folder of each split; a single tree is the training folder.
-
-        Raises DataError when there is nothing, or validation images neither there nor to be held out.
-        """
+        """Return the URL of the folder of each split; a single tree is the training folder. Raises DataError."""
         names, shown = file_io.list_names(self._url), redaction.redact(self._url)
         if not names:
             raise DataError(f"source.url: {shown}: empty, or no folder")
@@ -306,14 +302,13 @@ class FolderLister(ImageLister):
         return roots
 
     def list_images(self, roots: Mapping[str, str]) -> SourceListing:
-        """Return the listing of the folders that `find_roots` returned.
-
-        Raises DataError for images or labels that do not fit, StorageError when they cannot be read.
-        """
+        """Return the listing of what `find_roots` returned. Raises DataError for images or labels that do not fit."""
         classes, train = self.list_class_folders(roots["train"], None)
         validation = None
         if "validation" in roots and self._labels:
-            validation = self._list_labeled_folder(roots["validation"], classes)
+            images, labels = self.list_flat_folder(roots["validation"]), read_labels(self._labels, classes)
+            where = f"source.labels: {redaction.redact(self._labels)}"
+            validation = build_flat_listing(roots["validation"], False, images, labels, where)
         elif "validation" in roots:
             validation = self.list_class_folders(roots["validation"], classes)[1]
         if roots["train"] != self._url:
@@ -322,67 +317,33 @@ class FolderLister(ImageLister):
                 self.ignored["folders beside train"] += len(others)
         return self.build_listing(classes, (), train, validation)
 
-    def _list_labeled_folder(self, root: str, classes: Sequence[str]) -> SplitListing:
-        images = self.list_flat_folder(root)
-        names = {image.name: _get_label_names(image.name) for image in images}
-        known = {label_name for label_names in names.values() for label_name in label_names}
-        labels, shown = read_labels(self._labels, classes, known), redaction.redact(self._labels)
-        unlabelled = [name for name, label_names in names.items() if not labels.keys() & label_names]
-        if unlabelled:
-            raise DataError(f"source.labels: {shown}: no line for {unlabelled[0]!r} ({len(unlabelled)} such images)")
-        if missing := sorted(labels.keys() - known):
-            raise DataError(
-                f"source: {redaction.redact(file_io.join(root, missing[0]))}: missing: {shown} has a label for it "
-                f"({len(missing)} such images)"
-            )
-        rows = (
-            ImageRow(
-                make_key(image.name),
-                image.name,
-                next(labels[label_name] for label_name in names[image.name] if label_name in labels),
-                0,
-                image.length,
-            )
-            for image in images
-        )
-        return build_split_listing(root, False, rows)
 
+def read_labels(url: str, classes: Sequence[str]) -> dict[str, int]:
+    """Return the label of each file, in NFC, by lines of file and class with a space, comma or tab between them.
 
-def read_labels(url: str, classes: Sequence[str], images: Collection[str]) -> dict[str, int]:
-    """Return the label of each file that a list names, with or without extension, accents composed.
-
-    The list has lines "FILE CLASS", "FILE,CLASS" or "FILE<tab>CLASS", with quotes where needed; the first may be the
-    titles of the columns. A label is the whole name of a class. Raises DataError naming the line.
+    A label is the whole name of a class. Raises DataError naming the line.
     """
     where, numbers = f"source.labels: {redaction.redact(url)}", map_names_to_labels(classes)
     labels: dict[str, int] = {}
     for number, line in enumerate(read_text(url, where).splitlines(), start=1):
-        if not line.strip():
-            continue
+        delimiter = next((delimiter for delimiter in "\t," if delimiter in line), None)
         try:
-            name, label = (normalize_name(column) for column in _split_line(line, images))
-        except (ValueError, csv.Error):
-            raise DataError(f"{where}: line {number}: must be FILE and CLASS, got {line[:80]!r}") from None
-        if number == 1 and name not in images and label not in numbers:
+            row = (
+                next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+                if delimiter
+                else line.split(None, 1)
+            )
+        except csv.Error as error:
+            raise DataError(f"{where}: line {number}: {error}") from None
+        if not line.strip() or (number == 1 and not is_image(row[0]) and normalize_name(row[-1]) not in numbers):
             continue
-        if label not in numbers:
-            raise DataError(f"{where}: line {number}: {label!r} is no class of the training images")
-        if labels.setdefault(name, numbers[label]) != numbers[label]:
-            raise DataError(f"{where}: line {number}: a second label for {name!r}")
+        if len(row) != 2 or (label := numbers.get(normalize_name(row[1]))) is None:
+            raise DataError(
+                f"{where}: line {number}: must be a file and a class of the training images, got {line[:80]!r}"
+            )
+        if labels.setdefault(normalize_name(row[0]), label) != label:
+            raise DataError(f"{where}: line {number}: a second label for {row[0]!r}")
     return labels
-
-
-def _split_line(line: str, images: Collection[str]) -> list[str]:
-    for delimiter in "\t,":
-        if delimiter in line:
-            return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-    parts = line.split(None, 1)
-    return parts if parts[0] in images else line.rsplit(None, 1)
-
-
-def _get_label_names(name: str) -> tuple[str, str]:
-    """Return the names by which a list may call a file: with and without its extension."""
-    return normalize_name(name), normalize_name(name.rpartition(".")[0])
 
 
 # ------------------------------------------------------------------ files and folders
