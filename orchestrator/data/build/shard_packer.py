@@ -29,7 +29,7 @@ from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.transforms import decode, png_chunks
 from orchestrator.data.transforms.image_format import UNSUPPORTED_FORMATS, identify_format
 from orchestrator.data.transforms.jpeg_segments import PROGRESSIVE_MARKERS, JpegSegments
-from orchestrator.storage import file_io, urls
+from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
 
 # It is counted, and nothing else in EXIF data matters.
@@ -101,11 +101,7 @@ def read_packed(row: ImageRow, root: str, is_tar: bool, layout: ShardLayout, ran
         return PackedImage(b"", ImageFinding("jpg", defect="too-large", reason=reason))
     url = root if is_tar else file_io.join(root, row.name)
     try:
-        # Many small local files: opened and closed, not held open.
-        if urls.is_local(url) and not is_tar:
-            image = file_io.read_range(url, 0, row.length)
-        else:
-            image = bytes(ranges.read(url, row.offset, row.length))
+        image = bytes(ranges.read(url, row.offset, row.length))
     except FileNotFoundError:
         raise DataError(
             f"source: {redaction.redact(url)}: removed since it was listed, or not visible on node "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from itertools import chain
@@ -90,7 +90,7 @@ class TarScan:
         _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
         return ShardIndex.build(images, [numbers[key][1] for key in images], *columns)
 
-    def count_skipped(self, keys: Sequence[str]) -> Counter[str]:
+    def count_skipped(self, keys: Iterable[str]) -> Counter[str]:
         """Return how many members of samples beside these there are of each extension."""
         taken = set(keys)
         return Counter(chain.from_iterable(kinds for key, kinds in self._others.items() if key not in taken))
@@ -107,7 +107,7 @@ class TarScan:
 
 # ------------------------------------------------------------------ all tars of a dataset
 class ScannedShard:
-    """What a pass over a shard found: columns over its S samples, empty when nothing could be read."""
+    """Result of a pass over a shard: columns over its S samples, empty when nothing could be read."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from orchestrator.config import redaction
 from orchestrator.data.data_errors import DataError
-from orchestrator.storage import urls
+from orchestrator.storage import file_io, urls
 from orchestrator.storage.ranged_reads import RangeReader
 
 Read = Callable[[int, int], bytes]  # from start and length; fewer bytes only at the end
@@ -67,7 +67,7 @@ class ObjectReader:
         """Raise FileNotFoundError when the object is absent, StorageError when the storage fails."""
         self._ranges, self._url, self._is_hashed = ranges, url, is_hashed
         self._sha256 = hashlib.sha256()
-        self.size = ranges.size(url)
+        self.size = file_io.get_size(url)
         self._ahead = 0 if not is_hashed and urls.is_local(url) else BLOCK_BYTES
         self._start, self._block = 0, bytearray()
 

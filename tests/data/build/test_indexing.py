@@ -1,4 +1,4 @@
-"""Tars made elsewhere become a dataset that trains, or are refused by name."""
+"""Tars made elsewhere become a dataset that trains, or raise an error that names them."""
 
 import hashlib
 import io
@@ -141,7 +141,7 @@ def test_image_extensions(tmp_path: Path, extension: str) -> None:
     assert manifest.load(str(tmp_path)).count_samples("train") == 2
 
 
-def test_tars_that_are_sorted_by_class_are_noticed(tmp_path: Path) -> None:
+def test_tars_that_are_sorted_by_class_are_found(tmp_path: Path) -> None:
     small = OrderConfig(lanes=2, window=8)
     for name in ("sorted", "mixed"):
         place = f"memory://{name}"
@@ -232,7 +232,7 @@ def test_the_flag_for_labels_is_named(foreign: Path, tmp_path: Path) -> None:
         run(tmp_path / "json", validation="")
 
 
-def test_a_class_without_samples_is_told(foreign: Path) -> None:
+def test_a_class_without_samples_is_reported(foreign: Path) -> None:
     (foreign / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
     said = run(foreign, classes=str(foreign / "classes.txt"))
     assert "train: 1 of 4 classes have no sample: dog" in said
@@ -283,7 +283,7 @@ def test_one_class_is_none(tmp_path: Path) -> None:
         run(tmp_path, validation="")
 
 
-# ------------------------------------------------------------------ tars that are refused
+# ------------------------------------------------------------------ tars that are errors
 @pytest.mark.parametrize(
     ("members", "said"),
     [([*sample(0, 0), *sample(1)], r"sample '0001' lacks an image or a label: it has an image only \(1 such"),
@@ -315,7 +315,7 @@ def test_keys_that_are_in_two_tars(foreign: Path) -> None:
         run(foreign)
 
 
-def test_all_refusals_are_told(foreign: Path) -> None:
+def test_all_errors_are_reported(foreign: Path) -> None:
     write(foreign, train_1=b"", train_2=tar(7, 8, label=lambda _: -1))
     screen = io.StringIO()
     with pytest.raises(DataError, match=r"^2 tars cannot be indexed; "):
@@ -367,7 +367,7 @@ def test_a_place_that_cannot_be_written_to(foreign: Path, tmp_path: Path) -> Non
 
 
 # ------------------------------------------------------------------ again
-def test_a_second_start_goes_on(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_resumes(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(foreign, train_1=b"")
     with pytest.raises(DataError, match=r"train-1.tar: empty"):
         run(foreign)

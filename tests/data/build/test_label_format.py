@@ -1,4 +1,4 @@
-"""Which member is the image and which the label: as webdataset groups them, and nothing is lost without a word."""
+"""Which member is the image and which the label: as webdataset groups them, and nothing is lost silently."""
 
 import io
 import tarfile
@@ -123,14 +123,14 @@ def test_dotted_names_are_asked_about(dotted: Path) -> None:
     assert not (dotted / manifest.FILE_NAME).exists()
 
 
-def test_dotted_names_are_taken_by_the_flags_that_are_told(dotted: Path) -> None:
+def test_dotted_names_are_taken_by_the_flags_that_are_reported(dotted: Path) -> None:
     assert "left out" not in run(dotted, image_key="jpg;5x.jpg", label_key="cls;5x.cls")
     assert [label for _, label, _ in read_all(dotted)] == [n % 3 for n in range(8)] + [0, 1, 2, 0]
     assert manifest.load(str(dotted)).made == {"labels": "cls;5x.cls", "images": "jpg;5x.jpg"}
     assert "train: 12 samples of 3 classes in 1 shards" in checked(dotted)
 
 
-def test_what_is_left_out_is_told_by_index_and_verify(dotted: Path) -> None:
+def test_what_is_left_out_is_reported_by_index_and_verify(dotted: Path) -> None:
     assert "warning: train: left out: members of samples that have none of .jpg, .cls: .5x.cls (4), .5x.jpg (4)" in run(
         dotted, image_key="jpg"
     )
@@ -257,7 +257,7 @@ def test_access_times_are_no_part_of_a_name(tmp_path: Path) -> None:
     assert [key for key, _, _ in read_all(tmp_path)] == ["00", "01", "02"]
 
 
-def test_volume_labels_and_lists_of_folders_are_passed_over() -> None:
+def test_volume_labels_and_lists_of_folders_are_skipped() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as out:
         for kind, body in ((b"V", b""), (b"D", b"Yx.jpg\0\0")):

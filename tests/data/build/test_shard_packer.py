@@ -1,4 +1,4 @@
-"""What is said of odd and of broken images, before and while they are decoded."""
+"""Findings about odd and broken images, before and while they are decoded."""
 
 from contextlib import closing
 
@@ -50,7 +50,7 @@ def test_oddities_add_up() -> None:
      (tiny_shards.jpeg(0, 100, 100)[:900], "undecodable", "broken JPEG"),
      (tiny_shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
 )  # fmt: skip
-def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
+def test_each_defect_is_reported(image: bytes, defect: str, said: str) -> None:
     packed = reencode_image(image, "a.JPEG", ShardLayout())
     assert packed.finding.defect == defect
     assert said in packed.finding.reason

@@ -1,4 +1,4 @@
-"""ILSVRC2012 in miniature: tars and folders give the same listing; each way in which they may not fit is told."""
+"""ILSVRC2012 in miniature: tars and folders give the same listing; each way in which they may not fit is an error."""
 
 import io
 import tarfile
@@ -124,7 +124,7 @@ def test_names_in_tars_become_keys_and_never_paths(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ truncation
-def test_a_training_tar_that_is_cut_is_refused_with_its_byte(tmp_path: Path) -> None:
+def test_a_training_tar_that_is_cut_is_an_error_with_its_byte(tmp_path: Path) -> None:
     path = imagenet.as_it_comes(tmp_path, {wnid: [(f"{wnid}_0.JPEG", b"x" * 700)] for wnid in WNIDS}) / TRAIN
     data = path.read_bytes()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -137,7 +137,7 @@ def test_a_training_tar_that_is_cut_is_refused_with_its_byte(tmp_path: Path) -> 
             listed(tmp_path)
 
 
-def test_a_validation_tar_that_is_cut_is_refused(tmp_path: Path) -> None:
+def test_a_validation_tar_that_is_cut_is_an_error(tmp_path: Path) -> None:
     path = imagenet.as_it_comes(tmp_path) / "ILSVRC2012_img_val.tar"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"ILSVRC2012_img_val\.tar: truncated at byte 5000"):
@@ -209,7 +209,7 @@ def test_classes_are_the_synsets_without_children(tmp_path: Path) -> None:
         (ilsvrc.GROUND_TRUTH_PATH, b"1\ntwo\n3\n", "ground_truth.txt: damaged"),
     ],
 )
-def test_a_damaged_devkit_is_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+def test_a_damaged_devkit_is_an_error(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
         ilsvrc.load_devkit(devkit_at(tmp_path, {name: data}))
 
