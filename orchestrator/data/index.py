@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -142,17 +142,3 @@ def locate_rows(lengths: Sequence[int], places: Places) -> tuple[Places, Places]
     column = np.searchsorted(ends, places, side="right")
     starts = ends - np.asarray(lengths, dtype=np.int64)
     return np.asarray(column, dtype=np.int64), np.asarray(places - starts[column], dtype=np.int64)
-
-
-def iter_duplicate_keys(
-    columns: Sequence[NDArray[np.uint64]], pairs: Places, read_key: Callable[[int, int], str]
-) -> Iterator[tuple[str, int, int]]:
-    """Yield key, first and second column of each of `pairs` whose keys, not only their hashes, are equal.
-
-    `read_key` returns the key of a row of a column.
-    """
-    numbers, rows = locate_rows(list(map(len, columns)), pairs)
-    for (first, second), (row, other_row) in zip(numbers.tolist(), rows.tolist(), strict=True):
-        key = read_key(first, row)
-        if key == read_key(second, other_row):
-            yield key, first, second
