@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +42,7 @@ class AuditedRun:
     folder: str
     spec: RunSpec
     dataset: Manifest
+    labels: NDArray[np.integer] | None  # of the training samples, for a class-balanced order
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def compare_epochs(delivery: DeliveryRecord, run: AuditedRun) -> list[EpochVerdi
         steps = min(steps_left, steps_per_epoch)
         if steps == 0:
             break
-        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
+        plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, run.labels)
         delivered = delivery.record.get_epoch(epoch)
         verdicts.append(sample_audit.compare_with_plan(delivered, plan, recipe.batch_size, steps))
         steps_left -= steps
@@ -138,7 +141,8 @@ def _load_run(name: str, storage: str, data: str) -> AuditedRun:
             f"data: {redaction.redact(url)}: its digest is {dataset.digest()}, {spec.name} was trained on "
             f"{spec.dataset_digest}; set --data to that dataset"
         )
-    return AuditedRun(folder, spec, dataset)
+    labels = sampler.load_balance_labels(url, dataset, TRAIN_SPLIT, spec.recipe.order)
+    return AuditedRun(folder, spec, dataset, labels)
 
 
 def _load_record(run: AuditedRun) -> DeliveryRecord:

@@ -63,9 +63,9 @@ class AugmentationConfig(Config):
     stages: tuple[str | Plugin, ...] = Field(
         ("decode", "crop", "photometric"),
         min_length=1,
-        description="transforms of a sample, in turn: decode, crop, photometric, or your own "
+        description="transforms of a sample, in turn: decode, crop, photometric, rand_augment, or your own "
         "package.module:attribute that takes and returns a sample dict, as WebDataset's map() does; with arguments as "
-        '{"kind": "package.module:attribute", "args": {"share": 0.3}}',
+        '{"kind": "rand_augment", "args": {"num_ops": 2}}',
     )
     batch_stages: tuple[str | Plugin, ...] = Field(  # names become plug-ins when validated
         (),
@@ -114,6 +114,12 @@ class OrderConfig(Config):
         16384,
         ge=1,
         description="most samples that lanes x window may hold at the same time, since one worker may own all lanes",
+    )
+    balance: Literal["none", "class"] = Field(
+        "none",
+        description="class: an epoch has as many samples as before, and each class equally often: some samples of "
+        "frequent classes are left out, another choice in each epoch, and those of rare classes repeat",
+        exclude_if=lambda balance: balance == "none",
     )
 
     @model_validator(mode="after")

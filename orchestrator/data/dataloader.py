@@ -58,6 +58,7 @@ class BatchPlan:
     shard: Int64Array
     number: Int64Array
     ids: Int64Array
+    draw_ids: Int64Array  # ids, other numbers where a sample is repeated in an epoch
     draws: Draws
     mix: Callable[..., Targets] | None = None  # batch transforms
 
@@ -101,9 +102,10 @@ class BatchLoader:
                 positions = sampler.select_rank_positions(step, batch_size, order.lanes, rank, workers)
                 shard, number = order.locate(positions)
                 ids = order.get_sample_ids(shard, number)
-                draws = pipeline.draw_uniforms(seed, order.epoch, ids)
+                draw_ids = order.get_draw_ids(positions, ids)
+                draws = pipeline.draw_uniforms(seed, order.epoch, draw_ids)
                 mix = None if mixer is None else partial(mixer, lanes=positions % order.lanes, step=step)
-                yield BatchPlan(shard, number, ids, draws, mix)
+                yield BatchPlan(shard, number, ids, draw_ids, draws, mix)
 
         spans = sampler.plan_epoch(order, batch_size, steps, rank, workers)
         self.reader.keep_indexes(INDEXES_PER_LANE * -(-order.lanes // workers))
@@ -119,7 +121,7 @@ class BatchLoader:
         def plan_batches() -> Iterator[BatchPlan]:
             for start in range(first, past, batch_size):
                 ids = np.arange(start, min(start + batch_size, past), dtype=np.int64)
-                yield BatchPlan(*locate_rows(counts, ids), ids, np.empty((len(ids), 0)))
+                yield BatchPlan(*locate_rows(counts, ids), ids, ids, np.empty((len(ids), 0)))
 
         spans = sampler.plan_id_range(counts, first, past, batch_size)
         return self._iter_batches(plan_batches(), spans, 0, _fill_center_crop)
@@ -196,14 +198,13 @@ class BatchLoader:
             for row in range(start, min(start + ROWS_PER_TASK, samples)):
                 if stopped.is_set():
                     raise CancelledError
-                id = int(plan.ids[row])
                 sample = ahead.get_sample(int(plan.shard[row]), int(plan.number[row]))
                 self._decoding_since[thread] = time.monotonic(), sample
                 try:
-                    labels[row] = fill(sample, id, plan.draws[row], pixels[row])
+                    labels[row] = fill(sample, int(plan.draw_ids[row]), plan.draws[row], pixels[row])
                 except BadSampleError as error:
                     labels[row], weights[row], pixels[row] = sample.label, 0.0, 0
-                    bad.append(describe_bad_sample(id, sample, str(error)))
+                    bad.append(describe_bad_sample(int(plan.ids[row]), sample, str(error)))
                 finally:
                     del self._decoding_since[thread]
 

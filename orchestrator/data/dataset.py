@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -251,7 +251,7 @@ class Prefetcher:
     def __init__(self, reader: SampleReader, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
         self._reader, self._plan, self._budget = reader, plan, budget_bytes
         self._next_span = next(plan, None)
-        self._pieces: dict[tuple[int, int], _Piece] = {}  # by sample
+        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
         self.held_bytes = 0  # of remote samples in memory or on their way
         self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
         self._lock = threading.Lock()
@@ -282,7 +282,9 @@ class Prefetcher:
         Raises DataError when the data is missing, truncated or not what was indexed, StorageError when storage fails.
         """
         with self._lock:
-            piece = self._pieces.pop((shard, number), None)
+            piece, uses = self._pieces.pop((shard, number), (None, 0))
+            if piece is not None and uses > 1:
+                self._pieces[shard, number] = piece, uses - 1
         shard_index = self._reader.load_index(shard)
         offset, length = shard_index.offsets.item(number), shard_index.lengths.item(number)
         if piece is None:
@@ -328,7 +330,8 @@ class Prefetcher:
                 if missing:
                     reading = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
                     piece = _Piece(expected // pieces, len(missing), reading)
-                    self._pieces |= {(span.shard, number): piece for number in missing}
+                    uses = Counter(missing).items()  # a class-balanced epoch repeats samples
+                    self._pieces |= {(span.shard, number): (piece, count) for number, count in uses}
                     self.held_bytes += piece.bytes
 
     def _read_piece(self, shard: int, first: int, last: int) -> tuple[int, memoryview]:

@@ -1,25 +1,31 @@
-"""Order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window).
+"""Order of an epoch as a pure function of (samples per shard, seed, epoch, lanes, window), and of labels if balanced.
 
 Shards are permuted; the sequence of their samples is cut into V lanes (contiguous, lengths differing by at most one);
 each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
 of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
 number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
-never with the samples.
+never with the samples, unless classes are balanced.
+
+A class-balanced epoch has the same length. Each class gets an equal number of places, filled by its samples in a keyed
+order that starts anew when all are used; the places are then put into the order of the shards, so that reading is as
+local as before.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data import rng
+from orchestrator.data import index, rng
+from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
 # A rank's first batch is read sample by sample, so that it does not wait for whole windows. It is at most this part of
@@ -27,15 +33,24 @@ Int64Array = NDArray[np.int64]
 PRIMED_DIVISOR = 20
 
 
+def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderConfig) -> NDArray[np.integer] | None:
+    """Return the labels that a class-balanced order needs (N int32), read from all indexes; None for another order.
+
+    Raises DataError when an index is unfit, StorageError when storage fails.
+    """
+    return index.load_labels(url, manifest.shards(split)) if config.balance == "class" else None
+
+
 @dataclass(frozen=True)
 class EpochOrder:
-    """Order of one epoch."""
+    """Order of one epoch; class-balanced when the labels are given."""
 
     counts: tuple[int, ...]  # samples of each shard in the manifest's order
     seed: int
     epoch: int
     lanes: int
     window: int
+    labels: NDArray[np.integer] | None = field(default=None, compare=False, repr=False)  # of each sample, by id
 
     @cached_property
     def samples(self) -> int:
@@ -62,8 +77,9 @@ class EpochOrder:
 
     def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return shard and number within the shard of the samples at these positions (each like `positions`)."""
-        lane, step = positions % self.lanes, positions // self.lanes
-        sequence = self._lane_starts[lane] + self._shuffle_in_lane(lane, step)  # in the order of the shards
+        sequence = self._find_sequence(positions)
+        if self.labels is not None:
+            return self._locate_ids(self._balanced[0][sequence])
         slot = np.searchsorted(self._shard_ends, sequence, side="right")
         shard = self.shard_order[slot]
         return shard, sequence - (self._shard_ends[slot] - self._counts[shard])
@@ -71,6 +87,41 @@ class EpochOrder:
     def get_sample_ids(self, shard: Int64Array, number: Int64Array) -> Int64Array:
         """Return sample ids (whole numbers, the same in every epoch) of located samples."""
         return np.asarray(self._starts_by_shard[shard] + number, dtype=np.int64)
+
+    def get_draw_ids(self, positions: Int64Array, ids: Int64Array) -> Int64Array:
+        """Return what to draw augmentation by: the ids at these positions, other numbers where a sample is repeated."""
+        if self.labels is None:
+            return ids
+        return ids + self._balanced[1][self._find_sequence(positions)] * self.samples
+
+    def _find_sequence(self, positions: Int64Array) -> Int64Array:
+        """Return where in the order of the shards the samples at these positions lie."""
+        lane, step = positions % self.lanes, positions // self.lanes
+        return self._lane_starts[lane] + self._shuffle_in_lane(lane, step)
+
+    def _locate_ids(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
+        shard = np.searchsorted(self._starts_by_shard + self._counts, ids, side="right")
+        return np.asarray(shard, dtype=np.int64), ids - self._starts_by_shard[shard]
+
+    @cached_property
+    def _balanced(self) -> tuple[Int64Array, Int64Array]:
+        """Ids of a class-balanced epoch in the order of the shards, and how often each was used before: N each."""
+        labels = np.asarray(self.labels)
+        sizes = np.bincount(labels)
+        classes = np.flatnonzero(sizes)
+        by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[classes][:-1])
+        share, rest = divmod(self.samples, len(classes))
+        turn = rng.permutation(rng.derive_key(self.seed, "balance", self.epoch), len(classes))
+        ids, repetitions = [], []
+        for number, (label, members) in enumerate(zip(classes.tolist(), by_class, strict=True)):
+            places = share + int(turn[number] < rest)
+            key = rng.derive_key(self.seed, "balance-class", self.epoch, label)
+            ids.append(np.resize(members[rng.permutation(key, len(members))], places))
+            repetitions.append(np.arange(places, dtype=np.int64) // len(members))
+        all_ids, all_repetitions = np.concatenate(ids), np.concatenate(repetitions)
+        shard_rank = np.argsort(self.shard_order)
+        order = np.lexsort((all_repetitions, all_ids, shard_rank[self._locate_ids(all_ids)[0]]))
+        return all_ids[order], all_repetitions[order]
 
     @cached_property
     def _lane_starts(self) -> Int64Array:
@@ -124,6 +175,11 @@ class EpochOrder:
     def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, Int64Array]]:
         """Return samples start .. end - 1 of a lane, as they lie: (shard, ascending numbers) of each stretch."""
         at, stop = (int(self._lane_starts[lane]) + offset for offset in (start, end))
+        if self.labels is not None:
+            shards, numbers = self._locate_ids(self._balanced[0][at:stop])
+            cuts = np.flatnonzero(np.diff(shards)) + 1
+            parts = zip(np.split(shards, cuts), np.split(numbers, cuts), strict=True)
+            return [(int(shard[0]), part) for shard, part in parts if len(part)]
         spans = []
         while at < stop:
             slot = int(np.searchsorted(self._shard_ends, at, side="right"))
@@ -162,7 +218,7 @@ class Span(NamedTuple):
     """Neighbouring samples of a shard that are needed from one batch on."""
 
     shard: int
-    numbers: Int64Array  # ascending numbers within the shard; those between them are not needed
+    numbers: Int64Array  # ascending numbers within the shard, some perhaps twice; those between them are not needed
     step: int  # batch in which the first of them is needed
     is_single: bool = False  # to be read sample by sample
 

@@ -180,6 +180,9 @@ class Trainer:
         manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
         self.classes = manifest.classes
         self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)
+        self._train_labels = world.check_on_all_ranks(
+            lambda: sampler.load_balance_labels(job.data, manifest, attempt_setup.TRAIN_SPLIT, recipe.order)
+        )
         steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
         self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
@@ -281,8 +284,14 @@ class Trainer:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
         job, world, state = self.job, self.world, self.state
         recipe = job.recipe
-        counts, lanes, window = self.train_shard_samples, recipe.order.lanes, recipe.order.window
-        order = EpochOrder(counts, recipe.seeds.order, epoch, lanes, window)
+        order = EpochOrder(
+            self.train_shard_samples,
+            recipe.seeds.order,
+            epoch,
+            recipe.order.lanes,
+            recipe.order.window,
+            self._train_labels,
+        )
         steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
         batches = self.train_loader.iter_training(
             order, recipe.augmentation, recipe.seeds.augmentation, recipe.batch_size, steps, world.rank, world.workers

@@ -191,6 +191,20 @@ def test_a_plan_that_repeats_a_sample_is_a_problem(monkeypatch: pytest.MonkeyPat
     assert found.problems == ("the plan gives 48 samples, only 4 different ones",)
 
 
+# ------------------------------------------------------------------ class-balanced epochs
+def test_a_balanced_epoch_is_audited_with_its_repeated_samples() -> None:
+    order = EpochOrder((20, 12), 3, 1, 4, 5, np.array([0] * 28 + [1] * 4))
+    record = AuditRecord()
+    for steps in (range(3), range(3, 8)):  # two attempts
+        total, samples = by_ranks(order, 4, steps, 2)
+        record = record.add_delivery(1, total, samples, [bad(30)] if steps.start else [bad(30), bad(30)])
+    verdict = compare_with_plan(record.get_epoch(1), order, 4, 8)
+    assert verdict.problems == ()
+    assert (verdict.delivered, verdict.left_out) == (32, 32 - (16 + 4))
+    other = compare_with_plan(record.get_epoch(1), replace(order, seed=4), 4, 8)
+    assert "other samples were delivered than planned" in other.problems[0]
+
+
 def test_what_is_kept_of_a_bad_sample_is_bounded_and_has_an_encoding() -> None:
     key = b"caf\xe9".decode(errors="surrogateescape")  # a file name in Latin-1
     sample = Sample(ShardIndex.build([key], [0], [512], [9], [0]), 0, "/d/x.tar", memoryview(b""))

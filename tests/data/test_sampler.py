@@ -1,6 +1,7 @@
 """The order of an epoch: exactly once, the same for any number of workers, and cheap at a billion samples."""
 
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -184,3 +185,52 @@ def test_too_many_workers_are_an_error(
 
 def test_as_many_workers_as_lanes_are_fine() -> None:
     check_workers((5, 5), 4, 10, 4)
+
+
+# ------------------------------------------------------------------ class-balanced epochs
+balanced_labels = st.lists(st.integers(0, 4), min_size=3, max_size=60)
+
+
+@given(balanced_labels, st.integers(0, 3), st.integers(1, 5), st.integers(1, 7))
+@settings(max_examples=60)
+def test_each_class_is_equally_often_in_a_balanced_epoch(
+    labels: list[int], epoch: int, lanes: int, window: int
+) -> None:
+    counts = (len(labels) // 3, 0, len(labels) - len(labels) // 3)
+    order = EpochOrder(counts, 3, epoch, lanes, window, np.array(labels, dtype=np.int32))
+    positions = np.arange(order.samples)
+    ids = np.array(ids_at(order, positions))
+    times = Counter(labels[id] for id in ids.tolist())
+    assert set(times) == set(labels)
+    assert max(times.values()) - min(times.values()) <= 1
+    # Within a class no sample is used again before all others are.
+    uses = Counter(ids.tolist())
+    for label in times:
+        own = [uses[id] for id, other in enumerate(labels) if other == label]
+        assert max(own) - min(own) <= 1
+    draw_ids = order.get_draw_ids(positions, ids)
+    assert len(set(draw_ids.tolist())) == order.samples, "each repetition has draws of its own"
+    assert (draw_ids % order.samples).tolist() == ids.tolist()
+    spans = [
+        (s, n) for lane in range(lanes) for at in lane_windows(order, lane) for s, n in order.find_spans(lane, *at)
+    ]
+    read = Counter((s, number) for s, numbers in spans for number in numbers.tolist())
+    assert read == Counter(zip(*(part.tolist() for part in order.locate(positions)), strict=True))
+
+
+def lane_windows(order: EpochOrder, lane: int) -> list[tuple[int, int]]:
+    windows, at, length = [], 0, len(range(lane, order.samples, order.lanes))
+    while at < length:
+        windows.append(order.find_window(lane, at))
+        at = windows[-1][1]
+    return windows
+
+
+def test_balanced_epochs_differ_and_repeat_by_seed() -> None:
+    labels = np.array([0] * 40 + [1] * 8, dtype=np.int32)
+    ids = [ids_at(EpochOrder((24, 24), seed, epoch, 4, 6, labels), np.arange(48)) for seed, epoch in
+           ((1, 0), (1, 0), (1, 1), (2, 0))]  # fmt: skip
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert not np.array_equal(ids[0], ids[2])
+    assert not np.array_equal(ids[0], ids[3])
+    assert set(ids[0]) != set(ids[2]), "another choice of the frequent class in each epoch"

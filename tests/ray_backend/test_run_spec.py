@@ -41,6 +41,7 @@ OTHER: dict[str, Any] = {
     "augmentation.decoding": "exact",
     "augmentation.stages": ("decode", "crop", "mine:stage"),
     "augmentation.batch_stages": ("mixup",),
+    "order.balance": "class",
     "preprocessing.mean": (1.0, 2.0, 3.0),
     "precision": "bfloat16",
     "schedule.kind": "cosine",

@@ -1,11 +1,12 @@
 """Transforms of training samples and batches, built in and one's own.
 
 A sample transform is called as WebDataset's map() has it: a dict in, a dict out. The built-in ones are `decode`,
-`crop` and `photometric`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no more than the crop
-needs. One's own is a function, called with the dict and its args, or a class, created with its args;
+`crop`, `photometric` and `rand_augment`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no
+more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args;
 with a parameter `augmentation` it is given the AugmentationConfig. The dict has
 
-- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers;
+- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers; a class-balanced epoch has
+  other ids where it repeats a sample;
 - `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
   the same on any worker and after any restart;
 - `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one, as at the end
@@ -40,6 +41,7 @@ from orchestrator.data.sampler import Int64Array
 from orchestrator.data.transforms import decode, photometric, random_resized_crop
 from orchestrator.data.transforms.decode import Image
 from orchestrator.data.transforms.photometric import Draws  # here those of the crop, then those of photometric
+from orchestrator.data.transforms.rand_augment import RandAugment, require_rgb
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 # (sample, its id, its draws, S x S x 3 uint8 to fill) -> label
@@ -221,12 +223,12 @@ def crop_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dic
 @register("transform", "photometric")
 def distort_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
     """Distort brightness, contrast, saturation and lighting of a copy: another transform may have kept the image."""
-    image = sample["image"]
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
-    distorted = image.copy()
-    photometric.distort_image(distorted, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
-    return sample | {"image": distorted}
+    image = require_rgb(sample["image"]).copy()
+    photometric.distort_image(image, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
+    return sample | {"image": image}
+
+
+register("transform", "rand_augment")(RandAugment)
 
 
 @dataclass
