@@ -21,7 +21,7 @@ from orchestrator.evaluation.scoring_task import (
     WeightsVariant,
 )
 from orchestrator.monitor.formatting import format_duration
-from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_lookup import SCORING_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
@@ -137,9 +137,7 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
     stop = session.interruption.event.is_set
     cpus = session.placement.cpus_per_worker
     task_function = _make_task_function()
-    for number, result in task_pool.run_tasks(
-        task_function, arguments, cpus, session.gpus, _count_slots(session), stop
-    ):
+    for number, result in cluster.run_tasks(task_function, arguments, cpus, session.gpus, _count_slots(session), stop):
         done += work[number]
         ended.add(number)
         shard, bad = tasks[number].shard, ShardScoringResult.from_dict(result).bad

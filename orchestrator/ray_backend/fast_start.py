@@ -1,4 +1,4 @@
-"""Ray Train's trainer without the processes and imports that runs do not need. Imported through `ray_compat` alone."""
+"""Ray Train's trainer without the processes and imports that runs do not need. Imported through `ray_env` alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Ray's private parts outside Ray Train: services of its head and nodes, autoscaler limits, key-value store.
 
-Imported through `ray_compat` alone.
+Imported through `ray_env` alone.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from orchestrator.config.plugins import Plugin
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import collect_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect, sqlite_store, tracking_uri
@@ -26,7 +27,7 @@ from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.config import Cadence, Execution, TrainJob
 from orchestrator.training.micro_batch import check_batch_norm
 
-# Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_compat) all variables that the project defines.
+# Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_env) all variables that the project defines.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
 # MLflow's own, which its other tools read, too.
 TRACKING_URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
@@ -267,6 +268,7 @@ class RunSpec(Config):
             reading=self.placement.reading,
             execution=self.placement.execution,
             weights=self.weights,
+            code=collect_code(self.recipe, self.placement.execution),
         )
 
 

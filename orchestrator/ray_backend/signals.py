@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 class Interruption:
     """An event that a signal or `request_stop` sets once, with callbacks.
 
-    `ray job stop` kills 3 s after its SIGTERM, so callbacks must be quick.
+    `ray job stop` kills 3 s after its SIGTERM, so each callback has a thread of its own.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interruption:
         with self._lock:
             self._callbacks.append(action)
             if self.event.is_set():
-                self._start_callbacks([action])
+                _start_callback(action)
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -45,26 +45,26 @@ class Interruption:
     def request_stop(self, number: int | None = None) -> None:
         """Set the event, as the signal of that number would."""
         with self._lock:
-            if self.event.is_set():
-                return
-            self.signal = number
-            self.event.set()
-            self._start_callbacks(list(self._callbacks))
+            if not self.event.is_set():
+                self.signal = number
+                self.event.set()
+                for action in self._callbacks:
+                    _start_callback(action)
 
     @property
     def exit_status(self) -> int:
         """The exit status of a job that was stopped: 128 + the signal's number; that of SIGTERM for a stop flag."""
         return 128 + (self.signal or signal.SIGTERM)
 
-    def _start_callbacks(self, actions: list[Callable[[], None]]) -> None:
-        threading.Thread(target=self._run_callbacks, args=(actions,), name="interrupt", daemon=True).start()
 
-    def _run_callbacks(self, actions: list[Callable[[], None]]) -> None:
-        for action in actions:
-            try:
-                action()
-            except Exception:  # one action's failure must not keep the others from being done
-                _log.exception("interrupt: an action failed")
+def _start_callback(action: Callable[[], None]) -> None:
+    def run() -> None:
+        try:
+            action()
+        except Exception:
+            _log.exception("interrupt: an action failed")
+
+    threading.Thread(target=run, name="interrupt", daemon=True).start()
 
 
 def get_stop_signals() -> tuple[signal.Signals, ...]:

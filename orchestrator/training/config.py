@@ -107,6 +107,7 @@ class TrainJob(Config):
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
+    code: dict[str, str] = Field({}, description="digests of the code of all plug-ins, as the driver has it, by kind")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]

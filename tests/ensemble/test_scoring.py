@@ -23,7 +23,7 @@ from orchestrator.ensemble import scoring
 from orchestrator.ensemble.scoring import WeightsKind
 from orchestrator.evaluation import score_store, shard_scorer
 from orchestrator.evaluation.scoring_task import ShardScoringTask
-from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
@@ -83,7 +83,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
             tasks.append(ShardScoringTask.from_dict(argument[0]))
             yield number, function(*argument)
 
-    monkeypatch.setattr(task_pool, "run_tasks", run)
+    monkeypatch.setattr(cluster, "run_tasks", run)
     return tasks
 
 

@@ -83,7 +83,7 @@ ray_env.set_ray_variables()
 import ray
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.util.placement_group import placement_group_table
-from orchestrator.ray_backend import cluster, fast_start, worker_prestart
+from orchestrator.ray_backend import cluster, fast_start
 from tests.support.launched import process_tree, title
 
 def pids(word):
@@ -100,7 +100,7 @@ def reserved():
     return [one["state"] for one in placement_group_table().values()]
 
 def trainer(function):
-    runtime_env = {"env_vars": worker_prestart.get_hook_variables()}
+    runtime_env = {"env_vars": cluster.get_hook_variables()}
     config = RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=runtime_env)
     return fast_start.FastStartTrainer(
         function, folder="/r", scaling_config=ScalingConfig(num_workers=1), run_config=config
@@ -137,8 +137,8 @@ with cluster.connect_cluster():
     agents = pids("ray::DashboardAgent") | pids("ray::RuntimeEnvAgent")
     ahead = wait_for(partial(pids, "ray::IDLE"), "a process started ahead")
     used = trainer(here).fit().return_value
-    variables = worker_prestart.get_worker_variables()
-    assert used[0] in ahead, (ahead, worker_prestart.serialize_runtime_env(variables), used)
+    variables = cluster.get_worker_variables()
+    assert used[0] in ahead, (ahead, cluster.serialize_runtime_env(variables), used)
     assert set(reserved()) <= {"REMOVED"}, reserved()
     usual = fast_start.FastStartController
     for lost in (LostEarly, LostLate):

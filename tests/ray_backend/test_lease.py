@@ -249,8 +249,8 @@ def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.Mon
 def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Containers on the host's network share its name; their process numbers are their own."""
     elsewhere = replace(lease.get_current_owner(), pid=2**22 + 1, space="the same boot, another namespace")
-    assert not lease.is_owner_dead(elsewhere)
-    assert lease.is_owner_dead(replace(elsewhere, space=lease.get_current_owner().space))
+    assert not elsewhere.is_dead
+    assert replace(elsewhere, space=lease.get_current_owner().space).is_dead
 
 
 # ------------------------------------------------------------------ test_holder.py

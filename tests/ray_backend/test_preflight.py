@@ -272,7 +272,7 @@ def done(value: T | Exception) -> Future[T]:
     return future
 
 
-NO_DATA, NO_TRACKER = PreflightError(["data: missing"]), TrackingError("not there")
+NO_DATA, NO_TRACKER = PreflightError("data: missing"), TrackingError("not there")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
     ("error", "status", "told"),
     [
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
-        (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
+        (PreflightError("one", "two\nlines"), 1, ["job: error: one", "job: error: two lines"]),
         (ClusterError("too small"), 1, ["job: error: too small"]),
         (launch_errors.NotRecordedError("lost"), 1, ["job: error: lost"]),
         (DataError("gone"), 1, ["job: error: gone"]),

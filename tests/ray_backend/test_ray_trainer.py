@@ -10,7 +10,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
-from orchestrator.ray_backend import launch_errors, ray_trainer, worker_prestart
+from orchestrator.ray_backend import cluster, launch_errors, ray_trainer
 from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
@@ -94,7 +94,7 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise WorkerGroupError(RAYS, {})
 
     monkeypatch.setattr(ray_trainer, "_fit_while_progressing", fit)
-    monkeypatch.setattr(worker_prestart, "claim_workers", lambda workers: None)
+    monkeypatch.setattr(cluster, "claim_workers", lambda workers: None)
     spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), save=lambda: None)
     with pytest.raises(launch_errors.RunFailedError) as error:
         ray_trainer.launch_run(cast(RunSpec, spec), cast(Any, None), 0)

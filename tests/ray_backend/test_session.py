@@ -11,9 +11,8 @@ from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.run_recorder import RunRecorder
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.ray_backend.session import Session
+from orchestrator.ray_backend.session import RunRecorder, Session
 from orchestrator.storage.file_io import StorageError
 from orchestrator.training.config import Outcome
 from tests.support import launched, tiny_shards
