@@ -51,8 +51,8 @@ _TRAIN_VARIABLES = re.compile(
 _TUNE_VARIABLES = ("TRAIN_COPY_DIRECTORY_CHECKPOINTS_INSTEAD_OF_MOVING", "RAY_CHDIR_TO_TRIAL_DIR")
 _TUNE_ADDED_VARIABLES = {"PL_DISABLE_FORK": "1"}
 _NO_ENTRY = (
-    "its token is needed, and must be that of the cluster: give it in RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH "
-    "names, else ~/.ray/auth_token"
+    "it needs a token, which this process lacks or has wrong: give that of the cluster in RAY_AUTH_TOKEN, else the "
+    "file RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token"
 )
 _NO_GRPC = (
     "something listens there that does not answer as Ray's head: is it that port (6379 by default), and do both sides "

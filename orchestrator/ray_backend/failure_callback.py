@@ -36,7 +36,7 @@ class FailureRecorder:
 
     def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""
-        self._folder, self._elastic = folder, elastic
+        self._folder, self.is_elastic = folder, elastic
 
     def record_failure(self, error: Exception, group: Any) -> None:
         """Record why a group of workers failed; the workers that raised nothing are asked, too."""
@@ -88,7 +88,7 @@ class FailureRecorder:
         pings = {worker.execute_async(_answer_ping): rank for rank, worker in silent_workers}
         if not pings:
             return {}
-        seconds = ELASTIC_WORKER_QUERY_SECONDS if self._elastic else WORKER_QUERY_SECONDS
+        seconds = ELASTIC_WORKER_QUERY_SECONDS if self.is_elastic else WORKER_QUERY_SECONDS
         answered, silent = ray.wait(list(pings), num_returns=len(pings), timeout=seconds)
         causes = {str(pings[ping]): f"did not answer for {seconds:g} s" for ping in silent}
         for ping in answered:

@@ -70,7 +70,7 @@ class FastStartTrainer(DataParallelTrainer):
         # An earlier controller of the same run may have died with its process, such as a trial's actor of Ray Tune.
         ray_internals.release_placement_group(self._folder)
         try:
-            with patch_ray_train(), _label_logs(self.run_config.name or ""):
+            with patch_ray_train(self.run_config.name or ""):
                 return run_controller(FastStartController(**options))
         finally:
             ray_internals.release_placement_group(self._folder)
@@ -179,9 +179,8 @@ class ThreadPreemptionCallback(PreemptionCallback):
 class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     """Passes the states of Ray Train's controller on to a FailureRecorder. Nothing here raises: that ends the run."""
 
-    def __init__(self, recorder: FailureRecorder, elastic: bool) -> None:
-        """elastic: whether the number of workers may change."""
-        self._recorder, self._elastic = recorder, elastic
+    def __init__(self, recorder: FailureRecorder) -> None:
+        self._recorder, self._elastic = recorder, recorder.is_elastic
         self._requester = ""
         self._group: Any = None
         self._last_refresh = 0.0
@@ -202,10 +201,11 @@ class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Record a failure, or let the run save before its workers are replaced; then count the nodes."""
         try:
-            if isinstance(current_state, RestartingState):
-                self._recorder.record_failure(current_state.training_failed_error, self._group)
-            elif isinstance(current_state, ShuttingDownState) and isinstance(current_state.next_state, ErroredState):
-                self._recorder.record_failure(current_state.next_state.training_failed_error, self._group)
+            failed = current_state.next_state if isinstance(current_state, ShuttingDownState) else current_state
+            if isinstance(failed, RestartingState) or (
+                failed is not current_state and isinstance(failed, ErroredState)
+            ):
+                self._recorder.record_failure(failed.training_failed_error, self._group)
             elif isinstance(current_state, ResizingState):
                 workers = current_state.scaling_decision.num_workers  # type: ignore[attr-defined]
                 self._recorder.checkpoint_before_resize(self._group, workers, announce_replacement)
@@ -246,19 +246,25 @@ def is_shutdown_imminent() -> bool:
 _patch_lock = threading.Lock()
 _patch_users = 0
 _patches = ExitStack()
+_logged_run: ContextVar[str] = ContextVar("run", default="-")
 
 
 @contextmanager
-def patch_ray_train() -> Iterator[None]:
-    """Patch Ray Train's modules while at least one trainer of this process fits."""
+def patch_ray_train(run: str) -> Iterator[None]:
+    """Patch Ray Train's modules while at least one trainer of this process fits; label this thread's logs with a run.
+
+    run: its name.
+    """
     global _patch_users  # noqa: PLW0603  Ray's modules are global, too
     with _patch_lock:
         if _patch_users == 0:
             _apply_patches(_patches)
         _patch_users += 1
+    token = _logged_run.set(run)
     try:
         yield
     finally:
+        _logged_run.reset(token)
         with _patch_lock:
             _patch_users -= 1
             if _patch_users == 0:
@@ -287,9 +293,13 @@ def _apply_patches(stack: ExitStack) -> None:
 
 
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
-    """Set an attribute until the stack is closed."""
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
+
+
+def _add_run_name(record: logging.LogRecord) -> bool:
+    record.run = _logged_run.get()
+    return True
 
 
 class _ConstantMethod:
@@ -319,21 +329,3 @@ class NoOpSynchronizationActor:
     def remote(cls, **_: object) -> NoOpSynchronizationActor:
         """Return an instance, whatever the arguments."""
         return cls()
-
-
-_logged_run: ContextVar[str] = ContextVar("run", default="-")
-
-
-@contextmanager
-def _label_logs(run: str) -> Iterator[None]:
-    """Label what Ray Train logs in this thread with a run's name."""
-    token = _logged_run.set(run)
-    try:
-        yield
-    finally:
-        _logged_run.reset(token)
-
-
-def _add_run_name(record: logging.LogRecord) -> bool:
-    record.run = _logged_run.get()
-    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,11 +118,10 @@ def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, 
     return rendered
 
 
-def record_previews(spec: RunSpec, dataset: Manifest, get_run_id: Callable[[], str], tracker: Tracker) -> None:
+def record_previews(spec: RunSpec, dataset: Manifest, tracker: Tracker, run_id: str) -> None:
     """Draw a run's previews and store them with its run in the tracker and in its folder, unless they are there.
 
-    Errors become warnings. get_run_id: returns the tracker's id of the run. Raises TrackerUnreachableError, to be
-    called again.
+    Errors become warnings. Raises TrackerUnreachableError, to be called again.
     """
     folder = file_io.join(spec.folder, FOLDER)
     try:
@@ -139,7 +137,7 @@ def record_previews(spec: RunSpec, dataset: Manifest, get_run_id: Callable[[], s
                 _log.warning("%s: no contact sheet: %s", spec.name, error)
             pictures = [path for path in (sheet, schedule) if path.exists()]
             for picture in pictures:
-                tracker.log_file(get_run_id(), str(picture))
+                tracker.log_file(run_id, str(picture))
             for picture in pictures:  # the schedule last: it shows that all are there
                 file_io.write_bytes(file_io.join(folder, picture.name), picture.read_bytes())
     except TrackerUnreachableError:

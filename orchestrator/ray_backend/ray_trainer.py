@@ -85,8 +85,7 @@ def _build_trainer(spec: RunSpec, lease: StopUrls, gpus: float, scratch: str) ->
     if fast_start is None:
         callback: Any = FailureCallback(spec.folder)
     else:
-        recorder = FailureRecorder(spec.folder, placement.is_elastic)
-        callback = fast_start.ControllerEventCallback(recorder, placement.is_elastic)
+        callback = fast_start.ControllerEventCallback(FailureRecorder(spec.folder, placement.is_elastic))
     options: dict[str, Any] = {
         "train_loop_config": {"job": job, "fast_start": fast_start is not None},
         "scaling_config": _train.ScalingConfig(

@@ -79,8 +79,12 @@ class RunRecorder:
         tags = spec.tags | {"orchestrator.dataset": f"{self._dataset} {spec.dataset_digest}"}
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_keys.add(key)
-        for name, text in spec.artifact_texts.items():
-            self.submit(key, lambda tracker, run_id, name=name, text=text: tracker.log_text(run_id, name, text))
+
+        def log_texts(tracker: Tracker, run_id: str) -> None:
+            for name, text in spec.artifact_texts.items():
+                tracker.log_text(run_id, name, text)
+
+        self.submit(key, log_texts)
         return key
 
     def record_parent_run(self, run: TrackedRun) -> None:

@@ -30,11 +30,6 @@ def collect_code(*configs: Config) -> dict[str, str]:
     return {kind: digest for kind, digest in digests.items() if digest is not None}
 
 
-def is_same_but_for_code(recipe: Recipe, other: Recipe) -> bool:
-    """Return whether two recipes differ in nothing but the code of their plug-ins."""
-    return recipe.model_copy(update={"code": {}}) == other.model_copy(update={"code": {}})
-
-
 def check_plugins(recipe: Recipe, num_classes: int) -> None:
     """Build and try the recipe's plug-ins on CPU, before anything is started. Raises ConfigError, a line.
 

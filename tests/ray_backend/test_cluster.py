@@ -139,15 +139,17 @@ def test_gpus_that_join_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wait_for_capacity(Placement(workers=2, wait_seconds=60), clock.said.append) is larger
 
 
-def test_what_ray_train_hands_on_is_known() -> None:
-    assert set(cluster.TRAIN_PROPAGATED_VARIABLES) == constants.ENV_VARS_TO_PROPAGATE
-
-
-def test_what_ray_tune_hands_on_is_known() -> None:
+def test_what_ray_hands_on_from_the_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-    known = {*cluster.TUNE_PROPAGATED_VARIABLES, *cluster.TRAIN_PROPAGATED_VARIABLES}
-    assert class_cache.ENV_VARS_TO_PROPAGATE - keys == known - {ray_env.FAST_START_VARIABLE}
-    assert class_cache.DEFAULT_ENV_VARS == cluster.TUNE_ADDED_VARIABLES
+    ours = {*ray_env._RAY_VARIABLES, *ray_env._TUNE_VARIABLES, ray_env.FAST_START_VARIABLE}
+    train, tune = constants.ENV_VARS_TO_PROPAGATE, class_cache.ENV_VARS_TO_PROPAGATE - keys
+    for name in ours | train | tune:
+        monkeypatch.setenv(name, "1")
+    hook = ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    known = ours | train
+    assert {name for name in cluster.get_worker_variables() if name in known} == train
+    added = {hook, ray_env.FAST_START_VARIABLE}
+    assert cluster.get_tune_variables().keys() == tune | class_cache.DEFAULT_ENV_VARS.keys() | added
 
 
 def test_the_hook_can_be_called() -> None:

@@ -29,10 +29,11 @@ from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.tracker import Tracker, TrackingError
-from tests.support import runs, tiny_shards
+from tests.support import plugin_metrics, runs, tiny_shards
 from tests.support.launched import recipe
 
 T = TypeVar("T")
+NODE: dict[str, Any] = {"NodeID": "n", "NodeManagerAddress": "10.0.0.9", "Alive": True}
 
 
 @pytest.fixture
@@ -170,33 +171,24 @@ def test_shards_sorted_by_class_are_told(tmp_path: Path) -> None:
     mixed = [RawSample(f"m{n:03d}", tiny_shards.jpeg(n), n % 3) for n in range(240)]
     by_class = [RawSample(f"s{n:03d}", tiny_shards.jpeg(n), n // 80) for n in range(240)]
     recipe = runs.recipe(batch_size=24, order=OrderConfig(lanes=2, window=20))
-    said = [
-        preflight.check_label_mixing(
-            str(tmp_path / name), tiny_shards.dataset(tmp_path / name, samples, per_shard=20), recipe
-        )
-        for name, samples in (("mixed", mixed), ("sorted", by_class))
-    ]
-    assert said[0] is None
-    assert said[1] is not None
-    assert "POOR: pack anew with a global shuffle" in said[1]
+    said = []
+    for name, samples in (("mixed", mixed), ("sorted", by_class)):
+        packed = tiny_shards.dataset(tmp_path / name, samples, per_shard=20)
+        places = Destination(data=str(tmp_path / name), storage=str(tmp_path))
+        said.append(preflight.find_warnings(places, packed, recipe))
+    assert said[0] == []
+    assert "POOR: pack anew with a global shuffle" in said[1][0]
     (tmp_path / "sorted" / "train" / "train-000000.tar.index.json").unlink()
-    assert (
-        preflight.check_label_mixing(str(tmp_path / "sorted"), manifest.load(str(tmp_path / "sorted")), recipe) is None
-    )
+    assert preflight.find_warnings(places, manifest.load(str(tmp_path / "sorted")), recipe) == []
 
 
-def test_writable_storage_passes_and_keeps_no_trace(tmp_path: Path) -> None:
-    storage = tmp_path / "runs"
-    assert preflight.check_storage_writable(Destination(storage=str(storage))) is None
-    assert list(storage.iterdir()) == []
-
-
-def test_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    problem = preflight.check_storage_writable(Destination(storage=str(tmp_path / "file" / "runs")))
-    assert problem is not None
-    assert problem.startswith("storage: ")
-    assert str(tmp_path / "file" / "runs") in problem
+def test_a_storage_that_two_drivers_could_write_is_warned_of(
+    packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_io, "find_conditional_create_problem", lambda url: f"{url} has no locks")
+    places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path))
+    said = preflight.find_warnings(places, packed, runs.recipe(batch_size=4))
+    assert said[-1] == f"storage: {tmp_path} has no locks"
 
 
 def test_a_dataset_without_validation_is_told_before_the_workers_start(tmp_path: Path) -> None:
@@ -216,9 +208,9 @@ def test_what_workers_would_refuse_is_known_before(
     changes: dict[str, Any], told: str, packed: Manifest, tmp_path: Path
 ) -> None:
     url = str(tmp_path / "data")
-    preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], 2)
+    preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], Placement(workers=2))
     with pytest.raises(PreflightError, match=told):
-        preflight.check_trainable(packed, url, [runs.recipe(**changes)], 2)
+        preflight.check_trainable(packed, url, [runs.recipe(**changes)], Placement(workers=2))
 
 
 def test_a_dataset_without_training_images_is_told(tmp_path: Path) -> None:
@@ -226,7 +218,84 @@ def test_a_dataset_without_training_images_is_told(tmp_path: Path) -> None:
         str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"validation": tiny_shards.samples(20)}, 10
     )
     with pytest.raises(PreflightError, match="no train split"):
-        preflight.check_trainable(found, str(tmp_path / "data"), [runs.recipe()], 1)
+        preflight.check_trainable(found, str(tmp_path / "data"), [runs.recipe()], Placement())
+
+
+# ------------------------------------------------------------------ plug-ins
+METRIC = "tests.support.plugin_metrics:Accuracy"
+
+
+def execution(field: str, kind: str, **args: object) -> Placement:
+    return Placement.from_dict({"execution": {field: [{"kind": kind, "args": args}]}})
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "args", "told"),
+    [
+        (
+            "metrics",
+            "no_such_module:Metric",
+            {},
+            "metric 'no_such_module:Metric': no module no_such_module on sys.path",
+        ),
+        ("metrics", "top_k_error", {"k": 9}, "metric 'top_k_error': k must be between 1 and 3"),
+        ("metrics", "builtins:dict", {}, "metric 'builtins:dict' must have methods update and compute"),
+        ("callbacks", "no_such_module:Watch", {}, "callback 'no_such_module:Watch': no module no_such_module"),
+        ("callbacks", METRIC, {"num_classes": 3}, f"callback '{METRIC}' must be a Callback, got Accuracy"),
+    ],
+)
+def test_metrics_and_callbacks_are_tried_before_anything_starts(
+    field: str, kind: str, args: dict[str, object], told: str, packed: Manifest, tmp_path: Path
+) -> None:
+    places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"))
+    recipes, placement = [runs.recipe(batch_size=4)], execution(field, kind, **args)
+    with pytest.raises(PreflightError) as raised:
+        preflight.check_trainable(packed, places.data, recipes, placement)
+    assert raised.value.problems[0].startswith(told)
+    with pytest.raises(PreflightError, match=r"1 and 3|no module|must"):
+        preflight.check_destination(places, recipes, placement)
+
+
+def test_every_node_imports_the_plug_ins_and_compares_their_code(
+    packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{**NODE, "Resources": {"CPU": 2.0}}, {**NODE, "NodeID": "head", "Resources": {}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    asked: list[tuple[Any, ...]] = []
+
+    def query(*arguments: Any) -> list[str]:
+        asked.append(arguments)
+        return ["node 10.0.0.9: other code"]
+
+    monkeypatch.setattr(preflight, "_query_nodes", query)
+    recipes, url = [runs.recipe(batch_size=4)], str(tmp_path / "data")
+    preflight.check_trainable(packed, url, recipes, execution("metrics", "top_k_error", k=2))
+    assert asked == []  # built-in ones are on every node
+    with pytest.raises(PreflightError, match=r"^node 10\.0\.0\.9: other code$"):
+        preflight.check_trainable(packed, url, recipes, execution("metrics", METRIC))
+    ((where, check, code),) = asked
+    assert (where, code.keys()) == (nodes[:1], {METRIC})
+    assert check(code) is None
+    module = Path(str(plugin_metrics.__file__))
+    assert check({METRIC: "another"}) == (
+        f"{METRIC!r}: {module} differs from the driver's code; install the same version on every node, or submit the "
+        "job with --working-dir set to the folder that holds it"
+    )
+    assert "no module no_such_module on sys.path" in check({"no_such_module:Metric": "another"})
+
+
+def test_a_worker_with_other_code_than_the_driver_trains_nothing(packed: Manifest, tmp_path: Path) -> None:
+    job = runs.job(tmp_path / "data", tmp_path / "run", runs.recipe(batch_size=4))
+    outcome = runs.train(job.model_copy(update={"code": {METRIC: "another"}}))
+    assert outcome.status == "refused"
+    assert "plugin_metrics.py differs from the driver's code" in outcome.message
+    spec = RunSpec(
+        recipe=runs.recipe(),
+        placement=execution("metrics", METRIC),
+        destination=Destination(data="/d", storage="/s", tracking="t"),
+        dataset_digest="d",
+    )
+    assert spec.build_train_job("stop", "successor").code.keys() == {METRIC}
 
 
 # ------------------------------------------------------------------ a look that writes nothing
@@ -281,15 +350,15 @@ NO_DATA, NO_TRACKER = PreflightError("data: missing"), TrackingError("not there"
         (
             NO_DATA,
             NO_TRACKER,
-            "storage: read-only",
+            "read-only",
             False,
             ("storage: read-only", "data: missing", "tracking: not there"),
         ),
-        (NO_DATA, NO_TRACKER, "storage: read-only", True, ("storage: read-only", "tracking: not there")),
+        (NO_DATA, NO_TRACKER, "read-only", True, ("storage: read-only", "tracking: not there")),
         (NO_DATA, NO_TRACKER, None, True, ("data: missing", "tracking: not there")),
         (NO_DATA, None, None, False, ("data: missing",)),
         (None, NO_TRACKER, None, False, ("tracking: not there",)),
-        (None, None, "storage: full", False, ("storage: full",)),
+        (None, None, "full", False, ("storage: full",)),
     ],
 )
 def test_every_problem_is_told_and_none_twice(
@@ -394,17 +463,14 @@ def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
         shown(tmp_path)
 
 
-NODE = {"NodeID": "n", "NodeManagerAddress": "10.0.0.9", "Alive": True}
-
-
 @pytest.mark.parametrize(
     ("error", "listed", "told"),
     [
-        (None, [NODE], "node 10.0.0.9: missing"),
+        (None, [NODE], "missing"),
         (TaskUnschedulableError("the node is gone"), [NODE], None),
         (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
         (WorkerCrashedError(), [], None),
-        (WorkerCrashedError(), [NODE], "node 10.0.0.9: WorkerCrashedError: The worker died unexpectedly"),
+        (WorkerCrashedError(), [NODE], "WorkerCrashedError: The worker died unexpectedly"),
         (RuntimeEnvSetupError("x" * 1000 + " no unpacking"), [NODE], "no unpacking (is there room on the disk"),
     ],
     ids=["answers", "unschedulable", "died", "gone", "crashed", "unpacking"],
@@ -415,7 +481,7 @@ def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
     def get(_: object) -> str:
         if error is not None:
             raise error
-        return "node 10.0.0.9: missing"
+        return "missing"
 
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.nodes", lambda: listed)

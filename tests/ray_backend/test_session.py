@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
@@ -39,7 +38,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     monkeypatch.setattr(sessions, "launch_run", made)
     monkeypatch.setattr(sessions, "STOP_FLAG_POLL_SECONDS", 0.02)
     monkeypatch.setattr(RunRecorder, "record_run", lambda *_: "key")
-    monkeypatch.setattr(Session, "_request_previews", lambda *_: None)
+    monkeypatch.setattr(RunRecorder, "submit", lambda *_: None)
     return made
 
 
@@ -76,17 +75,6 @@ def test_a_storage_has_the_same_keys_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     assert support.session(tmp_path / "b").recorder.make_tracking_key("run", "/parent") == key
     assert support.session(tmp_path / "other").recorder.make_tracking_key("run", "/parent") != key
-
-
-@pytest.mark.parametrize("sweep", [False, True])
-def test_runs_from_before_there_were_ids_keep_their_keys(tmp_path: Path, session: Session, sweep: bool) -> None:
-    before = f"{tmp_path}/old"  # where it lay then
-    storage = f"{before}/sweeps/s" if sweep else before
-    run = launched.spec(launched.recipe("one"), storage)
-    folder = tmp_path / ("sweeps/s/models" if sweep else "models") / run.name
-    folder.mkdir(parents=True)
-    (folder / "spec.json").write_text(run.to_json())
-    assert session.recorder.make_tracking_key(run.name) == f"/{run.name}@{compute_fingerprint(before)}"
 
 
 def test_a_storage_that_takes_no_id_is_named(tmp_path: Path, session: Session) -> None:
