@@ -92,7 +92,7 @@ def score_weights_kinds(
     or foreign parts are reported and scored again. Each task scores one shard for all weights of one input size that
     lack it. Returns early, with less scored, when interrupted.
     ensemble: URL of the folder for progress, which `status` reads. The dataset is the session's; it may differ from a
-    run's, but not in its classes. Raises ConfigError for a run without such weights, TaskError when a task fails.
+    run's, but not in its classes. Raises ConfigError for a run without such weights, JobError when a task fails.
     """
     digest = session.manifest.digest()
     scorers = {kind: [_make_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}

@@ -28,7 +28,7 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.output import prepare_output
 from orchestrator.ray_backend import ray_env, signals
-from orchestrator.ray_backend.launch_errors import ClusterError, TaskError
+from orchestrator.ray_backend.launch_errors import ClusterError, JobError
 from orchestrator.ray_backend.run_spec import Placement
 
 LOCAL_OBJECT_STORE_BYTES = 200_000_000
@@ -352,7 +352,7 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:  # fmt: skip
     """Yield (index of the arguments, result) of each call as it ends, with at most `at_once` calls running.
 
-    Stops early, cancelling what runs, when `stop()` is true. Raises TaskError when a task failed.
+    Stops early, cancelling what runs, when `stop()` is true. Raises JobError when a task failed.
     """
     name = getattr(function, "__name__", "task")
     remote = ray.remote(_run_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_TASK_RETRIES, name=name)
@@ -381,6 +381,6 @@ def _get_result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        raise TaskError(f"{type(error.cause).__name__}: {error.cause}") from error
+        raise JobError(f"{type(error.cause).__name__}: {error.cause}") from error
     except RayError as error:
-        raise TaskError(f"a task's worker died {MAX_TASK_RETRIES + 1} times: {error}") from error
+        raise JobError(f"a task's worker died {MAX_TASK_RETRIES + 1} times: {error}") from error

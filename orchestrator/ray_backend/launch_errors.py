@@ -19,16 +19,8 @@ class PreflightError(JobError):
     """Problems to fix before the job can run."""
 
 
-class TaskError(JobError):
-    """A task of a pool that failed, with the message of its own exception."""
-
-
 class RunFailedError(JobError):
     """A run whose workers crashed more often than its placement allows; ends with the last cause."""
-
-
-class LaunchError(JobError):
-    """A run that could not be launched or whose controller failed; another launch may work."""
 
 
 class NotRecordedError(JobError):

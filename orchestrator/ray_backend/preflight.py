@@ -28,7 +28,6 @@ from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect
 from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.callbacks.callback import create_user_callbacks
-from orchestrator.training.config import Execution
 
 NODE_CHECK_SECONDS = 60.0  # a cold start of Python over a network file system takes its time
 # A dataset of at most this many bytes is read whole before anything starts: a second of disk, less of a network.
@@ -52,6 +51,12 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
     except (DataError, OSError) as error:
         raise PreflightError(str(error)) from None
     return dataset
+
+
+def check_storage(destination: Destination) -> None:
+    """Raise PreflightError when this process cannot write to the storage."""
+    if (problem := file_io.find_write_problem(destination.storage)) is not None:
+        raise PreflightError(f"storage: {problem}")
 
 
 def check_trainable(dataset: Manifest, url: str, recipes: Sequence[Recipe], placement: Placement) -> None:
@@ -113,7 +118,7 @@ def _find_training_problems(
     dataset: Manifest, url: str, recipes: Iterable[Recipe], placement: Placement
 ) -> list[str]:  # fmt: skip
     """Return what keeps recipes from being trained; their plug-ins and those of the execution are built and tried."""
-    problems = []
+    problems, classes = list[str](), len(dataset.classes)
     for recipe in recipes:
         try:
             if TRAIN_SPLIT not in dataset.splits:
@@ -122,21 +127,16 @@ def _find_training_problems(
                 )
             counts = [shard.samples for shard in dataset.shards(TRAIN_SPLIT)]
             sampler.check_workers(counts, recipe.order.lanes, recipe.batch_size, placement.workers)
-            pipeline.build_fill(recipe.augmentation, 0, 0, len(dataset.classes))
-            check_plugins(recipe, len(dataset.classes))
-            _check_execution_plugins(placement.execution, len(dataset.classes))
+            pipeline.build_fill(recipe.augmentation, 0, 0, classes)
+            check_plugins(recipe, classes)
+            create_user_callbacks(placement.execution.callbacks)
+            if placement.execution.metrics:
+                from orchestrator.recipe import metrics  # torch takes two seconds to import
+
+                metrics.check_metrics(placement.execution.metrics, classes)
         except (DataError, ConfigError) as error:
             problems.append(str(error))
     return list(dict.fromkeys(problems))
-
-
-def _check_execution_plugins(execution: Execution, num_classes: int) -> None:
-    """Build the execution's plug-ins and try its metrics. Raises ConfigError."""
-    create_user_callbacks(execution.callbacks)
-    if execution.metrics:
-        from orchestrator.recipe import metrics  # torch takes two seconds to import
-
-        metrics.check_metrics(execution.metrics, num_classes)
 
 
 # ------------------------------------------------------------------ as the nodes see it

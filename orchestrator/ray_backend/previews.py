@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +45,9 @@ class AugmentedSample(NamedTuple):
 
 def sample_learning_rates(recipe: Recipe, steps_per_epoch: int, most: int) -> list[tuple[int, float]]:
     """Return (samples seen, learning rate) at about `most` steps, evenly spaced, with the first and the last."""
-    steps = recipe.epochs * steps_per_epoch
-    sampled = sorted({(steps - 1) * number // max(1, most - 1) for number in range(most)})
-    rates = [compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs) for step in sampled]
-    return [(step * recipe.batch_size, rate) for step, rate in zip(sampled, rates, strict=True)]
+    last = recipe.epochs * steps_per_epoch - 1
+    sampled = sorted({last * number // max(1, most - 1) for number in range(most)})
+    return [(n * recipe.batch_size, compute_lr(recipe.schedule, n, steps_per_epoch, recipe.epochs)) for n in sampled]
 
 
 def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
@@ -71,7 +71,10 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
         return False
     names = dataset.titles or dataset.classes
     rows = [
-        (f"{_shorten(names[each.label])}\n{_shorten(each.key.rpartition('/')[2])}", [each.original, *each.epochs])
+        (
+            f"{names[each.label][:MAX_CAPTION_LENGTH]}\n{each.key.rpartition('/')[2][:MAX_CAPTION_LENGTH]}",
+            [each.original, *each.epochs],
+        )
         for each in samples
     ]
     columns = ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
@@ -79,10 +82,6 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
 
     run_plots.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
     return True
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_CAPTION_LENGTH else text[: MAX_CAPTION_LENGTH - 1] + "…"
 
 
 def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, epochs: int) -> list[AugmentedSample]:
@@ -96,8 +95,7 @@ def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, 
     total = int(ends[-1])
     parts = min(total, samples)
     rendered = []
-    reader = SampleReader(url, dataset, TRAIN_SPLIT)
-    try:
+    with closing(SampleReader(url, dataset, TRAIN_SPLIT)) as reader:
         for id in (total * (2 * part + 1) // (2 * parts) for part in range(parts)):
             shard = int(np.searchsorted(ends, id, side="right"))
             sample = reader.read(shard, id - int(ends[shard]) + dataset.shards(TRAIN_SPLIT)[shard].samples)
@@ -113,8 +111,6 @@ def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, 
                 except BadSampleError:
                     image[:] = 0
             rendered.append(AugmentedSample(sample.key, sample.label, np.asarray(original), images))
-    finally:
-        reader.close()
     return rendered
 
 

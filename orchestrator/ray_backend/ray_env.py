@@ -18,7 +18,6 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -101,10 +100,7 @@ def configure_ray_or_exit(prog: str, destination: Destination, placement: Placem
 
 
 def check_ray_environment() -> None:
-    """Raise ConfigError for a switch, a RAY_ADDRESS, or of a private cluster an interpreter or temp dir, unfit for Ray.
-
-    Ray pastes the interpreter's path into a shell line without quotes.
-    """
+    """Raise ConfigError for a switch, an address, or of a private cluster an interpreter or temp dir, unfit for Ray."""
     if (switch := os.environ.get(FAST_START_VARIABLE, "")) not in ("", "0", "1"):
         raise ConfigError(f"{FAST_START_VARIABLE} must be 0 or 1, got {switch!r}; set 0 to use Ray's public API alone")
     if not has_existing_cluster():
@@ -220,34 +216,25 @@ def _is_private(status: os.stat_result) -> bool:
 # ------------------------------------------------------------------ the guard of Ray's private parts
 def load_ray_internals() -> ModuleType | None:
     """Return the module `ray_internals`; None when this process uses Ray's public API alone."""
-
-    def import_module() -> ModuleType:
-        from orchestrator.ray_backend import ray_internals  # only a tested version of Ray has what it imports
-
-        return ray_internals
-
-    return _load("ray_internals", import_module)
+    return _load("ray_internals")
 
 
 def load_fast_start() -> ModuleType | None:
     """Return the module `fast_start`, which imports Ray Train; None when runs go through Ray Train's public API."""
-
-    def import_module() -> ModuleType:
-        from orchestrator.ray_backend import fast_start  # only a tested version of Ray has what it imports
-
-        return fast_start
-
-    return _load("fast_start", import_module)
+    return _load("fast_start")
 
 
-def _load(name: str, import_module: Callable[[], ModuleType]) -> ModuleType | None:
+def _load(name: str) -> ModuleType | None:
     """Import a module unless something speaks against it; warn about that once in a process."""
     with _lock:
         if name not in _loaded:
             module, obstacle = None, _find_obstacle()
             if obstacle is None:
-                try:
-                    module = import_module()
+                try:  # only a tested version of Ray has what these import
+                    if name == "fast_start":
+                        from orchestrator.ray_backend import fast_start as module  # as above
+                    else:
+                        from orchestrator.ray_backend import ray_internals as module  # as above
                 except Exception as error:  # a module that changed may fail in any way while it is imported
                     obstacle = f"Ray {version('ray')} lacks what it needs ({type(error).__name__}: {error})"
             if obstacle is not None and None not in _loaded.values():

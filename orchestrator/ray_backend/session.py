@@ -26,7 +26,7 @@ from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.ray_trainer import launch_run
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement, RunSpec
 from orchestrator.ray_backend.signals import Interruption
-from orchestrator.storage import file_io, storage_id
+from orchestrator.storage import storage_id
 from orchestrator.tracking import connect
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
@@ -214,7 +214,7 @@ class Session:
     def train_run(self, spec: RunSpec, parent: str | None = None) -> Outcome:
         """Train a run under its lease, recorded under the run of key `parent`; return the outcome.
 
-        Raises LeaseHeldError, RunFailedError (its workers crashed too often) or LaunchError.
+        Raises LeaseHeldError, RunFailedError (its workers crashed too often) or JobError.
         """
         with self.hold_lease(spec.folder) as held:
             # Only now: the journal and the tracker's run are this driver's as long as it has the lease.
@@ -222,7 +222,7 @@ class Session:
             self.recorder.submit(key, partial(record_previews, spec, self.manifest))
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
-            outcome = launch_run(spec, held, self.gpus)
+            outcome = launch_run(spec, held.stop_flag, held.successor, self.gpus)
             if outcome.status == "stopped":
                 # Its workers may have seen the flag before this session's own poll: the flag asks for all to stop.
                 self.interruption.request_stop()
@@ -240,7 +240,7 @@ def open_session(asked: Destination, placement: Placement, console: Console) -> 
     with ThreadPoolExecutor(3, thread_name_prefix="preflight") as pool:
         data = pool.submit(preflight.prepare_dataset, asked, destination)
         tracker = pool.submit(_make_tracker_factory, destination)
-        storage = pool.submit(file_io.find_write_problem, destination.storage)
+        storage = pool.submit(preflight.check_storage, destination)
         with cluster.connect_cluster():
             manifest, open_tracker = _collect_checks(data, tracker, storage, asked.data == EMBEDDED_DATASET)
             # Before signals are handled: Ctrl-C must end a wait for nodes, which looks at no event.
@@ -285,34 +285,34 @@ def _cut_off(session: Session, closed: threading.Event) -> None:
 
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
-    """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
+    """Return what opens the tracker, which is open already unless it cannot fail to. Raises PreflightError."""
+
+    def open_checked() -> Tracker:
+        tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
+        tracker.check()
+        return tracker
+
     if connect.will_create_database(destination.tracking, destination.tracker):
-        return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
-    tracker = _open_checked_tracker(destination)
+        return lambda: connect.run_at_low_priority(open_checked)
+    try:
+        tracker = open_checked()
+    except TrackingError as error:
+        raise PreflightError(f"tracking: {error}") from None
     return lambda: tracker
 
 
-def _open_checked_tracker(destination: Destination) -> Tracker:
-    """Return the tracker once it proved that runs can be recorded. Raises TrackingError."""
-    tracker = connect.open_tracker(destination.tracking, destination.experiment, destination.tracker)
-    tracker.check()
-    return tracker
-
-
 def _collect_checks(
-    data: Future[Manifest], tracker: Future[Callable[[], Tracker]], storage: Future[str | None], embedded: bool
+    data: Future[Manifest], tracker: Future[Callable[[], Tracker]], storage: Future[None], embedded: bool
 ) -> tuple[Manifest, Callable[[], Tracker]]:
     """Return what the checks loaded. Raises PreflightError with all their problems."""
-    problems = [f"storage: {problem}"] if (problem := storage.result()) is not None else []
-    # Embedded data lies in the storage: what is wrong with that is not reported twice.
-    if (error := data.exception()) is not None and not (embedded and problems):
-        if not isinstance(error, PreflightError):
-            raise error
-        problems.extend(error.problems)
-    if (error := tracker.exception()) is not None:
-        if not isinstance(error, TrackingError):
-            raise error
-        problems.append(f"tracking: {error}")
+    problems: list[str] = []
+    for future in (storage, data, tracker):
+        # Embedded data lies in the storage: what is wrong with that is not reported twice.
+        if not (future is data and embedded and problems):
+            try:
+                future.result()
+            except PreflightError as error:
+                problems.extend(error.problems)
     if problems:
         raise PreflightError(*problems)
     return data.result(), tracker.result()

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,7 +30,7 @@ class Interruption:
         with self._lock:
             self._callbacks.append(action)
             if self.event.is_set():
-                _start_callback(action)
+                _start_callbacks([action])
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -48,8 +48,7 @@ class Interruption:
             if not self.event.is_set():
                 self.signal = number
                 self.event.set()
-                for action in self._callbacks:
-                    _start_callback(action)
+                _start_callbacks(self._callbacks)
 
     @property
     def exit_status(self) -> int:
@@ -57,14 +56,16 @@ class Interruption:
         return 128 + (self.signal or signal.SIGTERM)
 
 
-def _start_callback(action: Callable[[], None]) -> None:
-    def run() -> None:
-        try:
-            action()
-        except Exception:
-            _log.exception("interrupt: an action failed")
+def _start_callbacks(actions: Sequence[Callable[[], None]]) -> None:
+    for action in actions:
+        threading.Thread(target=_run_callback, args=(action,), name="interrupt", daemon=True).start()
 
-    threading.Thread(target=run, name="interrupt", daemon=True).start()
+
+def _run_callback(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:
+        _log.exception("interrupt: an action failed")
 
 
 def get_stop_signals() -> tuple[signal.Signals, ...]:

@@ -28,7 +28,7 @@ from orchestrator.scheduler import dry_run
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.tracker import Tracker, TrackingError
+from orchestrator.tracking.tracker import Tracker
 from tests.support import plugin_metrics, runs, tiny_shards
 from tests.support.launched import recipe
 
@@ -341,33 +341,39 @@ def done(value: T | Exception) -> Future[T]:
     return future
 
 
-NO_DATA, NO_TRACKER = PreflightError("data: missing"), TrackingError("not there")
+NO_DATA, NO_TRACKER, READ_ONLY = (PreflightError(text) for text in ("data: none", "tracking: none", "storage: full"))
 
 
 @pytest.mark.parametrize(
     ("data", "tracker", "storage", "embedded", "told"),
     [
-        (
-            NO_DATA,
-            NO_TRACKER,
-            "read-only",
-            False,
-            ("storage: read-only", "data: missing", "tracking: not there"),
-        ),
-        (NO_DATA, NO_TRACKER, "read-only", True, ("storage: read-only", "tracking: not there")),
-        (NO_DATA, NO_TRACKER, None, True, ("data: missing", "tracking: not there")),
-        (NO_DATA, None, None, False, ("data: missing",)),
-        (None, NO_TRACKER, None, False, ("tracking: not there",)),
-        (None, None, "full", False, ("storage: full",)),
+        (NO_DATA, NO_TRACKER, READ_ONLY, False, ("storage: full", "data: none", "tracking: none")),
+        (NO_DATA, NO_TRACKER, READ_ONLY, True, ("storage: full", "tracking: none")),
+        (NO_DATA, NO_TRACKER, None, True, ("data: none", "tracking: none")),
+        (NO_DATA, None, None, False, ("data: none",)),
+        (None, NO_TRACKER, None, False, ("tracking: none",)),
+        (None, None, READ_ONLY, False, ("storage: full",)),
     ],
 )
 def test_every_problem_is_told_and_none_twice(
-    data: Exception | None, tracker: Exception | None, storage: str | None, embedded: bool, told: tuple[str, ...]
+    data: Exception | None,
+    tracker: Exception | None,
+    storage: Exception | None,
+    embedded: bool,
+    told: tuple[str, ...],
 ) -> None:
     arguments: Any = (done(data), done(tracker), done(storage), embedded)
     with pytest.raises(PreflightError) as raised:
         session._collect_checks(*arguments)
     assert raised.value.problems == told
+
+
+@pytest.mark.parametrize("check", ["storage", "tracking"])
+def test_a_place_that_cannot_be_used_is_named(check: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    places = Destination(storage=str(tmp_path / "file" / "runs"), tracking="http://127.0.0.1:1", experiment="e")
+    with pytest.raises(PreflightError, match=rf"^{check}: .*"):
+        preflight.check_storage(places) if check == "storage" else session._make_tracker_factory(places)
 
 
 def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_path: Path) -> None:

@@ -31,9 +31,6 @@ from orchestrator.ray_backend import cluster, ray_env, ray_trainer
 from tests.support import launched
 from tests.support.private_ray import block, list_private_modules
 
-class Flags:
-    stop_flag = successor = sys.argv[1] + "/never"
-
 digest = manifest.load(sys.argv[1] + "/data").digest()
 ray_env.load_fast_start()
 with cluster.connect_cluster():
@@ -45,7 +42,7 @@ with cluster.connect_cluster():
         undo = block([module])
         recipe = launched.recipe(f"r{number}", epochs=1, batch_size=4)
         spec = launched.spec(recipe, sys.argv[1]).model_copy(update={"dataset_digest": digest})
-        outcome = ray_trainer.launch_run(spec, Flags(), 0)
+        outcome = ray_trainer.launch_run(spec, *2 * [sys.argv[1] + "/never"], 0)
         undo()
         print(module, outcome.status, ray_env.load_fast_start() is None, flush=True)
 """

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -17,10 +17,6 @@ from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support import launched
-
-
-class Flags:
-    stop_flag = successor = ""
 
 
 def saved(spec: RunSpec, samples: int, attempt: int, damaged: bool = False) -> None:
@@ -63,7 +59,7 @@ def rounds_of(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, *rounds: tuple[int
     left = list(rounds)
     monkeypatch.setattr(ray_trainer, "_build_trainer", Trainer(spec, left))
     with pytest.raises(RunFailedError):
-        ray_trainer.launch_run(spec, Flags(), 0)
+        ray_trainer.launch_run(spec, "", "", 0)
     return len(rounds) - len(left)
 
 
@@ -95,9 +91,15 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
     monkeypatch.setattr(ray_trainer, "_fit_while_progressing", fit)
     monkeypatch.setattr(cluster, "claim_workers", lambda workers: None)
-    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), save=lambda: None)
+    spec = SimpleNamespace(
+        name="one",
+        folder=str(folder),
+        placement=SimpleNamespace(workers=1),
+        save=lambda: None,
+        build_train_job=lambda *_: None,
+    )
     with pytest.raises(launch_errors.RunFailedError) as error:
-        ray_trainer.launch_run(cast(RunSpec, spec), cast(Any, None), 0)
+        ray_trainer.launch_run(cast(RunSpec, spec), "", "", 0)
     return str(error.value)
 
 

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
-from orchestrator.ray_backend.lease import Lease
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import RunRecorder, Session
+from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
 from orchestrator.training.config import Outcome
 from tests.support import launched, tiny_shards
@@ -23,12 +23,12 @@ class Launches:
     """Stands for Ray: a run goes on until its stop flag is there, or until `done` is set."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, Lease] = {}
+        self.under_way: dict[str, str] = {}
         self.done = threading.Event()
 
-    def __call__(self, spec: RunSpec, held: Lease, gpus: float) -> Outcome:
-        self.under_way[spec.name] = held
-        until(lambda: self.done.is_set() or held.is_stop_requested(), 20)
+    def __call__(self, spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Outcome:
+        self.under_way[spec.name] = stop_flag
+        until(lambda: self.done.is_set() or file_io.exists(stop_flag), 20)
         return Outcome(status="finished" if self.done.is_set() else "stopped")
 
 
@@ -57,7 +57,7 @@ def test_the_stop_flag_of_one_run_stops_all(tmp_path: Path, session: Session, la
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(session.train_run, spec) for spec in (one, other)]
         until(lambda: len(launches.under_way) == 2)
-        launches.under_way[one.name].request_stop()  # as jobs/stop.py does
+        file_io.write_bytes(launches.under_way[one.name], b"")  # as jobs/stop.py does
         assert [run.result(20).status for run in runs] == ["stopped", "stopped"]
         assert session.interruption.event.is_set()
     assert lease.read_lease(one.folder).released  # type: ignore[union-attr]
