@@ -61,8 +61,7 @@ _NO_GRPC = (
 
 _log = logging.getLogger(__name__)
 _pending_connection: Future[None] | None = None
-_prestarted_count = 0  # processes that were requested and that no run has claimed
-_lock = threading.Lock()
+_prestarted = threading.Semaphore(0)  # of processes that were requested and that no run has claimed
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,9 @@ def connect_in_background(workers: int = 0, trial_cpus: int = 0) -> None:
             _init_ray()
             prestart_workers(workers)
             if trial_cpus:
-                _prestart_trial_workers(trial_cpus)
+                free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+                trials = min(int(free.get("CPU", 0)) // trial_cpus, MAX_PRESTARTED_TRIALS)
+                _request_processes(trials, get_tune_variables())
         except BaseException as error:
             future.set_exception(error)
             return
@@ -275,25 +276,14 @@ def prestart_workers(count: int) -> None:
     On several nodes it is not known yet where Ray will place the workers. Nothing depends on these processes: Ray
     starts what is missing when it is needed, as always. So errors are only logged.
     """
-    global _prestarted_count  # noqa: PLW0603  of this process's job
     if _request_processes(count, get_worker_variables()):
-        with _lock:
-            _prestarted_count += count
+        _prestarted.release(count)
 
 
 def claim_workers(count: int) -> None:
     """Claim processes for `count` workers that are about to start; request those that were not requested yet."""
-    global _prestarted_count  # noqa: PLW0603  of this process's job
-    with _lock:
-        missing = max(0, count - _prestarted_count)
-        _prestarted_count = max(0, _prestarted_count - count)
-    _request_processes(missing, get_worker_variables())
-
-
-def _prestart_trial_workers(cpus_each: int) -> None:
-    """Request processes for as many trials of Ray Tune as the cluster's node holds, if it has only one."""
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    _request_processes(min(int(free.get("CPU", 0)) // cpus_each, MAX_PRESTARTED_TRIALS), get_tune_variables())
+    claimed = sum(_prestarted.acquire(blocking=False) for _ in range(count))
+    _request_processes(count - claimed, get_worker_variables())
 
 
 def get_hook_variables() -> dict[str, str]:

@@ -17,6 +17,7 @@ import shlex
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -111,9 +112,9 @@ def _read_pid_namespace() -> str:
 class Lease:
     """A lease that this process holds, with a heartbeat in the background, until it is released; a context manager."""
 
-    def __init__(self, folder: str, number: int) -> None:
-        """folder: URL of the folder of leases."""
-        self._folder, self.number = folder, number
+    def __init__(self, folder: str, number: int, on_stop: Callable[[], None]) -> None:
+        """folder: URL of the folder of leases. on_stop: called, from a thread, after a stop was requested."""
+        self._folder, self.number, self._on_stop = folder, number, on_stop
         self._released = threading.Event()
         self._write_heartbeat()
         self._thread = threading.Thread(target=self._run_heartbeat, name="lease", daemon=True)
@@ -160,8 +161,11 @@ class Lease:
                     # Suspended for so long that another driver took over: this one must not write any more.
                     _log.error("lease: %s was taken over while this driver was suspended; stopping", self._folder)
                     self.request_stop()
+                    self._on_stop()
                     return
                 self._write_heartbeat()
+                if self.is_stop_requested():
+                    self._on_stop()
             except OSError as error:
                 _log.warning("lease: heartbeat not written, retrying in %g s: %s", HEARTBEAT_SECONDS, error)
 
@@ -209,11 +213,13 @@ def read_lease(folder: str) -> LeaseSnapshot | None:
     return LeaseSnapshot(leases, number, owner, beat, f"{stem}.released" in names, f"{stem}.stop" in names)
 
 
-def acquire_lease(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
+def acquire_lease(
+    folder: str, stale_seconds: float = STALE_SECONDS, on_stop: Callable[[], None] = lambda: None
+) -> Lease:
     """Acquire the lease on a run's folder: immediately if it is free, after `stale_seconds` if its owner looks dead.
 
-    A lease whose record cannot be read is treated like any other, as long as its heartbeat changes. Raises
-    LeaseHeldError when a live driver has it.
+    A lease whose record cannot be read is treated like any other, as long as its heartbeat changes. on_stop: as of
+    Lease. Raises LeaseHeldError when a live driver has it.
     """
     leases = file_io.join(folder, "lease")
     while True:
@@ -224,7 +230,7 @@ def acquire_lease(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
                 raise LeaseHeldError(folder, (read_lease(folder) or last).owner)
         owner = json.dumps(asdict(get_current_owner())).encode()
         if file_io.create_bytes(_make_url(leases, number, "json"), owner):
-            return Lease(leases, number)
+            return Lease(leases, number, on_stop)
 
 
 def is_driver_alive(folder: str, last: LeaseSnapshot | None, patience: float = 2.5 * HEARTBEAT_SECONDS) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, RayError, RuntimeEnvSetupError, TaskUnschedulableError
+from ray.exceptions import NodeDiedError, RayError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import check_source_digests
-from orchestrator.data import index, manifest, sampler
-from orchestrator.data import shuffle_quality as mix
+from orchestrator.data import index, manifest, sampler, shuffle_quality
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import pipeline
@@ -64,7 +64,7 @@ def check_trainable(dataset: Manifest, url: str, recipes: Sequence[Recipe], plac
     problems = _find_training_problems(dataset, url, recipes, placement)
     if not problems and (code := collect_code(placement.execution, *recipes)):
         nodes = [node for node in list_live_nodes() if node["Resources"].get("CPU")]
-        problems = _query_nodes(nodes, _check_code_on_node, code)
+        problems = _query_nodes(nodes, check_source_digests, code)
     if problems:
         raise PreflightError(*problems)
 
@@ -92,13 +92,12 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), placem
 def find_warnings(destination: Destination, dataset: Manifest, recipe: Recipe) -> list[str]:
     """Return what is no error: poorly mixed labels, a storage that cannot keep two drivers from the same run."""
     problem = file_io.find_conditional_create_problem(destination.storage)
-    labels = _ShardLabels(destination.data, dataset.shards(TRAIN_SPLIT))
-    try:
-        quality = mix.measure_shuffle_quality(labels, recipe.order, recipe.batch_size)
-    except (DataError, OSError):
-        quality = None  # the run itself reports what is wrong with the data
-    mixing = [quality.format_message()] if quality is not None and quality.is_poor else []
-    return mixing + ([f"storage: {problem}"] if problem else [])
+    warnings = [] if problem is None else [f"storage: {problem}"]
+    with suppress(DataError, OSError):  # the run itself reports what is wrong with the data
+        labels = _ShardLabels(destination.data, dataset.shards(TRAIN_SPLIT))
+        quality = shuffle_quality.measure_shuffle_quality(labels, recipe.order, recipe.batch_size)
+        warnings += [quality.format_message()] if quality.is_poor else []
+    return warnings
 
 
 class _ShardLabels(Sequence[Any]):
@@ -155,64 +154,53 @@ def check_nodes(destination: Destination) -> None:
         raise PreflightError("; ".join(problems))
 
 
-def _query_nodes(nodes: Sequence[dict[str, Any]], check: Callable[..., str | None], *arguments: Any) -> list[str]:
-    """Run a check on each node; return what it found wrong, a line for each node."""
+def _query_nodes(nodes: Sequence[dict[str, Any]], check: Callable[..., None], *arguments: Any) -> list[str]:
+    """Run a check on each node; return its errors, and what kept it from running, a line for each node."""
     node_of = {}
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = ray.remote(check).options(num_cpus=0, scheduling_strategy=strategy)
         node_of[task.remote(*arguments)] = node
     done, late = ray.wait(list(node_of), num_returns=len(node_of), timeout=NODE_CHECK_SECONDS)
-    problems = [
-        f"node {node_of[reference]['NodeManagerAddress']}: {problem}"
-        for reference in done
-        if (problem := _get_node_problem(reference, node_of[reference])) is not None
-    ]
+    found = {
+        node_of[reference]["NodeManagerAddress"]: _get_node_problem(reference, node_of[reference]) for reference in done
+    }
+    problems = [f"node {address}: {problem}" for address, problem in found.items() if problem is not None]
     return problems + ([f"{len(late)} node(s) did not answer within {NODE_CHECK_SECONDS:g} s"] if late else [])
 
 
 def _get_node_problem(reference: Any, node: dict[str, Any]) -> str | None:
     """Return what a node found wrong; None also when it was lost: Ray lists a lost node until it detects that."""
     try:
-        problem: str | None = ray.get(reference)
+        ray.get(reference)
     except RayError as error:
-        if isinstance(error, TaskUnschedulableError | NodeDiedError):
-            return None
-        if node["NodeID"] not in {live["NodeID"] for live in list_live_nodes()}:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, DataError | ConfigError | OSError):
+            return str(error.cause)
+        is_listed = node["NodeID"] in {live["NodeID"] for live in list_live_nodes()}
+        if isinstance(error, TaskUnschedulableError | NodeDiedError) or not is_listed:
             return None
         text = " ".join(str(error).split())
         if len(text) > MAX_ERROR_LENGTH:
             text = f"{text[: MAX_ERROR_LENGTH // 4]} ... {text[-3 * MAX_ERROR_LENGTH // 4 :]}"
         fix = " (is there room on the disk of Ray's temp dir there?)" if isinstance(error, RuntimeEnvSetupError) else ""
         return f"{type(error).__name__}: {text}{fix}"
-    return problem
-
-
-def _check_places_on_node(destination_values: dict[str, Any], probe: str) -> str | None:
-    """Return what is wrong with data or storage on this node; None when nothing is."""
-    destination = Destination.from_dict(destination_values)
-    try:
-        if not file_io.exists(probe):
-            return (
-                f"storage {redaction.redact(destination.storage)} is not the driver's: use a URL or a file system "
-                "that all nodes share"
-            )
-        dataset = manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
-        for shard in [shards[0] for shards in dataset.splits.values() if shards]:
-            file_io.get_size(dataset.tar_url(destination.data, shard))
-    except (DataError, OSError) as error:
-        return str(error)
-    problem = file_io.find_write_problem(destination.storage)
-    return f"storage: {problem}" if problem else None
-
-
-def _check_code_on_node(code: Mapping[str, str]) -> str | None:
-    """Return why this node cannot import a plug-in, or has other code for it than the driver; None when it has it."""
-    try:
-        check_source_digests(code)
-    except ConfigError as error:
-        return str(error)
     return None
+
+
+def _check_places_on_node(destination_values: dict[str, Any], probe: str) -> None:
+    """Raise DataError or OSError for what is wrong with data or storage on this node."""
+    destination = Destination.from_dict(destination_values)
+    if not file_io.exists(probe):
+        raise DataError(
+            f"storage {redaction.redact(destination.storage)} is not the driver's: use a URL or a file system that all "
+            "nodes share"
+        )
+    dataset = manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
+    for shards in dataset.splits.values():
+        for shard in shards[:1]:
+            file_io.get_size(dataset.tar_url(destination.data, shard))
+    if (problem := file_io.find_write_problem(destination.storage)) is not None:
+        raise DataError(f"storage: {problem}")
 
 
 # ------------------------------------------------------------------ files of a dataset

@@ -219,17 +219,6 @@ class RunSpec(Config):
         origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
         return {"recipe.json": self.recipe.to_json()} | origin
 
-    @property
-    def dataset_warning(self) -> str | None:
-        """A warning that the recipe was tuned on another dataset; None when it was not, or it is not known."""
-        origin = self.provenance
-        if origin is None or origin.dataset_digest in ("", self.dataset_digest):
-            return None
-        return (
-            f"the recipe was tuned on {origin.dataset or 'a dataset'} of digest {origin.dataset_digest}, this one's is "
-            f"{self.dataset_digest}: what {origin.source_label or 'its sweep'} found need not hold here"
-        )
-
     def save(self) -> None:
         """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
         update = {"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}

@@ -33,7 +33,6 @@ from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, Trac
 from orchestrator.training.config import Outcome
 from orchestrator.training.run_dir import get_journal_dir
 
-STOP_FLAG_POLL_SECONDS = 2.0
 STOP_TIMEOUT_SECONDS = 120.0  # longer than a checkpoint takes to be written
 DRAIN_SECONDS = 60.0
 KILLED_DRAIN_SECONDS = 10.0
@@ -192,24 +191,11 @@ class Session:
 
         Raises LeaseHeldError when another driver runs it.
         """
-        with lease.acquire_lease(folder) as held, self.interruption.calling(held.request_stop):
-            ended = threading.Event()
-            watch = threading.Thread(target=self._watch_stop_flag, args=(held, ended), name="lease-flag", daemon=True)
-            watch.start()
-            try:
-                yield held
-            finally:
-                ended.set()
-                watch.join()
-
-    def _watch_stop_flag(self, held: Lease, ended: threading.Event) -> None:
-        while not ended.wait(STOP_FLAG_POLL_SECONDS):
-            try:
-                if held.is_stop_requested():
-                    self.interruption.request_stop()
-                    return
-            except OSError:
-                continue  # a failed poll stops nothing
+        with (
+            lease.acquire_lease(folder, on_stop=self.interruption.request_stop) as held,
+            self.interruption.calling(held.request_stop),
+        ):
+            yield held
 
     def train_run(self, spec: RunSpec, parent: str | None = None) -> Outcome:
         """Train a run under its lease, recorded under the run of key `parent`; return the outcome.

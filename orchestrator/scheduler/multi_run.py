@@ -96,8 +96,7 @@ def _execute_plan(
         session.print_line(f"the cluster holds {now} workers now, {before} before")
 
     first = plan.order[0]
-    warnings = preflight.find_warnings(first.destination, session.manifest, first.recipe)
-    for warning in filter(None, (first.dataset_warning, *warnings)):
+    for warning in preflight.find_warnings(first.destination, session.manifest, first.recipe):
         session.print_line(f"warning: {warning}")
 
     def query_slots() -> int:

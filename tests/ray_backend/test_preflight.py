@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 from mlflow.tracking import MlflowClient
-from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
 from rich.console import Console
 
 from orchestrator.cli.exit_status import run_command
@@ -275,13 +275,15 @@ def test_every_node_imports_the_plug_ins_and_compares_their_code(
         preflight.check_trainable(packed, url, recipes, execution("metrics", METRIC))
     ((where, check, code),) = asked
     assert (where, code.keys()) == (nodes[:1], {METRIC})
-    assert check(code) is None
-    module = Path(str(plugin_metrics.__file__))
-    assert check({METRIC: "another"}) == (
-        f"{METRIC!r}: {module} differs from the driver's code; install the same version on every node, or submit the "
-        "job with --working-dir set to the folder that holds it"
+    check(code)
+    with pytest.raises(ConfigError) as raised:
+        check({METRIC: "another"})
+    assert str(raised.value) == (
+        f"{METRIC!r}: {plugin_metrics.__file__} differs from the driver's code; install the same version on every "
+        "node, or submit the job with --working-dir set to the folder that holds it"
     )
-    assert "no module no_such_module on sys.path" in check({"no_such_module:Metric": "another"})
+    with pytest.raises(ConfigError, match=r"no module no_such_module on sys\.path"):
+        check({"no_such_module:Metric": "another"})
 
 
 def test_a_worker_with_other_code_than_the_driver_trains_nothing(packed: Manifest, tmp_path: Path) -> None:
@@ -472,22 +474,22 @@ def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "listed", "told"),
     [
-        (None, [NODE], "missing"),
+        (None, [NODE], None),
+        (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing"),
         (TaskUnschedulableError("the node is gone"), [NODE], None),
         (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
         (WorkerCrashedError(), [], None),
         (WorkerCrashedError(), [NODE], "WorkerCrashedError: The worker died unexpectedly"),
         (RuntimeEnvSetupError("x" * 1000 + " no unpacking"), [NODE], "no unpacking (is there room on the disk"),
     ],
-    ids=["answers", "unschedulable", "died", "gone", "crashed", "unpacking"],
+    ids=["answers", "finds", "unschedulable", "died", "gone", "crashed", "unpacking"],
 )
 def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
     error: Exception | None, listed: list[dict[str, Any]], told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def get(_: object) -> str:
+    def get(_: object) -> None:
         if error is not None:
             raise error
-        return "missing"
 
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.nodes", lambda: listed)

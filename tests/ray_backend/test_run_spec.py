@@ -247,16 +247,6 @@ def test_a_run_from_a_file_is_the_run_of_that_recipe_and_tells_where_it_comes_fr
     assert spec().artifact_texts == {"recipe.json": recipe().to_json()}
 
 
-@pytest.mark.parametrize(("digest", "warned"), [("0123456789abcdef", False), ("another", True), ("", False)])
-def test_a_recipe_that_was_tuned_on_another_dataset_is_warned_of(digest: str, warned: bool) -> None:
-    origin = FOUND.model_copy(update={"dataset_digest": digest})
-    told = spec().model_copy(update={"provenance": origin}).dataset_warning
-    assert (told is not None) == warned
-    if told is not None:
-        assert told.startswith("the recipe was tuned on digits of digest another, this one's is 0123456789abcdef: what")
-    assert spec().dataset_warning is None
-
-
 def test_presets_come_from_nowhere() -> None:
     assert {preset.value.provenance for preset in build_job_presets(JobConfig).values()} == {None}
 

@@ -36,7 +36,7 @@ class Launches:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     made = Launches()
     monkeypatch.setattr(sessions, "launch_run", made)
-    monkeypatch.setattr(sessions, "STOP_FLAG_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(RunRecorder, "record_run", lambda *_: "key")
     monkeypatch.setattr(RunRecorder, "submit", lambda *_: None)
     return made
