@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -70,7 +69,8 @@ class FastStartTrainer(DataParallelTrainer):
         # An earlier controller of the same run may have died with its process, such as a trial's actor of Ray Tune.
         ray_internals.release_placement_group(self._folder)
         try:
-            with patch_ray_train(self.run_config.name or ""):
+            threading.current_thread().name = self.run_config.name or "run"  # stands in each line of the log
+            with patch_ray_train():
                 return run_controller(FastStartController(**options))
         finally:
             ray_internals.release_placement_group(self._folder)
@@ -246,25 +246,19 @@ def is_shutdown_imminent() -> bool:
 _patch_lock = threading.Lock()
 _patch_users = 0
 _patches = ExitStack()
-_logged_run: ContextVar[str] = ContextVar("run", default="-")
 
 
 @contextmanager
-def patch_ray_train(run: str) -> Iterator[None]:
-    """Patch Ray Train's modules while at least one trainer of this process fits; label this thread's logs with a run.
-
-    run: its name.
-    """
+def patch_ray_train() -> Iterator[None]:
+    """Patch Ray Train's modules while at least one trainer of this process fits."""
     global _patch_users  # noqa: PLW0603  Ray's modules are global, too
     with _patch_lock:
         if _patch_users == 0:
             _apply_patches(_patches)
         _patch_users += 1
-    token = _logged_run.set(run)
     try:
         yield
     finally:
-        _logged_run.reset(token)
         with _patch_lock:
             _patch_users -= 1
             if _patch_users == 0:
@@ -281,8 +275,7 @@ def _apply_patches(stack: ExitStack) -> None:
     os.makedirs(folder, exist_ok=True)
     file = f"ray-train-app-controller-{ray.get_runtime_context().get_worker_id()}.log"  # as Ray names a controller's
     handler = logging.FileHandler(os.path.join(folder, file), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(run)s: %(message)s"))
-    handler.addFilter(_add_run_name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(threadName)s: %(message)s"))
     stack.callback(handler.close)
     logger = logging.getLogger(RAY_TRAIN_LOGGER)
     logger.addHandler(handler)
@@ -295,11 +288,6 @@ def _apply_patches(stack: ExitStack) -> None:
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
-
-
-def _add_run_name(record: logging.LogRecord) -> bool:
-    record.run = _logged_run.get()
-    return True
 
 
 class _ConstantMethod:

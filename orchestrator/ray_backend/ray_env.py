@@ -228,13 +228,17 @@ def _load(name: str) -> ModuleType | None:
     """Import a module unless something speaks against it; warn about that once in a process."""
     with _lock:
         if name not in _loaded:
-            module, obstacle = None, _find_obstacle()
+            obstacle = _find_obstacle()
+            module: ModuleType | None = None
             if obstacle is None:
-                try:  # only a tested version of Ray has what these import
+                try:
+                    from orchestrator.ray_backend import ray_internals  # only a tested Ray has what it imports
+
+                    module = ray_internals
                     if name == "fast_start":
-                        from orchestrator.ray_backend import fast_start as module  # as above
-                    else:
-                        from orchestrator.ray_backend import ray_internals as module  # as above
+                        from orchestrator.ray_backend import fast_start  # as above
+
+                        module = fast_start
                 except Exception as error:  # a module that changed may fail in any way while it is imported
                     obstacle = f"Ray {version('ray')} lacks what it needs ({type(error).__name__}: {error})"
             if obstacle is not None and None not in _loaded.values():

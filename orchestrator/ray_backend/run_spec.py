@@ -207,18 +207,6 @@ class RunSpec(Config):
         """URL of the run's folder."""
         return file_io.join(self.destination.storage, "models", self.name)
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tags of the run in the tracker, beside its recipe."""
-        sweep = {} if self.provenance is None else {"orchestrator.sweep": self.provenance.source_label}
-        return {"orchestrator.folder": redaction.redact(self.folder)} | sweep
-
-    @property
-    def artifact_texts(self) -> dict[str, str]:
-        """Artifacts of the run in the tracker: texts by name."""
-        origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
-        return {"recipe.json": self.recipe.to_json()} | origin
-
     def save(self) -> None:
         """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
         update = {"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}

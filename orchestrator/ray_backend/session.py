@@ -73,15 +73,19 @@ class RunRecorder:
 
     def record_run(self, spec: RunSpec, parent: str | None = None) -> str:
         """Record a run from its journal, nested under the run of key `parent`; return its key."""
-        key = self.make_run_key(spec, parent)
+        key, origin = self.make_run_key(spec, parent), spec.provenance
         params = {path: str(value) for path, value in flatten_config(spec.recipe).items()}
-        tags = spec.tags | {"orchestrator.dataset": f"{self._dataset} {spec.dataset_digest}"}
+        tags = {
+            "orchestrator.folder": redaction.redact(spec.folder),
+            "orchestrator.dataset": f"{self._dataset} {spec.dataset_digest}",
+        } | ({} if origin is None else {"orchestrator.sweep": origin.source_label})
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_keys.add(key)
 
         def log_texts(tracker: Tracker, run_id: str) -> None:
-            for name, text in spec.artifact_texts.items():
-                tracker.log_text(run_id, name, text)
+            tracker.log_text(run_id, "recipe.json", spec.recipe.to_json())
+            if origin is not None:
+                tracker.log_text(run_id, "provenance.json", origin.to_json())
 
         self.submit(key, log_texts)
         return key

@@ -174,7 +174,7 @@ def test_all_that_ray_s_group_of_workers_asks_of_the_barrier_is_answered(monkeyp
     assert re.findall(r"ray\.kill\(\w*sync_actor", asked + inspect.getsource(state)) == ["ray.kill(sync_actor"]
     monkeypatch.setattr("ray.put", lambda value: ("put", value))
     monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "1")
-    with fast_start.patch_ray_train("r"):
+    with fast_start.patch_ray_train():
         actor: Any = vars(worker_group)["SynchronizationActor"].options(label_selector={}).remote(timeout_s=1.0)
         assert actor.set_required_ranks.remote({0}) == ("put", True)
         assert actor.reset.remote() == ("put", None)
@@ -185,8 +185,8 @@ def test_all_that_ray_s_group_of_workers_asks_of_the_barrier_is_answered(monkeyp
 def test_ray_is_patched_as_long_as_a_trainer_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fast_start.STRUCTURED_LOGGING_VARIABLE, "1")
     before = (vars(worker_group)["SynchronizationActor"], vars(state)["_shutdown_sync_actor"])
-    with fast_start.patch_ray_train("r"):
-        with fast_start.patch_ray_train("r"):
+    with fast_start.patch_ray_train():
+        with fast_start.patch_ray_train():
             pass
         assert vars(worker_group)["SynchronizationActor"] is fast_start.NoOpSynchronizationActor
     assert (vars(worker_group)["SynchronizationActor"], vars(state)["_shutdown_sync_actor"]) == before
@@ -320,8 +320,13 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def say(run: str, words: str) -> None:
-    with fast_start.patch_ray_train(run):
-        logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+    def log() -> None:
+        with fast_start.patch_ray_train():
+            logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+
+    thread = threading.Thread(target=log, name=run)  # as the trainer names its own
+    thread.start()
+    thread.join()
 
 
 def lines(folder: Path) -> list[str]:

@@ -11,12 +11,16 @@ from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import RunRecorder, Session
+from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
+from orchestrator.tracking.replay import JournalReplayer
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.config import Outcome
 from tests.support import launched, tiny_shards
 from tests.support import sessions as support
 from tests.support.launched import until
+from tests.support.tracker import RecordingTracker
 
 
 class Launches:
@@ -75,6 +79,25 @@ def test_a_storage_has_the_same_keys_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     assert support.session(tmp_path / "b").recorder.make_tracking_key("run", "/parent") == key
     assert support.session(tmp_path / "other").recorder.make_tracking_key("run", "/parent") != key
+
+
+def test_a_run_is_recorded_with_its_recipe_and_where_that_comes_from(tmp_path: Path, session: Session) -> None:
+    tracker = RecordingTracker()
+
+    def factory() -> Tracker:
+        return tracker
+
+    recorder = RunRecorder(str(tmp_path), "tiny", JournalReplayer(factory, poll_seconds=0.01))
+    origin = Provenance(sweep="tiny-pbt", trial="t003")
+    one, other = specs(tmp_path)
+    keys = [recorder.record_run(run) for run in (one, other.model_copy(update={"provenance": origin}))]
+    assert recorder.close(interrupted=False) is None
+    plain, tuned = (tracker.runs[f"id-{key}"] for key in keys)
+    assert (plain.tags["orchestrator.folder"], plain.texts) == (one.folder, {"recipe.json": one.recipe.to_json()})
+    assert plain.tags["orchestrator.dataset"] == f"tiny {one.dataset_digest}"
+    assert "orchestrator.sweep" not in plain.tags
+    assert tuned.tags["orchestrator.sweep"] == "tiny-pbt t003"
+    assert tuned.texts["provenance.json"] == origin.to_json()
 
 
 def test_a_storage_that_takes_no_id_is_named(tmp_path: Path, session: Session) -> None:
