@@ -232,13 +232,14 @@ def _load(name: str) -> ModuleType | None:
             module: ModuleType | None = None
             if obstacle is None:
                 try:
-                    from orchestrator.ray_backend import ray_internals  # only a tested Ray has what it imports
-
-                    module = ray_internals
                     if name == "fast_start":
-                        from orchestrator.ray_backend import fast_start  # as above
+                        from orchestrator.ray_backend import fast_start  # only a tested Ray has what it imports
 
                         module = fast_start
+                    else:
+                        from orchestrator.ray_backend import ray_internals  # as above
+
+                        module = ray_internals
                 except Exception as error:  # a module that changed may fail in any way while it is imported
                     obstacle = f"Ray {version('ray')} lacks what it needs ({type(error).__name__}: {error})"
             if obstacle is not None and None not in _loaded.values():

@@ -475,7 +475,7 @@ def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
     ("error", "listed", "told"),
     [
         (None, [NODE], None),
-        (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing")(  # type: ignore[no-untyped-call],
+        (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing"),  # type: ignore[no-untyped-call]
             TaskUnschedulableError("the node is gone"), [NODE], None
         ),
         (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
