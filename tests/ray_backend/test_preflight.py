@@ -476,8 +476,7 @@ def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
     [
         (None, [NODE], None),
         (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing"),  # type: ignore[no-untyped-call]
-            TaskUnschedulableError("the node is gone"), [NODE], None
-        ),
+        (TaskUnschedulableError("the node is gone"), [NODE], None),
         (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
         (WorkerCrashedError(), [], None),
         (WorkerCrashedError(), [NODE], "WorkerCrashedError: The worker died unexpectedly"),
