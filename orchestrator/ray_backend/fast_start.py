@@ -18,14 +18,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller import state as states
 from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import (
-    ErroredState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    ShuttingDownState,
-)
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state as worker_group_state
@@ -59,8 +53,7 @@ class FastStartTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-        return [*kept, _FolderCallback(self._folder)]
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         # An elastic run's policy learns from the coordinator how many nodes there are.
@@ -71,7 +64,7 @@ class FastStartTrainer(DataParallelTrainer):
         try:
             threading.current_thread().name = self.run_config.name or "run"  # stands in each line of the log
             with patch_ray_train():
-                return run_controller(FastStartController(**options))
+                return run_controller(FastStartController(self._folder, **options))
         finally:
             ray_internals.release_placement_group(self._folder)
 
@@ -79,12 +72,12 @@ class FastStartTrainer(DataParallelTrainer):
 class FastStartWorkerGroup(worker_group_module.WorkerGroup):
     """Ray Train's group of workers, for a controller that is not an actor."""
 
+    run_folder = ""  # URL, of a subclass
+
     def _create_placement_group(self, *arguments: Any) -> Any:
         handle = super()._create_placement_group(*arguments)
         try:
-            for callback in self._callbacks:
-                if isinstance(callback, _FolderCallback):
-                    ray_internals.record_placement_group(callback.folder, handle.placement_group)
+            ray_internals.record_placement_group(self.run_folder, handle.placement_group)
         except BaseException:  # without the record no other process could release it
             handle.shutdown()
             raise
@@ -112,10 +105,10 @@ class FastStartWorkerGroup(worker_group_module.WorkerGroup):
 class FastStartController(TrainController):
     """Ray Train's controller, for the process that launches the run."""
 
-    worker_group_cls = FastStartWorkerGroup
-
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, folder: str, **options: Any) -> None:
+        """folder: URL of the run's folder."""
         super().__init__(**options)
+        self.worker_group_cls = type("RunWorkerGroup", (FastStartWorkerGroup,), {"run_folder": folder})
         self._worker_group_callbacks_to_propagate = [
             ThreadPreemptionCallback() if isinstance(callback, PreemptionCallback) else callback
             for callback in self._worker_group_callbacks_to_propagate
@@ -145,13 +138,6 @@ class NonAutoscalingPolicy(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         pass
-
-
-class _FolderCallback(WorkerGroupCallback):
-    """Carries the URL of the run's folder to the group of workers."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
 
 
 class ThreadPreemptionCallback(PreemptionCallback):
@@ -201,17 +187,17 @@ class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Record a failure, or let the run save before its workers are replaced; then count the nodes."""
         try:
-            failed = current_state.next_state if isinstance(current_state, ShuttingDownState) else current_state
-            if isinstance(failed, RestartingState) or (
-                failed is not current_state and isinstance(failed, ErroredState)
+            failed = current_state.next_state if isinstance(current_state, states.ShuttingDownState) else current_state
+            if isinstance(failed, states.RestartingState) or (
+                failed is not current_state and isinstance(failed, states.ErroredState)
             ):
                 self._recorder.record_failure(failed.training_failed_error, self._group)
-            elif isinstance(current_state, ResizingState):
+            elif isinstance(current_state, states.ResizingState):
                 workers = current_state.scaling_decision.num_workers  # type: ignore[attr-defined]
                 self._recorder.checkpoint_before_resize(self._group, workers, announce_replacement)
         except Exception:
             _log.exception("the state of Ray Train's controller could not be recorded")
-        if self._elastic and isinstance(current_state, RestartingState | ReschedulingState):
+        if self._elastic and isinstance(current_state, states.RestartingState | states.ReschedulingState):
             self._refresh_node_count(wait=True)
             time.sleep(SCALING_CACHE_SECONDS)
 

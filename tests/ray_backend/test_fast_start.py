@@ -32,7 +32,6 @@ from orchestrator.ray_backend.fast_start import (
     FastStartTrainer,
     NonAutoscalingPolicy,
     ThreadPreemptionCallback,
-    _FolderCallback,
 )
 
 
@@ -44,7 +43,7 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(FastStartTrainer(lambda: None, folder="/r"))
     assert BackendSetupCallback in ours
     assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
-    assert ours - usual == {_FolderCallback}
+    assert ours - usual == set()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_nobody_is_asked_for_nodes_where_nothing_scales(
     given: dict[str, Any] = {}
     monkeypatch.setattr(ray_internals, "read_autoscaler_limits", lambda: {"CPU": 4} if grows else None)
     monkeypatch.setattr(fast_start, "_apply_patches", lambda stack: None)
-    monkeypatch.setattr(fast_start, "FastStartController", lambda **given_: given.update(given_))
+    monkeypatch.setattr(fast_start, "FastStartController", lambda _, **given_: given.update(given_))
     monkeypatch.setattr(fast_start, "run_controller", lambda _: None)
     trainer = FastStartTrainer(lambda: None, folder="/r", scaling_config=ScalingConfig(num_workers=workers))
     # An elastic run's policy is left as it is, whatever it is: None stands for it.
@@ -121,6 +120,7 @@ class LostEarly(fast_start.FastStartController):
         await super()._run_control_loop_iteration()
 
 class Early(fast_start.FastStartWorkerGroup):
+    run_folder = "/r"
     def _create_workers(self, *given, **named):
         super()._create_workers(*given, **named)
         raise KeyboardInterrupt("lost early")  # what Ray Train does not catch
