@@ -46,11 +46,9 @@ def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
             from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
 
             digits.pack_digits(resolved.data)
-        dataset = _load_dataset(resolved)
-        _check_content(resolved.data, dataset)
+        return _load_dataset(resolved)
     except (DataError, OSError) as error:
         raise PreflightError(str(error)) from None
-    return dataset
 
 
 def check_storage(destination: Destination) -> None:
@@ -213,7 +211,7 @@ def _load_dataset(destination: Destination) -> Manifest:
             f"data: {redaction.redact(url)}: it has no {VALIDATION_SPLIT} split, so no error could be computed; pack "
             f"it with some images held out (--source.holdout 0.1), or index one (--{VALIDATION_SPLIT})"
         )
-    _check_shards(url, dataset)
+    _check_files(url, dataset)
     return dataset
 
 
@@ -226,23 +224,26 @@ def _has_manifest(url: str) -> bool:
     return True
 
 
-def _check_shards(url: str, dataset: Manifest) -> None:
-    """Raise DataError when a tar or index that the manifest lists is missing, or a tar has another size."""
-    files = [
-        (shard, dataset.tar_url(url, shard), file_io.join(url, shard.name + index.SUFFIX))
-        for shards in dataset.splits.values()
-        for shard in shards
-    ]
-    sizes = _list_sizes([file for _, *pair in files for file in pair])
-    for shard, tar, listing in files:
-        for file in (tar, listing):
-            if file not in sizes:
-                raise DataError(f"data: {redaction.redact(file)}: missing, the manifest lists it")
-        if sizes[tar] != shard.bytes:
-            raise DataError(
-                f"data: {redaction.redact(tar)}: {sizes[tar]} bytes, the manifest says {shard.bytes}: cut or replaced; "
-                "pack or index the dataset again"
-            )
+def _check_files(url: str, dataset: Manifest) -> None:
+    """Raise DataError for a tar or index that is missing, cut or, of a small dataset, damaged.
+
+    Files of large datasets are checked as they are read.
+    """
+    shards = [shard for split in dataset.splits.values() for shard in split]
+    tars = [(dataset.tar_url(url, shard), shard.bytes, shard.sha256) for shard in shards]
+    indexes = [(file_io.join(url, shard.name + index.SUFFIX), None, shard.index_sha256) for shard in shards]
+    sizes = _list_sizes([file for file, _, _ in (*tars, *indexes)])
+    is_small = sum(shard.bytes for shard in shards) <= CHECKSUM_LIMIT_BYTES
+    for file, size, sha256 in (*tars, *indexes):
+        if file not in sizes:
+            raise DataError(f"data: {redaction.redact(file)}: missing, the manifest lists it")
+        if size is not None and sizes[file] != size:
+            problem = f"{sizes[file]} bytes, the manifest says {size}: cut or replaced"
+        elif is_small and hashlib.sha256(file_io.read_bytes(file)).hexdigest() != sha256:
+            problem = "damaged: not the checksum that the manifest names"
+        else:
+            continue
+        raise DataError(f"data: {redaction.redact(file)}: {problem}; pack or index the dataset again")
 
 
 def _list_sizes(files: Sequence[str]) -> dict[str, int]:
@@ -255,18 +256,3 @@ def _list_sizes(files: Sequence[str]) -> dict[str, int]:
         for folder, names in folders.items()
         for name, size in file_io.list_sizes(folder, names).items()
     }
-
-
-def _check_content(url: str, dataset: Manifest) -> None:
-    """Raise DataError when a file of a small dataset is damaged; large datasets are checked as they are read."""
-    shards = [shard for split in dataset.splits.values() for shard in split]
-    if sum(shard.bytes for shard in shards) > CHECKSUM_LIMIT_BYTES:
-        return
-    for shard in shards:
-        listing = file_io.join(url, shard.name + index.SUFFIX)
-        for file, sha256 in ((dataset.tar_url(url, shard), shard.sha256), (listing, shard.index_sha256)):
-            if hashlib.sha256(file_io.read_bytes(file)).hexdigest() != sha256:
-                raise DataError(
-                    f"data: {redaction.redact(file)}: damaged: not the checksum that the manifest names; pack or index "
-                    "the dataset again"
-                )
