@@ -108,7 +108,11 @@ class FastStartController(TrainController):
     def __init__(self, folder: str, **options: Any) -> None:
         """folder: URL of the run's folder."""
         super().__init__(**options)
-        self.worker_group_cls = type("RunWorkerGroup", (FastStartWorkerGroup,), {"run_folder": folder})
+
+        class RunWorkerGroup(FastStartWorkerGroup):
+            run_folder = folder
+
+        self.worker_group_cls = RunWorkerGroup
         self._worker_group_callbacks_to_propagate = [
             ThreadPreemptionCallback() if isinstance(callback, PreemptionCallback) else callback
             for callback in self._worker_group_callbacks_to_propagate

@@ -19,7 +19,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from orchestrator.config.output import prepare_output
 from orchestrator.ray_backend import ray_env
-from orchestrator.training.config import TrainJob
+from orchestrator.training.config import LauncherContext, TrainJob
 
 SETUP_MARGIN_SECONDS = 60.0
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -27,28 +27,22 @@ _SIOCGIFADDR = 0x8915
 _IFREQ_BYTES = 256  # bytes that the kernel may write
 
 
-class RayTrainContext:
-    """Context of the training inside Ray Train. Nothing is reported to Ray: all is in the run's own journal."""
+class RayTrainContext(LauncherContext):
+    """Context of the training inside Ray Train. Nothing is reported to Ray: all is in the run's own journal.
+
+    Ray Train drops metrics that come without a checkpoint, and each report would stop the training for a barrier of all
+    ranks. Only the stop flag ends a training early.
+    """
 
     def __init__(self, fast_start: bool) -> None:
         """fast_start: whether the controller is that of `fast_start`."""
         self._fast_start = ray_env.load_fast_start() if fast_start else None
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Do nothing: Ray Train drops metrics that come without a checkpoint, and our checkpoints are not its own.
-
-        Each report would stop the training for a barrier of all ranks, and until the controller took the one before.
-        """
 
     def has_preemption_notice(self) -> bool:
         """Return whether the workers are about to be shut down. All ranks must call this equally often."""
         if self._fast_start is None:  # a barrier: rank 0's answer counts
             return ray.train.get_preemption_info() is not None
         return bool(self._fast_start.is_shutdown_imminent())
-
-    def should_continue(self) -> bool:
-        """Return True: only the stop flag ends a training early."""
-        return True
 
 
 def run_train_worker(payload: dict[str, Any]) -> dict[str, Any]:

@@ -128,9 +128,11 @@ class LauncherContext(Protocol):
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report an epoch's metrics; every rank calls it equally often."""
+        return
 
     def has_preemption_notice(self) -> bool:
         """Return whether this rank knows that a node of the run will soon be taken away; never waits."""
 
     def should_continue(self) -> bool:
         """Return whether the run needs another epoch after the one just reported; the same on every rank."""
+        return True
