@@ -86,7 +86,7 @@ def test_what_fits_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (clock.now, clock.said) == (0.0, [])
 
 
-def test_what_can_never_fit_is_refused_at_once_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_never_fit_is_rejected_immediately_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, SMALL)
     with pytest.raises(ClusterError) as raised:
         wait_for_capacity(Placement(workers=3, cpus_per_worker=2), clock.said.append)
@@ -124,7 +124,7 @@ def test_an_autoscaler_is_waited_for_up_to_its_own_deadline(monkeypatch: pytest.
 @pytest.mark.parametrize(
     "placement", [Placement(workers=17, wait_seconds=60), Placement(workers=2, gpus_per_worker=2, wait_seconds=60)]
 )
-def test_more_than_the_autoscaler_may_ever_bring_is_refused_at_once(
+def test_more_than_the_autoscaler_may_ever_bring_is_rejected_immediately(
     monkeypatch: pytest.MonkeyPatch, placement: Placement
 ) -> None:
     clock = Clock(monkeypatch, ClusterCapacity((Node(1, 0),), max_cpus=16, max_gpus=3))

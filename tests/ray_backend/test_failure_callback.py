@@ -43,12 +43,12 @@ RUNNING = RunningState()  # type: ignore[no-untyped-call]
 
 
 def dead(text: str, preempted: bool = False) -> WorkerHealthCheckFailedError:
-    """What Ray Train has for a worker whose actor died."""
+    """The error in which Ray Train wraps the death of a worker's actor."""
     return WorkerHealthCheckFailedError("health check failed", RayActorError(error_msg=text, preempted=preempted))
 
 
 class Group:
-    """A group of workers that all answer; counts how often rank 0 was told that the group will be replaced."""
+    """A group of workers that all answer; notes the announcement to rank 0 that it will be replaced."""
 
     def __init__(self) -> None:
         self.announced = threading.Event()
@@ -121,7 +121,7 @@ def test_a_failure_is_kept_with_its_time_whether_it_is_retried_or_not(tmp_path: 
     assert (tmp_path / "attempts" / f"failed-{round(1000 * found['time'])}.json").exists()
 
 
-def test_a_run_that_goes_well_leaves_no_record(tmp_path: Path) -> None:
+def test_a_successful_run_leaves_no_record(tmp_path: Path) -> None:
     finished = FinishedState()  # type: ignore[no-untyped-call]
     for state in (RUNNING, ShuttingDownState(finished), finished):
         watching(tmp_path).after_controller_state_update(RUNNING, state)
@@ -145,7 +145,7 @@ def test_storage_that_fails_or_hangs_does_not_hold_up_the_restart(
     released.set()
 
 
-def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still_kept(
+def test_errors_of_the_watch_are_not_raised_and_the_failure_is_still_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[str] = []
@@ -156,7 +156,7 @@ def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still
 
     monkeypatch.setattr(fast_start, "get_or_create_autoscaling_coordinator", failing)
     monkeypatch.setattr(fast_start, "SCALING_CACHE_SECONDS", 0.0)
-    made = ControllerEventCallback(FailureRecorder(str(tmp_path), elastic=True))  # it was told of no workers
+    made = ControllerEventCallback(FailureRecorder(str(tmp_path), elastic=True))  # it knows no workers
     made.after_controller_state_update(RUNNING, RestartingState(WorkerGroupError("text", {0: ValueError("bad")})))
     assert [found["causes"] for found in kept(tmp_path)] == [{"0": "ValueError: bad"}]
     monkeypatch.setattr(fast_start, "NODE_REFRESH_SECONDS", 0.0)

@@ -51,7 +51,7 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     [(1, False, NonAutoscalingPolicy), (1, True, FixedScalingPolicy), ((1, 2), False, type(None))],
     ids=["fixed", "autoscaled", "elastic"],
 )
-def test_nobody_is_asked_for_nodes_where_nothing_scales(
+def test_no_node_is_requested_without_an_autoscaler(
     workers: Any, grows: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def test_nobody_is_asked_for_nodes_where_nothing_scales(
     assert type(given["scaling_policy"]) is kind
 
 
-def test_a_settled_policy_wants_its_number_of_workers_and_asks_nobody() -> None:
+def test_a_fixed_policy_wants_its_number_of_workers_and_sends_no_request() -> None:
     policy = NonAutoscalingPolicy(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1}))
     policy.after_controller_start(None)
     decision: Any = policy.make_decision_for_non_running_worker_group()
@@ -218,7 +218,7 @@ def test_only_what_this_job_has_reserved_is_given_back(
     assert removed == ([] if left else [group])
 
 
-# ------------------------------------------------------------------ the watch over the nodes of a run's workers. whol
+# ------------------------------------------------------------------ the watch over the nodes of a run
 PATIENCE_SECONDS = 10.0
 
 
@@ -226,12 +226,12 @@ class Actor:
     """Takes the notice as Ray's worker does, by `mark_preempt.remote`."""
 
     def __init__(self) -> None:
-        self.told: list[PreemptionInfo] = []
+        self.notices: list[PreemptionInfo] = []
         self.heard = threading.Event()
         self.mark_preempt = SimpleNamespace(remote=self._mark)
 
     def _mark(self, info: PreemptionInfo) -> None:
-        self.told.append(info)
+        self.notices.append(info)
         self.heard.set()
 
 
@@ -260,7 +260,7 @@ def watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "PreemptionWatcher"]
 
 
-def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> None:
+def test_every_worker_receives_the_notice_of_a_draining_node(draining: dict[str, int]) -> None:
     actors, watch = [Actor(), Actor()], ThreadPreemptionCallback()
     watch.after_worker_group_start(group(actors, ["here", "there"]))
     draining["elsewhere"] = 1000  # no node of ours
@@ -269,7 +269,7 @@ def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> N
         assert all(actor.heard.wait(PATIENCE_SECONDS) for actor in actors)
     finally:
         watch.before_worker_group_shutdown(group([], []))
-    assert [actor.told for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
+    assert [actor.notices for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
 
 
 @pytest.mark.parametrize("end", ["before_worker_group_shutdown", "after_worker_group_abort"])
@@ -294,18 +294,18 @@ def test_a_new_group_is_watched_in_place_of_the_last(draining: dict[str, int]) -
         assert second.heard.wait(PATIENCE_SECONDS)
     finally:
         watch.before_worker_group_shutdown(group([], []))
-    assert first.told == []
-    assert second.told == [PreemptionInfo(None, {"there": [0]})]
+    assert first.notices == []
+    assert second.notices == [PreemptionInfo(None, {"there": [0]})]
 
 
-def test_a_run_goes_on_without_a_notice(caplog: pytest.LogCaptureFixture) -> None:
-    before = set(watchers())  # of other tests, which may not have woken up since they were told to end
+def test_a_failed_watch_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    before = set(watchers())  # of other tests, which may not have woken up since their end was requested
     ThreadPreemptionCallback().after_worker_group_start(None)
     assert "their preemption will come without notice" in caplog.text
     assert set(watchers()) <= before
 
 
-# ------------------------------------------------------------------ what ray train's controllers say, of several runs
+# ------------------------------------------------------------------ logs of Ray Train's controllers
 LOGGER = logging.getLogger(fast_start.RAY_TRAIN_LOGGER)
 
 

@@ -57,7 +57,7 @@ def test_a_whole_dataset_passes(packed: Manifest, tmp_path: Path) -> None:
     assert check(tmp_path) == packed
 
 
-def test_a_folder_without_a_dataset_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_reported(tmp_path: Path) -> None:
     (text,) = problems(tmp_path)
     assert f"{tmp_path}/data/manifest.json: no manifest there" in text
 
@@ -89,7 +89,7 @@ def adopted(tmp_path: Path) -> Path:
     return tars
 
 
-def test_tars_elsewhere_pass_with_leave_and_are_trained_on(adopted: Path, tmp_path: Path) -> None:
+def test_tars_elsewhere_need_a_flag_and_are_trained_on(adopted: Path, tmp_path: Path) -> None:
     (text,) = problems(tmp_path)
     assert f"must lie below {tmp_path}/data, got {adopted}; set --allow-elsewhere" in text
     found = check(tmp_path, allow_elsewhere=True)
@@ -110,7 +110,7 @@ def test_a_tar_elsewhere_is_checked_where_it_lies(adopted: Path, tmp_path: Path,
     assert f"{path}: {said}" in text
 
 
-def test_leave_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -> None:
+def test_the_flag_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -> None:
     specs = [
         RunSpec(
             recipe=runs.recipe(batch_size=8),
@@ -123,7 +123,7 @@ def test_leave_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -
     assert specs[0].identity == specs[1].identity
 
 
-def test_a_damaged_manifest_is_told(packed: Manifest, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_reported(packed: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "data" / "manifest.json"
     path.write_bytes(path.read_bytes()[:-20])
     (text,) = problems(tmp_path)
@@ -167,7 +167,7 @@ def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:
     assert shard.stat().st_mtime_ns == made
 
 
-def test_shards_sorted_by_class_are_told(tmp_path: Path) -> None:
+def test_shards_sorted_by_class_are_reported(tmp_path: Path) -> None:
     mixed = [RawSample(f"m{n:03d}", tiny_shards.jpeg(n), n % 3) for n in range(240)]
     by_class = [RawSample(f"s{n:03d}", tiny_shards.jpeg(n), n // 80) for n in range(240)]
     recipe = runs.recipe(batch_size=24, order=OrderConfig(lanes=2, window=20))
@@ -191,29 +191,29 @@ def test_a_storage_that_two_drivers_could_write_is_warned_of(
     assert said[-1] == f"storage: {tmp_path} has no locks"
 
 
-def test_a_dataset_without_validation_is_told_before_the_workers_start(tmp_path: Path) -> None:
+def test_a_dataset_without_validation_is_reported_before_the_workers_start(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"train": tiny_shards.samples(20)}, 10)
     (text,) = problems(tmp_path)
     assert "it has no validation split" in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"batch_size": 64}, "batch_size must be at most the 13 samples of the split, got 64"),
         ({"augmentation": AugmentationConfig(stages=("decode", "no_such_module:stage"))}, "no_such_module"),
     ],
 )
-def test_what_workers_would_refuse_is_known_before(
-    changes: dict[str, Any], told: str, packed: Manifest, tmp_path: Path
+def test_what_workers_cannot_train_is_found_before_they_start(
+    changes: dict[str, Any], message: str, packed: Manifest, tmp_path: Path
 ) -> None:
     url = str(tmp_path / "data")
     preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], Placement(workers=2))
-    with pytest.raises(PreflightError, match=told):
+    with pytest.raises(PreflightError, match=message):
         preflight.check_trainable(packed, url, [runs.recipe(**changes)], Placement(workers=2))
 
 
-def test_a_dataset_without_training_images_is_told(tmp_path: Path) -> None:
+def test_a_dataset_without_training_images_is_reported(tmp_path: Path) -> None:
     found = write_dataset(
         str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"validation": tiny_shards.samples(20)}, 10
     )
@@ -230,7 +230,7 @@ def execution(field: str, kind: str, **args: object) -> Placement:
 
 
 @pytest.mark.parametrize(
-    ("field", "kind", "args", "told"),
+    ("field", "kind", "args", "message"),
     [
         (
             "metrics",
@@ -245,13 +245,13 @@ def execution(field: str, kind: str, **args: object) -> Placement:
     ],
 )
 def test_metrics_and_callbacks_are_tried_before_anything_starts(
-    field: str, kind: str, args: dict[str, object], told: str, packed: Manifest, tmp_path: Path
+    field: str, kind: str, args: dict[str, object], message: str, packed: Manifest, tmp_path: Path
 ) -> None:
     places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"))
     recipes, placement = [runs.recipe(batch_size=4)], execution(field, kind, **args)
     with pytest.raises(PreflightError) as raised:
         preflight.check_trainable(packed, places.data, recipes, placement)
-    assert raised.value.problems[0].startswith(told)
+    assert raised.value.problems[0].startswith(message)
     with pytest.raises(PreflightError, match=r"1 and 3|no module|must"):
         preflight.check_destination(places, recipes, placement)
 
@@ -301,7 +301,7 @@ def test_a_worker_with_other_code_than_the_driver_trains_nothing(packed: Manifes
 
 
 # ------------------------------------------------------------------ a look that writes nothing
-def test_a_dry_run_finds_what_a_start_would_refuse(packed: Manifest, tmp_path: Path) -> None:
+def test_a_dry_run_finds_what_a_start_would_find(packed: Manifest, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     tracker = MlflowTracker(f"sqlite:///{database}", "gone")
     tracker.check()
@@ -333,7 +333,7 @@ def test_a_dry_run_finds_nothing_wrong_with_places_that_are_still_to_be_made(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------ all problems at once
+# ------------------------------------------------------------------ all problems together
 def done(value: T | Exception) -> Future[T]:
     future: Future[T] = Future()
     if isinstance(value, Exception):
@@ -347,7 +347,7 @@ NO_DATA, NO_TRACKER, READ_ONLY = (PreflightError(text) for text in ("data: none"
 
 
 @pytest.mark.parametrize(
-    ("data", "tracker", "storage", "embedded", "told"),
+    ("data", "tracker", "storage", "embedded", "message"),
     [
         (NO_DATA, NO_TRACKER, READ_ONLY, False, ("storage: full", "data: none", "tracking: none")),
         (NO_DATA, NO_TRACKER, READ_ONLY, True, ("storage: full", "tracking: none")),
@@ -357,17 +357,17 @@ NO_DATA, NO_TRACKER, READ_ONLY = (PreflightError(text) for text in ("data: none"
         (None, None, READ_ONLY, False, ("storage: full",)),
     ],
 )
-def test_every_problem_is_told_and_none_twice(
+def test_every_problem_is_reported_and_none_twice(
     data: Exception | None,
     tracker: Exception | None,
     storage: Exception | None,
     embedded: bool,
-    told: tuple[str, ...],
+    message: tuple[str, ...],
 ) -> None:
     arguments: Any = (done(data), done(tracker), done(storage), embedded)
     with pytest.raises(PreflightError) as raised:
         session._collect_checks(*arguments)
-    assert raised.value.problems == told
+    assert raised.value.problems == message
 
 
 @pytest.mark.parametrize("check", ["storage", "tracking"])
@@ -386,7 +386,7 @@ def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_p
     assert session._collect_checks(*found) == (packed, opens)
 
 
-def test_our_own_slips_are_raised_as_they_are() -> None:
+def test_bugs_are_raised_as_they_are() -> None:
     arguments: Any = (done(KeyError("slip")), done(None), done(None), False)
     with pytest.raises(KeyError, match="slip"):
         session._collect_checks(*arguments)
@@ -394,7 +394,7 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
 
 # ------------------------------------------------------------------ what a person sees of it
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "message"),
     [
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
         (PreflightError("one", "two\nlines"), 1, ["job: error: one", "job: error: two lines"]),
@@ -407,13 +407,13 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
     ],
 )
 def test_errors_are_one_line_each(
-    error: BaseException, status: int, told: list[str], capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, message: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> int:
         raise error
 
     assert run_command("job", main) == status
-    assert capsys.readouterr().err.splitlines() == told
+    assert capsys.readouterr().err.splitlines() == message
 
 
 def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +424,7 @@ def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_our_own_slips_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command("job", lambda: 1 // 0)
     assert run_command("job", lambda: 0) == 0
@@ -456,7 +456,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(packed: Manifest, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
+def test_a_dry_run_needs_no_embedded_data(tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     destination = Destination(data="digits", storage=str(tmp_path / "runs")).resolve()
     dry_run.print_run_table([recipe(batch_size=4)], destination, Placement(), console)
@@ -466,13 +466,13 @@ def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_of_a_dry_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no manifest there"):
         shown(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("error", "listed", "told"),
+    ("error", "listed", "message"),
     [
         (None, [NODE], None),
         (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing"),  # type: ignore[no-untyped-call]
@@ -485,7 +485,7 @@ def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
     ids=["answers", "finds", "unschedulable", "died", "gone", "crashed", "unpacking"],
 )
 def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
-    error: Exception | None, listed: list[dict[str, Any]], told: str | None, monkeypatch: pytest.MonkeyPatch
+    error: Exception | None, listed: list[dict[str, Any]], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def get(_: object) -> None:
         if error is not None:
@@ -494,5 +494,5 @@ def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.nodes", lambda: listed)
     answer = preflight._get_node_problem(None, NODE)
-    assert (answer is None) == (told is None)
-    assert told is None or (answer is not None and told in answer and len(answer) < 700)
+    assert (answer is None) == (message is None)
+    assert message is None or (answer is not None and message in answer and len(answer) < 700)

@@ -1,4 +1,4 @@
-"""What a job makes of the environment that it is started in."""
+"""The environment of a job, the folder of Ray's files, and the guard of Ray's private parts."""
 
 import builtins
 import getpass
@@ -47,7 +47,9 @@ WORKING = ["withé", "plain-1.2_x", "a#b", "a~b", "a{b}", "a[b]", "a@b", "画像
 
 
 @pytest.mark.parametrize("folder", [*BROKEN, "a{x,y}", "a\tb"])
-def test_an_interpreter_whose_path_a_shell_takes_apart_is_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpreter_whose_path_a_shell_takes_apart_is_rejected(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", f"/clones/{folder}/.venv/bin/python")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"interpreter's path must hold no .* got /clones/.*; move the clone"):
@@ -59,8 +61,8 @@ def test_other_letters_are_no_reason_to_refuse(folder: str, monkeypatch: pytest.
     monkeypatch.setattr(sys, "executable", f"/clones/{folder}/.venv/bin/python")
     ray_env.check_interpreter_path()
     # The rule is bash's own.
-    told = subprocess.run(["bash", "-c", f"printf %s {sys.executable}"], capture_output=True, text=True, check=True)
-    assert told.stdout == sys.executable
+    answer = subprocess.run(["bash", "-c", f"printf %s {sys.executable}"], capture_output=True, text=True, check=True)
+    assert answer.stdout == sys.executable
 
 
 @pytest.mark.parametrize(("folder", "refused"), [*((name, True) for name in BROKEN), *((n, False) for n in WORKING)])
@@ -79,13 +81,13 @@ def test_make_refuses_a_clone_in_such_a_folder(tmp_path: Path, folder: str, refu
 
 
 @pytest.mark.parametrize("address", ["http://user:PW@127.0.0.1:8265", "https://head:8265", "ray://head:10001"])
-def test_an_address_of_another_kind_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_another_kind_is_rejected(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(
         ConfigError, match=r"RAY_ADDRESS must be HOST:PORT of a Ray head, got .*unset RAY_ADDRESS"
-    ) as told:
+    ) as answer:
         ray_env.check_ray_environment()
-    assert "PW" not in str(told.value)
+    assert "PW" not in str(answer.value)
 
 
 def test_a_word_for_a_private_cluster_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +148,7 @@ def test_tmpdir_counts_where_rays_own_variable_is_not_set(shared: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_what_is_no_folder_is_refused(shared: Path, tmp_path: Path, kind: str) -> None:
+def test_what_is_no_folder_is_rejected(shared: Path, tmp_path: Path, kind: str) -> None:
     place = shared / f"orchestrator-{os.geteuid()}"
     if kind == "link":
         place.symlink_to(tmp_path)
@@ -157,7 +159,7 @@ def test_what_is_no_folder_is_refused(shared: Path, tmp_path: Path, kind: str) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-def test_a_folder_that_another_user_made_first_is_refused(shared: Path) -> None:
+def test_a_folder_that_another_user_made_first_is_rejected(shared: Path) -> None:
     place = shared / f"orchestrator-{os.geteuid()}"
     place.mkdir(mode=0o700)
     os.chown(place, 65534, 65534)
@@ -165,14 +167,14 @@ def test_a_folder_that_another_user_made_first_is_refused(shared: Path) -> None:
         make_temp_dir()
 
 
-def test_a_folder_where_others_can_rename_ours_is_refused(shared: Path) -> None:
+def test_a_folder_where_others_can_rename_ours_is_rejected(shared: Path) -> None:
     shared.chmod(0o777)
     with pytest.raises(ConfigError, match="must be closed to others or have the sticky bit, got mode 777"):
         make_temp_dir()
 
 
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
-def test_a_length_that_sockets_do_not_allow_is_refused_with_the_variable(
+def test_a_length_that_sockets_do_not_allow_is_rejected_with_the_variable(
     shared: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR")
@@ -181,7 +183,7 @@ def test_a_length_that_sockets_do_not_allow_is_refused_with_the_variable(
         make_temp_dir()
 
 
-def test_a_place_that_is_no_folder_is_refused_with_the_variable(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_is_no_folder_is_rejected_with_the_variable(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shared / "file").write_text("")
     monkeypatch.setenv("RAY_TMPDIR", str(shared / "file"))
     with pytest.raises(ConfigError, match=f"^RAY_TMPDIR: {shared}/file must be a folder"):
@@ -208,7 +210,7 @@ def block(monkeypatch: pytest.MonkeyPatch, modules: list[str]) -> None:
     private_ray.block(modules)
 
 
-def test_a_tested_version_starts_fast_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tested_version_starts_fast_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     internals, fast_start = load_ray_internals(), load_fast_start()
     assert internals is not None and fast_start is not None
     assert load_fast_start() is fast_start

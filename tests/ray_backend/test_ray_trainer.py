@@ -1,4 +1,4 @@
-"""Whether a run whose workers crashed too often gets another round: when it came farther."""
+"""A run whose workers crashed too often gets another round only when it has progressed."""
 
 from collections.abc import Callable
 from pathlib import Path

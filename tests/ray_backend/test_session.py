@@ -24,7 +24,7 @@ from tests.support.tracker import RecordingTracker
 
 
 class Launches:
-    """Stands for Ray: a run goes on until its stop flag is there, or until `done` is set."""
+    """Stands for Ray: a run lasts until its stop flag is there, or until `done` is set."""
 
     def __init__(self) -> None:
         self.under_way: dict[str, str] = {}
@@ -143,7 +143,7 @@ class Tracked:
 
 
 @pytest.mark.parametrize(("clean", "waits"), [(True, [60.0, 60.0]), (False, [60.0, 10.0])])
-def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
+def test_after_a_drain_that_timed_out_the_end_waits_less(
     clean: bool, waits: list[float], session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked, said = Tracked(clean), []

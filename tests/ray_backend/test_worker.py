@@ -1,4 +1,4 @@
-"""What a Ray Train worker asks Ray Train for."""
+"""A Ray Train worker: notices of preemption, and the interface of its collectives."""
 
 import os
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ def test_a_replacement_that_the_driver_announces_is_noticed(monkeypatch: pytest.
 
 def test_the_interface_is_the_one_with_the_address() -> None:
     assert find_network_interface("127.0.0.1") == "lo"
-    assert find_network_interface("203.0.113.77") is None  # of a range that nobody has
+    assert find_network_interface("203.0.113.77") is None  # of a range for documentation
 
 
 def test_collectives_use_the_nodes_interface_unless_the_user_named_one(monkeypatch: pytest.MonkeyPatch) -> None:
