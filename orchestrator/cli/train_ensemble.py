@@ -30,7 +30,7 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
     """
     recipes = members.build_recipes(resolve_recipe(config), config.ensemble)
     # The request is checked before anything is started.
-    included = finished_runs.find_runs(config.destination.resolve().storage, config.include, "include").runs
+    included = finished_runs.find_runs(config.destination.resolve().storage, config.include, "include")[0]
     if config.dry_run:
         dry_run.print_dry_run(config, [*recipes, *(spec.recipe for spec in included)], config.plan, console)
         preflight.check_destination(config.destination, recipes, config.placement)
