@@ -108,17 +108,17 @@ def list_all_runs(storage: str) -> list[RunEntry]:
 
 def _find_run(name: str, storage: str, field: str) -> RunEntry:
     if "/" in name:
-        parent, _, name = _make_absolute(name, field).rpartition("/")
+        parent, _, base = _make_absolute(name, field).rpartition("/")
         parents = [parent]
     else:
-        parent, parents = storage, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
+        parent, base, parents = storage, name, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
     for url in parents:
-        folder = file_io.join(url, name)
+        folder = file_io.join(url, base)
         if (ensemble := _read_ensemble(folder)) is not None:
             return ensemble
         if not url.endswith(f"/{ENSEMBLES}") and (names := file_io.list_names(folder)):
             return RunEntry(folder, is_sweep=SWEEP_FILE in names)
-    near = format_suggestion(name, [known for url in parents for known in file_io.list_names(url)], "runs")
+    near = format_suggestion(base, [known for url in parents for known in file_io.list_names(url)], "runs")
     raise ConfigError(
         f"{field}: {redaction.redact(name)!r}: no such run, ensemble or sweep in {redaction.redact(parent)}"
         f"{near or '; there are none'}; another storage is given with --storage"

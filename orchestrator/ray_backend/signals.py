@@ -106,7 +106,8 @@ def catch_stop_signals() -> Iterator[Interruption]:
         if signaled and number != signal.SIGHUP:
             os._exit(128 + number)
         signaled = signaled or number != signal.SIGHUP
-        interruption.request_stop(number)
+        # Not here: the thread that the signal interrupts may hold the lock of the event.
+        threading.Thread(target=interruption.request_stop, args=(number,), name="signal", daemon=True).start()
 
     before = {number: signal.signal(number, handler) for number in get_stop_signals()}
     try:
