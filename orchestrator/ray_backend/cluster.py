@@ -362,8 +362,7 @@ def run_tasks(
 
 
 def _run_task(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run one task, in the process of a worker."""
-    prepare_output()
+    prepare_output()  # of the worker's process
     return function(*arguments)
 
 

@@ -64,10 +64,8 @@ class LeaseOwner:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
+        except OSError as error:  # another user's process may not be signalled
+            return isinstance(error, ProcessLookupError)
         return False
 
 

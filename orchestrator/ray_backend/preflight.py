@@ -216,7 +216,6 @@ def _load_dataset(destination: Destination) -> Manifest:
 
 
 def _has_manifest(url: str) -> bool:
-    """Return whether there is a manifest that this code can read."""
     try:
         manifest.load(url, allow_elsewhere=True)
     except DataError:
