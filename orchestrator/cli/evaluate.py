@@ -56,6 +56,7 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
             unfinished_count=len(unfinished),
             train_members=False,
             other_dataset_digest=other_data,
+            metrics=config.placement.execution.metrics or selected[0].placement.execution.metrics,
         )
         return summarize_result(session, task, train_and_score.run_ensemble(session, task))
 
