@@ -58,6 +58,13 @@ def test_handlers_are_put_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_a_signal_in_the_middle_of_a_wait_for_the_event_does_not_block() -> None:
+    with signals.catch_stop_signals() as interruption:
+        with vars(interruption.event)["_cond"]:  # a wait holds it for a moment
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.event.wait(5)
+
+
 CODE = """
 import time
 from orchestrator.ray_backend import signals
