@@ -158,7 +158,7 @@ def plain(data: str, place: str) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.ray_backend.temp_dir import make_temp_dir
+    from orchestrator.ray_backend.ray_env import make_temp_dir
 
     # Without an address Ray would look for a cluster that somebody left behind.
     address = os.environ.get("RAY_ADDRESS", "local")

@@ -25,8 +25,7 @@ from typing import Any
 import tyro
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.ray_backend.ray_env import check_interpreter_path
-from orchestrator.ray_backend.temp_dir import make_temp_dir
+from orchestrator.ray_backend.ray_env import check_interpreter_path, make_temp_dir
 from orchestrator.tracking import login
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -79,7 +79,7 @@ require_token() {
 temp_dir() {
     local python=$venv/bin/python
     [ -x "$python" ] || python=python3
-    PYTHONPATH=$root "$python" -m orchestrator.ray_backend.temp_dir || fail "Ray has no temp dir"
+    PYTHONPATH=$root "$python" -m orchestrator.ray_backend.ray_env || fail "Ray has no temp dir"
 }
 
 # Wait until a session has ended; whether it has.

@@ -21,7 +21,7 @@ from orchestrator.data.build.packing_plan import PackedShard, PackingPlan, Shard
 from orchestrator.data.build.shard_packer import pack_shard
 from orchestrator.data.manifest import Manifest
 from orchestrator.monitor.formatting import format_duration
-from orchestrator.ray_backend import cluster, signals, task_pool
+from orchestrator.ray_backend import cluster, signals
 from orchestrator.ray_backend.ray_env import has_existing_cluster
 from orchestrator.ray_backend.signals import Interruption
 from orchestrator.storage import file_io, ranged_reads
@@ -107,7 +107,7 @@ def _run_shard_tasks(
             most = at_once or max(1, 2 * int(capacity.cpus))
             print_line(f"packing {len(left)} shards by tasks on {len(capacity.nodes)} node(s)")
             tasks = [(work.make_task(shard, TASK_THREADS).to_dict(),) for shard in left]
-            yield task_pool.run_tasks(pack_shard, tasks, cpus=1, gpus=0, at_once=most, stop=stop)
+            yield cluster.run_tasks(pack_shard, tasks, cpus=1, gpus=0, at_once=most, stop=stop)
     else:
         most = min(at_once or MAX_LOCAL_SHARDS, len(left))
         threads = max(1, -(-cpus // most)) + 1
@@ -119,7 +119,7 @@ def _run_shard_tasks(
 def run_in_threads(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], at_once: int, stop: Callable[[], bool]
 ) -> TaskResults:
-    """Run calls in threads as `task_pool.run_tasks` does in tasks; yield (number of the argument, result).
+    """Run calls in threads as `cluster.run_tasks` does in tasks; yield (number of the argument, result).
 
     Raises the exception of a call. Running calls are always awaited; after a stop, reads that wait for a store are
     abandoned after some seconds.

@@ -25,6 +25,7 @@ from orchestrator.ray_backend import previews
 from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.storage import file_io
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.tracker import MetricPoint, TrackedRun, TrackingError
@@ -97,7 +98,7 @@ def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[f
         "epochs done": [step / steps_per_epoch for step in steps],
         "step": [float(step) for step in steps],
         "samples": [float(step * recipe.batch_size) for step in steps],
-        "rate": [previews.compute_learning_rate(recipe, steps_per_epoch, step) for step in steps],
+        "rate": [compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs) for step in steps],
     }
 
 
@@ -154,4 +155,4 @@ def _log_to_mlflow(config: SimulateConfig, steps: int, columns: dict[str, list[f
         tracker.close_run(run_id, "FINISHED")
         return tracker.get_run_url(run_id)
     except TrackingError as error:
-        raise PreflightError([f"tracking: {error}"]) from None
+        raise PreflightError(f"tracking: {error}") from None

@@ -45,7 +45,7 @@ class _PendingStop:
             return "ended"
         if current.heartbeat != self.lease.heartbeat:
             self.lease, self.last_heartbeat = current, time.monotonic()
-        if current.is_owner_dead:
+        if current.owner.is_dead:
             return f"its driver died without releasing its lease ({current.owner})"
         if time.monotonic() - self.last_heartbeat > STALE_SECONDS:
             return f"its lease is stale: no heartbeat for {STALE_SECONDS:g} s ({current.owner})"

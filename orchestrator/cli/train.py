@@ -21,7 +21,7 @@ def run_train(config: TrainModel) -> int:
     if config.dry_run:
         recipe = resolve_recipe(config)
         dry_run.print_dry_run(config, [recipe], config.plan, console)
-        preflight.check_destination(config.destination, [recipe], config.placement.workers)
+        preflight.check_destination(config.destination, [recipe], config.placement)
         return 0
     return train_model(config, console).exit_status
 
@@ -35,7 +35,7 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
     recipe = resolve_recipe(config)
     with open_session(config.destination, config.placement, console) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
-        preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement.workers)
+        preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement)
         (spec,) = match_code([spec], config.same_code_anyway, session.print_line)
         end = multi_run.train_runs(session, [spec], config=config.plan).results[spec.name]
         url = session.print_locations(spec.folder, session.recorder.make_tracking_key(spec.name))

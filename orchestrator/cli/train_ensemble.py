@@ -33,12 +33,12 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
     included = finished_runs.find_runs(config.destination.resolve().storage, config.include, "include")[0]
     if config.dry_run:
         dry_run.print_dry_run(config, [*recipes, *(spec.recipe for spec in included)], config.plan, console)
-        preflight.check_destination(config.destination, recipes, config.placement.workers)
+        preflight.check_destination(config.destination, recipes, config.placement)
         return EnsembleScores("", "", "stopped", (), 0, len(recipes) + len(included))
     with open_session(config.destination, config.placement, console) as session:
         digest = session.manifest.digest()
         runs = [config.build_run_spec(recipe, session.destination, digest) for recipe in recipes]
-        preflight.check_trainable(session.manifest, session.destination.data, recipes, config.placement.workers)
+        preflight.check_trainable(session.manifest, session.destination.data, recipes, config.placement)
         runs = match_code(runs, config.same_code_anyway, session.print_line)
         adapted = [finished_runs.adapt_to_session(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in adapted}:

@@ -24,12 +24,11 @@ def run_tune(config: TuneJob) -> int:
     validate_space.check_space(space, base)
     if config.dry_run:
         _print_plan(config, space, console)
-        preflight.check_destination(config.destination, [base], config.placement.workers)
+        preflight.check_destination(config.destination, [base], config.placement)
         return 0
     with open_session(config.destination, config.placement, console) as session:
         run_sweep.count_parallel_trials(session, config)  # raises before anything is written
-        workers = config.placement.workers
-        preflight.check_trainable(session.manifest, session.destination.data, [base], workers)
+        preflight.check_trainable(session.manifest, session.destination.data, [base], config.placement)
         plan = SweepPlan(config, base, space, session.manifest.digest())
         folder = file_io.join(session.destination.storage, SWEEPS, plan.name)
         with session.hold_lease(folder) as lease:

@@ -175,6 +175,21 @@ def compute_source_digest(kind: str) -> str | None:
     return digest.hexdigest()
 
 
+def check_source_digests(digests: Mapping[str, str]) -> None:
+    """Import the plug-ins of these kinds and compare their code with these digests of it, made in another process.
+
+    Raises ConfigError, one line, for a module that is missing, does not import or differs.
+    """
+    for kind, digest in digests.items():
+        module_name = (_resolve_reference(kind) or kind).partition(":")[0]
+        if compute_source_digest(kind) != digest:
+            raise ConfigError(
+                f"{kind!r}: {_find_spec(module_name, repr(kind)).origin} differs from the driver's code; install the "
+                "same version on every node, or submit the job with --working-dir set to the folder that holds it"
+            )
+        _import_module(module_name, repr(kind))
+
+
 def _resolve_reference(kind: str, what: str | None = None) -> str | None:
     """Return the `module:attribute` that a kind stands for, by way of an entry point if it is one; None if neither."""
     return kind if ":" in kind.strip(":") else _find_entry_points(what).get(kind)

@@ -17,7 +17,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.evaluation import score_store
 from orchestrator.evaluation.scoring_task import MAX_MODELS_PER_TASK, ScoringTarget, ShardScoringTask, WeightsVariant
 from orchestrator.monitor.formatting import format_duration
-from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_lookup import SCORING_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
@@ -78,7 +78,7 @@ def score_runs(
     Stored scores are verified; damaged or foreign parts are reported and scored again. Each task scores one shard for
     all weights of one input size that lack it. Returns early, with less scored, when interrupted.
     ensemble: URL of the folder for progress, which `status` reads. The dataset is the session's; it may differ from a
-    run's, but not in its classes. Raises ConfigError for a run without such weights, TaskError when a task fails.
+    run's, but not in its classes. Raises ConfigError for a run without such weights, JobError when a task fails.
     """
     scorers = [_make_scorer(spec, kind, session.manifest.digest()) for spec in specs]
     tasks = _plan_tasks(session, specs, scorers)
@@ -108,7 +108,7 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
     done, start, last_print = 0, time.monotonic(), -PROGRESS_SECONDS
     reported: set[int] = set()
     _write_progress(ensemble, num_shards, 0, None)
-    for number, bad in task_pool.run_tasks(
+    for number, bad in cluster.run_tasks(
         _make_task_function(),
         [(task.to_dict(),) for task in tasks],
         session.placement.cpus_per_worker,

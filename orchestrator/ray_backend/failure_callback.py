@@ -14,12 +14,11 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, PreemptionError, UserCallback, WorkerGroupError
 
-from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config.redaction import redact
-from orchestrator.ray_backend.launch_errors import get_first_line, strip_suppositions
+from orchestrator.ray_backend.launch_errors import strip_suppositions
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
+from orchestrator.training.run_dir import get_attempts_dir
 
 RECORD_TIMEOUT_SECONDS = 5.0  # for the record of a failure; the restart does not wait longer for storage
 WORKER_QUERY_SECONDS = 2.0  # for Ray to find out which workers are dead when a living one was the first to complain
@@ -37,7 +36,7 @@ class FailureRecorder:
 
     def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""
-        self._folder, self._elastic = folder, elastic
+        self._folder, self.is_elastic = folder, elastic
 
     def record_failure(self, error: Exception, group: Any) -> None:
         """Record why a group of workers failed; the workers that raised nothing are asked, too."""
@@ -54,10 +53,10 @@ class FailureRecorder:
 
         announce: tells rank 0, in its process, that the group is about to be replaced.
         """
-        before = _find_newest_checkpoint(self._folder)
+        before = attempts.list_valid_checkpoints(self._folder)[:1]
         ray.get(group.execute_single_async(0, announce), timeout=ANNOUNCE_TIMEOUT_SECONDS)
         deadline = time.monotonic() + RESIZE_CHECKPOINT_SECONDS
-        while _find_newest_checkpoint(self._folder) == before and time.monotonic() < deadline:
+        while attempts.list_valid_checkpoints(self._folder)[:1] == before and time.monotonic() < deadline:
             time.sleep(CHECKPOINT_POLL_SECONDS)
         self.write_record(time.time(), {"workers": f"from {len(group)} to {workers} workers: nodes came or went"})
 
@@ -68,9 +67,15 @@ class FailureRecorder:
         """
         url = file_io.join(get_attempts_dir(self._folder), f"failed-{round(1000 * detected)}.json")
         record = {"time": detected, "causes": {origin: redact(cause) for origin, cause in causes.items()}}
-        writer = threading.Thread(
-            target=_write_failure_file, args=(self._folder, url, record), name="failure-record", daemon=True
-        )
+
+        def write() -> None:
+            try:
+                numbered = record | {"attempt": attempts.find_latest_number(self._folder)}
+                file_io.write_bytes(url, json.dumps(numbered).encode())
+            except OSError as error:
+                _log.warning("a failure could not be recorded: %s", error)
+
+        writer = threading.Thread(target=write, name="failure-record", daemon=True)
         writer.start()
         writer.join(RECORD_TIMEOUT_SECONDS)
 
@@ -79,11 +84,11 @@ class FailureRecorder:
 
         reported: the ranks whose failures are known.
         """
-        pings = {worker.execute_async(_answer_ping): rank for rank, worker in enumerate(group.get_workers())}
-        pings = {ping: rank for ping, rank in pings.items() if rank not in reported}
+        silent_workers = [each for each in enumerate(group.get_workers()) if each[0] not in reported]
+        pings = {worker.execute_async(_answer_ping): rank for rank, worker in silent_workers}
         if not pings:
             return {}
-        seconds = ELASTIC_WORKER_QUERY_SECONDS if self._elastic else WORKER_QUERY_SECONDS
+        seconds = ELASTIC_WORKER_QUERY_SECONDS if self.is_elastic else WORKER_QUERY_SECONDS
         answered, silent = ray.wait(list(pings), num_returns=len(pings), timeout=seconds)
         causes = {str(pings[ping]): f"did not answer for {seconds:g} s" for ping in silent}
         for ping in answered:
@@ -119,19 +124,18 @@ def find_failure_causes(error: Exception) -> dict[str, str]:
         return {str(rank): describe_cause(failure) for rank, failure in sorted(error.worker_failures.items())}
     if isinstance(error, PreemptionError):
         return {str(rank): "its node was preempted" for rank in error.preemption_info.preempted_ranks}
-    if isinstance(error, ControllerError):
-        return {"controller": describe_cause(error.controller_failure)}
-    return {"controller": describe_cause(error)}
+    return {"controller": describe_cause(error.controller_failure if isinstance(error, ControllerError) else error)}
 
 
 def describe_cause(error: Exception) -> str:
     """Return why a worker failed, in a line."""
     error = getattr(error, "health_check_failure", error)  # of the error in which Ray Train wraps a worker's death
     text = str(error)
+    first_line = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     if type(error).__name__ == "WorkerHealthCheckTimeoutError":  # Ray does not export the class
-        return f"worker did not answer: {get_first_line(error)}"
+        return f"worker did not answer: {first_line}"
     if not isinstance(error, RayActorError):
-        return f"{type(error).__name__}: {get_first_line(error)}"
+        return f"{type(error).__name__}: {first_line}"
     if error.preempted:
         return "its node was preempted"
     if "node has died" in text or "node was terminated" in text:
@@ -139,23 +143,8 @@ def describe_cause(error: Exception) -> str:
     if "low on memory" in text:
         return "worker killed: its node ran out of memory"
     detail = _EXIT_DETAIL.search(text)
-    return f"worker died: {strip_suppositions(detail[1]) if detail else get_first_line(error)}"
+    return f"worker died: {strip_suppositions(detail[1]) if detail else first_line}"
 
 
 def _answer_ping() -> bool:
     return True
-
-
-def _find_newest_checkpoint(folder: str) -> str | None:
-    """Return the URL of the newest valid checkpoint of the run in `folder`; None when there is none."""
-    find_staleness = attempts.load_stale_checkpoint_check(folder)
-    checkpoints = checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
-    return next((checkpoint.url for checkpoint in checkpoints if find_staleness(checkpoint) is None), None)
-
-
-def _write_failure_file(folder: str, url: str, record: dict[str, object]) -> None:
-    try:
-        numbered = record | {"attempt": attempts.find_latest_number(folder)}
-        file_io.write_bytes(url, json.dumps(numbered).encode())
-    except OSError as error:
-        _log.warning("a failure could not be recorded: %s", error)

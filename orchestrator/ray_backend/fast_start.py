@@ -1,4 +1,4 @@
-"""Ray Train's trainer without the processes and imports that runs do not need. Imported through `ray_compat` alone."""
+"""Ray Train's trainer without the processes and imports that runs do not need. Imported through `ray_env` alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -19,14 +18,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller import state as states
 from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import (
-    ErroredState,
-    ReschedulingState,
-    ResizingState,
-    RestartingState,
-    ShuttingDownState,
-)
 from ray.train.v2._internal.execution.preemption import PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state as worker_group_state
@@ -60,8 +53,7 @@ class FastStartTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        kept = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-        return [*kept, _FolderCallback(self._folder)]
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         # An elastic run's policy learns from the coordinator how many nodes there are.
@@ -70,8 +62,9 @@ class FastStartTrainer(DataParallelTrainer):
         # An earlier controller of the same run may have died with its process, such as a trial's actor of Ray Tune.
         ray_internals.release_placement_group(self._folder)
         try:
-            with patch_ray_train(), _label_logs(self.run_config.name or ""):
-                return run_controller(FastStartController(**options))
+            threading.current_thread().name = self.run_config.name or "run"  # stands in each line of the log
+            with patch_ray_train():
+                return run_controller(FastStartController(self._folder, **options))
         finally:
             ray_internals.release_placement_group(self._folder)
 
@@ -79,12 +72,12 @@ class FastStartTrainer(DataParallelTrainer):
 class FastStartWorkerGroup(worker_group_module.WorkerGroup):
     """Ray Train's group of workers, for a controller that is not an actor."""
 
+    run_folder = ""  # URL, of a subclass
+
     def _create_placement_group(self, *arguments: Any) -> Any:
         handle = super()._create_placement_group(*arguments)
         try:
-            for callback in self._callbacks:
-                if isinstance(callback, _FolderCallback):
-                    ray_internals.record_placement_group(callback.folder, handle.placement_group)
+            ray_internals.record_placement_group(self.run_folder, handle.placement_group)
         except BaseException:  # without the record no other process could release it
             handle.shutdown()
             raise
@@ -112,10 +105,14 @@ class FastStartWorkerGroup(worker_group_module.WorkerGroup):
 class FastStartController(TrainController):
     """Ray Train's controller, for the process that launches the run."""
 
-    worker_group_cls = FastStartWorkerGroup
-
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, folder: str, **options: Any) -> None:
+        """folder: URL of the run's folder."""
         super().__init__(**options)
+
+        class RunWorkerGroup(FastStartWorkerGroup):
+            run_folder = folder
+
+        self.worker_group_cls = RunWorkerGroup
         self._worker_group_callbacks_to_propagate = [
             ThreadPreemptionCallback() if isinstance(callback, PreemptionCallback) else callback
             for callback in self._worker_group_callbacks_to_propagate
@@ -147,13 +144,6 @@ class NonAutoscalingPolicy(FixedScalingPolicy):
         pass
 
 
-class _FolderCallback(WorkerGroupCallback):
-    """Carries the URL of the run's folder to the group of workers."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-
 class ThreadPreemptionCallback(PreemptionCallback):
     """Ray's watch over draining nodes as a thread of this process. Nothing here raises: that would end the run."""
 
@@ -179,9 +169,8 @@ class ThreadPreemptionCallback(PreemptionCallback):
 class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     """Passes the states of Ray Train's controller on to a FailureRecorder. Nothing here raises: that ends the run."""
 
-    def __init__(self, recorder: FailureRecorder, elastic: bool) -> None:
-        """elastic: whether the number of workers may change."""
-        self._recorder, self._elastic = recorder, elastic
+    def __init__(self, recorder: FailureRecorder) -> None:
+        self._recorder, self._elastic = recorder, recorder.is_elastic
         self._requester = ""
         self._group: Any = None
         self._last_refresh = 0.0
@@ -202,16 +191,17 @@ class ControllerEventCallback(ControllerCallback, WorkerGroupCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Record a failure, or let the run save before its workers are replaced; then count the nodes."""
         try:
-            if isinstance(current_state, RestartingState):
-                self._recorder.record_failure(current_state.training_failed_error, self._group)
-            elif isinstance(current_state, ShuttingDownState) and isinstance(current_state.next_state, ErroredState):
-                self._recorder.record_failure(current_state.next_state.training_failed_error, self._group)
-            elif isinstance(current_state, ResizingState):
+            failed = current_state.next_state if isinstance(current_state, states.ShuttingDownState) else current_state
+            if isinstance(failed, states.RestartingState) or (
+                failed is not current_state and isinstance(failed, states.ErroredState)
+            ):
+                self._recorder.record_failure(failed.training_failed_error, self._group)
+            elif isinstance(current_state, states.ResizingState):
                 workers = current_state.scaling_decision.num_workers  # type: ignore[attr-defined]
                 self._recorder.checkpoint_before_resize(self._group, workers, announce_replacement)
         except Exception:
             _log.exception("the state of Ray Train's controller could not be recorded")
-        if self._elastic and isinstance(current_state, RestartingState | ReschedulingState):
+        if self._elastic and isinstance(current_state, states.RestartingState | states.ReschedulingState):
             self._refresh_node_count(wait=True)
             time.sleep(SCALING_CACHE_SECONDS)
 
@@ -275,8 +265,7 @@ def _apply_patches(stack: ExitStack) -> None:
     os.makedirs(folder, exist_ok=True)
     file = f"ray-train-app-controller-{ray.get_runtime_context().get_worker_id()}.log"  # as Ray names a controller's
     handler = logging.FileHandler(os.path.join(folder, file), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(run)s: %(message)s"))
-    handler.addFilter(_add_run_name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(threadName)s: %(message)s"))
     stack.callback(handler.close)
     logger = logging.getLogger(RAY_TRAIN_LOGGER)
     logger.addHandler(handler)
@@ -287,7 +276,6 @@ def _apply_patches(stack: ExitStack) -> None:
 
 
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
-    """Set an attribute until the stack is closed."""
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
 
@@ -319,21 +307,3 @@ class NoOpSynchronizationActor:
     def remote(cls, **_: object) -> NoOpSynchronizationActor:
         """Return an instance, whatever the arguments."""
         return cls()
-
-
-_logged_run: ContextVar[str] = ContextVar("run", default="-")
-
-
-@contextmanager
-def _label_logs(run: str) -> Iterator[None]:
-    """Label what Ray Train logs in this thread with a run's name."""
-    token = _logged_run.set(run)
-    try:
-        yield
-    finally:
-        _logged_run.reset(token)
-
-
-def _add_run_name(record: logging.LogRecord) -> bool:
-    record.run = _logged_run.get()
-    return True

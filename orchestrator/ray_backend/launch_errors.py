@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class JobError(RuntimeError):
     """A job that cannot start or finish; each of `problems` is a line that says what to do."""
@@ -20,29 +18,13 @@ class ClusterError(JobError):
 class PreflightError(JobError):
     """Problems to fix before the job can run."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(*problems)
-
-
-class TaskError(JobError):
-    """A task of a pool that failed, with the message of its own exception."""
-
 
 class RunFailedError(JobError):
     """A run whose workers crashed more often than its placement allows; ends with the last cause."""
 
 
-class LaunchError(JobError):
-    """A run that could not be launched or whose controller failed; another launch may work."""
-
-
 class NotRecordedError(JobError):
     """A job whose work is done and stored, but not completely recorded in the tracker."""
-
-
-def get_first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that is not blank."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def get_last_line(error: BaseException) -> str:
@@ -54,9 +36,3 @@ def get_last_line(error: BaseException) -> str:
 def strip_suppositions(text: str) -> str:
     """Return Ray's account of a failure without its list of possible causes."""
     return text.partition(" Some common causes")[0].strip()
-
-
-def shorten_error(error: BaseException, limit: int = 400) -> str:
-    """Return an error's text in at most about `limit` characters: its beginning and, three times as long, its end."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[: limit // 4]} ... {text[-3 * limit // 4 :]}"

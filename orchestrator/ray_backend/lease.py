@@ -17,9 +17,12 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from orchestrator.config import redaction
 from orchestrator.config.command_line import format_command
@@ -30,7 +33,8 @@ from orchestrator.storage import file_io
 
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 15.0
-_MAX_UNIX_SECONDS = 4e9  # a later time in a record, in unix seconds, is damage
+# Clocks of machines differ by less: the owner of a heartbeat that is older by this machine's clock is dead.
+MAX_CLOCK_SKEW_SECONDS = 600.0
 _RECORD_NAME = re.compile(r"^(\d{6,})\.json$")
 
 _log = logging.getLogger(__name__)
@@ -41,9 +45,9 @@ class LeaseOwner:
     """The process that runs a run."""
 
     host: str
-    pid: int
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     job: str  # submission id of a Ray job, empty for a process of its own
-    since: float  # unix seconds
+    since: Annotated[float, Field(ge=0, lt=4e9)]  # unix seconds; a later time is damage
     space: str = ""  # boot and process namespace that the pid is of: containers of one host share its name
 
     def __str__(self) -> str:
@@ -53,6 +57,17 @@ class LeaseOwner:
         job = f"job {self.job}, " if self.job else ""
         return f"{job}process {self.pid} on {self.host}, since {since}"
 
+    @property
+    def is_dead(self) -> bool:
+        """True if it was a process of this very machine that has ended."""
+        if self.host != socket.gethostname() or self.space not in ("", _read_pid_namespace()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except OSError as error:  # another user's process may not be signalled
+            return isinstance(error, ProcessLookupError)
+        return False
+
 
 # The owner of a lease whose record is damaged: only its heartbeat shows that there is one.
 UNKNOWN_OWNER = LeaseOwner("", 0, "", 0.0)
@@ -61,16 +76,9 @@ UNKNOWN_OWNER = LeaseOwner("", 0, "", 0.0)
 def parse_owner(data: bytes) -> LeaseOwner:
     """Return the owner in a lease's record, perhaps of a newer version; UNKNOWN when the record cannot be read."""
     try:
-        record = parse_object(data)
-        host, pid, since = record["host"], record["pid"], float(record["since"])
-        job, space = record.get("job", ""), record.get("space", "")
-        if not all(isinstance(text, str) for text in (host, job, space)) or type(pid) is not int:
-            return UNKNOWN_OWNER
-        if not (0 < pid < 2**31 and 0 <= since < _MAX_UNIX_SECONDS):
-            return UNKNOWN_OWNER
-    except (ValueError, KeyError, TypeError, OverflowError):
+        return TypeAdapter(LeaseOwner).validate_json(data, strict=True)
+    except ValueError:
         return UNKNOWN_OWNER
-    return LeaseOwner(host, pid, job, since, space)
 
 
 class LeaseHeldError(JobError):
@@ -91,15 +99,6 @@ def get_current_owner() -> LeaseOwner:
     return LeaseOwner(socket.gethostname(), os.getpid(), get_submission_id() or "", time.time(), _read_pid_namespace())
 
 
-def is_owner_dead(owner: LeaseOwner) -> bool:
-    """Return whether the owner was a process of this very machine that has ended."""
-    return (
-        owner.host == socket.gethostname()
-        and owner.space in ("", _read_pid_namespace())
-        and not is_process_alive(owner.pid)
-    )
-
-
 def _read_pid_namespace() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -111,9 +110,9 @@ def _read_pid_namespace() -> str:
 class Lease:
     """A lease that this process holds, with a heartbeat in the background, until it is released; a context manager."""
 
-    def __init__(self, folder: str, number: int) -> None:
-        self._folder, self.number = folder, number
-        self._successor = file_io.join(folder, f"{number + 1:06d}.json")
+    def __init__(self, folder: str, number: int, on_stop: Callable[[], None]) -> None:
+        """folder: URL of the folder of leases. on_stop: called, from a thread, after a stop was requested."""
+        self._folder, self.number, self._on_stop = folder, number, on_stop
         self._released = threading.Event()
         self._write_heartbeat()
         self._thread = threading.Thread(target=self._run_heartbeat, name="lease", daemon=True)
@@ -122,12 +121,12 @@ class Lease:
     @property
     def stop_flag(self) -> str:
         """URL of the file that asks this lease's holder, and its workers, to save and stop."""
-        return self._make_url("stop")
+        return _make_url(self._folder, self.number, "stop")
 
     @property
     def successor(self) -> str:
         """URL of the file that exists once another driver has taken over the run."""
-        return self._successor
+        return _make_url(self._folder, self.number + 1, "json")
 
     def request_stop(self) -> None:
         """Ask what runs under this lease to save and stop; an earlier request, perhaps not to save, stays valid."""
@@ -141,7 +140,7 @@ class Lease:
         """Release the run for the next driver."""
         self._released.set()
         self._thread.join()
-        file_io.write_bytes(self._make_url("released"), b"")
+        file_io.write_bytes(_make_url(self._folder, self.number, "released"), b"")
 
     def __enter__(self) -> Lease:
         return self
@@ -149,85 +148,24 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _make_url(self, kind: str) -> str:
-        return file_io.join(self._folder, f"{self.number:06d}.{kind}")
-
     def _write_heartbeat(self) -> None:
-        file_io.write_bytes(self._make_url("beat"), json.dumps({"time": time.time()}).encode())
+        beat = json.dumps({"time": time.time()}).encode()
+        file_io.write_bytes(_make_url(self._folder, self.number, "beat"), beat)
 
     def _run_heartbeat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
             try:
-                if file_io.exists(self._successor):
+                if file_io.exists(self.successor):
                     # Suspended for so long that another driver took over: this one must not write any more.
                     _log.error("lease: %s was taken over while this driver was suspended; stopping", self._folder)
                     self.request_stop()
+                    self._on_stop()
                     return
                 self._write_heartbeat()
+                if self.is_stop_requested():
+                    self._on_stop()
             except OSError as error:
                 _log.warning("lease: heartbeat not written, retrying in %g s: %s", HEARTBEAT_SECONDS, error)
-
-
-def acquire_lease(folder: str, stale_seconds: float = STALE_SECONDS) -> Lease:
-    """Acquire the lease on a run's folder: immediately if it is free, after `stale_seconds` if its owner looks dead.
-
-    Raises LeaseHeldError when a live driver has it.
-    """
-    leases = file_io.join(folder, "lease")
-    while True:
-        if last := find_latest_number(file_io.list_names(leases)):
-            _wait_until_free(folder, leases, last, stale_seconds)
-        owner = json.dumps(asdict(get_current_owner())).encode()
-        if file_io.create_bytes(file_io.join(leases, f"{last + 1:06d}.json"), owner):
-            return Lease(leases, last + 1)
-
-
-def find_latest_number(names: Iterable[str]) -> int:
-    """Return the highest number of the leases among these names; 0 when there is none."""
-    return max((int(match[1]) for name in names if (match := _RECORD_NAME.match(name))), default=0)
-
-
-def _wait_until_free(folder: str, leases: str, number: int, stale_seconds: float) -> None:
-    """Return when lease `number` is released or its owner dead; raise LeaseHeldError when it lives.
-
-    A lease whose record cannot be read is treated like any other, as long as its heartbeat changes.
-    """
-    stem = file_io.join(leases, f"{number:06d}")
-    if file_io.exists(stem + ".released"):
-        return
-    owner = parse_owner(file_io.read_bytes(stem + ".json"))
-    if is_owner_dead(owner):
-        return
-    first = _read_heartbeat(stem)
-    deadline = time.monotonic() + stale_seconds
-    while time.monotonic() < deadline:
-        time.sleep(min(0.5, stale_seconds / 4))
-        if file_io.exists(stem + ".released"):
-            return
-        if _read_heartbeat(stem) != first:
-            raise LeaseHeldError(folder, owner)
-
-
-def _read_heartbeat(stem: str) -> bytes:
-    try:
-        return file_io.read_bytes(stem + ".beat")
-    except FileNotFoundError:
-        return b""
-
-
-def is_process_alive(pid: int) -> bool:
-    """Return whether a process of this machine runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-# Clocks of machines differ by less: the owner of a heartbeat that is older by this machine's clock is dead.
-MAX_CLOCK_SKEW_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -244,12 +182,7 @@ class LeaseSnapshot:
     @property
     def stop_flag(self) -> str:
         """URL of the file that asks the holder, and its workers, to stop."""
-        return file_io.join(self.lease_folder, f"{self.number:06d}.stop")
-
-    @property
-    def is_owner_dead(self) -> bool:
-        """Return whether the owner was a process of this machine that has ended."""
-        return is_owner_dead(self.owner)
+        return _make_url(self.lease_folder, self.number, "stop")
 
     @property
     def heartbeat_age(self) -> float:
@@ -261,20 +194,41 @@ class LeaseSnapshot:
             return math.nan if self.heartbeat or self.owner == UNKNOWN_OWNER else time.time() - self.owner.since
 
 
+def _make_url(leases: str, number: int, kind: str) -> str:
+    return file_io.join(leases, f"{number:06d}.{kind}")
+
+
 def read_lease(folder: str) -> LeaseSnapshot | None:
     """Return the last lease on the run in `folder`; None when it never had one. A damaged one has an unknown owner."""
     leases = file_io.join(folder, "lease")
     names = file_io.list_names(leases)
-    number = find_latest_number(names)
-    stem = f"{number:06d}"
-    try:
-        owner = parse_owner(file_io.read_bytes(file_io.join(leases, stem + ".json")))
-    except FileNotFoundError:
+    number = max((int(match[1]) for name in names if (match := _RECORD_NAME.match(name))), default=0)
+    if number == 0:
         return None
-    beat = b""
-    if f"{stem}.beat" in names:
-        beat = file_io.read_bytes(file_io.join(leases, stem + ".beat"))
+    owner = parse_owner(file_io.read_bytes(_make_url(leases, number, "json")))
+    stem = f"{number:06d}"
+    beat = file_io.read_bytes(_make_url(leases, number, "beat")) if f"{stem}.beat" in names else b""
     return LeaseSnapshot(leases, number, owner, beat, f"{stem}.released" in names, f"{stem}.stop" in names)
+
+
+def acquire_lease(
+    folder: str, stale_seconds: float = STALE_SECONDS, on_stop: Callable[[], None] = lambda: None
+) -> Lease:
+    """Acquire the lease on a run's folder: immediately if it is free, after `stale_seconds` if its owner looks dead.
+
+    A lease whose record cannot be read is treated like any other, as long as its heartbeat changes. on_stop: as of
+    Lease. Raises LeaseHeldError when a live driver has it.
+    """
+    leases = file_io.join(folder, "lease")
+    while True:
+        last, number = read_lease(folder), 1
+        if last is not None:
+            number = last.number + 1
+            if not (last.released or last.owner.is_dead) and _changes_within(folder, last, stale_seconds):
+                raise LeaseHeldError(folder, (read_lease(folder) or last).owner)
+        owner = json.dumps(asdict(get_current_owner())).encode()
+        if file_io.create_bytes(_make_url(leases, number, "json"), owner):
+            return Lease(leases, number, on_stop)
 
 
 def is_driver_alive(folder: str, last: LeaseSnapshot | None, patience: float = 2.5 * HEARTBEAT_SECONDS) -> bool:
@@ -283,14 +237,21 @@ def is_driver_alive(folder: str, last: LeaseSnapshot | None, patience: float = 2
     A fresh heartbeat is trusted. One that is old by this machine's clock, ahead of it, or unreadable is watched for
     `patience` seconds, since clocks of machines differ, unless it differs by more than clocks do.
     """
-    if last is None or last.released or last.is_owner_dead:
+    if last is None or last.released or last.owner.is_dead:
         return False
     if abs(last.heartbeat_age) <= STALE_SECONDS:
         return True
-    deadline = time.monotonic() + (0.0 if abs(last.heartbeat_age) > MAX_CLOCK_SKEW_SECONDS else patience)
+    return not abs(last.heartbeat_age) > MAX_CLOCK_SKEW_SECONDS and _changes_within(folder, last, patience)
+
+
+def _changes_within(folder: str, last: LeaseSnapshot, seconds: float) -> bool:
+    """Return whether a lease's heartbeat or holder changes within so many seconds; False when it is released."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        time.sleep(min(0.5, patience / 4))
+        time.sleep(min(0.5, seconds / 4))
         now = read_lease(folder)
-        if now is not None and (now.number, now.heartbeat) != (last.number, last.heartbeat):
-            return not now.released
+        if now is None or now.released:
+            return False
+        if (now.number, now.heartbeat) != (last.number, last.heartbeat):
+            return True
     return False

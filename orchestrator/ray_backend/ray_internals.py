@@ -1,6 +1,6 @@
 """Ray's private parts outside Ray Train: services of its head and nodes, autoscaler limits, key-value store.
 
-Imported through `ray_compat` alone.
+Imported through `ray_env` alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ from ray.experimental import internal_kv
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 SETUP_HOOK_VARIABLE: str = WORKER_PROCESS_SETUP_HOOK_ENV_VAR  # names a function that each worker process calls first
-# protobuf adds the names of messages when it is imported, so type checkers do not know them.
-_common: Any = common_pb2
-_gcs: Any = gcs_service_pb2
-_raylet: Any = node_manager_pb2
-_runtime_env: Any = runtime_environment_pb2
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +45,8 @@ def read_head_version(address: str, timeout: float) -> str:
     """
     with init_grpc_channel(address) as channel:
         head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)  # type: ignore[no-untyped-call]
-        return str(head.CheckAlive(_gcs.CheckAliveRequest(), timeout=timeout).ray_version)
+        request = gcs_service_pb2.CheckAliveRequest()  # type: ignore[attr-defined]
+        return str(head.CheckAlive(request, timeout=timeout).ray_version)
 
 
 def request_workers(address: str, count: int, runtime_env: str, keep_alive_seconds: int, timeout: float) -> None:
@@ -58,10 +54,10 @@ def request_workers(address: str, count: int, runtime_env: str, keep_alive_secon
 
     runtime_env: as JSON, exactly as Ray will write it for the workers; another text is another environment.
     """
-    env_info = _runtime_env.RuntimeEnvInfo(serialized_runtime_env=runtime_env)
+    env_info = runtime_environment_pb2.RuntimeEnvInfo(serialized_runtime_env=runtime_env)  # type: ignore[attr-defined]
     env_info.runtime_env_config.setup_timeout_seconds = keep_alive_seconds
-    request = _raylet.PrestartWorkersRequest(
-        language=_common.Language.PYTHON,
+    request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+        language=common_pb2.Language.PYTHON,  # type: ignore[attr-defined]
         job_id=bytes.fromhex(get_job_id()),
         runtime_env_info=env_info,
         keep_alive_duration_secs=keep_alive_seconds,

@@ -5,20 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import ray.train
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError, WorkerGroupError
 
-from orchestrator.ray_backend import ray_compat, worker_prestart
+from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.failure_callback import FailureCallback, FailureRecorder
-from orchestrator.ray_backend.launch_errors import LaunchError, RunFailedError, get_last_line
-from orchestrator.ray_backend.process_group import ProcessGroupConfig
-from orchestrator.ray_backend.run_spec import Placement, RunSpec
-from orchestrator.ray_backend.worker import run_train_worker
+from orchestrator.ray_backend.launch_errors import JobError, RunFailedError, get_last_line
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.ray_backend.worker import ProcessGroupConfig, run_train_worker
 from orchestrator.training import attempts
-from orchestrator.training.config import Outcome
+from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.run_dir import load_finished_outcome
 
 _train: Any = ray.train  # for type checkers its configs and results are those of the old Ray Train, V1
@@ -28,51 +27,33 @@ RESIZE_CHECK_SECONDS = 10.0
 COLLECTIVE_MARGIN_SECONDS = 60
 
 
-class StopUrls(Protocol):
-    """The part of a lease that a run's workers read."""
-
-    @property
-    def stop_flag(self) -> str:
-        """URL of a file whose existence asks them to save and stop."""
-
-    @property
-    def successor(self) -> str:
-        """URL of a file whose existence says that another driver took over."""
-
-
-class Trainer(Protocol):
-    """A trainer of Ray Train, with or without the fast start."""
-
-    def fit(self) -> Any:
-        """Train; return a ray.train.Result."""
-
-
-def launch_run(spec: RunSpec, lease: StopUrls, gpus: float) -> Outcome:
+def launch_run(spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Outcome:
     """Train a run to its end; return the outcome. A finished run is not retrained.
 
-    Blocks; several threads may call it, for one run each. gpus: of each worker. Raises RunFailedError when its workers
-    crashed too often, LaunchError when Ray itself failed.
+    Blocks; several threads may call it, for one run each. The two URLs are those of the lease under which it is
+    trained. gpus: of each worker. Raises RunFailedError when its workers crashed too often, JobError when Ray failed.
     """
     if (done := load_finished_outcome(spec.folder)) is not None:
         return done
     spec.save()
+    job = spec.build_train_job(stop_flag, successor)
     # A new scratch folder for each launch: Ray Train would resume from its own records of an earlier one.
     scratch = tempfile.mkdtemp(prefix="orchestrator-ray-")
-    worker_prestart.claim_workers(spec.placement.workers)
+    cluster.claim_workers(spec.placement.workers)
     try:
-        result = _fit_while_progressing(spec, lease, gpus, scratch)
+        result = _fit_while_progressing(spec, job, gpus, scratch)
     except WorkerGroupError as error:
         raise RunFailedError(f"{spec.name}: {_read_watchdog_message(spec.folder) or get_last_line(error)}") from error
     except (TrainingFailedError, RayError) as error:
-        raise LaunchError(f"{spec.name}: {get_last_line(error)}") from error
+        raise JobError(f"{spec.name}: {get_last_line(error)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if result.return_value is None:
-        raise LaunchError(f"{spec.name}: workers exited without returning a result")
+        raise JobError(f"{spec.name}: workers exited without returning a result")
     return Outcome.from_dict(result.return_value)
 
 
-def _fit_while_progressing(spec: RunSpec, lease: StopUrls, gpus: float, scratch: str) -> Any:
+def _fit_while_progressing(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> Any:
     """Train, as long as each launch comes farther than the one before; return Ray's result.
 
     Ray counts restarts over a trainer's whole life; a run of weeks has more of them than may pass without progress.
@@ -80,51 +61,41 @@ def _fit_while_progressing(spec: RunSpec, lease: StopUrls, gpus: float, scratch:
     while True:
         before = attempts.list_valid_checkpoints(spec.folder)
         try:
-            return _build_trainer(spec, lease, gpus, tempfile.mkdtemp(dir=scratch)).fit()
+            return _build_trainer(spec, job, gpus, tempfile.mkdtemp(dir=scratch)).fit()
         except WorkerGroupError:
             if not attempts.has_progressed(spec.folder, before):
                 raise
 
 
-def _build_trainer(spec: RunSpec, lease: StopUrls, gpus: float, scratch: str) -> Trainer:
+def _build_trainer(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> Any:
     """Return the trainer of the fast start, or Ray Train's own where that is off."""
-    fast_start = ray_compat.load_fast_start()
-    job = spec.build_train_job(lease.stop_flag, lease.successor).to_dict()
+    fast_start, placement = ray_env.load_fast_start(), spec.placement
+    if fast_start is None:
+        callback: Any = FailureCallback(spec.folder)
+    else:
+        callback = fast_start.ControllerEventCallback(FailureRecorder(spec.folder, placement.is_elastic))
     options: dict[str, Any] = {
-        "train_loop_config": {"job": job, "fast_start": fast_start is not None},
+        "train_loop_config": {"job": job.to_dict(), "fast_start": fast_start is not None},
         "scaling_config": _train.ScalingConfig(
-            num_workers=_choose_num_workers(spec.placement),
+            num_workers=(placement.fewest_workers, placement.workers) if placement.is_elastic else placement.workers,
             elastic_resize_monitor_interval_s=RESIZE_CHECK_SECONDS,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": spec.placement.cpus_per_worker} | ({"GPU": gpus} if gpus > 0 else {}),
+            resources_per_worker={"CPU": placement.cpus_per_worker} | ({"GPU": gpus} if gpus > 0 else {}),
+        ),
+        "run_config": _train.RunConfig(
+            name=spec.name,
+            storage_path=scratch,
+            failure_config=_train.FailureConfig(max_failures=placement.max_restarts),
+            worker_runtime_env={"env_vars": cluster.get_hook_variables()},
+            callbacks=[callback],
         ),
     }
     backend = ProcessGroupConfig("nccl" if gpus > 0 else "gloo", _compute_collective_timeout(spec))
     if fast_start is not None:
-        recorder = FailureRecorder(spec.folder, spec.placement.is_elastic)
-        callback = fast_start.ControllerEventCallback(recorder, spec.placement.is_elastic)
-        trainer: Trainer = fast_start.FastStartTrainer(
-            run_train_worker,
-            spec.folder,
-            backend_config=backend,
-            run_config=_build_run_config(spec, scratch, callback),
-            **options,
-        )
-        return trainer
+        return fast_start.FastStartTrainer(run_train_worker, spec.folder, backend_config=backend, **options)
     from ray.train.torch import TorchTrainer  # it imports torch, which the fast start does without in the driver
 
-    options |= {"torch_config": backend, "run_config": _build_run_config(spec, scratch, FailureCallback(spec.folder))}
-    return TorchTrainer(run_train_worker, **options)  # type: ignore[arg-type]  # it may return a value, too
-
-
-def _build_run_config(spec: RunSpec, scratch: str, callback: Any) -> Any:
-    return _train.RunConfig(
-        name=spec.name,
-        storage_path=scratch,
-        failure_config=_train.FailureConfig(max_failures=spec.placement.max_restarts),
-        worker_runtime_env={"env_vars": worker_prestart.get_hook_variables()},
-        callbacks=[callback],
-    )
+    return TorchTrainer(run_train_worker, torch_config=backend, **options)  # type: ignore[arg-type]  # may return values
 
 
 def _compute_collective_timeout(spec: RunSpec) -> int:
@@ -132,11 +103,6 @@ def _compute_collective_timeout(spec: RunSpec) -> int:
     limits = spec.cadence.limits
     longest = max(limits.start_seconds, limits.step_seconds, limits.evaluation_seconds, 2 * limits.save_seconds)
     return round(longest) + COLLECTIVE_MARGIN_SECONDS
-
-
-def _choose_num_workers(placement: Placement) -> int | tuple[int, int]:
-    """Return the number of workers, or of an elastic run the least and the most."""
-    return (placement.fewest_workers, placement.workers) if placement.is_elastic else placement.workers
 
 
 def _read_watchdog_message(folder: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError, format_suggestion, format_value
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
-from orchestrator.recipe.plugin_code import is_same_but_for_code
 from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 
@@ -108,28 +108,21 @@ def list_all_runs(storage: str) -> list[RunEntry]:
 
 def _find_run(name: str, storage: str, field: str) -> RunEntry:
     if "/" in name:
-        folder = _make_absolute(name, field)
-        parent = folder.rpartition("/")[0]
-        candidates, parents = [(_read_ensemble, folder), (_read_run_or_sweep, folder)], [parent]
+        parent, _, base = _make_absolute(name, field).rpartition("/")
+        parents = [parent]
     else:
-        parent, parents = storage, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
-        readers = (_read_ensemble, _read_run_or_sweep, _read_run_or_sweep)
-        candidates = [(read, file_io.join(url, name)) for read, url in zip(readers, parents, strict=True)]
-    for read, folder in candidates:
-        if (entry := read(folder)) is not None:
-            return entry
-    known = [known_name for url in parents for known_name in file_io.list_names(url)]
-    near = format_suggestion(name.rstrip("/").rpartition("/")[2], known, "runs")
+        parent, base, parents = storage, name, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
+    for url in parents:
+        folder = file_io.join(url, base)
+        if (ensemble := _read_ensemble(folder)) is not None:
+            return ensemble
+        if not url.endswith(f"/{ENSEMBLES}") and (names := file_io.list_names(folder)):
+            return RunEntry(folder, is_sweep=SWEEP_FILE in names)
+    near = format_suggestion(base, [known for url in parents for known in file_io.list_names(url)], "runs")
     raise ConfigError(
         f"{field}: {redaction.redact(name)!r}: no such run, ensemble or sweep in {redaction.redact(parent)}"
         f"{near or '; there are none'}; another storage is given with --storage"
     )
-
-
-def _read_run_or_sweep(folder: str) -> RunEntry | None:
-    """Return the run or sweep in a folder; None when it is empty."""
-    names = file_io.list_names(folder)
-    return RunEntry(folder, is_sweep=SWEEP_FILE in names) if names else None
 
 
 def _read_ensemble(folder: str) -> RunEntry | None:
@@ -155,18 +148,16 @@ def load_member_folders(folder: str) -> list[str]:
     url = file_io.join(folder, ENSEMBLE_FILE)
     try:
         record = parse_object(file_io.read_bytes(url))
+        members, elsewhere = record.get("members"), record.get("elsewhere", {})
+        if not isinstance(members, list) or not all(_is_run_name(name) for name in members):
+            raise ValueError(f"its members must be names of runs, got {format_value(members)}")
+        if not isinstance(elsewhere, dict) or not all(_is_run(*item) for item in elsewhere.items()):
+            raise ValueError(
+                f"elsewhere must be folders of runs by name, such as s3://bucket/runs/{MODELS}/NAME, got "
+                f"{redaction.redact(format_value(elsewhere))}"
+            )
     except ValueError as error:
         raise ConfigError(f"{redaction.redact(url)}: cannot be read: {error}") from None
-    members, elsewhere = record.get("members"), record.get("elsewhere", {})
-    if not isinstance(members, list) or not all(_is_run_name(name) for name in members):
-        raise ConfigError(
-            f"{redaction.redact(url)}: cannot be read: its members must be names of runs, got {format_value(members)}"
-        )
-    if not isinstance(elsewhere, dict) or not all(_is_run(*item) for item in elsewhere.items()):
-        raise ConfigError(
-            f"{redaction.redact(url)}: cannot be read: elsewhere must be folders of runs by name, such as "
-            f"s3://bucket/runs/{MODELS}/NAME, got {redaction.redact(format_value(elsewhere))}"
-        )
     models = file_io.join(folder.rpartition("/")[0].rpartition("/")[0], MODELS)
     return [elsewhere.get(name) or file_io.join(models, name) for name in members]
 
@@ -206,38 +197,32 @@ def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[
     matched = []
     for spec in specs:
         others = _find_runs_of_other_code(spec) if spec.recipe.code else []
-        if not others:
-            matched.append(spec)
-            continue
-        names = ", ".join(other.name for other in others)
-        before, now = others[0].recipe.code, spec.recipe.code
-        changed = ", ".join(kind for kind in now if now[kind] != before.get(kind))
-        if not same_code_anyway:
-            say(
-                f"{spec.name}: the code of {changed} has changed since {names} began, so this is another run; "
-                "--same-code-anyway resumes that one"
-            )
-        elif len(others) > 1:
-            raise ConfigError(f"same_code_anyway: {names} differ in their code only; remove all but one of them")
-        else:
-            say(f"{names}: resumed, though the code of {changed} has changed since it began")
-        matched.append(spec.model_copy(update={"recipe": others[0].recipe}) if same_code_anyway else spec)
+        if others:
+            names = ", ".join(other.name for other in others)
+            before, now = others[0].recipe.code, spec.recipe.code
+            change = f"the code of {', '.join(kind for kind in now if now[kind] != before.get(kind))} has changed since"
+            if not same_code_anyway:
+                say(f"{spec.name}: {change} {names} began, so this is another run; --same-code-anyway resumes that one")
+            elif len(others) > 1:
+                raise ConfigError(f"same_code_anyway: {names} differ in their code only; remove all but one of them")
+            else:
+                say(f"{names}: resumed, though {change} it began")
+                spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
+        matched.append(spec)
     return matched
 
 
 def _find_runs_of_other_code(spec: RunSpec) -> list[RunSpec]:
     """Return the runs in storage that differ from a run that is not there yet in their plug-ins' code only."""
-    folder = file_io.join(spec.destination.storage, MODELS)
-    names = [name for name in file_io.list_names(folder) if name.startswith(f"{spec.recipe.name}-")]
-    if spec.name in names:
+    folders = list_folders(spec.destination.storage, MODELS)
+    if spec.folder in folders:
         return []
     found = []
-    for name in sorted(names):
-        try:
-            other = load_run_spec(file_io.join(folder, name))
-        except (FileNotFoundError, ConfigError):
-            continue
-        is_same_run = (other.dataset_digest, other.generation) == (spec.dataset_digest, spec.generation)
-        if is_same_run and is_same_but_for_code(other.recipe, spec.recipe):
-            found.append(other)
+    for folder in folders:
+        if urls.get_basename(folder).startswith(f"{spec.recipe.name}-"):
+            with suppress(FileNotFoundError, ConfigError):
+                other = load_run_spec(folder)
+                recipe = other.recipe.model_copy(update={"code": spec.recipe.code})
+                if other.model_copy(update={"recipe": recipe}).identity == spec.identity:
+                    found.append(other)
     return found

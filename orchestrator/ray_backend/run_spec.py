@@ -19,6 +19,7 @@ from orchestrator.config.plugins import Plugin
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.plugin_code import collect_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect, sqlite_store, tracking_uri
@@ -26,7 +27,7 @@ from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.config import Cadence, Execution, TrainJob
 from orchestrator.training.micro_batch import check_batch_norm
 
-# Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_compat) all variables that the project defines.
+# Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_env) all variables that the project defines.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"
 # MLflow's own, which its other tools read, too.
 TRACKING_URI_VARIABLE, EXPERIMENT_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
@@ -107,27 +108,20 @@ class Destination(Config):
         """
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
+        variable = os.environ.get(RUNS_VARIABLE, "")
         try:
-            if self.storage or not os.environ.get(RUNS_VARIABLE):
+            if self.storage or not variable:
                 storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
             else:
-                storage = urls.require_absolute(os.environ[RUNS_VARIABLE], RUNS_VARIABLE)
-            data = (
-                file_io.join(storage, "data", EMBEDDED_DATASET)
-                if self.data == EMBEDDED_DATASET
-                else urls.require_absolute(self.data, "data")
-            )
+                storage = urls.require_absolute(variable, RUNS_VARIABLE)
+            data = file_io.join(storage, "data", EMBEDDED_DATASET)
+            if self.data != EMBEDDED_DATASET:
+                data = urls.require_absolute(self.data, "data")
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        is_mlflow = self.tracker.kind == connect.MLFLOW
-        tracking = self.tracking or (_read_tracking_variable() if is_mlflow else "")
-        if not tracking and is_mlflow:
-            if not urls.is_local(storage):
-                raise ConfigError(
-                    f"tracking: needed when storage is {redaction.redact(storage)}: give the URI of an MLflow server, "
-                    "such as --tracking http://HOST:5000"
-                )
-            tracking = _get_database_uri(storage)
+        tracking = self.tracking
+        if not tracking and self.tracker.kind == connect.MLFLOW:
+            tracking = _get_default_tracking(storage)
         experiment = self.experiment or os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
         places = {"storage": storage, "data": data, "tracking": tracking, "experiment": experiment}
         return type(self).from_dict({**self.to_dict(), **places})  # from_dict: it checks what variables said
@@ -140,20 +134,14 @@ class Destination(Config):
     def to_flags(self, default_data: str = "") -> list[str]:
         """Return the flags that give a command this resolved destination in any shell, which may lack variables.
 
-        Defaults need no flag. default_data: what the command uses without --data, EMBEDDED_DATASET or nothing.
+        default_data: what the command uses without --data, EMBEDDED_DATASET or nothing.
         """
-        flags: list[str] = []
-        if not self.is_embedded or default_data != EMBEDDED_DATASET:
-            flags += ["--data", EMBEDDED_DATASET if self.is_embedded else redaction.redact(self.data)]
-        if self.storage != urls.require_absolute(DEFAULT_STORAGE, "storage"):
-            flags += ["--storage", redaction.redact(self.storage)]
+        data = EMBEDDED_DATASET if self.is_embedded else redaction.redact(self.data)
+        flags = [] if data == default_data else ["--data", data]
+        flags += ["--storage", redaction.redact(self.storage), "--experiment", self.experiment]
         if self.tracker != connect.MLFLOW_PLUGIN:
             flags += ["--tracker.kind", self.tracker.kind, "--tracker.args", json.dumps(self.tracker.args)]
-        if self.tracking and (not urls.is_local(self.storage) or self.tracking != _get_database_uri(self.storage)):
-            flags += ["--tracking", redaction.redact(self.tracking)]
-        if self.experiment != DEFAULT_EXPERIMENT:
-            flags += ["--experiment", self.experiment]
-        return flags
+        return flags + (["--tracking", redaction.redact(self.tracking)] if self.tracking else [])
 
     def redact(self) -> Self:
         """Return the same without users, passwords and queries, fit to be stored."""
@@ -171,19 +159,19 @@ def _get_default_storage() -> str:
     return DEFAULT_STORAGE
 
 
-def _read_tracking_variable() -> str:
-    """Return the tracking URI of MLflow's variable; empty when it is not set. Raises ConfigError."""
-    uri = os.environ.get(TRACKING_URI_VARIABLE, "")
-    try:
-        if uri:
+def _get_default_tracking(storage: str) -> str:
+    """Return the tracking URI of MLflow's variable, else of a database in a local storage. Raises ConfigError."""
+    if uri := os.environ.get(TRACKING_URI_VARIABLE, ""):
+        try:
             tracking_uri.parse_tracking_uri(uri)
-    except TrackingError as error:
-        raise ConfigError(f"{TRACKING_URI_VARIABLE}: {error}; or give --tracking, which wins") from None
-    return uri
-
-
-def _get_database_uri(storage: str) -> str:
-    """Return the default tracking URI of a local storage."""
+        except TrackingError as error:
+            raise ConfigError(f"{TRACKING_URI_VARIABLE}: {error}; or give --tracking, which wins") from None
+        return uri
+    if not urls.is_local(storage):
+        raise ConfigError(
+            f"tracking: needed when storage is {redaction.redact(storage)}: give the URI of an MLflow server, such as "
+            "--tracking http://HOST:5000"
+        )
     return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
 
 
@@ -219,29 +207,6 @@ class RunSpec(Config):
         """URL of the run's folder."""
         return file_io.join(self.destination.storage, "models", self.name)
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tags of the run in the tracker, beside its recipe."""
-        sweep = {} if self.provenance is None else {"orchestrator.sweep": self.provenance.source_label}
-        return {"orchestrator.folder": redaction.redact(self.folder)} | sweep
-
-    @property
-    def artifact_texts(self) -> dict[str, str]:
-        """Artifacts of the run in the tracker: texts by name."""
-        origin = {} if self.provenance is None else {"provenance.json": self.provenance.to_json()}
-        return {"recipe.json": self.recipe.to_json()} | origin
-
-    @property
-    def dataset_warning(self) -> str | None:
-        """A warning that the recipe was tuned on another dataset; None when it was not, or it is not known."""
-        origin = self.provenance
-        if origin is None or origin.dataset_digest in ("", self.dataset_digest):
-            return None
-        return (
-            f"the recipe was tuned on {origin.dataset or 'a dataset'} of digest {origin.dataset_digest}, this one's is "
-            f"{self.dataset_digest}: what {origin.source_label or 'its sweep'} found need not hold here"
-        )
-
     def save(self) -> None:
         """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
         update = {"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}
@@ -267,6 +232,7 @@ class RunSpec(Config):
             reading=self.placement.reading,
             execution=self.placement.execution,
             weights=self.weights,
+            code=collect_code(self.recipe, self.placement.execution),
         )
 
 
@@ -339,12 +305,8 @@ def make_preset_loader(kind: type[JobConfigT]) -> Callable[[str], Preset[JobConf
 
 def build_recipe_preset(kind: type[JobConfigT], recipe: RecipeFile) -> Preset[JobConfigT]:
     """Return a recipe from a file as the preset of a job. Raises ConfigError when the job cannot train it."""
-    values = {
-        "recipe": recipe.recipe,
-        "provenance": recipe.provenance,
-        "destination": {"data": choose_default_data(recipe)},
-    }
-    return Preset(kind.from_dict(values))
+    values = {"recipe": recipe.recipe, "provenance": recipe.provenance}
+    return Preset(kind.from_dict({**values, "destination": {"data": choose_default_data(recipe)}}))
 
 
 def choose_default_data(file: RecipeFile) -> str:
@@ -352,10 +314,9 @@ def choose_default_data(file: RecipeFile) -> str:
 
     The dataset that it was tuned on decides; if unknown, whether its name begins like a preset's for embedded data.
     """
-    if file.provenance is not None and file.provenance.dataset:
-        embedded = file.provenance.dataset == EMBEDDED_DATASET
-    else:
-        embedded = any(f"{file.recipe.name}-".startswith(f"{name}-") for name in presets.DIGITS_PRESETS)
+    known = file.provenance.dataset if file.provenance is not None else ""
+    name = f"{file.recipe.name}-"
+    embedded = known == EMBEDDED_DATASET if known else any(name.startswith(f"{n}-") for n in presets.DIGITS_PRESETS)
     return EMBEDDED_DATASET if embedded else ""
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 class Interruption:
     """An event that a signal or `request_stop` sets once, with callbacks.
 
-    `ray job stop` kills 3 s after its SIGTERM, so callbacks must be quick.
+    `ray job stop` kills 3 s after its SIGTERM, so each callback has a thread of its own.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interruption:
         with self._lock:
             self._callbacks.append(action)
             if self.event.is_set():
-                self._start_callbacks([action])
+                _start_callbacks([action])
 
     @contextmanager
     def calling(self, action: Callable[[], None]) -> Iterator[None]:
@@ -45,26 +45,27 @@ class Interruption:
     def request_stop(self, number: int | None = None) -> None:
         """Set the event, as the signal of that number would."""
         with self._lock:
-            if self.event.is_set():
-                return
-            self.signal = number
-            self.event.set()
-            self._start_callbacks(list(self._callbacks))
+            if not self.event.is_set():
+                self.signal = number
+                self.event.set()
+                _start_callbacks(self._callbacks)
 
     @property
     def exit_status(self) -> int:
         """The exit status of a job that was stopped: 128 + the signal's number; that of SIGTERM for a stop flag."""
         return 128 + (self.signal or signal.SIGTERM)
 
-    def _start_callbacks(self, actions: list[Callable[[], None]]) -> None:
-        threading.Thread(target=self._run_callbacks, args=(actions,), name="interrupt", daemon=True).start()
 
-    def _run_callbacks(self, actions: list[Callable[[], None]]) -> None:
-        for action in actions:
-            try:
-                action()
-            except Exception:  # one action's failure must not keep the others from being done
-                _log.exception("interrupt: an action failed")
+def _start_callbacks(actions: Sequence[Callable[[], None]]) -> None:
+    for action in actions:
+        threading.Thread(target=_run_callback, args=(action,), name="interrupt", daemon=True).start()
+
+
+def _run_callback(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except Exception:
+        _log.exception("interrupt: an action failed")
 
 
 def get_stop_signals() -> tuple[signal.Signals, ...]:
@@ -105,7 +106,8 @@ def catch_stop_signals() -> Iterator[Interruption]:
         if signaled and number != signal.SIGHUP:
             os._exit(128 + number)
         signaled = signaled or number != signal.SIGHUP
-        interruption.request_stop(number)
+        # Not here: the thread that the signal interrupts may hold the lock of the event.
+        threading.Thread(target=interruption.request_stop, args=(number,), name="signal", daemon=True).start()
 
     before = {number: signal.signal(number, handler) for number in get_stop_signals()}
     try:

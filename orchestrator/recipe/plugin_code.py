@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.introspection import KIND
 from orchestrator.config.plugins import compute_source_digest
@@ -18,19 +19,15 @@ def pin_code(recipe: Recipe) -> Recipe:
 
     Raises ConfigError for a plug-in whose module cannot be found.
     """
-    digests = {kind: compute_source_digest(kind) for kind in sorted(set(_iter_kinds(recipe.to_dict())))}
-    code = {kind: digest for kind, digest in digests.items() if digest is not None}
+    code = collect_code(recipe)
     return recipe if code == recipe.code else recipe.model_copy(update={"code": code})
 
 
-def find_changed_code(recipe: Recipe) -> list[str]:
-    """Return the kinds of plug-ins whose code is not that which the recipe names. Raises ConfigError as pin_code."""
-    return [kind for kind, digest in recipe.code.items() if compute_source_digest(kind) != digest]
-
-
-def is_same_but_for_code(recipe: Recipe, other: Recipe) -> bool:
-    """Return whether two recipes differ in nothing but the code of their plug-ins."""
-    return recipe.model_copy(update={"code": {}}) == other.model_copy(update={"code": {}})
+def collect_code(*configs: Config) -> dict[str, str]:
+    """Return the digests of the code of all plug-ins in some configs as it is now. Raises ConfigError as pin_code."""
+    kinds = {kind for config in configs for kind in _iter_kinds(config.to_dict())}
+    digests = {kind: compute_source_digest(kind) for kind in sorted(kinds)}
+    return {kind: digest for kind, digest in digests.items() if digest is not None}
 
 
 def check_plugins(recipe: Recipe, num_classes: int) -> None:

@@ -57,8 +57,6 @@ def print_dry_run(config: JobConfig, recipes: Sequence[Recipe], options: PlanCon
     gpus = cluster.resolve_gpus_per_worker(config.placement, capacity)
     todo = [spec for spec in specs if not histories.get(spec.name, NO_HISTORY).finished]
     lines = [f"cluster:    {cluster_text}"]
-    if dataset is not None and (warning := specs[0].dataset_warning) is not None:
-        lines.append(f"warning:    {warning}")
     if len(todo) < len(specs):
         lines.append(f"finished:   {len(specs) - len(todo)} of {len(specs)} models")
     if todo:

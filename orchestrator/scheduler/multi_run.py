@@ -96,12 +96,7 @@ def _execute_plan(
         session.print_line(f"the cluster holds {now} workers now, {before} before")
 
     first = plan.order[0]
-    warnings = (
-        first.dataset_warning,
-        preflight.check_label_mixing(first.destination.data, session.manifest, first.recipe),
-        preflight.check_exclusive_create(first.destination),
-    )
-    for warning in filter(None, warnings):
+    for warning in preflight.find_warnings(first.destination, session.manifest, first.recipe):
         session.print_line(f"warning: {warning}")
 
     def query_slots() -> int:

@@ -107,6 +107,7 @@ class TrainJob(Config):
     reading: ReadingConfig = ReadingConfig()
     execution: Execution = Execution()
     weights: str = Field("", description="URL of the weights to start from, whose digest is recipe.initial_weights")
+    code: dict[str, str] = Field({}, description="digests of the code of all plug-ins, as the driver has it, by kind")
 
 
 OutcomeStatus = Literal["finished", "stopped", "diverged", "bad-data", "bad-checkpoint", "refused"]
@@ -127,9 +128,11 @@ class LauncherContext(Protocol):
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report an epoch's metrics; every rank calls it equally often."""
+        return
 
     def has_preemption_notice(self) -> bool:
         """Return whether this rank knows that a node of the run will soon be taken away; never waits."""
 
     def should_continue(self) -> bool:
         """Return whether the run needs another epoch after the one just reported; the same on every rank."""
+        return True

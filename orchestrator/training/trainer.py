@@ -15,6 +15,7 @@ from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.plugins import check_source_digests
 from orchestrator.data import sample_audit, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
@@ -177,6 +178,8 @@ class Trainer:
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
         job, world, recipe = self.job, self.world, self.job.recipe
+        if job.code:
+            world.check_on_all_ranks(lambda: check_source_digests(job.code))
         manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
         self.classes = manifest.classes
         self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)

@@ -23,7 +23,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 
 from orchestrator.config.output import prepare_output
-from orchestrator.ray_backend import ray_compat, ray_env, worker_prestart
+from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Placement
 from orchestrator.tuning import trial_run
 from orchestrator.tuning.sweep import Sweep
@@ -88,8 +88,8 @@ def _patch_actor_variables() -> Iterator[None]:
         return
     before = set(propagated), dict(added)
     propagated.difference_update(_CREDENTIAL_VARIABLES)
-    propagated.add(ray_compat.FAST_START_VARIABLE)
-    added.update(worker_prestart.get_hook_variables())
+    propagated.add(ray_env.FAST_START_VARIABLE)
+    added.update(cluster.get_hook_variables())
     try:
         yield
     finally:
@@ -245,7 +245,7 @@ class _SweepCallback(_NotPickled, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # Its actor may be dead, and cannot release the reservation of its workers.
-        if (internals := ray_compat.load_ray_internals()) is not None:
+        if (internals := ray_env.load_ray_internals()) is not None:
             internals.release_placement_group(trial_run.decode_task(trial.config["trial"]).spec.folder)
         self._sweep.on_trial_ended(_get_number(trial), _find_cause(trial))
 

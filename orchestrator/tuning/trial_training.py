@@ -6,7 +6,6 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -34,14 +33,6 @@ def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
     )
 
 
-@dataclass(frozen=True)
-class _StopFlags:
-    """The trial's own stop flag, and the flag of a driver that takes over the sweep."""
-
-    stop_flag: str
-    successor: str
-
-
 def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:
     """Train with Ray Train: the journal reports its epochs, and a flag of the trial's own stops it.
 
@@ -53,7 +44,7 @@ def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:
     done = threading.Event()
     with _relay_epochs(task, context, flag, done):
         try:
-            return ray_trainer.launch_run(spec, _StopFlags(flag, task.successor), task.gpus)
+            return ray_trainer.launch_run(spec, flag, task.successor, task.gpus)
         finally:
             done.set()
 

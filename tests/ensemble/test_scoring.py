@@ -23,7 +23,7 @@ from orchestrator.ensemble import scoring
 from orchestrator.ensemble.scoring import WeightsKind
 from orchestrator.evaluation import score_store, shard_scorer
 from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringTask
-from orchestrator.ray_backend import task_pool
+from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
@@ -83,7 +83,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
             tasks.append(ShardScoringTask.from_dict(argument[0]))
             yield number, function(*argument)
 
-    monkeypatch.setattr(task_pool, "run_tasks", run)
+    monkeypatch.setattr(cluster, "run_tasks", run)
     return tasks
 
 
@@ -215,7 +215,7 @@ def test_progress_is_of_whole_shards_and_costs_no_pass_over_the_tasks(
             yield number, []
             found.append(json.loads((runs / "scoring.json").read_text()))
 
-    monkeypatch.setattr(task_pool, "run_tasks", run)
+    monkeypatch.setattr(cluster, "run_tasks", run)
     monkeypatch.setattr(scoring, "PROGRESS_SECONDS", 0.0)
     scoring._run_tasks(at, tasks, str(runs))
     assert {one["shards"] for one in found} == {3}

@@ -114,7 +114,7 @@ def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(packed: Path, sourc
 # ------------------------------------------------------------------ on a cluster
 HEAD = """
 import sys, ray
-from orchestrator.ray_backend.temp_dir import make_temp_dir
+from orchestrator.ray_backend.ray_env import make_temp_dir
 options = dict(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
 ray.init(address="local", _temp_dir=make_temp_dir(), **options)
 print(ray.get_runtime_context().gcs_address, flush=True)

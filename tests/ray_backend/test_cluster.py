@@ -1,11 +1,18 @@
+import importlib
+import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private import ray_constants
+from ray.train.v2._internal import constants
+from ray.tune.execution import class_cache
 
-from orchestrator.ray_backend import cluster
+from orchestrator.ray_backend import cluster, ray_env, ray_internals
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node, resolve_gpus_per_worker, wait_for_capacity
 from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.run_spec import Placement
@@ -79,7 +86,7 @@ def test_what_fits_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (clock.now, clock.said) == (0.0, [])
 
 
-def test_what_can_never_fit_is_refused_at_once_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_never_fit_is_rejected_immediately_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, SMALL)
     with pytest.raises(ClusterError) as raised:
         wait_for_capacity(Placement(workers=3, cpus_per_worker=2), clock.said.append)
@@ -117,7 +124,7 @@ def test_an_autoscaler_is_waited_for_up_to_its_own_deadline(monkeypatch: pytest.
 @pytest.mark.parametrize(
     "placement", [Placement(workers=17, wait_seconds=60), Placement(workers=2, gpus_per_worker=2, wait_seconds=60)]
 )
-def test_more_than_the_autoscaler_may_ever_bring_is_refused_at_once(
+def test_more_than_the_autoscaler_may_ever_bring_is_rejected_immediately(
     monkeypatch: pytest.MonkeyPatch, placement: Placement
 ) -> None:
     clock = Clock(monkeypatch, ClusterCapacity((Node(1, 0),), max_cpus=16, max_gpus=3))
@@ -130,3 +137,60 @@ def test_gpus_that_join_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     larger = ClusterCapacity((Node(8, 2),))
     clock = Clock(monkeypatch, ClusterCapacity((Node(1, 0),)), larger)
     assert wait_for_capacity(Placement(workers=2, wait_seconds=60), clock.said.append) is larger
+
+
+def test_what_ray_hands_on_from_the_environment_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    ours = {*ray_env._RAY_VARIABLES, *ray_env._TUNE_VARIABLES, ray_env.FAST_START_VARIABLE}
+    train, tune = constants.ENV_VARS_TO_PROPAGATE, class_cache.ENV_VARS_TO_PROPAGATE - keys
+    for name in ours | train | tune:
+        monkeypatch.setenv(name, "1")
+    hook = ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    known = ours | train
+    assert {name for name in cluster.get_worker_variables() if name in known} == train
+    added = {hook, ray_env.FAST_START_VARIABLE}
+    assert cluster.get_tune_variables().keys() == tune | class_cache.DEFAULT_ENV_VARS.keys() | added
+
+
+def test_the_hook_can_be_called() -> None:
+    name = cluster.get_hook_variables()[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
+    module, _, called = name.rpartition(".")
+    getattr(importlib.import_module(module), called)()  # it wants nothing and raises nothing
+
+
+def test_a_jobs_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"working_dir": "gcs://x.zip", "env_vars": {"OURS": "ä", "RAY_TRAIN_V2_ENABLED": "0"}}
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=given))
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    text = cluster.serialize_runtime_env(cluster.get_worker_variables())
+    found = json.loads(text)
+    assert found["working_dir"] == "gcs://x.zip"
+    assert found["env_vars"]["OURS"] == "ä"
+    assert found["env_vars"]["RAY_TRAIN_V2_ENABLED"] == "1"
+    assert "ä" in text and " " not in text  # as Ray writes it; another text is another environment
+
+
+def test_trouble_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("not connected")
+
+    monkeypatch.setattr(ray, "nodes", refuse)
+    cluster.prestart_workers(1)
+
+
+def test_what_is_there_already_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    node = {"Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env={}))
+    monkeypatch.setattr(ray_internals, "request_workers", lambda _, count, *rest: asked.append(count))
+    cluster.prestart_workers(2)  # by the job, as it begins
+    for workers in (1, 1, 1, 3):  # runs that are launched
+        cluster.claim_workers(workers)
+    assert asked == [2, 1, 3]
+
+
+def test_on_several_nodes_nothing_is_started_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * 2)
+    monkeypatch.setattr(ray_internals, "request_workers", lambda *_: pytest.fail("asked"))
+    cluster.claim_workers(1)

@@ -30,8 +30,8 @@ from orchestrator.ray_backend.failure_callback import (
     find_failure_causes,
 )
 from orchestrator.ray_backend.fast_start import ControllerEventCallback
-from orchestrator.storage import commit, file_io
-from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir
+from orchestrator.storage import file_io
+from orchestrator.training.run_dir import get_checkpoints_dir
 
 RAYS_WORDS = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 7\nThe actor is "
@@ -43,12 +43,12 @@ RUNNING = RunningState()  # type: ignore[no-untyped-call]
 
 
 def dead(text: str, preempted: bool = False) -> WorkerHealthCheckFailedError:
-    """What Ray Train has for a worker whose actor died."""
+    """The error in which Ray Train wraps the death of a worker's actor."""
     return WorkerHealthCheckFailedError("health check failed", RayActorError(error_msg=text, preempted=preempted))
 
 
 class Group:
-    """A group of workers that all answer; counts how often rank 0 was told that the group will be replaced."""
+    """A group of workers that all answer; notes the announcement to rank 0 that it will be replaced."""
 
     def __init__(self) -> None:
         self.announced = threading.Event()
@@ -65,7 +65,7 @@ class Group:
 
 
 def watching(folder: Path, group: Group | None = None) -> ControllerEventCallback:
-    callback = ControllerEventCallback(FailureRecorder(str(folder)), elastic=False)
+    callback = ControllerEventCallback(FailureRecorder(str(folder)))
     callback.after_worker_group_start(group or Group())
     return callback
 
@@ -121,7 +121,7 @@ def test_a_failure_is_kept_with_its_time_whether_it_is_retried_or_not(tmp_path: 
     assert (tmp_path / "attempts" / f"failed-{round(1000 * found['time'])}.json").exists()
 
 
-def test_a_run_that_goes_well_leaves_no_record(tmp_path: Path) -> None:
+def test_a_successful_run_leaves_no_record(tmp_path: Path) -> None:
     finished = FinishedState()  # type: ignore[no-untyped-call]
     for state in (RUNNING, ShuttingDownState(finished), finished):
         watching(tmp_path).after_controller_state_update(RUNNING, state)
@@ -145,7 +145,7 @@ def test_storage_that_fails_or_hangs_does_not_hold_up_the_restart(
     released.set()
 
 
-def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still_kept(
+def test_errors_of_the_watch_are_not_raised_and_the_failure_is_still_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[str] = []
@@ -156,9 +156,7 @@ def test_nothing_that_goes_wrong_in_the_watch_is_raised_and_the_failure_is_still
 
     monkeypatch.setattr(fast_start, "get_or_create_autoscaling_coordinator", failing)
     monkeypatch.setattr(fast_start, "SCALING_CACHE_SECONDS", 0.0)
-    made = ControllerEventCallback(
-        FailureRecorder(str(tmp_path), elastic=True), elastic=True
-    )  # it was told of no workers
+    made = ControllerEventCallback(FailureRecorder(str(tmp_path), elastic=True))  # it knows no workers
     made.after_controller_state_update(RUNNING, RestartingState(WorkerGroupError("text", {0: ValueError("bad")})))
     assert [found["causes"] for found in kept(tmp_path)] == [{"0": "ValueError: bad"}]
     monkeypatch.setattr(fast_start, "NODE_REFRESH_SECONDS", 0.0)
@@ -201,14 +199,3 @@ def test_a_checkpoint_that_does_not_come_is_not_waited_for_long(
     monkeypatch.setattr(failure_callback, "CHECKPOINT_POLL_SECONDS", 0.01)
     watching(tmp_path).after_controller_state_update(RUNNING, ResizingState(ResizeDecision(1, {"CPU": 1})))
     assert len(kept(tmp_path)) == 1
-
-
-def test_a_void_checkpoint_does_not_hide_the_one_that_counts(tmp_path: Path) -> None:
-    """Else the checkpoint before a change of the number of workers would be waited for to the end."""
-    folder = get_checkpoints_dir(str(tmp_path))
-    good, late = checkpoint_dir.make_checkpoint_url(folder, 16, 1), checkpoint_dir.make_checkpoint_url(folder, 24, 1)
-    for url in (good, late, checkpoint_dir.make_checkpoint_url(folder, 32, 2)):
-        commit.write_folder(url, {}, {})
-    file_io.remove(file_io.join(checkpoint_dir.make_checkpoint_url(folder, 32, 2), commit.DONE))
-    file_io.write_bytes(file_io.join(get_attempts_dir(str(tmp_path)), "000002.resumed-000000000000016"), b"")
-    assert failure_callback._find_newest_checkpoint(str(tmp_path)) == good

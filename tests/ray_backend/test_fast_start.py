@@ -32,7 +32,6 @@ from orchestrator.ray_backend.fast_start import (
     FastStartTrainer,
     NonAutoscalingPolicy,
     ThreadPreemptionCallback,
-    _FolderCallback,
 )
 
 
@@ -44,7 +43,7 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     usual, ours = kinds(DataParallelTrainer(lambda: None)), kinds(FastStartTrainer(lambda: None, folder="/r"))
     assert BackendSetupCallback in ours
     assert usual - ours == {DatasetsCallback, PlacementGroupCleanerCallback}
-    assert ours - usual == {_FolderCallback}
+    assert ours - usual == set()
 
 
 @pytest.mark.parametrize(
@@ -52,13 +51,13 @@ def test_only_what_is_of_no_use_is_left_out() -> None:
     [(1, False, NonAutoscalingPolicy), (1, True, FixedScalingPolicy), ((1, 2), False, type(None))],
     ids=["fixed", "autoscaled", "elastic"],
 )
-def test_nobody_is_asked_for_nodes_where_nothing_scales(
+def test_no_node_is_requested_without_an_autoscaler(
     workers: Any, grows: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(ray_internals, "read_autoscaler_limits", lambda: {"CPU": 4} if grows else None)
     monkeypatch.setattr(fast_start, "_apply_patches", lambda stack: None)
-    monkeypatch.setattr(fast_start, "FastStartController", lambda **given_: given.update(given_))
+    monkeypatch.setattr(fast_start, "FastStartController", lambda _, **given_: given.update(given_))
     monkeypatch.setattr(fast_start, "run_controller", lambda _: None)
     trainer = FastStartTrainer(lambda: None, folder="/r", scaling_config=ScalingConfig(num_workers=workers))
     # An elastic run's policy is left as it is, whatever it is: None stands for it.
@@ -67,7 +66,7 @@ def test_nobody_is_asked_for_nodes_where_nothing_scales(
     assert type(given["scaling_policy"]) is kind
 
 
-def test_a_settled_policy_wants_its_number_of_workers_and_asks_nobody() -> None:
+def test_a_fixed_policy_wants_its_number_of_workers_and_sends_no_request() -> None:
     policy = NonAutoscalingPolicy(ScalingConfig(num_workers=3, resources_per_worker={"CPU": 1}))
     policy.after_controller_start(None)
     decision: Any = policy.make_decision_for_non_running_worker_group()
@@ -83,7 +82,7 @@ ray_env.set_ray_variables()
 import ray
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.util.placement_group import placement_group_table
-from orchestrator.ray_backend import cluster, fast_start, worker_prestart
+from orchestrator.ray_backend import cluster, fast_start
 from tests.support.launched import process_tree, title
 
 def pids(word):
@@ -100,7 +99,7 @@ def reserved():
     return [one["state"] for one in placement_group_table().values()]
 
 def trainer(function):
-    runtime_env = {"env_vars": worker_prestart.get_hook_variables()}
+    runtime_env = {"env_vars": cluster.get_hook_variables()}
     config = RunConfig(name="r", storage_path=tempfile.mkdtemp(), worker_runtime_env=runtime_env)
     return fast_start.FastStartTrainer(
         function, folder="/r", scaling_config=ScalingConfig(num_workers=1), run_config=config
@@ -121,6 +120,7 @@ class LostEarly(fast_start.FastStartController):
         await super()._run_control_loop_iteration()
 
 class Early(fast_start.FastStartWorkerGroup):
+    run_folder = "/r"
     def _create_workers(self, *given, **named):
         super()._create_workers(*given, **named)
         raise KeyboardInterrupt("lost early")  # what Ray Train does not catch
@@ -137,8 +137,8 @@ with cluster.connect_cluster():
     agents = pids("ray::DashboardAgent") | pids("ray::RuntimeEnvAgent")
     ahead = wait_for(partial(pids, "ray::IDLE"), "a process started ahead")
     used = trainer(here).fit().return_value
-    variables = worker_prestart.get_worker_variables()
-    assert used[0] in ahead, (ahead, worker_prestart.serialize_runtime_env(variables), used)
+    variables = cluster.get_worker_variables()
+    assert used[0] in ahead, (ahead, cluster.serialize_runtime_env(variables), used)
     assert set(reserved()) <= {"REMOVED"}, reserved()
     usual = fast_start.FastStartController
     for lost in (LostEarly, LostLate):
@@ -218,7 +218,7 @@ def test_only_what_this_job_has_reserved_is_given_back(
     assert removed == ([] if left else [group])
 
 
-# ------------------------------------------------------------------ the watch over the nodes of a run's workers. whol
+# ------------------------------------------------------------------ the watch over the nodes of a run
 PATIENCE_SECONDS = 10.0
 
 
@@ -226,12 +226,12 @@ class Actor:
     """Takes the notice as Ray's worker does, by `mark_preempt.remote`."""
 
     def __init__(self) -> None:
-        self.told: list[PreemptionInfo] = []
+        self.notices: list[PreemptionInfo] = []
         self.heard = threading.Event()
         self.mark_preempt = SimpleNamespace(remote=self._mark)
 
     def _mark(self, info: PreemptionInfo) -> None:
-        self.told.append(info)
+        self.notices.append(info)
         self.heard.set()
 
 
@@ -260,7 +260,7 @@ def watchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "PreemptionWatcher"]
 
 
-def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> None:
+def test_every_worker_receives_the_notice_of_a_draining_node(draining: dict[str, int]) -> None:
     actors, watch = [Actor(), Actor()], ThreadPreemptionCallback()
     watch.after_worker_group_start(group(actors, ["here", "there"]))
     draining["elsewhere"] = 1000  # no node of ours
@@ -269,7 +269,7 @@ def test_every_worker_is_told_of_a_node_that_goes(draining: dict[str, int]) -> N
         assert all(actor.heard.wait(PATIENCE_SECONDS) for actor in actors)
     finally:
         watch.before_worker_group_shutdown(group([], []))
-    assert [actor.told for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
+    assert [actor.notices for actor in actors] == 2 * [[PreemptionInfo(2000, {"there": [1]})]]
 
 
 @pytest.mark.parametrize("end", ["before_worker_group_shutdown", "after_worker_group_abort"])
@@ -294,18 +294,18 @@ def test_a_new_group_is_watched_in_place_of_the_last(draining: dict[str, int]) -
         assert second.heard.wait(PATIENCE_SECONDS)
     finally:
         watch.before_worker_group_shutdown(group([], []))
-    assert first.told == []
-    assert second.told == [PreemptionInfo(None, {"there": [0]})]
+    assert first.notices == []
+    assert second.notices == [PreemptionInfo(None, {"there": [0]})]
 
 
-def test_a_run_goes_on_without_a_notice(caplog: pytest.LogCaptureFixture) -> None:
-    before = set(watchers())  # of other tests, which may not have woken up since they were told to end
+def test_a_failed_watch_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    before = set(watchers())  # of other tests, which may not have woken up since their end was requested
     ThreadPreemptionCallback().after_worker_group_start(None)
     assert "their preemption will come without notice" in caplog.text
     assert set(watchers()) <= before
 
 
-# ------------------------------------------------------------------ what ray train's controllers say, of several runs
+# ------------------------------------------------------------------ logs of Ray Train's controllers
 LOGGER = logging.getLogger(fast_start.RAY_TRAIN_LOGGER)
 
 
@@ -320,8 +320,13 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def say(run: str, words: str) -> None:
-    with fast_start.patch_ray_train(), fast_start._label_logs(run):
-        logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+    def log() -> None:
+        with fast_start.patch_ray_train():
+            logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+
+    thread = threading.Thread(target=log, name=run)  # as the trainer names its own
+    thread.start()
+    thread.join()
 
 
 def lines(folder: Path) -> list[str]:

@@ -105,7 +105,7 @@ def test_of_eight_threads_one_gets_the_lease(folder: str) -> None:
     held[0].release()
 
 
-def test_a_released_lease_is_free_at_once(folder: str) -> None:
+def test_a_released_lease_is_free_immediately(folder: str) -> None:
     lease.acquire_lease(folder).release()
     began = time.monotonic()
     second = lease.acquire_lease(folder, stale_seconds=20)
@@ -125,7 +125,7 @@ def test_release_ends_a_wait(folder: str) -> None:
     timer.join()
 
 
-def test_a_dead_process_of_this_host_gives_the_run_free_at_once(folder: str) -> None:
+def test_a_dead_process_of_this_host_frees_the_run_immediately(folder: str) -> None:
     import socket
 
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
@@ -241,7 +241,7 @@ def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.Mon
     assert file_io.create_bytes(file_io.join(folder, "lease", f"{held.number + 1:06d}.json"), b"another driver")
     deadline = time.monotonic() + 5
     while not held.is_stop_requested():
-        assert time.monotonic() < deadline, "it goes on under a lease that another has"
+        assert time.monotonic() < deadline, "it continues under a lease that another has"
         time.sleep(0.01)
     held.release()
 
@@ -249,11 +249,11 @@ def test_an_owner_that_was_superseded_stops(folder: str, monkeypatch: pytest.Mon
 def test_a_process_of_another_container_on_this_host_is_not_taken_for_dead(tmp_path: Path) -> None:
     """Containers on the host's network share its name; their process numbers are their own."""
     elsewhere = replace(lease.get_current_owner(), pid=2**22 + 1, space="the same boot, another namespace")
-    assert not lease.is_owner_dead(elsewhere)
-    assert lease.is_owner_dead(replace(elsewhere, space=lease.get_current_owner().space))
+    assert not elsewhere.is_dead
+    assert replace(elsewhere, space=lease.get_current_owner().space).is_dead
 
 
-# ------------------------------------------------------------------ test_holder.py
+# ------------------------------------------------------------------ a lease as others see it
 def lives(folder: str, patience: float = 0.3) -> bool:
     return lease.is_driver_alive(folder, lease.read_lease(folder), patience)
 
@@ -311,7 +311,7 @@ def test_a_heartbeat_of_long_ago_is_not_waited_for(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_a_process_of_this_machine_that_is_gone_is_dead_at_once(tmp_path: Path) -> None:
+def test_a_process_of_this_machine_that_is_gone_is_dead_immediately(tmp_path: Path) -> None:
     gone = LeaseOwner(socket.gethostname(), 2**22 + 1, "", time.time())  # beyond the largest pid there is
     drivers.lease(str(tmp_path), gone, beat=0)
     assert not lives(str(tmp_path), patience=60)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 from mlflow.tracking import MlflowClient
-from ray.exceptions import NodeDiedError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, RayTaskError, RuntimeEnvSetupError, TaskUnschedulableError, WorkerCrashedError
 from rich.console import Console
 
 from orchestrator.cli.exit_status import run_command
@@ -28,11 +28,12 @@ from orchestrator.scheduler import dry_run
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.tracker import Tracker, TrackingError
-from tests.support import runs, tiny_shards
+from orchestrator.tracking.tracker import Tracker
+from tests.support import plugin_metrics, runs, tiny_shards
 from tests.support.launched import recipe
 
 T = TypeVar("T")
+NODE: dict[str, Any] = {"NodeID": "n", "NodeManagerAddress": "10.0.0.9", "Alive": True}
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_whole_dataset_passes(packed: Manifest, tmp_path: Path) -> None:
     assert check(tmp_path) == packed
 
 
-def test_a_folder_without_a_dataset_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_reported(tmp_path: Path) -> None:
     (text,) = problems(tmp_path)
     assert f"{tmp_path}/data/manifest.json: no manifest there" in text
 
@@ -88,7 +89,7 @@ def adopted(tmp_path: Path) -> Path:
     return tars
 
 
-def test_tars_elsewhere_pass_with_leave_and_are_trained_on(adopted: Path, tmp_path: Path) -> None:
+def test_tars_elsewhere_need_a_flag_and_are_trained_on(adopted: Path, tmp_path: Path) -> None:
     (text,) = problems(tmp_path)
     assert f"must lie below {tmp_path}/data, got {adopted}; set --allow-elsewhere" in text
     found = check(tmp_path, allow_elsewhere=True)
@@ -109,7 +110,7 @@ def test_a_tar_elsewhere_is_checked_where_it_lies(adopted: Path, tmp_path: Path,
     assert f"{path}: {said}" in text
 
 
-def test_leave_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -> None:
+def test_the_flag_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -> None:
     specs = [
         RunSpec(
             recipe=runs.recipe(batch_size=8),
@@ -122,7 +123,7 @@ def test_leave_is_no_part_of_a_runs_identity(packed: Manifest, tmp_path: Path) -
     assert specs[0].identity == specs[1].identity
 
 
-def test_a_damaged_manifest_is_told(packed: Manifest, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_reported(packed: Manifest, tmp_path: Path) -> None:
     path = tmp_path / "data" / "manifest.json"
     path.write_bytes(path.read_bytes()[:-20])
     (text,) = problems(tmp_path)
@@ -166,71 +167,141 @@ def test_the_embedded_digits_are_packed_once(tmp_path: Path) -> None:
     assert shard.stat().st_mtime_ns == made
 
 
-def test_shards_sorted_by_class_are_told(tmp_path: Path) -> None:
+def test_shards_sorted_by_class_are_reported(tmp_path: Path) -> None:
     mixed = [RawSample(f"m{n:03d}", tiny_shards.jpeg(n), n % 3) for n in range(240)]
     by_class = [RawSample(f"s{n:03d}", tiny_shards.jpeg(n), n // 80) for n in range(240)]
     recipe = runs.recipe(batch_size=24, order=OrderConfig(lanes=2, window=20))
-    said = [
-        preflight.check_label_mixing(
-            str(tmp_path / name), tiny_shards.dataset(tmp_path / name, samples, per_shard=20), recipe
-        )
-        for name, samples in (("mixed", mixed), ("sorted", by_class))
-    ]
-    assert said[0] is None
-    assert said[1] is not None
-    assert "POOR: pack anew with a global shuffle" in said[1]
+    said = []
+    for name, samples in (("mixed", mixed), ("sorted", by_class)):
+        packed = tiny_shards.dataset(tmp_path / name, samples, per_shard=20)
+        places = Destination(data=str(tmp_path / name), storage=str(tmp_path))
+        said.append(preflight.find_warnings(places, packed, recipe))
+    assert said[0] == []
+    assert "POOR: pack anew with a global shuffle" in said[1][0]
     (tmp_path / "sorted" / "train" / "train-000000.tar.index.json").unlink()
-    assert (
-        preflight.check_label_mixing(str(tmp_path / "sorted"), manifest.load(str(tmp_path / "sorted")), recipe) is None
-    )
+    assert preflight.find_warnings(places, manifest.load(str(tmp_path / "sorted")), recipe) == []
 
 
-def test_writable_storage_passes_and_keeps_no_trace(tmp_path: Path) -> None:
-    storage = tmp_path / "runs"
-    assert preflight.check_storage_writable(Destination(storage=str(storage))) is None
-    assert list(storage.iterdir()) == []
+def test_a_storage_that_two_drivers_could_write_is_warned_of(
+    packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_io, "find_conditional_create_problem", lambda url: f"{url} has no locks")
+    places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path))
+    said = preflight.find_warnings(places, packed, runs.recipe(batch_size=4))
+    assert said[-1] == f"storage: {tmp_path} has no locks"
 
 
-def test_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    problem = preflight.check_storage_writable(Destination(storage=str(tmp_path / "file" / "runs")))
-    assert problem is not None
-    assert problem.startswith("storage: ")
-    assert str(tmp_path / "file" / "runs") in problem
-
-
-def test_a_dataset_without_validation_is_told_before_the_workers_start(tmp_path: Path) -> None:
+def test_a_dataset_without_validation_is_reported_before_the_workers_start(tmp_path: Path) -> None:
     write_dataset(str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"train": tiny_shards.samples(20)}, 10)
     (text,) = problems(tmp_path)
     assert "it has no validation split" in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"batch_size": 64}, "batch_size must be at most the 13 samples of the split, got 64"),
         ({"augmentation": AugmentationConfig(stages=("decode", "no_such_module:stage"))}, "no_such_module"),
     ],
 )
-def test_what_workers_would_refuse_is_known_before(
-    changes: dict[str, Any], told: str, packed: Manifest, tmp_path: Path
+def test_what_workers_cannot_train_is_found_before_they_start(
+    changes: dict[str, Any], message: str, packed: Manifest, tmp_path: Path
 ) -> None:
     url = str(tmp_path / "data")
-    preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], 2)
-    with pytest.raises(PreflightError, match=told):
-        preflight.check_trainable(packed, url, [runs.recipe(**changes)], 2)
+    preflight.check_trainable(packed, url, [runs.recipe(batch_size=4)], Placement(workers=2))
+    with pytest.raises(PreflightError, match=message):
+        preflight.check_trainable(packed, url, [runs.recipe(**changes)], Placement(workers=2))
 
 
-def test_a_dataset_without_training_images_is_told(tmp_path: Path) -> None:
+def test_a_dataset_without_training_images_is_reported(tmp_path: Path) -> None:
     found = write_dataset(
         str(tmp_path / "data"), "tiny", tiny_shards.CLASSES, {"validation": tiny_shards.samples(20)}, 10
     )
     with pytest.raises(PreflightError, match="no train split"):
-        preflight.check_trainable(found, str(tmp_path / "data"), [runs.recipe()], 1)
+        preflight.check_trainable(found, str(tmp_path / "data"), [runs.recipe()], Placement())
+
+
+# ------------------------------------------------------------------ plug-ins
+METRIC = "tests.support.plugin_metrics:Accuracy"
+
+
+def execution(field: str, kind: str, **args: object) -> Placement:
+    return Placement.from_dict({"execution": {field: [{"kind": kind, "args": args}]}})
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "args", "message"),
+    [
+        (
+            "metrics",
+            "no_such_module:Metric",
+            {},
+            "metric 'no_such_module:Metric': no module no_such_module on sys.path",
+        ),
+        ("metrics", "top_k_error", {"k": 9}, "metric 'top_k_error': k must be between 1 and 3"),
+        ("metrics", "builtins:dict", {}, "metric 'builtins:dict' must have methods update and compute"),
+        ("callbacks", "no_such_module:Watch", {}, "callback 'no_such_module:Watch': no module no_such_module"),
+        ("callbacks", METRIC, {"num_classes": 3}, f"callback '{METRIC}' must be a Callback, got Accuracy"),
+    ],
+)
+def test_metrics_and_callbacks_are_tried_before_anything_starts(
+    field: str, kind: str, args: dict[str, object], message: str, packed: Manifest, tmp_path: Path
+) -> None:
+    places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path / "runs"))
+    recipes, placement = [runs.recipe(batch_size=4)], execution(field, kind, **args)
+    with pytest.raises(PreflightError) as raised:
+        preflight.check_trainable(packed, places.data, recipes, placement)
+    assert raised.value.problems[0].startswith(message)
+    with pytest.raises(PreflightError, match=r"1 and 3|no module|must"):
+        preflight.check_destination(places, recipes, placement)
+
+
+def test_every_node_imports_the_plug_ins_and_compares_their_code(
+    packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{**NODE, "Resources": {"CPU": 2.0}}, {**NODE, "NodeID": "head", "Resources": {}}]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    asked: list[tuple[Any, ...]] = []
+
+    def query(*arguments: Any) -> list[str]:
+        asked.append(arguments)
+        return ["node 10.0.0.9: other code"]
+
+    monkeypatch.setattr(preflight, "_query_nodes", query)
+    recipes, url = [runs.recipe(batch_size=4)], str(tmp_path / "data")
+    preflight.check_trainable(packed, url, recipes, execution("metrics", "top_k_error", k=2))
+    assert asked == []  # built-in ones are on every node
+    with pytest.raises(PreflightError, match=r"^node 10\.0\.0\.9: other code$"):
+        preflight.check_trainable(packed, url, recipes, execution("metrics", METRIC))
+    ((where, check, code),) = asked
+    assert (where, code.keys()) == (nodes[:1], {METRIC})
+    check(code)
+    with pytest.raises(ConfigError) as raised:
+        check({METRIC: "another"})
+    assert str(raised.value) == (
+        f"{METRIC!r}: {plugin_metrics.__file__} differs from the driver's code; install the same version on every "
+        "node, or submit the job with --working-dir set to the folder that holds it"
+    )
+    with pytest.raises(ConfigError, match=r"no module no_such_module on sys\.path"):
+        check({"no_such_module:Metric": "another"})
+
+
+def test_a_worker_with_other_code_than_the_driver_trains_nothing(packed: Manifest, tmp_path: Path) -> None:
+    job = runs.job(tmp_path / "data", tmp_path / "run", runs.recipe(batch_size=4))
+    outcome = runs.train(job.model_copy(update={"code": {METRIC: "another"}}))
+    assert outcome.status == "refused"
+    assert "plugin_metrics.py differs from the driver's code" in outcome.message
+    spec = RunSpec(
+        recipe=runs.recipe(),
+        placement=execution("metrics", METRIC),
+        destination=Destination(data="/d", storage="/s", tracking="t"),
+        dataset_digest="d",
+    )
+    assert spec.build_train_job("stop", "successor").code.keys() == {METRIC}
 
 
 # ------------------------------------------------------------------ a look that writes nothing
-def test_a_dry_run_finds_what_a_start_would_refuse(packed: Manifest, tmp_path: Path) -> None:
+def test_a_dry_run_finds_what_a_start_would_find(packed: Manifest, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     tracker = MlflowTracker(f"sqlite:///{database}", "gone")
     tracker.check()
@@ -262,7 +333,7 @@ def test_a_dry_run_finds_nothing_wrong_with_places_that_are_still_to_be_made(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------ all problems at once
+# ------------------------------------------------------------------ all problems together
 def done(value: T | Exception) -> Future[T]:
     future: Future[T] = Future()
     if isinstance(value, Exception):
@@ -272,33 +343,39 @@ def done(value: T | Exception) -> Future[T]:
     return future
 
 
-NO_DATA, NO_TRACKER = PreflightError(["data: missing"]), TrackingError("not there")
+NO_DATA, NO_TRACKER, READ_ONLY = (PreflightError(text) for text in ("data: none", "tracking: none", "storage: full"))
 
 
 @pytest.mark.parametrize(
-    ("data", "tracker", "storage", "embedded", "told"),
+    ("data", "tracker", "storage", "embedded", "message"),
     [
-        (
-            NO_DATA,
-            NO_TRACKER,
-            "storage: read-only",
-            False,
-            ("storage: read-only", "data: missing", "tracking: not there"),
-        ),
-        (NO_DATA, NO_TRACKER, "storage: read-only", True, ("storage: read-only", "tracking: not there")),
-        (NO_DATA, NO_TRACKER, None, True, ("data: missing", "tracking: not there")),
-        (NO_DATA, None, None, False, ("data: missing",)),
-        (None, NO_TRACKER, None, False, ("tracking: not there",)),
-        (None, None, "storage: full", False, ("storage: full",)),
+        (NO_DATA, NO_TRACKER, READ_ONLY, False, ("storage: full", "data: none", "tracking: none")),
+        (NO_DATA, NO_TRACKER, READ_ONLY, True, ("storage: full", "tracking: none")),
+        (NO_DATA, NO_TRACKER, None, True, ("data: none", "tracking: none")),
+        (NO_DATA, None, None, False, ("data: none",)),
+        (None, NO_TRACKER, None, False, ("tracking: none",)),
+        (None, None, READ_ONLY, False, ("storage: full",)),
     ],
 )
-def test_every_problem_is_told_and_none_twice(
-    data: Exception | None, tracker: Exception | None, storage: str | None, embedded: bool, told: tuple[str, ...]
+def test_every_problem_is_reported_and_none_twice(
+    data: Exception | None,
+    tracker: Exception | None,
+    storage: Exception | None,
+    embedded: bool,
+    message: tuple[str, ...],
 ) -> None:
     arguments: Any = (done(data), done(tracker), done(storage), embedded)
     with pytest.raises(PreflightError) as raised:
         session._collect_checks(*arguments)
-    assert raised.value.problems == told
+    assert raised.value.problems == message
+
+
+@pytest.mark.parametrize("check", ["storage", "tracking"])
+def test_a_place_that_cannot_be_used_is_named(check: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    places = Destination(storage=str(tmp_path / "file" / "runs"), tracking="http://127.0.0.1:1", experiment="e")
+    with pytest.raises(PreflightError, match=rf"^{check}: .*"):
+        preflight.check_storage(places) if check == "storage" else session._make_tracker_factory(places)
 
 
 def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_path: Path) -> None:
@@ -309,7 +386,7 @@ def test_without_problems_there_is_what_the_checks_found(packed: Manifest, tmp_p
     assert session._collect_checks(*found) == (packed, opens)
 
 
-def test_our_own_slips_are_raised_as_they_are() -> None:
+def test_bugs_are_raised_as_they_are() -> None:
     arguments: Any = (done(KeyError("slip")), done(None), done(None), False)
     with pytest.raises(KeyError, match="slip"):
         session._collect_checks(*arguments)
@@ -317,10 +394,10 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
 
 # ------------------------------------------------------------------ what a person sees of it
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "message"),
     [
         (ConfigError("epochs: none"), 2, ["job: error: epochs: none"]),
-        (PreflightError(["one", "two\nlines"]), 1, ["job: error: one", "job: error: two lines"]),
+        (PreflightError("one", "two\nlines"), 1, ["job: error: one", "job: error: two lines"]),
         (ClusterError("too small"), 1, ["job: error: too small"]),
         (launch_errors.NotRecordedError("lost"), 1, ["job: error: lost"]),
         (DataError("gone"), 1, ["job: error: gone"]),
@@ -330,13 +407,13 @@ def test_our_own_slips_are_raised_as_they_are() -> None:
     ],
 )
 def test_errors_are_one_line_each(
-    error: BaseException, status: int, told: list[str], capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, message: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main() -> int:
         raise error
 
     assert run_command("job", main) == status
-    assert capsys.readouterr().err.splitlines() == told
+    assert capsys.readouterr().err.splitlines() == message
 
 
 def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,7 +424,7 @@ def test_a_held_lease_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_our_own_slips_keep_their_traceback() -> None:
+def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command("job", lambda: 1 // 0)
     assert run_command("job", lambda: 0) == 0
@@ -379,7 +456,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(packed: Manifest, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
+def test_a_dry_run_needs_no_embedded_data(tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     destination = Destination(data="digits", storage=str(tmp_path / "runs")).resolve()
     dry_run.print_run_table([recipe(batch_size=4)], destination, Placement(), console)
@@ -389,36 +466,33 @@ def test_a_dry_run_goes_without_the_embedded_data(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_refuses_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_of_a_dry_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no manifest there"):
         shown(tmp_path)
 
 
-NODE = {"NodeID": "n", "NodeManagerAddress": "10.0.0.9", "Alive": True}
-
-
 @pytest.mark.parametrize(
-    ("error", "listed", "told"),
+    ("error", "listed", "message"),
     [
-        (None, [NODE], "node 10.0.0.9: missing"),
+        (None, [NODE], None),
+        (RayTaskError("check", "trace", DataError("missing")), [NODE], "missing"),  # type: ignore[no-untyped-call]
         (TaskUnschedulableError("the node is gone"), [NODE], None),
         (NodeDiedError("it died"), [NODE], None),  # type: ignore[no-untyped-call]
         (WorkerCrashedError(), [], None),
-        (WorkerCrashedError(), [NODE], "node 10.0.0.9: WorkerCrashedError: The worker died unexpectedly"),
+        (WorkerCrashedError(), [NODE], "WorkerCrashedError: The worker died unexpectedly"),
         (RuntimeEnvSetupError("x" * 1000 + " no unpacking"), [NODE], "no unpacking (is there room on the disk"),
     ],
-    ids=["answers", "unschedulable", "died", "gone", "crashed", "unpacking"],
+    ids=["answers", "finds", "unschedulable", "died", "gone", "crashed", "unpacking"],
 )
 def test_a_node_that_is_lost_while_it_is_asked_is_no_problem_of_the_job_s(
-    error: Exception | None, listed: list[dict[str, Any]], told: str | None, monkeypatch: pytest.MonkeyPatch
+    error: Exception | None, listed: list[dict[str, Any]], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def get(_: object) -> str:
+    def get(_: object) -> None:
         if error is not None:
             raise error
-        return "node 10.0.0.9: missing"
 
     monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.nodes", lambda: listed)
     answer = preflight._get_node_problem(None, NODE)
-    assert (answer is None) == (told is None)
-    assert told is None or (answer is not None and told in answer and len(answer) < 700)
+    assert (answer is None) == (message is None)
+    assert message is None or (answer is not None and message in answer and len(answer) < 700)

@@ -1,6 +1,7 @@
 """Previews of a run: drawn once, stored beside it and in the tracker, and never in its way."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,6 @@ from matplotlib.image import imread
 
 from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample
-from orchestrator.data.config import AugmentationConfig
-from orchestrator.data.dataset import SampleReader
 from orchestrator.data.transforms.decode import decode_image
 from orchestrator.ray_backend import previews
 from orchestrator.ray_backend.previews import (
@@ -18,21 +17,20 @@ from orchestrator.ray_backend.previews import (
     MAX_ORIGINAL_SIDE,
     SCHEDULE_FILE,
     AugmentedSample,
-    PreviewRequest,
     draw_contact_sheet,
     draw_schedule,
-    pick_spread_ids,
+    record_previews,
     render_augmented,
     sample_learning_rates,
 )
 from orchestrator.ray_backend.run_spec import Destination, RunSpec
-from orchestrator.recipe.config import Recipe
+from orchestrator.ray_backend.session import RunRecorder
 from orchestrator.storage import file_io
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackerUnreachableError, TrackingError
 from tests.support import tiny_shards
-from tests.support.launched import recipe, spec
-from tests.support.tiny_shards import counts, kept, training
+from tests.support.launched import recipe, spec, until
+from tests.support.tiny_shards import kept, training
 from tests.support.tracker import RecordingTracker
 
 RUN = "id-run"
@@ -63,8 +61,8 @@ def tracker() -> KeepingTracker:
     return made
 
 
-def request(run: RunSpec) -> PreviewRequest:
-    return PreviewRequest(run, manifest.load(run.destination.data), lambda: RUN)
+def record(run: RunSpec, to: Tracker) -> None:
+    record_previews(run, manifest.load(run.destination.data), to, RUN)
 
 
 def stored(run: RunSpec) -> list[str]:
@@ -100,7 +98,7 @@ def test_no_sheet_without_an_image_that_can_be_decoded(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the request
 def test_both_pictures_go_to_the_tracker_and_the_runs_folder(run: RunSpec) -> None:
     to = tracker()
-    request(run)(to)
+    record(run, to)
     assert stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
     assert to.pictures == {
         name: Path(run.folder, "previews", name).read_bytes() for name in (CONTACT_SHEET_FILE, SCHEDULE_FILE)
@@ -109,39 +107,29 @@ def test_both_pictures_go_to_the_tracker_and_the_runs_folder(run: RunSpec) -> No
 
 
 def test_a_resumed_run_draws_nothing_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    request(run)(tracker())
+    record(run, tracker())
     monkeypatch.setattr(previews, "draw_schedule", lambda *_: pytest.fail("drawn again"))
     to = tracker()
-    request(run)(to)
+    record(run, to)
     assert to.pictures == {}
 
 
-def test_an_outage_is_waited_for_and_nothing_is_drawn_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    draw = previews.draw_schedule
-
-    def noting(of: Recipe, steps_per_epoch: int, path: str) -> None:
-        drawn.append(path)
-        draw(of, steps_per_epoch, path)
-
-    monkeypatch.setattr(previews, "draw_schedule", noting)
-    to, asked = tracker(), request(run)
+def test_an_outage_is_left_to_be_called_again(run: RunSpec) -> None:
+    to = tracker()
     to.down = True
-    for _ in range(2):
-        with pytest.raises(TrackerUnreachableError):
-            asked(to)
+    with pytest.raises(TrackerUnreachableError):
+        record(run, to)
     assert stored(run) == []
     to.down = False
-    asked(to)
+    record(run, to)
     assert sorted(to.pictures) == stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
-    assert len(drawn) == 1
 
 
 def test_broken_data_costs_the_sheet_alone(run: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
     for tar in Path(run.destination.data).rglob("*.tar"):
         tar.unlink()
     to = tracker()
-    request(run)(to)
+    record(run, to)
     assert list(to.pictures) == stored(run) == [SCHEDULE_FILE]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "no contact sheet" in caplog.text
@@ -153,7 +141,7 @@ def test_trouble_becomes_a_warning(run: RunSpec, error: Exception, caplog: pytes
         def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
             raise error
 
-    request(run)(Refusing())
+    record(run, Refusing())
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert str(error) in caplog.text
     assert stored(run) == []
@@ -165,14 +153,13 @@ def test_through_the_replayer_as_a_session_does(run: RunSpec) -> None:
     def factory() -> Tracker:
         return to
 
-    replayer = JournalReplayer(factory, poll_seconds=0.01)
+    recorder = RunRecorder("/nowhere", "tiny", JournalReplayer(factory, poll_seconds=0.01))
     try:
-        replayer.follow(TrackedRun("run", "run"), None)
-        asked = PreviewRequest(run, manifest.load(run.destination.data), lambda: replayer.wait_for_run_id("run", 0.0))
-        assert replayer.submit(asked, required_key="run").result(30) is None
-        assert sorted(to.pictures) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
+        recorder.replayer.follow(TrackedRun("run", "run"), None)
+        recorder.submit("run", partial(record_previews, run, manifest.load(run.destination.data)))
+        until(lambda: sorted(to.pictures) == [CONTACT_SHEET_FILE, SCHEDULE_FILE])
     finally:
-        replayer.stop({}, 10)
+        recorder.replayer.stop({}, 10)
 
 
 def test_url_of_the_pictures(tmp_path: Path) -> None:
@@ -181,7 +168,7 @@ def test_url_of_the_pictures(tmp_path: Path) -> None:
     made = spec(recipe(), str(tmp_path))
     places = Destination(data=made.destination.data, storage=remote, tracking="none")
     run = made.model_copy(update={"destination": places})
-    request(run)(tracker())
+    record(run, tracker())
     assert file_io.list_names(file_io.join(run.folder, "previews")) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
 
 
@@ -189,13 +176,10 @@ def test_url_of_the_pictures(tmp_path: Path) -> None:
 SEED, SIZE = 11, 16  # those of tests.support.shards.training
 
 
-def seen(folder: Path, samples: int, epochs: int, config: AugmentationConfig | None = None) -> list[AugmentedSample]:
-    packed = manifest.load(str(folder))
-    reader = SampleReader(str(folder), packed, "train")
-    try:
-        return render_augmented(reader, counts(packed), config or AugmentationConfig(), SEED, SIZE, samples, epochs)
-    finally:
-        reader.close()
+def seen(folder: Path, samples: int, epochs: int) -> list[AugmentedSample]:
+    base = recipe(seeds={"augmentation": SEED}, augmentation={})
+    chosen = base.model_copy(update={"model": base.model.model_copy(update={"image_size": SIZE})})
+    return render_augmented(chosen, str(folder), manifest.load(str(folder)), samples, epochs)
 
 
 def test_it_is_what_the_loader_gives_in_each_epoch(tmp_path: Path) -> None:
@@ -234,5 +218,6 @@ def test_an_image_that_cannot_be_decoded_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("total", "samples", "wanted"), [(10, 1, [5]), (10, 2, [2, 7]), (3, 8, [0, 1, 2]), (100, 4, [12, 37, 62, 87])]
 )
-def test_samples_are_spread_evenly(total: int, samples: int, wanted: list[int]) -> None:
-    assert pick_spread_ids(total, samples) == wanted
+def test_samples_are_spread_evenly(tmp_path: Path, total: int, samples: int, wanted: list[int]) -> None:
+    tiny_shards.dataset(tmp_path, total, 7)
+    assert [one.key for one in seen(tmp_path, samples, 1)] == [f"sample-{number:03d}" for number in wanted]

@@ -27,27 +27,24 @@ from orchestrator.ray_backend import ray_env
 ray_env.set_ray_variables()
 import orchestrator.ray_backend
 from orchestrator.data import manifest
-from orchestrator.ray_backend import cluster, ray_compat, ray_trainer
+from orchestrator.ray_backend import cluster, ray_env, ray_trainer
 from tests.support import launched
 from tests.support.private_ray import block, list_private_modules
 
-class Flags:
-    stop_flag = successor = sys.argv[1] + "/never"
-
 digest = manifest.load(sys.argv[1] + "/data").digest()
-ray_compat.load_fast_start()
+ray_env.load_fast_start()
 with cluster.connect_cluster():
     for number, module in enumerate(list_private_modules()[int(sys.argv[2]) :: int(sys.argv[3])]):
         for name in ("fast_start", "ray_internals"):
             sys.modules.pop(f"orchestrator.ray_backend.{name}", None)
             vars(orchestrator.ray_backend).pop(name, None)
-        ray_compat._loaded.clear()
+        ray_env._loaded.clear()
         undo = block([module])
         recipe = launched.recipe(f"r{number}", epochs=1, batch_size=4)
         spec = launched.spec(recipe, sys.argv[1]).model_copy(update={"dataset_digest": digest})
-        outcome = ray_trainer.launch_run(spec, Flags(), 0)
+        outcome = ray_trainer.launch_run(spec, *2 * [sys.argv[1] + "/never"], 0)
         undo()
-        print(module, outcome.status, ray_compat.load_fast_start() is None, flush=True)
+        print(module, outcome.status, ray_env.load_fast_start() is None, flush=True)
 """
 
 

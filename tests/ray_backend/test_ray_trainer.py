@@ -1,26 +1,22 @@
-"""Whether a run whose workers crashed too often gets another round: when it came farther."""
+"""A run whose workers crashed too often gets another round only when it has progressed."""
 
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
-from orchestrator.ray_backend import launch_errors, ray_trainer, worker_prestart
+from orchestrator.ray_backend import cluster, launch_errors, ray_trainer
 from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.run_dir import get_checkpoints_dir
 from tests.support import launched
-
-
-class Flags:
-    stop_flag = successor = ""
 
 
 def saved(spec: RunSpec, samples: int, attempt: int, damaged: bool = False) -> None:
@@ -63,7 +59,7 @@ def rounds_of(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, *rounds: tuple[int
     left = list(rounds)
     monkeypatch.setattr(ray_trainer, "_build_trainer", Trainer(spec, left))
     with pytest.raises(RunFailedError):
-        ray_trainer.launch_run(spec, Flags(), 0)
+        ray_trainer.launch_run(spec, "", "", 0)
     return len(rounds) - len(left)
 
 
@@ -94,10 +90,16 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise WorkerGroupError(RAYS, {})
 
     monkeypatch.setattr(ray_trainer, "_fit_while_progressing", fit)
-    monkeypatch.setattr(worker_prestart, "claim_workers", lambda workers: None)
-    spec = SimpleNamespace(name="one", folder=str(folder), placement=SimpleNamespace(workers=1), save=lambda: None)
+    monkeypatch.setattr(cluster, "claim_workers", lambda workers: None)
+    spec = SimpleNamespace(
+        name="one",
+        folder=str(folder),
+        placement=SimpleNamespace(workers=1),
+        save=lambda: None,
+        build_train_job=lambda *_: None,
+    )
     with pytest.raises(launch_errors.RunFailedError) as error:
-        ray_trainer.launch_run(cast(RunSpec, spec), cast(Any, None), 0)
+        ray_trainer.launch_run(cast(RunSpec, spec), "", "", 0)
     return str(error.value)
 
 

@@ -33,7 +33,7 @@ def test_runs_and_ensembles_are_found_by_name_and_by_url(tmp_path: Path) -> None
     assert run_lookup.list_all_runs(storage) == [whole, RunEntry(alone.folder)]
 
 
-def test_an_unknown_run_is_refused_with_near_misses(tmp_path: Path) -> None:
+def test_an_unknown_run_is_rejected_with_near_misses(tmp_path: Path) -> None:
     one = spec(recipe("googlenet"), str(tmp_path))
     drivers.begun(one)
     with pytest.raises(ConfigError, match=f"no such run, ensemble or sweep in {tmp_path}; did you mean {one.name}"):
@@ -98,7 +98,7 @@ def spec_of_code(storage: Path, digest: str, **changes: object) -> RunSpec:
     return RunSpec(recipe=recipe, placement=Placement(), destination=destination, dataset_digest="d" * 16)
 
 
-def test_changed_code_is_said_and_is_another_run_unless_told_otherwise(tmp_path: Path) -> None:
+def test_changed_code_is_reported_and_is_another_run_unless_asked_otherwise(tmp_path: Path) -> None:
     began, now, said = spec_of_code(tmp_path, "a"), spec_of_code(tmp_path, "b"), list[str]()
     assert run_lookup.match_code([began], False, said.append) == [began]
     began.save()

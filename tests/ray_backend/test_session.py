@@ -6,31 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
-from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.run_recorder import RunRecorder
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.ray_backend.session import Session
+from orchestrator.ray_backend.session import RunRecorder, Session
+from orchestrator.recipe.recipe_file import Provenance
+from orchestrator.storage import file_io
 from orchestrator.storage.file_io import StorageError
+from orchestrator.tracking.replay import JournalReplayer
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.config import Outcome
 from tests.support import launched, tiny_shards
 from tests.support import sessions as support
 from tests.support.launched import until
+from tests.support.tracker import RecordingTracker
 
 
 class Launches:
-    """Stands for Ray: a run goes on until its stop flag is there, or until `done` is set."""
+    """Stands for Ray: a run lasts until its stop flag is there, or until `done` is set."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, Lease] = {}
+        self.under_way: dict[str, str] = {}
         self.done = threading.Event()
 
-    def __call__(self, spec: RunSpec, held: Lease, gpus: float) -> Outcome:
-        self.under_way[spec.name] = held
-        until(lambda: self.done.is_set() or held.is_stop_requested(), 20)
+    def __call__(self, spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Outcome:
+        self.under_way[spec.name] = stop_flag
+        until(lambda: self.done.is_set() or file_io.exists(stop_flag), 20)
         return Outcome(status="finished" if self.done.is_set() else "stopped")
 
 
@@ -38,9 +40,9 @@ class Launches:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     made = Launches()
     monkeypatch.setattr(sessions, "launch_run", made)
-    monkeypatch.setattr(sessions, "STOP_FLAG_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(RunRecorder, "record_run", lambda *_: "key")
-    monkeypatch.setattr(Session, "_request_previews", lambda *_: None)
+    monkeypatch.setattr(RunRecorder, "submit", lambda *_: None)
     return made
 
 
@@ -59,7 +61,7 @@ def test_the_stop_flag_of_one_run_stops_all(tmp_path: Path, session: Session, la
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(session.train_run, spec) for spec in (one, other)]
         until(lambda: len(launches.under_way) == 2)
-        launches.under_way[one.name].request_stop()  # as jobs/stop.py does
+        file_io.write_bytes(launches.under_way[one.name], b"")  # as jobs/stop.py does
         assert [run.result(20).status for run in runs] == ["stopped", "stopped"]
         assert session.interruption.event.is_set()
     assert lease.read_lease(one.folder).released  # type: ignore[union-attr]
@@ -79,15 +81,23 @@ def test_a_storage_has_the_same_keys_wherever_it_lies(tmp_path: Path) -> None:
     assert support.session(tmp_path / "other").recorder.make_tracking_key("run", "/parent") != key
 
 
-@pytest.mark.parametrize("sweep", [False, True])
-def test_runs_from_before_there_were_ids_keep_their_keys(tmp_path: Path, session: Session, sweep: bool) -> None:
-    before = f"{tmp_path}/old"  # where it lay then
-    storage = f"{before}/sweeps/s" if sweep else before
-    run = launched.spec(launched.recipe("one"), storage)
-    folder = tmp_path / ("sweeps/s/models" if sweep else "models") / run.name
-    folder.mkdir(parents=True)
-    (folder / "spec.json").write_text(run.to_json())
-    assert session.recorder.make_tracking_key(run.name) == f"/{run.name}@{compute_fingerprint(before)}"
+def test_a_run_is_recorded_with_its_recipe_and_where_that_comes_from(tmp_path: Path, session: Session) -> None:
+    tracker = RecordingTracker()
+
+    def factory() -> Tracker:
+        return tracker
+
+    recorder = RunRecorder(str(tmp_path), "tiny", JournalReplayer(factory, poll_seconds=0.01))
+    origin = Provenance(sweep="tiny-pbt", trial="t003")
+    one, other = specs(tmp_path)
+    keys = [recorder.record_run(run) for run in (one, other.model_copy(update={"provenance": origin}))]
+    assert recorder.close(interrupted=False) is None
+    plain, tuned = (tracker.runs[f"id-{key}"] for key in keys)
+    assert (plain.tags["orchestrator.folder"], plain.texts) == (one.folder, {"recipe.json": one.recipe.to_json()})
+    assert plain.tags["orchestrator.dataset"] == f"tiny {one.dataset_digest}"
+    assert "orchestrator.sweep" not in plain.tags
+    assert tuned.tags["orchestrator.sweep"] == "tiny-pbt t003"
+    assert tuned.texts["provenance.json"] == origin.to_json()
 
 
 def test_a_storage_that_takes_no_id_is_named(tmp_path: Path, session: Session) -> None:
@@ -133,7 +143,7 @@ class Tracked:
 
 
 @pytest.mark.parametrize(("clean", "waits"), [(True, [60.0, 60.0]), (False, [60.0, 10.0])])
-def test_a_tracker_that_was_waited_for_in_vain_is_not_waited_for_as_long_again(
+def test_after_a_drain_that_timed_out_the_end_waits_less(
     clean: bool, waits: list[float], session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked, said = Tracked(clean), []

@@ -11,7 +11,6 @@ from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.run_spec import Destination, JobConfig, Placement
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_imagenet_wide
-from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.scheduler import dry_run
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.dry_run import describe_differences, resolve_capacity
@@ -107,13 +106,3 @@ def test_differences_are_described_in_few_words() -> None:
     assert differences == {base.name: "crops 0.08-1, epochs 250", "other": "crops 0.08-0.77, epochs 9"}
     assert describe_differences([base]) == {base.name: "-"}
     assert describe_differences([base, wider])["wider"].startswith("x1.5, ")
-
-
-def test_a_recipe_that_was_tuned_on_other_data_is_warned_of(tmp_path: Path) -> None:
-    tiny_shards.dataset(tmp_path / "data")
-    asked = config(tmp_path, recipe(batch_size=4)).model_copy(
-        update={"provenance": Provenance(sweep="s", trial="t1", dataset_digest="another")}
-    )
-    console = Console(width=100, record=True, file=io.StringIO())
-    dry_run.print_dry_run(asked, [asked.recipe], TWO_SLOTS, console)
-    assert "warning:    the recipe was tuned on a dataset of digest another, this one's is " in console.export_text()

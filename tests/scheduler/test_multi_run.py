@@ -11,7 +11,6 @@ from rich.console import Console
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
-from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.scheduler import multi_run, scheduler
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.training.config import Outcome
@@ -85,14 +84,6 @@ def test_with_a_speed_the_plan_is_printed_in_minutes(tmp_path: Path) -> None:
     trained(session, specs_of(tmp_path, "a", "b", "c"), PlanConfig(images_per_second=1.0, start_seconds=0.0))
     # Twice two epochs of 12 images and 5 to validate with, at one a second.
     assert session.said[0] == "training 3 models, 2 at a time in 2 waves, about 0:55"
-
-
-def test_a_recipe_that_was_tuned_on_other_data_is_warned_of_once(tmp_path: Path) -> None:
-    session = FakeSession(tmp_path)
-    origin = Provenance(sweep="s", trial="t1", dataset_digest="another")
-    runs = [run.model_copy(update={"provenance": origin}) for run in specs_of(tmp_path, "a", "b")]
-    trained(session, runs)
-    assert [text for text in session.said if "tuned on" in text] == [f"warning: {runs[0].dataset_warning}"]
 
 
 def test_finished_runs_are_not_retrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,8 @@ from rich.console import Console
 
 from orchestrator.data import manifest
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
-from orchestrator.ray_backend.run_recorder import RunRecorder
 from orchestrator.ray_backend.run_spec import Destination, Placement
-from orchestrator.ray_backend.session import Session
+from orchestrator.ray_backend.session import RunRecorder, Session
 from orchestrator.ray_backend.signals import Interruption
 from orchestrator.tracking.replay import JournalReplayer
 

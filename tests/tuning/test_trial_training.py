@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ray_backend import ray_trainer
-from orchestrator.ray_backend.ray_trainer import StopUrls
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.storage import file_io
 from orchestrator.training.config import Outcome
@@ -22,10 +21,10 @@ from tests.support.runs import RecordingContext
 def test_a_flag_that_an_earlier_launch_left_stops_no_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags: list[str] = []
 
-    def launch(spec: RunSpec, held: StopUrls, gpus: float) -> Outcome:
-        assert not file_io.exists(held.stop_flag)
-        file_io.write_bytes(held.stop_flag, b"")  # and is killed: nothing removes it
-        flags.append(held.stop_flag)
+    def launch(spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Outcome:
+        assert not file_io.exists(stop_flag)
+        file_io.write_bytes(stop_flag, b"")  # and is killed: nothing removes it
+        flags.append(stop_flag)
         return Outcome(status="stopped")
 
     @contextmanager
