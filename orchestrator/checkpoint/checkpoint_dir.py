@@ -32,10 +32,8 @@ def make_checkpoint_url(folder: str, samples: int, attempt: int) -> str:
 
 def list_checkpoints(folder: str) -> list[CheckpointFolder]:
     """Return the checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
-    places = []
-    for name in file_io.list_names(folder):
-        if match := _NAME_PATTERN.match(name):
-            places.append(CheckpointFolder(file_io.join(folder, name), int(match[1]), int(match[2])))
+    matches = filter(None, map(_NAME_PATTERN.match, file_io.list_names(folder)))
+    places = [CheckpointFolder(file_io.join(folder, match[0]), int(match[1]), int(match[2])) for match in matches]
     return sorted(places, key=lambda place: (place.samples, place.attempt), reverse=True)
 
 
@@ -58,12 +56,16 @@ def read_class_names(url: str) -> tuple[str, ...] | None:
     """Return the class names of final weights, from the header of their export; None where there is none."""
     export = file_io.join(url, EXPORT_FILE)
     try:
-        # A safetensors file begins with the length of its JSON header, which holds the writer's metadata.
         length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
-        if length > MAX_HEADER_BYTES:
-            return None
-        header = parse_object(file_io.read_range(export, 8, length))
-        classes = parse_json(header["__metadata__"]["classes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None if length > MAX_HEADER_BYTES else parse_class_names(file_io.read_range(export, 8, length))
+    except FileNotFoundError:
+        return None
+
+
+def parse_class_names(header: bytes) -> tuple[str, ...] | None:
+    """Return the class names in the JSON header of a safetensors file of this project; None for other files."""
+    try:
+        classes = parse_json(parse_object(header)["__metadata__"]["classes"])
+    except (ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, classes)) if isinstance(classes, list) else None

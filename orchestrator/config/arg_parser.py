@@ -1,9 +1,11 @@
 """Command lines: presets as sub-commands, every field a flag, every user error one line and exit status 2."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
@@ -13,7 +15,6 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
 from orchestrator.config.redaction import find_credentials_problem, make_printable
-from orchestrator.config.versions import check_versions
 
 C = TypeVar("C", bound=Config)
 
@@ -23,6 +24,8 @@ COMMON_FLAGS = (
     "data", "model.kind", "epochs", "batch_size", "storage", "tracking", "experiment", "placement.workers", "weights",
     "new", "dry_run",
 )  # fmt: skip
+# The oldest tested version, and the first one whose interfaces may differ: `make newest` tests between.
+SUPPORTED_VERSIONS = {"ray": ("2.60", "3"), "torch": ("2.10", "3"), "mlflow": ("3.11", "4")}
 _USAGE_ERROR_STATUS = 2  # of every user error, as argparse and the shells have it
 # The only flags whose URL may hold a password: those of databases have no other place for one.
 _CREDENTIAL_FLAGS = {"tracking"}
@@ -48,22 +51,13 @@ def parse_args(
 ) -> C:  # fmt: skip
     """Return the configuration that a command line asks for: a preset with its flags in place.
 
-    The first argument names the preset, with hyphens or underscores, or a file that holds one; without one it is the
-    default. `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
-    `PROG: error: FIELD: must be ..., got ...`, and exits with status 2; help exits with 0.
+    The first argument names the preset, with hyphens or underscores, or a .json file that `from_file` loads by path or
+    URL; without one it is the default. `--schedule.kind polynomial` switches a union, wherever it stands. A user error
+    prints one line, `PROG: error: FIELD: must be ..., got ...`, and exits with status 2; help exits with 0.
 
-    Args:
-        prog: name of the program for help and errors.
-        description: head of the help.
-        presets: name (with hyphens) to preset, all of one class.
-        default: name of the preset that is used when none is named.
-        argv: arguments without the program's name; those of the process when None.
-        from_file: loads the preset in a file, by its path or URL, which ends in .json; None: no files.
-        common: names of the flags that the help lists first, with underscores.
-        example: command lines at the end of the help.
-
-    Raises:
-        ValueError: when `default` names no preset, which is an error of the caller.
+    presets: name (with hyphens) to preset, all of one class. argv: arguments without the program's name; those of the
+    process when None. common: names of the flags that the help lists first, with underscores. example: command lines
+    at the end of the help. Raises ValueError when `default` names no preset.
     """
     if default not in presets:
         raise ValueError(f"default must be one of {', '.join(presets)}, got {default!r}")
@@ -167,25 +161,16 @@ def _format_preset_list(
     prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool, example: str
 ) -> str:
     width = max(len(name) for name in presets)
-    lines = []
+    text = f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]\n\n"
+    text += f"{description.strip()}\n\npresets:\n"
     for name, preset in presets.items():
-        summary = (preset.summary.strip().splitlines() or [""])[0]
-        mark = " (default)" if name == default else ""
-        lines.append(f"  {name:<{width}}  {summary}{mark}".rstrip())
-    return "\n".join(
-        [
-            f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]",
-            "",
-            description.strip(),
-            "",
-            "presets:",
-            *lines,
-            "",
-            f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
-            *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),
-            *(["", "examples:", *(f"  {line}" for line in example.strip().splitlines())] if example else []),
-            "",
-        ]
+        summary, *_ = preset.summary.strip().splitlines() or [""]
+        text += f"  {name:<{width}}  {summary}{' (default)' if name == default else ''}".rstrip() + "\n"
+    text += f"\n`{prog} PRESET --help` shows the flags of a preset with their types and defaults.\n"
+    if takes_files:
+        text += f"`{prog} FILE.json` starts from the recipe in a file, by path or URL.\n"
+    return text + (
+        "".join(["\nexamples:\n", *(f"  {line}\n" for line in example.strip().splitlines())]) if example else ""
     )
 
 
@@ -225,3 +210,19 @@ def _path_to_flag(path: str, paths: Mapping[str, str]) -> str:
             below = leaf[len(path) :].count(".")
             return ".".join(flag.split(".")[:-below])
     return path
+
+
+def check_versions() -> None:
+    """Raise ConfigError, one line, when a package is missing, too old, or of a major version that is not supported."""
+    for package, (oldest, excluded) in SUPPORTED_VERSIONS.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = ""
+        # (2, 13) for 2.13.0+cu128, (3, 0) for 3.0.0rc1.
+        least, found, limit = (tuple(map(int, re.findall(r"\d+", v)[:2])) for v in (oldest, version, excluded))
+        if not least <= found < limit:
+            raise ConfigError(
+                f"{package} must be of version {oldest} or newer and below {excluded}, got {version or 'none'}; run: "
+                f"pip install '{package}>={oldest},<{excluded}'"
+            )

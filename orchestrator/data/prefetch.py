@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from orchestrator.data import index
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import ShardIndex

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.data.manifest import Manifest
 from orchestrator.ensemble import result_writer, scoring

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.backends import cudnn
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.data.config import PreprocessingConfig
 from orchestrator.evaluation.crop_views import CropViews
 from orchestrator.evaluation.scoring_task import WeightsVariant
@@ -53,7 +53,7 @@ def load_inference_model(
 
     Raises FileNotFoundError (no committed weights there) or CheckpointError.
     """
-    final = weights.load(url)
+    final = checkpoint.load_final_weights(url)
     state = final.averaged if which == "averaged" else final.raw
     return make_inference_model(Recipe.from_dict(final.recipe), final.classes, state, final.digest, device)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.data.transforms import multi_crop
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import commit, file_io

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from itertools import chain
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_spec import SPEC_FILE, RunSpec

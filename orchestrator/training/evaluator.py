@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,54 +18,25 @@ from orchestrator.data.dataloader import BadSample, BatchLoader
 from orchestrator.models.network import Logits, Network
 from orchestrator.recipe.metrics import Metric, MetricCounter, Sums
 from orchestrator.recipe.normalize import Normalizer
-from orchestrator.training.distributed import DistributedContext, RankSums
-from orchestrator.training.run_dir import ClassResult
+from orchestrator.training.distributed import DistributedContext
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
 
 
-@dataclass(frozen=True)
-class EvaluationSums(RankSums):
+class EvaluationSums(NamedTuple):
     """Sums over the samples of one rank, or of all, for one set of weights; bad samples are left out."""
 
-    samples: tuple[float, ...]  # of each class
-    wrong_top1: tuple[float, ...]  # of each class
-    wrong_top5: tuple[float, ...]  # of each class
+    samples: float
+    wrong_top1: float
+    wrong_top5: float
     loss: float  # cross-entropy in nats, without label smoothing, class weights and auxiliary heads
     metrics: Mapping[str, Sums]  # of the user's metrics, by kind
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples of all classes."""
-        return int(sum(self.samples))
 
-    def compute_metrics(self, name: str) -> dict[str, float]:
-        """Return errors in percent and the mean loss, named for the set of weights `name`."""
-        count = self.num_samples
-        return {
-            f"validation/{name}_top1_error": 100 * (sum(self.wrong_top1) / count),
-            f"validation/{name}_top5_error": 100 * (sum(self.wrong_top5) / count),
-            f"validation/{name}_loss": self.loss / count,
-        }
+class _SplitSums(NamedTuple):
+    """One rank's sums over its part of the split, or those of all ranks."""
 
-    def get_class_results(self, names: Sequence[str]) -> tuple[ClassResult, ...]:
-        """Return images and errors of each class; `names` are the classes by label."""
-        return tuple(
-            ClassResult(
-                name=name,
-                images=int(images),
-                top1_error=100 * top1 / images if images else None,
-                top5_error=100 * top5 / images if images else None,
-            )
-            for name, images, top1, top5 in zip(names, self.samples, self.wrong_top1, self.wrong_top5, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class _SplitSums(RankSums):
-    """One rank's sums over its part of the split."""
-
-    sets: Mapping[str, EvaluationSums]  # by set of weights
+    sets: dict[str, EvaluationSums]  # by set of weights
     bad: float
     has_data_error: float
     has_metric_error: float
@@ -75,7 +47,7 @@ class _SumCounter:
 
     def __init__(self, classes: int, metrics: Mapping[str, Metric], device: torch.device) -> None:
         self.metrics = MetricCounter(metrics, classes, device)
-        self._counts = torch.zeros((3, classes), dtype=torch.int64, device=device)
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, logits: Logits, labels: Tensor, weights: Tensor) -> None:
@@ -83,16 +55,14 @@ class _SumCounter:
         top = min(5, logits.main.shape[1])
         hits = logits.main.topk(top, dim=1).indices == labels[:, None]
         counted = weights > 0
-        for row, chosen in enumerate((counted, ~hits[:, 0] & counted, ~hits.any(dim=1) & counted)):
-            self._counts[row] += torch.bincount(labels[chosen], minlength=self._counts.shape[1])
+        self._counts += torch.stack((counted, ~hits[:, 0] & counted, ~hits.any(dim=1) & counted)).sum(dim=1)
         losses = functional.cross_entropy(logits.main.float(), labels, reduction="none")
         self._loss += losses[counted].sum(dtype=torch.float64)
         self.metrics.add(logits.main[counted], labels[counted])
 
     def read(self) -> EvaluationSums:
         """Return the sums; waits for the device."""
-        samples, wrong_top1, wrong_top5 = (tuple(map(float, row)) for row in self._counts.tolist())
-        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss), self.metrics.read())
+        return EvaluationSums(*self._counts.tolist(), float(self._loss), self.metrics.read())
 
 
 @dataclass(frozen=True)
@@ -131,15 +101,23 @@ class Evaluator:
             message = self.world.gather_first_error(None if error is None else str(error))
             raise DataError(message) if total.has_data_error else ConfigError(message)
         self._check_counts(total, bad)
-        return dict(total.sets)
+        return total.sets
 
     def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
-        """Return all metrics of such sums, by their names in curves. Raises ConfigError when a metric fails."""
+        """Return errors in percent, mean losses and the user's metrics, by their names in curves.
+
+        Raises ConfigError when a metric fails.
+        """
         counter = MetricCounter(self.metrics, self.classes, torch.device("cpu"))
         metrics: dict[str, float] = {}
         for name, sums in sets.items():
-            metrics |= sums.compute_metrics(name)
-            metrics |= {f"validation/{name}_{key}": value for key, value in counter.compute(sums.metrics).items()}
+            values = {
+                "top1_error": 100 * (sums.wrong_top1 / sums.samples),
+                "top5_error": 100 * (sums.wrong_top5 / sums.samples),
+                "loss": sums.loss / sums.samples,
+                **counter.compute(sums.metrics),
+            }
+            metrics |= {f"validation/{name}_{key}": value for key, value in values.items()}
         return metrics
 
     def _score_batches(
@@ -165,7 +143,7 @@ class Evaluator:
                 f"max_bad_share {self.max_bad_share:g} allows; the first: {self.world.gather_first_error(first)}"
             )
         for name, sums in total.sets.items():
-            if sums.num_samples + num_bad != count:
-                raise RuntimeError(f"validation of {name} saw {sums.num_samples} samples of {count}")
-            if sums.num_samples == 0:
+            if sums.samples + num_bad != count:
+                raise RuntimeError(f"validation of {name} saw {sums.samples:g} samples of {count}")
+            if sums.samples == 0:
                 raise DataError(f"data: all {num_bad} images of the validation split are broken")

@@ -23,15 +23,9 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.recipe.weight_averaging import get_averaged_tensors
-from orchestrator.training.config import Execution
+from orchestrator.training.config import MIN_BATCH_NORM_IMAGES, Execution, check_batch_norm
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
-from orchestrator.training.micro_batch import (
-    MIN_BATCH_NORM_IMAGES,
-    check_batch_norm,
-    compute_largest_pass,
-    count_passes,
-)
+from orchestrator.training.rank_sync import StepSums
 from orchestrator.training.train_state import TrainState
 
 # DDP rebuilds its gradient buckets after the first step. Without these discarded passes the first step after a resume
@@ -39,10 +33,6 @@ from orchestrator.training.train_state import TrainState
 DDP_WARMUP_PASSES = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COMPILERS = ("c++", "g++", "clang++")
-
-
-class ModelTooLargeError(ConfigError):
-    """Not even one image fits the device's memory, which a retry would only repeat."""
 
 
 class TrainStep:
@@ -106,16 +96,16 @@ class TrainStep:
         """Halve the micro-batch until a pass fits the device's memory; return it, None for the whole part.
 
         images: the largest part of a global batch on any rank. Every rank must call it with the same value, and gets
-        the same answer. Raises ModelTooLargeError, on every rank alike, when one image is too large.
+        the same answer. Raises ConfigError, on every rank alike, when one image is too large.
         """
         tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
         while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
             if tried <= least:
-                fewest = "one image fits" if least == 1 else f"{compute_largest_pass(images, tried, True)} images fit"
-                raise ModelTooLargeError(
-                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: not even {fewest} the "
-                    f"memory of {self._world.device}; set a smaller image or network, precision float16 or bfloat16, "
-                    "or use a larger device"
+                fewest = compute_largest_pass(images, tried, self._normalises)
+                raise ConfigError(
+                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: {fewest} image(s) exceed "
+                    f"the memory of {self._world.device}; set a smaller image or network, precision float16 or "
+                    "bfloat16, or use a larger device"
                 )
             tried = max(least, (tried + 1) // 2)
             self.micro_batch = tried
@@ -145,10 +135,10 @@ class TrainStep:
             batch = _duplicate_single_image(batch)
         parts = self._copy_to_device(batch)
         num_parts = count_passes(len(batch.ids), self.micro_batch, self._normalises)
-        chunks = list(zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True))
         device = self._world.device
         total_loss = torch.zeros((), device=device)
         total_correct = torch.zeros((), dtype=torch.int64, device=device)
+        chunks = zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True)
         for number, chunk in enumerate(chunks, 1):
             # Only the last pass reduces gradients, so ranks may differ in their number of passes.
             with nullcontext() if number == num_parts else self._skip_gradient_sync():
@@ -203,7 +193,6 @@ class TrainStep:
             statistic.copy_(mean.view_as(statistic))
 
     def _skip_gradient_sync(self) -> AbstractContextManager[None]:
-        """Return a context in which DDP reduces no gradients."""
         return nullcontext() if self._ddp is None else self._ddp.no_sync()
 
     @contextmanager
@@ -256,10 +245,7 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
             "precision must be float32 or bfloat16 on a CPU, got 'float16'; set one of them, or use workers with a GPU "
             "(--placement.gpus-per-worker 1)"
         )
-    try:
-        check_batch_norm(recipe, execution, world.workers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_batch_norm(recipe, execution, world.workers)
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
         raise ConfigError(
             f"execution.compile must be False without a C++ compiler ({', '.join(_COMPILERS)}) on the worker, got "
@@ -300,3 +286,20 @@ def make_dropout_masks(model: Network, seed: int, epoch: int, ids: Tensor) -> Dr
         place: make_dropout_mask(rng.derive_key(seed, "dropout/" + place, epoch), ids, units, probability)
         for place, (units, probability) in model.get_dropout_units().items()
     }
+
+
+def count_passes(images: int, micro_batch: int | None, normalises: bool) -> int:
+    """Return the number of passes, of nearly equal size, for a worker's part of a batch; 1 for an empty part.
+
+    A pass holds `micro_batch` images at most. With batch norm (`normalises`) none holds a single one, unless the part
+    does: then a micro-batch of 2 leaves one pass of 3 in a part of odd size.
+    """
+    passes = max(1, math.ceil(images / (micro_batch or max(1, images))))
+    return min(passes, max(1, images // MIN_BATCH_NORM_IMAGES)) if normalises else passes
+
+
+def compute_largest_pass(images: int, micro_batch: int | None, normalises: bool) -> int:
+    """Return the most images of any pass over parts of at most `images`."""
+    most = min(images, micro_batch or images)
+    odd = normalises and most == MIN_BATCH_NORM_IMAGES < images
+    return most + 1 if odd else most

@@ -7,50 +7,44 @@ import math
 import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
 
-from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
+from orchestrator.data import manifest as manifests
 from orchestrator.data import sample_audit, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
-from orchestrator.training import attempt_setup
+from orchestrator.training import attempts, run_dir
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
-from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
 from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
-from orchestrator.training.callbacks.checkpointer import Checkpointer
+from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, BestCheckpoint, Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.callbacks.profiler import Profiler
-from orchestrator.training.callbacks.stop_monitor import StopMonitor
-from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
 from orchestrator.training.evaluator import Evaluator
-from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
-from orchestrator.training.run_dir import (
-    ValidationResult,
-    get_checkpoints_dir,
-    get_final_weights_dir,
-    get_outcome_path,
-    get_trace_path,
-    get_validation_path,
-    load_finished_outcome,
-)
+from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
 from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 
 _log = logging.getLogger(__name__)
+
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
 def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherContext) -> Outcome:
@@ -60,17 +54,25 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
     exception is written as a traceback to the run's folder and raised, so that the launcher retries.
     """
     torch.set_num_threads(job.threads)
-    done = load_finished_outcome(job.folder)
+    done = run_dir.load_finished_outcome(job.folder)
     if world.broadcast_flag(done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(
-                f"rank {world.rank} does not see {redaction.redact(get_outcome_path(job.folder))}; mount the same "
-                "storage on every worker"
+                f"rank {world.rank} does not see {redaction.redact(run_dir.get_outcome_path(job.folder))}; mount the "
+                "same storage on every worker"
             )
         return done
     if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
-    return Trainer(job, world, launcher, attempt_setup.start_attempt(job, world)).run()
+    return Trainer(job, world, launcher, start_attempt(job, world)).run()
+
+
+def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
+    """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
+    created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
+    # Only rank 0 contributes, so the sums are its values on every rank.
+    number, start = world.all_reduce_values([created.number, created.start_time] if created else [0.0, 0.0])
+    return created or Attempt(run_dir.get_attempts_dir(job.folder), int(number), start)
 
 
 class Trainer:
@@ -91,10 +93,8 @@ class Trainer:
     state: TrainState
     train_step: TrainStep
     train_loader: BatchLoader
-    train_shard_samples: tuple[int, ...]
     evaluator: Evaluator
     meter: EpochMeter
-    sample_tracker: SampleTracker
     checkpointer: Checkpointer
     goodput: Goodput
     best_checkpoint: BestCheckpoint | None = None  # rank 0's
@@ -132,8 +132,8 @@ class Trainer:
             outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
             if self.journal_logger is not None:
                 self.journal_logger.log_outcome(outcome)
-            if self.world.is_rank_zero and not self.attempt.is_superseded():
-                _write_outcome(self.job, outcome)
+                if not self.attempt.is_superseded():
+                    self._write_outcome(outcome)
             ended = outcome
             return outcome
         except Exception as error:
@@ -142,15 +142,12 @@ class Trainer:
             self._write_traceback("", traceback.format_exc())
             raise
         finally:
-            self._end(ended)
-
-    def _end(self, outcome: Outcome | None) -> None:
-        for callback in reversed(self.callbacks):
-            try:
-                call_hook(callback, "on_end", self, outcome)
-            except CallbackError as error:  # the outcome is written, or another error is on its way
-                _log.warning("%s", error)
-        self._loaders.close()
+            for callback in reversed(self.callbacks):
+                try:
+                    call_hook(callback, "on_end", self, ended)
+                except CallbackError as error:  # the outcome is written, or another error is on its way
+                    _log.warning("%s", error)
+            self._loaders.close()
 
     # ------------------------------------------------------------------ start
     def _train_to_outcome(self) -> Outcome:
@@ -160,7 +157,7 @@ class Trainer:
             try:
                 outcome = self._train_epochs()
             except DataError as error:  # the same on every rank
-                return Outcome(status="bad-data", message=str(error), samples=self.state.progress.samples)
+                return self._make_outcome("bad-data", str(error))
             if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
                 with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
                     self._save_final_weights()
@@ -177,69 +174,71 @@ class Trainer:
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
         job, world, recipe = self.job, self.world, self.job.recipe
-        manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
+        manifest = world.check_on_all_ranks(self._load_manifest)
         self.classes = manifest.classes
-        self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)
+        self._shard_samples = _count_shard_samples(manifest, TRAIN_SPLIT)
         self._train_labels = world.check_on_all_ranks(
-            lambda: sampler.load_balance_labels(job.data, manifest, attempt_setup.TRAIN_SPLIT, recipe.order)
+            lambda: sampler.load_balance_labels(job.data, manifest, TRAIN_SPLIT, recipe.order)
         )
-        steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
-        self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
+        steps = sampler.count_steps(sum(self._shard_samples), recipe.batch_size)
+        self.state = states.create_initial_state(recipe, len(self.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
         user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
-        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
-        pin = world.device.type == "cuda"
-        self.train_loader, val_loader = world.check_on_all_ranks(
-            lambda: attempt_setup.build_dataloaders(job, manifest, world.workers, pin=pin)
-        )
-        for loader in (self.train_loader, val_loader):
-            self._loaders.callback(loader.close)
-        self.watchdog.set_slow_work_source(
-            lambda: self.train_loader.describe_decoding() + val_loader.describe_decoding()
+        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(self.classes)))
+        self.train_loader, val_loader = world.check_on_all_ranks(lambda: self._build_loaders(manifest))
+        self.watchdog.describe_slow_work = lambda: (
+            self.train_loader.describe_decoding() + val_loader.describe_decoding()
         )
         self.evaluator = Evaluator(
             self.state.model,
-            len(manifest.classes),
+            len(self.classes),
             val_loader,
-            attempt_setup.count_shard_samples(manifest, attempt_setup.VALIDATION_SPLIT),
+            _count_shard_samples(manifest, VALIDATION_SPLIT),
             self.train_step.normalize,
             world,
             recipe.max_bad_share,
             metrics,
         )
-        resumed = attempt_setup.resume_from_checkpoint(job, world, self.state)
-        self.skipped_checkpoints = resumed.skipped_checkpoints
+        productive_seconds = self._resume()
         if recipe.initial_weights and self.state.progress.samples == 0:
             self.initial_weights = world.check_on_all_ranks(
                 lambda: load_pretrained(self.state.model, job.weights, recipe.initial_weights)
             )
         if world.is_rank_zero:
             self.attempt.record_resume(self.state.progress.samples)
-        self._add_callbacks(resumed.productive_seconds, user_callbacks)
+        self.goodput = Goodput(self.attempt, productive_seconds)
+        self.checkpointer = Checkpointer(job, self.attempt, self.goodput, self.watchdog)
+        self._add_callbacks(user_callbacks)
 
-    def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
-        """Complete the callbacks, in the order that callbacks.callback documents."""
-        job, world, attempt = self.job, self.world, self.attempt
-        self.goodput = Goodput(attempt, productive_seconds)
-        self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
-        if self.stop_monitor is None or self.journal_logger is None:
-            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
-            return
-        profilers = []
-        if job.execution.profile is not None:
-            url = get_trace_path(job.folder, attempt.number, world.rank)
-            profilers.append(Profiler(job.execution.profile, url, world.device))
-        self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
-        self.callbacks = [
-            self.watchdog,
-            self.stop_monitor,
-            *profilers,
-            self.checkpointer,
-            self.best_checkpoint,
-            *user_callbacks,
-            self.journal_logger,
-        ]
+    def _load_manifest(self) -> Manifest:
+        """Load the manifest of the dataset. Raises DataError when it is another one, or cannot train this run."""
+        job = self.job
+        manifest = manifests.load(job.data, allow_elsewhere=job.allow_elsewhere)
+        if manifest.digest() != job.dataset_digest:
+            raise DataError(
+                f"data: {redaction.redact(job.data)}: its digest is {manifest.digest()}, the run was started on "
+                f"{job.dataset_digest}: the dataset changed; give the old one, or start anew with --new"
+            )
+        counts = _count_shard_samples(manifest, TRAIN_SPLIT)
+        sampler.check_workers(counts, job.recipe.order.lanes, job.recipe.batch_size, self.world.workers)
+        if manifest.count_samples(VALIDATION_SPLIT) == 0:
+            raise DataError(
+                f"data: {redaction.redact(job.data)}: its {VALIDATION_SPLIT} split is empty; pack the dataset with "
+                "validation images"
+            )
+        return manifest
+
+    def _build_loaders(self, manifest: Manifest) -> list[BatchLoader]:
+        """Return the loaders for training and validation. Raises DataError when this process cannot use them."""
+        job, loaders = self.job, []
+        for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
+            reader = SampleReader(job.data, manifest, split, job.reading)
+            pin = self.world.device.type == "cuda"
+            loaders.append(BatchLoader(reader, job.recipe.model.image_size, job.threads, pin=pin))
+            self._loaders.callback(loaders[-1].close)
+        loaders[0].check_config(job.recipe.order, job.recipe.augmentation, self.world.workers)
+        return loaders
 
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
@@ -251,6 +250,54 @@ class Trainer:
         if world.workers > 1:
             train_step.warm_up_ddp()
         return train_step
+
+    def _resume(self) -> float:
+        """Restore the newest complete valid checkpoint, which rank 0 picks for all; return its productive seconds.
+
+        Raises CheckpointError, on every rank, for one of another recipe.
+        """
+        world, device, folder = self.world, str(self.world.device), run_dir.get_checkpoints_dir(self.job.folder)
+
+        def load() -> LoadedCheckpoint:
+            if not world.is_rank_zero:
+                return LoadedCheckpoint(None, {}, [])
+            return checkpoint_format.load_newest(folder, device, attempts.load_stale_checkpoint_check(self.job.folder))
+
+        newest = world.check_on_all_ranks(load)
+        self.skipped_checkpoints, place = newest.skipped, newest.checkpoint
+        exists, samples, number = world.all_reduce_values([1.0, place.samples, place.attempt] if place else [0.0] * 3)
+        if not exists:
+            return 0.0
+        url = checkpoint_dir.make_checkpoint_url(folder, int(samples), int(number))
+        shown = redaction.redact(url)
+
+        def load_matching() -> dict[str, Any]:
+            saved = newest.state or checkpoint_format.load(url, device)
+            if saved.get("recipe") != self.job.recipe.to_dict():
+                raise CheckpointError(f"{shown}: is of another recipe; start anew with --new")
+            try:
+                sample_audit.parse_record(saved.get("audit"), shown)
+            except DataError as error:
+                raise CheckpointError(f"{error}; start anew with --new") from None
+            return saved
+
+        # A rank that does not see it must crash: to start at the beginning would train on other weights.
+        content = world.check_on_all_ranks(load_matching)
+        self.state.restore(content, shown)
+        return float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0))
+
+    def _add_callbacks(self, user_callbacks: list[Callback]) -> None:
+        """Complete the callbacks, in the order that callbacks.callback documents."""
+        job = self.job
+        if self.stop_monitor is None or self.journal_logger is None:
+            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
+            return
+        self.callbacks = [self.watchdog, self.stop_monitor]
+        if job.execution.profile is not None:
+            url = run_dir.get_trace_path(job.folder, self.attempt.number, self.world.rank)
+            self.callbacks.append(Profiler(job.execution.profile, url, self.world.device))
+        self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
+        self.callbacks += [self.checkpointer, self.best_checkpoint, *user_callbacks, self.journal_logger]
 
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> Outcome:
@@ -282,10 +329,9 @@ class Trainer:
 
     def _train_steps(self, epoch: int) -> Outcome | None:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
-        job, world, state = self.job, self.world, self.state
-        recipe = job.recipe
+        world, state, recipe = self.world, self.state, self.job.recipe
         order = EpochOrder(
-            self.train_shard_samples,
+            self._shard_samples,
             recipe.seeds.order,
             epoch,
             recipe.order.lanes,
@@ -302,7 +348,7 @@ class Trainer:
             self.sample_tracker.record_batch(before, batch)
             self.notify("on_step_end")
             # The sync of the epoch's last step is the one at its end.
-            if state.progress.step % job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
+            if state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
                 outcome = self._apply_sync(self._sync_ranks(epoch))
                 if outcome is not None:
                     return outcome
@@ -333,7 +379,7 @@ class Trainer:
 
     def _find_bad_sample_error(self, epoch: int) -> DataError | None:
         job, record = self.job, self.state.audit_record
-        bad, samples = record.get_epoch(epoch).bad, self.state.progress.steps_per_epoch * job.recipe.batch_size
+        bad, samples = record.get_epoch(epoch).bad, self.state.progress.samples_per_epoch
         limit = sample_audit.compute_bad_limit(job.recipe.max_bad_share, samples)
         if len(bad) <= limit:
             return None
@@ -350,20 +396,17 @@ class Trainer:
         if sync.error is not None:
             raise sync.error
         if not math.isfinite(sync.sums.loss):
-            return self._make_outcome("diverged", self._describe_divergence())
+            return self._make_diverged_outcome()
         if sync.sums.is_superseded:
             return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
-        if sync.sums.should_stop:
-            return self._make_outcome("stopped", "asked to stop")
-        return None
+        return self._make_outcome("stopped", "asked to stop") if sync.sums.should_stop else None
 
     def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
         """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
         progress, cadence = self.state.progress, self.job.cadence
-        is_last = progress.epoch == self.job.recipe.epochs
         bad = self.state.audit_record.get_epoch(progress.epoch - 1).bad
         metrics = {"train/epoch": float(progress.epoch), "train/bad_samples": float(len(bad))} | trained
-        if is_last or progress.epoch % cadence.validate_epochs == 0:
+        if progress.epoch == self.job.recipe.epochs or progress.epoch % cadence.validate_epochs == 0:
             with self.watchdog.watch_phase("evaluation", cadence.limits.evaluation_seconds):
                 metrics |= self._validate()
         metrics["train/goodput"] = self.goodput.productive_share
@@ -375,39 +418,41 @@ class Trainer:
         mean = self.state.average.mean
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
-        metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
-        metrics |= self.evaluator.compute_metrics(sets)
-        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
-            name = "averaged" if "averaged" in sets else "raw"
-            result = ValidationResult(
-                weights=name, samples=self.state.progress.samples, classes=sets[name].get_class_results(self.classes)
-            )
-            file_io.write_bytes(get_validation_path(self.job.folder), result.to_json().encode())
-        return metrics
+        num_bad = total - max(sums.samples for sums in sets.values())
+        return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end
     def _finish(self, metrics: dict[str, float]) -> Outcome:
         self.checkpointer.wait()
         if self.best_checkpoint is not None:
             self.best_checkpoint.wait()
-        if not has_finite_weights(self.state.model):  # after the last update, equal on all ranks; no loss has shown it
-            return self._make_outcome("diverged", self._describe_divergence())
+        # After the last update, which no loss has shown yet; equal on all ranks.
+        if not all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()):
+            return self._make_diverged_outcome()
         return self._make_outcome("finished").model_copy(update={"metrics": metrics})
 
     def _make_outcome(self, status: OutcomeStatus, message: str = "") -> Outcome:
         return Outcome(status=status, message=message, samples=self.state.progress.samples)
 
-    def _describe_divergence(self) -> str:
-        progress = self.state.progress
-        return (
-            f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
-            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+    def _make_diverged_outcome(self) -> Outcome:
+        return self._make_outcome(
+            "diverged",
+            f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
+            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs",
         )
 
     def _save_final_weights(self) -> None:
         averaged, raw = self.state.copy_final_weights()
-        url, recipe = get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
-        weights.save(url, averaged, raw, recipe, self.classes, self.state.audit_record.to_dict())
+        url, recipe = run_dir.get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
+        audit = self.state.audit_record.to_dict()
+        checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
+
+    def _write_outcome(self, outcome: Outcome) -> None:
+        file_io.write_bytes(run_dir.get_outcome_path(self.job.folder), outcome.to_json().encode())
+        if outcome.status == "finished":
+            # A restart needs checkpoints until the outcome is written. What cannot be removed costs only space.
+            with suppress(OSError):
+                file_io.remove(run_dir.get_checkpoints_dir(self.job.folder))
 
     def _record_stall(self, cause: str, stacks: str) -> None:
         """Record why this rank ends itself, for the next attempt."""
@@ -421,14 +466,5 @@ class Trainer:
             file_io.write_bytes(file_io.join(self.job.folder, "tracebacks", name), redaction.redact(text).encode())
 
 
-def has_finite_weights(model: nn.Module) -> bool:
-    """Return whether no weight and no buffer is NaN or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-
-
-def _write_outcome(job: TrainJob, outcome: Outcome) -> None:
-    file_io.write_bytes(get_outcome_path(job.folder), outcome.to_json().encode())
-    if outcome.status == "finished":
-        # A restart needs checkpoints until the outcome is written. What cannot be removed costs only space.
-        with suppress(OSError):
-            file_io.remove(get_checkpoints_dir(job.folder))
+def _count_shard_samples(manifest: Manifest, split: str) -> tuple[int, ...]:
+    return tuple(shard.samples for shard in manifest.shards(split))

@@ -206,7 +206,7 @@ def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> Non
 def test_passwords_in_urls_are_not_told(tmp_path: Path) -> None:
     url = "memory://user:secret@checkpoints-secret/one"
     with pytest.raises(NonFiniteError) as caught:
-        checkpoints.write_folder(url, {"weight": torch.full((1,), float("nan"))}, {})
+        checkpoints.save(url, {"weight": torch.full((1,), float("nan"))}, 1, 1)
     commit.write_folder(url, {checkpoints.STATE_FILE: b"no zip"}, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError) as also:
         checkpoints.load(url)

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint import checkpoint, checkpoint_dir
 from orchestrator.checkpoint.checkpoint import STATE_FILE, CheckpointError, NonFiniteError
 from orchestrator.storage import commit
 from tests.support.tiny_shards import flip_byte
@@ -20,8 +20,8 @@ def some(value: float = 1.0) -> dict[str, Tensor]:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     url = str(tmp_path / "final")
-    digest = weights.save(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
-    found = weights.load(url)
+    digest = checkpoint.save_final_weights(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
+    found = checkpoint.load_final_weights(url)
     assert found.digest == digest == checkpoint_dir.read_weights_digest(url)
     assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
     assert torch.equal(found.averaged["b"], some(1.0)["b"])
@@ -30,7 +30,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path: Path) -> None:
     averaged = some(1.0) | {"c": torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)}
-    digest = weights.save(str(tmp_path / "final"), averaged, some(2.0), {"name": "x"}, ("ant", "bee"))
+    digest = checkpoint.save_final_weights(str(tmp_path / "final"), averaged, some(2.0), {"name": "x"}, ("ant", "bee"))
     with safe_open(tmp_path / "final" / "averaged.safetensors", framework="np") as found:
         assert set(found.keys()) == {"a", "b", "c"}
         assert found.get_tensor("c").tolist() == averaged["c"].tolist()
@@ -40,29 +40,29 @@ def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path
 
 
 def test_a_damaged_export_is_found(tmp_path: Path) -> None:
-    weights.save(str(tmp_path / "final"), some(), some(), {}, ())
+    checkpoint.save_final_weights(str(tmp_path / "final"), some(), some(), {}, ())
     flip_byte(tmp_path / "final" / checkpoint_dir.EXPORT_FILE, -1)
     with pytest.raises(CheckpointError, match=r"averaged\.safetensors: damaged"):
-        weights.load(str(tmp_path / "final"))
+        checkpoint.load_final_weights(str(tmp_path / "final"))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"raw\.b"):
-        weights.save(str(tmp_path / "final"), some(), some(float("inf")), {}, ())
+        checkpoint.save_final_weights(str(tmp_path / "final"), some(), some(float("inf")), {}, ())
     assert not (tmp_path / "final").exists()
 
 
 def test_the_digest_never_changes() -> None:
     """Score stores are keyed by it: another digest for old weights would score everything again."""
-    assert weights.compute_digest(some()) == "cfee9f47a3cd6367"
+    assert checkpoint.compute_digest(some()) == "cfee9f47a3cd6367"
 
 
 def test_the_digest_is_of_names_and_values_alone() -> None:
-    plain = weights.compute_digest(some())
-    assert weights.compute_digest(dict(sorted(some().items()))) == plain, "not of the order"
+    plain = checkpoint.compute_digest(some())
+    assert checkpoint.compute_digest(dict(sorted(some().items()))) == plain, "not of the order"
     strided = some() | {"a": some()["a"].contiguous(memory_format=torch.channels_last)}
-    assert weights.compute_digest(strided) == plain, "not of the layout in memory"
-    assert weights.compute_digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
+    assert checkpoint.compute_digest(strided) == plain, "not of the layout in memory"
+    assert checkpoint.compute_digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_the_digest_is_of_names_and_values_alone() -> None:
     ids=["value", "shape", "type", "name"],
 )
 def test_changed_weights_have_another_digest(changed: dict[str, Tensor]) -> None:
-    assert weights.compute_digest(some() | changed) != weights.compute_digest(some())
+    assert checkpoint.compute_digest(some() | changed) != checkpoint.compute_digest(some())
 
 
 def test_absent_and_damaged(tmp_path: Path) -> None:
     url = tmp_path / "final"
-    for call in (weights.load, checkpoint_dir.read_weights_digest):
+    for call in (checkpoint.load_final_weights, checkpoint_dir.read_weights_digest):
         with pytest.raises(FileNotFoundError):
             call(str(url))
-    weights.save(str(url), some(), some(), {}, ("ant", "bee"))
+    checkpoint.save_final_weights(str(url), some(), some(), {}, ("ant", "bee"))
     flip_byte(url / STATE_FILE, 500)
     with pytest.raises(CheckpointError):
-        weights.load(str(url))
+        checkpoint.load_final_weights(str(url))
     (url / commit.DONE).unlink()
     with pytest.raises(FileNotFoundError):
-        weights.load(str(url))
+        checkpoint.load_final_weights(str(url))

@@ -69,7 +69,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"clip": "inf"}, "clip: must be a finite number, got inf"),
     (
         {"scales": "1,a"},
-        "scales.1: must be a number, got 'a' (Share of the image's area that a crop covers)",
+        "scales.1: must be a number, got 'a'",
     ),
     (
         {"epochs": "a", "clip": "b"},

@@ -4,9 +4,8 @@ from importlib import metadata
 
 import pytest
 
-from orchestrator.config.arg_parser import parse_args
+from orchestrator.config.arg_parser import check_versions, parse_args
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.versions import check_versions
 from tests.config.test_arg_parser import PRESETS
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions

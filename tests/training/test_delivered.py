@@ -106,7 +106,7 @@ def test_a_checkpoint_without_a_record_is_refused(small: Path, tmp_path: Path) -
     (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     del state["audit"]
-    checkpoint_format.write_folder(place.url, state, {})
+    checkpoint_format.save(get_checkpoints_dir(one.folder), state, place.samples, place.attempt)
     outcome = train(one)
     assert outcome.status == "bad-checkpoint"
     assert place.url in outcome.message

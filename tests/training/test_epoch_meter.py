@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from orchestrator.training.epoch_meter import EpochMeter, StepSums
+from orchestrator.training.rank_sync import EpochMeter, StepSums
 
 
 def sums(loss: float, correct: int = 0) -> StepSums:

@@ -17,15 +17,15 @@ from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager
 from orchestrator.training import train_state as states
-from orchestrator.training.config import Execution
+from orchestrator.training.config import Execution, check_batch_norm
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.micro_batch import check_batch_norm, compute_largest_pass, count_passes
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import (
-    ModelTooLargeError,
     TrainStep,
     _duplicate_single_image,
+    compute_largest_pass,
     compute_max_rank_batch,
+    count_passes,
 )
 from tests.support.ranks import Ranks
 from tests.support.runs import ALONE, CPU, recipe
@@ -148,7 +148,7 @@ def _fitting(rank: int, workers: int, limits: list[int]) -> Any:
     state.model.register_forward_pre_hook(full)
     try:
         found = step.find_micro_batch(24)
-    except ModelTooLargeError as error:
+    except ConfigError as error:
         return str(error), tried
     step.warm_up_ddp()
     tried.clear()
@@ -167,7 +167,7 @@ def test_all_ranks_take_the_smallest_micro_batch(ranks: Ranks) -> None:
 def test_what_does_not_fit_at_all_is_told_on_all_ranks(ranks: Ranks) -> None:
     (one, tried), (other, _) = ranks.run(_fitting, 2, [0, 24])
     assert one == other
-    assert one.startswith("model.image_size must be smaller, got 32: not even one image fits the memory of cpu")
+    assert one.startswith("model.image_size must be smaller, got 32: 1 image(s) exceed the memory of cpu")
     assert tried == [24, 12, 6, 3, 2, 1]
 
 
@@ -269,7 +269,7 @@ def test_the_search_names_what_does_not_fit_of_a_batch_norm() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     state.model.register_forward_pre_hook(full)
-    with pytest.raises(ModelTooLargeError, match="not even 3 images fit the memory"):
+    with pytest.raises(ConfigError, match=r"3 image\(s\) exceed the memory"):
         step.find_micro_batch(24)
 
 

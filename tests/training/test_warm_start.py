@@ -7,7 +7,7 @@ import torch
 from safetensors import torch as safe
 from torch import Tensor
 
-from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint import checkpoint, checkpoint_dir
 from orchestrator.checkpoint.checkpoint import CheckpointError
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply_overrides
@@ -35,7 +35,9 @@ def exported(given: Network) -> dict[str, Tensor]:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Weights of seed 9 for three classes, as a final folder and as its safetensors file."""
     url = tmp_path / "final"
-    weights.save(str(url), exported(network(seed=9)), exported(network(seed=8)), recipe().to_dict(), ("a", "b", "c"))
+    checkpoint.save_final_weights(
+        str(url), exported(network(seed=9)), exported(network(seed=8)), recipe().to_dict(), ("a", "b", "c")
+    )
     return str(url / checkpoint_dir.EXPORT_FILE if request.param == "file" else url)
 
 
@@ -48,7 +50,7 @@ def test_the_same_network_takes_all_but_the_auxiliary_heads(place: str) -> None:
 
 
 def test_the_identity_is_the_content_wherever_it_lies(place: str) -> None:
-    assert compute_weights_digest(place) == weights.compute_digest(exported(network(seed=9)))
+    assert compute_weights_digest(place) == checkpoint.compute_digest(exported(network(seed=9)))
 
 
 def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> None:
@@ -142,7 +144,7 @@ def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
 def test_prefixes_of_wrappers_are_no_part_of_a_name(prefix: str, tmp_path: Path) -> None:
     plain, path = exported(network(seed=9)), tmp_path / "wrapped.safetensors"
     path.write_bytes(safe.save({f"{prefix}{name}": tensor for name, tensor in plain.items()}))
-    assert compute_weights_digest(str(path)) == weights.compute_digest(plain)
+    assert compute_weights_digest(str(path)) == checkpoint.compute_digest(plain)
     model = network()
     load_pretrained(model, str(path), compute_weights_digest(str(path)))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in plain.items())
@@ -151,13 +153,13 @@ def test_prefixes_of_wrappers_are_no_part_of_a_name(prefix: str, tmp_path: Path)
 def test_a_part_may_be_compiled_by_itself(tmp_path: Path) -> None:
     plain, path = exported(network(seed=9)), tmp_path / "part.safetensors"
     path.write_bytes(safe.save({name.replace("stages.", "stages._orig_mod."): one for name, one in plain.items()}))
-    assert compute_weights_digest(str(path)) == weights.compute_digest(plain)
+    assert compute_weights_digest(str(path)) == checkpoint.compute_digest(plain)
 
 
 def test_a_layer_may_be_called_module(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     path.write_bytes(safe.save({"module.weight": torch.ones(1), "other.weight": torch.ones(2)}))
-    assert compute_weights_digest(str(path)) == weights.compute_digest(
+    assert compute_weights_digest(str(path)) == checkpoint.compute_digest(
         {"module.weight": torch.ones(1), "other.weight": torch.ones(2)}
     )
 
@@ -206,6 +208,8 @@ def test_another_kind_of_file_is_named_with_the_way_out(name: str, tmp_path: Pat
 
 def test_the_folder_of_a_run_is_answered_with_that_of_its_weights(tmp_path: Path) -> None:
     final = tmp_path / "run" / "final"
-    weights.save(str(final), exported(network()), exported(network()), recipe().to_dict(), ("a", "b", "c"))
+    checkpoint.save_final_weights(
+        str(final), exported(network()), exported(network()), recipe().to_dict(), ("a", "b", "c")
+    )
     with pytest.raises(ConfigError, match=f"nothing there; the run's weights are in {final}"):
         resolve_initial_weights(recipe(), str(tmp_path / "run"))

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from orchestrator.config import redaction
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest, shuffle_quality

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint import checkpoint, checkpoint_dir
 from orchestrator.storage import commit, file_io
 from orchestrator.training import attempts
 from orchestrator.training import train_state as states
-from orchestrator.training.callbacks.best_checkpoint import MONITORED_METRICS, BestCheckpoint
+from orchestrator.training.callbacks.checkpointer import MONITORED_METRICS, BestCheckpoint
 from orchestrator.training.callbacks.watchdog import Watchdog
 from orchestrator.training.config import TrainJob
 from orchestrator.training.run_dir import get_best_weights_dir
@@ -59,7 +59,7 @@ def test_only_the_best_is_kept(one: TrainJob, state: TrainState) -> None:
     assert kept(one) == [24]
     (place,) = checkpoint_dir.list_checkpoints(get_best_weights_dir(one.folder))
     assert commit.read_metadata(place.url)[RAW] == 20.0
-    found = weights.load(place.url)
+    found = checkpoint.load_final_weights(place.url)
     assert torch.equal(next(iter(found.raw.values())), next(state.model.parameters()))
 
 
@@ -102,7 +102,7 @@ def test_an_epoch_that_could_not_be_kept_does_not_count(
     keeper = best(one)
     offer(keeper, state, raw=20.0)
     with monkeypatch.context() as broken:
-        broken.setattr(weights, "save", _full)
+        broken.setattr(checkpoint, "save_final_weights", _full)
         offer(keeper, state, raw=10.0)
     offer(keeper, state, raw=15.0)
     assert kept(one) == [24], "better than what is there"

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.data.sample_audit import BadEntry
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
+from orchestrator.training.attempts import Attempt, PreviousAttempt
 from orchestrator.training.callbacks import journal_logger
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.config import Outcome, TrainJob
@@ -89,8 +89,8 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
         now - 90,
         0.0,
         Event("metrics", now - 62, 400),
-        Heartbeat(now - 60, 480),
-        FailureRecord(now - 50, {"1": "its node died"}),
+        Event("heartbeat", now - 60, 480),
+        Event("failure", now - 50, values={"1": "its node died"}),
     )
     second = after(one, before)
     second.log_start(AT, ALONE, ["x: damaged"])

@@ -9,14 +9,14 @@ import pytest
 
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.callbacks import stop_monitor
-from orchestrator.training.callbacks.stop_monitor import StopMonitor
+from orchestrator.training.callbacks import watchdog
+from orchestrator.training.callbacks.watchdog import StopMonitor
 
 
 @pytest.fixture(autouse=True)
 def _sharp_eye(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("POLL_SECONDS", "FENCE_SECONDS", "BEAT_SECONDS"):
-        monkeypatch.setattr(stop_monitor, name, 0.005)
+        monkeypatch.setattr(watchdog, name, 0.005)
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:

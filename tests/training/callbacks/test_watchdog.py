@@ -18,7 +18,7 @@ from orchestrator.training.config import PhaseTimeouts
 def fired(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Causes, in place of this process's end."""
     causes: list[str] = []
-    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "PHASE_POLL_SECONDS", 0.01)
     monkeypatch.setattr(watchdog, "end_process", lambda: time.sleep(0.2))
     return causes
 
@@ -209,7 +209,7 @@ def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> Non
 
 def test_a_cause_names_what_takes_long_in_other_threads(fired: list[str]) -> None:
     one = dog(fired, start_seconds=0.05)
-    one.set_slow_work_source(lambda: [f"sample {key!r}" for key in "abcde"])
+    one.describe_slow_work = lambda: [f"sample {key!r}" for key in "abcde"]
     assert until(lambda: fired)
     one.close()
     assert fired[0].endswith("; meanwhile: sample 'a'; sample 'b'; sample 'c' and 2 more")
