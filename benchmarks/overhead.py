@@ -164,7 +164,7 @@ def _saved(folder: str) -> tuple[list[float], list[float], list[float]]:
         stalls.append(time.monotonic() - before)
         while any(thread.name == "checkpoint" for thread in threading.enumerate()):
             beside.append(_seconds(stepper, batch))
-        saver.wait()
+        saver.writer.wait()
         frame.progress(f"checkpoint {number + 1} of {SAVES}: training stood still for {stalls[-1]:.3f} s")
     return stalls, alone, beside
 

@@ -98,8 +98,7 @@ def create_attempt(folder: str, workers: int) -> Attempt:
     number = _find_newest(names) + 1
     while True:
         before = _load_previous_attempt(folder, number - 1, names) if number > 1 else None
-        began = time.time()
-        elapsed = 0.0
+        began, elapsed = time.time(), 0.0
         if before is not None:
             elapsed = before.elapsed_seconds + (before.last_seen if before.ended_cleanly else began) - before.start_time
         record = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
@@ -210,12 +209,8 @@ def _to_float(value: object) -> float:
 WORKER_LOST_CAUSE = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 CHECKPOINT_UNUSABLE_CAUSE = "a checkpoint could not be used"
 # Errors of ranks that lost their peer; another rank knows the cause.
-_PEER_ERRORS = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "socket closed",
-    "timed out waiting",
-    "nccl communicator was aborted",
+_PEER_ERRORS = re.compile(
+    "(?i)connection (closed|reset) by peer|socket closed|timed out waiting|communicator was abort"
 )
 
 
@@ -254,8 +249,7 @@ def find_failure_cause(before: PreviousAttempt) -> str:
     if before.stall_causes:
         return before.stall_causes[0]
     for rank, cause in sorted(before.failure.values.items()) if before.failure is not None else ():
-        text = str(cause)
-        if text and not any(error in text.lower() for error in _PEER_ERRORS):
+        if (text := str(cause)) and not _PEER_ERRORS.search(text):
             return f"rank {rank}: {text}" if rank.isdigit() else text
     if before.last_event is not None and before.last_event.kind == "crashed":
         return f"the attempt before crashed: {before.last_event.values.get('cause', 'no cause is recorded')}"

@@ -33,15 +33,6 @@ class EvaluationSums(NamedTuple):
     metrics: Mapping[str, Sums]  # of the user's metrics, by kind
 
 
-class _SplitSums(NamedTuple):
-    """One rank's sums over its part of the split, or those of all ranks."""
-
-    sets: dict[str, EvaluationSums]  # by set of weights
-    bad: float
-    has_data_error: float
-    has_metric_error: float
-
-
 class _SumCounter:
     """Sums for one set of weights, on the device."""
 
@@ -62,7 +53,8 @@ class _SumCounter:
 
     def read(self) -> EvaluationSums:
         """Return the sums; waits for the device."""
-        return EvaluationSums(*self._counts.tolist(), float(self._loss), self.metrics.read())
+        samples, wrong_top1, wrong_top5 = self._counts.tolist()
+        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss), self.metrics.read())
 
 
 @dataclass(frozen=True)
@@ -95,13 +87,13 @@ class Evaluator:
             error = raised  # raised below: the other ranks are on their way to that collective
         self.model.train()
         sets = {name: counter.read() for name, counter in counters.items()}
-        own = _SplitSums(sets, len(bad), isinstance(error, DataError), isinstance(error, ConfigError))
-        total = self.world.all_reduce_sums(own)
-        if total.has_data_error or total.has_metric_error:
+        flags = (isinstance(error, DataError), isinstance(error, ConfigError), len(bad))
+        totals, (data_errors, metric_errors, num_bad) = self.world.all_reduce_sums((sets, flags))
+        if data_errors or metric_errors:
             message = self.world.gather_first_error(None if error is None else str(error))
-            raise DataError(message) if total.has_data_error else ConfigError(message)
-        self._check_counts(total, bad)
-        return total.sets
+            raise DataError(message) if data_errors else ConfigError(message)
+        self._check_counts(totals, int(num_bad), bad)
+        return totals
 
     def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
         """Return errors in percent, mean losses and the user's metrics, by their names in curves.
@@ -134,15 +126,15 @@ class Evaluator:
                 for name, override in weights.items():
                     counters[name].add(functional_call(self.model, override, (images,)), labels, sample_weights)
 
-    def _check_counts(self, total: _SplitSums, bad: list[BadSample]) -> None:
-        count, num_bad = sum(self.shard_samples), int(total.bad)
+    def _check_counts(self, totals: Mapping[str, EvaluationSums], num_bad: int, bad: list[BadSample]) -> None:
+        count = sum(self.shard_samples)
         if num_bad > sample_audit.compute_bad_limit(self.max_bad_share, count):
             first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None
             raise DataError(
                 f"data: {num_bad} of the {count} images of the validation split cannot be read, more than "
                 f"max_bad_share {self.max_bad_share:g} allows; the first: {self.world.gather_first_error(first)}"
             )
-        for name, sums in total.sets.items():
+        for name, sums in totals.items():
             if sums.samples + num_bad != count:
                 raise RuntimeError(f"validation of {name} saw {sums.samples:g} samples of {count}")
             if sums.samples == 0:

@@ -77,19 +77,13 @@ class EpochMeter:
         before, self._last_sums = self._last_sums, (loss, weight)
         return (loss - before[0]) / max(weight - before[1], 1.0)
 
-    def compute_step_percentiles(self) -> dict[int, float]:
-        """Return seconds of a step without its wait for data: the median, the 90th and the 99th percentile.
-
-        On a GPU steps are only enqueued, and syncs wait for the queue's end: there the median says little.
-        """
-        if not self._step_seconds:
-            return {}
-        values = np.percentile(np.frombuffer(self._step_seconds, dtype=np.float32), PERCENTILES)
-        return dict(zip(PERCENTILES, values.tolist(), strict=True))
-
     def compute_metrics(self, loss: float, weight: float, correct: float, learning_rate: float) -> dict[str, float]:
-        """Return an epoch's training metrics; loss, weight and correct are sums over all ranks."""
-        seconds = time.perf_counter() - self.start_time
+        """Return an epoch's training metrics; loss, weight and correct are sums over all ranks.
+
+        Step times leave the wait for data out. On a GPU steps are only enqueued, and syncs wait for the queue's end:
+        there the median says little.
+        """
+        seconds, durations = time.perf_counter() - self.start_time, np.frombuffer(self._step_seconds, dtype=np.float32)
         return {
             "train/loss": loss / max(weight, 1.0),
             "train/top1_accuracy": 100 * correct / max(weight, 1.0),
@@ -97,7 +91,7 @@ class EpochMeter:
             "train/images_per_second": weight / seconds,
             "train/data_wait_share": self.waited_seconds / seconds,
             "train/data_wait_ms_per_step": 1000 * self.waited_seconds / max(1, self.steps),
-            **{f"train/step_ms_p{rank}": 1000 * value for rank, value in self.compute_step_percentiles().items()},
+            **{f"train/step_ms_p{n}": 1000 * float(np.percentile(durations, n)) for n in PERCENTILES if len(durations)},
         }
 
 

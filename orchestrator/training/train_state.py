@@ -19,27 +19,6 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager, get_averaged_tensors
 
 
-class _HostBuffers:
-    """Host memory for snapshots, reused from one to the next: fresh pages cost more than the copy itself."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, dict[str, Tensor]] = {}
-
-    @torch.no_grad()
-    def copy_tensors(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Return copies of each group's tensors in host memory, with the same strides."""
-        for group, tensors in groups.items():
-            buffers = self._buffers.setdefault(group, {})
-            for name, tensor in tensors.items():
-                if name not in buffers:
-                    buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                buffers[name].copy_(tensor, non_blocking=True)
-        if torch.cuda.is_available():
-            # Copies to pinned memory return before they end; the writer's thread would read half of them.
-            torch.cuda.current_stream().synchronize()
-        return {group: {name: self._buffers[group][name] for name in tensors} for group, tensors in groups.items()}
-
-
 @dataclass
 class TrainState:
     """The state of one worker; equal on all workers after every step."""
@@ -50,29 +29,39 @@ class TrainState:
     progress: Progress
     scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
     audit_record: AuditRecord = field(default_factory=AuditRecord)  # of the samples of all ranks up to the last sync
-    _host: _HostBuffers = field(default_factory=_HostBuffers, repr=False)
+    # Host memory for snapshots, by group, reused from one to the next: fresh pages cost more than the copy itself.
+    _host: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy in host memory that training does not change: tensors by name and plain values.
 
         The next snapshot overwrites its tensors, so this one must be in storage by then.
         """
-        groups = {
-            "model": self.model.state_dict(),
-            "momentum": sgd.get_optimizer_tensors(self.model, self.optimizer),
-            "mean": self.average.mean,
-        }
-        copied = self._host.copy_tensors(groups)
+        model = self._copy_to_host("model", self.model.state_dict())
+        momentum = self._copy_to_host("momentum", sgd.get_optimizer_tensors(self.model, self.optimizer))
+        mean = self._copy_to_host("mean", self.average.mean)
+        if torch.cuda.is_available():
+            # Copies to pinned memory return before they end; the writer's thread would read half of them.
+            torch.cuda.current_stream().synchronize()
         values = sgd.copy_optimizer_values(self.model, self.optimizer)
         return {
-            "model": copied["model"],
-            "momentum": copied["momentum"],
-            "average": {"updates": self.average.updates, "mean": copied["mean"]},
+            "model": model,
+            "momentum": momentum,
+            "average": {"updates": self.average.updates, "mean": mean},
             "scaler": self.scaler.state_dict(),
             "samples": self.progress.samples,
             "audit": self.audit_record.to_dict(),
             **({"optimizer_values": values} if values else {}),
         }
+
+    @torch.no_grad()
+    def _copy_to_host(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        buffers = self._host.setdefault(group, {})
+        for name, tensor in tensors.items():
+            if name not in buffers:
+                buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            buffers[name].copy_(tensor, non_blocking=True)
+        return {name: buffers[name] for name in tensors}
 
     def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
         """Continue from a snapshot; `where` names it in errors.
@@ -102,10 +91,11 @@ class TrainState:
 
     def copy_final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return averaged and raw weights without the auxiliary heads, on the CPU."""
-        only_training = self.model.get_auxiliary_names()
-        raw = {name: tensor for name, tensor in self.model.state_dict().items() if name not in only_training}
-        averaged = {name: self.average.mean.get(name, tensor) for name, tensor in raw.items()}
-        return _copy_to_cpu(averaged), _copy_to_cpu(raw)
+        heads = self.model.get_auxiliary_names()
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in heads}
+        raw = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        mean = {name: self.average.mean.get(name, tensor) for name, tensor in state.items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in mean.items()}, raw
 
 
 def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
@@ -128,10 +118,6 @@ def _check_fits(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], whe
         raise CheckpointError(
             f"{where}: {problem}; give the recipe and data that it was trained with, or start anew with --new"
         )
-
-
-def _copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
 def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
@@ -182,11 +168,6 @@ class Progress:
     def samples_per_epoch(self) -> int:
         """Samples of an epoch, an incomplete last batch left out."""
         return self.steps_per_epoch * self.batch_size
-
-    @property
-    def epochs_done(self) -> float:
-        """Epochs done, including the part of the present one; the time axis of schedules."""
-        return self.step / self.steps_per_epoch
 
     def advance(self) -> Progress:
         """Return the progress after one more global batch."""

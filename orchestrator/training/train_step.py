@@ -253,14 +253,8 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
         )
 
 
-def _to_signed_int64(value: int) -> int:
-    """Return the same 64 bits as a signed integer, because torch has no unsigned arithmetic."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-_GAMMA = _to_signed_int64(0x9E3779B97F4A7C15)
-_MIX1 = _to_signed_int64(0xBF58476D1CE4E5B9)
-_MIX2 = _to_signed_int64(0x94D049BB133111EB)
+# data.rng's constants as signed integers, because torch has no unsigned arithmetic.
+_GAMMA, _MIX1, _MIX2 = (bits - 2**64 for bits in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def _splitmix64(values: Tensor) -> Tensor:
@@ -273,7 +267,7 @@ def _splitmix64(values: Tensor) -> Tensor:
 
 def make_dropout_mask(base: int, ids: Tensor, units: int, probability: float) -> Tensor:
     """Return N x units float32: 0 with `probability`, else 1 / (1 - probability). ids: N int64."""
-    rows = _splitmix64(ids ^ _to_signed_int64(base))
+    rows = _splitmix64(ids ^ (base - 2**64 if base >= 2**63 else base))
     counters = rows[:, None] + torch.arange(units, device=ids.device)[None, :] * _GAMMA
     # The low 24 bits of the mixed counter as a fraction: exact in float32 on every device.
     uniform = (_splitmix64(counters) & ((1 << 24) - 1)).float() * 2.0**-24

@@ -45,6 +45,13 @@ from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 _log = logging.getLogger(__name__)
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+# Errors that a retry would only repeat; they are the same on every rank.
+_OUTCOMES: dict[type[Exception], OutcomeStatus] = {
+    DataError: "bad-data",
+    CheckpointError: "bad-checkpoint",
+    NonFiniteError: "diverged",  # in the average alone; the weights themselves were checked
+    ConfigError: "refused",  # what this device, or this machine, cannot do
+}
 
 
 def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherContext) -> Outcome:
@@ -76,30 +83,19 @@ def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
 
 
 class Trainer:
-    """One rank's attempt at a run; callbacks may read its attributes and must not change them.
+    """One rank's attempt at a run; callbacks may read its attributes and must not change them."""
 
-    Attributes:
-        job, world, launcher, attempt: the run, this rank, its launcher, the number of the attempt.
-        classes: names of the classes, by label.
-        state: weights, optimizer, average, progress and audit record.
-        train_step, train_loader, evaluator: the parts of the loop.
-        meter: sums of the epoch in progress.
-        learning_rate: of the next step.
-        initial_weights: the weights that a fresh run started from, if any.
-        skipped_checkpoints: newer checkpoints that could not be used, and why.
-    """
-
-    classes: tuple[str, ...]
-    state: TrainState
+    classes: tuple[str, ...]  # names, by label
+    state: TrainState  # weights, optimizer, average, progress and audit record
     train_step: TrainStep
     train_loader: BatchLoader
     evaluator: Evaluator
-    meter: EpochMeter
+    meter: EpochMeter  # sums of the epoch in progress
     checkpointer: Checkpointer
     goodput: Goodput
     best_checkpoint: BestCheckpoint | None = None  # rank 0's
-    initial_weights: LoadedWeights | None = None
-    skipped_checkpoints: list[str]
+    initial_weights: LoadedWeights | None = None  # that a fresh run started from
+    skipped_checkpoints: list[str]  # newer ones that could not be used, and why
 
     def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
@@ -154,22 +150,15 @@ class Trainer:
         try:
             self._build()
             self.notify("on_start")
-            try:
-                outcome = self._train_epochs()
-            except DataError as error:  # the same on every rank
-                return self._make_outcome("bad-data", str(error))
+            outcome = self._train_epochs()
             if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
                 with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
                     self._save_final_weights()
             return outcome
-        except DataError as error:
-            return Outcome(status="bad-data", message=str(error))
-        except CheckpointError as error:
-            return Outcome(status="bad-checkpoint", message=str(error))
-        except NonFiniteError as error:  # in the average alone; the weights themselves were checked
-            return Outcome(status="diverged", message=str(error))
-        except ConfigError as error:  # what this device, or this machine, cannot do
-            return Outcome(status="refused", message=str(error))
+        except tuple(_OUTCOMES) as error:
+            samples = self.state.progress.samples if hasattr(self, "state") else 0
+            status = next(status for kind, status in _OUTCOMES.items() if isinstance(error, kind))
+            return Outcome(status=status, message=str(error), samples=samples)
 
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
@@ -190,12 +179,13 @@ class Trainer:
         self.watchdog.describe_slow_work = lambda: (
             self.train_loader.describe_decoding() + val_loader.describe_decoding()
         )
+        val_samples, normalize = _count_shard_samples(manifest, VALIDATION_SPLIT), self.train_step.normalize
         self.evaluator = Evaluator(
             self.state.model,
             len(self.classes),
             val_loader,
-            _count_shard_samples(manifest, VALIDATION_SPLIT),
-            self.train_step.normalize,
+            val_samples,
+            normalize,
             world,
             recipe.max_bad_share,
             metrics,
@@ -212,7 +202,6 @@ class Trainer:
         self._add_callbacks(user_callbacks)
 
     def _load_manifest(self) -> Manifest:
-        """Load the manifest of the dataset. Raises DataError when it is another one, or cannot train this run."""
         job = self.job
         manifest = manifests.load(job.data, allow_elsewhere=job.allow_elsewhere)
         if manifest.digest() != job.dataset_digest:
@@ -230,11 +219,9 @@ class Trainer:
         return manifest
 
     def _build_loaders(self, manifest: Manifest) -> list[BatchLoader]:
-        """Return the loaders for training and validation. Raises DataError when this process cannot use them."""
-        job, loaders = self.job, []
+        job, loaders, pin = self.job, [], self.world.device.type == "cuda"
         for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
             reader = SampleReader(job.data, manifest, split, job.reading)
-            pin = self.world.device.type == "cuda"
             loaders.append(BatchLoader(reader, job.recipe.model.image_size, job.threads, pin=pin))
             self._loaders.callback(loaders[-1].close)
         loaders[0].check_config(job.recipe.order, job.recipe.augmentation, self.world.workers)
@@ -331,12 +318,7 @@ class Trainer:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
         world, state, recipe = self.world, self.state, self.job.recipe
         order = EpochOrder(
-            self._shard_samples,
-            recipe.seeds.order,
-            epoch,
-            recipe.order.lanes,
-            recipe.order.window,
-            self._train_labels,
+            self._shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, self._train_labels
         )
         steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
         batches = self.train_loader.iter_training(
@@ -348,10 +330,9 @@ class Trainer:
             self.sample_tracker.record_batch(before, batch)
             self.notify("on_step_end")
             # The sync of the epoch's last step is the one at its end.
-            if state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
-                outcome = self._apply_sync(self._sync_ranks(epoch))
-                if outcome is not None:
-                    return outcome
+            is_due = state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch
+            if is_due and (outcome := self._apply_sync(self._sync_ranks(epoch))) is not None:
+                return outcome
         return None
 
     def _sync_ranks(self, epoch: int) -> SyncResult:
@@ -391,7 +372,6 @@ class Trainer:
         )
 
     def _apply_sync(self, sync: SyncResult) -> Outcome | None:
-        """Call the callbacks; return an outcome when the sync asks for the end. Raises the sync's DataError."""
         self.notify("on_sync", sync)
         if sync.error is not None:
             raise sync.error
@@ -423,9 +403,9 @@ class Trainer:
 
     # ------------------------------------------------------------------ end
     def _finish(self, metrics: dict[str, float]) -> Outcome:
-        self.checkpointer.wait()
+        self.checkpointer.writer.wait()
         if self.best_checkpoint is not None:
-            self.best_checkpoint.wait()
+            self.best_checkpoint.writer.wait()
         # After the last update, which no loss has shown yet; equal on all ranks.
         if not all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()):
             return self._make_diverged_outcome()

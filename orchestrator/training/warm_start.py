@@ -44,7 +44,7 @@ class LoadedWeights:
             more = f" and {len(layers) - MAX_NAMES_SHOWN} more" if len(layers) > MAX_NAMES_SHOWN else ""
             text += f"; initialised anew: {', '.join(layers[:MAX_NAMES_SHOWN])}{more}"
         if self.classes is not None and self.classes != tuple(classes):
-            text += f"; their {len(self.classes)} classes are not the {len(classes)} of the dataset"
+            text += f"; their {len(self.classes)} classes differ from the {len(classes)} of the dataset"
         return text
 
 
@@ -125,8 +125,8 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
             return final.averaged, final.classes
         data = file_io.read_bytes(url)
     except (FileNotFoundError, StorageError) as error:
-        causes = NotADirectoryError | IsADirectoryError
-        if isinstance(error, StorageError) and not isinstance(error.__cause__, causes):
+        expected = FileNotFoundError | NotADirectoryError | IsADirectoryError
+        if not isinstance(error, expected) and not isinstance(error.__cause__, expected):
             raise
         raise CheckpointError(
             f"weights: must be a finished run's final folder or a {SAFETENSORS_SUFFIX} file, got {shown}; convert a "
@@ -139,7 +139,10 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
         raise CheckpointError(f"weights: {shown}: no safetensors file: {error}") from None
     if name := checkpoint_format.find_non_finite(tensors):
         raise CheckpointError(f"weights: {shown}: {name} has NaN or infinite values; give other weights")
-    return _strip_prefixes(tensors), parse_class_names(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    named = _strip_prefixes(tensors)
+    if len(named) < len(tensors):
+        raise CheckpointError(f"weights: {shown}: holds a tensor twice, with and without _orig_mod; give one of them")
+    return named, parse_class_names(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
 def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """One rank's record of its data between syncs, and the report that it packs for the all-reduce."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from orchestrator.data.dataloader import BadSample, Batch
 from orchestrator.data.sample_audit import AuditRecord, hash_plan
 from orchestrator.data.sampler import EpochOrder, select_rank_positions
 from orchestrator.training import rank_sync
-from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.distributed import DistributedContext, pack_numbers, unpack_numbers
 from orchestrator.training.rank_sync import SampleTracker, SyncReport
 from orchestrator.training.train_state import Progress
 from tests.support.runs import ALONE, CPU
@@ -119,21 +119,19 @@ def test_what_is_kept_of_a_bad_sample_is_bounded_and_has_an_encoding() -> None:
 
 
 # ------------------------------------------------------------------ the message
-@dataclass(frozen=True)
-class Part(RankSums):
+class Part(NamedTuple):
     a: float
     b: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Whole(RankSums):
+class Whole(NamedTuple):
     parts: dict[str, Part]
     last: float
 
 
 def test_a_message_packs_and_unpacks_in_the_order_of_its_fields() -> None:
     message = Whole({"x": Part(1.0, (2.0, 3.0)), "y": Part(4.0, ())}, True)
-    assert message.pack() == [1.0, 2.0, 3.0, 4.0, 1.0]
-    assert message.unpack([10.0, 20.0, 30.0, 40.0, 50.0]) == Whole(
+    assert pack_numbers(message) == [1.0, 2.0, 3.0, 4.0, 1.0]
+    assert unpack_numbers(message, iter([10.0, 20.0, 30.0, 40.0, 50.0])) == Whole(
         {"x": Part(10.0, (20.0, 30.0)), "y": Part(40.0, ())}, 50.0
     )

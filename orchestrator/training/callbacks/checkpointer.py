@@ -78,7 +78,7 @@ class Checkpointer(Callback):
         self._cadence = job.cadence
         self._recipe = job.recipe.to_dict()
         self._attempt, self._goodput = attempt, goodput
-        self._writer = BackgroundWriter("save", watchdog, job.cadence.limits.save_seconds)
+        self.writer = BackgroundWriter("save", watchdog, job.cadence.limits.save_seconds)
         self._last = time.monotonic()
         self._saved_samples = -1
 
@@ -99,7 +99,7 @@ class Checkpointer(Callback):
     def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
         """Wait for the checkpoint under way; the attempt's outcome is decided, so an error is only logged."""
         try:
-            self.wait()
+            self.writer.wait()
         except Exception as error:
             _log.warning("the last checkpoint was not written: %s: %s", type(error).__name__, error)
 
@@ -107,7 +107,7 @@ class Checkpointer(Callback):
         """Save the state of rank 0 and wait until it is in storage."""
         if trainer.world.is_rank_zero:
             self._save_and_notify(trainer)
-            self.wait()
+            self.writer.wait()
 
     def _save_and_notify(self, trainer: Trainer) -> None:
         if self.save(trainer.state):
@@ -115,7 +115,7 @@ class Checkpointer(Callback):
 
     def is_due(self, samples: int) -> bool:
         """Return whether the cadence asks for a checkpoint now; never during a write."""
-        if self._writer.is_writing:
+        if self.writer.is_writing:
             return False
         each = self._cadence.checkpoint_samples
         passed = each is not None and samples // each > max(0, self._saved_samples) // each
@@ -123,18 +123,14 @@ class Checkpointer(Callback):
 
     def save(self, state: TrainState) -> bool:
         """Copy the state now and write it in the background; return whether it was not saved before."""
-        self.wait()
+        self.writer.wait()
         if state.progress.samples == self._saved_samples:
             return False
         self._last = time.monotonic()
         self._saved_samples = state.progress.samples
         content = {**state.snapshot(), "recipe": self._recipe, PRODUCTIVE_SECONDS_KEY: self._goodput.productive_seconds}
-        self._writer.start(lambda: self._write(content))
+        self.writer.start(lambda: self._write(content))
         return True
-
-    def wait(self) -> None:
-        """Wait until the write under way has ended. Raises what it raised."""
-        self._writer.wait()
 
     def _write(self, content: dict[str, Any]) -> None:
         if self._attempt.is_superseded():
@@ -157,22 +153,14 @@ class BestCheckpoint(Callback):
         self._folder, self._job, self._classes = get_best_weights_dir(job.folder), job, classes
         self._attempt = attempt
         self._best = _load_best_error(self._folder)
-        self._writer = BackgroundWriter("save-best", watchdog, job.cadence.limits.save_seconds)
+        self.writer = BackgroundWriter("save-best", watchdog, job.cadence.limits.save_seconds)
 
     def on_epoch_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """Keep the weights if this epoch validated best."""
-        self.save_if_best(trainer.state, metrics)
-
-    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
-        """Wait for the write under way."""
-        self.wait()
-
-    def save_if_best(self, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Write the present weights in the background if these metrics are the best so far."""
-        error = _find_error(metrics)
+        """Write the weights in the background if this epoch validated best."""
+        error, state = _find_error(metrics), trainer.state
         if error >= self._best:
             return
-        self.wait()
+        self.writer.wait()
         before, self._best = self._best, error
         averaged, raw = state.copy_final_weights()
         metadata = {"samples": state.progress.samples, MONITORED_METRICS[error[0]]: error[1]}
@@ -191,11 +179,11 @@ class BestCheckpoint(Callback):
                 self._best = before  # the weights before are still the best ones in storage
                 _log.warning("the best weights were not saved: %s", error)
 
-        self._writer.start(write)
+        self.writer.start(write)
 
-    def wait(self) -> None:
-        """Wait until the write under way has ended."""
-        self._writer.wait()
+    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+        """Wait for the write under way."""
+        self.writer.wait()
 
 
 def _find_error(metrics: Mapping[str, Any]) -> tuple[int, float]:

@@ -58,21 +58,8 @@ class Watchdog(Callback):
         self._start_phase("start", limits.start_seconds)
         threading.Thread(target=self._poll_phases, name="watchdog", daemon=True).start()
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: Trainer | None = None) -> None:
         """Expect the next step."""
-        self.record_step()
-
-    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
-        """End the phase "stop" when training has seen the request."""
-        if sync.is_healthy and sync.sums.should_stop:
-            self.acknowledge_stop()
-
-    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
-        """Stop watching."""
-        self.close()
-
-    def record_step(self) -> None:
-        """Record the end of a step; the next one is due."""
         now = time.monotonic()
         if self._last is not None:
             self._steps.append(now - self._last)
@@ -80,6 +67,15 @@ class Watchdog(Callback):
         if self._phases.pop("start", None) is not None:
             self._restart_stop()
         self._phases["step"] = (now, self._compute_step_limit())
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """End the phase "stop" when training has seen the request."""
+        if sync.is_healthy and sync.sums.should_stop:
+            self._phases.pop("stop", None)
+
+    def on_end(self, trainer: Trainer | None = None, outcome: Outcome | None = None) -> None:
+        """Stop watching."""
+        self._ended.set()
 
     @contextmanager
     def watch_phase(self, name: str, limit: float) -> Iterator[None]:
@@ -102,14 +98,6 @@ class Watchdog(Callback):
         """Expect training to end soon after the next sync, where it sees the stop request."""
         slow = 3 * self._pulse_steps * max(list(self._steps), default=0.0)
         self._start_phase("stop", max(self._limits.stop_seconds, slow))
-
-    def acknowledge_stop(self) -> None:
-        """End the phase "stop": the training thread has seen the request."""
-        self._phases.pop("stop", None)
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._ended.set()
 
     def _start_phase(self, phase: str, limit: float) -> None:
         self._phases[phase] = (time.monotonic(), limit)
@@ -151,15 +139,11 @@ class Watchdog(Callback):
 
     def _locate_training_thread(self) -> str:
         """Return the innermost lines of the training thread: this package's, and the last."""
-        frame = sys._current_frames().get(self._trainer)
-        if frame is None:
-            return "a thread that is gone"
-        lines = traceback.extract_stack(frame)
+        lines = traceback.extract_stack(sys._current_frames().get(self._trainer))
         own_lines = [line for line in lines if f"{os.sep}orchestrator{os.sep}" in line.filename]
-        chosen = [*own_lines[-1:], *lines[-1:]]
-        return " > ".join(
-            dict.fromkeys(f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
-        )
+        chosen = (*own_lines[-1:], *lines[-1:])
+        places = (f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
+        return " > ".join(dict.fromkeys(places))
 
 
 def end_process() -> None:
@@ -189,21 +173,16 @@ class StopMonitor(Callback):
         self._on_request = on_request
         self._attempt, self._stop_flag, self._successor = attempt, stop_flag, successor
         self._ended = threading.Event()
-        actions = {"look": (self._poll_stop_flag, POLL_SECONDS), "fence": (self._poll_fence, FENCE_SECONDS)}
-        actions["beat"] = (self._write_heartbeat, BEAT_SECONDS)
-        for name, arguments in actions.items():
+        polls = ((self._poll_stop_flag, POLL_SECONDS), (self._poll_fence, FENCE_SECONDS), (self._beat, BEAT_SECONDS))
+        for arguments in polls:
             # A thread each: a request that hangs delays no other.
-            threading.Thread(target=self._repeat, args=arguments, name=f"watch-{name}", daemon=True).start()
+            threading.Thread(target=self._repeat, args=arguments, name="stop-monitor", daemon=True).start()
 
     def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
         """Take the progress for the next heartbeat."""
         self.samples = trainer.state.progress.samples
 
-    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
-        """End the threads."""
-        self.close()
-
-    def close(self) -> None:
+    def on_end(self, trainer: Trainer | None = None, outcome: Outcome | None = None) -> None:
         """End the threads."""
         self._ended.set()
 
@@ -224,7 +203,7 @@ class StopMonitor(Callback):
         if self._attempt.is_superseded() or (self._successor and file_io.exists(self._successor)):
             self._set_request("superseded")
 
-    def _write_heartbeat(self) -> None:
+    def _beat(self) -> None:
         self._attempt.write_heartbeat(self.samples)
 
     def _set_request(self, request: StopRequest) -> None:

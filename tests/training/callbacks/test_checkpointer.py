@@ -52,7 +52,7 @@ def test_the_clock_says_when(tmp_path: Path, state: TrainState) -> None:
     time.sleep(0.55)
     assert saver.is_due(0)
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert not saver.is_due(0)
 
 
@@ -62,7 +62,7 @@ def test_few_are_kept_and_the_attempt_is_in_their_names(tmp_path: Path, state: T
     for _ in range(4):
         advance(state)
         saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(one) == [32, 24]
     assert {place.attempt for place in checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))} == {7}
 
@@ -77,7 +77,7 @@ def test_what_was_saved_does_not_follow_the_training(tmp_path: Path, state: Trai
     with torch.no_grad():
         for tensor in (*state.model.parameters(), *state.average.mean.values()):
             tensor.zero_()
-    saver.wait()
+    saver.writer.wait()
     found = checkpoints.load_newest(get_checkpoints_dir(one.folder)).state
     assert found["recipe"] == one.recipe.to_dict()
     assert (found["samples"], found["average"]["updates"]) == (8, 1)
@@ -113,7 +113,7 @@ def test_the_same_progress_is_saved_once(tmp_path: Path, state: TrainState) -> N
     saver = saver_of(one)
     for _ in range(2):
         saver.save(state)
-        saver.wait()
+        saver.writer.wait()
     assert saved_at(one) == [0]
 
 
@@ -124,10 +124,10 @@ def test_an_error_is_raised_at_the_next_save_and_only_there(tmp_path: Path, stat
     advance(state)
     with pytest.raises(StorageError, match="checkpoints"):
         saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     (tmp_path / "checkpoints").unlink()
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(job(tmp_path)) == [8]
 
 
@@ -136,7 +136,7 @@ def test_an_error_of_the_last_save_is_raised_by_wait(tmp_path: Path, state: Trai
     saver = saver_of(job(tmp_path))
     saver.save(state)
     with pytest.raises(StorageError):
-        saver.wait()
+        saver.writer.wait()
 
 
 def test_samples_say_when_too(tmp_path: Path, state: TrainState) -> None:
@@ -148,7 +148,7 @@ def test_samples_say_when_too(tmp_path: Path, state: TrainState) -> None:
         if saver.is_due(state.progress.samples):
             due.append(state.progress.samples)
             saver.save(state)
-            saver.wait()
+            saver.writer.wait()
     assert due == [24, 40], "at the first pulse at or after each 20 samples"
 
 
@@ -157,7 +157,7 @@ def test_a_superseded_attempt_writes_nothing(tmp_path: Path, state: TrainState) 
     saver = saver_of(one, 1)
     file_io.write_bytes(file_io.join(get_attempts_dir(one.folder), "000002.json"), b"{}")
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(one) == []
 
 
@@ -165,12 +165,12 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, state: TrainS
     one = job(tmp_path)
     saver = saver_of(one)
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     advance(state)
     with torch.no_grad():
         next(state.model.parameters()).fill_(float("nan"))
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(one) == [0], "the good one stays; the next loss ends the run"
 
 
@@ -179,7 +179,7 @@ def test_productive_seconds_travel_with_the_checkpoint(tmp_path: Path, state: Tr
     saver = saver_of(one)
     time.sleep(0.05)
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     found = checkpoints.load_newest(get_checkpoints_dir(one.folder)).state
     assert 0.05 <= found[PRODUCTIVE_SECONDS_KEY] < 10
 
@@ -200,7 +200,7 @@ def test_one_that_is_superseded_while_it_writes_removes_nothing(
     monkeypatch.setattr(checkpoints, "save", slow)
     saver = saver_of(one, 1)
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(one) == [8, 4], "what the later attempt saved is still there"
 
 
@@ -215,7 +215,7 @@ def test_what_is_void_does_not_count_as_kept(tmp_path: Path, state: TrainState) 
         advance(state)
     saver = saver_of(one, 2)
     saver.save(state)
-    saver.wait()
+    saver.writer.wait()
     assert saved_at(one) == [32, 24, 16]
     void = attempts.load_stale_checkpoint_check(one.folder)
     assert [place.samples for place in checkpoint_dir.list_checkpoints(folder) if void(place) is None] == [32, 16]

@@ -42,7 +42,7 @@ def test_the_stop_flag_is_seen_and_what_it_says(tmp_path: Path, flag: bytes, wis
     file_io.write_bytes(str(tmp_path / "stop"), flag)
     assert until(lambda: one.request == wish)
     assert until(lambda: wishes == [1])
-    one.close()
+    one.on_end()
 
 
 @pytest.mark.parametrize("how", ["attempt", "driver"])
@@ -55,13 +55,13 @@ def test_a_successor_is_seen_and_outweighs_a_wish_to_stop(tmp_path: Path, how: s
     else:
         file_io.write_bytes(str(tmp_path / "000002.json"), b"")
     assert until(lambda: one.request == "superseded")
-    one.close()
+    one.on_end()
 
 
 def test_not_to_know_is_not_to_stop(tmp_path: Path) -> None:
     one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), "nonsense://nowhere/stop", "nonsense://nowhere/next")
     assert not until(lambda: one.request != "go-on", 0.1)
-    one.close()
+    one.on_end()
 
 
 def test_signs_of_life_say_how_far_training_came(tmp_path: Path) -> None:
@@ -70,4 +70,4 @@ def test_signs_of_life_say_how_far_training_came(tmp_path: Path) -> None:
     one.samples = 640
     beat = Path(attempt.folder, "000001.beat")
     assert until(lambda: beat.exists() and json.loads(beat.read_bytes())["samples"] == 640)
-    one.close()
+    one.on_end()
