@@ -27,7 +27,6 @@ from orchestrator.storage import commit, file_io
 FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
 AUDIT_FILE = "audit.json"
-AVERAGED, RAW = "averaged", "raw"
 
 
 class CheckpointError(ValueError):
@@ -63,10 +62,7 @@ class FinalWeights:
 
 
 def save(folder: str, state: Mapping[str, Any], samples: int, attempt: int) -> str:
-    """Write and commit a checkpoint below `folder`; return its URL. `state` holds tensors and plain values only.
-
-    Raises NonFiniteError, before anything is written, for NaN or infinite weights.
-    """
+    """Write and commit a checkpoint of tensors and plain values; return its URL. Raises NonFiniteError beforehand."""
     url = make_checkpoint_url(folder, samples, attempt)
     _check_finite(url, state)
     metadata = {"format_version": FORMAT_VERSION, "samples": samples, "attempt": attempt, "time": time.time()}
@@ -103,8 +99,6 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
         payload = commit.read_folder(url)
     except commit.CommitError as error:
         raise CheckpointError(str(error)) from None
-    if STATE_FILE not in payload:
-        raise CheckpointError(f"{shown}: its {commit.DONE} lists no {STATE_FILE}")
     try:
         commit.check_zip_uncompressed(payload[STATE_FILE])
         state = torch.load(io.BytesIO(payload[STATE_FILE]), map_location=device, weights_only=True)
@@ -228,7 +222,7 @@ def save_final_weights(
     """
     identity = compute_digest(averaged)
     about = {"recipe": recipe, "classes": list(classes)}
-    state = {AVERAGED: averaged, RAW: raw, **about}
+    state = {"averaged": averaged, "raw": raw, **about}
     _check_finite(url, state)
     payload = {
         STATE_FILE: serialize_state(state),
@@ -250,15 +244,12 @@ def export_safetensors(weights: Mapping[str, Tensor], metadata: Mapping[str, obj
 def load_final_weights(url: str) -> FinalWeights:
     """Return verified final weights. Raises FileNotFoundError or CheckpointError."""
     state = load(url)
-    averaged, raw, classes = state[AVERAGED], state[RAW], tuple(state["classes"])
-    return FinalWeights(averaged, raw, state["recipe"], classes, compute_digest(averaged))
+    averaged, classes = state["averaged"], tuple(state["classes"])
+    return FinalWeights(averaged, state["raw"], state["recipe"], classes, compute_digest(averaged))
 
 
 def load_audit(url: str) -> object:
-    """Return the record that was saved with final weights, JSON; None when there is none.
-
-    Raises FileNotFoundError (not committed) or CommitError (damaged).
-    """
+    """Return the audit record of final weights, if any. Raises FileNotFoundError (not committed) or CommitError."""
     data = commit.read_folder(url).get(AUDIT_FILE)
     try:
         return None if data is None else parse_json(data)

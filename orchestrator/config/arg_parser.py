@@ -66,13 +66,15 @@ def parse_args(
         arguments = list(sys.argv[1:] if argv is None else argv)
         _check_no_credentials(arguments)
         if arguments and arguments[0] in flags.HELP_FLAGS and len(presets) > 1:
-            _print_help(_format_preset_list(prog, description, presets, default, from_file is not None, example))
+            sys.stdout.write(_format_preset_list(prog, description, presets, default, from_file is not None, example))
+            raise SystemExit(0)
         name, preset, arguments = _select_preset(presets, default, arguments, from_file)
         leading, typed, rest = flags.split_arguments(arguments)
         if any(each.text in flags.HELP_FLAGS for each in typed):
             shape = build_draft(preset, _read_kinds(preset, typed))
             named = f"{prog} {name}" if len(presets) > 1 else prog
-            _print_help(flags.format_help(named, description, shape, common, example))
+            sys.stdout.write(flags.format_help(named, description, shape, common, example))
+            raise SystemExit(0)
         check_versions()
         return _apply_flags(preset, typed, [*leading, *rest])
     except ConfigError as error:
@@ -80,27 +82,17 @@ def parse_args(
 
 
 def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
-    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine", "batch_size": 64}.
-
-    Names and values mean what they mean on the command line. Raises ConfigError as the command line would.
-    """
+    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine"}. Raises ConfigError."""
     check_versions()
-    arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
+    arguments = []
+    for name, value in settings.items():
+        is_json = isinstance(value, list | tuple | dict | Config)
+        arguments.append(f"--{name}={json.dumps(value, default=to_jsonable) if is_json else value}")
     _check_no_credentials(arguments)
     return _apply_flags(preset, flags.split_arguments(arguments)[1], [])
 
 
-def _format_setting(value: object) -> str:
-    """Return a Python value as it would be typed."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple | dict | Config):
-        return json.dumps(value, default=to_jsonable)
-    return str(value)
-
-
 def _apply_flags(preset: C, typed: Sequence[flags.TypedFlag], positionals: Sequence[str]) -> C:
-    """Return the preset with flags and positional arguments in place. Raises ConfigError."""
     kinds = _read_kinds(preset, typed)
     shape = build_draft(preset, kinds)
     with_flags = {**kinds, **flags.parse_flags(shape, typed, positionals)}
@@ -116,34 +108,25 @@ def exit_with_error(prog: str, error: ConfigError) -> NoReturn:
     raise SystemExit(_USAGE_ERROR_STATUS) from None
 
 
-def _print_help(text: str) -> NoReturn:
-    sys.stdout.write(text)
-    raise SystemExit(0)
-
-
 def _check_no_credentials(arguments: Sequence[str]) -> None:
     """Raise ConfigError for the first argument that is a URL with a user name or password, whatever its flag.
 
     This precedes all other parsing, so that no flag of any job can bring a password into a record or a message.
     """
-    name = ""
+    flag = ""
     for argument in arguments:
         match = flags.FLAG_PATTERN.fullmatch(argument)
-        if match is not None:
-            name = match["name"]
-        value = argument if match is None else match["value"] or ""
-        if name.rpartition(".")[2] not in _CREDENTIAL_FLAGS:
-            reason = find_credentials_problem(value, f"--{name}" if name else "argument")
-            if reason is not None:
-                raise ConfigError(reason)
-        if match is None or match["value"] is not None:
-            name = ""
+        flag, value = (f"--{match['name']}", match["value"]) if match else (flag, argument)
+        problem = find_credentials_problem(value or "", flag or "argument")
+        if problem is not None and flag.lstrip("-").rpartition(".")[2] not in _CREDENTIAL_FLAGS:
+            raise ConfigError(problem)
+        if value is not None:
+            flag = ""
 
 
 def _select_preset(
     presets: Mapping[str, Preset[C]], default: str, arguments: list[str], from_file: Callable[[str], Preset[C]] | None
 ) -> tuple[str, C, list[str]]:
-    """Return the name of the preset, the preset, and the arguments after it."""
     if not arguments or arguments[0].startswith("-"):
         return default, presets[default].value, arguments
     first = arguments[0]
@@ -197,18 +180,15 @@ def _read_kinds(preset: Config, typed: Sequence[flags.TypedFlag]) -> dict[str, A
 
 
 def _name_flags(error: ConfigError, paths: Mapping[str, str]) -> ConfigError:
-    """Return the error with its dotted paths as the user's flags name them."""
     return ConfigError(*(FieldError(_path_to_flag(each.path, paths), each.reason) for each in error.field_errors))
 
 
 def _path_to_flag(path: str, paths: Mapping[str, str]) -> str:
-    """Return a dotted path without the levels that its flag leaves out."""
     for flag, leaf in paths.items():
-        if path == leaf or path.startswith(leaf + "."):
+        if f"{path}.".startswith(f"{leaf}."):
             return flag + path[len(leaf) :]
-        if leaf.startswith(path + "."):
-            below = leaf[len(path) :].count(".")
-            return ".".join(flag.split(".")[:-below])
+        if leaf.startswith(f"{path}."):  # a level that has no flag of its own
+            return ".".join(flag.split(".")[: -leaf[len(path) :].count(".")])
     return path
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.config.errors import ConfigError, convert_validation_error
-from orchestrator.config.introspection import get_model_variants, get_union_members
+from orchestrator.config.introspection import get_model_variants
 from orchestrator.config.json_text import parse_object
 
 
@@ -35,15 +35,6 @@ class Config(BaseModel):
 
     unknown_is_error: ClassVar[bool] = False  # also in a record: an unknown field may change what the others mean
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise TypeError, when the class is made, for a field that `to_dict` and `from_dict` would not preserve."""
-        super().__pydantic_init_subclass__(**kwargs)
-        for name, field in cls.model_fields.items():
-            if any(isinstance(b, type) and issubclass(b, PurePath) for b in get_union_members(field.annotation)):
-                # A place may be a URL, and pydantic's JSON mode rejects a Path as a default.
-                raise TypeError(f"{cls.__name__}.{name}: must be declared as str, got {field.annotation}")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON has them: tuples as lists, enums and paths as strings."""
         return self.model_dump(mode="json")
@@ -54,10 +45,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `to_dict` or a JSON file describes; absent keys take their defaults.
-
-        Raises ConfigError, one line that names every invalid field, its value and the reason.
-        """
+        """Return the configuration of `to_dict` or a JSON file; absent keys take their defaults. Raises ConfigError."""
         if not isinstance(data, Mapping):
             raise ConfigError(f"{cls.__name__} must be a mapping of its fields, not {type(data).__name__}")
         try:
@@ -71,10 +59,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_record(cls, data: bytes | str) -> Self:
-        """Return the configuration in a record of this project; unknown fields, of a newer version, are ignored.
-
-        Raises ConfigError, a line without the name of the file, for an invalid record.
-        """
+        """Return the configuration in a record; fields of a newer version are ignored. Raises ConfigError, one line."""
         try:
             values = parse_object(data)
         except ValueError as error:
@@ -83,7 +68,6 @@ class Config(BaseModel):
 
 
 def _drop_unknown_fields(cls: type[Config], data: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that the class knows; below it likewise, except for kinds of a union."""
     if cls.unknown_is_error:
         return data
     known = {name: value for name, value in data.items() if name in cls.model_fields}

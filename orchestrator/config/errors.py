@@ -60,10 +60,7 @@ class FieldError:
 
 
 class ConfigError(ValueError):
-    """An invalid configuration, override or command line.
-
-    Its text is one line; `field_errors` holds the same by field. It survives pickling, so that it may cross processes.
-    """
+    """An invalid configuration, override or command line; its text is one line. It survives pickling."""
 
     def __init__(self, *problems: FieldError | str) -> None:
         super().__init__(*problems)
@@ -122,11 +119,7 @@ def format_choices(value: Any, choices: Iterable[str]) -> str:
 
 
 def format_command(command: str, arguments: Sequence[str] = ()) -> str:
-    """Return the shell line that runs a command such as "train-ensemble", with every argument quoted where needed.
-
-    It is spelled as this process was started, `orchestrator train` or `python jobs/train.py`, so that it runs as
-    printed in the same place.
-    """
+    """Return the shell line that runs a command such as "train-ensemble", spelled as this process was started."""
     folder, script = os.path.split(sys.argv[0]) if sys.argv else ("", "")
     words = [PROGRAM, command]
     if script.endswith(".py") and os.path.basename(os.path.abspath(folder)) == JOBS_FOLDER:

@@ -33,12 +33,9 @@ _MAX_HELP_WIDTH = 110
 class Flag:
     """An annotation of a field that changes its flag: `Annotated[tuple[str, ...], Flag(positional=True)]`."""
 
-    name: str | None = None
-    """Name of the flag in place of the field's; "" leaves a level out of the flags."""
-    positional: bool = False
-    """The field, a tuple, takes the arguments that belong to no flag."""
-    settable: bool = True
-    """False: no command line sets the field."""
+    name: str | None = None  # of the flag in place of the field's; "" leaves a level out of the flags
+    positional: bool = False  # the field, a tuple, takes the arguments that belong to no flag
+    settable: bool = True  # False: no command line sets the field
 
 
 class FlagSpec(NamedTuple):
@@ -56,11 +53,6 @@ class FlagSpec(NamedTuple):
         """True for a switch, which needs no value."""
         return self.field.annotation is bool
 
-    @property
-    def takes_many(self) -> bool:
-        """True where several values may follow."""
-        return any(get_origin(branch) is tuple for branch in get_union_members(self.field.annotation))
-
 
 class TypedFlag(NamedTuple):
     """A flag as it was typed, its value after "=" if any, and the arguments up to the next flag."""
@@ -76,10 +68,7 @@ class TypedFlag(NamedTuple):
 
 
 def map_flags_to_paths(config: Config) -> dict[str, str]:
-    """Return flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
-
-    They differ where `Flag(name=...)` renames a field or leaves a level out. Positional fields have no flag.
-    """
+    """Return flag to dotted path, {"schedule.kind": "recipe.schedule.kind"}; positional fields have no flag."""
     return {flag.name: flag.path for flag in _iter_flags(config) if not is_positional(flag.field)}
 
 
@@ -141,13 +130,11 @@ def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequenc
 def make_unknown_flag_error(config: Config, text: str) -> ConfigError:
     """Return the error for a flag that the configuration lacks; it names the flag that may have been meant."""
     known = map_flags_to_paths(config)
-    branch, _, last = text.lstrip("-").replace("-", "_").rpartition(".")
+    branch, dot, last = text.lstrip("-").replace("-", "_").rpartition(".")
     # The flag may belong to another kind. The kind's own flag says which configuration that would be.
-    kind_path = known.get(f"{branch}.{KIND}" if branch else KIND)
-    kinds = find_kinds_with_path(config, f"{kind_path.rpartition('.')[0]}.{last}") if kind_path else []
-    if kinds:
-        kind_flag = format_flag(f"{branch}.{KIND}" if branch else KIND)
-        return ConfigError(FieldError(text, f"belongs to {kind_flag} {' or '.join(kinds)}; set that too"))
+    kind_name = f"{branch}{dot}{KIND}"
+    if kinds := find_kinds_with_path(config, known.get(kind_name, "").removesuffix(KIND) + last):
+        return ConfigError(FieldError(text, f"belongs to {format_flag(kind_name)} {' or '.join(kinds)}; set that too"))
     suggestion = format_suggestion(text, [format_flag(name) for name in known], "flags")
     return ConfigError(FieldError(text, f"unknown flag{suggestion}"))
 
@@ -228,10 +215,11 @@ def _take_value(flag: FlagSpec, typed: TypedFlag) -> tuple[Any, int]:
         if typed.value is None and (not values or values[0].lower() not in _BOOLS):
             return True, 0
         return values[0], int(typed.value is None)
+    takes_many = any(get_origin(branch) is tuple for branch in get_union_members(flag.field.annotation))
     if not values:
-        needed = ", [] for none" if flag.takes_many else f": {flag.metavar}"
+        needed = ", [] for none" if takes_many else f": {flag.metavar}"
         raise ConfigError(FieldError(format_flag(flag.name), f"needs a value{needed}"))
-    if flag.takes_many and len(values) > 1:
+    if takes_many and len(values) > 1:
         return ListItems(values), len(values)
     return values[0], int(typed.value is None)
 
@@ -257,7 +245,6 @@ def _format_branch(branch: Any) -> str:
 
 
 def _format_default(value: Any) -> str:
-    """Return a default as it would be typed."""
     if isinstance(value, tuple | list):
         return " ".join(map(_format_default, value)) or "[]"
     if isinstance(value, Mapping | BaseModel):

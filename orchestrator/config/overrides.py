@@ -33,10 +33,7 @@ class ListItems(tuple[str, ...]):
 
 
 def flatten_config(config: Config) -> dict[str, Any]:
-    """Return every leaf of the configuration: dotted path to value, in declared order.
-
-    A container of configurations is one leaf, and so is a configuration that is None.
-    """
+    """Return every leaf, dotted path to value, in declared order; a container of configurations is one leaf."""
     leaves: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
@@ -60,10 +57,7 @@ def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
 
 
 def build_draft(config: C, overrides: Mapping[str, Any]) -> C:
-    """Return the configuration with the overrides in place, not validated: its shape while it is still being written.
-
-    Raises ConfigError for an unknown path or kind.
-    """
+    """Return the configuration with the overrides in place, not validated. Raises ConfigError for an unknown path."""
     return _construct_unvalidated(type(config), _merge_overrides(config, overrides))
 
 

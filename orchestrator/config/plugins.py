@@ -58,10 +58,7 @@ class Plugin(Config):
 
 
 class KindDiscriminator:
-    """Annotation of a union of configs that differ by `kind`, one of them a Plugin of any other kind.
-
-    default_kind: of data without a kind; without it the kind must be given.
-    """
+    """Annotation of a union of configs that differ by `kind`, one a Plugin; default_kind: of data without a kind."""
 
     def __init__(self, default_kind: str | None = None) -> None:
         self._default_kind = default_kind
@@ -91,10 +88,7 @@ def register(what: str, name: str) -> Callable[[T], T]:
 
 
 def load_plugin(what: str, kind: str) -> Any:
-    """Return the object that a kind names.
-
-    Raises ConfigError, one line, when there is no such built-in, module or attribute, or the module fails to import.
-    """
+    """Return the object that a kind names. Raises ConfigError, one line, when it cannot be found or imported."""
     builtins = _registry.get(what, {})
     if kind in builtins:
         return builtins[kind]

@@ -96,10 +96,7 @@ class Evaluator:
         return totals
 
     def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
-        """Return errors in percent, mean losses and the user's metrics, by their names in curves.
-
-        Raises ConfigError when a metric fails.
-        """
+        """Return errors in percent, mean losses and the user's metrics, by name. Raises ConfigError when one fails."""
         counter = MetricCounter(self.metrics, self.classes, torch.device("cpu"))
         metrics: dict[str, float] = {}
         for name, sums in sets.items():
@@ -115,7 +112,6 @@ class Evaluator:
     def _score_batches(
         self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadSample]
     ) -> None:
-        """Add this rank's samples to the counters and its bad ones to `bad`."""
         world = self.world
         batches = self.loader.iter_evaluation(self.shard_samples, VALIDATION_BATCH_SIZE, world.rank, world.workers)
         with torch.inference_mode():

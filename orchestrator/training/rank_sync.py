@@ -176,10 +176,7 @@ class SampleTracker:
         self._bad.extend((progress.step, sample) for sample in batch.bad)
 
     def sync_ranks(self, record: AuditRecord, epoch: int, report: SyncReport) -> SyncResult:
-        """Sum the reports of all ranks and add the delivered samples of `epoch` to the record; all ranks must call it.
-
-        Raises DataError, on every rank alike, when a rank could not read its data.
-        """
+        """Sum the reports of all ranks and add the samples of `epoch` to the record. Raises DataError on every rank."""
         delivered = self._delivered
         own = report._replace(
             has_failed=self._error is not None,

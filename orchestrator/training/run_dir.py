@@ -44,10 +44,7 @@ def get_trace_path(folder: str, attempt: int, rank: int) -> str:
 
 
 def load_finished_outcome(folder: str) -> Outcome | None:
-    """Return the outcome of the run in `folder` if it is finished and its final weights are committed, else None.
-
-    A damaged record does not count: training resumes from the newest checkpoint and writes it again.
-    """
+    """Return the outcome of a finished run with committed final weights; None when a record is missing or damaged."""
     try:
         checkpoint_dir.read_weights_digest(get_final_weights_dir(folder))
         outcome = Outcome.from_record(file_io.read_bytes(get_outcome_path(folder)))

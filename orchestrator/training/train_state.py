@@ -121,10 +121,7 @@ def _check_fits(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], whe
 
 
 def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
-    """Return the module for the forward pass: DDP over the process group, or the model for a single worker.
-
-    No static_graph: micro-batches without synchronisation are not the graph that it would record.
-    """
+    """Return the module for the forward pass. No static_graph: unsynchronised micro-batches are not that graph."""
     if workers == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)

@@ -36,10 +36,7 @@ _COMPILERS = ("c++", "g++", "clang++")
 
 
 class TrainStep:
-    """The training step on a state; `network` is the model or its DDP wrapper.
-
-    Raises ConfigError when this device, or this machine, lacks what the recipe or `execution` needs.
-    """
+    """The training step on a state; `network` is the model or its DDP wrapper. Raises ConfigError if it cannot run."""
 
     def __init__(
         self,
@@ -148,7 +145,6 @@ class TrainStep:
         return StepSums(total_loss, total_correct)
 
     def _run_backward(self, batch: Batch, epoch: int) -> StepSums:
-        """Add the gradients of a batch that is on the device; return its sums."""
         device, recipe, scaler = self._world.device, self._recipe, self._state.scaler
         images = self.normalize(batch.images.to(device))
         labels, weights, ids = (tensor.to(device) for tensor in (batch.labels, batch.weights, batch.ids))
@@ -164,7 +160,6 @@ class TrainStep:
         return StepSums(summed.detach(), correct)
 
     def _copy_to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return images, labels, weights and ids on the device."""
         if self._copied is not None:
             # A batch's memory is reused two batches later, and copies from pinned memory return before they end.
             self._copied.synchronize()
@@ -178,10 +173,7 @@ class TrainStep:
         return images, labels, weights, ids
 
     def _average_batch_norm_stats(self, images: int) -> None:
-        """Set the batch norm statistics on all ranks to their mean, weighted by each rank's images.
-
-        So the state stays equal on all ranks, and a rank without a sample adds nothing.
-        """
+        """Set the statistics on all ranks to their mean, weighted by its images, so that the state stays equal."""
         if not self._statistics or self._world.workers == 1:
             return
         flat = torch.cat([each.flatten() for each in self._statistics] + [torch.ones(1, device=self._world.device)])
@@ -230,10 +222,7 @@ def make_blank_batch(images: int, size: int) -> Batch:
 
 
 def _duplicate_single_image(batch: Batch) -> Batch:
-    """Return a part of one image with a copy of weight 0, because a batch norm over a single value raises ValueError.
-
-    Its statistics and gradients are those of the image alone.
-    """
+    """Return a part of one image with a copy of weight 0, which changes nothing: a batch norm of one value raises."""
     images, labels, ids = (torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.ids))
     return Batch(images, labels, torch.cat([batch.weights, torch.zeros_like(batch.weights)]), ids)
 

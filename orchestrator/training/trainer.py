@@ -176,20 +176,11 @@ class Trainer:
         user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
         metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(self.classes)))
         self.train_loader, val_loader = world.check_on_all_ranks(lambda: self._build_loaders(manifest))
-        self.watchdog.describe_slow_work = lambda: (
-            self.train_loader.describe_decoding() + val_loader.describe_decoding()
-        )
-        val_samples, normalize = _count_shard_samples(manifest, VALIDATION_SPLIT), self.train_step.normalize
-        self.evaluator = Evaluator(
-            self.state.model,
-            len(self.classes),
-            val_loader,
-            val_samples,
-            normalize,
-            world,
-            recipe.max_bad_share,
-            metrics,
-        )
+        loaders = (self.train_loader, val_loader)
+        self.watchdog.describe_slow_work = lambda: [text for each in loaders for text in each.describe_decoding()]
+        counts, classes = _count_shard_samples(manifest, VALIDATION_SPLIT), len(self.classes)
+        model, normalize = self.state.model, self.train_step.normalize
+        self.evaluator = Evaluator(model, classes, val_loader, counts, normalize, world, recipe.max_bad_share, metrics)
         productive_seconds = self._resume()
         if recipe.initial_weights and self.state.progress.samples == 0:
             self.initial_weights = world.check_on_all_ranks(
@@ -239,10 +230,7 @@ class Trainer:
         return train_step
 
     def _resume(self) -> float:
-        """Restore the newest complete valid checkpoint, which rank 0 picks for all; return its productive seconds.
-
-        Raises CheckpointError, on every rank, for one of another recipe.
-        """
+        """Restore the newest valid checkpoint, which rank 0 picks for all, if any; return its productive seconds."""
         world, device, folder = self.world, str(self.world.device), run_dir.get_checkpoints_dir(self.job.folder)
 
         def load() -> LoadedCheckpoint:
@@ -288,10 +276,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> Outcome:
-        """Train to the last epoch, or until stopped or diverged. Every rank returns the same status.
-
-        Raises DataError, on every rank alike, when a rank cannot read its data or too many samples are broken.
-        """
+        """Train to the last epoch, or until stopped or diverged; the same status, or DataError, on every rank."""
         recipe, state = self.job.recipe, self.state
         metrics: dict[str, float] = {}
         if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
@@ -338,8 +323,7 @@ class Trainer:
     def _sync_ranks(self, epoch: int) -> SyncResult:
         """Agree with the other ranks on what happened since the last sync; every rank must call it.
 
-        Only here the audit record covers all ranks, so only after it the state may be saved. Raises DataError, on
-        every rank alike, when a rank cannot read its data.
+        Only here the audit record covers all ranks, so only after it the state may be saved.
         """
         request = "go-on" if self.stop_monitor is None else self.stop_monitor.request
         loss, correct = self.meter.read_sums()
@@ -435,7 +419,6 @@ class Trainer:
                 file_io.remove(run_dir.get_checkpoints_dir(self.job.folder))
 
     def _record_stall(self, cause: str, stacks: str) -> None:
-        """Record why this rank ends itself, for the next attempt."""
         with suppress(OSError):
             self.attempt.record_stall(self.world.rank, f"rank {self.world.rank}: {cause}")
         self._write_traceback("-stacks", stacks)

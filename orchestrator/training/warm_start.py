@@ -49,18 +49,12 @@ class LoadedWeights:
 
 
 def compute_weights_digest(url: str) -> str:
-    """Return the digest of the weights at `url`, a final folder or a .safetensors file, for Recipe.initial_weights.
-
-    Raises CheckpointError, StorageError.
-    """
+    """Return the digest of weights, for Recipe.initial_weights. Raises CheckpointError, StorageError."""
     return checkpoint_format.compute_digest(_read_weights(url)[0])
 
 
 def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
-    """Return the recipe of a training that starts from the weights at `url`; the same recipe without a URL.
-
-    Raises ConfigError for weights that cannot be used; StorageError.
-    """
+    """Return the recipe with the digest of the weights at `url`, if any. Raises StorageError, ConfigError."""
     if not url:
         if recipe.initial_weights:
             raise ConfigError(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.config.base import Config, to_jsonable
+from orchestrator.config.base import to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError
 from tests.config.samples import Member, Polynomial, Pooling, Recipe, StepDecay, Train
 
@@ -145,13 +145,6 @@ def test_config_error_crosses_processes() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == "a.b: is wrong; so is all"
     assert copy.field_errors == (FieldError("a.b", "is wrong"), FieldError("", "so is all"))
-
-
-def test_paths_are_declared_as_text() -> None:
-    with pytest.raises(TypeError, match=r"Local\.place: must be declared as str, got "):
-
-        class Local(Config):
-            place: Path | None = None
 
 
 def test_plain_refuses_what_json_cannot_hold() -> None:

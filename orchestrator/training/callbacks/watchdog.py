@@ -159,10 +159,7 @@ def format_stacks() -> str:
 
 
 class StopMonitor(Callback):
-    """Rank 0's threads that poll storage for stop flag and later attempts, and write the heartbeat.
-
-    A failed poll is ignored, so that it ends no healthy run.
-    """
+    """Rank 0's polls of storage for stop flag and later attempts, and its heartbeat; a failed poll is ignored."""
 
     def __init__(
         self, attempt: Attempt, stop_flag: str, successor: str, on_request: Callable[[], None] = lambda: None
