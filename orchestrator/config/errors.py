@@ -91,13 +91,9 @@ def find_near_misses(name: str, candidates: Sequence[str]) -> list[str]:
     `schedule.decay_factor`, then by their beginnings, so that `poly` finds `polynomial`.
     """
     plain_name, *plain_candidates = (each.lstrip("-").replace("-", "_").lower() for each in (name, *candidates))
-    by_plain = dict(zip(plain_candidates, candidates, strict=True))
-    keys: tuple[Callable[[str], str], ...] = (
-        lambda plain: plain,
-        lambda plain: plain.rpartition(".")[2],
-        lambda plain: plain[: len(plain_name) + 1],
-    )
-    for key in keys:
+    by_plain, prefix = dict(zip(plain_candidates, candidates, strict=True)), len(plain_name) + 1
+    ways: list[Callable[[str], str]] = [str, lambda plain: plain.rpartition(".")[2], lambda plain: plain[:prefix]]
+    for key in ways:
         close = get_close_matches(key(plain_name), {key(plain) for plain in by_plain}, n=3, cutoff=0.7)
         if close:
             return [known for match in close for plain, known in by_plain.items() if key(plain) == match][:3]

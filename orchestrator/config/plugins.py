@@ -89,12 +89,10 @@ def register(what: str, name: str) -> Callable[[T], T]:
 
 def load_plugin(what: str, kind: str) -> Any:
     """Return the object that a kind names. Raises ConfigError, one line, when it cannot be found or imported."""
-    builtins = _registry.get(what, {})
+    builtins, label = _registry.get(what, {}), f"{what} {kind!r}"
     if kind in builtins:
         return builtins[kind]
-    label = f"{what} {kind!r}"
-    reference = _resolve_reference(kind, what)
-    if reference is None:
+    if (reference := _resolve_reference(kind, what)) is None:
         raise ConfigError(
             f"{label} is unknown: must be a built-in name, package.module:attribute or an entry point of the group "
             f"{GROUP_PREFIX}{what}{format_suggestion(kind, [*builtins, *_find_entry_points(what)], 'names')}"

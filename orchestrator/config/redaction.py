@@ -59,15 +59,11 @@ def find_credentials_problem(text: str, name: str) -> str | None:
         rest = text[match.end() :]
         if end := find_credentials_end(rest, match["scheme"]):
             shown = make_printable(f"{match['scheme']}://{rest[end:]}")
-            instead = _ADVICE_BY_SCHEME.get(match["scheme"].lower(), _DEFAULT_ADVICE)
-            return f"{name}: must be a URL without user name and password, got one with them for {shown}; {instead}"
+            return (
+                f"{name}: must be a URL without user name and password, got one with them for {shown}; give them by "
+                "AWS_PROFILE, ~/.netrc or the environment of the store's client, and write an @ of the path as %40"
+            )
     return None
-
-
-_AWS_ADVICE = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, instead"
-_NETRC_ADVICE = "put them into ~/.netrc instead, and write an @ that is part of the path as %40"
-_DEFAULT_ADVICE = "give them by the environment of the store's client instead"
-_ADVICE_BY_SCHEME = {"s3": _AWS_ADVICE, "s3a": _AWS_ADVICE, "http": _NETRC_ADVICE, "https": _NETRC_ADVICE}
 
 
 def find_credentials_end(rest: str, scheme: str) -> int:

@@ -143,10 +143,7 @@ def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
 
 
 def has_progressed(folder: str, before: Sequence[CheckpointFolder]) -> bool:
-    """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`.
-
-    A checkpoint of `before` that an attempt has skipped since, because it could not be loaded, does not count.
-    """
+    """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`."""
     is_void = load_stale_checkpoint_check(folder)
     reached = max((place.samples for place in before if is_void(place) is None), default=-1)
     return any(_is_complete(place) for place in list_valid_checkpoints(folder) if place.samples > reached)
@@ -258,11 +255,7 @@ def find_failure_cause(before: PreviousAttempt) -> str:
 
 @dataclass
 class Goodput:
-    """Seconds that a run took, and those of them whose work is part of the result.
-
-    Lost are the steps after the checkpoint that a restart resumed from, and the seconds until the failure was noticed
-    and until the next attempt's first step.
-    """
+    """Seconds that a run took, and those whose work is part of the result: neither replayed nor spent on failures."""
 
     attempt: Attempt
     productive_seconds_before: float = 0.0  # as the checkpoint has it

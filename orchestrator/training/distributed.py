@@ -84,12 +84,11 @@ class DistributedContext:
         own_length = [0.0] * self.workers
         own_length[self.rank] = float(len(data))
         lengths = [int(length) for length in self.all_reduce_values(own_length)]
-        padded = np.zeros(max(1, *lengths), dtype=np.uint8)
-        padded[: len(data)] = data
-        sent = torch.from_numpy(padded).to(self.device)
-        received = [torch.empty_like(sent) for _ in lengths]
-        dist.all_gather(received, sent)
-        return [row[:length].cpu().numpy().tobytes().decode() for row, length in zip(received, lengths, strict=True)]
+        rows = np.zeros((self.workers, max(1, *lengths)), dtype=np.uint8)
+        rows[self.rank, : len(data)] = data
+        tensor = torch.from_numpy(rows).to(self.device)
+        dist.all_reduce(tensor)
+        return [row[:length].tobytes().decode() for row, length in zip(tensor.cpu().numpy(), lengths, strict=True)]
 
     def gather_first_error(self, message: str | None) -> str:
         """Return the error message of the first rank that has one, on every rank; at least one must have one."""
