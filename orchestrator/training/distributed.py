@@ -19,11 +19,10 @@ T = TypeVar("T")
 
 def pack_numbers(message: Any) -> list[float]:
     """Return all numbers of a message in order: a number, or a (named) tuple or mapping of messages."""
-    if isinstance(message, Mapping):
-        message = tuple(message.values())
-    return (
-        [value for part in message for value in pack_numbers(part)] if isinstance(message, tuple) else [float(message)]
-    )
+    if not isinstance(message, Mapping | tuple):
+        return [float(message)]
+    parts = message.values() if isinstance(message, Mapping) else message
+    return [value for part in parts for value in pack_numbers(part)]
 
 
 def unpack_numbers(message: Any, values: Iterator[float]) -> Any:
@@ -54,21 +53,17 @@ class DistributedContext:
 
     def all_reduce_sums(self, message: T) -> T:
         """Return the sums of a message of numbers over all ranks, in float64; on all ranks it has the same shape."""
-        sums: T = unpack_numbers(message, iter(self.all_reduce_values(pack_numbers(message))))
-        return sums
-
-    def all_reduce_values(self, values: list[float]) -> list[float]:
-        """Return the element-wise sums over all ranks, in float64."""
-        if self.workers == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        sums: list[float] = tensor.tolist()
+        values = pack_numbers(message)
+        if self.workers > 1:
+            tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+            dist.all_reduce(tensor)
+            values = tensor.tolist()
+        sums: T = unpack_numbers(message, iter(values))
         return sums
 
     def is_any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
-        return self.all_reduce_values([float(flag)])[0] > 0
+        return self.all_reduce_sums(float(flag)) > 0
 
     def all_reduce_tensor(self, tensor: torch.Tensor) -> None:
         """Sum a tensor on the device over all ranks, in place, without waiting for the result."""
@@ -81,9 +76,8 @@ class DistributedContext:
             return [text]
         # As bytes of a common length: nothing that came from another process is unpickled.
         data = np.frombuffer(text.encode(errors="backslashreplace"), dtype=np.uint8)
-        own_length = [0.0] * self.workers
-        own_length[self.rank] = float(len(data))
-        lengths = [int(length) for length in self.all_reduce_values(own_length)]
+        own_length = tuple(len(data) if rank == self.rank else 0 for rank in range(self.workers))
+        lengths = [int(length) for length in self.all_reduce_sums(own_length)]
         rows = np.zeros((self.workers, max(1, *lengths)), dtype=np.uint8)
         rows[self.rank, : len(data)] = data
         tensor = torch.from_numpy(rows).to(self.device)

@@ -78,7 +78,7 @@ def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
     """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
     created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
     # Only rank 0 contributes, so the sums are its values on every rank.
-    number, start = world.all_reduce_values([created.number, created.start_time] if created else [0.0, 0.0])
+    number, start = world.all_reduce_sums((created.number, created.start_time) if created else (0, 0.0))
     return created or Attempt(run_dir.get_attempts_dir(job.folder), int(number), start)
 
 
@@ -240,7 +240,7 @@ class Trainer:
 
         newest = world.check_on_all_ranks(load)
         self.skipped_checkpoints, place = newest.skipped, newest.checkpoint
-        exists, samples, number = world.all_reduce_values([1.0, place.samples, place.attempt] if place else [0.0] * 3)
+        exists, samples, number = world.all_reduce_sums((1, place.samples, place.attempt) if place else (0, 0, 0))
         if not exists:
             return 0.0
         url = checkpoint_dir.make_checkpoint_url(folder, int(samples), int(number))
