@@ -113,9 +113,7 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
     for name, tensor in _iter_tensors(state):
         # A stride of 0 makes terabytes of one number: a sum over it would never end.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{shown}: {name} claims more numbers than {STATE_FILE} holds; remove this checkpoint"
-            )
+            raise CheckpointError(f"{shown}: {name} claims more numbers than it holds; remove this checkpoint")
     if name := find_non_finite(state):
         raise CheckpointError(f"{shown}: {name} holds NaN or infinite numbers; remove this checkpoint")
     return state
@@ -158,10 +156,9 @@ def find_tensor_mismatch(
 def load_newest(
     folder: str, device: str = "cpu", find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> LoadedCheckpoint:
-    """Return the newest valid checkpoint and its state; without one, `checkpoint` is None and the run starts afresh.
+    """Return the newest valid checkpoint and its state, if any; find_problem: returns why one does not count.
 
-    find_problem: returns why a checkpoint does not count, None when it does. Raises FormatVersionError when the only
-    checkpoints are of another version: a fresh start would throw away what that version of the code can read.
+    Raises FormatVersionError when the only ones are of another version: a fresh start would throw them away.
     """
     skipped: list[str] = []
     other_version: FormatVersionError | None = None
@@ -184,10 +181,9 @@ def load_newest(
 def remove_old_checkpoints(
     folder: str, keep: int, saved: str, find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> list[str]:
-    """Remove all but the newest `keep` committed checkpoints, and uncommitted ones older than them; return their URLs.
+    """Remove all but the newest `keep` committed checkpoints from `saved` back, and uncommitted ones; return URLs.
 
-    The newest is `saved`, just written. Newer names were skipped when this attempt began, since they are damaged or not
-    committed: they neither count nor go. find_problem: as for `load_newest`.
+    Newer ones than `saved` were skipped when this attempt began: they neither count nor go.
     """
     places = list_checkpoints(folder)
     places = places[[place.url for place in places].index(saved) :]
@@ -216,18 +212,16 @@ def save_final_weights(
     url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...],
     audit: Mapping[str, object] | None = None, metadata: Mapping[str, object] | None = None,
 ) -> str:  # fmt: skip
-    """Write and commit final weights, with the record of their training data (JSON); return their digest.
+    """Write and commit final weights, with the audit record and more metadata; return their digest.
 
-    metadata: JSON for the DONE file. Raises NonFiniteError, before anything is written, for NaN or infinite weights.
+    Raises NonFiniteError, before anything is written, for NaN or infinite weights.
     """
     identity = compute_digest(averaged)
     about = {"recipe": recipe, "classes": list(classes)}
     state = {"averaged": averaged, "raw": raw, **about}
     _check_finite(url, state)
-    payload = {
-        STATE_FILE: serialize_state(state),
-        EXPORT_FILE: export_safetensors(averaged, {**about, "weights": identity}),
-    }
+    export = export_safetensors(averaged, {**about, "weights": identity})
+    payload = {STATE_FILE: serialize_state(state), EXPORT_FILE: export}
     if audit is not None:
         payload[AUDIT_FILE] = json.dumps(audit, sort_keys=True, indent=1).encode()
     commit.write_folder(url, payload, {**(metadata or {}), "format_version": FORMAT_VERSION, "weights": identity})

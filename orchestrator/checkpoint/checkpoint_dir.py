@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json, parse_object
+from orchestrator.config.redaction import redact
 from orchestrator.storage import commit, file_io
 
 EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for any reader of this format
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
-
 _NAME_PATTERN = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
 
@@ -46,9 +45,7 @@ def read_weights_digest(url: str) -> str:
     """Return the digest of final weights without loading them. Raises FileNotFoundError, CommitError without it."""
     digest = commit.read_metadata(url).get("weights")
     if not isinstance(digest, str):
-        raise commit.CommitError(
-            f"{redaction.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
-        )
+        raise commit.CommitError(f"{redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}")
     return digest
 
 

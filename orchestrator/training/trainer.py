@@ -36,7 +36,7 @@ from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.evaluator import Evaluator
+from orchestrator.training.evaluator import Evaluator, count_samples
 from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
@@ -382,7 +382,7 @@ class Trainer:
         mean = self.state.average.mean
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
-        num_bad = total - max(sums.samples for sums in sets.values())
+        num_bad = total - max(map(count_samples, sets.values()))
         return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end
