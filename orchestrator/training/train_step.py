@@ -95,12 +95,12 @@ class TrainStep:
         images: the largest part of a global batch on any rank. Every rank must call it with the same value, and gets
         the same answer. Raises ConfigError, on every rank alike, when one image is too large.
         """
-        tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
-        while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
+        # With batch norm, passes of 2 would leave one of 3.
+        tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES + 1 if self._normalises else 1
+        while self._world.is_any(self._runs_out_of_memory(tried)):
             if tried <= least:
-                fewest = compute_largest_pass(images, tried, self._normalises)
                 raise ConfigError(
-                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: {fewest} image(s) exceed "
+                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: {tried} image(s) exceed "
                     f"the memory of {self._world.device}; set a smaller image or network, precision float16 or "
                     "bfloat16, or use a larger device"
                 )
@@ -279,10 +279,3 @@ def count_passes(images: int, micro_batch: int | None, normalises: bool) -> int:
     """
     passes = max(1, math.ceil(images / (micro_batch or max(1, images))))
     return min(passes, max(1, images // MIN_BATCH_NORM_IMAGES)) if normalises else passes
-
-
-def compute_largest_pass(images: int, micro_batch: int | None, normalises: bool) -> int:
-    """Return the most images of any pass over parts of at most `images`."""
-    most = min(images, micro_batch or images)
-    odd = normalises and most == MIN_BATCH_NORM_IMAGES < images
-    return most + 1 if odd else most
