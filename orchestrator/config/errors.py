@@ -179,7 +179,10 @@ def _explain(details: ErrorDetails, parts: Sequence[str], owners: ModelTypes) ->
         choices = [choice.strip("'") for choice in listed.split(", ")]
         value = context.get("tag", value)
         return f"must be one of {', '.join(choices)}", f", got {format_value(value)}{format_suggestion(value, choices)}"
-    reason = " ".join(_REASONS.get(kind, details["msg"]).format_map(context).split())
+    if kind in _REASONS:
+        reason = " ".join(_REASONS[kind].format_map(context).split())
+    else:  # such as "String should match pattern '...'"
+        reason = details["msg"].replace("Input should ", "must ").replace("String should ", "must ")
     is_named = kind == "value_error" and format_value(value) in reason
     if kind in _VALUELESS_ERRORS or is_named or isinstance(value, dict | BaseModel):
         return reason, ""

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from orchestrator.config.base import compute_fingerprint, to_jsonable
+from orchestrator.config.base import Config, compute_fingerprint, to_jsonable
 from orchestrator.config.errors import ConfigError, FieldError
 from tests.config.samples import Member, Polynomial, Pooling, Recipe, StepDecay, Train
 
@@ -127,6 +127,17 @@ def test_from_dict_refuses_in_one_line(data: Any, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_dict(data)
     assert str(caught.value) == line
+
+
+def test_a_reason_without_words_of_our_own_is_pydantics() -> None:
+    class Named(Config):
+        """A file, by its digest."""
+
+        digest: str = Field("", pattern="^([0-9a-f]{4})?$", max_length=4)
+
+    with pytest.raises(ConfigError) as caught:
+        Named.from_dict({"digest": "x"})
+    assert str(caught.value) == "digest: must match pattern '^([0-9a-f]{4})?$', got 'x'"
 
 
 def test_long_values_are_cut() -> None:
