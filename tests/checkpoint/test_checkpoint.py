@@ -66,7 +66,7 @@ def test_other_storage_will_do() -> None:
     file_io.remove("memory://checkpoints-test")
 
 
-def test_objects_are_refused_and_never_made(tmp_path: Path) -> None:
+def test_objects_are_rejected_and_never_made(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     url = checkpoints.save(str(tmp_path / "run"), state() | {"trap": _Trap(str(trap))}, 1, 1)
     with pytest.raises(CheckpointError, match=url):
@@ -74,7 +74,7 @@ def test_objects_are_refused_and_never_made(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_state_is_rejected(tmp_path: Path) -> None:
     url = str(tmp_path / "one")
     commit.write_folder(url, {"other.pt": b"1"}, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError, match=checkpoints.STATE_FILE):
@@ -89,7 +89,7 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1, None, "2"])
-def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
+def test_another_format_version_is_rejected(tmp_path: Path, version: object) -> None:
     url = str(tmp_path / "one")
     about = {} if version is None else {"format_version": version}
     commit.write_folder(url, {checkpoints.STATE_FILE: checkpoints.serialize_state(state())}, about)
@@ -206,7 +206,7 @@ def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> Non
     assert checkpoints.load(checkpoints.save(str(tmp_path), large, 1, 1))["weight"][0] == torch.tensor(3e38)
 
 
-def test_passwords_in_urls_are_not_told(tmp_path: Path) -> None:
+def test_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
     url = "memory://user:secret@checkpoints-secret/one"
     with pytest.raises(NonFiniteError) as caught:
         checkpoints.save(url, {"weight": torch.full((1,), float("nan"))}, 1, 1)

@@ -66,7 +66,7 @@ def test_taken(arguments: list[str], expected: Train) -> None:
     assert train(*arguments) == expected
 
 
-REFUSED: list[tuple[list[str], str]] = [
+REJECTED: list[tuple[list[str], str]] = [
     (["goglenet"], "goglenet: unknown preset; did you mean googlenet-imagenet?"),
     (["zzz"], "zzz: unknown preset; known presets: digits, googlenet-imagenet"),
     (["digits", "zzz"], "zzz: unexpected argument; flags begin with --"),
@@ -106,8 +106,8 @@ REFUSED: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "line"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
-def test_refused_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("arguments", "line"), REJECTED, ids=[" ".join(a) for a, _ in REJECTED])
+def test_rejected_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         train(*arguments)
     out, err = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_help_of_a_preset_shows_typed_flags(arguments: list[str], capsys: pytest
     shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert caught.value.code == 0
     assert f"usage: train {arguments[0]}" in shown
-    assert "--schedule.decay-factor FLOAT What the rate is multiplied by. (default: 0.96)" in shown
+    assert "--schedule.decay-factor FLOAT Factor on the rate. (default: 0.96)" in shown
     assert "--schedule.kind {step,polynomial} (default: step)" in shown
     assert "--scales FLOAT ... Share of the image's area that a crop covers. (default: 0.08 1.0)" in shown
     assert "--storage STR|none (default: none)" in shown
@@ -183,7 +183,7 @@ def test_help_follows_the_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--schedule.power FLOAT" in capsys.readouterr().out
 
 
-def test_the_only_preset_shows_its_flags_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_only_preset_shows_its_flags_immediately(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict("--help")
     shown = capsys.readouterr().out
@@ -277,8 +277,8 @@ def test_help_groups_flags_common_ones_first_and_ends_with_the_example(capsys: p
     assert titles == [
         "common flags:",
         "other flags:",
-        "schedule: How the learning rate falls:",
-        "What changes results:",
+        "schedule: Course of the learning rate:",
+        "A training run:",
         "examples:",
     ]
     first = lines.index("common flags:")

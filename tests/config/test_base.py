@@ -66,7 +66,7 @@ def test_from_dict_takes_configs_enums_paths_and_tuples() -> None:
     assert train.recipe.schedule == Polynomial()
 
 
-REFUSED: list[tuple[Any, str]] = [
+REJECTED: list[tuple[Any, str]] = [
     ({"epochs": "1"}, "epochs: must be a whole number, got '1'"),
     ({"epochs": 1.5}, "epochs: must be a whole number, got 1.5"),
     ({"epochs": True}, "epochs: must be a whole number, got true"),
@@ -122,7 +122,7 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "line"), REFUSED, ids=[line[:30] for _, line in REFUSED])
+@pytest.mark.parametrize(("data", "line"), REJECTED, ids=[line[:30] for _, line in REJECTED])
 def test_from_dict_refuses_in_one_line(data: Any, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_dict(data)

@@ -251,7 +251,7 @@ def test_mistakes_about_kinds_are_a_line(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_kind_in_a_file_is_refused() -> None:
+def test_an_unknown_kind_in_a_file_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"model.kind: must be one of built-in, package"):
         Job.from_dict({"model": {"kind": "other"}})
     with pytest.raises(ConfigError, match=r"model.kind: must be given"):

@@ -113,7 +113,7 @@ def test_damaged_records_keep_no_attempt_from_starting(tmp_path: Path) -> None:
     assert second.previous.samples == 0
 
 
-def test_time_that_nobody_wanted_does_not_count(tmp_path: Path) -> None:
+def test_a_requested_pause_does_not_count(tmp_path: Path) -> None:
     """Attempt 1 ran 10 s and was stopped, a pause, attempt 2 was killed after 5 s, found dead 20 s later."""
     folder = get_attempts_dir(str(tmp_path))
     now = time.time()
@@ -173,7 +173,7 @@ def test_the_seconds_of_an_incident() -> None:
     assert found.cause == "rank 1: worker died: SIGKILL"
 
 
-def test_nobody_noticed_when_the_driver_was_lost() -> None:
+def test_a_lost_driver_leaves_no_time_of_detection() -> None:
     found = build_incident(attempt(before()), 0, [])
     assert found is not None
     assert found.seconds_to_detect is None

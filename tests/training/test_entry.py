@@ -266,7 +266,7 @@ def test_a_rate_that_diverges(small: Path, tmp_path: Path, pulse_steps: int) -> 
     assert not file_io.exists(get_final_weights_dir(one.folder))
 
 
-def test_the_checkpoint_of_another_recipe_is_refused(small: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_recipe_is_rejected(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe())
     ask_to_stop(one)
     train(one)

@@ -39,20 +39,20 @@ def failing(after: int) -> Iterator[Batch]:
 
 # ------------------------------------------------------------------ trouble with the data
 @pytest.mark.parametrize("after", [0, 3, 5])
-def test_a_rank_of_several_goes_on_with_blanks(after: int) -> None:
+def test_a_rank_of_several_continues_with_blank_batches(after: int) -> None:
     found = list(SampleTracker(ONE_OF_TWO, BLANK).guard_batches(failing(after), 5))
     assert len(found) == 5
     assert [one is BLANK for one in found] == [False] * after + [True] * (5 - after)
 
 
-def test_a_single_worker_ends_at_once() -> None:
+def test_a_single_worker_ends_immediately() -> None:
     found = SampleTracker(ALONE, BLANK).guard_batches(failing(2), 5)
     next(found), next(found)
     with pytest.raises(DataError, match=r"x\.tar: missing"):
         next(found)
 
 
-def test_only_trouble_with_data_is_passed_on_to_a_sync() -> None:
+def test_only_data_errors_is_passed_on_to_a_sync() -> None:
     def broken() -> Iterator[Batch]:
         yield batch(1)
         raise OSError("the network is down")
@@ -70,7 +70,7 @@ def test_healthy_batches_pass_unchanged() -> None:
     ]
 
 
-def test_the_trouble_of_a_single_worker_needs_no_rank() -> None:
+def test_the_error_of_a_single_worker_needs_no_rank() -> None:
     assert ALONE.gather_first_error("data: x") == "data: x"
 
 
@@ -94,7 +94,7 @@ def test_a_sync_adds_what_came_since_the_last() -> None:
     assert (record.get_epoch(0).samples, int(record.get_epoch(0).hash, 16)) == (48, whole.hash)
 
 
-def test_bad_samples_are_told_in_the_order_of_steps_and_once() -> None:
+def test_bad_samples_are_reported_in_the_order_of_steps_and_once() -> None:
     one = SampleTracker(ALONE, BLANK)
     late, early = (BadSample(number, f"k{number}", "/d/x.tar", 512, "broken") for number in (3, 7))
     progress = Progress(8, 8, 6)

@@ -87,7 +87,7 @@ def test_without_momentum_there_is_none(momentum: float) -> None:
         (lambda saved: saved["model"].update({"classifier.bias": 1.0}), "here: holds no state of a training run"),
     ],
 )
-def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, message: str) -> None:
+def test_what_is_no_snapshot_of_this_network_is_rejected(change: Change, message: str) -> None:
     saved = trained().snapshot()
     change(saved)
     state = made()
@@ -98,7 +98,7 @@ def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, message:
     assert unchanged(state, before)
 
 
-def test_another_number_of_classes_is_refused() -> None:
+def test_another_number_of_classes_is_rejected() -> None:
     state = made(classes=4)
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"has shape \(3.*\), this run's has \(4.*number of classes"):
@@ -106,7 +106,7 @@ def test_another_number_of_classes_is_refused() -> None:
     assert unchanged(state, before)
 
 
-def test_another_network_is_refused() -> None:
+def test_another_network_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="another network"):
         made(apply_overrides(recipe(), {"model.auxiliary": False})).restore(trained().snapshot())
     with pytest.raises(CheckpointError, match="another width"):
@@ -124,7 +124,7 @@ def test_literals(step: int, samples: int, epoch: int, step_in_epoch: int) -> No
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5000), st.integers(1, 5000))
-def test_one_step_at_a_time_is_the_same_as_all_at_once(step: int, batch_size: int, steps_per_epoch: int) -> None:
+def test_one_step_at_a_time_is_the_same_as_all_together(step: int, batch_size: int, steps_per_epoch: int) -> None:
     found = Progress(step * batch_size, batch_size, steps_per_epoch)
     assert found.epoch * steps_per_epoch + found.step_in_epoch == found.step == step
     after = found.advance()

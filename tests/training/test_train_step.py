@@ -163,7 +163,7 @@ def test_all_ranks_take_the_smallest_micro_batch(ranks: Ranks) -> None:
 
 
 @pytest.mark.process
-def test_what_does_not_fit_at_all_is_told_on_all_ranks(ranks: Ranks) -> None:
+def test_what_does_not_fit_at_all_is_reported_on_all_ranks(ranks: Ranks) -> None:
     (one, tried), (other, _) = ranks.run(_fitting, 2, [0, 24])
     assert one == other
     assert one.startswith("model.image_size must be smaller, got 32: 1 image(s) exceed the memory of cpu")
@@ -278,7 +278,7 @@ def test_the_search_names_what_does_not_fit_of_a_batch_norm() -> None:
         (8, 1, 1, "execution.micro_batch must be at least 2 .* got 1; set --placement.execution.micro-batch 2"),
     ],
 )
-def test_workers_with_single_images_are_refused(
+def test_workers_with_single_images_are_rejected(
     batch_size: int, workers: int, micro_batch: int | None, words: str
 ) -> None:
     of, execution = apply_overrides(normed(), {"batch_size": batch_size}), Execution(micro_batch=micro_batch)
@@ -305,12 +305,12 @@ def test_bfloat16_trains_in_about_the_same_way() -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-def test_float16_is_refused_on_a_cpu() -> None:
+def test_float16_is_rejected_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"precision must be float32 or bfloat16 on a CPU"):
         stepper(apply_overrides(recipe(), {"precision": "float16"}))
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_without_a_compiler_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"execution\.compile"):
@@ -318,6 +318,6 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("bad", [{"micro_batch": 0}, {"profile": [3, 2]}, {"profile": [-1, 2]}, {"profile": [0, 5000]}])
-def test_impossible_executions_are_refused(bad: dict[str, Any]) -> None:
+def test_impossible_executions_are_rejected(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Execution.from_dict(bad)

@@ -72,14 +72,14 @@ def test_for_other_classes_the_layers_of_scores_are_built_anew(place: str) -> No
         ({"model.module": "naive"}, "another network"),
     ],
 )
-def test_another_network_is_refused_and_left_as_it_is(place: str, changes: dict[str, object], message: str) -> None:
+def test_another_network_is_rejected_and_left_as_it_is(place: str, changes: dict[str, object], message: str) -> None:
     one, before = network(changes=changes), network(changes=changes).state_dict()
     with pytest.raises(CheckpointError, match=message):
         load_pretrained(one, place, compute_weights_digest(place))
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
 
 
-def test_other_weights_than_the_run_was_started_from_are_refused(place: str) -> None:
+def test_other_weights_than_the_run_was_started_from_are_rejected(place: str) -> None:
     with pytest.raises(CheckpointError, match=r"the run was started from 0{16}: .*--new"):
         load_pretrained(network(), place, "0" * 16)
 
@@ -99,7 +99,7 @@ def test_the_recipe_names_the_weights_by_their_content(place: str) -> None:
         ("0" * 16, "", "set --weights"),
     ],
 )
-def test_weights_that_cannot_be_used_are_refused_before_anything_starts(named: str, url: str, message: str) -> None:
+def test_weights_that_cannot_be_used_are_rejected_before_anything_starts(named: str, url: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_initial_weights(recipe(initial_weights=named), url)
 
@@ -125,7 +125,7 @@ def test_a_run_whose_weights_changed_does_not_start(small: Path, tmp_path: Path,
     assert (moved.status, "got /nowhere; " in moved.message) == ("bad-checkpoint", True)
 
 
-def test_what_is_no_weights_is_refused(tmp_path: Path) -> None:
+def test_other_content_is_rejected(tmp_path: Path) -> None:
     for name in ("nowhere", "nowhere.safetensors"):
         with pytest.raises(CheckpointError, match="must be a finished run's final folder"):
             compute_weights_digest(str(tmp_path / name))
@@ -163,14 +163,14 @@ def test_a_layer_may_be_called_module(tmp_path: Path) -> None:
     )
 
 
-def test_a_tensor_with_and_without_a_prefix_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_with_and_without_a_prefix_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "twice.safetensors"
     path.write_bytes(safe.save({"weight": torch.ones(1), "_orig_mod.weight": torch.ones(1)}))
     with pytest.raises(CheckpointError, match="holds a tensor twice"):
         compute_weights_digest(str(path))
 
 
-def test_what_was_loaded_and_what_was_not_is_told(place: str) -> None:
+def test_what_was_loaded_and_what_was_not_is_reported(place: str) -> None:
     loaded = load_pretrained(model := network(), place, compute_weights_digest(place))
     heads = len(model.get_auxiliary_names())
     assert loaded.classes == ("a", "b", "c")

@@ -288,7 +288,7 @@ def test_a_later_attempt_knows_what_is_kept(one: TrainJob, state: TrainState) ->
     assert kept(one) == [24]
 
 
-def test_what_cannot_be_written_costs_the_run_nothing(one: TrainJob, state: TrainState) -> None:
+def test_a_failed_write_of_the_best_weights_ends_no_run(one: TrainJob, state: TrainState) -> None:
     Path(one.folder, "best").write_bytes(b"a file where the folder should be")
     offer(best(one), state, raw=10.0)
 

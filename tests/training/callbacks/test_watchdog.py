@@ -119,7 +119,7 @@ def test_a_save_that_hangs(fired: list[str]) -> None:
     assert "the phase 'save'" in fired[0]
 
 
-def test_a_wish_to_stop_that_nobody_hears(fired: list[str]) -> None:
+def test_a_stop_request_that_training_ignores(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
     one.on_step_end()
     one.expect_stop()
@@ -128,7 +128,7 @@ def test_a_wish_to_stop_that_nobody_hears(fired: list[str]) -> None:
     assert "the phase 'stop'" in fired[0]
 
 
-def test_a_wish_to_stop_waits_for_an_evaluation_and_is_over_once_heard(fired: list[str]) -> None:
+def test_a_stop_request_waits_for_an_evaluation_and_ends_once_seen(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
     one.on_step_end()
     with one.watch_phase("evaluation", 10.0):
@@ -188,7 +188,7 @@ def test_slow_steps_are_given_the_time_to_come_to_a_pulse(fired: list[str]) -> N
     one.on_end()
 
 
-def test_a_wish_to_stop_waits_for_a_start(fired: list[str]) -> None:
+def test_a_stop_request_waits_for_a_start(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
     one.expect_stop()
     time.sleep(0.3)
@@ -249,7 +249,7 @@ def test_the_stop_flag_is_seen_and_what_it_says(tmp_path: Path, flag: bytes, wis
 
 
 @pytest.mark.parametrize("how", ["attempt", "driver"])
-def test_a_successor_is_seen_and_outweighs_a_wish_to_stop(tmp_path: Path, how: str) -> None:
+def test_a_successor_is_seen_and_outweighs_a_stop_request(tmp_path: Path, how: str) -> None:
     one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), str(tmp_path / "stop"), str(tmp_path / "000002.json"))
     file_io.write_bytes(str(tmp_path / "stop"), b"")
     assert until(lambda: one.request == "save-and-stop")
@@ -261,13 +261,13 @@ def test_a_successor_is_seen_and_outweighs_a_wish_to_stop(tmp_path: Path, how: s
     one.on_end()
 
 
-def test_not_to_know_is_not_to_stop(tmp_path: Path) -> None:
+def test_a_failed_poll_is_ignored(tmp_path: Path) -> None:
     one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), "nonsense://nowhere/stop", "nonsense://nowhere/next")
     assert not until(lambda: one.request != "go-on", 0.1)
     one.on_end()
 
 
-def test_signs_of_life_say_how_far_training_came(tmp_path: Path) -> None:
+def test_the_heartbeat_has_the_samples(tmp_path: Path) -> None:
     attempt = attempts.create_attempt(str(tmp_path), 1)
     one = StopMonitor(attempt, str(tmp_path / "stop"), "")
     one.samples = 640
