@@ -52,7 +52,7 @@ def test_a_single_worker_ends_immediately() -> None:
         next(found)
 
 
-def test_only_data_errors_is_passed_on_to_a_sync() -> None:
+def test_only_data_errors_are_passed_on_to_a_sync() -> None:
     def broken() -> Iterator[Batch]:
         yield batch(1)
         raise OSError("the network is down")
