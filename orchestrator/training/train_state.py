@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.checkpoint.checkpoint import CheckpointError, find_tensor_mismatch
 from orchestrator.data import sample_audit
+from orchestrator.data.data_errors import DataError
 from orchestrator.data.sample_audit import AuditRecord
 from orchestrator.models.network import Network
 from orchestrator.models.registry import create_model
@@ -67,9 +68,10 @@ class TrainState:
         """Continue from a snapshot; `where` names it in errors.
 
         Learning rates and other values of the recipe are not taken from it. Raises CheckpointError, and changes
-        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit record.
+        nothing, when the snapshot is of another network, is none, or lacks its audit record.
         """
         try:
+            audit_record = sample_audit.parse_record(saved["audit"], where)
             average, samples = saved["average"], saved["samples"]
             _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
             if present := sgd.get_optimizer_tensors(self.model, self.optimizer):  # most have none before the first step
@@ -77,11 +79,13 @@ class TrainState:
             if average["updates"]:
                 _check_fits(average["mean"], get_averaged_tensors(self.model), f"{where}: average")
             scaler = saved["scaler"]
+        except DataError as error:
+            raise CheckpointError(f"{error}; start anew with --new") from None
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{where}: holds no state of a training run ({type(error).__name__}: {error}); start anew with --new"
             ) from None
-        self.audit_record = sample_audit.parse_record(saved.get("audit"), where)
+        self.audit_record = audit_record
         self.model.load_state_dict(saved["model"])
         sgd.load_optimizer_state(self.model, self.optimizer, saved["momentum"], saved.get("optimizer_values", {}))
         self.average.load_state_dict(average["updates"], average["mean"])

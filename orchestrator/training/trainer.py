@@ -7,7 +7,6 @@ import math
 import traceback
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -246,20 +245,15 @@ class Trainer:
         url = checkpoint_dir.make_checkpoint_url(folder, int(samples), int(number))
         shown = redaction.redact(url)
 
-        def load_matching() -> dict[str, Any]:
+        def restore() -> float:
             saved = newest.state or checkpoint_format.load(url, device)
             if saved.get("recipe") != self.job.recipe.to_dict():
                 raise CheckpointError(f"{shown}: is of another recipe; start anew with --new")
-            try:
-                sample_audit.parse_record(saved.get("audit"), shown)
-            except DataError as error:
-                raise CheckpointError(f"{error}; start anew with --new") from None
-            return saved
+            self.state.restore(saved, shown)
+            return float(saved.get(PRODUCTIVE_SECONDS_KEY, 0.0))
 
         # A rank that does not see it must crash: to start at the beginning would train on other weights.
-        content = world.check_on_all_ranks(load_matching)
-        self.state.restore(content, shown)
-        return float(content.get(PRODUCTIVE_SECONDS_KEY, 0.0))
+        return world.check_on_all_ranks(restore)
 
     def _add_callbacks(self, user_callbacks: list[Callback]) -> None:
         """Complete the callbacks, in the order that callbacks.callback documents."""
