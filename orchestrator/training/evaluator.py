@@ -20,12 +20,8 @@ from orchestrator.recipe.normalize import Normalizer
 from orchestrator.training.distributed import DistributedContext
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
-
-
-SplitSums = Mapping[str, Sums]  # over the samples of one rank, or of all, by kind of metric; bad ones are left out
-
-
 _ERRORS = ":errors"  # no kind that a plug-in can have
+SplitSums = Mapping[str, Sums]  # over the samples of one rank, or of all, by kind of metric; bad ones are left out
 
 
 class Errors:
