@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import frame, photos
 from benchmarks.frame import Cost, Figure
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.data import manifest
 from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
@@ -156,7 +156,7 @@ def _grid(folder: str, name: str, data: str, recipe: Recipe, classes: int) -> Gr
         model.drop_auxiliary()
         url = os.path.join(folder, "grid", name, f"m{number}")
         state = model.state_dict()
-        digest = weights.save(f"{url}/final", state, state, recipe.to_dict(), found.classes)
+        digest = checkpoint.save_final_weights(f"{url}/final", state, state, recipe.to_dict(), found.classes)
         scorers.append(
             ScoringTarget(name=f"m{number}", weights=f"{url}/final", digest=digest, scores=f"{url}/scores/grid")
         )

@@ -159,12 +159,12 @@ def _saved(folder: str) -> tuple[list[float], list[float], list[float]]:
     for number in range(SAVES):
         for _ in range(STEPS_BETWEEN):
             alone.append(_seconds(stepper, batch))
-        before = saver.stalled_seconds
+        before = time.monotonic()
         saver.save(state)
-        stalls.append(saver.stalled_seconds - before)
+        stalls.append(time.monotonic() - before)
         while any(thread.name == "checkpoint" for thread in threading.enumerate()):
             beside.append(_seconds(stepper, batch))
-        saver.wait()
+        saver.writer.wait()
         frame.progress(f"checkpoint {number + 1} of {SAVES}: training stood still for {stalls[-1]:.3f} s")
     return stalls, alone, beside
 

@@ -1,11 +1,13 @@
-"""Checkpoint folders: `state.pt` (torch.save of plain values, loadable with weights_only), committed by a DONE file.
+"""Checkpoints and final weights: folders with `state.pt` (loadable with weights_only), committed by a DONE file.
 
-A folder is named by samples seen and attempt, so names sort by progress, and no attempt overwrites another's.
+A checkpoint is named by samples seen and attempt, so names sort by progress, and no attempt overwrites another's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import torch as safetensors
 from torch import Tensor
 
-from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder, list_checkpoints, make_checkpoint_url
+from orchestrator.checkpoint.checkpoint_dir import EXPORT_FILE, CheckpointFolder, list_checkpoints, make_checkpoint_url
+from orchestrator.config.json_text import parse_json
 from orchestrator.config.redaction import redact
 from orchestrator.storage import commit, file_io
 
 # 2: momentum by the parameters' names, and float16's scaler.
 FORMAT_VERSION = 2
 STATE_FILE = "state.pt"
+AUDIT_FILE = "audit.json"
 
 
 class CheckpointError(ValueError):
@@ -45,24 +50,27 @@ class LoadedCheckpoint:
     skipped: list[str]
 
 
-def save(folder: str, state: Mapping[str, Any], samples: int, attempt: int) -> str:
-    """Write and commit a checkpoint below `folder`; return its URL. `state` holds tensors and plain values only.
+@dataclass(frozen=True)
+class FinalWeights:
+    """The weights of a finished run without auxiliary heads, and the hash that identifies them."""
 
-    Raises NonFiniteError, before anything is written, for NaN or infinite weights.
-    """
+    averaged: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    digest: str  # of the averaged weights
+
+
+def save(folder: str, state: Mapping[str, Any], samples: int, attempt: int) -> str:
+    """Write and commit a checkpoint of tensors and plain values; return its URL. Raises NonFiniteError beforehand."""
     url = make_checkpoint_url(folder, samples, attempt)
-    write_folder(url, state, {"samples": samples, "attempt": attempt, "time": time.time()})
+    _check_finite(url, state)
+    metadata = {"format_version": FORMAT_VERSION, "samples": samples, "attempt": attempt, "time": time.time()}
+    commit.write_folder(url, {STATE_FILE: serialize_state(state)}, metadata)
     return url
 
 
-def write_folder(url: str, state: Mapping[str, Any], metadata: Mapping[str, object]) -> None:
-    """Write and commit one checkpoint folder. Raises NonFiniteError, before anything is written."""
-    check_finite(url, state)
-    commit.write_folder(url, {STATE_FILE: serialize_state(state)}, {"format_version": FORMAT_VERSION, **metadata})
-
-
-def check_finite(url: str, state: Mapping[str, Any]) -> None:
-    """Raise NonFiniteError for a state that must not be saved at `url`."""
+def _check_finite(url: str, state: Mapping[str, Any]) -> None:
     if name := find_non_finite(state):
         raise NonFiniteError(
             f"{redact(url)}: {name} holds NaN or infinite numbers, so nothing was saved: training diverged; lower "
@@ -91,33 +99,27 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
         payload = commit.read_folder(url)
     except commit.CommitError as error:
         raise CheckpointError(str(error)) from None
-    if STATE_FILE not in payload:
-        raise CheckpointError(f"{shown}: its {commit.DONE} lists no {STATE_FILE}")
-    state = _unpack_state(shown, payload[STATE_FILE], device)
+    try:
+        commit.check_zip_uncompressed(payload[STATE_FILE])
+        state = torch.load(io.BytesIO(payload[STATE_FILE]), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{shown}: holds something other than tensors and plain values: {first}") from None
+    except (ValueError, RuntimeError, EOFError, KeyError) as error:  # its checksum is right: it was written like this
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{shown}: must hold a dict, got {type(state).__name__}")
-    if name := _find_oversized_tensor(state):
-        raise CheckpointError(f"{shown}: {name} claims more numbers than {STATE_FILE} holds; remove this checkpoint")
+    for name, tensor in _iter_tensors(state):
+        # A stride of 0 makes terabytes of one number: a sum over it would never end.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{shown}: {name} claims more numbers than it holds; remove this checkpoint")
     if name := find_non_finite(state):
         raise CheckpointError(f"{shown}: {name} holds NaN or infinite numbers; remove this checkpoint")
     return state
 
 
-def _unpack_state(shown: str, data: bytes, device: str) -> Any:
-    try:
-        commit.check_zip_uncompressed(data)
-        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{shown}: holds something other than tensors and plain values: {first}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes: {error}") from None
-    except (RuntimeError, EOFError, KeyError) as error:  # its checksum is right, so it was written like this
-        raise CheckpointError(f"{shown}: {STATE_FILE} is not what torch.save writes ({type(error).__name__})") from None
-
-
 def _iter_tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the dotted names and tensors of a state."""
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from _iter_tensors(value, f"{prefix}{key}.")
@@ -125,24 +127,13 @@ def _iter_tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{key}", value
 
 
-def _find_oversized_tensor(state: Mapping[str, Any]) -> str | None:
-    """Return the name of the first tensor with more elements than its storage, None when there is none.
-
-    A stride of 0 makes terabytes of one number: a sum over it would never end.
-    """
-    for name, tensor in _iter_tensors(state):
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            return name
-    return None
-
-
-def find_non_finite(state: Mapping[str, Any]) -> str | None:
-    """Return the dotted name of the first tensor with NaN or infinite numbers; None when all are finite."""
+def find_non_finite(state: Mapping[str, Any]) -> str:
+    """Return the dotted name of the first tensor with NaN or infinite numbers; "" when all are finite."""
     for name, tensor in _iter_tensors(state):
         # A sum is not finite when one number is not, and costs a tenth of checking each; huge numbers overflow it, too.
         if not tensor.sum().isfinite() and not tensor.isfinite().all():
             return name
-    return None
+    return ""
 
 
 def find_tensor_mismatch(
@@ -165,10 +156,9 @@ def find_tensor_mismatch(
 def load_newest(
     folder: str, device: str = "cpu", find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> LoadedCheckpoint:
-    """Return the newest valid checkpoint and its state; without one, `checkpoint` is None and the run starts afresh.
+    """Return the newest valid checkpoint and its state, if any; find_problem: returns why one does not count.
 
-    find_problem: returns why a checkpoint does not count, None when it does. Raises FormatVersionError when the only
-    checkpoints are of another version: a fresh start would throw away what that version of the code can read.
+    Raises FormatVersionError when the only ones are of another version: a fresh start would throw them away.
     """
     skipped: list[str] = []
     other_version: FormatVersionError | None = None
@@ -191,10 +181,9 @@ def load_newest(
 def remove_old_checkpoints(
     folder: str, keep: int, saved: str, find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
 ) -> list[str]:
-    """Remove all but the newest `keep` committed checkpoints, and uncommitted ones older than them; return their URLs.
+    """Remove all but the newest `keep` committed checkpoints from `saved` back, and uncommitted ones; return URLs.
 
-    The newest is `saved`, just written. Newer names were skipped when this attempt began, since they are damaged or not
-    committed: they neither count nor go. find_problem: as for `load_newest`.
+    Newer ones than `saved` were skipped when this attempt began: they neither count nor go.
     """
     places = list_checkpoints(folder)
     places = places[[place.url for place in places].index(saved) :]
@@ -207,3 +196,56 @@ def remove_old_checkpoints(
         file_io.remove(file_io.join(url, commit.DONE))
         file_io.remove(url)
     return removed
+
+
+def compute_digest(weights: dict[str, Tensor]) -> str:
+    """Return a hash of names, shapes and values: two runs with the same digest give the same scores."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def save_final_weights(
+    url: str, averaged: dict[str, Tensor], raw: dict[str, Tensor], recipe: dict[str, Any], classes: tuple[str, ...],
+    audit: Mapping[str, object] | None = None, metadata: Mapping[str, object] | None = None,
+) -> str:  # fmt: skip
+    """Write and commit final weights, with the audit record and more metadata; return their digest.
+
+    Raises NonFiniteError, before anything is written, for NaN or infinite weights.
+    """
+    identity = compute_digest(averaged)
+    about = {"recipe": recipe, "classes": list(classes)}
+    state = {"averaged": averaged, "raw": raw, **about}
+    _check_finite(url, state)
+    export = export_safetensors(averaged, {**about, "weights": identity})
+    payload = {STATE_FILE: serialize_state(state), EXPORT_FILE: export}
+    if audit is not None:
+        payload[AUDIT_FILE] = json.dumps(audit, sort_keys=True, indent=1).encode()
+    commit.write_folder(url, payload, {**(metadata or {}), "format_version": FORMAT_VERSION, "weights": identity})
+    return identity
+
+
+def export_safetensors(weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
+    """Return a safetensors file with metadata: texts stay texts, other values become JSON."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return safetensors.save(plain, {"format_version": str(FORMAT_VERSION), **texts})
+
+
+def load_final_weights(url: str) -> FinalWeights:
+    """Return verified final weights. Raises FileNotFoundError or CheckpointError."""
+    state = load(url)
+    averaged, classes = state["averaged"], tuple(state["classes"])
+    return FinalWeights(averaged, state["raw"], state["recipe"], classes, compute_digest(averaged))
+
+
+def load_audit(url: str) -> object:
+    """Return the audit record of final weights, if any. Raises FileNotFoundError (not committed) or CommitError."""
+    data = commit.read_folder(url).get(AUDIT_FILE)
+    try:
+        return None if data is None else parse_json(data)
+    except ValueError as error:
+        raise commit.CommitError(f"{redact(url)}/{AUDIT_FILE}: must be JSON: {error}") from None

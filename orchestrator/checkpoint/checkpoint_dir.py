@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json, parse_object
+from orchestrator.config.redaction import redact
 from orchestrator.storage import commit, file_io
 
 EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for any reader of this format
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
-
 _NAME_PATTERN = re.compile(r"^samples-(\d{15})-attempt-(\d{6})$")
 
 
@@ -32,10 +31,8 @@ def make_checkpoint_url(folder: str, samples: int, attempt: int) -> str:
 
 def list_checkpoints(folder: str) -> list[CheckpointFolder]:
     """Return the checkpoint folders below `folder`, newest progress first, later attempt first among equals."""
-    places = []
-    for name in file_io.list_names(folder):
-        if match := _NAME_PATTERN.match(name):
-            places.append(CheckpointFolder(file_io.join(folder, name), int(match[1]), int(match[2])))
+    matches = filter(None, map(_NAME_PATTERN.match, file_io.list_names(folder)))
+    places = [CheckpointFolder(file_io.join(folder, match[0]), int(match[1]), int(match[2])) for match in matches]
     return sorted(places, key=lambda place: (place.samples, place.attempt), reverse=True)
 
 
@@ -48,9 +45,7 @@ def read_weights_digest(url: str) -> str:
     """Return the digest of final weights without loading them. Raises FileNotFoundError, CommitError without it."""
     digest = commit.read_metadata(url).get("weights")
     if not isinstance(digest, str):
-        raise commit.CommitError(
-            f"{redaction.redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}"
-        )
+        raise commit.CommitError(f"{redact(url)}/{commit.DONE}: must name the digest of the weights, got {digest!r}")
     return digest
 
 
@@ -58,12 +53,16 @@ def read_class_names(url: str) -> tuple[str, ...] | None:
     """Return the class names of final weights, from the header of their export; None where there is none."""
     export = file_io.join(url, EXPORT_FILE)
     try:
-        # A safetensors file begins with the length of its JSON header, which holds the writer's metadata.
         length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
-        if length > MAX_HEADER_BYTES:
-            return None
-        header = parse_object(file_io.read_range(export, 8, length))
-        classes = parse_json(header["__metadata__"]["classes"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None if length > MAX_HEADER_BYTES else parse_class_names(file_io.read_range(export, 8, length))
+    except FileNotFoundError:
+        return None
+
+
+def parse_class_names(header: bytes) -> tuple[str, ...] | None:
+    """Return the class names in the JSON header of a safetensors file of this project; None for other files."""
+    try:
+        classes = parse_json(parse_object(header)["__metadata__"]["classes"])
+    except (ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, classes)) if isinstance(classes, list) else None

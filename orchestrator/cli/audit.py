@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
 from orchestrator.cli.config import AuditConfig
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
@@ -152,7 +151,7 @@ def _load_record(run: AuditedRun) -> DeliveryRecord:
     """
     recipe, final = run.spec.recipe, get_final_weights_dir(run.folder)
     try:
-        record = sample_audit.parse_record(weights.load_audit(final), redaction.redact(final))
+        record = sample_audit.parse_record(checkpoint_format.load_audit(final), redaction.redact(final))
     except FileNotFoundError:
         newest = checkpoint_format.load_newest(get_checkpoints_dir(run.folder))
         if newest.checkpoint is None:

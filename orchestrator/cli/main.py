@@ -15,8 +15,7 @@ from typing import Any
 
 from orchestrator.cli import config as command_lines
 from orchestrator.config.arg_parser import Preset, exit_with_error, parse_args
-from orchestrator.config.command_line import PROGRAM, format_command
-from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
+from orchestrator.config.errors import PROGRAM, ConfigError, FieldError, format_command, format_suggestion
 from orchestrator.data.build import config as dataset_config
 from orchestrator.ensemble.config import EvaluateConfig, PredictConfig, ServeConfig, TrainEnsembleConfig
 from orchestrator.models.config import NETWORKS, CostConfig

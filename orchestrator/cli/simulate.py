@@ -14,8 +14,8 @@ from rich.table import Table
 from orchestrator.cli.config import SimulateConfig
 from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.data import manifest, sampler
 from orchestrator.data.build.sources import digits

@@ -12,7 +12,6 @@ from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
-from orchestrator.training.run_dir import load_validation_result
 
 
 def run_train(config: TrainModel) -> int:
@@ -46,9 +45,6 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
         metrics = {} if end.outcome is None else dict(sorted(end.outcome.metrics.items()))
         for name, value in metrics.items():
             session.print_line(f"{name:32} {value:.4g}")
-        validation = load_validation_result(spec.folder) if end.outcome is not None else None
-        for line in validation.describe() if validation is not None else ():
-            session.print_line(line)
         succeeded = end.status == "finished"
         return TrainResult(
             spec.name,

@@ -1,9 +1,11 @@
 """Command lines: presets as sub-commands, every field a flag, every user error one line and exit status 2."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Generic, NoReturn, TypeVar
 
 from orchestrator.config import flags
@@ -13,7 +15,6 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.output import prepare_output
 from orchestrator.config.overrides import apply_overrides, build_draft
 from orchestrator.config.redaction import find_credentials_problem, make_printable
-from orchestrator.config.versions import check_versions
 
 C = TypeVar("C", bound=Config)
 
@@ -23,6 +24,8 @@ COMMON_FLAGS = (
     "data", "model.kind", "epochs", "batch_size", "storage", "tracking", "experiment", "placement.workers", "weights",
     "new", "dry_run",
 )  # fmt: skip
+# The oldest tested version, and the first one whose interfaces may differ: `make newest` tests between.
+SUPPORTED_VERSIONS = {"ray": ("2.60", "3"), "torch": ("2.10", "3"), "mlflow": ("3.11", "4")}
 _USAGE_ERROR_STATUS = 2  # of every user error, as argparse and the shells have it
 # The only flags whose URL may hold a password: those of databases have no other place for one.
 _CREDENTIAL_FLAGS = {"tracking"}
@@ -48,22 +51,13 @@ def parse_args(
 ) -> C:  # fmt: skip
     """Return the configuration that a command line asks for: a preset with its flags in place.
 
-    The first argument names the preset, with hyphens or underscores, or a file that holds one; without one it is the
-    default. `--schedule.kind polynomial` switches a union, wherever it stands. A user error prints one line,
-    `PROG: error: FIELD: must be ..., got ...`, and exits with status 2; help exits with 0.
+    The first argument names the preset, with hyphens or underscores, or a .json file that `from_file` loads by path or
+    URL; without one it is the default. `--schedule.kind polynomial` switches a union, wherever it stands. A user error
+    prints one line, `PROG: error: FIELD: must be ..., got ...`, and exits with status 2; help exits with 0.
 
-    Args:
-        prog: name of the program for help and errors.
-        description: head of the help.
-        presets: name (with hyphens) to preset, all of one class.
-        default: name of the preset that is used when none is named.
-        argv: arguments without the program's name; those of the process when None.
-        from_file: loads the preset in a file, by its path or URL, which ends in .json; None: no files.
-        common: names of the flags that the help lists first, with underscores.
-        example: command lines at the end of the help.
-
-    Raises:
-        ValueError: when `default` names no preset, which is an error of the caller.
+    presets: name (with hyphens) to preset, all of one class. argv: arguments without the program's name; those of the
+    process when None. common: names of the flags that the help lists first, with underscores. example: command lines
+    at the end of the help. Raises ValueError when `default` names no preset.
     """
     if default not in presets:
         raise ValueError(f"default must be one of {', '.join(presets)}, got {default!r}")
@@ -72,13 +66,15 @@ def parse_args(
         arguments = list(sys.argv[1:] if argv is None else argv)
         _check_no_credentials(arguments)
         if arguments and arguments[0] in flags.HELP_FLAGS and len(presets) > 1:
-            _print_help(_format_preset_list(prog, description, presets, default, from_file is not None, example))
+            sys.stdout.write(_format_preset_list(prog, description, presets, default, from_file is not None, example))
+            raise SystemExit(0)
         name, preset, arguments = _select_preset(presets, default, arguments, from_file)
         leading, typed, rest = flags.split_arguments(arguments)
         if any(each.text in flags.HELP_FLAGS for each in typed):
             shape = build_draft(preset, _read_kinds(preset, typed))
             named = f"{prog} {name}" if len(presets) > 1 else prog
-            _print_help(flags.format_help(named, description, shape, common, example))
+            sys.stdout.write(flags.format_help(named, description, shape, common, example))
+            raise SystemExit(0)
         check_versions()
         return _apply_flags(preset, typed, [*leading, *rest])
     except ConfigError as error:
@@ -86,27 +82,17 @@ def parse_args(
 
 
 def apply_settings(preset: C, settings: Mapping[str, object]) -> C:
-    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine", "batch_size": 64}.
-
-    Names and values mean what they mean on the command line. Raises ConfigError as the command line would.
-    """
+    """Return the preset with flags set from Python, such as {"schedule.kind": "cosine"}. Raises ConfigError."""
     check_versions()
-    arguments = [f"--{name}={_format_setting(value)}" for name, value in settings.items()]
+    arguments = []
+    for name, value in settings.items():
+        is_json = isinstance(value, list | tuple | dict | Config)
+        arguments.append(f"--{name}={json.dumps(value, default=to_jsonable) if is_json else value}")
     _check_no_credentials(arguments)
     return _apply_flags(preset, flags.split_arguments(arguments)[1], [])
 
 
-def _format_setting(value: object) -> str:
-    """Return a Python value as it would be typed."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple | dict | Config):
-        return json.dumps(value, default=to_jsonable)
-    return str(value)
-
-
 def _apply_flags(preset: C, typed: Sequence[flags.TypedFlag], positionals: Sequence[str]) -> C:
-    """Return the preset with flags and positional arguments in place. Raises ConfigError."""
     kinds = _read_kinds(preset, typed)
     shape = build_draft(preset, kinds)
     with_flags = {**kinds, **flags.parse_flags(shape, typed, positionals)}
@@ -122,34 +108,25 @@ def exit_with_error(prog: str, error: ConfigError) -> NoReturn:
     raise SystemExit(_USAGE_ERROR_STATUS) from None
 
 
-def _print_help(text: str) -> NoReturn:
-    sys.stdout.write(text)
-    raise SystemExit(0)
-
-
 def _check_no_credentials(arguments: Sequence[str]) -> None:
     """Raise ConfigError for the first argument that is a URL with a user name or password, whatever its flag.
 
     This precedes all other parsing, so that no flag of any job can bring a password into a record or a message.
     """
-    name = ""
+    flag = ""
     for argument in arguments:
         match = flags.FLAG_PATTERN.fullmatch(argument)
-        if match is not None:
-            name = match["name"]
-        value = argument if match is None else match["value"] or ""
-        if name.rpartition(".")[2] not in _CREDENTIAL_FLAGS:
-            reason = find_credentials_problem(value, f"--{name}" if name else "argument")
-            if reason is not None:
-                raise ConfigError(reason)
-        if match is None or match["value"] is not None:
-            name = ""
+        flag, value = (f"--{match['name']}", match["value"]) if match else (flag, argument)
+        problem = find_credentials_problem(value or "", flag or "argument")
+        if problem is not None and flag.lstrip("-").rpartition(".")[2] not in _CREDENTIAL_FLAGS:
+            raise ConfigError(problem)
+        if value is not None:
+            flag = ""
 
 
 def _select_preset(
     presets: Mapping[str, Preset[C]], default: str, arguments: list[str], from_file: Callable[[str], Preset[C]] | None
 ) -> tuple[str, C, list[str]]:
-    """Return the name of the preset, the preset, and the arguments after it."""
     if not arguments or arguments[0].startswith("-"):
         return default, presets[default].value, arguments
     first = arguments[0]
@@ -167,25 +144,16 @@ def _format_preset_list(
     prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool, example: str
 ) -> str:
     width = max(len(name) for name in presets)
-    lines = []
+    text = f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]\n\n"
+    text += f"{description.strip()}\n\npresets:\n"
     for name, preset in presets.items():
-        summary = (preset.summary.strip().splitlines() or [""])[0]
-        mark = " (default)" if name == default else ""
-        lines.append(f"  {name:<{width}}  {summary}{mark}".rstrip())
-    return "\n".join(
-        [
-            f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]",
-            "",
-            description.strip(),
-            "",
-            "presets:",
-            *lines,
-            "",
-            f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults.",
-            *([f"`{prog} FILE.json` starts from the recipe in a file, by path or URL."] if takes_files else []),
-            *(["", "examples:", *(f"  {line}" for line in example.strip().splitlines())] if example else []),
-            "",
-        ]
+        summary, *_ = preset.summary.strip().splitlines() or [""]
+        text += f"  {name:<{width}}  {summary}{' (default)' if name == default else ''}".rstrip() + "\n"
+    text += f"\n`{prog} PRESET --help` shows the flags of a preset with their types and defaults.\n"
+    if takes_files:
+        text += f"`{prog} FILE.json` starts from the recipe in a file, by path or URL.\n"
+    return text + (
+        "".join(["\nexamples:\n", *(f"  {line}\n" for line in example.strip().splitlines())]) if example else ""
     )
 
 
@@ -212,16 +180,29 @@ def _read_kinds(preset: Config, typed: Sequence[flags.TypedFlag]) -> dict[str, A
 
 
 def _name_flags(error: ConfigError, paths: Mapping[str, str]) -> ConfigError:
-    """Return the error with its dotted paths as the user's flags name them."""
     return ConfigError(*(FieldError(_path_to_flag(each.path, paths), each.reason) for each in error.field_errors))
 
 
 def _path_to_flag(path: str, paths: Mapping[str, str]) -> str:
-    """Return a dotted path without the levels that its flag leaves out."""
     for flag, leaf in paths.items():
-        if path == leaf or path.startswith(leaf + "."):
+        if f"{path}.".startswith(f"{leaf}."):
             return flag + path[len(leaf) :]
-        if leaf.startswith(path + "."):
-            below = leaf[len(path) :].count(".")
-            return ".".join(flag.split(".")[:-below])
+        if leaf.startswith(f"{path}."):  # a level that has no flag of its own
+            return ".".join(flag.split(".")[: -leaf[len(path) :].count(".")])
     return path
+
+
+def check_versions() -> None:
+    """Raise ConfigError, one line, when a package is missing, too old, or of a major version that is not supported."""
+    for package, (oldest, excluded) in SUPPORTED_VERSIONS.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            version = ""
+        # (2, 13) for 2.13.0+cu128, (3, 0) for 3.0.0rc1.
+        least, found, limit = (tuple(map(int, re.findall(r"\d+", v)[:2])) for v in (oldest, version, excluded))
+        if not least <= found < limit:
+            raise ConfigError(
+                f"{package} must be of version {oldest} or newer and below {excluded}, got {version or 'none'}; run: "
+                f"pip install '{package}>={oldest},<{excluded}'"
+            )

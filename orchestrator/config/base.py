@@ -1,5 +1,6 @@
-"""Base class of every configuration in the project."""
+"""The base class of every configuration, and fingerprints: short stable names for configurations."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.config.errors import ConfigError, convert_validation_error
-from orchestrator.config.introspection import get_union_members
+from orchestrator.config.introspection import get_model_variants
 from orchestrator.config.json_text import parse_object
 
 
@@ -32,16 +33,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    unknown_is_error: ClassVar[bool] = False  # also in a record, which a newer version may have written
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise TypeError, when the class is made, for a field that `to_dict` and `from_dict` would not preserve."""
-        super().__pydantic_init_subclass__(**kwargs)
-        for name, field in cls.model_fields.items():
-            if any(isinstance(b, type) and issubclass(b, PurePath) for b in get_union_members(field.annotation)):
-                # A place may be a URL, and pydantic's JSON mode rejects a Path as a default.
-                raise TypeError(f"{cls.__name__}.{name}: must be declared as str, got {field.annotation}")
+    unknown_is_error: ClassVar[bool] = False  # also in a record: an unknown field may change what the others mean
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON has them: tuples as lists, enums and paths as strings."""
@@ -53,10 +45,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the configuration that `to_dict` or a JSON file describes; absent keys take their defaults.
-
-        Raises ConfigError, one line that names every invalid field, its value and the reason.
-        """
+        """Return the configuration of `to_dict` or a JSON file; absent keys take their defaults. Raises ConfigError."""
         if not isinstance(data, Mapping):
             raise ConfigError(f"{cls.__name__} must be a mapping of its fields, not {type(data).__name__}")
         try:
@@ -70,12 +59,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_record(cls, data: bytes | str) -> Self:
-        """Return the configuration in a record of this project; unknown fields, of a newer version, are ignored.
-
-        Not so those of classes with `unknown_is_error`, where an unknown field may change what the others mean.
-
-        Raises ConfigError, a line without the name of the file, for an invalid record.
-        """
+        """Return the configuration in a record; fields of a newer version are ignored. Raises ConfigError, one line."""
         try:
             values = parse_object(data)
         except ValueError as error:
@@ -84,25 +68,50 @@ class Config(BaseModel):
 
 
 def _drop_unknown_fields(cls: type[Config], data: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that the class knows; below it likewise, except for kinds of a union."""
     if cls.unknown_is_error:
         return data
     known = {name: value for name, value in data.items() if name in cls.model_fields}
     for name, value in known.items():
-        below = [branch for branch in get_union_members(cls.model_fields[name].annotation) if branch is not type(None)]
-        if len(below) == 1 and isinstance(below[0], type) and issubclass(below[0], Config) and isinstance(value, dict):
+        below = get_model_variants(cls.model_fields[name].annotation)
+        if len(below) == 1 and issubclass(below[0], Config) and isinstance(value, dict):
             known[name] = _drop_unknown_fields(below[0], value)
     return known
 
 
 def to_jsonable(value: object) -> Any:
     """Return the JSON form of a Config, enum, path or mapping, as `default` of json.dumps; else raise TypeError."""
-    if isinstance(value, Config):
-        return value.to_dict()
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, PurePath):
-        return str(value)
-    if isinstance(value, Mapping):
-        return dict(value)
+    match value:
+        case Config():
+            return value.to_dict()
+        case Enum():
+            return value.value
+        case PurePath():
+            return str(value)
+        case Mapping():
+            return dict(value)
     raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form")
+
+
+def compute_fingerprint(*parts: Any, length: int = 10) -> str:
+    """Return up to 64 hex digits that name these values, on every machine and Python version.
+
+    sha256 over canonical JSON (sorted keys, no whitespace, floats by repr, -0.0 as 0.0): the order of fields does not
+    matter, that of parts does. Ten digits collide once in a million runs or so.
+
+    Raises ValueError for a non-finite number, TypeError for a value with no JSON form.
+    """
+    text = json.dumps([_canonicalize(part) for part in parts], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:length]
+
+
+def _canonicalize(value: Any) -> Any:
+    if isinstance(value, float):
+        return value + 0.0  # turns -0.0 into 0.0, leaves every other float as it is
+    if isinstance(value, Mapping):
+        if other := [key for key in value if not isinstance(key, str)]:
+            # JSON would write 1 and "1" alike, and could not sort a mixture.
+            raise TypeError(f"the keys of a fingerprint's values must be text, got {other[0]!r}")
+        return {key: _canonicalize(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonicalize(item) for item in value]
+    return value if value is None or type(value) in (str, int, bool) else _canonicalize(to_jsonable(value))

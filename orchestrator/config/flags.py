@@ -4,10 +4,10 @@ The values stay text here. `overrides.parse_value` gives them their types, so a 
 `0.08,1.0` alike and reject a value in the same words.
 """
 
+import argparse
 import json
 import re
 import shutil
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -33,12 +33,9 @@ _MAX_HELP_WIDTH = 110
 class Flag:
     """An annotation of a field that changes its flag: `Annotated[tuple[str, ...], Flag(positional=True)]`."""
 
-    name: str | None = None
-    """Name of the flag in place of the field's; "" leaves a level out of the flags."""
-    positional: bool = False
-    """The field, a tuple, takes the arguments that belong to no flag."""
-    settable: bool = True
-    """False: no command line sets the field."""
+    name: str | None = None  # of the flag in place of the field's; "" leaves a level out of the flags
+    positional: bool = False  # the field, a tuple, takes the arguments that belong to no flag
+    settable: bool = True  # False: no command line sets the field
 
 
 class FlagSpec(NamedTuple):
@@ -56,11 +53,6 @@ class FlagSpec(NamedTuple):
         """True for a switch, which needs no value."""
         return self.field.annotation is bool
 
-    @property
-    def takes_many(self) -> bool:
-        """True where several values may follow."""
-        return any(get_origin(branch) is tuple for branch in get_union_members(self.field.annotation))
-
 
 class TypedFlag(NamedTuple):
     """A flag as it was typed, its value after "=" if any, and the arguments up to the next flag."""
@@ -75,17 +67,9 @@ class TypedFlag(NamedTuple):
         return self.text.lstrip("-").replace("-", "_")
 
 
-def list_flags(config: Config) -> list[FlagSpec]:
-    """Return the settable fields in declared order; their defaults are the values in `config`, valid or not."""
-    return list(_iter_flags(config, "", "", "", ()))
-
-
 def map_flags_to_paths(config: Config) -> dict[str, str]:
-    """Return flag to dotted path, both with underscores: {"schedule.kind": "recipe.schedule.kind"}.
-
-    They differ where `Flag(name=...)` renames a field or leaves a level out. Positional fields have no flag.
-    """
-    return {flag.name: flag.path for flag in list_flags(config) if not is_positional(flag.field)}
+    """Return flag to dotted path, {"schedule.kind": "recipe.schedule.kind"}; positional fields have no flag."""
+    return {flag.name: flag.path for flag in _iter_flags(config) if not is_positional(flag.field)}
 
 
 def is_positional(field: FieldInfo) -> bool:
@@ -115,15 +99,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[TypedFlag
 def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequence[str]) -> dict[str, Any]:
     """Return the overrides that a command line asks for: dotted path to text, ListItems or bool.
 
-    Args:
-        config: gives the flags; its values need not be valid.
-        typed: the flags in order; of equal ones the last counts.
-        positionals: arguments before the first flag and after "--".
+    config: gives the flags; its values need not be valid. typed: the flags in order; of equal ones the last counts.
+    positionals: arguments before the first flag and after "--".
 
-    Raises:
-        ConfigError: for an unknown flag (with near misses), one that lacks its value, or an argument of no flag.
+    Raises ConfigError for an unknown flag (with near misses), one that lacks its value, or an argument of no flag.
     """
-    specs = {flag.name: flag for flag in list_flags(config) if not is_positional(flag.field)}
+    specs = {flag.name: flag for flag in _iter_flags(config)}
+    positional = next((flag for flag in specs.values() if is_positional(flag.field)), None)
+    if positional is not None:
+        del specs[positional.name]
     bools = [name for name, flag in specs.items() if flag.is_bool]
     negated = {form: name for name in bools for form in (_negate_flag(name), f"no_{name}")}
     overrides: dict[str, Any] = {}
@@ -138,7 +122,6 @@ def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequenc
         else:
             raise make_unknown_flag_error(config, each.text)
         rest.extend(each.following[taken:])
-    positional = next((flag for flag in list_flags(config) if is_positional(flag.field)), None)
     if rest and positional is None:
         raise ConfigError(FieldError(rest[0], "unexpected argument; flags begin with --"))
     return overrides | ({positional.path: ListItems(rest)} if rest and positional is not None else {})
@@ -147,13 +130,11 @@ def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequenc
 def make_unknown_flag_error(config: Config, text: str) -> ConfigError:
     """Return the error for a flag that the configuration lacks; it names the flag that may have been meant."""
     known = map_flags_to_paths(config)
-    branch, _, last = text.lstrip("-").replace("-", "_").rpartition(".")
+    branch, dot, last = text.lstrip("-").replace("-", "_").rpartition(".")
     # The flag may belong to another kind. The kind's own flag says which configuration that would be.
-    kind_path = known.get(f"{branch}.{KIND}" if branch else KIND)
-    kinds = find_kinds_with_path(config, f"{kind_path.rpartition('.')[0]}.{last}") if kind_path else []
-    if kinds:
-        kind_flag = format_flag(f"{branch}.{KIND}" if branch else KIND)
-        return ConfigError(FieldError(text, f"belongs to {kind_flag} {' or '.join(kinds)}; set that too"))
+    kind_name = f"{branch}{dot}{KIND}"
+    if kinds := find_kinds_with_path(config, known.get(kind_name, "").removesuffix(KIND) + last):
+        return ConfigError(FieldError(text, f"belongs to {format_flag(kind_name)} {' or '.join(kinds)}; set that too"))
     suggestion = format_suggestion(text, [format_flag(name) for name in known], "flags")
     return ConfigError(FieldError(text, f"unknown flag{suggestion}"))
 
@@ -166,38 +147,47 @@ def format_flag(name: str) -> str:
 def format_help(prog: str, description: str, config: Config, common: Iterable[str] = (), example: str = "") -> str:
     """Return the help: common flags first, then the others by topic, each with its type, text and default.
 
-    Args:
-        prog: name of the program.
-        description: head of the help.
-        config: gives the flags and their defaults.
-        common: names of flags, with underscores, that come first; those that there are not are left out.
-        example: a command line, or several lines of them.
+    common: names of flags, with underscores, that come first, of those that there are. example: lines for the end.
     """
-    specs = list_flags(config)
-    by_name = {flag.name: flag for flag in specs}
-    first = [by_name[name] for name in dict.fromkeys(common) if name in by_name]
-    sections: dict[str, list[FlagSpec]] = {}
-    for flag in specs:
-        if is_positional(flag.field):
-            sections.setdefault("arguments", []).append(flag)
-    if first:
-        sections["common flags"] = first
-    for flag in specs:
-        if flag not in first and not is_positional(flag.field):
+    specs = {flag.name: flag for flag in _iter_flags(config)}
+    first = [specs[name] for name in dict.fromkeys(common) if name in specs]
+    arguments = [flag for flag in specs.values() if is_positional(flag.field)]
+    sections = {"arguments": arguments, "common flags": first}
+    for flag in specs.values():
+        if flag not in first and flag not in arguments:
             sections.setdefault(flag.topic or ("other flags" if first else "flags"), []).append(flag)
-    arguments = "".join(f" [{flag.name.upper()} ...]" for flag in sections.get("arguments", ()))
-    lines = [f"usage: {prog}{arguments} [--FLAG VALUE ...]", "", *description.strip().splitlines()]
+    width = min(_MAX_HELP_WIDTH, shutil.get_terminal_size().columns)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"%(prog)s{''.join(f' [{flag.name.upper()} ...]' for flag in arguments)} [--FLAG VALUE ...]",
+        description=description.strip(),
+        epilog="\n  ".join(["examples:", *example.strip().splitlines()]) if example else "",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, _HELP_COLUMN, width),
+        add_help=False,
+    )
     for title, flags in sections.items():
-        lines += ["", *textwrap.wrap(f"{title}:", _get_help_width())]
-        lines += [line for flag in flags for line in _format_flag_help(flag)]
-    if example:
-        lines += ["", "examples:", *(f"  {line}" for line in example.strip().splitlines())]
-    return "\n".join([*lines, ""])
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            _add_flag_help(group, flag)
+    return parser.format_help()
+
+
+def _add_flag_help(group: Any, flag: FlagSpec) -> None:
+    text = (flag.field.description or "").replace("%", "%%")
+    if is_positional(flag.field):
+        group.add_argument(flag.name, nargs="*", metavar=flag.name.upper(), help=text)
+    elif flag.is_bool:
+        names = format_flag(flag.name), format_flag(_negate_flag(flag.name))
+        group.add_argument(*names, action="store_true", help=f"{text} (default: {flag.default})".strip())
+    else:
+        default = _format_default(flag.default).replace("%", "%%")
+        group.add_argument(format_flag(flag.name), metavar=flag.metavar, help=f"{text} (default: {default})".strip())
 
 
 def _iter_flags(
-    config: Config, name_prefix: str, path_prefix: str, topic: str, kinds: Sequence[str]
+    config: Config, name_prefix: str = "", path_prefix: str = "", topic: str = "", kinds: Sequence[str] = ()
 ) -> Iterator[FlagSpec]:
+    """Yield the settable fields in declared order; their defaults are the values in `config`, valid or not."""
     for name, field in type(config).model_fields.items():
         mark, value = _get_mark(field), getattr(config, name)
         if not mark.settable:
@@ -225,10 +215,11 @@ def _take_value(flag: FlagSpec, typed: TypedFlag) -> tuple[Any, int]:
         if typed.value is None and (not values or values[0].lower() not in _BOOLS):
             return True, 0
         return values[0], int(typed.value is None)
+    takes_many = any(get_origin(branch) is tuple for branch in get_union_members(flag.field.annotation))
     if not values:
-        needed = ", [] for none" if flag.takes_many else f": {flag.metavar}"
+        needed = ", [] for none" if takes_many else f": {flag.metavar}"
         raise ConfigError(FieldError(format_flag(flag.name), f"needs a value{needed}"))
-    if flag.takes_many and len(values) > 1:
+    if takes_many and len(values) > 1:
         return ListItems(values), len(values)
     return values[0], int(typed.value is None)
 
@@ -238,43 +229,22 @@ def _negate_flag(name: str) -> str:
     return f"{branch}{dot}no_{last}"
 
 
-def _get_help_width() -> int:
-    return min(_MAX_HELP_WIDTH, shutil.get_terminal_size().columns)
-
-
-def _format_flag_help(flag: FlagSpec) -> list[str]:
-    if is_positional(flag.field):
-        head, default = f"  {flag.name.upper()}", ""
-    elif flag.is_bool:
-        head = f"  {format_flag(flag.name)}, {format_flag(_negate_flag(flag.name))}"
-        default = f"(default: {flag.default})"
-    else:
-        head, default = f"  {format_flag(flag.name)} {flag.metavar}", f"(default: {_format_default(flag.default)})"
-    text = " ".join(f"{flag.field.description or ''} {default}".split())
-    body = textwrap.wrap(text, max(20, _get_help_width() - _HELP_COLUMN))
-    indented = [" " * _HELP_COLUMN + line for line in body]
-    if len(head) + 2 > _HELP_COLUMN or not body:
-        return [head, *indented]
-    return [head.ljust(_HELP_COLUMN) + body[0], *indented[1:]]
-
-
 def _format_metavar(annotation: Any) -> str:
     return "|".join(dict.fromkeys(_format_branch(branch) for branch in get_union_members(annotation)))
 
 
 def _format_branch(branch: Any) -> str:
-    if get_origin(branch) is Literal:
-        return "{" + ",".join(str(choice) for choice in get_args(branch)) + "}"
     if get_origin(branch) is tuple:
         items = [_format_metavar(item) for item in get_args(branch) if item is not Ellipsis]
         return f"{items[0]} ..." if Ellipsis in get_args(branch) else " ".join(items)
+    if get_origin(branch) is Literal:
+        return f"{{{','.join(map(str, get_args(branch)))}}}"
     if isinstance(branch, type) and issubclass(branch, Enum):
-        return "{" + ",".join(str(member.value) for member in branch) + "}"
+        return f"{{{','.join(str(member.value) for member in branch)}}}"
     return _METAVARS.get(branch, "JSON")
 
 
 def _format_default(value: Any) -> str:
-    """Return a default as it would be typed."""
     if isinstance(value, tuple | list):
         return " ".join(map(_format_default, value)) or "[]"
     if isinstance(value, Mapping | BaseModel):

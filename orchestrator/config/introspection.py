@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-KIND = "kind"
-"""Name of the field that distinguishes the variants of a union, in the whole project."""
+KIND = "kind"  # the field that distinguishes the variants of a union, in the whole project
+# Stands for every kind that a union's own variants do not have, where the union also takes plug-ins.
 PLUGIN_KIND = "package.module:attribute"
-"""Stands for every kind that a union's own variants do not have, where the union also takes plug-ins."""
 
 ModelTypes = tuple[type[BaseModel], ...]
 

@@ -12,8 +12,7 @@ _MAX_DIGITS = 300  # a float holds 308
 def parse_json(data: bytes | str) -> Any:
     """Return the value of a JSON text.
 
-    Raises ValueError, with a text of one line, for bytes that are not UTF-8, bad syntax, nesting too deep for the
-    parser, NaN and Infinity (which are not JSON), numbers that no float holds (1e999).
+    Raises ValueError, one line, for bytes that are not UTF-8, bad syntax, deep nesting, NaN, Infinity and 1e999.
     """
     try:
         return json.loads(data, parse_constant=_reject_constant, parse_float=_parse_float, parse_int=_parse_int)

@@ -44,10 +44,7 @@ class PrintableConsole(Console):
 
 
 def prepare_output() -> None:
-    """Make all further output of this process printable; a second call changes nothing.
-
-    A stream whose encoding lacks a character (an ASCII locale) gets it as an escape instead of a UnicodeEncodeError.
-    """
+    """Make all further output of this process printable; characters that a stream's encoding lacks become escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

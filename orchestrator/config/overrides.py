@@ -1,14 +1,13 @@
 """Dotted overrides: `schedule.decay_factor=0.94`, typed by the field they name."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from itertools import product
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from pydantic.fields import FieldInfo
 
 from orchestrator.config.base import Config, to_jsonable
 from orchestrator.config.errors import (
@@ -24,12 +23,17 @@ from orchestrator.config.json_text import parse_json
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound=BaseModel)
 
+_KEYWORDS = {"none": None, "null": None, "true": True, "false": False}
+_MAX_MIXED_ITEMS = 4  # items up to which every mixture of texts and numbers is tried
+_FIELD_MODEL_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class ListItems(tuple[str, ...]):
+    """The texts of one list: `--scales 0.08 1.0`."""
+
 
 def flatten_config(config: Config) -> dict[str, Any]:
-    """Return every leaf of the configuration: dotted path to value, in declared order.
-
-    A container of configurations is one leaf, and so is a configuration that is None.
-    """
+    """Return every leaf, dotted path to value, in declared order; a container of configurations is one leaf."""
     leaves: dict[str, Any] = {}
     for name in type(config).model_fields:
         value = getattr(config, name)
@@ -41,50 +45,39 @@ def flatten_config(config: Config) -> dict[str, Any]:
 
 
 def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
-    """Return a copy of the configuration with the overrides in place.
+    """Return a copy of the configuration with the overrides, dotted path to value, in place.
 
-    Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of
-    a union keeps the fields that the new kind has too and takes its defaults for the rest. The order of
-    the overrides does not matter: whole branches come first, then kinds, then leaves.
+    Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of a union
+    keeps the fields that the new kind has too and takes its defaults for the rest. The order of the overrides does
+    not matter: whole branches come first, then kinds, then leaves.
 
-    Args:
-        config: where to start from.
-        overrides: dotted path to value.
-
-    Raises:
-        ConfigError: one line that names every unknown path (with near misses) or invalid value.
+    Raises ConfigError, one line that names every unknown path (with near misses) or invalid value.
     """
     return type(config).from_dict(_merge_overrides(config, overrides))
 
 
 def build_draft(config: C, overrides: Mapping[str, Any]) -> C:
-    """Return the configuration with the overrides in place, not validated: its shape while it is still being written.
-
-    Raises:
-        ConfigError: for an unknown path or kind.
-    """
+    """Return the configuration with the overrides in place, not validated. Raises ConfigError for an unknown path."""
     return _construct_unvalidated(type(config), _merge_overrides(config, overrides))
 
 
 def find_kinds_with_path(config: Config, path: str) -> list[str]:
     """Return the kinds that have this path, which the present kind lacks; empty if none has it."""
     *branch, last = path.split(".")
-    model: type[BaseModel] = type(config)
-    value: Any = config
+    owner: Any = config
     models: ModelTypes = ()
     for name in branch:
-        if not isinstance(value, Config) or name not in model.model_fields:
+        field = type(owner).model_fields.get(name) if isinstance(owner, Config) else None
+        if field is None:
             return []
-        models = get_model_variants(model.model_fields[name].annotation)
-        value = getattr(value, name)
-        model = type(value)
+        models, owner = get_model_variants(field.annotation), getattr(owner, name)
     return [kind for kind, other in map_kinds(models).items() if last in other.model_fields]
 
 
 def _merge_overrides(config: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
     data = config.to_dict()
     problems: list[FieldError] = []
-    for path in sorted(overrides, key=_get_sort_key):
+    for path in sorted(overrides, key=lambda path: (path.count("."), path.rpartition(".")[2] != KIND, path)):
         try:
             _set_path(type(config), data, path, overrides[path], config)
         except ConfigError as error:
@@ -99,16 +92,9 @@ def _construct_unvalidated(model: type[M], data: Mapping[str, Any]) -> M:
     values: dict[str, Any] = {name: None for name, field in model.model_fields.items() if field.is_required()}
     for name, value in data.items():
         models = get_model_variants(model.model_fields[name].annotation)
-        if models and isinstance(value, dict):
-            values[name] = _construct_unvalidated(get_variant(models, value.get(KIND)) or models[0], value)
-        else:
-            values[name] = value
+        is_branch = models and isinstance(value, dict)
+        values[name] = _construct_unvalidated(_get_model(models, value), value) if is_branch else value
     return model.model_construct(**values)
-
-
-def _get_sort_key(path: str) -> tuple[int, bool, str]:
-    *_, last = path.split(".")
-    return path.count("."), last != KIND, path
 
 
 def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: Any, config: Config) -> None:
@@ -117,12 +103,15 @@ def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: An
     union: ModelTypes = ()
     for name in branch:
         field = model.model_fields.get(name)
-        models = get_model_variants(field.annotation) if field is not None else ()
-        below = _get_branch(data, name, field)
-        if not models or not isinstance(below, dict):
+        if field is not None and name not in data and not field.is_required():
+            # An absent branch becomes its default first, so that a part of it can change.
+            data[name] = _copy_branch(field.get_default(call_default_factory=True, validated_data=data))
+        union = get_model_variants(field.annotation) if field is not None else ()
+        below: Any = data.get(name)
+        if not union or not isinstance(below, dict):
             raise _make_unknown_path_error(path, config)
-        union, data = models, below
-        model = get_variant(models, data.get(KIND)) or models[0]
+        data = below
+        model = _get_model(union, data)
     if last == KIND and len(union) > 1:
         _switch_kind(union, data, value, path)
     elif last in model.model_fields:
@@ -132,12 +121,8 @@ def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: An
         raise _make_unknown_path_error(path, config)
 
 
-def _get_branch(data: dict[str, Any], name: str, field: FieldInfo | None) -> Any:
-    """Return `data[name]`; an absent branch becomes its default first, so that a part of it can change."""
-    if field is not None and name not in data and not field.is_required():
-        default = field.get_default(call_default_factory=True, validated_data=data)
-        data[name] = _copy_branch(default)
-    return data.get(name)
+def _get_model(union: ModelTypes, data: Mapping[str, Any]) -> type[BaseModel]:
+    return get_variant(union, data.get(KIND)) or union[0]
 
 
 def _copy_branch(value: Any) -> Any:
@@ -150,15 +135,13 @@ def _switch_kind(union: ModelTypes, data: dict[str, Any], kind: Any, path: str) 
     variant = get_variant(union, kind)
     if variant is None:
         raise ConfigError(FieldError(path, format_choices(kind, map_kinds(union))))
-    shared = variant.model_fields
-    for name in [name for name in data if name not in shared]:
+    for name in data.keys() - variant.model_fields.keys():
         del data[name]
     data[KIND] = kind
 
 
 def _make_unknown_path_error(path: str, config: Config) -> ConfigError:
-    elsewhere = find_kinds_with_path(config, path)
-    if elsewhere:
+    if elsewhere := find_kinds_with_path(config, path):
         kind = f"{path.rpartition('.')[0]}.{KIND}"
         return ConfigError(FieldError(path, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
     return ConfigError(
@@ -166,29 +149,12 @@ def _make_unknown_path_error(path: str, config: Config) -> ConfigError:
     )
 
 
-_KEYWORDS = {"none": None, "null": None, "true": True, "false": False}
-_MAX_MIXED_ITEMS = 4  # items up to which every mixture of texts and numbers is tried
-_FIELD_MODEL_CONFIG = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class ListItems(tuple[str, ...]):
-    """The texts of one list: `--scales 0.08 1.0`."""
-
-
 def parse_value(text: str | ListItems, model: type[BaseModel], name: str, path: str) -> Any:
     """Return the JSON-ready value that `text` means for the field `name` of `model`.
 
-    The field decides: "1" is the text 1 for a str, one for an int. "none", "true" and "false" are keywords
-    where the field takes them; a tuple is written [0.08, 1.0] or 0.08,1.0; a mapping is written as JSON.
-
-    Args:
-        text: as typed on a command line or written in a sweep; ListItems for several.
-        model: the class that has the field.
-        name: name of the field.
-        path: dotted path for the error message.
-
-    Raises:
-        ConfigError: when the field takes none of the text's meanings; it is about the likeliest one.
+    The field decides: "1" is the text 1 for a str, one for an int. "none", "true" and "false" are keywords where the
+    field takes them; a tuple is written [0.08, 1.0] or 0.08,1.0; a mapping is written as JSON. Raises ConfigError,
+    which names the dotted `path`, when the field takes none of the text's meanings; it is about the likeliest one.
     """
     probe = _make_field_model(model, name)
     likeliest: tuple[tuple[bool, int], ValidationError] | None = None
@@ -215,50 +181,35 @@ def _make_field_model(model: type[BaseModel], name: str) -> type[BaseModel]:
 
 
 def _iter_candidates(text: str | ListItems) -> Iterator[Any]:
-    if isinstance(text, ListItems):
-        yield from _iter_candidate_lists(text)
-        with suppress(ValueError):  # not JSON: the readings above still stand
-            yield [parse_json(item) for item in text]
-        return
-    word = text.strip()
-    if word.lower() in _KEYWORDS:
-        yield _KEYWORDS[word.lower()]
-    number = _parse_number(word)
-    if number is not None:
-        yield number
-    yield text
-    if word[:1] in ("[", "{", '"'):
-        with suppress(ValueError):  # not JSON: the readings below still stand
-            yield parse_json(word)
-    inner = word[1:-1] if (word[:1], word[-1:]) in (("[", "]"), ("(", ")")) else word
-    items = [item.strip() for item in inner.split(",")]
-    if items[-1] == "":  # "0.5," is a list of one, "[]" a list of none
-        items.pop()
-    yield from _iter_candidate_lists(items)
-
-
-def _iter_candidate_lists(items: Sequence[str]) -> Iterator[list[Any]]:
+    items = list(text)
+    if isinstance(text, str):
+        word = text.strip()
+        if (scalar := _parse_scalar(word)) is not word:
+            yield scalar
+        yield text
+        if word[:1] in ("[", "{", '"'):
+            with suppress(ValueError):  # not JSON: the other readings still stand
+                yield parse_json(word)
+        inner = word[1:-1] if (word[:1], word[-1:]) in (("[", "]"), ("(", ")")) else word
+        items = [item.strip() for item in inner.split(",")]
+        if items[-1] == "":  # "0.5," is a list of one, "[]" a list of none
+            items.pop()
+    scalars = [_parse_scalar(item) for item in items]
     if len(items) > _MAX_MIXED_ITEMS:
-        yield list(items)
-        yield [_parse_scalar(item) for item in items]
+        yield from (items, scalars)
     else:  # a pair may be a text and a number
-        yield from map(list, product(*([item, _parse_scalar(item)] for item in items)))
-
-
-def _parse_number(word: str) -> int | float | None:
-    for number in (int, float):
-        try:
-            return number(word)
-        except ValueError:
-            continue
-    return None
+        yield from map(list, product(*zip(items, scalars, strict=True)))
+    with suppress(ValueError):
+        yield [parse_json(item) for item in items]
 
 
 def _parse_scalar(item: str) -> Any:
     if item.lower() in _KEYWORDS:
         return _KEYWORDS[item.lower()]
-    number = _parse_number(item)
-    return item if number is None else number
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(item)
+    return item
 
 
 def _rank_error(error: ValidationError) -> tuple[bool, int]:

@@ -19,6 +19,7 @@ from functools import cache
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue
@@ -58,10 +59,7 @@ class Plugin(Config):
 
 
 class KindDiscriminator:
-    """Annotation of a union of configs that differ by `kind`, one of them a Plugin of any other kind.
-
-    default_kind: of data without a kind; without it the kind must be given.
-    """
+    """Annotation of a union of configs that differ by `kind`, one a Plugin; default_kind: of data without a kind."""
 
     def __init__(self, default_kind: str | None = None) -> None:
         self._default_kind = default_kind
@@ -90,34 +88,24 @@ def register(what: str, name: str) -> Callable[[T], T]:
     return add
 
 
-def get_builtin_names(what: str) -> list[str]:
-    """Return the names of the built-in plug-ins whose modules have been imported."""
-    return list(_registry.get(what, {}))
-
-
 def load_plugin(what: str, kind: str) -> Any:
-    """Return the object that a kind names.
-
-    Raises ConfigError, one line, when there is no such built-in, module or attribute, or the module fails to import.
-    """
-    builtins = _registry.get(what, {})
+    """Return the object that a kind names. Raises ConfigError, one line, when it cannot be found or imported."""
+    builtins, label = _registry.get(what, {}), f"{what} {kind!r}"
     if kind in builtins:
         return builtins[kind]
-    reference = _resolve_reference(kind, what)
-    if reference is None:
-        names = [*builtins, *_find_entry_points(what)]
+    if (reference := _resolve_reference(kind, what)) is None:
         raise ConfigError(
-            f"{what} {kind!r} is unknown: must be a built-in name, package.module:attribute or an entry point of the "
-            f"group {GROUP_PREFIX}{what}{format_suggestion(kind, names, 'names')}"
+            f"{label} is unknown: must be a built-in name, package.module:attribute or an entry point of the group "
+            f"{GROUP_PREFIX}{what}{format_suggestion(kind, [*builtins, *_find_entry_points(what)], 'names')}"
         )
-    module_name, _, attribute = reference.partition(":")
-    module = _import_module(module_name, f"{what} {kind!r}")
+    name, _, attribute = reference.partition(":")
+    module = _import_module(name, label)
     try:
         return attrgetter(attribute)(module)
     except AttributeError:
         names = [name for name in vars(module) if not name.startswith("_")]
         raise ConfigError(
-            f"{what} {kind!r}: {getattr(module, '__file__', None) or module_name} has no attribute {attribute!r}"
+            f"{label}: {getattr(module, '__file__', None) or name} has no attribute {attribute!r}"
             f"{format_suggestion(attribute, names, 'names')}"
         ) from None
 
@@ -156,18 +144,25 @@ def compute_source_digest(kind: str) -> str | None:
     for what torch brings. Raises ConfigError when the module cannot be found.
     """
     reference = None if any(kind in names for names in _registry.values()) else _resolve_reference(kind)
-    if reference is None or reference.partition(":")[0].partition(".")[0] in _ENVIRONMENT_PACKAGES:
+    module = "" if reference is None else reference.partition(":")[0]
+    if module.partition(".")[0] in ("", *_ENVIRONMENT_PACKAGES):
         return None
-    module_name = reference.partition(":")[0]
-    spec = _find_spec(module_name, repr(kind))
+    _add_working_directory()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
     if spec is None:
-        raise _make_missing_module_error(module_name, repr(kind))
+        raise _make_missing_module_error(module, repr(kind))
     if spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"{kind!r}: the code of {module_name} cannot be read; give a module that is a file")
-    if (distribution := _find_distribution(module_name, spec.origin)) is not None:
-        # Without "+cu128": the same release is the same code on any hardware.
-        return f"{distribution.name}=={distribution.version.partition('+')[0]}"
+        raise ConfigError(f"{kind!r}: the code of {module} cannot be read; give a module that is a file")
     path = Path(spec.origin)
+    for name in metadata.packages_distributions().get(module.partition(".")[0], ()):
+        distribution = metadata.distribution(name)
+        # Code elsewhere, such as an editable install, is identified by its text.
+        if path.resolve().is_relative_to(Path(str(distribution.locate_file(""))).resolve()):
+            # Without "+cu128": the same release is the same code on any hardware.
+            return f"{distribution.name}=={distribution.version.partition('+')[0]}"
     digest = hashlib.sha256(path.read_bytes())
     if spec.submodule_search_locations:
         for file in sorted(path.parent.rglob("*.py")):
@@ -181,13 +176,12 @@ def check_source_digests(digests: Mapping[str, str]) -> None:
     Raises ConfigError, one line, for a module that is missing, does not import or differs.
     """
     for kind, digest in digests.items():
-        module_name = (_resolve_reference(kind) or kind).partition(":")[0]
+        module = _import_module((_resolve_reference(kind) or kind).partition(":")[0], repr(kind))
         if compute_source_digest(kind) != digest:
             raise ConfigError(
-                f"{kind!r}: {_find_spec(module_name, repr(kind)).origin} differs from the driver's code; install the "
-                "same version on every node, or submit the job with --working-dir set to the folder that holds it"
+                f"{kind!r}: {module.__file__} differs from the driver's code; install the same version on every node, "
+                "or submit the job with --working-dir set to the folder that holds it"
             )
-        _import_module(module_name, repr(kind))
 
 
 def _resolve_reference(kind: str, what: str | None = None) -> str | None:
@@ -202,24 +196,14 @@ def _find_entry_points(what: str | None) -> dict[str, str]:
     return {point.name: point.value.partition("[")[0].strip() for point in points}
 
 
-def _import_module(name: str, label: str) -> Any:
+def _import_module(name: str, label: str) -> ModuleType:
     _add_working_directory()
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise _make_missing_module_error(name, label) from None
-        raise ConfigError(f"{label}: {name} does not import{format_failure(error)}; install it") from error
     except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise _make_missing_module_error(name, label) from None
         raise ConfigError(f"{label}: {name} does not import{format_failure(error)}") from error
-
-
-def _find_spec(name: str, label: str) -> Any:
-    _add_working_directory()
-    try:
-        return importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        raise _make_missing_module_error(name, label) from None
 
 
 def _add_working_directory() -> None:
@@ -236,22 +220,13 @@ def _make_missing_module_error(name: str, label: str) -> ConfigError:
     )
 
 
-def _find_distribution(module: str, origin: str) -> metadata.Distribution | None:
-    """Return the installed distribution that holds a file; None for code elsewhere, such as an editable install."""
-    for name in metadata.packages_distributions().get(module.partition(".")[0], ()):
-        distribution = metadata.distribution(name)
-        if Path(origin).resolve().is_relative_to(Path(str(distribution.locate_file(""))).resolve()):
-            return distribution
-    return None
-
-
 def format_failure(error: BaseException) -> str:
     """Return ` at FILE:LINE: Error: text`, on one line, for the innermost frame outside of this package and torch."""
     if isinstance(error, SyntaxError):
         place = f" at {error.filename}:{error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if not frame.filename.startswith(_PACKAGE_DIR)]
-        theirs = [frame for frame in theirs if "/site-packages/torch/" not in frame.filename]
+        ours = (_PACKAGE_DIR, "/site-packages/torch/")
+        theirs = [frame for frame in frames if not any(part in frame.filename for part in ours)]
         place = f" at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else ""
     return f"{place}: {' '.join(f'{type(error).__name__}: {error}'.split())}"

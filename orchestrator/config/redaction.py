@@ -42,12 +42,7 @@ def redact(text: str) -> str:
 
 
 def make_printable(text: str, *, keep: str = "") -> str:
-    """Return `redact(text)` with control characters, lone surrogates and direction marks written as escapes.
-
-    Args:
-        text: anything, such as a file name, a class name, an error of a library.
-        keep: characters that stay as they are, such as a line feed for a text of several lines.
-    """
+    """Return `redact(text)` with control characters and direction marks escaped, but for those in `keep`."""
     text = redact(text)
     if text.isascii() and text.isprintable():
         return text
@@ -55,28 +50,20 @@ def make_printable(text: str, *, keep: str = "") -> str:
 
 
 def find_credentials_problem(text: str, name: str) -> str | None:
-    """Return the error for a text that holds a URL with a user name or password; None when it holds none.
+    """Return the error for a text with a URL that holds a user name or password; None when it holds none.
 
     Every user of the machine sees a command line (`ps`), Ray stores it, and records store URLs. So credentials must
-    come from where each library looks for them.
-
-    Args:
-        text: a URL, a path or anything else, as the user gave it; the error does not repeat the secret.
-        name: the flag, argument or variable that holds it.
+    come from where each library looks for them. name: the flag, argument or variable that holds the text.
     """
     for match in re.finditer(_SCHEME, text):
         rest = text[match.end() :]
         if end := find_credentials_end(rest, match["scheme"]):
             shown = make_printable(f"{match['scheme']}://{rest[end:]}")
-            instead = _ADVICE_BY_SCHEME.get(match["scheme"].lower(), _DEFAULT_ADVICE)
-            return f"{name}: must be a URL without user name and password, got one with them for {shown}; {instead}"
+            return (
+                f"{name}: must be a URL without user name and password, got one with them for {shown}; give them by "
+                "AWS_PROFILE, ~/.netrc or the environment of the store's client, and write an @ of the path as %40"
+            )
     return None
-
-
-_AWS_ADVICE = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, instead"
-_NETRC_ADVICE = "put them into ~/.netrc instead, and write an @ that is part of the path as %40"
-_DEFAULT_ADVICE = "give them by the environment of the store's client instead"
-_ADVICE_BY_SCHEME = {"s3": _AWS_ADVICE, "s3a": _AWS_ADVICE, "http": _NETRC_ADVICE, "https": _NETRC_ADVICE}
 
 
 def find_credentials_end(rest: str, scheme: str) -> int:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.config import redaction
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from orchestrator.data import index
 from orchestrator.data.config import ReadingConfig
 from orchestrator.data.data_errors import DataError

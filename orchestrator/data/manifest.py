@@ -12,9 +12,8 @@ from urllib.parse import unquote
 from pydantic import Field, ValidationError, field_validator
 
 from orchestrator.config import redaction
-from orchestrator.config.base import Config
+from orchestrator.config.base import Config, compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_json
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io, urls

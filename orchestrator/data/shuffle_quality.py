@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from orchestrator.data import rng
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.sampler import EpochOrder

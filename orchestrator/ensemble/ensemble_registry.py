@@ -149,8 +149,8 @@ def _read_exported_weights(final: str) -> bytes:
     if exports:
         return exports[0]
     # Only weights without an export need torch.
-    from orchestrator.checkpoint import weights
+    from orchestrator.checkpoint import checkpoint
 
-    loaded = weights.load(final)
+    loaded = checkpoint.load_final_weights(final)
     about = {"recipe": loaded.recipe, "classes": list(loaded.classes), "weights": loaded.digest}
-    return bytes(weights.export_safetensors(loaded.averaged, about))
+    return bytes(checkpoint.export_safetensors(loaded.averaged, about))

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import version
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.ensemble import ensemble_registry, scoring
 from orchestrator.ensemble.config import ReportingConfig

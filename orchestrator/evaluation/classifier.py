@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import torch as safe
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.checkpoint.checkpoint import CheckpointError
 from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json, parse_object
@@ -158,6 +158,6 @@ def _load_model(url: str) -> InferenceModel:
         classes = tuple(parse_json(metadata["classes"]))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{shown}: no exported final weights: {type(error).__name__}: {error}") from None
-    if weights.compute_digest(state) != digest:
+    if checkpoint.compute_digest(state) != digest:
         raise CheckpointError(f"{shown}: damaged: its weights are not those of {digest}")
     return inference.make_inference_model(Recipe.from_dict(recipe), classes, state, digest)

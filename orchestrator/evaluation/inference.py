@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.backends import cudnn
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.data.config import PreprocessingConfig
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import Image
@@ -93,7 +93,7 @@ def load_inference_model(url: str, which: WeightsVariant = "averaged") -> Infere
 
     Raises FileNotFoundError (no committed weights there) or CheckpointError.
     """
-    final = weights.load(url)
+    final = checkpoint.load_final_weights(url)
     state = final.averaged if which == "averaged" else final.raw
     return make_inference_model(Recipe.from_dict(final.recipe), final.classes, state, final.digest)
 

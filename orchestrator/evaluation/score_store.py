@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import multi_crop

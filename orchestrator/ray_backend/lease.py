@@ -25,7 +25,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from orchestrator.config import redaction
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.launch_errors import JobError
 from orchestrator.ray_backend.ray_env import get_submission_id

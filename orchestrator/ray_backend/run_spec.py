@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.config import redaction
 from orchestrator.config.arg_parser import Preset
-from orchestrator.config.base import Config
+from orchestrator.config.base import Config, compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.flags import Flag
 from orchestrator.config.plugins import Plugin
 from orchestrator.data.config import ReadingConfig
@@ -24,8 +23,7 @@ from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect, sqlite_store, tracking_uri
 from orchestrator.tracking.tracker import TrackingError
-from orchestrator.training.config import Cadence, Execution, TrainJob
-from orchestrator.training.micro_batch import check_batch_norm
+from orchestrator.training.config import Cadence, Execution, TrainJob, check_batch_norm
 
 # Where runs are stored by default; with ORCHESTRATOR_FAST_START (ray_env) all variables that the project defines.
 RUNS_VARIABLE = "ORCHESTRATOR_RUNS"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
@@ -31,30 +32,14 @@ CLEAN_END_EVENTS = ("finished", "stopped", "failed")  # kinds of the event that 
 
 
 @dataclass(frozen=True)
-class Heartbeat:
-    """The newest heartbeat of rank 0."""
-
-    time: float  # unix seconds
-    samples: int
-
-
-@dataclass(frozen=True)
-class FailureRecord:
-    """A failure as the launcher saw it: when, and the error of each rank."""
-
-    time: float  # unix seconds
-    causes: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class PreviousAttempt:
     """The records of the attempt before."""
 
     start_time: float  # unix seconds
     elapsed_seconds: float  # seconds that the run had taken when it began
-    last_event: Event | None = None
-    heartbeat: Heartbeat | None = None
-    failure: FailureRecord | None = None
+    last_event: Event | None = None  # of the journal
+    heartbeat: Event | None = None  # the newest of rank 0
+    failure: Event | None = None  # as the launcher saw it; values: the error of each rank
     stall_causes: tuple[str, ...] = ()  # why ranks ended themselves
 
     @property
@@ -65,15 +50,15 @@ class PreviousAttempt:
     @property
     def last_seen(self) -> float:
         """Its last heartbeat or event, in unix seconds."""
-        times = [record.time for record in (self.last_event, self.heartbeat) if record is not None]
-        return max([self.start_time, *times])
+        return max([self.start_time, *(sign.time for sign in self._list_signs())])
 
     @property
     def samples(self) -> int:
         """The largest number of samples that it is known to have trained."""
-        return max(
-            (record.samples or 0 for record in (self.last_event, self.heartbeat) if record is not None), default=0
-        )
+        return max((sign.samples or 0 for sign in self._list_signs()), default=0)
+
+    def _list_signs(self) -> list[Event]:
+        return [sign for sign in (self.last_event, self.heartbeat) if sign is not None]
 
 
 @dataclass(frozen=True)
@@ -112,9 +97,8 @@ def create_attempt(folder: str, workers: int) -> Attempt:
     names = file_io.list_names(attempts)
     number = _find_newest(names) + 1
     while True:
-        before = _load_previous_attempt(folder, attempts, number - 1, names) if number > 1 else None
-        began = time.time()
-        elapsed = 0.0
+        before = _load_previous_attempt(folder, number - 1, names) if number > 1 else None
+        began, elapsed = time.time(), 0.0
         if before is not None:
             elapsed = before.elapsed_seconds + (before.last_seen if before.ended_cleanly else began) - before.start_time
         record = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
@@ -125,10 +109,9 @@ def create_attempt(folder: str, workers: int) -> Attempt:
 
 def load_latest_attempt(folder: str) -> tuple[int, PreviousAttempt] | None:
     """Return the number of the newest attempt at the run in `folder` and its records; None when there is none."""
-    attempts = get_attempts_dir(folder)
-    names = file_io.list_names(attempts)
+    names = file_io.list_names(get_attempts_dir(folder))
     number = _find_newest(names)
-    return (number, _load_previous_attempt(folder, attempts, number, names)) if number else None
+    return (number, _load_previous_attempt(folder, number, names)) if number else None
 
 
 def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str | None]:
@@ -138,7 +121,7 @@ def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str
     returned after another attempt had begun; or the checkpoint was damaged when that attempt began.
     """
     names = file_io.list_names(get_attempts_dir(folder))
-    starts = [(int(match[1]), int(match[2])) for name in names if (match := _RESUMED_FILE.match(name))]
+    starts = [(int(match[1]), int(match[2])) for match in _match_names(_RESUMED_FILE, names)]
 
     def find_reason(place: CheckpointFolder) -> str | None:
         for number, samples in starts:
@@ -160,10 +143,7 @@ def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
 
 
 def has_progressed(folder: str, before: Sequence[CheckpointFolder]) -> bool:
-    """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`.
-
-    A checkpoint of `before` that an attempt has skipped since, because it could not be loaded, does not count.
-    """
+    """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`."""
     is_void = load_stale_checkpoint_check(folder)
     reached = max((place.samples for place in before if is_void(place) is None), default=-1)
     return any(_is_complete(place) for place in list_valid_checkpoints(folder) if place.samples > reached)
@@ -177,20 +157,32 @@ def _is_complete(place: CheckpointFolder) -> bool:
     return True
 
 
-def _load_previous_attempt(folder: str, attempts: str, number: int, names: list[str]) -> PreviousAttempt:
-    record = file_io.read_json_or_empty(file_io.join(attempts, f"{number:06d}.json"))
+def _load_previous_attempt(folder: str, number: int, names: list[str]) -> PreviousAttempt:
+    def read(name: str) -> dict[str, Any]:
+        return file_io.read_json_or_empty(file_io.join(get_attempts_dir(folder), name))
+
+    record, beat = read(f"{number:06d}.json"), read(f"{number:06d}.beat")
     began = _to_float(record.get("time"))
     attempt, last = journal.read_last_event(get_journal_dir(folder)) or (0, None)
-    beat = file_io.read_json_or_empty(file_io.join(attempts, f"{number:06d}.beat"))
-    stalled = [name for name in sorted(names) if (match := _STALLED_FILE.match(name)) and int(match[1]) == number]
-    causes = [str(file_io.read_json_or_empty(file_io.join(attempts, name)).get("cause", "stalled")) for name in stalled]
+    heartbeat = (
+        Event("heartbeat", _to_float(beat["time"]), int(_to_float(beat.get("samples")))) if "time" in beat else None
+    )
+    stalled = [match[0] for match in _match_names(_STALLED_FILE, sorted(names)) if int(match[1]) == number]
+    failure = None
+    for moment in sorted(int(match[1]) for match in _match_names(_FAILED_FILE, names))[-_MAX_FAILURE_RECORDS:]:
+        failed = read(f"failed-{moment}.json")
+        # A record without a number must be later than the attempt's start.
+        if failed.get("attempt") == number or ("attempt" not in failed and moment / 1000 >= began):
+            causes = failed.get("causes")
+            failure = Event("failure", moment / 1000, values=causes if isinstance(causes, dict) else {})
+            break
     return PreviousAttempt(
         start_time=began,
         elapsed_seconds=_to_float(record.get("elapsed")),
         last_event=last if attempt == number else None,
-        heartbeat=Heartbeat(_to_float(beat["time"]), int(_to_float(beat.get("samples")))) if "time" in beat else None,
-        failure=_find_failure(attempts, number, began, names),
-        stall_causes=tuple(causes),
+        heartbeat=heartbeat,
+        failure=failure,
+        stall_causes=tuple(str(read(name).get("cause", "stalled")) for name in stalled),
     )
 
 
@@ -200,19 +192,11 @@ def find_latest_number(folder: str) -> int:
 
 
 def _find_newest(names: list[str]) -> int:
-    return max((int(match[1]) for name in names if (match := _ATTEMPT_FILE.match(name))), default=0)
+    return max((int(match[1]) for match in _match_names(_ATTEMPT_FILE, names)), default=0)
 
 
-def _find_failure(attempts: str, number: int, since: float, names: list[str]) -> FailureRecord | None:
-    """Return the launcher's first record of this attempt's failure; one without a number must be later than `since`."""
-    moments = sorted(int(match[1]) for name in names if (match := _FAILED_FILE.match(name)))
-    for moment in moments[-_MAX_FAILURE_RECORDS:]:
-        record = file_io.read_json_or_empty(file_io.join(attempts, f"failed-{moment}.json"))
-        if record.get("attempt") == number or ("attempt" not in record and moment / 1000 >= since):
-            causes = record.get("causes")
-            items = causes.items() if isinstance(causes, dict) else ()
-            return FailureRecord(moment / 1000, {str(rank): str(text) for rank, text in items})
-    return None
+def _match_names(pattern: re.Pattern[str], names: list[str]) -> list[re.Match[str]]:
+    return [match for name in names if (match := pattern.match(name))]
 
 
 def _to_float(value: object) -> float:
@@ -222,12 +206,8 @@ def _to_float(value: object) -> float:
 WORKER_LOST_CAUSE = "the attempt before ended without an outcome: worker or node lost, or driver gone"
 CHECKPOINT_UNUSABLE_CAUSE = "a checkpoint could not be used"
 # Errors of ranks that lost their peer; another rank knows the cause.
-_PEER_ERRORS = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "socket closed",
-    "timed out waiting",
-    "nccl communicator was aborted",
+_PEER_ERRORS = re.compile(
+    "(?i)connection (closed|reset) by peer|socket closed|timed out waiting|communicator was abort"
 )
 
 
@@ -265,28 +245,17 @@ def find_failure_cause(before: PreviousAttempt) -> str:
     """Return why an attempt ended without an outcome, from the most reliable record there is."""
     if before.stall_causes:
         return before.stall_causes[0]
-    if before.failure is not None and (cause := _find_root_cause(before.failure)) is not None:
-        return cause
+    for rank, cause in sorted(before.failure.values.items()) if before.failure is not None else ():
+        if (text := str(cause)) and not _PEER_ERRORS.search(text):
+            return f"rank {rank}: {text}" if rank.isdigit() else text
     if before.last_event is not None and before.last_event.kind == "crashed":
         return f"the attempt before crashed: {before.last_event.values.get('cause', 'no cause is recorded')}"
     return WORKER_LOST_CAUSE
 
 
-def _find_root_cause(failure: FailureRecord) -> str | None:
-    """Return the first cause that does not merely report a lost peer."""
-    for rank, text in sorted(failure.causes.items()):
-        if text and not any(error in text.lower() for error in _PEER_ERRORS):
-            return f"rank {rank}: {text}" if rank.isdigit() else text
-    return None
-
-
 @dataclass
 class Goodput:
-    """Seconds that a run took, and those of them whose work is part of the result.
-
-    Lost are the steps after the checkpoint that a restart resumed from, and the seconds until the failure was noticed
-    and until the next attempt's first step.
-    """
+    """Seconds that a run took, and those whose work is part of the result: neither replayed nor spent on failures."""
 
     attempt: Attempt
     productive_seconds_before: float = 0.0  # as the checkpoint has it

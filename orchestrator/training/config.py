@@ -7,12 +7,16 @@ from typing import Annotated, ClassVar, Literal, Protocol, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin
 from orchestrator.config.redaction import redact
 from orchestrator.data.config import ReadingConfig
+from orchestrator.models.config import has_batch_norm
 from orchestrator.recipe.config import MetricPlugin, Recipe
 
 MAX_PROFILED_STEPS = 1000  # steps; a trace holds thousands of events of each
+# A batch norm over maps of 1 x 1 has no statistics of one image; torch raises ValueError for it.
+MIN_BATCH_NORM_IMAGES = 2  # images of a pass
 
 
 class CallbackPlugin(Plugin):
@@ -56,6 +60,25 @@ class Execution(Config):
                     f"got {first} {last}; set it to 10 14, for example"
                 )
         return self
+
+
+def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None:
+    """Raise ConfigError where workers would train a network with batch norm on single images."""
+    reason = "with batch norm, which has no statistics of a single image"
+    least = MIN_BATCH_NORM_IMAGES
+    is_micro = execution.micro_batch is not None and execution.micro_batch < least
+    # Last, since a plug-in has to be built to find out.
+    if not (is_micro or recipe.batch_size < least * workers) or not has_batch_norm(recipe.model):
+        return
+    if is_micro:
+        raise ConfigError(
+            f"execution.micro_batch must be at least {least} for a network {reason}, got {execution.micro_batch}; set "
+            f"--placement.execution.micro-batch {least} or more"
+        )
+    raise ConfigError(
+        f"batch_size must be at least {least} for each worker of a network {reason}, got {recipe.batch_size} for "
+        f"{workers} workers; set --batch-size {least * workers} or more, or fewer --placement.workers"
+    )
 
 
 class PhaseTimeouts(Config):

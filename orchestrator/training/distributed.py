@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,53 +14,25 @@ from orchestrator.checkpoint.checkpoint import CheckpointError
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.data_errors import DataError
 
-S = TypeVar("S", bound="RankSums")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RankSums:
-    """Named numbers of one rank, whose sums over all ranks one all-reduce gives.
-
-    A field of a subclass is a number, a tuple of numbers, a mapping of names to either, or another RankSums; all ranks
-    must have the same shape.
-    """
-
-    def pack(self) -> list[float]:
-        """Return all numbers in the order of the fields."""
-        return list(_flatten(self))
-
-    def unpack(self: S, values: list[float]) -> S:
-        """Return the same message with these numbers."""
-        message: S = _fill(self, iter(values))
-        return message
+def pack_numbers(message: Any) -> list[float]:
+    """Return all numbers of a message in order: a number, or a (named) tuple or mapping of messages."""
+    if not isinstance(message, Mapping | tuple):
+        return [float(message)]
+    parts = message.values() if isinstance(message, Mapping) else message
+    return [value for part in parts for value in pack_numbers(part)]
 
 
-def _flatten(part: Any) -> Iterator[float]:
-    match part:
-        case RankSums():
-            for each in fields(part):
-                yield from _flatten(getattr(part, each.name))
-        case Mapping():
-            for each in part.values():
-                yield from _flatten(each)
-        case tuple():
-            for each in part:
-                yield from _flatten(each)
-        case _:
-            yield float(part)
-
-
-def _fill(part: Any, values: Iterator[float]) -> Any:
-    match part:
-        case RankSums():
-            return replace(part, **{each.name: _fill(getattr(part, each.name), values) for each in fields(part)})
-        case Mapping():
-            return {name: _fill(each, values) for name, each in part.items()}
-        case tuple():
-            return tuple(_fill(each, values) for each in part)
-        case _:
-            return next(values)
+def unpack_numbers(message: Any, values: Iterator[float]) -> Any:
+    """Return a message of the same shape with the next of these numbers."""
+    if isinstance(message, Mapping):
+        return {name: unpack_numbers(part, values) for name, part in message.items()}
+    if not isinstance(message, tuple):
+        return next(values)
+    parts = [unpack_numbers(part, values) for part in message]
+    return type(message)(*parts) if hasattr(message, "_fields") else tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -79,21 +51,19 @@ class DistributedContext:
         """True on rank 0, which writes the journal and checkpoints."""
         return self.rank == 0
 
-    def all_reduce_sums(self, sums: S) -> S:
-        """Return the sums of a message over all ranks, in float64."""
-        return sums.unpack(self.all_reduce_values(sums.pack()))
-
-    def all_reduce_values(self, values: list[float]) -> list[float]:
-        """Return the element-wise sums over all ranks, in float64."""
-        if self.workers == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+    def all_reduce_sums(self, message: T) -> T:
+        """Return the sums of a message of numbers over all ranks, in float64; on all ranks it has the same shape."""
+        values = pack_numbers(message)
+        if self.workers > 1:
+            tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+            dist.all_reduce(tensor)
+            values = tensor.tolist()
+        sums: T = unpack_numbers(message, iter(values))
+        return sums
 
     def is_any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
-        return self.all_reduce_values([float(flag)])[0] > 0
+        return self.all_reduce_sums(float(flag)) > 0
 
     def all_reduce_tensor(self, tensor: torch.Tensor) -> None:
         """Sum a tensor on the device over all ranks, in place, without waiting for the result."""
@@ -106,15 +76,13 @@ class DistributedContext:
             return [text]
         # As bytes of a common length: nothing that came from another process is unpickled.
         data = np.frombuffer(text.encode(errors="backslashreplace"), dtype=np.uint8)
-        own_length = [0.0] * self.workers
-        own_length[self.rank] = float(len(data))
-        lengths = [int(length) for length in self.all_reduce_values(own_length)]
-        padded = np.zeros(max(1, *lengths), dtype=np.uint8)
-        padded[: len(data)] = data
-        sent = torch.from_numpy(padded).to(self.device)
-        received = [torch.empty_like(sent) for _ in lengths]
-        dist.all_gather(received, sent)
-        return [row[:length].cpu().numpy().tobytes().decode() for row, length in zip(received, lengths, strict=True)]
+        own_length = tuple(len(data) if rank == self.rank else 0 for rank in range(self.workers))
+        lengths = [int(length) for length in self.all_reduce_sums(own_length)]
+        rows = np.zeros((self.workers, max(1, *lengths)), dtype=np.uint8)
+        rows[self.rank, : len(data)] = data
+        tensor = torch.from_numpy(rows).to(self.device)
+        dist.all_reduce(tensor)
+        return [row[:length].tobytes().decode() for row, length in zip(tensor.cpu().numpy(), lengths, strict=True)]
 
     def gather_first_error(self, message: str | None) -> str:
         """Return the error message of the first rank that has one, on every rank; at least one must have one."""
@@ -127,7 +95,7 @@ class DistributedContext:
 
         Raises the check's DataError, CheckpointError or ConfigError, and DataError for one of another rank.
         """
-        error: DataError | CheckpointError | ConfigError | None = None
+        error: Exception | None = None
         try:
             result = check()
         except (DataError, CheckpointError, ConfigError) as raised:
@@ -139,11 +107,7 @@ class DistributedContext:
 
     def broadcast_flag(self, flag: bool) -> bool:
         """Return rank 0's flag on every rank."""
-        if self.workers == 1:
-            return flag
-        tensor = torch.tensor([int(flag)], device=self.device)
-        dist.broadcast(tensor, src=0)
-        return bool(tensor.item())
+        return self.is_any(flag and self.is_rank_zero)
 
 
 def get_context(device: torch.device) -> DistributedContext:

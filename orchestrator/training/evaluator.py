@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,85 +15,35 @@ from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.sample_audit import BadEntry
-from orchestrator.models.network import Logits, Network
+from orchestrator.models.network import Network
 from orchestrator.recipe.metrics import Metric, MetricCounter, Sums
 from orchestrator.recipe.normalize import Normalizer
-from orchestrator.training.distributed import DistributedContext, RankSums
-from orchestrator.training.run_dir import ClassResult
+from orchestrator.training.distributed import DistributedContext
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
+_ERRORS = ":errors"  # no kind that a plug-in can have
+SplitSums = Mapping[str, Sums]  # over the samples of one rank, or of all, by kind of metric; bad ones are left out
 
 
-@dataclass(frozen=True)
-class EvaluationSums(RankSums):
-    """Sums over the samples of one rank, or of all, for one set of weights; bad samples are left out."""
+class Errors:
+    """The metric that validation always has: errors in percent and the mean loss."""
 
-    samples: tuple[float, ...]  # of each class
-    wrong_top1: tuple[float, ...]  # of each class
-    wrong_top5: tuple[float, ...]  # of each class
-    loss: float  # cross-entropy in nats, without label smoothing, class weights and auxiliary heads
-    metrics: Mapping[str, Sums]  # of the user's metrics, by kind
+    def update(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor | float]:
+        """Return sums over N samples. The loss has no label smoothing, class weights and auxiliary heads."""
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        wrong = {"wrong_top1": (~hits[:, 0]).sum(), "wrong_top5": (~hits.any(dim=1)).sum()}
+        return {"samples": len(labels), **wrong, "loss": losses.sum(dtype=torch.float64)}
 
-    @property
-    def num_samples(self) -> int:
-        """Number of samples of all classes."""
-        return int(sum(self.samples))
-
-    def compute_metrics(self, name: str) -> dict[str, float]:
-        """Return errors in percent and the mean loss, named for the set of weights `name`."""
-        count = self.num_samples
-        return {
-            f"validation/{name}_top1_error": 100 * (sum(self.wrong_top1) / count),
-            f"validation/{name}_top5_error": 100 * (sum(self.wrong_top5) / count),
-            f"validation/{name}_loss": self.loss / count,
-        }
-
-    def get_class_results(self, names: Sequence[str]) -> tuple[ClassResult, ...]:
-        """Return images and errors of each class; `names` are the classes by label."""
-        return tuple(
-            ClassResult(
-                name=name,
-                images=int(images),
-                top1_error=100 * top1 / images if images else None,
-                top5_error=100 * top5 / images if images else None,
-            )
-            for name, images, top1, top5 in zip(names, self.samples, self.wrong_top1, self.wrong_top5, strict=True)
-        )
+    def compute(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the errors and the cross-entropy in nats."""
+        top1, top5, loss = (float(sums[name] / sums["samples"]) for name in ("wrong_top1", "wrong_top5", "loss"))
+        return {"top1_error": 100 * top1, "top5_error": 100 * top5, "loss": loss}
 
 
-@dataclass(frozen=True)
-class _SplitSums(RankSums):
-    """One rank's sums over its part of the split."""
-
-    sets: Mapping[str, EvaluationSums]  # by set of weights
-    bad: float
-    has_data_error: float
-    has_metric_error: float
-
-
-class _SumCounter:
-    """Sums for one set of weights, on the device."""
-
-    def __init__(self, classes: int, metrics: Mapping[str, Metric], device: torch.device) -> None:
-        self.metrics = MetricCounter(metrics, classes, device)
-        self._counts = torch.zeros((3, classes), dtype=torch.int64, device=device)
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, logits: Logits, labels: Tensor, weights: Tensor) -> None:
-        """Add N samples; those of weight 0 are left out."""
-        top = min(5, logits.main.shape[1])
-        hits = logits.main.topk(top, dim=1).indices == labels[:, None]
-        counted = weights > 0
-        for row, chosen in enumerate((counted, ~hits[:, 0] & counted, ~hits.any(dim=1) & counted)):
-            self._counts[row] += torch.bincount(labels[chosen], minlength=self._counts.shape[1])
-        losses = functional.cross_entropy(logits.main.float(), labels, reduction="none")
-        self._loss += losses[counted].sum(dtype=torch.float64)
-        self.metrics.add(logits.main[counted], labels[counted])
-
-    def read(self) -> EvaluationSums:
-        """Return the sums; waits for the device."""
-        samples, wrong_top1, wrong_top5 = (tuple(map(float, row)) for row in self._counts.tolist())
-        return EvaluationSums(samples, wrong_top1, wrong_top5, float(self._loss), self.metrics.read())
+def count_samples(sums: SplitSums) -> int:
+    """Return the number of samples that such sums are over."""
+    return int(sums[_ERRORS]["samples"][0])
 
 
 @dataclass(frozen=True)
@@ -109,14 +59,15 @@ class Evaluator:
     max_bad_share: float
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
-    def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> dict[str, EvaluationSums]:
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> Mapping[str, SplitSums]:
         """Return the sums over the whole split for each named set of weights (an empty set: the model's own).
 
         Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing;
         DataError, on every rank alike, when a rank cannot read its data or too many images are broken; ConfigError, on
         every rank alike, when a metric fails.
         """
-        counters = {name: _SumCounter(self.classes, self.metrics, self.world.device) for name in weights}
+        metrics = {_ERRORS: Errors(), **self.metrics}
+        counters = {name: MetricCounter(metrics, self.classes, self.world.device) for name in weights}
         bad: list[BadEntry] = []
         error: DataError | ConfigError | None = None
         self.model.eval()
@@ -126,47 +77,49 @@ class Evaluator:
             error = raised  # raised below: the other ranks are on their way to that collective
         self.model.train()
         sets = {name: counter.read() for name, counter in counters.items()}
-        own = _SplitSums(sets, len(bad), isinstance(error, DataError), isinstance(error, ConfigError))
-        total = self.world.all_reduce_sums(own)
-        if total.has_data_error or total.has_metric_error:
+        flags = (isinstance(error, DataError), isinstance(error, ConfigError), len(bad))
+        totals, (data_errors, metric_errors, num_bad) = self.world.all_reduce_sums((sets, flags))
+        if data_errors or metric_errors:
             message = self.world.gather_first_error(None if error is None else str(error))
-            raise DataError(message) if total.has_data_error else ConfigError(message)
-        self._check_counts(total, bad)
-        return dict(total.sets)
+            raise DataError(message) if data_errors else ConfigError(message)
+        self._check_counts(totals, int(num_bad), bad)
+        return totals
 
-    def compute_metrics(self, sets: Mapping[str, EvaluationSums]) -> dict[str, float]:
-        """Return all metrics of such sums, by their names in curves. Raises ConfigError when a metric fails."""
+    def compute_metrics(self, sets: Mapping[str, SplitSums]) -> dict[str, float]:
+        """Return errors in percent, mean losses and the user's metrics, by name. Raises ConfigError when one fails."""
         counter = MetricCounter(self.metrics, self.classes, torch.device("cpu"))
         metrics: dict[str, float] = {}
         for name, sums in sets.items():
-            metrics |= sums.compute_metrics(name)
-            metrics |= {f"validation/{name}_{key}": value for key, value in counter.compute(sums.metrics).items()}
+            totals = {key: torch.tensor(total, dtype=torch.float64) for key, total in sums[_ERRORS].items()}
+            values = Errors().compute(totals) | counter.compute(sums)
+            metrics |= {f"validation/{name}_{key}": value for key, value in values.items()}
         return metrics
 
     def _score_batches(
-        self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, _SumCounter], bad: list[BadEntry]
+        self, weights: Mapping[str, dict[str, Tensor]], counters: Mapping[str, MetricCounter], bad: list[BadEntry]
     ) -> None:
-        """Add this rank's samples to the counters and its bad ones to `bad`."""
         world = self.world
         batches = self.loader.iter_evaluation(self.shard_samples, VALIDATION_BATCH_SIZE, world.rank, world.workers)
         with torch.inference_mode():
             for batch in batches:
                 images = self.normalize(batch.images.to(world.device, non_blocking=True))
-                labels, sample_weights = batch.labels.to(world.device), batch.weights.to(world.device)
+                labels, counted = batch.labels.to(world.device), batch.weights.to(world.device) > 0
                 bad += batch.bad
                 for name, override in weights.items():
-                    counters[name].add(functional_call(self.model, override, (images,)), labels, sample_weights)
+                    logits = functional_call(self.model, override, (images,)).main
+                    counters[name].add(logits[counted], labels[counted])
 
-    def _check_counts(self, total: _SplitSums, bad: list[BadEntry]) -> None:
-        count, num_bad = sum(self.shard_samples), int(total.bad)
+    def _check_counts(self, totals: Mapping[str, SplitSums], num_bad: int, bad: list[BadEntry]) -> None:
+        count = sum(self.shard_samples)
         if num_bad > sample_audit.compute_bad_limit(self.max_bad_share, count):
             first = f"{bad[0].key!r} at byte {bad[0].offset} of {bad[0].source}: {bad[0].reason}" if bad else None
             raise DataError(
                 f"data: {num_bad} of the {count} images of the validation split cannot be read, more than "
                 f"max_bad_share {self.max_bad_share:g} allows; the first: {self.world.gather_first_error(first)}"
             )
-        for name, sums in total.sets.items():
-            if sums.num_samples + num_bad != count:
-                raise RuntimeError(f"validation of {name} saw {sums.num_samples} samples of {count}")
-            if sums.num_samples == 0:
+        for name, sums in totals.items():
+            samples = count_samples(sums)
+            if samples + num_bad != count:
+                raise RuntimeError(f"validation of {name} saw {samples} samples of {count}")
+            if samples == 0:
                 raise DataError(f"data: all {num_bad} images of the validation split are broken")

@@ -1,21 +1,114 @@
-"""The sync of the ranks every few steps: one all-reduce of loss, stop requests, bad samples and delivered samples."""
+"""Sums over an epoch's steps, and the sync of the ranks every few steps: one all-reduce of all they agree on."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import Batch
+from orchestrator.data.dataset import ReadStats
 from orchestrator.data.sample_audit import AuditRecord, BadEntry, DeliveryHash, join_hash, split_hash
-from orchestrator.training.distributed import DistributedContext, RankSums
+from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.train_state import Progress
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class SyncReport(RankSums):
+PERCENTILES = (50, 90, 99)
+
+
+class StepSums(NamedTuple):
+    """Sums over a rank's samples of one step, as scalars on the device."""
+
+    loss: Tensor
+    correct: Tensor  # samples of weight 1 whose best class is right
+
+
+class EpochMeter:
+    """Sums over the steps of an epoch; they stay on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.start_time = time.perf_counter()
+        self.waited_seconds = 0.0
+        self.weight = 0.0
+        self.steps = 0
+        self._last_sums = (0.0, 0.0)
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._step_seconds = array("f")
+
+    def time_batches(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield the same batches; add up the wait for each, and record the time between them."""
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                received = time.perf_counter()
+                self.waited_seconds += received - asked
+            yield batch
+            self._step_seconds.append(time.perf_counter() - received)
+
+    def record_step(self, sums: StepSums, weight: float) -> None:
+        """Add a step's sums and its number of samples."""
+        self._loss += sums.loss
+        self._correct += sums.correct
+        self.weight += weight
+        self.steps += 1
+
+    def read_sums(self) -> tuple[float, float]:
+        """Return the summed loss and the correct samples; waits for the device."""
+        return float(self._loss), float(self._correct)
+
+    def compute_mean_since_last(self, loss: float, weight: float) -> float:
+        """Return the mean loss since the last call, or the start, from the sums over all ranks at this moment."""
+        before, self._last_sums = self._last_sums, (loss, weight)
+        return (loss - before[0]) / max(weight - before[1], 1.0)
+
+    def compute_metrics(self, loss: float, weight: float, correct: float, learning_rate: float) -> dict[str, float]:
+        """Return an epoch's training metrics; loss, weight and correct are sums over all ranks.
+
+        Step times leave the wait for data out. On a GPU steps are only enqueued, and syncs wait for the queue's end:
+        there the median says little.
+        """
+        seconds, durations = time.perf_counter() - self.start_time, np.frombuffer(self._step_seconds, dtype=np.float32)
+        return {
+            "train/loss": loss / max(weight, 1.0),
+            "train/top1_accuracy": 100 * correct / max(weight, 1.0),
+            "train/rate": learning_rate,
+            "train/images_per_second": weight / seconds,
+            "train/data_wait_share": self.waited_seconds / seconds,
+            "train/data_wait_ms_per_step": 1000 * self.waited_seconds / max(1, self.steps),
+            **{f"train/step_ms_p{n}": 1000 * float(np.percentile(durations, n)) for n in PERCENTILES if len(durations)},
+        }
+
+
+def compute_read_metrics(world: DistributedContext, before: ReadStats, after: ReadStats) -> dict[str, float]:
+    """Return what all ranks read between two moments, a few batches ahead of the steps; every rank must call it."""
+    own = ReadStats(*(now - then for now, then in zip(after, before, strict=True)))
+    sums = world.all_reduce_sums(own._replace(cache_off=after.cache_off))
+    metrics = {
+        "train/read_mib": sums.bytes / 2**20,
+        "train/read_requests": float(sums.requests),
+        "train/read_retries": float(sums.retries),
+    }
+    if lookups := sums.cache_hits + sums.cache_misses:
+        metrics |= {"train/cache_hit_share": sums.cache_hits / lookups, "train/cache_off": float(sums.cache_off)}
+    return metrics
+
+
+class SyncReport(NamedTuple):
     """One rank's report at a sync, and the sums of all reports: flags count ranks then."""
 
     loss: float = 0.0  # sum over the epoch's samples so far
@@ -82,20 +175,15 @@ class SampleTracker:
         self._bad.extend((progress.step, sample) for sample in batch.bad)
 
     def sync_ranks(self, record: AuditRecord, epoch: int, report: SyncReport) -> SyncResult:
-        """Sum the reports of all ranks and add the delivered samples of `epoch` to the record; all ranks must call it.
-
-        Raises DataError, on every rank alike, when a rank could not read its data.
-        """
+        """Sum the reports of all ranks and add the samples of `epoch` to the record. Raises DataError on every rank."""
         delivered = self._delivered
-        sums = self._world.all_reduce_sums(
-            replace(
-                report,
-                has_failed=float(self._error is not None),
-                bad=len(self._bad),
-                delivered=delivered.samples,
-                delivery_hash=tuple(split_hash(delivered.hash)),
-            )
+        own = report._replace(
+            has_failed=self._error is not None,
+            bad=len(self._bad),
+            delivered=delivered.samples,
+            delivery_hash=tuple(split_hash(delivered.hash)),
         )
+        sums = self._world.all_reduce_sums(own)
         if sums.has_failed:
             raise DataError(self._world.gather_first_error(self._error))
         bad = self._gather_bad_samples() if sums.bad else []

@@ -11,33 +11,13 @@ from torch import Tensor, nn
 
 from orchestrator.checkpoint.checkpoint import CheckpointError, find_tensor_mismatch
 from orchestrator.data import sample_audit
+from orchestrator.data.data_errors import DataError
 from orchestrator.data.sample_audit import AuditRecord
 from orchestrator.models.network import Network
 from orchestrator.models.registry import create_model
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.weight_averaging import WeightAverager, get_averaged_tensors
-
-
-class _HostBuffers:
-    """Host memory for snapshots, reused from one to the next: fresh pages cost more than the copy itself."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, dict[str, Tensor]] = {}
-
-    @torch.no_grad()
-    def copy_tensors(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Return copies of each group's tensors in host memory, with the same strides."""
-        for group, tensors in groups.items():
-            buffers = self._buffers.setdefault(group, {})
-            for name, tensor in tensors.items():
-                if name not in buffers:
-                    buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-                buffers[name].copy_(tensor, non_blocking=True)
-        if torch.cuda.is_available():
-            # Copies to pinned memory return before they end; the writer's thread would read half of them.
-            torch.cuda.current_stream().synchronize()
-        return {group: {name: self._buffers[group][name] for name in tensors} for group, tensors in groups.items()}
 
 
 @dataclass
@@ -50,37 +30,48 @@ class TrainState:
     progress: Progress
     scaler: torch.amp.GradScaler  # keeps float16's gradients in range; does nothing for other precisions
     audit_record: AuditRecord = field(default_factory=AuditRecord)  # of the samples of all ranks up to the last sync
-    _host: _HostBuffers = field(default_factory=_HostBuffers, repr=False)
+    # Host memory for snapshots, by group, reused from one to the next: fresh pages cost more than the copy itself.
+    _host: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy in host memory that training does not change: tensors by name and plain values.
 
         The next snapshot overwrites its tensors, so this one must be in storage by then.
         """
-        groups = {
-            "model": self.model.state_dict(),
-            "momentum": sgd.get_optimizer_tensors(self.model, self.optimizer),
-            "mean": self.average.mean,
-        }
-        copied = self._host.copy_tensors(groups)
+        model = self._copy_to_host("model", self.model.state_dict())
+        momentum = self._copy_to_host("momentum", sgd.get_optimizer_tensors(self.model, self.optimizer))
+        mean = self._copy_to_host("mean", self.average.mean)
+        if torch.cuda.is_available():
+            # Copies to pinned memory return before they end; the writer's thread would read half of them.
+            torch.cuda.current_stream().synchronize()
         values = sgd.copy_optimizer_values(self.model, self.optimizer)
         return {
-            "model": copied["model"],
-            "momentum": copied["momentum"],
-            "average": {"updates": self.average.updates, "mean": copied["mean"]},
+            "model": model,
+            "momentum": momentum,
+            "average": {"updates": self.average.updates, "mean": mean},
             "scaler": self.scaler.state_dict(),
             "samples": self.progress.samples,
             "audit": self.audit_record.to_dict(),
             **({"optimizer_values": values} if values else {}),
         }
 
+    @torch.no_grad()
+    def _copy_to_host(self, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        buffers = self._host.setdefault(group, {})
+        for name, tensor in tensors.items():
+            if name not in buffers:
+                buffers[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            buffers[name].copy_(tensor, non_blocking=True)
+        return {name: buffers[name] for name in tensors}
+
     def restore(self, saved: Mapping[str, Any], where: str = "checkpoint") -> None:
         """Continue from a snapshot; `where` names it in errors.
 
         Learning rates and other values of the recipe are not taken from it. Raises CheckpointError, and changes
-        nothing, when the snapshot is of another network or is no snapshot; DataError when it has no audit record.
+        nothing, when the snapshot is of another network, is none, or lacks its audit record.
         """
         try:
+            audit_record = sample_audit.parse_record(saved["audit"], where)
             average, samples = saved["average"], saved["samples"]
             _check_fits(saved["model"], self.model.state_dict(), f"{where}: model")
             if present := sgd.get_optimizer_tensors(self.model, self.optimizer):  # most have none before the first step
@@ -88,11 +79,13 @@ class TrainState:
             if average["updates"]:
                 _check_fits(average["mean"], get_averaged_tensors(self.model), f"{where}: average")
             scaler = saved["scaler"]
+        except DataError as error:
+            raise CheckpointError(f"{error}; start anew with --new") from None
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{where}: holds no state of a training run ({type(error).__name__}: {error}); start anew with --new"
             ) from None
-        self.audit_record = sample_audit.parse_record(saved.get("audit"), where)
+        self.audit_record = audit_record
         self.model.load_state_dict(saved["model"])
         sgd.load_optimizer_state(self.model, self.optimizer, saved["momentum"], saved.get("optimizer_values", {}))
         self.average.load_state_dict(average["updates"], average["mean"])
@@ -102,10 +95,11 @@ class TrainState:
 
     def copy_final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return averaged and raw weights without the auxiliary heads, on the CPU."""
-        only_training = self.model.get_auxiliary_names()
-        raw = {name: tensor for name, tensor in self.model.state_dict().items() if name not in only_training}
-        averaged = {name: self.average.mean.get(name, tensor) for name, tensor in raw.items()}
-        return _copy_to_cpu(averaged), _copy_to_cpu(raw)
+        heads = self.model.get_auxiliary_names()
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in heads}
+        raw = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        mean = {name: self.average.mean.get(name, tensor) for name, tensor in state.items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in mean.items()}, raw
 
 
 def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:
@@ -130,15 +124,8 @@ def _check_fits(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor], whe
         )
 
 
-def _copy_to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
-
-
 def wrap_in_ddp(model: nn.Module, workers: int) -> nn.Module:
-    """Return the module for the forward pass: DDP over the process group, or the model for a single worker.
-
-    No static_graph: micro-batches without synchronisation are not the graph that it would record.
-    """
+    """Return the module for the forward pass. No static_graph: unsynchronised micro-batches are not that graph."""
     if workers == 1:
         return model
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, forward_sync_buffers=False)
@@ -182,11 +169,6 @@ class Progress:
     def samples_per_epoch(self) -> int:
         """Samples of an epoch, an incomplete last batch left out."""
         return self.steps_per_epoch * self.batch_size
-
-    @property
-    def epochs_done(self) -> float:
-        """Epochs done, including the part of the present one; the time axis of schedules."""
-        return self.step / self.steps_per_epoch
 
     def advance(self) -> Progress:
         """Return the progress after one more global batch."""

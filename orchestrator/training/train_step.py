@@ -23,15 +23,9 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.recipe.weight_averaging import get_averaged_tensors
-from orchestrator.training.config import Execution
+from orchestrator.training.config import MIN_BATCH_NORM_IMAGES, Execution, check_batch_norm
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
-from orchestrator.training.micro_batch import (
-    MIN_BATCH_NORM_IMAGES,
-    check_batch_norm,
-    compute_largest_pass,
-    count_passes,
-)
+from orchestrator.training.rank_sync import StepSums
 from orchestrator.training.train_state import TrainState
 
 # DDP rebuilds its gradient buckets after the first step. Without these discarded passes the first step after a resume
@@ -41,15 +35,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _COMPILERS = ("c++", "g++", "clang++")
 
 
-class ModelTooLargeError(ConfigError):
-    """Not even one image fits the device's memory, which a retry would only repeat."""
-
-
 class TrainStep:
-    """The training step on a state; `network` is the model or its DDP wrapper.
-
-    Raises ConfigError when this device, or this machine, lacks what the recipe or `execution` needs.
-    """
+    """The training step on a state; `network` is the model or its DDP wrapper. Raises ConfigError if it cannot run."""
 
     def __init__(
         self,
@@ -106,16 +93,16 @@ class TrainStep:
         """Halve the micro-batch until a pass fits the device's memory; return it, None for the whole part.
 
         images: the largest part of a global batch on any rank. Every rank must call it with the same value, and gets
-        the same answer. Raises ModelTooLargeError, on every rank alike, when one image is too large.
+        the same answer. Raises ConfigError, on every rank alike, when one image is too large.
         """
-        tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES if self._normalises else 1
-        while self._world.is_any(self._runs_out_of_memory(compute_largest_pass(images, tried, self._normalises))):
+        # With batch norm, passes of 2 would leave one of 3.
+        tried, least = min(images, self.micro_batch or images), MIN_BATCH_NORM_IMAGES + 1 if self._normalises else 1
+        while self._world.is_any(self._runs_out_of_memory(tried)):
             if tried <= least:
-                fewest = "one image fits" if least == 1 else f"{compute_largest_pass(images, tried, True)} images fit"
-                raise ModelTooLargeError(
-                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: not even {fewest} the "
-                    f"memory of {self._world.device}; set a smaller image or network, precision float16 or bfloat16, "
-                    "or use a larger device"
+                raise ConfigError(
+                    f"model.image_size must be smaller, got {self._recipe.model.image_size}: {tried} image(s) exceed "
+                    f"the memory of {self._world.device}; set a smaller image or network, precision float16 or "
+                    "bfloat16, or use a larger device"
                 )
             tried = max(least, (tried + 1) // 2)
             self.micro_batch = tried
@@ -145,10 +132,10 @@ class TrainStep:
             batch = _duplicate_single_image(batch)
         parts = self._copy_to_device(batch)
         num_parts = count_passes(len(batch.ids), self.micro_batch, self._normalises)
-        chunks = list(zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True))
         device = self._world.device
         total_loss = torch.zeros((), device=device)
         total_correct = torch.zeros((), dtype=torch.int64, device=device)
+        chunks = zip(*(tensor.tensor_split(num_parts) for tensor in parts), strict=True)
         for number, chunk in enumerate(chunks, 1):
             # Only the last pass reduces gradients, so ranks may differ in their number of passes.
             with nullcontext() if number == num_parts else self._skip_gradient_sync():
@@ -158,7 +145,6 @@ class TrainStep:
         return StepSums(total_loss, total_correct)
 
     def _run_backward(self, batch: Batch, epoch: int) -> StepSums:
-        """Add the gradients of a batch that is on the device; return its sums."""
         device, recipe, scaler = self._world.device, self._recipe, self._state.scaler
         images = self.normalize(batch.images.to(device))
         labels, weights, ids = (tensor.to(device) for tensor in (batch.labels, batch.weights, batch.ids))
@@ -174,7 +160,6 @@ class TrainStep:
         return StepSums(summed.detach(), correct)
 
     def _copy_to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return images, labels, weights and ids on the device."""
         if self._copied is not None:
             # A batch's memory is reused two batches later, and copies from pinned memory return before they end.
             self._copied.synchronize()
@@ -188,10 +173,7 @@ class TrainStep:
         return images, labels, weights, ids
 
     def _average_batch_norm_stats(self, images: int) -> None:
-        """Set the batch norm statistics on all ranks to their mean, weighted by each rank's images.
-
-        So the state stays equal on all ranks, and a rank without a sample adds nothing.
-        """
+        """Set the statistics on all ranks to their mean, weighted by its images, so that the state stays equal."""
         if not self._statistics or self._world.workers == 1:
             return
         flat = torch.cat([each.flatten() for each in self._statistics] + [torch.ones(1, device=self._world.device)])
@@ -203,7 +185,6 @@ class TrainStep:
             statistic.copy_(mean.view_as(statistic))
 
     def _skip_gradient_sync(self) -> AbstractContextManager[None]:
-        """Return a context in which DDP reduces no gradients."""
         return nullcontext() if self._ddp is None else self._ddp.no_sync()
 
     @contextmanager
@@ -241,10 +222,7 @@ def make_blank_batch(images: int, size: int) -> Batch:
 
 
 def _duplicate_single_image(batch: Batch) -> Batch:
-    """Return a part of one image with a copy of weight 0, because a batch norm over a single value raises ValueError.
-
-    Its statistics and gradients are those of the image alone.
-    """
+    """Return a part of one image with a copy of weight 0, which changes nothing: a batch norm of one value raises."""
     images, labels, ids = (torch.cat([tensor, tensor]) for tensor in (batch.images, batch.labels, batch.ids))
     return Batch(images, labels, torch.cat([batch.weights, torch.zeros_like(batch.weights)]), ids)
 
@@ -256,10 +234,7 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
             "precision must be float32 or bfloat16 on a CPU, got 'float16'; set one of them, or use workers with a GPU "
             "(--placement.gpus-per-worker 1)"
         )
-    try:
-        check_batch_norm(recipe, execution, world.workers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_batch_norm(recipe, execution, world.workers)
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
         raise ConfigError(
             f"execution.compile must be False without a C++ compiler ({', '.join(_COMPILERS)}) on the worker, got "
@@ -267,14 +242,8 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
         )
 
 
-def _to_signed_int64(value: int) -> int:
-    """Return the same 64 bits as a signed integer, because torch has no unsigned arithmetic."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-_GAMMA = _to_signed_int64(0x9E3779B97F4A7C15)
-_MIX1 = _to_signed_int64(0xBF58476D1CE4E5B9)
-_MIX2 = _to_signed_int64(0x94D049BB133111EB)
+# data.rng's constants as signed integers, because torch has no unsigned arithmetic.
+_GAMMA, _MIX1, _MIX2 = (bits - 2**64 for bits in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def _splitmix64(values: Tensor) -> Tensor:
@@ -287,7 +256,7 @@ def _splitmix64(values: Tensor) -> Tensor:
 
 def make_dropout_mask(base: int, ids: Tensor, units: int, probability: float) -> Tensor:
     """Return N x units float32: 0 with `probability`, else 1 / (1 - probability). ids: N int64."""
-    rows = _splitmix64(ids ^ _to_signed_int64(base))
+    rows = _splitmix64(ids ^ (base - 2**64 if base >= 2**63 else base))
     counters = rows[:, None] + torch.arange(units, device=ids.device)[None, :] * _GAMMA
     # The low 24 bits of the mixed counter as a fraction: exact in float32 on every device.
     uniform = (_splitmix64(counters) & ((1 << 24) - 1)).float() * 2.0**-24
@@ -300,3 +269,13 @@ def make_dropout_masks(model: Network, seed: int, epoch: int, ids: Tensor) -> Dr
         place: make_dropout_mask(rng.derive_key(seed, "dropout/" + place, epoch), ids, units, probability)
         for place, (units, probability) in model.get_dropout_units().items()
     }
+
+
+def count_passes(images: int, micro_batch: int | None, normalises: bool) -> int:
+    """Return the number of passes, of nearly equal size, for a worker's part of a batch; 1 for an empty part.
+
+    A pass holds `micro_batch` images at most. With batch norm (`normalises`) none holds a single one, unless the part
+    does: then a micro-batch of 2 leaves one pass of 3 in a part of odd size.
+    """
+    passes = max(1, math.ceil(images / (micro_batch or max(1, images))))
+    return min(passes, max(1, images // MIN_BATCH_NORM_IMAGES)) if normalises else passes

@@ -9,49 +9,49 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import torch
-from torch import nn
 
-from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.checkpoint import CheckpointError, NonFiniteError
+from orchestrator.checkpoint import checkpoint as checkpoint_format
+from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.checkpoint.checkpoint import CheckpointError, LoadedCheckpoint, NonFiniteError
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import check_source_digests
+from orchestrator.data import manifest as manifests
 from orchestrator.data import sample_audit, sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
+from orchestrator.data.dataset import SampleReader
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.sampler import EpochOrder
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
-from orchestrator.training import attempt_setup
+from orchestrator.training import attempts, run_dir
 from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
-from orchestrator.training.callbacks.best_checkpoint import BestCheckpoint
 from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
-from orchestrator.training.callbacks.checkpointer import Checkpointer
+from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, BestCheckpoint, Checkpointer
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.callbacks.profiler import Profiler
-from orchestrator.training.callbacks.stop_monitor import StopMonitor
-from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import EpochMeter, compute_read_metrics
-from orchestrator.training.evaluator import Evaluator
-from orchestrator.training.rank_sync import SampleTracker, SyncReport, SyncResult
-from orchestrator.training.run_dir import (
-    ValidationResult,
-    get_checkpoints_dir,
-    get_final_weights_dir,
-    get_outcome_path,
-    get_trace_path,
-    get_validation_path,
-    load_finished_outcome,
-)
+from orchestrator.training.evaluator import Evaluator, count_samples
+from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
 from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 
 _log = logging.getLogger(__name__)
+
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+# Errors that a retry would only repeat; they are the same on every rank.
+_OUTCOMES: dict[type[Exception], OutcomeStatus] = {
+    DataError: "bad-data",
+    CheckpointError: "bad-checkpoint",
+    NonFiniteError: "diverged",  # in the average alone; the weights themselves were checked
+    ConfigError: "refused",  # what this device, or this machine, cannot do
+}
 
 
 def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherContext) -> Outcome:
@@ -61,46 +61,41 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
     exception is written as a traceback to the run's folder and raised, so that the launcher retries.
     """
     torch.set_num_threads(job.threads)
-    done = load_finished_outcome(job.folder)
+    done = run_dir.load_finished_outcome(job.folder)
     if world.broadcast_flag(done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(
-                f"rank {world.rank} does not see {redaction.redact(get_outcome_path(job.folder))}; mount the same "
-                "storage on every worker"
+                f"rank {world.rank} does not see {redaction.redact(run_dir.get_outcome_path(job.folder))}; mount the "
+                "same storage on every worker"
             )
         return done
     if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
-    return Trainer(job, world, launcher, attempt_setup.start_attempt(job, world)).run()
+    return Trainer(job, world, launcher, start_attempt(job, world)).run()
+
+
+def start_attempt(job: TrainJob, world: DistributedContext) -> Attempt:
+    """Create an attempt, whose number rank 0 takes for all; every rank must call it."""
+    created = attempts.create_attempt(job.folder, world.workers) if world.is_rank_zero else None
+    # Only rank 0 contributes, so the sums are its values on every rank.
+    number, start = world.all_reduce_sums((created.number, created.start_time) if created else (0, 0.0))
+    return created or Attempt(run_dir.get_attempts_dir(job.folder), int(number), start)
 
 
 class Trainer:
-    """One rank's attempt at a run; callbacks may read its attributes and must not change them.
+    """One rank's attempt at a run; callbacks may read its attributes and must not change them."""
 
-    Attributes:
-        job, world, launcher, attempt: the run, this rank, its launcher, the number of the attempt.
-        classes: names of the classes, by label.
-        state: weights, optimizer, average, progress and audit record.
-        train_step, train_loader, evaluator: the parts of the loop.
-        meter: sums of the epoch in progress.
-        learning_rate: of the next step.
-        initial_weights: the weights that a fresh run started from, if any.
-        skipped_checkpoints: newer checkpoints that could not be used, and why.
-    """
-
-    classes: tuple[str, ...]
-    state: TrainState
+    classes: tuple[str, ...]  # names, by label
+    state: TrainState  # weights, optimizer, average, progress and audit record
     train_step: TrainStep
     train_loader: BatchLoader
-    train_shard_samples: tuple[int, ...]
     evaluator: Evaluator
-    meter: EpochMeter
-    sample_tracker: SampleTracker
+    meter: EpochMeter  # sums of the epoch in progress
     checkpointer: Checkpointer
     goodput: Goodput
     best_checkpoint: BestCheckpoint | None = None  # rank 0's
-    initial_weights: LoadedWeights | None = None
-    skipped_checkpoints: list[str]
+    initial_weights: LoadedWeights | None = None  # that a fresh run started from
+    skipped_checkpoints: list[str]  # newer ones that could not be used, and why
 
     def __init__(self, job: TrainJob, world: DistributedContext, launcher: LauncherContext, attempt: Attempt) -> None:
         self.job, self.world, self.launcher, self.attempt = job, world, launcher, attempt
@@ -133,8 +128,8 @@ class Trainer:
             outcome = self._train_to_outcome().model_copy(update={"attempt": self.attempt.number})
             if self.journal_logger is not None:
                 self.journal_logger.log_outcome(outcome)
-            if self.world.is_rank_zero and not self.attempt.is_superseded():
-                _write_outcome(self.job, outcome)
+                if not self.attempt.is_superseded():
+                    self._write_outcome(outcome)
             ended = outcome
             return outcome
         except Exception as error:
@@ -143,106 +138,87 @@ class Trainer:
             self._write_traceback("", traceback.format_exc())
             raise
         finally:
-            self._end(ended)
-
-    def _end(self, outcome: Outcome | None) -> None:
-        for callback in reversed(self.callbacks):
-            try:
-                call_hook(callback, "on_end", self, outcome)
-            except CallbackError as error:  # the outcome is written, or another error is on its way
-                _log.warning("%s", error)
-        self._loaders.close()
+            for callback in reversed(self.callbacks):
+                try:
+                    call_hook(callback, "on_end", self, ended)
+                except CallbackError as error:  # the outcome is written, or another error is on its way
+                    _log.warning("%s", error)
+            self._loaders.close()
 
     # ------------------------------------------------------------------ start
     def _train_to_outcome(self) -> Outcome:
         try:
             self._build()
             self.notify("on_start")
-            try:
-                outcome = self._train_epochs()
-            except DataError as error:  # the same on every rank
-                return Outcome(status="bad-data", message=str(error), samples=self.state.progress.samples)
+            outcome = self._train_epochs()
             if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
                 with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
                     self._save_final_weights()
             return outcome
-        except DataError as error:
-            return Outcome(status="bad-data", message=str(error))
-        except CheckpointError as error:
-            return Outcome(status="bad-checkpoint", message=str(error))
-        except NonFiniteError as error:  # in the average alone; the weights themselves were checked
-            return Outcome(status="diverged", message=str(error))
-        except ConfigError as error:  # what this device, or this machine, cannot do
-            return Outcome(status="refused", message=str(error))
+        except tuple(_OUTCOMES) as error:
+            samples = self.state.progress.samples if hasattr(self, "state") else 0
+            status = next(status for kind, status in _OUTCOMES.items() if isinstance(error, kind))
+            return Outcome(status=status, message=str(error), samples=samples)
 
     def _build(self) -> None:
         """Build what the loop works with, and resume. Raises DataError, CheckpointError or ConfigError on all ranks."""
         job, world, recipe = self.job, self.world, self.job.recipe
         if job.code:
             world.check_on_all_ranks(lambda: check_source_digests(job.code))
-        manifest = world.check_on_all_ranks(lambda: attempt_setup.load_manifest(job, world.workers))
+        manifest = world.check_on_all_ranks(self._load_manifest)
         self.classes = manifest.classes
-        self.train_shard_samples = attempt_setup.count_shard_samples(manifest, attempt_setup.TRAIN_SPLIT)
+        self._shard_samples = _count_shard_samples(manifest, TRAIN_SPLIT)
         self._train_labels = world.check_on_all_ranks(
-            lambda: sampler.load_balance_labels(job.data, manifest, attempt_setup.TRAIN_SPLIT, recipe.order)
+            lambda: sampler.load_balance_labels(job.data, manifest, TRAIN_SPLIT, recipe.order)
         )
-        steps = sampler.count_steps(sum(self.train_shard_samples), recipe.batch_size)
-        self.state = states.create_initial_state(recipe, len(manifest.classes), steps, world.device)
+        steps = sampler.count_steps(sum(self._shard_samples), recipe.batch_size)
+        self.state = states.create_initial_state(recipe, len(self.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
         user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
-        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(manifest.classes)))
-        pin = world.device.type == "cuda"
-        self.train_loader, val_loader = world.check_on_all_ranks(
-            lambda: attempt_setup.build_dataloaders(job, manifest, world.workers, pin=pin)
-        )
-        for loader in (self.train_loader, val_loader):
-            self._loaders.callback(loader.close)
-        self.watchdog.set_slow_work_source(
-            lambda: self.train_loader.describe_decoding() + val_loader.describe_decoding()
-        )
-        self.evaluator = Evaluator(
-            self.state.model,
-            len(manifest.classes),
-            val_loader,
-            attempt_setup.count_shard_samples(manifest, attempt_setup.VALIDATION_SPLIT),
-            self.train_step.normalize,
-            world,
-            recipe.max_bad_share,
-            metrics,
-        )
-        resumed = attempt_setup.resume_from_checkpoint(job, world, self.state)
-        self.skipped_checkpoints = resumed.skipped_checkpoints
+        metrics = world.check_on_all_ranks(lambda: create_metrics(job.execution.metrics, len(self.classes)))
+        self.train_loader, val_loader = world.check_on_all_ranks(lambda: self._build_loaders(manifest))
+        loaders = (self.train_loader, val_loader)
+        self.watchdog.describe_slow_work = lambda: [text for each in loaders for text in each.describe_decoding()]
+        counts, classes = _count_shard_samples(manifest, VALIDATION_SPLIT), len(self.classes)
+        model, normalize = self.state.model, self.train_step.normalize
+        self.evaluator = Evaluator(model, classes, val_loader, counts, normalize, world, recipe.max_bad_share, metrics)
+        productive_seconds = self._resume()
         if recipe.initial_weights and self.state.progress.samples == 0:
             self.initial_weights = world.check_on_all_ranks(
                 lambda: load_pretrained(self.state.model, job.weights, recipe.initial_weights)
             )
         if world.is_rank_zero:
             self.attempt.record_resume(self.state.progress.samples)
-        self._add_callbacks(resumed.productive_seconds, user_callbacks)
+        self.goodput = Goodput(self.attempt, productive_seconds)
+        self.checkpointer = Checkpointer(job, self.attempt, self.goodput, self.watchdog)
+        self._add_callbacks(user_callbacks)
 
-    def _add_callbacks(self, productive_seconds: float, user_callbacks: list[Callback]) -> None:
-        """Complete the callbacks, in the order that callbacks.callback documents."""
-        job, world, attempt = self.job, self.world, self.attempt
-        self.goodput = Goodput(attempt, productive_seconds)
-        self.checkpointer = Checkpointer(job, attempt, self.goodput, self.watchdog)
-        if self.stop_monitor is None or self.journal_logger is None:
-            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
-            return
-        profilers = []
-        if job.execution.profile is not None:
-            url = get_trace_path(job.folder, attempt.number, world.rank)
-            profilers.append(Profiler(job.execution.profile, url, world.device))
-        self.best_checkpoint = BestCheckpoint(job, self.classes, attempt, self.watchdog)
-        self.callbacks = [
-            self.watchdog,
-            self.stop_monitor,
-            *profilers,
-            self.checkpointer,
-            self.best_checkpoint,
-            *user_callbacks,
-            self.journal_logger,
-        ]
+    def _load_manifest(self) -> Manifest:
+        job = self.job
+        manifest = manifests.load(job.data, allow_elsewhere=job.allow_elsewhere)
+        if manifest.digest() != job.dataset_digest:
+            raise DataError(
+                f"data: {redaction.redact(job.data)}: its digest is {manifest.digest()}, the run was started on "
+                f"{job.dataset_digest}: the dataset changed; give the old one, or start anew with --new"
+            )
+        counts = _count_shard_samples(manifest, TRAIN_SPLIT)
+        sampler.check_workers(counts, job.recipe.order.lanes, job.recipe.batch_size, self.world.workers)
+        if manifest.count_samples(VALIDATION_SPLIT) == 0:
+            raise DataError(
+                f"data: {redaction.redact(job.data)}: its {VALIDATION_SPLIT} split is empty; pack the dataset with "
+                "validation images"
+            )
+        return manifest
+
+    def _build_loaders(self, manifest: Manifest) -> list[BatchLoader]:
+        job, loaders, pin = self.job, [], self.world.device.type == "cuda"
+        for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
+            reader = SampleReader(job.data, manifest, split, job.reading)
+            loaders.append(BatchLoader(reader, job.recipe.model.image_size, job.threads, pin=pin))
+            self._loaders.callback(loaders[-1].close)
+        loaders[0].check_config(job.recipe.order, job.recipe.augmentation, self.world.workers)
+        return loaders
 
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
@@ -255,12 +231,49 @@ class Trainer:
             train_step.warm_up_ddp()
         return train_step
 
+    def _resume(self) -> float:
+        """Restore the newest valid checkpoint, which rank 0 picks for all, if any; return its productive seconds."""
+        world, device, folder = self.world, str(self.world.device), run_dir.get_checkpoints_dir(self.job.folder)
+
+        def load() -> LoadedCheckpoint:
+            if not world.is_rank_zero:
+                return LoadedCheckpoint(None, {}, [])
+            return checkpoint_format.load_newest(folder, device, attempts.load_stale_checkpoint_check(self.job.folder))
+
+        newest = world.check_on_all_ranks(load)
+        self.skipped_checkpoints, place = newest.skipped, newest.checkpoint
+        exists, samples, number = world.all_reduce_sums((1, place.samples, place.attempt) if place else (0, 0, 0))
+        if not exists:
+            return 0.0
+        url = checkpoint_dir.make_checkpoint_url(folder, int(samples), int(number))
+        shown = redaction.redact(url)
+
+        def restore() -> float:
+            saved = newest.state or checkpoint_format.load(url, device)
+            if saved.get("recipe") != self.job.recipe.to_dict():
+                raise CheckpointError(f"{shown}: is of another recipe; start anew with --new")
+            self.state.restore(saved, shown)
+            return float(saved.get(PRODUCTIVE_SECONDS_KEY, 0.0))
+
+        # A rank that does not see it must crash: to start at the beginning would train on other weights.
+        return world.check_on_all_ranks(restore)
+
+    def _add_callbacks(self, user_callbacks: list[Callback]) -> None:
+        """Complete the callbacks, in the order that callbacks.callback documents."""
+        job = self.job
+        if self.stop_monitor is None or self.journal_logger is None:
+            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
+            return
+        self.callbacks = [self.watchdog, self.stop_monitor]
+        if job.execution.profile is not None:
+            url = run_dir.get_trace_path(job.folder, self.attempt.number, self.world.rank)
+            self.callbacks.append(Profiler(job.execution.profile, url, self.world.device))
+        self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
+        self.callbacks += [self.checkpointer, self.best_checkpoint, *user_callbacks, self.journal_logger]
+
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> Outcome:
-        """Train to the last epoch, or until stopped or diverged. Every rank returns the same status.
-
-        Raises DataError, on every rank alike, when a rank cannot read its data or too many samples are broken.
-        """
+        """Train to the last epoch, or until stopped or diverged; the same status, or DataError, on every rank."""
         recipe, state = self.job.recipe, self.state
         metrics: dict[str, float] = {}
         if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
@@ -285,15 +298,9 @@ class Trainer:
 
     def _train_steps(self, epoch: int) -> Outcome | None:
         """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
-        job, world, state = self.job, self.world, self.state
-        recipe = job.recipe
+        world, state, recipe = self.world, self.state, self.job.recipe
         order = EpochOrder(
-            self.train_shard_samples,
-            recipe.seeds.order,
-            epoch,
-            recipe.order.lanes,
-            recipe.order.window,
-            self._train_labels,
+            self._shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, self._train_labels
         )
         steps = range(state.progress.step_in_epoch, state.progress.steps_per_epoch)
         batches = self.train_loader.iter_training(
@@ -305,17 +312,15 @@ class Trainer:
             self.sample_tracker.record_batch(before, batch)
             self.notify("on_step_end")
             # The sync of the epoch's last step is the one at its end.
-            if state.progress.step % job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
-                outcome = self._apply_sync(self._sync_ranks(epoch))
-                if outcome is not None:
-                    return outcome
+            is_due = state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch
+            if is_due and (outcome := self._apply_sync(self._sync_ranks(epoch))) is not None:
+                return outcome
         return None
 
     def _sync_ranks(self, epoch: int) -> SyncResult:
         """Agree with the other ranks on what happened since the last sync; every rank must call it.
 
-        Only here the audit record covers all ranks, so only after it the state may be saved. Raises DataError, on
-        every rank alike, when a rank cannot read its data.
+        Only here the audit record covers all ranks, so only after it the state may be saved.
         """
         request = "go-on" if self.stop_monitor is None else self.stop_monitor.request
         loss, correct = self.meter.read_sums()
@@ -336,7 +341,7 @@ class Trainer:
 
     def _find_bad_sample_error(self, epoch: int) -> DataError | None:
         job, record = self.job, self.state.audit_record
-        bad, samples = record.get_epoch(epoch).bad, self.state.progress.steps_per_epoch * job.recipe.batch_size
+        bad, samples = record.get_epoch(epoch).bad, self.state.progress.samples_per_epoch
         limit = sample_audit.compute_bad_limit(job.recipe.max_bad_share, samples)
         if len(bad) <= limit:
             return None
@@ -348,25 +353,21 @@ class Trainer:
         )
 
     def _apply_sync(self, sync: SyncResult) -> Outcome | None:
-        """Call the callbacks; return an outcome when the sync asks for the end. Raises the sync's DataError."""
         self.notify("on_sync", sync)
         if sync.error is not None:
             raise sync.error
         if not math.isfinite(sync.sums.loss):
-            return self._make_outcome("diverged", self._describe_divergence())
+            return self._make_diverged_outcome()
         if sync.sums.is_superseded:
             return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
-        if sync.sums.should_stop:
-            return self._make_outcome("stopped", "asked to stop")
-        return None
+        return self._make_outcome("stopped", "asked to stop") if sync.sums.should_stop else None
 
     def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
         """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
         progress, cadence = self.state.progress, self.job.cadence
-        is_last = progress.epoch == self.job.recipe.epochs
         bad = self.state.audit_record.get_epoch(progress.epoch - 1).bad
         metrics = {"train/epoch": float(progress.epoch), "train/bad_samples": float(len(bad))} | trained
-        if is_last or progress.epoch % cadence.validate_epochs == 0:
+        if progress.epoch == self.job.recipe.epochs or progress.epoch % cadence.validate_epochs == 0:
             with self.watchdog.watch_phase("evaluation", cadence.limits.evaluation_seconds):
                 metrics |= self._validate()
         metrics["train/goodput"] = self.goodput.productive_share
@@ -378,42 +379,43 @@ class Trainer:
         mean = self.state.average.mean
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
-        metrics = {"validation/bad_samples": float(total - max(sums.num_samples for sums in sets.values()))}
-        metrics |= self.evaluator.compute_metrics(sets)
-        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
-            name = "averaged" if "averaged" in sets else "raw"
-            result = ValidationResult(
-                weights=name, samples=self.state.progress.samples, classes=sets[name].get_class_results(self.classes)
-            )
-            file_io.write_bytes(get_validation_path(self.job.folder), result.to_json().encode())
-        return metrics
+        num_bad = total - max(map(count_samples, sets.values()))
+        return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end
     def _finish(self, metrics: dict[str, float]) -> Outcome:
-        self.checkpointer.wait()
+        self.checkpointer.writer.wait()
         if self.best_checkpoint is not None:
-            self.best_checkpoint.wait()
-        if not has_finite_weights(self.state.model):  # after the last update, equal on all ranks; no loss has shown it
-            return self._make_outcome("diverged", self._describe_divergence())
+            self.best_checkpoint.writer.wait()
+        # After the last update, which no loss has shown yet; equal on all ranks.
+        if not all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()):
+            return self._make_diverged_outcome()
         return self._make_outcome("finished").model_copy(update={"metrics": metrics})
 
     def _make_outcome(self, status: OutcomeStatus, message: str = "") -> Outcome:
         return Outcome(status=status, message=message, samples=self.state.progress.samples)
 
-    def _describe_divergence(self) -> str:
-        progress = self.state.progress
-        return (
-            f"the loss, or a weight, is not finite after {progress.samples} samples at learning rate "
-            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+    def _make_diverged_outcome(self) -> Outcome:
+        return self._make_outcome(
+            "diverged",
+            f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
+            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs",
         )
 
     def _save_final_weights(self) -> None:
         averaged, raw = self.state.copy_final_weights()
-        url, recipe = get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
-        weights.save(url, averaged, raw, recipe, self.classes, self.state.audit_record.to_dict())
+        url, recipe = run_dir.get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
+        audit = self.state.audit_record.to_dict()
+        checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
+
+    def _write_outcome(self, outcome: Outcome) -> None:
+        file_io.write_bytes(run_dir.get_outcome_path(self.job.folder), outcome.to_json().encode())
+        if outcome.status == "finished":
+            # A restart needs checkpoints until the outcome is written. What cannot be removed costs only space.
+            with suppress(OSError):
+                file_io.remove(run_dir.get_checkpoints_dir(self.job.folder))
 
     def _record_stall(self, cause: str, stacks: str) -> None:
-        """Record why this rank ends itself, for the next attempt."""
         with suppress(OSError):
             self.attempt.record_stall(self.world.rank, f"rank {self.world.rank}: {cause}")
         self._write_traceback("-stacks", stacks)
@@ -424,14 +426,5 @@ class Trainer:
             file_io.write_bytes(file_io.join(self.job.folder, "tracebacks", name), redaction.redact(text).encode())
 
 
-def has_finite_weights(model: nn.Module) -> bool:
-    """Return whether no weight and no buffer is NaN or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-
-
-def _write_outcome(job: TrainJob, outcome: Outcome) -> None:
-    file_io.write_bytes(get_outcome_path(job.folder), outcome.to_json().encode())
-    if outcome.status == "finished":
-        # A restart needs checkpoints until the outcome is written. What cannot be removed costs only space.
-        with suppress(OSError):
-            file_io.remove(get_checkpoints_dir(job.folder))
+def _count_shard_samples(manifest: Manifest, split: str) -> tuple[int, ...]:
+    return tuple(shard.samples for shard in manifest.shards(split))

@@ -14,21 +14,17 @@ from safetensors import torch as safe
 from torch import Tensor
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import weights
 from orchestrator.checkpoint.checkpoint import CheckpointError
+from orchestrator.checkpoint.checkpoint_dir import parse_class_names
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import commit, file_io, urls
+from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
-from orchestrator.training.run_dir import get_final_weights_dir
 
 SAFETENSORS_SUFFIX = ".safetensors"
-MAX_NAMES_SHOWN = 4  # layers, or class names, in a text
-
-_DDP_PREFIX, _COMPILED_PART = "module.", "_orig_mod"
+MAX_NAMES_SHOWN = 4  # layers in a text
 
 
 @dataclass(frozen=True)
@@ -40,35 +36,25 @@ class LoadedWeights:
     classes: tuple[str, ...] | None = None  # of the weights, by label, if known
 
     def describe(self, url: str, classes: Sequence[str]) -> str:
-        """Return a line for people: tensors loaded, layers initialised anew, and classes that differ from `classes`."""
+        """Return a line for people: tensors loaded, layers initialised anew, and whether `classes` are others."""
         num_tensors = self.num_loaded + len(self.initialized_names)
         text = f"weights of {redaction.redact(url)}: {self.num_loaded} of {num_tensors} tensors loaded"
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.initialized_names))
         if layers:
-            text += f"; initialised anew: {_join_first_names(layers)}"
-        if self.classes is None or self.classes == tuple(classes):
-            return text
-        if len(self.classes) != len(classes):
-            return f"{text}; they are of {len(self.classes)} classes, the dataset has {len(classes)}"
-        other = [
-            f"{ours!r} was {theirs!r}" for ours, theirs in zip(classes, self.classes, strict=True) if ours != theirs
-        ]
-        return f"{text}; {len(other)} of {len(classes)} classes have other names: {_join_first_names(other)}"
+            more = f" and {len(layers) - MAX_NAMES_SHOWN} more" if len(layers) > MAX_NAMES_SHOWN else ""
+            text += f"; initialised anew: {', '.join(layers[:MAX_NAMES_SHOWN])}{more}"
+        if self.classes is not None and self.classes != tuple(classes):
+            text += f"; their {len(self.classes)} classes differ from the {len(classes)} of the dataset"
+        return text
 
 
 def compute_weights_digest(url: str) -> str:
-    """Return the digest of the weights at `url`, a final folder or a .safetensors file, for Recipe.initial_weights.
-
-    Raises FileNotFoundError, StorageError or CheckpointError.
-    """
-    return weights.compute_digest(_read_weights(url)[0])
+    """Return the digest of weights, for Recipe.initial_weights. Raises CheckpointError, StorageError."""
+    return checkpoint_format.compute_digest(_read_weights(url)[0])
 
 
 def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
-    """Return the recipe of a training that starts from the weights at `url`; the same recipe without a URL.
-
-    Raises ConfigError for weights that cannot be used; StorageError.
-    """
+    """Return the recipe with the digest of the weights at `url`, if any. Raises StorageError, ConfigError."""
     if not url:
         if recipe.initial_weights:
             raise ConfigError(
@@ -77,8 +63,6 @@ def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
         return recipe
     try:
         digest = compute_weights_digest(urls.require_absolute(url, "weights"))
-    except FileNotFoundError:
-        raise ConfigError(f"weights: {redaction.redact(url)}: nothing there; {_suggest_weights(url)}") from None
     except ValueError as error:  # CheckpointError, or a relative place
         raise ConfigError(str(error)) from None
     if recipe.initial_weights not in ("", digest):
@@ -97,11 +81,8 @@ def load_pretrained(model: Network, url: str, digest: str) -> LoadedWeights:
     network elsewhere; StorageError.
     """
     shown = redaction.redact(url)
-    try:
-        tensors, classes = _read_weights(url)
-    except FileNotFoundError:
-        raise CheckpointError(f"weights: {shown!r}: nothing there; set --weights to where {digest} lies") from None
-    if (actual := weights.compute_digest(tensors)) != digest:
+    tensors, classes = _read_weights(url)
+    if (actual := checkpoint_format.compute_digest(tensors)) != digest:
         raise CheckpointError(
             f"weights: {shown}: their digest is {actual}, the run was started from {digest}: give the weights that it "
             "was started from, or start anew with --new"
@@ -115,7 +96,8 @@ def load_pretrained(model: Network, url: str, digest: str) -> LoadedWeights:
         or (name in tensors and name.startswith(heads) and tensors[name].shape != tensor.shape)
     ]
     # A whole layer keeps its values, even if its bias would fit.
-    random = [name for name in own if any(_is_same_layer(name, other, heads) for other in misfits)]
+    layers = tuple(head for head in heads if any(name.startswith(head) for name in misfits))
+    random = tuple(name for name in own if name in misfits or name.startswith(layers))
     offered = {name: tensor for name, tensor in tensors.items() if name not in random}
     loaded = {name: tensor for name, tensor in own.items() if name not in random}
     if (problem := checkpoint_format.find_tensor_mismatch(offered, loaded, "the recipe's network")) is not None:
@@ -125,23 +107,7 @@ def load_pretrained(model: Network, url: str, digest: str) -> LoadedWeights:
     with torch.no_grad():
         for name, tensor in loaded.items():
             tensor.copy_(tensors[name])
-    return LoadedWeights(len(loaded), tuple(random), classes)
-
-
-def _is_same_layer(name: str, other: str, heads: tuple[str, ...]) -> bool:
-    return name == other or any(name.startswith(head) and other.startswith(head) for head in heads)
-
-
-def _join_first_names(texts: Sequence[str]) -> str:
-    left = len(texts) - MAX_NAMES_SHOWN
-    return ", ".join(texts[:MAX_NAMES_SHOWN]) + (f" and {left} more" if left > 0 else "")
-
-
-def _suggest_weights(url: str) -> str:
-    final = get_final_weights_dir(url)
-    if commit.is_complete(final):
-        return f"the run's weights are in {redaction.redact(final)}"
-    return f"give a finished run's final folder or a {SAFETENSORS_SUFFIX} file"
+    return LoadedWeights(len(loaded), random, classes)
 
 
 def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
@@ -149,52 +115,34 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
     shown = redaction.redact(url)
     try:
         if not url.endswith(SAFETENSORS_SUFFIX):
-            final = weights.load(url)
+            final = checkpoint_format.load_final_weights(url)
             return final.averaged, final.classes
         data = file_io.read_bytes(url)
-    except FileNotFoundError:
-        if url.endswith(SAFETENSORS_SUFFIX) or not file_io.exists(url) or file_io.list_names(url):
+    except (FileNotFoundError, StorageError) as error:
+        expected = FileNotFoundError | NotADirectoryError | IsADirectoryError
+        if not isinstance(error, expected) and not isinstance(error.__cause__, expected):
             raise
-        raise _make_format_error(shown) from None
-    except StorageError as error:
-        if isinstance(error.__cause__, NotADirectoryError | IsADirectoryError):
-            raise _make_format_error(shown) from None
-        raise
+        raise CheckpointError(
+            f"weights: must be a finished run's final folder or a {SAFETENSORS_SUFFIX} file, got {shown}; convert a "
+            "state dict of torch.save by safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'FILE.safetensors')"
+        ) from None
     try:
         tensors = safe.load(data)
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"weights: {shown}: no safetensors file: {error}") from None
     if name := checkpoint_format.find_non_finite(tensors):
         raise CheckpointError(f"weights: {shown}: {name} has NaN or infinite values; give other weights")
-    return _strip_prefixes(tensors, shown), _read_class_names(data)
+    named = _strip_prefixes(tensors)
+    if len(named) < len(tensors):
+        raise CheckpointError(f"weights: {shown}: holds a tensor twice, with and without _orig_mod; give one of them")
+    return named, parse_class_names(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
-def _make_format_error(shown: str) -> CheckpointError:
-    return CheckpointError(
-        f"weights: must be a finished run's final folder or a {SAFETENSORS_SUFFIX} file, got {shown}; "
-        "convert a state dict of "
-        "torch.save by safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
-    )
-
-
-def _strip_prefixes(tensors: dict[str, Tensor], shown: str) -> dict[str, Tensor]:
+def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors under the names that the network gives them, whatever wrapped it when they were saved."""
     # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
-    named = {".".join(part for part in name.split(".") if part != _COMPILED_PART): name for name in tensors}
-    while named and all(name.startswith(_DDP_PREFIX) for name in named):
-        named = {name.removeprefix(_DDP_PREFIX): first for name, first in named.items()}
-    if len(named) < len(tensors):
-        raise CheckpointError(
-            f"weights: {shown}: holds a tensor twice, with and without {_COMPILED_PART}; give one of them"
-        )
-    return {name: tensors[first] for name, first in named.items()}
-
-
-def _read_class_names(data: bytes) -> tuple[str, ...] | None:
-    """Return the classes in the header of a safetensors file that this project wrote; None for other files."""
-    try:
-        header = parse_object(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        classes = parse_json(header["__metadata__"]["classes"])
-    except (ValueError, KeyError, TypeError):
-        return None
-    return tuple(map(str, classes)) if isinstance(classes, list) else None
+    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): each for name, each in tensors.items()}
+    while plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): each for name, each in plain.items()}
+    return plain

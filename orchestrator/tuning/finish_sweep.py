@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 
 from orchestrator.config import redaction
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session

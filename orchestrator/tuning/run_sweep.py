@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config import redaction
-from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease

@@ -1,6 +1,7 @@
 """Checkpoints: saved, verified, the newest good one found, few kept, nothing unpickled."""
 
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from orchestrator.checkpoint import checkpoint as checkpoints
 from orchestrator.checkpoint import checkpoint_dir
-from orchestrator.checkpoint.checkpoint import CheckpointError, FormatVersionError, NonFiniteError
+from orchestrator.checkpoint.checkpoint import STATE_FILE, CheckpointError, FormatVersionError, NonFiniteError
 from orchestrator.storage import commit, file_io, urls
 from tests.support.tiny_shards import flip_byte
 
@@ -63,7 +66,7 @@ def test_other_storage_will_do() -> None:
     file_io.remove("memory://checkpoints-test")
 
 
-def test_objects_are_refused_and_never_made(tmp_path: Path) -> None:
+def test_objects_are_rejected_and_never_made(tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     url = checkpoints.save(str(tmp_path / "run"), state() | {"trap": _Trap(str(trap))}, 1, 1)
     with pytest.raises(CheckpointError, match=url):
@@ -71,7 +74,7 @@ def test_objects_are_refused_and_never_made(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_state_is_rejected(tmp_path: Path) -> None:
     url = str(tmp_path / "one")
     commit.write_folder(url, {"other.pt": b"1"}, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError, match=checkpoints.STATE_FILE):
@@ -86,7 +89,7 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1, None, "2"])
-def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
+def test_another_format_version_is_rejected(tmp_path: Path, version: object) -> None:
     url = str(tmp_path / "one")
     about = {} if version is None else {"format_version": version}
     commit.write_folder(url, {checkpoints.STATE_FILE: checkpoints.serialize_state(state())}, about)
@@ -203,10 +206,10 @@ def test_large_numbers_are_finite_though_their_sum_is_not(tmp_path: Path) -> Non
     assert checkpoints.load(checkpoints.save(str(tmp_path), large, 1, 1))["weight"][0] == torch.tensor(3e38)
 
 
-def test_passwords_in_urls_are_not_told(tmp_path: Path) -> None:
+def test_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
     url = "memory://user:secret@checkpoints-secret/one"
     with pytest.raises(NonFiniteError) as caught:
-        checkpoints.write_folder(url, {"weight": torch.full((1,), float("nan"))}, {})
+        checkpoints.save(url, {"weight": torch.full((1,), float("nan"))}, 1, 1)
     commit.write_folder(url, {checkpoints.STATE_FILE: b"no zip"}, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError) as also:
         checkpoints.load(url)
@@ -277,3 +280,83 @@ def test_a_tensor_of_more_numbers_than_are_stored(tmp_path: Path) -> None:
     commit.write_folder(url, payload, {"format_version": checkpoints.FORMAT_VERSION})
     with pytest.raises(CheckpointError, match=r"model\.weight claims more numbers"):
         checkpoints.load(url)
+
+
+# ------------------------------------------------------------------ final weights and the hash that identifies them
+def some(value: float = 1.0) -> dict[str, Tensor]:
+    return {"b": torch.full((2, 2), value), "a": torch.arange(24.0).reshape(1, 2, 3, 4)}
+
+
+def test_final_weights_are_loaded_as_they_were_saved(tmp_path: Path) -> None:
+    url = str(tmp_path / "final")
+    digest = checkpoints.save_final_weights(url, some(1.0), some(2.0), {"name": "x", "epochs": 3}, ("ant", "bee"))
+    found = checkpoints.load_final_weights(url)
+    assert found.digest == digest == checkpoint_dir.read_weights_digest(url)
+    assert (found.recipe, found.classes) == ({"name": "x", "epochs": 3}, ("ant", "bee"))
+    assert torch.equal(found.averaged["b"], some(1.0)["b"])
+    assert torch.equal(found.raw["b"], some(2.0)["b"])
+
+
+def test_averaged_weights_are_there_for_anything_that_reads_safetensors(tmp_path: Path) -> None:
+    averaged = some(1.0) | {"c": torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)}
+    digest = checkpoints.save_final_weights(str(tmp_path / "final"), averaged, some(2.0), {"name": "x"}, ("ant", "bee"))
+    with safe_open(tmp_path / "final" / "averaged.safetensors", framework="np") as found:
+        assert set(found.keys()) == {"a", "b", "c"}
+        assert found.get_tensor("c").tolist() == averaged["c"].tolist()
+        about = found.metadata()
+    assert (json.loads(about["recipe"]), json.loads(about["classes"])) == ({"name": "x"}, ["ant", "bee"])
+    assert (about["weights"], about["format_version"]) == (digest, "2")
+
+
+def test_a_damaged_export_is_found(tmp_path: Path) -> None:
+    checkpoints.save_final_weights(str(tmp_path / "final"), some(), some(), {}, ())
+    flip_byte(tmp_path / "final" / checkpoint_dir.EXPORT_FILE, -1)
+    with pytest.raises(CheckpointError, match=r"averaged\.safetensors: damaged"):
+        checkpoints.load_final_weights(str(tmp_path / "final"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"raw\.b"):
+        checkpoints.save_final_weights(str(tmp_path / "final"), some(), some(float("inf")), {}, ())
+    assert not (tmp_path / "final").exists()
+
+
+def test_the_digest_never_changes() -> None:
+    """Score stores are keyed by it: another digest for old weights would score everything again."""
+    assert checkpoints.compute_digest(some()) == "cfee9f47a3cd6367"
+
+
+def test_the_digest_is_of_names_and_values_alone() -> None:
+    plain = checkpoints.compute_digest(some())
+    assert checkpoints.compute_digest(dict(sorted(some().items()))) == plain, "not of the order"
+    strided = some() | {"a": some()["a"].contiguous(memory_format=torch.channels_last)}
+    assert checkpoints.compute_digest(strided) == plain, "not of the layout in memory"
+    assert checkpoints.compute_digest({name: torch.nn.Parameter(tensor) for name, tensor in some().items()}) == plain
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"b": torch.tensor([[1.0, 1.0], [1.0, 1.0000001]])},
+        {"b": torch.ones(4)},
+        {"b": torch.ones(2, 2, dtype=torch.float64)},
+        {"c": torch.ones(1)},
+    ],
+    ids=["value", "shape", "type", "name"],
+)
+def test_changed_weights_have_another_digest(changed: dict[str, Tensor]) -> None:
+    assert checkpoints.compute_digest(some() | changed) != checkpoints.compute_digest(some())
+
+
+def test_absent_and_damaged(tmp_path: Path) -> None:
+    url = tmp_path / "final"
+    for call in (checkpoints.load_final_weights, checkpoint_dir.read_weights_digest):
+        with pytest.raises(FileNotFoundError):
+            call(str(url))
+    checkpoints.save_final_weights(str(url), some(), some(), {}, ("ant", "bee"))
+    flip_byte(url / STATE_FILE, 500)
+    with pytest.raises(CheckpointError):
+        checkpoints.load_final_weights(str(url))
+    (url / commit.DONE).unlink()
+    with pytest.raises(FileNotFoundError):
+        checkpoints.load_final_weights(str(url))

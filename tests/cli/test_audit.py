@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
-from orchestrator.checkpoint import checkpoint_dir, weights
+from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.cli import audit
 from orchestrator.cli.config import AuditConfig
 from orchestrator.config.errors import ConfigError
@@ -175,16 +175,16 @@ def rewrite(one: TrainJob, tamper: Callable[[Any], None]) -> None:
     """Another record beside the final weights, committed as if nothing was wrong."""
     final = get_final_weights_dir(one.folder)
     payload, about = commit.read_folder(final), commit.read_metadata(final)
-    record = json.loads(payload[weights.AUDIT_FILE])
+    record = json.loads(payload[checkpoint_format.AUDIT_FILE])
     tamper(record)
-    commit.write_folder(final, payload | {weights.AUDIT_FILE: json.dumps(record).encode()}, about)
+    commit.write_folder(final, payload | {checkpoint_format.AUDIT_FILE: json.dumps(record).encode()}, about)
 
 
 def test_a_record_that_was_changed_in_place_is_told(one: TrainJob) -> None:
-    tiny_shards.flip_byte(Path(get_final_weights_dir(one.folder), weights.AUDIT_FILE), 60)
+    tiny_shards.flip_byte(Path(get_final_weights_dir(one.folder), checkpoint_format.AUDIT_FILE), 60)
     status, text = told(one)
     assert status == 1
-    assert weights.AUDIT_FILE in text
+    assert checkpoint_format.AUDIT_FILE in text
 
 
 def test_the_checkpoint_of_other_samples_is_a_mismatch(data: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_checkpoint_of_other_samples_is_a_mismatch(data: Path, tmp_path: Pat
     runs.train(one)
     (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
-    checkpoint_format.write_folder(place.url, {**state, "samples": 40}, {})
+    checkpoint_format.save(get_checkpoints_dir(one.folder), {**state, "samples": 40}, place.samples, place.attempt)
     status, text = told(one)
     assert status == 1
     assert "8 samples were never delivered" in text

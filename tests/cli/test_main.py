@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.main import COMMANDS, SHARD_COMMANDS, Command
-from orchestrator.config.command_line import format_command
+from orchestrator.config.errors import format_command
 from tests.support.installed import make_environment, run_in
 from tests.support.launched import ROOT
 

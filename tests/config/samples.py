@@ -10,7 +10,7 @@ from orchestrator.config.flags import Flag
 
 
 class Pooling(Enum):
-    """How crops are pooled."""
+    """Pooling of crops."""
 
     MEAN = "mean"
     MAX = "max"
@@ -23,7 +23,7 @@ class StepDecay(Config):
     base_rate: float = Field(0.01, gt=0)
     """Learning rate at the start."""
     decay_factor: float = Field(0.96, gt=0, le=1)
-    """What the rate is multiplied by."""
+    """Factor on the rate."""
     decay_epochs: int = Field(8, gt=0)
 
 
@@ -79,10 +79,10 @@ class Handed(Config):
 
 
 class Recipe(Config):
-    """What changes results."""
+    """A training run."""
 
     schedule: Annotated[StepDecay | Polynomial, Field(discriminator="kind")] = StepDecay()
-    """How the learning rate falls."""
+    """Course of the learning rate."""
     scales: tuple[float, ...] = (0.08, 1)
     """Share of the image's area that a crop covers."""
     epochs: int = Field(90, gt=0)

@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.config.arg_parser import Preset, parse_args
+from orchestrator.config.arg_parser import Preset, check_versions, parse_args
 from orchestrator.config.base import Config
-from orchestrator.config.errors import find_near_misses
+from orchestrator.config.errors import ConfigError, find_near_misses
 from tests.config.samples import Augment, Polynomial, Predict, Recipe, Scheduled, StepDecay, Train
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def test_taken(arguments: list[str], expected: Train) -> None:
     assert train(*arguments) == expected
 
 
-REFUSED: list[tuple[list[str], str]] = [
+REJECTED: list[tuple[list[str], str]] = [
     (["goglenet"], "goglenet: unknown preset; did you mean googlenet-imagenet?"),
     (["zzz"], "zzz: unknown preset; known presets: digits, googlenet-imagenet"),
     (["digits", "zzz"], "zzz: unexpected argument; flags begin with --"),
@@ -88,11 +89,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--epochs", "1.5"], "epochs: must be a whole number, got 1.5"),
     (["--epochs", "ten"], "epochs: must be a whole number, got 'ten'"),
     (["--epochs", "3"], "epochs must be 8 or more for a step schedule, got 3"),
-    (["--dry-run=maybe"], "dry_run: must be true or false, got 'maybe' (Print the plan only)"),
+    (["--dry-run=maybe"], "dry_run: must be true or false, got 'maybe'"),
     (
         ["--schedule.decay-factor", "1.5", "--clip", "x"],
-        "clip: must be a number, got 'x'; "
-        "schedule.decay_factor: must be at most 1, got 1.5 (What the rate is multiplied by)",
+        "clip: must be a number, got 'x'; schedule.decay_factor: must be at most 1, got 1.5",
     ),
     (
         ["--loss", "softmx"],
@@ -100,14 +100,14 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     (
         ["--scales", "1", "a"],
-        "scales.1: must be a number, got 'a' (Share of the image's area that a crop covers)",
+        "scales.1: must be a number, got 'a'",
     ),
     (["--epochs", "a\nb"], "epochs: must be a whole number, got 'a\\nb'"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "line"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
-def test_refused_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("arguments", "line"), REJECTED, ids=[" ".join(a) for a, _ in REJECTED])
+def test_rejected_in_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         train(*arguments)
     out, err = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_help_of_a_preset_shows_typed_flags(arguments: list[str], capsys: pytest
     shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert caught.value.code == 0
     assert f"usage: train {arguments[0]}" in shown
-    assert "--schedule.decay-factor FLOAT What the rate is multiplied by. (default: 0.96)" in shown
+    assert "--schedule.decay-factor FLOAT Factor on the rate. (default: 0.96)" in shown
     assert "--schedule.kind {step,polynomial} (default: step)" in shown
     assert "--scales FLOAT ... Share of the image's area that a crop covers. (default: 0.08 1.0)" in shown
     assert "--storage STR|none (default: none)" in shown
@@ -183,7 +183,7 @@ def test_help_follows_the_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--schedule.power FLOAT" in capsys.readouterr().out
 
 
-def test_the_only_preset_shows_its_flags_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_only_preset_shows_its_flags_immediately(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict("--help")
     shown = capsys.readouterr().out
@@ -277,11 +277,63 @@ def test_help_groups_flags_common_ones_first_and_ends_with_the_example(capsys: p
     assert titles == [
         "common flags:",
         "other flags:",
-        "schedule: How the learning rate falls:",
-        "What changes results:",
+        "schedule: Course of the learning rate:",
+        "A training run:",
         "examples:",
     ]
     first = lines.index("common flags:")
     assert lines[first + 1].startswith("  --epochs INT")
     assert lines[first + 2].startswith("  --data STR")
     assert lines[-1] == "  train x"
+
+
+# ------------------------------------------------------------------ versions of Ray, torch and MLflow
+def pretend(monkeypatch: pytest.MonkeyPatch, package: str, version: str | None) -> None:
+    """Make `package` appear to be installed with this version, or not at all."""
+    real = metadata.version
+
+    def fake(name: str) -> str:
+        if name != package:
+            return real(name)
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", fake)
+
+
+def test_the_installed_versions_are_supported() -> None:
+    check_versions()
+
+
+@pytest.mark.parametrize(
+    ("package", "version"), [("ray", "2.99.1"), ("torch", "2.30.0+cu140"), ("torch", "2.10"), ("mlflow", "3.99.0rc1")]
+)
+def test_newer_minor_versions_are_accepted(package: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, package, version)
+    check_versions()
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "shown"),
+    [("ray", "3.0.0", "3.0.0"), ("torch", "2.9.1", "2.9.1"), ("mlflow", "4.0.0rc1", "4.0.0rc1"), ("ray", None, "none")],
+)
+def test_other_versions_are_one_line_with_the_fix(
+    package: str, version: str | None, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, package, version)
+    with pytest.raises(
+        ConfigError, match=rf"^{package} must be of version .*, got {shown}; run: pip install '{package}"
+    ):
+        check_versions()
+
+
+def test_a_command_with_an_unsupported_version_stops_but_shows_its_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(monkeypatch, "ray", "9.0")
+    for arguments, status in (["digits", "--help"], 0), (["digits"], 2):
+        with pytest.raises(SystemExit) as caught:
+            parse_args("train", "", PRESETS, "digits", arguments)
+        assert caught.value.code == status
+    assert capsys.readouterr().err.startswith("train: error: ray must be of version 2.60 or newer and below 3, got 9.0")

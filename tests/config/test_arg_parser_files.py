@@ -35,7 +35,7 @@ def test_a_kind_that_has_to_be_said_is_given_as_json() -> None:
         (["--origin", "none"], "--origin: unknown flag; known flags: --schedule.kind, "),
     ],
 )
-def test_what_is_not_said_or_may_not_be_said_is_refused(
+def test_a_required_or_fixed_field_is_rejected(
     arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -81,7 +81,7 @@ def test_a_file_is_a_preset_with_flags_on_top() -> None:
         (["digits", "20.json"], "20.json: unexpected argument; flags begin with --"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line(
+def test_a_file_that_cannot_be_used_is_rejected_in_one_line(
     arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

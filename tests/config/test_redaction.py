@@ -68,7 +68,7 @@ def test_characters_that_steer_a_terminal_are_escaped() -> None:
         (f"https://user:{9000}@host/a@b", "https://b;"),
     ],
 )
-def test_a_place_with_credentials_is_refused_without_showing_them(text: str, shown: str) -> None:
+def test_a_place_with_credentials_is_rejected_without_showing_them(text: str, shown: str) -> None:
     reason = find_credentials_problem(text, "--data")
     assert reason is not None
     assert reason.startswith("--data: must be a URL without user name and password, got one with them for " + shown)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint import checkpoint
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from orchestrator.tracking.events import Event
 from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills.faults import Hit
@@ -38,7 +38,7 @@ class Report:
 
 def final(run: Run) -> FinalWeights:
     """The final weights of a finished run, verified."""
-    return weights.load(get_final_weights_dir(str(run.folder)))
+    return checkpoint.load_final_weights(get_final_weights_dir(str(run.folder)))
 
 
 def recovered(run: Run, hit: Hit, name: str) -> Report:

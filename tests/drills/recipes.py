@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from orchestrator.data import manifest
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET

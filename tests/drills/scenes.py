@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from tests.drills import checks, ensembles, recipes
 from tests.drills.checks import Report
 from tests.drills.faults import Hit, kill_worker

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from tests.drills import recipes, stage
 from tests.drills.stage import Cluster
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
@@ -27,7 +27,7 @@ from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.training.callbacks import best_checkpoint
+from orchestrator.training.callbacks import checkpointer
 from orchestrator.training.run_dir import get_best_weights_dir
 from tests.support import finals, stores, tiny_shards
 from tests.support.launched import ROOT, ended_with, process_tree, title, until
@@ -325,17 +325,17 @@ def test_a_run_without_such_weights_is_named(runs: Path, sent: Sent, kind: scori
 def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -> str:
     """Weights of the best validation, as training keeps them."""
     final, _ = finals.save(Path(spec.folder) / "spare", spec.recipe, classes, seed)
-    loaded = weights.load(final)
+    loaded = checkpoint.load_final_weights(final)
     url = make_checkpoint_url(get_best_weights_dir(spec.folder), 64, 1)
     about = {"samples": 64, metric: 0.5}
-    weights.save(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, metadata=about)
+    checkpoint.save_final_weights(url, loaded.averaged, loaded.raw, spec.recipe.to_dict(), classes, metadata=about)
     return url
 
 
 def test_kinds_of_weights_are_stored_separately(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    url = keep_best(spec, best_checkpoint.MONITORED_METRICS[0], at.manifest.classes, seed=5)
+    url = keep_best(spec, checkpointer.MONITORED_METRICS[0], at.manifest.classes, seed=5)
     folders = [score_runs(at, [spec], kind=kind)[0] for kind in ("averaged", "raw", "best")]
     assert len(set(folders)) == 3
     assert all(folder.startswith(spec.folder + "/scores/") for folder in folders)
@@ -348,7 +348,7 @@ def test_kinds_of_weights_are_stored_separately(runs: Path, sent: Sent) -> None:
 def test_the_best_before_there_is_an_average_are_the_raw_weights(runs: Path) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
-    url = keep_best(spec, best_checkpoint.MONITORED_METRICS[1], at.manifest.classes, seed=5)
+    url = keep_best(spec, checkpointer.MONITORED_METRICS[1], at.manifest.classes, seed=5)
     found = scoring.find_weights(spec, "best")
     assert (found.url, found.which) == (url, "raw")
     assert found.identity == f"{found.digest}-raw"

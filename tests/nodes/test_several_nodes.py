@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.data.build.sources import digits
 from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills import checks, stage
@@ -69,7 +69,7 @@ def test_packets_that_are_lost_change_nothing(pair: nodes.Cluster, shared: Path)
         print(f"{share:.0%} of all packets lost: {time.time() - began:.1f} s, {repeated[share]} segments sent again")
         assert ended.status == 0, ended.out
         assert not run.events("incident")
-        final[share] = weights.load(get_final_weights_dir(str(run.folder)))
+        final[share] = checkpoint.load_final_weights(get_final_weights_dir(str(run.folder)))
     assert repeated[0.01] > repeated[0.0] + 50, "else nothing was lost"
     assert identical(final[0.0], final[0.01])
 

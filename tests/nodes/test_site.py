@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import weights
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint import checkpoint
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from orchestrator.training.run_dir import get_final_weights_dir
 from tests.drills import stage
 from tests.nodes.scenes import flags
@@ -56,7 +56,10 @@ def shared() -> Iterator[Site]:
 
 def finals(folder: Path) -> dict[str, FinalWeights]:
     """The final weights of a storage's runs, by name."""
-    return {one.name: weights.load(get_final_weights_dir(str(one))) for one in sorted((folder / "models").iterdir())}
+    return {
+        one.name: checkpoint.load_final_weights(get_final_weights_dir(str(one)))
+        for one in sorted((folder / "models").iterdir())
+    }
 
 
 def under_way(made: Site, name: str, workers: int) -> SiteRun:

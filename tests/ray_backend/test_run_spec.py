@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.config.arg_parser import parse_args
-from orchestrator.config.command_line import format_command
-from orchestrator.config.errors import ConfigError
+from orchestrator.config.errors import ConfigError, format_command
 from orchestrator.config.overrides import apply_overrides, flatten_config
 from orchestrator.ensemble.config import TrainEnsembleConfig
 from orchestrator.ray_backend import cluster

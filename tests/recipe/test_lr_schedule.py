@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import (
     AnySchedule,

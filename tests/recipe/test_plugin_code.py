@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.plugins import compute_source_digest
 from orchestrator.models.config import ModelPlugin

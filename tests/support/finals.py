@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.models.network import Network
 from orchestrator.models.registry import create_model
 from orchestrator.recipe.config import Recipe
@@ -22,5 +22,5 @@ def save(folder: Path, of: Recipe, classes: tuple[str, ...], seed: int) -> tuple
     state = {name: value * 3 if name == "classifier.weight" else value for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     raw = {name: value + 1 for name, value in state.items()}  # must not be what is scored
-    weights.save(str(folder / "final"), state, raw, of.to_dict(), classes)
+    checkpoint.save_final_weights(str(folder / "final"), state, raw, of.to_dict(), classes)
     return str(folder / "final"), model

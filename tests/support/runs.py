@@ -8,8 +8,8 @@ from unittest.mock import patch
 
 import torch
 
-from orchestrator.checkpoint import checkpoint_dir, weights
-from orchestrator.checkpoint.weights import FinalWeights
+from orchestrator.checkpoint import checkpoint, checkpoint_dir
+from orchestrator.checkpoint.checkpoint import FinalWeights
 from orchestrator.data import manifest, sample_audit
 from orchestrator.data.dataloader import Batch
 from orchestrator.data.sample_audit import AuditRecord
@@ -21,10 +21,10 @@ from orchestrator.storage import file_io
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training import trainer
-from orchestrator.training.callbacks import stop_monitor
+from orchestrator.training.callbacks import watchdog
 from orchestrator.training.config import Cadence, Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
+from orchestrator.training.rank_sync import StepSums
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support.ranks import Ranks
@@ -88,7 +88,7 @@ class RecordingContext:
 
 def train(of: TrainJob, world: DistributedContext = ALONE, context: RecordingContext | None = None) -> Outcome:
     """Run one attempt with a sharp eye on the stop flag."""
-    with patch.object(stop_monitor, "POLL_SECONDS", 0.002):
+    with patch.object(watchdog, "POLL_SECONDS", 0.002):
         return trainer.run_training(of, world, context or RecordingContext())
 
 
@@ -129,7 +129,7 @@ def plan(of: TrainJob, epoch: int) -> EpochOrder:
 
 def delivered(of: TrainJob) -> AuditRecord:
     """The record that is kept with the final weights."""
-    return sample_audit.parse_record(weights.load_audit(get_final_weights_dir(of.folder)), "final")
+    return sample_audit.parse_record(checkpoint.load_audit(get_final_weights_dir(of.folder)), "final")
 
 
 def as_planned(of: TrainJob) -> bool:
@@ -165,7 +165,7 @@ def saved_at(of: TrainJob) -> list[int]:
 
 def final(of: TrainJob) -> FinalWeights:
     """The final weights."""
-    return weights.load(get_final_weights_dir(of.folder))
+    return checkpoint.load_final_weights(get_final_weights_dir(of.folder))
 
 
 def outcome(of: TrainJob) -> Outcome:

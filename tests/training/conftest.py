@@ -64,4 +64,4 @@ def _no_watchdog_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(Watchdog, "__init__", noted)
     yield
     for one in made:
-        one.close()
+        one.on_end()

@@ -8,13 +8,13 @@ import pytest
 
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.storage import file_io
+from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training import attempts
 from orchestrator.training.attempts import (
     CHECKPOINT_UNUSABLE_CAUSE,
     WORKER_LOST_CAUSE,
     Attempt,
-    FailureRecord,
     Goodput,
     PreviousAttempt,
     build_incident,
@@ -77,7 +77,7 @@ def test_what_is_known_of_the_attempt_before(tmp_path: Path) -> None:
     assert before.samples == 640
     assert before.stall_causes == ("rank 1: no end",)
     assert before.failure is not None
-    assert before.failure.causes == {"0": "its node died"}
+    assert before.failure.values == {"0": "its node died"}
     assert before.failure.time == pytest.approx(moment, abs=0.001)
     assert before.heartbeat is not None
     assert before.last_seen == max(before.heartbeat.time, before.last_event.time if before.last_event else 0)
@@ -113,7 +113,7 @@ def test_damaged_records_keep_no_attempt_from_starting(tmp_path: Path) -> None:
     assert second.previous.samples == 0
 
 
-def test_time_that_nobody_wanted_does_not_count(tmp_path: Path) -> None:
+def test_a_requested_pause_does_not_count(tmp_path: Path) -> None:
     """Attempt 1 ran 10 s and was stopped, a pause, attempt 2 was killed after 5 s, found dead 20 s later."""
     folder = get_attempts_dir(str(tmp_path))
     now = time.time()
@@ -163,7 +163,9 @@ def attempt(of: PreviousAttempt | None) -> Attempt:
 def test_the_seconds_of_an_incident() -> None:
     now = time.time()
     found = build_incident(
-        attempt(before(start_time=now - 30, failure=FailureRecord(now - 20, {"1": "worker died: SIGKILL"}))), 320, []
+        attempt(before(start_time=now - 30, failure=Event("failure", now - 20, values={"1": "worker died: SIGKILL"}))),
+        320,
+        [],
     )
     assert found is not None
     assert found.seconds_to_detect == pytest.approx(10, abs=1)
@@ -171,7 +173,7 @@ def test_the_seconds_of_an_incident() -> None:
     assert found.cause == "rank 1: worker died: SIGKILL"
 
 
-def test_nobody_noticed_when_the_driver_was_lost() -> None:
+def test_a_lost_driver_leaves_no_time_of_detection() -> None:
     found = build_incident(attempt(before()), 0, [])
     assert found is not None
     assert found.seconds_to_detect is None
@@ -190,13 +192,13 @@ ECHO = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer
 
 
 def test_the_best_witness_tells_the_cause() -> None:
-    failure = FailureRecord(time.time(), {"0": ECHO, "1": "its node died"})
+    failure = Event("failure", time.time(), values={"0": ECHO, "1": "its node died"})
     assert find_failure_cause(before(failure=failure)) == "rank 1: its node died"
     assert find_failure_cause(before(failure=failure, stall_causes=("rank 2: no end of the phase 'step'",))).startswith(
         "rank 2"
     )
-    assert find_failure_cause(before(failure=FailureRecord(time.time(), {"0": ECHO}))) == WORKER_LOST_CAUSE
-    assert find_failure_cause(before(failure=FailureRecord(time.time(), {"controller": "gone"}))) == "gone"
+    assert find_failure_cause(before(failure=Event("failure", time.time(), values={"0": ECHO}))) == WORKER_LOST_CAUSE
+    assert find_failure_cause(before(failure=Event("failure", time.time(), values={"controller": "gone"}))) == "gone"
 
 
 def test_goodput_is_the_share_that_counted() -> None:

@@ -99,14 +99,14 @@ def test_the_final_weights_hold_what_they_were_trained_on(small: Path, tmp_path:
     assert [epoch.samples for epoch in runs.delivered(one).epochs] == [48] * 3
 
 
-def test_a_checkpoint_without_a_record_is_refused(small: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_record_is_rejected(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe(), pulse_steps=4)
     ask_to_stop(one)
     train(one)
     (place,) = checkpoint_dir.list_checkpoints(get_checkpoints_dir(one.folder))
     state = checkpoint_format.load(place.url)
     del state["audit"]
-    checkpoint_format.write_folder(place.url, state, {})
+    checkpoint_format.save(get_checkpoints_dir(one.folder), state, place.samples, place.attempt)
     outcome = train(one)
     assert outcome.status == "bad-checkpoint"
     assert place.url in outcome.message

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.checkpoint.checkpoint import STATE_FILE
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.recipe import presets
 from orchestrator.storage import commit, file_io
-from orchestrator.training import attempt_setup
+from orchestrator.training import trainer
 from orchestrator.training.config import TrainJob
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir
 from tests.support import runs, tiny_shards
@@ -60,7 +60,7 @@ def test_the_digits_preset_trains_and_validates_every_sample(digits: Path, tmp_p
     assert found.recipe == one.recipe.to_dict()
     assert len(found.classes) == 10
     assert not any(name.startswith("heads.") for name in found.raw)
-    assert weights.compute_digest(found.averaged) != weights.compute_digest(found.raw)
+    assert checkpoint.compute_digest(found.averaged) != checkpoint.compute_digest(found.raw)
     assert runs.saved_at(one) == [], "a finished run needs no checkpoints"
 
 
@@ -266,7 +266,7 @@ def test_a_rate_that_diverges(small: Path, tmp_path: Path, pulse_steps: int) -> 
     assert not file_io.exists(get_final_weights_dir(one.folder))
 
 
-def test_the_checkpoint_of_another_recipe_is_refused(small: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_recipe_is_rejected(small: Path, tmp_path: Path) -> None:
     one = job(small, tmp_path, recipe())
     ask_to_stop(one)
     train(one)
@@ -338,4 +338,4 @@ def test_attempts_are_numbered_through(small: Path, tmp_path: Path) -> None:
     assert train(one).attempt == 3
     records = [name for name in file_io.list_names(str(tmp_path / "attempts")) if name.endswith(".json")]
     assert records == ["000002.json", "000003.json"]
-    assert attempt_setup.start_attempt(one, runs.ALONE).number == 4
+    assert trainer.start_attempt(one, runs.ALONE).number == 4

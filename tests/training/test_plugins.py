@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.checkpoint import weights
+from orchestrator.checkpoint import checkpoint
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
 from orchestrator.training.run_dir import get_final_weights_dir
@@ -27,7 +27,7 @@ def make(**changes: object) -> Recipe:
 
 
 def digest(folder: Path) -> str:
-    return weights.load(get_final_weights_dir(str(folder))).digest
+    return checkpoint.load_final_weights(get_final_weights_dir(str(folder))).digest
 
 
 @pytest.mark.parametrize(

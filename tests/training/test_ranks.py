@@ -154,7 +154,7 @@ def test_texts_of_all_ranks(ranks: Ranks, texts: list[str]) -> None:
 def _sums(rank: int, workers: int, values: list[float]) -> Any:
     world = DistributedContext(rank, workers, runs.CPU)
     return (
-        world.all_reduce_values([value * (rank + 1) for value in values]),
+        list(world.all_reduce_sums(tuple(value * (rank + 1) for value in values))),
         world.broadcast_flag(rank == 0),
         world.broadcast_flag(rank != 0),
     )

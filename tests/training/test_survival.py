@@ -14,10 +14,10 @@ from orchestrator.checkpoint import checkpoint as checkpoints
 from orchestrator.data.dataloader import Batch
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
-from orchestrator.training.callbacks import stop_monitor, watchdog
+from orchestrator.training.callbacks import watchdog
 from orchestrator.training.config import TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.epoch_meter import StepSums
+from orchestrator.training.rank_sync import StepSums
 from orchestrator.training.run_dir import get_attempts_dir, get_checkpoints_dir, get_final_weights_dir
 from orchestrator.training.train_step import TrainStep
 from tests.support import runs
@@ -52,7 +52,7 @@ def test_a_stop_without_saving(small: Path, tmp_path: Path) -> None:
 def test_one_that_was_taken_over_ends_and_writes_nothing_that_counts(
     small: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stop_monitor, "FENCE_SECONDS", 0.002)
+    monkeypatch.setattr(watchdog, "FENCE_SECONDS", 0.002)
     one = job(small, tmp_path, recipe(epochs=200), checkpoint_seconds=0.001)
     one = one.model_copy(update={"successor": str(tmp_path / "000002.json")})
     before: list[int] = []

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.checkpoint.checkpoint import CheckpointError
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
 from orchestrator.training import train_state as states
-from orchestrator.training.train_state import TrainState
+from orchestrator.training.train_state import Progress, TrainState
+from orchestrator.training.train_step import compute_averaging_start_step
 from tests.support.runs import CPU, recipe
 
 Change = Callable[[dict[str, Any]], object]
@@ -84,7 +87,7 @@ def test_without_momentum_there_is_none(momentum: float) -> None:
         (lambda saved: saved["model"].update({"classifier.bias": 1.0}), "here: holds no state of a training run"),
     ],
 )
-def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, message: str) -> None:
+def test_what_is_no_snapshot_of_this_network_is_rejected(change: Change, message: str) -> None:
     saved = trained().snapshot()
     change(saved)
     state = made()
@@ -95,7 +98,7 @@ def test_what_is_no_snapshot_of_this_network_is_refused(change: Change, message:
     assert unchanged(state, before)
 
 
-def test_another_number_of_classes_is_refused() -> None:
+def test_another_number_of_classes_is_rejected() -> None:
     state = made(classes=4)
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"has shape \(3.*\), this run's has \(4.*number of classes"):
@@ -103,8 +106,31 @@ def test_another_number_of_classes_is_refused() -> None:
     assert unchanged(state, before)
 
 
-def test_another_network_is_refused() -> None:
+def test_another_network_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="another network"):
         made(apply_overrides(recipe(), {"model.auxiliary": False})).restore(trained().snapshot())
     with pytest.raises(CheckpointError, match="another width"):
         made(apply_overrides(recipe(), {"model.width": 0.2})).restore(trained().snapshot())
+
+
+# ------------------------------------------------------------------ the clock of a run
+@pytest.mark.parametrize(
+    ("step", "samples", "epoch", "step_in_epoch"),
+    [(0, 0, 0, 0), (1, 32, 0, 1), (9, 288, 0, 9), (10, 320, 1, 0), (27, 864, 2, 7)],
+)
+def test_literals(step: int, samples: int, epoch: int, step_in_epoch: int) -> None:
+    found = Progress(samples, 32, 10)
+    assert (found.step, found.epoch, found.step_in_epoch) == (step, epoch, step_in_epoch)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5000), st.integers(1, 5000))
+def test_one_step_at_a_time_is_the_same_as_all_together(step: int, batch_size: int, steps_per_epoch: int) -> None:
+    found = Progress(step * batch_size, batch_size, steps_per_epoch)
+    assert found.epoch * steps_per_epoch + found.step_in_epoch == found.step == step
+    after = found.advance()
+    assert after == Progress((step + 1) * batch_size, batch_size, steps_per_epoch)
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.6, 36), (0.61, 36), (0.99, 59), (0.9999, 59)])
+def test_averaging_begins_at_its_share_and_holds_at_least_the_last_step(start: float, first: int) -> None:
+    assert compute_averaging_start_step(apply_overrides(recipe(epochs=6), {"averaging.start": start}), 10) == first

@@ -18,8 +18,8 @@ from rich.console import Console
 from webdataset.shardlists import expand_urls
 
 from orchestrator.config import redaction
+from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from orchestrator.config import redaction
-from orchestrator.config.base import Config
+from orchestrator.config.base import Config, compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import rng
 from orchestrator.data.build.config import ManifestValues, PackConfig, ShardLayout

@@ -1,9 +1,8 @@
 """The base class of callbacks, and the errors of the user's own.
 
 The trainer calls the callbacks of every rank in this order: watchdog, stop monitor, profiler, checkpointer, best
-checkpoint, the user's own as listed, journal logger. So the journal records metrics that a user's callback adds, and
-what a checkpoint holds does not depend on the user's callbacks of the same sync. `on_end` runs in the reverse order:
-the watchdog ends last.
+checkpoint, the user's own as listed, journal logger, which so records metrics that a user's callback adds. `on_end`
+runs in the reverse order.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ class JournalLogger(Callback):
         """Record the metrics of an epoch."""
         self.append("epoch", trainer.state.progress, **metrics)
 
-    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+    def on_end(self, trainer: Trainer | None = None, outcome: Outcome | None = None) -> None:
         """Bring the journal to storage."""
-        self.close()
+        self._journal.close(CLOSE_TIMEOUT_SECONDS)
 
     def log_start(self, progress: Progress, world: DistributedContext, skipped_checkpoints: list[str]) -> None:
         """Record the start of the steps, and an incident when the attempt before crashed or left no usable state."""
@@ -75,16 +75,10 @@ class JournalLogger(Callback):
             self.append("incident", progress, **asdict(incident))
             lost = (incident.seconds_to_detect or 0.0) + incident.seconds_to_restart
             self._replay = (progress.samples + incident.samples_replayed, time.monotonic(), lost)
-        self.append(
-            "started",
-            progress,
-            attempt=self._attempt.number,
-            workers=world.workers,
-            device=str(world.device),
-            resumed=progress.samples > 0,
-            samples_per_epoch=progress.samples_per_epoch,
-            seconds_to_start=round(time.time() - self._attempt.start_time, 3),
-        )
+        values = {"attempt": self._attempt.number, "workers": world.workers, "device": str(world.device)}
+        values |= {"resumed": progress.samples > 0, "samples_per_epoch": progress.samples_per_epoch}
+        seconds = round(time.time() - self._attempt.start_time, 3)
+        self.append("started", progress, **values, seconds_to_start=seconds)
         # In storage before the first step, whatever happens next; storage that is down does not delay training long.
         self._journal.flush(START_FLUSH_SECONDS)
 
@@ -95,13 +89,8 @@ class JournalLogger(Callback):
         _, began, lost = self._replay
         self._replay = None
         seconds = time.monotonic() - began
-        self.append(
-            "recovered",
-            progress,
-            attempt=self._attempt.number,
-            seconds_to_replay=round(seconds, 3),
-            seconds_lost=round(lost + seconds, 3),
-        )
+        values = {"seconds_to_replay": round(seconds, 3), "seconds_lost": round(lost + seconds, 3)}
+        self.append("recovered", progress, attempt=self._attempt.number, **values)
 
     def log_bad_samples(self, progress: Progress, bad_samples: Sequence[BadEntry]) -> None:
         """Record samples that got weight 0 for the first time."""
@@ -122,7 +111,3 @@ class JournalLogger(Callback):
         """Record an event at this progress."""
         self._samples = progress.samples
         self._journal.append(kind, progress.samples, **values)
-
-    def close(self) -> None:
-        """Bring the journal to storage."""
-        self._journal.close(CLOSE_TIMEOUT_SECONDS)

@@ -27,34 +27,26 @@ class Profiler(Callback):
     def __init__(self, steps: tuple[int, int], url: str, device: torch.device) -> None:
         self._first, self._last = steps
         self._url = url
-        self._activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        self._profile: profile | None = profile(activities=activities, record_shapes=True)
         self._step = 0  # the next one
-        self._running: profile | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         """Begin the trace if it includes the first step."""
-        self._begin_if_due()
+        if self._profile is not None and self._step == self._first:
+            self._profile.start()
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Count the step; begin or end the trace where it is due."""
         self._step += 1
         if self._step == self._last + 1:
-            self._write_trace()
-        self._begin_if_due()
+            self.on_end(trainer, None)
+        self.on_start(trainer)
 
     def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
-        """Write what was traced if training ended before the last step of the trace."""
-        self._write_trace()
-
-    def _begin_if_due(self) -> None:
-        if self._step == self._first:
-            self._running = profile(activities=self._activities, record_shapes=True)
-            self._running.start()
-
-    def _write_trace(self) -> None:
-        """Write the trace, once. A failure only costs a warning: no training ends for a trace."""
-        running, self._running = self._running, None
-        if running is None:
+        """Write what was traced, once. A failure only costs a warning: no training ends for a trace."""
+        running, self._profile = self._profile, None
+        if running is None or self._step < self._first:
             return
         try:
             running.stop()

@@ -1,21 +1,22 @@
-"""Ends a process that makes no progress, with a named cause, so that the launcher starts its run again."""
+"""Monitor threads of a worker: the watchdog that ends a process without progress, and rank 0's polls of storage."""
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from orchestrator.config.json_text import parse_json
+from orchestrator.storage import file_io
+from orchestrator.training.attempts import Attempt
 from orchestrator.training.callbacks.callback import Callback
 from orchestrator.training.config import Outcome, PhaseTimeouts
 from orchestrator.training.rank_sync import SyncResult
@@ -23,11 +24,18 @@ from orchestrator.training.rank_sync import SyncResult
 if TYPE_CHECKING:  # trainer imports this module
     from orchestrator.training.trainer import Trainer
 
-POLL_SECONDS = 0.5
+PHASE_POLL_SECONDS = 0.5
 MAX_STEP_DURATIONS = 101
 REPORT_TIMEOUT_SECONDS = 10.0
 MAX_SLOW_WORK_SHOWN = 3  # of what takes long in other threads
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a retry may succeed
+
+# Of the stop monitor's threads.
+POLL_SECONDS = 1.0
+FENCE_SECONDS = 5.0
+BEAT_SECONDS = 2.0
+
+StopRequest = Literal["go-on", "save-and-stop", "stop", "superseded"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +48,9 @@ class Watchdog(Callback):
 
         pulse_steps: steps between syncs, where training sees a stop request.
         """
-        self._pulse_steps = pulse_steps
-        self._limits, self._report = limits, report
+        self.describe_slow_work: Callable[[], list[str]] = list  # of other threads, for a cause, the longest first
+        self._limits, self._report, self._pulse_steps = limits, report, pulse_steps
         self._phases: dict[str, tuple[float, float]] = {}  # phase: began (monotonic), limit in seconds
-        self._describe: Callable[[], list[str]] = list
         self._trainer = threading.get_ident()
         self._steps: deque[float] = deque(maxlen=MAX_STEP_DURATIONS)
         self._last: float | None = None
@@ -51,28 +58,24 @@ class Watchdog(Callback):
         self._start_phase("start", limits.start_seconds)
         threading.Thread(target=self._poll_phases, name="watchdog", daemon=True).start()
 
-    def on_step_end(self, trainer: Trainer) -> None:
+    def on_step_end(self, trainer: Trainer | None = None) -> None:
         """Expect the next step."""
-        self.record_step()
-
-    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
-        """End the phase "stop" when training has seen the request."""
-        if sync.is_healthy and sync.sums.should_stop:
-            self.acknowledge_stop()
-
-    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
-        """Stop watching."""
-        self.close()
-
-    def record_step(self) -> None:
-        """Record the end of a step; the next one is due."""
         now = time.monotonic()
         if self._last is not None:
             self._steps.append(now - self._last)
         self._last = now
         if self._phases.pop("start", None) is not None:
-            self._restart_phase("stop")
+            self._restart_stop()
         self._phases["step"] = (now, self._compute_step_limit())
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """End the phase "stop" when training has seen the request."""
+        if sync.is_healthy and sync.sums.should_stop:
+            self._phases.pop("stop", None)
+
+    def on_end(self, trainer: Trainer | None = None, outcome: Outcome | None = None) -> None:
+        """Stop watching."""
+        self._ended.set()
 
     @contextmanager
     def watch_phase(self, name: str, limit: float) -> Iterator[None]:
@@ -89,39 +92,27 @@ class Watchdog(Callback):
             if training:
                 self._last = None
                 self._start_phase("step", self._compute_step_limit())
-                self._restart_phase("stop")
+                self._restart_stop()
 
     def expect_stop(self) -> None:
         """Expect training to end soon after the next sync, where it sees the stop request."""
         slow = 3 * self._pulse_steps * max(list(self._steps), default=0.0)
         self._start_phase("stop", max(self._limits.stop_seconds, slow))
 
-    def acknowledge_stop(self) -> None:
-        """End the phase "stop": the training thread has seen the request."""
-        self._phases.pop("stop", None)
-
-    def set_slow_work_source(self, describe: Callable[[], list[str]]) -> None:
-        """Name in a cause what `describe` returns: slow work of other threads, the longest first."""
-        self._describe = describe
-
-    def close(self) -> None:
-        """Stop watching."""
-        self._ended.set()
-
     def _start_phase(self, phase: str, limit: float) -> None:
         self._phases[phase] = (time.monotonic(), limit)
 
-    def _restart_phase(self, phase: str) -> None:
-        """Restart the clock of a phase that the training thread could not end meanwhile."""
-        if (running := self._phases.get(phase)) is not None:
-            self._start_phase(phase, running[1])
+    def _restart_stop(self) -> None:
+        """Restart the clock of the phase "stop", which the training thread could not end meanwhile."""
+        if (running := self._phases.get("stop")) is not None:
+            self._start_phase("stop", running[1])
 
     def _compute_step_limit(self) -> float:
         usual = statistics.median(self._steps) if self._steps else 0.0
         return max(self._limits.step_seconds, self._limits.step_times * usual)
 
     def _poll_phases(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
+        while not self._ended.wait(PHASE_POLL_SECONDS):
             now = time.monotonic()
             phases = dict(self._phases)
             busy = not phases.keys().isdisjoint(("start", "evaluation", "wait-for-save"))
@@ -133,13 +124,13 @@ class Watchdog(Callback):
     def _abort_process(self, phase: str, seconds: float, limit: float) -> None:
         place = self._locate_training_thread()
         cause = f"no end of the phase {phase!r} after {seconds:.1f} s (limit {limit:.1f} s), in {place}"
-        if slow := self._describe():
+        if slow := self.describe_slow_work():
             more = f" and {len(slow) - MAX_SLOW_WORK_SHOWN} more" if len(slow) > MAX_SLOW_WORK_SHOWN else ""
             cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}{more}"
         _log.error("watchdog: %s; this worker ends itself", cause)
         # Storage may be what hangs: after its seconds the process ends anyhow.
         reporter = threading.Thread(
-            target=self._report, args=(cause, dump_stacks()), name="watchdog-report", daemon=True
+            target=self._report, args=(cause, format_stacks()), name="watchdog-report", daemon=True
         )
         reporter.start()
         reporter.join(REPORT_TIMEOUT_SECONDS)
@@ -148,15 +139,11 @@ class Watchdog(Callback):
 
     def _locate_training_thread(self) -> str:
         """Return the innermost lines of the training thread: this package's, and the last."""
-        frame = sys._current_frames().get(self._trainer)
-        if frame is None:
-            return "a thread that is gone"
-        lines = traceback.extract_stack(frame)
+        lines = traceback.extract_stack(sys._current_frames().get(self._trainer))
         own_lines = [line for line in lines if f"{os.sep}orchestrator{os.sep}" in line.filename]
-        chosen = [*own_lines[-1:], *lines[-1:]]
-        return " > ".join(
-            dict.fromkeys(f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
-        )
+        chosen = (*own_lines[-1:], *lines[-1:])
+        places = (f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
+        return " > ".join(dict.fromkeys(places))
 
 
 def end_process() -> None:
@@ -164,9 +151,70 @@ def end_process() -> None:
     os._exit(EXIT_STATUS)
 
 
-def dump_stacks() -> str:
+def format_stacks() -> str:
     """Return the Python stacks of all threads."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        return file.read()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = {names.get(ident, str(ident)): frame for ident, frame in sys._current_frames().items()}
+    return "\n".join(f"Thread {name}:\n{''.join(traceback.format_stack(frame))}" for name, frame in stacks.items())
+
+
+class StopMonitor(Callback):
+    """Rank 0's polls of storage for stop flag and later attempts, and its heartbeat; a failed poll is ignored."""
+
+    def __init__(
+        self, attempt: Attempt, stop_flag: str, successor: str, on_request: Callable[[], None] = lambda: None
+    ) -> None:
+        """on_request: called in a thread of the monitor at the first request."""
+        self.samples = 0  # set by the training thread; part of the heartbeat
+        self.request: StopRequest = "go-on"  # "superseded" outweighs the others
+        self._on_request = on_request
+        self._attempt, self._stop_flag, self._successor = attempt, stop_flag, successor
+        self._ended = threading.Event()
+        polls = ((self._poll_stop_flag, POLL_SECONDS), (self._poll_fence, FENCE_SECONDS), (self._beat, BEAT_SECONDS))
+        for arguments in polls:
+            # A thread each: a request that hangs delays no other.
+            threading.Thread(target=self._repeat, args=arguments, name="stop-monitor", daemon=True).start()
+
+    def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
+        """Take the progress for the next heartbeat."""
+        self.samples = trainer.state.progress.samples
+
+    def on_end(self, trainer: Trainer | None = None, outcome: Outcome | None = None) -> None:
+        """End the threads."""
+        self._ended.set()
+
+    def _repeat(self, action: Callable[[], None], seconds: float) -> None:
+        while True:
+            try:
+                action()
+            except OSError as error:
+                _log.debug("stop monitor: %s", error)
+            if self._ended.wait(seconds):
+                return
+
+    def _poll_stop_flag(self) -> None:
+        if self.request == "go-on" and file_io.exists(self._stop_flag):
+            self._set_request("save-and-stop" if _wants_checkpoint(file_io.read_bytes(self._stop_flag)) else "stop")
+
+    def _poll_fence(self) -> None:
+        if self._attempt.is_superseded() or (self._successor and file_io.exists(self._successor)):
+            self._set_request("superseded")
+
+    def _beat(self) -> None:
+        self._attempt.write_heartbeat(self.samples)
+
+    def _set_request(self, request: StopRequest) -> None:
+        is_first = self.request == "go-on"
+        if self.request != "superseded":
+            self.request = request
+        if is_first:
+            self._on_request()
+
+
+def _wants_checkpoint(flag: bytes) -> bool:
+    """Return whether a stop flag wants a checkpoint first, which it does unless it holds {"save": false}."""
+    try:
+        content = parse_json(flag)
+    except ValueError:
+        return True
+    return not (isinstance(content, dict) and content.get("save") is False)

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.data.sample_audit import BadEntry
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
-from orchestrator.training.attempts import Attempt, FailureRecord, Heartbeat, PreviousAttempt
+from orchestrator.training.attempts import Attempt, PreviousAttempt
 from orchestrator.training.callbacks import journal_logger
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.config import Outcome, TrainJob
@@ -33,7 +33,7 @@ def one(tmp_path: Path) -> TrainJob:
 def leader(one: TrainJob) -> Iterator[JournalLogger]:
     made = JournalLogger(one, Attempt(get_attempts_dir(one.folder), 2, time.time()))
     yield made
-    made.close()
+    made.on_end()
 
 
 def after(one: TrainJob, before: PreviousAttempt) -> JournalLogger:
@@ -46,7 +46,7 @@ def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> Non
     leader.append("metrics", AT, **{"train/step_loss": 0.5, "train/rate": 0.1})
     leader.append("epoch", AT, **{"train/loss": float("nan")})
     leader.log_outcome(Outcome(status="diverged", message="why", samples=352))
-    leader.close()
+    leader.on_end()
     kinds = [(event.kind, event.samples) for event in events(one)]
     assert kinds == [("started", 320), ("metrics", 320), ("epoch", 320), ("failed", 352)]
     started, point, _, failed = (dict(event.values) for event in events(one))
@@ -68,7 +68,7 @@ def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: Journal
     leader.log_bad_samples(AT, [])
     for _ in range(3):
         leader.log_bad_samples(AT, entries)
-    leader.close()
+    leader.on_end()
     logged = events(one, "bad-sample")
     assert len(logged) == journal_logger.MAX_BAD_SAMPLES_LOGGED
     assert logged[1].samples == 320
@@ -79,7 +79,7 @@ def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: Journal
 def test_an_end_in_order_is_no_incident(one: TrainJob, kind: str) -> None:
     second = after(one, PreviousAttempt(time.time() - 9, 0.0, Event(kind, time.time(), 320)))
     second.log_start(AT, ALONE, [])
-    second.close()
+    second.on_end()
     assert [event.kind for event in events(one)] == ["started"]
 
 
@@ -89,15 +89,15 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
         now - 90,
         0.0,
         Event("metrics", now - 62, 400),
-        Heartbeat(now - 60, 480),
-        FailureRecord(now - 50, {"1": "its node died"}),
+        Event("heartbeat", now - 60, 480),
+        Event("failure", now - 50, values={"1": "its node died"}),
     )
     second = after(one, before)
     second.log_start(AT, ALONE, ["x: damaged"])
     second.log_recovery(Progress(448, 32, 100))
     second.log_recovery(Progress(480, 32, 100))
     second.log_recovery(Progress(512, 32, 100))
-    second.close()
+    second.on_end()
     incident, _, recovered = events(one)
     assert incident.kind == "incident"
     seconds = {name: incident.values[name] for name in ("seconds_to_detect", "seconds_to_restart")}
@@ -114,7 +114,7 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
 def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogger) -> None:
     leader.append("epoch", Progress(640, 32, 100))
     leader.log_crash(RuntimeError("the disk is full"))
-    leader.close()
+    leader.on_end()
     found = journal.read_last_event(get_journal_dir(one.folder))
     assert found is not None
     number, crashed = found
@@ -123,7 +123,7 @@ def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogge
         one, Attempt(get_attempts_dir(one.folder), 3, time.time(), 0.0, PreviousAttempt(0.0, 0.0, crashed))
     )
     third.log_start(AT, ALONE, [])
-    third.close()
+    third.on_end()
     incident = next(event.values for event in events(one) if event.kind == "incident")
     assert incident["cause"] == "the attempt before crashed: RuntimeError: the disk is full"
     assert incident["samples_replayed"] == 320
@@ -132,7 +132,7 @@ def test_a_crash_is_the_next_incidents_cause(one: TrainJob, leader: JournalLogge
 def test_a_checkpoint_passed_over_is_an_incident_after_an_end_in_order_too(one: TrainJob) -> None:
     second = after(one, PreviousAttempt(time.time(), 0.0, Event("stopped", time.time(), 480)))
     second.log_start(AT, ALONE, ["x: damaged"])
-    second.close()
+    second.on_end()
     incident = events(one)[0].values
     assert incident["checkpoints_passed_over"] == ["x: damaged"]
     assert incident["samples_replayed"] == 160

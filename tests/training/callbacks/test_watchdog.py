@@ -1,24 +1,31 @@
 """The watchdog: which phases it ends, what it says, and what it leaves alone."""
 
+import json
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from orchestrator.data.sample_audit import AuditRecord
+from orchestrator.storage import file_io
+from orchestrator.training import attempts
 from orchestrator.training.callbacks import watchdog
-from orchestrator.training.callbacks.watchdog import Watchdog
+from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import PhaseTimeouts
+from orchestrator.training.rank_sync import SyncReport, SyncResult
 
 
 @pytest.fixture
 def fired(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Causes, in place of this process's end."""
     causes: list[str] = []
-    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "PHASE_POLL_SECONDS", 0.01)
     monkeypatch.setattr(watchdog, "end_process", lambda: time.sleep(0.2))
     return causes
 
@@ -37,7 +44,7 @@ def until(condition: Callable[[], object], seconds: float = 5.0) -> bool:
 def test_a_start_that_does_not_end(fired: list[str]) -> None:
     one = dog(fired, start_seconds=0.05)
     assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'start'" in fired[0]
     assert "limit 0.1 s" in fired[0]
     assert "test_watchdog.py" in fired[0], "it says where the training thread is"
@@ -46,34 +53,34 @@ def test_a_start_that_does_not_end(fired: list[str]) -> None:
 def test_no_step(fired: list[str]) -> None:
     one = dog(fired, start_seconds=0.05, step_seconds=0.3)
     for _ in range(20):
-        one.record_step()
+        one.on_step_end()
         time.sleep(0.01)
     assert fired == []
     assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'step'" in fired[0]
 
 
 def test_slow_steps_have_a_longer_limit(fired: list[str]) -> None:
     one = dog(fired, step_seconds=0.05, step_times=20)
     for _ in range(5):
-        one.record_step()
+        one.on_step_end()
         time.sleep(0.04)
     time.sleep(0.3)
     assert fired == [], "20 steps of 40 ms are not over"
-    one.close()
+    one.on_end()
 
 
 def test_no_step_is_due_in_an_evaluation_and_it_has_its_own_limit(fired: list[str]) -> None:
     one = dog(fired, step_seconds=0.05, step_times=2)
-    one.record_step()
+    one.on_step_end()
     with one.watch_phase("evaluation", 10.0):
         time.sleep(0.2)
         assert fired == []
-    one.record_step()
+    one.on_step_end()
     with one.watch_phase("evaluation", 0.05):
         assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'evaluation'" in fired[0]
 
 
@@ -97,10 +104,10 @@ def saving(by: Watchdog, limit: float) -> Iterator[None]:
 
 def test_a_save_in_the_background_does_not_excuse_the_steps(fired: list[str]) -> None:
     one = dog(fired, step_seconds=0.1, step_times=2)
-    one.record_step()
+    one.on_step_end()
     with saving(one, 10.0):
         assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'step'" in fired[0]
 
 
@@ -108,28 +115,28 @@ def test_a_save_that_hangs(fired: list[str]) -> None:
     one = dog(fired)
     with saving(one, 0.05):
         assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'save'" in fired[0]
 
 
-def test_a_wish_to_stop_that_nobody_hears(fired: list[str]) -> None:
+def test_a_stop_request_that_training_ignores(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
-    one.record_step()
+    one.on_step_end()
     one.expect_stop()
     assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'stop'" in fired[0]
 
 
-def test_a_wish_to_stop_waits_for_an_evaluation_and_is_over_once_heard(fired: list[str]) -> None:
+def test_a_stop_request_waits_for_an_evaluation_and_ends_once_seen(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
-    one.record_step()
+    one.on_step_end()
     with one.watch_phase("evaluation", 10.0):
         one.expect_stop()
         time.sleep(0.2)
-    one.acknowledge_stop()
+    one.on_sync(cast(Any, None), SyncResult(SyncReport(should_stop=1.0), AuditRecord(), []))
     time.sleep(0.2)
-    one.close()
+    one.on_end()
     assert fired == []
 
 
@@ -146,7 +153,7 @@ def test_storage_that_hangs_does_not_keep_a_process_from_ending(
 
     one = Watchdog(PhaseTimeouts(start_seconds=0.01), tell)
     assert ended.wait(5)
-    one.close()
+    one.on_end()
     hangs.set()
 
 
@@ -173,22 +180,22 @@ def test_a_process_that_hangs_ends() -> None:
 def test_slow_steps_are_given_the_time_to_come_to_a_pulse(fired: list[str]) -> None:
     one = Watchdog(PhaseTimeouts(stop_seconds=0.05), lambda cause, stacks: fired.append(cause), pulse_steps=10)
     for _ in range(4):
-        one.record_step()
+        one.on_step_end()
         time.sleep(0.03)
     one.expect_stop()
     time.sleep(0.3)
     assert fired == [], "30 steps of 30 ms are not over"
-    one.close()
+    one.on_end()
 
 
-def test_a_wish_to_stop_waits_for_a_start(fired: list[str]) -> None:
+def test_a_stop_request_waits_for_a_start(fired: list[str]) -> None:
     one = dog(fired, stop_seconds=0.1)
     one.expect_stop()
     time.sleep(0.3)
     assert fired == []
-    one.record_step()
+    one.on_step_end()
     assert until(lambda: fired)
-    one.close()
+    one.on_end()
 
 
 def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> None:
@@ -203,13 +210,67 @@ def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> Non
         other.start()
         other.join()
         assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert "the phase 'save'" in fired[0]
 
 
 def test_a_cause_names_what_takes_long_in_other_threads(fired: list[str]) -> None:
     one = dog(fired, start_seconds=0.05)
-    one.set_slow_work_source(lambda: [f"sample {key!r}" for key in "abcde"])
+    one.describe_slow_work = lambda: [f"sample {key!r}" for key in "abcde"]
     assert until(lambda: fired)
-    one.close()
+    one.on_end()
     assert fired[0].endswith("; meanwhile: sample 'a'; sample 'b'; sample 'c' and 2 more")
+
+
+# ------------------------------------------------------------------ the stop flag, later attempts and heartbeats
+@pytest.fixture(autouse=True)
+def _sharp_eye(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLL_SECONDS", "FENCE_SECONDS", "BEAT_SECONDS"):
+        monkeypatch.setattr(watchdog, name, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("flag", "wish"),
+    [
+        (b"", "save-and-stop"),
+        (b'{"save": true}', "save-and-stop"),
+        (b'{"save": false}', "stop"),
+        (b"[]", "save-and-stop"),
+    ],
+)
+def test_the_stop_flag_is_seen_and_what_it_says(tmp_path: Path, flag: bytes, wish: str) -> None:
+    wishes: list[int] = []
+    one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), str(tmp_path / "stop"), "", lambda: wishes.append(1))
+    assert not until(lambda: one.request != "go-on", 0.05)
+    file_io.write_bytes(str(tmp_path / "stop"), flag)
+    assert until(lambda: one.request == wish)
+    assert until(lambda: wishes == [1])
+    one.on_end()
+
+
+@pytest.mark.parametrize("how", ["attempt", "driver"])
+def test_a_successor_is_seen_and_outweighs_a_stop_request(tmp_path: Path, how: str) -> None:
+    one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), str(tmp_path / "stop"), str(tmp_path / "000002.json"))
+    file_io.write_bytes(str(tmp_path / "stop"), b"")
+    assert until(lambda: one.request == "save-and-stop")
+    if how == "attempt":
+        attempts.create_attempt(str(tmp_path), 1)
+    else:
+        file_io.write_bytes(str(tmp_path / "000002.json"), b"")
+    assert until(lambda: one.request == "superseded")
+    one.on_end()
+
+
+def test_a_failed_poll_is_ignored(tmp_path: Path) -> None:
+    one = StopMonitor(attempts.create_attempt(str(tmp_path), 1), "nonsense://nowhere/stop", "nonsense://nowhere/next")
+    assert not until(lambda: one.request != "go-on", 0.1)
+    one.on_end()
+
+
+def test_the_heartbeat_has_the_samples(tmp_path: Path) -> None:
+    attempt = attempts.create_attempt(str(tmp_path), 1)
+    one = StopMonitor(attempt, str(tmp_path / "stop"), "")
+    one.samples = 640
+    beat = Path(attempt.folder, "000001.beat")
+    assert until(lambda: beat.exists() and json.loads(beat.read_bytes())["samples"] == 640)
+    one.on_end()
