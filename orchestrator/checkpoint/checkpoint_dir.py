@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from orchestrator.config import redaction
 from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.storage import commit, file_io
+from orchestrator.storage.ranged_reads import RangeReader
 
 EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for any reader of this format
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
@@ -59,10 +61,11 @@ def read_class_names(url: str) -> tuple[str, ...] | None:
     export = file_io.join(url, EXPORT_FILE)
     try:
         # A safetensors file begins with the length of its JSON header, which holds the writer's metadata.
-        length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
-        if length > MAX_HEADER_BYTES:
-            return None
-        header = parse_object(file_io.read_range(export, 8, length))
+        with closing(RangeReader(streams=1)) as reader:
+            length = int.from_bytes(reader.read(export, 0, 8), "little")
+            if length > MAX_HEADER_BYTES:
+                return None
+            header = parse_object(bytes(reader.read(export, 8, length)))
         classes = parse_json(header["__metadata__"]["classes"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

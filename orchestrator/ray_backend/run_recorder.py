@@ -15,7 +15,7 @@ from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
 from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_spec import SPEC_FILE, RunSpec
-from orchestrator.storage import file_io, storage_id
+from orchestrator.storage import commit, file_io
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
 from orchestrator.training.run_dir import get_journal_dir
@@ -40,7 +40,7 @@ class RunRecorder:
     @cached_property
     def storage_id(self) -> str:
         """The id of the storage. Raises StorageError when it has none and none can be written."""
-        return storage_id.ensure_id(self._storage, lambda: _choose_storage_id(self._storage))
+        return commit.ensure_storage_id(self._storage, lambda: _choose_storage_id(self._storage))
 
     def make_tracking_key(self, name: str, parent: str = "") -> str:
         """Return the identity of a run in the tracker: a run of the same name in another storage is another run.

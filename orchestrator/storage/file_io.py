@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
@@ -30,10 +29,6 @@ from orchestrator.storage.storage_errors import call_with_retries
 
 join = urls.join
 
-# Of fsspec's filesystems: HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
-FILESYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"client_kwargs": {"trust_env": True}} for name in ("http", "https")
-}
 TEMP_PREFIX = ".tmp-"  # of files that are being written, and of those that a killed writer left
 _MAX_CONCURRENT_REQUESTS = 16
 
@@ -57,22 +52,6 @@ def read_json_or_empty(url: str) -> dict[str, Any]:
         return parse_object(read_bytes(url))
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def read_range(url: str, start: int, length: int) -> bytes:
-    """Return exactly `length` bytes from byte `start`. Raises StorageError when the object ends before that."""
-    with wrap_errors("read", url):
-        if urls.is_local(url):
-            with open(urls.to_local_path(url), "rb") as file:
-                data = os.pread(file.fileno(), length, start)
-        else:
-            data = _read_remote_range(url, start, length)
-    if len(data) != length:
-        raise StorageError(
-            f"{redaction.redact(url)}: truncated: bytes {start} to {start + length} wanted, {len(data)} of "
-            f"{length} there"
-        )
-    return data
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -131,42 +110,28 @@ def get_size(url: str) -> int:
         return int(size)
 
 
-def list_sizes(url: str, names: Collection[str] | None = None) -> dict[str, int]:
-    """Return name to bytes of the objects directly below a folder; empty when there is no such folder.
-
-    names: those of interest. Of a web server each is requested, since few servers list their files.
-    """
-    if urls.is_web(url):
-        return _request_web_sizes(url, list_names(url) if names is None else names)
-    with wrap_errors("list", url):
-        if urls.is_local(url):
-            path = urls.to_local_path(url)
-            if not os.path.isdir(path):
-                return {}
-            with os.scandir(path) as entries:
-                files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(TEMP_PREFIX)]
-            return {entry.name: entry.stat().st_size for entry in files}
-        return {
-            urls.get_basename(entry["name"]): int(entry["size"])
-            for entry in _list_remote(url)
-            if entry["type"] == "file"
-        }
-
-
 def list_names(url: str) -> list[str]:
     """Return the sorted names directly below a folder; empty when there is no such folder."""
     with wrap_errors("list", url):
         if urls.is_local(url):
-            path = urls.to_local_path(url)
-            if not os.path.isdir(path):
-                return []
-            return sorted(name for name in os.listdir(path) if not name.startswith(TEMP_PREFIX))
-        if urls.is_web(url):
-            return _list_web_names(url)
-        # Some stores list the folder itself, others nothing but the object when `url` names one.
-        own = strip_protocol(url).strip("/")
-        paths = [str(entry["name"]) for entry in _list_remote(url)]
-        return sorted({urls.get_basename(path) for path in paths if path.strip("/") != own})
+            return sorted(entry.name for entry in _list_local(url))
+        return sorted({urls.get_basename(entry["name"]) for entry in _list_remote(url)})
+
+
+def list_sizes(url: str, names: Collection[str] | None = None) -> dict[str, int]:
+    """Return name to bytes of the objects directly below a folder; empty when there is no such folder.
+
+    names: those of interest; of a web server, which has no list, each is requested.
+    """
+    if urls.is_web(url) and names is not None:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_REQUESTS, thread_name_prefix="sizes") as pool:
+            sizes = pool.map(_find_size, (join(url, name) for name in names))
+            return {name: size for name, size in zip(names, sizes, strict=True) if size is not None}
+    with wrap_errors("list", url):
+        if urls.is_local(url):
+            return {entry.name: entry.stat().st_size for entry in _list_local(url) if entry.is_file()}
+        files = (entry for entry in _list_remote(url) if entry["type"] == "file")
+        return {urls.get_basename(entry["name"]): int(entry["size"]) for entry in files}
 
 
 def remove(url: str) -> None:
@@ -187,10 +152,9 @@ def remove(url: str) -> None:
 def find_write_problem(url: str) -> str | None:
     """Write, read and remove a small object below `url`; return the error, None when all went well."""
     probe = join(url, f"probe-{uuid.uuid4().hex}")
-    data = uuid.uuid4().bytes
     try:
-        write_bytes(probe, data)
-        if read_bytes(probe) != data:
+        write_bytes(probe, probe.encode())
+        if read_bytes(probe) != probe.encode():
             return f"{redaction.redact(url)}: reads back other bytes than were written"
         remove(probe)
     except (OSError, ValueError) as error:
@@ -243,7 +207,9 @@ def get_filesystem(url: str) -> Any:
     scheme = urls.get_scheme(url)
     if scheme in s3.SCHEMES:
         return s3.get_filesystem()
-    return fsspec.filesystem(scheme, **FILESYSTEM_OPTIONS.get(scheme, {}))
+    # HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
+    options = {"client_kwargs": {"trust_env": True}} if urls.is_web(url) else {}
+    return fsspec.filesystem(scheme, **options)
 
 
 def strip_protocol(url: str) -> str:
@@ -277,58 +243,45 @@ def _get_uncached_filesystem(url: str) -> Any:
     return filesystem
 
 
-def _list_remote(url: str) -> list[dict[str, Any]]:
+def _list_local(url: str) -> list[os.DirEntry[str]]:
+    """Return what is in a local folder, without files that are being written."""
     try:
-        return list(call_with_retries(lambda: _get_uncached_filesystem(url).ls(strip_protocol(url), detail=True)))
+        with os.scandir(urls.to_local_path(url)) as entries:
+            return [entry for entry in entries if not entry.name.startswith(TEMP_PREFIX)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _list_remote(url: str) -> list[dict[str, Any]]:
+    if urls.is_web(url):
+        raise StorageError(
+            f"cannot list {redaction.redact(url)}: a web server has no list of files; give names in full or with "
+            "braces such as train-{000..099}.tar"
+        )
+    # Some stores list the folder itself, others nothing but the object when `url` names one.
+    own = strip_protocol(url).strip("/")
+    try:
+        entries = call_with_retries(lambda: _get_uncached_filesystem(url).ls(strip_protocol(url), detail=True))
     except FileNotFoundError:
         return []
+    return [entry for entry in entries if str(entry["name"]).strip("/") != own]
+
+
+def _find_size(url: str) -> int | None:
+    try:
+        return get_size(url)
+    except FileNotFoundError:
+        return None
 
 
 def _remove_with_fsspec(filesystem: Any, path: str) -> None:
     """Remove by fsspec's calls for one file each; `rm` reads `*`, `?` and `[` in a path as patterns."""
-    if not call_with_retries(lambda: filesystem.exists(path)):
-        return
     entries = call_with_retries(lambda: filesystem.find(path, withdirs=True, detail=True))
     for name, facts in sorted(entries.items(), reverse=True):
-        remove_entry = filesystem.rmdir if facts["type"] == "directory" else filesystem.rm_file
-        with suppress(FileNotFoundError):
+        remove_entry = filesystem.rmdir if facts.get("type") == "directory" else filesystem.rm_file
+        with suppress(FileNotFoundError):  # object stores have no folders
             call_with_retries(partial(remove_entry, name))
     filesystem.invalidate_cache()
-    with suppress(FileNotFoundError):  # object stores have no folders
-        if filesystem.isdir(path):
-            call_with_retries(lambda: filesystem.rmdir(path))
-
-
-def _list_web_names(url: str) -> list[str]:
-    """Return the names that a web server's page about a folder links to. Raises StorageError where there are none."""
-    below = f"{strip_protocol(url).rstrip('/')}/"
-    try:
-        links = call_with_retries(lambda: get_filesystem(url).ls(below, detail=False))
-    except Exception as error:
-        if not storage_errors.is_permanent(error):
-            raise
-        links = []  # no page about the folder; its files may exist all the same
-    own = [str(link).removeprefix(below) for link in links if str(link).startswith(below)]
-    names = sorted({urls.get_basename(f"{below}{name}") for name in own if name and not re.search(r"[?#]|/.", name)})
-    if not names:
-        raise StorageError(
-            f"cannot list {redaction.redact(url)}: a web server has no list of files unless its page links to them; "
-            "give names in full or with braces such as train-{000..099}.tar"
-        )
-    return names
-
-
-def _request_web_sizes(url: str, names: Collection[str]) -> dict[str, int]:
-    """Return name to bytes of those files that a web server has."""
-
-    def request(name: str) -> tuple[str, int | None]:
-        try:
-            return name, get_size(join(url, name))
-        except FileNotFoundError:
-            return name, None
-
-    with ThreadPoolExecutor(_MAX_CONCURRENT_REQUESTS, thread_name_prefix="sizes") as pool:
-        return {name: size for name, size in pool.map(request, names) if size is not None}
 
 
 def _create_remote(url: str, data: bytes) -> bool:
@@ -357,17 +310,6 @@ def _create_remote(url: str, data: bytes) -> bool:
             return False  # another creator's, removed meanwhile
         return dict(metadata) == creation
     return True
-
-
-def _read_remote_range(url: str, start: int, length: int) -> bytes:
-    """Return the existing bytes of a range: S3 answers with an error when the object ends before its first byte."""
-    path = strip_protocol(url)
-    try:
-        return bytes(call_with_retries(lambda: get_filesystem(url).cat_file(path, start=start, end=start + length)))
-    except OSError as error:
-        if storage_errors.get_http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return b""
-        raise
 
 
 def _write_temp(path: str, data: bytes) -> str:

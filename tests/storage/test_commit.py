@@ -1,13 +1,16 @@
 """Committed folders: complete or absent, wherever the writer died."""
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from orchestrator.storage import commit, file_io
 from orchestrator.storage.commit import DONE, CommitError
+from orchestrator.storage.file_io import StorageError
 from tests.support.tiny_shards import flip_byte
 
 PAYLOAD = {"a": b"first file", "b": b"", "c": b"third file"}
@@ -114,3 +117,38 @@ def test_an_about_that_is_no_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / DONE).write_text(json.dumps({"files": {}, "about": [1]}))
     with pytest.raises(CommitError, match="about"):
         commit.read_metadata(str(tmp_path))
+
+
+# ------------------------------------------------------------------ the id of a storage
+def never() -> str:
+    raise AssertionError("there is an id already")
+
+
+def test_an_id_is_given_once(place: str) -> None:
+    assert commit.ensure_storage_id(place, lambda: "first") == "first"
+    assert commit.ensure_storage_id(place, never) == "first"
+
+
+def test_it_moves_along_and_knows_no_spelling(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    commit.ensure_storage_id(str(tmp_path / "a"), lambda: "it")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for spelling in (f"/{tmp_path}/a", f"{tmp_path}/a/", f"{tmp_path}/link", f"{tmp_path}/a/../a"):
+        assert commit.ensure_storage_id(spelling, never) == "it"
+    os.rename(tmp_path / "a", tmp_path / "b")
+    assert commit.ensure_storage_id(str(tmp_path / "b"), never) == "it"
+
+
+def test_drivers_that_begin_together_agree(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(
+            pool.map(lambda number: commit.ensure_storage_id(str(tmp_path / "s"), lambda: f"id-{number}"), range(8))
+        )
+    assert ids == {commit.ensure_storage_id(str(tmp_path / "s"), never)}
+
+
+@pytest.mark.parametrize("content", ["", "null", '{"id": 3}', '{"id": "a\'b"}', '{"id": ""}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    file_io.write_bytes(str(tmp_path / commit.STORAGE_ID_FILE), content.encode())
+    with pytest.raises(StorageError, match=r"storage\.json: must be .*; restore it, or remove it"):
+        commit.ensure_storage_id(str(tmp_path), lambda: "new")

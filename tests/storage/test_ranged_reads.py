@@ -28,7 +28,6 @@ def test_ranges_are_exact(place: str, ranges: RangeReader) -> None:
     file_io.write_bytes(url, DATA)
     for start, length in ((0, len(DATA)), (0, 1), (17, 300), (len(DATA) - 1, 1), (5, 0)):
         assert ranges.read(url, start, length) == DATA[start : start + length]
-    assert ranges.size(url) == len(DATA)
     ranges.advise(url, 0, len(DATA))
     assert ranges.transfer.bytes == len(DATA) + 1 + 300 + 1
     assert ranges.transfer.retries == 0
@@ -55,9 +54,8 @@ def test_truncation_names_object_and_bytes(place: str, ranges: RangeReader, star
 
 def test_missing_objects_are_file_not_found(place: str, ranges: RangeReader) -> None:
     url = file_io.join(place, "object")
-    for call in (lambda: ranges.read(url, 0, 1), lambda: ranges.size(url)):
-        with pytest.raises(FileNotFoundError, match="object"):
-            call()
+    with pytest.raises(FileNotFoundError, match="object"):
+        ranges.read(url, 0, 1)
     assert ranges.transfer.retries == 0
 
 
@@ -79,10 +77,9 @@ def num_open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_few_files_stay_open_and_none_after_close(
-    tmp_path: Path, ranges: RangeReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_files_stay_open_and_none_after_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranged_reads, "MAX_OPEN_FILES", 4)
+    ranges = RangeReader()
     paths = [str(tmp_path / str(number)) for number in range(20)]
     for path in paths:
         file_io.write_bytes(path, path.encode())
@@ -95,8 +92,9 @@ def test_few_files_stay_open_and_none_after_close(
     assert num_open_files() == before
 
 
-def test_no_file_is_closed_under_a_reader(tmp_path: Path, ranges: RangeReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_closed_under_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranged_reads, "MAX_OPEN_FILES", 2)
+    ranges = RangeReader()
     paths = [str(tmp_path / str(number)) for number in range(8)]
     for number, path in enumerate(paths):
         file_io.write_bytes(path, bytes([number]) * 5000)

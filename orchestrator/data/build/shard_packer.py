@@ -30,7 +30,7 @@ from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.manifest import Shard
 from orchestrator.data.transforms import decode
-from orchestrator.storage import file_io, urls
+from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
 
 # Below the dataset's folder, as long as it is being packed.
@@ -173,11 +173,7 @@ class ImageReader:
     def _read(self, row: ImageRow) -> bytes:
         if self._is_tar:
             return bytes(self._ranges.read(self._root, row.offset, row.length))
-        url = file_io.join(self._root, row.name)
-        # Many small local files: opened and closed, not held open.
-        if urls.is_local(url):
-            return file_io.read_range(url, 0, row.length)
-        return bytes(self._ranges.read(url, 0, row.length))
+        return bytes(self._ranges.read(file_io.join(self._root, row.name), 0, row.length))
 
 
 def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:

@@ -16,7 +16,7 @@ from orchestrator.data.build import label_format
 from orchestrator.data.build.member_fields import MemberFields, OtherMembers
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import ShardIndex, compute_checksum
-from orchestrator.storage import urls
+from orchestrator.storage import file_io, urls
 from orchestrator.storage.ranged_reads import RangeReader
 
 Block = bytes | bytearray | memoryview
@@ -136,7 +136,7 @@ def read_blocks(
 
     Raises FileNotFoundError when the object is absent, StorageError when the storage fails.
     """
-    size = ranges.size(url)
+    size = file_io.get_size(url)
     for start in range(0, size, BLOCK_BYTES):
         block = bytearray(min(BLOCK_BYTES, size - start))
         ranges.read_into(url, start, memoryview(block))
@@ -299,7 +299,7 @@ class HeaderReader:
 
     def __init__(self, ranges: RangeReader, url: str) -> None:
         self._ranges, self._url = ranges, url
-        self.size = ranges.size(url)
+        self.size = file_io.get_size(url)
         self.redacted_url = redaction.redact(url)
         self._ahead = 0 if urls.is_local(url) else BLOCK_BYTES
         self._start, self._block = 0, bytearray()
