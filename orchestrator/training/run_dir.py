@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from pydantic import Field
 
 from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.config import redaction
 from orchestrator.config.base import Config
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.config import Outcome
 
 MAX_CLASSES_SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 def get_checkpoints_dir(folder: str) -> str:
@@ -91,11 +95,16 @@ def load_validation_result(folder: str) -> ValidationResult | None:
 def load_finished_outcome(folder: str) -> Outcome | None:
     """Return the outcome of the run in `folder` if it is finished and its final weights are committed, else None.
 
-    A damaged record does not count: training resumes from the newest checkpoint and writes it again.
+    A damaged record is logged and does not count: training resumes from the newest checkpoint and writes it again.
     """
+    url = get_outcome_path(folder)
     try:
         checkpoint_dir.read_weights_digest(get_final_weights_dir(folder))
-        outcome = Outcome.from_record(file_io.read_bytes(get_outcome_path(folder)))
-    except (FileNotFoundError, CommitError, ValueError):
+        outcome = Outcome.from_record(file_io.read_bytes(url))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        damage = str(error) if isinstance(error, CommitError) else f"{redaction.redact(url)}: damaged: {error}"
+        _log.warning("not taken as finished, rerun its training: %s", damage)
         return None
     return outcome if outcome.status == "finished" else None

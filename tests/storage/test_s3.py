@@ -253,7 +253,7 @@ def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -
 def test_reads_work_without_the_private_methods_of_s3fs(url: str) -> None:
     ranges = RangeReader(retry_policy=QUICK)
     ranges.read(url, 0, 1)
-    filesystem = ranges._sources["s3"]._filesystem  # type: ignore[attr-defined]
+    filesystem = ranges._sources["s3"]._filesystem  # type: ignore[union-attr]
     with patch.object(type(filesystem), "_get_s3_method_kwargs", None):
         assert ranges.read(url, 20, 10) == DATA[20:30]
     creator, filesystem._s3creator = filesystem._s3creator, None

@@ -9,7 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.storage import file_io
-from orchestrator.tracking import replay, retry_state
+from orchestrator.tracking import replay
+from orchestrator.tracking import tracker as trackers
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.replay import JournalReplayer
@@ -21,8 +22,8 @@ POLL = 0.02
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_state, "_MIN_RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(retry_state, "_MAX_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(trackers, "_MIN_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(trackers, "_MAX_RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -73,10 +74,7 @@ def test_events_become_points_incidents_and_an_outcome(
     (incident,) = json.loads(run.texts["incidents.json"])
     assert incident["samples"] == 128
     assert incident["values"] == {"cause": "worker lost", "seconds": "nan"}
-    outcome = replayer.get_outcome("a")
-    assert outcome is not None
-    assert outcome.kind == "finished"
-    assert replayer.count_pending() == 0
+    assert not replayer._runs["a"].pending
     writer.append("incident", samples=300, cause="again")
     assert writer.flush(5)
     assert replayer.drain(5)
@@ -96,7 +94,6 @@ def test_outage_loses_nothing_and_is_said_once(
     for step in range(1, 501):
         writer.append("metrics", samples=step, loss=float(step))
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 500)
     assert not replayer.drain(0.3)
     with pytest.raises(TrackingError, match="recording tracker is down"):
         replayer.wait_for_run_id("a", 0.01)
@@ -106,11 +103,11 @@ def test_outage_loses_nothing_and_is_said_once(
     tracker.down = True
     writer.append("metrics", samples=501, loss=501.0)
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 1)
+    until(lambda: replayer._tracker_retry.failures > 0)
     tracker.down = False
     assert replayer.drain(5)
     assert [point.step for point in tracker.runs["id-a"].points] == list(range(1, 502))
-    lines = [record.getMessage() for record in caplog.records if record.name == retry_state.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == trackers.__name__]
     assert [line for line in lines if "trying again" in line] == [line for line in lines if "down" in line]
     assert len(lines) == 4, lines
 
@@ -172,7 +169,7 @@ def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: 
     with pytest.raises(ValueError, match="'unknown'"):
         replayer.follow(TrackedRun("x", "x"), None, parent_key="unknown")
     with pytest.raises(ValueError, match="followed are"):
-        replayer.get_outcome("unknown")
+        replayer.close("unknown", "FINISHED")
 
 
 def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: JournalReplayer) -> None:
@@ -190,7 +187,7 @@ def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, 
 
     futures = [replayer.submit(request(n)) for n in range(5)]
     time.sleep(0.2)
-    assert (done, replayer.count_pending()) == ([], 5)
+    assert (done, len(replayer._requests)) == ([], 5)
     tracker.down = False
     for future in futures:
         future.result(5)
@@ -348,7 +345,7 @@ def test_what_the_tracker_refuses_is_not_waited_for(
     real, tracker.log_metrics = tracker.log_metrics, refuse  # type: ignore[method-assign]
     writer.append("metrics", samples=1, loss=0.0)
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 1)
+    until(lambda: replayer._runs["a"].retry.is_permanent)
     called = time.monotonic()
     assert not replayer.drain(60)
     assert time.monotonic() - called < 30, "waiting changes nothing"
