@@ -21,7 +21,7 @@ from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import connect, sqlite_store, tracking_uri
+from orchestrator.tracking import connect, tracking_uri
 from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.config import Cadence, Execution, TrainJob
 from orchestrator.training.micro_batch import check_batch_norm
@@ -184,7 +184,7 @@ def _read_tracking_variable() -> str:
 
 def _get_database_uri(storage: str) -> str:
     """Return the default tracking URI of a local storage."""
-    return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
+    return tracking_uri.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
 
 
 class RunSpec(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -59,15 +59,10 @@ def will_create_database(uri: str, plugin: Plugin = MLFLOW_PLUGIN) -> bool:
 
 def run_at_low_priority(call: Callable[[], T]) -> T:
     """Return the call's result, made in a thread that takes only the idle time of the cores (on Linux)."""
-    future: Future[T] = Future()
 
-    def run() -> None:
+    def lower_priority() -> None:
         with suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY_NICE)
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
 
-    threading.Thread(target=run, name="tracker-opens", daemon=True).start()
-    return future.result()
+    with ThreadPoolExecutor(1, "tracker-opens", lower_priority) as pool:
+        return pool.submit(call).result()

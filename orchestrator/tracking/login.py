@@ -13,7 +13,9 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Awaitable, Callable, MutableMapping
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,7 @@ APP_NAME = "orchestrator"  # of `mlflow server --app-name`, declared in pyprojec
 USER_NAME = "orchestrator"
 _PASSWORD_PATH_VARIABLE = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"  # noqa: S105
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+_App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def get_password_path() -> Path:
@@ -51,11 +50,13 @@ def load_password() -> str:
     path = get_password_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        if not path.exists():
+            number, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+            with os.fdopen(number, "w") as file:
                 file.write(secrets.token_urlsafe(24))
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):  # of two first starts one wins, and no reader sees an empty file
+                os.link(temp, path)
+            os.unlink(temp)
         with path.open(encoding="utf-8") as file:
             facts = os.fstat(file.fileno())
             if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) & 0o077:
@@ -81,7 +82,7 @@ class RequireLogin:
         self._app = app
         self._accepted = {b"basic": f"{USER_NAME}:{password}".encode(), b"bearer": password.encode()}
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass on requests with the login, and the start and end of the process."""
         if scope["type"] == "lifespan" or self._has_login(scope):
             await self._app(scope, receive, send)
@@ -93,7 +94,7 @@ class RequireLogin:
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": text.encode()})
 
-    def _has_login(self, scope: _Scope) -> bool:
+    def _has_login(self, scope: Any) -> bool:
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, word = headers[0].partition(b" ") if len(headers) == 1 else (b"", b"", b"")
         if scheme.lower() == b"basic":

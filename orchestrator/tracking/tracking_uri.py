@@ -1,20 +1,40 @@
-"""Tracking URIs: validation, and redaction of their secrets."""
+"""Tracking URIs: validation, redaction of their secrets, and sqlite stores whose folder may be moved.
+
+MLflow stores absolute locations of artifacts and has no API to change them.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import posixpath
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.config.redaction import find_credentials_end, redact
+from orchestrator.storage import urls
 from orchestrator.tracking.tracker import TrackingError
 
+ARTIFACT_FOLDER = "mlflow-artifacts"
+BUSY_TIMEOUT_SECONDS = 10.0
+# Columns of MLflow's schema that hold locations of artifacts.
+_LOCATION_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _UNQUOTED_CHARACTERS = re.compile(r"[/?#\[\]\s]")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,3 +115,58 @@ def _explain_unsupported(shown: str, scheme: str) -> str:
             f" MLFLOW_ALLOW_FILE_STORE is set) and it corrupts under concurrent runs; {advice}"
         )
     return f"tracking uri {shown!r}: scheme {scheme!r} is not supported; {advice}"
+
+
+def make_tracking_uri(path: str) -> str:
+    """Return the tracking URI of an sqlite file, whose path SQLAlchemy decodes."""
+    encoded = path.replace("%", "%25").replace("?", "%3F")
+    # MLflow creates the parent folder of a path after "sqlite:///" without decoding it first.
+    return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
+
+
+def open_sqlite(path: str, mode: str, timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
+    """Return a connection to an existing sqlite file; mode: ro, rw. Raises sqlite3.Error."""
+    return sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True, timeout=timeout)
+
+
+def get_artifact_root(database: str) -> str:
+    """Return the URL of the artifacts of the store in an sqlite file."""
+    return urls.to_file_url(os.path.join(os.path.dirname(database), ARTIFACT_FOLDER))
+
+
+def update_artifact_locations(database: str) -> None:
+    """Correct the artifact locations in an sqlite file whose folder was moved; change nothing in any other.
+
+    A location follows its store when it was in ARTIFACT_FOLDER beside it, and such a folder is beside the store now.
+    A store that is read-only, locked or of another schema stays as it is, with a warning.
+    """
+    if not os.path.exists(database):
+        return
+    try:
+        with closing(open_sqlite(database, "ro")) as store:
+            moved = list(_iter_moved_locations(store, os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)))
+        if not moved:
+            return
+        with closing(open_sqlite(database, "rw")) as store, store:
+            for table, column, old, new in moved:
+                store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  constants
+    except sqlite3.Error as error:
+        _log.warning("MLflow store %s: its artifact locations could not be checked: %s", database, error)
+
+
+def _iter_moved_locations(store: sqlite3.Connection, folder: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield table, column, old and new value of each location that has changed; folder: of the artifacts now."""
+    tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+    for table, column in _LOCATION_COLUMNS if os.path.isdir(folder) else ():
+        if table in tables:
+            for (place,) in store.execute(f"select distinct {column} from {table}").fetchall():  # noqa: S608  constants
+                old = _find_artifact_folder(place or "")
+                if old and old != folder and not (os.path.isdir(old) and os.path.samefile(old, folder)):
+                    yield table, column, place, urls.to_file_url(folder + urls.to_local_path(place)[len(old) :])
+
+
+def _find_artifact_folder(place: str) -> str:
+    """Return the local path of the ARTIFACT_FOLDER that a location is, or is in; empty for any other location."""
+    path = urls.to_local_path(place) if urls.is_local(place) else ""
+    head, folder, rest = path.partition(f"/{ARTIFACT_FOLDER}")
+    return head + folder if path.startswith("/") and folder and rest[:1] in ("", "/") else ""

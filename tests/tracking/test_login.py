@@ -11,9 +11,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def test_a_password_is_made_once_and_for_its_owner_alone(home: Path) -> None:
     path.chmod(0o644)
     assert login.load_password() == first
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_first_starts_at_the_same_time_agree(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, link = threading.Barrier(8), os.link
+
+    def link_together(source: str, target: Path) -> None:
+        ready.wait(10)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_together)
+    with ThreadPoolExecutor(8) as pool:
+        (password,) = set(pool.map(lambda _: login.load_password(), range(8)))
+    assert len(password) >= 32
+    assert os.listdir(home / ".orchestrator") == ["mlflow_password"]
 
 
 def test_a_password_that_is_given_is_used_and_a_short_one_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,21 +45,6 @@ def test_versions_are_found_by_their_digest(registry: ModelRegistry, run_id: str
         assert Path(folder, "MLmodel").read_text() == text
 
 
-def test_more_versions_than_a_page_holds(
-    registry: ModelRegistry, run_id: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = model(tmp_path)
-    for number in range(5):
-        registry.register_model("many", str(number), run_id, folder, "", {})
-    search = MlflowClient.search_model_versions
-    monkeypatch.setattr(
-        MlflowClient,
-        "search_model_versions",
-        lambda self, text, max_results, page_token: search(self, text, 2, None, page_token),
-    )
-    assert [registry.find_version("many", str(number)) for number in range(5)] == ["1", "2", "3", "4", "5"]
-
-
 def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
     folder = model(tmp_path)
     for digest in ("aa", "bb"):
