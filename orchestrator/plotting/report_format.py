@@ -63,9 +63,7 @@ def write_report_files(folder: str, content: Mapping[str, bytes], plot_names: Se
 
     plot_names: names, without .png, of all plots that a report may have. Raises StorageError.
     """
-    stored = set(file_io.list_names(folder))
-    for name in (f"{plot}.png" for plot in plot_names):
-        if name in stored - set(content):
-            file_io.remove(file_io.join(folder, name))
+    for name in {f"{plot}.png" for plot in plot_names} - content.keys():
+        file_io.remove(file_io.join(folder, name))
     for name, data in content.items():
         file_io.write_bytes(file_io.join(folder, name), data)

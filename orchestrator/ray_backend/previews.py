@@ -53,9 +53,9 @@ def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
         (samples / per_epoch, rate) for samples, rate in sample_learning_rates(recipe, steps_per_epoch, SCHEDULE_POINTS)
     ]
     title = f"{recipe.name}: {recipe.schedule.kind} schedule"
-    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+    from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    run_plots.plot_lr_schedule(points, per_epoch, title, path)
+    canvas.plot_lr_schedule(points, per_epoch, title, path)
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:
@@ -82,9 +82,9 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
         return False
     rows = [(_format_caption(one, dataset), [one.original, *one.epochs]) for one in found]
     columns = ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
-    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+    from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    run_plots.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
+    canvas.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
     return True
 
 

@@ -102,9 +102,10 @@ class ModelRegistry:
             if digest is None or not version.run_id:
                 raise TrackingError(f"{model!r} must be a model that this project registered")
             if not self._has_files(version):
+                place = self._uri.redact(str(version.source))
                 raise TrackingError(
-                    f"{model!r} (version {version.version}) must have its files in {self._uri.redact(version.source)}, "
-                    "which holds none; rerun the job that made the ensemble to register it anew"
+                    f"{model!r} (version {version.version}) must have its files in {place}, which holds none; rerun "
+                    "the job that made the ensemble to register it anew"
                 )
             return str(self._client.download_artifacts(version.run_id, _get_artifact_path(digest), folder))
 
