@@ -172,7 +172,7 @@ def _start_stop_timeout(session: Session, closed: threading.Event) -> None:
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
     """Return what opens the tracker, which is open already unless it cannot fail to. Raises TrackingError."""
     if connect.will_create_database(destination.tracking, destination.tracker):
-        return lambda: connect.run_at_low_priority(lambda: _open_checked_tracker(destination))
+        return lambda: _open_checked_tracker(destination)
     tracker = _open_checked_tracker(destination)
     return lambda: tracker
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, register
@@ -17,9 +12,6 @@ from orchestrator.tracking.tracking_uri import parse_tracking_uri
 
 MLFLOW = "mlflow"
 MLFLOW_PLUGIN = Plugin(kind=MLFLOW)
-LOW_PRIORITY_NICE = 10  # below training's; the cores' idle time is enough
-
-T = TypeVar("T")
 
 
 @register("tracker", MLFLOW)
@@ -55,14 +47,3 @@ def will_create_database(uri: str, plugin: Plugin = MLFLOW_PLUGIN) -> bool:
         return False
     above = next(folder for folder in Path(path).parents if folder.exists())
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
-
-
-def run_at_low_priority(call: Callable[[], T]) -> T:
-    """Return the call's result, made in a thread that takes only the idle time of the cores (on Linux)."""
-
-    def lower_priority() -> None:
-        with suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY_NICE)
-
-    with ThreadPoolExecutor(1, "tracker-opens", lower_priority) as pool:
-        return pool.submit(call).result()

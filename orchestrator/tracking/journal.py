@@ -47,21 +47,6 @@ class DamagedSegmentError(JournalError):
         self.cursor = cursor
 
 
-class _Line(NamedTuple):
-    """A numbered event that waits for upload; when there are too many, the oldest metrics are dropped first."""
-
-    number: int
-    group: str  # "metrics" or "others"
-    text: str
-
-
-class _SealedSegment(NamedTuple):
-    """The bytes of the next segment, and the number of its oldest event."""
-
-    oldest: int
-    data: bytes
-
-
 class JournalWriter:
     """Appends the events of one attempt of a run; storage errors never reach the caller.
 
@@ -78,10 +63,10 @@ class JournalWriter:
         self._capacity = capacity
         self._token = uuid.uuid4().hex
         self._changed = threading.Condition()
-        self._lines: list[_Line] = []
+        self._lines: list[tuple[int, str, str]] = []  # number, group (metrics or others), text
         self._next_number = 0
         self._dropped: Counter[str] = Counter()
-        self._sealed: _SealedSegment | None = None
+        self._sealed: tuple[int, bytes] | None = None  # number of the oldest event, bytes of the next segment
         self._retry = RetryState(f"journal {folder}")
         self._segment_number: int | None = None
         self._flush_waiters = 0
@@ -105,11 +90,11 @@ class JournalWriter:
             if self._closed:
                 _log.warning("journal %s: event %r came after close and is lost", self._folder, kind)
                 return
-            self._lines.append(_Line(self._next_number, "metrics" if kind == "metrics" else "others", line))
+            self._lines.append((self._next_number, "metrics" if kind == "metrics" else "others", line))
             self._next_number += 1
             if len(self._lines) > self._capacity:
-                index = next((index for index, line in enumerate(self._lines) if line.group == "metrics"), 0)
-                self._dropped[self._lines.pop(index).group] += 1
+                place = next((place for place, (_, group, _) in enumerate(self._lines) if group == "metrics"), 0)
+                self._dropped[self._lines.pop(place)[1]] += 1
 
     def flush(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; return True when every event appended before the call is in storage.
@@ -140,8 +125,8 @@ class JournalWriter:
 
     def _get_oldest_unsaved(self) -> int:
         if self._sealed is not None:
-            return self._sealed.oldest
-        return self._lines[0].number if self._lines else self._next_number
+            return self._sealed[0]
+        return self._lines[0][0] if self._lines else self._next_number
 
     def _run(self) -> None:
         while not self._fenced:
@@ -194,15 +179,15 @@ class JournalWriter:
         """
         with self._changed:
             if self._sealed is None:
-                lines = [line.text for line in self._lines]
+                lines = [text for _, _, text in self._lines]
                 if self._dropped:
                     _log.warning("journal %s: dropped while storage failed: %s", self._folder, dict(self._dropped))
                     lines.insert(0, encode_event(Event("journal_dropped", time.time(), None, dict(self._dropped))))
                 header = json.dumps({"writer": self._token, "events": len(lines)})
-                self._sealed = _SealedSegment(self._lines[0].number, "\n".join([header, *lines, ""]).encode())
+                self._sealed = self._lines[0][0], "\n".join([header, *lines, ""]).encode()
                 self._lines.clear()
                 self._dropped.clear()
-            return self._sealed.data
+            return self._sealed[1]
 
 
 def read_events(folder: str, cursor: Cursor | None = None, limit: int | None = None) -> tuple[list[Event], Cursor]:

@@ -40,8 +40,6 @@ _FIX_BY_TEXT = (
     ),
 )
 _FIX_BY_STATUS = {
-    0: " The driver of that database is not installed: write the URI as postgresql+psycopg2://... with the package "
-    "psycopg2-binary, or give an MLflow server's address.",
     401: " Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the driver runs, or write them to "
     "~/.mlflow/credentials. Of a server that `make up` or `make ui` started: user orchestrator, password in "
     "~/.orchestrator/mlflow_password.",
@@ -65,7 +63,7 @@ def explain_schema_mismatch(text: str, uri: str) -> str | None:
 def explain_rejection(status: int, text: str, uri: str = "") -> str:
     """Return the fix for an error that recurs; empty when the answer itself states it.
 
-    status: of HTTP; 0 when no request was sent. uri: the tracking URI, redacted.
+    status: of HTTP. uri: the tracking URI, redacted.
     """
     low = text.lower()
     if status == 403 and "host header" in low:

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shlex
-import socket
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from orchestrator.config.redaction import redact
 from orchestrator.tracking import login, mlflow_errors
 from orchestrator.tracking import tracking_uri as uris
 from orchestrator.tracking.tracker import (
-    EXPERIMENT_TAGS,
     FinalStatus,
     MetricPoint,
     TrackedRun,
@@ -77,7 +75,7 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        """uri: http(s)://..., sqlite:////absolute/path.db or an SQL database. Raises TrackingError for another one."""
+        """uri: http(s)://... or sqlite:////absolute/path.db. Raises TrackingError for another one."""
         self._uri = uris.parse_tracking_uri(uri)
         self._experiment_name = experiment
         self._connected: tuple[MlflowClient, str] | None = None
@@ -194,7 +192,7 @@ class MlflowTracker:
         """Return a link, or for a database the command that serves the page and the link it will have."""
         with convert_errors(self._uri, f"look up run {run_id}"):
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
-        if self._uri.sqlite_path is None and self._uri.database is None:
+        if self._uri.sqlite_path is None:
             return self._uri.base_url + page
         # Without the login, MLflow's server would read its owner's files for every user of the machine.
         store = shlex.quote(self._uri.redacted)
@@ -239,19 +237,31 @@ class MlflowTracker:
         return self._connected
 
     def _check_reachable(self) -> None:
-        """Raise within seconds when the store cannot be reached: MLflow would retry for minutes."""
-        if self._uri.sqlite_path is not None:
-            path = Path(self._uri.sqlite_path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _check_sqlite(path)
-        if self._uri.database is not None:
-            socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
+        """Raise within seconds when a database cannot be read and locked: MLflow would retry for minutes.
+
+        Raises sqlite3.Error; TrackingError for a read-only folder, since SQLite writes its journal beside the database.
+        """
+        if self._uri.sqlite_path is None:
+            return
+        path = Path(self._uri.sqlite_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise TrackingError(
+                f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or "
+                "owner, or set another place with --tracking"
+            )
+        if path.exists():
+            with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
+                database.execute("begin immediate")  # fails for a damaged, read-only or locked database
+                database.rollback()
 
     def _get_or_create_experiment(self, client: MlflowClient, root: str | None) -> str:
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
             try:
-                return str(client.create_experiment(self._experiment_name, root, EXPERIMENT_TAGS))
+                # MLflow's page opens on the runs and their curves instead of on its views for language models.
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return str(client.create_experiment(self._experiment_name, root, tags))
             except MlflowException:
                 # Another driver may have created it meanwhile.
                 experiment = client.get_experiment_by_name(self._experiment_name)
@@ -315,7 +325,7 @@ def _use_short_timeout() -> Iterator[None]:
 
 
 # Raised by MLflow's clients when a store cannot be used.
-_MLFLOW_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
+_MLFLOW_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
 
 @contextmanager
@@ -336,35 +346,12 @@ def _make_tracking_error(error: Exception, uri: uris.TrackingUri, doing: str) ->
     text = (mlflow_errors.summarize_silence(full_text) or full_text[:600]).rstrip(". ") + "."
     if (schema := mlflow_errors.explain_schema_mismatch(full_text, uri.redacted)) is not None:
         return TrackingError(f"MLflow at {uri.redacted} cannot {doing}: {schema}")
-    status = _get_http_status(error)
-    if status is not None and 429 != status < 500:
+    status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
+    if 0 < status < 500 and status != 429:
         fix = mlflow_errors.explain_rejection(status, full_text, uri.redacted)
         return TrackingError(f"MLflow at {uri.redacted} refused to {doing}: {text}{fix}")
     fix = mlflow_errors.explain_no_response(uri.sqlite_path is not None, full_text)
     return TrackerUnreachableError(f"MLflow at {uri.redacted} cannot {doing}: {text} {fix}")
-
-
-def _get_http_status(error: Exception) -> int | None:
-    """Return the HTTP status of an answer, 0 when a module is missing and no request was sent, None without answer."""
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    return 0 if isinstance(error, ImportError) else None
-
-
-def _check_sqlite(path: Path) -> None:
-    """Raise sqlite3.Error when an existing database cannot be read and locked: MLflow would retry for minutes.
-
-    Raises TrackingError for a read-only folder: SQLite writes its journal beside the database.
-    """
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise TrackingError(
-            f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or owner, or"
-            " set another place with --tracking"
-        )
-    if path.exists():
-        with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
-            database.execute("begin immediate")  # fails for a damaged, read-only or locked database
-            database.rollback()
 
 
 def _format_heartbeat() -> str:

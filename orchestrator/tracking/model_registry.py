@@ -12,7 +12,6 @@ from orchestrator.tracking.tracker import TrackingError
 
 MODEL_URI_PREFIX = "models:/"
 DIGEST_TAG = "orchestrator.digest"
-_NOT_FOUND = "RESOURCE_DOES_NOT_EXIST"
 
 import mlflow.pyfunc  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
@@ -36,20 +35,19 @@ class ModelRegistry:
         self._client = MlflowClient(self._uri.raw, self._uri.raw)
 
     def find_version(self, name: str, digest: str) -> str | None:
-        """Return the version of the model `name` with this digest; None when there is none, or its files are lost."""
+        """Return the newest version of the model `name` with this digest; None when there is none."""
         if "'" in name:
             raise TrackingError(f"model name {name!r} must have no quote, which MLflow cannot search for")
         with convert_errors(self._uri, f"look for model {name!r}"):
-            versions = [version for version in self._list_versions(name) if version.tags.get(DIGEST_TAG) == digest]
-            return next((str(version.version) for version in versions if self._has_files(version)), None)
+            versions = reversed(self._list_versions(name))
+            return next((str(each.version) for each in versions if each.tags.get(DIGEST_TAG) == digest), None)
 
     def register_model(
         self, name: str, digest: str, run_id: str, folder: str, description: str, tags: Mapping[str, str]
     ) -> str:
         """Store the MLflow model in a local folder with a run, make it a version of the model `name`, and return that.
 
-        description: for people, Markdown. A second call, after an interruption or a loss of files, completes the
-        version.
+        description: for people, Markdown.
         """
         with convert_errors(self._uri, f"register model {name!r}"):
             # Each digest has its own path: an older version must not get the files of a newer one.
@@ -60,9 +58,6 @@ class ModelRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            for known in self._list_versions(name):
-                if known.tags.get(DIGEST_TAG) == digest and known.run_id == run_id:
-                    return str(known.version)  # its files had been lost
             source = f"{self._client.get_run(run_id).info.artifact_uri}/{path}"
             short = {key: redact(text)[:5000] for key, text in {**tags, DIGEST_TAG: digest}.items()}
             version = self._client.create_model_version(
@@ -71,14 +66,12 @@ class ModelRegistry:
             return str(version.version)
 
     def set_alias_if_unset(self, name: str, alias: str, version: str) -> str:
-        """Set the alias unless a version with files has it, and return the version that has it. People may move it."""
+        """Set the alias unless a version has it, and return the version that has it. People may move it."""
         with convert_errors(self._uri, f"name version {version} of model {name!r} {alias!r}"):
             try:
-                holder = self._client.get_model_version_by_alias(name, alias)
-                if self._has_files(holder):
-                    return str(holder.version)
+                return str(self._client.get_model_version_by_alias(name, alias).version)
             except MlflowException as error:
-                if error.error_code not in (_NOT_FOUND, "INVALID_PARAMETER_VALUE"):
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
             self._client.set_registered_model_alias(name, alias, version)
             return version
@@ -101,25 +94,7 @@ class ModelRegistry:
             digest = version.tags.get(DIGEST_TAG)
             if digest is None or not version.run_id:
                 raise TrackingError(f"{model!r} must be a model that this project registered")
-            if not self._has_files(version):
-                place = self._uri.redact(str(version.source))
-                raise TrackingError(
-                    f"{model!r} (version {version.version}) must have its files in {place}, which holds none; rerun "
-                    "the job that made the ensemble to register it anew"
-                )
             return str(self._client.download_artifacts(version.run_id, _get_artifact_path(digest), folder))
-
-    def _has_files(self, version: ModelVersion) -> bool:
-        """Return whether a version's files are among the artifacts of its run; True for one of another project."""
-        digest = version.tags.get(DIGEST_TAG)
-        if digest is None or not version.run_id:
-            return True
-        try:
-            return bool(self._client.list_artifacts(version.run_id, _get_artifact_path(digest)))
-        except MlflowException as error:
-            if error.error_code != _NOT_FOUND:
-                raise
-            return False  # its run was deleted
 
     def _resolve_version(self, model: str) -> ModelVersion:
         reference = model.removeprefix(MODEL_URI_PREFIX)

@@ -34,24 +34,19 @@ INCIDENTS_FILE = "incidents.json"
 
 # While a thread waits in drain() or stop(), an unreachable tracker is retried this often.
 _DRAIN_POLL_SECONDS = 0.5
-# A request that fails by an error of this project is no outage; it must not hold up the others.
-_MAX_REQUEST_TRIES = 3
 # Share of the time of stop() that draining may take, so that some is left to close the runs.
 _DRAIN_SHARE = 0.8
 
 _METRIC_KINDS = frozenset({"metrics", "epoch"})
 _INCIDENT_KINDS = frozenset({"incident", "recovered"})
 _SEGMENTS_PER_READ = 200
-# A damaged segment is read this often before it is skipped: an eventually consistent store may lag.
-_MAX_DAMAGED_READS = 5
 
 
 @dataclass(eq=False)
 class _QueuedRequest:
     request: TrackerRequest
     future: Future[None]
-    required_key: str | None
-    failures: int = 0
+    run: ReplayedRun | None
 
 
 class JournalReplayer:
@@ -99,8 +94,7 @@ class JournalReplayer:
     def submit(self, request: TrackerRequest, required_key: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        A request that the tracker rejects is logged, and its future fails; after another error that is no outage it is
-        tried three times.
+        A request that fails by another error than an outage is logged, and its future fails.
 
         required_key: key of the followed run that the request is about, which must be open first; meanwhile later
         requests pass this one.
@@ -110,7 +104,8 @@ class JournalReplayer:
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append(_QueuedRequest(request, future, required_key))
+            run = None if required_key is None else self._get_run(required_key)
+            self._requests.append(_QueuedRequest(request, future, run))
             self._wake_thread()
         return future
 
@@ -127,10 +122,8 @@ class JournalReplayer:
     def wait_for_run_url(self, key: str, timeout: float) -> str:
         """Return what a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
         run_id, retry = self.wait_for_run_id(key, timeout), self._get_run(key).retry
-        if retry.is_permanent:
-            raise TrackingError(str(retry.last_error))
-        if self._tracker is None:
-            raise TrackingError("the tracker is still opening")
+        if retry.is_permanent or self._tracker is None:
+            raise TrackingError(retry.last_error or "the tracker is still opening")
         return self._tracker.get_run_url(run_id)
 
     def drain(self, timeout: float) -> bool:
@@ -151,21 +144,19 @@ class JournalReplayer:
 
         Raises ValueError for a key that is not followed.
         """
-        self._get_run(key)
-        return self.submit(partial(self._finish_run, key, status), required_key=key)
+        return self.submit(partial(self._get_run(key).finish, status), key)
 
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
         """Drain, close each run of `statuses` (by key) in that order, end the thread; return True if all is recorded.
 
         Runs without a status stay open. Raises ValueError for a key that is not followed.
         """
-        for key in statuses:
-            self._get_run(key)
+        runs = {key: self._get_run(key) for key in statuses}
         if self._stopping:
             return not statuses
         deadline = time.monotonic() + timeout
         drained = self.drain(timeout * _DRAIN_SHARE)
-        closing = [self.submit(partial(self._close_run, key, status), key) for key, status in statuses.items()]
+        closing = [self.submit(partial(runs[key].close, status), key) for key, status in statuses.items()]
         closed = self.drain(max(0.0, deadline - time.monotonic()))
         with self._changed:
             self._stopping = True
@@ -178,13 +169,8 @@ class JournalReplayer:
     def first_error(self) -> str:
         """The first reason why something is not recorded; empty when all is."""
         with self._changed:
-            runs = list(self._runs.values())
-        errors = (
-            self._tracker_retry.last_error,
-            *(run.retry.last_error for run in runs),
-            *self._failed_requests,
-        )
-        return next((text for text in errors if text), "")
+            errors = [self._tracker_retry.last_error, *(run.retry.last_error for run in self._runs.values())]
+        return next(filter(None, [*errors, *self._failed_requests]), "")
 
     def _get_run(self, key: str) -> ReplayedRun:
         with self._changed:
@@ -230,7 +216,11 @@ class JournalReplayer:
             runs, hurried = list(self._runs.values()), self._drain_waiters > 0
         clean, settled = [], []
         try:
-            tracker = self._open_tracker()
+            if self._tracker is None:
+                tracker = self._factory()
+                tracker.check()
+                self._tracker = tracker
+            tracker = self._tracker
             for run in runs:
                 # An outage is no error of this run: it ends the round.
                 delivered = run.retry.attempt(partial(run.replay, tracker), hurried)
@@ -240,8 +230,7 @@ class JournalReplayer:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
             with self._changed:
-                keys = [queued.required_key for queued in self._requests]
-                settled.append(all(key is not None and self._runs[key].is_rejected for key in keys))
+                settled.append(all(queued.run is not None and queued.run.is_rejected for queued in self._requests))
         except Exception as error:
             # The thread must survive every error of a tracker.
             self._tracker_retry.record_failure(error)
@@ -249,54 +238,28 @@ class JournalReplayer:
         self._tracker_retry.record_success()
         return all(clean), all(settled)
 
-    def _open_tracker(self) -> Tracker:
-        if self._tracker is None:
-            tracker = self._factory()
-            tracker.check()
-            self._tracker = tracker
-        return self._tracker
-
     def _serve_requests(self, tracker: Tracker) -> bool:
-        """Serve in order; return True when the queue is empty, False when a request must be retried."""
-        waiting = False
+        """Serve in order; return True when the queue is empty."""
         for queued in list(self._requests):
-            if queued.required_key is not None and self._get_run(queued.required_key).run_id is None:
-                waiting = True
+            run = queued.run
+            if run is not None and run.run_id is None:
                 continue
             try:
                 queued.request(tracker)
             except TrackerUnreachableError:
                 raise
             except Exception as error:
-                queued.failures += 1
-                if queued.failures < _MAX_REQUEST_TRIES and not isinstance(error, TrackingError):
-                    return False
-                self._fail_request(queued, error)
+                # An error of the run was logged already.
+                log = _log.info if run is not None and run.is_rejected else _log.error
+                log("tracker request given up: %s", error, exc_info=not is_self_explanatory(error))
+                self._failed_requests.append(str(error))
+                queued.future.set_exception(error)
             else:
                 queued.future.set_result(None)
             with self._changed:
                 self._requests.remove(queued)
                 self._changed.notify_all()
-        return not waiting and not self._requests
-
-    def _fail_request(self, queued: _QueuedRequest, error: Exception) -> None:
-        """Fail a request; it is logged as an error unless its run's error was logged already."""
-        known = queued.required_key is not None and self._get_run(queued.required_key).is_rejected
-        level = logging.INFO if known else logging.ERROR
-        _log.log(level, "tracker request given up: %s", error, exc_info=None if is_self_explanatory(error) else error)
-        self._failed_requests.append(str(error))
-        queued.future.set_exception(error)
-
-    def _finish_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get_run(key)
-        # The journal of a run that has ended ends, too.
-        while not run.replay(tracker):
-            pass
-        self._close_run(key, status, tracker)
-
-    def _close_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        tracker.close_run(self.wait_for_run_id(key, 0.0), status)
-        self._get_run(key).closed = True
+        return not self._requests
 
 
 class ReplayedRun:
@@ -315,7 +278,6 @@ class ReplayedRun:
         self._folder = folder
         self._cursor: journal.Cursor | None = None
         self._incidents: list[Event] = []
-        self._damaged_reads = 0
         self._lost_segments = 0
         self._lost_segments_tagged = 0
 
@@ -334,7 +296,7 @@ class ReplayedRun:
         """Open the run if necessary, deliver what was read, and read on; return True when nothing is left.
 
         Raises TrackingError, and then all events stay pending: the tracker's last-step rule makes the second delivery
-        harmless. Raises JournalError for a damaged segment, and after some tries skips it. Storage errors pass through.
+        harmless. Skips damaged segments, and counts them in a tag. Storage errors pass through.
         """
         if self.closed:
             return True
@@ -348,12 +310,25 @@ class ReplayedRun:
             self._read_journal(self._folder)
         return not self.pending and self._lost_segments == self._lost_segments_tagged
 
+    def finish(self, status: FinalStatus, tracker: Tracker) -> None:
+        """Deliver all that the journal of an ended run holds, and close the run. Raises as `replay`."""
+        while not self.replay(tracker):
+            pass
+        self.close(status, tracker)
+
+    def close(self, status: FinalStatus, tracker: Tracker) -> None:
+        """Close an open run. Raises TrackingError."""
+        if self.run_id is not None:
+            tracker.close_run(self.run_id, status)
+            self.closed = True
+
     def _deliver_pending(self, tracker: Tracker, run_id: str) -> None:
         """Deliver the pending events; without any, a heartbeat."""
         tracker.log_metrics(run_id, _extract_points(self.pending))
         if new := [event for event in self.pending if event.kind in _INCIDENT_KINDS]:
             incidents = [*self._incidents, *new]
-            tracker.log_text(run_id, INCIDENTS_FILE, _format_incidents(incidents))
+            records = [json.loads(encode_event(event)) for event in incidents]
+            tracker.log_text(run_id, INCIDENTS_FILE, json.dumps(records, indent=1))
             count = sum(event.kind == "incident" for event in incidents)
             tracker.set_tags(run_id, {INCIDENTS_TAG: str(count)})
             self._incidents = incidents
@@ -365,13 +340,9 @@ class ReplayedRun:
     def _read_journal(self, folder: str) -> None:
         try:
             self.pending, self._cursor = journal.read_events(folder, self._cursor, _SEGMENTS_PER_READ)
-            self._damaged_reads = 0
         except journal.DamagedSegmentError as error:
-            self._damaged_reads += 1
-            if self._damaged_reads < _MAX_DAMAGED_READS:
-                raise
             _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
-            self._cursor, self._damaged_reads, self._lost_segments = error.cursor, 0, self._lost_segments + 1
+            self._cursor, self._lost_segments = error.cursor, self._lost_segments + 1
 
 
 def _extract_points(events: Iterable[Event]) -> list[MetricPoint]:
@@ -383,8 +354,3 @@ def _extract_points(events: Iterable[Event]) -> list[MetricPoint]:
         for name, value in event.values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-
-
-def _format_incidents(incidents: Iterable[Event]) -> str:
-    """Return the incidents as a JSON list, each in the journal's form of an event."""
-    return json.dumps([json.loads(encode_event(event)) for event in incidents], indent=1)

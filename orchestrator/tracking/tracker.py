@@ -12,9 +12,6 @@ from typing import Literal, Protocol
 
 from orchestrator.storage import file_io
 
-# MLflow's page opens on the runs and their curves instead of on its views for language models.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MIN_RETRY_SECONDS = 1.0

@@ -29,9 +29,6 @@ _LOCATION_COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-_SERVER_SCHEMES = ("http", "https")
-_DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
-_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _UNQUOTED_CHARACTERS = re.compile(r"[/?#\[\]\s]")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _log = logging.getLogger(__name__)
@@ -41,15 +38,13 @@ _log = logging.getLogger(__name__)
 class TrackingUri:
     """An accepted URI.
 
-    raw: with secrets. redacted: for people and logs. sqlite_path: absolute path, or None.
-    database: (host, port) of a database server that this process connects to, or None.
+    raw: with secrets. redacted: for people and logs. sqlite_path: absolute path, or None for a server.
     """
 
     raw: str
     redacted: str
     sqlite_path: str | None
-    database: tuple[str, int] | None
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
 
     @property
     def base_url(self) -> str:
@@ -65,19 +60,22 @@ class TrackingUri:
 
 
 def parse_tracking_uri(uri: str) -> TrackingUri:
-    """Return a parsed http(s) URI, sqlite URI with an absolute path, or SQL database URI.
-
-    Raises TrackingError for any other, with the reason and what to give instead.
-    """
+    """Return a parsed http(s) URI, or sqlite URI with an absolute path. Raises TrackingError for any other."""
     before, separator, rest = uri.partition("://")
     end = find_credentials_end(rest, before)
     bare, _, query = rest[end:].partition("?")
     shown = before + separator + ("***@" if end else "") + bare + ("?***" if query else "")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
     if scheme == "sqlite":
-        return TrackingUri(uri, shown, _sqlite_path(uri), None, ())
-    if scheme not in _SERVER_SCHEMES + _DATABASE_SCHEMES:
-        raise TrackingError(_explain_unsupported(redact(shown), scheme))
+        return TrackingUri(uri, shown, _sqlite_path(uri))
+    if scheme not in ("http", "https"):
+        reason = f"scheme {scheme!r} is not supported"
+        if scheme in ("", "file"):
+            reason = "is a folder: MLflow has retired its file store"
+        raise TrackingError(
+            f"tracking uri {redact(shown)!r}: {reason}; give http(s)://host:port of an MLflow server, or "
+            "sqlite:////absolute/path/mlflow.db"
+        )
     if _UNQUOTED_CHARACTERS.search(rest[: max(0, end - 1)]):
         raise TrackingError(
             f"tracking uri {shown!r}: user and password must be quoted, such as %2F for /; or leave them "
@@ -85,16 +83,14 @@ def parse_tracking_uri(uri: str) -> TrackingUri:
         )
     try:
         parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port
+        if not parts.hostname or parts.port == 0:  # reading a port that is no number raises
+            raise ValueError("has no host")
     except ValueError as error:
-        raise TrackingError(f"tracking uri {shown!r}: {error}; give scheme://host:port") from None
-    if not host:
-        raise TrackingError(f"tracking uri {shown!r} has no host; give for example http://mlflow:5000")
+        raise TrackingError(f"tracking uri {shown!r}: {error}; give for example http://mlflow:5000") from None
     # Without a password the user name may be a token; with one it is a name, often a common word.
     candidates = (parts.password or parts.username, query)
     secrets = tuple(form for secret in candidates if secret for form in (secret, unquote(secret)))
-    database = (host, port or _DEFAULT_PORTS[scheme]) if scheme in _DATABASE_SCHEMES else None
-    return TrackingUri(uri, shown, None, database, secrets)
+    return TrackingUri(uri, shown, None, secrets)
 
 
 def _sqlite_path(uri: str) -> str:
@@ -105,16 +101,6 @@ def _sqlite_path(uri: str) -> str:
             " the job's working folder; give sqlite:////absolute/path/mlflow.db (four slashes)"
         )
     return re.sub(r"^//+", "/", posixpath.normpath(path))
-
-
-def _explain_unsupported(shown: str, scheme: str) -> str:
-    advice = "give http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
-    if scheme == "file" or not scheme:
-        return (
-            f"tracking uri {shown!r} is a folder: MLflow has retired its file store (it raises unless"
-            f" MLFLOW_ALLOW_FILE_STORE is set) and it corrupts under concurrent runs; {advice}"
-        )
-    return f"tracking uri {shown!r}: scheme {scheme!r} is not supported; {advice}"
 
 
 def make_tracking_uri(path: str) -> str:

@@ -3,8 +3,6 @@
 import pytest
 
 from orchestrator.tracking import mlflow_errors
-from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.tracker import TrackingError
 
 
 @pytest.mark.parametrize(
@@ -78,12 +76,3 @@ def test_the_schema_of_another_mlflow_has_its_fix() -> None:
 
 def test_other_refusals_speak_for_themselves() -> None:
     assert mlflow_errors.explain_rejection(400, "Invalid value for parameter 'x'") == ""
-
-
-def test_a_database_without_its_module_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(self: MlflowTracker) -> None:
-        raise ModuleNotFoundError("No module named 'psycopg'", name="psycopg")
-
-    monkeypatch.setattr(MlflowTracker, "_connect", connect)
-    with pytest.raises(TrackingError, match=r"psycopg.*postgresql\+psycopg2"):
-        MlflowTracker("postgresql://nobody@127.0.0.1:9/none", "x").check()
