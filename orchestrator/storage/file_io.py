@@ -43,7 +43,7 @@ def read_bytes(url: str) -> bytes:
         if urls.is_local(url):
             with open(urls.to_local_path(url), "rb") as file:
                 return file.read()
-        return bytes(call_with_retries(lambda: get_filesystem(url).cat_file(strip_protocol(url))))
+        return bytes(_call_filesystem(url, "cat_file"))
 
 
 def read_json_or_empty(url: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def write_bytes(url: str, data: bytes) -> None:
             path = urls.to_local_path(url)
             os.replace(_write_temp(path, data), path)
         else:
-            call_with_retries(lambda: get_filesystem(url).pipe_file(strip_protocol(url), data))
+            _call_filesystem(url, "pipe_file", data)
 
 
 def create_bytes(url: str, data: bytes) -> bool:
@@ -88,11 +88,10 @@ def exists(url: str) -> bool:
     with wrap_errors("look for", url):
         if urls.is_local(url):
             return os.path.exists(urls.to_local_path(url))
-        if not urls.is_web(url):
-            return bool(call_with_retries(lambda: _get_uncached_filesystem(url).exists(strip_protocol(url))))
+        # Unless it is strict, fsspec takes a failing web server for one without the file.
+        options = {"strict": True} if urls.is_web(url) else {}
         try:
-            # Unless it is strict, fsspec takes a failing server for one without the file.
-            return bool(call_with_retries(lambda: get_filesystem(url).exists(strip_protocol(url), strict=True)))
+            return bool(_call_filesystem(url, "exists", **options))
         except Exception as error:
             if storage_errors.is_not_found(error):
                 return False
@@ -104,7 +103,7 @@ def get_size(url: str) -> int:
     with wrap_errors("measure", url):
         if urls.is_local(url):
             return os.path.getsize(urls.to_local_path(url))
-        size = call_with_retries(lambda: _get_uncached_filesystem(url).size(strip_protocol(url)))
+        size = _call_filesystem(url, "size")
         if size is None:
             raise StorageError(f"{redaction.redact(url)}: the server must send a Content-Length, got none")
         return int(size)
@@ -146,7 +145,12 @@ def remove(url: str) -> None:
         elif urls.get_scheme(url) in s3.SCHEMES:
             s3.remove(urls.normalize_scheme(url))
         else:
-            _remove_with_fsspec(_get_uncached_filesystem(url), strip_protocol(url))
+            # One by one, since `rm` reads `*`, `?` and `[` in a path as patterns.
+            entries = _call_filesystem(url, "find", withdirs=True, detail=True)
+            for name, facts in sorted(entries.items(), reverse=True):
+                method = "rmdir" if facts.get("type") == "directory" else "rm_file"
+                with suppress(FileNotFoundError):  # object stores have no folders
+                    call_with_retries(partial(getattr(get_filesystem(url), method), name))
 
 
 def find_write_problem(url: str) -> str | None:
@@ -188,18 +192,15 @@ def find_conditional_create_problem(url: str) -> str | None:
     probe = join(url, f"probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"first")
-        try:
-            overwrote = create_bytes(probe, b"second")
-        finally:
-            remove(probe)
+        overwrote = create_bytes(probe, b"second")
+        remove(probe)
     except (OSError, ValueError):
         return None
-    if not overwrote:
-        return None
-    return (
+    problem = (
         f"{redaction.redact(url)}: this store ignores conditional creates (If-None-Match), so it cannot keep a second "
         "driver from training the same run: never start a job twice at the same time"
     )
+    return problem if overwrote else None
 
 
 def get_filesystem(url: str) -> Any:
@@ -228,19 +229,19 @@ def wrap_errors(verb: str, url: str) -> Iterator[None]:
         if not storage_errors.is_not_found(error):
             reason = redaction.redact(storage_errors.describe_error(error))
             raise StorageError(f"cannot {verb} {redaction.redact(url)}: {reason}") from error
-        if isinstance(error, FileNotFoundError) and (
-            error.filename is not None or urls.get_basename(url) in str(error)
-        ):
-            raise
         # S3's error says "NoSuchKey" only.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), redaction.redact(url)) from error
 
 
-def _get_uncached_filesystem(url: str) -> Any:
-    """Return the filesystem without its cached listings, since another machine may have written."""
-    filesystem = get_filesystem(url)
-    filesystem.invalidate_cache()
-    return filesystem
+def _call_filesystem(url: str, method: str, *arguments: object, **options: object) -> Any:
+    """Return the result of a method of a URL's filesystem for its path, with retries."""
+
+    def call() -> Any:
+        filesystem = get_filesystem(url)
+        filesystem.invalidate_cache()  # of listings, since another machine may have written
+        return getattr(filesystem, method)(strip_protocol(url), *arguments, **options)
+
+    return call_with_retries(call)
 
 
 def _list_local(url: str) -> list[os.DirEntry[str]]:
@@ -261,7 +262,7 @@ def _list_remote(url: str) -> list[dict[str, Any]]:
     # Some stores list the folder itself, others nothing but the object when `url` names one.
     own = strip_protocol(url).strip("/")
     try:
-        entries = call_with_retries(lambda: _get_uncached_filesystem(url).ls(strip_protocol(url), detail=True))
+        entries = _call_filesystem(url, "ls", detail=True)
     except FileNotFoundError:
         return []
     return [entry for entry in entries if str(entry["name"]).strip("/") != own]
@@ -274,41 +275,29 @@ def _find_size(url: str) -> int | None:
         return None
 
 
-def _remove_with_fsspec(filesystem: Any, path: str) -> None:
-    """Remove by fsspec's calls for one file each; `rm` reads `*`, `?` and `[` in a path as patterns."""
-    entries = call_with_retries(lambda: filesystem.find(path, withdirs=True, detail=True))
-    for name, facts in sorted(entries.items(), reverse=True):
-        remove_entry = filesystem.rmdir if facts.get("type") == "directory" else filesystem.rm_file
-        with suppress(FileNotFoundError):  # object stores have no folders
-            call_with_retries(partial(remove_entry, name))
-    filesystem.invalidate_cache()
-
-
 def _create_remote(url: str, data: bytes) -> bool:
     """Create by If-None-Match. On S3 the object's metadata identifies its creator.
 
     After a lost answer a second try finds its own object, and aiohttp makes that try by itself.
     """
-    path = strip_protocol(url)
     if urls.get_scheme(url) not in s3.SCHEMES:
         try:
-            get_filesystem(url).pipe_file(path, data, mode="create")
+            get_filesystem(url).pipe_file(strip_protocol(url), data, mode="create")
         except FileExistsError:
             return False
         return True
     creation = {"creation": uuid.uuid4().hex}
     try:
-        call_with_retries(lambda: get_filesystem(url).pipe_file(path, data, mode="create", Metadata=creation))
+        _call_filesystem(url, "pipe_file", data, mode="create", Metadata=creation)
     except OSError as error:
         # s3fs makes it a FileExistsError by a word in the answer that not every store sends.
         exists_already = isinstance(error, FileExistsError)
         if not exists_already and storage_errors.get_http_status(error) != HTTPStatus.PRECONDITION_FAILED:
             raise
         try:
-            metadata = call_with_retries(lambda: _get_uncached_filesystem(url).metadata(path, refresh=True))
+            return dict(_call_filesystem(url, "metadata", refresh=True)) == creation
         except FileNotFoundError:
             return False  # another creator's, removed meanwhile
-        return dict(metadata) == creation
     return True
 
 

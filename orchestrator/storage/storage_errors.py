@@ -26,7 +26,6 @@ class _Answer(NamedTuple):
     status: int = 0
     code: str = ""
     message: str = ""
-    region: str = ""  # of the bucket, where S3 names it
     from_s3: bool = False
 
 
@@ -126,12 +125,9 @@ def _describe_unmasked(error: BaseException) -> str:
         reason += f", {message}" if message else ""
         return f"permission denied ({reason}), or missing in a bucket that may not be listed: {_CREDENTIALS_ADVICE}"
     if _is_redirected(error, answer):
-        place = f"in the region {answer.region}" if answer.region else "in another region"
         reason = f" ({status} {message or code})" if status else ""
-        return f"the bucket is {place}{reason}: {_REGION_ADVICE}"
+        return f"the bucket is in another region{reason}: {_REGION_ADVICE}"
     text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    if status == HTTPStatus.BAD_REQUEST and answer.region:  # the answer to a HEAD has no code
-        return f"{text}: the bucket is in {answer.region}; are the credentials expired? If not, {_REGION_ADVICE}"
     about_checksums = any(words in f"{code} {message}".lower() for words in _CHECKSUM_WORDS)
     if status == HTTPStatus.NOT_IMPLEMENTED or (status == HTTPStatus.BAD_REQUEST and about_checksums):
         return f"{text}: {_CHECKSUM_ADVICE}"
@@ -153,10 +149,8 @@ def _find_answer(error: BaseException) -> _Answer:
     for source in (error, error.__cause__):
         response: Any = getattr(source, "response", None)
         if isinstance(response, dict) and isinstance(fields := response.get("Error"), dict):
-            metadata = response.get("ResponseMetadata", {})
-            region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region") or fields.get("Region") or ""
-            code, message = str(fields.get("Code", "")), str(fields.get("Message", ""))
-            return _Answer(int(metadata.get("HTTPStatusCode", 0)), code, message, str(region), from_s3=True)
+            status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            return _Answer(status, str(fields.get("Code", "")), str(fields.get("Message", "")), from_s3=True)
         for attribute in ("status", "status_code"):
             status = getattr(source, attribute, None)
             if isinstance(status, int) and 100 <= status < 600:
