@@ -1,7 +1,6 @@
 """The canvas that all plots share: figures, axes, legends, files as PNG or SVG; and the pictures of a run's start.
 
-Drawn with matplotlib's object-oriented interface on the Agg canvas: no display and no global state, so any thread may
-draw.
+Drawn with matplotlib's object-oriented interface: no display and no global state, so any thread may draw.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
@@ -53,8 +51,7 @@ class Plot:
 def create_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure of `columns` axes side by side, in inches, without a background of its own."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04))
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def label_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
@@ -66,9 +63,8 @@ def label_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.tick_params(colors=MUTED, labelsize=9, length=0, which="both")
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(GRID)
+    axes.spines[:].set(visible=False, color=GRID)
+    axes.spines["bottom"].set_visible(True)
 
 
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:

@@ -5,6 +5,7 @@ Errors are classified by what they carry, not by type, so that storage does not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,7 @@ class _Answer(NamedTuple):
     status: int = 0
     code: str = ""
     message: str = ""
+    region: str = ""  # of the bucket, where S3 names it
     from_s3: bool = False
 
 
@@ -53,8 +55,7 @@ _REDIRECT_CODES = {
 # Without a region in the answer botocore asks for it, is redirected again, and so on.
 _REDIRECT_LOOP_TEXT = "maximum recursion depth exceeded"
 _REGION_ADVICE = "set AWS_DEFAULT_REGION to its region, and AWS_ENDPOINT_URL, if it is set, to an endpoint there"
-# Stores without the checksums that AWS clients send since 2025 answer so (Backblaze, s3proxy, older GCS and R2).
-_CHECKSUM_WORDS = ("checksum", "trailer")
+# For stores without the checksums that AWS clients send since 2025 (Backblaze, s3proxy, older GCS and R2).
 _CHECKSUM_ADVICE = (
     "if this store knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and "
     "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
@@ -128,7 +129,9 @@ def _describe_unmasked(error: BaseException) -> str:
         reason = f" ({status} {message or code})" if status else ""
         return f"the bucket is in another region{reason}: {_REGION_ADVICE}"
     text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    about_checksums = any(words in f"{code} {message}".lower() for words in _CHECKSUM_WORDS)
+    if status == HTTPStatus.BAD_REQUEST and answer.region:  # the answer to a HEAD has no code
+        return f"{text}: the bucket is in {answer.region}; are the credentials expired? If not, {_REGION_ADVICE}"
+    about_checksums = re.search(r"checksum|trailer", f"{code} {message}", re.IGNORECASE)
     if status == HTTPStatus.NOT_IMPLEMENTED or (status == HTTPStatus.BAD_REQUEST and about_checksums):
         return f"{text}: {_CHECKSUM_ADVICE}"
     return text
@@ -149,12 +152,13 @@ def _find_answer(error: BaseException) -> _Answer:
     for source in (error, error.__cause__):
         response: Any = getattr(source, "response", None)
         if isinstance(response, dict) and isinstance(fields := response.get("Error"), dict):
-            status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            return _Answer(status, str(fields.get("Code", "")), str(fields.get("Message", "")), from_s3=True)
-        for attribute in ("status", "status_code"):
-            status = getattr(source, attribute, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return _Answer(status, message=str(getattr(source, "message", "") or ""))
+            metadata = response.get("ResponseMetadata", {})
+            code, message = str(fields.get("Code", "")), str(fields.get("Message", ""))
+            region = str(metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", ""))
+            return _Answer(int(metadata.get("HTTPStatusCode", 0)), code, message, region, from_s3=True)
+        for given in (getattr(source, "status", None), getattr(source, "status_code", None)):
+            if isinstance(given, int) and 100 <= given < 600:
+                return _Answer(given, message=str(getattr(source, "message", "") or ""))
     return _Answer()
 
 

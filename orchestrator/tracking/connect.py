@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, register
-from orchestrator.tracking.tracker import Tracker, list_missing_methods
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.tracking_uri import parse_tracking_uri
 
 MLFLOW = "mlflow"
@@ -28,7 +28,8 @@ def open_tracker(uri: str, experiment: str, plugin: Plugin = MLFLOW_PLUGIN) -> T
     Raises TrackingError; ConfigError when the plug-in cannot be made, or is no Tracker.
     """
     tracker = create_plugin("tracker", plugin.kind, plugin.args, uri=uri, experiment=experiment)
-    if missing := list_missing_methods(tracker):
+    names = (name for name in vars(Tracker) if not name.startswith("_"))
+    if missing := [name for name in names if not callable(getattr(tracker, name, None))]:
         raise ConfigError(
             f"tracker {plugin.kind!r}: {type(tracker).__name__} must have the methods of a tracker, lacks "
             f"{', '.join(missing)}; derive it from orchestrator.tracking.tracker.Tracker"

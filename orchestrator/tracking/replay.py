@@ -32,13 +32,8 @@ INCIDENTS_TAG = "orchestrator.incidents"
 LOST_SEGMENTS_TAG = "orchestrator.journal_segments_lost"
 INCIDENTS_FILE = "incidents.json"
 
-# While a thread waits in drain() or stop(), an unreachable tracker is retried this often.
-_DRAIN_POLL_SECONDS = 0.5
-# Share of the time of stop() that draining may take, so that some is left to close the runs.
-_DRAIN_SHARE = 0.8
-
-_METRIC_KINDS = frozenset({"metrics", "epoch"})
-_INCIDENT_KINDS = frozenset({"incident", "recovered"})
+_DRAIN_POLL_SECONDS = 0.5  # between rounds, while a thread waits in drain() or stop()
+_DRAIN_SHARE = 0.8  # of the time of stop(), so that some is left to close the runs
 _SEGMENTS_PER_READ = 200
 
 
@@ -52,9 +47,8 @@ class _QueuedRequest:
 class JournalReplayer:
     """Replays the journals of runs into a tracker while training runs, also through outages of the tracker.
 
-    The thread opens the tracker (importing mlflow, migrating a database: seconds) while training starts. Events leave
-    the queue only once they are delivered, and repeated deliveries make no duplicates, because the tracker drops steps
-    that it has.
+    The thread opens the tracker, which takes seconds, while training starts. Repeated deliveries make no duplicates,
+    because the tracker drops steps that it has.
     """
 
     def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 5.0) -> None:
@@ -325,7 +319,7 @@ class ReplayedRun:
     def _deliver_pending(self, tracker: Tracker, run_id: str) -> None:
         """Deliver the pending events; without any, a heartbeat."""
         tracker.log_metrics(run_id, _extract_points(self.pending))
-        if new := [event for event in self.pending if event.kind in _INCIDENT_KINDS]:
+        if new := [event for event in self.pending if event.kind in ("incident", "recovered")]:
             incidents = [*self._incidents, *new]
             records = [json.loads(encode_event(event)) for event in incidents]
             tracker.log_text(run_id, INCIDENTS_FILE, json.dumps(records, indent=1))
@@ -350,7 +344,7 @@ def _extract_points(events: Iterable[Event]) -> list[MetricPoint]:
     return [
         MetricPoint(name, float(value), event.samples, event.time)
         for event in events
-        if event.kind in _METRIC_KINDS and event.samples is not None
+        if event.kind in ("metrics", "epoch") and event.samples is not None
         for name, value in event.values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]

@@ -99,12 +99,6 @@ class Tracker(Protocol):
         return []
 
 
-def list_missing_methods(tracker: object) -> list[str]:
-    """Return the methods of a Tracker that an object lacks."""
-    names = (name for name in vars(Tracker) if not name.startswith("_"))
-    return [name for name in names if not callable(getattr(tracker, name, None))]
-
-
 def log_run_folder(tracker: Tracker, run_id: str, folder: str, texts: Iterable[str]) -> None:
     """Store the named text files of a run's folder, and every picture in it, as artifacts of the run."""
     for name in texts:

@@ -22,7 +22,7 @@ WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message
     [
         (301, MOVED, True, r"the bucket is in another region \(.*\): set AWS_DEFAULT_REGION to its region"),
         (301, MOVED, False, "the bucket is in another region: set AWS_DEFAULT_REGION to its region"),
-        (400, WRONG, True, r"the bucket is in another region \(.*\): set AWS_DEFAULT_REGION to its region"),
+        (400, WRONG, True, r"the bucket is in (another region \(|eu-west-1).* set AWS_DEFAULT_REGION to its region"),
     ],
     ids=["moved", "moved-without-region", "signed-for-another"],
 )
