@@ -203,7 +203,7 @@ def _compute_digest(url: str, version: str, block: int) -> str:
 
 @contextmanager
 def _hold_lock(path: str, seconds: float) -> Iterator[None]:
-    """Hold a lock between all threads and processes of a node; go on without it after so many seconds."""
+    """Hold a lock between all threads and processes of a node; continue without it after so many seconds."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         deadline = time.monotonic() + seconds

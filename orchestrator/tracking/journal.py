@@ -72,20 +72,15 @@ class JournalWriter:
         self._flush_waiters = 0
         self._closed = False  # to append
         self._stop_requested = False  # of the thread
-        self._fenced = False
+        self.is_fenced = False  # another writer of this attempt was found; events are dropped from then on
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
-
-    @property
-    def is_fenced(self) -> bool:
-        """True if another writer of this attempt was found; events are dropped from then on."""
-        return self._fenced
 
     def append(self, kind: str, /, samples: int | None = None, **values: object) -> None:
         """Append an event that happens now. Raises JournalError only for values that JSON cannot hold."""
         line = encode_event(Event(kind, time.time(), samples, values))
         with self._changed:
-            if self._fenced:
+            if self.is_fenced:
                 return
             if self._closed:
                 _log.warning("journal %s: event %r came after close and is lost", self._folder, kind)
@@ -105,9 +100,9 @@ class JournalWriter:
             target = self._next_number
             self._flush_waiters += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._fenced or self._get_oldest_unsaved() >= target, timeout)
+            self._changed.wait_for(lambda: self.is_fenced or self._get_oldest_unsaved() >= target, timeout)
             self._flush_waiters -= 1
-            return not self._fenced and self._get_oldest_unsaved() >= target
+            return not self.is_fenced and self._get_oldest_unsaved() >= target
 
     def close(self, timeout: float) -> bool:
         """Flush and end the thread within `timeout` seconds; return True when every event is in storage."""
@@ -129,7 +124,7 @@ class JournalWriter:
         return self._lines[0][0] if self._lines else self._next_number
 
     def _run(self) -> None:
-        while not self._fenced:
+        while not self.is_fenced:
             with self._changed:
                 if self._retry.failures:
                     self._changed.wait_for(lambda: self._stop_requested, _FLUSH_WAIT_SECONDS)
@@ -156,7 +151,7 @@ class JournalWriter:
         url = file_io.join(self._folder, make_segment_name(self._attempt, self._segment_number))
         if not file_io.create_bytes(url, data) and file_io.read_bytes(url) != data:
             with self._changed:
-                self._fenced, lost = True, len(self._lines)
+                self.is_fenced, lost = True, len(self._lines)
                 self._changed.notify_all()
             _log.error(
                 "journal: another writer wrote %s: this attempt is fenced, its last segment and %d pending events are "

@@ -89,10 +89,7 @@ class MlflowTracker:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
 
     def check(self) -> None:
-        """Find or create the experiment and tag it, which needs the permissions that runs need.
-
-        Takes about 10 s for an unreachable server.
-        """
+        """Find or create the experiment and tag it, which needs the permissions that runs need."""
         with _use_short_timeout(), convert_errors(self._uri, "record runs (tried before the start)", Exception):
             client, experiment_id = self._connect()
             client.set_experiment_tag(experiment_id, CHECKED_TAG, _format_heartbeat())
@@ -165,10 +162,7 @@ class MlflowTracker:
             self._connect()[0].log_artifact(run_id, local_path, artifact_folder or None)
 
     def log_table(self, run_id: str, path: str, columns: Mapping[str, Sequence[object]]) -> None:
-        """Store a table that MLflow's page renders; path ends in .json.
-
-        MLflow's own log_table appends to an older table, so a second call would double the rows.
-        """
+        """Store a table that MLflow's page renders; path ends in .json. MLflow's own log_table would append to it."""
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1 or not path.endswith(".json"):
             raise TrackingError(f"table {path!r} must have a .json path and columns of equal length, got {lengths}")

@@ -83,7 +83,7 @@ def parse_tracking_uri(uri: str) -> TrackingUri:
         )
     try:
         parts = urlsplit(uri)
-        if not parts.hostname or parts.port == 0:  # reading a port that is no number raises
+        if not parts.hostname or parts.port == 0:  # reading an invalid port raises
             raise ValueError("has no host")
     except ValueError as error:
         raise TrackingError(f"tracking uri {shown!r}: {error}; give for example http://mlflow:5000") from None
