@@ -62,8 +62,6 @@ class RangeReader:
     """
 
     def __init__(self, streams: int = 16, retry_policy: ReadRetryPolicy | None = None) -> None:
-        if streams < 1:
-            raise ValueError(f"streams must be at least 1, got {streams}")
         self._streams, self._policy = streams, retry_policy or ReadRetryPolicy()
         self.transfer = TransferStats()
         self._reset_state()

@@ -140,7 +140,7 @@ class JournalWriter:
                 self._retry.attempt(self._upload_segment, skip_pause=True)
 
     def _has_pending(self) -> bool:
-        return self._sealed is not None or bool(self._lines)
+        return self._get_oldest_unsaved() < self._next_number
 
     def _upload_segment(self) -> bool:
         """Try once to store a segment; return False when another writer's segment is in its place."""

@@ -13,7 +13,6 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +23,6 @@ from orchestrator.config.errors import ConfigError
 APP_NAME = "orchestrator"  # of `mlflow server --app-name`, declared in pyproject.toml
 USER_NAME = "orchestrator"
 _PASSWORD_PATH_VARIABLE = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"  # noqa: S105
-
-_App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def get_password_path() -> Path:
@@ -77,7 +74,7 @@ def load_password() -> str:
 class RequireLogin:
     """ASGI middleware that rejects every request without the login: HTTP Basic, or the password as a bearer token."""
 
-    def __init__(self, app: _App, password: str) -> None:
+    def __init__(self, app: Any, password: str) -> None:
         self._app = app
         basic = base64.b64encode(f"{USER_NAME}:{password}".encode())
         self._accepted = (b"basic " + basic, b"bearer " + password.encode())

@@ -45,10 +45,7 @@ class ModelRegistry:
     def register_model(
         self, name: str, digest: str, run_id: str, folder: str, description: str, tags: Mapping[str, str]
     ) -> str:
-        """Store the MLflow model in a local folder with a run, make it a version of the model `name`, and return that.
-
-        description: for people, Markdown.
-        """
+        """Store the MLflow model in a local folder with a run, make it a version of `name`, and return that."""
         with convert_errors(self._uri, f"register model {name!r}"):
             # Each digest has its own path: an older version must not get the files of a newer one.
             path = _get_artifact_path(digest)

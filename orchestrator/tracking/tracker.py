@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from orchestrator.storage import file_io
@@ -105,10 +105,9 @@ def log_run_folder(tracker: Tracker, run_id: str, folder: str, texts: Iterable[s
         tracker.log_text(run_id, name, file_io.read_bytes(file_io.join(folder, name)).decode())
     with tempfile.TemporaryDirectory() as scratch:
         for name in sorted(name for name in file_io.list_names(folder) if name.endswith(".png")):
-            path = os.path.join(scratch, name)
-            with open(path, "wb") as file:
-                file.write(file_io.read_bytes(file_io.join(folder, name)))
-            tracker.log_file(run_id, path)
+            path = Path(scratch, name)
+            path.write_bytes(file_io.read_bytes(file_io.join(folder, name)))
+            tracker.log_file(run_id, str(path))
 
 
 class RetryState:

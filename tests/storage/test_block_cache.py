@@ -81,12 +81,6 @@ def test_versions_and_block_sizes_do_not_mix(cache: BlockCache, tmp_path: Path) 
     assert read(cache, Source()) == DATA
 
 
-def test_ranges_outside_the_object_are_refused(cache: BlockCache) -> None:
-    for start, length in ((-1, 5), (len(DATA) - 1, 2)):
-        with pytest.raises(ValueError, match=f"got {start} to {start + length}"):
-            read(cache, Source(), start, length)
-
-
 def test_a_quota_below_a_block_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 999 bytes"):
         BlockCache(str(tmp_path), BLOCK - 1, BLOCK)
