@@ -26,7 +26,7 @@ URL, VERSION = "s3://b/object", "sha256"
 
 
 class Source:
-    """Where the bytes come from, and what was asked of it."""
+    """A source of bytes that records its requests."""
 
     def __init__(self, data: bytes = DATA) -> None:
         self.data = data
@@ -81,12 +81,12 @@ def test_versions_and_block_sizes_do_not_mix(cache: BlockCache, tmp_path: Path) 
     assert read(cache, Source()) == DATA
 
 
-def test_a_quota_below_a_block_is_refused(tmp_path: Path) -> None:
+def test_a_quota_below_a_block_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 999 bytes"):
         BlockCache(str(tmp_path), BLOCK - 1, BLOCK)
 
 
-def test_a_failed_fetch_is_raised_and_nothing_is_kept(cache: BlockCache, tmp_path: Path) -> None:
+def test_a_failed_fetch_is_raised_and_stores_nothing(cache: BlockCache, tmp_path: Path) -> None:
     def fail(start: int, view: memoryview) -> None:
         raise StorageError("the source is down")
 
@@ -198,7 +198,7 @@ def test_a_block_evicted_while_it_is_open_is_read(cache: BlockCache, monkeypatch
 
 
 # ------------------------------------------------------------------ errors of the disk
-def test_a_full_disk_is_stepped_aside_from(cache: BlockCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_disables_the_cache(cache: BlockCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source()
     read(cache, source, 0, BLOCK)
 
@@ -219,7 +219,7 @@ def test_a_full_disk_is_stepped_aside_from(cache: BlockCache, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link", "below a file"])
-def test_a_folder_that_cannot_be_is_stepped_aside_from(tmp_path: Path, obstacle: str) -> None:
+def test_an_unusable_folder_disables_the_cache(tmp_path: Path, obstacle: str) -> None:
     folder = tmp_path / "folder"
     if obstacle == "below a file":
         folder.write_bytes(b"")
@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_is_stepped_aside_from(tmp_path: Path, obstacle:
     assert obstacle != "link" or not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_others_see_nothing_and_other_folders_keep_their_mode(tmp_path: Path) -> None:
+def test_the_folder_is_private_and_other_folders_keep_their_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "orchestrator-cache").mkdir(mode=0o777)
     (tmp_path / "orchestrator-cache").chmod(0o777)
@@ -247,7 +247,7 @@ def test_others_see_nothing_and_other_folders_keep_their_mode(tmp_path: Path) ->
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_cache_emptied_by_hand_goes_on(cache: BlockCache, tmp_path: Path) -> None:
+def test_a_cache_emptied_by_hand_is_still_read_through(cache: BlockCache, tmp_path: Path) -> None:
     read(cache, Source())
     (tmp_path / "orchestrator-cache").rename(tmp_path / "gone")
     for _ in range(3):
@@ -285,7 +285,7 @@ def test_threads_download_a_block_once(cache: BlockCache) -> None:
     assert cache.misses == 3
 
 
-def test_who_waited_long_enough_downloads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiter_that_times_out_downloads_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_cache, "DOWNLOAD_WAIT_SECONDS", 0.05)
     caches = [BlockCache(str(tmp_path), 100 * BLOCK, BLOCK) for _ in range(2)]
     source, begun, done = Source(), threading.Event(), threading.Event()

@@ -12,7 +12,7 @@ from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 
-def test_what_is_written_is_read(place: str) -> None:
+def test_written_bytes_are_read(place: str) -> None:
     url = file_io.join(place, "folder", "object")
     assert not file_io.exists(url)
     for data in (b"", b"one", b"\x00\xff" * 1000):

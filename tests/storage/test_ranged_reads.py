@@ -59,12 +59,12 @@ def test_missing_objects_are_file_not_found(place: str, ranges: RangeReader) -> 
     assert ranges.transfer.retries == 0
 
 
-def test_slips_are_value_errors(tmp_path: Path, ranges: RangeReader) -> None:
+def test_a_negative_start_is_a_value_error(tmp_path: Path, ranges: RangeReader) -> None:
     with pytest.raises(ValueError, match="got -1"):
         ranges.read(str(tmp_path / "x"), -1, 1)
 
 
-def test_a_closed_reader_says_so(tmp_path: Path, ranges: RangeReader) -> None:
+def test_a_closed_reader_raises(tmp_path: Path, ranges: RangeReader) -> None:
     ranges.close()
     with pytest.raises(StorageError, match="closed"):
         ranges.read(str(tmp_path / "x"), 0, 1)
@@ -114,7 +114,7 @@ def test_reads_that_come_in_pieces_are_put_together(
     assert ranges.read(path, 3, 5000) == DATA[3:5003]
 
 
-def test_a_pipe_in_the_place_of_a_file_is_an_error_at_once(tmp_path: Path, ranges: RangeReader) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_an_error_immediately(tmp_path: Path, ranges: RangeReader) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="pipe at byte 0"):
         ranges.read(str(tmp_path / "pipe"), 0, 1)

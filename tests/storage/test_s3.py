@@ -61,7 +61,7 @@ def test_many_threads_share_the_connections(url: str, proxy: Proxy) -> None:
     [Fault(reset_after=3 * MIB), Fault(cut_after=3 * MIB), Fault(stall_after=3 * MIB)],
     ids=["reset", "cut", "stalled"],
 )
-def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fault: Fault) -> None:
+def test_a_broken_body_resumes_at_the_last_good_byte(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, None, fault)
     ranges = RangeReader(retry_policy=QUICK)
     for start in (100, 7):
@@ -81,7 +81,7 @@ def test_a_broken_body_goes_on_at_the_last_good_byte(url: str, proxy: Proxy, fau
 @pytest.mark.parametrize(
     "fault", [SLOW_DOWN, INTERNAL, Fault(503, "ServiceUnavailable"), Fault(429, "TooManyRequests")]
 )
-def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -> None:
+def test_transient_answers_are_retried(url: str, proxy: Proxy, fault: Fault) -> None:
     proxy.plan = sequence(fault, fault, fault)
     ranges = RangeReader(retry_policy=QUICK)
     assert ranges.read(url, 9, MIB) == DATA[9 : 9 + MIB]
@@ -89,7 +89,7 @@ def test_passing_answers_are_tried_again(url: str, proxy: Proxy, fault: Fault) -
     assert ranges.transfer.retries == 3
 
 
-def test_progress_renews_the_tries(url: str, proxy: Proxy) -> None:
+def test_progress_resets_the_tries(url: str, proxy: Proxy) -> None:
     proxy.plan = sequence(*[Fault(cut_after=MIB)] * 9)
     assert RangeReader(retry_policy=QUICK).read(url, 0, 10 * MIB) == DATA[: 10 * MIB]
     assert len(gets(proxy)) == 10
@@ -146,7 +146,7 @@ def test_nothing_is_written_after_a_read_was_given_up(url: str, proxy: Proxy) ->
 
 
 @pytest.mark.parametrize("answer", [None, NO_KEY], ids=["server", "proxy"])
-def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, answer: Fault | None) -> None:
+def test_a_missing_object_is_file_not_found_without_a_retry(bucket: str, proxy: Proxy, answer: Fault | None) -> None:
     proxy.plan = lambda request: answer
     url = file_io.join(bucket, "nowhere")
     ranges = RangeReader(retry_policy=QUICK)
@@ -157,7 +157,7 @@ def test_a_missing_object_is_file_not_found_at_once(bucket: str, proxy: Proxy, a
         file_io.get_size(url)
 
 
-def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> None:
+def test_a_denial_says_where_credentials_come_from(url: str, proxy: Proxy) -> None:
     proxy.plan = lambda request: DENIED
     ranges = RangeReader(retry_policy=QUICK)
     for call in (lambda: ranges.read(url, 5, 10), lambda: file_io.read_bytes(url)):
@@ -166,7 +166,7 @@ def test_refusal_says_where_credentials_come_from(url: str, proxy: Proxy) -> Non
     assert len(proxy.requests) == 2, "trying again is of no use"
 
 
-def test_wrong_keys_are_refused_by_the_server(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys_are_denied_by_the_server(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret-key")
     forget_clients()
     for call in (lambda: RangeReader(retry_policy=QUICK).read(url, 5, 10), lambda: file_io.read_bytes(url)):
@@ -175,7 +175,9 @@ def test_wrong_keys_are_refused_by_the_server(url: str, proxy: Proxy, monkeypatc
         assert "not-the-secret-key" not in str(caught.value)
 
 
-def test_missing_credentials_are_named_at_once(url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named_without_a_request(
+    url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     forget_clients()
@@ -242,7 +244,7 @@ def test_a_create_that_never_comes_through_is_an_error(bucket: str, proxy: Proxy
         file_io.create_bytes(file_io.join(bucket, "lease"), b"mine")
 
 
-def test_a_write_whose_answer_is_lost_is_done_again(bucket: str, proxy: Proxy) -> None:
+def test_a_write_whose_answer_is_lost_is_repeated(bucket: str, proxy: Proxy) -> None:
     proxy.plan = sequence(SLOW_DOWN, Fault(lost=True), method="PUT")
     file_io.write_bytes(file_io.join(bucket, "object"), b"mine")
     assert {request.method for request in proxy.requests} == {"PUT"}

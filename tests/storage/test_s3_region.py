@@ -26,7 +26,7 @@ WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message
     ],
     ids=["moved", "moved-without-region", "signed-for-another"],
 )
-def test_a_bucket_in_another_region_is_told_so(
+def test_a_bucket_in_another_region_is_reported_with_the_fix(
     answer: int, body: str, header: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(BaseHTTPRequestHandler):

@@ -37,7 +37,7 @@ def test_a_denied_delete_is_an_error(bucket: str, proxy: Proxy) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("call", [lambda url: file_io.write_bytes(url, b"1"), file_io.read_bytes])
-def test_refused_checksum_headers_are_told_with_the_fix(
+def test_rejected_checksum_headers_are_reported_with_the_fix(
     bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, call: Callable[[str], object]
 ) -> None:
     url = file_io.join(bucket, "object")

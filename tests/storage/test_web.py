@@ -107,7 +107,7 @@ def test_a_server_that_keeps_failing_is_no_missing_file(server: Server, data: st
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_is_gone_is_a_missing_file_at_once(server: Server, data: str, status: int) -> None:
+def test_gone_files_are_missing_without_a_retry(server: Server, data: str, status: int) -> None:
     for call in calls(file_io.join(data, "x.tar")):
         server.failures = [status] * 99
         server.asked.clear()
@@ -118,7 +118,7 @@ def test_what_is_gone_is_a_missing_file_at_once(server: Server, data: str, statu
     server.failures.clear()
 
 
-def test_a_refusal_says_nothing_of_aws(server: Server, data: str) -> None:
+def test_a_web_server_s_403_does_not_mention_aws(server: Server, data: str) -> None:
     server.failures = [403] * 2
     with pytest.raises(StorageError, match=r"x\.tar: permission denied \(403 Forbidden\)$"):
         file_io.read_bytes(file_io.join(data, "x.tar"))

@@ -19,7 +19,7 @@ from orchestrator.tracking import mlflow_errors
         ),
     ],
 )
-def test_a_refusal_has_its_fix(status: int, text: str, expected: str) -> None:
+def test_a_rejection_has_its_fix(status: int, text: str, expected: str) -> None:
     assert expected in mlflow_errors.explain_rejection(status, text)
 
 
@@ -74,5 +74,5 @@ def test_the_schema_of_another_mlflow_has_its_fix() -> None:
     assert mlflow_errors.explain_schema_mismatch("found version 3 of something else", "x") is None
 
 
-def test_other_refusals_speak_for_themselves() -> None:
+def test_other_rejections_get_no_advice() -> None:
     assert mlflow_errors.explain_rejection(400, "Invalid value for parameter 'x'") == ""

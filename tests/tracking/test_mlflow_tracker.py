@@ -213,7 +213,7 @@ def test_artifacts_lie_beside_the_database(
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
-def test_invalid_calls_are_errors_that_say_why(tracker: MlflowTracker, tmp_path: Path) -> None:
+def test_invalid_calls_raise_with_the_reason(tracker: MlflowTracker, tmp_path: Path) -> None:
     run_id = tracker.open_run(run_named("a"))
     with pytest.raises(TrackingError, match="not a file"):
         tracker.log_file(run_id, str(tmp_path / "absent.png"))
@@ -251,7 +251,7 @@ def test_stale_runs_are_closed_and_no_others(
 
 
 @pytest.mark.parametrize("ahead", [-5000.0, 5000.0])
-def test_a_driver_whose_clock_differs_is_not_taken_for_dead(
+def test_a_driver_with_another_clock_is_not_closed_as_stale(
     ahead: float, tracker: MlflowTracker, again: Callable[[], MlflowTracker], client: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -271,7 +271,7 @@ def test_a_driver_whose_clock_differs_is_not_taken_for_dead(
 
 
 @pytest.mark.parametrize("beat", ["soon", "inf", "nan", "9e300", "-5"])
-def test_a_heartbeat_that_is_no_time_says_nothing(
+def test_an_invalid_heartbeat_is_ignored(
     beat: str, tracker: MlflowTracker, again: Callable[[], MlflowTracker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_tracker, "STALE_HEARTBEAT_SECONDS", 0.0)
@@ -346,7 +346,7 @@ def test_url_of_a_database_is_a_command(tracker: MlflowTracker, database: str) -
     assert url.endswith(f"/runs/{run_id}")
 
 
-def test_closed_port_is_said_quickly_and_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closed_port_is_reported_quickly_and_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -373,7 +373,7 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_silent_server_is_said_in_about_ten_seconds(silent_port: int) -> None:
+def test_a_silent_server_is_reported_in_about_ten_seconds(silent_port: int) -> None:
     before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
     started = time.monotonic()
     with pytest.raises(TrackerUnreachableError):

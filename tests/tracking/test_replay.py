@@ -82,7 +82,7 @@ def test_events_become_points_incidents_and_an_outcome(
     assert len(json.loads(run.texts["incidents.json"])) == 2
 
 
-def test_outage_loses_nothing_and_is_said_once(
+def test_an_outage_loses_nothing_and_is_logged_once(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -194,7 +194,7 @@ def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, 
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_request_that_never_works_is_given_up(replayer: JournalReplayer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_request_is_given_up(replayer: JournalReplayer, caplog: pytest.LogCaptureFixture) -> None:
     tries: list[int] = []
 
     def broken(_: Tracker) -> None:
@@ -268,7 +268,7 @@ def test_stop_in_an_outage_says_what_is_left(
     assert isinstance(waiting.exception(5), TrackingError)
 
 
-def test_damaged_segment_is_given_up_and_said(
+def test_a_damaged_segment_is_skipped_and_reported(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -331,7 +331,7 @@ def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
     assert "request given up" not in caplog.text
 
 
-def test_what_the_tracker_refuses_is_not_waited_for(
+def test_drain_does_not_wait_for_a_rejected_run(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -360,7 +360,7 @@ def test_what_the_tracker_refuses_is_not_waited_for(
     assert "trying again" not in said[0].getMessage()
 
 
-def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unrecorded(
+def test_a_rejected_request_fails_immediately_and_the_job_counts_as_unrecorded(
     tracker: RecordingTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     replayer = JournalReplayer(lambda: tracker, POLL)
@@ -378,7 +378,7 @@ def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unr
     assert not line.exc_info
 
 
-def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
+def test_drain_does_not_wait_for_children_of_a_rejected_run(
     tracker: RecordingTracker, replayer: JournalReplayer
 ) -> None:
     tracker.open_run = lambda run: (_ for _ in ()).throw(TrackingError("refused"))  # type: ignore[method-assign]
@@ -390,7 +390,7 @@ def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
     assert time.monotonic() - called < 30
 
 
-def test_a_run_that_a_person_deletes_is_said_in_a_line_and_recorded_anew_by_the_next_job(
+def test_a_deleted_run_is_reported_in_one_line_and_recorded_anew_by_the_next_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -120,7 +120,7 @@ def test_artifacts_that_lie_elsewhere_on_purpose_stay_there(template: Path, tmp_
     assert client.get_run(run_id).info.artifact_uri.startswith(root)
 
 
-def test_what_is_no_store_of_mlflow_is_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_than_mlflow_stores_are_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracking_uri.update_artifact_locations(str(tmp_path / "none.db"))
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_bytes(b"no database at all, but long enough to be read as one" * 20)
@@ -129,7 +129,7 @@ def test_what_is_no_store_of_mlflow_is_left(tmp_path: Path, caplog: pytest.LogCa
 
 
 # ------------------------------------------------------------------ URIs
-def test_accepted() -> None:
+def test_valid_uris_are_parsed() -> None:
     assert parse_tracking_uri("sqlite:////runs/a/../mlflow.db").sqlite_path == "/runs/mlflow.db"
     assert parse_tracking_uri("http://mlflow:5000/base/").base_url == "http://mlflow:5000/base"
     assert parse_tracking_uri("https://ann:pass@host").base_url == "https://host"
@@ -151,7 +151,7 @@ def test_accepted() -> None:
         ("postgresql+psycopg2://ann:pass@db/mlflow", "scheme 'postgresql' is not supported.*of an MLflow server"),
     ],
 )
-def test_refused(uri: str, words: str) -> None:
+def test_invalid_uris_are_errors_with_the_fix(uri: str, words: str) -> None:
     with pytest.raises(TrackingError, match=words) as caught:
         parse_tracking_uri(uri)
     assert "pass" not in str(caught.value)
