@@ -1,6 +1,6 @@
 """The canvas that all plots share: figures, axes, legends, files as PNG or SVG; and the pictures of a run's start.
 
-Drawn with matplotlib's object-oriented interface: no display and no global state, so any thread may draw.
+Any thread may draw: without pyplot, matplotlib has neither a display nor global state.
 """
 
 from __future__ import annotations
@@ -118,18 +118,14 @@ def render_svg(figure: Figure, name: str) -> str:
 
 
 def plot_lr_schedule(rates: Sequence[tuple[float, float]], samples_per_epoch: int, title: str, path: str) -> None:
-    """Draw a learning rate over a whole training into a PNG at `path`.
-
-    rates: pairs of epochs done and rate, at least one.
-    """
+    """Draw learning rates, at least one pair of epochs done and rate, over a whole training into a PNG at `path`."""
     figure, (axes,) = create_figure(9.0, 4.5)
     label_axes(axes, "", "epochs done", "learning rate")
     # A rate holds for a whole step: no slopes where it jumps.
     axes.plot(*zip(*rates, strict=True), color=SERIES_COLORS[0], linewidth=1.6, drawstyle="steps-post")
     axes.set_xlim(0.0, max(epochs for epochs, _ in rates))
     axes.set_ylim(bottom=0.0)
-    per_epoch = float(samples_per_epoch)
-    to_samples = (lambda x: np.multiply(x, per_epoch), lambda x: np.divide(x, per_epoch))
+    to_samples = (lambda x: np.multiply(x, samples_per_epoch), lambda x: np.divide(x, samples_per_epoch))
     samples = axes.secondary_xaxis("top", functions=to_samples)
     samples.xaxis.set_major_formatter(EngFormatter(sep=""))
     samples.set_xlabel("samples seen", color=MUTED)

@@ -59,10 +59,7 @@ def format_text_table(rows: Sequence[TextRow], left: Collection[int]) -> list[st
 
 
 def write_report_files(folder: str, content: Mapping[str, bytes], plot_names: Sequence[str]) -> None:
-    """Write the files of a report below `folder` (a URL), and remove plots that only an earlier report had.
-
-    plot_names: names, without .png, of all plots that a report may have. Raises StorageError.
-    """
+    """Write the files of a report below a URL; remove those of `plot_names` (without .png) that it lacks."""
     for name in {f"{plot}.png" for plot in plot_names} - content.keys():
         file_io.remove(file_io.join(folder, name))
     for name, data in content.items():

@@ -65,10 +65,7 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Create an object only if there is none; return False when there is one already.
-
-    One creator wins, also between machines: link(2) locally, If-None-Match on S3.
-    """
+    """Create an object unless there is one, and return whether this call did: link(2) locally, If-None-Match on S3."""
     with wrap_errors("create", url):
         if not urls.is_local(url):
             return _create_remote(url, data)
@@ -183,10 +180,7 @@ def predict_write_problem(url: str) -> str | None:
 
 
 def find_conditional_create_problem(url: str) -> str | None:
-    """Return a warning when a store takes a conditional create (If-None-Match) for an ordinary one; else None.
-
-    None also when nothing could be written: `find_write_problem` reports that.
-    """
+    """Return a warning when a store ignores If-None-Match; None otherwise, and when nothing could be written."""
     if urls.is_local(url):
         return None  # link(2) holds
     probe = join(url, f"probe-{uuid.uuid4().hex}")
@@ -276,10 +270,7 @@ def _find_size(url: str) -> int | None:
 
 
 def _create_remote(url: str, data: bytes) -> bool:
-    """Create by If-None-Match. On S3 the object's metadata identifies its creator.
-
-    After a lost answer a second try finds its own object, and aiohttp makes that try by itself.
-    """
+    """Create by If-None-Match. On S3 the metadata identifies the creator, since a retry may find its own object."""
     if urls.get_scheme(url) not in s3.SCHEMES:
         try:
             get_filesystem(url).pipe_file(strip_protocol(url), data, mode="create")

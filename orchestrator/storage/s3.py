@@ -56,8 +56,7 @@ def get_filesystem() -> Any:
 def remove(url: str) -> None:
     """Remove an object and everything below it as a folder; every character of the key stands for itself.
 
-    fsspec's own `rm` reads `*`, `?` and `[` in a path as patterns, and ignores objects that the store kept. Single
-    deletes, since some stores reject bulk deletes (MinIO before 2025, older Ceph, GCS).
+    Unlike fsspec's `rm`, which reads patterns, and by single deletes, since some stores reject bulk deletes.
     """
     filesystem = get_filesystem()
     filesystem.invalidate_cache()

@@ -163,10 +163,7 @@ def _find_answer(error: BaseException) -> _Answer:
 
 
 def call_with_retries(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float = 0.2) -> T:
-    """Return the call's result; retry transient errors with exponential backoff and jitter.
-
-    Raises the last error when all attempts failed, and immediately when a retry cannot help.
-    """
+    """Return the call's result; retry transient errors with backoff and jitter. Raises the last error."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=first_wait_seconds, max=5.0),

@@ -50,9 +50,8 @@ class DamagedSegmentError(JournalError):
 class JournalWriter:
     """Appends the events of one attempt of a run; storage errors never reach the caller.
 
-    A background thread uploads pending events every flush_seconds. While storage fails, up to `capacity` events wait in
-    memory; beyond that the oldest metrics are dropped, then the oldest of the rest, and a "journal_dropped" event
-    counts them.
+    A background thread uploads pending events. While storage fails, up to `capacity` events wait in memory; beyond that
+    the oldest metrics are dropped, then the oldest of the rest, and a "journal_dropped" event counts them.
     """
 
     def __init__(self, folder: str, attempt: int, flush_seconds: float = 2.0, capacity: int = 20_000) -> None:
@@ -92,10 +91,7 @@ class JournalWriter:
                 self._dropped[self._lines.pop(place)[1]] += 1
 
     def flush(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds; return True when every event appended before the call is in storage.
-
-        Events dropped from a full queue do not count; the journal counts them.
-        """
+        """Wait `timeout` seconds at most; return True when all events appended by now and not dropped are stored."""
         with self._changed:
             target = self._next_number
             self._flush_waiters += 1

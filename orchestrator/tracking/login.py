@@ -39,10 +39,7 @@ def get_password_path() -> Path:
 
 
 def load_password() -> str:
-    """Return this user's password, made on first use; no other user can read its file.
-
-    Raises ConfigError for a file that cannot be read or made, is empty, or belongs to another user.
-    """
+    """Return this user's password, made on first use; no other user can read its file. Raises ConfigError."""
     path = get_password_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

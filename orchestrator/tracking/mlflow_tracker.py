@@ -196,9 +196,8 @@ class MlflowTracker:
     def close_stale_runs(self, stale_seconds: float) -> list[str]:
         """Close as KILLED, at their last heartbeat, RUNNING runs of dead drivers; return their ids.
 
-        Runs without a heartbeat are not of this project. Clocks of machines differ, so an old heartbeat is a first sign
-        only. A run is closed once its heartbeat has not changed for STALE_HEARTBEAT_SECONDS of this process's clock: by
-        a later call, which `log_metrics` makes in time.
+        Runs without a heartbeat are not of this project. Clocks of machines differ, so a run is closed once an old
+        heartbeat has not changed for STALE_HEARTBEAT_SECONDS: by a later call, which `log_metrics` makes in time.
         """
         self._stale_seconds, closed, now = stale_seconds, [], time.monotonic()
         with convert_errors(self._uri, "close stale runs"):

@@ -88,10 +88,8 @@ class JournalReplayer:
     def submit(self, request: TrackerRequest, required_key: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        A request that fails by another error than an outage is logged, and its future fails.
-
-        required_key: key of the followed run that the request is about, which must be open first; meanwhile later
-        requests pass this one.
+        Another error than an outage is logged, and fails the future. required_key: of the followed run that the request
+        is about, which must be open first; meanwhile later requests pass this one.
         """
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled

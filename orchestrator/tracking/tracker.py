@@ -92,10 +92,7 @@ class Tracker(Protocol):
         """Return what a person opens to see the run, or the command that shows it."""
 
     def close_stale_runs(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED the RUNNING runs whose heartbeat is older than this and stays unchanged; return their ids.
-
-        Clocks of machines differ, so a later call finds out whether a heartbeat stays unchanged.
-        """
+        """Close as KILLED the RUNNING runs whose heartbeat is this old and unchanged since a call; return their ids."""
         return []
 
 

@@ -1,7 +1,4 @@
-"""Tracking URIs: validation, redaction of their secrets, and sqlite stores whose folder may be moved.
-
-MLflow stores absolute locations of artifacts and has no API to change them.
-"""
+"""Tracking URIs: validation, redaction of their secrets, and sqlite stores whose folder may be moved."""
 
 from __future__ import annotations
 
@@ -121,7 +118,7 @@ def get_artifact_root(database: str) -> str:
 
 
 def update_artifact_locations(database: str) -> None:
-    """Correct the artifact locations in an sqlite file whose folder was moved; change nothing in any other.
+    """Correct the artifact locations in an sqlite file whose folder was moved, for which MLflow has no API.
 
     A location follows its store when it was in ARTIFACT_FOLDER beside it, and such a folder is beside the store now.
     A store that is read-only, locked or of another schema stays as it is, with a warning.
