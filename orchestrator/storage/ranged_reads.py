@@ -40,11 +40,6 @@ class ReadRetryPolicy:
     total_seconds: float = 300.0  # of one read, on top of its transfer at the slowest rate
     slowest_bytes_per_second: float = 64 * 2**10
 
-    def compute_backoff(self, tries: int) -> float:
-        """Return the pause after so many tries without progress, in seconds: exponential, bounded, with jitter."""
-        longest = min(self.longest_wait_seconds, self.first_wait_seconds * 2.0 ** max(0, tries - 1))
-        return _JITTER.uniform(0.5, 1.0) * longest
-
 
 @dataclass
 class TransferStats:
@@ -56,10 +51,7 @@ class TransferStats:
 
 
 class RangeReader:
-    """Ranged reads by URL for all threads of a process; a forked child starts without connections.
-
-    The most recent local files stay open.
-    """
+    """Ranged reads by URL for all threads of a process; a forked child starts without connections."""
 
     def __init__(self, streams: int = 16, retry_policy: ReadRetryPolicy | None = None) -> None:
         self._streams, self._policy = streams, retry_policy or ReadRetryPolicy()
@@ -159,7 +151,8 @@ class RangeReader:
             finally:
                 self._add_to_stats(progress.done - before, requests=1)
             self._add_to_stats(retries=1)
-            if self._closed.wait(self._policy.compute_backoff(tries)):
+            backoff = self._policy.first_wait_seconds * 2.0 ** max(0, tries - 1)
+            if self._closed.wait(_JITTER.uniform(0.5, 1.0) * min(self._policy.longest_wait_seconds, backoff)):
                 break
         raise StorageError(f"cannot read {redact(url)}: the reader was closed")
 

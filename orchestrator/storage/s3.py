@@ -2,7 +2,6 @@
 
 Endpoint and credentials come from the usual environment and files (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE,
 a role ...). botocore and s3fs would each retry by themselves, 25 times for each retry here: both are switched off.
-(aiohttp repeats a request once when the connection closes before the answer.)
 """
 
 from __future__ import annotations
@@ -140,10 +139,7 @@ class S3Reader:
         self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Request the bytes from `start` on once and put them into the view as they come; `progress` counts them.
-
-        Raises the store's error; the bytes before it are in the view. Nothing writes into the view afterwards.
-        """
+        """Request the bytes of the view once; `progress` counts those that came. Raises the client's own errors."""
         # Released at the end of the block: an abandoned request cannot write into reused memory.
         with view[:] as target:
             self._pending.run(self._filesystem.loop, self._fill(url, start, target, progress), seconds)

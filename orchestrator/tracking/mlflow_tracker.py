@@ -68,10 +68,9 @@ _CONNECT_SECONDS = 5.0
 
 
 class MlflowTracker:
-    """Tracker of one experiment of one MLflow store.
+    """Tracker of one experiment of one MLflow store. Params, tags and texts are stored without credentials of URLs.
 
-    A key has the same MLflow run permanently. The first call connects. Params, tags and texts are stored without the
-    credentials of URLs.
+    A key has the same MLflow run permanently. The first call connects.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
