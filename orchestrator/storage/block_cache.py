@@ -23,8 +23,7 @@ BLOCK_BYTES = 4 * 2**20
 DOWNLOAD_WAIT_SECONDS = 60.0
 # A use is recorded once in so many seconds, so that most reads write nothing.
 TOUCH_INTERVAL_SECONDS = 30.0
-# No block takes so long to write: the writer of an older temporary file has died.
-LEFTOVER_SECONDS = 3600.0
+LEFTOVER_SECONDS = 3600.0  # the writer of an older temporary file has died
 # A process lists the folder each time it has written a twentieth of the quota; eviction frees as much at a time.
 _SCAN_DIVISOR = 20
 # A last use further ahead than this was recorded under a wrong clock.

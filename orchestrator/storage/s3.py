@@ -27,8 +27,7 @@ CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 _CHUNK_BYTES = 2**20
 _MAX_CONCURRENT_DELETES = 8
-# botocore's variables for the endpoint; the first one that is set counts.
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # botocore's variables; the first that is set counts
 
 T = TypeVar("T")
 
