@@ -57,7 +57,7 @@ class LocalServices:
     def tracking_uri(self) -> str:
         """The tracking database that jobs write by default."""
         path = str(self.runs.resolve() / "mlflow.db")
-        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/sqlite_store.py has it
+        encoded = path.replace("%", "%25").replace("?", "%3F")  # as tracking/tracking_uri.py has it
         return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from orchestrator.config.json_text import parse_json, parse_object
 from orchestrator.config.redaction import redact
 from orchestrator.storage import commit, file_io
+from orchestrator.storage.ranged_reads import RangeReader
 
 EXPORT_FILE = "averaged.safetensors"  # the averaged weights, for any reader of this format
 MAX_HEADER_BYTES = 100 * 2**20  # the limit of safetensors
@@ -53,8 +55,10 @@ def read_class_names(url: str) -> tuple[str, ...] | None:
     """Return the class names of final weights, from the header of their export; None where there is none."""
     export = file_io.join(url, EXPORT_FILE)
     try:
-        length = int.from_bytes(file_io.read_range(export, 0, 8), "little")
-        return None if length > MAX_HEADER_BYTES else parse_class_names(file_io.read_range(export, 8, length))
+        # A safetensors file begins with the length of its JSON header, which holds the writer's metadata.
+        with closing(RangeReader(streams=1)) as reader:
+            length = int.from_bytes(reader.read(export, 0, 8), "little")
+            return None if length > MAX_HEADER_BYTES else parse_class_names(bytes(reader.read(export, 8, length)))
     except FileNotFoundError:
         return None
 

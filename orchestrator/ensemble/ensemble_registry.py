@@ -76,7 +76,7 @@ def register_ensemble(
         tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
             folder = os.path.join(scratch, "model")
-            build_package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
+            write_package(folder, scratch, runs, titles, {"ensemble": ensemble, "members": names})
             number = registry.register_model(model, digest, run_id, folder, about, tags)
     champion = registry.set_alias_if_unset(model, CHAMPION_ALIAS, number)
     return RegisteredVersion(model, str(number), known is None, CHAMPION_ALIAS if champion == number else "")
@@ -90,11 +90,16 @@ def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([weights, list(titles)]).encode()).hexdigest()[:16]
 
 
-def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> Any:
-    """Return the `ModelPackage` of an ensemble, with its weights below the local folder `scratch`."""
+def write_package(
+    folder: str, scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]
+) -> None:
+    """Write an ensemble as an MLflow model to a new local folder: code that loads it, and files; nothing is pickled.
+
+    scratch: a local folder for its weights.
+    """
     # MLflow takes seconds to import.
     from orchestrator.ensemble import mlflow_model
-    from orchestrator.tracking.model_registry import ModelPackage
+    from orchestrator.tracking.model_registry import save_model
 
     weights = Path(scratch, mlflow_model.WEIGHTS_ARTIFACT)
     weights.mkdir()
@@ -105,15 +110,16 @@ def build_package(scratch: str, runs: Sequence[str], titles: Sequence[str], meta
         )
     titles_file = Path(scratch, f"{mlflow_model.TITLES_ARTIFACT}.json")
     titles_file.write_text(json.dumps(list(titles)), encoding="utf-8")
-    return ModelPackage(
+    save_model(
+        folder,
         python_model=mlflow_model.__file__,
         code_paths=[str(Path(__file__).parents[1])],
         artifacts={mlflow_model.WEIGHTS_ARTIFACT: str(weights), mlflow_model.TITLES_ARTIFACT: str(titles_file)},
         # After a plus comes the build, which package indexes do not know.
-        requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         signature=mlflow_model.SIGNATURE,
         input_example=mlflow_model.make_input_example(),
-        metadata=metadata,
+        metadata=dict(metadata),
     )
 
 

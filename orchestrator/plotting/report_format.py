@@ -59,13 +59,8 @@ def format_text_table(rows: Sequence[TextRow], left: Collection[int]) -> list[st
 
 
 def write_report_files(folder: str, content: Mapping[str, bytes], plot_names: Sequence[str]) -> None:
-    """Write the files of a report below `folder` (a URL), and remove plots that only an earlier report had.
-
-    plot_names: names, without .png, of all plots that a report may have. Raises StorageError.
-    """
-    stored = set(file_io.list_names(folder))
-    for name in (f"{plot}.png" for plot in plot_names):
-        if name in stored - set(content):
-            file_io.remove(file_io.join(folder, name))
+    """Write the files of a report below a URL; remove those of `plot_names` (without .png) that it lacks."""
+    for name in {f"{plot}.png" for plot in plot_names} - content.keys():
+        file_io.remove(file_io.join(folder, name))
     for name, data in content.items():
         file_io.write_bytes(file_io.join(folder, name), data)

@@ -55,9 +55,9 @@ def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
     per_epoch = steps_per_epoch * recipe.batch_size
     rates = sample_learning_rates(recipe, steps_per_epoch, SCHEDULE_POINTS)
     points = [(samples / per_epoch, rate) for samples, rate in rates]
-    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+    from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    run_plots.plot_lr_schedule(points, per_epoch, f"{recipe.name}: {recipe.schedule.kind} schedule", path)
+    canvas.plot_lr_schedule(points, per_epoch, f"{recipe.name}: {recipe.schedule.kind} schedule", path)
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:
@@ -78,9 +78,9 @@ def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -
         for each in samples
     ]
     columns = ["original", *(f"epoch {epoch + 1}" for epoch in range(epochs))]
-    from orchestrator.plotting import run_plots  # matplotlib takes 0.3 s to import
+    from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    run_plots.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
+    canvas.draw_contact_sheet(rows, columns, f"{recipe.name}: images of {dataset.name} as training sees them", path)
     return True
 
 

@@ -21,7 +21,7 @@ from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.plugin_code import collect_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
-from orchestrator.tracking import connect, sqlite_store, tracking_uri
+from orchestrator.tracking import connect, tracking_uri
 from orchestrator.tracking.tracker import TrackingError
 from orchestrator.training.config import Cadence, Execution, TrainJob, check_batch_norm
 
@@ -170,7 +170,7 @@ def _get_default_tracking(storage: str) -> str:
             f"tracking: needed when storage is {redaction.redact(storage)}: give the URI of an MLflow server, such as "
             "--tracking http://HOST:5000"
         )
-    return sqlite_store.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
+    return tracking_uri.make_tracking_uri(file_io.join(urls.to_local_path(storage), "mlflow.db"))
 
 
 class RunSpec(Config):

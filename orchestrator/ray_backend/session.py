@@ -26,7 +26,7 @@ from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.ray_trainer import launch_run
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement, RunSpec
 from orchestrator.ray_backend.signals import Interruption
-from orchestrator.storage import storage_id
+from orchestrator.storage import commit
 from orchestrator.tracking import connect
 from orchestrator.tracking.replay import JournalReplayer
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun, Tracker, TrackerUnreachableError, TrackingError
@@ -54,7 +54,7 @@ class RunRecorder:
     @cached_property
     def storage_id(self) -> str:
         """The id of the storage. Raises StorageError when it has none and none can be written."""
-        return storage_id.ensure_id(self._storage, lambda: uuid.uuid4().hex)
+        return commit.ensure_storage_id(self._storage, lambda: uuid.uuid4().hex)
 
     def make_tracking_key(self, name: str, parent: str = "") -> str:
         """Return the identity of a run in the tracker: a run of the same name in another storage is another run.
@@ -283,7 +283,7 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
         return tracker
 
     if connect.will_create_database(destination.tracking, destination.tracker):
-        return lambda: connect.run_at_low_priority(open_checked)
+        return open_checked
     try:
         tracker = open_checked()
     except TrackingError as error:

@@ -1,7 +1,7 @@
 """Committed folders: complete or absent. The payload is written first, a DONE file with its checksums last.
 
 A reader trusts a folder only when DONE is there and every payload file has the checksum that DONE names, so a writer
-may die at any byte.
+may die at any byte. A storage as a whole has an id in a small file, which moves with the folder.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.config import redaction
@@ -18,6 +19,11 @@ from orchestrator.config.json_text import parse_object
 from orchestrator.storage import file_io
 
 DONE = "DONE"
+STORAGE_ID_FILE = "storage.json"
+_ID_PATTERN = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_ID_FILE_NOTE = (
+    "The identity of this storage in MLflow; moves with the folder. Remove it from a copy that is to be a new storage."
+)
 
 
 class CommitError(ValueError):
@@ -51,19 +57,16 @@ def read_folder(folder: str) -> dict[str, bytes]:
     payload = {}
     for name, facts in _read_done_file(folder)["files"].items():
         if "/" in name or not isinstance(facts, dict) or "sha256" not in facts:
-            raise CommitError(
-                f"{redaction.redact(file_io.join(folder, DONE))}: unreadable: its entry {name!r} must be a file with a "
-                "sha256"
-            )
+            done = redaction.redact(file_io.join(folder, DONE))
+            raise CommitError(f"{done}: unreadable: its entry {name!r} must be a file with a sha256")
         url = file_io.join(folder, name)
         try:
             data = file_io.read_bytes(url)
         except FileNotFoundError:
             raise CommitError(f"{redaction.redact(url)}: missing although {DONE} lists it") from None
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise CommitError(
-                f"{redaction.redact(url)}: damaged: {len(data)} bytes do not have the sha256 that {DONE} names"
-            )
+            what = f"{len(data)} bytes do not have the sha256 that {DONE} names"
+            raise CommitError(f"{redaction.redact(url)}: damaged: {what}")
         payload[name] = data
     return payload
 
@@ -77,9 +80,8 @@ def _read_done_file(folder: str) -> dict[str, dict[str, Any]]:
         raise CommitError(f"{redaction.redact(url)}: unreadable: {error}") from None
     for name in ("files", "about"):
         if not isinstance(done.get(name), dict):
-            raise CommitError(
-                f"{redaction.redact(url)}: unreadable: {name!r} must be an object, got {done.get(name)!r}"
-            )
+            what = f"{name!r} must be an object, got {done.get(name)!r}"
+            raise CommitError(f"{redaction.redact(url)}: unreadable: {what}")
     return done
 
 
@@ -98,3 +100,25 @@ def check_zip_uncompressed(data: bytes) -> None:
         raise ValueError(f"its entry {packed!r} is compressed; entries must be stored as they are")
     if (total := sum(entry.file_size for entry in entries)) > len(data):
         raise ValueError(f"its entries must fit in its {len(data)} bytes, got {total} by its directory")
+
+
+def ensure_storage_id(storage: str, make_id: Callable[[], str]) -> str:
+    """Return the id of a storage, which becomes `make_id()` when there is none; of several drivers one wins.
+
+    Raises StorageError when it cannot be written, or is damaged.
+    """
+    url = file_io.join(storage, STORAGE_ID_FILE)
+    if (known := _read_storage_id(url)) is None:
+        file_io.create_bytes(url, json.dumps({"id": make_id(), "about": _ID_FILE_NOTE}, indent=1).encode())
+        known = _read_storage_id(url)
+    if known is None:
+        raise file_io.StorageError(
+            f"{redaction.redact(url)}: must be a JSON object with an id of letters and digits; restore it, or remove "
+            "it and MLflow records every run of this storage anew"
+        )
+    return known
+
+
+def _read_storage_id(url: str) -> str | None:
+    value = file_io.read_json_or_empty(url).get("id")
+    return value if isinstance(value, str) and _ID_PATTERN.fullmatch(value) else None

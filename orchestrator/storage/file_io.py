@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
@@ -30,10 +29,6 @@ from orchestrator.storage.storage_errors import call_with_retries
 
 join = urls.join
 
-# Of fsspec's filesystems: HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
-FILESYSTEM_OPTIONS: dict[str, dict[str, Any]] = {
-    name: {"client_kwargs": {"trust_env": True}} for name in ("http", "https")
-}
 TEMP_PREFIX = ".tmp-"  # of files that are being written, and of those that a killed writer left
 _MAX_CONCURRENT_REQUESTS = 16
 
@@ -48,7 +43,7 @@ def read_bytes(url: str) -> bytes:
         if urls.is_local(url):
             with open(urls.to_local_path(url), "rb") as file:
                 return file.read()
-        return bytes(call_with_retries(lambda: get_filesystem(url).cat_file(strip_protocol(url))))
+        return bytes(_call_filesystem(url, "cat_file"))
 
 
 def read_json_or_empty(url: str) -> dict[str, Any]:
@@ -59,22 +54,6 @@ def read_json_or_empty(url: str) -> dict[str, Any]:
         return {}
 
 
-def read_range(url: str, start: int, length: int) -> bytes:
-    """Return exactly `length` bytes from byte `start`. Raises StorageError when the object ends before that."""
-    with wrap_errors("read", url):
-        if urls.is_local(url):
-            with open(urls.to_local_path(url), "rb") as file:
-                data = os.pread(file.fileno(), length, start)
-        else:
-            data = _read_remote_range(url, start, length)
-    if len(data) != length:
-        raise StorageError(
-            f"{redaction.redact(url)}: truncated: bytes {start} to {start + length} wanted, {len(data)} of "
-            f"{length} there"
-        )
-    return data
-
-
 def write_bytes(url: str, data: bytes) -> None:
     """Replace an object atomically: readers see the old bytes or the new ones."""
     with wrap_errors("write", url):
@@ -82,14 +61,11 @@ def write_bytes(url: str, data: bytes) -> None:
             path = urls.to_local_path(url)
             os.replace(_write_temp(path, data), path)
         else:
-            call_with_retries(lambda: get_filesystem(url).pipe_file(strip_protocol(url), data))
+            _call_filesystem(url, "pipe_file", data)
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Create an object only if there is none; return False when there is one already.
-
-    One creator wins, also between machines: link(2) locally, If-None-Match on S3.
-    """
+    """Create an object unless there is one, and return whether this call did: link(2) locally, If-None-Match on S3."""
     with wrap_errors("create", url):
         if not urls.is_local(url):
             return _create_remote(url, data)
@@ -109,11 +85,10 @@ def exists(url: str) -> bool:
     with wrap_errors("look for", url):
         if urls.is_local(url):
             return os.path.exists(urls.to_local_path(url))
-        if not urls.is_web(url):
-            return bool(call_with_retries(lambda: _get_uncached_filesystem(url).exists(strip_protocol(url))))
+        # Unless it is strict, fsspec takes a failing web server for one without the file.
+        options = {"strict": True} if urls.is_web(url) else {}
         try:
-            # Unless it is strict, fsspec takes a failing server for one without the file.
-            return bool(call_with_retries(lambda: get_filesystem(url).exists(strip_protocol(url), strict=True)))
+            return bool(_call_filesystem(url, "exists", **options))
         except Exception as error:
             if storage_errors.is_not_found(error):
                 return False
@@ -125,48 +100,34 @@ def get_size(url: str) -> int:
     with wrap_errors("measure", url):
         if urls.is_local(url):
             return os.path.getsize(urls.to_local_path(url))
-        size = call_with_retries(lambda: _get_uncached_filesystem(url).size(strip_protocol(url)))
+        size = _call_filesystem(url, "size")
         if size is None:
             raise StorageError(f"{redaction.redact(url)}: the server must send a Content-Length, got none")
         return int(size)
-
-
-def list_sizes(url: str, names: Collection[str] | None = None) -> dict[str, int]:
-    """Return name to bytes of the objects directly below a folder; empty when there is no such folder.
-
-    names: those of interest. Of a web server each is requested, since few servers list their files.
-    """
-    if urls.is_web(url):
-        return _request_web_sizes(url, list_names(url) if names is None else names)
-    with wrap_errors("list", url):
-        if urls.is_local(url):
-            path = urls.to_local_path(url)
-            if not os.path.isdir(path):
-                return {}
-            with os.scandir(path) as entries:
-                files = [entry for entry in entries if entry.is_file() and not entry.name.startswith(TEMP_PREFIX)]
-            return {entry.name: entry.stat().st_size for entry in files}
-        return {
-            urls.get_basename(entry["name"]): int(entry["size"])
-            for entry in _list_remote(url)
-            if entry["type"] == "file"
-        }
 
 
 def list_names(url: str) -> list[str]:
     """Return the sorted names directly below a folder; empty when there is no such folder."""
     with wrap_errors("list", url):
         if urls.is_local(url):
-            path = urls.to_local_path(url)
-            if not os.path.isdir(path):
-                return []
-            return sorted(name for name in os.listdir(path) if not name.startswith(TEMP_PREFIX))
-        if urls.is_web(url):
-            return _list_web_names(url)
-        # Some stores list the folder itself, others nothing but the object when `url` names one.
-        own = strip_protocol(url).strip("/")
-        paths = [str(entry["name"]) for entry in _list_remote(url)]
-        return sorted({urls.get_basename(path) for path in paths if path.strip("/") != own})
+            return sorted(entry.name for entry in _list_local(url))
+        return sorted({urls.get_basename(entry["name"]) for entry in _list_remote(url)})
+
+
+def list_sizes(url: str, names: Collection[str] | None = None) -> dict[str, int]:
+    """Return name to bytes of the objects directly below a folder; empty when there is no such folder.
+
+    names: those of interest; of a web server, which has no list, each is requested.
+    """
+    if urls.is_web(url) and names is not None:
+        with ThreadPoolExecutor(_MAX_CONCURRENT_REQUESTS, thread_name_prefix="sizes") as pool:
+            sizes = pool.map(_find_size, (join(url, name) for name in names))
+            return {name: size for name, size in zip(names, sizes, strict=True) if size is not None}
+    with wrap_errors("list", url):
+        if urls.is_local(url):
+            return {entry.name: entry.stat().st_size for entry in _list_local(url) if entry.is_file()}
+        files = (entry for entry in _list_remote(url) if entry["type"] == "file")
+        return {urls.get_basename(entry["name"]): int(entry["size"]) for entry in files}
 
 
 def remove(url: str) -> None:
@@ -181,16 +142,20 @@ def remove(url: str) -> None:
         elif urls.get_scheme(url) in s3.SCHEMES:
             s3.remove(urls.normalize_scheme(url))
         else:
-            _remove_with_fsspec(_get_uncached_filesystem(url), strip_protocol(url))
+            # One by one, since `rm` reads `*`, `?` and `[` in a path as patterns.
+            entries = _call_filesystem(url, "find", withdirs=True, detail=True)
+            for name, facts in sorted(entries.items(), reverse=True):
+                method = "rmdir" if facts.get("type") == "directory" else "rm_file"
+                with suppress(FileNotFoundError):  # object stores have no folders
+                    call_with_retries(partial(getattr(get_filesystem(url), method), name))
 
 
 def find_write_problem(url: str) -> str | None:
     """Write, read and remove a small object below `url`; return the error, None when all went well."""
     probe = join(url, f"probe-{uuid.uuid4().hex}")
-    data = uuid.uuid4().bytes
     try:
-        write_bytes(probe, data)
-        if read_bytes(probe) != data:
+        write_bytes(probe, probe.encode())
+        if read_bytes(probe) != probe.encode():
             return f"{redaction.redact(url)}: reads back other bytes than were written"
         remove(probe)
     except (OSError, ValueError) as error:
@@ -215,27 +180,21 @@ def predict_write_problem(url: str) -> str | None:
 
 
 def find_conditional_create_problem(url: str) -> str | None:
-    """Return a warning when a store takes a conditional create (If-None-Match) for an ordinary one; else None.
-
-    None also when nothing could be written: `find_write_problem` reports that.
-    """
+    """Return a warning when a store ignores If-None-Match; None otherwise, and when nothing could be written."""
     if urls.is_local(url):
         return None  # link(2) holds
     probe = join(url, f"probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"first")
-        try:
-            overwrote = create_bytes(probe, b"second")
-        finally:
-            remove(probe)
+        overwrote = create_bytes(probe, b"second")
+        remove(probe)
     except (OSError, ValueError):
         return None
-    if not overwrote:
-        return None
-    return (
+    problem = (
         f"{redaction.redact(url)}: this store ignores conditional creates (If-None-Match), so it cannot keep a second "
         "driver from training the same run: never start a job twice at the same time"
     )
+    return problem if overwrote else None
 
 
 def get_filesystem(url: str) -> Any:
@@ -243,7 +202,9 @@ def get_filesystem(url: str) -> Any:
     scheme = urls.get_scheme(url)
     if scheme in s3.SCHEMES:
         return s3.get_filesystem()
-    return fsspec.filesystem(scheme, **FILESYSTEM_OPTIONS.get(scheme, {}))
+    # HTTP takes credentials from ~/.netrc and proxies from the environment, as others do.
+    options = {"client_kwargs": {"trust_env": True}} if urls.is_web(url) else {}
+    return fsspec.filesystem(scheme, **options)
 
 
 def strip_protocol(url: str) -> str:
@@ -262,112 +223,73 @@ def wrap_errors(verb: str, url: str) -> Iterator[None]:
         if not storage_errors.is_not_found(error):
             reason = redaction.redact(storage_errors.describe_error(error))
             raise StorageError(f"cannot {verb} {redaction.redact(url)}: {reason}") from error
-        if isinstance(error, FileNotFoundError) and (
-            error.filename is not None or urls.get_basename(url) in str(error)
-        ):
-            raise
         # S3's error says "NoSuchKey" only.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), redaction.redact(url)) from error
 
 
-def _get_uncached_filesystem(url: str) -> Any:
-    """Return the filesystem without its cached listings, since another machine may have written."""
-    filesystem = get_filesystem(url)
-    filesystem.invalidate_cache()
-    return filesystem
+def _call_filesystem(url: str, method: str, *arguments: object, **options: object) -> Any:
+    """Return the result of a method of a URL's filesystem for its path, with retries."""
+
+    def call() -> Any:
+        filesystem = get_filesystem(url)
+        filesystem.invalidate_cache()  # of listings, since another machine may have written
+        return getattr(filesystem, method)(strip_protocol(url), *arguments, **options)
+
+    return call_with_retries(call)
 
 
-def _list_remote(url: str) -> list[dict[str, Any]]:
+def _list_local(url: str) -> list[os.DirEntry[str]]:
+    """Return what is in a local folder, without files that are being written."""
     try:
-        return list(call_with_retries(lambda: _get_uncached_filesystem(url).ls(strip_protocol(url), detail=True)))
-    except FileNotFoundError:
+        with os.scandir(urls.to_local_path(url)) as entries:
+            return [entry for entry in entries if not entry.name.startswith(TEMP_PREFIX)]
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _remove_with_fsspec(filesystem: Any, path: str) -> None:
-    """Remove by fsspec's calls for one file each; `rm` reads `*`, `?` and `[` in a path as patterns."""
-    if not call_with_retries(lambda: filesystem.exists(path)):
-        return
-    entries = call_with_retries(lambda: filesystem.find(path, withdirs=True, detail=True))
-    for name, facts in sorted(entries.items(), reverse=True):
-        remove_entry = filesystem.rmdir if facts["type"] == "directory" else filesystem.rm_file
-        with suppress(FileNotFoundError):
-            call_with_retries(partial(remove_entry, name))
-    filesystem.invalidate_cache()
-    with suppress(FileNotFoundError):  # object stores have no folders
-        if filesystem.isdir(path):
-            call_with_retries(lambda: filesystem.rmdir(path))
-
-
-def _list_web_names(url: str) -> list[str]:
-    """Return the names that a web server's page about a folder links to. Raises StorageError where there are none."""
-    below = f"{strip_protocol(url).rstrip('/')}/"
-    try:
-        links = call_with_retries(lambda: get_filesystem(url).ls(below, detail=False))
-    except Exception as error:
-        if not storage_errors.is_permanent(error):
-            raise
-        links = []  # no page about the folder; its files may exist all the same
-    own = [str(link).removeprefix(below) for link in links if str(link).startswith(below)]
-    names = sorted({urls.get_basename(f"{below}{name}") for name in own if name and not re.search(r"[?#]|/.", name)})
-    if not names:
+def _list_remote(url: str) -> list[dict[str, Any]]:
+    if urls.is_web(url):
         raise StorageError(
-            f"cannot list {redaction.redact(url)}: a web server has no list of files unless its page links to them; "
-            "give names in full or with braces such as train-{000..099}.tar"
+            f"cannot list {redaction.redact(url)}: a web server has no list of files; give names in full or with "
+            "braces such as train-{000..099}.tar"
         )
-    return names
+    # Some stores list the folder itself, others nothing but the object when `url` names one.
+    own = strip_protocol(url).strip("/")
+    try:
+        entries = _call_filesystem(url, "ls", detail=True)
+    except FileNotFoundError:
+        return []
+    return [entry for entry in entries if str(entry["name"]).strip("/") != own]
 
 
-def _request_web_sizes(url: str, names: Collection[str]) -> dict[str, int]:
-    """Return name to bytes of those files that a web server has."""
-
-    def request(name: str) -> tuple[str, int | None]:
-        try:
-            return name, get_size(join(url, name))
-        except FileNotFoundError:
-            return name, None
-
-    with ThreadPoolExecutor(_MAX_CONCURRENT_REQUESTS, thread_name_prefix="sizes") as pool:
-        return {name: size for name, size in pool.map(request, names) if size is not None}
+def _find_size(url: str) -> int | None:
+    try:
+        return get_size(url)
+    except FileNotFoundError:
+        return None
 
 
 def _create_remote(url: str, data: bytes) -> bool:
-    """Create by If-None-Match. On S3 the object's metadata identifies its creator.
-
-    After a lost answer a second try finds its own object, and aiohttp makes that try by itself.
-    """
-    path = strip_protocol(url)
+    """Create by If-None-Match. On S3 the metadata identifies the creator, since a retry may find its own object."""
     if urls.get_scheme(url) not in s3.SCHEMES:
         try:
-            get_filesystem(url).pipe_file(path, data, mode="create")
+            get_filesystem(url).pipe_file(strip_protocol(url), data, mode="create")
         except FileExistsError:
             return False
         return True
     creation = {"creation": uuid.uuid4().hex}
     try:
-        call_with_retries(lambda: get_filesystem(url).pipe_file(path, data, mode="create", Metadata=creation))
+        _call_filesystem(url, "pipe_file", data, mode="create", Metadata=creation)
     except OSError as error:
         # s3fs makes it a FileExistsError by a word in the answer that not every store sends.
         exists_already = isinstance(error, FileExistsError)
         if not exists_already and storage_errors.get_http_status(error) != HTTPStatus.PRECONDITION_FAILED:
             raise
         try:
-            metadata = call_with_retries(lambda: _get_uncached_filesystem(url).metadata(path, refresh=True))
+            return dict(_call_filesystem(url, "metadata", refresh=True)) == creation
         except FileNotFoundError:
             return False  # another creator's, removed meanwhile
-        return dict(metadata) == creation
     return True
-
-
-def _read_remote_range(url: str, start: int, length: int) -> bytes:
-    """Return the existing bytes of a range: S3 answers with an error when the object ends before its first byte."""
-    path = strip_protocol(url)
-    try:
-        return bytes(call_with_retries(lambda: get_filesystem(url).cat_file(path, start=start, end=start + length)))
-    except OSError as error:
-        if storage_errors.get_http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return b""
-        raise
 
 
 def _write_temp(path: str, data: bytes) -> str:

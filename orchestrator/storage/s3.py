@@ -2,7 +2,6 @@
 
 Endpoint and credentials come from the usual environment and files (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE,
 a role ...). botocore and s3fs would each retry by themselves, 25 times for each retry here: both are switched off.
-(aiohttp repeats a request once when the connection closes before the answer.)
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,30 +19,21 @@ from typing import Any, TypeVar
 import fsspec
 
 from orchestrator.config.redaction import find_credentials_problem, redact
-from orchestrator.storage import storage_errors, urls
-from orchestrator.storage.storage_errors import call_with_retries
+from orchestrator.storage import urls
+from orchestrator.storage.storage_errors import SettingError, call_with_retries
 
 SCHEMES = frozenset({"s3", "s3a"})
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
 _CHUNK_BYTES = 2**20
 _MAX_CONCURRENT_DELETES = 8
-# botocore's variables for the endpoint; the first one that is set counts.
-ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # botocore's variables; the first that is set counts
 
 T = TypeVar("T")
 
 
 class TruncatedError(ValueError):
     """Error of an object that ends before the requested bytes. A ValueError, since a retry cannot help."""
-
-
-class ObjectReplacedError(ValueError):
-    """Error of an object that was replaced between two requests of one read."""
-
-
-class IncompleteBodyError(OSError):
-    """Error of a body that ended before its announced end; the rest can be requested."""
 
 
 @dataclass
@@ -64,29 +54,20 @@ def get_filesystem() -> Any:
 def remove(url: str) -> None:
     """Remove an object and everything below it as a folder; every character of the key stands for itself.
 
-    fsspec's own `rm` reads `*`, `?` and `[` in a path as patterns, and ignores objects that the store kept. Single
-    deletes, since some stores reject bulk deletes (MinIO before 2025, older Ceph, GCS).
+    Unlike fsspec's `rm`, which reads patterns, and by single deletes, since some stores reject bulk deletes.
     """
     filesystem = get_filesystem()
     filesystem.invalidate_cache()
     bucket, key, _ = filesystem.split_path(url)
+
+    def delete(name: str) -> None:
+        with suppress(FileNotFoundError):  # most stores answer 204, GCS 404
+            call_with_retries(partial(filesystem.call_s3, "delete_object", Bucket=bucket, Key=name))
+
     keys = list(_iter_keys(filesystem, bucket, f"{key}/" if key else ""))
-    if key and _is_object(filesystem, bucket, key):
-        keys.append(key)
     with ThreadPoolExecutor(_MAX_CONCURRENT_DELETES, thread_name_prefix="delete") as pool:
-        calls = [partial(filesystem.call_s3, "delete_object", Bucket=bucket, Key=each) for each in keys]
-        list(pool.map(call_with_retries, calls))
+        list(pool.map(delete, [*keys, key] if key else keys))
     filesystem.invalidate_cache()
-
-
-def _is_object(filesystem: Any, bucket: str, key: str) -> bool:
-    try:
-        call_with_retries(lambda: filesystem.call_s3("head_object", Bucket=bucket, Key=key))
-    except OSError as error:
-        if storage_errors.is_not_found(error):
-            return False
-        raise
-    return True
 
 
 def _iter_keys(filesystem: Any, bucket: str, prefix: str) -> Iterator[str]:
@@ -104,59 +85,45 @@ class PendingCalls:
     """Coroutines that threads wait for; `cancel` ends all of them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
         self._cancelled = False
 
     def run(self, loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T], seconds: float) -> T:
         """Return the result of a coroutine on another thread's loop. Raises TimeoutError; ValueError once cancelled."""
-        with self._lock:
-            if self._cancelled:
-                call.close()
-                raise ValueError("the reader is closed")
-            future = asyncio.run_coroutine_threadsafe(call, loop)
-            self._futures.add(future)
+        future = asyncio.run_coroutine_threadsafe(call, loop)
+        self._futures.add(future)
         try:
+            if self._cancelled:
+                raise CancelledError
             return future.result(max(0.0, seconds))
         except CancelledError:
             raise ValueError("the reader is closed") from None
-        except BaseException:
-            # Out of time, or Ctrl-C: without this the request would continue.
-            future.cancel()
-            raise
         finally:
-            with self._lock:
-                self._futures.discard(future)
+            future.cancel()  # Out of time, or Ctrl-C: without this the request would continue.
+            self._futures.discard(future)
 
     def cancel(self) -> None:
         """Cancel all running calls and reject later ones."""
-        with self._lock:
-            self._cancelled, futures = True, list(self._futures)
-        for future in futures:
+        self._cancelled = True
+        for future in list(self._futures):
             future.cancel()
 
 
 def _make_client_config(connect_seconds: float, read_seconds: float, connections: int) -> dict[str, Any]:
     """Return botocore's settings beside those of the environment. Raises SettingError for a bad endpoint."""
     for name in ENDPOINTS:
-        if problem := _find_endpoint_problem(name, os.environ.get(name, "")):
-            raise storage_errors.SettingError(problem)
+        if value := os.environ.get(name):
+            if not re.match(r"https?://[^/]", value, re.IGNORECASE):
+                raise SettingError(f"{name}: must be a URL such as https://HOST:9000, got {redact(value)!r}")
+            if problem := find_credentials_problem(value, name):
+                what = problem.partition(";")[0]
+                raise SettingError(f"{what}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     return {
         "connect_timeout": connect_seconds,
         "read_timeout": read_seconds,
         "max_pool_connections": connections,
         "retries": {"total_max_attempts": 1},
     }
-
-
-def _find_endpoint_problem(name: str, value: str) -> str | None:
-    """Return the error for the endpoint in a variable, without credentials; None for a valid one."""
-    if not value:
-        return None
-    if re.match(r"https?://[^/]", value, re.IGNORECASE):
-        reason = find_credentials_problem(value, name)
-        return reason and f"{reason.partition(';')[0]}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-    return f"{name}: must be a URL such as https://HOST:9000, got {redact(value)!r}"
 
 
 class S3Reader:
@@ -171,17 +138,10 @@ class S3Reader:
         self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Request the bytes from `start` on once and put them into the view as they come; `progress` counts them.
-
-        Raises the store's error; the bytes before it are in the view. Nothing writes into the view afterwards.
-        """
+        """Request the bytes of the view once; `progress` counts those that came. Raises the client's own errors."""
         # Released at the end of the block: an abandoned request cannot write into reused memory.
         with view[:] as target:
-            self._run(self._fill(url, start, target, progress), seconds)
-
-    def size(self, url: str, seconds: float) -> int:
-        """Return the bytes of an object, by one request."""
-        return int(self._run(self._call("head_object", url), seconds)["ContentLength"])
+            self._pending.run(self._filesystem.loop, self._fill(url, start, target, progress), seconds)
 
     def close(self) -> None:
         """Cancel the running reads and close the connections."""
@@ -191,21 +151,19 @@ class S3Reader:
         if creator is not None:
             self._filesystem.close_session(self._filesystem.loop, creator)
 
-    def _run(self, call: Coroutine[Any, Any, T], seconds: float) -> T:
-        return self._pending.run(self._filesystem.loop, call, seconds)
-
-    async def _call(self, method: str, url: str, **arguments: str) -> Any:
+    async def _request_range(self, url: str, first: int, last: int) -> Any:
         client = await self._filesystem.set_session()
         bucket, key, version = self._filesystem.split_path(urls.normalize_scheme(url))
-        request = {"Bucket": bucket, "Key": key, **arguments, **({"VersionId": version} if version else {})}
-        call = getattr(client, method)
+        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={first}-{last}"}
+        request |= {"VersionId": version} if version else {}
         # Private to s3fs: adds the user's options, such as "requester pays", that the method knows.
         add_options = getattr(self._filesystem, "_get_s3_method_kwargs", None)
-        return await call(**(add_options(call, **request) if add_options else {**self._filesystem.req_kw, **request}))
+        options = add_options(client.get_object, **request) if add_options else {**self._filesystem.req_kw, **request}
+        return await client.get_object(**options)
 
     async def _fill(self, url: str, start: int, target: memoryview, progress: ReadProgress) -> None:
         length = len(target)
-        answer = await self._call("get_object", url, Range=f"bytes={start}-{start + length - 1}")
+        answer = await self._request_range(url, start, start + length - 1)
         body = answer["Body"]
         try:
             _check_response_range(answer, start, length, progress)
@@ -213,7 +171,7 @@ class S3Reader:
             while filled < length:
                 piece = await body.read(min(_CHUNK_BYTES, length - filled))
                 if not piece:
-                    raise IncompleteBodyError(f"the body ended after {filled} of {length} bytes")
+                    raise OSError(f"the body ended after {filled} of {length} bytes")
                 target[filled : filled + len(piece)] = piece
                 filled += len(piece)
                 progress.done += len(piece)
@@ -225,10 +183,9 @@ class S3Reader:
 def _check_response_range(answer: Any, start: int, length: int, progress: ReadProgress) -> None:
     """Raise ValueError unless the answer is the requested range of the object that was read before."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", str(answer.get("ContentRange") or ""))
+    length_sent = answer["ContentLength"]
     # Some servers send the whole object for a range that begins at 0.
-    first, last, total = (
-        map(int, match.groups()) if match else (0, answer["ContentLength"] - 1, answer["ContentLength"])
-    )
+    first, last, total = map(int, match.groups()) if match else (0, length_sent - 1, length_sent)
     if first != start:
         raise ValueError(f"the store sent bytes from {first} on, not from {start}")
     identity = (answer.get("ETag"), answer.get("LastModified"), total)
@@ -236,8 +193,6 @@ def _check_response_range(answer: Any, start: int, length: int, progress: ReadPr
         progress.identity = identity
     elif identity != progress.identity:
         before, now = (", ".join(map(str, facts)) for facts in (progress.identity, identity))
-        raise ObjectReplacedError(
-            f"the object was replaced while it was read: ETag, time and size were {before} and are {now}"
-        )
+        raise ValueError(f"the object was replaced while it was read: ETag, time and size were {before} and are {now}")
     if last - first + 1 < length:
         raise TruncatedError(f"bytes {start} to {start + length} wanted, the object has {total}")

@@ -5,9 +5,10 @@ Errors are classified by what they carry, not by type, so that storage does not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tenacity
 
@@ -20,39 +21,41 @@ class SettingError(ValueError):
     """An invalid value in a variable of a store's client; the message begins with the variable's name."""
 
 
-# A retry cannot mend these.
+class _Answer(NamedTuple):
+    """A store's answer that caused an error; status 0 when none did. code: S3's alone."""
+
+    status: int = 0
+    code: str = ""
+    message: str = ""
+    region: str = ""  # of the bucket, where S3 names it
+    from_s3: bool = False
+
+
+# A retry cannot mend these; ImportError: the package of a scheme is not installed.
 _PERMANENT_ERRORS = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    ImportError,  # the package of a scheme is not installed
-    ValueError,
-)
+    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError,
+)  # fmt: skip
 # botocore's, by name.
 _CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _CONFIG_ERRORS = {"ParamValidationError", "NoRegionError", "InvalidRegionError", "ConfigParseError"}
 # 4xx answers that ask for a retry, or say that a request arrived damaged.
 _TRANSIENT_STATUSES = {408, 425, 429}
-_NOT_FOUND_STATUSES = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _TRANSIENT_CODES = {
     "RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException",
     "TooManyRequestsException", "ConditionalRequestConflict", "OperationAborted", "IncompleteBody", "BadDigest",
     "XAmzContentSHA256Mismatch",
 }  # fmt: skip
-# S3's codes for a bucket in another region. botocore then asks that region; when AWS_ENDPOINT_URL leads to one region
-# only, the last answer is no more than "Moved Permanently".
+_NOT_FOUND_STATUSES = {404, 410}
+# For a bucket in another region. botocore then asks that region; when AWS_ENDPOINT_URL leads to one region only, the
+# last answer is no more than "Moved Permanently".
+_REDIRECT_STATUSES = {301, 307}
 _REDIRECT_CODES = {
     "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
 }  # fmt: skip
-_REGION_HEADER = "x-amz-bucket-region"
-# Without that header botocore asks for the region, is redirected again, and so on.
+# Without a region in the answer botocore asks for it, is redirected again, and so on.
 _REDIRECT_LOOP_TEXT = "maximum recursion depth exceeded"
-
 _REGION_ADVICE = "set AWS_DEFAULT_REGION to its region, and AWS_ENDPOINT_URL, if it is set, to an endpoint there"
-# Stores without the checksums that AWS clients send since 2025 answer so (Backblaze, s3proxy, older GCS and R2).
-_CHECKSUM_WORDS = ("checksum", "trailer")
+# For stores without the checksums that AWS clients send since 2025 (Backblaze, s3proxy, older GCS and R2).
 _CHECKSUM_ADVICE = (
     "if this store knows no checksum headers, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and "
     "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
@@ -69,15 +72,16 @@ def is_permanent(error: BaseException) -> bool:
     error = unmask_error(error)
     if isinstance(error, _PERMANENT_ERRORS) or type(error).__name__ in _CREDENTIAL_ERRORS | _CONFIG_ERRORS:
         return True
-    status, code, _ = _parse_response(error)
-    if status == HTTPStatus.NOT_IMPLEMENTED or _find_redirect_region(error) is not None:
+    answer = _find_answer(error)
+    if answer.status == HTTPStatus.NOT_IMPLEMENTED or _is_redirected(error, answer):
         return True
-    return 400 <= status < 500 and status not in _TRANSIENT_STATUSES and code not in _TRANSIENT_CODES
+    transient = answer.status in _TRANSIENT_STATUSES or answer.code in _TRANSIENT_CODES
+    return 400 <= answer.status < 500 and not transient
 
 
 def get_http_status(error: BaseException) -> int:
     """Return the HTTP status of the store's answer that caused an error, 0 when there was none."""
-    return _parse_response(error)[0]
+    return _find_answer(error).status
 
 
 def is_not_found(error: BaseException) -> bool:
@@ -108,78 +112,58 @@ def describe_error(error: BaseException) -> str:
 
 
 def _describe_unmasked(error: BaseException) -> str:
-    status, code, message = _parse_response(error)
+    answer = _find_answer(error)
+    status, code, message = answer.status, answer.code, answer.message
     if isinstance(error, SettingError):
         return str(error)
     if type(error).__name__ in _CREDENTIAL_ERRORS:
         return f"no credentials: {error}: {_CREDENTIALS_ADVICE}"
-    if status in (401, 403) and not _find_response(error):
+    if status in (401, 403) and not answer.from_s3:
         return f"permission denied ({status} {message or HTTPStatus(status).phrase})"
     if status in (401, 403):
         # S3 also answers this when an object is missing and the caller may not list the bucket.
-        answer = f"{status} {code}" if code not in ("", str(status)) else str(status)
-        answer += f", {message}" if message else ""
-        return f"permission denied ({answer}), or missing in a bucket that may not be listed: {_CREDENTIALS_ADVICE}"
-    if (region := _find_redirect_region(error)) is not None:
-        place = f"in the region {region}" if region else "in another region"
-        answer = f" ({status} {message or code})" if status else ""
-        return f"the bucket is {place}{answer}: {_REGION_ADVICE}"
+        reason = f"{status} {code}" if code not in ("", str(status)) else str(status)
+        reason += f", {message}" if message else ""
+        return f"permission denied ({reason}), or missing in a bucket that may not be listed: {_CREDENTIALS_ADVICE}"
+    if _is_redirected(error, answer):
+        reason = f" ({status} {message or code})" if status else ""
+        return f"the bucket is in another region{reason}: {_REGION_ADVICE}"
     text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    if status == HTTPStatus.BAD_REQUEST and (region := _get_region(error)):  # the answer to a HEAD has no code
-        return f"{text}: the bucket is in the region {region}; are the credentials expired? If not, {_REGION_ADVICE}"
-    about_checksums = any(words in f"{code} {message}".lower() for words in _CHECKSUM_WORDS)
+    if status == HTTPStatus.BAD_REQUEST and answer.region:  # the answer to a HEAD has no code
+        return f"{text}: the bucket is in {answer.region}; are the credentials expired? If not, {_REGION_ADVICE}"
+    about_checksums = re.search(r"checksum|trailer", f"{code} {message}", re.IGNORECASE)
     if status == HTTPStatus.NOT_IMPLEMENTED or (status == HTTPStatus.BAD_REQUEST and about_checksums):
         return f"{text}: {_CHECKSUM_ADVICE}"
     return text
 
 
-def _find_redirect_region(error: BaseException) -> str | None:
-    """Return the bucket's region by the store's redirect, "" for one it does not name; None for any other answer."""
-    if _REDIRECT_LOOP_TEXT in str(error):
-        return ""
-    status, code, _ = _parse_response(error)
-    redirected = status in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.TEMPORARY_REDIRECT)
-    return _get_region(error) if redirected or code in _REDIRECT_CODES else None
+def _is_redirected(error: BaseException, answer: _Answer) -> bool:
+    """Return whether the bucket is in another region."""
+    redirected = answer.status in _REDIRECT_STATUSES or answer.code in _REDIRECT_CODES
+    return redirected or _REDIRECT_LOOP_TEXT in str(error)
 
 
-def _get_region(error: BaseException) -> str:
-    response = _find_response(error)
-    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get(_REGION_HEADER) or response.get("Error", {}).get("Region") or "")
+def _find_answer(error: BaseException) -> _Answer:
+    """Return the answer that an error, or its cause, carries.
 
-
-def _parse_response(error: BaseException) -> tuple[int, str, str]:
-    """Return status, code and message of the store's answer that caused an error; (0, "", "") when none did.
-
-    botocore's ClientError carries it as `response`; s3fs hides that in the cause of its own errors. aiohttp's errors
-    have `status` and `message`, Azure's `status_code`.
+    botocore's ClientError has it as `response`; s3fs hides that in the cause of its own errors. aiohttp's errors have
+    `status` and `message`, Azure's `status_code`.
     """
-    response = _find_response(error)
-    if response:
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return int(status), str(response["Error"].get("Code", "")), str(response["Error"].get("Message", ""))
-    for source in (error, error.__cause__):
-        for attribute in ("status", "status_code"):
-            status = getattr(source, attribute, None)
-            if isinstance(status, int) and 100 <= status < 600:
-                return status, "", str(getattr(source, "message", "") or "")
-    return 0, "", ""
-
-
-def _find_response(error: BaseException) -> dict[str, Any]:
-    """Return the store's answer in botocore's layout; empty when there was none."""
     for source in (error, error.__cause__):
         response: Any = getattr(source, "response", None)
-        if isinstance(response, dict) and isinstance(response.get("Error"), dict):
-            return response
-    return {}
+        if isinstance(response, dict) and isinstance(fields := response.get("Error"), dict):
+            metadata = response.get("ResponseMetadata", {})
+            code, message = str(fields.get("Code", "")), str(fields.get("Message", ""))
+            region = str(metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", ""))
+            return _Answer(int(metadata.get("HTTPStatusCode", 0)), code, message, region, from_s3=True)
+        for given in (getattr(source, "status", None), getattr(source, "status_code", None)):
+            if isinstance(given, int) and 100 <= given < 600:
+                return _Answer(given, message=str(getattr(source, "message", "") or ""))
+    return _Answer()
 
 
 def call_with_retries(call: Callable[[], T], attempts: int = 5, first_wait_seconds: float = 0.2) -> T:
-    """Return the call's result; retry transient errors with exponential backoff and jitter.
-
-    Raises the last error when all attempts failed, and immediately when a retry cannot help.
-    """
+    """Return the call's result; retry transient errors with backoff and jitter. Raises the last error."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=first_wait_seconds, max=5.0),

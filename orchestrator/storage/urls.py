@@ -113,9 +113,12 @@ def require_absolute(url: str, field: str) -> str:
             "give an absolute path or a URL"
         )
     if not os.path.isabs(path):
+        absolute = f"an absolute path such as {os.path.abspath(path)!r}"
+        if is_in_submitted_job():  # the folder that this process sees vanishes with the job
+            absolute = "the absolute path of a folder on the cluster's nodes"
         raise ValueError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
-            f"give {_suggest_absolute_path(path)} or a URL"
+            f"give {absolute} or a URL"
         )
     # POSIX lets two slashes at the start mean something else; on Linux they do not.
     return re.sub(r"^//+", "/", os.path.normpath(path))
@@ -124,10 +127,3 @@ def require_absolute(url: str, field: str) -> str:
 def is_in_submitted_job() -> bool:
     """Return whether this process was started by Ray's job server, in a temporary copy of the working directory."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _suggest_absolute_path(path: str) -> str:
-    """Return what to give instead of a relative path."""
-    if is_in_submitted_job():  # the folder that this process sees vanishes with the job
-        return "the absolute path of a folder on the cluster's nodes, not of this job's copy of the working directory,"
-    return f"an absolute path such as {os.path.abspath(path)!r}"

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, register
-from orchestrator.tracking.tracker import Tracker, list_missing_methods
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.tracking.tracking_uri import parse_tracking_uri
 
 MLFLOW = "mlflow"
 MLFLOW_PLUGIN = Plugin(kind=MLFLOW)
-LOW_PRIORITY_NICE = 10  # below training's; the cores' idle time is enough
-
-T = TypeVar("T")
 
 
 @register("tracker", MLFLOW)
@@ -36,7 +28,8 @@ def open_tracker(uri: str, experiment: str, plugin: Plugin = MLFLOW_PLUGIN) -> T
     Raises TrackingError; ConfigError when the plug-in cannot be made, or is no Tracker.
     """
     tracker = create_plugin("tracker", plugin.kind, plugin.args, uri=uri, experiment=experiment)
-    if missing := list_missing_methods(tracker):
+    names = (name for name in vars(Tracker) if not name.startswith("_"))
+    if missing := [name for name in names if not callable(getattr(tracker, name, None))]:
         raise ConfigError(
             f"tracker {plugin.kind!r}: {type(tracker).__name__} must have the methods of a tracker, lacks "
             f"{', '.join(missing)}; derive it from orchestrator.tracking.tracker.Tracker"
@@ -55,19 +48,3 @@ def will_create_database(uri: str, plugin: Plugin = MLFLOW_PLUGIN) -> bool:
         return False
     above = next(folder for folder in Path(path).parents if folder.exists())
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
-
-
-def run_at_low_priority(call: Callable[[], T]) -> T:
-    """Return the call's result, made in a thread that takes only the idle time of the cores (on Linux)."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        with suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY_NICE)
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="tracker-opens", daemon=True).start()
-    return future.result()

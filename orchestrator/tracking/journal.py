@@ -12,20 +12,18 @@ import re
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from functools import partial
 from typing import NamedTuple
 
 from orchestrator.config.json_text import parse_object
 from orchestrator.storage import file_io
 from orchestrator.tracking.events import Event, JournalError, decode_event, encode_event
-from orchestrator.tracking.retry_state import RetryState
+from orchestrator.tracking.tracker import RetryState
 
 _log = logging.getLogger(__name__)
 _SEGMENT_PATTERN = re.compile(r"(\d{6,})-(\d{6,})\.jsonl")
-_FIRST_WAIT_SECONDS = 1.0
-_MAX_WAIT_SECONDS = 30.0
 # While a thread waits in flush() or close(), failed uploads are retried this often.
 _FLUSH_WAIT_SECONDS = 0.2
 _MAX_READER_THREADS = 8
@@ -52,62 +50,55 @@ class DamagedSegmentError(JournalError):
 class JournalWriter:
     """Appends the events of one attempt of a run; storage errors never reach the caller.
 
-    A background thread uploads pending events every flush_seconds. While storage fails, up to `capacity` events wait in
-    memory; beyond that the oldest metrics are dropped, and a "journal_dropped" event counts them.
+    A background thread uploads pending events. While storage fails, up to `capacity` events wait in memory; beyond that
+    the oldest metrics are dropped, then the oldest of the rest, and a "journal_dropped" event counts them.
     """
 
     def __init__(self, folder: str, attempt: int, flush_seconds: float = 2.0, capacity: int = 20_000) -> None:
-        """folder: URL of the journal. attempt: from 0. flush_seconds: pause between uploads.
-
-        Raises ValueError for a negative attempt, a pause that is not positive, or a capacity below 1.
-        """
-        if attempt < 0 or flush_seconds <= 0:
-            raise ValueError(f"attempt {attempt} must be >= 0 and flush_seconds {flush_seconds} must be > 0")
+        """folder: URL of the journal. attempt: from 0. flush_seconds: pause between uploads."""
         self._folder = folder
         self._attempt = attempt
         self._flush_seconds = flush_seconds
+        self._capacity = capacity
         self._token = uuid.uuid4().hex
         self._changed = threading.Condition()
-        self._queue = BoundedEventQueue(capacity)
-        self._retry = RetryState(f"journal {folder}", _FIRST_WAIT_SECONDS, _MAX_WAIT_SECONDS)
-        self._sealed: bytes | None = None
-        self._sealed_oldest = 0
-        self._number: int | None = None
+        self._lines: list[tuple[int, str, str]] = []  # number, group (metrics or others), text
+        self._next_number = 0
+        self._dropped: Counter[str] = Counter()
+        self._sealed: tuple[int, bytes] | None = None  # number of the oldest event, bytes of the next segment
+        self._retry = RetryState(f"journal {folder}")
+        self._segment_number: int | None = None
         self._flush_waiters = 0
         self._closed = False  # to append
         self._stop_requested = False  # of the thread
-        self._fenced = False
+        self.is_fenced = False  # another writer of this attempt was found; events are dropped from then on
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
-
-    @property
-    def is_fenced(self) -> bool:
-        """True if another writer of this attempt was found; events are dropped from then on."""
-        return self._fenced
 
     def append(self, kind: str, /, samples: int | None = None, **values: object) -> None:
         """Append an event that happens now. Raises JournalError only for values that JSON cannot hold."""
         line = encode_event(Event(kind, time.time(), samples, values))
         with self._changed:
-            if self._fenced:
+            if self.is_fenced:
                 return
             if self._closed:
                 _log.warning("journal %s: event %r came after close and is lost", self._folder, kind)
                 return
-            self._queue.put(kind, line)
+            self._lines.append((self._next_number, "metrics" if kind == "metrics" else "others", line))
+            self._next_number += 1
+            if len(self._lines) > self._capacity:
+                place = next((place for place, (_, group, _) in enumerate(self._lines) if group == "metrics"), 0)
+                self._dropped[self._lines.pop(place)[1]] += 1
 
     def flush(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds; return True when every event appended before the call is in storage.
-
-        Events dropped from a full queue do not count; the journal counts them.
-        """
+        """Wait `timeout` seconds at most; return True when all events appended by now and not dropped are stored."""
         with self._changed:
-            target = self._queue.next_number
+            target = self._next_number
             self._flush_waiters += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._fenced or self._get_oldest_unsaved() >= target, timeout)
+            self._changed.wait_for(lambda: self.is_fenced or self._get_oldest_unsaved() >= target, timeout)
             self._flush_waiters -= 1
-            return not self._fenced and self._get_oldest_unsaved() >= target
+            return not self.is_fenced and self._get_oldest_unsaved() >= target
 
     def close(self, timeout: float) -> bool:
         """Flush and end the thread within `timeout` seconds; return True when every event is in storage."""
@@ -124,13 +115,12 @@ class JournalWriter:
         return saved
 
     def _get_oldest_unsaved(self) -> int:
-        return self._queue.oldest_number if self._sealed is None else self._sealed_oldest
-
-    def _has_pending(self) -> bool:
-        return self._sealed is not None or len(self._queue) > 0
+        if self._sealed is not None:
+            return self._sealed[0]
+        return self._lines[0][0] if self._lines else self._next_number
 
     def _run(self) -> None:
-        while True:
+        while not self.is_fenced:
             with self._changed:
                 if self._retry.failures:
                     self._changed.wait_for(lambda: self._stop_requested, _FLUSH_WAIT_SECONDS)
@@ -144,20 +134,30 @@ class JournalWriter:
             if pending:
                 # Every error of storage is recorded there: this thread must survive it.
                 self._retry.attempt(self._upload_segment, skip_pause=True)
-                if self._fenced:
-                    return
+
+    def _has_pending(self) -> bool:
+        return self._get_oldest_unsaved() < self._next_number
 
     def _upload_segment(self) -> bool:
         """Try once to store a segment; return False when another writer's segment is in its place."""
-        if self._number is None:
-            self._number = _find_last_number(self._folder, self._attempt) + 1
+        if self._segment_number is None:
+            numbers = (place.number for place in list_segments(self._folder) if place.attempt == self._attempt)
+            self._segment_number = max(numbers, default=0) + 1
         data = self._seal_segment()
-        url = file_io.join(self._folder, make_segment_name(self._attempt, self._number))
+        url = file_io.join(self._folder, make_segment_name(self._attempt, self._segment_number))
         if not file_io.create_bytes(url, data) and file_io.read_bytes(url) != data:
-            self._fence_writer(url)
+            with self._changed:
+                self.is_fenced, lost = True, len(self._lines)
+                self._changed.notify_all()
+            _log.error(
+                "journal: another writer wrote %s: this attempt is fenced, its last segment and %d pending events are "
+                "lost",
+                url,
+                lost,
+            )
             return False
         with self._changed:
-            self._number += 1
+            self._segment_number += 1
             self._sealed = None
             self._changed.notify_all()
         return True
@@ -170,68 +170,15 @@ class JournalWriter:
         """
         with self._changed:
             if self._sealed is None:
-                oldest = self._queue.oldest_number
-                lines, dropped = self._queue.pop_all()
-                if dropped:
-                    _log.warning("journal %s: dropped while storage failed: %s", self._folder, dropped)
-                    lines.insert(0, encode_event(Event("journal_dropped", time.time(), None, dropped)))
+                lines = [text for _, _, text in self._lines]
+                if self._dropped:
+                    _log.warning("journal %s: dropped while storage failed: %s", self._folder, dict(self._dropped))
+                    lines.insert(0, encode_event(Event("journal_dropped", time.time(), None, dict(self._dropped))))
                 header = json.dumps({"writer": self._token, "events": len(lines)})
-                self._sealed = "\n".join([header, *lines, ""]).encode()
-                self._sealed_oldest = oldest
-            return self._sealed
-
-    def _fence_writer(self, url: str) -> None:
-        with self._changed:
-            self._fenced = True
-            lost, _ = self._queue.pop_all()
-            self._changed.notify_all()
-        _log.error(
-            "journal: another writer wrote %s: this attempt is fenced, its last segment and %d pending events are lost",
-            url,
-            len(lost),
-        )
-
-
-class BoundedEventQueue:
-    """Numbered lines that wait for upload; when full, the oldest metrics are dropped, then the oldest of the rest.
-
-    Not thread-safe: the journal holds its lock around every call.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        """capacity: lines held at most. Raises ValueError when it is below 1."""
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1 line, got {capacity}")
-        self._capacity = capacity
-        self._lines: dict[str, deque[tuple[int, str]]] = {"metrics": deque(), "others": deque()}
-        self._dropped: Counter[str] = Counter()
-        self.next_number = 0  # of the next line
-
-    def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
-
-    @property
-    def oldest_number(self) -> int:
-        """The number of the oldest line, or next_number when there is none."""
-        return min((lines[0][0] for lines in self._lines.values() if lines), default=self.next_number)
-
-    def put(self, kind: str, line: str) -> None:
-        """Add a line; drop one when the queue is full."""
-        self._lines[kind if kind in self._lines else "others"].append((self.next_number, line))
-        self.next_number += 1
-        if len(self) > self._capacity:
-            group = next(name for name, lines in self._lines.items() if lines)
-            self._lines[group].popleft()
-            self._dropped[group] += 1
-
-    def pop_all(self) -> tuple[list[str], dict[str, int]]:
-        """Remove and return all lines in order of arrival, and the numbers dropped since the last call, by group."""
-        lines = [line for _, line in sorted(chain(*self._lines.values()))]
-        dropped = dict(self._dropped)
-        for queue in self._lines.values():
-            queue.clear()
-        self._dropped.clear()
-        return lines, dropped
+                self._sealed = self._lines[0][0], "\n".join([header, *lines, ""]).encode()
+                self._lines.clear()
+                self._dropped.clear()
+            return self._sealed[1]
 
 
 def read_events(folder: str, cursor: Cursor | None = None, limit: int | None = None) -> tuple[list[Event], Cursor]:
@@ -242,17 +189,18 @@ def read_events(folder: str, cursor: Cursor | None = None, limit: int | None = N
     first. Storage errors pass through.
     """
     events: list[Event] = []
-    last = cursor or _START
-    positions = [position for position in list_segments(folder) if position > last][:limit]
-    urls = [file_io.join(folder, make_segment_name(*position)) for position in positions]
-    for index, (position, url, data) in enumerate(zip(positions, urls, _read_segments(urls), strict=True)):
+    start = last = cursor or _START
+    positions = [position for position in list_segments(folder) if position > start][:limit]
+    # A restarted driver reads the whole journal: thousands of objects, a round trip each.
+    with ThreadPoolExecutor(min(_MAX_READER_THREADS, len(positions) or 1), "journal-read") as pool:
+        segments = pool.map(partial(read_segment, folder), positions)
         try:
-            events.extend(_parse_segment(url, data, position))
+            for position, segment in zip(positions, segments, strict=True):
+                events.extend(segment)
+                last = position
         except DamagedSegmentError:
-            if index:
-                break
-            raise
-        last = position
+            if last == start:
+                raise
     return events, last
 
 
@@ -271,7 +219,15 @@ def read_last_event(folder: str) -> tuple[int, Event] | None:
 def read_segment(folder: str, position: Cursor) -> tuple[Event, ...]:
     """Return the events of one segment, which never changes. Raises DamagedSegmentError; storage errors pass."""
     url = file_io.join(folder, make_segment_name(*position))
-    return tuple(_parse_segment(url, file_io.read_bytes(url), position))
+    data = file_io.read_bytes(url)
+    try:
+        header, *lines = data.decode().removesuffix("\n").split("\n")
+        promised = parse_object(header).get("events")
+        if len(lines) != promised or not data.endswith(b"\n"):
+            raise ValueError(f"its header promises {promised} events, {len(lines)} lines follow")
+        return tuple(map(decode_event, lines))
+    except ValueError as error:
+        raise DamagedSegmentError(f"{url}: damaged journal segment: {error}", position) from error
 
 
 def make_segment_name(attempt: int, number: int) -> str:
@@ -283,26 +239,3 @@ def list_segments(folder: str) -> list[Cursor]:
     """Return the segments in order. Other names (a store's temporary files) are ignored."""
     matches = (_SEGMENT_PATTERN.fullmatch(name) for name in file_io.list_names(folder))
     return sorted(Cursor(int(match[1]), int(match[2])) for match in matches if match)
-
-
-def _read_segments(urls: list[str]) -> list[bytes]:
-    if len(urls) <= 1:
-        return [file_io.read_bytes(url) for url in urls]
-    # A restarted driver reads the whole journal: thousands of objects, a round trip each.
-    with ThreadPoolExecutor(min(_MAX_READER_THREADS, len(urls)), "journal-read") as pool:
-        return list(pool.map(file_io.read_bytes, urls))
-
-
-def _parse_segment(url: str, data: bytes, position: Cursor) -> list[Event]:
-    try:
-        header, *lines = data.decode().removesuffix("\n").split("\n")
-        promised = parse_object(header).get("events")
-        if len(lines) != promised or not data.endswith(b"\n"):
-            raise ValueError(f"its header promises {promised} events, {len(lines)} lines follow")
-        return [decode_event(line) for line in lines]
-    except ValueError as error:
-        raise DamagedSegmentError(f"{url}: damaged journal segment: {error}", position) from error
-
-
-def _find_last_number(folder: str, attempt: int) -> int:
-    return max((position.number for position in list_segments(folder) if position.attempt == attempt), default=0)

@@ -8,12 +8,12 @@ lets its users choose artifact locations.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import os
 import secrets
 import stat
-from collections.abc import Awaitable, Callable, MutableMapping
+import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,6 @@ from orchestrator.config.errors import ConfigError
 APP_NAME = "orchestrator"  # of `mlflow server --app-name`, declared in pyproject.toml
 USER_NAME = "orchestrator"
 _PASSWORD_PATH_VARIABLE = "ORCHESTRATOR_MLFLOW_PASSWORD_PATH"  # noqa: S105
-
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 def get_password_path() -> Path:
@@ -44,18 +39,17 @@ def get_password_path() -> Path:
 
 
 def load_password() -> str:
-    """Return this user's password, made on first use; no other user can read its file.
-
-    Raises ConfigError for a file that cannot be read or made, is empty, or belongs to another user.
-    """
+    """Return this user's password, made on first use; no other user can read its file. Raises ConfigError."""
     path = get_password_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        if not path.exists():
+            number, temp = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+            with os.fdopen(number, "w") as file:
                 file.write(secrets.token_urlsafe(24))
-        except FileExistsError:
-            pass
+            with suppress(FileExistsError):  # of two first starts one wins, and no reader sees an empty file
+                os.link(temp, path)
+            os.unlink(temp)
         with path.open(encoding="utf-8") as file:
             facts = os.fstat(file.fileno())
             if facts.st_uid == os.geteuid() and stat.S_IMODE(facts.st_mode) & 0o077:
@@ -77,11 +71,12 @@ def load_password() -> str:
 class RequireLogin:
     """ASGI middleware that rejects every request without the login: HTTP Basic, or the password as a bearer token."""
 
-    def __init__(self, app: _App, password: str) -> None:
+    def __init__(self, app: Any, password: str) -> None:
         self._app = app
-        self._accepted = {b"basic": f"{USER_NAME}:{password}".encode(), b"bearer": password.encode()}
+        basic = base64.b64encode(f"{USER_NAME}:{password}".encode())
+        self._accepted = (b"basic " + basic, b"bearer " + password.encode())
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass on requests with the login, and the start and end of the process."""
         if scope["type"] == "lifespan" or self._has_login(scope):
             await self._app(scope, receive, send)
@@ -93,16 +88,11 @@ class RequireLogin:
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": text.encode()})
 
-    def _has_login(self, scope: _Scope) -> bool:
+    def _has_login(self, scope: Any) -> bool:
         headers = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, word = headers[0].partition(b" ") if len(headers) == 1 else (b"", b"", b"")
-        if scheme.lower() == b"basic":
-            try:
-                word = base64.b64decode(word.strip(), validate=True)
-            except binascii.Error:
-                return False
-        expected = self._accepted.get(scheme.lower())
-        return expected is not None and hmac.compare_digest(word, expected)
+        given = scheme.lower() + b" " + word.strip()
+        return any([hmac.compare_digest(given, accepted) for accepted in self._accepted])
 
 
 def create_app() -> Any:

@@ -8,32 +8,16 @@ import math
 import os
 import re
 import shlex
-import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
 
-from orchestrator.config.json_text import parse_json
 from orchestrator.config.redaction import redact
-from orchestrator.tracking import mlflow_env, mlflow_errors, sqlite_store
-
-# Before the imports below: mlflow reads some variables on import.
-mlflow_env.configure_mlflow()
-
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag, ViewType  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
-from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
-
-from orchestrator.tracking import login  # noqa: E402
-from orchestrator.tracking import tracking_uri as uris  # noqa: E402
-from orchestrator.tracking.tracker import (  # noqa: E402
-    EXPERIMENT_TAGS,
+from orchestrator.tracking import login, mlflow_errors
+from orchestrator.tracking import tracking_uri as uris
+from orchestrator.tracking.tracker import (
     FinalStatus,
     MetricPoint,
     TrackedRun,
@@ -41,48 +25,61 @@ from orchestrator.tracking.tracker import (  # noqa: E402
     TrackingError,
 )
 
+_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_DEFAULT_TIMEOUT, _SHORT_TIMEOUT = "30", "4"  # seconds; in 30 a server can pass an artifact on to its object store
+_is_timeout_default = _TIMEOUT_VARIABLE not in os.environ
+# Before the imports below: mlflow reads some variables on import. The user's values stay.
+for _name, _value in {
+    # Two names: the second is for the libraries under it.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # INFO chatter and links stay off the terminal; warnings and errors do not.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # mlflow's own are 120 s and 7 retries: a dead server would block a call for a quarter of an hour, and the replayer
+    # retries anyway.
+    _TIMEOUT_VARIABLE: _DEFAULT_TIMEOUT,
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+# A warning for each retried request, of which an outage has hundreds; the last error is raised, and logged once.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
 _log = logging.getLogger(__name__)
-_Item = TypeVar("_Item")
 
 KEY_TAG = "orchestrator.key"
 PARENT_TAG = "mlflow.parentRunId"
-FOLDER_TAG = "orchestrator.folder"
 HEARTBEAT_TAG = "orchestrator.heartbeat"
 CLOSED_AS_STALE_TAG = "orchestrator.reaped"
 CHECKED_TAG = "orchestrator.checked"  # of an experiment: time of the latest write check
 _HEARTBEAT_SECONDS = 10.0
-_LATEST_SECONDS = 1e11  # unix time; MLflow's databases keep an end time as milliseconds in 64 bits
 STALE_HEARTBEAT_SECONDS = 60.0  # a live driver's heartbeat changes several times within
-_METRICS_PER_BATCH = 1000
-_ITEMS_PER_BATCH = 100
 _MAX_PARAM_LENGTH = 6000
-_TRIAL_FOLDER = re.compile(r"/sweeps/[^/]+/models/[^/]+$")
 _MAX_TAG_LENGTH = 5000  # older servers; newer ones take 8000
 _INVALID_NAME_CHARACTERS = re.compile(r"[^\w.\-/: ]", re.ASCII)
 _CONNECT_SECONDS = 5.0
-_RUNS_PER_PAGE = 1000
 
 
 class MlflowTracker:
-    """Tracker of one experiment of one MLflow store.
+    """Tracker of one experiment of one MLflow store. Params, tags and texts are stored without credentials of URLs.
 
-    A key has the same MLflow run permanently. The first call connects. Params, tags and texts are stored without the
-    credentials of URLs.
+    A key has the same MLflow run permanently. The first call connects.
     """
 
-    def __init__(self, uri: str, experiment: str, artifact_root: str | None = None) -> None:
-        """uri: http(s)://..., sqlite:////absolute/path.db or an SQL database.
-
-        artifact_root: URL of the artifacts of a new experiment; None: the server's choice, or a folder beside the
-        sqlite file.
-
-        Raises TrackingError for an invalid URI.
-        """
+    def __init__(self, uri: str, experiment: str) -> None:
+        """uri: http(s)://... or sqlite:////absolute/path.db. Raises TrackingError for another one."""
         self._uri = uris.parse_tracking_uri(uri)
         self._experiment_name = experiment
-        self._artifact_root = artifact_root
         self._connected: tuple[MlflowClient, str] | None = None
-        self._steps: dict[str, _LastRecordedSteps] = {}
+        # By run: the last recorded step of each metric, None where MLflow knows it and was not asked yet.
+        self._steps: dict[str, dict[str, int | None]] = {}
         self._heartbeats: dict[str, float] = {}
         self._stale_candidates: dict[str, tuple[str, float]] = {}  # by run: its heartbeat, and since when
         self._stale_seconds = 0.0
@@ -91,18 +88,17 @@ class MlflowTracker:
             _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
 
     def check(self) -> None:
-        """Find or create the experiment and tag it, which needs the permissions that runs need.
-
-        Takes about 10 s for an unreachable server.
-        """
-        with mlflow_env.use_short_timeouts(), self._convert_errors("record runs (tried before the start)", Exception):
+        """Find or create the experiment and tag it, which needs the permissions that runs need."""
+        with _use_short_timeout(), convert_errors(self._uri, "record runs (tried before the start)", Exception):
             client, experiment_id = self._connect()
             client.set_experiment_tag(experiment_id, CHECKED_TAG, _format_heartbeat())
 
     def check_readable(self) -> None:
         """Do the part of `check` that writes nothing, for a store that exists. Raises TrackingError."""
-        with mlflow_env.use_short_timeouts(), self._convert_errors("be used", Exception):
-            experiment = self._make_client().get_experiment_by_name(self._experiment_name)
+        with _use_short_timeout(), convert_errors(self._uri, "be used", Exception):
+            self._check_reachable()
+            client = MlflowClient(self._uri.raw, self._uri.raw)
+            experiment = client.get_experiment_by_name(self._experiment_name)
             if experiment is not None:
                 self._check_active(experiment)
 
@@ -111,39 +107,36 @@ class MlflowTracker:
         if "'" in run.key or "`" in run.key:
             raise TrackingError(f"run key {run.key!r} must have no quote, which MLflow cannot search for")
         tags = {**run.tags, KEY_TAG: run.key, HEARTBEAT_TAG: _format_heartbeat()}
-        with self._convert_errors(f"open run {run.name!r}"):
+        with convert_errors(self._uri, f"open run {run.name!r}"):
             client, experiment_id = self._connect()
-            mlflow_run = _find_run(client, experiment_id, run)
+            condition = f"tags.`{KEY_TAG}` = '{run.key}'"
+            found = client.search_runs([experiment_id], condition, max_results=1, order_by=["start_time ASC"])
+            mlflow_run = found[0] if found else None
             if run.parent_id is not None and (mlflow_run is None or PARENT_TAG not in mlflow_run.data.tags):
                 tags[PARENT_TAG] = run.parent_id  # a run that is nested elsewhere stays there
-            if mlflow_run is not None:
-                client.update_run(mlflow_run.info.run_id, status="RUNNING")
+            if mlflow_run is None:
+                mlflow_run = client.create_run(experiment_id, tags=_shorten_tags(tags), run_name=run.name)
             else:
-                short = {name: redact(text)[:_MAX_TAG_LENGTH] for name, text in tags.items()}
-                mlflow_run = client.create_run(experiment_id, tags=short, run_name=run.name)
+                client.update_run(mlflow_run.info.run_id, status="RUNNING")
+                self._send_tags(client, mlflow_run.info.run_id, tags)
             run_id = str(mlflow_run.info.run_id)
-            self._send_tags(client, run_id, tags)
             self._send_params(client, mlflow_run, run.params)
-            self._steps[run_id] = _LastRecordedSteps(client, mlflow_run)
+            self._steps[run_id] = dict.fromkeys(mlflow_run.data.metrics)
             self._heartbeats[run_id] = time.monotonic()
         return run_id
 
     def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Add the points past the last recorded step of their name, and a heartbeat."""
-        with self._convert_errors(f"log to run {run_id}"):
+        with convert_errors(self._uri, f"log to run {run_id}"):
             client, _ = self._connect()
             if run_id not in self._steps:
-                self._steps[run_id] = _LastRecordedSteps(client, client.get_run(run_id))
+                self._steps[run_id] = dict.fromkeys(client.get_run(run_id).data.metrics)
             try:
-                for batch in _iter_batches(self._steps[run_id].select_new(points), _METRICS_PER_BATCH):
-                    client.log_batch(run_id, metrics=batch, synchronous=True)
+                client.log_batch(run_id, metrics=self._select_new(client, run_id, points), synchronous=True)
                 if time.monotonic() - self._heartbeats.get(run_id, -_HEARTBEAT_SECONDS) >= _HEARTBEAT_SECONDS:
                     self._send_tags(client, run_id, {HEARTBEAT_TAG: _format_heartbeat()})
                     self._heartbeats[run_id] = time.monotonic()
-                    if any(
-                        time.monotonic() - since >= STALE_HEARTBEAT_SECONDS
-                        for _, since in self._stale_candidates.values()
-                    ):
+                    if self._stale_candidates:
                         self.close_stale_runs(self._stale_seconds)
             except BaseException:
                 # A batch whose answer was lost may have been recorded: query MLflow next time.
@@ -152,54 +145,47 @@ class MlflowTracker:
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set or replace tags, each cut to 5000 characters."""
-        with self._convert_errors(f"tag run {run_id}"):
+        with convert_errors(self._uri, f"tag run {run_id}"):
             self._send_tags(self._connect()[0], run_id, tags)
 
     def log_text(self, run_id: str, path: str, text: str) -> None:
         """Store a text as the artifact `path`."""
-        with self._convert_errors(f"store {path} of run {run_id}"):
+        with convert_errors(self._uri, f"store {path} of run {run_id}"):
             self._connect()[0].log_text(run_id, redact(text), path)
 
     def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
         """Store a local file under its own name in the artifact folder."""
         if not os.path.isfile(local_path):
             raise TrackingError(f"artifact {local_path!r} is not a file; give the path of an existing one")
-        with self._convert_errors(f"store {local_path} of run {run_id}"):
+        with convert_errors(self._uri, f"store {local_path} of run {run_id}"):
             self._connect()[0].log_artifact(run_id, local_path, artifact_folder or None)
 
     def log_table(self, run_id: str, path: str, columns: Mapping[str, Sequence[object]]) -> None:
-        """Store a table that MLflow's page renders; path ends in .json.
-
-        MLflow's own log_table appends to an older table, so a second call would double the rows.
-        """
+        """Store a table that MLflow's page renders; path ends in .json. MLflow's own log_table would append to it."""
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1 or not path.endswith(".json"):
             raise TrackingError(f"table {path!r} must have a .json path and columns of equal length, got {lengths}")
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
-        with self._convert_errors(f"store {path} of run {run_id}"):
+        with convert_errors(self._uri, f"store {path} of run {run_id}"):
             client, _ = self._connect()
             client.log_text(run_id, redact(json.dumps(table)), path)
-            try:
-                tables = parse_json(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-            except ValueError:
-                tables = []
-            tables = tables if isinstance(tables, list) else []  # a user may have edited the tag
+            tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
             entry = {"path": path, "type": "table"}
             if entry not in tables:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*tables, entry])})
 
     def close_run(self, run_id: str, status: FinalStatus) -> None:
         """Set the final status and the end time."""
-        with self._convert_errors(f"close run {run_id}"):
+        with convert_errors(self._uri, f"close run {run_id}"):
             self._connect()[0].set_terminated(run_id, status)
         self._steps.pop(run_id, None)
         self._heartbeats.pop(run_id, None)
 
     def get_run_url(self, run_id: str) -> str:
         """Return a link, or for a database the command that serves the page and the link it will have."""
-        with self._convert_errors(f"look up run {run_id}"):
+        with convert_errors(self._uri, f"look up run {run_id}"):
             page = f"/#/experiments/{self._connect()[1]}/runs/{run_id}"
-        if self._uri.sqlite_path is None and self._uri.database is None:
+        if self._uri.sqlite_path is None:
             return self._uri.base_url + page
         # Without the login, MLflow's server would read its owner's files for every user of the machine.
         store = shlex.quote(self._uri.redacted)
@@ -209,15 +195,14 @@ class MlflowTracker:
     def close_stale_runs(self, stale_seconds: float) -> list[str]:
         """Close as KILLED, at their last heartbeat, RUNNING runs of dead drivers; return their ids.
 
-        Runs without a heartbeat are not of this project. Clocks of machines differ, so an old heartbeat is a first sign
-        only. A run is closed once its heartbeat has not changed for STALE_HEARTBEAT_SECONDS of this process's clock: by
-        a later call, which `log_metrics` makes in time.
+        Runs without a heartbeat are not of this project. Clocks of machines differ, so a run is closed once an old
+        heartbeat has not changed for STALE_HEARTBEAT_SECONDS: by a later call, which `log_metrics` makes in time.
         """
         self._stale_seconds, closed, now = stale_seconds, [], time.monotonic()
-        with self._convert_errors("close stale runs"):
+        with convert_errors(self._uri, "close stale runs"):
             client, experiment_id = self._connect()
             candidates: dict[str, tuple[str, float]] = {}
-            for run in list(_iter_running_runs(client, experiment_id)):
+            for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000):
                 run_id, beat = str(run.info.run_id), run.data.tags.get(HEARTBEAT_TAG, "")
                 if run_id in self._steps or not abs(time.time() - _parse_heartbeat(beat)) > stale_seconds:
                     continue
@@ -233,34 +218,42 @@ class MlflowTracker:
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._connected is None:
-            root = self._artifact_root
+            root = None  # the server's choice
+            self._check_reachable()
             if self._uri.sqlite_path is not None:
-                self._check_reachable()
-                sqlite_store.update_artifact_locations(self._uri.sqlite_path)
+                uris.update_artifact_locations(self._uri.sqlite_path)
                 # MLflow's own default is ./mlruns below the working directory.
-                root = root or sqlite_store.get_artifact_root(self._uri.sqlite_path)
-            client = self._make_client()
+                root = uris.get_artifact_root(self._uri.sqlite_path)
+            client = MlflowClient(self._uri.raw, self._uri.raw)
             self._connected = client, self._get_or_create_experiment(client, root)
         return self._connected
 
-    def _make_client(self) -> MlflowClient:
-        self._check_reachable()
-        return MlflowClient(self._uri.raw, self._uri.raw)
-
     def _check_reachable(self) -> None:
-        """Raise within seconds when the store cannot be reached: MLflow would retry for minutes."""
-        if self._uri.sqlite_path is not None:
-            path = Path(self._uri.sqlite_path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _check_sqlite(path)
-        if self._uri.database is not None:
-            socket.create_connection(self._uri.database, _CONNECT_SECONDS).close()
+        """Raise within seconds when a database cannot be read and locked: MLflow would retry for minutes.
+
+        Raises sqlite3.Error; TrackingError for a read-only folder, since SQLite writes its journal beside the database.
+        """
+        if self._uri.sqlite_path is None:
+            return
+        path = Path(self._uri.sqlite_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise TrackingError(
+                f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or "
+                "owner, or set another place with --tracking"
+            )
+        if path.exists():
+            with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
+                database.execute("begin immediate")  # fails for a damaged, read-only or locked database
+                database.rollback()
 
     def _get_or_create_experiment(self, client: MlflowClient, root: str | None) -> str:
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
             try:
-                return str(client.create_experiment(self._experiment_name, root, EXPERIMENT_TAGS))
+                # MLflow's page opens on the runs and their curves instead of on its views for language models.
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return str(client.create_experiment(self._experiment_name, root, tags))
             except MlflowException:
                 # Another driver may have created it meanwhile.
                 experiment = client.get_experiment_by_name(self._experiment_name)
@@ -286,146 +279,71 @@ class MlflowTracker:
         if changed:
             _log.warning("run %s: params cannot change, old values stay: %s", run.info.run_id, changed)
         new = [Param(name, text) for name, text in texts.items() if name not in known]
-        for batch in _iter_batches(new, _ITEMS_PER_BATCH):
-            client.log_batch(run.info.run_id, params=batch, synchronous=True)
+        client.log_batch(run.info.run_id, params=new, synchronous=True)
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-        items = [RunTag(name, redact(text)[:_MAX_TAG_LENGTH]) for name, text in tags.items()]
-        for batch in _iter_batches(items, _ITEMS_PER_BATCH):
-            client.log_batch(run_id, tags=batch, synchronous=True)
+        items = [RunTag(name, text) for name, text in _shorten_tags(tags).items()]
+        client.log_batch(run_id, tags=items, synchronous=True)
 
-    @contextmanager
-    def _convert_errors(self, doing: str, *more: type[Exception]) -> Iterator[None]:
-        """Turn MLflow's errors, and `more`, into TrackingErrors, not chained: their texts may hold credentials."""
-        try:
-            yield
-        except TrackingError:
-            raise
-        except (*MLFLOW_ERRORS, *more) as error:
-            raise convert_error(error, self._uri, doing) from None
-
-
-def _find_run(client: MlflowClient, experiment_id: str, run: TrackedRun) -> Run | None:
-    """Return the oldest run of this key; else the oldest under an ensemble's key followed by this one."""
-    for condition in (f"= '{run.key}'", f"LIKE '%{run.key}'"):
-        candidates = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` {condition}", order_by=["start_time ASC"])
-        # LIKE has wildcards and ignores case. A trial's recipe that is trained alone is another run.
-        for candidate in candidates:
-            key, tags = candidate.data.tags[KEY_TAG], candidate.data.tags
-            if key == run.key or (key.endswith(run.key) and _is_trial(tags) == _is_trial(run.tags)):
-                return candidate
-    return None
-
-
-def _is_trial(tags: Mapping[str, str]) -> bool:
-    return _TRIAL_FOLDER.search(tags.get(FOLDER_TAG, "")) is not None
-
-
-class _LastRecordedSteps:
-    """The last recorded step of each metric of a run; queried once per name, then cached."""
-
-    def __init__(self, client: MlflowClient, run: Run) -> None:
-        self._client = client
-        self._run_id = run.info.run_id
-        self._unqueried = set(run.data.metrics)
-        self._last: dict[str, int] = {}
-
-    def select_new(self, points: Sequence[MetricPoint]) -> list[Metric]:
+    def _select_new(self, client: MlflowClient, run_id: str, points: Sequence[MetricPoint]) -> list[Metric]:
         """Return metrics for the points past the last step; from now on these steps count as recorded."""
-        metrics = []
+        metrics, last_steps = [], self._steps[run_id]
         for point in points:
             name = _INVALID_NAME_CHARACTERS.sub("_", point.name)
-            if name in self._unqueried:
-                history = self._client.get_metric_history(self._run_id, name)
-                self._last[name] = max(metric.step for metric in history)
-                self._unqueried.discard(name)
-            if name not in self._last or point.step > self._last[name]:
+            last = last_steps.get(name)
+            if last is None and name in last_steps:
+                last = max(metric.step for metric in client.get_metric_history(run_id, name))
+            if last is None or point.step > last:
                 metrics.append(Metric(name, float(point.value), int(point.time * 1000), point.step))
-                self._last[name] = point.step
+                last = point.step
+            last_steps[name] = last
         return metrics
 
 
+def _shorten_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: redact(text)[:_MAX_TAG_LENGTH] for name, text in tags.items()}
+
+
+@contextmanager
+def _use_short_timeout() -> Iterator[None]:
+    """Use a short time-out for the calls inside, since a person waits, unless the user has set one."""
+    if _is_timeout_default:
+        os.environ[_TIMEOUT_VARIABLE] = _SHORT_TIMEOUT
+    try:
+        yield
+    finally:
+        if _is_timeout_default:
+            os.environ[_TIMEOUT_VARIABLE] = _DEFAULT_TIMEOUT
+
+
 # Raised by MLflow's clients when a store cannot be used.
-MLFLOW_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
+_MLFLOW_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 
 
-def convert_error(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
+@contextmanager
+def convert_errors(uri: uris.TrackingUri, doing: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn MLflow's errors, and `more`, into TrackingErrors, not chained: their texts may hold credentials."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except (*_MLFLOW_ERRORS, *more) as error:
+        raise _make_tracking_error(error, uri, doing) from None
+
+
+def _make_tracking_error(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
     """Return the TrackingError for an error of MLflow, with its fix; TrackerUnreachableError for a transient one."""
     # SQLAlchemy adds the statement with its values.
     full_text = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
     text = (mlflow_errors.summarize_silence(full_text) or full_text[:600]).rstrip(". ") + "."
-    if (schema := mlflow_errors.explain_schema_mismatch(full_text, uri.redacted, _is_known_revision)) is not None:
+    if (schema := mlflow_errors.explain_schema_mismatch(full_text, uri.redacted)) is not None:
         return TrackingError(f"MLflow at {uri.redacted} cannot {doing}: {schema}")
-    status = _get_http_status(error)
-    if status is not None and 429 != status < 500:
-        return TrackingError(
-            f"MLflow at {uri.redacted} refused to {doing}: "
-            f"{text}{mlflow_errors.explain_rejection(status, full_text, uri.redacted)}"
-        )
-    return TrackerUnreachableError(
-        f"MLflow at {uri.redacted} cannot {doing}: {text} "
-        f"{mlflow_errors.explain_no_response(uri.sqlite_path is not None, full_text)}"
-    )
-
-
-def _get_http_status(error: Exception) -> int | None:
-    """Return the HTTP status of an answer, 0 when a module is missing and no request was sent, None without answer."""
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    return 0 if isinstance(error, ImportError) else None
-
-
-def _is_known_revision(revision: str) -> bool:
-    """Return whether this MLflow has the migration to a schema revision; True when that is unknown.
-
-    MLflow has no API for it. An older database is the likelier case, and its advice does no harm.
-    """
-    try:
-        migrations = resources.files("mlflow.store.db_migrations") / "versions"
-        return any(entry.name.startswith(f"{revision}_") for entry in migrations.iterdir())
-    except (ImportError, OSError):
-        return True
-
-
-def _check_sqlite(path: Path) -> None:
-    """Raise sqlite3.Error when an existing database cannot be read and locked: MLflow would retry for minutes.
-
-    Raises TrackingError for a read-only folder: SQLite writes its journal beside the database.
-    """
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise TrackingError(
-            f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or owner, or"
-            " set another place with --tracking"
-        )
-    if path.exists():
-        with closing(
-            sqlite3.connect(sqlite_store.make_sqlite_uri(str(path), "rw"), uri=True, timeout=_CONNECT_SECONDS)
-        ) as database:
-            database.execute("begin immediate")  # fails for a damaged, read-only or locked database
-            database.rollback()
-
-
-def _iter_running_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
-    condition = "attributes.status = 'RUNNING'"
-    return iter_pages(
-        partial(client.search_runs, [experiment_id], condition, ViewType.ACTIVE_ONLY, max_results=_RUNS_PER_PAGE)
-    )
-
-
-def iter_pages(search: Callable[..., Any]) -> Iterator[Any]:
-    """Yield the items of all pages of one of MLflow's searches, called as `search(page_token=...)`."""
-    token: str | None = None
-    while True:
-        page = search(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _iter_batches(items: list[_Item], length: int) -> Iterator[list[_Item]]:
-    for start in range(0, len(items), length):
-        yield items[start : start + length]
+    status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
+    if 0 < status < 500 and status != 429:
+        fix = mlflow_errors.explain_rejection(status, full_text, uri.redacted)
+        return TrackingError(f"MLflow at {uri.redacted} refused to {doing}: {text}{fix}")
+    fix = mlflow_errors.explain_no_response(uri.sqlite_path is not None, full_text)
+    return TrackerUnreachableError(f"MLflow at {uri.redacted} cannot {doing}: {text} {fix}")
 
 
 def _format_heartbeat() -> str:
@@ -434,8 +352,4 @@ def _format_heartbeat() -> str:
 
 def _parse_heartbeat(beat: str) -> float:
     """Return the unix time in a heartbeat tag; NaN without one, or for a time that MLflow cannot store."""
-    try:
-        seconds = float(beat)
-    except ValueError:
-        return math.nan
-    return seconds if 0 <= seconds <= _LATEST_SECONDS else math.nan
+    return float(beat) if re.fullmatch(r"\d{1,11}(\.\d+)?", beat, re.ASCII) else math.nan

@@ -7,22 +7,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event, encode_event
-from orchestrator.tracking.retry_state import RetryState, is_self_explanatory
 from orchestrator.tracking.tracker import (
     FinalStatus,
     MetricPoint,
+    RetryState,
     TrackedRun,
     Tracker,
     TrackerUnreachableError,
     TrackingError,
+    is_self_explanatory,
 )
 
 _log = logging.getLogger(__name__)
@@ -32,39 +32,23 @@ INCIDENTS_TAG = "orchestrator.incidents"
 LOST_SEGMENTS_TAG = "orchestrator.journal_segments_lost"
 INCIDENTS_FILE = "incidents.json"
 
-# While a thread waits in drain() or stop(), an unreachable tracker is retried this often.
-_DRAIN_POLL_SECONDS = 0.5
-# A request that fails by an error of this project is no outage; it must not hold up the others.
-_MAX_REQUEST_TRIES = 3
-# Share of the time of stop() that draining may take, so that some is left to close the runs.
-_DRAIN_SHARE = 0.8
-
-_METRIC_KINDS = frozenset({"metrics", "epoch"})
-_INCIDENT_KINDS = frozenset({"incident", "recovered"})
-_OUTCOME_KINDS = frozenset({"finished", "stopped", "failed"})
+_DRAIN_POLL_SECONDS = 0.5  # between rounds, while a thread waits in drain() or stop()
+_DRAIN_SHARE = 0.8  # of the time of stop(), so that some is left to close the runs
 _SEGMENTS_PER_READ = 200
-_EVENTS_PER_DELIVERY = 2000
-# Events read ahead while the tracker is unreachable; the rest stays in the journal.
-_MAX_PENDING_EVENTS = 20_000
-# A damaged segment is read this often before it is skipped: an eventually consistent store may lag.
-_MAX_DAMAGED_READS = 5
 
 
 @dataclass(eq=False)
 class _QueuedRequest:
     request: TrackerRequest
     future: Future[None]
-    required_key: str | None
-    subject_key: str | None
-    errors: list[Exception] = field(default_factory=list)
+    run: ReplayedRun | None
 
 
 class JournalReplayer:
     """Replays the journals of runs into a tracker while training runs, also through outages of the tracker.
 
-    The thread opens the tracker (importing mlflow, migrating a database: seconds) while training starts. Events leave
-    the queue only once they are delivered, and repeated deliveries make no duplicates, because the tracker drops steps
-    that it has.
+    The thread opens the tracker, which takes seconds, while training starts. Repeated deliveries make no duplicates,
+    because the tracker drops steps that it has.
     """
 
     def __init__(self, tracker_factory: Callable[[], Tracker], poll_seconds: float = 5.0) -> None:
@@ -78,7 +62,6 @@ class JournalReplayer:
         self._tracker: Tracker | None = None
         self._drain_waiters = 0
         self._stopping = False
-        self._ended = False
         self._wake_requested = False
         self._clean_since = float("-inf")
         self._settled_since = float("-inf")
@@ -102,23 +85,19 @@ class JournalReplayer:
             self._runs[run.key].reopen()
             self._wake_thread()
 
-    def submit(
-        self, request: TrackerRequest, required_key: str | None = None, subject_key: str | None = None
-    ) -> Future[None]:
+    def submit(self, request: TrackerRequest, required_key: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        A request that the tracker rejects is logged, and its future fails; after another error that is no outage it is
-        tried three times.
-
-        required_key: key of a followed run that must be open first; meanwhile later requests pass this one.
-        subject_key: key of the followed run that the request is about, `required_key` by default.
+        Another error than an outage is logged, and fails the future. required_key: of the followed run that the request
+        is about, which must be open first; meanwhile later requests pass this one.
         """
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled
         with self._changed:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
-            self._requests.append(_QueuedRequest(request, future, required_key, subject_key or required_key))
+            run = None if required_key is None else self._get_run(required_key)
+            self._requests.append(_QueuedRequest(request, future, run))
             self._wake_thread()
         return future
 
@@ -128,27 +107,16 @@ class JournalReplayer:
         with self._changed:
             self._changed.wait_for(lambda: run.run_id is not None, timeout)
         if run.run_id is None:
-            last = self._tracker_retry.last_error or run.tracker_retry.last_error or "still opening"
+            last = self._tracker_retry.last_error or run.retry.last_error or "still opening"
             raise TrackingError(f"run {key!r} is not in the tracker after {timeout:g} s: {last}")
         return run.run_id
 
     def wait_for_run_url(self, key: str, timeout: float) -> str:
         """Return what a person opens to see a followed run. Raises TrackingError when not open in `timeout` seconds."""
-        run_id, retry = self.wait_for_run_id(key, timeout), self._get_run(key).tracker_retry
-        if retry.is_permanent:
-            raise TrackingError(str(retry.last_error))
-        if self._tracker is None:
-            raise TrackingError("the tracker is still opening")
+        run_id, retry = self.wait_for_run_id(key, timeout), self._get_run(key).retry
+        if retry.is_permanent or self._tracker is None:
+            raise TrackingError(retry.last_error or "the tracker is still opening")
         return self._tracker.get_run_url(run_id)
-
-    def get_outcome(self, key: str) -> Event | None:
-        """Return the last finished / stopped / failed event of a run that the tracker has received."""
-        return self._get_run(key).outcome
-
-    def count_pending(self) -> int:
-        """Return the number of events and requests that wait for the tracker (in a long outage: those read so far)."""
-        with self._changed:
-            return sum(run.pending_count for run in self._runs.values()) + len(self._requests)
 
     def drain(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; return True when all that is in the journals by now is in the tracker.
@@ -156,8 +124,11 @@ class JournalReplayer:
         Returns False immediately when the tracker rejects what is left: waiting changes nothing.
         """
         called = time.monotonic()
-        with self._hurry():
-            self._changed.wait_for(lambda: self._ended or self._settled_since >= called, timeout)
+        with self._changed:
+            self._drain_waiters += 1
+            self._wake_thread()
+            self._changed.wait_for(lambda: self._stopping or self._settled_since >= called, timeout)
+            self._drain_waiters -= 1
             return self._clean_since >= called
 
     def close(self, key: str, status: FinalStatus) -> Future[None]:
@@ -165,46 +136,33 @@ class JournalReplayer:
 
         Raises ValueError for a key that is not followed.
         """
-        self._get_run(key)
-        return self.submit(partial(self._finish_run, key, status), required_key=key)
+        return self.submit(partial(self._get_run(key).finish, status), key)
 
     def stop(self, statuses: Mapping[str, FinalStatus], timeout: float) -> bool:
         """Drain, close each run of `statuses` (by key) in that order, end the thread; return True if all is recorded.
 
         Runs without a status stay open. Raises ValueError for a key that is not followed.
         """
-        for key in statuses:
-            self._get_run(key)
+        runs = {key: self._get_run(key) for key in statuses}
         if self._stopping:
             return not statuses
         deadline = time.monotonic() + timeout
         drained = self.drain(timeout * _DRAIN_SHARE)
-        futures = {
-            key: self.submit(partial(self._close_run, key, status), subject_key=key) for key, status in statuses.items()
-        }
-        with self._hurry():
-            left_seconds = max(0.0, deadline - time.monotonic())
-            self._changed.wait_for(lambda: all(future.done() for future in futures.values()), left_seconds)
+        closing = [self.submit(partial(runs[key].close, status), key) for key, status in statuses.items()]
+        closed = self.drain(max(0.0, deadline - time.monotonic()))
+        with self._changed:
             self._stopping = True
             self._wake_thread()
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        left = [key for key, future in futures.items() if not future.done() or future.exception() is not None]
-        if not drained or left:
-            _log.info("stopped with %d events not recorded, runs not closed: %s", self.count_pending(), left or "none")
-        return drained and not left and not self._failed_requests
+        closed = closed and all(future.done() and future.exception() is None for future in closing)
+        return drained and closed and not self._failed_requests
 
     @property
     def first_error(self) -> str:
         """The first reason why something is not recorded; empty when all is."""
         with self._changed:
-            runs = list(self._runs.values())
-        errors = (
-            self._tracker_retry.last_error,
-            *(run.tracker_retry.last_error for run in runs),
-            *(run.journal_retry.last_error for run in runs),
-            *self._failed_requests,
-        )
-        return next((text for text in errors if text), "")
+            errors = [self._tracker_retry.last_error, *(run.retry.last_error for run in self._runs.values())]
+        return next(filter(None, [*errors, *self._failed_requests]), "")
 
     def _get_run(self, key: str) -> ReplayedRun:
         with self._changed:
@@ -212,26 +170,13 @@ class JournalReplayer:
                 raise ValueError(f"run key {key!r} is not followed; followed are {sorted(self._runs)}")
             return self._runs[key]
 
-    @contextmanager
-    def _hurry(self) -> Iterator[None]:
-        """Hold the lock and let the thread poll faster, since a caller waits."""
-        with self._changed:
-            self._drain_waiters += 1
-            self._wake_thread()
-            try:
-                yield
-            finally:
-                self._drain_waiters -= 1
-
     def _wake_thread(self) -> None:
         """Start the next round now. The caller holds the lock."""
         self._wake_requested = True
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._wake_requested = False
+        while not self._stopping:
             started = time.monotonic()
             clean, settled = self._run_round()
             with self._changed:
@@ -240,47 +185,44 @@ class JournalReplayer:
                 if settled:
                     self._settled_since = started
                 self._changed.notify_all()
-                if self._stopping:
-                    break
                 self._changed.wait_for(lambda: self._wake_requested, self._get_pause_seconds())
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+                self._wake_requested = False
         for queued in self._requests:
             queued.future.set_exception(TrackingError("the replayer was stopped before this request was served"))
 
     def _get_pause_seconds(self) -> float:
         """Return the seconds to the next round: none while there is a backlog that the tracker takes."""
-        if self._tracker_retry.failures:
-            return _DRAIN_POLL_SECONDS if self._drain_waiters else self._tracker_retry.wait_seconds
-        if any(run.pending_count and not run.tracker_retry.failures for run in self._runs.values()):
+        outage_seconds = self._tracker_retry.wait_seconds
+        if not outage_seconds and any(run.pending and not run.retry.failures for run in self._runs.values()):
             return 0.0
-        return min(self._poll_seconds, _DRAIN_POLL_SECONDS) if self._drain_waiters else self._poll_seconds
+        pause = outage_seconds or self._poll_seconds
+        return min(pause, _DRAIN_POLL_SECONDS) if self._drain_waiters else pause
 
     def _run_round(self) -> tuple[bool, bool]:
-        """Read every journal, then call the tracker.
+        """Take every run a step further, then serve the requests.
 
         Returns whether nothing is left over and nothing failed; and whether another round would change nothing, since
         the tracker rejects what is left.
         """
         with self._changed:
             runs, hurried = list(self._runs.values()), self._drain_waiters > 0
-        # All journals are read first, so that count_pending() is right in an outage.
-        settled = [run.journal_retry.attempt(run.read_journal, hurried) for run in runs]
-        clean = settled.copy()
+        clean, settled = [], []
         try:
-            tracker = self._open_tracker()
+            if self._tracker is None:
+                tracker = self._factory()
+                tracker.check()
+                self._tracker = tracker
+            tracker = self._tracker
             for run in runs:
                 # An outage is no error of this run: it ends the round.
-                delivered = run.tracker_retry.attempt(
-                    partial(run.deliver, tracker), hurried, (TrackerUnreachableError,)
-                )
+                delivered = run.retry.attempt(partial(run.replay, tracker), hurried)
                 clean.append(delivered)
                 settled.append(delivered or run.is_rejected)
                 with self._changed:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
-            settled.append(clean[-1] or self._all_need_rejected_runs())
+            with self._changed:
+                settled.append(all(queued.run is not None and queued.run.is_rejected for queued in self._requests))
         except Exception as error:
             # The thread must survive every error of a tracker.
             self._tracker_retry.record_failure(error)
@@ -288,174 +230,119 @@ class JournalReplayer:
         self._tracker_retry.record_success()
         return all(clean), all(settled)
 
-    def _open_tracker(self) -> Tracker:
-        if self._tracker is None:
-            tracker = self._factory()
-            tracker.check()
-            self._tracker = tracker
-        return self._tracker
-
     def _serve_requests(self, tracker: Tracker) -> bool:
-        """Serve in order; return True when the queue is empty, False when a request must be retried."""
-        waiting = False
+        """Serve in order; return True when the queue is empty."""
         for queued in list(self._requests):
-            if queued.required_key is not None and self._get_run(queued.required_key).run_id is None:
-                waiting = True
+            run = queued.run
+            if run is not None and run.run_id is None:
                 continue
             try:
                 queued.request(tracker)
             except TrackerUnreachableError:
                 raise
             except Exception as error:
-                queued.errors.append(error)
-                if len(queued.errors) < _MAX_REQUEST_TRIES and not isinstance(error, TrackingError):
-                    return False
-                self._fail_request(queued, error)
+                # An error of the run was logged already.
+                log = _log.info if run is not None and run.is_rejected else _log.error
+                log("tracker request given up: %s", error, exc_info=not is_self_explanatory(error))
+                self._failed_requests.append(str(error))
+                queued.future.set_exception(error)
             else:
                 queued.future.set_result(None)
             with self._changed:
                 self._requests.remove(queued)
                 self._changed.notify_all()
-        return not waiting and not self._requests
-
-    def _fail_request(self, queued: _QueuedRequest, error: Exception) -> None:
-        """Fail a request; it is logged as an error unless its run's error was logged already."""
-        known = queued.subject_key is not None and self._get_run(queued.subject_key).is_rejected
-        level = logging.INFO if known else logging.ERROR
-        _log.log(level, "tracker request given up: %s", error, exc_info=None if is_self_explanatory(error) else error)
-        self._failed_requests.append(str(error))
-        queued.future.set_exception(error)
-
-    def _all_need_rejected_runs(self) -> bool:
-        with self._changed:
-            return all(
-                queued.required_key is not None and self._runs[queued.required_key].is_rejected
-                for queued in self._requests
-            )
-
-    def _finish_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get_run(key)
-        # The journal of a run that has ended ends, too.
-        while not (run.read_journal() and run.deliver(tracker)):
-            pass
-        self._close_run(key, status, tracker)
-
-    def _close_run(self, key: str, status: FinalStatus, tracker: Tracker) -> None:
-        run = self._get_run(key)
-        if run.run_id is None:
-            raise TrackingError(f"run {key!r} was never opened in the tracker, so it cannot be closed")
-        tracker.close_run(run.run_id, status)
-        run.closed = True
+        return not self._requests
 
 
 class ReplayedRun:
     """A followed run. Only the replayer's thread calls its methods; other threads may read its plain attributes.
 
-    run_id: the tracker's id once open. outcome: the last finished / stopped / failed event delivered.
-    journal_retry, tracker_retry: errors of the journal's storage, and of the tracker with this run.
+    run_id: the tracker's id once open. pending: events read and not yet delivered.
     """
 
     def __init__(self, run: TrackedRun, folder: str | None, parent: ReplayedRun | None) -> None:
         self.run = run
         self.run_id: str | None = None
         self.closed = False
-        self.outcome: Event | None = None
-        self.journal_retry = RetryState(f"journal of run {run.name}")
-        self.tracker_retry = RetryState(f"tracking of run {run.name}")
+        self.pending: list[Event] = []
+        self.retry = RetryState(f"tracking of run {run.name}")
         self._parent = parent
         self._folder = folder
         self._cursor: journal.Cursor | None = None
-        self._pending: list[Event] = []
         self._incidents: list[Event] = []
-        self._damaged_reads = 0
         self._lost_segments = 0
         self._lost_segments_tagged = 0
-
-    @property
-    def pending_count(self) -> int:
-        """Number of events read and not yet delivered."""
-        return len(self._pending)
 
     @property
     def is_rejected(self) -> bool:
         """True while the tracker takes nothing of this run, or of its parent, until a person fixes the cause."""
         parent = self._parent
-        return self.tracker_retry.is_permanent or (parent is not None and parent.run_id is None and parent.is_rejected)
+        return self.retry.is_permanent or (parent is not None and parent.run_id is None and parent.is_rejected)
 
     def reopen(self) -> None:
         """Resume a run that was closed; nothing for any other."""
         if self.closed:
             self.run_id, self.closed = None, False
 
-    def read_journal(self) -> bool:
-        """Read the next part of the journal; return True when there was nothing new.
+    def replay(self, tracker: Tracker) -> bool:
+        """Open the run if necessary, deliver what was read, and read on; return True when nothing is left.
 
-        Raises JournalError for a damaged segment, and after some tries skips it; storage errors pass through.
+        Raises TrackingError, and then all events stay pending: the tracker's last-step rule makes the second delivery
+        harmless. Skips damaged segments, and counts them in a tag. Storage errors pass through.
         """
-        if self._folder is None or self.closed:
-            return True
-        if len(self._pending) >= _MAX_PENDING_EVENTS:
-            return False
-        try:
-            events, self._cursor = journal.read_events(self._folder, self._cursor, _SEGMENTS_PER_READ)
-        except journal.DamagedSegmentError as error:
-            self._damaged_reads += 1
-            if self._damaged_reads < _MAX_DAMAGED_READS:
-                raise
-            _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
-            self._cursor, self._damaged_reads, self._lost_segments = error.cursor, 0, self._lost_segments + 1
-            return False
-        self._damaged_reads = 0
-        self._pending.extend(events)
-        return not events
-
-    def deliver(self, tracker: Tracker) -> bool:
-        """Open the run if necessary and deliver pending events; return True when none is left. Raises TrackingError."""
         if self.closed:
             return True
         if self.run_id is None:
-            run = self.run
-            if self._parent is not None:
-                if self._parent.run_id is None:
-                    return False
-                run = replace(run, parent_id=self._parent.run_id)
-            self.run_id = tracker.open_run(run)
-        self._deliver_batch(tracker, self.run_id)
-        return not self._pending
+            if self._parent is not None and self._parent.run_id is None:
+                return False
+            parent_id = self._parent.run_id if self._parent is not None else self.run.parent_id
+            self.run_id = tracker.open_run(replace(self.run, parent_id=parent_id))
+        self._deliver_pending(tracker, self.run_id)
+        if self._folder is not None:
+            self._read_journal(self._folder)
+        return not self.pending and self._lost_segments == self._lost_segments_tagged
 
-    def _deliver_batch(self, tracker: Tracker, run_id: str) -> None:
-        """Deliver a bounded number of events; with none, a heartbeat.
+    def finish(self, status: FinalStatus, tracker: Tracker) -> None:
+        """Deliver all that the journal of an ended run holds, and close the run. Raises as `replay`."""
+        while not self.replay(tracker):
+            pass
+        self.close(status, tracker)
 
-        Raises TrackingError; then all events stay pending, and the tracker's last-step rule makes the second delivery
-        harmless.
-        """
-        events = self._pending[:_EVENTS_PER_DELIVERY]
-        tracker.log_metrics(run_id, extract_points(events))
-        new = [event for event in events if event.kind in _INCIDENT_KINDS]
-        if new:
+    def close(self, status: FinalStatus, tracker: Tracker) -> None:
+        """Close an open run. Raises TrackingError."""
+        if self.run_id is not None:
+            tracker.close_run(self.run_id, status)
+            self.closed = True
+
+    def _deliver_pending(self, tracker: Tracker, run_id: str) -> None:
+        """Deliver the pending events; without any, a heartbeat."""
+        tracker.log_metrics(run_id, _extract_points(self.pending))
+        if new := [event for event in self.pending if event.kind in ("incident", "recovered")]:
             incidents = [*self._incidents, *new]
-            tracker.log_text(run_id, INCIDENTS_FILE, format_incidents(incidents))
+            records = [json.loads(encode_event(event)) for event in incidents]
+            tracker.log_text(run_id, INCIDENTS_FILE, json.dumps(records, indent=1))
             count = sum(event.kind == "incident" for event in incidents)
             tracker.set_tags(run_id, {INCIDENTS_TAG: str(count)})
             self._incidents = incidents
         if self._lost_segments > self._lost_segments_tagged:
             tracker.set_tags(run_id, {LOST_SEGMENTS_TAG: str(self._lost_segments)})
             self._lost_segments_tagged = self._lost_segments
-        self.outcome = next((event for event in reversed(events) if event.kind in _OUTCOME_KINDS), self.outcome)
-        del self._pending[: len(events)]
+        self.pending = []
+
+    def _read_journal(self, folder: str) -> None:
+        try:
+            self.pending, self._cursor = journal.read_events(folder, self._cursor, _SEGMENTS_PER_READ)
+        except journal.DamagedSegmentError as error:
+            _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
+            self._cursor, self._lost_segments = error.cursor, self._lost_segments + 1
 
 
-def extract_points(events: Iterable[Event]) -> list[MetricPoint]:
+def _extract_points(events: Iterable[Event]) -> list[MetricPoint]:
     """Return the numeric values of metrics and epoch events that have a clock, in order; step is samples seen."""
     return [
         MetricPoint(name, float(value), event.samples, event.time)
         for event in events
-        if event.kind in _METRIC_KINDS and event.samples is not None
+        if event.kind in ("metrics", "epoch") and event.samples is not None
         for name, value in event.values.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
-
-
-def format_incidents(incidents: Iterable[Event]) -> str:
-    """Return the incidents as a JSON list, each in the journal's form of an event."""
-    return json.dumps([json.loads(encode_event(event)) for event in incidents], indent=1)

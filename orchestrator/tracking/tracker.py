@@ -1,19 +1,22 @@
-"""Interface of experiment trackers."""
+"""Interface of experiment trackers, their errors, and the state of retried calls."""
 
 from __future__ import annotations
 
-import os
+import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from orchestrator.storage import file_io
 
-# MLflow's page opens on the runs and their curves instead of on its views for language models.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+_MIN_RETRY_SECONDS = 1.0
+_MAX_RETRY_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 class TrackingError(RuntimeError):
@@ -89,17 +92,8 @@ class Tracker(Protocol):
         """Return what a person opens to see the run, or the command that shows it."""
 
     def close_stale_runs(self, stale_seconds: float) -> list[str]:
-        """Close as KILLED the RUNNING runs whose heartbeat is older than this and stays unchanged; return their ids.
-
-        Clocks of machines differ, so a later call finds out whether a heartbeat stays unchanged.
-        """
+        """Close as KILLED the RUNNING runs whose heartbeat is this old and unchanged since a call; return their ids."""
         return []
-
-
-def list_missing_methods(tracker: object) -> list[str]:
-    """Return the methods of a Tracker that an object lacks."""
-    names = (name for name in vars(Tracker) if not name.startswith("_"))
-    return [name for name in names if not callable(getattr(tracker, name, None))]
 
 
 def log_run_folder(tracker: Tracker, run_id: str, folder: str, texts: Iterable[str]) -> None:
@@ -108,7 +102,68 @@ def log_run_folder(tracker: Tracker, run_id: str, folder: str, texts: Iterable[s
         tracker.log_text(run_id, name, file_io.read_bytes(file_io.join(folder, name)).decode())
     with tempfile.TemporaryDirectory() as scratch:
         for name in sorted(name for name in file_io.list_names(folder) if name.endswith(".png")):
-            path = os.path.join(scratch, name)
-            with open(path, "wb") as file:
-                file.write(file_io.read_bytes(file_io.join(folder, name)))
-            tracker.log_file(run_id, path)
+            path = Path(scratch, name)
+            path.write_bytes(file_io.read_bytes(file_io.join(folder, name)))
+            tracker.log_file(run_id, str(path))
+
+
+class RetryState:
+    """Failures in a row of one operation: growing pauses between its retries, one log line for each outage.
+
+    failures: in a row so far. last_error: text of the latest error, None when well. is_permanent: whether it recurs
+    until a person fixes it.
+    """
+
+    def __init__(self, name: str) -> None:
+        """name: the operation, for the log."""
+        self._name = name
+        self._retry_at = float("-inf")
+        self.failures = 0
+        self.last_error: str | None = None
+        self.is_permanent = False
+
+    @property
+    def wait_seconds(self) -> float:
+        """The pause after the latest failure; 0 when well."""
+        return min(_MAX_RETRY_SECONDS, _MIN_RETRY_SECONDS * 2.0 ** min(self.failures - 1, 10)) if self.failures else 0.0
+
+    def attempt(self, operation: Callable[[], bool], skip_pause: bool) -> bool:
+        """Return the operation's result; False when it fails, or its pause is not over.
+
+        Raises TrackerUnreachableError, which does not belong to one operation.
+        """
+        if self.failures and not skip_pause and time.monotonic() < self._retry_at:
+            return False
+        try:
+            result = operation()
+        except TrackerUnreachableError:
+            raise
+        except Exception as error:
+            self.record_failure(error)
+            return False
+        self.record_success()
+        return result
+
+    def record_failure(self, error: Exception) -> None:
+        """Count a failure; log the first one, with a traceback where its text may not explain it."""
+        self.is_permanent = isinstance(error, TrackingError) and not isinstance(error, TrackerUnreachableError)
+        self.last_error = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
+        if not self.failures:
+            ending = "" if self.is_permanent else "; trying again"
+            traceback = not is_self_explanatory(error)
+            _log.warning("%s: %s%s", self._name, self.last_error, ending, exc_info=traceback)
+        self.failures += 1
+        self._retry_at = time.monotonic() + self.wait_seconds
+
+    def record_success(self) -> None:
+        """Reset the failures; log the end of a row of them."""
+        if self.failures:
+            _log.warning("%s: works again after %d failures", self._name, self.failures)
+        self.failures = 0
+        self.last_error = None
+        self.is_permanent = False
+
+
+def is_self_explanatory(error: Exception) -> bool:
+    """Return whether the text of an error explains it, so that a traceback adds nothing."""
+    return isinstance(error, RuntimeError | OSError | ValueError)

@@ -1,35 +1,47 @@
-"""Tracking URIs: validation, and redaction of their secrets."""
+"""Tracking URIs: validation, redaction of their secrets, and sqlite stores whose folder may be moved."""
 
 from __future__ import annotations
 
+import logging
+import os
 import posixpath
 import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from orchestrator.config.redaction import find_credentials_end, redact
+from orchestrator.storage import urls
 from orchestrator.tracking.tracker import TrackingError
 
-_SERVER_SCHEMES = ("http", "https")
-_DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
-_DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+ARTIFACT_FOLDER = "mlflow-artifacts"
+BUSY_TIMEOUT_SECONDS = 10.0
+# Columns of MLflow's schema that hold locations of artifacts.
+_LOCATION_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 _UNQUOTED_CHARACTERS = re.compile(r"[/?#\[\]\s]")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrackingUri:
     """An accepted URI.
 
-    raw: with secrets. redacted: for people and logs. sqlite_path: absolute path, or None.
-    database: (host, port) of a database server that this process connects to, or None.
+    raw: with secrets. redacted: for people and logs. sqlite_path: absolute path, or None for a server.
     """
 
     raw: str
     redacted: str
     sqlite_path: str | None
-    database: tuple[str, int] | None
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
 
     @property
     def base_url(self) -> str:
@@ -45,19 +57,22 @@ class TrackingUri:
 
 
 def parse_tracking_uri(uri: str) -> TrackingUri:
-    """Return a parsed http(s) URI, sqlite URI with an absolute path, or SQL database URI.
-
-    Raises TrackingError for any other, with the reason and what to give instead.
-    """
+    """Return a parsed http(s) URI, or sqlite URI with an absolute path. Raises TrackingError for any other."""
     before, separator, rest = uri.partition("://")
     end = find_credentials_end(rest, before)
     bare, _, query = rest[end:].partition("?")
     shown = before + separator + ("***@" if end else "") + bare + ("?***" if query else "")
     scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
     if scheme == "sqlite":
-        return TrackingUri(uri, shown, _sqlite_path(uri), None, ())
-    if scheme not in _SERVER_SCHEMES + _DATABASE_SCHEMES:
-        raise TrackingError(_explain_unsupported(redact(shown), scheme))
+        return TrackingUri(uri, shown, _sqlite_path(uri))
+    if scheme not in ("http", "https"):
+        reason = f"scheme {scheme!r} is not supported"
+        if scheme in ("", "file"):
+            reason = "is a folder: MLflow has retired its file store"
+        raise TrackingError(
+            f"tracking uri {redact(shown)!r}: {reason}; give http(s)://host:port of an MLflow server, or "
+            "sqlite:////absolute/path/mlflow.db"
+        )
     if _UNQUOTED_CHARACTERS.search(rest[: max(0, end - 1)]):
         raise TrackingError(
             f"tracking uri {shown!r}: user and password must be quoted, such as %2F for /; or leave them "
@@ -65,16 +80,14 @@ def parse_tracking_uri(uri: str) -> TrackingUri:
         )
     try:
         parts = urlsplit(uri)
-        host, port = parts.hostname, parts.port
+        if not parts.hostname or parts.port == 0:  # reading an invalid port raises
+            raise ValueError("has no host")
     except ValueError as error:
-        raise TrackingError(f"tracking uri {shown!r}: {error}; give scheme://host:port") from None
-    if not host:
-        raise TrackingError(f"tracking uri {shown!r} has no host; give for example http://mlflow:5000")
+        raise TrackingError(f"tracking uri {shown!r}: {error}; give for example http://mlflow:5000") from None
     # Without a password the user name may be a token; with one it is a name, often a common word.
     candidates = (parts.password or parts.username, query)
     secrets = tuple(form for secret in candidates if secret for form in (secret, unquote(secret)))
-    database = (host, port or _DEFAULT_PORTS[scheme]) if scheme in _DATABASE_SCHEMES else None
-    return TrackingUri(uri, shown, None, database, secrets)
+    return TrackingUri(uri, shown, None, secrets)
 
 
 def _sqlite_path(uri: str) -> str:
@@ -87,11 +100,56 @@ def _sqlite_path(uri: str) -> str:
     return re.sub(r"^//+", "/", posixpath.normpath(path))
 
 
-def _explain_unsupported(shown: str, scheme: str) -> str:
-    advice = "give http(s)://host:port of an MLflow server, or sqlite:////absolute/path/mlflow.db"
-    if scheme == "file" or not scheme:
-        return (
-            f"tracking uri {shown!r} is a folder: MLflow has retired its file store (it raises unless"
-            f" MLFLOW_ALLOW_FILE_STORE is set) and it corrupts under concurrent runs; {advice}"
-        )
-    return f"tracking uri {shown!r}: scheme {scheme!r} is not supported; {advice}"
+def make_tracking_uri(path: str) -> str:
+    """Return the tracking URI of an sqlite file, whose path SQLAlchemy decodes."""
+    encoded = path.replace("%", "%25").replace("?", "%3F")
+    # MLflow creates the parent folder of a path after "sqlite:///" without decoding it first.
+    return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
+
+
+def open_sqlite(path: str, mode: str, timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
+    """Return a connection to an existing sqlite file; mode: ro, rw. Raises sqlite3.Error."""
+    return sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True, timeout=timeout)
+
+
+def get_artifact_root(database: str) -> str:
+    """Return the URL of the artifacts of the store in an sqlite file."""
+    return urls.to_file_url(os.path.join(os.path.dirname(database), ARTIFACT_FOLDER))
+
+
+def update_artifact_locations(database: str) -> None:
+    """Correct the artifact locations in an sqlite file whose folder was moved, for which MLflow has no API.
+
+    A location follows its store when it was in ARTIFACT_FOLDER beside it, and such a folder is beside the store now.
+    A store that is read-only, locked or of another schema stays as it is, with a warning.
+    """
+    if not os.path.exists(database):
+        return
+    try:
+        with closing(open_sqlite(database, "ro")) as store:
+            moved = list(_iter_moved_locations(store, os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)))
+        if not moved:
+            return
+        with closing(open_sqlite(database, "rw")) as store, store:
+            for table, column, old, new in moved:
+                store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  constants
+    except sqlite3.Error as error:
+        _log.warning("MLflow store %s: its artifact locations could not be checked: %s", database, error)
+
+
+def _iter_moved_locations(store: sqlite3.Connection, folder: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield table, column, old and new value of each location that has changed; folder: of the artifacts now."""
+    tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+    for table, column in _LOCATION_COLUMNS if os.path.isdir(folder) else ():
+        if table in tables:
+            for (place,) in store.execute(f"select distinct {column} from {table}").fetchall():  # noqa: S608  constants
+                old = _find_artifact_folder(place or "")
+                if old and old != folder and not (os.path.isdir(old) and os.path.samefile(old, folder)):
+                    yield table, column, place, urls.to_file_url(folder + urls.to_local_path(place)[len(old) :])
+
+
+def _find_artifact_folder(place: str) -> str:
+    """Return the local path of the ARTIFACT_FOLDER that a location is, or is in; empty for any other location."""
+    path = urls.to_local_path(place) if urls.is_local(place) else ""
+    head, folder, rest = path.partition(f"/{ARTIFACT_FOLDER}")
+    return head + folder if path.startswith("/") and folder and rest[:1] in ("", "/") else ""

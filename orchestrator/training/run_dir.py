@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from orchestrator.checkpoint import checkpoint_dir
+from orchestrator.config import redaction
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.config import Outcome
+
+MAX_CLASSES_SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 def get_checkpoints_dir(folder: str) -> str:
@@ -44,10 +50,18 @@ def get_trace_path(folder: str, attempt: int, rank: int) -> str:
 
 
 def load_finished_outcome(folder: str) -> Outcome | None:
-    """Return the outcome of a finished run with committed final weights; None when a record is missing or damaged."""
+    """Return the outcome of the run in `folder` if it is finished and its final weights are committed, else None.
+
+    A damaged record is logged and does not count: training resumes from the newest checkpoint and writes it again.
+    """
+    url = get_outcome_path(folder)
     try:
         checkpoint_dir.read_weights_digest(get_final_weights_dir(folder))
-        outcome = Outcome.from_record(file_io.read_bytes(get_outcome_path(folder)))
-    except (FileNotFoundError, CommitError, ValueError):
+        outcome = Outcome.from_record(file_io.read_bytes(url))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        damage = str(error) if isinstance(error, CommitError) else f"{redaction.redact(url)}: damaged: {error}"
+        _log.warning("not taken as finished, rerun its training: %s", damage)
         return None
     return outcome if outcome.status == "finished" else None

@@ -30,7 +30,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def proxy(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What stands between the test's clients and the server; faultless until the test gives it a plan."""
+    """A proxy between the test's clients and the server; faultless until the test gives it a plan."""
 
     def conditions(request: Request) -> Fault | None:
         # As S3 does, and rclone does not: it would create an object over another.

@@ -18,7 +18,7 @@ def zipped(method: int, size: int = 2**20) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_torch_and_numpy_write_is_taken() -> None:
+def test_archives_of_torch_and_numpy_are_accepted() -> None:
     state, arrays = io.BytesIO(), io.BytesIO()
     torch.save({"a": torch.zeros(3)}, state)
     np.savez(arrays, a=np.zeros(3))

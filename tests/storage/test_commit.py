@@ -1,20 +1,23 @@
 """Committed folders: complete or absent, wherever the writer died."""
 
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from orchestrator.storage import commit, file_io
 from orchestrator.storage.commit import DONE, CommitError
+from orchestrator.storage.file_io import StorageError
 from tests.support.tiny_shards import flip_byte
 
 PAYLOAD = {"a": b"first file", "b": b"", "c": b"third file"}
 ABOUT: dict[str, object] = {"samples": 3, "by": "a test"}
 
 
-def test_what_was_committed_is_read(place: str) -> None:
+def test_a_committed_folder_is_read(place: str) -> None:
     folder = file_io.join(place, "one")
     commit.write_folder(folder, PAYLOAD, ABOUT)
     assert commit.is_complete(folder)
@@ -22,7 +25,7 @@ def test_what_was_committed_is_read(place: str) -> None:
     assert commit.read_metadata(folder) == ABOUT
 
 
-def test_nothing_there(place: str) -> None:
+def test_an_empty_folder_is_not_complete(place: str) -> None:
     assert not commit.is_complete(place)
     for call in (commit.read_folder, commit.read_metadata):
         with pytest.raises(FileNotFoundError):
@@ -104,13 +107,48 @@ def test_a_damaged_done_file_never_gives_another_payload(tmp_path: Path, bit: in
     [b"", b"[]", b"7", b'{"files": {}}', b'{"files": [], "about": {}}', b'{"files": {"a": 1}, "about": {}}',
      b'{"files": {"/etc/hosts": {"sha256": ""}}, "about": {}}', b"\xff"],
 )  # fmt: skip
-def test_a_done_file_of_another_shape_is_refused(tmp_path: Path, done: bytes) -> None:
+def test_a_done_file_of_another_shape_is_an_error(tmp_path: Path, done: bytes) -> None:
     (tmp_path / DONE).write_bytes(done)
     with pytest.raises(CommitError, match=DONE):
         commit.read_folder(str(tmp_path))
 
 
-def test_an_about_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_metadata_must_be_an_object(tmp_path: Path) -> None:
     (tmp_path / DONE).write_text(json.dumps({"files": {}, "about": [1]}))
     with pytest.raises(CommitError, match="about"):
         commit.read_metadata(str(tmp_path))
+
+
+# ------------------------------------------------------------------ the id of a storage
+def never() -> str:
+    raise AssertionError("there is an id already")
+
+
+def test_an_id_is_given_once(place: str) -> None:
+    assert commit.ensure_storage_id(place, lambda: "first") == "first"
+    assert commit.ensure_storage_id(place, never) == "first"
+
+
+def test_an_id_moves_with_its_folder_and_ignores_the_spelling(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    commit.ensure_storage_id(str(tmp_path / "a"), lambda: "it")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for spelling in (f"/{tmp_path}/a", f"{tmp_path}/a/", f"{tmp_path}/link", f"{tmp_path}/a/../a"):
+        assert commit.ensure_storage_id(spelling, never) == "it"
+    os.rename(tmp_path / "a", tmp_path / "b")
+    assert commit.ensure_storage_id(str(tmp_path / "b"), never) == "it"
+
+
+def test_drivers_that_start_together_agree_on_an_id(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(
+            pool.map(lambda number: commit.ensure_storage_id(str(tmp_path / "s"), lambda: f"id-{number}"), range(8))
+        )
+    assert ids == {commit.ensure_storage_id(str(tmp_path / "s"), never)}
+
+
+@pytest.mark.parametrize("content", ["", "null", '{"id": 3}', '{"id": "a\'b"}', '{"id": ""}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    file_io.write_bytes(str(tmp_path / commit.STORAGE_ID_FILE), content.encode())
+    with pytest.raises(StorageError, match=r"storage\.json: must be .*; restore it, or remove it"):
+        commit.ensure_storage_id(str(tmp_path), lambda: "new")

@@ -12,7 +12,7 @@ from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 
-def test_what_is_written_is_read(place: str) -> None:
+def test_written_bytes_are_read(place: str) -> None:
     url = file_io.join(place, "folder", "object")
     assert not file_io.exists(url)
     for data in (b"", b"one", b"\x00\xff" * 1000):
@@ -23,27 +23,9 @@ def test_what_is_written_is_read(place: str) -> None:
     assert file_io.exists(file_io.join(place, "folder"))
 
 
-def test_ranges(place: str) -> None:
-    url = file_io.join(place, "object")
-    file_io.write_bytes(url, b"0123456789")
-    assert file_io.read_range(url, 3, 4) == b"3456"
-    assert file_io.read_range(url, 0, 10) == b"0123456789"
-    assert file_io.read_range(url, 9, 1) == b"9"
-
-
-@pytest.mark.parametrize(("start", "length"), [(8, 3), (10, 1), (0, 11), (50, 2)])
-def test_truncation_is_an_error_that_names_the_object(place: str, start: int, length: int) -> None:
-    url = file_io.join(place, "object")
-    file_io.write_bytes(url, b"0123456789")
-    with pytest.raises(StorageError, match="truncated") as caught:
-        file_io.read_range(url, start, length)
-    assert url in str(caught.value)
-    assert f"{start} to {start + length}" in str(caught.value)
-
-
 def test_a_missing_object_is_file_not_found(place: str) -> None:
     url = file_io.join(place, "object")
-    for call in (file_io.read_bytes, file_io.get_size, lambda where: file_io.read_range(where, 0, 1)):
+    for call in (file_io.read_bytes, file_io.get_size):
         with pytest.raises(FileNotFoundError, match="object"):
             call(url)
 
@@ -55,7 +37,6 @@ def test_errors_name_the_object(tmp_path: Path) -> None:
         file_io.read_bytes,
         lambda url: file_io.write_bytes(url, b"x"),
         lambda url: file_io.create_bytes(url, b"x"),
-        lambda url: file_io.read_range(url, 0, 1),
     ):
         with pytest.raises(StorageError) as caught:
             call(below)
@@ -175,7 +156,6 @@ def test_every_character_of_a_name_stands_for_itself(place: str) -> None:
     for name in NAMES:
         url = file_io.join(place, name, "kept")
         assert file_io.read_bytes(url) == name.encode()
-        assert file_io.read_range(url, 0, 1) == name.encode()[:1]
         assert file_io.exists(url)
         assert file_io.get_size(url) == len(name.encode())
         assert file_io.list_sizes(file_io.join(place, name)) == {"kept": len(name.encode())}

@@ -57,5 +57,5 @@ def test_a_store_that_ignores_conditions_is_named(s3_server: S3Server, monkeypat
     assert left == []
 
 
-def test_a_place_that_cannot_be_written_is_the_other_probe_s_to_tell() -> None:
+def test_an_unwritable_place_is_left_to_the_write_probe() -> None:
     assert file_io.find_conditional_create_problem("nonsense://user:secret@host/x") is None

@@ -21,7 +21,7 @@ def failing(times: int, error: BaseException) -> tuple[Callable[[], str], list[i
 
 
 @pytest.mark.parametrize("error", [OSError("reset"), TimeoutError(), ConnectionError(), RuntimeError("throttled")])
-def test_transient_errors_are_mended(error: Exception) -> None:
+def test_transient_errors_are_retried(error: Exception) -> None:
     call, calls = failing(2, error)
     assert call_with_retries(call, attempts=3, first_wait_seconds=0.001) == "done"
     assert len(calls) == 3
@@ -41,7 +41,7 @@ def test_the_last_error_is_raised_when_every_attempt_failed() -> None:
         ValueError(), KeyboardInterrupt(), SystemExit(),
     ],
 )  # fmt: skip
-def test_final_errors_are_raised_at_once(error: BaseException) -> None:
+def test_permanent_errors_are_raised_immediately(error: BaseException) -> None:
     call, calls = failing(1, error)
     with pytest.raises(type(error)):
         call_with_retries(call, first_wait_seconds=0.001)

@@ -20,13 +20,13 @@ WRONG = "<Error><Code>AuthorizationHeaderMalformed</Code><Message>wrong</Message
 @pytest.mark.parametrize(
     ("answer", "body", "header", "message"),
     [
-        (301, MOVED, True, "the bucket is in the region eu-west-1 .*: set AWS_DEFAULT_REGION to its region"),
+        (301, MOVED, True, r"the bucket is in another region \(.*\): set AWS_DEFAULT_REGION to its region"),
         (301, MOVED, False, "the bucket is in another region: set AWS_DEFAULT_REGION to its region"),
-        (400, WRONG, True, "in the region eu-west-1.* set AWS_DEFAULT_REGION to its region"),
+        (400, WRONG, True, r"the bucket is in (another region \(|eu-west-1).* set AWS_DEFAULT_REGION to its region"),
     ],
     ids=["moved", "moved-without-region", "signed-for-another"],
 )
-def test_a_bucket_in_another_region_is_told_so(
+def test_a_bucket_in_another_region_is_reported_with_the_fix(
     answer: int, body: str, header: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Elsewhere(BaseHTTPRequestHandler):

@@ -49,13 +49,13 @@ def hidden(error: Exception) -> Exception:
         (ImportError("no gcsfs"), True),
     ],
 )
-def test_what_a_second_try_can_mend(error: Exception, final: bool) -> None:
+def test_errors_are_permanent_or_transient(error: Exception, final: bool) -> None:
     assert storage_errors.is_permanent(error) is final
     if isinstance(error, ClientError):
         assert storage_errors.is_permanent(hidden(error)) is final
 
 
-def test_refusals_and_missing_credentials_say_what_to_look_at() -> None:
+def test_denials_and_missing_credentials_name_the_variables() -> None:
     refused = answered(403, "SignatureDoesNotMatch", "the signature differs")
     for error in (refused, hidden(refused)):
         assert "permission denied (403 SignatureDoesNotMatch, the signature differs)" in storage_errors.describe_error(

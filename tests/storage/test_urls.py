@@ -27,7 +27,7 @@ def test_join(url: str, parts: tuple[str, ...], joined: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["/etc/passwd", "s3://other/x", "file:///x"])
-def test_only_relative_parts_are_joined(part: str) -> None:
+def test_joined_parts_must_be_relative(part: str) -> None:
     with pytest.raises(ValueError, match="must be relative"):
         urls.join("/runs", part)
 
@@ -44,7 +44,7 @@ def test_name_is_the_last_component() -> None:
     assert [urls.get_basename(url) for url in ("/a/b", "s3://x/y/", "b")] == ["b", "y", "b"]
 
 
-def test_a_local_path_of_a_remote_url_is_refused_without_its_secret() -> None:
+def test_a_remote_url_has_no_local_path_and_its_secret_is_not_shown() -> None:
     with pytest.raises(ValueError, match="must be a local path") as caught:
         urls.to_local_path("s3://key:secret@host/x")
     assert "secret" not in str(caught.value)
@@ -65,7 +65,7 @@ def test_absolute(url: str, absolute: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["runs", "./runs", "file://runs"])
-def test_relative_paths_are_refused_with_field_value_and_fix(url: str) -> None:
+def test_relative_paths_are_errors_with_field_value_and_fix(url: str) -> None:
     with pytest.raises(ValueError, match=r"storage: .*relative") as caught:
         urls.require_absolute(url, "storage")
     assert repr(url) in str(caught.value)

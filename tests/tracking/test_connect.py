@@ -1,8 +1,6 @@
 """Opening of trackers: MLflow in the background, and plug-ins."""
 
 import json
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from orchestrator.tracking.replay import INCIDENTS_TAG, JournalReplayer
 from orchestrator.tracking.tracker import TrackedRun, TrackingError
 
 
-def test_only_a_database_that_is_not_there_yet_is_opened_beside_the_work(tmp_path: Path) -> None:
+def test_only_an_absent_database_is_opened_in_the_background(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mlflow.db"
     uri = f"sqlite:///{path}"
     assert connect.will_create_database(uri)
@@ -31,23 +29,13 @@ def test_only_a_database_that_is_not_there_yet_is_opened_beside_the_work(tmp_pat
     assert not connect.will_create_database(uri)
 
 
-def test_servers_are_always_asked() -> None:
+def test_servers_are_opened_in_the_foreground() -> None:
     assert not connect.will_create_database("http://127.0.0.1:9")
-    assert not connect.will_create_database("postgresql://127.0.0.1:9/x")
 
 
-def test_a_uri_that_is_refused() -> None:
+def test_an_unsupported_uri_is_an_error() -> None:
     with pytest.raises(TrackingError, match="folder"):
         connect.will_create_database("/tmp/mlruns")
-
-
-def test_what_is_done_beside_comes_back_and_yields_to_other_work() -> None:
-    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    found = connect.run_at_low_priority(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert found == connect.LOW_PRIORITY_NICE > mine
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
-    with pytest.raises(ValueError, match="why"):
-        connect.run_at_low_priority(lambda: int("why"))
 
 
 JSON_TRACKER = "examples.json_tracker:JsonTracker"

@@ -36,6 +36,6 @@ def test_non_finite_floats_are_floats_again() -> None:
     ("values", "words"),
     [({"loss": object()}, "metrics.loss"), ({"a": {"b": [1, {2}]}}, r"a\.b\[1\]"), ({"a": {1: 2}}, "key 1")],
 )
-def test_what_json_cannot_hold_is_named(values: dict[str, object], words: str) -> None:
+def test_values_that_json_cannot_hold_are_named(values: dict[str, object], words: str) -> None:
     with pytest.raises(JournalError, match=words):
         encode_event(Event("metrics", 0.0, 1, values))

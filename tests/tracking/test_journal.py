@@ -150,7 +150,7 @@ def test_lost_answer_is_not_another_writer(tmp_path: Path, storage: Storage) -> 
     assert numbers(str(tmp_path)) == [0, 1]
 
 
-def test_full_spool_drops_oldest_metrics_first_and_says_so(tmp_path: Path, storage: Storage) -> None:
+def test_a_full_queue_drops_the_oldest_metrics_first_and_counts_them(tmp_path: Path, storage: Storage) -> None:
     storage.fail_next = 1_000_000
     writer = JournalWriter(str(tmp_path), 0, flush_seconds=NEVER, capacity=4)
     writer.append("incident", n=0)
@@ -165,7 +165,7 @@ def test_full_spool_drops_oldest_metrics_first_and_says_so(tmp_path: Path, stora
     assert events[0].values == {"metrics": 3}
 
 
-def test_full_spool_without_metrics_drops_the_oldest(tmp_path: Path, storage: Storage) -> None:
+def test_a_full_queue_without_metrics_drops_the_oldest(tmp_path: Path, storage: Storage) -> None:
     writer = JournalWriter(str(tmp_path), 0, flush_seconds=NEVER, capacity=2)
     for n in range(5):
         writer.append("incident", n=n)
@@ -246,7 +246,7 @@ def test_any_interleaving_gives_every_event_once_in_order(folders: Iterator[str]
                 continue
             if step == "c":
                 # A killed process: what was not flushed is gone, nothing else is.
-                writer._queue.pop_all()
+                writer._lines.clear()
                 waiting = []
             storage.lose_answer_next = int(step == "l" and bool(waiting))
             assert writer.flush(5)

@@ -11,9 +11,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,21 @@ def test_a_password_is_made_once_and_for_its_owner_alone(home: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_password_that_is_given_is_used_and_a_short_one_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_starts_at_the_same_time_agree(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, link = threading.Barrier(8), os.link
+
+    def link_together(source: str, target: Path) -> None:
+        ready.wait(10)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_together)
+    with ThreadPoolExecutor(8) as pool:
+        (password,) = set(pool.map(lambda _: login.load_password(), range(8)))
+    assert len(password) >= 32
+    assert os.listdir(home / ".orchestrator") == ["mlflow_password"]
+
+
+def test_a_given_password_is_used_and_a_short_one_rejected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_MLFLOW_PASSWORD_PATH", str(home / "mine"))
     (home / "mine").write_text(PASSWORD + "\n")
     assert login.load_password() == PASSWORD
@@ -64,7 +80,7 @@ def test_a_password_that_is_given_is_used_and_a_short_one_refused(home: Path, mo
 
 # ------------------------------------------------------------------ the middleware
 def answer(headers: list[tuple[bytes, bytes]], kind: str = "http") -> list[MutableMapping[str, Any]]:
-    """What the middleware sends; the app behind it says PASSED."""
+    """Return what the middleware sends; the app behind it sends PASSED."""
     sent: list[MutableMapping[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -98,7 +114,7 @@ def test_the_login_passes(given: bytes, kind: str) -> None:
         basic("orchestrator", PASSWORD + "x"), PASSWORD.encode(), b"Digest " + PASSWORD.encode(), b"Basic \xff\xfe",
     ],
 )  # fmt: skip
-def test_anything_else_gets_nothing(given: bytes | None) -> None:
+def test_any_other_login_gets_401(given: bytes | None) -> None:
     headers = [] if given is None else [(b"authorization", given)]
     sent = answer(headers)
     assert sent[0]["status"] == 401
@@ -176,14 +192,14 @@ def test_no_route_answers_without_the_login(server: str) -> None:
             assert _status(server + route, method=method) == 401, (method, route)
 
 
-def test_a_server_of_mlflow_without_the_app_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_mlflow_without_the_app_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.server.fastapi_app", None)
     with pytest.raises(ConfigError, match=r"mlflow .* has no server that this login can protect.*basic-auth"):
         login.create_app()
 
 
-# What let any local user read files of whoever started the server: an experiment in a folder of theirs, in which
-# `artifacts` of a run is a link; the password, where one is given, is put before each request.
+# An attack that let any local user read files of the user who started the server: an experiment in a folder of theirs,
+# in which `artifacts` of a run is a link; the password, where one is given, is put before each request.
 ATTACK = """
 address, folder, wanted, *login = sys.argv[1:]
 def ask(path, body=None, method=None, data=None):

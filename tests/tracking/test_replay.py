@@ -9,7 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from orchestrator.storage import file_io
-from orchestrator.tracking import replay, retry_state
+from orchestrator.tracking import replay
+from orchestrator.tracking import tracker as trackers
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.replay import JournalReplayer
@@ -21,8 +22,8 @@ POLL = 0.02
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_state, "_MIN_RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(retry_state, "_MAX_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(trackers, "_MIN_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(trackers, "_MAX_RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -73,10 +74,7 @@ def test_events_become_points_incidents_and_an_outcome(
     (incident,) = json.loads(run.texts["incidents.json"])
     assert incident["samples"] == 128
     assert incident["values"] == {"cause": "worker lost", "seconds": "nan"}
-    outcome = replayer.get_outcome("a")
-    assert outcome is not None
-    assert outcome.kind == "finished"
-    assert replayer.count_pending() == 0
+    assert not replayer._runs["a"].pending
     writer.append("incident", samples=300, cause="again")
     assert writer.flush(5)
     assert replayer.drain(5)
@@ -84,7 +82,7 @@ def test_events_become_points_incidents_and_an_outcome(
     assert len(json.loads(run.texts["incidents.json"])) == 2
 
 
-def test_outage_loses_nothing_and_is_said_once(
+def test_an_outage_loses_nothing_and_is_logged_once(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -96,7 +94,6 @@ def test_outage_loses_nothing_and_is_said_once(
     for step in range(1, 501):
         writer.append("metrics", samples=step, loss=float(step))
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 500)
     assert not replayer.drain(0.3)
     with pytest.raises(TrackingError, match="recording tracker is down"):
         replayer.wait_for_run_id("a", 0.01)
@@ -106,11 +103,11 @@ def test_outage_loses_nothing_and_is_said_once(
     tracker.down = True
     writer.append("metrics", samples=501, loss=501.0)
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 1)
+    until(lambda: replayer._tracker_retry.failures > 0)
     tracker.down = False
     assert replayer.drain(5)
     assert [point.step for point in tracker.runs["id-a"].points] == list(range(1, 502))
-    lines = [record.getMessage() for record in caplog.records if record.name == retry_state.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == trackers.__name__]
     assert [line for line in lines if "trying again" in line] == [line for line in lines if "down" in line]
     assert len(lines) == 4, lines
 
@@ -172,7 +169,7 @@ def test_parent_is_opened_first_and_by_key(tracker: RecordingTracker, replayer: 
     with pytest.raises(ValueError, match="'unknown'"):
         replayer.follow(TrackedRun("x", "x"), None, parent_key="unknown")
     with pytest.raises(ValueError, match="followed are"):
-        replayer.get_outcome("unknown")
+        replayer.close("unknown", "FINISHED")
 
 
 def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, replayer: JournalReplayer) -> None:
@@ -190,14 +187,14 @@ def test_requests_keep_their_order_through_an_outage(tracker: RecordingTracker, 
 
     futures = [replayer.submit(request(n)) for n in range(5)]
     time.sleep(0.2)
-    assert (done, replayer.count_pending()) == ([], 5)
+    assert (done, len(replayer._requests)) == ([], 5)
     tracker.down = False
     for future in futures:
         future.result(5)
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_request_that_never_works_is_given_up(replayer: JournalReplayer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_request_is_given_up(replayer: JournalReplayer, caplog: pytest.LogCaptureFixture) -> None:
     tries: list[int] = []
 
     def broken(_: Tracker) -> None:
@@ -207,7 +204,7 @@ def test_request_that_never_works_is_given_up(replayer: JournalReplayer, caplog:
     first, second = replayer.submit(broken), replayer.submit(lambda tracker: tracker.check())
     assert isinstance(first.exception(5), KeyError)
     assert second.result(5) is None
-    assert len(tries) == 3
+    assert len(tries) == 1
     assert "given up" in caplog.text
 
 
@@ -240,7 +237,7 @@ def test_stop_closes_and_a_closed_run_can_be_followed_again(
     follow(replayer, tmp_path)
     assert replayer.drain(5)
     replayer.submit(lambda given: None).result(5)
-    replayer._close_run("a", "FAILED", tracker)
+    replayer._runs["a"].close("FAILED", tracker)
     calls = tracker.calls.count("log")
     assert replayer.drain(5)
     assert tracker.calls.count("log") == calls  # no heartbeat of a closed run
@@ -271,7 +268,7 @@ def test_stop_in_an_outage_says_what_is_left(
     assert isinstance(waiting.exception(5), TrackingError)
 
 
-def test_damaged_segment_is_given_up_and_said(
+def test_a_damaged_segment_is_skipped_and_reported(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -334,7 +331,7 @@ def test_a_request_waits_for_the_run_it_needs_and_others_pass_it(
     assert "request given up" not in caplog.text
 
 
-def test_what_the_tracker_refuses_is_not_waited_for(
+def test_drain_does_not_wait_for_a_rejected_run(
     tracker: RecordingTracker,
     replayer: JournalReplayer,
     writer: JournalWriter,
@@ -348,7 +345,7 @@ def test_what_the_tracker_refuses_is_not_waited_for(
     real, tracker.log_metrics = tracker.log_metrics, refuse  # type: ignore[method-assign]
     writer.append("metrics", samples=1, loss=0.0)
     assert writer.flush(5)
-    until(lambda: replayer.count_pending() == 1)
+    until(lambda: replayer._runs["a"].retry.is_permanent)
     called = time.monotonic()
     assert not replayer.drain(60)
     assert time.monotonic() - called < 30, "waiting changes nothing"
@@ -363,7 +360,7 @@ def test_what_the_tracker_refuses_is_not_waited_for(
     assert "trying again" not in said[0].getMessage()
 
 
-def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unrecorded(
+def test_a_rejected_request_fails_immediately_and_the_job_counts_as_unrecorded(
     tracker: RecordingTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     replayer = JournalReplayer(lambda: tracker, POLL)
@@ -377,10 +374,11 @@ def test_a_request_that_the_tracker_refuses_fails_at_once_and_leaves_the_job_unr
     assert len(tries) == 1
     assert not replayer.stop({}, 5)
     assert replayer.first_error == "no permission for artifacts"
-    assert [record.exc_info for record in caplog.records] == [None]
+    (line,) = caplog.records
+    assert not line.exc_info
 
 
-def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
+def test_drain_does_not_wait_for_children_of_a_rejected_run(
     tracker: RecordingTracker, replayer: JournalReplayer
 ) -> None:
     tracker.open_run = lambda run: (_ for _ in ()).throw(TrackingError("refused"))  # type: ignore[method-assign]
@@ -392,7 +390,7 @@ def test_children_of_a_run_that_the_tracker_refuses_are_not_waited_for(
     assert time.monotonic() - called < 30
 
 
-def test_a_run_that_a_person_deletes_is_said_in_a_line_and_recorded_anew_by_the_next_job(
+def test_a_deleted_run_is_reported_in_one_line_and_recorded_anew_by_the_next_job(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"

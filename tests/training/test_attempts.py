@@ -229,7 +229,9 @@ def test_no_damaged_record_keeps_the_next_attempt_from_starting(data: bytes, tmp
 
 
 @pytest.mark.parametrize("data", DAMAGED)
-def test_no_damaged_record_of_an_end_raises(data: bytes, tmp_path: Path) -> None:
+def test_a_damaged_record_of_an_end_is_named_and_not_raised(
+    data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = str(tmp_path)
     whole = json.dumps({"files": {}, "about": {"weights": "x"}}).encode()
     outcome = json.dumps({"status": "finished", "newer": {"a": 1}}).encode()
@@ -237,9 +239,13 @@ def test_no_damaged_record_of_an_end_raises(data: bytes, tmp_path: Path) -> None
     file_io.write_bytes(done, whole)
     file_io.write_bytes(get_outcome_path(folder), outcome)
     assert load_finished_outcome(folder) is not None, "a field of a newer version is ignored"
+    assert not caplog.text
     file_io.write_bytes(get_outcome_path(folder), data)
     assert load_finished_outcome(folder) is None
+    assert f"{get_outcome_path(folder)}: damaged: " in caplog.text
     file_io.write_bytes(get_outcome_path(folder), outcome)
     for damage in (data, b'{"files": {}}', b'{"files": {}, "about": {}}'):
+        caplog.clear()
         file_io.write_bytes(done, damage)
         assert load_finished_outcome(folder) is None
+        assert f"rerun its training: {done}: " in caplog.text

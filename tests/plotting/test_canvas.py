@@ -1,10 +1,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from matplotlib.image import imread
 
-from orchestrator.plotting.run_plots import draw_contact_sheet, plot_lr_schedule
+from orchestrator.plotting.canvas import draw_contact_sheet, plot_lr_schedule
 
 
 def inked(path: Path) -> float:
@@ -36,10 +35,3 @@ def test_a_contact_sheet_shows_every_image_in_its_cell(tmp_path: Path) -> None:
     for row in (first, second):
         across = [centres[each][1] for each in row]
         assert across == sorted(across)
-
-
-def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'step' must not be empty"):
-        plot_lr_schedule([], 1, "step", str(tmp_path / "a.png"))
-    with pytest.raises(ValueError, match="'sheet' must not be empty"):
-        draw_contact_sheet([], [], "sheet", str(tmp_path / "a.png"))
