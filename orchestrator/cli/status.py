@@ -19,8 +19,7 @@ from rich.text import Text
 from orchestrator.cli.config import StatusConfig
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
-from orchestrator.monitor.formatting import format_duration, format_number
-from orchestrator.monitor.live_table import format_metrics, make_progress_table
+from orchestrator.monitor.formatting import format_duration, format_metrics, format_number, make_progress_table
 from orchestrator.monitor.run_status import (
     LIVE_STATES,
     PROBLEM_STATES,
@@ -168,8 +167,8 @@ def _read_stage(folder: str) -> str:
 
 def _prepare_group(entry: RunEntry, brief: bool) -> tuple[RunGroup, Sequence[Callable[[], RunSnapshot]]]:
     if entry.is_sweep:
-        sweep = inspect_sweep(entry.folder)
-        return RunGroup(entry.name, (), True, sweep.owner, brief), sweep.inspections
+        owner, inspections = inspect_sweep(entry.folder)
+        return RunGroup(entry.name, (), True, owner, brief), inspections
     return RunGroup(entry.name if entry.members is not None else "", ()), _list_inspections(entry)
 
 

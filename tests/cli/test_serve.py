@@ -1,4 +1,5 @@
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -165,12 +166,13 @@ def test_it_says_that_it_is_well(endpoint: PredictionServer) -> None:
         ("/", b"{}", {"Content-Type": "application/json"}, 415, ", got application/json"),
         ("/", IMAGE, {}, 415, "must be image/jpeg or image/png, got none"),
         ("/?crops=7", IMAGE, JPEG, 400, "must be one of 1, 10, 144"),
-        ("/?crops=0", IMAGE, JPEG, 400, "crops: must be whole numbers from 1, got '0'"),
-        ("/?crops=%D9%A3", IMAGE, JPEG, 400, "must be whole numbers"),
-        ("/?crops=1,10", IMAGE, JPEG, 400, "crops: must be one number, got '1,10'"),
-        ("/?top=x", IMAGE, JPEG, 400, "top: must be whole numbers from 1, got 'x'"),
-        ("/?top=" + "9" * 5000, IMAGE, JPEG, 400, "must be whole numbers"),
+        ("/?crops=0", IMAGE, JPEG, 400, "crops must be a whole number from 1, got '0'"),
+        ("/?crops=%D9%A3", IMAGE, JPEG, 400, "must be a whole number"),
+        ("/?crops=1,10", IMAGE, JPEG, 400, "crops must be a whole number from 1, got '1,10'"),
+        ("/?top=x", IMAGE, JPEG, 400, "top must be a whole number from 1, got 'x'"),
+        ("/?top=" + "9" * 5000, IMAGE, JPEG, 400, "must be a whole number"),
         ("/?members=4", IMAGE, JPEG, 400, "members must"),
+        ("/?members=1,", IMAGE, JPEG, 400, "members must be whole numbers from 1, such as 1,3, got '1,'"),
         ("/?crop=10", IMAGE, JPEG, 400, "'crop' is unknown"),
         ("/predict", IMAGE, JPEG, 404, "POST an image to /"),
     ],
@@ -252,7 +254,7 @@ def test_a_body_that_ends_early_is_dropped(endpoint: PredictionServer) -> None:
 
 
 def test_a_client_that_says_nothing_is_left(endpoint: PredictionServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HEAD_SECONDS", "SILENCE_SECONDS", "LINGER_SECONDS"):
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(serve, name, 0.2)
     assert raw(endpoint, head()).startswith(b"HTTP/1.1 408 ")
     assert raw(endpoint, b"") == b""
@@ -264,7 +266,7 @@ def test_a_body_in_drops_is_left(endpoint: PredictionServer, monkeypatch: pytest
     monkeypatch.setattr(serve, "LINGER_SECONDS", 0.1)
     with sent(endpoint, head(10**6)) as client:
         dropping = True
-        while dropping:  # bytes come, always within SILENCE_SECONDS
+        while dropping:
             try:
                 client.sendall(b"x")
                 client.settimeout(0.05)
@@ -282,22 +284,25 @@ def test_promised_bodies_keep_no_one_out(endpoint: PredictionServer) -> None:
         assert health(endpoint)[0] == 200
 
 
-def test_the_oldest_of_too_many_connections_gives_way(
-    endpoint: PredictionServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_connections_are_turned_away(known: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "MAX_CONNECTIONS", 4)
-    with ExitStack() as open_ones:
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 1.0)
+    with running(known) as endpoint, ExitStack() as open_ones:
         idle = [open_ones.enter_context(sent(endpoint, b"POST /")) for _ in range(4)]
-        assert ask(endpoint)[0] == 200
-        assert rest(idle[0]) == b""  # ended at once, not after its time
+        assert ask(endpoint)[0] == 503
+        assert rest(idle[0]) == b""  # after HEAD_SECONDS
+        assert rest(idle[-1]) == b""
         assert health(endpoint)[0] == 200
 
 
 def test_bodies_together_take_a_bounded_memory(endpoint: PredictionServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "MAX_HELD_BYTES", 2**20)
+    monkeypatch.setattr(serve, "LINGER_SECONDS", 0.1)
     with ExitStack() as open_ones:
-        first, *_ = [open_ones.enter_context(sent(endpoint, head(10**6) + b"x" * 400_000)) for _ in range(3)]
-        assert rest(first) == b""
+        clients = [open_ones.enter_context(sent(endpoint, head(10**6) + b"x" * 400_000)) for _ in range(3)]
+        select.select(clients, [], [], SECONDS)  # the last body of the three is rejected
+        (rejected,) = select.select(clients, [], [], 0)[0]
+        assert rest(rejected).startswith(b"HTTP/1.1 503 ")
         assert ask(endpoint)[0] == 200
 
 
@@ -389,9 +394,9 @@ def test_without_uvicorns_own_connection_it_still_serves(
     known: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.h11_impl", None)
-    assert serve._load_connection_class() is None
+    assert serve._choose_connection_class() == "auto"
     monkeypatch.undo()
-    monkeypatch.setattr(serve, "_load_connection_class", lambda: None)
+    monkeypatch.setattr(serve, "_choose_connection_class", lambda: "auto")
     with running(known) as endpoint:
         status, answer = ask(endpoint)
         assert (status, len(labels(answer))) == (200, 2)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.scheduler.capacity import count_slots
-from orchestrator.scheduler.run_plan import RunPlan, compute_lower_bound, compute_start_times, plan_runs
+from orchestrator.scheduler.run_plan import RunPlan, compute_lower_bound, compute_start_times, count_slots, plan_runs
 from tests.support.launched import recipe, spec
 
 durations = st.lists(st.integers(1, 40).map(float), min_size=1, max_size=7)
