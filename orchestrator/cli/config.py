@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.flags import Flag
-from orchestrator.ray_backend.run_spec import (
-    EMBEDDED_DATASET,
-    RUNS_VARIABLE,
-    Destination,
-    JobConfig,
-    choose_default_data,
-)
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, RUNS_VARIABLE, JobConfig, choose_default_data
 from orchestrator.recipe import presets, recipe_file
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.plugin_code import pin_code
-from orchestrator.storage import urls
 
 IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012
 _STORAGE_HELP = f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs"
@@ -73,29 +66,6 @@ class SimulateConfig(Config):
         description="training images when no data is given; by default those of ImageNet-1k",
     )
     out: str = Field("", description="folder URL for schedule.png and contact_sheet.png; by default none is written")
-    tracking: str = Field(
-        "", description="MLflow tracking URI to log to; by default that of training, if --experiment is given"
-    )
-    experiment: str = Field(
-        "", description="MLflow experiment to log to; by default 'googlenet', if --tracking is given"
-    )
-
-    @property
-    def uses_mlflow(self) -> bool:
-        """True if results are logged to MLflow."""
-        return bool(self.tracking or self.experiment)
-
-    def resolve_destination(self) -> Destination:
-        """Return data and tracking with their defaults. Raises ConfigError as a training does."""
-        given: dict[str, Any] = {"experiment": self.experiment} if self.experiment else {}
-        given["allow_elsewhere"] = self.allow_elsewhere
-        # A tracking URI that is not used must not be demanded.
-        tracking = self.tracking if self.uses_mlflow else "none"
-        return Destination(data=self.data or EMBEDDED_DATASET, tracking=tracking, **given).resolve()
-
-    def resolve_output_folder(self) -> str:
-        """Return the absolute URL of the pictures' folder, empty for none. Raises ValueError for a relative path."""
-        return urls.require_absolute(self.out, "out") if self.out else ""
 
 
 def build_simulate_presets() -> dict[str, Preset[SimulateConfig]]:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,6 @@ from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
 from orchestrator.ray_backend.launch_errors import JobError
-from orchestrator.ray_backend.lease import LeaseHeldError
 from orchestrator.storage import ranged_reads
 from orchestrator.storage.commit import CommitError
 from orchestrator.storage.file_io import StorageError
@@ -51,25 +50,16 @@ def run_command(program: str, main: Callable[[], int], finishes_unread: bool = F
             status = print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
             _join_threads_or_exit(before, status)
             return status
-        except Exception as error:
-            problems = _describe_error(error)
-            if problems is None:
-                raise
-            return print_errors(program, problems, EXIT_USAGE_ERROR if isinstance(error, ConfigError) else EXIT_FAILURE)
-
-
-def _describe_error(error: Exception) -> list[str] | None:
-    """Return the lines about an error that the user can fix; None for any other."""
-    if isinstance(error, UnicodeEncodeError):
-        problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
-        return [f"{problem}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"]
-    if isinstance(error, JobError):
-        return list(error.problems)
-    return (
-        [str(error)]
-        if isinstance(error, ConfigError | LeaseHeldError | DataError | CommitError | StorageError)
-        else None
-    )
+        except ConfigError as error:
+            return print_errors(program, [str(error)], EXIT_USAGE_ERROR)
+        except JobError as error:
+            return print_errors(program, error.problems, EXIT_FAILURE)
+        except (DataError, CommitError, StorageError) as error:
+            return print_errors(program, [str(error)], EXIT_FAILURE)
+        except UnicodeEncodeError as error:
+            problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
+            fix = "set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"
+            return print_errors(program, [f"{problem}; {fix}"], EXIT_FAILURE)
 
 
 def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
@@ -132,7 +122,7 @@ def tolerate_closed_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def print_errors(prog: str, problems: list[str], status: int) -> int:
+def print_errors(prog: str, problems: Sequence[str], status: int) -> int:
     """Print each problem as a line of errors of that program; return `status`."""
     for problem in problems:
         sys.stderr.write(f"{prog}: error: {make_printable(' '.join(problem.split()))}\n")

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cli import config as command_lines
+from orchestrator.cli.config import AuditConfig, SimulateConfig, StatusConfig, StopConfig
 from orchestrator.config.arg_parser import Preset, exit_with_error, parse_args
+from orchestrator.config.base import Config
 from orchestrator.config.command_line import PROGRAM, format_command
 from orchestrator.config.errors import ConfigError, FieldError, format_suggestion
-from orchestrator.data.build import config as dataset_config
+from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig, pack_presets
 from orchestrator.ensemble.config import EvaluateConfig, PredictConfig, ServeConfig, TrainEnsembleConfig
 from orchestrator.ray_backend import ray_env
-from orchestrator.ray_backend.run_spec import build_job_presets, make_preset_loader
+from orchestrator.ray_backend.run_spec import JobConfig, build_job_presets, make_preset_loader
 from orchestrator.recipe import presets
 from orchestrator.scheduler.config import TrainModel
 from orchestrator.tuning.config import TuneJob
@@ -28,6 +30,7 @@ from orchestrator.tuning.config import TuneJob
 _HELP_FLAGS = ("--help", "-h")
 _PLACES = ("data", "storage", "tracking", "experiment")
 _TRAINING = ("epochs", "batch_size", "schedule.base_rate", "placement.workers", "new", "dry_run")
+_READERS = ("predict", "status", "stop", "audit")  # whose work is done when nobody reads their output
 _COMMAND = re.compile(rf"(?<!\S){PROGRAM} ([a-z-]+)")  # in an example
 _RUN_STATUSES = "Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N stopped by signal N."
 
@@ -36,18 +39,28 @@ MainFn = Callable[[Any], int]  # from a valid configuration to the exit status
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its command line, its help, and what has to be set before its module is imported."""
+    """A command: its summary, the class of its command line, and its help."""
 
     summary: str
-    build_presets: Callable[[], Mapping[str, Preset[Any]]] = dict
-    default: str = presets.DEFAULT
-    from_file: Callable[[str], Preset[Any]] | None = None
-    prepare: Callable[[str, Any], None] = lambda program, config: ray_env.prepare_process()
-    example: str = ""  # shell lines, each followed by an indented line that explains it
+    config: type[Config]
+    example: str  # shell lines, each followed by an indented line that explains it
     common: tuple[str, ...] = ()  # flags that the help lists first
     notes: str = ""  # below the summary in the help
-    finishes_unread: bool = True  # it completes its work when its terminal or the reader of its output is gone
-    run: Callable[[str, list[str]], int] | None = None  # from program and arguments to the exit status; replaces all
+
+    def build_presets(self) -> tuple[Mapping[str, Preset[Any]], str]:
+        """Return the presets, and the name of the default one; where there is one alone it has no name."""
+        if issubclass(self.config, JobConfig):
+            return build_job_presets(self.config), presets.DEFAULT
+        if self.config is SimulateConfig:
+            return command_lines.build_simulate_presets(), presets.DEFAULT
+        return (pack_presets(), "folder") if self.config is PackConfig else ({"": Preset(self.config())}, "")
+
+    @property
+    def loader(self) -> Callable[[str], Preset[Any]] | None:
+        """The function that returns the preset in a recipe file; None if the command takes none."""
+        if issubclass(self.config, JobConfig):
+            return make_preset_loader(self.config)
+        return command_lines.load_simulate_preset if self.config is SimulateConfig else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,12 +76,13 @@ def run_job(script: str) -> int:
     return _run_command(program, name, COMMANDS[name], sys.argv[1:])
 
 
-def _run_listed(program: str, description: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
+def _run_listed(program: str, description: str, commands: Mapping[str, Command | str], arguments: list[str]) -> int:
     """Run the command that the first argument names, or list the commands."""
     if not arguments or arguments[0] in _HELP_FLAGS:
         width = max(map(len, commands))
+        summaries = {name: each if isinstance(each, str) else each.summary for name, each in commands.items()}
         lines = [f"usage: {program} COMMAND ...", "", description, "", "commands:"]
-        lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+        lines += [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
         sys.stdout.write("\n".join([*lines, "", f"`{program} COMMAND --help` explains a command.", ""]))
         return 0
     name, *rest = arguments
@@ -78,25 +92,61 @@ def _run_listed(program: str, description: str, commands: Mapping[str, Command],
     return _run_command(f"{program} {name}", name, commands[name], rest)
 
 
-def _run_command(program: str, name: str, command: Command, arguments: list[str]) -> int:
-    if command.run is not None:
-        return command.run(program, arguments)
+def _run_command(program: str, name: str, command: Command | str, arguments: list[str]) -> int:
+    if name == "shards":
+        return _run_listed(program, str(command), SHARD_COMMANDS, arguments)
+    if isinstance(command, str):
+        from orchestrator.models import cost  # torch takes seconds to import
+
+        cost.main(arguments, program)
+        return 0
+    known, default = command.build_presets()
     config = parse_args(
         program,
         "\n\n".join(filter(None, (command.summary, command.notes))),
-        command.build_presets(),
-        command.default,
+        known,
+        default,
         arguments,
-        from_file=command.from_file,
+        from_file=command.loader,
         common=command.common,
         example=_COMMAND.sub(lambda match: format_command(match[1]), command.example),
     )
-    command.prepare(program, config)
+    _prepare_process(program, config)
     function = _import_command(name)
     from orchestrator.cli import exit_status  # it imports readers of storage, which help does not need
 
     shown = program.removesuffix(f" {name}") if name in SHARD_COMMANDS else program
-    return exit_status.run_command(shown, lambda: function(config), command.finishes_unread)
+    return exit_status.run_command(shown, lambda: function(config), finishes_unread=name not in _READERS)
+
+
+def _prepare_process(program: str, config: Config) -> None:
+    """Set the environment that a command needs before its module is imported; a training connects in the background.
+
+    Exits with status 2 when places or environment cannot work.
+    """
+    match config:
+        case StatusConfig() | StopConfig():
+            pass
+        case PackConfig() | IndexConfig() | VerifyConfig():
+            ray_env.set_ray_variables()
+        case EvaluateConfig():
+            ray_env.configure_ray_or_exit(program, config.provisional_destination, config.placement)
+        case JobConfig():
+            ray_env.configure_ray_or_exit(program, config.destination, config.placement)
+            tuning = isinstance(config, TuneJob)
+            if tuning:
+                ray_env.set_tune_variables()
+            if config.dry_run:
+                return
+            from orchestrator.ray_backend import cluster  # Ray reads its switches when it is imported
+
+            workers = config.placement.workers
+            if tuning:
+                cluster.connect_in_background(trial_cpus=workers * config.placement.cpus_per_worker)
+            else:
+                cluster.connect_in_background(workers)
+        case _:
+            ray_env.prepare_process()
 
 
 def _import_command(name: str) -> MainFn:
@@ -107,9 +157,9 @@ def _import_command(name: str) -> MainFn:
 
             return train.run_train
         case "train-ensemble" | "evaluate":
-            from orchestrator.cli import evaluate, train_ensemble  # heavy
+            from orchestrator.cli import train_ensemble  # heavy
 
-            return evaluate.run_evaluate if name == "evaluate" else train_ensemble.run_train_ensemble
+            return train_ensemble.run_evaluate if name == "evaluate" else train_ensemble.run_train_ensemble
         case "tune":
             from orchestrator.cli import tune  # heavy
 
@@ -130,62 +180,18 @@ def _import_command(name: str) -> MainFn:
             from orchestrator.cli import audit, simulate  # heavy
 
             return audit.run_audit if name == "audit" else simulate.run_simulate
-        case _:
-            from orchestrator.cli import shards  # heavy
+    from orchestrator.cli import shards  # heavy
 
-            functions: dict[str, MainFn] = {
-                "pack": shards.pack_dataset,
-                "index": shards.index_tars,
-                "verify": shards.verify_dataset,
-            }
-            return functions[name]
+    functions: dict[str, MainFn] = {"pack": shards.pack_dataset, "index": shards.index_tars}
+    return functions.get(name, shards.verify_dataset)
 
 
-def _run_shards(program: str, arguments: list[str]) -> int:
-    return _run_listed(program, "Make, adopt and check datasets of WebDataset tars.", SHARD_COMMANDS, arguments)
-
-
-def _run_cost(program: str, arguments: list[str]) -> int:
-    from orchestrator.models import cost  # torch takes seconds to import
-
-    cost.main(arguments, program)
-    return 0
-
-
-def _prepare_training(program: str, config: TrainModel | TrainEnsembleConfig | TuneJob) -> None:
-    """Check places and environment, set Ray's switches and connect in the background, unless only a plan is asked for.
-
-    Exits with status 2 when something is wrong.
-    """
-    ray_env.configure_ray_or_exit(program, config.destination, config.placement)
-    if isinstance(config, TuneJob):
-        ray_env.set_tune_variables()
-    if config.dry_run:
-        return
-    from orchestrator.ray_backend import cluster  # Ray reads its switches when it is imported
-
-    workers = config.placement.workers
-    if isinstance(config, TuneJob):
-        cluster.connect_in_background(trial_cpus=workers * config.placement.cpus_per_worker)
-    else:
-        cluster.connect_in_background(workers)
-
-
-def _prepare_evaluation(program: str, config: EvaluateConfig) -> None:
-    ray_env.configure_ray_or_exit(program, config.provisional_destination, config.placement)
-
-
-def _prepare_packing(program: str, config: object) -> None:
-    ray_env.set_ray_variables()
-
-
-COMMANDS = {
+# A text is the summary of what is no command: `shards` has commands of its own, `cost` its own flags.
+COMMANDS: dict[str, Command | str] = {
     "train": Command(
         "Train one model and record it in MLflow.",
-        lambda: build_job_presets(TrainModel),
-        from_file=make_preset_loader(TrainModel),
-        prepare=_prepare_training,
-        example="""
+        TrainModel,
+        """
 orchestrator train googlenet-digits --schedule.kind cosine
     a preset with one value changed
 orchestrator train googlenet-imagenet --data /data/flowers-packed --batch-size 64 --epochs 30
@@ -197,10 +203,8 @@ orchestrator train s3://bucket/winner.json --data s3://bucket/imagenet
     ),
     "train-ensemble": Command(
         "Train an ensemble of independent models, score it with 1 / 10 / 144 crops and record it in MLflow.",
-        lambda: build_job_presets(TrainEnsembleConfig),
-        from_file=make_preset_loader(TrainEnsembleConfig),
-        prepare=_prepare_training,
-        example="""
+        TrainEnsembleConfig,
+        """
 orchestrator train-ensemble
     seven GoogLeNets on the embedded handwritten digits, on this machine
 orchestrator train-ensemble googlenet-imagenet --data /data/flowers-packed --ensemble.members 3 --epochs 30
@@ -212,10 +216,8 @@ ray job submit --working-dir . -- orchestrator train-ensemble googlenet-imagenet
     ),
     "tune": Command(
         "Search for a schedule, or any other value of a recipe, by many trials.",
-        lambda: build_job_presets(TuneJob),
-        from_file=make_preset_loader(TuneJob),
-        prepare=_prepare_training,
-        example="""
+        TuneJob,
+        """
 orchestrator tune
     sixteen schedules on the embedded handwritten digits, on this machine
 orchestrator tune googlenet-imagenet --data s3://bucket/imagenet --space space.toml
@@ -225,14 +227,10 @@ orchestrator tune googlenet-imagenet --data s3://bucket/imagenet --space space.t
     ),
     "evaluate": Command(
         "Score finished models as one ensemble with 1 / 10 / 144 crops. Existing scores are reused.",
-        lambda: {"runs": Preset(EvaluateConfig())},
-        "runs",
-        prepare=_prepare_evaluation,
-        example="""
+        EvaluateConfig,
+        """
 orchestrator evaluate googlenet-digits-x7-0123456789
     all members of an ensemble
-orchestrator evaluate googlenet-digits-m1-0123456789 googlenet-digits-m2-0123456789
-    any models
 orchestrator evaluate s3://bucket/runs/ensembles/googlenet-imagenet-x7-0123456789 --data s3://bucket/own-images
     models of another storage on your own images of the same classes; by default on the dataset they were trained on""",
         common=("members", "weights", *_PLACES, "dry_run"),
@@ -240,24 +238,19 @@ orchestrator evaluate s3://bucket/runs/ensembles/googlenet-imagenet-x7-012345678
     ),
     "predict": Command(
         "Classify images with an ensemble or a model. Needs no cluster.",
-        lambda: {"images": Preset(PredictConfig())},
-        "images",
-        finishes_unread=False,
-        example="""
+        PredictConfig,
+        """
 orchestrator predict cat.jpg holiday/ s3://bucket/photos/ https://example.org/dog.jpg
-    your own images, by the registered champion or, without one, by the newest complete ensemble
+    your own images, by the registered champion
 orchestrator predict cat.jpg --model googlenet-digits-x7-0123456789abcdef --members 1,3 --crops 144
-    two models of one ensemble, with all 144 crops
-orchestrator predict cat.jpg --model models:/googlenet-digits@champion --json
-    the ensemble of that name in MLflow's registry; a line of JSON for each image""",
+    two models of one ensemble, with all 144 crops""",
         common=("model", "members", "crops", "top", "json", "storage", "tracking"),
         notes="Exit status: 0 all images were classified, 1 some could not be read, 2 wrong usage.",
     ),
     "serve": Command(
         "Classify images over HTTP with an ensemble or a model. Needs no cluster.",
-        lambda: {"model": Preset(ServeConfig())},
-        "model",
-        example="""
+        ServeConfig,
+        """
 orchestrator serve --port 8080
     then: curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/?crops=144&top=3'
 orchestrator serve --model models:/googlenet-digits@champion --members 1,3
@@ -265,14 +258,11 @@ orchestrator serve --model models:/googlenet-digits@champion --members 1,3
         common=("model", "members", "host", "port", "crops", "top", "storage", "tracking"),
         notes="GET /health answers when it is ready. For images in base64 in JSON use `mlflow models serve`.",
     ),
-    "shards": Command("Make, adopt and check datasets of WebDataset tars.", run=_run_shards),
+    "shards": "Make, adopt and check datasets of WebDataset tars.",
     "status": Command(
         "Show the state of runs, ensembles and sweeps, from their storage alone.",
-        lambda: {"runs": Preset(command_lines.StatusConfig())},
-        "runs",
-        prepare=lambda program, config: None,
-        finishes_unread=False,
-        example="""
+        StatusConfig,
+        """
 orchestrator status
     everything in the default storage; of sweeps only active and failed trials
 orchestrator status googlenet-digits-x7-0123456789abcdef --watch 5
@@ -286,15 +276,10 @@ orchestrator status s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef 
     ),
     "stop": Command(
         "Stop runs and ensembles from anywhere; they save a checkpoint first.",
-        lambda: {"runs": Preset(command_lines.StopConfig())},
-        "runs",
-        prepare=lambda program, config: None,
-        finishes_unread=False,
-        example="""
+        StopConfig,
+        """
 orchestrator stop googlenet-digits-m1-0123456789abcdef
     a run; stopping a member stops its whole ensemble
-orchestrator stop s3://bucket/runs/ensembles/googlenet-imagenet-x7-0123456789abcdef --wait 600
-    an ensemble anywhere, which may take longer to save
 orchestrator stop RUN --no-save
     immediately, without a checkpoint: work since the last one is repeated on resume""",
         notes="Exit status: 0 they have ended, or --wait 0; 1 one still runs after --wait seconds; 2 wrong usage "
@@ -302,10 +287,8 @@ orchestrator stop RUN --no-save
     ),
     "audit": Command(
         "Compare the samples that runs were trained on with their plan, epoch by epoch.",
-        lambda: {"runs": Preset(command_lines.AuditConfig())},
-        "runs",
-        finishes_unread=False,
-        example="""
+        AuditConfig,
+        """
 orchestrator audit googlenet-digits-m1-0123456789
     a run in the default storage
 orchestrator audit s3://bucket/runs/models/googlenet-imagenet-0123456789 --data s3://bucket/imagenet
@@ -314,26 +297,23 @@ orchestrator audit s3://bucket/runs/models/googlenet-imagenet-0123456789 --data 
     ),
     "simulate": Command(
         "Print and draw the learning-rate schedule of a recipe and augmented images, without training.",
-        command_lines.build_simulate_presets,
-        from_file=command_lines.load_simulate_preset,
-        example="""
+        SimulateConfig,
+        """
 orchestrator simulate googlenet-imagenet --schedule.kind cosine
     the table alone
-orchestrator simulate googlenet-imagenet --data /data/flowers-packed --out ~/previews --tracking http://HOST:5000
-    with pictures of your own images, in a folder and in MLflow
+orchestrator simulate googlenet-imagenet --data /data/flowers-packed --out ~/previews
+    with pictures of the schedule and of your own images
 orchestrator simulate winner.json
     the recipe in a file""",
-        common=("data", "out", "samples", "tracking", "experiment", "epochs", "batch_size", "schedule.base_rate"),
+        common=("data", "out", "samples", "epochs", "batch_size", "schedule.base_rate"),
     ),
-    "cost": Command("Print the parameters and operations of networks.", run=_run_cost),
+    "cost": "Print the parameters and operations of networks.",
 }
 SHARD_COMMANDS = {
     "pack": Command(
         "Pack images into tars.",
-        dataset_config.pack_presets,
-        "folder",
-        prepare=_prepare_packing,
-        example="""
+        PackConfig,
+        """
 orchestrator shards pack folder --source.url /data/flowers --source.holdout 0.1 --url /data/flowers-packed
     your own images: a folder for each class, a tenth of each held out for validation
 ray job submit --working-dir . -- orchestrator shards pack ilsvrc --source.url s3://raw/ilsvrc --url s3://bucket/imagenet
@@ -342,19 +322,15 @@ ray job submit --working-dir . -- orchestrator shards pack ilsvrc --source.url s
     ),
     "index": Command(
         "Adopt WebDataset tars that were made elsewhere; they stay as they are.",
-        dataset_config.index_presets,
-        "tars",
-        prepare=_prepare_packing,
-        example="""
+        IndexConfig,
+        """
 orchestrator shards index --url s3://bucket/own --train 'train-{0000..0146}.tar' --validation 'val-*.tar'
     your own tars""",
     ),
     "verify": Command(
         "Check a dataset.",
-        dataset_config.verify_presets,
-        "dataset",
-        prepare=_prepare_packing,
-        example="""
+        VerifyConfig,
+        """
 orchestrator shards verify --url s3://bucket/imagenet --deep
     decode every image, too""",
     ),

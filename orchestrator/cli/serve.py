@@ -237,7 +237,7 @@ def _choose_connection_class() -> type[asyncio.Protocol] | Literal["auto"]:
             self.loop.call_later(HEAD_SECONDS, self._close_without_request)
 
         def _close_without_request(self) -> None:
-            if self.cycle is None:  # every answer closes its connection, so the first request is the only one
+            if not self.cycle:  # every answer closes its connection, so the first request is the only one
                 self.transport.abort()
 
     return TimedConnection

@@ -12,6 +12,7 @@ from rich.console import Console
 from orchestrator.cli.config import StopConfig
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config.errors import ConfigError
+from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
 from orchestrator.ray_backend.run_lookup import RunEntry
@@ -62,39 +63,34 @@ def run_stop(config: StopConfig, console: Console | None = None) -> int:
     console, wait = console or make_console(), config.wait
     entries = run_lookup.find_runs(config.runs, config.storage)  # all of them, before one is stopped
     pending = {entry.name: _request_stop(entry, config.save, console) for entry in entries}
-    deadline = time.monotonic() + wait
     if wait and any(pending.values()):
         with console.status("waiting for them to save and end" if config.save else "waiting for them to end"):
-            _wait_until_ended(pending, deadline, console)
+            _wait_until_ended(pending, time.monotonic() + wait, console)
     for name, left in pending.items():
         if left and wait:
-            _print_line(
-                console,
-                f"{name}: still run by {left[0].lease.owner} after {wait:g} s: it was asked and will stop when it can; "
-                "wait longer with --wait, or end that process",
-            )
+            owner = left[0].lease.owner
+            text = f"still run by {owner} after {wait:g} s: wait longer with --wait, or end that process"
+            print_line(console, f"{name}: {text}")
         elif left:
-            _print_line(console, f"{name}: asked to stop; not waited for")
+            print_line(console, f"{name}: asked to stop; not waited for")
     return EXIT_FAILURE if wait and any(pending.values()) else 0
 
 
 def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_PendingStop]:
     """Ask every driver of the entry to stop; return the leases to wait for."""
-    pending = []
+    pending: list[_PendingStop] = []
     # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
     for folder in reversed(entry.lease_folders):
         current = lease.read_lease(folder)
-        if current is None or current.released:
-            continue
-        file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
-        pending.append(_PendingStop(entry, folder, current))
+        if current is not None and not current.released:
+            file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
+            pending.insert(0, _PendingStop(entry, folder, current))
     if not pending:
-        _print_line(console, f"{entry.name}: not running; {_describe_state(entry)}")
+        print_line(console, f"{entry.name}: not running; {_describe_state(entry)}")
         return []
-    pending.reverse()
     owned = pending[0].lease
     age = "" if math.isnan(owned.heartbeat_age) else f", last heartbeat {owned.heartbeat_age:.0f} s ago"
-    _print_line(console, f"{entry.name}: run by {owned.owner}{age}: asked to stop")
+    print_line(console, f"{entry.name}: run by {owned.owner}{age}: asked to stop")
     return pending
 
 
@@ -103,11 +99,10 @@ def _wait_until_ended(pending: dict[str, list[_PendingStop]], deadline: float, c
     while True:
         for name, left in pending.items():
             for stop in list(left):
-                if (end := stop.describe_end()) is None:
-                    continue
-                left.remove(stop)
-                if not left:
-                    _print_line(console, f"{name}: {end}; {_describe_state(stop.entry)}")
+                if (end := stop.describe_end()) is not None:
+                    left.remove(stop)
+                    if not left:
+                        print_line(console, f"{name}: {end}; {_describe_state(stop.entry)}")
         if not any(pending.values()) or time.monotonic() >= deadline:
             return
         time.sleep(POLL_SECONDS)
@@ -126,7 +121,3 @@ def _describe_state(entry: RunEntry) -> str:
     newest = next(iter(attempts.list_valid_checkpoints(entry.folder)), None)
     checkpoint = f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
     return f"{ended}{checkpoint}rerun the command that started it to resume it"
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -102,13 +102,13 @@ def inspect_run(
     if (snapshot is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
     checkpoint_samples, checkpoint_age = _find_newest_checkpoint(folder)
-    epochs = parse_int(_get_field(spec, "recipe", "epochs"))
+    epochs = parse_int(get_field(spec, "recipe", "epochs"))
     return RunSnapshot(
         name=urls.get_basename(folder),
         folder=redaction.redact(folder),
         state=state,
         message=message,
-        model=str(_get_field(spec, "recipe", "name") or model or urls.get_basename(folder)),
+        model=str(get_field(spec, "recipe", "name") or model or urls.get_basename(folder)),
         ensemble=ensemble,
         epochs=epochs,
         incidents=len(summary.incidents),
@@ -116,7 +116,7 @@ def inspect_run(
         checkpoint_samples=checkpoint_samples,
         checkpoint_seconds_ago=checkpoint_age,
         workers=parse_int(summary.started and summary.started.values.get("workers"))
-        or parse_int(_get_field(spec, "placement", "workers")),
+        or parse_int(get_field(spec, "placement", "workers")),
         owner=str(snapshot.owner) if snapshot is not None and alive else "",
         **_collect_progress(state, epochs, summary, newest[1] if newest is not None else None),
     )
@@ -220,9 +220,11 @@ def _find_newest_checkpoint(folder: str) -> tuple[int | None, float | None]:
     return None, None
 
 
-def _get_field(spec: dict[str, Any], part: str, field: str) -> object:
-    fields = spec.get(part)
-    return fields.get(field) if isinstance(fields, dict) else None
+def get_field(record: object, *path: str) -> object:
+    """Return a value deep in a record; None where the record has another form."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
 
 
 def inspect_sweep(sweep: str) -> tuple[str, list[Callable[[], RunSnapshot]]]:
@@ -239,7 +241,7 @@ def inspect_sweep(sweep: str) -> tuple[str, list[Callable[[], RunSnapshot]]]:
 
     def inspect_trial(number: str) -> RunSnapshot:
         plan = file_io.read_json_or_empty(file_io.join(ledger, f"{number}.json"))
-        model = str(_get_field(plan, "recipe", "name") or "")
+        model = str(get_field(plan, "recipe", "name") or "")
         folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or number))
         trial = replace(inspect_run(folder, model=model, awaited=alive, driver=snapshot), sweep=sweep_name)
         if trial.state == "stopping" and snapshot is not None and not snapshot.stop_requested:

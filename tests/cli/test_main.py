@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests.support.installed import make_environment, run_in
 from tests.support.launched import ROOT
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2", "webdataset"}
-PARSED = {name: command for name, command in {**COMMANDS, **SHARD_COMMANDS}.items() if command.run is None}
+PARSED = {name: each for name, each in {**COMMANDS, **SHARD_COMMANDS}.items() if isinstance(each, Command)}
 
 
 def list_examples() -> Iterator[tuple[str, list[str]]]:
@@ -42,19 +41,19 @@ def test_every_example_of_a_help_is_a_valid_command_line(
         return 7
 
     command = PARSED[name]
-    first_preset = next(iter(command.build_presets().values()))
+    first_preset = next(iter(command.build_presets()[0].values()))
     monkeypatch.setattr(main, "_import_command", lambda _: run)
-    listed: dict[str, Command] = {
-        name: replace(command, prepare=lambda program, config: None, from_file=lambda url: first_preset)
-    }
-    assert main._run_listed("orchestrator", "", listed, [name, *arguments]) == 7
+    monkeypatch.setattr(main, "_prepare_process", lambda program, config: None)
+    monkeypatch.setattr(Command, "loader", property(lambda _: lambda url: first_preset))
+    assert main._run_listed("orchestrator", "", {name: command}, [name, *arguments]) == 7
     assert len(configs) == 1
 
 
 @pytest.mark.parametrize("name", PARSED)
 def test_common_flags_exist_and_come_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = PARSED[name]
-    arguments = [command.default, "--help"] if len(command.build_presets()) > 1 else ["--help"]
+    presets, default = command.build_presets()
+    arguments = [default, "--help"] if len(presets) > 1 else ["--help"]
     with pytest.raises(SystemExit) as ended:
         main._run_command(f"orchestrator {name}", name, command, arguments)
     assert ended.value.code == 0

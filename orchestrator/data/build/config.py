@@ -134,13 +134,3 @@ class VerifyConfig(_CheckConfig):
         False, description="read tars from wherever the manifest says, also outside the dataset's folder"
     )
     deep: bool = Field(False, description="decode every image, too")
-
-
-def index_presets() -> dict[str, Preset[IndexConfig]]:
-    """Return the one preset of `index`."""
-    return {"tars": Preset(IndexConfig(), "WebDataset tars made elsewhere")}
-
-
-def verify_presets() -> dict[str, Preset[VerifyConfig]]:
-    """Return the one preset of `verify`."""
-    return {"dataset": Preset(VerifyConfig(), "a dataset that was packed or indexed")}
