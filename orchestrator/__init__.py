@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.api import Model, Predictions, evaluate, load, train, train_ensemble
-    from orchestrator.cli.results import EnsembleScores, Errors, TrainResult
+    from orchestrator.cli.config import EnsembleScores, Errors, TrainResult
     from orchestrator.config.errors import ConfigError
     from orchestrator.recipe import presets
     from orchestrator.recipe.config import Recipe

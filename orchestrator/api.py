@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack
 
-from orchestrator.cli.results import EnsembleScores, Errors, TrainResult  # noqa: F401  Errors is exported
+from orchestrator.cli.config import EnsembleScores, Errors, TrainResult  # noqa: F401  Errors is exported
 from orchestrator.config.arg_parser import JSON_SUFFIX, apply_settings
 from orchestrator.config.errors import ConfigError, format_suggestion
 from orchestrator.ensemble.config import EvaluateConfig, ModelChoice, TrainEnsembleConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.evaluation.classifier import Classifier
 
 Location = str | os.PathLike[str]  # an absolute path or a URL
+RunChoice = str | TrainResult | EnsembleScores  # a result, or the name or folder URL of a run or ensemble
 _ResultT = TypeVar("_ResultT", TrainResult, EnsembleScores)
 
 
@@ -95,7 +96,7 @@ def train_ensemble(
 
 
 def evaluate(
-    *runs: str | TrainResult | EnsembleScores,
+    *runs: RunChoice,
     members: Sequence[int] = (),
     weights: Literal["averaged", "raw", "best"] = "averaged",
     **options: Unpack[Options],
@@ -113,20 +114,14 @@ def evaluate(
         ConfigError, KeyboardInterrupt: as `train` does.
     """
     flags = _join_flags(options, weights=weights, members=tuple(members) or None)
-    config = apply_settings(EvaluateConfig(runs=tuple(getattr(run, "folder", run) for run in runs)), flags)
+    config = apply_settings(EvaluateConfig(runs=tuple(map(_get_folder, runs))), flags)
     _prepare_cluster(config.provisional_destination, config.placement)
     from orchestrator.cli import train_ensemble as command  # torch, ray and mlflow take seconds to import
 
     return _check_interrupt(command.evaluate_runs(config, _make_console(options)))
 
 
-def load(
-    run: str | TrainResult | EnsembleScores = "",
-    *,
-    members: Sequence[int] = (),
-    storage: Location = "",
-    tracking: str = "",
-) -> Model:
+def load(run: RunChoice = "", *, members: Sequence[int] = (), storage: Location = "", tracking: str = "") -> Model:
     """Load finished models as one classifier of images, as `orchestrator predict` does. Needs no cluster.
 
     Args:
@@ -140,7 +135,7 @@ def load(
         ConfigError: when there is no such model, or it is not finished.
     """
     places: Options = {"storage": storage, "tracking": tracking}
-    flags = _join_flags(places, model=getattr(run, "folder", run), members=tuple(members) or None)
+    flags = _join_flags(places, model=_get_folder(run), members=tuple(members) or None)
     choice = apply_settings(ModelChoice(), flags)
     ray_env.prepare_process()
     from orchestrator.cli import predict as command  # torch takes seconds to import
@@ -257,6 +252,10 @@ def _check_interrupt(result: _ResultT) -> _ResultT:
     if result.exit_status == 128 + signal.SIGINT:
         raise KeyboardInterrupt(f"{result.name} was stopped; run it again to resume")
     return result
+
+
+def _get_folder(run: RunChoice) -> str:
+    return run if isinstance(run, str) else run.folder
 
 
 def _encode_image(image: object) -> bytes:

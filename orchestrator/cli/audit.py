@@ -34,7 +34,7 @@ MAX_LISTED = 20  # neighbors of an unknown run, bad samples of a run
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """A run to audit: its folder, its spec, the dataset it was trained on."""
+    """A run to audit."""
 
     folder: str
     spec: RunSpec
@@ -74,13 +74,11 @@ def _print_audit(run: AuditedRun, console: Console) -> bool:
     console.print(table)
     problems = [f"epoch {verdict.epoch + 1}: {problem}" for verdict in verdicts for problem in verdict.problems]
     problems += _find_record_problems(record, len(verdicts))
-    for problem in problems:
-        print_line(console, f"MISMATCH: {problem}")
-    for bad in record.bad[:MAX_LISTED]:
-        print_line(console, f"bad: {bad.key} at byte {bad.offset} of {bad.source}: {bad.reason}")
-    if len(record.bad) > MAX_LISTED:
-        print_line(console, f"bad: {len(record.bad) - MAX_LISTED} more")
-    print_line(console, _describe_failures(run.folder))
+    lines = [f"MISMATCH: {problem}" for problem in problems]
+    lines += [f"bad: {bad.key} at byte {bad.offset} of {bad.source}: {bad.reason}" for bad in record.bad[:MAX_LISTED]]
+    lines += [f"bad: {len(record.bad) - MAX_LISTED} more"] if len(record.bad) > MAX_LISTED else []
+    for line in (*lines, _describe_failures(run.folder)):
+        print_line(console, line)
     return not problems
 
 
@@ -89,15 +87,14 @@ def _compare_epochs(record: AuditRecord, samples: int, run: AuditedRun) -> list[
     recipe = run.spec.recipe
     counts = tuple(shard.samples for shard in run.dataset.shards(TRAIN_SPLIT))
     steps_per_epoch = sampler.count_steps(sum(counts), recipe.batch_size)
-    steps_left = samples // recipe.batch_size
     verdicts: list[EpochVerdict] = []
+    steps_done = samples // recipe.batch_size
     for epoch in range(recipe.epochs):
-        steps = min(steps_left, steps_per_epoch)
-        if steps == 0:
+        steps = min(steps_done - epoch * steps_per_epoch, steps_per_epoch)
+        if steps <= 0:
             break
         plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, run.labels)
         verdicts.append(sample_audit.compare_with_plan(record.get_epoch(epoch), plan, recipe.batch_size, steps))
-        steps_left -= steps
     return verdicts
 
 
@@ -116,12 +113,10 @@ def _find_record_problems(record: AuditRecord, epochs: int) -> list[str]:
 def _describe_failures(folder: str) -> str:
     """Return a line about failures: their samples were delivered, and rolled back with the weights."""
     summary = summarize_journal(get_journal_dir(folder))
-    text = f"attempts: {summary.attempt}, incidents: {len(summary.incidents)}"
-    if not summary.incidents:
-        return text
     # The journal lacks a killed worker's last seconds, so this is a lower bound.
     samples = sum(parse_int(event.values.get("samples_replayed")) or 0 for event in summary.incidents)
-    return f"{text}; at least {samples} samples were delivered, rolled back and delivered again"
+    replayed = f"; at least {samples} samples were delivered, rolled back and delivered again"
+    return f"attempts: {summary.attempt}, incidents: {len(summary.incidents)}" + replayed * bool(summary.incidents)
 
 
 def _load_run(name: str, storage: str, data: str) -> AuditedRun:

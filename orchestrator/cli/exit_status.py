@@ -47,9 +47,9 @@ def run_command(program: str, main: Callable[[], int], finishes_unread: bool = F
         try:
             return main()
         except KeyboardInterrupt:
-            status = print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
-            _join_threads_or_exit(before, status)
-            return status
+            print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
+            _join_threads_or_exit(before)
+            return EXIT_INTERRUPTED
         except ConfigError as error:
             return print_errors(program, [str(error)], EXIT_USAGE_ERROR)
         except JobError as error:
@@ -62,7 +62,7 @@ def run_command(program: str, main: Callable[[], int], finishes_unread: bool = F
             return print_errors(program, [f"{problem}; {fix}"], EXIT_FAILURE)
 
 
-def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
+def _join_threads_or_exit(before: set[threading.Thread]) -> None:
     """Wait a few seconds for the threads started since; end the process if one remains: Python would wait for it."""
     ranged_reads.close_all_readers()
     deadline = time.monotonic() + THREAD_JOIN_SECONDS
@@ -72,7 +72,7 @@ def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
             if thread.is_alive():
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(status)
+                os._exit(EXIT_INTERRUPTED)
 
 
 class DisconnectTolerantStream:
@@ -86,26 +86,22 @@ class DisconnectTolerantStream:
 
     def write(self, text: str) -> int:
         """Write a text, or drop it; return its length."""
-        try:
-            return int(self._stream.write(text))
-        except OSError as error:
-            self._discard_output(error)
-            return len(text)
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush the buffer, or drop it."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._discard_output(error)
+        self._try(self._stream.flush)
 
-    def _discard_output(self, error: OSError) -> None:
-        if error.errno not in (errno.EIO, errno.EPIPE):
-            return  # a full disk, for example, may have room for the next line
-        # The stream still holds what it could not write; Python would retry at exit, and fail.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
+    def _try(self, call: Callable[..., object], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EPIPE):  # a full disk, for example, may have room for the next line
+                # The stream still holds what it could not write; Python would retry at exit, and fail.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cli import config as command_lines
-from orchestrator.cli.config import AuditConfig, SimulateConfig, StatusConfig, StopConfig
 from orchestrator.config.arg_parser import Preset, exit_with_error, parse_args
 from orchestrator.config.base import Config
 from orchestrator.config.command_line import PROGRAM, format_command
@@ -34,8 +33,6 @@ _READERS = ("predict", "status", "stop", "audit")  # whose work is done when nob
 _COMMAND = re.compile(rf"(?<!\S){PROGRAM} ([a-z-]+)")  # in an example
 _RUN_STATUSES = "Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N stopped by signal N."
 
-MainFn = Callable[[Any], int]  # from a valid configuration to the exit status
-
 
 @dataclass(frozen=True)
 class Command:
@@ -45,22 +42,17 @@ class Command:
     config: type[Config]
     example: str  # shell lines, each followed by an indented line that explains it
     common: tuple[str, ...] = ()  # flags that the help lists first
-    notes: str = ""  # below the summary in the help
+    notes: str = _RUN_STATUSES  # below the summary in the help
 
-    def build_presets(self) -> tuple[Mapping[str, Preset[Any]], str]:
-        """Return the presets, and the name of the default one; where there is one alone it has no name."""
+    def build_presets(self) -> tuple[Mapping[str, Preset[Any]], str, Callable[[str], Preset[Any]] | None]:
+        """Return the presets, the name of the default one (empty where it is the only one), and the loader of files."""
         if issubclass(self.config, JobConfig):
-            return build_job_presets(self.config), presets.DEFAULT
-        if self.config is SimulateConfig:
-            return command_lines.build_simulate_presets(), presets.DEFAULT
-        return (pack_presets(), "folder") if self.config is PackConfig else ({"": Preset(self.config())}, "")
-
-    @property
-    def loader(self) -> Callable[[str], Preset[Any]] | None:
-        """The function that returns the preset in a recipe file; None if the command takes none."""
-        if issubclass(self.config, JobConfig):
-            return make_preset_loader(self.config)
-        return command_lines.load_simulate_preset if self.config is SimulateConfig else None
+            return build_job_presets(self.config), presets.DEFAULT, make_preset_loader(self.config)
+        if self.config is command_lines.SimulateConfig:
+            return command_lines.build_simulate_presets(), presets.DEFAULT, command_lines.load_simulate_preset
+        if self.config is PackConfig:
+            return pack_presets(), "folder", None
+        return {"": Preset(self.config())}, "", None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,14 +92,14 @@ def _run_command(program: str, name: str, command: Command | str, arguments: lis
 
         cost.main(arguments, program)
         return 0
-    known, default = command.build_presets()
+    known, default, load_file = command.build_presets()
     config = parse_args(
         program,
-        "\n\n".join(filter(None, (command.summary, command.notes))),
+        f"{command.summary}\n\n{command.notes}",
         known,
         default,
         arguments,
-        from_file=command.loader,
+        from_file=load_file,
         common=command.common,
         example=_COMMAND.sub(lambda match: format_command(match[1]), command.example),
     )
@@ -115,8 +107,7 @@ def _run_command(program: str, name: str, command: Command | str, arguments: lis
     function = _import_command(name)
     from orchestrator.cli import exit_status  # it imports readers of storage, which help does not need
 
-    shown = program.removesuffix(f" {name}") if name in SHARD_COMMANDS else program
-    return exit_status.run_command(shown, lambda: function(config), finishes_unread=name not in _READERS)
+    return exit_status.run_command(program, lambda: function(config), finishes_unread=name not in _READERS)
 
 
 def _prepare_process(program: str, config: Config) -> None:
@@ -125,7 +116,7 @@ def _prepare_process(program: str, config: Config) -> None:
     Exits with status 2 when places or environment cannot work.
     """
     match config:
-        case StatusConfig() | StopConfig():
+        case command_lines.StatusConfig() | command_lines.StopConfig():
             pass
         case PackConfig() | IndexConfig() | VerifyConfig():
             ray_env.set_ray_variables()
@@ -133,23 +124,19 @@ def _prepare_process(program: str, config: Config) -> None:
             ray_env.configure_ray_or_exit(program, config.provisional_destination, config.placement)
         case JobConfig():
             ray_env.configure_ray_or_exit(program, config.destination, config.placement)
-            tuning = isinstance(config, TuneJob)
-            if tuning:
+            workers, cpus = config.placement.workers, 0
+            if isinstance(config, TuneJob):
                 ray_env.set_tune_variables()
-            if config.dry_run:
-                return
-            from orchestrator.ray_backend import cluster  # Ray reads its switches when it is imported
+                workers, cpus = 0, workers * config.placement.cpus_per_worker
+            if not config.dry_run:
+                from orchestrator.ray_backend import cluster  # Ray reads its switches when it is imported
 
-            workers = config.placement.workers
-            if tuning:
-                cluster.connect_in_background(trial_cpus=workers * config.placement.cpus_per_worker)
-            else:
-                cluster.connect_in_background(workers)
+                cluster.connect_in_background(workers, cpus)
         case _:
             ray_env.prepare_process()
 
 
-def _import_command(name: str) -> MainFn:
+def _import_command(name: str) -> Callable[[Any], int]:
     """Return the function of a command from its module, imported only now: torch, ray and mlflow take seconds."""
     match name:
         case "train":
@@ -182,8 +169,7 @@ def _import_command(name: str) -> MainFn:
             return audit.run_audit if name == "audit" else simulate.run_simulate
     from orchestrator.cli import shards  # heavy
 
-    functions: dict[str, MainFn] = {"pack": shards.pack_dataset, "index": shards.index_tars}
-    return functions.get(name, shards.verify_dataset)
+    return {"pack": shards.pack_dataset, "index": shards.index_tars}.get(name, shards.verify_dataset)
 
 
 # A text is the summary of what is no command: `shards` has commands of its own, `cost` its own flags.
@@ -199,7 +185,6 @@ orchestrator train googlenet-imagenet --data /data/flowers-packed --batch-size 6
 orchestrator train s3://bucket/winner.json --data s3://bucket/imagenet
     the recipe in a file: a run's recipe.json, or the winner of a sweep""",
         common=(*_PLACES, *_TRAINING),
-        notes=_RUN_STATUSES,
     ),
     "train-ensemble": Command(
         "Train an ensemble of independent models, score it with 1 / 10 / 144 crops and record it in MLflow.",
@@ -212,7 +197,6 @@ orchestrator train-ensemble googlenet-imagenet --data /data/flowers-packed --ens
 ray job submit --working-dir . -- orchestrator train-ensemble googlenet-imagenet --data s3://bucket/imagenet
     the paper's ensemble on a cluster""",
         common=(*_PLACES, "ensemble.members", *_TRAINING),
-        notes=_RUN_STATUSES,
     ),
     "tune": Command(
         "Search for a schedule, or any other value of a recipe, by many trials.",
@@ -234,7 +218,6 @@ orchestrator evaluate googlenet-digits-x7-0123456789
 orchestrator evaluate s3://bucket/runs/ensembles/googlenet-imagenet-x7-0123456789 --data s3://bucket/own-images
     models of another storage on your own images of the same classes; by default on the dataset they were trained on""",
         common=("members", "weights", *_PLACES, "dry_run"),
-        notes=_RUN_STATUSES,
     ),
     "predict": Command(
         "Classify images with an ensemble or a model. Needs no cluster.",
@@ -252,19 +235,15 @@ orchestrator predict cat.jpg --model googlenet-digits-x7-0123456789abcdef --memb
         ServeConfig,
         """
 orchestrator serve --port 8080
-    then: curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/?crops=144&top=3'
-orchestrator serve --model models:/googlenet-digits@champion --members 1,3
-    two models of the ensemble of that name in MLflow's registry""",
+    then: curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/?crops=144&top=3'""",
         common=("model", "members", "host", "port", "crops", "top", "storage", "tracking"),
         notes="GET /health answers when it is ready. For images in base64 in JSON use `mlflow models serve`.",
     ),
     "shards": "Make, adopt and check datasets of WebDataset tars.",
     "status": Command(
         "Show the state of runs, ensembles and sweeps, from their storage alone.",
-        StatusConfig,
+        command_lines.StatusConfig,
         """
-orchestrator status
-    everything in the default storage; of sweeps only active and failed trials
 orchestrator status googlenet-digits-x7-0123456789abcdef --watch 5
     one ensemble with its members, updated every 5 s until nothing runs or Ctrl-C
 orchestrator status s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef --json
@@ -276,31 +255,25 @@ orchestrator status s3://bucket/runs/models/googlenet-imagenet-0123456789abcdef 
     ),
     "stop": Command(
         "Stop runs and ensembles from anywhere; they save a checkpoint first.",
-        StopConfig,
+        command_lines.StopConfig,
         """
 orchestrator stop googlenet-digits-m1-0123456789abcdef
-    a run; stopping a member stops its whole ensemble
-orchestrator stop RUN --no-save
-    immediately, without a checkpoint: work since the last one is repeated on resume""",
+    a run; stopping a member stops its whole ensemble""",
         notes="Exit status: 0 they have ended, or --wait 0; 1 one still runs after --wait seconds; 2 wrong usage "
         "or an unknown run. Rerun the command that started them to resume.",
     ),
     "audit": Command(
         "Compare the samples that runs were trained on with their plan, epoch by epoch.",
-        AuditConfig,
+        command_lines.AuditConfig,
         """
-orchestrator audit googlenet-digits-m1-0123456789
-    a run in the default storage
 orchestrator audit s3://bucket/runs/models/googlenet-imagenet-0123456789 --data s3://bucket/imagenet
     a run anywhere, whose dataset has moved""",
         notes="Exit status: 0 as planned, 1 not as planned, 2 wrong usage or an unknown run.",
     ),
     "simulate": Command(
         "Print and draw the learning-rate schedule of a recipe and augmented images, without training.",
-        SimulateConfig,
+        command_lines.SimulateConfig,
         """
-orchestrator simulate googlenet-imagenet --schedule.kind cosine
-    the table alone
 orchestrator simulate googlenet-imagenet --data /data/flowers-packed --out ~/previews
     with pictures of the schedule and of your own images
 orchestrator simulate winner.json

@@ -59,19 +59,19 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> int:
     images, console = find_images(config.images), console or make_console()
     model = load_classifier(config.chosen, _print_note)
     names = shorten_names(images)
-    width = min(max(map(len, names.values())), max(12, console.width // 3))
+    width = min(max(map(len, names)), max(12, console.width // 3))
     unreadable_count, step = 0, classifier.compute_images_per_batch(config.crops)
     for first in range(0, len(images), step):
         batch = images[first : first + step]
         contents = [read_image(image) for image in batch]
         encoded = [data for data in contents if isinstance(data, bytes)]
         answers = iter(model.classify(encoded, config.crops, config.top))
-        for image, data in zip(batch, contents, strict=True):
+        for name, image, data in zip(names[first:], batch, contents, strict=False):
             answer = next(answers) if isinstance(data, bytes) else data
             if config.json_lines:
                 _print_json(image, answer)
             else:
-                _print_rows(names[image], width, answer, console)
+                _print_rows(name, width, answer, console)
             unreadable_count += isinstance(answer, Exception)
     if unreadable_count:
         _print_note(f"{unreadable_count} of {len(images)} images could not be read")
@@ -238,10 +238,8 @@ def _print_rows(name: str, width: int, answer: Answer, console: Console) -> None
     console.print(table, soft_wrap=False)
 
 
-def shorten_names(images: Sequence[str]) -> dict[str, str]:
-    """Return the name of each image for people: its file's name where it is unique, else the whole URL."""
-    short = [urls.get_basename(redaction.redact(image)) for image in images]
-    return {
-        image: name if short.count(name) == images.count(image) else redaction.redact(image)
-        for image, name in zip(images, short, strict=True)
-    }
+def shorten_names(images: Sequence[str]) -> list[str]:
+    """Return the names of images for people: without the folder that they have in common."""
+    names = [redaction.redact(image) for image in images]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  a folder ends at a slash, also that of a URL
+    return [name[start:] for name in names]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import re
 import signal
@@ -20,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Literal
 
 import uvicorn
 from rich.console import Console
@@ -45,8 +43,7 @@ MAX_BODY_BYTES = 16 * 2**20
 MAX_HELD_BYTES = 32 * MAX_BODY_BYTES  # of bodies that are being received
 MAX_CONNECTIONS = 512
 MAX_WAITING = 16  # requests that wait for the networks, which answer one at a time
-# Limits for the head of a request, for its body, and for the rest of a rejected body.
-HEAD_SECONDS, BODY_SECONDS, LINGER_SECONDS = 10.0, 60.0, 10.0
+BODY_SECONDS, LINGER_SECONDS = 60.0, 10.0  # for a body, and for the rest of a rejected one
 STOP_SECONDS = 90  # to answer what is in flight when the server is stopped
 USAGE = "GET /health, or POST an image to /"
 _NUMBER = "[1-9][0-9]{0,8}"
@@ -55,14 +52,12 @@ _QUERY = {
     "top": (_NUMBER, "a whole number from 1"),
     "members": (f"{_NUMBER}(,{_NUMBER})*", "whole numbers from 1, such as 1,3"),
 }
-_log = logging.getLogger(__name__)
 
 
 class ErrorResponse(JSONResponse):
-    """An answer to a request whose body may be unread.
+    """An answer to a request whose body may be unread: the rest is dropped for a while before the connection closes.
 
     A client that sends a large body before it reads would never see an answer that is followed by a closed connection.
-    So the answer is sent first; then the rest of the body is read and dropped for a while before the connection closes.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +80,7 @@ async def _discard_body(receive: Receive) -> None:
 async def _handle_error(_: Request, error: Exception) -> Response:
     """Answer a rejected request, or an internal error, which Starlette also logs."""
     if not isinstance(error, HTTPException):
-        error = HTTPException(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}; the server's log has more")
+        error = HTTPException(500, f"{type(error).__name__}; the server's log has more")
     usage = f": {USAGE}" if error.detail == HTTPStatus(error.status_code).phrase else ""  # of Starlette's own errors
     headers = {"Connection": "close", **(error.headers or {})}
     return ErrorResponse({"error": f"{error.detail}{usage}"}, error.status_code, headers)
@@ -119,15 +114,13 @@ class PredictionServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=_choose_connection_class(),
+                http="h11",
                 limit_concurrency=MAX_CONNECTIONS,
                 ws="none",
                 lifespan="off",
                 loop="asyncio",
-                interface="asgi3",
                 log_config=None,
                 log_level="error",
-                access_log=False,
                 # Clients could claim any address in a proxy's headers.
                 proxy_headers=False,
                 server_header=False,
@@ -158,34 +151,31 @@ class PredictionServer:
     async def _handle_predict(self, request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in CONTENT_TYPES:
-            why = f"Content-Type must be {' or '.join(CONTENT_TYPES)}, got {kind or 'none'}"
-            raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why)
+            raise HTTPException(415, f"Content-Type must be {' or '.join(CONTENT_TYPES)}, got {kind or 'none'}")
         query = _parse_query(request, self._config)
         self._check_capacity()
         try:
             predictions = await self._classify(request, await self._read_body(request), query)
         except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST, headers={"Connection": "close"})
+            return Response(status_code=400, headers={"Connection": "close"})
         return JSONResponse({"predictions": [asdict(each) for each in predictions]}, headers={"Connection": "close"})
 
     async def _read_body(self, request: Request) -> bytes:
         """Return the body. Raises HTTPException for one that is too large or too slow; ClientDisconnect."""
         length, body = request.headers.get("content-length", "0"), bytearray()
         if len(length) > 20 or int(length) > MAX_BODY_BYTES:
-            why = f"the body must have at most {MAX_BODY_BYTES} bytes, got {length[:20]}"
-            raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+            raise HTTPException(413, f"the body must have at most {MAX_BODY_BYTES} bytes, got {length[:20]}")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for chunk in request.stream():
                     body += chunk
                     self._held_bytes += len(chunk)
                     if len(body) > MAX_BODY_BYTES:  # sent in chunks, without a length
-                        why = f"the body must have at most {MAX_BODY_BYTES} bytes, got more"
-                        raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, why)
+                        raise HTTPException(413, f"the body must have at most {MAX_BODY_BYTES} bytes, got more")
                     if self._held_bytes > MAX_HELD_BYTES:
                         raise _make_busy_error("the bodies of other requests take all memory", 1)
         except TimeoutError:
-            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the body did not come in time") from None
+            raise HTTPException(408, "the body did not come in time") from None
         finally:
             self._held_bytes -= len(body)
         return bytes(body)
@@ -211,41 +201,16 @@ class PredictionServer:
                 finally:
                     self._last_seconds, self._started = time.monotonic() - self._started, None
         except ValueError as error:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
+            raise HTTPException(400, str(error)) from None
         finally:
             self._waiting_count -= 1
         if isinstance(answer, BadSampleError):
-            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, str(answer))
+            raise HTTPException(422, str(answer))
         return answer
 
 
-def _choose_connection_class() -> type[asyncio.Protocol] | Literal["auto"]:
-    """Return a connection of uvicorn that closes when a request's head takes too long."""
-    try:
-        from uvicorn.protocols.http.h11_impl import H11Protocol  # not documented by uvicorn, so it may move
-    except ImportError:
-        _log.warning(
-            "uvicorn %s has no H11Protocol: clients that send a request head slowly are not disconnected; install the "
-            "version of constraints.txt, or put a proxy in front",
-            uvicorn.__version__,
-        )
-        return "auto"
-
-    class TimedConnection(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self.loop.call_later(HEAD_SECONDS, self._close_without_request)
-
-        def _close_without_request(self) -> None:
-            if not self.cycle:  # every answer closes its connection, so the first request is the only one
-                self.transport.abort()
-
-    return TimedConnection
-
-
 def _make_busy_error(why: str, seconds: int) -> HTTPException:
-    why = f"{why}; try again in {seconds} s"
-    return HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, why, {"Retry-After": str(seconds)})
+    return HTTPException(503, f"{why}; try again in {seconds} s", {"Retry-After": str(seconds)})
 
 
 def _parse_query(request: Request, config: ServeConfig) -> tuple[int, int, list[int]]:
@@ -253,10 +218,10 @@ def _parse_query(request: Request, config: ServeConfig) -> tuple[int, int, list[
     query = dict(request.query_params)
     for name, text in query.items():
         if name not in _QUERY:
-            raise HTTPException(HTTPStatus.BAD_REQUEST, f"{name!r} is unknown; use {', '.join(_QUERY)}")
+            raise HTTPException(400, f"{name!r} is unknown; use {', '.join(_QUERY)}")
         pattern, wanted = _QUERY[name]
         if not re.fullmatch(pattern, text):
-            raise HTTPException(HTTPStatus.BAD_REQUEST, f"{name} must be {wanted}, got {text!r}")
+            raise HTTPException(400, f"{name} must be {wanted}, got {text!r}")
     members = [int(number) for number in query.get("members", "").split(",") if number]
     return int(query.get("crops", config.crops)), int(query.get("top", config.top)), members
 
@@ -277,9 +242,6 @@ def run_serve(config: ServeConfig, console: Console | None = None) -> int:
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     print_line(screen, f"listening on http://{host}:{endpoint.port}")
     if not ip_address(endpoint.host).is_loopback:
-        print_line(
-            screen,
-            f"{endpoint.host} can be reached from other machines, and there is no login; put a proxy with one in front",
-        )
+        print_line(screen, f"{host} can be reached from other machines, and there is no login; put a proxy in front")
     endpoint.run()
     return 0

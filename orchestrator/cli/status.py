@@ -20,13 +20,7 @@ from rich.text import Text
 from orchestrator.cli.config import StatusConfig
 from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
-from orchestrator.monitor.formatting import (
-    format_duration,
-    format_metrics,
-    format_number,
-    make_progress_table,
-    print_line,
-)
+from orchestrator.monitor import formatting
 from orchestrator.monitor.run_status import (
     LIVE_STATES,
     PROBLEM_STATES,
@@ -42,14 +36,7 @@ from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 
 _READERS = 8
-_COLORS = {
-    "running": "green",
-    "finished": "cyan",
-    "pruned": "cyan",
-    "restarting": "yellow",
-    "failed": "red",
-    "lost": "red",
-}
+_COLORS = dict.fromkeys(PROBLEM_STATES, "red") | {"running": "green", "restarting": "yellow", "finished": "cyan"}
 # Raised by damaged or unreadable records of a single run.
 _SINGLE_RUN_ERRORS = (StorageError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
@@ -104,7 +91,7 @@ def run_status(config: StatusConfig, console: Console | None = None) -> int:
 
     groups = look()
     if not groups and not config.json_lines:
-        print_line(console, f"no runs in {redaction.redact(run_lookup.resolve_storage(config.storage))}")
+        formatting.print_line(console, f"no runs in {redaction.redact(run_lookup.resolve_storage(config.storage))}")
         return 0
     with ExitStack() as stack:
         live: Live | None = None
@@ -157,7 +144,7 @@ def _prepare_group(entry: RunEntry, brief: bool) -> tuple[RunGroup, list[tuple[s
         record = file_io.read_json_or_empty(file_io.join(folder, run_lookup.ENSEMBLE_FILE))
         awaited = lease.is_driver_alive(folder, lease.read_lease(folder))
     except _SINGLE_RUN_ERRORS as error:
-        return group, [(folder, partial(_make_unreadable, folder, _explain_error(error)))]
+        return group, [(folder, partial(_make_unreadable, folder, error))]
     models = [str(get_field(record, "recipes", urls.get_basename(each), "name") or "") for each in entry.members]
     return group, [
         (each, partial(inspect_run, each, entry.name, model, awaited))
@@ -170,19 +157,19 @@ def _inspect_safely(folder: str, call: Callable[[], RunSnapshot]) -> RunSnapshot
     try:
         return call()
     except _SINGLE_RUN_ERRORS as error:
-        return _make_unreadable(folder, _explain_error(error))
+        return _make_unreadable(folder, error)
 
 
-def _make_unreadable(folder: str, why: str) -> RunSnapshot:
+def _make_unreadable(folder: str, error: Exception | str) -> RunSnapshot:
+    """Return the status of a run that cannot be shown. Raises a StorageError that is not about this run alone."""
+    why = str(error)
+    if isinstance(error, StorageError):
+        if not storage_errors.is_object_specific(error):
+            raise error
+    elif isinstance(error, Exception):
+        why = f"a record is damaged: {type(error).__name__}: {error}"
     name = urls.get_basename(folder)
     return RunSnapshot(name, redaction.redact(folder), "unreadable", why, name)
-
-
-def _explain_error(error: Exception) -> str:
-    """Return why a run cannot be shown. Raises the error again when the storage as a whole does not answer."""
-    if isinstance(error, StorageError) and not storage_errors.is_object_specific(error):
-        raise error
-    return str(error) if isinstance(error, StorageError) else f"a record is damaged: {type(error).__name__}: {error}"
 
 
 def _add_stage(entry: RunEntry, group: RunGroup) -> RunGroup:
@@ -201,7 +188,7 @@ def _add_stage(entry: RunEntry, group: RunGroup) -> RunGroup:
     elif done >= shards:
         stage = "scored, preparing the report"
     else:
-        rest = f", about {format_duration(left)} left" if isinstance(left, int | float) else ""
+        rest = f", about {formatting.format_duration(left)} left" if isinstance(left, int | float) else ""
         stage = f"scoring {done} of {shards} shards{rest}"
     return replace(group, stage=stage, rows=tuple(replace(row, stage=stage) for row in group.rows))
 
@@ -213,13 +200,13 @@ def print_json(groups: Sequence[RunGroup], console: Console) -> None:
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in rows
     ]
-    print_line(console, json.dumps(finite, allow_nan=False))
+    formatting.print_line(console, json.dumps(finite, allow_nan=False))
 
 
 def render_groups(groups: Sequence[RunGroup]) -> RenderableType:
     """Return the tables of progress and of checkpoints, and notes on single runs."""
     rows = [row for group in groups for row in group.visible_rows]
-    progress, storage = make_progress_table("left"), Table(box=None, pad_edge=False)
+    progress, storage = formatting.make_progress_table("left"), Table(box=None, pad_edge=False)
     for group in groups:
         if group.name:
             progress.add_row(Text(group.title, style="bold"))
@@ -238,7 +225,10 @@ def render_groups(groups: Sequence[RunGroup]) -> RenderableType:
             notes.append(f"{row.name}: last restart: {row.last_incident}")
     owners = dict.fromkeys([row.owner for row in rows] + [group.owner for group in groups])
     notes += [f"run by {owner}" for owner in owners if owner]
-    return Group(progress, *([Text(), storage] if rows else []), *([Text(), *map(Text, notes)] if notes else []))
+    parts: list[RenderableType] = [progress]
+    parts += [Text(), storage] if rows else []
+    parts += [Text(), *map(Text, notes)] if notes else []
+    return Group(*parts)
 
 
 def _format_progress(row: RunSnapshot, indent: str) -> tuple[Text | str, ...]:
@@ -246,16 +236,17 @@ def _format_progress(row: RunSnapshot, indent: str) -> tuple[Text | str, ...]:
     return (
         Text(indent + row.model),
         Text(row.state, style=_COLORS.get(row.state, "")),
-        f"{format_number(row.epoch, '.0f' if whole else '.1f')}/{format_number(row.epochs, 'd')}",
-        *format_metrics(row),
-        format_duration(row.seconds_left),
+        f"{formatting.format_number(row.epoch, '.0f' if whole else '.1f')}/{formatting.format_number(row.epochs, 'd')}",
+        *formatting.format_metrics(row),
+        formatting.format_duration(row.seconds_left),
     )
 
 
 def _format_storage(row: RunSnapshot) -> tuple[Text | str, ...]:
     checkpoint = "final weights" if row.state == "finished" else "-"
     if row.checkpoint_samples is not None:
-        age = row.checkpoint_seconds_ago
-        checkpoint = f"{row.checkpoint_samples} samples" + (f", {format_duration(age)} ago" if age is not None else "")
+        checkpoint = f"{row.checkpoint_samples} samples"
+        if row.checkpoint_seconds_ago is not None:
+            checkpoint += f", {formatting.format_duration(row.checkpoint_seconds_ago)} ago"
     goodput = "-" if row.goodput is None else f"{100 * row.goodput:.1f} %"
-    return Text(row.name), format_number(row.workers, "d"), str(row.incidents), goodput, checkpoint
+    return Text(row.name), formatting.format_number(row.workers, "d"), str(row.incidents), goodput, checkpoint

@@ -41,7 +41,7 @@ class _PendingStop:
             self.last_heartbeat = time.monotonic()  # an unknown state is not a dead owner
             return None
         if current is None or current.number != self.lease.number:
-            return "another driver has taken it over" if current else "its lease is gone"
+            return "another driver has taken it over"
         if current.released:
             return "ended"
         if current.heartbeat != self.lease.heartbeat:
@@ -66,13 +66,9 @@ def run_stop(config: StopConfig, console: Console | None = None) -> int:
     if wait and any(pending.values()):
         with console.status("waiting for them to save and end" if config.save else "waiting for them to end"):
             _wait_until_ended(pending, time.monotonic() + wait, console)
-    for name, left in pending.items():
-        if left and wait:
-            owner = left[0].lease.owner
-            text = f"still run by {owner} after {wait:g} s: wait longer with --wait, or end that process"
-            print_line(console, f"{name}: {text}")
-        elif left:
-            print_line(console, f"{name}: asked to stop; not waited for")
+    for name, (first, *_) in ((name, left) for name, left in pending.items() if left):
+        text = f"still run by {first.lease.owner} after {wait:g} s: wait longer with --wait, or end that process"
+        print_line(console, f"{name}: {text if wait else 'asked to stop; not waited for'}")
     return EXIT_FAILURE if wait and any(pending.values()) else 0
 
 
@@ -114,10 +110,10 @@ def _describe_state(entry: RunEntry) -> str:
         return f"it is unknown whether its members run: {entry.error}"
     if entry.members is not None:
         return "rerun the command that started it to resume it"
-    status = str(file_io.read_json_or_empty(get_outcome_path(entry.folder)).get("status", ""))
+    status = file_io.read_json_or_empty(get_outcome_path(entry.folder)).get("status", "")
     if status == "finished":
         return "it is finished"
-    ended = f"its last attempt ended as {status!r}; " if status else ""
-    newest = next(iter(attempts.list_valid_checkpoints(entry.folder)), None)
-    checkpoint = f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
-    return f"{ended}{checkpoint}rerun the command that started it to resume it"
+    parts = [f"its last attempt ended as {status!r}"] if status else []
+    for newest in attempts.list_valid_checkpoints(entry.folder)[:1]:
+        parts.append(f"its newest checkpoint is at {newest.samples} samples")
+    return "; ".join([*parts, "rerun the command that started it to resume it"])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from orchestrator.cli.config import resolve_recipe
+from orchestrator.cli.config import TrainResult, resolve_recipe
 from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
-from orchestrator.cli.results import TrainResult
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session

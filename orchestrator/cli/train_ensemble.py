@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from orchestrator.cli.config import resolve_recipe
+from orchestrator.cli.config import EnsembleScores, Errors, resolve_recipe
 from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
-from orchestrator.cli.results import EnsembleScores, Errors
 from orchestrator.config.errors import ConfigError
 from orchestrator.ensemble import finished_runs, members, train_and_score
 from orchestrator.ensemble.config import EvaluateConfig, TrainEnsembleConfig

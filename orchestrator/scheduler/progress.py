@@ -13,14 +13,7 @@ from rich.table import Table
 
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms.multi_crop import NUM_CROPS
-from orchestrator.monitor.formatting import (
-    LiveTable,
-    format_duration,
-    format_eta,
-    format_metrics,
-    make_progress_table,
-    print_line,
-)
+from orchestrator.monitor import formatting
 from orchestrator.monitor.journal_summary import NO_METRICS, EpochMetrics, parse_epoch_metrics, parse_int
 from orchestrator.monitor.run_status import START_GRACE_SECONDS
 from orchestrator.ray_backend.ray_env import get_submission_id
@@ -85,7 +78,7 @@ class RunProgress:
         """Return the log line of an event that has one."""
         if event.kind == "epoch":
             metrics = parse_epoch_metrics(event)
-            loss, top1, _, speed = format_metrics(metrics)
+            loss, top1, _, speed = formatting.format_metrics(metrics)
             return (
                 f"epoch {metrics.epoch}/{self.spec.recipe.epochs}, loss {loss}, top-1 error {top1}%, {speed} images/s"
             )
@@ -190,7 +183,7 @@ class ProgressMonitor:
         return sum(forward_images / speeds.get(name, usual) for name in self.rows) / max(1, slots)
 
 
-class ProgressTable(LiveTable):
+class ProgressTable(formatting.LiveTable):
     """A table of the progress in a terminal, lines in a log, while its `with` block runs."""
 
     def __init__(self, progress: ProgressMonitor, slots: Callable[[], int], console: Console) -> None:
@@ -205,10 +198,10 @@ class ProgressTable(LiveTable):
 
     def build_table(self) -> Table:
         """Build the table; it fits 100 columns."""
-        table = make_progress_table("restarts", self._format_headline())
+        table = formatting.make_progress_table("restarts", self._format_headline())
         for row in self._progress.rows.values():
-            epochs = f"{row.metrics.epoch}/{row.spec.recipe.epochs}"
-            table.add_row(row.spec.recipe.name, row.state, epochs, *format_metrics(row.metrics), str(row.restarts))
+            name, epochs = row.spec.recipe.name, f"{row.metrics.epoch}/{row.spec.recipe.epochs}"
+            table.add_row(name, row.state, epochs, *formatting.format_metrics(row.metrics), str(row.restarts))
         return table
 
     def _format_headline(self) -> str:
@@ -224,8 +217,8 @@ class ProgressTable(LiveTable):
         training = self._progress.estimate_training_seconds(slots)
         scoring = self._progress.estimate_scoring_seconds(slots)
         total = None if training is None or scoring is None else training + scoring
-        scores = f", scoring up to {format_duration(scoring)} of it" if scoring else ""
-        return f"{format_duration(total)} left{scores}, done at about {format_eta(total)}"
+        scores = f", scoring up to {formatting.format_duration(scoring)} of it" if scoring else ""
+        return f"{formatting.format_duration(total)} left{scores}, done at about {formatting.format_eta(total)}"
 
     def refresh(self) -> None:
         """Update the table, or print a line for each new event."""
@@ -246,4 +239,4 @@ class ProgressTable(LiveTable):
                 self._print_line(row, f"{line}; {self._format_time_left()}")
 
     def _print_line(self, row: RunProgress, text: str | None) -> None:
-        print_line(self._console, f"{row.spec.name}: {text}")
+        formatting.print_line(self._console, f"{row.spec.name}: {text}")

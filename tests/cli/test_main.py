@@ -41,10 +41,10 @@ def test_every_example_of_a_help_is_a_valid_command_line(
         return 7
 
     command = PARSED[name]
-    first_preset = next(iter(command.build_presets()[0].values()))
+    known, default, _ = command.build_presets()
     monkeypatch.setattr(main, "_import_command", lambda _: run)
     monkeypatch.setattr(main, "_prepare_process", lambda program, config: None)
-    monkeypatch.setattr(Command, "loader", property(lambda _: lambda url: first_preset))
+    monkeypatch.setattr(Command, "build_presets", lambda _: (known, default, lambda url: known[default]))
     assert main._run_listed("orchestrator", "", {name: command}, [name, *arguments]) == 7
     assert len(configs) == 1
 
@@ -52,7 +52,7 @@ def test_every_example_of_a_help_is_a_valid_command_line(
 @pytest.mark.parametrize("name", PARSED)
 def test_common_flags_exist_and_come_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = PARSED[name]
-    presets, default = command.build_presets()
+    presets, default, _ = command.build_presets()
     arguments = [default, "--help"] if len(presets) > 1 else ["--help"]
     with pytest.raises(SystemExit) as ended:
         main._run_command(f"orchestrator {name}", name, command, arguments)

@@ -274,5 +274,6 @@ def test_no_image_is_refused(storage: Path) -> None:
 
 
 def test_images_of_one_name_are_told_apart() -> None:
-    images = ["/a/x.jpg", "/b/x.jpg", "/b/y.jpg", "/b/y.jpg"]
-    assert predict.shorten_names(images) == {"/a/x.jpg": "/a/x.jpg", "/b/x.jpg": "/b/x.jpg", "/b/y.jpg": "y.jpg"}
+    assert predict.shorten_names(["/c/a/x.jpg", "/c/b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
+    assert predict.shorten_names(["s3://c/x.jpg", "/b/x.jpg"]) == ["s3://c/x.jpg", "/b/x.jpg"]
+    assert predict.shorten_names(["/b/x.jpg"]) == ["x.jpg"]
