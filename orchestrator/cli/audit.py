@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint import weights
 from orchestrator.cli.config import AuditConfig
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest, sample_audit, sampler
@@ -42,14 +42,13 @@ class AuditedRun:
     labels: NDArray[np.integer] | None  # of the training samples, for a class-balanced order
 
 
-def run_audit(config: AuditConfig, console: Console | None = None) -> int:
+def run_audit(config: AuditConfig, console: Console) -> int:
     """Audit runs and print a table for each; return the exit status, 1 when one was not trained as planned.
 
     Raises ConfigError when there is nothing to audit, or when a run's dataset is missing or another one.
     """
     if not config.runs:
         raise ConfigError("runs: give the name of at least one run, or the URL of its folder")
-    console = console or make_console()
     runs = [_load_run(name, config.storage, config.data) for name in config.runs]
     # Not all(...) of a generator: every run is reported, also after one that failed.
     clean = [_print_audit(run, console) for run in runs]

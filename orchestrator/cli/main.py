@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import config as command_lines
 from orchestrator.config.arg_parser import Preset, exit_with_error, parse_args
@@ -25,6 +25,9 @@ from orchestrator.ray_backend.run_spec import JobConfig, build_job_presets, make
 from orchestrator.recipe import presets
 from orchestrator.scheduler.config import TrainModel
 from orchestrator.tuning.config import TuneJob
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _HELP_FLAGS = ("--help", "-h")
 _PLACES = ("data", "storage", "tracking", "experiment")
@@ -107,7 +110,11 @@ def _run_command(program: str, name: str, command: Command | str, arguments: lis
     function = _import_command(name)
     from orchestrator.cli import exit_status  # it imports readers of storage, which help does not need
 
-    return exit_status.run_command(program, lambda: function(config), finishes_unread=name not in _READERS)
+    def run() -> int:
+        result = function(config, exit_status.make_console())
+        return result if isinstance(result, int) else int(result.exit_status)
+
+    return exit_status.run_command(program, run, finishes_unread=name not in _READERS)
 
 
 def _prepare_process(program: str, config: Config) -> None:
@@ -136,17 +143,20 @@ def _prepare_process(program: str, config: Config) -> None:
             ray_env.prepare_process()
 
 
-def _import_command(name: str) -> Callable[[Any], int]:
-    """Return the function of a command from its module, imported only now: torch, ray and mlflow take seconds."""
+def _import_command(name: str) -> Callable[[Any, Console], Any]:
+    """Return the function of a command from its module, imported only now: torch, ray and mlflow take seconds.
+
+    It takes configuration and console, and returns the exit status or a result that has it.
+    """
     match name:
         case "train":
             from orchestrator.cli import train  # heavy
 
-            return train.run_train
+            return train.train_model
         case "train-ensemble" | "evaluate":
             from orchestrator.cli import train_ensemble  # heavy
 
-            return train_ensemble.run_evaluate if name == "evaluate" else train_ensemble.run_train_ensemble
+            return train_ensemble.evaluate_runs if name == "evaluate" else train_ensemble.train_ensemble
         case "tune":
             from orchestrator.cli import tune  # heavy
 
@@ -168,8 +178,10 @@ def _import_command(name: str) -> Callable[[Any], int]:
 
             return audit.run_audit if name == "audit" else simulate.run_simulate
     from orchestrator.cli import shards  # heavy
+    from orchestrator.data.build import indexing, verify
 
-    return {"pack": shards.pack_dataset, "index": shards.index_tars}.get(name, shards.verify_dataset)
+    functions: dict[str, Any] = {"pack": shards.pack_dataset, "index": indexing.index_dataset}
+    return functions.get(name, verify.verify_dataset)
 
 
 # A text is the summary of what is no command: `shards` has commands of its own, `cost` its own flags.

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.checkpoint.checkpoint import CheckpointError
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
@@ -49,14 +49,14 @@ class ModelSource:
     titles: tuple[str, ...]
 
 
-def run_predict(config: PredictConfig, console: Console | None = None) -> int:
+def run_predict(config: PredictConfig, console: Console) -> int:
     """Classify the images and print their classes; return the exit status, 1 when some could not be read.
 
     Raises ConfigError, DataError or StorageError when there is no classifier or no image.
     """
     if not config.images:
         raise ConfigError("images: give at least one image, folder or URL")
-    images, console = find_images(config.images), console or make_console()
+    images = find_images(config.images)
     model = load_classifier(config.chosen, _print_note)
     names = shorten_names(images)
     width = min(max(map(len, names)), max(12, console.width // 3))

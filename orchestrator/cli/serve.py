@@ -30,7 +30,6 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.cli import predict
-from orchestrator.cli.exit_status import make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.ensemble.config import ServeConfig
@@ -226,22 +225,22 @@ def _parse_query(request: Request, config: ServeConfig) -> tuple[int, int, list[
     return int(query.get("crops", config.crops)), int(query.get("top", config.top)), members
 
 
-def run_serve(config: ServeConfig, console: Console | None = None) -> int:
+def run_serve(config: ServeConfig, console: Console) -> int:
     """Serve until Ctrl-C, SIGTERM or SIGHUP; return the exit status.
 
     Requests in flight are answered first; a second Ctrl-C ends the server immediately. Raises ConfigError, DataError or
     StorageError before it listens.
     """
-    screen, stopping = console or make_console(), signals.get_stop_signals()
+    stopping = signals.get_stop_signals()
     for number in stopping:
         signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
-    model = predict.load_classifier(config.chosen, lambda text: print_line(screen, text))
+    model = predict.load_classifier(config.chosen, lambda text: print_line(console, text))
     endpoint = PredictionServer(model, config)
     for number in stopping:
         signal.signal(number, lambda _, __: endpoint.stop())
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    print_line(screen, f"listening on http://{host}:{endpoint.port}")
+    print_line(console, f"listening on http://{host}:{endpoint.port}")
     if not ip_address(endpoint.host).is_loopback:
-        print_line(screen, f"{host} can be reached from other machines, and there is no login; put a proxy in front")
+        print_line(console, f"{host} can be reached from other machines, and there is no login; put a proxy in front")
     endpoint.run()
     return 0

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator.cli.exit_status import STOPPED_NOTICE, make_console
+from orchestrator.cli.exit_status import STOPPED_NOTICE
 from orchestrator.config import redaction
 from orchestrator.config.redaction import make_printable
-from orchestrator.data.build import indexing, packing, verify
-from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig
+from orchestrator.data.build import packing
+from orchestrator.data.build.config import PackConfig
 from orchestrator.data.build.packing import Packing
 from orchestrator.data.build.packing_plan import PackingPlan, ShardId
 from orchestrator.data.build.shard_packer import PackedShard, pack_shard
@@ -28,7 +28,7 @@ from orchestrator.ray_backend import cluster, signals, task_pool
 from orchestrator.ray_backend.ray_env import has_existing_cluster
 from orchestrator.storage import file_io, ranged_reads
 
-TaskResults = Iterator[tuple[int, Any]]
+TaskResults = Generator[tuple[int, Any]]
 
 # Parallel reads of a task, whose CPU decodes what has arrived.
 TASK_THREADS = 4
@@ -37,10 +37,9 @@ GRACE_SECONDS = 5.0
 LOG_INTERVAL_SECONDS = 30.0  # between lines of progress in a log
 
 
-def pack_dataset(config: PackConfig) -> int:
+def pack_dataset(config: PackConfig, console: Console) -> int:
     """Pack a dataset, or resume packing it; return the exit status. Raises ConfigError, DataError or StorageError."""
-    config, console = config.resolve(), make_console()
-    say = partial(print_line, console)
+    config, say = config.resolve(), partial(print_line, console)
     if isinstance(config.source, DigitsSource | PluginSource):
         packed = packing.pack_samples(config, say)
         if packed is not None:
@@ -79,7 +78,7 @@ def _pack_shards(work: Packing, console: Console, stop: Callable[[], bool]) -> d
     total, before = sum(split.bytes for split in work.plan.splits.values()), _count_bytes(entries)
     began = logged = time.monotonic()
     _check_bad_images(work, entries)
-    with _run_shard_tasks(work, left, stop, console) as results, console.status("packing") as status:
+    with closing(_run_shard_tasks(work, left, stop, console)) as results, console.status("packing") as status:
         for number, raw in results:
             entries[left[number]] = PackedShard.from_dict(raw)
             _check_bad_images(work, entries)
@@ -104,27 +103,22 @@ def _check_bad_images(work: Packing, entries: dict[ShardId, PackedShard]) -> Non
         raise DataError(problem)
 
 
-@contextmanager
-def _run_shard_tasks(
-    work: Packing, left: Sequence[ShardId], stop: Callable[[], bool], console: Console
-) -> Iterator[TaskResults]:
-    """Yield an iterator of (number in `left`, entry), in order of completion, by tasks or threads."""
-    cpus, at_once = os.cpu_count() or 1, work.config.at_once
-    if not left:
-        yield iter(())
-    elif has_existing_cluster():
+def _run_shard_tasks(work: Packing, left: Sequence[ShardId], stop: Callable[[], bool], console: Console) -> TaskResults:
+    """Yield (number in `left`, entry) of each shard, in order of completion, by tasks or threads."""
+    at_once = work.config.at_once
+    if left and has_existing_cluster():
         with cluster.connect_cluster() as capacity:
             # Twice as many as fit: no CPU idles between tasks, and an autoscaler sees the demand.
             most = at_once or max(1, 2 * int(capacity.cpus))
             print_line(console, f"packing {len(left)} shards by tasks on {len(capacity.nodes)} node(s)")
             tasks = [(work.make_task(shard, TASK_THREADS).to_dict(),) for shard in left]
-            yield task_pool.run_tasks(pack_shard, tasks, cpus=1, gpus=0, at_once=most, stop=stop)
-    else:
+            yield from task_pool.run_tasks(pack_shard, tasks, cpus=1, gpus=0, at_once=most, stop=stop)
+    elif left:
         most = min(at_once or MAX_LOCAL_SHARDS, len(left))
-        threads = max(1, -(-cpus // most)) + 1
+        threads = max(1, -(-(os.cpu_count() or 1) // most)) + 1
         print_line(console, f"packing {len(left)} shards in this process")
         tasks = [(work.make_task(shard, threads).to_dict(),) for shard in left]
-        yield run_in_threads(pack_shard, tasks, most, stop)
+        yield from run_in_threads(pack_shard, tasks, most, stop)
 
 
 def run_in_threads(
@@ -163,13 +157,3 @@ def _describe_dataset(url: str, dataset: Manifest) -> str:
         for name in dataset.splits
     )
     return f"{redaction.redact(url)}: {splits}, dataset {dataset.digest()}"
-
-
-def index_tars(job: IndexConfig) -> int:
-    """Write manifest and indexes of tars made elsewhere; return the exit status."""
-    return indexing.index_dataset(job, make_console())
-
-
-def verify_dataset(job: VerifyConfig) -> int:
-    """Print every problem of a dataset; return the exit status."""
-    return verify.verify_dataset(job, make_console())

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.config import SimulateConfig
-from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest, sampler
@@ -27,12 +26,12 @@ from orchestrator.storage import file_io, urls
 MAX_ROWS = 26
 
 
-def run_simulate(config: SimulateConfig, console: Console | None = None) -> int:
+def run_simulate(config: SimulateConfig, console: Console) -> int:
     """Print the schedule; with `out` draw it, and a contact sheet of the data; return the exit status.
 
     Raises ConfigError for impossible values.
     """
-    console, recipe = console or make_console(), config.recipe
+    recipe = config.recipe
     try:
         out = urls.require_absolute(config.out, "out") if config.out else ""
     except ValueError as error:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.config import StatusConfig
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.monitor import formatting
 from orchestrator.monitor.run_status import (
@@ -76,13 +76,12 @@ class RunGroup:
         return f"{self.name}: {', '.join(f'{number} {state}' for state, number in counts) or 'no trial yet'}"
 
 
-def run_status(config: StatusConfig, console: Console | None = None) -> int:
+def run_status(config: StatusConfig, console: Console) -> int:
     """Show runs, ensembles and sweeps; return the exit status: 0, or 1 when one failed or was lost.
 
     Of sweeps that are not named only active and failed trials are shown; JSON always has all. Raises ConfigError when
     a name is unknown.
     """
-    console = console or make_console()
 
     def look() -> list[RunGroup]:
         names, storage = config.runs, config.storage

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from orchestrator.cli.config import StopConfig
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config.errors import ConfigError
 from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import lease, run_lookup
@@ -53,14 +53,14 @@ class _PendingStop:
         return None
 
 
-def run_stop(config: StopConfig, console: Console | None = None) -> int:
+def run_stop(config: StopConfig, console: Console) -> int:
     """Stop runs and ensembles; return the exit status: 0 when all have ended, 1 when one still runs after `wait`.
 
     Raises ConfigError when a name is unknown.
     """
     if not config.runs:
         raise ConfigError("runs: give the name of at least one run or ensemble, or the URL of its folder")
-    console, wait = console or make_console(), config.wait
+    wait = config.wait
     entries = run_lookup.find_runs(config.runs, config.storage)  # all of them, before one is stopped
     pending = {entry.name: _request_stop(entry, config.save, console) for entry in entries}
     if wait and any(pending.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from orchestrator.cli.config import EnsembleScores, Errors, resolve_recipe
-from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE
 from orchestrator.config.errors import ConfigError
 from orchestrator.ensemble import finished_runs, members, train_and_score
 from orchestrator.ensemble.config import EvaluateConfig, TrainEnsembleConfig
@@ -17,16 +17,6 @@ from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import Session, open_session
 from orchestrator.scheduler import dry_run
-
-
-def run_train_ensemble(config: TrainEnsembleConfig) -> int:
-    """Train and score the ensemble, or print the plan; return the exit status."""
-    return train_ensemble(config, make_console()).exit_status
-
-
-def run_evaluate(config: EvaluateConfig) -> int:
-    """Score the runs, or list them; return the exit status."""
-    return evaluate_runs(config, make_console()).exit_status
 
 
 def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleScores:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from orchestrator.cli.config import resolve_recipe
-from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE
 from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import SWEEPS
@@ -14,9 +16,8 @@ from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.run_sweep import SweepPlan
 
 
-def run_tune(config: TuneJob) -> int:
+def run_tune(config: TuneJob, console: Console) -> int:
     """Train the trials, rank them, write the winner to a file; return the exit status."""
-    console = make_console()
     base = resolve_recipe(config)
     space = named_spaces.find_space(config.search.space, config.recipe)
     validate_space.check_space(space, base)

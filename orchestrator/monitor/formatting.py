@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -46,10 +45,8 @@ def format_eta(seconds: float | None) -> str:
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%b %d %H:%M", then)
 
 
-def format_bytes(number: float | None) -> str:
-    """Format bytes as 1.2 GB, or "-" when they are unknown."""
-    if number is None:
-        return "-"
+def format_bytes(number: float) -> str:
+    """Format bytes as 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
@@ -80,7 +77,7 @@ class LiveTable:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self.refresh()

@@ -6,20 +6,13 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from orchestrator.config import redaction
-from orchestrator.monitor.journal_summary import (
-    NO_METRICS,
-    JournalSummary,
-    parse_epoch_metrics,
-    parse_float,
-    parse_int,
-    parse_loss,
-    summarize_journal,
-)
+from orchestrator.monitor import journal_summary
+from orchestrator.monitor.journal_summary import JournalSummary, parse_float, parse_int
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import LeaseSnapshot
 from orchestrator.storage import commit, file_io, urls
@@ -28,26 +21,18 @@ from orchestrator.training import attempts
 from orchestrator.training.attempts import PreviousAttempt, find_failure_cause
 from orchestrator.training.run_dir import get_final_weights_dir, get_journal_dir, get_outcome_path
 
+# What each means: `orchestrator status --help`.
 RunState = Literal[
-    "waiting",  # for its turn, or for workers
-    "starting",
-    "running",
-    "restarting",  # after a crash of its workers
-    "stopping",  # on request
-    "finished",
-    "stopped",
-    "failed",
-    "unreadable",  # one of its records is
-    "lost",  # its driver died without releasing its lease
-    "pruned",  # a trial ended early
-    "diverged",  # a trial with a non-finite loss or score
-]
+    "waiting", "starting", "running", "restarting", "stopping", "finished", "stopped", "failed", "unreadable", "lost",
+    "pruned", "diverged",
+]  # fmt: skip
 LIVE_STATES: tuple[RunState, ...] = ("waiting", "starting", "running", "restarting", "stopping")
 PROBLEM_STATES: tuple[RunState, ...] = ("failed", "lost", "unreadable")
 TERMINAL_STATES: tuple[RunState, ...] = ("finished", "pruned", "diverged", "failed")  # of trials
 
 # A start takes no longer on a busy machine; after that a run waits for workers.
 START_GRACE_SECONDS = 60.0
+_NumberedAttempt = tuple[int, PreviousAttempt]
 _TRIAL_RECORD = re.compile(r"^(\d{4,})\.json$")
 # Runs of the winner and of the preset with other seeds, which tell a gain from noise; they have leases of their own.
 _REPEAT_SUFFIX = re.compile(r"-(winner|preset)-r\d+$")
@@ -94,7 +79,7 @@ def inspect_run(
     spec = file_io.read_json_or_empty(file_io.join(folder, "spec.json"))
     outcome = file_io.read_json_or_empty(get_outcome_path(folder))
     snapshot, newest = lease.read_lease(folder), attempts.load_latest_attempt(folder)
-    summary = summarize_journal(get_journal_dir(folder))
+    summary = journal_summary.summarize_journal(get_journal_dir(folder))
     alive = lease.is_driver_alive(folder, snapshot)
     if driver is not None and not alive:
         snapshot, alive = driver, awaited
@@ -123,11 +108,7 @@ def inspect_run(
 
 
 def _determine_state(
-    folder: str,
-    outcome: dict[str, Any],
-    snapshot: LeaseSnapshot | None,
-    alive: bool,
-    newest: tuple[int, PreviousAttempt] | None,
+    folder: str, outcome: dict[str, Any], snapshot: LeaseSnapshot | None, alive: bool, newest: _NumberedAttempt | None
 ) -> tuple[RunState, str]:
     """Return the state, and the reason of a bad one."""
     status, message = str(outcome.get("status", "")), str(outcome.get("message", ""))
@@ -136,10 +117,7 @@ def _determine_state(
     if snapshot is not None and alive:
         return _determine_live_state(snapshot, newest), ""
     if snapshot is not None and not snapshot.released:
-        return (
-            "lost",
-            f"its driver died without releasing its lease ({snapshot.owner}); rerun the same command to resume",
-        )
+        return "lost", f"its driver died ({snapshot.owner}); rerun the same command to resume"
     # An outcome of an earlier attempt than the last is stale.
     if status and (newest is None or outcome.get("attempt") == newest[0]):
         return ("stopped", "") if status in ("stopped", "finished") else ("failed", f"{status}: {message}")
@@ -148,7 +126,7 @@ def _determine_state(
     return "failed", find_failure_cause(newest[1])
 
 
-def _determine_live_state(snapshot: LeaseSnapshot, newest: tuple[int, PreviousAttempt] | None) -> RunState:
+def _determine_live_state(snapshot: LeaseSnapshot, newest: _NumberedAttempt | None) -> RunState:
     if snapshot.stop_requested:
         return "stopping"
     since = snapshot.owner.since
@@ -169,38 +147,28 @@ def _collect_progress(
     state: RunState, epochs: int | None, summary: JournalSummary, attempt: PreviousAttempt | None
 ) -> dict[str, Any]:
     """Return the fields of progress; speed and time left only of a run that makes progress."""
-    metrics, size = NO_METRICS, None
-    if summary.started is not None:
-        size = parse_int(summary.started.values.get("samples_per_epoch"))
-    if summary.epoch is not None:
-        metrics = parse_epoch_metrics(summary.epoch)
-        size = size or (summary.epoch.samples or 0) // max(1, metrics.epoch)
-    samples = max([0, *(event.samples or 0 for event in (summary.last, summary.epoch) if event is not None)])
+    started, ended, metrics = summary.started, summary.epoch, journal_summary.NO_METRICS
+    size = parse_int(started.values.get("samples_per_epoch")) if started is not None else None
+    if ended is not None:
+        metrics = journal_summary.parse_epoch_metrics(ended)
+        size = size or (ended.samples or 0) // max(1, metrics.epoch)
+    samples = max([0, *(event.samples or 0 for event in (summary.last, ended) if event is not None)])
     if state == "running" and attempt is not None:
         samples = attempt.samples
-    progress: dict[str, Any] = {
+    progress: dict[str, Any] = asdict(metrics) | {
         "samples": samples if summary.last is not None else None,
-        "epoch": samples / size if size else float(metrics.epoch) if summary.epoch is not None else None,
-        "loss": parse_loss(summary.points[-1]) if summary.points else metrics.loss,
-        "top1_error": metrics.top1_error,
-        "top5_error": metrics.top5_error,
-        "images_per_second": metrics.images_per_second,
-        "goodput": metrics.goodput,
+        "epoch": samples / size if size else float(metrics.epoch) if ended is not None else None,
+        "loss": journal_summary.parse_loss(summary.points[-1]) if summary.points else metrics.loss,
     }
-    if state != "running":
-        return progress
-    # Points of the loss curve leave out the pauses between epochs.
-    points = [event for event in summary.points if event.kind == "metrics"]
-    if points and (speed := _measure_speed(points[0], points[-1].time, points[-1].samples or 0)):
-        progress["images_per_second"] = speed
-    # The speed of this attempt, validations included.
-    if (
-        attempt is not None
-        and (speed := _measure_speed(summary.started, attempt.last_seen, samples))
-        and epochs
-        and size
-    ):
-        progress["seconds_left"] = max(0.0, epochs * size - samples) / speed
+    if state == "running":
+        # Points of the loss curve leave out the pauses between epochs.
+        points = [event for event in summary.points if event.kind == "metrics"]
+        if points and (speed := _measure_speed(points[0], points[-1].time, points[-1].samples or 0)):
+            progress["images_per_second"] = speed
+        # The speed of this attempt includes validations.
+        speed = _measure_speed(started, attempt.last_seen, samples) if attempt is not None else None
+        if speed and epochs and size:
+            progress["seconds_left"] = max(0.0, epochs * size - samples) / speed
     return progress
 
 

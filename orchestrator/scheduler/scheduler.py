@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Literal, Self
 
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
@@ -66,7 +65,7 @@ class CapacityMonitor:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._query_slots is not None:
             self._thread.join(JOIN_TIMEOUT_SECONDS)
@@ -168,11 +167,11 @@ class Scheduler:
             except Exception as error:  # any failure of one run is its result, never the end of the others
                 self._handle_launch_failure(run, f"{type(error).__name__}: {error}")
             else:
+                result = RunResult("failed", f"{outcome.status}: {outcome.message}", outcome)
                 if outcome.status in ("finished", "stopped"):
                     message = outcome.message if outcome.status == "stopped" else ""
-                    self._record_result(run, RunResult(outcome.status, message, outcome))
-                else:
-                    self._record_result(run, RunResult("failed", f"{outcome.status}: {outcome.message}", outcome))
+                    result = RunResult(outcome.status, message, outcome)
+                self._record_result(run, result)
 
     def _record_result(self, run: _ScheduledRun, result: RunResult) -> None:
         self._results[run.spec.name] = result

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from orchestrator.cli import main
 from orchestrator.cli.main import COMMANDS, SHARD_COMMANDS, Command
@@ -36,7 +37,7 @@ def test_every_example_of_a_help_is_a_valid_command_line(
 ) -> None:
     configs: list[Any] = []
 
-    def run(config: Any) -> int:
+    def run(config: Any, console: Console) -> int:
         configs.append(config)
         return 7
 

@@ -181,8 +181,8 @@ def test_durations() -> None:
 
 
 def test_sizes() -> None:
-    assert [format_bytes(number) for number in (None, 0, 999, 1234, 5.55e9, 2e15)] == [
-        "-", "0 B", "999 B", "1.23 kB", "5.55 GB", "2 PB",
+    assert [format_bytes(number) for number in (0, 999, 1234, 5.55e9, 2e15)] == [
+        "0 B", "999 B", "1.23 kB", "5.55 GB", "2 PB",
     ]  # fmt: skip
 
 
