@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _HELP_FLAGS = ("--help", "-h")
 _PLACES = ("data", "storage", "tracking", "experiment")
 _TRAINING = ("epochs", "batch_size", "schedule.base_rate", "placement.workers", "new", "dry_run")
-_READERS = ("predict", "status", "stop", "audit")  # whose work is done when nobody reads their output
+_READERS = ("predict", "status", "stop", "audit")  # whose work ends with the reader of their output
 _COMMAND = re.compile(rf"(?<!\S){PROGRAM} ([a-z-]+)")  # in an example
 _RUN_STATUSES = "Exit status: 0 done, 1 failed, 2 wrong usage, 128 + N stopped by signal N."
 

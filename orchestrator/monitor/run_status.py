@@ -173,7 +173,7 @@ def _collect_progress(
 
 
 def _measure_speed(first: Event | None, end: float, samples: int) -> float | None:
-    """Return images per second since an event; None where they cannot be told."""
+    """Return images per second since an event; None where unknown."""
     if first is None or end <= first.time or samples <= (first.samples or 0):
         return None
     return (samples - (first.samples or 0)) / (end - first.time)
