@@ -63,10 +63,7 @@ def print_dry_run(config: JobConfig, recipes: Sequence[Recipe], options: PlanCon
     except ValueError as error:
         raise ClusterError(f"{error}; the plan is for {cluster_text}") from None
     console.print(_build_order_table(plan), soft_wrap=False)
-    for line in (
-        *_format_totals(plan, capacity, gpus, options),
-        *_format_storage(plan, histories, dataset),
-    ):
+    for line in (*_format_totals(plan, capacity, gpus, options), *_format_storage(plan, histories, dataset)):
         print_line(console, line)
 
 
@@ -123,17 +120,15 @@ def _format_time(plan: RunPlan, time: float) -> str:
 
 
 def _format_totals(plan: RunPlan, capacity: ClusterCapacity, gpus: float, options: PlanConfig) -> list[str]:
-    beyond = 100 * (plan.makespan / plan.min_makespan - 1) if plan.min_makespan > 0 else 0.0
-    least = f"no plan takes less than {_format_time(plan, plan.min_makespan)} (+{beyond:.1f} %)"
     total = _format_time(plan, plan.makespan)
     if not plan.in_seconds:
         stated = options.images_per_second is not None
         advice = "pack the data" if stated else "set --plan.images-per-second, or train an epoch"
-        return [f"time:       {total}, in times of the shortest model; {least}; for hours {advice}"]
+        return [f"time:       {total}, in times of the shortest model; for hours {advice}"]
     hours, held_hours = estimate_hours(plan, capacity, gpus)
     device, price = "GPU" if gpus > 0 else "CPU", options.price_per_hour
     lines = [
-        f"time:       {total}, until {format_eta(plan.makespan)} if started now; {least}",
+        f"time:       {total}, until {format_eta(plan.makespan)} if started now",
         f"hours:      {hours:.4g} {device}-hours used, {held_hours:.4g} of the cluster until the end",
     ]
     if price is not None:

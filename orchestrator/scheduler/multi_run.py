@@ -27,10 +27,6 @@ class MultiRunResult:
     results: dict[str, RunResult]
     progress: ProgressMonitor
 
-    def list_runs(self, status: RunPhase) -> list[str]:
-        """Return the names of the runs that ended with that status."""
-        return [name for name, result in self.results.items() if result.status == status]
-
 
 def train_runs(
     session: Session,
@@ -51,7 +47,7 @@ def train_runs(
     for spec in specs:
         if spec.name in done:
             session.recorder.set_final_status(session.recorder.record_run(spec, parent), "FINISHED")
-            progress.update_phase(spec, "finished", "before")
+            progress.update_phase(spec, "finished")
             results[spec.name] = RunResult("finished", "", done[spec.name])
     progress.poll(waiting=True)  # the events of earlier jobs are no news
     if done:
@@ -71,7 +67,7 @@ def _execute_plan(
     session: Session, plan: RunPlan, progress: ProgressMonitor, parent: str | None
 ) -> dict[str, RunResult]:
     def on_change(spec: RunSpec, status: RunPhase, message: str) -> None:
-        progress.update_phase(spec, status, message)
+        progress.update_phase(spec, status)
         if status in _FINAL_STATUS:
             session.recorder.set_final_status(session.recorder.make_run_key(spec, parent), _FINAL_STATUS[status])
         if message:

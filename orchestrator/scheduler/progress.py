@@ -34,7 +34,6 @@ class RunProgress:
 
     spec: RunSpec
     status: RunPhase = "waiting"
-    message: str = ""
     metrics: EpochMetrics = NO_METRICS  # of the last epoch
     restarts: int = 0
     cursor: Cursor | None = None
@@ -105,10 +104,10 @@ class ProgressMonitor:
         self.rows = {spec.name: RunProgress(spec) for spec in specs}
         self._scored_images, self._manifest, self._config = scored_images, manifest, config or PlanConfig()
 
-    def update_phase(self, spec: RunSpec, status: RunPhase, message: str) -> None:
+    def update_phase(self, spec: RunSpec, status: RunPhase) -> None:
         """Record that a run changed its phase."""
         row = self.rows[spec.name]
-        row.status, row.message = status, message
+        row.status = status
         if status == "running":
             row.running_since, row.has_started = time.time(), False
 

@@ -43,14 +43,13 @@ class PlannedRun:
 class RunPlan:
     """Runs in starting order.
 
-    slots: workers that fit on the cluster. max_concurrent: most runs at the same time. min_makespan: lower bound of the
-    makespan of any plan of these runs. in_seconds: False where no speed is known and times are units of work.
+    slots: workers that fit on the cluster. max_concurrent: most runs at the same time. in_seconds: False where no speed
+    is known and times are units of work.
     """
 
     runs: tuple[PlannedRun, ...]
     slots: int
     max_concurrent: int
-    min_makespan: float
     in_seconds: bool = True
 
     @property
@@ -116,7 +115,7 @@ def plan_runs(
     runs = tuple(
         PlannedRun(spec, start, start + total) for (spec, _), start, total in zip(pairs, starts, totals, strict=True)
     )
-    return RunPlan(runs, slots, max_concurrent, compute_lower_bound(totals, max_concurrent), in_seconds)
+    return RunPlan(runs, slots, max_concurrent, in_seconds)
 
 
 def count_slots(capacity: ClusterCapacity, placement: Placement, gpus: float) -> int:
@@ -149,16 +148,6 @@ def compute_start_times(
         starts.append(now)
         heapq.heappush(ends, now + duration)
     return starts
-
-
-def compute_lower_bound(durations: Sequence[float], max_concurrent: int) -> float:
-    """Return a lower bound of the makespan: the longest run, the mean load, and the waves that many runs take.
-
-    Of the k x places + 1 longest runs some place has to take k + 1; equal runs take ceil(runs / places) waves.
-    """
-    longest = sorted(durations, reverse=True)
-    waves = (sum(longest[last - last // max_concurrent : last + 1]) for last in range(0, len(longest), max_concurrent))
-    return max([sum(longest) / max_concurrent, *waves])
 
 
 def estimate_durations(

@@ -52,7 +52,7 @@ def row_of(board: ProgressMonitor, run: RunSpec) -> RunProgress:
 # ------------------------------------------------------------------ board
 def test_progress_follows_a_journal(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     assert board.poll() == []
     write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
     assert [event.kind for _, event in board.poll()] == ["started", "metrics", "epoch"]
@@ -68,7 +68,7 @@ def test_progress_follows_a_journal(run: RunSpec) -> None:
 
 def test_the_averaged_weights_count_as_soon_as_there_are_any(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     averaged = {"validation/averaged_top1_error": 10.0, "validation/averaged_top5_error": 1.0}
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 40.0, **averaged)])
     board.poll()
@@ -78,7 +78,7 @@ def test_the_averaged_weights_count_as_soon_as_there_are_any(run: RunSpec) -> No
 
 def test_epochs_seen_again_after_a_restart_are_drawn_once(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 30.0), epoch(3, 20.0)])
     write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0), epoch(3, 20.0), epoch(4, 10.0)])
     board.poll()
@@ -87,7 +87,7 @@ def test_epochs_seen_again_after_a_restart_are_drawn_once(run: RunSpec) -> None:
 
 def test_an_epoch_without_validation_has_no_error(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, ("epoch", 1000, {"train/epoch": 1.0, "train/loss": float("nan")})])
     board.poll()
     assert row_of(board, run).metrics.top1_error is None
@@ -96,7 +96,7 @@ def test_an_epoch_without_validation_has_no_error(run: RunSpec) -> None:
 
 def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     file_io.write_bytes(file_io.join(get_journal_dir(run.folder), make_segment_name(1, 1)), b"cut off")
     write_journal(run.folder, 2, [RESUMED, epoch(2)])
     board.poll()
@@ -106,7 +106,7 @@ def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> No
 
 def test_failed_storage_is_polled_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1)])
     with monkeypatch.context() as patched:
         patched.setattr(file_io, "list_names", lambda _: (_ for _ in ()).throw(file_io.StorageError("away")))
@@ -119,7 +119,7 @@ def test_waiting_runs_are_polled_on_demand(run: RunSpec) -> None:
     board = ProgressMonitor([run])
     assert board.poll() == []
     assert len(board.poll(waiting=True)) == 3
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     assert board.poll() == []
     assert row_of(board, run).metrics.epoch == 2
 
@@ -128,7 +128,7 @@ def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
     board = ProgressMonitor(runs, 0, DATA, PlanConfig(start_seconds=5.0))
     assert board.estimate_training_seconds(2) is None
-    board.update_phase(runs[0], "running", "")
+    board.update_phase(runs[0], "running")
     write_journal(runs[0].folder, 1, [STARTED, epoch(1, **SPEED), epoch(2, **SPEED)])
     board.poll()
     # 8 epochs of 20 s of the first; 10 of the second beside it, and 10 of the third after the first.
@@ -136,18 +136,18 @@ def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path) -> None:
     assert board.estimate_training_seconds(100) == pytest.approx(10 * 20 + 5)
     assert board.estimate_training_seconds(1) == pytest.approx((8 + 10 + 10) * 20 + 2 * 5)
     for run in runs:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     assert board.estimate_training_seconds(2) == 0.0
 
 
 def test_a_part_of_an_epoch_counts_and_a_new_launch_takes_its_start(run: RunSpec) -> None:
     board = ProgressMonitor([run], 0, DATA, PlanConfig(start_seconds=5.0))
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     started = ("started", 0, {"samples_per_epoch": 1024})
     write_journal(run.folder, 1, [started, ("epoch", 1024, epoch(1)[2] | SPEED), ("metrics", 1536, {})])
     board.poll()
     assert board.estimate_training_seconds(1) == pytest.approx(2.5 * 20)
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     assert board.estimate_training_seconds(1) == pytest.approx(5 + 2.5 * 20)
 
 
@@ -155,7 +155,7 @@ def test_before_the_first_epoch_the_time_left_is_that_of_the_stated_speed(tmp_pa
     runs = [spec(recipe(f"net-{number}", epochs=3), str(tmp_path)) for number in range(3)]
     board = ProgressMonitor(runs, 0, DATA, PlanConfig(images_per_second=51.2, start_seconds=5.0))
     assert board.estimate_training_seconds(2) == pytest.approx(2 * (5 + 60))
-    board.update_phase(runs[0], "running", "")
+    board.update_phase(runs[0], "running")
     write_journal(runs[0].folder, 1, [STARTED, epoch(1, **{"train/images_per_second": 102.4})])
     board.poll()
     # What is measured is believed before what was stated.
@@ -196,7 +196,7 @@ def test_the_headline_shows_the_wave(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(7)]
     board = ProgressMonitor(runs)
     for run in runs[:4]:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     title = str(ProgressTable(board, lambda: 2, Console(file=io.StringIO())).build_table().title)
     assert title.startswith("wave 3 of 4, 2 at a time, ")
     assert "done at about" in title
@@ -207,14 +207,14 @@ def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.Monke
     runs = [spec(recipe(f"net-{number}", epochs=1), str(tmp_path)) for number in range(2)]
     board, text = ProgressMonitor(runs, 1000, DATA), io.StringIO()
     assert board.estimate_scoring_seconds(2) is None
-    board.update_phase(runs[0], "running", "")
+    board.update_phase(runs[0], "running")
     with ProgressTable(board, lambda: 2, Console(file=text, width=200)) as progress:
         write_journal(runs[0].folder, 1, [STARTED, epoch(1, **{"train/images_per_second": 4800.0})])
         until(lambda: "epoch 1/1" in text.getvalue())
         # 144 crops of 1,000 images of 2 models, forward alone a third of training's 4,800 a second, on 2 slots.
         assert board.estimate_scoring_seconds(2) == pytest.approx(10.0)
-        board.update_phase(runs[0], "finished", "")
-        board.update_phase(runs[1], "finished", "")
+        board.update_phase(runs[0], "finished")
+        board.update_phase(runs[1], "finished")
         title = str(progress.build_table().title)
     assert "left, scoring up to 0:10 of it, done at about" in text.getvalue()
     assert "0:10 left, scoring up to 0:10 of it, done at about" in title
@@ -224,7 +224,7 @@ def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formatting, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     with ProgressTable(board, lambda: 2, Console(file=text, width=200)):
         write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
         until(lambda: "epoch 1/4" in text.getvalue())
@@ -253,7 +253,7 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
     runs += [spec(recipe(f"googlenet-imagenet-wide-m{number}", epochs=250)) for number in range(1, 7)]
     board = ProgressMonitor(runs)
     for run in runs:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
         row_of(board, run).metrics = parse_epoch_metrics(
             _event(epoch(250, 100.0, **{"train/loss": 16.906, "train/images_per_second": 123456.0}))
         )
@@ -271,10 +271,10 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
 
 def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
     text, board = io.StringIO(), ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0)])
     with ProgressTable(board, lambda: 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     last = text.getvalue().rstrip().splitlines()[-1].split()
     assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]
 
@@ -299,7 +299,7 @@ def test_causes_are_shown_as_they_are_whatever_brackets_they_have(tmp_path: Path
     cause = "rank 1: RuntimeError: [/__w/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:2024"
     run = spec(storage=str(tmp_path))
     board, screen = ProgressMonitor([run]), io.StringIO()
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     with ProgressTable(board, lambda: 1, Console(file=screen, width=300)):
         write_journal(run.folder, 1, [("incident", 8, {"cause": cause, "samples_replayed": 8})])
     assert cause in screen.getvalue()

@@ -27,7 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(specs: list[RunSpec], slots: int) -> RunPlan:
-    return RunPlan(tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)), 1.0)
+    return RunPlan(tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)))
 
 
 class Launcher:
