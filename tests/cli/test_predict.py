@@ -81,22 +81,22 @@ def champions(storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_by_default_the_registered_champion_answers(storage: Path, champions: list[str]) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(ConfigError, match=r"no champion is registered in sqlite:///.*; set --model to an ensemble"):
-        predict.load_classifier(chosen(storage), told.append)
+        predict.load_classifier(chosen(storage), lines.append)
     champions.append("models:/tiny@champion")
     asked = chosen(storage, tracking="sqlite:////elsewhere/x.db")
-    assert predict.load_classifier(asked, told.append).names == ("an ant", "a bee", "a cat")
-    assert told == ["model: models:/tiny@champion (1 model): the champion registered in sqlite:////elsewhere/x.db"]
+    assert predict.load_classifier(asked, lines.append).names == ("an ant", "a bee", "a cat")
+    assert lines == ["model: models:/tiny@champion (1 model): the champion registered in sqlite:////elsewhere/x.db"]
     champions.append("models:/b@champion")
     with pytest.raises(ConfigError, match=r"2 champions .* --model to one: models:/tiny@champion, models:/b@champion"):
-        predict.load_classifier(asked, told.append)
+        predict.load_classifier(asked, lines.append)
 
 
 def test_what_is_named_needs_no_registry(storage: Path) -> None:
-    told: list[str] = []
-    assert len(predict.load_classifier(chosen(storage, model="newer"), told.append)) == 3
-    assert told == ["model: newer (3 models)"]
+    lines: list[str] = []
+    assert len(predict.load_classifier(chosen(storage, model="newer"), lines.append)) == 3
+    assert lines == ["model: newer (3 models)"]
 
 
 def test_a_registry_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_by_name_url_and_number(storage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"model": "partial"}, "model: partial: its model 2, m4, is not finished"),
         ({"model": "newwer"}, "no such run, ensemble or sweep in .*; did you mean newer"),
@@ -128,8 +128,8 @@ def test_by_name_url_and_number(storage: Path) -> None:
         ({"model": "newer", "members": (2, 2)}, "from 1 to 3, got 2,2"),
     ],
 )
-def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         predict.resolve_source(chosen(storage, **fields))
 
 
@@ -141,7 +141,7 @@ def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Pa
         predict.resolve_source(chosen(tmp_path, model="damaged"))
 
 
-def test_damaged_weights_are_told_and_named(tmp_path: Path) -> None:
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
     ensembles.members(tmp_path, ["m1"])
     (tmp_path / "models" / "m1" / "final" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"model: .*m1/final.*state\.pt.*damaged"):
@@ -178,7 +178,7 @@ def test_pictures_of_other_formats_in_a_folder_get_an_answer(tmp_path: Path) -> 
     assert [Path(url).name for url in predict.find_images([str(tmp_path)])] == ["a.HEIC", "b.avif", "c.jpg"]
 
 
-def test_a_folder_without_images_is_refused(photos: Path) -> None:
+def test_a_folder_without_images_is_an_error(photos: Path) -> None:
     with pytest.raises(ConfigError, match=r"a folder without images; subfolders are not searched"):
         predict.find_images([str(photos.parent)])
 
@@ -225,7 +225,7 @@ def test_images_of_the_web(web: str, storage: Path, photos: Path, capsys: pytest
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
 
 
-# ------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------ what is lines
 def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
     status, _ = predicted(storage, str(photos), json_lines=True, crops=144, top=2)
@@ -268,12 +268,12 @@ def test_too_large_a_file_is_not_read(
     assert "must have at most 100 bytes" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_no_image_is_refused(storage: Path) -> None:
+def test_no_image_is_an_error(storage: Path) -> None:
     with pytest.raises(ConfigError, match="images: give at least one image"):
         predicted(storage)
 
 
-def test_images_of_one_name_are_told_apart() -> None:
+def test_images_of_one_name_are_distinguished() -> None:
     assert predict.shorten_names(["/c/a/x.jpg", "/c/b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
     assert predict.shorten_names(["s3://c/x.jpg", "/b/x.jpg"]) == ["s3://c/x.jpg", "/b/x.jpg"]
     assert predict.shorten_names(["/b/x.jpg"]) == ["x.jpg"]

@@ -1,4 +1,4 @@
-"""`shards.py pack` without a cluster: what it says and refuses, and its threads, which do what launch.pool does."""
+"""`shards.py pack` without a cluster: its output and errors, and its threads."""
 
 import json
 import os
@@ -47,13 +47,13 @@ def small(folder: Path, broken: int) -> FolderSource:
 
 
 # ------------------------------------------------------------------ packing
-def test_a_dry_run_tells_the_plan_and_writes_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pack(command(tars, tmp_path / "out", dry_run=True)) == 0
-    told = capsys.readouterr().out
-    for said in ("ilsvrc2012: 4 classes", "train: 31 images, 0.0 MiB, ", "validation: 10 images"):
-        assert said in told
+    output = capsys.readouterr().out
+    for expected in ("ilsvrc2012: 4 classes", "train: 31 images, 0.0 MiB, ", "validation: 10 images"):
+        assert expected in output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,14 +63,14 @@ def test_threads_pack_what_one_thread_packs(tars: IlsvrcSource, tmp_path: Path) 
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def test_a_packing_tells_what_it_met_and_is_done_once(
+def test_a_packing_reports_oddities_and_runs_once(
     tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = command(tars, tmp_path)
     assert pack(config) == 0
-    told = capsys.readouterr().out
-    for said in ("YCCK JPEG", "PNG with the name of a JPEG", "EXIF data that cannot be read", "images of a class"):
-        assert said in told
+    output = capsys.readouterr().out
+    for expected in ("YCCK JPEG", "PNG with the name of a JPEG", "EXIF data that cannot be read", "images of a class"):
+        assert expected in output
     before = content(tmp_path)
     assert pack(config) == 0
     assert f"already packed: {tmp_path}: 31 train images in " in capsys.readouterr().out
@@ -85,9 +85,9 @@ def test_too_many_broken_images_end_the_packing_until_they_are_allowed(
         pack(config)
     assert not (tmp_path / "out" / manifest.FILE_NAME).exists()
     assert pack(config.model_copy(update={"max_bad": 0.5})) == 0
-    told = capsys.readouterr().out
-    assert "resuming the packing" in told
-    assert "left out: a/broken" in told
+    output = capsys.readouterr().out
+    assert "resuming the packing" in output
+    assert "left out: a/broken" in output
     assert manifest.load(str(tmp_path / "out")).count_samples("train") == 20
 
 
@@ -102,10 +102,10 @@ def test_names_that_are_not_utf8_or_steer_a_terminal(tmp_path: Path, capsys: pyt
     }
     imagenet.write(tmp_path / "in", names.items())
     assert pack(command(source, tmp_path / "out")) == 0
-    told = capsys.readouterr().out
-    assert "left out: a/t_ (a/t\\xe9.jpg): no JPEG or PNG" in told
-    assert "left out: b/__31m (b/\\x1b[31m.jpg)" in told
-    assert "\x1b" not in told
+    output = capsys.readouterr().out
+    assert "left out: a/t_ (a/t\\xe9.jpg): no JPEG or PNG" in output
+    assert "left out: b/__31m (b/\\x1b[31m.jpg)" in output
+    assert "\x1b" not in output
     assert manifest.load(str(tmp_path / "out")).count_samples("train") == 21
     report = json.loads((tmp_path / "out" / packing.REPORT_NAME).read_text())
     assert [one["source"] for one in report["splits"]["train"]["left_out"]] == ["a/t\\xe9.jpg", "b/\x1b[31m.jpg"]
@@ -124,7 +124,7 @@ def test_damaged_records_of_a_packing_are_named(tmp_path: Path, name: str, text:
         pack(config)
 
 
-def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(
+def test_a_signal_stops_after_the_shards_under_way_and_the_command_resumes(
     tars: IlsvrcSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = command(tars, tmp_path / "out", at_once=1)
@@ -159,8 +159,8 @@ def test_digits_are_those_of_the_embedded_dataset(tmp_path: Path, capsys: pytest
 def test_digits_overwrite_nothing(tars: IlsvrcSource, tmp_path: Path) -> None:
     pack(command(tars, tmp_path / "a"))
     imagenet.write(tmp_path / "b", [("_packing/plan.json", (b"{}"))])
-    for name, said in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
-        with pytest.raises(DataError, match=said):
+    for name, expected in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
+        with pytest.raises(DataError, match=expected):
             pack(PackConfig(source=DigitsSource(), url=str(tmp_path / name)))
 
 
@@ -185,7 +185,7 @@ def test_no_more_than_asked_for_are_under_way() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        gate.wait(10)  # three are needed to go on
+        gate.wait(10)  # three are needed to continue
         with lock:
             running -= 1
 

@@ -79,7 +79,7 @@ def test_pictures_go_to_the_folder(tmp_path: Path) -> None:
     assert f"written: {tmp_path / 'out' / CONTACT_SHEET_FILE}" in printed
 
 
-def test_without_data_there_is_no_contact_sheet_and_that_is_said(tmp_path: Path) -> None:
+def test_without_data_there_is_no_contact_sheet_and_a_line_says_so(tmp_path: Path) -> None:
     _, printed = simulated(recipe(), out=str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == [SCHEDULE_FILE]
     assert "no contact sheet: set --data to a dataset" in printed
@@ -94,7 +94,7 @@ def test_the_embedded_digits_need_not_be_packed_and_are_not(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"out": "relative"}, "out: 'relative' is a relative path"),
         ({"data": "relative"}, "data: 'relative' is a relative path"),
@@ -102,8 +102,8 @@ def test_the_embedded_digits_need_not_be_packed_and_are_not(tmp_path: Path, monk
         ({"samples": 63}, "batch_size: must be at most the 63 training images, got 64; lower it"),
     ],
 )
-def test_what_cannot_be_is_refused(flags: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_impossible_values_are_errors(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         simulated(recipe(), **flags)
 
 
