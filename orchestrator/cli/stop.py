@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -14,7 +14,7 @@ from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config.errors import ConfigError
 from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import lease, run_lookup
-from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
+from orchestrator.ray_backend.lease import LeaseSnapshot
 from orchestrator.ray_backend.run_lookup import RunEntry
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
@@ -24,33 +24,26 @@ POLL_SECONDS = 0.5
 STOP_WITHOUT_CHECKPOINT = json.dumps({"save": False}).encode()
 
 
-@dataclass
-class _PendingStop:
+class _PendingStop(NamedTuple):
     """A lease whose release is awaited."""
 
     entry: RunEntry
     folder: str
     lease: LeaseSnapshot
-    last_heartbeat: float = field(default_factory=time.monotonic)  # when its heartbeat last changed
 
     def describe_end(self) -> str | None:
         """Return how it ended; None while its owner is active. A failed query ends nothing."""
         try:
             current = lease.read_lease(self.folder)
+            if current is None or current.number != self.lease.number:
+                return "another driver has taken it over"
+            if current.released:
+                return "ended"
+            if lease.is_driver_alive(self.folder, current):
+                return None
         except OSError:
-            self.last_heartbeat = time.monotonic()  # an unknown state is not a dead owner
             return None
-        if current is None or current.number != self.lease.number:
-            return "another driver has taken it over"
-        if current.released:
-            return "ended"
-        if current.heartbeat != self.lease.heartbeat:
-            self.lease, self.last_heartbeat = current, time.monotonic()
-        if current.is_owner_dead:
-            return f"its driver died without releasing its lease ({current.owner})"
-        if time.monotonic() - self.last_heartbeat > STALE_SECONDS:
-            return f"its lease is stale: no heartbeat for {STALE_SECONDS:g} s ({current.owner})"
-        return None
+        return f"its driver died without releasing its lease ({current.owner})"
 
 
 def run_stop(config: StopConfig, console: Console) -> int:
