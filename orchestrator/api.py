@@ -140,8 +140,7 @@ def load(run: RunChoice = "", *, members: Sequence[int] = (), storage: Location 
     ray_env.prepare_process()
     from orchestrator.cli import predict as command  # torch takes seconds to import
 
-    notes: list[str] = []
-    return Model(command.load_classifier(choice, notes.append), " ".join(notes).removeprefix("model: "))
+    return Model(*command.load_classifier(choice))
 
 
 @dataclass(frozen=True, eq=False)

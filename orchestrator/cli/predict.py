@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,7 +57,8 @@ def run_predict(config: PredictConfig, console: Console) -> int:
     if not config.images:
         raise ConfigError("images: give at least one image, folder or URL")
     images = find_images(config.images)
-    model = load_classifier(config.chosen, _print_note)
+    model, description = load_classifier(config.chosen)
+    _print_note(f"model: {description}")
     names = shorten_names(images)
     width = min(max(map(len, names)), max(12, console.width // 3))
     unreadable_count, step = 0, classifier.compute_images_per_batch(config.crops)
@@ -78,16 +79,15 @@ def run_predict(config: PredictConfig, console: Console) -> int:
     return EXIT_FAILURE if unreadable_count else 0
 
 
-def load_classifier(choice: ModelChoice, report: Callable[[str], None]) -> Classifier:
-    """Load the chosen classifier; `report` gets a line that says which it is. Raises as `run_predict` does."""
+def load_classifier(choice: ModelChoice) -> tuple[Classifier, str]:
+    """Load the chosen classifier; return it and which it is. Raises as `run_predict` does."""
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         if choice.model and not choice.model.startswith(ensemble_registry.MODEL_URI_PREFIX):
             source = resolve_source(choice)
         else:
             source = _fetch_registered(choice, scratch)
-        report(f"model: {source.description}")
         try:
-            return Classifier.load(source.weights_urls, source.titles)
+            return Classifier.load(source.weights_urls, source.titles), source.description
         except (CheckpointError, FileNotFoundError) as error:
             raise DataError(f"model: {error}") from None
 

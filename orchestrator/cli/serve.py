@@ -234,7 +234,8 @@ def run_serve(config: ServeConfig, console: Console) -> int:
     stopping = signals.get_stop_signals()
     for number in stopping:
         signal.signal(number, signal.default_int_handler)  # raises KeyboardInterrupt
-    model = predict.load_classifier(config.chosen, lambda text: print_line(console, text))
+    model, description = predict.load_classifier(config.chosen)
+    print_line(console, f"model: {description}")
     endpoint = PredictionServer(model, config)
     for number in stopping:
         signal.signal(number, lambda _, __: endpoint.stop())

@@ -81,22 +81,21 @@ def champions(storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_by_default_the_registered_champion_answers(storage: Path, champions: list[str]) -> None:
-    lines: list[str] = []
     with pytest.raises(ConfigError, match=r"no champion is registered in sqlite:///.*; set --model to an ensemble"):
-        predict.load_classifier(chosen(storage), lines.append)
+        predict.load_classifier(chosen(storage))
     champions.append("models:/tiny@champion")
     asked = chosen(storage, tracking="sqlite:////elsewhere/x.db")
-    assert predict.load_classifier(asked, lines.append).names == ("an ant", "a bee", "a cat")
-    assert lines == ["model: models:/tiny@champion (1 model): the champion registered in sqlite:////elsewhere/x.db"]
+    assert predict.load_classifier(asked)[0].names == ("an ant", "a bee", "a cat")
+    shown = "models:/tiny@champion (1 model): the champion registered in sqlite:////elsewhere/x.db"
+    assert predict.load_classifier(asked)[1] == shown
     champions.append("models:/b@champion")
     with pytest.raises(ConfigError, match=r"2 champions .* --model to one: models:/tiny@champion, models:/b@champion"):
-        predict.load_classifier(asked, lines.append)
+        predict.load_classifier(asked)
 
 
 def test_what_is_named_needs_no_registry(storage: Path) -> None:
-    lines: list[str] = []
-    assert len(predict.load_classifier(chosen(storage, model="newer"), lines.append)) == 3
-    assert lines == ["model: newer (3 models)"]
+    model, description = predict.load_classifier(chosen(storage, model="newer"))
+    assert (len(model), description) == (3, "newer (3 models)")
 
 
 def test_a_registry_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +104,7 @@ def test_a_registry_that_fails_is_named(storage: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ensemble_registry, "find_champions", fail)
     with pytest.raises(ConfigError, match="model: cannot be reached; set --tracking to another store"):
-        predict.load_classifier(chosen(storage, tracking="http://mlflow:5000"), lambda _: None)
+        predict.load_classifier(chosen(storage, tracking="http://mlflow:5000"))
 
 
 def test_by_name_url_and_number(storage: Path) -> None:
@@ -145,7 +144,7 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     ensembles.members(tmp_path, ["m1"])
     (tmp_path / "models" / "m1" / "final" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"model: .*m1/final.*state\.pt.*damaged"):
-        predict.load_classifier(chosen(tmp_path, model="m1"), lambda _: None)
+        predict.load_classifier(chosen(tmp_path, model="m1"))
 
 
 def test_titles_come_from_the_dataset_that_a_run_was_trained_on(tmp_path: Path) -> None:
