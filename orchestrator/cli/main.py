@@ -180,8 +180,8 @@ def _import_command(name: str) -> Callable[[Any, Console], Any]:
     from orchestrator.cli import shards  # heavy
     from orchestrator.data.build import indexing, verify
 
-    functions: dict[str, Any] = {"pack": shards.pack_dataset, "index": indexing.index_dataset}
-    return functions.get(name, verify.verify_dataset)
+    builders: dict[str, Callable[[Any, Console], int]] = {"pack": shards.pack_dataset, "index": indexing.index_dataset}
+    return builders.get(name, verify.verify_dataset)
 
 
 # A text is the summary of what is no command: `shards` has commands of its own, `cost` its own flags.

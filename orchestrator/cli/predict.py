@@ -87,7 +87,7 @@ def load_classifier(choice: ModelChoice) -> tuple[Classifier, str]:
         else:
             source = _fetch_registered(choice, scratch)
         try:
-            return Classifier.load(source.weights_urls, source.titles), source.description
+            return Classifier(source.weights_urls, source.titles), source.description
         except (CheckpointError, FileNotFoundError) as error:
             raise DataError(f"model: {error}") from None
 
@@ -216,11 +216,16 @@ def _print_note(text: str) -> None:
 
 
 def _print_json(image: str, answer: Answer) -> None:
-    content: dict[str, object] = {"error": str(answer)}
+    content: dict[str, object] = {"error": _escape_surrogates(str(answer))}
     if not isinstance(answer, Exception):
         content = {"predictions": [asdict(each) for each in answer]}
-    sys.stdout.write(json.dumps({"image": redaction.redact(image), **content}) + "\n")
+    sys.stdout.write(json.dumps({"image": _escape_surrogates(redaction.redact(image)), **content}) + "\n")
     sys.stdout.flush()
+
+
+def _escape_surrogates(text: str) -> str:
+    """Escape what a name that is not UTF-8 has instead of its bytes, and JSON must not hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _print_rows(name: str, width: int, answer: Answer, console: Console) -> None:
