@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -108,14 +108,13 @@ class DisconnectTolerantStream:
 def tolerate_closed_output() -> Iterator[None]:
     """Let a command continue and save when its output can no longer be written."""
     prepare_output()  # before wrapping: a wrapped stream cannot be reconfigured
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = DisconnectTolerantStream(sys.stdout), DisconnectTolerantStream(sys.stderr)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = before
+    output, errors = DisconnectTolerantStream(sys.stdout), DisconnectTolerantStream(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
 
 
 def print_errors(prog: str, problems: Sequence[str], status: int) -> int:

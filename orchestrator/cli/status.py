@@ -8,12 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -92,26 +91,22 @@ def run_status(config: StatusConfig, console: Console) -> int:
     if not groups and not config.json_lines:
         formatting.print_line(console, f"no runs in {redaction.redact(run_lookup.resolve_storage(config.storage))}")
         return 0
-    with ExitStack() as stack:
-        live: Live | None = None
-        if config.watch is not None and console.is_terminal and not config.json_lines:
-            live = stack.enter_context(Live(console=console, auto_refresh=False))
 
-        def show(groups: list[RunGroup]) -> None:
-            if config.json_lines:
-                print_json(groups, console)
-            elif live is not None:
-                live.update(render_groups(groups), refresh=True)
-            else:
-                console.print(render_groups(groups), soft_wrap=False)
+    def show(groups: list[RunGroup]) -> None:
+        if config.json_lines:
+            print_json(groups, console)
+            return
+        if config.watch is not None:
+            console.clear()  # where it is a terminal
+        console.print(render_groups(groups), soft_wrap=False)
 
-        show(groups)
-        with suppress(KeyboardInterrupt):  # the usual way to end a watch
-            while config.watch is not None and any(group.is_live for group in groups):
-                time.sleep(config.watch)
-                with suppress(StorageError):  # the next look may succeed
-                    groups = look()
-                    show(groups)
+    show(groups)
+    with suppress(KeyboardInterrupt):  # the usual way to end a watch
+        while config.watch is not None and any(group.is_live for group in groups):
+            time.sleep(config.watch)
+            with suppress(StorageError):  # the next look may succeed
+                groups = look()
+                show(groups)
     return EXIT_FAILURE if any(row.state in PROBLEM_STATES for group in groups for row in group.rows) else 0
 
 
