@@ -237,7 +237,14 @@ def describe_differences(recipes: Sequence[Recipe]) -> list[str]:
     leaves = [flatten_config(recipe) for recipe in recipes]
     paths = {path for each in leaves for path in each if not path.startswith(_COLUMN_PATHS)}
     varied = sorted(path for path in paths if any(each.get(path) != leaves[0].get(path) for each in leaves))
-    return [", ".join(f"{path} {each[path]}" for path in varied if path in each) for each in leaves]
+    others = [path for path in varied if not path.startswith("seeds.")]
+    texts = []
+    for each in leaves:
+        parts = [f"{path} {each[path]}" for path in others if path in each]
+        if seeds := [str(each[path]) for path in varied if path not in others]:
+            parts.append("seeds " + "/".join(seeds if len(set(seeds)) > 1 else seeds[:1]))
+        texts.append(", ".join(parts))
+    return texts
 
 
 def _load_manifest_if_packed(destination: Destination) -> Manifest | None:

@@ -247,5 +247,5 @@ def test_the_job(trained: TrainJob, one: TrainJob) -> None:
     assert launched.job("audit.py", one.folder, runs=storage).status == 1
     refused = launched.job("audit.py", "some-run", runs=storage)
     assert refused.status == 2
-    assert refused.complaints[0].startswith("audit.py: error: runs: 'some-run': no run at")
+    assert refused.complaints[0].startswith("audit.py: error: runs: 'some-run': no such run")
     assert len(refused.complaints) == 1

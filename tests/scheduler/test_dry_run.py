@@ -63,7 +63,7 @@ def test_the_order_times_and_costs_of_runs(tmp_path: Path) -> None:
     assert "2 node(s) with 2 CPUs and 0 GPUs in all, as stated" in text
     assert "a checkpoint takes up to" in text
     assert max(len(line) for line in text.splitlines() if line[:1] in "\u2502\u2503") <= 100
-    assert "seeds.order 3" in text
+    assert "seeds 3" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
@@ -110,7 +110,7 @@ def test_differences_without_a_column_of_their_own_are_named() -> None:
     other = base.model_copy(update={"name": "other", "augmentation": area, "epochs": 9, "batch_size": 32})
     assert describe_differences([base, other]) == [f"batch_size {base.batch_size}", "batch_size 32"]
     assert describe_differences([base]) == [""]
-    assert describe_differences(members(2)) == [f"seeds.dropout {n}, seeds.order {n}" for n in (1, 2)]
+    assert describe_differences(members(2)) == ["seeds 1", "seeds 2"]
 
 
 def test_hours_of_runs_and_of_the_whole_cluster() -> None:
