@@ -103,15 +103,14 @@ def evaluate(
 ) -> EnsembleScores:
     """Score finished models as one ensemble with 1, 10 and 144 crops, as `orchestrator evaluate` does.
 
+    Errors are those of `train`.
+
     Args:
         *runs: results of training, or names of runs and ensembles in `storage`, or the absolute paths or URLs of their
             folders.
         members: numbers of the models to take, from 1; by default all.
         weights: which weights of each model to score.
         **options: as for `train`; data may be another dataset of the same classes.
-
-    Raises:
-        ConfigError, KeyboardInterrupt: as `train` does.
     """
     flags = _join_flags(options, weights=weights, members=tuple(members) or None)
     config = apply_settings(EvaluateConfig(runs=tuple(map(_get_folder, runs))), flags)
