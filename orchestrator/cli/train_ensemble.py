@@ -39,7 +39,8 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
         adapted = [finished_runs.adapt_to_session(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in adapted}:
             raise ConfigError(f"include: {min(twice)}: is a member already; leave it out")
-        return _run_task(session, EnsembleTask((*runs, *adapted), config.reporting, plan=config.plan))
+        metrics = config.placement.execution.metrics
+        return _run_task(session, EnsembleTask((*runs, *adapted), config.reporting, plan=config.plan, metrics=metrics))
 
 
 def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
@@ -77,6 +78,7 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
             unfinished_count=len(unfinished),
             train_members=False,
             other_dataset_digest=other_data,
+            metrics=config.placement.execution.metrics or selected[0].placement.execution.metrics,
         )
         return _run_task(session, task)
 

@@ -24,6 +24,7 @@ from orchestrator.evaluation.table3 import Table3
 from orchestrator.ray_backend.run_lookup import ENSEMBLE_FILE, MADE_BY_EVALUATION, MADE_BY_TRAINING, SCORING_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
+from orchestrator.recipe.config import MetricPlugin
 from orchestrator.scheduler import multi_run
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor
@@ -45,6 +46,7 @@ class EnsembleTask:
     unfinished_count: int = 0  # of requested models
     train_members: bool = True  # else all are trained and recorded, and only scored here
     other_dataset_digest: str = ""  # of the scored dataset, unless it is the runs' own
+    metrics: tuple[MetricPlugin, ...] = ()  # of the user, for the table
 
     @property
     def requested_count(self) -> int:
@@ -105,7 +107,7 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
         if finished and not session.interruption.event.is_set():
             scores = scoring.score_runs(session, finished, task.kind, folder)
             if not session.interruption.event.is_set():
-                analysis = analyze_ensemble(scores, session.manifest, scoring.SCORED_SPLIT)
+                analysis = analyze_ensemble(scores, session.manifest, scoring.SCORED_SPLIT, task.metrics)
                 curves = {name: row.error_curve for name, row in progress.rows.items() if row.error_curve}
                 _record_result(session, task, folder, key, finished, analysis, curves)
                 table = analysis.table
@@ -188,6 +190,10 @@ def _log_result(session: Session, key: str, folder: str, table: Table3, tracker:
         f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
         for cell in table.cells
         for rank, value in ((1, cell.top1_error), (5, cell.top5_error))
+    } | {
+        f"ensemble/{name}_{cell.models}x{cell.crops}": value
+        for cell in table.cells
+        for name, value in cell.metrics.items()
     }
     now = time.time()
     tracker.log_metrics(run_id, [MetricPoint(name, value, 0, now) for name, value in metrics.items()])

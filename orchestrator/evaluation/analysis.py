@@ -25,6 +25,7 @@ from orchestrator.evaluation.analysis_results import (
 )
 from orchestrator.evaluation.image_errors import ALL_CROPS, CROPS, MAXIMUM, SCALE, ErrorFlags, ImageErrors
 from orchestrator.evaluation.table3 import ErrorArray
+from orchestrator.recipe.config import MetricPlugin
 
 NUM_CALIBRATION_BINS = 15
 MAX_CONFUSIONS = 20
@@ -33,15 +34,25 @@ MAX_MISCLASSIFICATIONS = 24
 IntArray = NDArray[np.int64]
 
 
-def analyze_ensemble(scores: Mapping[str, str], manifest: Manifest, split: str) -> Analysis:
+def analyze_ensemble(
+    scores: Mapping[str, str], manifest: Manifest, split: str, metrics: Sequence[MetricPlugin] = ()
+) -> Analysis:
     """Analyze the ensemble whose members' scores lie in these folders, by name, in this order (the order of sums).
 
     One pass over the scores, shard by shard, so memory is that of two shards of all members and of a few numbers an
-    image. Raises DataError (scores of other images, labels or classes, no labelled image), FileNotFoundError (a shard
-    is not scored) and CommitError (a damaged shard).
+    image. `metrics` are computed for each cell of the table. Raises DataError (scores of other images, labels or
+    classes, no labelled image), FileNotFoundError (a shard is not scored), CommitError (a damaged shard) and
+    ConfigError (a metric that fails).
     """
     names = tuple(scores)
-    images = image_errors.collect_errors(score_store.iter_shards(list(scores.values()), manifest, split), len(names))
+    shards = score_store.iter_shards(list(scores.values()), manifest, split)
+    measured = None
+    if metrics:
+        from orchestrator.evaluation.score_metrics import TableMetrics  # torch, which the analysis does without
+
+        measured = TableMetrics(metrics, len(manifest.classes), len(names))
+        shards = measured.iter_counted(shards)
+    images = image_errors.collect_errors(shards, len(names))
     counts = sorted({1, len(names)})
     cells = {
         (models, crops): images.get_errors((CROPS, crops), models) for models, crops in table3.list_cells(len(names))
@@ -54,7 +65,12 @@ def analyze_ensemble(scores: Mapping[str, str], manifest: Manifest, split: str) 
         member_names=names,
         class_names=manifest.titles or manifest.classes,
         table=table3.build_table(
-            cells, means, images.bad_images, images.unlabelled, table3.is_ilsvrc(manifest.classes)
+            cells,
+            means,
+            images.bad_images,
+            images.unlabelled,
+            table3.is_ilsvrc(manifest.classes),
+            measured.compute() if measured else None,
         ),
         members={
             (name, crops): _compute_percent(images.flags[(CROPS, crops), (member,)])

@@ -139,7 +139,7 @@ def _build_table_section(analysis: Analysis) -> Section:
         ),
         ("table",),
         (
-            TextTable("Errors by models and crops", wording.HEADER, rows, 0, len(rows) - 1),
+            TextTable("Errors by models and crops", wording.build_header(analysis.table), rows, 0, len(rows) - 1),
             TextTable("Every two rows, compared on the same images", ("cell", "less", *_DIFFERENCE_HEAD), paired, 2),
         ),
     )

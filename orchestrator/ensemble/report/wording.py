@@ -53,20 +53,30 @@ def format_cell(cell: CellKey) -> str:
 
 
 # ------------------------------------------------------------------ the table
+def build_header(table: Table3) -> TextRow:
+    """Return the heads of the columns; the user's metrics are the last."""
+    return (*HEADER, *table.cells[0].metrics)
+
+
 def build_rows(table: Table3) -> list[TextRow]:
-    """Return a row of text for each cell, in the order of HEADER; differences are in points of error."""
-    return [_build_row(cell, table.cells[0]) for cell in table.cells]
+    """Return a row of text for each cell, in the order of the header; differences are in points of error."""
+    return [
+        (*_build_row(cell, table.cells[0]), *(f"{value:#.4g}" for value in cell.metrics.values()))
+        for cell in table.cells
+    ]
 
 
 def render_text(table: Table3) -> str:
     """Return the table in plain text; each row begins with models and crops."""
-    lines = [line.rstrip() for line in format_text_table([HEADER, *build_rows(table)], left=(0,))]
+    lines = [line.rstrip() for line in format_text_table([build_header(table), *build_rows(table)], left=(0,))]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def render_markdown(table: Table3) -> str:
     """Return the table in Markdown."""
-    return format_markdown_table(HEADER, build_rows(table)) + ("" if table.of_ilsvrc else f"\n{PAPER_NOTE}\n")
+    return format_markdown_table(build_header(table), build_rows(table)) + (
+        "" if table.of_ilsvrc else f"\n{PAPER_NOTE}\n"
+    )
 
 
 def build_columns(table: Table3) -> dict[str, list[object]]:
@@ -88,6 +98,7 @@ def build_columns(table: Table3) -> dict[str, list[object]]:
         "cost": [cell.cost for cell in cells],
         **{name: [round(value, 4) for value in values] for name, values in errors.items()},
         "paper_top5_error": [cell.paper_top5 for cell in cells],
+        **{name: [cell.metrics[name] for cell in cells] for name in base.metrics},
     }
 
 
