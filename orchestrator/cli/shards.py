@@ -14,14 +14,11 @@ from rich.console import Console
 
 from orchestrator.cli.exit_status import STOPPED_NOTICE
 from orchestrator.config import redaction
-from orchestrator.config.redaction import make_printable
 from orchestrator.data.build import packing
-from orchestrator.data.build.config import PackConfig
+from orchestrator.data.build.config import DigitsSource, PackConfig, PluginSource
 from orchestrator.data.build.packing import Packing
-from orchestrator.data.build.packing_plan import PackingPlan, ShardId
-from orchestrator.data.build.shard_packer import PackedShard, pack_shard
-from orchestrator.data.build.sources.config import DigitsSource, PluginSource
-from orchestrator.data.data_errors import DataError
+from orchestrator.data.build.packing_plan import PackedShard, PackingPlan, ShardId
+from orchestrator.data.build.shard_packer import pack_shard
 from orchestrator.data.manifest import Manifest
 from orchestrator.monitor.formatting import format_duration, print_line
 from orchestrator.ray_backend import cluster, signals, task_pool
@@ -59,11 +56,8 @@ def pack_dataset(config: PackConfig, console: Console) -> int:
             say(STOPPED_NOTICE)
             return interruption.exit_status
     dataset = packing.finish_packing(work, entries)
-    console.print(packing.build_report_table(work.plan, entries))
-    if summary := packing.describe_left_out(work.plan, entries):
-        say(summary)
-    for bad in packing.list_left_out(entries)[: packing.MAX_LISTED_IMAGES]:
-        say(make_printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
+    for line in packing.describe_report(packing.build_report(work.plan, entries)):
+        say(line)
     report = redaction.redact(file_io.join(config.url, packing.REPORT_NAME))
     say(f"packed: {_describe_dataset(config.url, dataset)}; report: {report}")
     return 0
@@ -77,11 +71,11 @@ def _pack_shards(work: Packing, console: Console, stop: Callable[[], bool]) -> d
     entries, left = dict(work.finished), work.list_unfinished()
     total, before = sum(split.bytes for split in work.plan.splits.values()), _count_bytes(entries)
     began = logged = time.monotonic()
-    _check_bad_images(work, entries)
+    packing.check_bad_limit(work.plan, entries, work.config.max_bad)
     with closing(_run_shard_tasks(work, left, stop, console)) as results, console.status("packing") as status:
         for number, raw in results:
             entries[left[number]] = PackedShard.from_dict(raw)
-            _check_bad_images(work, entries)
+            packing.check_bad_limit(work.plan, entries, work.config.max_bad)
             done, now = _count_bytes(entries), time.monotonic()
             rate = max(1.0, (done - before) / max(1e-3, now - began))
             text = f"packing: {len(entries)} of {len(work.plan.shards())} shards, {rate / 1e6:.1f} MB/s, "
@@ -95,12 +89,6 @@ def _pack_shards(work: Packing, console: Console, stop: Callable[[], bool]) -> d
 
 def _count_bytes(entries: dict[ShardId, PackedShard]) -> int:
     return sum(entry.bytes for entry in entries.values())
-
-
-def _check_bad_images(work: Packing, entries: dict[ShardId, PackedShard]) -> None:
-    problem = packing.check_bad_limit(work.plan, entries, work.config.max_bad)
-    if problem is not None:
-        raise DataError(problem)
 
 
 def _run_shard_tasks(work: Packing, left: Sequence[ShardId], stop: Callable[[], bool], console: Console) -> TaskResults:
