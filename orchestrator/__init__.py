@@ -7,35 +7,16 @@ milliseconds, and workers import nothing that they do not need.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.api import (
-        ConfigError,
-        EnsembleScores,
-        Errors,
-        Model,
-        Predictions,
-        Recipe,
-        TrainResult,
-        evaluate,
-        load,
-        presets,
-        train,
-        train_ensemble,
-    )
+    from orchestrator.api import Model, Predictions, evaluate, load, train, train_ensemble
+    from orchestrator.cli.config import EnsembleScores, Errors, TrainResult
+    from orchestrator.config.errors import ConfigError
+    from orchestrator.recipe import presets
+    from orchestrator.recipe.config import Recipe
 
 __all__ = [
-    "ConfigError",
-    "EnsembleScores",
-    "Errors",
-    "Model",
-    "Predictions",
-    "Recipe",
-    "TrainResult",
-    "evaluate",
-    "load",
-    "presets",
-    "train",
-    "train_ensemble",
-]
+    "ConfigError", "EnsembleScores", "Errors", "Model", "Predictions", "Recipe", "TrainResult", "evaluate", "load",
+    "presets", "train", "train_ensemble",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack
 
-from orchestrator.cli.results import EnsembleScores, Errors, TrainResult
+from orchestrator.cli.config import EnsembleScores, Errors, TrainResult  # noqa: F401  Errors is exported
 from orchestrator.config.arg_parser import JSON_SUFFIX, apply_settings
 from orchestrator.config.errors import ConfigError, format_suggestion
 from orchestrator.ensemble.config import EvaluateConfig, ModelChoice, TrainEnsembleConfig
@@ -31,46 +31,36 @@ if TYPE_CHECKING:
 
     from orchestrator.evaluation.classifier import Classifier
 
-__all__ = [
-    "ConfigError",
-    "EnsembleScores",
-    "Errors",
-    "Model",
-    "Predictions",
-    "Recipe",
-    "TrainResult",
-    "evaluate",
-    "load",
-    "presets",
-    "train",
-    "train_ensemble",
-]
-
 Location = str | os.PathLike[str]  # an absolute path or a URL
-Settings = Mapping[str, object]  # any other flag of the command by its name: {"schedule.kind": "cosine"}
+RunChoice = str | TrainResult | EnsembleScores  # a result, or the name or folder URL of a run or ensemble
 _ResultT = TypeVar("_ResultT", TrainResult, EnsembleScores)
 
 
-def train(
-    recipe: Recipe | str = presets.DEFAULT,
-    *,
-    data: Location = "",
-    storage: Location = "",
-    tracking: str = "",
-    experiment: str = "",
-    settings: Settings | None = None,
-    verbose: bool = True,
-) -> TrainResult:
+class Options(TypedDict, total=False):
+    """Options of `train`, `train_ensemble` and `evaluate`.
+
+    data: URL of a packed dataset, or "digits" for the embedded one; by default that of the preset or of the runs.
+    storage: folder URL of runs; by default $ORCHESTRATOR_RUNS, else ~/orchestrator-runs.
+    tracking: MLflow tracking URI; by default $MLFLOW_TRACKING_URI, else a sqlite database in the storage folder.
+    experiment: MLflow experiment; by default $MLFLOW_EXPERIMENT_NAME, else "googlenet".
+    settings: any flag of the command by its name, such as {"epochs": 3, "placement.workers": 2}.
+    verbose: print progress and tables, which is the default.
+    """
+
+    data: Location
+    storage: Location
+    tracking: str
+    experiment: str
+    settings: Mapping[str, object] | None
+    verbose: bool
+
+
+def train(recipe: Recipe | str = presets.DEFAULT, **options: Unpack[Options]) -> TrainResult:
     """Train one model, as `orchestrator train` does; a finished run is not retrained, a stopped one is resumed.
 
     Args:
         recipe: a Recipe, the name of a preset, or the path or URL of a recipe file (.json).
-        data: URL of a packed dataset, or "digits" for the embedded one; by default that of the preset.
-        storage: folder URL of runs; by default $ORCHESTRATOR_RUNS, else ~/orchestrator-runs.
-        tracking: MLflow tracking URI; by default $MLFLOW_TRACKING_URI, else a sqlite database in the storage folder.
-        experiment: MLflow experiment; by default $MLFLOW_EXPERIMENT_NAME, else "googlenet".
-        settings: any flag of the command by its name, such as {"epochs": 3, "placement.workers": 2}.
-        verbose: print progress.
+        **options: data, storage, tracking, experiment, settings and verbose; see `orchestrator.api.Options`.
 
     Returns:
         The run and its last metrics; `status` says whether it finished.
@@ -79,114 +69,77 @@ def train(
         ConfigError: before anything is started, where the command exits with status 2.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
-    flags = _join_flags(settings, data=data, storage=storage, tracking=tracking, experiment=experiment)
-    config = _build_job(TrainModel, recipe, flags)
+    config = _build_job(TrainModel, recipe, _join_flags(options))
     _prepare_cluster(config.destination, config.placement)
     from orchestrator.cli import train as command  # torch, ray and mlflow take seconds to import
 
-    return _check_interrupt(command.train_model(config, _make_console(verbose)))
+    return _check_interrupt(command.train_model(config, _make_console(options)))
 
 
 def train_ensemble(
-    recipe: Recipe | str = presets.DEFAULT,
-    *,
-    members: int | None = None,
-    data: Location = "",
-    storage: Location = "",
-    tracking: str = "",
-    experiment: str = "",
-    settings: Settings | None = None,
-    verbose: bool = True,
+    recipe: Recipe | str = presets.DEFAULT, *, members: int | None = None, **options: Unpack[Options]
 ) -> EnsembleScores:
     """Train an ensemble and score it with 1, 10 and 144 crops, as `orchestrator train-ensemble` does.
 
-    Finished models and existing scores are reused.
+    Finished models and existing scores are reused. Arguments and errors are those of `train`.
 
     Args:
-        recipe: a Recipe, the name of a preset, or the path or URL of a recipe file (.json).
+        recipe: as for `train`.
         members: number of models; by default that of the command.
-        data: as for `train`, like all that follow.
-        storage: folder URL of runs.
-        tracking: MLflow tracking URI.
-        experiment: MLflow experiment.
-        settings: any flag of the command by its name.
-        verbose: print progress and table.
-
-    Raises:
-        ConfigError, KeyboardInterrupt: as `train` does.
+        **options: as for `train`.
     """
-    places = {"data": data, "storage": storage, "tracking": tracking, "experiment": experiment}
-    flags = _join_flags(settings, **places, **{"ensemble.members": members})
-    config = _build_job(TrainEnsembleConfig, recipe, flags)
+    config = _build_job(TrainEnsembleConfig, recipe, _join_flags(options, **{"ensemble.members": members}))
     _prepare_cluster(config.destination, config.placement)
     from orchestrator.cli import train_ensemble as command  # torch, ray and mlflow take seconds to import
 
-    return _check_interrupt(command.train_ensemble(config, _make_console(verbose)))
+    return _check_interrupt(command.train_ensemble(config, _make_console(options)))
 
 
 def evaluate(
-    *runs: str | TrainResult | EnsembleScores,
+    *runs: RunChoice,
     members: Sequence[int] = (),
     weights: Literal["averaged", "raw", "best"] = "averaged",
-    data: Location = "",
-    storage: Location = "",
-    tracking: str = "",
-    experiment: str = "",
-    settings: Settings | None = None,
-    verbose: bool = True,
+    **options: Unpack[Options],
 ) -> EnsembleScores:
     """Score finished models as one ensemble with 1, 10 and 144 crops, as `orchestrator evaluate` does.
 
+    Errors are those of `train`.
+
     Args:
-        runs: results of training, or names of runs and ensembles in `storage`, or the absolute paths or URLs of their
+        *runs: results of training, or names of runs and ensembles in `storage`, or the absolute paths or URLs of their
             folders.
         members: numbers of the models to take, from 1; by default all.
         weights: which weights of each model to score.
-        data: URL of another dataset of the same classes; by default the one that the models were trained on.
-        storage: as for `train`, like all that follow.
-        tracking: MLflow tracking URI.
-        experiment: MLflow experiment.
-        settings: any flag of the command by its name.
-        verbose: print progress and table.
-
-    Raises:
-        ConfigError, KeyboardInterrupt: as `train` does.
+        **options: as for `train`; data may be another dataset of the same classes.
     """
-    places = {"data": data, "storage": storage, "tracking": tracking, "experiment": experiment}
-    flags = _join_flags(settings, **places, weights=weights, members=tuple(members) or "")
-    config = apply_settings(EvaluateConfig(runs=tuple(_get_folder(run) for run in runs)), flags)
+    flags = _join_flags(options, weights=weights, members=tuple(members) or None)
+    config = apply_settings(EvaluateConfig(runs=tuple(map(_get_folder, runs))), flags)
     _prepare_cluster(config.provisional_destination, config.placement)
-    from orchestrator.cli import evaluate as command  # torch, ray and mlflow take seconds to import
+    from orchestrator.cli import train_ensemble as command  # torch, ray and mlflow take seconds to import
 
-    return _check_interrupt(command.evaluate_runs(config, _make_console(verbose)))
+    return _check_interrupt(command.evaluate_runs(config, _make_console(options)))
 
 
-def load(
-    run: str | TrainResult | EnsembleScores = "",
-    *,
-    members: Sequence[int] = (),
-    storage: Location = "",
-    tracking: str = "",
-) -> Model:
+def load(run: RunChoice = "", *, members: Sequence[int] = (), storage: Location = "", tracking: str = "") -> Model:
     """Load finished models as one classifier of images, as `orchestrator predict` does. Needs no cluster.
 
     Args:
         run: result of training, name or folder URL of a run or an ensemble, or models:/NAME@ALIAS of MLflow's registry;
-            by default the registered champion, else the newest complete ensemble.
+            by default the registered champion.
         members: numbers of the ensemble's models to use, from 1; by default all.
-        storage: folder URL of runs; by default $ORCHESTRATOR_RUNS, else ~/orchestrator-runs.
-        tracking: MLflow tracking URI of the registry; by default a sqlite database in the storage folder.
+        storage: folder URL of runs, by default as for `train`, like tracking.
+        tracking: MLflow tracking URI of the registry.
 
     Raises:
         ConfigError: when there is no such model, or it is not finished.
     """
-    flags = _join_flags(None, model=_get_folder(run), members=tuple(members) or "", storage=storage, tracking=tracking)
+    places: Options = {"storage": storage, "tracking": tracking}
+    flags = _join_flags(places, model=_get_folder(run), members=tuple(members) or None)
     choice = apply_settings(ModelChoice(), flags)
     ray_env.prepare_process()
     from orchestrator.cli import predict as command  # torch takes seconds to import
 
-    notes: list[str] = []
-    return Model(command.load_classifier(choice, notes.append), " ".join(notes).removeprefix("model: "))
+    return Model(*command.load_classifier(choice))
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,10 +218,14 @@ def _build_job(kind: type[JobConfigT], recipe: Recipe | str, flags: dict[str, ob
     return apply_settings(start.value, flags)
 
 
-def _join_flags(settings: Settings | None, **named: object) -> dict[str, object]:
-    """Return the flags that were given; empty ones keep the command's default."""
-    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in named.items()}
-    return {**{name: value for name, value in given.items() if value not in ("", None)}, **(settings or {})}
+def _join_flags(options: Options, **named: object) -> dict[str, object]:
+    """Return the flags that were given; empty ones keep the command's default. Raises TypeError for unknown options."""
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+    places = {name: value for name, value in options.items() if name not in ("settings", "verbose")}
+    given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in places.items()}
+    flags = {name: value for name, value in {**given, **named}.items() if value not in ("", None)}
+    return {**flags, **(options.get("settings") or {})}
 
 
 def _prepare_cluster(destination: Destination, placement: Placement) -> None:
@@ -280,11 +237,11 @@ def _prepare_cluster(destination: Destination, placement: Placement) -> None:
     ray_env.set_ray_variables(placement)
 
 
-def _make_console(verbose: bool) -> Console:
+def _make_console(options: Options) -> Console:
     from orchestrator.cli import exit_status  # rich and readers of storage, which importing the API does not need
 
     console = exit_status.make_console()
-    console.quiet = not verbose
+    console.quiet = not options.get("verbose", True)
     return console
 
 
@@ -295,7 +252,7 @@ def _check_interrupt(result: _ResultT) -> _ResultT:
     return result
 
 
-def _get_folder(run: str | TrainResult | EnsembleScores) -> str:
+def _get_folder(run: RunChoice) -> str:
     return run if isinstance(run, str) else run.folder
 
 

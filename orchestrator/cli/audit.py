@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.cli.config import AuditConfig
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest, sample_audit, sampler
@@ -21,13 +19,12 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.sample_audit import AuditRecord, EpochVerdict
 from orchestrator.data.sampler import EpochOrder
+from orchestrator.monitor.formatting import print_line
+from orchestrator.monitor.journal_summary import parse_int, summarize_journal
 from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_spec import RunSpec, load_run_spec
-from orchestrator.storage import file_io, urls
+from orchestrator.storage import urls
 from orchestrator.storage.commit import CommitError
-from orchestrator.tracking import journal
-from orchestrator.tracking.events import Event
-from orchestrator.tracking.journal import Cursor, DamagedSegmentError
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
 
 TRAIN_SPLIT = "train"
@@ -36,7 +33,7 @@ MAX_LISTED = 20  # neighbors of an unknown run, bad samples of a run
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """A run to audit: its folder, its spec, the dataset it was trained on."""
+    """A run to audit."""
 
     folder: str
     spec: RunSpec
@@ -44,23 +41,13 @@ class AuditedRun:
     labels: NDArray[np.integer] | None  # of the training samples, for a class-balanced order
 
 
-@dataclass(frozen=True)
-class DeliveryRecord:
-    """A run's record, the number of samples its weights were trained on, and which weights these are."""
-
-    record: AuditRecord
-    samples: int
-    source: str
-
-
-def run_audit(config: AuditConfig, console: Console | None = None) -> int:
+def run_audit(config: AuditConfig, console: Console) -> int:
     """Audit runs and print a table for each; return the exit status, 1 when one was not trained as planned.
 
     Raises ConfigError when there is nothing to audit, or when a run's dataset is missing or another one.
     """
     if not config.runs:
         raise ConfigError("runs: give the name of at least one run, or the URL of its folder")
-    console = console or make_console()
     runs = [_load_run(name, config.storage, config.data) for name in config.runs]
     # Not all(...) of a generator: every run is reported, also after one that failed.
     clean = [_print_audit(run, console) for run in runs]
@@ -70,62 +57,73 @@ def run_audit(config: AuditConfig, console: Console | None = None) -> int:
 def _print_audit(run: AuditedRun, console: Console) -> bool:
     """Print the audit of a run; return whether it is clean."""
     try:
-        delivery = _load_record(run)
+        record, samples, source = _load_record(run)
         with console.status("recomputing the plan of each epoch"):
-            verdicts = compare_epochs(delivery, run)
+            verdicts = _compare_epochs(record, samples, run)
     except (DataError, CommitError) as error:
-        console.print(f"{run.spec.name}: MISMATCH: {error}", highlight=False, soft_wrap=True)
+        print_line(console, f"{run.spec.name}: MISMATCH: {error}")
         return False
-    console.print(_build_table(run.spec.name, delivery.source, verdicts))
+    table = Table(title=f"{run.spec.name}: {source}", title_justify="left")
+    for column in ("epoch", "planned", "delivered", "once", "left out by plan", "bad", "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for row in verdicts:
+        numbers = (row.epoch + 1, row.planned, row.delivered, row.exactly_once, row.left_out, row.bad)
+        table.add_row(*map(str, numbers), "MISMATCH" if row.problems else "as planned")
+    console.print(table)
     problems = [f"epoch {verdict.epoch + 1}: {problem}" for verdict in verdicts for problem in verdict.problems]
-    problems += find_record_problems(delivery.record, len(verdicts))
+    problems += _find_record_problems(record, len(verdicts))
     lines = [f"MISMATCH: {problem}" for problem in problems]
-    for line in (*lines, *_format_bad_samples(delivery.record), _summarize_journal(run.folder)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    lines += [f"bad: {bad.key} at byte {bad.offset} of {bad.source}: {bad.reason}" for bad in record.bad[:MAX_LISTED]]
+    lines += [f"bad: {len(record.bad) - MAX_LISTED} more"] if len(record.bad) > MAX_LISTED else []
+    for line in (*lines, _describe_failures(run.folder)):
+        print_line(console, line)
     return not problems
 
 
-def compare_epochs(delivery: DeliveryRecord, run: AuditedRun) -> list[EpochVerdict]:
-    """Return the comparison with the plan of each epoch that has begun."""
+def _compare_epochs(record: AuditRecord, samples: int, run: AuditedRun) -> list[EpochVerdict]:
+    """Return the comparison with the plan of each epoch that has begun, of weights trained on so many samples."""
     recipe = run.spec.recipe
     counts = tuple(shard.samples for shard in run.dataset.shards(TRAIN_SPLIT))
     steps_per_epoch = sampler.count_steps(sum(counts), recipe.batch_size)
-    steps_left = delivery.samples // recipe.batch_size
-    verdicts = []
+    verdicts: list[EpochVerdict] = []
+    steps_done = samples // recipe.batch_size
     for epoch in range(recipe.epochs):
-        steps = min(steps_left, steps_per_epoch)
-        if steps == 0:
+        steps = min(steps_done - epoch * steps_per_epoch, steps_per_epoch)
+        if steps <= 0:
             break
         plan = EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, run.labels)
-        delivered = delivery.record.get_epoch(epoch)
-        verdicts.append(sample_audit.compare_with_plan(delivered, plan, recipe.batch_size, steps))
-        steps_left -= steps
+        verdicts.append(sample_audit.compare_with_plan(record.get_epoch(epoch), plan, recipe.batch_size, steps))
     return verdicts
 
 
-def find_record_problems(record: AuditRecord, epochs: int) -> list[str]:
+def _find_record_problems(record: AuditRecord, epochs: int) -> list[str]:
     """Return the problems of a record as a whole, when that many epochs have begun."""
     problems = []
     if [entry.epoch for entry in record.epochs] != list(range(epochs)):
         listed = ", ".join(str(entry.epoch + 1) for entry in record.epochs) or "none"
         problems.append(f"the weights say that {epochs} epochs have begun, the record has: {listed}")
     counted = {sample for entry in record.epochs for sample in entry.bad}
-    named = Counter(entry.id for entry in record.bad)
-    if counted != set(named) or any(times > 1 for times in named.values()):
+    if sorted(counted) != sorted(entry.id for entry in record.bad):
         problems.append(f"{len(counted)} samples are counted as bad, {len(record.bad)} are named")
     return problems
 
 
+def _describe_failures(folder: str) -> str:
+    """Return a line about failures: their samples were delivered, and rolled back with the weights."""
+    summary = summarize_journal(get_journal_dir(folder))
+    # The journal lacks a killed worker's last seconds, so this is a lower bound.
+    samples = sum(parse_int(event.values.get("samples_replayed")) or 0 for event in summary.incidents)
+    replayed = f"; at least {samples} samples were delivered, rolled back and delivered again"
+    return f"attempts: {summary.attempt}, incidents: {len(summary.incidents)}" + replayed * bool(summary.incidents)
+
+
 def _load_run(name: str, storage: str, data: str) -> AuditedRun:
     """Return the run of that name or at that URL. Raises ConfigError."""
-    folder = run_lookup.resolve_run_folder(name, storage)
+    (entry,) = run_lookup.find_runs([name], storage)
+    folder = entry.folder
     try:
         spec = load_run_spec(folder)
-    except FileNotFoundError:
-        neighbors = file_io.list_names(folder.rpartition("/")[0])[:MAX_LISTED]
-        hint = f"; beside it: {', '.join(neighbors)}" if neighbors else ""
-        raise ConfigError(f"runs: {redaction.redact(name)!r}: no run at {redaction.redact(folder)}{hint}") from None
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"runs: {redaction.redact(name)!r}: its spec.json cannot be used: {error}") from None
     try:
         url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
@@ -144,8 +142,8 @@ def _load_run(name: str, storage: str, data: str) -> AuditedRun:
     return AuditedRun(folder, spec, dataset, labels)
 
 
-def _load_record(run: AuditedRun) -> DeliveryRecord:
-    """Return the record of the final weights, else of the newest checkpoint.
+def _load_record(run: AuditedRun) -> tuple[AuditRecord, int, str]:
+    """Return the record of the final weights, else of the newest checkpoint, the samples they were trained on, a name.
 
     Raises DataError, CommitError or ConfigError.
     """
@@ -158,54 +156,6 @@ def _load_record(run: AuditedRun) -> DeliveryRecord:
             reason = "; ".join(newest.skipped) or "it may not have written one yet"
             raise ConfigError(f"runs: {run.spec.name}: no checkpoint to audit: {reason}") from None
         record = sample_audit.parse_record(newest.state.get("audit"), redaction.redact(newest.checkpoint.url))
-        samples = int(newest.state.get("samples", 0))
-        return DeliveryRecord(record, samples, f"checkpoint at {newest.checkpoint.samples} samples")
+        return record, int(newest.state.get("samples", 0)), f"checkpoint at {newest.checkpoint.samples} samples"
     steps = sampler.count_steps(run.dataset.count_samples(TRAIN_SPLIT), recipe.batch_size)
-    return DeliveryRecord(record, recipe.epochs * steps * recipe.batch_size, "final weights")
-
-
-def _build_table(name: str, source: str, verdicts: Sequence[EpochVerdict]) -> Table:
-    table = Table(title=f"{name}: {source}", title_justify="left")
-    for column in ("epoch", "planned", "delivered", "once", "left out by plan", "bad", "verdict"):
-        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
-    for row in verdicts:
-        numbers = (row.epoch + 1, row.planned, row.delivered, row.exactly_once, row.left_out, row.bad)
-        table.add_row(*map(str, numbers), "MISMATCH" if row.problems else "as planned")
-    return table
-
-
-def _format_bad_samples(record: AuditRecord) -> list[str]:
-    lines = [f"bad: {bad.key} at byte {bad.offset} of {bad.source}: {bad.reason}" for bad in record.bad[:MAX_LISTED]]
-    unlisted = len(record.bad) - len(lines)
-    return [*lines, f"bad: {unlisted} more"] if unlisted else lines
-
-
-def _summarize_journal(folder: str) -> str:
-    """Return a line about failures: their samples were delivered, and rolled back with the weights."""
-    events, damaged_count = _read_events(folder)
-    attempts = sum(event.kind == "started" for event in events)
-    incidents = [event for event in events if event.kind == "incident"]
-    replayed = [event.values.get("samples_replayed") for event in incidents]
-    summary = f"attempts: {attempts}, incidents: {len(incidents)}"
-    if incidents:
-        # The journal lacks a killed worker's last seconds, so this is a lower bound.
-        samples = sum(count for count in replayed if isinstance(count, int))
-        summary += f"; at least {samples} samples were delivered, rolled back and delivered again"
-    return summary + (f"; {damaged_count} parts of the journal cannot be read" if damaged_count else "")
-
-
-def _read_events(folder: str) -> tuple[list[Event], int]:
-    """Return all readable events, and how many segments of the journal are damaged."""
-    all_events: list[Event] = []
-    cursor: Cursor | None = None
-    damaged_count = 0
-    while True:
-        try:
-            events, next_cursor = journal.read_events(get_journal_dir(folder), cursor)
-        except DamagedSegmentError as error:
-            cursor, damaged_count = error.cursor, damaged_count + 1
-            continue
-        all_events += events
-        if next_cursor == cursor or not events:
-            return all_events, damaged_count
-        cursor = next_cursor
+    return record, recipe.epochs * steps * recipe.batch_size, "final weights"

@@ -1,34 +1,30 @@
-"""Command lines of the commands that have no room of their own. Importable without torch or ray."""
+"""Command lines of the commands that have no room of their own, and results. Importable without torch or ray."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.flags import Flag
-from orchestrator.ray_backend.run_spec import (
-    EMBEDDED_DATASET,
-    RUNS_VARIABLE,
-    Destination,
-    JobConfig,
-    choose_default_data,
-)
-from orchestrator.recipe import presets, recipe_file
+from orchestrator.ray_backend.run_spec import RUNS_VARIABLE, JobConfig, build_job_presets, build_recipe_preset
+from orchestrator.recipe import recipe_file
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.plugin_code import pin_code
-from orchestrator.storage import urls
 
 IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012
+_Runs = Annotated[tuple[str, ...], Flag(positional=True)]
 _STORAGE_HELP = f"folder URL of runs; by default ${RUNS_VARIABLE}, else ~/orchestrator-runs"
 
 
 class StatusConfig(Config):
     """Flags of `orchestrator status`."""
 
-    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
+    runs: _Runs = Field(
         (), description="names of runs, ensembles or sweeps, or URLs of their folders; by default everything in storage"
     )
     storage: str = Field("", description=_STORAGE_HELP)
@@ -39,9 +35,7 @@ class StatusConfig(Config):
 class StopConfig(Config):
     """Flags of `orchestrator stop`."""
 
-    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
-        (), description="names of runs or ensembles, or URLs of their folders"
-    )
+    runs: _Runs = Field((), description="names of runs or ensembles, or URLs of their folders")
     storage: str = Field("", description=_STORAGE_HELP)
     save: bool = Field(True, description="write a checkpoint first")
     wait: float = Field(180.0, ge=0, description="seconds to wait for them to end; 0 only sends the request")
@@ -50,9 +44,7 @@ class StopConfig(Config):
 class AuditConfig(Config):
     """Flags of `orchestrator audit`."""
 
-    runs: Annotated[tuple[str, ...], Flag(positional=True)] = Field(
-        (), description="names of runs, or URLs of their folders"
-    )
+    runs: _Runs = Field((), description="names of runs, or URLs of their folders")
     storage: str = Field("", description=_STORAGE_HELP)
     data: str = Field("", description="URL of the packed dataset; by default where the run had it")
 
@@ -61,58 +53,26 @@ class SimulateConfig(Config):
     """Flags of `orchestrator simulate`."""
 
     recipe: Annotated[Recipe, Flag(name="")]
-    data: str = Field(
-        "", description="URL of a packed dataset, or 'digits' for the embedded one; the contact sheet needs it"
-    )
-    allow_elsewhere: bool = Field(
-        False, description="read tars from wherever the dataset's manifest says, also outside its own folder"
-    )
+    data: str = Field("", description="URL of a packed dataset, or 'digits'; the contact sheet needs it")
+    allow_elsewhere: bool = Field(False, description="read tars also outside the dataset's own folder")
     samples: int = Field(
-        IMAGENET_TRAIN_SAMPLES,
-        ge=1,
-        description="training images when no data is given; by default those of ImageNet-1k",
+        IMAGENET_TRAIN_SAMPLES, ge=1, description="training images without data; by default those of ImageNet-1k"
     )
     out: str = Field("", description="folder URL for schedule.png and contact_sheet.png; by default none is written")
-    tracking: str = Field(
-        "", description="MLflow tracking URI to log to; by default that of training, if --experiment is given"
-    )
-    experiment: str = Field(
-        "", description="MLflow experiment to log to; by default 'googlenet', if --tracking is given"
-    )
-
-    @property
-    def uses_mlflow(self) -> bool:
-        """True if results are logged to MLflow."""
-        return bool(self.tracking or self.experiment)
-
-    def resolve_destination(self) -> Destination:
-        """Return data and tracking with their defaults. Raises ConfigError as a training does."""
-        given: dict[str, Any] = {"experiment": self.experiment} if self.experiment else {}
-        given["allow_elsewhere"] = self.allow_elsewhere
-        # A tracking URI that is not used must not be demanded.
-        tracking = self.tracking if self.uses_mlflow else "none"
-        return Destination(data=self.data or EMBEDDED_DATASET, tracking=tracking, **given).resolve()
-
-    def resolve_output_folder(self) -> str:
-        """Return the absolute URL of the pictures' folder, empty for none. Raises ValueError for a relative path."""
-        return urls.require_absolute(self.out, "out") if self.out else ""
 
 
 def build_simulate_presets() -> dict[str, Preset[SimulateConfig]]:
     """Return each recipe preset; those made for the embedded digits use that dataset."""
-    return {
-        name: Preset(
-            SimulateConfig(recipe=recipe(), data=EMBEDDED_DATASET if name in presets.DIGITS_PRESETS else ""),
-            presets.get_summary(name),
-        )
-        for name, recipe in presets.PRESETS.items()
-    }
+    return {name: _convert_preset(preset) for name, preset in build_job_presets(JobConfig).items()}
 
 
 def load_simulate_preset(url: str) -> Preset[SimulateConfig]:
     """Return the recipe in a file; one made for the embedded digits uses that dataset. Raises ConfigError."""
-    recipe = recipe_file.load_recipe(url)
-    return Preset(SimulateConfig(recipe=recipe.recipe, data=choose_default_data(recipe)))
+    return _convert_preset(build_recipe_preset(JobConfig, recipe_file.load_recipe(url)))
+
+
+def _convert_preset(preset: Preset[JobConfig]) -> Preset[SimulateConfig]:
+    return Preset(SimulateConfig(recipe=preset.value.recipe, data=preset.value.destination.data), preset.summary)
 
 
 def resolve_recipe(config: JobConfig) -> Recipe:
@@ -126,3 +86,48 @@ def resolve_recipe(config: JobConfig) -> Recipe:
     from orchestrator.training import warm_start  # torch takes two seconds to import; few runs start from weights
 
     return warm_start.resolve_initial_weights(recipe, config.weights)
+
+
+RunStatus = Literal["finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors in percent of the scored images, each with its 95% bootstrap interval (lower, upper)."""
+
+    top1: float
+    top5: float
+    top1_interval: tuple[float, float]
+    top5_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A training run and how it ended."""
+
+    name: str
+    folder: str  # URL of the run's folder
+    status: RunStatus
+    message: str = ""  # why it failed or stopped
+    metrics: Mapping[str, float] = field(default_factory=dict)  # last values by name, such as "validation/top1_error"
+    mlflow_url: str = ""  # of the run's page; for a sqlite database the command that serves it, too
+    exit_status: int = 0  # of the command: 0 finished, 1 failed, 128 + N stopped by signal N
+
+
+@dataclass(frozen=True)
+class EnsembleScores:
+    """An ensemble, its errors by number of crops (1, 10, 144), and where its report is."""
+
+    name: str
+    folder: str  # URL of the ensemble's folder
+    status: RunStatus  # "failed" when a member is missing or nothing could be scored
+    members: tuple[str, ...]  # names of the runs
+    finished_members: int
+    requested_members: int
+    errors: Mapping[int, Errors] = field(default_factory=dict)  # of the ensemble, by crops
+    single_model_errors: Mapping[int, Errors] = field(default_factory=dict)  # mean over its models, by crops
+    images: int = 0  # scored images that have a label
+    bad_images: int = 0  # images that could not be decoded
+    report: str = ""  # URL of the report
+    mlflow_url: str = ""
+    exit_status: int = 0  # of the command: 0 done, 1 failed or incomplete, 128 + N stopped by signal N

@@ -7,8 +7,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +18,6 @@ from orchestrator.config.output import PrintableConsole, prepare_output
 from orchestrator.config.redaction import make_printable
 from orchestrator.data.data_errors import DataError
 from orchestrator.ray_backend.launch_errors import JobError
-from orchestrator.ray_backend.lease import LeaseHeldError
 from orchestrator.storage import ranged_reads
 from orchestrator.storage.commit import CommitError
 from orchestrator.storage.file_io import StorageError
@@ -48,31 +47,22 @@ def run_command(program: str, main: Callable[[], int], finishes_unread: bool = F
         try:
             return main()
         except KeyboardInterrupt:
-            status = print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
-            _join_threads_or_exit(before, status)
-            return status
-        except Exception as error:
-            problems = _describe_error(error)
-            if problems is None:
-                raise
-            return print_errors(program, problems, EXIT_USAGE_ERROR if isinstance(error, ConfigError) else EXIT_FAILURE)
+            print_errors(program, ["interrupted"], EXIT_INTERRUPTED)
+            _join_threads_or_exit(before)
+            return EXIT_INTERRUPTED
+        except ConfigError as error:
+            return print_errors(program, [str(error)], EXIT_USAGE_ERROR)
+        except JobError as error:
+            return print_errors(program, error.problems, EXIT_FAILURE)
+        except (DataError, CommitError, StorageError) as error:
+            return print_errors(program, [str(error)], EXIT_FAILURE)
+        except UnicodeEncodeError as error:
+            problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
+            fix = "set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"
+            return print_errors(program, [f"{problem}; {fix}"], EXIT_FAILURE)
 
 
-def _describe_error(error: Exception) -> list[str] | None:
-    """Return the lines about an error that the user can fix; None for any other."""
-    if isinstance(error, UnicodeEncodeError):
-        problem = f"a name cannot be written in this locale's encoding, {error.encoding}: {error.object!r}"
-        return [f"{problem}; set PYTHONUTF8=1 or a UTF-8 locale such as LC_ALL=C.UTF-8"]
-    if isinstance(error, JobError):
-        return list(error.problems)
-    return (
-        [str(error)]
-        if isinstance(error, ConfigError | LeaseHeldError | DataError | CommitError | StorageError)
-        else None
-    )
-
-
-def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
+def _join_threads_or_exit(before: set[threading.Thread]) -> None:
     """Wait a few seconds for the threads started since; end the process if one remains: Python would wait for it."""
     ranged_reads.close_all_readers()
     deadline = time.monotonic() + THREAD_JOIN_SECONDS
@@ -82,7 +72,7 @@ def _join_threads_or_exit(before: set[threading.Thread], status: int) -> None:
             if thread.is_alive():
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(status)
+                os._exit(EXIT_INTERRUPTED)
 
 
 class DisconnectTolerantStream:
@@ -96,43 +86,38 @@ class DisconnectTolerantStream:
 
     def write(self, text: str) -> int:
         """Write a text, or drop it; return its length."""
-        try:
-            return int(self._stream.write(text))
-        except OSError as error:
-            self._discard_output(error)
-            return len(text)
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush the buffer, or drop it."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._discard_output(error)
+        self._try(self._stream.flush)
 
-    def _discard_output(self, error: OSError) -> None:
-        if error.errno not in (errno.EIO, errno.EPIPE):
-            return  # a full disk, for example, may have room for the next line
-        # The stream still holds what it could not write; Python would retry at exit, and fail.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
+    def _try(self, call: Callable[..., object], *arguments: str) -> None:
+        try:
+            call(*arguments)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EPIPE):  # a full disk, for example, may have room for the next line
+                # The stream still holds what it could not write; Python would retry at exit, and fail.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
 
 
 @contextmanager
 def tolerate_closed_output() -> Iterator[None]:
     """Let a command continue and save when its output can no longer be written."""
     prepare_output()  # before wrapping: a wrapped stream cannot be reconfigured
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = DisconnectTolerantStream(sys.stdout), DisconnectTolerantStream(sys.stderr)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = before
+    output, errors = DisconnectTolerantStream(sys.stdout), DisconnectTolerantStream(sys.stderr)
+    with redirect_stdout(output), redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
 
 
-def print_errors(prog: str, problems: list[str], status: int) -> int:
+def print_errors(prog: str, problems: Sequence[str], status: int) -> int:
     """Print each problem as a line of errors of that program; return `status`."""
     for problem in problems:
         sys.stderr.write(f"{prog}: error: {make_printable(' '.join(problem.split()))}\n")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.checkpoint.checkpoint import CheckpointError
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
@@ -28,8 +28,7 @@ from orchestrator.ensemble import ensemble_registry
 from orchestrator.ensemble.config import ModelChoice, PredictConfig
 from orchestrator.evaluation import classifier
 from orchestrator.evaluation.classifier import Classifier, Prediction
-from orchestrator.ray_backend import lease, run_lookup
-from orchestrator.ray_backend.run_lookup import RunEntry
+from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
@@ -38,7 +37,7 @@ from orchestrator.training.run_dir import get_final_weights_dir, load_finished_o
 
 # The decoder accepts 100 million pixels; a photograph of that size has fewer bytes at any usual quality.
 MAX_IMAGE_BYTES = 64 * 2**20
-_WEB_SCHEMES = ("http", "https")
+Answer = list[Prediction] | Exception  # the most likely classes of an image, or why there are none
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class ModelSource:
     titles: tuple[str, ...]
 
 
-def run_predict(config: PredictConfig, console: Console | None = None) -> int:
+def run_predict(config: PredictConfig, console: Console) -> int:
     """Classify the images and print their classes; return the exit status, 1 when some could not be read.
 
     Raises ConfigError, DataError or StorageError when there is no classifier or no image.
@@ -58,84 +57,107 @@ def run_predict(config: PredictConfig, console: Console | None = None) -> int:
     if not config.images:
         raise ConfigError("images: give at least one image, folder or URL")
     images = find_images(config.images)
-    model = load_classifier(config.chosen, _print_note)
-    print_answer = _print_json if config.json_lines else _make_table_printer(images, console or make_console())
-    unreadable_count = 0
-    step = classifier.compute_images_per_batch(config.crops)
+    model, description = load_classifier(config.chosen)
+    _print_note(f"model: {description}")
+    names = shorten_names(images)
+    width = min(max(map(len, names)), max(12, console.width // 3))
+    unreadable_count, step = 0, classifier.compute_images_per_batch(config.crops)
     for first in range(0, len(images), step):
         batch = images[first : first + step]
         contents = [read_image(image) for image in batch]
         encoded = [data for data in contents if isinstance(data, bytes)]
         answers = iter(model.classify(encoded, config.crops, config.top))
-        for image, data in zip(batch, contents, strict=True):
+        for name, image, data in zip(names[first:], batch, contents, strict=False):
             answer = next(answers) if isinstance(data, bytes) else data
-            print_answer(image, answer)
+            if config.json_lines:
+                _print_json(image, answer)
+            else:
+                _print_rows(name, width, answer, console)
             unreadable_count += isinstance(answer, Exception)
     if unreadable_count:
         _print_note(f"{unreadable_count} of {len(images)} images could not be read")
     return EXIT_FAILURE if unreadable_count else 0
 
 
-def load_classifier(choice: ModelChoice, report: Callable[[str], None]) -> Classifier:
-    """Load the chosen classifier; `report` gets a line that says which it is. Raises as `run_predict` does."""
-    uri, reason = (choice.model, "") if choice.model else _find_champion(choice)
-    if uri.startswith(ensemble_registry.MODEL_URI_PREFIX):
-        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            return _load_source(_fetch_registered(choice.model_copy(update={"model": uri}), scratch), report, reason)
-    return _load_source(resolve_source(choice), report, reason)
+def load_classifier(choice: ModelChoice) -> tuple[Classifier, str]:
+    """Load the chosen classifier; return it and which it is. Raises as `run_predict` does."""
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        if choice.model and not choice.model.startswith(ensemble_registry.MODEL_URI_PREFIX):
+            source = resolve_source(choice)
+        else:
+            source = _fetch_registered(choice, scratch)
+        try:
+            return Classifier(source.weights_urls, source.titles), source.description
+        except (CheckpointError, FileNotFoundError) as error:
+            raise DataError(f"model: {error}") from None
 
 
-def _find_champion(choice: ModelChoice) -> tuple[str, str]:
-    """Return the URI of the registered champion, empty when there is none, and the reason for using it or not.
-
-    Raises ConfigError when several are registered, or when the registry cannot be read.
-    """
+def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
+    """Return the weights of a registered model, by default the champion. Raises ConfigError when there is none."""
+    destination = Destination(data=EMBEDDED_DATASET, storage=choice.storage, tracking=choice.tracking).resolve()
+    tracking, name, reason = destination.tracking, choice.model, ""
     try:
-        destination = Destination(data=EMBEDDED_DATASET, storage=choice.storage, tracking=choice.tracking).resolve()
-    except ConfigError:
-        if choice.tracking:
-            raise
-        return "", "no MLflow store is known"  # remote storage has no default one
-    database = os.path.join(urls.to_local_path(destination.storage), "mlflow.db") if not choice.tracking else ""
-    if database and destination.tracking.startswith("sqlite") and not os.path.exists(database):
-        return "", "no model is registered"  # found without MLflow, which takes seconds to import
-    shown = redaction.redact(destination.tracking)
-    try:
-        champions = ensemble_registry.find_champions(destination.tracking)
+        if not name:
+            database = os.path.join(urls.to_local_path(destination.storage), "mlflow.db")
+            # A query would make the default database, which takes seconds, just to find nothing in it.
+            missing = not choice.tracking and tracking.startswith("sqlite") and not os.path.exists(database)
+            champions = [] if missing else ensemble_registry.find_champions(tracking)
+            shown = f"registered in {redaction.redact(tracking)}"
+            if len(champions) != 1:
+                found = f"{len(champions)} champions are {shown}" if champions else f"no champion is {shown}"
+                which = f"one: {', '.join(champions)}" if champions else "an ensemble or a run"
+                raise ConfigError(f"model: {found}; set --model to {which}")
+            name, reason = champions[0], f": the champion {shown}"
+        weights, titles = ensemble_registry.fetch_weights(tracking, name, scratch)
     except TrackingError as error:
-        raise ConfigError(
-            f"model: the champion cannot be looked up: {error}; set --model to an ensemble or run"
-        ) from None
-    if len(champions) > 1:
-        raise ConfigError(
-            f"model: {len(champions)} champions are registered in {shown}; set --model to one: {', '.join(champions)}"
-        )
-    if champions:
-        return champions[0], f"the champion registered in {shown}"
-    return "", f"no champion is registered in {shown}"
+        raise ConfigError(f"model: {error}; set --tracking to another store, or --model to a run") from None
+    numbers = _select_members(len(weights), choice.members)
+    description = _format_model_count(name, numbers, len(weights)) + reason
+    return ModelSource(description, tuple(weights[number - 1] for number in numbers), tuple(titles))
 
 
 def resolve_source(choice: ModelChoice) -> ModelSource:
     """Return the chosen weights in storage. Raises ConfigError when one is missing or not finished."""
-    if choice.model:
-        (entry,) = run_lookup.find_runs([choice.model], choice.storage, "model")
-        entry.check_members("model")
-        description = entry.name
-    else:
-        entry, description = _find_newest_ensemble(choice.storage)
-    members = list(entry.members) if entry.members is not None else [entry.folder]
-    runs = _select_members(members, choice.members)
-    for number, run in runs:
-        if load_finished_outcome(run) is None:
+    (entry,) = run_lookup.find_runs([choice.model], choice.storage, "model")
+    entry.check_members("model")
+    members = [entry.folder] if entry.members is None else list(entry.members)
+    numbers = _select_members(len(members), choice.members)
+    for number in numbers:
+        if load_finished_outcome(run := members[number - 1]) is None:
             raise ConfigError(
                 f"model: {entry.name}: its model {number}, {urls.get_basename(run)}, is not finished; rerun its "
                 "training, or choose others with --members"
             )
     return ModelSource(
-        _format_model_count(description, runs, members),
-        tuple(get_final_weights_dir(run) for _, run in runs),
-        _load_titles(runs[0][1]),
+        _format_model_count(entry.name, numbers, len(members)),
+        tuple(get_final_weights_dir(members[number - 1]) for number in numbers),
+        _load_titles(members[numbers[0] - 1]),
     )
+
+
+def _select_members(count: int, numbers: Sequence[int]) -> Sequence[int]:
+    """Return these numbers of so many members, by default all. Raises ConfigError."""
+    if len(set(numbers)) < len(numbers) or not all(1 <= number <= count for number in numbers):
+        shown = ",".join(map(str, numbers))
+        raise ConfigError(f"members: must be different numbers from 1 to {count}, got {shown}")
+    return numbers or range(1, count + 1)
+
+
+def _format_model_count(name: str, numbers: Sequence[int], count: int) -> str:
+    if len(numbers) == count:
+        return f"{name} ({count} model{'s' * (count > 1)})"
+    return f"{name} (models {','.join(map(str, numbers))} of {count})"
+
+
+def _load_titles(run: str) -> tuple[str, ...]:
+    """Return readable class names from the dataset that the run was trained on; none when it is not available."""
+    spec = file_io.read_json_or_empty(file_io.join(run, "spec.json"))
+    try:
+        # Only names are used: no tar is read.
+        dataset = manifest.load(run_lookup.resolve_dataset_url(spec, run), allow_elsewhere=True)
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return ()
+    return dataset.titles if dataset.digest() == spec.get("dataset_digest") else ()
 
 
 def find_images(places: Sequence[str]) -> list[str]:
@@ -146,11 +168,11 @@ def find_images(places: Sequence[str]) -> list[str]:
     """
     images: list[str] = []
     for place in places:
-        url = place if not urls.is_local(place) else os.path.abspath(os.path.expanduser(urls.to_local_path(place)))
+        url = os.path.abspath(os.path.expanduser(urls.to_local_path(place))) if urls.is_local(place) else place
         # A web page is not a list of files.
-        names = [] if urls.get_scheme(url) in _WEB_SCHEMES or _is_file(url) else file_io.list_names(url)
+        names = [] if urls.is_web(url) or os.path.isfile(url) else file_io.list_names(url)
         inside = [name for name in names if is_image(name) or _is_unsupported_image(name)]
-        if not inside and (names or _is_folder(url)):
+        if not inside and (names or os.path.isdir(url)):
             raise ConfigError(
                 f"images: {redaction.redact(place)}: a folder without images; subfolders are not searched"
             )
@@ -163,14 +185,6 @@ def _is_unsupported_image(name: str) -> bool:
     stem, _, extension = name.rpartition(".")
     kind = image_format.UNSUPPORTED_EXTENSIONS.get(extension.lower())
     return bool(stem) and not stem.startswith(".") and kind not in (None, "svg", "pdf")
-
-
-def _is_file(url: str) -> bool:
-    return urls.is_local(url) and os.path.isfile(url)
-
-
-def _is_folder(url: str) -> bool:
-    return urls.is_local(url) and os.path.isdir(url)
 
 
 def read_image(url: str) -> bytes | OSError | BadSampleError:
@@ -189,86 +203,11 @@ def encode_pixels(pixels: object) -> bytes:
     """Return RGB pixels (uint8, height x width x 3) as the bytes of a PNG file. Raises ConfigError for other arrays."""
     array = np.asarray(pixels)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ConfigError(
-            f"images: pixels must be uint8 of shape height x width x 3, got {array.dtype} of shape {array.shape}; give "
-            "a path, a URL, the bytes of a JPEG or PNG file, or such pixels"
-        )
+        wanted = "paths, URLs, bytes of JPEG or PNG files, or pixels: uint8 of shape height x width x 3"
+        raise ConfigError(f"images: must be {wanted}, got {array.dtype} of shape {array.shape}")
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _find_newest_ensemble(storage: str) -> tuple[RunEntry, str]:
-    """Return the newest trained ensemble whose members are all finished, and its description.
-
-    Ensembles that were only evaluated do not count, and evaluating one makes it no newer.
-    """
-    place = run_lookup.resolve_storage(storage)
-    ensembles = [(*_read_origin(entry.folder), entry) for entry in run_lookup.list_all_runs(storage) if entry.members]
-    trained = [(created, entry) for made_by, created, entry in ensembles if made_by != run_lookup.MADE_BY_EVALUATION]
-    for _, entry in sorted(trained, key=lambda pair: (pair[0], pair[1].name), reverse=True):
-        if all(load_finished_outcome(run) is not None for run in entry.members or ()):
-            several = f", the newest complete one of {len(trained)} trained" if len(trained) > 1 else ""
-            return entry, f"{entry.name}{several}"
-    raise ConfigError(
-        f"model: no ensemble in {redaction.redact(place)} is completely trained ({len(trained)} there); set --model to "
-        "an ensemble or a run, or --storage to another storage"
-    )
-
-
-def _read_origin(folder: str) -> tuple[str, float]:
-    """Return what made an ensemble first and when (unix seconds), in old records when work on it last began, else 0."""
-    record = file_io.read_json_or_empty(file_io.join(folder, run_lookup.ENSEMBLE_FILE))
-    if isinstance(created := record.get("created"), int | float):
-        return str(record.get("made_by")), float(created)
-    last = lease.read_lease(folder)
-    return run_lookup.MADE_BY_TRAINING, 0.0 if last is None else last.owner.since
-
-
-def _select_members(members: Sequence[str], numbers: Sequence[int]) -> list[tuple[int, str]]:
-    """Return numbers and items of the members with these numbers, by default all. Raises ConfigError."""
-    if len(set(numbers)) < len(numbers) or not all(1 <= number <= len(members) for number in numbers):
-        raise ConfigError(
-            f"members: must be different numbers from 1 to {len(members)}, got {','.join(map(str, numbers))}"
-        )
-    return [(number, members[number - 1]) for number in numbers or range(1, len(members) + 1)]
-
-
-def _format_model_count(name: str, selected: Sequence[tuple[int, str]], members: Sequence[str]) -> str:
-    if len(selected) == len(members):
-        return f"{name} ({len(members)} model{'s' * (len(members) > 1)})"
-    return f"{name} (models {','.join(str(number) for number, _ in selected)} of {len(members)})"
-
-
-def _load_titles(run: str) -> tuple[str, ...]:
-    """Return readable class names from the dataset that the run was trained on; none when it is not available."""
-    spec = file_io.read_json_or_empty(file_io.join(run, "spec.json"))
-    try:
-        # Only names are used: no tar is read.
-        dataset = manifest.load(run_lookup.resolve_dataset_url(spec, run), allow_elsewhere=True)
-    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
-        return ()
-    return dataset.titles if dataset.digest() == spec.get("dataset_digest") else ()
-
-
-def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
-    destination = Destination(data=EMBEDDED_DATASET, storage=choice.storage, tracking=choice.tracking).resolve()
-    try:
-        weights, titles = ensemble_registry.fetch_weights(destination.tracking, choice.model, scratch)
-    except TrackingError as error:
-        raise ConfigError(f"model: {error}; set --tracking to another store") from None
-    selected = _select_members(weights, choice.members)
-    return ModelSource(
-        _format_model_count(choice.model, selected, weights), tuple(path for _, path in selected), tuple(titles)
-    )
-
-
-def _load_source(source: ModelSource, report: Callable[[str], None], reason: str) -> Classifier:
-    report(f"model: {source.description}" + (f": {reason}" if reason else ""))
-    try:
-        return Classifier(source.weights_urls, source.titles)
-    except (CheckpointError, FileNotFoundError) as error:
-        raise DataError(f"model: {error}") from None
 
 
 def _print_note(text: str) -> None:
@@ -276,7 +215,7 @@ def _print_note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _print_json(image: str, answer: list[Prediction] | Exception) -> None:
+def _print_json(image: str, answer: Answer) -> None:
     content: dict[str, object] = {"error": _escape_surrogates(str(answer))}
     if not isinstance(answer, Exception):
         content = {"predictions": [asdict(each) for each in answer]}
@@ -289,31 +228,23 @@ def _escape_surrogates(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _make_table_printer(images: Sequence[str], console: Console) -> Callable[[str, list[Prediction] | Exception], None]:
-    """Return a function that prints an image's rows; all have the same columns, so together they form a table."""
-    names = shorten_names(images)
-    width = min(max(map(len, names.values())), max(12, console.width // 3))
-
-    def print_rows(image: str, answer: list[Prediction] | Exception) -> None:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(width=width, overflow="fold")
-        table.add_column(width=8, justify="right", no_wrap=True)
-        table.add_column(overflow="fold")
-        if isinstance(answer, Exception):
-            table.add_row(Text(names[image]), Text("-"), Text(f"not read: {answer}", style="red"))
-        else:
-            for rank, prediction in enumerate(answer):
-                name = names[image] if rank == 0 else ""
-                table.add_row(Text(name), f"{100 * prediction.probability:.2f} %", Text(prediction.class_name))
-        console.print(table, soft_wrap=False)
-
-    return print_rows
+def _print_rows(name: str, width: int, answer: Answer, console: Console) -> None:
+    """Print the rows of an image; those of all images have the same columns, so together they form a table."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(width=width, overflow="fold")
+    table.add_column(width=8, justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    if isinstance(answer, Exception):
+        table.add_row(Text(name), Text("-"), Text(f"not read: {answer}", style="red"))
+    else:
+        for rank, prediction in enumerate(answer):
+            first = Text("" if rank else name)
+            table.add_row(first, f"{100 * prediction.probability:.2f} %", Text(prediction.class_name))
+    console.print(table, soft_wrap=False)
 
 
-def shorten_names(images: Sequence[str]) -> dict[str, str]:
-    """Return the name of each image for people: its file's name where it is unique, else the whole URL."""
-    short = [urls.get_basename(redaction.redact(image)) for image in images]
-    return {
-        image: name if short.count(name) == images.count(image) else redaction.redact(image)
-        for image, name in zip(images, short, strict=True)
-    }
+def shorten_names(images: Sequence[str]) -> list[str]:
+    """Return the names of images for people: without the folder that they have in common."""
+    names = [redaction.redact(image) for image in images]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  a folder ends at a slash, also that of a URL
+    return [name[start:] for name in names]

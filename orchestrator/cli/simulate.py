@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,52 +11,52 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.config import SimulateConfig
-from orchestrator.cli.exit_status import make_console
 from orchestrator.config import redaction
-from orchestrator.config.base import compute_fingerprint
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.overrides import flatten_config
 from orchestrator.data import manifest, sampler
 from orchestrator.data.build.sources import digits
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
+from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import previews
-from orchestrator.ray_backend.launch_errors import PreflightError
-from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET
+from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
-from orchestrator.storage import file_io
-from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.tracker import MetricPoint, TrackedRun, TrackingError
+from orchestrator.storage import file_io, urls
 
 MAX_ROWS = 26
-MAX_LOGGED_RATES = 500
 
 
-def run_simulate(config: SimulateConfig, console: Console | None = None) -> int:
-    """Print the schedule; draw it, and a contact sheet of the data, as far as asked for; return the exit status.
+def run_simulate(config: SimulateConfig, console: Console) -> int:
+    """Print the schedule; with `out` draw it, and a contact sheet of the data; return the exit status.
 
-    Raises ConfigError for impossible values, PreflightError when MLflow cannot be reached or denies access.
+    Raises ConfigError for impossible values.
     """
-    console = console or make_console()
+    recipe = config.recipe
     try:
-        out = config.resolve_output_folder()
+        out = urls.require_absolute(config.out, "out") if config.out else ""
     except ValueError as error:
         raise ConfigError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="simulate-") as temporary, _open_dataset(config) as (url, dataset):
-        steps = _count_steps_per_epoch(config, dataset)
-        columns = _tabulate_schedule(config.recipe, steps)
-        console.print(_build_table(config.recipe, columns))
-        if not (out or config.uses_mlflow):
+        samples = config.samples if dataset is None else dataset.count_samples(previews.TRAIN_SPLIT)
+        steps = sampler.count_steps(samples, recipe.batch_size)
+        if steps == 0:
+            raise ConfigError(
+                f"batch_size: must be at most the {samples} training images, got {recipe.batch_size}; lower it"
+            )
+        console.print(_build_table(recipe, steps))
+        if not out:
             return 0
-        pictures = _draw_pictures(config.recipe, steps, url, dataset, Path(temporary), console)
-        for picture in pictures if out else ():
+        schedule, sheet = Path(temporary, previews.SCHEDULE_FILE), Path(temporary, previews.CONTACT_SHEET_FILE)
+        previews.draw_schedule(recipe, steps, str(schedule))
+        if dataset is None:
+            print_line(console, "no contact sheet: set --data to a dataset")
+        elif not previews.draw_contact_sheet(recipe, url, dataset, str(sheet)):
+            print_line(console, "no contact sheet: none of the selected images can be decoded")
+        for picture in Path(temporary).iterdir():
             where = file_io.join(out, picture.name)
             file_io.write_bytes(where, picture.read_bytes())
-            console.print(f"written: {redaction.redact(where)}", highlight=False, soft_wrap=True)
-        if config.uses_mlflow:
-            where = _log_to_mlflow(config, steps, columns, pictures)
-            console.print(f"MLflow:  {where}", highlight=False, soft_wrap=True)
+            print_line(console, f"written: {redaction.redact(where)}")
     return 0
 
 
@@ -67,7 +66,8 @@ def _open_dataset(config: SimulateConfig) -> Iterator[tuple[str, Manifest | None
     if not config.data:
         yield "", None
         return
-    url = config.resolve_destination().data
+    # A tracking URI, which is not used, must not be demanded.
+    url = Destination(data=config.data, tracking="none", allow_elsewhere=config.allow_elsewhere).resolve().data
     try:
         yield url, manifest.load(url, allow_elsewhere=config.allow_elsewhere)
         return
@@ -78,81 +78,21 @@ def _open_dataset(config: SimulateConfig) -> Iterator[tuple[str, Manifest | None
         yield temporary, digits.pack_digits(temporary)
 
 
-def _count_steps_per_epoch(config: SimulateConfig, dataset: Manifest | None) -> int:
-    samples = config.samples if dataset is None else dataset.count_samples(previews.TRAIN_SPLIT)
-    steps = sampler.count_steps(samples, config.recipe.batch_size)
-    if steps == 0:
-        raise ConfigError(
-            f"batch_size: must be at most the {samples} training images, got {config.recipe.batch_size}; lower it"
-        )
-    return steps
-
-
-def _tabulate_schedule(recipe: Recipe, steps_per_epoch: int) -> dict[str, list[float]]:
-    """Return the schedule at whole epochs, at the end of the warm-up and at the last step, column by column."""
+def _build_table(recipe: Recipe, steps_per_epoch: int) -> Table:
+    """Return the schedule at whole epochs, at the end of the warm-up and at the last step."""
     last = recipe.epochs * steps_per_epoch - 1
     warm = min(last, round(recipe.schedule.warmup_epochs * steps_per_epoch))
-    chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, _choose_stride(recipe.epochs))}
-    steps = sorted({*chosen, warm, last})
-    return {
-        "epochs done": [step / steps_per_epoch for step in steps],
-        "step": [float(step) for step in steps],
-        "samples": [float(step * recipe.batch_size) for step in steps],
-        "rate": [compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs) for step in steps],
-    }
-
-
-def _choose_stride(epochs: int) -> int:
-    """Return the epochs between rows: 1, 2 or 5 times a power of ten, for at most MAX_ROWS rows."""
+    # Epochs between rows: 1, 2 or 5 times a power of ten, for at most MAX_ROWS rows.
     strides = (each * int(10**power) for power in range(9) for each in (1, 2, 5))
-    return next(stride for stride in strides if epochs <= stride * MAX_ROWS)
-
-
-def _build_table(recipe: Recipe, columns: dict[str, list[float]]) -> Table:
+    stride = next(stride for stride in strides if recipe.epochs <= stride * MAX_ROWS)
+    chosen = {epoch * steps_per_epoch for epoch in range(0, recipe.epochs, stride)}
     title = (
         f"{recipe.name}: {recipe.schedule.kind} schedule, batches of {recipe.batch_size}, the last row its last step"
     )
     table = Table(title=title, title_justify="left")
-    for name in columns:
+    for name in ("epochs done", "step", "samples", "rate"):
         table.add_column(name, justify="right", no_wrap=True)
-    for epochs, step, samples, rate in zip(*columns.values(), strict=True):
-        table.add_row(f"{epochs:.6g}", f"{step:,.0f}", f"{samples:,.0f}", f"{rate:.6g}")
+    for step in sorted({*chosen, warm, last}):
+        rate = compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs)
+        table.add_row(f"{step / steps_per_epoch:.6g}", f"{step:,}", f"{step * recipe.batch_size:,}", f"{rate:.6g}")
     return table
-
-
-def _draw_pictures(
-    recipe: Recipe, steps: int, url: str, dataset: Manifest | None, folder: Path, console: Console
-) -> list[Path]:
-    """Draw the schedule and, with a dataset, a contact sheet; return the files."""
-    schedule, sheet = folder / previews.SCHEDULE_FILE, folder / previews.CONTACT_SHEET_FILE
-    previews.draw_schedule(recipe, steps, str(schedule))
-    if dataset is None:
-        console.print("no contact sheet: set --data to a dataset", highlight=False)
-        return [schedule]
-    if not previews.draw_contact_sheet(recipe, url, dataset, str(sheet)):
-        console.print("no contact sheet: none of the selected images can be decoded", highlight=False)
-        return [schedule]
-    return [schedule, sheet]
-
-
-def _log_to_mlflow(config: SimulateConfig, steps: int, columns: dict[str, list[float]], pictures: list[Path]) -> str:
-    """Record everything in an MLflow run, the same one at each call; return its URL."""
-    recipe, destination = config.recipe, config.resolve_destination()
-    key = f"simulate/{recipe.name}-{compute_fingerprint(recipe, steps)}"
-    params = {path: str(value) for path, value in flatten_config(recipe).items()}
-    try:
-        tracker = MlflowTracker(destination.tracking, destination.experiment)
-        tracker.check()
-        run_id = tracker.open_run(
-            TrackedRun(key, f"simulate-{recipe.name}", None, params, {"orchestrator.job": "simulate"})
-        )
-        points = previews.sample_learning_rates(recipe, steps, MAX_LOGGED_RATES)
-        # The metric of a training has the same name, so MLflow draws both in one chart.
-        tracker.log_metrics(run_id, [MetricPoint("train/rate", rate, samples, time.time()) for samples, rate in points])
-        tracker.log_table(run_id, "schedule.json", columns)
-        for picture in pictures:
-            tracker.log_file(run_id, str(picture))
-        tracker.close_run(run_id, "FINISHED")
-        return tracker.get_run_url(run_id)
-    except TrackingError as error:
-        raise PreflightError(f"tracking: {error}") from None

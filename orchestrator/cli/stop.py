@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rich.console import Console
 
 from orchestrator.cli.config import StopConfig
-from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE
 from orchestrator.config.errors import ConfigError
+from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import lease, run_lookup
-from orchestrator.ray_backend.lease import STALE_SECONDS, LeaseSnapshot
+from orchestrator.ray_backend.lease import LeaseSnapshot
 from orchestrator.ray_backend.run_lookup import RunEntry
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
@@ -23,78 +24,62 @@ POLL_SECONDS = 0.5
 STOP_WITHOUT_CHECKPOINT = json.dumps({"save": False}).encode()
 
 
-@dataclass
-class _PendingStop:
+class _PendingStop(NamedTuple):
     """A lease whose release is awaited."""
 
     entry: RunEntry
     folder: str
     lease: LeaseSnapshot
-    last_heartbeat: float = field(default_factory=time.monotonic)  # when its heartbeat last changed
 
     def describe_end(self) -> str | None:
         """Return how it ended; None while its owner is active. A failed query ends nothing."""
         try:
             current = lease.read_lease(self.folder)
+            if current is None or current.number != self.lease.number:
+                return "another driver has taken it over"
+            if current.released:
+                return "ended"
+            if lease.is_driver_alive(self.folder, current):
+                return None
         except OSError:
-            self.last_heartbeat = time.monotonic()  # an unknown state is not a dead owner
             return None
-        if current is None or current.number != self.lease.number:
-            return "another driver has taken it over" if current else "its lease is gone"
-        if current.released:
-            return "ended"
-        if current.heartbeat != self.lease.heartbeat:
-            self.lease, self.last_heartbeat = current, time.monotonic()
-        if current.owner.is_dead:
-            return f"its driver died without releasing its lease ({current.owner})"
-        if time.monotonic() - self.last_heartbeat > STALE_SECONDS:
-            return f"its lease is stale: no heartbeat for {STALE_SECONDS:g} s ({current.owner})"
-        return None
+        return f"its driver died without releasing its lease ({current.owner})"
 
 
-def run_stop(config: StopConfig, console: Console | None = None) -> int:
+def run_stop(config: StopConfig, console: Console) -> int:
     """Stop runs and ensembles; return the exit status: 0 when all have ended, 1 when one still runs after `wait`.
 
     Raises ConfigError when a name is unknown.
     """
     if not config.runs:
         raise ConfigError("runs: give the name of at least one run or ensemble, or the URL of its folder")
-    console, wait = console or make_console(), config.wait
+    wait = config.wait
     entries = run_lookup.find_runs(config.runs, config.storage)  # all of them, before one is stopped
     pending = {entry.name: _request_stop(entry, config.save, console) for entry in entries}
-    deadline = time.monotonic() + wait
     if wait and any(pending.values()):
         with console.status("waiting for them to save and end" if config.save else "waiting for them to end"):
-            _wait_until_ended(pending, deadline, console)
-    for name, left in pending.items():
-        if left and wait:
-            _print_line(
-                console,
-                f"{name}: still run by {left[0].lease.owner} after {wait:g} s: it was asked and will stop when it can; "
-                "wait longer with --wait, or end that process",
-            )
-        elif left:
-            _print_line(console, f"{name}: asked to stop; not waited for")
+            _wait_until_ended(pending, time.monotonic() + wait, console)
+    for name, (first, *_) in ((name, left) for name, left in pending.items() if left):
+        text = f"still run by {first.lease.owner} after {wait:g} s: wait longer with --wait, or end that process"
+        print_line(console, f"{name}: {text if wait else 'asked to stop; not waited for'}")
     return EXIT_FAILURE if wait and any(pending.values()) else 0
 
 
 def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_PendingStop]:
     """Ask every driver of the entry to stop; return the leases to wait for."""
-    pending = []
+    pending: list[_PendingStop] = []
     # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
     for folder in reversed(entry.lease_folders):
         current = lease.read_lease(folder)
-        if current is None or current.released:
-            continue
-        file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
-        pending.append(_PendingStop(entry, folder, current))
+        if current is not None and not current.released:
+            file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)
+            pending.insert(0, _PendingStop(entry, folder, current))
     if not pending:
-        _print_line(console, f"{entry.name}: not running; {_describe_state(entry)}")
+        print_line(console, f"{entry.name}: not running; {_describe_state(entry)}")
         return []
-    pending.reverse()
     owned = pending[0].lease
     age = "" if math.isnan(owned.heartbeat_age) else f", last heartbeat {owned.heartbeat_age:.0f} s ago"
-    _print_line(console, f"{entry.name}: run by {owned.owner}{age}: asked to stop")
+    print_line(console, f"{entry.name}: run by {owned.owner}{age}: asked to stop")
     return pending
 
 
@@ -103,11 +88,10 @@ def _wait_until_ended(pending: dict[str, list[_PendingStop]], deadline: float, c
     while True:
         for name, left in pending.items():
             for stop in list(left):
-                if (end := stop.describe_end()) is None:
-                    continue
-                left.remove(stop)
-                if not left:
-                    _print_line(console, f"{name}: {end}; {_describe_state(stop.entry)}")
+                if (end := stop.describe_end()) is not None:
+                    left.remove(stop)
+                    if not left:
+                        print_line(console, f"{name}: {end}; {_describe_state(stop.entry)}")
         if not any(pending.values()) or time.monotonic() >= deadline:
             return
         time.sleep(POLL_SECONDS)
@@ -119,14 +103,10 @@ def _describe_state(entry: RunEntry) -> str:
         return f"it is unknown whether its members run: {entry.error}"
     if entry.members is not None:
         return "rerun the command that started it to resume it"
-    status = str(file_io.read_json_or_empty(get_outcome_path(entry.folder)).get("status", ""))
+    status = file_io.read_json_or_empty(get_outcome_path(entry.folder)).get("status", "")
     if status == "finished":
         return "it is finished"
-    ended = f"its last attempt ended as {status!r}; " if status else ""
-    newest = next(iter(attempts.list_valid_checkpoints(entry.folder)), None)
-    checkpoint = f"its newest checkpoint is at {newest.samples} samples; " if newest is not None else ""
-    return f"{ended}{checkpoint}rerun the command that started it to resume it"
-
-
-def _print_line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    parts = [f"its last attempt ended as {status!r}"] if status else []
+    for newest in attempts.list_valid_checkpoints(entry.folder)[:1]:
+        parts.append(f"its newest checkpoint is at {newest.samples} samples")
+    return "; ".join([*parts, "rerun the command that started it to resume it"])

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from orchestrator.cli.config import resolve_recipe
-from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
-from orchestrator.cli.results import TrainResult
+from orchestrator.cli.config import TrainResult, resolve_recipe
+from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import match_code
 from orchestrator.ray_backend.session import open_session
 from orchestrator.scheduler import dry_run, multi_run
 from orchestrator.scheduler.config import TrainModel
-
-
-def run_train(config: TrainModel) -> int:
-    """Train the recipe, or print the plan; return the exit status."""
-    console = make_console()
-    if config.dry_run:
-        recipe = resolve_recipe(config)
-        dry_run.print_dry_run(config, [recipe], config.plan, console)
-        preflight.check_destination(config.destination, [recipe], config.placement)
-        return 0
-    return train_model(config, console).exit_status
+from orchestrator.training.run_dir import load_validation_result
 
 
 def train_model(config: TrainModel, console: Console) -> TrainResult:
-    """Train the recipe of `config`, or resume it; print progress.
+    """Train the recipe of `config`, or resume it; print progress. With `dry_run` only the plan is printed.
 
     Raises ConfigError, ClusterError or PreflightError before anything is started; NotRecordedError when the run ended
     and MLflow lacks part of it.
     """
     recipe = resolve_recipe(config)
+    if config.dry_run:
+        dry_run.print_dry_run(config, [recipe], config.plan, console)
+        preflight.check_destination(config.destination, [recipe], config.placement)
+        return TrainResult("", "", "stopped")
     with open_session(config.destination, config.placement, console) as session:
         spec = config.build_run_spec(recipe, session.destination, session.manifest.digest())
         preflight.check_trainable(session.manifest, spec.destination.data, [recipe], spec.placement)
@@ -45,6 +38,9 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
         metrics = {} if end.outcome is None else dict(sorted(end.outcome.metrics.items()))
         for name, value in metrics.items():
             session.print_line(f"{name:32} {value:.4g}")
+        validation = load_validation_result(spec.folder) if end.outcome is not None else None
+        for line in validation.describe() if validation is not None else ():
+            session.print_line(line)
         succeeded = end.status == "finished"
         return TrainResult(
             spec.name,

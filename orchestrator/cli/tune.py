@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from orchestrator.cli.config import resolve_recipe
-from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
+from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE
+from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import SWEEPS
 from orchestrator.ray_backend.session import Session, open_session
@@ -13,17 +14,18 @@ from orchestrator.storage import file_io
 from orchestrator.tuning import finish_sweep, named_spaces, run_sweep, samplers, validate_space
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.run_sweep import SweepPlan
-from orchestrator.tuning.space import Space
 
 
-def run_tune(config: TuneJob) -> int:
+def run_tune(config: TuneJob, console: Console) -> int:
     """Train the trials, rank them, write the winner to a file; return the exit status."""
-    console = make_console()
     base = resolve_recipe(config)
     space = named_spaces.find_space(config.search.space, config.recipe)
     validate_space.check_space(space, base)
     if config.dry_run:
-        _print_plan(config, space, console)
+        search = config.search
+        sampler = samplers.make_sampler(search.sampler, space, config.recipe, search.objective, search.seed)
+        for line in finish_sweep.format_plan(config, space, sampler):
+            print_line(console, line)
         preflight.check_destination(config.destination, [base], config.placement)
         return 0
     with open_session(config.destination, config.placement, console) as session:
@@ -51,11 +53,3 @@ def _finish_sweep(session: Session, trials: run_sweep.SweepResult) -> int:
         session.print_line("no trial finished: there is no winner")
         return EXIT_FAILURE
     return 0
-
-
-def _print_plan(config: TuneJob, space: Space, console: Console) -> None:
-    sampler = samplers.make_sampler(
-        config.search.sampler, space, config.recipe, config.search.objective, config.search.seed
-    )
-    for line in finish_sweep.format_plan(config, space, sampler):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -81,7 +81,7 @@ class ModelChoice(Config):
     model: str = Field(
         "",
         description="name of an ensemble or run, URL of its folder, or models:/NAME@ALIAS of MLflow's registry; by "
-        "default the registered champion, or else the newest ensemble that was trained completely",
+        "default the registered champion",
     )
     members: tuple[int, ...] = Field(
         (), description="numbers of the ensemble's models to use, from 1, such as 1,3; by default all"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.models.config import AnyModelConfig, CostConfig, ModelPlugin, format_label
@@ -42,12 +42,12 @@ def _measure_on(device: str, config: AnyModelConfig, classes: int, training: boo
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // (2 * len(images))
 
 
-def print_cost(config: CostConfig) -> int:
+def print_cost(config: CostConfig, console: Console) -> int:
     """Print the cost of a network at inference and while training; return the exit status."""
     side = config.model.image_size
-    lines = [f"{format_label(config.model)}, {side} x {side} pixels, {config.classes} classes\n"]
+    lines = [f"{format_label(config.model)}, {side} x {side} pixels, {config.classes} classes"]
     for name, training in (("inference", False), ("training", True)):
         params, multiply_adds = measure_cost(config.model, config.classes, training)
-        lines.append(f"{name:<9} {params:>13,} parameters {multiply_adds:>15,} multiply-adds for an image\n")
-    sys.stdout.writelines(lines)
+        lines.append(f"{name:<9} {params:>13,} parameters {multiply_adds:>15,} multiply-adds for an image")
+    console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
     return 0

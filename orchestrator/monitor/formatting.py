@@ -1,9 +1,25 @@
-"""Numbers, durations, times and sizes as they are shown."""
+"""Numbers, durations, times, sizes and lines as they are shown, and a live table of the progress of runs."""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.monitor.journal_summary import EpochMetrics
+from orchestrator.monitor.run_status import RunSnapshot
+
+POLL_SECONDS = 1.0
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a text as it is, on one line."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def format_number(value: float | None, spec: str) -> str:
@@ -29,12 +45,66 @@ def format_eta(seconds: float | None) -> str:
     return time.strftime("%H:%M" if then[:3] == today[:3] else "%b %d %H:%M", then)
 
 
-def format_bytes(number: float | None) -> str:
-    """Format bytes as 1.2 GB, or "-" when they are unknown."""
-    if number is None:
-        return "-"
+def format_bytes(number: float) -> str:
+    """Format bytes as 1.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.3g} PB"
+
+
+class LiveTable:
+    """A display that is refreshed in a thread while its `with` block runs, and once more at its end."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        """name: of the thread."""
+        self._console = console
+        self._ended = threading.Event()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def refresh(self) -> None:
+        """Update `_live`, or, where there is none, print the news in lines."""
+        raise NotImplementedError
+
+    def print_final(self) -> None:
+        """Print what stays in a terminal after the live table is removed."""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.refresh()
+        if self._live is not None:
+            self._live.stop()
+            self.print_final()
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self.refresh()
+
+
+def make_progress_table(last_column: str, title: str | None = None) -> Table:
+    """Make an empty table of runs that fits 100 columns; names of models may fold, numbers are never cut."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for name in ("epoch", "loss", "top-1 %", "top-5 %", "images/s", last_column):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def format_metrics(row: EpochMetrics | RunSnapshot) -> tuple[str, str, str, str]:
+    """Format the cells of loss, top-1 and top-5 error and images per second."""
+    return (
+        format_number(row.loss, ".3f"),
+        format_number(row.top1_error, ".2f"),
+        format_number(row.top5_error, ".2f"),
+        format_number(row.images_per_second, ".0f"),
+    )

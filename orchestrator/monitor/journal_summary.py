@@ -6,7 +6,7 @@ A long run's journal is tens of thousands of objects. Segments never change, so 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,10 +51,7 @@ def parse_epoch_metrics(event: Event) -> EpochMetrics:
 
 
 def parse_loss(event: Event) -> float | None:
-    """Parse the loss of an event: of the last steps at a point of the curves, of the epoch at its end.
-
-    Journals of earlier versions have both under one name.
-    """
+    """Parse the loss of an event: of the last steps, or as earlier versions name it."""
     return parse_float(event.values.get("train/step_loss", event.values.get("train/loss")))
 
 
@@ -100,7 +97,7 @@ def summarize_journal(folder: str) -> JournalSummary:
         starts.get(newest),
         tuple(event for head in heads.values() for event in head if event.kind == "incident"),
         tail[-1][1] if tail else None,
-        epochs[-1] if epochs else _find_last_epoch(folder, by_attempt, starts, tail),
+        epochs[-1] if epochs else _find_last_epoch(folder, by_attempt, starts),
         tuple(points),
     )
 
@@ -127,45 +124,28 @@ def _read_tail(folder: str, cursors: Sequence[Cursor], pool: ThreadPoolExecutor)
     return tail
 
 
-def _find_last_epoch(
-    folder: str,
-    by_attempt: dict[int, list[Cursor]],
-    starts: dict[int, Event],
-    tail: Sequence[tuple[Cursor, Event]],
-) -> Event | None:
+def _find_last_epoch(folder: str, by_attempt: dict[int, list[Cursor]], starts: dict[int, Event]) -> Event | None:
     """Find the end of the last epoch by bisection: within an attempt samples only grow."""
-    sizes = [parse_int(event.values.get("samples_per_epoch")) for event in starts.values()]
-    size = next((size for size in reversed(sizes) if size), 0)
-    samples = max((event.samples or 0 for _, event in tail), default=0)
-    if not size or samples < size:
-        return None
-    # The last one may have no event: its validation is running, or died.
-    for boundary in (samples // size * size, samples // size * size - size):
-        for attempt in sorted(by_attempt, reverse=True):
-            start = starts.get(attempt)
-            if start is None or (start.samples or 0) > boundary:
-                continue
-            if (event := _find_epoch_event(folder, by_attempt[attempt], boundary)) is not None:
-                return event
+
+    def count_samples(cursor: Cursor) -> int:
+        return max((event.samples or 0 for event in _read_segment(folder, cursor)), default=0)
+
+    limit = math.inf  # what a later attempt began with: the rest was rolled back
+    for attempt in sorted(starts, reverse=True):
+        cursors, start = by_attempt[attempt], starts[attempt].samples or 0
+        size = parse_int(starts[attempt].values.get("samples_per_epoch")) or 0
+        last = int(min(limit, count_samples(cursors[-1]))) // max(1, size) * size
+        # The last one may have no event: its validation is running, or died.
+        for end in (last, last - size):
+            first = bisect_left(cursors, end, key=count_samples) if end > 0 and end >= start else len(cursors)
+            for cursor in cursors[first:]:
+                for event in _read_segment(folder, cursor):
+                    if event.kind == "epoch" and event.samples == end:
+                        return event
+                if count_samples(cursor) > end:
+                    break
+        limit = min(limit, start)
     return None
-
-
-def _find_epoch_event(folder: str, cursors: Sequence[Cursor], samples: int) -> Event | None:
-    """Find the "epoch" event at that many samples among the segments of an attempt."""
-    position = bisect_right(cursors, samples, key=lambda cursor: _get_last_sample(folder, cursor))
-    # It shares a segment with what comes after it, or is the last thing before.
-    for cursor in cursors[position::-1] if position < len(cursors) else cursors[::-1]:
-        events = _read_segment(folder, cursor)
-        for event in events:
-            if event.kind == "epoch" and event.samples == samples:
-                return event
-        if events and _get_last_sample(folder, cursor) < samples:
-            return None
-    return None
-
-
-def _get_last_sample(folder: str, cursor: Cursor) -> int:
-    return max((event.samples or 0 for event in _read_segment(folder, cursor)), default=0)
 
 
 @lru_cache(maxsize=2048)

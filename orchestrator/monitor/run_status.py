@@ -4,50 +4,38 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from orchestrator.checkpoint.checkpoint_dir import list_checkpoints
 from orchestrator.config import redaction
-from orchestrator.monitor.journal_summary import (
-    NO_METRICS,
-    JournalSummary,
-    parse_epoch_metrics,
-    parse_float,
-    parse_int,
-    parse_loss,
-    summarize_journal,
-)
+from orchestrator.monitor import journal_summary
+from orchestrator.monitor.journal_summary import JournalSummary, parse_float, parse_int
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend.lease import LeaseSnapshot
 from orchestrator.storage import commit, file_io, urls
 from orchestrator.tracking.events import Event
 from orchestrator.training import attempts
 from orchestrator.training.attempts import PreviousAttempt, find_failure_cause
-from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir, get_outcome_path
+from orchestrator.training.run_dir import get_final_weights_dir, get_journal_dir, get_outcome_path
 
+# What each means: `orchestrator status --help`.
 RunState = Literal[
-    "waiting",  # for its turn, or for workers
-    "starting",
-    "running",
-    "restarting",  # after a crash of its workers
-    "stopping",  # on request
-    "finished",
-    "stopped",
-    "failed",
-    "unreadable",  # one of its records is
-    "lost",  # its driver died without releasing its lease
-    "pruned",  # a trial ended early
-    "diverged",  # a trial with a non-finite loss or score
-]
+    "waiting", "starting", "running", "restarting", "stopping", "finished", "stopped", "failed", "unreadable", "lost",
+    "pruned", "diverged",
+]  # fmt: skip
 LIVE_STATES: tuple[RunState, ...] = ("waiting", "starting", "running", "restarting", "stopping")
 PROBLEM_STATES: tuple[RunState, ...] = ("failed", "lost", "unreadable")
 TERMINAL_STATES: tuple[RunState, ...] = ("finished", "pruned", "diverged", "failed")  # of trials
 
 # A start takes no longer on a busy machine; after that a run waits for workers.
 START_GRACE_SECONDS = 60.0
+_NumberedAttempt = tuple[int, PreviousAttempt]
+_TRIAL_RECORD = re.compile(r"^(\d{4,})\.json$")
+# Runs of the winner and of the preset with other seeds, which tell a gain from noise; they have leases of their own.
+_REPEAT_SUFFIX = re.compile(r"-(winner|preset)-r\d+$")
 
 
 @dataclass(frozen=True)
@@ -91,7 +79,7 @@ def inspect_run(
     spec = file_io.read_json_or_empty(file_io.join(folder, "spec.json"))
     outcome = file_io.read_json_or_empty(get_outcome_path(folder))
     snapshot, newest = lease.read_lease(folder), attempts.load_latest_attempt(folder)
-    summary = summarize_journal(get_journal_dir(folder))
+    summary = journal_summary.summarize_journal(get_journal_dir(folder))
     alive = lease.is_driver_alive(folder, snapshot)
     if driver is not None and not alive:
         snapshot, alive = driver, awaited
@@ -99,13 +87,13 @@ def inspect_run(
     if (snapshot is None or driver is not None) and newest is None and awaited and state != "finished":
         state, message = "waiting", ""
     checkpoint_samples, checkpoint_age = _find_newest_checkpoint(folder)
-    epochs = parse_int(_get_spec_field(spec, "recipe", "epochs"))
+    epochs = parse_int(get_field(spec, "recipe", "epochs"))
     return RunSnapshot(
         name=urls.get_basename(folder),
         folder=redaction.redact(folder),
         state=state,
         message=message,
-        model=str(_get_spec_field(spec, "recipe", "name") or model or urls.get_basename(folder)),
+        model=str(get_field(spec, "recipe", "name") or model or urls.get_basename(folder)),
         ensemble=ensemble,
         epochs=epochs,
         incidents=len(summary.incidents),
@@ -113,18 +101,14 @@ def inspect_run(
         checkpoint_samples=checkpoint_samples,
         checkpoint_seconds_ago=checkpoint_age,
         workers=parse_int(summary.started and summary.started.values.get("workers"))
-        or parse_int(_get_spec_field(spec, "placement", "workers")),
+        or parse_int(get_field(spec, "placement", "workers")),
         owner=str(snapshot.owner) if snapshot is not None and alive else "",
         **_collect_progress(state, epochs, summary, newest[1] if newest is not None else None),
     )
 
 
 def _determine_state(
-    folder: str,
-    outcome: dict[str, Any],
-    snapshot: LeaseSnapshot | None,
-    alive: bool,
-    newest: tuple[int, PreviousAttempt] | None,
+    folder: str, outcome: dict[str, Any], snapshot: LeaseSnapshot | None, alive: bool, newest: _NumberedAttempt | None
 ) -> tuple[RunState, str]:
     """Return the state, and the reason of a bad one."""
     status, message = str(outcome.get("status", "")), str(outcome.get("message", ""))
@@ -133,10 +117,7 @@ def _determine_state(
     if snapshot is not None and alive:
         return _determine_live_state(snapshot, newest), ""
     if snapshot is not None and not snapshot.released:
-        return (
-            "lost",
-            f"its driver died without releasing its lease ({snapshot.owner}); rerun the same command to resume",
-        )
+        return "lost", f"its driver died ({snapshot.owner}); rerun the same command to resume"
     # An outcome of an earlier attempt than the last is stale.
     if status and (newest is None or outcome.get("attempt") == newest[0]):
         return ("stopped", "") if status in ("stopped", "finished") else ("failed", f"{status}: {message}")
@@ -145,7 +126,7 @@ def _determine_state(
     return "failed", find_failure_cause(newest[1])
 
 
-def _determine_live_state(snapshot: LeaseSnapshot, newest: tuple[int, PreviousAttempt] | None) -> RunState:
+def _determine_live_state(snapshot: LeaseSnapshot, newest: _NumberedAttempt | None) -> RunState:
     if snapshot.stop_requested:
         return "stopping"
     since = snapshot.owner.since
@@ -166,127 +147,87 @@ def _collect_progress(
     state: RunState, epochs: int | None, summary: JournalSummary, attempt: PreviousAttempt | None
 ) -> dict[str, Any]:
     """Return the fields of progress; speed and time left only of a run that makes progress."""
-    metrics = NO_METRICS if summary.epoch is None else parse_epoch_metrics(summary.epoch)
-    epoch_samples = _get_samples_per_epoch(summary)
-    samples = max([0, *(event.samples or 0 for event in (summary.last, summary.epoch) if event is not None)])
+    started, ended, metrics = summary.started, summary.epoch, journal_summary.NO_METRICS
+    size = parse_int(started.values.get("samples_per_epoch")) if started is not None else None
+    if ended is not None:
+        metrics = journal_summary.parse_epoch_metrics(ended)
+        size = size or (ended.samples or 0) // max(1, metrics.epoch)
+    samples = max([0, *(event.samples or 0 for event in (summary.last, ended) if event is not None)])
     if state == "running" and attempt is not None:
         samples = attempt.samples
-    whole_epochs = float(metrics.epoch) if summary.epoch is not None else None
-    progress: dict[str, Any] = {
+    progress: dict[str, Any] = asdict(metrics) | {
         "samples": samples if summary.last is not None else None,
-        "epoch": samples / epoch_samples if epoch_samples else whole_epochs,
-        "loss": parse_loss(summary.points[-1]) if summary.points else metrics.loss,
-        "top1_error": metrics.top1_error,
-        "top5_error": metrics.top5_error,
-        "images_per_second": metrics.images_per_second,
-        "goodput": metrics.goodput,
+        "epoch": samples / size if size else float(metrics.epoch) if ended is not None else None,
+        "loss": journal_summary.parse_loss(summary.points[-1]) if summary.points else metrics.loss,
     }
     if state == "running":
-        progress["images_per_second"] = _compute_throughput(summary.points) or metrics.images_per_second
-        progress["seconds_left"] = _estimate_seconds_left(epochs, epoch_samples, samples, summary.started, attempt)
+        # Points of the loss curve leave out the pauses between epochs.
+        points = [event for event in summary.points if event.kind == "metrics"]
+        if points and (speed := _measure_speed(points[0], points[-1].time, points[-1].samples or 0)):
+            progress["images_per_second"] = speed
+        # The speed of this attempt includes validations.
+        speed = _measure_speed(started, attempt.last_seen, samples) if attempt is not None else None
+        if speed and epochs and size:
+            progress["seconds_left"] = max(0.0, epochs * size - samples) / speed
     return progress
 
 
-def _compute_throughput(points: Sequence[Event]) -> float | None:
-    """Return images per second between the given points of the loss curve, the pauses between epochs left out."""
-    moments = [(event.time, event.samples or 0) for event in points if event.kind == "metrics"]
-    if len(moments) < 2:
+def _measure_speed(first: Event | None, end: float, samples: int) -> float | None:
+    """Return images per second since an event; None where unknown."""
+    if first is None or end <= first.time or samples <= (first.samples or 0):
         return None
-    (began, before), (ended, after) = moments[0], moments[-1]
-    return (after - before) / (ended - began) if ended > began and after > before else None
-
-
-def _estimate_seconds_left(
-    epochs: int | None, size: float | None, samples: int, started: Event | None, attempt: PreviousAttempt | None
-) -> float | None:
-    """Estimate from the speed of this attempt, validations included."""
-    if not epochs or not size or started is None or attempt is None:
-        return None
-    seconds, done = attempt.last_seen - started.time, samples - (started.samples or 0)
-    return max(0.0, epochs * size - samples) * seconds / done if done > 0 and seconds > 0 else None
-
-
-def _get_samples_per_epoch(summary: JournalSummary) -> float | None:
-    size: float | None = parse_int(summary.started.values.get("samples_per_epoch")) if summary.started else None
-    if not size and summary.epoch is not None and (ended := parse_epoch_metrics(summary.epoch).epoch):
-        size = (summary.epoch.samples or 0) / ended
-    return size or None
+    return (samples - (first.samples or 0)) / (end - first.time)
 
 
 def _find_newest_checkpoint(folder: str) -> tuple[int | None, float | None]:
     """Return the samples of the newest checkpoint that counts, and its age in seconds if it records its time."""
-    find_staleness = attempts.load_stale_checkpoint_check(folder)
-    for checkpoint in list_checkpoints(get_checkpoints_dir(folder)):
-        if find_staleness(checkpoint) is not None:
-            continue
-        try:
+    for checkpoint in attempts.list_valid_checkpoints(folder):
+        with suppress(FileNotFoundError, commit.CommitError):
             written = parse_float(commit.read_metadata(checkpoint.url).get("time"))
-        except (FileNotFoundError, commit.CommitError):
-            continue
-        return checkpoint.samples, None if written is None else max(0.0, time.time() - written)
+            return checkpoint.samples, None if written is None else max(0.0, time.time() - written)
     return None, None
 
 
-def _get_spec_field(spec: dict[str, Any], part: str, field: str) -> object:
-    fields = spec.get(part)
-    return fields.get(field) if isinstance(fields, dict) else None
+def get_field(record: object, *path: str) -> object:
+    """Return a value deep in a record; None where the record has another form."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
 
 
-_TRIAL_RECORD = re.compile(r"^(\d{4,})\.json$")
-# Runs of the winner and of the preset with other seeds, which tell a gain from noise; they have leases of their own.
-_REPEAT_SUFFIX = re.compile(r"-(winner|preset)-r\d+$")
-# States of trials that the sweep's ledger records and their runs do not.
-_LEDGER_STATES: dict[str, RunState] = {"pruned": "pruned", "diverged": "diverged", "failed": "failed"}
+def inspect_sweep(sweep: str) -> tuple[str, list[Callable[[], RunSnapshot]]]:
+    """Return the process that runs the sweep at that URL, empty for none, and a call for each trial and repeat.
 
-
-@dataclass(frozen=True)
-class SweepSnapshot:
-    """Status of a sweep."""
-
-    owner: str  # process that runs it; empty when there is none
-    inspections: tuple[Callable[[], RunSnapshot], ...]  # one for each trial and repeat, for use in parallel
-
-
-def inspect_sweep(sweep: str) -> SweepSnapshot:
-    """Read the owner of the sweep in the folder of that URL, and list its trials and repeats.
-
-    Storage errors pass through.
+    The calls may run in parallel. Storage errors pass through.
     """
     snapshot = lease.read_lease(sweep)
     alive = lease.is_driver_alive(sweep, snapshot)
-    ledger = file_io.join(sweep, run_lookup.TRIALS)
+    ledger, sweep_name = file_io.join(sweep, run_lookup.TRIALS), urls.get_basename(sweep)
     names = file_io.list_names(ledger)
-    numbers = sorted(int(match[1]) for name in names if (match := _TRIAL_RECORD.match(name)))
-    runs = {
-        urls.get_basename(folder).rpartition("-")[0]: folder
-        for folder in run_lookup.list_folders(sweep, run_lookup.MODELS)
-    }
+    folders = run_lookup.list_folders(sweep, run_lookup.MODELS)
+    runs = {urls.get_basename(folder).rpartition("-")[0]: folder for folder in folders}
 
-    def inspect_trial(number: int) -> RunSnapshot:
-        recipe = _get_spec_field(
-            file_io.read_json_or_empty(file_io.join(ledger, f"{number:04d}.json")), "recipe", "name"
-        )
-        model = str(recipe or "")
-        folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or f"{number:04d}"))
-        trial = replace(
-            inspect_run(folder, model=model, awaited=alive, driver=snapshot), sweep=urls.get_basename(sweep)
-        )
+    def inspect_trial(number: str) -> RunSnapshot:
+        plan = file_io.read_json_or_empty(file_io.join(ledger, f"{number}.json"))
+        model = str(get_field(plan, "recipe", "name") or "")
+        folder = runs.get(model, file_io.join(sweep, run_lookup.MODELS, model or number))
+        trial = replace(inspect_run(folder, model=model, awaited=alive, driver=snapshot), sweep=sweep_name)
         if trial.state == "stopping" and snapshot is not None and not snapshot.stop_requested:
             trial = replace(trial, state="waiting")  # its actor trains another trial now
-        end = f"{number:04d}.ended.json"
-        if end not in names:
-            return trial
-        record = file_io.read_json_or_empty(file_io.join(ledger, end))
-        state = _LEDGER_STATES.get(str(record.get("state")))
-        if state is None:
-            return trial
-        return replace(trial, state=state, message="" if state == "pruned" else str(record.get("reason", "")))
+        end = f"{number}.ended.json"
+        record = file_io.read_json_or_empty(file_io.join(ledger, end)) if end in names else {}
+        # States that the sweep's ledger records and the runs of its trials do not.
+        match record.get("state"):
+            case "pruned":
+                return replace(trial, state="pruned", message="")
+            case "diverged" | "failed" as state:
+                return replace(trial, state=state, message=str(record.get("reason", "")))
+        return trial
 
-    repeats = [runs[name] for name in sorted(runs) if _REPEAT_SUFFIX.search(name)]
-    inspections = [partial(inspect_trial, number) for number in numbers]
-    inspections += [partial(_inspect_repeat, folder, sweep) for folder in repeats]
-    return SweepSnapshot(str(snapshot.owner) if snapshot is not None and alive else "", tuple(inspections))
+    def inspect_repeat(folder: str) -> RunSnapshot:
+        return replace(inspect_run(folder), sweep=sweep_name)
 
-
-def _inspect_repeat(folder: str, sweep: str) -> RunSnapshot:
-    return replace(inspect_run(folder), sweep=urls.get_basename(sweep))
+    numbers = sorted((match[1] for name in names if (match := _TRIAL_RECORD.match(name))), key=int)
+    trials = [partial(inspect_trial, number) for number in numbers]
+    repeats = [partial(inspect_repeat, runs[name]) for name in sorted(runs) if _REPEAT_SUFFIX.search(name)]
+    return str(snapshot.owner) if snapshot is not None and alive else "", [*trials, *repeats]

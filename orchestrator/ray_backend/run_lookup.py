@@ -59,11 +59,6 @@ def resolve_storage(storage: str) -> str:
     return Destination(data=EMBEDDED_DATASET, storage=storage, tracking="none").resolve().storage
 
 
-def resolve_run_folder(name: str, storage: str) -> str:
-    """Return the URL of the folder of the run of that name or URL. Raises ConfigError for a relative path."""
-    return _make_absolute(name) if "/" in name else file_io.join(resolve_storage(storage), MODELS, name)
-
-
 def resolve_dataset_url(spec: Mapping[str, Any], folder: str) -> str:
     """Return the URL of the dataset of the run in a folder, by its spec; one in the run's storage moves with it.
 

@@ -9,12 +9,11 @@ from orchestrator.monitor.formatting import format_duration
 from orchestrator.ray_backend import cluster, preflight
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
-from orchestrator.scheduler import estimate, run_plan
-from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
+from orchestrator.scheduler import run_plan
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable
-from orchestrator.scheduler.run_plan import RunPlan
-from orchestrator.scheduler.scheduler import RunPhase, RunResult, Scheduler
+from orchestrator.scheduler.run_plan import RunPlan, count_slots
+from orchestrator.scheduler.scheduler import CapacityMonitor, RunPhase, RunResult, Scheduler
 from orchestrator.tracking.tracker import FinalStatus
 from orchestrator.training.run_dir import load_finished_outcome
 
@@ -27,10 +26,6 @@ class MultiRunResult:
 
     results: dict[str, RunResult]
     progress: ProgressMonitor
-
-    def list_runs(self, status: RunPhase) -> list[str]:
-        """Return the names of the runs that ended with that status."""
-        return [name for name, result in self.results.items() if result.status == status]
 
 
 def train_runs(
@@ -46,47 +41,33 @@ def train_runs(
     scored_images: of each run afterwards, on all crops, which the time left includes.
     """
     done = {spec.name: outcome for spec in specs if (outcome := load_finished_outcome(spec.folder)) is not None}
-    todo = [spec for spec in specs if spec.name not in done]
-    progress = ProgressMonitor(specs, scored_images)
+    config = config or PlanConfig()
+    progress = ProgressMonitor(specs, scored_images, session.manifest, config)
     results: dict[str, RunResult] = {}
     for spec in specs:
         if spec.name in done:
             session.recorder.set_final_status(session.recorder.record_run(spec, parent), "FINISHED")
-            progress.update_phase(spec, "finished", "before")
+            progress.update_phase(spec, "finished")
             results[spec.name] = RunResult("finished", "", done[spec.name])
     progress.poll(waiting=True)  # the events of earlier jobs are no news
     if done:
         session.print_line(f"{len(done)} of {len(specs)} models are trained already")
-    if todo:
-        plan = _make_plan(session, specs, todo, progress, config or PlanConfig())
+    if len(done) < len(specs):
+        plan = run_plan.plan_unfinished(
+            specs, progress.get_histories(), session.manifest, config, session.capacity, session.gpus
+        )
+        waves = f" in {plan.num_waves} waves" if plan.num_waves > 1 else ""
+        takes = f", about {format_duration(plan.makespan)}" if plan.in_seconds else ""
+        session.print_line(f"training {len(plan.runs)} models, {plan.max_concurrent} at a time{waves}{takes}")
         results |= _execute_plan(session, plan, progress, parent)
     return MultiRunResult({spec.name: results[spec.name] for spec in specs}, progress)
-
-
-def _make_plan(
-    session: Session, specs: Sequence[RunSpec], todo: Sequence[RunSpec], progress: ProgressMonitor, config: PlanConfig
-) -> RunPlan:
-    """Plan what is to do, print a summary, and have the progress expect it."""
-    expected = estimate.estimate_durations(specs, progress.get_histories(), session.manifest, config)
-    durations = {spec.name: duration for spec, duration in zip(specs, expected.values, strict=True)}
-    start_seconds = config.start_seconds if expected.in_seconds else 0.0
-    plan = run_plan.plan_runs(
-        todo, session.capacity, session.gpus, [durations[spec.name] for spec in todo], start_seconds
-    )
-    progress.set_expected_durations(
-        {spec.name: durations[spec.name] for spec in plan.order}, expected.in_seconds, config.start_seconds
-    )
-    waves = f" in {plan.num_waves} waves" if plan.num_waves > 1 else ""
-    takes = f", about {format_duration(plan.makespan)}" if expected.in_seconds else ""
-    session.print_line(f"training {len(plan.runs)} models, {plan.max_concurrent} at a time{waves}{takes}")
-    return plan
 
 
 def _execute_plan(
     session: Session, plan: RunPlan, progress: ProgressMonitor, parent: str | None
 ) -> dict[str, RunResult]:
     def on_change(spec: RunSpec, status: RunPhase, message: str) -> None:
-        progress.update_phase(spec, status, message)
+        progress.update_phase(spec, status)
         if status in _FINAL_STATUS:
             session.recorder.set_final_status(session.recorder.make_run_key(spec, parent), _FINAL_STATUS[status])
         if message:

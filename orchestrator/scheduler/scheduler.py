@@ -1,20 +1,20 @@
-"""Executes a plan: runs side by side, each isolated from the others' failures."""
+"""Executes a plan: runs side by side, each isolated from the others' failures, on as many slots as the cluster has."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from orchestrator.checkpoint.checkpoint_dir import CheckpointFolder
 from orchestrator.ray_backend.launch_errors import RunFailedError
 from orchestrator.ray_backend.lease import LeaseHeldError
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.scheduler.capacity import CapacityMonitor
 from orchestrator.scheduler.run_plan import RunPlan
 from orchestrator.training import attempts
 from orchestrator.training.config import Outcome
@@ -25,6 +25,9 @@ RunPhase = Literal["waiting", "running", "finished", "stopped", "failed"]
 # more failures in a row than there are pauses, unless its checkpoints advanced in between.
 BACKOFF_SECONDS = (5.0, 20.0, 60.0)
 POLL_SECONDS = 0.5
+CAPACITY_POLL_SECONDS = 5.0
+JOIN_TIMEOUT_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,45 @@ class RunResult:
 
 LaunchFn = Callable[[RunSpec], Outcome]
 PhaseCallback = Callable[[RunSpec, RunPhase, str], None]
+
+
+class CapacityMonitor:
+    """Polls the cluster's slots in a thread while its `with` block runs, so that a query that hangs delays nothing.
+
+    slots: workers that fit on the cluster at the same time. A query that fails leaves the last number.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        query_slots: Callable[[], int] | None = None,
+        on_change: Callable[[int, int], None] = lambda before, now: None,
+    ) -> None:
+        """slots: the known number. on_change: called in the thread with the numbers before and now."""
+        self.slots, self._query_slots, self._on_change = slots, query_slots, on_change
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="capacity", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._query_slots is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._query_slots is not None:
+            self._thread.join(JOIN_TIMEOUT_SECONDS)
+
+    def _run(self) -> None:
+        assert self._query_slots is not None
+        while not self._ended.wait(CAPACITY_POLL_SECONDS):
+            try:
+                now = self._query_slots()
+                if now != self.slots and not self._ended.is_set():
+                    before, self.slots = self.slots, now
+                    self._on_change(before, now)
+            except Exception as error:  # whatever it is, no run depends on it
+                _log.warning("scheduler: cannot query the cluster's capacity: %s", error)
 
 
 @dataclass
@@ -125,15 +167,11 @@ class Scheduler:
             except Exception as error:  # any failure of one run is its result, never the end of the others
                 self._handle_launch_failure(run, f"{type(error).__name__}: {error}")
             else:
-                self._record_outcome(run, outcome)
-
-    def _record_outcome(self, run: _ScheduledRun, outcome: Outcome) -> None:
-        if outcome.status == "finished":
-            self._record_result(run, RunResult("finished", "", outcome))
-        elif outcome.status == "stopped":
-            self._record_result(run, RunResult("stopped", outcome.message, outcome))
-        else:
-            self._record_result(run, RunResult("failed", f"{outcome.status}: {outcome.message}", outcome))
+                result = RunResult("failed", f"{outcome.status}: {outcome.message}", outcome)
+                if outcome.status in ("finished", "stopped"):
+                    message = outcome.message if outcome.status == "stopped" else ""
+                    result = RunResult(outcome.status, message, outcome)
+                self._record_result(run, result)
 
     def _record_result(self, run: _ScheduledRun, result: RunResult) -> None:
         self._results[run.spec.name] = result

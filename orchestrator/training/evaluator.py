@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from orchestrator.models.network import Network
 from orchestrator.recipe.metrics import Metric, MetricCounter, Sums
 from orchestrator.recipe.normalize import Normalizer
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.run_dir import ClassResult
 
 VALIDATION_BATCH_SIZE = 256  # images of a forward pass; does not change the counts
 _ERRORS = ":errors"  # no kind that a plug-in can have
@@ -26,24 +27,43 @@ SplitSums = Mapping[str, Sums]  # over the samples of one rank, or of all, by ki
 
 
 class Errors:
-    """The metric that validation always has: errors in percent and the mean loss."""
+    """The metric that validation always has: errors in percent and the mean loss, from counts by class."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
 
     def update(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor | float]:
         """Return sums over N samples. The loss has no label smoothing, class weights and auxiliary heads."""
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         losses = functional.cross_entropy(logits, labels, reduction="none")
-        wrong = {"wrong_top1": (~hits[:, 0]).sum(), "wrong_top5": (~hits.any(dim=1)).sum()}
-        return {"samples": len(labels), **wrong, "loss": losses.sum(dtype=torch.float64)}
+        rows = {"samples": labels, "wrong_top1": labels[~hits[:, 0]], "wrong_top5": labels[~hits.any(dim=1)]}
+        counts = {name: torch.bincount(classes, minlength=self._num_classes) for name, classes in rows.items()}
+        return {**counts, "loss": losses.sum(dtype=torch.float64)}
 
     def compute(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the errors and the cross-entropy in nats."""
-        top1, top5, loss = (float(sums[name] / sums["samples"]) for name in ("wrong_top1", "wrong_top5", "loss"))
+        names = ("wrong_top1", "wrong_top5", "loss")
+        top1, top5, loss = (float(sums[name].sum() / sums["samples"].sum()) for name in names)
         return {"top1_error": 100 * top1, "top5_error": 100 * top5, "loss": loss}
 
 
 def count_samples(sums: SplitSums) -> int:
     """Return the number of samples that such sums are over."""
-    return int(sums[_ERRORS]["samples"][0])
+    return int(sum(sums[_ERRORS]["samples"]))
+
+
+def list_class_results(sums: SplitSums, names: Sequence[str]) -> tuple[ClassResult, ...]:
+    """Return images and errors of each class, by label; `names` are the classes'."""
+    counts = zip(names, *(sums[_ERRORS][name] for name in ("samples", "wrong_top1", "wrong_top5")), strict=True)
+    return tuple(
+        ClassResult(
+            name=name,
+            images=int(images),
+            top1_error=100 * top1 / images if images else None,
+            top5_error=100 * top5 / images if images else None,
+        )
+        for name, images, top1, top5 in counts
+    )
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Evaluator:
         DataError, on every rank alike, when a rank cannot read its data or too many images are broken; ConfigError, on
         every rank alike, when a metric fails.
         """
-        metrics = {_ERRORS: Errors(), **self.metrics}
+        metrics = {_ERRORS: Errors(self.classes), **self.metrics}
         counters = {name: MetricCounter(metrics, self.classes, self.world.device) for name in weights}
         bad: list[BadEntry] = []
         error: DataError | ConfigError | None = None
@@ -91,7 +111,7 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for name, sums in sets.items():
             totals = {key: torch.tensor(total, dtype=torch.float64) for key, total in sums[_ERRORS].items()}
-            values = Errors().compute(totals) | counter.compute(sums)
+            values = Errors(self.classes).compute(totals) | counter.compute(sums)
             metrics |= {f"validation/{name}_{key}": value for key, value in values.items()}
         return metrics
 

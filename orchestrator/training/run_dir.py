@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from pydantic import Field
+
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config import redaction
+from orchestrator.config.base import Config
 from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.config import Outcome
@@ -44,9 +47,49 @@ def get_outcome_path(folder: str) -> str:
     return file_io.join(folder, "outcome.json")
 
 
+def get_validation_path(folder: str) -> str:
+    """Return where rank 0 writes the class results of the last validation."""
+    return file_io.join(folder, "validation.json")
+
+
 def get_trace_path(folder: str, attempt: int, rank: int) -> str:
     """Return where a rank writes the trace of an attempt."""
     return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
+
+
+class ClassResult(Config):
+    """One class in the last validation of a run; errors in percent, None without images."""
+
+    name: str
+    images: int
+    top1_error: float | None
+    top5_error: float | None
+
+
+class ValidationResult(Config):
+    """The last validation of a run, class by class in the order of labels."""
+
+    weights: str = Field(description='"averaged" or "raw"')
+    samples: int = Field(description="training samples so far")
+    classes: tuple[ClassResult, ...]
+
+    def describe(self) -> list[str]:
+        """Return lines for people: the classes with the largest top-1 errors, the worst first."""
+        rows = [row for row in self.classes if row.images]
+        worst = sorted(rows, key=lambda row: -(row.top1_error or 0.0))[:MAX_CLASSES_SHOWN]
+        shown = f"the {MAX_CLASSES_SHOWN} worst of {len(self.classes)} classes" if len(rows) > len(worst) else "classes"
+        return [
+            f"{shown} in the last validation ({self.weights} weights), top-1 / top-5 error:",
+            *(f"  {row.name:30} {row.top1_error:6.2f}% / {row.top5_error:.2f}% ({row.images} images)" for row in worst),
+        ]
+
+
+def load_validation_result(folder: str) -> ValidationResult | None:
+    """Return the class results of the run in `folder`; None when there are none that can be read."""
+    try:
+        return ValidationResult.from_record(file_io.read_bytes(get_validation_path(folder)))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def load_finished_outcome(folder: str) -> Outcome | None:

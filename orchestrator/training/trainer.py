@@ -36,7 +36,7 @@ from orchestrator.training.callbacks.profiler import Profiler
 from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.evaluator import Evaluator, count_samples
+from orchestrator.training.evaluator import Evaluator, count_samples, list_class_results
 from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
 from orchestrator.training.train_state import TrainState
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
@@ -380,6 +380,14 @@ class Trainer:
         sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         total = sum(self.evaluator.shard_samples)
         num_bad = total - max(map(count_samples, sets.values()))
+        if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
+            name = "averaged" if "averaged" in sets else "raw"
+            result = run_dir.ValidationResult(
+                weights=name,
+                samples=self.state.progress.samples,
+                classes=list_class_results(sets[name], self.classes),
+            )
+            file_io.write_bytes(run_dir.get_validation_path(self.job.folder), result.to_json().encode())
         return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end

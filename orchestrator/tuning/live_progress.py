@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.monitor.live_table import LiveTable
+from orchestrator.monitor.formatting import LiveTable
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.trial import Metric, Trial
 

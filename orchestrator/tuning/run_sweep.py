@@ -16,7 +16,8 @@ from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe
-from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
+from orchestrator.scheduler.run_plan import count_slots
+from orchestrator.scheduler.scheduler import CapacityMonitor
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
 from orchestrator.tuning import ray_tune, samplers

@@ -5,11 +5,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from orchestrator.cli import main
 from orchestrator.cli.main import COMMANDS, SHARD_COMMANDS, Command
@@ -18,7 +18,7 @@ from tests.support.installed import make_environment, run_in
 from tests.support.launched import ROOT
 
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2", "webdataset"}
-PARSED = {name: command for name, command in {**COMMANDS, **SHARD_COMMANDS}.items() if command.run is None}
+PARSED = {name: each for name, each in {**COMMANDS, **SHARD_COMMANDS}.items() if isinstance(each, Command)}
 
 
 def list_examples() -> Iterator[tuple[str, list[str]]]:
@@ -37,24 +37,24 @@ def test_every_example_of_a_help_is_a_valid_command_line(
 ) -> None:
     configs: list[Any] = []
 
-    def run(config: Any) -> int:
+    def run(config: Any, console: Console) -> int:
         configs.append(config)
         return 7
 
     command = PARSED[name]
-    first_preset = next(iter(command.build_presets().values()))
+    known, default, _ = command.build_presets()
     monkeypatch.setattr(main, "_import_command", lambda _: run)
-    listed: dict[str, Command] = {
-        name: replace(command, prepare=lambda program, config: None, from_file=lambda url: first_preset)
-    }
-    assert main._run_listed("orchestrator", "", listed, [name, *arguments]) == 7
+    monkeypatch.setattr(main, "_prepare_process", lambda program, config: None)
+    monkeypatch.setattr(Command, "build_presets", lambda _: (known, default, lambda url: known[default]))
+    assert main._run_listed("orchestrator", "", {name: command}, [name, *arguments]) == 7
     assert len(configs) == 1
 
 
 @pytest.mark.parametrize("name", PARSED)
 def test_common_flags_exist_and_come_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = PARSED[name]
-    arguments = [command.default, "--help"] if len(command.build_presets()) > 1 else ["--help"]
+    presets, default, _ = command.build_presets()
+    arguments = [default, "--help"] if len(presets) > 1 else ["--help"]
     with pytest.raises(SystemExit) as ended:
         main._run_command(f"orchestrator {name}", name, command, arguments)
     assert ended.value.code == 0

@@ -17,6 +17,7 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.ensemble import ensemble_registry
 from orchestrator.ensemble.config import ModelChoice, PredictConfig
 from orchestrator.evaluation.classifier import Classifier
+from orchestrator.tracking.tracker import TrackingError
 from tests.support import ensembles, tiny_shards
 
 
@@ -28,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ensembles of the same three runs, and a newer one that is not whole."""
+    """Two ensembles of the same three runs, and one that is not complete."""
     folder = tmp_path_factory.mktemp("runs")
     ensembles.members(folder)
     ensembles.ensemble(folder, "older", ("m1", "m2"), since=100.0)
@@ -58,78 +59,52 @@ def finals(storage: Path, *names: str) -> tuple[str, ...]:
 
 def predicted(storage: Path, *images: str, **fields: Any) -> tuple[int, Console]:
     console = Console(width=60, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    config = PredictConfig(images=images, chosen=chosen(storage), **fields)
+    config = PredictConfig(images=images, chosen=chosen(storage, model="newer"), **fields)
     status = predict.run_predict(config, console)
     console.file.close()
     return status, console
 
 
 # ------------------------------------------------------------------ which models
-def test_by_default_the_last_whole_ensemble(storage: Path) -> None:
-    found = predict.resolve_source(chosen(storage))
-    assert found.weights_urls == finals(storage, "m1", "m2", "m3")
-    assert found.description == "newer, the newest complete one of 3 trained (3 models)"
-
-
-def made(storage: Path, name: str, made_by: str, created: float, of: tuple[str, ...] = ("m1", "m2", "m3")) -> None:
-    record = {"members": list(of), "recipes": {}, "made_by": made_by, "created": created}
-    folder = storage / "ensembles" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ensemble.json").write_text(json.dumps(record))
-
-
-def test_what_was_looked_at_last_is_not_what_answers(tmp_path: Path) -> None:
-    ensembles.members(tmp_path)
-    made(tmp_path, "trained", "train_ensemble", 100.0)
-    made(tmp_path, "older", "train_ensemble", 50.0, ("m1",))
-    made(tmp_path, "evaluated", "evaluate", 300.0, ("m2",))
-    holder = tmp_path / "ensembles" / "older" / "lease"  # worked on again, as an evaluation of all its members does
-    holder.mkdir()
-    (holder / "000001.json").write_text(json.dumps({"host": "there", "pid": 1, "job": "", "since": 900.0}))
-    (holder / "000001.released").write_text("")
-    assert (
-        predict.resolve_source(chosen(tmp_path)).description
-        == "trained, the newest complete one of 2 trained (3 models)"
-    )
-    assert predict.resolve_source(chosen(tmp_path, model="evaluated")).weights_urls == finals(tmp_path, "m2")
-
-
-def test_the_registered_champion_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = ensembles.members(tmp_path)
-    made(tmp_path, "trained", "train_ensemble", 100.0)
-    (tmp_path / "mlflow.db").touch()
-    asked: list[str] = []
-
-    def registered(champions: list[str]) -> None:
-        def ask(uri: str) -> list[str]:
-            asked.append(uri)
-            return champions
-
-        monkeypatch.setattr(ensemble_registry, "find_champions", ask)
+@pytest.fixture
+def champions(storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URIs of the registered champions, each of which is the ensemble of m2."""
+    names: list[str] = []
 
     def fetch(uri: str, model: str, scratch: str) -> tuple[list[str], list[str]]:
         assert model == "models:/tiny@champion"
-        return [f"{runs[1]}/final"], ["an ant", "a bee", "a cat"]
+        return list(finals(storage, "m2")), ["an ant", "a bee", "a cat"]
 
+    monkeypatch.setattr(ensemble_registry, "find_champions", lambda uri: names)
     monkeypatch.setattr(ensemble_registry, "fetch_weights", fetch)
-    told: list[str] = []
-    registered(["models:/tiny@champion"])
-    assert predict.load_classifier(chosen(tmp_path), told.append).names == ("an ant", "a bee", "a cat")
-    assert told[-1].startswith("model: models:/tiny@champion (1 model): the champion registered in sqlite:///")
-    assert asked == [f"sqlite:///{tmp_path}/mlflow.db"]
-    registered([])
-    assert len(predict.load_classifier(chosen(tmp_path), told.append)) == 3
-    assert told[-1].startswith("model: trained (3 models): no champion is registered in sqlite:///")
-    registered(["models:/a@champion", "models:/b@champion"])
-    with pytest.raises(ConfigError, match=r"2 champions .* --model to one: models:/a@champion, models:/b@champion"):
-        predict.load_classifier(chosen(tmp_path), told.append)
-    assert len(predict.load_classifier(chosen(tmp_path, model="trained"), told.append)) == 3  # what is named needs none
+    return names
 
 
-def test_without_a_registry_it_says_which_one_answers(storage: Path) -> None:
-    told: list[str] = []
-    predict.load_classifier(chosen(storage), told.append)
-    assert told == ["model: newer, the newest complete one of 3 trained (3 models): no model is registered"]
+def test_by_default_the_registered_champion_answers(storage: Path, champions: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"no champion is registered in sqlite:///.*; set --model to an ensemble"):
+        predict.load_classifier(chosen(storage))
+    champions.append("models:/tiny@champion")
+    asked = chosen(storage, tracking="sqlite:////elsewhere/x.db")
+    assert predict.load_classifier(asked)[0].names == ("an ant", "a bee", "a cat")
+    shown = "models:/tiny@champion (1 model): the champion registered in sqlite:////elsewhere/x.db"
+    assert predict.load_classifier(asked)[1] == shown
+    champions.append("models:/b@champion")
+    with pytest.raises(ConfigError, match=r"2 champions .* --model to one: models:/tiny@champion, models:/b@champion"):
+        predict.load_classifier(asked)
+
+
+def test_what_is_named_needs_no_registry(storage: Path) -> None:
+    model, description = predict.load_classifier(chosen(storage, model="newer"))
+    assert (len(model), description) == (3, "newer (3 models)")
+
+
+def test_a_registry_that_fails_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> list[str]:
+        raise TrackingError("cannot be reached")
+
+    monkeypatch.setattr(ensemble_registry, "find_champions", fail)
+    with pytest.raises(ConfigError, match="model: cannot be reached; set --tracking to another store"):
+        predict.load_classifier(chosen(storage, tracking="http://mlflow:5000"))
 
 
 def test_by_name_url_and_number(storage: Path) -> None:
@@ -143,17 +118,17 @@ def test_by_name_url_and_number(storage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"model": "partial"}, "model: partial: its model 2, m4, is not finished"),
         ({"model": "newwer"}, "no such run, ensemble or sweep in .*; did you mean newer"),
-        ({"members": (4,)}, "members: must be different numbers from 1 to 3, got 4"),
-        ({"members": (0, 1)}, "from 1 to 3, got 0,1"),
-        ({"members": (2, 2)}, "from 1 to 3, got 2,2"),
+        ({"model": "newer", "members": (4,)}, "members: must be different numbers from 1 to 3, got 4"),
+        ({"model": "newer", "members": (0, 1)}, "from 1 to 3, got 0,1"),
+        ({"model": "newer", "members": (2, 2)}, "from 1 to 3, got 2,2"),
     ],
 )
-def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_models_that_are_not_there(storage: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         predict.resolve_source(chosen(storage, **fields))
 
 
@@ -165,20 +140,11 @@ def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Pa
         predict.resolve_source(chosen(tmp_path, model="damaged"))
 
 
-def test_no_whole_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no ensemble in .* is completely trained \(0 there\)"):
-        predict.resolve_source(chosen(tmp_path))
-    ensembles.ensemble(tmp_path, "lonely")
-    with pytest.raises(ConfigError, match=r"\(1 there\)"):
-        predict.resolve_source(chosen(tmp_path))
-
-
-def test_damaged_weights_are_told_and_named(tmp_path: Path) -> None:
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
     ensembles.members(tmp_path, ["m1"])
-    ensembles.ensemble(tmp_path, of=["m1"])
     (tmp_path / "models" / "m1" / "final" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"model: .*m1/final.*state\.pt.*damaged"):
-        predict.load_classifier(chosen(tmp_path), lambda _: None)
+        predict.load_classifier(chosen(tmp_path, model="m1"))
 
 
 def test_titles_come_from_the_dataset_that_a_run_was_trained_on(tmp_path: Path) -> None:
@@ -186,13 +152,12 @@ def test_titles_come_from_the_dataset_that_a_run_was_trained_on(tmp_path: Path) 
     titled = packed.model_copy(update={"titles": ("an ant", "a bee", "a cat")})
     manifest.save(str(tmp_path / "data"), titled)
     (run,) = ensembles.members(tmp_path, ["m1"])
-    ensembles.ensemble(tmp_path, of=["m1"])
     spec = {"destination": {"data": str(tmp_path / "data")}, "dataset_digest": titled.digest()}
     Path(run, "spec.json").write_text(json.dumps(spec))
-    assert predict.resolve_source(chosen(tmp_path)).titles == titled.titles
+    assert predict.resolve_source(chosen(tmp_path, model="m1")).titles == titled.titles
     for other in ({**spec, "dataset_digest": "another"}, {**spec, "destination": {"data": "/nowhere"}}, {}):
         Path(run, "spec.json").write_text(json.dumps(other))
-        assert predict.resolve_source(chosen(tmp_path)).titles == ()
+        assert predict.resolve_source(chosen(tmp_path, model="m1")).titles == ()
 
 
 # ------------------------------------------------------------------ which images
@@ -212,7 +177,7 @@ def test_pictures_of_other_formats_in_a_folder_get_an_answer(tmp_path: Path) -> 
     assert [Path(url).name for url in predict.find_images([str(tmp_path)])] == ["a.HEIC", "b.avif", "c.jpg"]
 
 
-def test_a_folder_without_images_is_refused(photos: Path) -> None:
+def test_a_folder_without_images_is_an_error(photos: Path) -> None:
     with pytest.raises(ConfigError, match=r"a folder without images; subfolders are not searched"):
         predict.find_images([str(photos.parent)])
 
@@ -259,13 +224,13 @@ def test_images_of_the_web(web: str, storage: Path, photos: Path, capsys: pytest
     assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
 
 
-# ------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------ what is lines
 def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
     status, _ = predicted(storage, str(photos), json_lines=True, crops=144, top=2)
     out, err = capsys.readouterr()
     assert status == 1
-    assert "model: newer, the newest complete one of 3 trained (3 models): no model is registered" in err
+    assert "model: newer (3 models)" in err
     assert "1 of 4 images could not be read" in err
     rows = [json.loads(line) for line in out.splitlines()]
     names = ("a.JPEG", "b.jpg", "broken.jpg", "c.png")
@@ -314,11 +279,12 @@ def test_too_large_a_file_is_not_read(
     assert "must have at most 100 bytes" in json.loads(capsys.readouterr().out)["error"]
 
 
-def test_no_image_is_refused(storage: Path) -> None:
+def test_no_image_is_an_error(storage: Path) -> None:
     with pytest.raises(ConfigError, match="images: give at least one image"):
         predicted(storage)
 
 
-def test_images_of_one_name_are_told_apart() -> None:
-    images = ["/a/x.jpg", "/b/x.jpg", "/b/y.jpg", "/b/y.jpg"]
-    assert predict.shorten_names(images) == {"/a/x.jpg": "/a/x.jpg", "/b/x.jpg": "/b/x.jpg", "/b/y.jpg": "y.jpg"}
+def test_images_of_one_name_are_distinguished() -> None:
+    assert predict.shorten_names(["/c/a/x.jpg", "/c/b/x.jpg"]) == ["a/x.jpg", "b/x.jpg"]
+    assert predict.shorten_names(["s3://c/x.jpg", "/b/x.jpg"]) == ["s3://c/x.jpg", "/b/x.jpg"]
+    assert predict.shorten_names(["/b/x.jpg"]) == ["x.jpg"]

@@ -1,4 +1,4 @@
-"""`shards.py pack` without a cluster: what it says and refuses, and its threads, which do what launch.pool does."""
+"""`shards.py pack` without a cluster: its output and errors, and its threads."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import shards
+from orchestrator.cli.exit_status import make_console
 from orchestrator.data import manifest
 from orchestrator.data.build import packing, shard_packer
 from orchestrator.data.build.config import DigitsSource, FolderSource, IlsvrcSource, PackConfig, ShardLayout, Source
@@ -22,6 +23,10 @@ def command(source: Source, url: Path | str, **changes: Any) -> PackConfig:
     return PackConfig(source=source, url=str(url), layout=ShardLayout(shard_mib=0.01, min_shards=3)).model_copy(
         update=changes
     )
+
+
+def pack(config: PackConfig) -> int:
+    return shards.pack_dataset(config, make_console())
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -41,32 +46,32 @@ def small(folder: Path, broken: int) -> FolderSource:
 
 
 # ------------------------------------------------------------------ packing
-def test_a_dry_run_tells_the_plan_and_writes_nothing(
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
     tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert shards.pack_dataset(command(tars, tmp_path / "out", dry_run=True)) == 0
-    told = capsys.readouterr().out
-    for said in ("ilsvrc2012: 4 classes", "train: 31 images, 0.0 MiB, ", "validation: 10 images"):
-        assert said in told
+    assert pack(command(tars, tmp_path / "out", dry_run=True)) == 0
+    output = capsys.readouterr().out
+    for expected in ("ilsvrc2012: 4 classes", "train: 31 images, 0.0 MiB, ", "validation: 10 images"):
+        assert expected in output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_threads_pack_what_one_thread_packs(tars: IlsvrcSource, tmp_path: Path) -> None:
-    assert shards.pack_dataset(command(tars, tmp_path / "a", at_once=1)) == 0
-    assert shards.pack_dataset(command(tars, f"file://{tmp_path}/b", at_once=7)) == 0
+    assert pack(command(tars, tmp_path / "a", at_once=1)) == 0
+    assert pack(command(tars, f"file://{tmp_path}/b", at_once=7)) == 0
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def test_a_packing_tells_what_it_met_and_is_done_once(
+def test_a_packing_reports_oddities_and_runs_once(
     tars: IlsvrcSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = command(tars, tmp_path)
-    assert shards.pack_dataset(config) == 0
-    told = capsys.readouterr().out
-    for said in ("1 ycck", "1 png-named-jpeg", "1 exif-broken", "images of a class"):
-        assert said in told
+    assert pack(config) == 0
+    output = capsys.readouterr().out
+    for expected in ("1 ycck", "1 png-named-jpeg", "1 exif-broken", "images of a class"):
+        assert expected in output
     before = content(tmp_path)
-    assert shards.pack_dataset(config) == 0
+    assert pack(config) == 0
     assert f"already packed: {tmp_path}: 31 train images in " in capsys.readouterr().out
     assert content(tmp_path) == before
 
@@ -76,12 +81,12 @@ def test_too_many_broken_images_end_the_packing_until_they_are_allowed(
 ) -> None:
     config = command(small(tmp_path / "in", 11), tmp_path / "out")
     with pytest.raises(DataError, match=r"max_bad: 11 of the first .* at most 10 may be.*a/broken"):
-        shards.pack_dataset(config)
+        pack(config)
     assert not (tmp_path / "out" / manifest.FILE_NAME).exists()
-    assert shards.pack_dataset(config.model_copy(update={"max_bad": 0.5})) == 0
-    told = capsys.readouterr().out
-    assert "resuming the packing" in told
-    assert "left out: a/broken" in told
+    assert pack(config.model_copy(update={"max_bad": 0.5})) == 0
+    output = capsys.readouterr().out
+    assert "resuming the packing" in output
+    assert "left out: a/broken" in output
     assert manifest.load(str(tmp_path / "out")).count_samples("train") == 20
 
 
@@ -95,11 +100,11 @@ def test_names_that_are_not_utf8_or_steer_a_terminal(tmp_path: Path, capsys: pyt
         "b/x.jp\udce9": b"",
     }
     imagenet.write(tmp_path / "in", names.items())
-    assert shards.pack_dataset(command(source, tmp_path / "out")) == 0
-    told = capsys.readouterr().out
-    assert "left out: a/t_ (a/t\\xe9.jpg): no JPEG or PNG" in told
-    assert "left out: b/__31m (b/\\x1b[31m.jpg)" in told
-    assert "\x1b" not in told
+    assert pack(command(source, tmp_path / "out")) == 0
+    output = capsys.readouterr().out
+    assert "left out: a/t_ (a/t\\xe9.jpg): no JPEG or PNG" in output
+    assert "left out: b/__31m (b/\\x1b[31m.jpg)" in output
+    assert "\x1b" not in output
     assert manifest.load(str(tmp_path / "out")).count_samples("train") == 21
     report = json.loads((tmp_path / "out" / packing.REPORT_NAME).read_text())
     assert [one["source"] for one in report["splits"]["train"]["left_out"]] == ["a/t\\xe9.jpg", "b/\x1b[31m.jpg"]
@@ -111,14 +116,14 @@ def test_names_that_are_not_utf8_or_steer_a_terminal(tmp_path: Path, capsys: pyt
 def test_damaged_records_of_a_packing_are_named(tmp_path: Path, name: str, text: str) -> None:
     config = command(small(tmp_path / "in", 11), tmp_path / "out")
     with pytest.raises(DataError, match="max_bad"):
-        shards.pack_dataset(config)
+        pack(config)
     (tmp_path / "out" / "_packing" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / "_packing" / name).write_text(text)
     with pytest.raises(DataError, match=rf"_packing/{name}: damaged"):
-        shards.pack_dataset(config)
+        pack(config)
 
 
-def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(
+def test_a_signal_stops_after_the_shards_under_way_and_the_command_resumes(
     tars: IlsvrcSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = command(tars, tmp_path / "out", at_once=1)
@@ -129,33 +134,33 @@ def test_a_signal_stops_after_the_shards_under_way_and_the_command_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(shards, "pack_shard", interrupted)
-        assert shards.pack_dataset(config) == 128 + signal.SIGINT
+        assert pack(config) == 128 + signal.SIGINT
     assert "rerun the same command to resume" in capsys.readouterr().out
     assert len(list((tmp_path / "out/_packing/done").iterdir())) == 1
-    assert shards.pack_dataset(config) == 0
+    assert pack(config) == 0
     assert "1 of " in capsys.readouterr().out
-    assert shards.pack_dataset(command(tars, tmp_path / "b")) == 0
+    assert pack(command(tars, tmp_path / "b")) == 0
     assert content(tmp_path / "out") == content(tmp_path / "b")
 
 
 def test_digits_are_those_of_the_embedded_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = PackConfig(source=DigitsSource(), url=str(tmp_path / "a"))
-    assert shards.pack_dataset(config.model_copy(update={"dry_run": True})) == 0
+    assert pack(config.model_copy(update={"dry_run": True})) == 0
     assert "10 classes, train and validation images" in capsys.readouterr().out
     assert not (tmp_path / "a").exists()
-    assert shards.pack_dataset(config) == 0
+    assert pack(config) == 0
     pack_digits(str(tmp_path / "b"))
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert shards.pack_dataset(config) == 0
+    assert pack(config) == 0
     assert "already packed" in capsys.readouterr().out
 
 
 def test_digits_overwrite_nothing(tars: IlsvrcSource, tmp_path: Path) -> None:
-    shards.pack_dataset(command(tars, tmp_path / "a"))
+    pack(command(tars, tmp_path / "a"))
     imagenet.write(tmp_path / "b", [("_packing/plan.json", (b"{}"))])
-    for name, said in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
-        with pytest.raises(DataError, match=said):
-            shards.pack_dataset(PackConfig(source=DigitsSource(), url=str(tmp_path / name)))
+    for name, expected in (("a", "the dataset 'ilsvrc2012' is there"), ("b", "plan.json: damaged")):
+        with pytest.raises(DataError, match=expected):
+            pack(PackConfig(source=DigitsSource(), url=str(tmp_path / name)))
 
 
 # ------------------------------------------------------------------ threads
@@ -179,7 +184,7 @@ def test_no_more_than_asked_for_are_under_way() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        gate.wait(10)  # three are needed to go on
+        gate.wait(10)  # three are needed to continue
         with lock:
             running -= 1
 

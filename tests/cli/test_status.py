@@ -29,7 +29,7 @@ WIDEST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def told(storage: Path, *names: str, as_json: bool = False, watch: float | None = None) -> tuple[int, str]:
+def show_status(storage: Path, *names: str, as_json: bool = False, watch: float | None = None) -> tuple[int, str]:
     out = io.StringIO()
     code = status.run_status(
         StatusConfig(runs=names, storage=str(storage), json_lines=as_json, watch=watch), Console(width=100, file=out)
@@ -55,7 +55,7 @@ def test_everything_in_a_storage_is_shown_members_with_their_ensemble(tmp_path: 
     write_journal(
         members[0].folder, 1, [("started", 0, {"samples_per_epoch": 1000}), ("metrics", 500, {"train/step_loss": 2})]
     )
-    code, text = told(tmp_path)
+    code, text = show_status(tmp_path)
     assert code == 0
     rows = [line.split() for line in text.splitlines()]
     assert rows[1:6] == [
@@ -66,14 +66,14 @@ def test_everything_in_a_storage_is_shown_members_with_their_ensemble(tmp_path: 
         ["alone", "finished", "-/1", "-", "-", "-", "-", "-"],
     ]
     assert "run by job raysubmit_abc, process 1 on another-host" in text
-    assert told(tmp_path, "net-x3")[1].count("net-m") == 2 * 3
-    assert "net-m1" not in told(tmp_path, finished(tmp_path, "alone"))[1]
+    assert show_status(tmp_path, "net-x3")[1].count("net-m") == 2 * 3
+    assert "net-m1" not in show_status(tmp_path, finished(tmp_path, "alone"))[1]
 
 
-def test_what_failed_is_told_with_its_cause_and_the_exit_status(tmp_path: Path) -> None:
+def test_a_failed_run_is_shown_with_its_cause_and_exit_status_1(tmp_path: Path) -> None:
     folder = drivers.begun(spec(recipe("net"), str(tmp_path)))
     file_io.write_bytes(get_outcome_path(folder), json.dumps({"status": "diverged", "message": "[rate] 9"}).encode())
-    code, text = told(tmp_path)
+    code, text = show_status(tmp_path)
     assert code == 1
     assert "failed: diverged: [rate] 9" in text
 
@@ -82,23 +82,23 @@ def test_json_is_a_line_for_machines(tmp_path: Path) -> None:
     finished(tmp_path, "net")
     folder = drivers.begun(spec(recipe("nan"), str(tmp_path)))
     write_journal(folder, 1, [("started", 0, {}), ("metrics", 8, {"train/step_loss": float("nan")})])
-    code, text = told(tmp_path, as_json=True)
+    code, text = show_status(tmp_path, as_json=True)
     assert code == 0
     nan, net = json.loads(text)
     assert (net["model"], net["state"], net["folder"]) == ("net", "finished", str(tmp_path / "models" / net["name"]))
     assert nan["loss"] is None
     assert text.count("\n") == 1
-    assert told(tmp_path / "nowhere", as_json=True) == (0, "[]\n")
+    assert show_status(tmp_path / "nowhere", as_json=True) == (0, "[]\n")
 
 
-def test_no_runs_are_no_failure_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
-    assert told(tmp_path) == (0, f"no runs in {tmp_path}\n")
+def test_no_runs_are_no_failure_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
+    assert show_status(tmp_path) == (0, f"no runs in {tmp_path}\n")
     finished(tmp_path, "net")
     with pytest.raises(ConfigError, match="no such run"):
-        told(tmp_path, "other")
+        show_status(tmp_path, "other")
 
 
-def test_a_watch_ends_when_nobody_runs_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_ends_when_no_run_is_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = drivers.begun(spec(recipe("net"), str(tmp_path)))
     stem = drivers.lease(folder, beat=0)
     looks: list[float] = []
@@ -111,12 +111,12 @@ def test_a_watch_ends_when_nobody_runs_any_more(tmp_path: Path, monkeypatch: pyt
 
     def find(*arguments: Any) -> Any:
         if len(looks) == 2:
-            raise file_io.StorageError("away")  # what cannot be seen now is seen later
+            raise file_io.StorageError("away")  # the next look succeeds
         return real(*arguments)
 
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(run_lookup, "find_runs", find)
-    code, text = told(tmp_path, folder, as_json=True, watch=5.0)
+    code, text = show_status(tmp_path, folder, as_json=True, watch=5.0)
     assert (code, looks) == (0, [5.0, 5.0, 5.0])
     assert [json.loads(line)[0]["state"] for line in text.splitlines()] == ["waiting", "waiting", "stopped"]
 
@@ -128,10 +128,10 @@ def test_ctrl_c_ends_a_watch_with_the_last_look(tmp_path: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupted)
-    assert told(tmp_path, watch=1.0)[0] == 0
+    assert show_status(tmp_path, watch=1.0)[0] == 0
 
 
-def test_the_tables_fit_100_columns_with_no_figure_cut() -> None:
+def test_the_tables_fit_100_columns_without_cutting_a_number() -> None:
     name, ensemble = "googlenet-imagenet-wide-m7-wide-0123456789abcdef", "googlenet-imagenet-wide-x7-0123456789abcdef"
     row = RunSnapshot(name=name, folder="/x", model="googlenet-imagenet-wide-m7-wide", ensemble=ensemble, **WIDEST)
     out = io.StringIO()
@@ -165,7 +165,7 @@ def test_no_damaged_record_of_a_run_hides_the_others(record: str, tmp_path: Path
     folder = whole_run(tmp_path, "damaged")
     for data in DAMAGED:
         file_io.write_bytes(file_io.join(folder, record), data)
-        _, text = told(tmp_path, as_json=True)
+        _, text = show_status(tmp_path, as_json=True)
         states = {row["model"]: row["state"] for row in json.loads(text)}
         assert states["whole"] == "finished"
         assert len(states) == 2
@@ -183,7 +183,7 @@ def test_no_strange_event_hides_the_others(kind: str, values: str, tmp_path: Pat
         line = f'{{"events":1}}\n{{"kind":"{kind}","time":1,"samples":{samples},"values":{values}}}\n'
         file_io.write_bytes(file_io.join(folder, "journal", "000001-000001.jsonl"), line.encode())
         journal_summary._read_segment.cache_clear()
-        _, text = told(tmp_path, as_json=True)
+        _, text = show_status(tmp_path, as_json=True)
         assert {row["model"] for row in json.loads(text)} == {"whole", "strange"}
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_ensemble_is_shown_with_its_file_beside_the_others(record: byt
     whole_run(tmp_path, "whole")
     folder = drivers.ensemble(str(tmp_path), "net-x2", [])
     file_io.write_bytes(file_io.join(folder, "ensemble.json"), record)
-    code, text = told(tmp_path, as_json=True)
+    code, text = show_status(tmp_path, as_json=True)
     rows = json.loads(text)
     assert "whole" in {row["model"] for row in rows}
     if b"recipes" not in record:
@@ -212,7 +212,7 @@ def test_a_damaged_ledger_of_a_sweep_hides_no_run(tmp_path: Path) -> None:
     for name in ("sweep.json", "trials/0001.json", "trials/0001.ended.json", "lease/000001.json"):
         for data in DAMAGED:
             file_io.write_bytes(file_io.join(folder, name), data)
-            _, text = told(tmp_path, as_json=True)
+            _, text = show_status(tmp_path, as_json=True)
             assert "whole" in {row["model"] for row in json.loads(text)}
 
 
@@ -221,7 +221,7 @@ def test_a_run_that_may_not_be_read_hides_no_other(tmp_path: Path) -> None:
     whole_run(tmp_path, "whole")
     folder = whole_run(tmp_path, "secret")
     os.chmod(file_io.join(folder, "spec.json"), 0)
-    _, text = told(tmp_path, as_json=True)
+    _, text = show_status(tmp_path, as_json=True)
     assert {row["state"] for row in json.loads(text)} == {"finished", "unreadable"}
 
 
@@ -230,7 +230,7 @@ def test_a_folder_in_place_of_a_record_hides_no_other_run(tmp_path: Path) -> Non
     folder = whole_run(tmp_path, "strange")
     file_io.remove(file_io.join(folder, "spec.json"))
     os.mkdir(file_io.join(folder, "spec.json"))
-    code, text = told(tmp_path)
+    code, text = show_status(tmp_path)
     assert code == 1
     assert f"{folder}/spec.json" in text.replace("\n", "")
     assert "finished" in text
@@ -243,7 +243,7 @@ def test_a_folder_in_place_of_an_ensembles_record_hides_no_other_run(tmp_path: P
     drivers.lease(folder, beat=0, released=b"")
     file_io.remove(file_io.join(folder, record))
     os.mkdir(file_io.join(folder, record))
-    code, text = told(tmp_path, as_json=True)
+    code, text = show_status(tmp_path, as_json=True)
     rows = {row["state"]: row for row in json.loads(text)}
     assert (code, set(rows)) == (1, {"finished", "unreadable"})
     assert f"{folder}/{record}" in rows["unreadable"]["message"]
@@ -268,7 +268,7 @@ def test_an_ensemble_that_is_scored_is_not_over(tmp_path: Path) -> None:
         if record is not None:
             file_io.write_bytes(file_io.join(folder, run_lookup.SCORING_FILE), json.dumps(record).encode())
         (family,) = status.inspect_groups(run_lookup.find_runs(["net-x2"], str(tmp_path)))
-        assert family.is_live, "a watch goes on"
+        assert family.is_live, "a watch continues"
         assert family.title == f"net-x2: 2 of 2 finished, {stage}"
-        rows = json.loads(told(tmp_path, "net-x2", as_json=True)[1])
+        rows = json.loads(show_status(tmp_path, "net-x2", as_json=True)[1])
         assert [(row["state"], row["stage"]) for row in rows] == [("finished", stage)] * 2

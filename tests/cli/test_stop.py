@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> RunSpec:
     return one
 
 
-def told(of: str | list[str], storage: Path, save: bool = True, wait: float = 10.0) -> tuple[int, str]:
+def ask_to_stop(of: str | list[str], storage: Path, save: bool = True, wait: float = 10.0) -> tuple[int, str]:
     out = io.StringIO()
     names = (of,) if isinstance(of, str) else tuple(of)
     status = stop.run_stop(
@@ -76,7 +76,7 @@ def test_a_run_is_asked_and_waited_for(run: RunSpec, driver: Driver, tmp_path: P
     commit.write_folder(make_checkpoint_url(get_checkpoints_dir(run.folder), 640, 1), {}, {})
     file_io.write_bytes(make_checkpoint_url(get_checkpoints_dir(run.folder), 960, 1) + "/state.pt", b"half")
     file_io.write_bytes(get_outcome_path(run.folder), json.dumps({"status": "stopped"}).encode())
-    status, text = told(run.name, tmp_path)
+    status, text = ask_to_stop(run.name, tmp_path)
     assert (status, driver.flag) == (0, b"")
     asked, ended = text.splitlines()
     assert asked.startswith(f"{run.name}: run by process ")
@@ -85,11 +85,13 @@ def test_a_run_is_asked_and_waited_for(run: RunSpec, driver: Driver, tmp_path: P
         f"{run.name}: ended; its last attempt ended as 'stopped'; its newest checkpoint is at 640 samples; "
         "rerun the command that started it to resume it"
     )
-    assert told(run.name, tmp_path)[1].startswith(f"{run.name}: not running; its last attempt ended as 'stopped'; ")
+    assert ask_to_stop(run.name, tmp_path)[1].startswith(
+        f"{run.name}: not running; its last attempt ended as 'stopped'; "
+    )
 
 
 def test_without_a_checkpoint_the_flag_says_so(run: RunSpec, driver: Driver, tmp_path: Path) -> None:
-    assert told(run.name, tmp_path, save=False)[0] == 0
+    assert ask_to_stop(run.name, tmp_path, save=False)[0] == 0
     assert driver.flag is not None
     assert json.loads(driver.flag) == {"save": False}
 
@@ -101,7 +103,7 @@ def test_an_ensemble_is_stopped_with_its_members(tmp_path: Path) -> None:
         Driver(lease.acquire_lease(each)) for each in (folder, members[0].folder, members[1].folder)
     ]  # one waits
     try:
-        status, text = told(folder, tmp_path, save=False)
+        status, text = ask_to_stop(folder, tmp_path, save=False)
         assert status == 0
         assert {one.flag for one in running} == {stop.STOP_WITHOUT_CHECKPOINT}
         assert [line.split(": ")[0] for line in text.splitlines()] == ["net-x3", "net-x3"]
@@ -111,16 +113,16 @@ def test_an_ensemble_is_stopped_with_its_members(tmp_path: Path) -> None:
             one.end()
 
 
-def test_an_ensemble_whose_record_is_damaged_is_not_said_to_be_at_rest(tmp_path: Path) -> None:
+def test_the_members_of_an_ensemble_with_a_damaged_record_are_unknown(tmp_path: Path) -> None:
     folder = drivers.ensemble(str(tmp_path), "net-x2", [])
     file_io.write_bytes(file_io.join(folder, "ensemble.json"), b"{")
-    text = told("net-x2", tmp_path)[1]
+    text = ask_to_stop("net-x2", tmp_path)[1]
     assert text.startswith(f"net-x2: not running; it is unknown whether its members run: {folder}/ensemble.json: ")
 
 
-def test_a_run_that_does_not_stop_in_time_is_told_and_fails(run: RunSpec, tmp_path: Path) -> None:
+def test_a_run_that_does_not_stop_in_time_is_reported_with_status_1(run: RunSpec, tmp_path: Path) -> None:
     drivers.lease(run.folder, beat=0)
-    status, text = told(run.name, tmp_path, wait=0.1)
+    status, text = ask_to_stop(run.name, tmp_path, wait=0.1)
     assert status == 1
     assert f"{run.name}: still run by job raysubmit_abc, process 1 on another-host, since " in text
     assert "--wait" in text
@@ -128,26 +130,23 @@ def test_a_run_that_does_not_stop_in_time_is_told_and_fails(run: RunSpec, tmp_pa
 
 def test_not_to_wait_is_no_failure(run: RunSpec, tmp_path: Path) -> None:
     stem = drivers.lease(run.folder, beat=0)
-    status, text = told(run.name, tmp_path, wait=0)
+    status, text = ask_to_stop(run.name, tmp_path, wait=0)
     assert status == 0
     assert text.endswith("asked to stop; not waited for\n")
     assert file_io.exists(stem + ".stop")
 
 
-def test_an_owner_that_is_not_heard_of_counts_as_gone(
-    run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stop, "STALE_SECONDS", 0.2)
+def test_an_owner_without_heartbeats_counts_as_dead(run: RunSpec, tmp_path: Path) -> None:
     drivers.lease(run.folder, beat=5000)
-    status, text = told(run.name, tmp_path)
+    status, text = ask_to_stop(run.name, tmp_path)
     assert status == 0
     assert "last heartbeat 5000 s ago" in text
-    assert "its lease is stale: no heartbeat for 0.2 s (job raysubmit_abc, process 1 on another-host" in text
+    assert "its driver died without releasing its lease (job raysubmit_abc, process 1 on another-host" in text
 
 
-def test_an_owner_of_this_machine_that_is_gone_is_noticed_at_once(run: RunSpec, tmp_path: Path) -> None:
+def test_a_dead_owner_on_this_machine_is_noticed_immediately(run: RunSpec, tmp_path: Path) -> None:
     drivers.lease(run.folder, LeaseOwner(socket.gethostname(), 2**22 + 1, "", time.time()), beat=0)
-    status, text = told(run.name, tmp_path)
+    status, text = ask_to_stop(run.name, tmp_path)
     assert status == 0
     assert "its driver died without releasing its lease" in text
 
@@ -155,7 +154,7 @@ def test_an_owner_of_this_machine_that_is_gone_is_noticed_at_once(run: RunSpec, 
 def test_a_driver_that_took_over_is_left_alone(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drivers.lease(run.folder, beat=0)
     monkeypatch.setattr(time, "sleep", lambda _: drivers.lease(run.folder, number=2, beat=0))
-    status, text = told(run.name, tmp_path)
+    status, text = ask_to_stop(run.name, tmp_path)
     assert status == 0
     assert "another driver has taken it over" in text
     assert not file_io.exists(file_io.join(run.folder, "lease", "000002.stop"))
@@ -173,14 +172,14 @@ def test_storage_that_fails_for_a_moment_ends_no_wait(
         return real(folder)
 
     monkeypatch.setattr(lease, "read_lease", look)
-    assert told(run.name, tmp_path)[0] == 0
+    assert ask_to_stop(run.name, tmp_path)[0] == 0
     assert len(calls) > 2
 
 
 def test_nothing_is_stopped_when_one_of_the_names_is_unknown(run: RunSpec, tmp_path: Path) -> None:
     stem = drivers.lease(run.folder, beat=0)
     with pytest.raises(ConfigError, match="'other': no such run"):
-        told([run.name, "other"], tmp_path)
+        ask_to_stop([run.name, "other"], tmp_path)
     assert not file_io.exists(stem + ".stop")
     with pytest.raises(ConfigError, match="at least one run"):
-        told([], tmp_path)
+        ask_to_stop([], tmp_path)

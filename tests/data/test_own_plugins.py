@@ -8,6 +8,7 @@ import pytest
 
 from examples.own_source import Shapes
 from orchestrator.cli import shards
+from orchestrator.cli.exit_status import make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.build.config import PackConfig, PluginSource, ShardLayout
@@ -21,7 +22,8 @@ from tests.support.tiny_shards import kept, loader, order
 
 def pack(url: Path, plugin: str = "examples.own_source:Shapes", dry_run: bool = False, **args: Any) -> None:
     source = PluginSource(plugin=plugin, args=args)
-    shards.pack_dataset(PackConfig(source=source, url=str(url), layout=ShardLayout(shard_mib=0.01), dry_run=dry_run))
+    config = PackConfig(source=source, url=str(url), layout=ShardLayout(shard_mib=0.01), dry_run=dry_run)
+    shards.pack_dataset(config, make_console())
 
 
 def test_the_example_source_is_packed_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

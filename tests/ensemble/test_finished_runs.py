@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 
-from orchestrator.cli import evaluate
+from orchestrator.cli import train_ensemble
+from orchestrator.cli.exit_status import make_console
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.ensemble import finished_runs
@@ -180,10 +181,10 @@ def test_a_dry_run_looks_at_the_places(tmp_path: Path, runs: list[RunSpec]) -> N
     packed = tiny_shards.dataset(tmp_path / "data")
     places = Destination(data=str(tmp_path / "data"), storage=str(tmp_path))
     asked = EvaluateConfig(runs=("both",), destination=places, dry_run=True)
-    assert evaluate.run_evaluate(asked) == 0
+    assert train_ensemble.evaluate_runs(asked, make_console()).exit_status == 0
     (tmp_path / "data" / packed.shards("validation")[0].name).unlink()
     with pytest.raises(PreflightError, match="missing, the manifest lists it"):
-        evaluate.run_evaluate(asked)
+        train_ensemble.evaluate_runs(asked, make_console())
 
 
 def test_the_data_of_a_run_may_have_tars_elsewhere_when_that_is_allowed(tmp_path: Path, runs: list[RunSpec]) -> None:

@@ -126,7 +126,7 @@ def test_mlflow_serves_what_predict_says(storage: Path, image: Path, tmp_path: P
             assert status == 200, body
             served = json.loads(body)["predictions"][0]["predictions"]
             assert invoked(serving, b"no image")[0] == 400
-        for chosen in ((), ("--model", "models:/tiny@champion", "--tracking", server)):
+        for chosen in (("--model", "tiny-x3"), ("--model", "models:/tiny@champion", "--tracking", server)):
             done = job("predict.py", str(image), "--crops", "144", "--json", *chosen, runs=storage)
             assert done.status == 0, done.err
             same(served, json.loads(done.out)["predictions"])
@@ -135,28 +135,31 @@ def test_mlflow_serves_what_predict_says(storage: Path, image: Path, tmp_path: P
 def test_serve_answers_what_predict_says(storage: Path, image: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "jobs" / "serve.py"), "--port", str(port), "--storage", str(storage)]
+    command += ["--model", "tiny-x3"]
     with listening(command, port, "/health", tmp_path / "serving"):
         status, body = ask(port, "POST", "/?crops=1&members=2", IMAGE, "image/jpeg")
         assert status == 200, body
     assert f"listening on http://127.0.0.1:{port}" in (tmp_path / "serving" / "log").read_text()
     assert "Traceback" not in (tmp_path / "serving" / "log").read_text()
-    done = job("predict.py", str(image), "--crops", "1", "--members", "2", "--json", runs=storage)
+    chosen = ("--model", "tiny-x3", "--members", "2")
+    done = job("predict.py", str(image), "--crops", "1", *chosen, "--json", runs=storage)
     assert done.status == 0, done.err
-    assert done.complaints == ["model: tiny-x3 (models 2 of 3): no model is registered"]
+    assert done.complaints == ["model: tiny-x3 (models 2 of 3)"]
     same(json.loads(body)["predictions"], json.loads(done.out)["predictions"])
 
 
 def test_predict_says_what_is_wrong(storage: Path, image: Path) -> None:
     broken = image.with_name("broken.jpg")
     broken.write_bytes(b"no image")
-    done = job("predict.py", str(image), str(broken), runs=storage)
+    done = job("predict.py", str(image), str(broken), "--model", "tiny-x3", runs=storage)
     assert done.status == 1
     assert "ant" in done.out and "not read: no JPEG or PNG" in done.out
-    assert done.complaints == ["model: tiny-x3 (3 models): no model is registered", "1 of 2 images could not be read"]
+    assert done.complaints == ["model: tiny-x3 (3 models)", "1 of 2 images could not be read"]
     for arguments, body in (
         ((), "images: give at least one image"),
         ((str(image), "--crops", "7"), "crops: must be one of 1, 10, 144, got 7"),
-        ((str(image), "--members", "4"), "members: must be different numbers from 1 to 3, got 4"),
+        ((str(image),), "no champion is registered in sqlite:///"),
+        ((str(image), "--model", "tiny-x3", "--members", "4"), "members: must be different numbers from 1 to 3, got 4"),
         ((str(image), "--model", "tinny-x3"), "did you mean tiny-x3"),
     ):
         refused = job("predict.py", *arguments, runs=storage)

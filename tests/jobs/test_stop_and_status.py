@@ -96,7 +96,8 @@ def test_looks_and_stops_need_neither_ray_nor_torch_nor_mlflow(tmp_path: Path) -
         "import sys\n"
         "from orchestrator.cli import status, stop\n"
         "from orchestrator.cli.config import StatusConfig\n"
-        f"status.run_status(StatusConfig(storage={str(tmp_path)!r}))\n"
+        "from orchestrator.cli.exit_status import make_console\n"
+        f"status.run_status(StatusConfig(storage={str(tmp_path)!r}), make_console())\n"
         "assert not {'ray', 'torch', 'mlflow', 's3fs'} & set(sys.modules)\n"
     )
     done = subprocess.run(

@@ -66,10 +66,10 @@ def show(names: tuple[str, ...], storage: str, as_json: bool) -> tuple[int, str]
 
 
 def test_each_trial_stands_as_its_ledger_and_its_run_say(sweep: str) -> None:
-    found = inspect_sweep(sweep)
-    rows = [call() for call in found.inspections]
+    owner, inspections = inspect_sweep(sweep)
+    rows = [call() for call in inspections]
     assert tuple(row.state for row in rows) == STATES
-    assert "another-host" in found.owner
+    assert "another-host" in owner
     assert [row.message for row in rows] == ["", "", "the loss is nan", "crashed 3 times", "", "", ""]
     assert {row.sweep for row in rows} == {"net-sweep-0123456789"}
     assert [row.model for row in rows] == [f"net-t{number:03d}" for number in range(1, 8)]
@@ -105,7 +105,7 @@ def test_the_repeats_of_a_winner_are_shown_too(sweep: str) -> None:
     drivers.lease(again, beat=0)
     drivers.attempt(again, samples=500, began=1)
     write_journal(again, 1, JOURNAL[:1])
-    rows = [call() for call in inspect_sweep(sweep).inspections]
+    rows = [call() for call in inspect_sweep(sweep)[1]]
     assert [(row.model, row.state) for row in rows[len(STATES) :]] == [
         ("net-preset-r1", "stopped"), ("net-winner-r1", "stopped"), ("net-winner-r2", "running")
     ]  # fmt: skip
@@ -121,9 +121,9 @@ def test_trials_of_a_sweep_without_a_driver(tmp_path: Path, gone: bool, state: s
     ended = trial(folder, 2)
     outcome(ended.folder, "stopped")
     write_journal(ended.folder, 1, JOURNAL)
-    found = inspect_sweep(folder)
-    assert found.owner == ""
-    assert [call().state for call in found.inspections] == ["pruned", state]
+    owner, inspections = inspect_sweep(folder)
+    assert owner == ""
+    assert [call().state for call in inspections] == ["pruned", state]
 
 
 def test_a_sweep_without_trials_and_one_whose_records_cannot_be_read(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import webdataset
 from rich.console import Console
 
 from orchestrator.cli import audit, shards
-from orchestrator.cli import shards as shard_jobs
 from orchestrator.cli.config import AuditConfig
+from orchestrator.cli.exit_status import make_console
 from orchestrator.data import manifest
+from orchestrator.data.build import indexing, verify
 from orchestrator.data.build.config import IlsvrcSource, IndexConfig, PackConfig, ShardLayout, VerifyConfig
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
 from orchestrator.data.dataloader import BatchLoader
@@ -74,9 +75,8 @@ def bucket(server: S3Server, proxy: Proxy) -> str:
 
 def pack(folder: Path, url: str) -> None:
     source = IlsvrcSource(url=str(imagenet.as_it_comes(folder)))
-    assert (
-        shards.pack_dataset(PackConfig(source=source, url=url, layout=ShardLayout(shard_mib=0.01, min_shards=4))) == 0
-    )
+    config = PackConfig(source=source, url=url, layout=ShardLayout(shard_mib=0.01, min_shards=4))
+    assert shards.pack_dataset(config, make_console()) == 0
 
 
 def placed(storage: Path, data: str) -> TrainJob:
@@ -103,7 +103,7 @@ def test_ilsvrc_packs_to_s3_streams_and_audits_clean(bucket: str, weather: Weath
     pack(tmp_path / "raw", url)
     pack(tmp_path / "raw again", str(tmp_path / "local"))
     assert manifest.load(url).digest() == manifest.load(str(tmp_path / "local")).digest()
-    assert shard_jobs.verify_dataset(VerifyConfig(url=url, deep=True)) == 0
+    assert verify.verify_dataset(VerifyConfig(url=url, deep=True), make_console()) == 0
 
     weather.faults = 0
     from_s3 = placed(tmp_path / "runs", url)
@@ -148,7 +148,7 @@ def test_shards_of_others_are_adopted_in_a_bucket(bucket: str, server: S3Server,
     job = IndexConfig(
         url=f"{bucket}/theirs", train="train-{0000..0002}.tar", validation="val-*.tar", to=f"{bucket}/adopted"
     )
-    assert shard_jobs.index_tars(job) == 0
+    assert indexing.index_dataset(job, make_console()) == 0
     found = manifest.load(f"{bucket}/adopted", allow_elsewhere=True)
     assert (found.count_samples("train"), found.count_samples("validation"), found.classes) == (60, 9, ("0", "1", "2"))
     loader = BatchLoader(SampleReader(f"{bucket}/adopted", found, "train"), 32, 2)

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.monitor import live_table
+from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.monitor import formatting
 from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
 from orchestrator.monitor.journal_summary import parse_epoch_metrics
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.scheduler.estimate import RunHistory
+from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable, RunProgress
+from orchestrator.scheduler.run_plan import RunHistory
 from orchestrator.storage import file_io
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import make_segment_name
@@ -28,6 +30,12 @@ def epoch(number: int, error: float = 50.0, **values: float) -> tuple[str, int, 
 
 
 STARTED = ("started", 0, {"attempt": 1, "resumed": False})
+DATA = Manifest(
+    name="some",
+    classes=tuple("ab"),
+    splits={"train": (Shard(name="train.tar", samples=1024, bytes=1, sha256="0", index_sha256="0"),)},
+)
+SPEED = {"train/images_per_second": 51.2}  # an epoch in 20 s
 INCIDENT = ("incident", 1000, {"cause": "worker lost", "samples_replayed": 640})
 RESUMED = ("started", 1000, {"attempt": 2, "resumed": True})
 
@@ -44,7 +52,7 @@ def row_of(board: ProgressMonitor, run: RunSpec) -> RunProgress:
 # ------------------------------------------------------------------ board
 def test_progress_follows_a_journal(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     assert board.poll() == []
     write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
     assert [event.kind for _, event in board.poll()] == ["started", "metrics", "epoch"]
@@ -60,7 +68,7 @@ def test_progress_follows_a_journal(run: RunSpec) -> None:
 
 def test_the_averaged_weights_count_as_soon_as_there_are_any(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     averaged = {"validation/averaged_top1_error": 10.0, "validation/averaged_top5_error": 1.0}
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 40.0, **averaged)])
     board.poll()
@@ -70,7 +78,7 @@ def test_the_averaged_weights_count_as_soon_as_there_are_any(run: RunSpec) -> No
 
 def test_epochs_seen_again_after_a_restart_are_drawn_once(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0), epoch(2, 30.0), epoch(3, 20.0)])
     write_journal(run.folder, 2, [INCIDENT, RESUMED, epoch(2, 30.0), epoch(3, 20.0), epoch(4, 10.0)])
     board.poll()
@@ -79,7 +87,7 @@ def test_epochs_seen_again_after_a_restart_are_drawn_once(run: RunSpec) -> None:
 
 def test_an_epoch_without_validation_has_no_error(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, ("epoch", 1000, {"train/epoch": 1.0, "train/loss": float("nan")})])
     board.poll()
     assert row_of(board, run).metrics.top1_error is None
@@ -88,7 +96,7 @@ def test_an_epoch_without_validation_has_no_error(run: RunSpec) -> None:
 
 def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     file_io.write_bytes(file_io.join(get_journal_dir(run.folder), make_segment_name(1, 1)), b"cut off")
     write_journal(run.folder, 2, [RESUMED, epoch(2)])
     board.poll()
@@ -98,7 +106,7 @@ def test_a_damaged_segment_hides_nothing_that_comes_after_it(run: RunSpec) -> No
 
 def test_failed_storage_is_polled_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     board = ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1)])
     with monkeypatch.context() as patched:
         patched.setattr(file_io, "list_names", lambda _: (_ for _ in ()).throw(file_io.StorageError("away")))
@@ -111,67 +119,47 @@ def test_waiting_runs_are_polled_on_demand(run: RunSpec) -> None:
     board = ProgressMonitor([run])
     assert board.poll() == []
     assert len(board.poll(waiting=True)) == 3
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     assert board.poll() == []
     assert row_of(board, run).metrics.epoch == 2
 
 
-def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_comes_from_the_measured_speed(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
-    board = ProgressMonitor(runs)
+    board = ProgressMonitor(runs, 0, DATA, PlanConfig(start_seconds=5.0))
     assert board.estimate_training_seconds(2) is None
-    board.update_phase(runs[0], "running", "")
-    began = time.time()
-    clock = iter([began, began + 20, began + 40])
-    monkeypatch.setattr(time, "time", lambda: next(clock, began + 40))
-    write_journal(runs[0].folder, 1, [STARTED, epoch(1), epoch(2)])
+    board.update_phase(runs[0], "running")
+    write_journal(runs[0].folder, 1, [STARTED, epoch(1, **SPEED), epoch(2, **SPEED)])
     board.poll()
-    assert row_of(board, runs[0]).seconds_per_epoch == pytest.approx(20)
-    # 8 epochs of the first; 10 of the second beside it, and 10 of the third after the first.
-    assert board.estimate_training_seconds(2) == pytest.approx((8 + 10) * 20)
-    assert board.estimate_training_seconds(100) == pytest.approx(10 * 20)
-    assert board.estimate_training_seconds(1) == pytest.approx((8 + 10 + 10) * 20)
+    # 8 epochs of 20 s of the first; 10 of the second beside it, and 10 of the third after the first.
+    assert board.estimate_training_seconds(2) == pytest.approx((8 + 10) * 20 + 5)
+    assert board.estimate_training_seconds(100) == pytest.approx(10 * 20 + 5)
+    assert board.estimate_training_seconds(1) == pytest.approx((8 + 10 + 10) * 20 + 2 * 5)
     for run in runs:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     assert board.estimate_training_seconds(2) == 0.0
 
 
-def test_before_the_first_epoch_the_time_left_is_the_plans(tmp_path: Path) -> None:
-    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(3)]
-    board = ProgressMonitor(runs)
-    expected = dict(zip([run.name for run in runs], (100.0, 60.0, 60.0), strict=True))
-    board.set_expected_durations(expected, in_seconds=True, start_seconds=5.0)
-    assert board.estimate_training_seconds(2) == pytest.approx(5 + 60 + 5 + 60)
-    board.set_expected_durations(expected, in_seconds=False, start_seconds=5.0)
-    assert board.estimate_training_seconds(2) is None  # units of work
-
-
-def test_a_measured_speed_counts_for_other_runs_by_their_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(2)]
-    board = ProgressMonitor(runs)
-    board.set_expected_durations({runs[0].name: 7.0, runs[1].name: 21.0}, in_seconds=False, start_seconds=0.0)
-    board.update_phase(runs[0], "running", "")
-    began = time.time()
-    clock = iter([began, began + 20])
-    monkeypatch.setattr(time, "time", lambda: next(clock, began + 20))
-    write_journal(runs[0].folder, 1, [STARTED, epoch(1)])
+def test_a_part_of_an_epoch_counts_and_a_new_launch_takes_its_start(run: RunSpec) -> None:
+    board = ProgressMonitor([run], 0, DATA, PlanConfig(start_seconds=5.0))
+    board.update_phase(run, "running")
+    started = ("started", 0, {"samples_per_epoch": 1024})
+    write_journal(run.folder, 1, [started, ("epoch", 1024, epoch(1)[2] | SPEED), ("metrics", 1536, {})])
     board.poll()
-    # The other has three times the work; ten epochs of 60 s.
-    assert board.estimate_training_seconds(2) == pytest.approx(600, abs=30)
+    assert board.estimate_training_seconds(1) == pytest.approx(2.5 * 20)
+    board.update_phase(run, "running")
+    assert board.estimate_training_seconds(1) == pytest.approx(5 + 2.5 * 20)
 
 
-def test_starts_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = [spec(recipe(f"net-{number}", epochs=4), str(tmp_path)) for number in range(2)]
-    board = ProgressMonitor(runs)
-    board.set_expected_durations({run.name: 10.0 for run in runs}, in_seconds=True, start_seconds=30.0)
-    assert board.estimate_training_seconds(1) == pytest.approx(2 * (30 + 10))
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now)
-    board.update_phase(runs[0], "running", "")
-    monkeypatch.setattr(time, "time", lambda: now + 12)
-    write_journal(runs[0].folder, 1, [STARTED])
+def test_before_the_first_epoch_the_time_left_is_that_of_the_stated_speed(tmp_path: Path) -> None:
+    runs = [spec(recipe(f"net-{number}", epochs=3), str(tmp_path)) for number in range(3)]
+    board = ProgressMonitor(runs, 0, DATA, PlanConfig(images_per_second=51.2, start_seconds=5.0))
+    assert board.estimate_training_seconds(2) == pytest.approx(2 * (5 + 60))
+    board.update_phase(runs[0], "running")
+    write_journal(runs[0].folder, 1, [STARTED, epoch(1, **{"train/images_per_second": 102.4})])
     board.poll()
-    assert board.estimate_training_seconds(1) == pytest.approx(10 + 12 + 10)
+    # What is measured is believed before what was stated.
+    assert board.estimate_training_seconds(2) == pytest.approx(20 + 5 + 30)
 
 
 def test_estimates_use_what_the_journals_record(run: RunSpec) -> None:
@@ -193,8 +181,8 @@ def test_durations() -> None:
 
 
 def test_sizes() -> None:
-    assert [format_bytes(number) for number in (None, 0, 999, 1234, 5.55e9, 2e15)] == [
-        "-", "0 B", "999 B", "1.23 kB", "5.55 GB", "2 PB",
+    assert [format_bytes(number) for number in (0, 999, 1234, 5.55e9, 2e15)] == [
+        "0 B", "999 B", "1.23 kB", "5.55 GB", "2 PB",
     ]  # fmt: skip
 
 
@@ -208,35 +196,35 @@ def test_the_headline_shows_the_wave(tmp_path: Path) -> None:
     runs = [spec(recipe(f"net-{number}", epochs=10), str(tmp_path)) for number in range(7)]
     board = ProgressMonitor(runs)
     for run in runs[:4]:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     title = str(ProgressTable(board, lambda: 2, Console(file=io.StringIO())).build_table().title)
     assert title.startswith("wave 3 of 4, 2 at a time, ")
     assert "done at about" in title
 
 
 def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_table, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(formatting, "POLL_SECONDS", 0.02)
     runs = [spec(recipe(f"net-{number}", epochs=1), str(tmp_path)) for number in range(2)]
-    board, text = ProgressMonitor(runs, scored_images=1000), io.StringIO()
+    board, text = ProgressMonitor(runs, 1000, DATA), io.StringIO()
     assert board.estimate_scoring_seconds(2) is None
-    board.update_phase(runs[0], "running", "")
+    board.update_phase(runs[0], "running")
     with ProgressTable(board, lambda: 2, Console(file=text, width=200)) as progress:
         write_journal(runs[0].folder, 1, [STARTED, epoch(1, **{"train/images_per_second": 4800.0})])
         until(lambda: "epoch 1/1" in text.getvalue())
         # 144 crops of 1,000 images of 2 models, forward alone a third of training's 4,800 a second, on 2 slots.
         assert board.estimate_scoring_seconds(2) == pytest.approx(10.0)
-        board.update_phase(runs[0], "finished", "")
-        board.update_phase(runs[1], "finished", "")
+        board.update_phase(runs[0], "finished")
+        board.update_phase(runs[1], "finished")
         title = str(progress.build_table().title)
-    assert "and scored up to 0:10 later, at " in text.getvalue()
+    assert "left, scoring up to 0:10 of it, done at about" in text.getvalue()
     assert "0:10 left, scoring up to 0:10 of it, done at about" in title
     assert ProgressMonitor(runs).estimate_scoring_seconds(2) == 0.0
 
 
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_table, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(formatting, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     with ProgressTable(board, lambda: 2, Console(file=text, width=200)):
         write_journal(run.folder, 1, [STARTED, ("metrics", 500, {"train/step_loss": 9.0}), epoch(1, 40.0)])
         until(lambda: "epoch 1/4" in text.getvalue())
@@ -248,7 +236,7 @@ def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: p
     texts = [line.removeprefix(f"{run.name}: ") for line in lines]
     for wanted, line in zip(
         (
-            "epoch 1/4, loss 2.000, top-1 error 40.00%, 1234 images/s, all done in about ",
+            "epoch 1/4, loss 2.000, top-1 error 40.00%, 1234 images/s; - left, done at about -",
             "RESTARTED: worker lost; 640 samples to replay",
             "resumed after 1000 samples",
             "epoch 2/4, loss 1.000, top-1 error 30.00%",
@@ -265,7 +253,7 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
     runs += [spec(recipe(f"googlenet-imagenet-wide-m{number}", epochs=250)) for number in range(1, 7)]
     board = ProgressMonitor(runs)
     for run in runs:
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
         row_of(board, run).metrics = parse_epoch_metrics(
             _event(epoch(250, 100.0, **{"train/loss": 16.906, "train/images_per_second": 123456.0}))
         )
@@ -283,10 +271,10 @@ def test_the_table_fits_100_columns_with_nothing_cut() -> None:
 
 def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
     text, board = io.StringIO(), ProgressMonitor([run])
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0)])
     with ProgressTable(board, lambda: 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
-        board.update_phase(run, "finished", "")
+        board.update_phase(run, "finished")
     last = text.getvalue().rstrip().splitlines()[-1].split()
     assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]
 
@@ -302,7 +290,7 @@ def test_a_run_without_workers_is_starting_and_then_waits(run: RunSpec) -> None:
     assert row.state == "starting"
     row.running_since = time.time() - 61
     assert row.state == "WAITING"
-    row.attempt_start = (time.time(), 0)
+    row.has_started = True
     assert row.state == "running"
 
 
@@ -311,7 +299,7 @@ def test_causes_are_shown_as_they_are_whatever_brackets_they_have(tmp_path: Path
     cause = "rank 1: RuntimeError: [/__w/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:2024"
     run = spec(storage=str(tmp_path))
     board, screen = ProgressMonitor([run]), io.StringIO()
-    board.update_phase(run, "running", "")
+    board.update_phase(run, "running")
     with ProgressTable(board, lambda: 1, Console(file=screen, width=300)):
         write_journal(run.folder, 1, [("incident", 8, {"cause": cause, "samples_replayed": 8})])
     assert cause in screen.getvalue()

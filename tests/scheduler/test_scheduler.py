@@ -9,10 +9,9 @@ import pytest
 from orchestrator.checkpoint import checkpoint as checkpoint_format
 from orchestrator.checkpoint.checkpoint_dir import make_checkpoint_url
 from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.scheduler import capacity, scheduler
-from orchestrator.scheduler.capacity import CapacityMonitor
+from orchestrator.scheduler import scheduler
 from orchestrator.scheduler.run_plan import PlannedRun, RunPlan
-from orchestrator.scheduler.scheduler import RunPhase, RunResult, Scheduler
+from orchestrator.scheduler.scheduler import CapacityMonitor, RunPhase, RunResult, Scheduler
 from orchestrator.storage import file_io
 from orchestrator.training import attempts
 from orchestrator.training.config import Outcome, OutcomeStatus
@@ -24,11 +23,11 @@ from tests.support.launched import recipe, spec, until
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "BACKOFF_SECONDS", (0.05, 0.1))
     monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(capacity, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(scheduler, "CAPACITY_POLL_SECONDS", 0.02)
 
 
 def planned(specs: list[RunSpec], slots: int) -> RunPlan:
-    return RunPlan(tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)), 1.0)
+    return RunPlan(tuple(PlannedRun(run, 0.0, 1.0) for run in specs), slots, min(slots, len(specs)))
 
 
 class Launcher:
@@ -293,7 +292,7 @@ def test_a_failed_capacity_query_leaves_the_last_number() -> None:
 
 
 def test_a_capacity_query_that_hangs_delays_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "JOIN_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(scheduler, "JOIN_TIMEOUT_SECONDS", 0.05)
     hang = threading.Event()
     began = time.monotonic()
     with CapacityMonitor(1, lambda: int(hang.wait(60))) as now:

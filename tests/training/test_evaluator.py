@@ -1,4 +1,4 @@
-"""Validation: sums over the split."""
+"""Validation: sums over the split, and what a run keeps of its classes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,11 @@ from orchestrator.data.dataloader import Batch
 from orchestrator.models.network import Logits
 from orchestrator.recipe.config import MetricPlugin
 from orchestrator.training.config import Execution, TrainJob
-from orchestrator.training.evaluator import Evaluator
-from tests.support import runs
+from orchestrator.training.evaluator import Evaluator, list_class_results
+from orchestrator.training.run_dir import ClassResult, ValidationResult, load_validation_result
+from tests.support import runs, tiny_shards
 from tests.support.ranks import Ranks
-from tests.support.runs import ALONE, job, recipe, train_by
+from tests.support.runs import ALONE, job, recipe, train, train_by
 
 # Scores of 4 images for 3 classes; the last image is broken.
 SCORES = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [9.0, 0.0, 0.0]])
@@ -46,6 +47,11 @@ def test_errors_and_loss_leave_broken_images_out() -> None:
     assert metrics["validation/raw_loss"] == pytest.approx(float(sum(losses)) / 3, rel=1e-6)
     assert metrics["validation/raw_top1_error"] == pytest.approx(100 / 3)
     assert metrics["validation/raw_top5_error"] == 0.0
+    assert list_class_results(sums, ("a", "b", "c")) == (
+        ClassResult(name="a", images=2, top1_error=50.0, top5_error=0.0),
+        ClassResult(name="b", images=0, top1_error=None, top5_error=None),
+        ClassResult(name="c", images=1, top1_error=0.0, top5_error=0.0),
+    )
 
 
 class WrongByHalf:
@@ -99,3 +105,24 @@ def test_a_metric_that_fails_ends_all_ranks_with_a_line(small: Path, tmp_path: P
     assert {outcome.status for outcome in outcomes} == {"refused"}
     assert kind in outcomes[0].message
     assert "\n" not in outcomes[0].message
+
+
+def test_a_finished_run_keeps_the_errors_of_each_class(small: Path, tmp_path: Path) -> None:
+    one = job(small, tmp_path, recipe(epochs=1))
+    assert load_validation_result(one.folder) is None
+    metrics = train(one).metrics
+    result = load_validation_result(one.folder)
+    assert result is not None
+    assert [row.name for row in result.classes] == list(tiny_shards.CLASSES)
+    wrong = sum((row.top1_error or 0.0) * row.images for row in result.classes)
+    assert wrong / 5 == pytest.approx(metrics[f"validation/{result.weights}_top1_error"])
+    assert result.samples == 48
+    assert runs.outcome(one).metrics == metrics
+
+
+def test_the_worst_classes_are_shown_first() -> None:
+    rows = tuple(ClassResult(name=f"c{n}", images=4, top1_error=float(n), top5_error=0.0) for n in range(12))
+    lines = ValidationResult(weights="raw", samples=8, classes=rows).describe()
+    assert lines[0] == "the 10 worst of 12 classes in the last validation (raw weights), top-1 / top-5 error:"
+    assert lines[1].split() == ["c11", "11.00%", "/", "0.00%", "(4", "images)"]
+    assert len(lines) == 11

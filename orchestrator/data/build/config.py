@@ -197,13 +197,3 @@ class VerifyConfig(CheckConfig):
     url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
     allow_elsewhere: bool = Field(False, description="read tars from outside the dataset's folder, too")
     deep: bool = Field(False, description="decode every image, too")
-
-
-def index_presets() -> dict[str, Preset[IndexConfig]]:
-    """Return the one preset of `index`."""
-    return {"tars": Preset(IndexConfig(), "WebDataset tars made elsewhere")}
-
-
-def verify_presets() -> dict[str, Preset[VerifyConfig]]:
-    """Return the one preset of `verify`."""
-    return {"dataset": Preset(VerifyConfig(), "a dataset that was packed or indexed")}
