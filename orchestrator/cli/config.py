@@ -17,8 +17,7 @@ from orchestrator.ray_backend.run_spec import (
     choose_default_data,
 )
 from orchestrator.recipe import presets, recipe_file
-from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.plugin_code import pin_code
+from orchestrator.recipe.config import Recipe, pin_code
 from orchestrator.storage import urls
 
 IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from orchestrator.cli.config import resolve_recipe
 from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE, make_console
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import SWEEPS
 from orchestrator.ray_backend.session import Session, open_session
 from orchestrator.storage import file_io
-from orchestrator.tuning import finish_sweep, named_spaces, run_sweep, samplers, validate_space
+from orchestrator.tuning import finish_sweep, named_spaces, run_sweep
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.run_sweep import SweepPlan
-from orchestrator.tuning.space import Space
+from orchestrator.tuning.space import check_space
 
 
 def run_tune(config: TuneJob) -> int:
     """Train the trials, rank them, write the winner to a file; return the exit status."""
     console = make_console()
-    base = resolve_recipe(config)
     space = named_spaces.find_space(config.search.space, config.recipe)
-    validate_space.check_space(space, base)
+    base = space.pin_code(resolve_recipe(config))
+    check_space(space, base)
     if config.dry_run:
-        _print_plan(config, space, console)
+        for line in finish_sweep.format_plan(SweepPlan(config, base, space, "")):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         preflight.check_destination(config.destination, [base], config.placement.workers)
         return 0
     with open_session(config.destination, config.placement, console) as session:
@@ -31,6 +30,7 @@ def run_tune(config: TuneJob) -> int:
         workers = config.placement.workers
         preflight.check_trainable(session.manifest, session.destination.data, [base], workers)
         plan = SweepPlan(config, base, space, session.manifest.digest())
+        plan = run_sweep.match_code(plan, session.destination.storage, session.print_line)
         folder = file_io.join(session.destination.storage, SWEEPS, plan.name)
         with session.hold_lease(folder) as lease:
             key = run_sweep.record_plan(session, plan, folder)
@@ -44,19 +44,12 @@ def _finish_sweep(session: Session, trials: run_sweep.SweepResult) -> int:
     if result is None or session.interruption.event.is_set():
         session.print_line(STOPPED_NOTICE)
         return session.interruption.exit_status
-    session.recorder.set_final_status(trials.key, "FINISHED" if result.winner is not None else "FAILED")
-    for line in result.lines:
+    winner, lines = result
+    session.recorder.set_final_status(trials.key, "FINISHED" if winner is not None else "FAILED")
+    for line in lines:
         session.print_line(line)
     session.print_locations(trials.folder, trials.key)
-    if result.winner is None:
+    if winner is None:
         session.print_line("no trial finished: there is no winner")
         return EXIT_FAILURE
     return 0
-
-
-def _print_plan(config: TuneJob, space: Space, console: Console) -> None:
-    sampler = samplers.make_sampler(
-        config.search.sampler, space, config.recipe, config.search.objective, config.search.seed
-    )
-    for line in finish_sweep.format_plan(config, space, sampler):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -32,6 +32,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    own_fields: ClassVar[tuple[str, ...]] = ()  # that other kinds share by name only: a switch of kinds resets them
     unknown_is_error: ClassVar[bool] = False  # also in a record, which a newer version may have written
 
     @classmethod

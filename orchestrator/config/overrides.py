@@ -124,7 +124,7 @@ def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: An
         union, data = models, below
         model = get_variant(models, data.get(KIND)) or models[0]
     if last == KIND and len(union) > 1:
-        _switch_kind(union, data, value, path)
+        _switch_kind(union, model, data, value, path)
     elif last in model.model_fields:
         is_text = isinstance(value, str | ListItems)
         data[last] = parse_value(value, model, last, path) if is_text else _copy_branch(value)
@@ -145,13 +145,13 @@ def _copy_branch(value: Any) -> Any:
     return to_jsonable(value) if isinstance(value, Config | Mapping) else value
 
 
-def _switch_kind(union: ModelTypes, data: dict[str, Any], kind: Any, path: str) -> None:
+def _switch_kind(union: ModelTypes, before: type[BaseModel], data: dict[str, Any], kind: Any, path: str) -> None:
     """Turn `data` into another variant in place: shared fields stay, the others take their defaults."""
     variant = get_variant(union, kind)
     if variant is None:
         raise ConfigError(FieldError(path, format_choices(kind, map_kinds(union))))
-    shared = variant.model_fields
-    for name in [name for name in data if name not in shared]:
+    own = getattr(variant, "own_fields", ()) if variant is not before else ()
+    for name in [name for name in data if name not in variant.model_fields or name in own]:
         del data[name]
     data[KIND] = kind
 

@@ -22,8 +22,7 @@ from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import pipeline
 from orchestrator.ray_backend.launch_errors import PreflightError, shorten_error
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination
-from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.plugin_code import check_plugins
+from orchestrator.recipe.config import Recipe, check_plugins
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect
 from orchestrator.tracking.tracker import TrackingError

@@ -11,7 +11,7 @@ from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError, format_suggestion, format_value
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
-from orchestrator.recipe.plugin_code import is_same_but_for_code
+from orchestrator.recipe.config import is_same_but_for_code
 from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 

@@ -298,6 +298,9 @@ class JobConfig(Config):
     new: int = Field(
         0, ge=0, description="train afresh as generation N beside what was trained before; the same N resumes it"
     )
+    same_code_anyway: bool = Field(
+        False, description="resume what began before, though the code of its plug-ins has changed since"
+    )
     dry_run: bool = Field(False, description="print the plan and stop; nothing is started or written")
 
     @model_validator(mode="after")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
 from orchestrator.config.flags import Flag
-from orchestrator.config.plugins import KindDiscriminator, Plugin
+from orchestrator.config.introspection import KIND
+from orchestrator.config.plugins import KindDiscriminator, Plugin, compute_source_digest
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig, check_batch_stages
-from orchestrator.models.config import GoogLeNetConfig, ModelConfig
-from orchestrator.recipe.lr_schedule import Schedule, StepDecay, find_schedule_error
+from orchestrator.models.config import GoogLeNetConfig, ModelConfig, ModelPlugin
+from orchestrator.recipe.lr_schedule import Schedule, SchedulePlugin, StepDecay, compute_lr, find_schedule_error
 
 # Bumped when the meaning of a recipe changes, so that old runs are not taken for new ones.
 # 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
@@ -22,6 +25,8 @@ _OPTIMIZER_KINDS = "sgd | adamw | package.module:attribute"
 
 
 class _OptimizerBase(Config):
+    own_fields: ClassVar[tuple[str, ...]] = ("weight_decay",)  # SGD's adds to the gradient, AdamW's shrinks the weights
+
     clip_norm: float | None = Field(
         None, gt=0, description="most that the gradient's norm over all parameters may be; off by default"
     )
@@ -40,7 +45,12 @@ class AdamWConfig(_OptimizerBase):
     """Adam with decoupled weight decay (arXiv 1711.05101), by torch.optim.AdamW."""
 
     kind: Literal["adamw"] = Field("adamw", description=_OPTIMIZER_KINDS)
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="times the rate, each step; not on biases (torch: 0.01)")
+    weight_decay: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="times the rate, each step; not on biases (torch: 0.01, whatever the preset's SGD has)",
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of the running means of gradient and square")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the mean square")
 
@@ -161,3 +171,55 @@ class Recipe(Config):
         if problem := find_schedule_error(self.schedule, self.epochs):
             raise ValueError(problem)
         return self
+
+
+def pin_code(recipe: Recipe, values: Any = ()) -> Recipe:
+    """Return the recipe with the digests of its plug-ins' code as it is now; a recipe without plug-ins as it is.
+
+    Changed code is another run. values: of a sweep's space, as in the JSON form of a recipe, whose plug-ins count, too.
+    Raises ConfigError for a plug-in whose module cannot be found.
+    """
+    kinds = sorted({*_iter_kinds(recipe.to_dict()), *_iter_kinds(values)})
+    digests = {kind: compute_source_digest(kind) for kind in kinds}
+    code = {kind: digest for kind, digest in digests.items() if digest is not None}
+    return recipe if code == recipe.code else recipe.model_copy(update={"code": code})
+
+
+def is_same_but_for_code(recipe: Recipe, other: Recipe) -> bool:
+    """Return whether two recipes differ in nothing but the code of their plug-ins."""
+    return recipe.model_copy(update={"code": {}}) == other.model_copy(update={"code": {}})
+
+
+def check_plugins(recipe: Recipe, num_classes: int) -> None:
+    """Build and try the recipe's plug-ins on CPU, before anything is started. Raises ConfigError, a line.
+
+    Transforms are checked with the data.
+    """
+    if recipe.loss.class_weights and len(recipe.loss.class_weights) != num_classes:
+        raise ConfigError(
+            f"loss.class_weights must have {num_classes} numbers, one for each class, got "
+            f"{len(recipe.loss.class_weights)}"
+        )
+    if isinstance(recipe.schedule, SchedulePlugin):
+        for epochs_done in (0.0, recipe.epochs / 2, float(recipe.epochs)):
+            compute_lr(recipe.schedule, epochs_done, 1.0, recipe.epochs)
+    if isinstance(recipe.model, ModelPlugin):
+        from orchestrator.models import plugin_model  # torch takes two seconds to import
+
+        plugin_model.check_model(recipe.model, num_classes)
+    if isinstance(recipe.optimizer, OptimizerPlugin):
+        from orchestrator.recipe import optimizer  # torch takes two seconds to import
+
+        optimizer.check_optimizer(recipe.optimizer)
+
+
+def _iter_kinds(data: Any, above: str = "") -> Iterator[str]:
+    """Yield the text of every `kind`, and of every transform, in the JSON form of a recipe."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _iter_kinds(value, key)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _iter_kinds(value, above)
+    elif isinstance(data, str) and above in (KIND, "stages", "batch_stages"):
+        yield data

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from orchestrator.config import redaction
 from orchestrator.config.command_line import format_command
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session
-from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.config import Recipe, pin_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.scheduler import multi_run
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
-from orchestrator.tuning import code_version, ranking
-from orchestrator.tuning.config import TuneJob
+from orchestrator.tuning import ranking, sweep_report
 from orchestrator.tuning.ranking import SeedComparison
-from orchestrator.tuning.report import sweep_report
-from orchestrator.tuning.run_sweep import SweepResult, get_unfinished
-from orchestrator.tuning.samplers import Sampler
-from orchestrator.tuning.space import Space, build_recipe, list_grid
+from orchestrator.tuning.run_sweep import SweepPlan, SweepResult
+from orchestrator.tuning.space import build_recipe, list_grid
 from orchestrator.tuning.trial import Trial
 
 WINNER_FILE = "winner.json"
 MAX_SHOWN_ROWS = 10  # of the ranking on the screen; the report has all rows
+REPO_ROOT = Path(__file__).resolve().parents[2]
+GIT_SECONDS = 10.0
 PREVIEW_TRIALS = 5  # in a dry run
 
 
-@dataclass(frozen=True)
-class SweepSummary:
-    """The winner, if any, and the lines to print."""
+def rank_and_publish(session: Session, explored: SweepResult) -> tuple[Trial | None, list[str]]:
+    """Rank the trials, repeat the winner if requested, write the report and the winner's recipe.
 
-    winner: Trial | None
-    lines: tuple[str, ...]
-
-
-def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
-    """Rank the trials, repeat the winner if requested, write the report and the winner's recipe."""
+    Return the winner, if any, and the lines to print.
+    """
     job, metric = explored.plan.job, explored.plan.metric
     best = ranking.find_winner(explored.trials, metric)
     ranked = ranking.rank_trials(explored.trials, metric)
@@ -54,7 +50,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
     if best is not None and job.repeats > 0:
         noise = _measure_seed_noise(session, explored, best)
         if session.interruption.event.is_set():
-            return SweepSummary(best, tuple(lines))
+            return best, lines
         lines.append(noise.verdict)
     if best is not None:
         winner = _build_winner_file(session, explored, best, noise)
@@ -66,7 +62,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> SweepSummary:
     )
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
     session.recorder.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
-    return SweepSummary(best, tuple(lines))
+    return best, lines
 
 
 def build_next_command(destination: Destination, weights: str, winner: RecipeFile, url: str) -> str:
@@ -79,44 +75,32 @@ def build_next_command(destination: Destination, weights: str, winner: RecipeFil
 
 def describe_spent(explored: SweepResult) -> str:
     """Return how much was trained, and which flag a sweep that used up its budget needs for more."""
-    trials, epochs = explored.trials, explored.plan.base.epochs
+    trials, plan = explored.trials, explored.plan
+    search, most = plan.job.search, plan.job.budget.trials
+    left, rest = sum(not trial.is_terminal for trial in trials), ""
+    if left and explored.stop_reason:
+        rest = f"; {left} can resume: {explored.stop_reason}"
+    elif (
+        not left and len(trials) >= most and (search.sampler != "grid" or len(list_grid(plan.space, plan.base)) > most)
+    ):
+        rest = f"; --budget.trials {most} is used up; set a larger one to try more"
     trained = sum(trial.trained_epochs for trial in trials)
-    left = get_unfinished(trials)
-    rest = f"; {len(left)} can resume: {explored.stop_reason}" if left and explored.stop_reason else ""
-    if not left and _has_more(explored):
-        rest = f"; --budget.trials {explored.plan.job.budget.trials} is used up; set a larger one to try more"
-    share = f"{100 * trained / max(1, epochs * len(trials)):.0f}%"
+    share = f"{100 * trained / max(1, plan.base.epochs * len(trials)):.0f}%"
     return f"{len(trials)} trials, {trained} epochs: {share} of what all of them whole would take{rest}"
-
-
-def _has_more(explored: SweepResult) -> bool:
-    """Return whether a larger budget of trials would try more."""
-    plan, search, most = explored.plan, explored.plan.job.search, explored.plan.job.budget.trials
-    if len(explored.trials) < most:
-        return False
-    return search.sampler != "grid" or len(list_grid(plan.space, plan.base)) > most
 
 
 def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) -> SeedComparison:
     """Train preset and winner again with other seeds, all epochs, and compare."""
-    plan, job = explored.plan, explored.plan.job
-    destination = session.destination.model_copy(update={"storage": explored.folder})
+    plan, repeats = explored.plan, explored.plan.job.repeats
 
     def make_specs(recipe: Recipe, kind: str) -> list[RunSpec]:
-        return [
-            RunSpec(
-                recipe=_reseed_recipe(recipe, f"{plan.base.name}-{kind}-r{number}", number),
-                placement=job.placement,
-                destination=destination,
-                cadence=job.cadence,
-                dataset_digest=plan.dataset_digest,
-                weights=job.weights and urls.require_absolute(job.weights, "weights"),
-            )
-            for number in range(1, job.repeats + 1)
+        recipes = [
+            _reseed_recipe(recipe, f"{plan.base.name}-{kind}-r{number}", number) for number in range(1, repeats + 1)
         ]
+        return [plan.make_spec(session, explored.folder, reseeded) for reseeded in recipes]
 
     base_specs, best_specs = make_specs(plan.base, "preset"), make_specs(best.recipe, "winner")
-    session.print_line(f"repeats: preset and winner {best.name}, {job.repeats} seeds each")
+    session.print_line(f"repeats: preset and winner {best.name}, {repeats} seeds each")
     trained = multi_run.train_runs(session, [*base_specs, *best_specs], explored.key)
 
     def get_scores(specs: Sequence[RunSpec]) -> list[float]:
@@ -130,7 +114,7 @@ def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) ->
 def _reseed_recipe(recipe: Recipe, name: str, number: int) -> Recipe:
     """Return the recipe with other seeds, the initial weights' included."""
     seeds = recipe.seeds.model_copy(update={kind: value + number for kind, value in recipe.seeds})
-    return recipe.model_copy(update={"name": name, "seeds": seeds})
+    return pin_code(recipe.model_copy(update={"name": name, "seeds": seeds}))
 
 
 def _build_winner_file(
@@ -150,7 +134,7 @@ def _build_winner_file(
             dataset_digest=plan.dataset_digest,
             metric=plan.job.search.metric,
             score=best.get_score(plan.metric),
-            commit=code_version.get_code_version(),
+            commit=get_code_version(),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             repeats=noise.verdict if noise is not None else "",
         ),
@@ -193,25 +177,54 @@ def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tr
     log_run_folder(tracker, run_id, explored.folder, files)
 
 
-def format_plan(job: TuneJob, space: Space, sampler: Sampler) -> list[str]:
+def format_plan(plan: SweepPlan) -> list[str]:
     """Return the lines of a dry run."""
-    search, epochs = job.search, job.recipe.epochs
+    job, search, epochs = plan.job, plan.job.search, plan.base.epochs
+    sampler = plan.make_sampler()
     trials: list[Trial] = []
     while len(trials) < min(PREVIEW_TRIALS, job.budget.trials):
         assignment = sampler.suggest(trials)
         if assignment is None:
             break
-        trials.append(Trial(len(trials) + 1, assignment, build_recipe(job.recipe, assignment)))
-    most = job.budget.trials * epochs
+        trials.append(Trial(len(trials) + 1, assignment, build_recipe(plan.base, assignment)))
     lines = [
         f"preset:    {job.recipe.name}, {epochs} epochs a trial",
-        f"space:     {search.space}: {', '.join(space.dimensions)}",
+        f"space:     {search.space}: {', '.join(plan.space.dimensions)}",
         f"trials:    at most {job.budget.trials}, chosen by {search.sampler} (seed {search.seed})",
         f"scheduler: {search.scheduler}" + (f", rungs at epochs {job.rungs}" if search.scheduler == "asha" else ""),
-        f"budget:    at most {most} epochs"
+        f"budget:    at most {job.budget.trials * epochs} epochs"
         + (f", {job.budget.epochs:g} in all" if job.budget.epochs else "")
         + (f", {job.budget.hours:g} hours" if job.budget.hours else ""),
         f"each:      {job.placement.workers} worker(s) of {job.placement.cpus_per_worker} CPU",
         "first trials:",
     ]
     return lines + [f"  {trial.name}: {dict(trial.assignment)}" for trial in trials]
+
+
+def get_code_version(root: Path = REPO_ROOT) -> str:
+    """Return the commit of a checkout, else `sha256:` and a digest of the package's sources.
+
+    A submitted job runs from a copy without history (.rayignore). The commit has a mark when files differ from it.
+    """
+    if not (root / ".git").exists():  # git would search the folders above
+        return compute_source_digest(root)
+    try:
+        commit, changed = (
+            subprocess.run(  # noqa: S603  fixed arguments
+                ["git", "-C", str(root), *words],  # noqa: S607  the user's git
+                check=True, capture_output=True, text=True, timeout=GIT_SECONDS,
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return compute_source_digest(root)
+    return f"{commit}, changed: {compute_source_digest(root)}" if changed else commit
+
+
+def compute_source_digest(root: Path = REPO_ROOT) -> str:
+    """Return a digest of the names and contents of the package's Python files."""
+    digest, package = hashlib.sha256(), root / "orchestrator"
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        text = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(text)}\n".encode() + text)
+    return f"sha256:{digest.hexdigest()}"

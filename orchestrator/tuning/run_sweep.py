@@ -1,32 +1,42 @@
-"""The run of a sweep in a session: its plan, its trials, its entries in the tracker."""
+"""The run of a sweep in a session: its plan, its trials, its progress, its entries in the tracker."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from orchestrator.config import redaction
+from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.config.json_text import parse_object
 from orchestrator.config.overrides import flatten_config
+from orchestrator.monitor.live_table import LiveTable
 from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.run_lookup import SWEEP_FILE
+from orchestrator.ray_backend.run_lookup import SWEEP_FILE, SWEEPS
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
-from orchestrator.recipe.config import Recipe
+from orchestrator.recipe.config import Recipe, is_same_but_for_code
 from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
-from orchestrator.storage import file_io, urls
+from orchestrator.storage import file_io
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
-from orchestrator.tuning import ray_tune, samplers
-from orchestrator.tuning.config import SearchConfig, TuneJob
-from orchestrator.tuning.live_progress import SweepProgress
+from orchestrator.tuning import ray_tune
+from orchestrator.tuning.config import TuneJob
+from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
-from orchestrator.tuning.trial import Metric, State, Trial
+from orchestrator.tuning.trial import Metric, State, Trial, format_assignment, make_short_names
 from orchestrator.tuning.trial_store import TrialStore
 
+MAX_ROWS = 30  # in a terminal; of more trials the best and the running ones are shown
 _TRACKER_STATUS: dict[State, FinalStatus] = {
     "finished": "FINISHED",
     "pruned": "FINISHED",
@@ -38,7 +48,10 @@ _TRACKER_STATUS: dict[State, FinalStatus] = {
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The definition of a sweep: a pure function of command line, space and dataset."""
+    """The definition of a sweep: a pure function of command line, space and dataset.
+
+    The code of the base names that of the plug-ins in the space, too.
+    """
 
     job: TuneJob
     base: Recipe
@@ -61,6 +74,18 @@ class SweepPlan:
         digest = compute_fingerprint(self.base, self.space, search, self.dataset_digest, self.job.new)
         return f"{self.base.name}-sweep-{digest}"
 
+    def make_sampler(self) -> Sampler:
+        """Return the sampler of its trials."""
+        search = self.job.search
+        return Sampler(search.sampler, self.space, self.base, self.metric, search.seed)
+
+    def make_spec(self, session: Session, folder: str, recipe: Recipe) -> RunSpec:
+        """Return the run of a recipe in the folder of the sweep."""
+        # The name of the sweep has its generation; the recipe is a trial's, not one from a file.
+        job = self.job.model_copy(update={"new": 0, "provenance": None})
+        destination = session.destination.model_copy(update={"storage": folder})
+        return job.build_run_spec(recipe, destination, self.dataset_digest)
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -71,57 +96,40 @@ class SweepResult:
     key: str
     trials: tuple[Trial, ...]
     stop_reason: str  # why the sweep ended before all its trials did; else empty
-    new_epochs: int  # trained by this command
 
 
-def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: Lease) -> SweepResult:
-    """Train the trials that are not done; return all. The caller holds the lease and has opened the run of `key`."""
-    job, base = plan.job, plan.base
-    destination = session.destination.model_copy(update={"storage": folder})
+def match_code(plan: SweepPlan, storage: str, say: Callable[[str], None]) -> SweepPlan:
+    """Return the plan; with `same_code_anyway` that of a sweep that began with other code of its plug-ins, if any.
 
-    def make_spec(recipe: Recipe) -> RunSpec:
-        return RunSpec(
-            recipe=recipe,
-            placement=job.placement,
-            destination=destination,
-            cadence=job.cadence,
-            dataset_digest=plan.dataset_digest,
-            weights=job.weights and urls.require_absolute(job.weights, "weights"),
+    Either way `say` receives a line. Raises ConfigError when several sweeps differ in nothing but such code.
+    """
+    names = file_io.list_names(file_io.join(storage, SWEEPS)) if plan.base.code else []
+    if plan.name in names:
+        return plan
+    others = []
+    for name in sorted(name for name in names if name.startswith(f"{plan.base.name}-sweep-")):
+        try:
+            record = parse_object(file_io.read_bytes(file_io.join(storage, SWEEPS, name, SWEEP_FILE)))
+            other = replace(plan, base=Recipe.from_dict(record.get("base", {})))
+        except (FileNotFoundError, ValueError):
+            continue
+        if other.name == name and is_same_but_for_code(other.base, plan.base):
+            others.append(other)
+    if not others:
+        return plan
+    listed = ", ".join(other.name for other in others)
+    before, now = others[0].base.code, plan.base.code
+    changed = ", ".join(kind for kind in now if now[kind] != before.get(kind))
+    if not plan.job.same_code_anyway:
+        say(
+            f"{plan.name}: the code of {changed} has changed since {listed} began, so this is another sweep; "
+            "--same-code-anyway resumes that one"
         )
-
-    def query_slots() -> int:
-        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
-
-    full = count_slots(session.capacity, job.placement, session.gpus)
-    tracked = _TrialTracker(session, key)
-    with CapacityMonitor(full, query_slots) as supply:
-        context = SweepContext(
-            base=base,
-            metric=plan.metric,
-            budget=job.budget,
-            make_spec=make_spec,
-            stop_flag=lease.stop_flag,
-            successor=lease.successor,
-            gpus=session.gpus,
-            is_stop_requested=session.interruption.event.is_set,
-            count_slots=lambda: _count_slots(supply.slots, job),
-            on_trial_added=tracked.add_trial,
-            on_trial_changed=tracked.update_trial,
-        )
-        store = TrialStore(folder)
-        entries = store.load_trials(lambda recipe: make_spec(recipe).folder)
-        sampler = samplers.make_sampler(job.search.sampler, plan.space, base, plan.metric, job.search.seed)
-        sweep = Sweep(context, store, entries, sampler)
-        done = sum(entry.trial.is_terminal for entry in entries)
-        progress = f", {done} of {len(entries)} begun ones are done already" if entries else ""
-        session.print_line(
-            f"sweep {plan.name}: at most {job.budget.trials} trials, "
-            f"{count_parallel_trials(session, job)} in parallel{progress}"
-        )
-        with SweepProgress(lambda: sweep.trials, plan.metric, session.console):
-            scheduler = _make_scheduler(job.search, base)
-            ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus, _get_max_failures(job))
-    return SweepResult(plan, folder, key, sweep.trials, sweep.stop_reason, sweep.new_epochs)
+        return plan
+    if len(others) > 1:
+        raise ConfigError(f"same_code_anyway: {listed} differ in their code only; remove all but one of them")
+    say(f"{listed}: resumed, though the code of {changed} has changed since it began")
+    return others[0]
 
 
 def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:
@@ -143,42 +151,62 @@ def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:
     return key
 
 
-class _TrialTracker:
-    """Trials as runs of their own in the tracker, nested under the sweep's."""
+def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: Lease) -> SweepResult:
+    """Train the trials that are not done; return all. The caller holds the lease and has opened the run of `key`."""
+    job = plan.job
 
-    def __init__(self, session: Session, parent: str) -> None:
-        self._session, self._parent = session, parent
-        self._logged_states: dict[str, State] = {}
+    def query_slots() -> int:
+        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
 
-    def add_trial(self, spec: RunSpec) -> None:
-        self._session.recorder.record_run(spec, self._parent)
-
-    def update_trial(self, trial: Trial, spec: RunSpec) -> None:
-        if self._logged_states.get(spec.name) == trial.state or trial.state not in _TRACKER_STATUS:
-            return
-        self._logged_states[spec.name] = trial.state
-        key = self._session.recorder.make_tracking_key(spec.name, self._parent)
-        tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
-        self._session.recorder.close_run(
-            key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text}
+    full = count_slots(session.capacity, job.placement, session.gpus)
+    with CapacityMonitor(full, query_slots) as supply:
+        context = SweepContext(
+            base=plan.base,
+            metric=plan.metric,
+            budget=job.budget,
+            suggest=plan.make_sampler().suggest,
+            make_spec=partial(plan.make_spec, session, folder),
+            stop_flag=lease.stop_flag,
+            successor=lease.successor,
+            gpus=session.gpus,
+            is_stop_requested=session.interruption.event.is_set,
+            count_slots=lambda: _count_slots(supply.slots, job),
+            on_trial_added=lambda spec: session.recorder.record_run(spec, key),
+            on_trial_changed=partial(_record_state, session, key, {}),
         )
+        sweep = Sweep(context, TrialStore(folder))
+        done = sum(trial.is_terminal for trial in sweep.trials)
+        progress = f", {done} of {len(sweep.trials)} begun ones are done already" if sweep.trials else ""
+        session.print_line(
+            f"sweep {plan.name}: at most {job.budget.trials} trials, "
+            f"{count_parallel_trials(session, job)} in parallel{progress}"
+        )
+        with SweepProgress(lambda: sweep.trials, plan.metric, session.console):
+            scheduler = ray_tune.make_scheduler(sweep, job.search, plan.base)
+            ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus)
+    return SweepResult(plan, folder, key, sweep.trials, sweep.stop_reason)
 
 
-def _get_max_failures(job: TuneJob) -> int:
-    """Return how often an actor may fail; with several workers Ray Train restarts them by itself."""
-    return job.placement.max_restarts if job.placement.workers == 1 else 1
+def _record_state(session: Session, parent: str, recorded: dict[str, State], trial: Trial, spec: RunSpec) -> None:
+    """Close the run of a trial in the tracker, nested under the sweep's; once for each state that ends it."""
+    if recorded.get(spec.name) == trial.state or trial.state not in _TRACKER_STATUS:
+        return
+    recorded[spec.name] = trial.state
+    key = session.recorder.make_tracking_key(spec.name, parent)
+    tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
+    session.recorder.close_run(key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text})
 
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:
     """Return how many trials run at the same time. Raises ClusterError when the cluster holds fewer than requested."""
-    capacity = count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers
+    capacity = max(1, count_slots(session.capacity, job.placement, session.gpus) // job.placement.workers)
     requested = job.placement.at_once
-    if requested is not None and requested > max(1, capacity):
+    if requested is not None and requested > capacity:
         raise launch_errors.ClusterError(
-            f"placement.at_once must be at most {max(1, capacity)}, the trials of {job.placement.workers} workers that "
+            f"placement.at_once must be at most {capacity}, the trials of {job.placement.workers} workers that "
             f"fit on the cluster, got {requested}; set a lower one, or leave it out"
         )
-    return requested or max(1, capacity)
+    return requested or capacity
 
 
 def _count_slots(workers: int, job: TuneJob) -> int:
@@ -190,13 +218,58 @@ def _count_slots(workers: int, job: TuneJob) -> int:
     return min(requested or capacity, capacity) - (STAGED_TRIALS if would_begin else 0)
 
 
-def _make_scheduler(search: SearchConfig, base: Recipe) -> Any:
-    grace = search.get_grace_epochs(base)
-    if search.scheduler == "asha":
-        return ray_tune.make_asha(base.epochs, grace, search.reduction)
-    return ray_tune.make_median_stopping(grace) if search.scheduler == "median" else ray_tune.make_fifo()
+class SweepProgress(LiveTable):
+    """The trials as a table in a terminal, or as lines in a log, refreshed in the background in its `with` block."""
+
+    def __init__(self, trials: Callable[[], Sequence[Trial]], metric: Metric, console: Console) -> None:
+        super().__init__(console, "sweep-board")
+        self._trials, self._metric = trials, metric
+        self._printed_states: dict[int, str] = {}
+
+    def __enter__(self) -> Self:
+        # Those of earlier drivers are no news.
+        self._printed_states = {trial.number: trial.state for trial in self._trials() if trial.is_terminal}
+        return super().__enter__()
+
+    def refresh(self) -> None:
+        """Show the table, or print a line for each trial that ended since the last refresh."""
+        trials = self._trials()
+        if self._live is not None:
+            self._live.update(build_table(trials, self._metric), refresh=True)
+            return
+        for trial in trials:
+            if trial.state not in ("waiting", "running") and self._printed_states.get(trial.number) != trial.state:
+                self._printed_states[trial.number] = trial.state
+                self._console.print(self._format_line(trial), highlight=False, markup=False)
+
+    def _format_line(self, trial: Trial) -> str:
+        score = self._metric.format_score(trial.get_score(self._metric), unit=True)
+        why = f": {trial.reason}" if trial.reason and trial.state not in ("finished", "pruned") else ""
+        return (
+            f"{trial.name}: {trial.state} after {trial.trained_epochs} of {trial.recipe.epochs} epochs, "
+            f"{self._metric.label} {score} ({format_assignment(trial.assignment, make_short_names([trial]))}){why}; "
+            f"{len(self._printed_states)} ended"
+        )
 
 
-def get_unfinished(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that can resume."""
-    return [trial for trial in trials if not trial.is_terminal]
+def build_table(trials: Sequence[Trial], metric: Metric) -> Table:
+    """Return a table of at most MAX_ROWS trials."""
+    rows, names = select_shown_trials(trials, metric), make_short_names(trials)
+    states = ", ".join(f"{count} {state}" for state, count in Counter(trial.state for trial in trials).items())
+    left = f", {len(rows)} shown: the running ones and the best" if len(rows) < len(trials) else ""
+    table = Table(title=f"{len(trials)} trials: {states}{left}", title_justify="left", box=None, pad_edge=False)
+    for name in ("trial", "epoch", metric.axis_label, "state", "assignment"):
+        table.add_column(name, justify="right" if name in ("epoch", metric.axis_label) else "left", no_wrap=True)
+    for trial in rows:
+        epoch = f"{trial.trained_epochs}/{trial.recipe.epochs}"
+        score, text = metric.format_score(trial.get_score(metric)), format_assignment(trial.assignment, names)
+        table.add_row(trial.name, epoch, score, trial.state, escape(text))
+    return table
+
+
+def select_shown_trials(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """Return the running trials and the best of the others, MAX_ROWS at most, by number."""
+    running = [trial for trial in trials if trial.state == "running"][:MAX_ROWS]
+    rest = [trial for trial in trials if trial.state != "running"]
+    scored = sorted(rest, key=lambda trial: (trial.state != "finished", trial.get_loss(metric), -trial.number))
+    return sorted([*running, *scored[: MAX_ROWS - len(running)]], key=lambda trial: trial.number)

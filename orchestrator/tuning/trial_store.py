@@ -6,10 +6,10 @@ SWEEP/trials/0007.ended.json says how it ended, once that is final. What it repo
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -20,8 +20,10 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.ray_backend.run_lookup import TRIALS
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io
-from orchestrator.tuning import trial_history
-from orchestrator.tuning.trial import State, Trial
+from orchestrator.tracking import journal
+from orchestrator.tracking.events import Event
+from orchestrator.training.run_dir import get_journal_dir
+from orchestrator.tuning.trial import EpochResult, State, Trial
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -33,27 +35,15 @@ class TrialStoreError(ConfigError):
     """The stored trials of a sweep cannot be used; the message names the file."""
 
 
-class TrialRecord(Config):
-    """The definition of a trial."""
-
+class _TrialRecord(Config):
     number: int = Field(ge=1)
     assignment: dict[str, Any]
     recipe: Recipe
 
 
-class TrialEnd(Config):
-    """The final state of a trial."""
-
+class _TrialEnd(Config):
     state: State
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class StoredTrial:
-    """A trial as storage has it."""
-
-    record: TrialRecord
-    trial: Trial
 
 
 class TrialStore:
@@ -63,19 +53,21 @@ class TrialStore:
         """Use the sweep's folder, a URL."""
         self._folder = file_io.join(sweep, TRIALS)
 
-    def add_trial(self, record: TrialRecord) -> None:
+    def add_trial(self, trial: Trial) -> None:
         """Write the definition of a trial. Raises TrialStoreError when another driver wrote one of that number."""
-        url = self._url(record.number)
+        url = self._url(trial.number)
+        record = _TrialRecord(number=trial.number, assignment=dict(trial.assignment), recipe=trial.recipe)
         if not file_io.create_bytes(url, record.to_json().encode()):
             raise TrialStoreError(
                 f"{redaction.redact(url)}: exists already: another driver runs this sweep; stop it, or wait for it"
             )
 
-    def write_end(self, number: int, end: TrialEnd) -> None:
+    def write_end(self, trial: Trial) -> None:
         """Write how a trial ended."""
-        file_io.write_bytes(self._url(number, ".ended"), end.to_json().encode())
+        end = _TrialEnd(state=trial.state, reason=trial.reason)
+        file_io.write_bytes(self._url(trial.number, ".ended"), end.to_json().encode())
 
-    def load_trials(self, get_folder: Callable[[Recipe], str]) -> list[StoredTrial]:
+    def load_trials(self, get_folder: Callable[[Recipe], str]) -> list[Trial]:
         """Return all trials in the order of their numbers, with what their runs have reported.
 
         get_folder: returns the URL of a recipe's run. Raises TrialStoreError for an unreadable record or a gap.
@@ -86,12 +78,12 @@ class TrialStore:
             url = redaction.redact(self._url(missing[0]))
             raise TrialStoreError(f"{url}: is missing, though later trials exist; restore it, or set --new")
 
-        def load_trial(number: int) -> StoredTrial:
-            record = self._read_config(TrialRecord, number)
+        def load_trial(number: int) -> Trial:
+            record = self._read_config(_TrialRecord, number)
             has_ended = f"{number:04d}.ended.json" in names
-            end = self._read_config(TrialEnd, number, ".ended") if has_ended else TrialEnd(state="waiting")
-            epochs = trial_history.read_epochs(get_folder(record.recipe))
-            return StoredTrial(record, Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs))
+            end = self._read_config(_TrialEnd, number, ".ended") if has_ended else _TrialEnd(state="waiting")
+            epochs = read_epochs(get_folder(record.recipe))
+            return Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
 
         with ThreadPoolExecutor(_READ_THREADS, "trial-store") as pool:
             return list(pool.map(load_trial, numbers))
@@ -109,6 +101,40 @@ class TrialStore:
         return file_io.join(self._folder, f"{number:04d}{kind}.json")
 
 
-def sort_for_resume(entries: Iterable[StoredTrial]) -> list[StoredTrial]:
-    """Return ended trials before resumable ones: the scheduler should know all results before it decides."""
-    return sorted(entries, key=lambda entry: (not entry.trial.is_terminal, entry.record.number))
+def read_epochs(folder: str) -> tuple[EpochResult, ...]:
+    """Return the epochs that the run in `folder` has reported, ascending, each once. Storage errors pass through."""
+    events: list[Event] = []
+    cursor = None
+    while True:
+        try:
+            new_events, cursor = journal.read_events(get_journal_dir(folder), cursor)
+        except journal.DamagedSegmentError as error:
+            cursor = error.cursor  # the trial can resume without the epochs of this segment
+            continue
+        if not new_events:
+            return parse_epochs(events)
+        events.extend(new_events)
+
+
+def parse_epochs(events: Iterable[Event]) -> tuple[EpochResult, ...]:
+    """Return the epochs of these events. An epoch trained again after a restart counts once, as reported last."""
+    reported: dict[int, tuple[dict[str, float], int]] = {}
+    for event in events:
+        if event.kind == "epoch":
+            values = {name: float(value) for name, value in event.values.items() if isinstance(value, int | float)}
+            if math.isfinite(number := values.get("train/epoch", 0.0)):
+                reported[int(number)] = values, event.samples or 0
+    epochs: list[EpochResult] = []
+    for number in sorted(reported):
+        epochs.append(build_next_epoch(epochs[-1] if epochs else None, number, *reported[number]))
+    return tuple(epochs)
+
+
+def build_next_epoch(last: EpochResult | None, number: int, values: Mapping[str, float], samples: int) -> EpochResult:
+    """Return the epoch of that number, after which the trial had seen `samples`.
+
+    Its seconds are those of its steps: starts, validations and waits for a scheduler are no training.
+    """
+    speed = values.get("train/images_per_second", 0.0)
+    steps = samples / max(1, number) / speed if speed > 0 else 0.0
+    return EpochResult(number, values, (last.seconds if last is not None else 0.0) + steps, samples)

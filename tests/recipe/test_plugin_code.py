@@ -13,9 +13,16 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.plugins import compute_source_digest
 from orchestrator.models.config import ModelPlugin
 from orchestrator.recipe import presets
-from orchestrator.recipe.config import AdamWConfig, OptimizerPlugin, Recipe, SGDConfig
+from orchestrator.recipe.config import (
+    AdamWConfig,
+    OptimizerPlugin,
+    Recipe,
+    SGDConfig,
+    check_plugins,
+    is_same_but_for_code,
+    pin_code,
+)
 from orchestrator.recipe.lr_schedule import SchedulePlugin, compute_lr
-from orchestrator.recipe.plugin_code import check_plugins, find_changed_code, is_same_but_for_code, pin_code
 
 HALVES = "def halves(share, steps=4):\n    return 0.5 ** int(share * steps)\n"
 
@@ -48,7 +55,12 @@ def test_recipes_without_plugins_are_as_they_were() -> None:
 
 def test_kinds_of_optimizers_are_chosen_by_name() -> None:
     found = recipe(**{"optimizer.kind": "adamw", "optimizer.clip_norm": 1.0})
-    assert found.optimizer == AdamWConfig(clip_norm=1.0, weight_decay=2e-4), "shared fields stay"
+    assert found.optimizer == AdamWConfig(clip_norm=1.0, weight_decay=0.01), "SGD's weight decay is another thing"
+    found = recipe(**{"optimizer.kind": "adamw", "optimizer.weight_decay": 0.05})
+    assert found.optimizer == AdamWConfig(weight_decay=0.05)
+    modern = apply_overrides(presets.googlenet_bn_digits(), {"optimizer.clip_norm": 2.0})
+    assert apply_overrides(modern, {"optimizer.kind": "sgd"}) == modern, "the same kind keeps all"
+    assert apply_overrides(modern, {"optimizer.kind": "adamw"}).optimizer == AdamWConfig(clip_norm=2.0)
     found = recipe(**{"optimizer.kind": "torch.optim:RMSprop", "optimizer.args": '{"alpha": 0.9}'})
     assert found.optimizer == OptimizerPlugin(kind="torch.optim:RMSprop", args={"alpha": 0.9})
     assert Recipe.from_dict(found.to_dict()) == found
@@ -64,11 +76,12 @@ def test_changed_code_is_another_run(own_rates: Path) -> None:
     plain = recipe(**{"schedule.kind": "own_rates:halves", "model.kind": "examples.small_cnn:SmallCNN"})
     pinned = pin_code(plain)
     assert pinned.code.keys() == {"own_rates:halves", "examples.small_cnn:SmallCNN"}
-    assert find_changed_code(pinned) == []
+    assert pin_code(pinned) is pinned
     assert Recipe.from_dict(pinned.to_dict()) == pinned
     own_rates.write_text(HALVES.replace("0.5", "0.4"))
     compute_source_digest.cache_clear()
-    assert find_changed_code(pinned) == ["own_rates:halves"]
+    after = pin_code(pinned).code
+    assert [kind for kind in after if after[kind] != pinned.code[kind]] == ["own_rates:halves"]
     now = pin_code(pinned)
     assert now.code != pinned.code
     assert compute_fingerprint(now) != compute_fingerprint(pinned)

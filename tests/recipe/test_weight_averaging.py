@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from orchestrator.recipe.config import ExponentialAverage, RunningMean
-from orchestrator.recipe.weight_averaging import WeightAverager, compute_update_share
+from orchestrator.recipe.optimizer import WeightAverager, compute_update_share
 
 
 def moved(model: nn.Linear, seed: int) -> torch.Tensor:

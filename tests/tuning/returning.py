@@ -20,9 +20,9 @@ from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tuning import ray_tune
+from orchestrator.tuning.config import SearchConfig
 from orchestrator.tuning.sweep import StopDecision, Sweep
-from orchestrator.tuning.trial import Metric
-from orchestrator.tuning.trial_run import TrialReport, TrialTask
+from orchestrator.tuning.trial import Metric, TrialReport, TrialTask
 from tests.support.launched import process_tree, title
 
 EPOCHS = 1000
@@ -100,7 +100,8 @@ def main(storage: str) -> None:
             assert time.monotonic() < deadline, "no process is started ahead"
             time.sleep(0.1)
         sweep = EndsOne(storage)
-        ray_tune.run_tuner(sweep, ray_tune.make_fifo(), Placement(), 0.0, 0)
+        scheduler = ray_tune.make_scheduler(sweep, SearchConfig(scheduler="none"), googlenet_tiny())
+        ray_tune.run_tuner(sweep, scheduler, Placement(max_restarts=0), 0.0)
         result = {"seconds": sweep.seconds, "errors": sweep.errors, "ahead": len(sweep.actors & ahead)}
         print(json.dumps(result))
 

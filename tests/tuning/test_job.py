@@ -87,7 +87,7 @@ from orchestrator.config.arg_parser import parse_args
 from orchestrator.data.build.sources import digits
 from orchestrator.data import manifest
 from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
-from orchestrator.tuning import run_sweep, samplers, named_spaces
+from orchestrator.tuning import run_sweep, named_spaces
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Trial
@@ -98,7 +98,7 @@ digits.pack_digits(str(data))
 digest = manifest.load(str(data)).digest()
 space = named_spaces.find_space(config.search.space, config.recipe)
 plan = run_sweep.SweepPlan(config, config.recipe, space, digest)
-sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, plan.metric, config.search.seed)
+sampler = plan.make_sampler()
 trials = []
 while (found := sampler.suggest(trials)) is not None:
     number = len(trials) + 1

@@ -11,8 +11,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.sweep import Sweep, SweepContext
-from orchestrator.tuning.trial import Assignment, Metric, Trial
-from orchestrator.tuning.trial_run import TrialReport, TrialTask
+from orchestrator.tuning.trial import Assignment, Metric, Trial, TrialReport, TrialTask
 from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
 
@@ -52,6 +51,7 @@ class Place:
             base=recipe(epochs=4),
             metric=Metric(name="top1_error"),
             budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
+            suggest=Rates(most).suggest,
             make_spec=self.spec_of,
             stop_flag="/stop",
             successor="/successor",
@@ -61,9 +61,7 @@ class Place:
             on_trial_added=self.on_trial_added,
             on_trial_changed=self.on_trial_changed,
         )
-        store = TrialStore(str(self.folder))
-        entries = store.load_trials(lambda of: self.spec_of(of).folder)
-        return Sweep(context, store, entries, Rates(most))
+        return Sweep(context, TrialStore(str(self.folder)))
 
 
 @pytest.fixture
@@ -206,9 +204,8 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert not later.on_trial_report(report(2, 1, again=True)).ask_scheduler
     later.on_trial_ended(2, None)
     assert later.on_trial_report(report(1, 1, again=True)).ask_scheduler
-    assert later.new_epochs == 0
     later.on_trial_report(report(1, 2))
-    assert later.new_epochs == 1
+    assert later.trials[0].trained_epochs == 2
     assert later.next_task() is None
 
 

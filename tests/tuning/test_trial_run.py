@@ -1,15 +1,22 @@
 """A trial in its actor: it repeats known epochs, then trains; every end has a name."""
 
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.ray_backend import ray_trainer
+from orchestrator.ray_backend.ray_trainer import StopUrls
+from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.storage import file_io
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus
 from orchestrator.tuning import trial_run
-from orchestrator.tuning.trial import Metric
-from orchestrator.tuning.trial_run import TrialReport, TrialRun, TrialTask
+from orchestrator.tuning.trial import Metric, TrialReport, TrialTask
+from orchestrator.tuning.trial_run import StepwiseTraining, TrialRun
 from tests.support.launched import recipe, spec, write_journal
+from tests.support.runs import RecordingContext
 
 METRIC = Metric(name="top1_error")
 
@@ -137,7 +144,7 @@ def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
 
 def test_a_task_travels_as_text(tmp_path: Path) -> None:
     one = task(tmp_path, ended=True)
-    assert trial_run.decode_task(one.to_json()) == one
+    assert TrialTask.from_dict(json.loads(one.to_json())) == one
 
 
 def test_a_report_travels_as_text() -> None:
@@ -154,3 +161,98 @@ def test_a_metric_to_maximize_is_reported_as_a_loss(tmp_path: Path) -> None:
     metric = Metric(name="accuracy", maximize=True)
     run = TrialRun(task(tmp_path).model_copy(update={"metric": metric}), train)
     assert [run.step().score, run.step().score] == [-0.75, metric.worst_loss]
+
+
+# ------------------------------------------------------------------ training in steps
+class Training:
+    """Epochs up to a last one; goes on where it was, as a run does from its checkpoint."""
+
+    def __init__(self, epochs: int, error: Exception | None = None) -> None:
+        self.epochs, self.done, self.begun, self.error = epochs, 0, 0, error
+
+    def __call__(self, context: LauncherContext) -> Outcome:
+        self.begun += 1
+        while self.done < self.epochs:
+            self.done += 1
+            context.report({"epoch": self.done, "samples": 10 * self.done})
+            if self.error is not None:
+                raise self.error
+            if self.done < self.epochs and not context.should_continue():
+                return Outcome(status="stopped", samples=10 * self.done)
+        return Outcome(status="finished", samples=10 * self.done)
+
+
+def test_no_epoch_is_trained_before_it_is_asked_for() -> None:
+    training = Training(3)
+    steps = StepwiseTraining(training)
+    assert training.begun == 0
+    assert steps.next_epoch() == {"epoch": 1, "samples": 10}
+    assert training.done == 1
+    assert steps.next_epoch() == {"epoch": 2, "samples": 20}
+    assert steps.next_epoch() == {"epoch": 3, "samples": 30}
+    assert steps.next_epoch() == Outcome(status="finished", samples=30)
+
+
+def test_a_closed_training_saves_and_resumes_on_request() -> None:
+    training = Training(3)
+    steps = StepwiseTraining(training)
+    steps.next_epoch()
+    steps.close()
+    steps.close()
+    assert training.done == 1
+    assert steps.next_epoch() == {"epoch": 2, "samples": 20}
+    assert training.begun == 2
+
+
+def test_closing_before_the_first_epoch_trains_nothing() -> None:
+    training = Training(3)
+    StepwiseTraining(training).close()
+    assert training.begun == 0
+
+
+def test_an_error_of_the_training_is_raised_to_who_asks() -> None:
+    steps = StepwiseTraining(Training(3, OSError("no space")))
+    steps.next_epoch()
+    with pytest.raises(OSError, match="no space"):
+        steps.next_epoch()
+
+
+def test_closing_raises_no_error_of_the_training() -> None:
+    training = Training(3, OSError("no space"))
+    steps = StepwiseTraining(training)
+    steps.next_epoch()
+    steps.close()
+    assert training.done == 1
+
+
+def test_a_training_without_requests_saves_and_resumes_on_the_next() -> None:
+    training = Training(3)
+    steps = StepwiseTraining(training, timeout_seconds=0.01)
+    steps.next_epoch()
+    for thread in threading.enumerate():
+        if thread.name == "training":
+            thread.join(5)
+    assert training.begun == 1
+    assert steps.next_epoch() == {"epoch": 2, "samples": 20}
+    assert training.begun == 2, "it had saved and ended, and went on from there"
+
+
+# ------------------------------------------------------------------ workers in other processes
+def test_a_flag_that_an_earlier_launch_left_stops_no_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[str] = []
+
+    def launch(launched: RunSpec, held: StopUrls, gpus: float) -> Outcome:
+        assert not file_io.exists(held.stop_flag)
+        file_io.write_bytes(held.stop_flag, b"")  # and is killed: nothing removes it
+        flags.append(held.stop_flag)
+        return Outcome(status="stopped")
+
+    monkeypatch.setattr(ray_trainer, "launch_run", launch)
+    monkeypatch.setattr(trial_run, "_relay_epochs", lambda *_: None)
+    monkeypatch.setattr(threading, "get_native_id", lambda: 7)  # the kernel gives a thread's number again
+    two = spec(storage=str(tmp_path), workers=2)
+    flag, successor = str(tmp_path / "stop"), str(tmp_path / "next")
+    one = TrialTask(number=1, spec=two, metric=METRIC, stop_flag=flag, successor=successor, gpus=0)
+    for _ in range(2):
+        trial_run.train_trial(one, RecordingContext())
+    assert len(set(flags)) == 2
