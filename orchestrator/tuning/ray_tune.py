@@ -195,37 +195,20 @@ class _MedianStopping(_SweepScheduler, MedianStoppingRule):
 
 def make_scheduler(sweep: Sweep, search: SearchConfig, base: Recipe) -> TrialScheduler:
     """Return the scheduler that prunes the trials of a sweep."""
-    grace = search.get_grace_epochs(base)
-    match search.scheduler:
-        case "none":
-            return _Fifo(sweep)
-        case "asha":
-            return _Asha(
-                sweep,
-                time_attr=EPOCH_KEY,
-                max_t=base.epochs,
-                grace_period=grace,
-                reduction_factor=search.reduction,
-            )
-        case "median":
-            return _MedianStopping(
-                sweep,
-                time_attr=EPOCH_KEY,
-                grace_period=float(grace),
-                min_samples_required=3,
-                # Else trials pause until others have caught up, which the sweep does not support.
-                min_time_slice=sys.maxsize,
-            )
+    options: dict[str, Any] = {"time_attr": EPOCH_KEY, "grace_period": float(search.get_grace_epochs(base))}
+    if search.scheduler == "asha":
+        return _Asha(sweep, max_t=base.epochs, reduction_factor=search.reduction, **options)
+    if search.scheduler == "median":
+        # Else trials pause until others have caught up, which the sweep does not support.
+        return _MedianStopping(sweep, min_samples_required=3, min_time_slice=sys.maxsize, **options)
+    return _Fifo(sweep)
 
 
 class _SweepCallback(_NotPickled, Callback):
-    """Reports to the sweep what Tune does not ask a scheduler about: starts and ends of trials."""
+    """Reports to the sweep what Tune does not ask a scheduler about: the ends of trials."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._sweep.on_trial_started(_get_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any

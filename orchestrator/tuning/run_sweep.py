@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.config.overrides import flatten_config
-from orchestrator.monitor.live_table import LiveTable
 from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE, SWEEPS
@@ -36,7 +29,6 @@ from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
 from orchestrator.tuning.trial import Metric, State, Trial, format_assignment, make_short_names
 from orchestrator.tuning.trial_store import TrialStore
 
-MAX_ROWS = 30  # in a terminal; of more trials the best and the running ones are shown
 _TRACKER_STATUS: dict[State, FinalStatus] = {
     "finished": "FINISHED",
     "pruned": "FINISHED",
@@ -159,41 +151,53 @@ def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: 
         return count_slots(cluster.get_capacity(), job.placement, session.gpus)
 
     full = count_slots(session.capacity, job.placement, session.gpus)
+    make_spec = partial(plan.make_spec, session, folder)
     with CapacityMonitor(full, query_slots) as supply:
         context = SweepContext(
             base=plan.base,
             metric=plan.metric,
             budget=job.budget,
             suggest=plan.make_sampler().suggest,
-            make_spec=partial(plan.make_spec, session, folder),
+            make_spec=make_spec,
             stop_flag=lease.stop_flag,
             successor=lease.successor,
             gpus=session.gpus,
             is_stop_requested=session.interruption.event.is_set,
             count_slots=lambda: _count_slots(supply.slots, job),
             on_trial_added=lambda spec: session.recorder.record_run(spec, key),
-            on_trial_changed=partial(_record_state, session, key, {}),
+            on_trial_ended=partial(_report_end, session, key, plan.metric),
         )
         sweep = Sweep(context, TrialStore(folder))
+        for trial in sweep.trials:  # of earlier drivers
+            spec = make_spec(trial.recipe)
+            session.recorder.record_run(spec, key)
+            if trial.is_terminal:
+                _close_run(session, key, trial, spec)
         done = sum(trial.is_terminal for trial in sweep.trials)
         progress = f", {done} of {len(sweep.trials)} begun ones are done already" if sweep.trials else ""
         session.print_line(
             f"sweep {plan.name}: at most {job.budget.trials} trials, "
             f"{count_parallel_trials(session, job)} in parallel{progress}"
         )
-        with SweepProgress(lambda: sweep.trials, plan.metric, session.console):
-            scheduler = ray_tune.make_scheduler(sweep, job.search, plan.base)
-            ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus)
+        scheduler = ray_tune.make_scheduler(sweep, job.search, plan.base)
+        ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus)
     return SweepResult(plan, folder, key, sweep.trials, sweep.stop_reason)
 
 
-def _record_state(session: Session, parent: str, recorded: dict[str, State], trial: Trial, spec: RunSpec) -> None:
-    """Close the run of a trial in the tracker, nested under the sweep's; once for each state that ends it."""
-    if recorded.get(spec.name) == trial.state or trial.state not in _TRACKER_STATUS:
-        return
-    recorded[spec.name] = trial.state
-    key = session.recorder.make_tracking_key(spec.name, parent)
+def _report_end(session: Session, parent: str, metric: Metric, trial: Trial, spec: RunSpec) -> None:
+    """Print how a trial ended, and close its run in the tracker, nested under the sweep's."""
+    score = metric.format_score(trial.get_score(metric), unit=True)
+    why = f": {trial.reason}" if trial.reason and trial.state not in ("finished", "pruned") else ""
+    session.print_line(
+        f"{trial.name}: {trial.state} after {trial.trained_epochs} of {trial.recipe.epochs} epochs, {metric.label} "
+        f"{score} ({format_assignment(trial.assignment, make_short_names([trial]))}){why}"
+    )
+    _close_run(session, parent, trial, spec)
+
+
+def _close_run(session: Session, parent: str, trial: Trial, spec: RunSpec) -> None:
     tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
+    key = session.recorder.make_tracking_key(spec.name, parent)
     session.recorder.close_run(key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text})
 
 
@@ -216,60 +220,3 @@ def _count_slots(workers: int, job: TuneJob) -> int:
     # The staged trial keeps the process of one that ends; none is staged where it would find room to begin.
     would_begin = job.placement.workers > 1 or (requested is not None and requested < capacity)
     return min(requested or capacity, capacity) - (STAGED_TRIALS if would_begin else 0)
-
-
-class SweepProgress(LiveTable):
-    """The trials as a table in a terminal, or as lines in a log, refreshed in the background in its `with` block."""
-
-    def __init__(self, trials: Callable[[], Sequence[Trial]], metric: Metric, console: Console) -> None:
-        super().__init__(console, "sweep-board")
-        self._trials, self._metric = trials, metric
-        self._printed_states: dict[int, str] = {}
-
-    def __enter__(self) -> Self:
-        # Those of earlier drivers are no news.
-        self._printed_states = {trial.number: trial.state for trial in self._trials() if trial.is_terminal}
-        return super().__enter__()
-
-    def refresh(self) -> None:
-        """Show the table, or print a line for each trial that ended since the last refresh."""
-        trials = self._trials()
-        if self._live is not None:
-            self._live.update(build_table(trials, self._metric), refresh=True)
-            return
-        for trial in trials:
-            if trial.state not in ("waiting", "running") and self._printed_states.get(trial.number) != trial.state:
-                self._printed_states[trial.number] = trial.state
-                self._console.print(self._format_line(trial), highlight=False, markup=False)
-
-    def _format_line(self, trial: Trial) -> str:
-        score = self._metric.format_score(trial.get_score(self._metric), unit=True)
-        why = f": {trial.reason}" if trial.reason and trial.state not in ("finished", "pruned") else ""
-        return (
-            f"{trial.name}: {trial.state} after {trial.trained_epochs} of {trial.recipe.epochs} epochs, "
-            f"{self._metric.label} {score} ({format_assignment(trial.assignment, make_short_names([trial]))}){why}; "
-            f"{len(self._printed_states)} ended"
-        )
-
-
-def build_table(trials: Sequence[Trial], metric: Metric) -> Table:
-    """Return a table of at most MAX_ROWS trials."""
-    rows, names = select_shown_trials(trials, metric), make_short_names(trials)
-    states = ", ".join(f"{count} {state}" for state, count in Counter(trial.state for trial in trials).items())
-    left = f", {len(rows)} shown: the running ones and the best" if len(rows) < len(trials) else ""
-    table = Table(title=f"{len(trials)} trials: {states}{left}", title_justify="left", box=None, pad_edge=False)
-    for name in ("trial", "epoch", metric.axis_label, "state", "assignment"):
-        table.add_column(name, justify="right" if name in ("epoch", metric.axis_label) else "left", no_wrap=True)
-    for trial in rows:
-        epoch = f"{trial.trained_epochs}/{trial.recipe.epochs}"
-        score, text = metric.format_score(trial.get_score(metric)), format_assignment(trial.assignment, names)
-        table.add_row(trial.name, epoch, score, trial.state, escape(text))
-    return table
-
-
-def select_shown_trials(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
-    """Return the running trials and the best of the others, MAX_ROWS at most, by number."""
-    running = [trial for trial in trials if trial.state == "running"][:MAX_ROWS]
-    rest = [trial for trial in trials if trial.state != "running"]
-    scored = sorted(rest, key=lambda trial: (trial.state != "finished", trial.get_loss(metric), -trial.number))
-    return sorted([*running, *scored[: MAX_ROWS - len(running)]], key=lambda trial: trial.number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ class StopDecision:
 
 @dataclass(frozen=True)
 class SweepContext:
-    """The settings and surroundings of a sweep. Its callbacks are called from one thread."""
+    """The settings and surroundings of a sweep."""
 
     base: Recipe
     metric: Metric
@@ -41,18 +40,17 @@ class SweepContext:
     gpus: float  # of each worker
     count_slots: Callable[[], int]  # trials that fit on the cluster now
     is_stop_requested: Callable[[], bool]  # by a person
-    on_trial_added: Callable[[RunSpec], object]  # a new trial, or one of an earlier driver
-    on_trial_changed: Callable[[Trial, RunSpec], None]  # it began, reported or ended
+    on_trial_added: Callable[[RunSpec], object]  # a new trial
+    on_trial_ended: Callable[[Trial, RunSpec], object]  # for this driver
 
 
 class Sweep:
-    """The sweep as `ray_tune.run_tuner` sees it. All but `trials` is called from one thread."""
+    """The sweep as `ray_tune.run_tuner` sees it, in one thread."""
 
     def __init__(self, context: SweepContext, store: TrialStore) -> None:
         """Continue with the trials in the store, which earlier drivers defined."""
         self._context, self._store = context, store
         stored = store.load_trials(lambda recipe: context.make_spec(recipe).folder)
-        self._lock = threading.Lock()
         self._trials = {trial.number: trial for trial in stored}
         # Ended ones first: the scheduler should know all results before it decides.
         self._resumable = [trial.number for trial in stored if trial.is_terminal and trial.epochs]
@@ -62,15 +60,11 @@ class Sweep:
         self._last_reports: dict[int, TrialReport] = {}
         self._start_time = time.monotonic()
         self.stop_reason = ""  # why the sweep ended before all its trials did
-        for trial in stored:
-            context.on_trial_added(self._get_spec(trial))
-            context.on_trial_changed(trial, self._get_spec(trial))
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All trials so far, by number; from any thread."""
-        with self._lock:
-            return tuple(self._trials[number] for number in sorted(self._trials))
+        """All trials so far, by number."""
+        return tuple(self._trials[number] for number in sorted(self._trials))
 
     def next_task(self) -> TrialTask | Literal["later"] | None:
         """Return the next trial; "later" when none may begin now, None when there are no more."""
@@ -92,18 +86,13 @@ class Sweep:
             ended=trial.is_terminal,
         )
 
-    def on_trial_started(self, number: int) -> None:
-        """Note that an actor has begun a trial."""
-        if not self._trials[number].is_terminal:
-            self._update_trial(number, state="running")
-
     def on_trial_report(self, report: TrialReport) -> StopDecision:
         """Take an epoch, or the end, that a trial reports."""
         number, trial = report.number, self._trials[report.number]
         self._last_reports[number] = report
         if report.epoch > trial.trained_epochs:
             epoch = EpochResult(report.epoch, report.values, report.seconds, report.samples)
-            self._update_trial(number, epochs=(*trial.epochs, epoch))
+            self._trials[number] = replace(trial, epochs=(*trial.epochs, epoch))
         self._check_metric(report)
         if self._trials[number].is_terminal or report.state != "running":
             return StopDecision(ask_scheduler=False)
@@ -112,13 +101,13 @@ class Sweep:
     def on_trial_ended(self, number: int, error: str | None) -> None:
         """Note that a trial is over; error: what it failed with in the end."""
         self._active_numbers.discard(number)
-        if self._trials[number].is_terminal:  # it only repeated what is known
-            self._update_trial(number)
-            return
-        state, reason = self._decide_state(number, error)
-        self._update_trial(number, state=state, reason=reason)
         if self._trials[number].is_terminal:
-            self._store.write_end(self._trials[number])
+            return  # it only repeated what is known
+        state, reason = self._decide_state(number, error)
+        trial = self._trials[number] = replace(self._trials[number], state=state, reason=reason)
+        self._context.on_trial_ended(trial, self._get_spec(trial))
+        if trial.is_terminal:
+            self._store.write_end(trial)
 
     def _decide_state(self, number: int, error: str | None) -> tuple[State, str]:
         last = self._last_reports.get(number)
@@ -165,15 +154,9 @@ class Sweep:
         named = pin_code(recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"}))
         trial = Trial(number, assignment, named)
         self._store.add_trial(trial)
-        with self._lock:
-            self._trials[number] = trial
+        self._trials[number] = trial
         self._context.on_trial_added(self._get_spec(trial))
         return trial
 
     def _get_spec(self, trial: Trial) -> RunSpec:
         return self._context.make_spec(trial.recipe)
-
-    def _update_trial(self, number: int, **fields: object) -> None:
-        with self._lock:
-            self._trials[number] = replace(self._trials[number], **fields)  # type: ignore[arg-type]
-        self._context.on_trial_changed(self._trials[number], self._get_spec(self._trials[number]))

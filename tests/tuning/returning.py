@@ -46,9 +46,6 @@ class EndsOne(Sweep):
         self._handed += 1
         return self._task(self._handed)
 
-    def on_trial_started(self, number: int) -> None:
-        pass
-
     def on_trial_report(self, report: TrialReport) -> StopDecision:
         self.actors |= pids("ray::TrialActor")
         if report.number == 2:

@@ -39,7 +39,7 @@ class Place:
     def on_trial_added(self, spec: RunSpec) -> None:
         self.added_specs.append(spec.recipe.name)
 
-    def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
+    def on_trial_ended(self, trial: Trial, spec: RunSpec) -> None:
         self.events.append((trial.name, trial.state, trial.trained_epochs))
 
     def spec_of(self, of: Recipe) -> RunSpec:
@@ -59,7 +59,7 @@ class Place:
             count_slots=lambda: self.slots,
             is_stop_requested=lambda: self.stopped,
             on_trial_added=self.on_trial_added,
-            on_trial_changed=self.on_trial_changed,
+            on_trial_ended=self.on_trial_ended,
         )
         return Sweep(context, TrialStore(str(self.folder)))
 
@@ -88,7 +88,6 @@ def test_no_more_begin_than_fit_and_one_that_is_staged(place: Place) -> None:
     sweep = place.sweep({"trials": 10})
     assert [task(sweep).number for _ in range(3)] == [1, 2, 3]
     assert sweep.next_task() == "later"
-    sweep.on_trial_started(1)
     sweep.on_trial_report(report(1, 4, state="finished"))
     sweep.on_trial_ended(1, None)
     assert task(sweep).number == 4
@@ -119,7 +118,7 @@ def test_how_a_trial_ends(place: Place) -> None:
     place.slots = 9
     sweep = place.sweep({"trials": 6})
     for _ in range(6):
-        sweep.on_trial_started(task(sweep).number)
+        task(sweep)
     for number in range(1, 7):
         assert sweep.on_trial_report(report(number, 1)).ask_scheduler
     sweep.on_trial_report(report(1, 4, state="finished"))
@@ -136,6 +135,7 @@ def test_how_a_trial_ends(place: Place) -> None:
         ("pruned", "ended after epoch 1 by the scheduler"),
         ("failed", "OSError: no space"),
     ]
+    assert [event[1] for event in place.events] == [state for state, _ in states(sweep)]
     again = place.sweep({"trials": 6})
     assert states(again) == [one if one[0] != "stopped" else ("waiting", "") for one in states(sweep)]
 
