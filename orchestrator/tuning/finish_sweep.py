@@ -25,6 +25,7 @@ from orchestrator.tuning import ranking, sweep_report
 from orchestrator.tuning.ranking import SeedComparison
 from orchestrator.tuning.run_sweep import SweepPlan, SweepResult
 from orchestrator.tuning.space import build_recipe, list_grid
+from orchestrator.tuning.sweep_report import SweepReport
 from orchestrator.tuning.trial import Trial
 
 WINNER_FILE = "winner.json"
@@ -57,9 +58,8 @@ def rank_and_publish(session: Session, explored: SweepResult) -> tuple[Trial | N
         url = file_io.join(explored.folder, WINNER_FILE)
         file_io.write_bytes(url, winner.to_json().encode())
         lines.append(f"winner:  {best.name}; {build_next_command(session.destination, job.weights, winner, url)}")
-    sweep_report.write_report(
-        explored.folder, _describe_sweep(session, explored), explored.trials, metric, explored.plan.base, noise
-    )
+    about = _describe_sweep(session, explored)
+    SweepReport(about, explored.trials, metric, explored.plan.base, noise).write(explored.folder)
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
     session.recorder.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return best, lines

@@ -12,7 +12,6 @@ from orchestrator.monitor.formatting import format_duration
 from orchestrator.plotting.report_format import TextRow, format_count, format_markdown_table, format_text_table
 from orchestrator.tuning.trial import Metric, Trial, format_assignment, format_value, make_short_names
 
-MAX_LINE_CHARS = 100  # characters of a line of the plain table
 MIN_RELIABLE_SEEDS = 5  # fewer hardly show how far seeds spread
 _TEXT_COLUMNS = (1, 2)  # trial and state; the others are numbers
 
@@ -92,19 +91,17 @@ def build_columns(ranked: Sequence[Trial], metric: Metric) -> tuple[TextRow, lis
 
 
 def render_text(ranked: Sequence[Trial], metric: Metric) -> str:
-    """Return the ranking as a plain table of at most 100 columns for a terminal or a log."""
+    """Return the ranking as a plain table for a terminal or a log."""
     label = metric.label.replace(" error", " %") if metric.is_error else metric.label
-    head = ("rank", "trial", "state", label, "epochs", "time", "cost %")
-    table = format_text_table([head, *_format_facts(ranked, metric)], _TEXT_COLUMNS)
-    names, width = make_short_names(ranked), len(table[0]) + 2
-    lines = [f"{table[0]}  assignment"]
-    for trial, row in zip(ranked, table[1:], strict=True):
-        text = format_assignment(trial.assignment, names)
+    names, rows = make_short_names(ranked), list[TextRow]()
+    for trial, facts in zip(ranked, _format_facts(ranked, metric), strict=True):
+        text = format_assignment(trial.assignment, names) or "-"
         if trial.reason and trial.state in ("diverged", "failed"):
             text += f" ({textwrap.shorten(trial.reason, 70, placeholder='...')})"
-        first, *more = textwrap.wrap(text, MAX_LINE_CHARS - width, break_on_hyphens=False) or ["-"]
-        lines += [f"{row}  {first}", *(" " * width + line for line in more)]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+        rows.append((*facts, text))
+    head = ("rank", "trial", "state", label, "epochs", "time", "cost %", "assignment")
+    table = format_text_table([head, *rows], (*_TEXT_COLUMNS, len(head) - 1))
+    return "\n".join(line.rstrip() for line in table) + "\n"
 
 
 def render_markdown(ranked: Sequence[Trial], metric: Metric) -> str:

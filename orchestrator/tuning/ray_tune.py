@@ -171,14 +171,14 @@ class _SweepScheduler(_NotPickled, TrialScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         report = _parse_report(result)
-        decision = self._sweep.on_trial_report(report)
-        if decision.should_stop:
+        verdict = self._sweep.on_trial_report(report)
+        if verdict == "stop":
             return str(TrialScheduler.STOP)
         if SCORE_KEY not in result or report.epoch <= self._last_epochs.get(trial.trial_id, 0):
             return str(TrialScheduler.CONTINUE)
         self._last_epochs[trial.trial_id] = report.epoch
-        verdict = super().on_trial_result(tune_controller, trial, result)
-        return str(verdict if decision.ask_scheduler else TrialScheduler.CONTINUE)
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(decision if verdict == "judge" else TrialScheduler.CONTINUE)
 
 
 class _Fifo(_SweepScheduler, FIFOScheduler):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
@@ -21,13 +20,12 @@ from orchestrator.recipe.config import Recipe, is_same_but_for_code
 from orchestrator.scheduler.capacity import CapacityMonitor, count_slots
 from orchestrator.storage import file_io
 from orchestrator.tracking.tracker import FinalStatus, TrackedRun
-from orchestrator.tuning import ray_tune
+from orchestrator.tuning import ray_tune, trial_store
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.samplers import Sampler
 from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
-from orchestrator.tuning.trial import Metric, State, Trial, format_assignment, make_short_names
-from orchestrator.tuning.trial_store import TrialStore
+from orchestrator.tuning.trial import Metric, State, Trial, TrialTask, format_assignment, make_short_names
 
 _TRACKER_STATUS: dict[State, FinalStatus] = {
     "finished": "FINISHED",
@@ -145,60 +143,84 @@ def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:
 
 def run_trials(session: Session, plan: SweepPlan, folder: str, key: str, lease: Lease) -> SweepResult:
     """Train the trials that are not done; return all. The caller holds the lease and has opened the run of `key`."""
-    job = plan.job
-
-    def query_slots() -> int:
-        return count_slots(cluster.get_capacity(), job.placement, session.gpus)
-
+    job, runs = plan.job, _TrialRuns(session, plan, folder, key, lease)
+    stored = trial_store.load_trials(folder, lambda recipe: plan.make_spec(session, folder, recipe).folder)
+    for trial in stored:
+        runs.record(trial)
+        if trial.is_terminal:
+            runs.close(trial)
+    done = sum(trial.is_terminal for trial in stored)
+    progress = f", {done} of {len(stored)} begun ones are done already" if stored else ""
+    parallel = count_parallel_trials(session, job)
+    session.print_line(f"sweep {plan.name}: at most {job.budget.trials} trials, {parallel} in parallel{progress}")
     full = count_slots(session.capacity, job.placement, session.gpus)
-    make_spec = partial(plan.make_spec, session, folder)
-    with CapacityMonitor(full, query_slots) as supply:
+    with CapacityMonitor(full, lambda: count_slots(cluster.get_capacity(), job.placement, session.gpus)) as supply:
         context = SweepContext(
+            folder=folder,
             base=plan.base,
             metric=plan.metric,
             budget=job.budget,
             suggest=plan.make_sampler().suggest,
-            make_spec=make_spec,
-            stop_flag=lease.stop_flag,
-            successor=lease.successor,
-            gpus=session.gpus,
-            is_stop_requested=session.interruption.event.is_set,
+            make_task=runs.make_task,
             count_slots=lambda: _count_slots(supply.slots, job),
-            on_trial_added=lambda spec: session.recorder.record_run(spec, key),
-            on_trial_ended=partial(_report_end, session, key, plan.metric),
+            is_stop_requested=session.interruption.event.is_set,
+            on_trial_added=runs.record,
+            on_trial_ended=runs.report_end,
         )
-        sweep = Sweep(context, TrialStore(folder))
-        for trial in sweep.trials:  # of earlier drivers
-            spec = make_spec(trial.recipe)
-            session.recorder.record_run(spec, key)
-            if trial.is_terminal:
-                _close_run(session, key, trial, spec)
-        done = sum(trial.is_terminal for trial in sweep.trials)
-        progress = f", {done} of {len(sweep.trials)} begun ones are done already" if sweep.trials else ""
-        session.print_line(
-            f"sweep {plan.name}: at most {job.budget.trials} trials, "
-            f"{count_parallel_trials(session, job)} in parallel{progress}"
-        )
+        sweep = Sweep(context, stored)
         scheduler = ray_tune.make_scheduler(sweep, job.search, plan.base)
         ray_tune.run_tuner(sweep, scheduler, job.placement, session.gpus)
     return SweepResult(plan, folder, key, sweep.trials, sweep.stop_reason)
 
 
-def _report_end(session: Session, parent: str, metric: Metric, trial: Trial, spec: RunSpec) -> None:
-    """Print how a trial ended, and close its run in the tracker, nested under the sweep's."""
+@dataclass(frozen=True)
+class _TrialRuns:
+    """The runs of the trials, in the tracker nested under the sweep's."""
+
+    session: Session
+    plan: SweepPlan
+    folder: str
+    key: str
+    lease: Lease
+
+    def make_spec(self, trial: Trial) -> RunSpec:
+        return self.plan.make_spec(self.session, self.folder, trial.recipe)
+
+    def make_task(self, trial: Trial) -> TrialTask:
+        return TrialTask(
+            number=trial.number,
+            spec=self.make_spec(trial).redact_tracking(),
+            metric=self.plan.metric,
+            stop_flag=self.lease.stop_flag,
+            successor=self.lease.successor,
+            gpus=self.session.gpus,
+            ended=trial.is_terminal,
+        )
+
+    def record(self, trial: Trial) -> None:
+        self.session.recorder.record_run(self.make_spec(trial), self.key)
+
+    def report_end(self, trial: Trial) -> None:
+        self.session.print_line(format_end(trial, self.plan.metric))
+        self.close(trial)
+
+    def close(self, trial: Trial) -> None:
+        tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
+        self.session.recorder.close_run(
+            self.session.recorder.make_run_key(self.make_spec(trial), self.key),
+            _TRACKER_STATUS[trial.state],
+            {name: text for name, text in tags.items() if text},
+        )
+
+
+def format_end(trial: Trial, metric: Metric) -> str:
+    """Return a line about a trial that has ended."""
     score = metric.format_score(trial.get_score(metric), unit=True)
     why = f": {trial.reason}" if trial.reason and trial.state not in ("finished", "pruned") else ""
-    session.print_line(
+    return (
         f"{trial.name}: {trial.state} after {trial.trained_epochs} of {trial.recipe.epochs} epochs, {metric.label} "
         f"{score} ({format_assignment(trial.assignment, make_short_names([trial]))}){why}"
     )
-    _close_run(session, parent, trial, spec)
-
-
-def _close_run(session: Session, parent: str, trial: Trial, spec: RunSpec) -> None:
-    tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
-    key = session.recorder.make_tracking_key(spec.name, parent)
-    session.recorder.close_run(key, _TRACKER_STATUS[trial.state], {name: text for name, text in tags.items() if text})
 
 
 def count_parallel_trials(session: Session, job: TuneJob) -> int:

@@ -7,50 +7,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe, pin_code
+from orchestrator.tuning import trial_store
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Assignment, EpochResult, Metric, State, Trial, TrialReport, TrialTask
-from orchestrator.tuning.trial_store import TrialStore
 
 # A trial that waits for a place keeps the process of one that ends: else Tune would stop it.
 STAGED_TRIALS = 1
 
 
-@dataclass(frozen=True)
-class StopDecision:
-    """The sweep's answer to a report: whether the trial ends, and whether the scheduler may judge it."""
-
-    should_stop: bool = False
-    ask_scheduler: bool = True
+# The answer to a report: the trial ends, the scheduler decides, or the trial continues without being judged.
+Verdict = Literal["stop", "judge", "continue"]
 
 
 @dataclass(frozen=True)
 class SweepContext:
     """The settings and surroundings of a sweep."""
 
+    folder: str  # its URL
     base: Recipe
     metric: Metric
     budget: BudgetConfig
     suggest: Callable[[Sequence[Trial]], Assignment | None]  # as `samplers.Sampler.suggest`
-    make_spec: Callable[[Recipe], RunSpec]
-    stop_flag: str
-    successor: str
-    gpus: float  # of each worker
+    make_task: Callable[[Trial], TrialTask]
     count_slots: Callable[[], int]  # trials that fit on the cluster now
     is_stop_requested: Callable[[], bool]  # by a person
-    on_trial_added: Callable[[RunSpec], object]  # a new trial
-    on_trial_ended: Callable[[Trial, RunSpec], object]  # for this driver
+    on_trial_added: Callable[[Trial], object]  # a new one
+    on_trial_ended: Callable[[Trial], object]  # for this driver
 
 
 class Sweep:
     """The sweep as `ray_tune.run_tuner` sees it, in one thread."""
 
-    def __init__(self, context: SweepContext, store: TrialStore) -> None:
-        """Continue with the trials in the store, which earlier drivers defined."""
-        self._context, self._store = context, store
-        stored = store.load_trials(lambda recipe: context.make_spec(recipe).folder)
+    def __init__(self, context: SweepContext, stored: Sequence[Trial]) -> None:
+        """Continue with the stored trials of earlier drivers."""
+        self._context = context
         self._trials = {trial.number: trial for trial in stored}
         # Ended ones first: the scheduler should know all results before it decides.
         self._resumable = [trial.number for trial in stored if trial.is_terminal and trial.epochs]
@@ -76,17 +68,9 @@ class Sweep:
         if trial is None:
             return None
         self._active_numbers.add(trial.number)
-        return TrialTask(
-            number=trial.number,
-            spec=self._get_spec(trial).redact_tracking(),
-            metric=self._context.metric,
-            stop_flag=self._context.stop_flag,
-            successor=self._context.successor,
-            gpus=self._context.gpus,
-            ended=trial.is_terminal,
-        )
+        return self._context.make_task(trial)
 
-    def on_trial_report(self, report: TrialReport) -> StopDecision:
+    def on_trial_report(self, report: TrialReport) -> Verdict:
         """Take an epoch, or the end, that a trial reports."""
         number, trial = report.number, self._trials[report.number]
         self._last_reports[number] = report
@@ -95,8 +79,8 @@ class Sweep:
             self._trials[number] = replace(trial, epochs=(*trial.epochs, epoch))
         self._check_metric(report)
         if self._trials[number].is_terminal or report.state != "running":
-            return StopDecision(ask_scheduler=False)
-        return StopDecision(should_stop=self._is_over())
+            return "continue"
+        return "stop" if self._is_over() else "judge"
 
     def on_trial_ended(self, number: int, error: str | None) -> None:
         """Note that a trial is over; error: what it failed with in the end."""
@@ -105,9 +89,9 @@ class Sweep:
             return  # it only repeated what is known
         state, reason = self._decide_state(number, error)
         trial = self._trials[number] = replace(self._trials[number], state=state, reason=reason)
-        self._context.on_trial_ended(trial, self._get_spec(trial))
+        self._context.on_trial_ended(trial)
         if trial.is_terminal:
-            self._store.write_end(trial)
+            trial_store.write_end(self._context.folder, trial)
 
     def _decide_state(self, number: int, error: str | None) -> tuple[State, str]:
         last = self._last_reports.get(number)
@@ -153,10 +137,7 @@ class Sweep:
         recipe = build_recipe(self._context.base, assignment)
         named = pin_code(recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"}))
         trial = Trial(number, assignment, named)
-        self._store.add_trial(trial)
+        trial_store.add_trial(self._context.folder, trial)
         self._trials[number] = trial
-        self._context.on_trial_added(self._get_spec(trial))
+        self._context.on_trial_added(trial)
         return trial
-
-    def _get_spec(self, trial: Trial) -> RunSpec:
-        return self._context.make_spec(trial.recipe)

@@ -6,7 +6,8 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 from pydantic_core import to_json
@@ -33,191 +34,179 @@ IMPORTANCE_CAVEAT = (
 _ABSENT = "absent"  # no JSON value
 
 
-def write_report(
-    folder: str,
-    about: Mapping[str, object],
-    trials: Sequence[Trial],
-    metric: Metric,
-    base: Recipe,
-    noise: SeedComparison | None,
-) -> None:
-    """Write report.html, ranking.json, ranking.md and a PNG of each plot below `folder` (a URL).
+@dataclass(frozen=True)
+class SweepReport:
+    """The report of the trials of a sweep.
 
     about: the name as `sweep`, and facts, listed but for None. base: the preset that the trials vary. noise: of the
-    repeats, if any. Raises StorageError.
+    repeats, if any.
     """
-    importance = compute_importance(trials, metric)
-    plots = sweep_plots.draw_plots(trials, metric, importance.shares)
-    record = build_record(about, trials, metric, importance, noise)
-    content = {f"{plot.name}.png": plot.png for plot in plots.values()}
-    content[JSON_FILE] = to_json(record, indent=2, inf_nan_mode="null", fallback=str) + b"\n"
-    content[MARKDOWN_FILE] = render_markdown(about, trials, metric, base, noise).encode()
-    content[HTML_FILE] = render_html(about, trials, metric, base, noise, importance, plots).encode()
-    write_report_files(folder, content, PLOT_NAMES)
 
+    about: Mapping[str, object]
+    trials: Sequence[Trial]
+    metric: Metric
+    base: Recipe
+    noise: SeedComparison | None = None
 
-def render_html(
-    about: Mapping[str, object],
-    trials: Sequence[Trial],
-    metric: Metric,
-    base: Recipe,
-    noise: SeedComparison | None,
-    importance: Importance,
-    plots: Mapping[str, Plot],
-) -> str:
-    """Return the page."""
-    best, ranked = find_winner(trials, metric), rank_trials(trials, metric)
-    head, rows = ranking.build_columns(ranked, metric)
-    return render_page(
-        "orchestrator.tuning",
-        "sweep.html.jinja",
-        title=get_title(about),
-        headline=compose_headline(trials, metric, base),
-        caveat=compose_caveat(trials, metric),
-        facts=build_facts(about, trials, metric),
-        best=best,
-        base=base.name,
-        changes=diff_with_base(best, base) if best else [],
-        noise=noise,
-        noise_rows=[(f"base preset, {base.name}", noise.base), ("winner", noise.winner)] if noise else [],
-        head=head,
-        rows=rows,
-        ends=[trial.reason for trial in ranked],
-        metric=metric,
-        plots=plots,
-        pictures={name: base64.b64encode(plot.png).decode() for name, plot in plots.items()},
-        importance=importance,
-        importance_caveat=IMPORTANCE_CAVEAT,
-    )
+    def write(self, folder: str) -> None:
+        """Write report.html, ranking.json, ranking.md and a PNG of each plot below `folder` (a URL).
 
+        Raises StorageError.
+        """
+        plots = sweep_plots.draw_plots(self.trials, self.metric, self._importance.shares)
+        content = {f"{plot.name}.png": plot.png for plot in plots.values()}
+        content[JSON_FILE] = to_json(self.build_record(), indent=2, inf_nan_mode="null", fallback=str) + b"\n"
+        content[MARKDOWN_FILE] = self.render_markdown().encode()
+        content[HTML_FILE] = self.render_html(plots).encode()
+        write_report_files(folder, content, PLOT_NAMES)
 
-def render_markdown(
-    about: Mapping[str, object], trials: Sequence[Trial], metric: Metric, base: Recipe, noise: SeedComparison | None
-) -> str:
-    """Return the sentences of the report and the ranking, for a README or a ticket."""
-    sentences = [*compose_headline(trials, metric, base), *([noise.verdict] if noise else [])]
-    facts = build_facts(about, trials, metric)
-    caveat = compose_caveat(trials, metric)
-    parts = [
-        f"# {escape_markdown(get_title(about))}",
-        "\n".join(map(escape_markdown, sentences)),
-        "\n".join(f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in facts),
-        *([escape_markdown(caveat)] if caveat else []),
-        ranking.render_markdown(rank_trials(trials, metric), metric),
-    ]
-    return "\n\n".join(parts)
+    @cached_property
+    def _best(self) -> Trial | None:
+        return find_winner(self.trials, self.metric)
 
+    @cached_property
+    def _ranked(self) -> tuple[Trial, ...]:
+        return rank_trials(self.trials, self.metric)
 
-def build_record(
-    about: Mapping[str, object],
-    trials: Sequence[Trial],
-    metric: Metric,
-    importance: Importance,
-    noise: SeedComparison | None,
-) -> dict[str, Any]:
-    """Return the ranking for JSON; costs in seconds and shares of 1."""
-    best, ranked = find_winner(trials, metric), rank_trials(trials, metric)
-    entries = [
-        {
-            "rank": rank,
-            "name": trial.name,
-            "number": trial.number,
-            "state": trial.state,
-            "reason": trial.reason,
-            metric.name: trial.get_score(metric),
-            "epochs": trial.trained_epochs,
-            "seconds": trial.seconds,
-            "cost_share": share,
-            "assignment": dict(trial.assignment),
-            "curve": trial.get_curve(metric),
-        }
-        for rank, (trial, share) in enumerate(zip(ranked, ranking.compute_cost_shares(ranked), strict=True), 1)
-    ]
-    return {
-        "about": dict(about),
-        "metric": metric.name,
-        "winner": best.name if best else None,
-        "trials": entries,
-        # Programs may read all four keys; the share of the variance is unknown.
-        "importance": {
-            "shares": importance.shares,
-            "trials": importance.trials,
-            "explained": None,
-            "told": importance.note,
-        },
-        "noise": asdict(noise) if noise else None,
-    }
+    @cached_property
+    def _importance(self) -> Importance:
+        return compute_importance(self.trials, self.metric)
 
+    @property
+    def _title(self) -> str:
+        return str(self.about.get("sweep") or "sweep")
 
-def get_title(about: Mapping[str, object]) -> str:
-    """Return the name of the sweep."""
-    return str(about.get("sweep") or "sweep")
-
-
-def compose_headline(trials: Sequence[Trial], metric: Metric, base: Recipe) -> list[str]:
-    """Return sentences that say who won, by how much, and how far to believe it."""
-    ranked = rank_trials(trials, metric)
-    scored = [trial for trial in ranked if trial.get_score(metric) is not None]
-
-    def format_score(trial: Trial) -> str:
-        return metric.format_score(trial.get_score(metric), unit=True)
-
-    if find_winner(trials, metric) is None:
-        sentences = ["No trial has finished with a score, so there is no winner."]
-        if scored:
-            sentences.append(
-                f"{scored[0].name} came furthest: {metric.label} {format_score(scored[0])} at "
-                f"{format_count(scored[0].trained_epochs, 'epoch')} of {scored[0].recipe.epochs}. An early score does "
-                "not predict the final one."
-            )
-        return sentences
-    best, *others = (trial for trial in scored if trial.state == "finished")
-    sentences = [
-        f"{best.name} wins with a {metric.label} of {format_score(best)} after "
-        f"{format_count(best.trained_epochs, 'epoch')}."
-    ]
-    same = find_base_trial(trials, base)
-    if same is best:
-        sentences.append(f"It is the base preset, {base.name}: the sweep found nothing better.")
-    elif same in others:
-        points, order = " points" if metric.is_error else "", "less" if metric.maximize else "more"
-        gap = metric.format_score(same.get_loss(metric) - best.get_loss(metric))
-        sentences.append(
-            f"The base preset, {base.name}, was {same.name}: {format_score(same)}, which is {gap}{points} {order}."
+    def render_html(self, plots: Mapping[str, Plot]) -> str:
+        """Return the page."""
+        head, rows = ranking.build_columns(self._ranked, self.metric)
+        noise = self.noise
+        return render_page(
+            "orchestrator.tuning",
+            "sweep.html.jinja",
+            title=self._title,
+            headline=self.compose_headline(),
+            caveat=self._compose_caveat(),
+            facts=self.build_facts(),
+            best=self._best,
+            base=self.base.name,
+            changes=diff_with_base(self._best, self.base) if self._best else [],
+            noise=noise,
+            noise_rows=[(f"base preset, {self.base.name}", noise.base), ("winner", noise.winner)] if noise else [],
+            head=head,
+            rows=rows,
+            ends=[trial.reason for trial in self._ranked],
+            metric=self.metric,
+            plots=plots,
+            pictures={name: base64.b64encode(plot.png).decode() for name, plot in plots.items()},
+            importance=self._importance,
+            importance_caveat=IMPORTANCE_CAVEAT,
         )
-    if others:
-        sentences.append(f"It is the best of {len(others) + 1} that finished; the next has {format_score(others[0])}.")
-    return sentences
 
+    def render_markdown(self) -> str:
+        """Return the sentences of the report and the ranking, for a README or a ticket."""
+        sentences = [*self.compose_headline(), *([self.noise.verdict] if self.noise else [])]
+        caveat = self._compose_caveat()
+        parts = [
+            f"# {escape_markdown(self._title)}",
+            "\n".join(map(escape_markdown, sentences)),
+            "\n".join(f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in self.build_facts()),
+            *([escape_markdown(caveat)] if caveat else []),
+            ranking.render_markdown(self._ranked, self.metric),
+        ]
+        return "\n\n".join(parts)
 
-def compose_caveat(trials: Sequence[Trial], metric: Metric) -> str:
-    """Return why the winner's own score is too good; empty without a winner."""
-    if find_winner(trials, metric) is None:
-        return ""
-    count, label = format_count(len(trials), "trial"), "error" if metric.is_error else metric.label
-    return (
-        f"The winner was chosen among {count} by its {label} on the validation split, and luck helped to choose it: "
-        "its own score is optimistic. Expect a worse one on other images and under other seeds; only images that chose "
-        "nothing show how much worse."
-    )
+    def build_record(self) -> dict[str, Any]:
+        """Return the ranking for JSON; costs in seconds and shares of 1."""
+        entries = [
+            {
+                "rank": rank,
+                "name": trial.name,
+                "number": trial.number,
+                "state": trial.state,
+                "reason": trial.reason,
+                self.metric.name: trial.get_score(self.metric),
+                "epochs": trial.trained_epochs,
+                "seconds": trial.seconds,
+                "cost_share": share,
+                "assignment": dict(trial.assignment),
+                "curve": trial.get_curve(self.metric),
+            }
+            for rank, (trial, share) in enumerate(
+                zip(self._ranked, ranking.compute_cost_shares(self._ranked), strict=True), 1
+            )
+        ]
+        # Programs may read all four keys of the importance; the share of the variance is unknown.
+        shares, count, note = self._importance
+        return {
+            "about": dict(self.about),
+            "metric": self.metric.name,
+            "winner": self._best.name if self._best else None,
+            "trials": entries,
+            "importance": {"shares": shares, "trials": count, "explained": None, "told": note},
+            "noise": asdict(self.noise) if self.noise else None,
+        }
 
+    def compose_headline(self) -> list[str]:
+        """Return sentences that say who won, by how much, and how far to believe it."""
+        metric, base, best = self.metric, self.base, self._best
+        scored = [trial for trial in self._ranked if trial.get_score(metric) is not None]
 
-def build_facts(about: Mapping[str, object], trials: Sequence[Trial], metric: Metric) -> list[TextRow]:
-    """Return names and values: what came of it, then what was searched and how."""
-    counts = Counter(trial.state for trial in trials)
-    states = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
-    unit = "in percent" if metric.is_error else "higher is better" if metric.maximize else "less is better"
-    return [
-        ("metric", f"{metric.label} on the validation split, {unit}; of the averaged weights, if any"),
-        ("trials", f"{len(trials):,}" + (f": {states}" if states else "")),
-        ("epochs trained", f"{sum(trial.trained_epochs for trial in trials):,}"),
-        ("time trained, of all trials together", format_duration(sum(trial.seconds for trial in trials))),
-        *(
-            (name.replace("_", " "), _format_fact(value))
-            for name, value in about.items()
-            if value is not None and name != "sweep"
-        ),
-    ]
+        def format_score(trial: Trial) -> str:
+            return metric.format_score(trial.get_score(metric), unit=True)
+
+        if best is None:
+            sentences = ["No trial has finished with a score, so there is no winner."]
+            if scored:
+                sentences.append(
+                    f"{scored[0].name} came furthest: {metric.label} {format_score(scored[0])} at "
+                    f"{format_count(scored[0].trained_epochs, 'epoch')} of {scored[0].recipe.epochs}. An early score "
+                    "does not predict the final one."
+                )
+            return sentences
+        others = [trial for trial in scored if trial.state == "finished" and trial is not best]
+        sentences = [
+            f"{best.name} wins with a {metric.label} of {format_score(best)} after "
+            f"{format_count(best.trained_epochs, 'epoch')}."
+        ]
+        same = find_base_trial(self.trials, base)
+        if same is best:
+            sentences.append(f"It is the base preset, {base.name}: the sweep found nothing better.")
+        elif same is not None and same in others:
+            points, order = " points" if metric.is_error else "", "less" if metric.maximize else "more"
+            gap = metric.format_score(same.get_loss(metric) - best.get_loss(metric))
+            sentences.append(
+                f"The base preset, {base.name}, was {same.name}: {format_score(same)}, which is {gap}{points} {order}."
+            )
+        if others:
+            count, second = len(others) + 1, format_score(others[0])
+            sentences.append(f"It is the best of {count} that finished; the next has {second}.")
+        return sentences
+
+    def _compose_caveat(self) -> str:
+        """Return why the winner's own score is too good; empty without a winner."""
+        if self._best is None:
+            return ""
+        label = "error" if self.metric.is_error else self.metric.label
+        return (
+            f"The winner was chosen among {format_count(len(self.trials), 'trial')} by its {label} on the validation "
+            "split, and luck helped to choose it: its own score is optimistic. Expect a worse one on other images and "
+            "under other seeds; only images that chose nothing show how much worse."
+        )
+
+    def build_facts(self) -> list[TextRow]:
+        """Return names and values: what came of it, then what was searched and how."""
+        metric, trials = self.metric, self.trials
+        counts = Counter(trial.state for trial in trials)
+        states = ", ".join(f"{counts[state]} {state}" for state in get_args(State) if counts[state])
+        unit = "in percent" if metric.is_error else "higher is better" if metric.maximize else "less is better"
+        others = {name: value for name, value in self.about.items() if value is not None and name != "sweep"}
+        return [
+            ("metric", f"{metric.label} on the validation split, {unit}; of the averaged weights, if any"),
+            ("trials", f"{len(trials):,}" + (f": {states}" if states else "")),
+            ("epochs trained", f"{sum(trial.trained_epochs for trial in trials):,}"),
+            ("time trained, of all trials together", format_duration(sum(trial.seconds for trial in trials))),
+            *((name.replace("_", " "), _format_fact(value)) for name, value in others.items()),
+        ]
 
 
 def diff_with_base(best: Trial, base: Recipe) -> list[TextRow]:

@@ -106,68 +106,62 @@ class TrialRun:
         )
 
 
-class StepwiseTraining:
-    """A training in a thread of its own that waits after each epoch for a request."""
+class StepwiseTraining(LauncherContext):
+    """A training in a thread of its own that waits after each epoch for a request; and the context that it sees."""
 
     def __init__(
         self, train: Callable[[LauncherContext], Outcome], timeout_seconds: float = IDLE_TIMEOUT_SECONDS
     ) -> None:
         """Prepare a training; `train` trains the run, or what is left of it, under the context that it is given."""
         self._train, self._idle_timeout = train, timeout_seconds
-        self._thread: _TrainingThread | None = None
+        self._results: queue.Queue[StepResult | BaseException] = queue.Queue()
+        self._resumed = threading.Semaphore(0)
+        self._is_running = self._continues = self._timed_out = False
 
     def next_epoch(self) -> StepResult:
         """Return the metrics of the next epoch, or how the training ended. Raises what the training raised."""
-        if self._thread is None:
-            self._thread = _TrainingThread(self._train, self._idle_timeout)
+        if self._is_running:
+            self._resumed.release()
         else:
-            self._thread.resumed.release()
-        result = self._thread.results.get()
+            self._is_running, self._continues, self._timed_out = True, True, False
+            self._resumed = threading.Semaphore(0)
+            threading.Thread(target=self._run, name="training", daemon=True).start()
+        result = self._results.get()
         if isinstance(result, Mapping):
             return result
-        timed_out, self._thread = self._thread.timed_out, None
+        self._is_running = False
         if isinstance(result, BaseException):
             raise result
-        return self.next_epoch() if result.status == "stopped" and timed_out else result
+        return self.next_epoch() if result.status == "stopped" and self._timed_out else result
 
     def close(self) -> None:
         """Have the training save and end, if it is under way. Raises nothing that the training raises."""
-        if self._thread is None:
+        if not self._is_running:
             return
-        thread, self._thread = self._thread, None
-        thread.continues = False
-        thread.resumed.release()
-        while isinstance(thread.results.get(), Mapping):
+        self._continues = self._is_running = False
+        self._resumed.release()
+        while isinstance(self._results.get(), Mapping):
             pass  # an epoch that ended meanwhile
 
-
-class _TrainingThread(LauncherContext):
-    """One thread of training, and the context that it reports to."""
-
-    def __init__(self, train: Callable[[LauncherContext], Outcome], timeout: float) -> None:
-        self.results: queue.Queue[StepResult | BaseException] = queue.Queue()
-        self.timed_out = False
-        self.continues = True
-        self.resumed = threading.Semaphore(0)
-        self._idle_timeout = timeout
-        threading.Thread(target=self._run, args=(train,), name="training", daemon=True).start()
-
     def report(self, metrics: dict[str, float]) -> None:
-        self.results.put(dict(metrics))
-        if self.continues and not self.resumed.acquire(timeout=self._idle_timeout):
-            self.timed_out, self.continues = True, False
+        """Hand over an epoch, and wait for a request; called by the training."""
+        self._results.put(dict(metrics))
+        if self._continues and not self._resumed.acquire(timeout=self._idle_timeout):
+            self._timed_out, self._continues = True, False
 
     def has_preemption_notice(self) -> bool:
+        """Return False: the driver stops trials."""
         return False
 
     def should_continue(self) -> bool:
-        return self.continues
+        """Return whether another epoch was requested; called by the training."""
+        return self._continues
 
-    def _run(self, train: Callable[[LauncherContext], Outcome]) -> None:
+    def _run(self) -> None:
         try:
-            self.results.put(train(self))
+            self._results.put(self._train(self))
         except BaseException as error:  # raised again in the thread that requests epochs
-            self.results.put(error)
+            self._results.put(error)
 
 
 def _train_with_workers(task: TrialTask, context: LauncherContext) -> Outcome:

@@ -46,59 +46,54 @@ class _TrialEnd(Config):
     reason: str = ""
 
 
-class TrialStore:
-    """The trials of the sweep in one folder."""
+def add_trial(sweep: str, trial: Trial) -> None:
+    """Write the definition of a trial. Raises TrialStoreError when another driver wrote one of that number."""
+    url = _get_url(sweep, trial.number)
+    record = _TrialRecord(number=trial.number, assignment=dict(trial.assignment), recipe=trial.recipe)
+    if not file_io.create_bytes(url, record.to_json().encode()):
+        raise TrialStoreError(
+            f"{redaction.redact(url)}: exists already: another driver runs this sweep; stop it, or wait for it"
+        )
 
-    def __init__(self, sweep: str) -> None:
-        """Use the sweep's folder, a URL."""
-        self._folder = file_io.join(sweep, TRIALS)
 
-    def add_trial(self, trial: Trial) -> None:
-        """Write the definition of a trial. Raises TrialStoreError when another driver wrote one of that number."""
-        url = self._url(trial.number)
-        record = _TrialRecord(number=trial.number, assignment=dict(trial.assignment), recipe=trial.recipe)
-        if not file_io.create_bytes(url, record.to_json().encode()):
-            raise TrialStoreError(
-                f"{redaction.redact(url)}: exists already: another driver runs this sweep; stop it, or wait for it"
-            )
+def write_end(sweep: str, trial: Trial) -> None:
+    """Write how a trial ended."""
+    end = _TrialEnd(state=trial.state, reason=trial.reason)
+    file_io.write_bytes(_get_url(sweep, trial.number, ".ended"), end.to_json().encode())
 
-    def write_end(self, trial: Trial) -> None:
-        """Write how a trial ended."""
-        end = _TrialEnd(state=trial.state, reason=trial.reason)
-        file_io.write_bytes(self._url(trial.number, ".ended"), end.to_json().encode())
 
-    def load_trials(self, get_folder: Callable[[Recipe], str]) -> list[Trial]:
-        """Return all trials in the order of their numbers, with what their runs have reported.
+def load_trials(sweep: str, get_folder: Callable[[Recipe], str]) -> list[Trial]:
+    """Return all trials of the sweep in a folder by their numbers, with what their runs have reported.
 
-        get_folder: returns the URL of a recipe's run. Raises TrialStoreError for an unreadable record or a gap.
-        """
-        names = set(file_io.list_names(self._folder))
-        numbers = sorted(int(match[1]) for name in names if (match := _RECORD_NAME.match(name)))
-        if missing := sorted(set(range(1, len(numbers) + 1)) - set(numbers)):
-            url = redaction.redact(self._url(missing[0]))
-            raise TrialStoreError(f"{url}: is missing, though later trials exist; restore it, or set --new")
+    get_folder: returns the URL of a recipe's run. Raises TrialStoreError for an unreadable record or a gap.
+    """
+    names = set(file_io.list_names(file_io.join(sweep, TRIALS)))
+    numbers = sorted(int(match[1]) for name in names if (match := _RECORD_NAME.match(name)))
+    if missing := sorted(set(range(1, len(numbers) + 1)) - set(numbers)):
+        url = redaction.redact(_get_url(sweep, missing[0]))
+        raise TrialStoreError(f"{url}: is missing, though later trials exist; restore it, or set --new")
 
-        def load_trial(number: int) -> Trial:
-            record = self._read_config(_TrialRecord, number)
-            has_ended = f"{number:04d}.ended.json" in names
-            end = self._read_config(_TrialEnd, number, ".ended") if has_ended else _TrialEnd(state="waiting")
-            epochs = read_epochs(get_folder(record.recipe))
-            return Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
+    def load_trial(number: int) -> Trial:
+        record = _read_config(_TrialRecord, _get_url(sweep, number))
+        has_ended = f"{number:04d}.ended.json" in names
+        end = _read_config(_TrialEnd, _get_url(sweep, number, ".ended")) if has_ended else _TrialEnd(state="waiting")
+        epochs = read_epochs(get_folder(record.recipe))
+        return Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
 
-        with ThreadPoolExecutor(_READ_THREADS, "trial-store") as pool:
-            return list(pool.map(load_trial, numbers))
+    with ThreadPoolExecutor(_READ_THREADS, "trial-store") as pool:
+        return list(pool.map(load_trial, numbers))
 
-    def _read_config(self, form: type[ConfigT], number: int, kind: str = "") -> ConfigT:
-        url = self._url(number, kind)
-        try:
-            return form.from_record(file_io.read_bytes(url))
-        except ValueError as error:
-            raise TrialStoreError(
-                f"{redaction.redact(url)}: cannot be read: {error}; set --new to begin another sweep"
-            ) from None
 
-    def _url(self, number: int, kind: str = "") -> str:
-        return file_io.join(self._folder, f"{number:04d}{kind}.json")
+def _read_config(form: type[ConfigT], url: str) -> ConfigT:
+    try:
+        return form.from_record(file_io.read_bytes(url))
+    except ValueError as error:
+        shown = redaction.redact(url)
+        raise TrialStoreError(f"{shown}: cannot be read: {error}; set --new to begin another sweep") from None
+
+
+def _get_url(sweep: str, number: int, kind: str = "") -> str:
+    return file_io.join(sweep, TRIALS, f"{number:04d}{kind}.json")
 
 
 def read_epochs(folder: str) -> tuple[EpochResult, ...]:

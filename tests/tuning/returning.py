@@ -21,7 +21,7 @@ from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tuning import ray_tune
 from orchestrator.tuning.config import SearchConfig
-from orchestrator.tuning.sweep import StopDecision, Sweep
+from orchestrator.tuning.sweep import Sweep, Verdict
 from orchestrator.tuning.trial import Metric, TrialReport, TrialTask
 from tests.support.launched import process_tree, title
 
@@ -46,16 +46,16 @@ class EndsOne(Sweep):
         self._handed += 1
         return self._task(self._handed)
 
-    def on_trial_report(self, report: TrialReport) -> StopDecision:
+    def on_trial_report(self, report: TrialReport) -> Verdict:
         self.actors |= pids("ray::TrialActor")
         if report.number == 2:
-            return StopDecision(should_stop=True)
+            return "stop"
         if not self._ended:
-            return StopDecision()
+            return "judge"
         since = time.monotonic() - self._ended
         if _free_cpus() >= 1.0:
             self.seconds = since
-        return StopDecision(should_stop=self.seconds < math.inf or since > LATEST_SECONDS)
+        return "stop" if self.seconds < math.inf or since > LATEST_SECONDS else "judge"
 
     def on_trial_ended(self, number: int, error: str | None) -> None:
         self._ended = self._ended or time.monotonic()

@@ -95,15 +95,6 @@ def test_the_plain_table() -> None:
     ]
 
 
-def test_the_plain_table_fits_its_width() -> None:
-    trials = made.sweep(60)
-    lines = ranking.render_text(ranking.rank_trials(trials, METRIC), METRIC).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum(" t0" in line for line in lines) == 60
-    long = made.trial(1, [1.0], assignment={"a." + "x" * 150: 1.0, "b": "y" * 200})
-    assert max(map(len, ranking.render_text(ranking.rank_trials([long], METRIC), METRIC).splitlines())) <= 100
-
-
 def test_the_markdown_table_has_a_column_for_each_path() -> None:
     trials = [
         made.trial(1, [8.0], assignment={"a.kind": "x|y<b>", "a.rate": 0.5}),

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.recipe.config import Recipe
+from orchestrator.tuning import trial_store
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.sweep import Sweep, SweepContext
 from orchestrator.tuning.trial import Assignment, Metric, Trial, TrialReport, TrialTask
-from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
+from orchestrator.tuning.trial_store import TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
+
+METRIC = Metric(name="top1_error")
 
 
 class Rates:
@@ -32,36 +33,44 @@ class Place:
 
     folder: Path
     events: list[tuple[str, str, int]] = field(default_factory=list)
-    added_specs: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
     stopped: bool = False
     slots: int = 2
 
-    def on_trial_added(self, spec: RunSpec) -> None:
-        self.added_specs.append(spec.recipe.name)
+    def on_trial_added(self, trial: Trial) -> None:
+        self.added.append(trial.recipe.name)
 
-    def on_trial_ended(self, trial: Trial, spec: RunSpec) -> None:
+    def make_task(self, trial: Trial) -> TrialTask:
+        own = spec(trial.recipe, str(self.folder))
+        return TrialTask(
+            number=trial.number,
+            spec=own,
+            metric=METRIC,
+            stop_flag="/stop",
+            successor="",
+            gpus=0,
+            ended=trial.is_terminal,
+        )
+
+    def on_trial_ended(self, trial: Trial) -> None:
         self.events.append((trial.name, trial.state, trial.trained_epochs))
-
-    def spec_of(self, of: Recipe) -> RunSpec:
-        return spec(of, str(self.folder))
 
     def sweep(self, budget: dict[str, Any] | None = None, most: int = 100) -> Sweep:
         """The sweep of a new driver."""
         context = SweepContext(
+            folder=str(self.folder),
             base=recipe(epochs=4),
-            metric=Metric(name="top1_error"),
+            metric=METRIC,
             budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
             suggest=Rates(most).suggest,
-            make_spec=self.spec_of,
-            stop_flag="/stop",
-            successor="/successor",
-            gpus=0.0,
+            make_task=self.make_task,
             count_slots=lambda: self.slots,
             is_stop_requested=lambda: self.stopped,
             on_trial_added=self.on_trial_added,
             on_trial_ended=self.on_trial_ended,
         )
-        return Sweep(context, TrialStore(str(self.folder)))
+        stored = trial_store.load_trials(str(self.folder), lambda of: spec(of, str(self.folder)).folder)
+        return Sweep(context, stored)
 
 
 @pytest.fixture
@@ -101,7 +110,7 @@ def test_a_trial_is_written_down_before_it_begins(place: Place) -> None:
     assert (place.folder / "trials" / "0001.json").exists()
     assert one.spec.recipe.name == "tiny-t001"
     assert one.spec.recipe.schedule.base_rate == 0.01
-    assert place.added_specs == ["tiny-t001"]
+    assert place.added == ["tiny-t001"]
 
 
 def test_the_space_or_the_budget_of_trials_ends_it(place: Place) -> None:
@@ -120,7 +129,7 @@ def test_how_a_trial_ends(place: Place) -> None:
     for _ in range(6):
         task(sweep)
     for number in range(1, 7):
-        assert sweep.on_trial_report(report(number, 1)).ask_scheduler
+        assert sweep.on_trial_report(report(number, 1)) == "judge"
     sweep.on_trial_report(report(1, 4, state="finished"))
     sweep.on_trial_report(report(2, 1, state="diverged", reason="the loss is not finite"))
     sweep.on_trial_report(report(3, 1, state="failed", reason="bad-data"))
@@ -143,9 +152,9 @@ def test_how_a_trial_ends(place: Place) -> None:
 def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
     sweep = place.sweep({"trials": 9, "epochs": 3})
     first, second = task(sweep).number, task(sweep).number
-    assert not sweep.on_trial_report(report(first, 1)).should_stop
-    assert not sweep.on_trial_report(report(second, 1)).should_stop
-    assert sweep.on_trial_report(report(first, 2)).should_stop
+    assert sweep.on_trial_report(report(first, 1)) != "stop"
+    assert sweep.on_trial_report(report(second, 1)) != "stop"
+    assert sweep.on_trial_report(report(first, 2)) == "stop"
     assert sweep.next_task() is None
     sweep.on_trial_ended(first, None)
     sweep.on_trial_ended(second, None)
@@ -161,9 +170,9 @@ def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     sweep = place.sweep({"hours": 0.5})
     number = task(sweep).number
     now[0] += 1799
-    assert not sweep.on_trial_report(report(number, 1)).should_stop
+    assert sweep.on_trial_report(report(number, 1)) != "stop"
     now[0] += 2
-    assert sweep.on_trial_report(report(number, 2)).should_stop
+    assert sweep.on_trial_report(report(number, 2)) == "stop"
     sweep.on_trial_ended(number, None)
     assert states(sweep) == [("stopped", "--budget.hours 0.5 is used up; rerun the same command, or set a larger one")]
 
@@ -172,7 +181,7 @@ def test_a_wish_to_stop(place: Place) -> None:
     sweep = place.sweep()
     number = task(sweep).number
     place.stopped = True
-    assert sweep.on_trial_report(report(number, 1)).should_stop
+    assert sweep.on_trial_report(report(number, 1)) == "stop"
     assert sweep.next_task() is None
     sweep.on_trial_ended(number, "its process died")  # with the cluster, perhaps
     assert states(sweep)[0][0] == "stopped"
@@ -201,9 +210,9 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert (second.spec, third.spec) == (one.spec, three.spec)
     assert later.next_task() == "later"
     # Repeated reports are not judged, and train nothing.
-    assert not later.on_trial_report(report(2, 1, again=True)).ask_scheduler
+    assert later.on_trial_report(report(2, 1, again=True)) == "continue"
     later.on_trial_ended(2, None)
-    assert later.on_trial_report(report(1, 1, again=True)).ask_scheduler
+    assert later.on_trial_report(report(1, 1, again=True)) == "judge"
     later.on_trial_report(report(1, 2))
     assert later.trials[0].trained_epochs == 2
     assert later.next_task() is None
@@ -227,9 +236,9 @@ def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
     sweep = place.sweep({"trials": 9})
     number = task(sweep).number
     not_validated = TrialReport(number=number, epoch=1, values={"train/loss": 1.0})
-    assert not sweep.on_trial_report(not_validated).should_stop
+    assert sweep.on_trial_report(not_validated) != "stop"
     values = {"validation/raw_top5_error": 1.0, "validation/averaged_f1": 0.5, "train/loss": 1.0}
-    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)).should_stop
+    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)) == "stop"
     sweep.on_trial_ended(number, None)
     reason = "--metric must be one of f1, top5_error, got 'top1_error'; set another one"
     assert states(sweep) == [("stopped", reason)]
@@ -239,6 +248,4 @@ def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
 def test_a_non_finite_metric_does_not_stop_the_sweep(place: Place) -> None:
     sweep = place.sweep({"trials": 9})
     values = {"validation/raw_top5_error": 1.0}  # the other one was NaN
-    assert not sweep.on_trial_report(
-        TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)
-    ).should_stop
+    assert sweep.on_trial_report(TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)) != "stop"

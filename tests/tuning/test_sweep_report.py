@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.recipe.presets import googlenet_digits
 from orchestrator.tuning import ranking, sweep_report
-from orchestrator.tuning.importance import compute_importance
 from orchestrator.tuning.ranking import SeedComparison
+from orchestrator.tuning.sweep_report import SweepReport
 from orchestrator.tuning.trial import Metric, Trial
 from tests.support.pages import Page
 from tests.tuning import made
@@ -30,8 +30,7 @@ ABOUT = {
 
 def page(trials: list[Trial], noise: SeedComparison | None = None, **about: object) -> Page:
     """The page without plots: they take a while."""
-    found = compute_importance(trials, METRIC)
-    return Page(sweep_report.render_html({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise, found, {}))
+    return Page(SweepReport({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise).render_html({}))
 
 
 # ------------------------------------------------------------------ the whole
@@ -40,7 +39,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
     noise = ranking.compare_seeds([5.0, 5.2, 5.1], [4.0, 4.1, 4.2], METRIC)
-    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), noise)
+    SweepReport(ABOUT, trials, METRIC, googlenet_digits(), noise).write(str(tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "ranking.json", "ranking.md", "errors.png"} <= names
     assert {name for name in names if name.endswith(".png")} <= {f"{name}.png" for name in sweep_report.PLOT_NAMES}
@@ -67,7 +66,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
 
 def test_the_json_holds_every_trial(tmp_path: Path) -> None:
     trials = made.sweep(12)
-    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), None)
+    SweepReport(ABOUT, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     found = json.loads((tmp_path / "ranking.json").read_text())
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
@@ -85,7 +84,7 @@ def test_the_json_holds_every_trial(tmp_path: Path) -> None:
 def test_the_markdown_holds_the_ranking() -> None:
     trials = made.sweep(12)
     noise = ranking.compare_seeds([5.0], [4.0], METRIC)
-    text = sweep_report.render_markdown(ABOUT, trials, METRIC, googlenet_digits(), noise)
+    text = SweepReport(ABOUT, trials, METRIC, googlenet_digits(), noise).render_markdown()
     assert text.startswith("# digits-rates\n")
     assert ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC) in text
     assert "too few or equal scores for an interval" in text
@@ -99,7 +98,7 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
         made.trial(2, [6.0], "failed", {"a.kind": "$x$"}, reason=f"{evil} & more"),
     ]
     about = {**ABOUT, "sweep": f"<b>{evil}", "sampler": evil, evil: {evil: [evil]}}
-    sweep_report.write_report(str(tmp_path), about, trials, METRIC, googlenet_digits(), None)
+    SweepReport(about, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     text = (tmp_path / "report.html").read_text()
     assert "script" not in Page(text).tags
     assert "<script" not in text
@@ -121,7 +120,7 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
 )
 def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
     (tmp_path / "importance.png").write_bytes(b"of an earlier report")
-    sweep_report.write_report(str(tmp_path), {}, trials, METRIC, googlenet_digits(), None)
+    SweepReport({}, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     found = json.loads((tmp_path / "ranking.json").read_text(), parse_constant=pytest.fail)
     assert len(found["trials"]) == len(trials)
     assert "importance.png" not in {one.name for one in tmp_path.iterdir()} or len(trials) >= 8
@@ -139,7 +138,7 @@ def test_the_base_among_the_trials_is_told() -> None:
     wide = base.model_copy(update={"name": "t2", "model": base.model.model_copy(update={"width": 0.5})})
     first = made.trial(1, [9.0, 6.0], assignment={"model.width": 0.25}, recipe=base.model_copy(update={"name": "t1"}))
     second = made.trial(2, [9.0, 5.5], assignment={"model.width": 0.5}, recipe=wide)
-    sentences = sweep_report.compose_headline([first, second], METRIC, base)
+    sentences = SweepReport({}, [first, second], METRIC, base).compose_headline()
     assert sentences == [
         "t002 wins with a top-1 error of 5.50% after 2 epochs.",
         "The base preset, googlenet-digits, was t001: 6.00%, which is 0.50 points more.",
@@ -162,7 +161,7 @@ def test_what_a_kind_brings_along_is_told() -> None:
 def test_budgets_in_words() -> None:
     trials = [made.trial(1, [5.0, 4.0]), made.trial(2, [6.0], "pruned")]
     about = {"budget_trials": 2, "budget_seconds": 3600.0, "note": ["a", "b"]}
-    assert sweep_report.build_facts(about, trials, METRIC) == [
+    assert SweepReport(about, trials, METRIC, googlenet_digits()).build_facts() == [
         ("metric", "top-1 error on the validation split, in percent; of the averaged weights, if any"),
         ("trials", "2: 1 finished, 1 pruned"),
         ("epochs trained", "3"),
@@ -175,6 +174,8 @@ def test_budgets_in_words() -> None:
 
 def test_a_metric_of_its_own() -> None:
     trials = [made.trial(1, [8.0], assignment={"a": 1})]
-    assert sweep_report.compose_headline(trials, Metric(name="top5_error"), googlenet_digits())[0].startswith(
-        "t001 wins with a top-5 error of 2.00%"
+    assert (
+        SweepReport({}, trials, Metric(name="top5_error"), googlenet_digits())
+        .compose_headline()[0]
+        .startswith("t001 wins with a top-5 error of 2.00%")
     )

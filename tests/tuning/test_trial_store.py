@@ -9,7 +9,7 @@ import pytest
 from orchestrator.tracking.events import Event
 from orchestrator.tuning import trial_store
 from orchestrator.tuning.trial import EpochResult, Metric, Trial
-from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
+from orchestrator.tuning.trial_store import TrialStoreError
 from tests.support.launched import recipe, write_journal
 
 TOP1 = Metric(name="top1_error")
@@ -19,19 +19,18 @@ def make_trial(number: int, **fields: Any) -> Trial:
     return Trial(number, {"epochs": number}, recipe(f"tiny-t{number}"), **fields)
 
 
-def read(ledger: TrialStore, runs: Path) -> list[tuple[int, str, str, int]]:
-    entries = ledger.load_trials(lambda of: str(runs / of.name))
+def read(sweep: Path) -> list[tuple[int, str, str, int]]:
+    entries = trial_store.load_trials(str(sweep), lambda of: str(sweep / of.name))
     return [(one.number, one.state, one.reason, one.trained_epochs) for one in entries]
 
 
 def test_trials_come_back_with_what_their_runs_have_reported(tmp_path: Path) -> None:
-    ledger = TrialStore(str(tmp_path))
-    assert read(ledger, tmp_path) == []
+    assert read(tmp_path) == []
     for number in (1, 2, 3):
-        ledger.add_trial(make_trial(number))
-    ledger.write_end(make_trial(1, state="pruned", reason="by the scheduler"))
+        trial_store.add_trial(str(tmp_path), make_trial(number))
+    trial_store.write_end(str(tmp_path), make_trial(1, state="pruned", reason="by the scheduler"))
     write_journal(str(tmp_path / "tiny-t2"), 1, [("epoch", 10, {"train/epoch": 4.0})])
-    assert read(TrialStore(str(tmp_path)), tmp_path) == [
+    assert read(tmp_path) == [
         (1, "pruned", "by the scheduler", 0),
         (2, "waiting", "", 4),
         (3, "waiting", "", 0),
@@ -39,49 +38,45 @@ def test_trials_come_back_with_what_their_runs_have_reported(tmp_path: Path) -> 
 
 
 def test_what_a_trial_is_survives(tmp_path: Path) -> None:
-    ledger = TrialStore(str(tmp_path))
     first = make_trial(1)
-    ledger.add_trial(first)
-    (entry,) = ledger.load_trials(lambda of: str(tmp_path / "run"))
+    trial_store.add_trial(str(tmp_path), first)
+    (entry,) = trial_store.load_trials(str(tmp_path), lambda of: str(tmp_path / "run"))
     assert entry == first
 
 
 def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     place = tmp_path / "trials" / "0001.json"
-    TrialStore(str(tmp_path)).add_trial(make_trial(1))
+    trial_store.add_trial(str(tmp_path), make_trial(1))
     place.write_text(json.dumps({**json.loads(place.read_text()), "origin": None, "replaces": None}))
-    assert read(TrialStore(str(tmp_path)), tmp_path) == [(1, "waiting", "", 0)]
+    assert read(tmp_path) == [(1, "waiting", "", 0)]
 
 
 def test_a_second_driver_is_told(tmp_path: Path) -> None:
-    TrialStore(str(tmp_path)).add_trial(make_trial(1))
+    trial_store.add_trial(str(tmp_path), make_trial(1))
     with pytest.raises(TrialStoreError, match=r"0001\.json: exists already: another driver"):
-        TrialStore(str(tmp_path)).add_trial(make_trial(1))
+        trial_store.add_trial(str(tmp_path), make_trial(1))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"number": 1}', "[]"])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
-    ledger = TrialStore(str(tmp_path))
-    ledger.add_trial(make_trial(1))
+    trial_store.add_trial(str(tmp_path), make_trial(1))
     (tmp_path / "trials" / "0001.json").write_text(text)
     with pytest.raises(TrialStoreError, match=r"0001\.json: cannot be read"):
-        read(ledger, tmp_path)
+        read(tmp_path)
 
 
 def test_a_gap_is_named(tmp_path: Path) -> None:
-    ledger = TrialStore(str(tmp_path))
-    ledger.add_trial(make_trial(1))
-    ledger.add_trial(make_trial(3))
+    trial_store.add_trial(str(tmp_path), make_trial(1))
+    trial_store.add_trial(str(tmp_path), make_trial(3))
     with pytest.raises(TrialStoreError, match=r"0002\.json: is missing, though later"):
-        read(ledger, tmp_path)
+        read(tmp_path)
 
 
 def test_ends_are_written_over_nothing_else(tmp_path: Path) -> None:
-    ledger = TrialStore(str(tmp_path))
-    ledger.add_trial(make_trial(1))
-    ledger.write_end(make_trial(1, state="failed", reason="no \N{BULLET} ascii"))
+    trial_store.add_trial(str(tmp_path), make_trial(1))
+    trial_store.write_end(str(tmp_path), make_trial(1, state="failed", reason="no \N{BULLET} ascii"))
     assert json.loads((tmp_path / "trials" / "0001.ended.json").read_text())["state"] == "failed"
-    assert read(ledger, tmp_path) == [(1, "failed", "no \N{BULLET} ascii", 0)]
+    assert read(tmp_path) == [(1, "failed", "no \N{BULLET} ascii", 0)]
 
 
 # ------------------------------------------------------------------ epochs from a journal
