@@ -102,15 +102,6 @@ def create_metrics(plugins: Sequence[MetricPlugin], num_classes: int) -> dict[st
     return metrics
 
 
-def check_metrics(plugins: Sequence[MetricPlugin], num_classes: int) -> None:
-    """Build metrics and try them on a few samples, on CPU. Raises ConfigError for one that fails."""
-    counter = MetricCounter(create_metrics(plugins, num_classes), num_classes, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(4) % num_classes
-    counter.add(torch.randn(4, num_classes, generator=generator), labels)
-    counter.compute(counter.read())
-
-
 @register("metric", "top_k_error")
 class TopKError:
     """Percentage of samples whose class is not among the k best."""

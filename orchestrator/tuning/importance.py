@@ -50,7 +50,7 @@ def compute_importance(trials: Sequence[Trial], metric: Metric) -> Importance:
     count = len(scored)
     if len({score for _, score in scored}) == 1:
         return Importance(None, count, f"All {count} trials have the same score: no path matters.")
-    study = build_study(scored, metric)
+    study = _build_study(scored, metric)
     distributions = [distribution for trial in study.trials for distribution in trial.distributions.values()]
     if all(distribution.single() for distribution in distributions):
         return Importance(None, count, f"No searched path has several values among the {count} trials.")
@@ -67,11 +67,8 @@ def compute_importance(trials: Sequence[Trial], metric: Metric) -> Importance:
     return Importance({path: float(share) for path, share in shares.items()}, count, f"{note}.")
 
 
-def build_study(scored: Sequence[ScoredTrial], metric: Metric, names: Mapping[str, str] | None = None) -> optuna.Study:
-    """Return an Optuna study of completed trials with these scores; it knows choices by their texts.
-
-    names: of the parameters, by path; by default the paths.
-    """
+def _build_study(scored: Sequence[ScoredTrial], metric: Metric) -> optuna.Study:
+    """Return an Optuna study of completed trials with these scores; it knows choices by their texts."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna announces each study
     study = optuna.create_study(direction="maximize" if metric.maximize else "minimize")
     paths = dict.fromkeys(path for trial, _ in scored for path in trial.assignment)
@@ -81,13 +78,8 @@ def build_study(scored: Sequence[ScoredTrial], metric: Metric, names: Mapping[st
             path: value if isinstance(distributions[path], FloatDistribution) else format_choice(value)
             for path, value in trial.assignment.items()
         }
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={(names or {}).get(path, path): value for path, value in params.items()},
-                distributions={(names or {}).get(path, path): distributions[path] for path in params},
-                value=score,
-            )
-        )
+        own = {path: distributions[path] for path in params}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=own, value=score))
     return study
 
 

@@ -56,9 +56,9 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("{", "recipe.json: no JSON (Expecting"),
-        ("[]", "recipe.json: must hold a recipe, got list; give a run's recipe.json"),
-        ("null", "recipe.json: must hold a recipe, got NoneType"),
+        ("{", "recipe.json: cannot be read: Expecting"),
+        ("[]", "recipe.json: cannot be read: must be a JSON object, got list; give a run's recipe.json"),
+        ("null", "must be a JSON object, got NoneType"),
         ({}, "recipe.json: name: must be given"),
         ({"name": "x", "epoch": 3}, "recipe.json: epoch: unknown key; did you mean epochs?"),
         ({"recipe": {"name": "x", "epochs": 0}}, "recipe.json: recipe.epochs: must be at least 1, got 0"),
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"folder\.json: cannot be read: "):
         load_recipe(str(tmp_path / "folder.json"))
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ConfigError, match=r"bytes\.json: no JSON"):
+    with pytest.raises(ConfigError, match=r"bytes\.json: cannot be read: not UTF-8"):
         load_recipe(str(tmp_path / "bytes.json"))
 
 

@@ -5,7 +5,9 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from orchestrator.recipe.presets import googlenet_digits
 from orchestrator.tuning import ranking, sweep_report
@@ -30,7 +32,7 @@ ABOUT = {
 
 def page(trials: list[Trial], noise: SeedComparison | None = None, **about: object) -> Page:
     """The page without plots: they take a while."""
-    return Page(SweepReport({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise).render_html({}))
+    return Page(SweepReport({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise).render_html(None))
 
 
 # ------------------------------------------------------------------ the whole
@@ -179,3 +181,38 @@ def test_a_metric_of_its_own() -> None:
         .compose_headline()[0]
         .startswith("t001 wins with a top-5 error of 2.00%")
     )
+
+
+# ------------------------------------------------------------------ the plot
+ONE = {"schedule.base_rate": 0.01}
+
+
+def test_the_winner_is_wider_and_scores_far_apart_have_a_logarithmic_axis() -> None:
+    trials = [made.trial(1, [50.0] * 3, "pruned", ONE), made.trial(2, [50.0, 4.0], assignment=ONE)]
+    axes = sweep_report.draw_errors(trials, METRIC).axes[0]
+    widths = {line.get_label(): line.get_linewidth() for line in axes.get_lines()}
+    assert widths["t002, the winner"] > 2 * widths["pruned (1)"]
+    assert axes.get_yscale() == "log"
+    assert sweep_report.draw_errors(trials[:1], METRIC).axes[0].get_yscale() == "linear"
+
+
+def test_the_plot_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
+    SweepReport({}, made.sweep(12), METRIC, googlenet_digits()).write(str(tmp_path))
+    image = imread(tmp_path / "errors.png")
+    assert image.shape[0] > 200
+    assert image.shape[1] > 800
+    assert np.mean(image[..., :3].min(axis=2) < 0.9) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("trials", "has_plot"),
+    [
+        ([made.trial(1, [], "waiting", ONE)], False),
+        ([made.trial(1, [math.nan], "diverged", ONE)], False),
+        ([made.trial(n, [math.nan, 5.0, math.inf], "diverged", ONE) for n in (1, 2)], True),
+        ([made.trial(n, [5.0], "pruned", {"a$b.x_{y": "$1" * n, "c": None}) for n in (1, 2)], True),
+    ],
+)
+def test_there_is_a_plot_where_there_is_a_finite_score(tmp_path: Path, trials: list[Trial], has_plot: bool) -> None:
+    SweepReport({}, trials, METRIC, googlenet_digits()).write(str(tmp_path))
+    assert (tmp_path / "errors.png").exists() == has_plot
