@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import subprocess
 import time
@@ -24,7 +25,7 @@ from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 from orchestrator.tuning import ranking, sweep_report
 from orchestrator.tuning.ranking import SeedComparison
 from orchestrator.tuning.run_sweep import SweepPlan, SweepResult
-from orchestrator.tuning.space import build_recipe, list_grid
+from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.sweep_report import SweepReport
 from orchestrator.tuning.trial import Trial
 
@@ -76,28 +77,28 @@ def build_next_command(destination: Destination, weights: str, winner: RecipeFil
 def describe_spent(explored: SweepResult) -> str:
     """Return how much was trained, and which flag a sweep that used up its budget needs for more."""
     trials, plan = explored.trials, explored.plan
-    search, most = plan.job.search, plan.job.budget.trials
-    left, rest = sum(not trial.is_terminal for trial in trials), ""
+    left, most, rest = sum(not trial.is_terminal for trial in trials), plan.job.budget.trials, ""
     if left and explored.stop_reason:
         rest = f"; {left} can resume: {explored.stop_reason}"
-    elif (
-        not left and len(trials) >= most and (search.sampler != "grid" or len(list_grid(plan.space, plan.base)) > most)
-    ):
-        rest = f"; --budget.trials {most} is used up; set a larger one to try more"
+    elif not left and len(trials) >= most:
+        rest = f"; --budget.trials {most} is used up; set a larger one to try what is left of the space"
     trained = sum(trial.trained_epochs for trial in trials)
     share = f"{100 * trained / max(1, plan.base.epochs * len(trials)):.0f}%"
     return f"{len(trials)} trials, {trained} epochs: {share} of what all of them whole would take{rest}"
 
 
 def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) -> SeedComparison:
-    """Train preset and winner again with other seeds, all epochs, and compare."""
+    """Train preset and winner again, all epochs, with other seeds (the initial weights' included), and compare."""
     plan, repeats = explored.plan, explored.plan.job.repeats
 
-    def make_specs(recipe: Recipe, kind: str) -> list[RunSpec]:
-        recipes = [
-            _reseed_recipe(recipe, f"{plan.base.name}-{kind}-r{number}", number) for number in range(1, repeats + 1)
-        ]
-        return [plan.make_spec(session, explored.folder, reseeded) for reseeded in recipes]
+    def make_specs(recipe: Recipe, label: str) -> list[RunSpec]:
+        specs = []
+        for number in range(1, repeats + 1):
+            seeds = recipe.seeds.model_copy(update={kind: value + number for kind, value in recipe.seeds})
+            name = f"{plan.base.name}-{label}-r{number}"
+            reseeded = pin_code(recipe.model_copy(update={"name": name, "seeds": seeds}))
+            specs.append(plan.make_spec(session, explored.folder, reseeded))
+        return specs
 
     base_specs, best_specs = make_specs(plan.base, "preset"), make_specs(best.recipe, "winner")
     session.print_line(f"repeats: preset and winner {best.name}, {repeats} seeds each")
@@ -111,19 +112,12 @@ def _measure_seed_noise(session: Session, explored: SweepResult, best: Trial) ->
     return ranking.compare_seeds(get_scores(base_specs), get_scores(best_specs), plan.metric)
 
 
-def _reseed_recipe(recipe: Recipe, name: str, number: int) -> Recipe:
-    """Return the recipe with other seeds, the initial weights' included."""
-    seeds = recipe.seeds.model_copy(update={kind: value + number for kind, value in recipe.seeds})
-    return pin_code(recipe.model_copy(update={"name": name, "seeds": seeds}))
-
-
 def _build_winner_file(
     session: Session, explored: SweepResult, best: Trial, noise: SeedComparison | None
 ) -> RecipeFile:
     plan = explored.plan
-    recipe = best.recipe.model_copy(update={"name": f"{plan.base.name}-tuned"})
     return RecipeFile(
-        recipe=recipe,
+        recipe=best.recipe.model_copy(update={"name": f"{plan.base.name}-tuned"}),
         provenance=Provenance(
             sweep=plan.name,
             trial=best.name,
@@ -162,13 +156,11 @@ def _describe_sweep(session: Session, explored: SweepResult) -> dict[str, object
 def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
     """Log the ranking in the tracker: as metrics, a table, text and pictures."""
     run_id, metric = session.recorder.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
-    now, score = time.time(), best.get_score(metric) if best is not None else None
-    points = {"sweep/trials": float(len(explored.trials))}
-    points["sweep/epochs"] = float(sum(trial.trained_epochs for trial in explored.trials))
-    if score is not None:
-        points[f"sweep/best_{metric.name}"] = score
-    step = int(points["sweep/epochs"])  # a resumed sweep has a later one
-    tracker.log_metrics(run_id, [MetricPoint(name, value, step, now) for name, value in points.items()])
+    step = sum(trial.trained_epochs for trial in explored.trials)  # a resumed sweep has a later one
+    points = {"sweep/trials": float(len(explored.trials)), "sweep/epochs": float(step)}
+    if best is not None:
+        points[f"sweep/best_{metric.name}"] = best.get_score(metric) or 0.0
+    tracker.log_metrics(run_id, [MetricPoint(name, value, step, time.time()) for name, value in points.items()])
     ranked = ranking.rank_trials(explored.trials, metric)
     head, rows = ranking.build_columns(ranked, metric)
     tracker.log_table(run_id, "ranking.json", {name: [row[column] for row in rows] for column, name in enumerate(head)})
@@ -191,7 +183,8 @@ def format_plan(plan: SweepPlan) -> list[str]:
         f"preset:    {job.recipe.name}, {epochs} epochs a trial",
         f"space:     {search.space}: {', '.join(plan.space.dimensions)}",
         f"trials:    at most {job.budget.trials}, chosen by {search.sampler} (seed {search.seed})",
-        f"scheduler: {search.scheduler}" + (f", rungs at epochs {job.rungs}" if search.scheduler == "asha" else ""),
+        f"scheduler: {search.scheduler}"
+        + (f", rungs at epochs {_list_rungs(plan)}" if search.scheduler == "asha" else ""),
         f"budget:    at most {job.budget.trials * epochs} epochs"
         + (f", {job.budget.epochs:g} in all" if job.budget.epochs else "")
         + (f", {job.budget.hours:g} hours" if job.budget.hours else ""),
@@ -201,6 +194,13 @@ def format_plan(plan: SweepPlan) -> list[str]:
     return lines + [f"  {trial.name}: {dict(trial.assignment)}" for trial in trials]
 
 
+def _list_rungs(plan: SweepPlan) -> list[int]:
+    """Return the epochs at which asha prunes trials."""
+    grace, reduction = plan.job.search.get_grace_epochs(plan.base), plan.job.search.reduction
+    rungs = (math.ceil(grace * reduction**number) for number in itertools.count())
+    return list(itertools.takewhile(lambda rung: rung < plan.base.epochs, rungs))
+
+
 def get_code_version(root: Path = REPO_ROOT) -> str:
     """Return the commit of a checkout, else `sha256:` and a digest of the package's sources.
 
@@ -208,14 +208,10 @@ def get_code_version(root: Path = REPO_ROOT) -> str:
     """
     if not (root / ".git").exists():  # git would search the folders above
         return compute_source_digest(root)
+    run = partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS)
     try:
-        commit, changed = (
-            subprocess.run(  # noqa: S603  fixed arguments
-                ["git", "-C", str(root), *words],  # noqa: S607  the user's git
-                check=True, capture_output=True, text=True, timeout=GIT_SECONDS,
-            ).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
-        )  # fmt: skip
+        commit = run(["git", "-C", str(root), "rev-parse", "HEAD"]).strip()
+        changed = run(["git", "-C", str(root), "status", "--porcelain", "-uno"]).strip()
     except (OSError, subprocess.SubprocessError):
         return compute_source_digest(root)
     return f"{commit}, changed: {compute_source_digest(root)}" if changed else commit

@@ -128,8 +128,13 @@ def compare_seeds(base_scores: Sequence[float], winner_scores: Sequence[float], 
     gain = None
     if base.mean is not None and best.mean is not None:
         gain = metric.to_loss(base.mean) - metric.to_loss(best.mean)
-    interval = _compute_interval(base, best, metric)
-    beyond = None if interval is None else not interval[0] <= 0 <= interval[1]
+    interval = beyond = None
+    if base.deviation is not None and best.deviation is not None and base.deviation + best.deviation > 0:
+        from scipy import stats  # takes a second to import; few sweeps repeat
+
+        losses = [[metric.to_loss(score) for score in group.scores] for group in (base, best)]
+        low, high = stats.ttest_ind(*losses, equal_var=False).confidence_interval(0.95)
+        interval, beyond = (float(low), float(high)), bool(low > 0 or high < 0)
     return SeedComparison(base, best, gain, interval, beyond, _compose_verdict(base, best, gain, interval, metric))
 
 
@@ -138,17 +143,6 @@ def _summarize_scores(scores: Sequence[float]) -> RepeatedScores:
     mean = statistics.fmean(finite) if finite else None
     deviation = statistics.stdev(finite) if len(finite) > 1 else None
     return RepeatedScores(finite, len(scores) - len(finite), mean, deviation)
-
-
-def _compute_interval(base: RepeatedScores, best: RepeatedScores, metric: Metric) -> tuple[float, float] | None:
-    """Return Welch's interval of the gain, which allows for different spreads; None without any spread."""
-    if base.deviation is None or best.deviation is None or base.deviation + best.deviation <= 0:
-        return None
-    from scipy import stats  # takes a second to import; few sweeps repeat
-
-    base_losses, best_losses = ([metric.to_loss(score) for score in group.scores] for group in (base, best))
-    interval = stats.ttest_ind(base_losses, best_losses, equal_var=False).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
 
 
 def _compose_verdict(
@@ -172,11 +166,11 @@ def _compose_verdict(
             f"{verdict}): too few or equal scores for an interval; seed noise alone may explain the difference.{lost}"
         )
     low, high = (metric.format_score(round(bound, 2 if metric.is_error else 9) + 0.0) for bound in interval)  # no -0.00
-    verdict += f"; 95% interval of the gain {low} to {high})"
+    verdict += f"; 95% interval of the gain {low} to {high}): "
     if interval[0] <= 0 <= interval[1]:
-        verdict += ": no more than seed noise may explain."
+        verdict += "no more than seed noise may explain."
     else:
-        verdict += f": more than seed noise explains{'' if gain > 0 else ', so keep the base preset'}."
+        verdict += f"more than seed noise explains{'' if gain > 0 else ', so keep the base preset'}."
     if min(len(base.scores), len(best.scores)) < MIN_RELIABLE_SEEDS:
         verdict += " So few seeds hardly show how far seeds spread; the interval assumes normal errors."
     return verdict + lost

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from orchestrator.config import redaction
-from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.config.overrides import flatten_config
 from orchestrator.ray_backend import cluster, launch_errors
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.run_lookup import SWEEP_FILE, SWEEPS
+from orchestrator.ray_backend.run_lookup import SWEEP_FILE, SWEEPS, choose_code
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe, is_same_but_for_code
@@ -96,7 +95,7 @@ def match_code(plan: SweepPlan, storage: str, say: Callable[[str], None]) -> Swe
     names = file_io.list_names(file_io.join(storage, SWEEPS)) if plan.base.code else []
     if plan.name in names:
         return plan
-    others = []
+    others: dict[str, SweepPlan] = {}
     for name in sorted(name for name in names if name.startswith(f"{plan.base.name}-sweep-")):
         try:
             record = parse_object(file_io.read_bytes(file_io.join(storage, SWEEPS, name, SWEEP_FILE)))
@@ -104,22 +103,10 @@ def match_code(plan: SweepPlan, storage: str, say: Callable[[str], None]) -> Swe
         except (FileNotFoundError, ValueError):
             continue
         if other.name == name and is_same_but_for_code(other.base, plan.base):
-            others.append(other)
-    if not others:
-        return plan
-    listed = ", ".join(other.name for other in others)
-    before, now = others[0].base.code, plan.base.code
-    changed = ", ".join(kind for kind in now if now[kind] != before.get(kind))
-    if not plan.job.same_code_anyway:
-        say(
-            f"{plan.name}: the code of {changed} has changed since {listed} began, so this is another sweep; "
-            "--same-code-anyway resumes that one"
-        )
-        return plan
-    if len(others) > 1:
-        raise ConfigError(f"same_code_anyway: {listed} differ in their code only; remove all but one of them")
-    say(f"{listed}: resumed, though the code of {changed} has changed since it began")
-    return others[0]
+            others[name] = other
+    bases = {name: other.base for name, other in others.items()}
+    resumes = others and choose_code(plan.name, plan.base, bases, plan.job.same_code_anyway, say)
+    return next(iter(others.values())) if resumes else plan
 
 
 def record_plan(session: Session, plan: SweepPlan, folder: str) -> str:

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.config.errors import ConfigError, FieldError
+from orchestrator.config.errors import ConfigError
 from orchestrator.data import rng
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import SamplerKind
@@ -91,8 +91,10 @@ class Sampler:
             is_any_valid = True
         if is_any_valid:
             return None
-        reason = f"none of {len(refusals)} trials drawn is valid; narrow the ranges, or change the recipe; the first: "
-        raise ConfigError(FieldError("dimensions", reason + str(refusals[0])))
+        raise ConfigError(
+            f"dimensions: none of {len(refusals)} trials drawn is valid; narrow the ranges, or change the recipe; the "
+            f"first: {refusals[0]}"
+        )
 
     @cached_property
     def _grid(self) -> dict[Recipe, Assignment]:

@@ -242,10 +242,10 @@ def list_grid(space: Space, base: Recipe) -> dict[Recipe, Assignment]:
     assignments = _list_limited(space, base, lambda dimension: dimension.grid_values)
     if assignments is None:
         longest = max(space.dimensions, key=lambda path: len(space.dimensions[path].grid_values))
-        reason = (
-            f"a grid must have at most {MAX_LISTED} trials, got more; set fewer points or values, first of {longest}"
+        raise ConfigError(
+            f"dimensions: a grid must have at most {MAX_LISTED} trials, got more; set fewer points or values, first of "
+            f"{longest}, or sampler tpe or random"
         )
-        raise ConfigError(FieldError("dimensions", f"{reason}, or sampler tpe or random"))
     recipes: dict[Recipe, Assignment] = {}
     refusals: list[ConfigError] = []
     for assignment in assignments:
@@ -254,7 +254,7 @@ def list_grid(space: Space, base: Recipe) -> dict[Recipe, Assignment]:
         except ConfigError as error:
             refusals.append(error)
     if not recipes:
-        raise ConfigError(FieldError("dimensions", f"no trial of the grid is valid; the first: {refusals[0]}"))
+        raise ConfigError(f"dimensions: no trial of the grid is valid; the first: {refusals[0]}")
     return recipes
 
 
@@ -278,12 +278,14 @@ def load_space(url: str) -> Space:
 
     Raises ConfigError when the file is missing, cannot be read, or holds no space.
     """
-    parsers: dict[str, Callable[[str], Any]] = {"json": _parse_json, "toml": tomllib.loads}
-    parse = parsers.get(urls.get_basename(url).rpartition(".")[2])
+    ending = urls.get_basename(url).rpartition(".")[2]
     try:
-        if parse is None:
+        if ending not in ("json", "toml"):
             raise ConfigError("its name must end in .json or .toml")
-        return Space.from_dict(parse(file_io.read_bytes(url).decode()))
+        text = file_io.read_bytes(url).decode()
+        return Space.from_dict(
+            tomllib.loads(text) if ending == "toml" else json.loads(text, object_pairs_hook=_reject_duplicate_keys)
+        )
     except FileNotFoundError:
         reason = "no such file"
     except ConfigError as error:
@@ -291,10 +293,6 @@ def load_space(url: str) -> Space:
     except (OSError, ValueError, RecursionError) as error:
         reason = f"cannot be read: {error}"
     raise ConfigError(FieldError("space", f"{redaction.redact(url)}: {reason}"))
-
-
-def _parse_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_reject_duplicate_keys)
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,12 +310,10 @@ def check_space(space: Space, base: Recipe) -> None:
     samplers draw again. Raises ConfigError, which names every invalid dimension, its value, and what to do.
     """
     problems = [problem for path in sorted(space.dimensions) for problem in _find_problems(space, base, path)]
-    if not problems and not next(iter_assignments(space, base, lambda _, dimension: dimension.extremes)):
-        problems = [
-            FieldError("dimensions", "none exists with this recipe: no `when` holds; change one, or the recipe")
-        ]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+    if not next(iter_assignments(space, base, lambda _, dimension: dimension.extremes)):
+        raise ConfigError("dimensions: none exists with this recipe: no `when` holds; change one, or the recipe")
 
 
 def _find_problems(space: Space, base: Recipe, path: str) -> list[FieldError]:
@@ -337,15 +333,12 @@ def _find_problems(space: Space, base: Recipe, path: str) -> list[FieldError]:
 def _check_condition(space: Space, base: Recipe, path: str, on: str) -> Iterator[str]:
     """Yield why the dimension's condition on a path can never hold."""
     other = space.dimensions.get(on)
-    if other is not None and other.choices is None:
-        yield f"{on} is a range, which hardly ever is one of these; give it values, or whole"
-        return
     for value in space.dimensions[path].when[on]:
         if other is None:
             if (reason := _find_own_reason(_validate_assignment(base, {on: value}), on)) is not None:
                 yield f"{on}: {reason}"
-        elif not other.accepts(value):
-            choices = ", ".join(map(format_value, (other.choices or ())[:12]))
+        elif other.choices is None or not other.accepts(value):
+            choices = ", ".join(map(format_value, (other.choices or ())[:12])) or "none of a range"
             yield f"{on} must be one of the dimension's values ({choices}), got {format_value(value)}"
 
 
@@ -367,16 +360,13 @@ def _check_value(space: Space, base: Recipe, path: str, name: str, value: Any) -
         if problem.path in space.dimensions and problem.reason.startswith("belongs to"):
             yield FieldError(f"dimensions.{problem.path}", _explain_path(base, assignments[0], problem.path))
             return
-    own = _find_own_reason(problems, path)
-    if own is not None and own.startswith("unknown path"):
-        yield FieldError(place, own)
-    elif own is not None:
-        is_whole = dimension.values is None and "whole number" in own
-        yield FieldError(f"{place}.{name}", own + ("; set whole" if is_whole else ""))
-    else:
+    if (own := _find_own_reason(problems, path)) is None:
         under = "".join(f" with {on} {format_value(assignments[0].get(on))}" for on in dimension.when)
         reasons = "; ".join(problem.reason for problem in problems)
         yield FieldError(f"{place}.{name}", f"{format_value(value)}{under}: {reasons}")
+        return
+    hint = "; set whole" if dimension.values is None and "whole number" in own else ""
+    yield FieldError(place if own.startswith("unknown path") else f"{place}.{name}", own + hint)
 
 
 def _explain_path(base: Recipe, assignment: Mapping[str, Any], path: str) -> str:

@@ -82,8 +82,3 @@ def test_a_network_that_stands_at_chance_for_long_is_judged_later(preset: str, e
     recipe = PRESETS[preset]().model_copy(update={"epochs": epochs})
     assert SearchConfig().get_grace_epochs(recipe) == grace
     assert SearchConfig(grace_epochs=5).get_grace_epochs(recipe) == 5
-
-
-def test_rungs_are_the_grace_times_the_reduction() -> None:
-    assert job().rungs == (6, 18)
-    assert job("googlenet-bn-digits").rungs == (3, 9)

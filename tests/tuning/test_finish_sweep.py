@@ -15,7 +15,7 @@ from orchestrator.tuning.run_sweep import SweepPlan, SweepResult
 from orchestrator.tuning.trial import Trial
 from tests.tuning import made
 
-FLAG = "; --budget.trials 4 is used up; set a larger one to try more"
+FLAG = "; --budget.trials 4 is used up; set a larger one to try what is left of the space"
 
 
 def explored(*trials: Trial, enough: str = "", **search: object) -> SweepResult:
@@ -38,6 +38,14 @@ def test_trials_that_can_resume_name_what_ended_them() -> None:
     trials = made.trial(1, [10.0]), made.trial(2, [10.0], "stopped")
     message = describe_spent(explored(*trials, enough="--budget.epochs 3 is used up; set a larger one"))
     assert message.endswith("; 1 can resume: --budget.epochs 3 is used up; set a larger one")
+
+
+def test_the_dry_run_shows_the_rungs_the_grace_times_the_reduction() -> None:
+    lines = finish_sweep.format_plan(explored().plan)
+    assert "scheduler: asha, rungs at epochs [6, 18]" in lines
+    assert lines[-4].startswith("  t001: {'schedule.base_rate': ")
+    grown = finish_sweep.format_plan(explored(grace_epochs=3).plan)
+    assert "scheduler: asha, rungs at epochs [3, 9]" in grown
 
 
 def test_a_sweep_keeps_its_name() -> None:

@@ -415,7 +415,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
         ({"schedule.kinds": ["step"]}, "schedule.kinds: unknown path; did you mean schedule.kind?"),
         ({"model.module": ["reducd"]}, "model.module: must be one of reduced, naive"),
         ({"model.width": [99]}, "model.width: must be at most 8"),
-        ({"schedule.base_rate": [0.01]}, "schedule.base_rate is a range, which hardly ever is one of these"),
+        ({"schedule.base_rate": [0.01]}, "one of the dimension's values (none of a range), got 0.01"),
     ],
 )
 def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> None:
