@@ -162,12 +162,8 @@ class Recipe(Config):
         return hash(self.to_json())
 
     @model_validator(mode="after")
-    def _check_batch_stages(self) -> Self:
+    def _check_consistency(self) -> Self:
         check_batch_stages(self.augmentation, self.order, self.batch_size)
-        return self
-
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
         if problem := find_schedule_error(self.schedule, self.epochs):
             raise ValueError(problem)
         return self

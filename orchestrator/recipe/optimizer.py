@@ -80,9 +80,6 @@ def check_optimizer(config: OptimizerPlugin) -> None:
 
 def get_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's tensors, not copied: SGD's momentum by the parameter's name, others by "NAME/KEY"."""
-    if isinstance(optimizer, UndecoratedSGD):
-        named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
-        return {name: state[MOMENTUM_KEY] for name, state in named if state.get(MOMENTUM_KEY) is not None}
     return {name: value for name, value in _iter_state(model, optimizer) if isinstance(value, Tensor)}
 
 
@@ -116,7 +113,7 @@ def load_optimizer_state(
 def _iter_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", value
+            yield name if isinstance(optimizer, UndecoratedSGD) else f"{name}/{key}", value
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -164,12 +161,9 @@ class WeightAverager:
 
 def get_averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors to average, not copied: parameters and the float buffers of the model's state."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    if buffers:
-        saved = model.state_dict()
-        tensors |= {name: buffer for name, buffer in buffers.items() if name in saved}
-    return tensors
+    saved = model.state_dict(keep_vars=True)
+    floats = ((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
+    return {**dict(model.named_parameters()), **{name: buffer for name, buffer in floats if name in saved}}
 
 
 def compute_update_share(config: AnyAveraging, updates: int, steps_per_epoch: int) -> float:

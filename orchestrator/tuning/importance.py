@@ -48,12 +48,10 @@ def compute_importance(trials: Sequence[Trial], metric: Metric) -> Importance:
         return Importance(None, count, f"{count} trials with comparable scores are too few; it takes {MIN_TRIALS}.")
     scored = reached[last]
     count = len(scored)
-    if len({score for _, score in scored}) == 1:
-        return Importance(None, count, f"All {count} trials have the same score: no path matters.")
     study = _build_study(scored, metric)
-    distributions = [distribution for trial in study.trials for distribution in trial.distributions.values()]
-    if all(distribution.single() for distribution in distributions):
-        return Importance(None, count, f"No searched path has several values among the {count} trials.")
+    is_single = all(there.single() for trial in study.trials for there in trial.distributions.values())
+    if is_single or len({score for _, score in scored}) == 1:
+        return Importance(None, count, f"All {count} trials have the same values or the same score: no path matters.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few trials under a condition, which the report's caveat covers
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)

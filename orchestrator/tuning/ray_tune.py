@@ -218,13 +218,13 @@ class _SweepCallback(_NotPickled, Callback):
             self._sweep.on_trial_report(report)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._sweep.on_trial_ended(_get_number(trial), None)
+        self._sweep.on_trial_ended(trial.config["number"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # Its actor may be dead, and cannot release the reservation of its workers.
         if (internals := ray_compat.load_ray_internals()) is not None:
             internals.release_placement_group(_parse_task(trial.config).spec.folder)
-        self._sweep.on_trial_ended(_get_number(trial), _find_cause(trial))
+        self._sweep.on_trial_ended(trial.config["number"], _find_cause(trial))
 
 
 def _parse_task(config: dict[str, Any]) -> TrialTask:
@@ -235,12 +235,8 @@ def _parse_report(result: dict[str, Any]) -> TrialReport:
     return TrialReport.from_dict(json.loads(result["report"]))
 
 
-def _get_number(trial: Trial) -> int:
-    return int(trial.config["number"])
-
-
 def _make_name(trial: Trial) -> str:
-    return f"t{_get_number(trial):03d}"
+    return f"t{trial.config['number']:03d}"
 
 
 def _find_cause(trial: Trial) -> str:

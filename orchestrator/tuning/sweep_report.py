@@ -25,7 +25,7 @@ from orchestrator.recipe.config import Recipe, is_same_but_for_code
 from orchestrator.tuning import ranking
 from orchestrator.tuning.importance import Importance, compute_importance, is_log
 from orchestrator.tuning.ranking import SeedComparison, find_winner, rank_trials
-from orchestrator.tuning.trial import Metric, State, Trial, format_value
+from orchestrator.tuning.trial import Metric, State, Trial
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "ranking.md", "ranking.json"
 # Some of older versions, which a new report replaces.
@@ -170,21 +170,14 @@ class SweepReport:
     def compose_headline(self) -> list[str]:
         """Return sentences that say who won, by how much, and how far to believe it."""
         metric, base, best = self.metric, self.base, self._best
-        scored = [trial for trial in self._ranked if trial.get_score(metric) is not None]
 
         def format_score(trial: Trial) -> str:
             return metric.format_score(trial.get_score(metric), unit=True)
 
         if best is None:
-            sentences = ["No trial has finished with a score, so there is no winner."]
-            if scored:
-                sentences.append(
-                    f"{scored[0].name} came furthest: {metric.label} {format_score(scored[0])} at "
-                    f"{format_count(scored[0].trained_epochs, 'epoch')} of {scored[0].recipe.epochs}. An early score "
-                    "does not predict the final one."
-                )
-            return sentences
-        others = [trial for trial in scored if trial.state == "finished" and trial is not best]
+            return ["No trial has finished with a score, so there is no winner."]
+        finished = [trial for trial in self._ranked if trial.state == "finished"]
+        others = [trial for trial in finished[1:] if trial.get_score(metric) is not None]
         sentences = [
             f"{best.name} wins with a {metric.label} of {format_score(best)} after "
             f"{format_count(best.trained_epochs, 'epoch')}."
@@ -226,7 +219,10 @@ class SweepReport:
             ("trials", f"{len(trials):,}" + (f": {states}" if states else "")),
             ("epochs trained", f"{sum(trial.trained_epochs for trial in trials):,}"),
             ("time trained, of all trials together", format_duration(sum(trial.seconds for trial in trials))),
-            *((name.replace("_", " "), _format_fact(value)) for name, value in others.items()),
+            *(
+                (name.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str))
+                for name, value in others.items()
+            ),
         ]
 
 
@@ -255,16 +251,6 @@ def find_base_trial(trials: Sequence[Trial], base: Recipe) -> Trial | None:
 def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
     """Return every dotted path of a recipe with its value as JSON."""
     return {path: json.dumps(value, default=to_jsonable) for path, value in flatten_config(recipe).items()}
-
-
-def _format_fact(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_format_fact, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_format_fact(item)}" for name, item in value.items())
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else format_value(value)
 
 
 def draw_errors(trials: Sequence[Trial], metric: Metric) -> Figure:

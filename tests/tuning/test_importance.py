@@ -89,9 +89,12 @@ def test_non_finite_scores_are_not_used() -> None:
     [
         ([], "0 trials with comparable scores are too few; it takes 8."),
         (planted(MIN_TRIALS - 1), "7 trials with comparable scores are too few"),
-        ([made.trial(n, [5.0], assignment={"a": n}) for n in range(1, 10)], "All 9 trials have the same score"),
-        ([made.trial(n, [5.0 + n]) for n in range(1, 10)], "No searched path has several values among the 9 trials."),
-        ([made.trial(n, [5.0 + n], assignment={"a": 1}) for n in range(1, 10)], "No searched path has several values"),
+        (
+            [made.trial(n, [5.0], assignment={"a": n}) for n in range(1, 10)],
+            "All 9 trials have the same values or the same score",
+        ),
+        ([made.trial(n, [5.0 + n]) for n in range(1, 10)], "the same values or the same score: no path matters."),
+        ([made.trial(n, [5.0 + n], assignment={"a": 1}) for n in range(1, 10)], "the same values or the same score"),
     ],
 )
 def test_none_with_a_reason(trials: list[Trial], said: str) -> None:

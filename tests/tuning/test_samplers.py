@@ -154,6 +154,14 @@ def test_a_recipe_tried_under_another_name_is_not_tried_again(kind: SamplerKind)
     assert sampler(kind, two).suggest([own]) == {"optimizer.momentum": 0.5}
 
 
+@each_kind
+def test_a_recipe_tried_with_a_plug_in_is_not_tried_again(kind: SamplerKind) -> None:
+    two = space({"model.kind": {"values": ["googlenet", "examples.small_cnn:SmallCNN"]}})
+    tried = build_recipe(BASE, {"model.kind": "examples.small_cnn:SmallCNN"})
+    own = Trial(1, {}, tried.model_copy(update={"code": {"examples.small_cnn:SmallCNN": "0"}}), "finished")
+    assert sampler(kind, two).suggest([own]) == {"model.kind": "googlenet"}
+
+
 # ------------------------------------------------------------------ random
 def test_literals_of_random_draws() -> None:
     """Another draw here means that sweeps under way would not go on as they began."""

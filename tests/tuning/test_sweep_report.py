@@ -169,8 +169,8 @@ def test_budgets_in_words() -> None:
         ("epochs trained", "3"),
         ("time trained, of all trials together", "0:30"),
         ("budget trials", "2"),
-        ("budget seconds", "3600"),
-        ("note", "a, b"),
+        ("budget seconds", "3600.0"),
+        ("note", '["a", "b"]'),
     ]
 
 
