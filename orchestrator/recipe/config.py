@@ -20,7 +20,6 @@ from orchestrator.recipe.lr_schedule import Schedule, SchedulePlugin, StepDecay,
 # 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
 RECIPE_VERSION = 2
 
-
 _OPTIMIZER_KINDS = "sgd | adamw | package.module:attribute"
 
 
@@ -46,10 +45,7 @@ class AdamWConfig(_OptimizerBase):
 
     kind: Literal["adamw"] = Field("adamw", description=_OPTIMIZER_KINDS)
     weight_decay: float = Field(
-        0.01,
-        ge=0,
-        lt=1,
-        description="times the rate, each step; not on biases (torch: 0.01, whatever the preset's SGD has)",
+        0.01, ge=0, lt=1, description="times the rate; not on biases; torch's 0.01, never SGD's"
     )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of the running means of gradient and square")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the mean square")

@@ -15,7 +15,7 @@ from pathlib import Path
 from orchestrator.config import redaction
 from orchestrator.config.command_line import format_command
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
-from orchestrator.ray_backend.run_spec import Destination, RunSpec, choose_default_data
+from orchestrator.ray_backend.run_spec import RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session
 from orchestrator.recipe.config import Recipe, pin_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
@@ -58,20 +58,15 @@ def rank_and_publish(session: Session, explored: SweepResult) -> tuple[Trial | N
         winner = _build_winner_file(session, explored, best, noise)
         url = file_io.join(explored.folder, WINNER_FILE)
         file_io.write_bytes(url, winner.to_json().encode())
-        lines.append(f"winner:  {best.name}; {build_next_command(session.destination, job.weights, winner, url)}")
+        flags = session.destination.to_flags(choose_default_data(winner))
+        if job.weights:
+            flags += ["--weights", redaction.redact(urls.require_absolute(job.weights, "weights"))]
+        lines.append(f"winner:  {best.name}; {format_command('train-ensemble', [redaction.redact(url), *flags])}")
     about = _describe_sweep(session, explored)
     SweepReport(about, explored.trials, metric, explored.plan.base, noise).write(explored.folder)
     lines.append(f"report:  {redaction.redact(file_io.join(explored.folder, sweep_report.HTML_FILE))}")
     session.recorder.replayer.submit(partial(_log_ranking, session, explored, best), required_key=explored.key)
     return best, lines
-
-
-def build_next_command(destination: Destination, weights: str, winner: RecipeFile, url: str) -> str:
-    """Return the command that trains the winner at `url` as an ensemble, on the data that it was tuned on."""
-    flags = destination.to_flags(choose_default_data(winner))
-    if weights:
-        flags += ["--weights", redaction.redact(urls.require_absolute(weights, "weights"))]
-    return format_command("train-ensemble", [redaction.redact(url), *flags])
 
 
 def describe_spent(explored: SweepResult) -> str:

@@ -29,7 +29,7 @@ def build_schedule_space(base: Recipe) -> Space:
     return Space(
         dimensions={
             _KIND_PATH: Dimension(values=("step", "exponential", "polynomial", "cosine")),
-            "schedule.base_rate": _make_rate_dimension(rate, lowest),
+            "schedule.base_rate": Dimension(low=lowest, high=_round_number(min(rate * 10, _MAX_RATE)), log=True),
             "schedule.warmup_epochs": Dimension(low=0.0, high=_round_number(epochs / 10)),
             "schedule.decay_factor": Dimension(low=0.1, high=0.97, when=steps),
             # The paper's 8 of 250 epochs is among them, and a third of training, as AlexNet's.
@@ -62,10 +62,10 @@ def build_regularization_space(base: Recipe) -> Space:
 
 def build_rate_space(base: Recipe) -> Space:
     """Return a space of the rate alone, within a factor of 10, under the recipe's schedule."""
+    rate, high = base.schedule.base_rate, build_schedule_space(base).dimensions["schedule.base_rate"].bounds[1]
     # A schedule that ends at a rate of its own cannot start below it.
-    schedule = base.schedule
-    lowest = max(_round_number(schedule.base_rate / 10), getattr(schedule, "final_rate", 0.0))
-    return Space(dimensions={"schedule.base_rate": _make_rate_dimension(schedule.base_rate, lowest)})
+    low = max(_round_number(rate / 10), getattr(base.schedule, "final_rate", 0.0))
+    return Space(dimensions={"schedule.base_rate": Dimension(low=low, high=high, log=True)})
 
 
 SPACES: dict[str, Callable[[Recipe], Space]] = {
@@ -86,10 +86,6 @@ def find_space(space: str, base: Recipe) -> Space:
         got = format_value(space) + format_suggestion(space, list(SPACES), "spaces")
         raise ConfigError(FieldError("space", f"must be the name of a space, or a .json or .toml file, got {got}"))
     return load_space(space)
-
-
-def _make_rate_dimension(rate: float, lowest: float) -> Dimension:
-    return Dimension(low=lowest, high=min(_round_number(rate * 10), _MAX_RATE), log=True)
 
 
 def _round_number(number: float) -> float:

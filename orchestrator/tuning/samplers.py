@@ -107,17 +107,6 @@ class Sampler:
             yield assignments[place]
 
     def _iter_suggestions(self, trials: Sequence[Trial]) -> Iterator[Assignment]:
-        study = self._build_study(trials)
-        for _ in range(_MAX_SUGGESTIONS):
-            # Optuna takes an unused suggestion for a running trial, and avoids its neighbourhood.
-            trial = study.ask()
-
-            def pick(path: str, dimension: Dimension, trial: optuna.Trial = trial) -> object:
-                return _suggest_value(trial, path, dimension)
-
-            yield choose_assignment(self.space, self.base, pick)
-
-    def _build_study(self, trials: Sequence[Trial]) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna announces each study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, since 2021
@@ -128,9 +117,15 @@ class Sampler:
                 constant_liar=True,
             )
         study = optuna.create_study(sampler=sampler, direction="minimize")
-        for trial in trials:
-            study.add_trial(self._to_frozen_trial(trial))
-        return study
+        study.add_trials(map(self._to_frozen_trial, trials))
+        for _ in range(_MAX_SUGGESTIONS):
+            # Optuna takes an unused suggestion for a running trial, and avoids its neighbourhood.
+            trial = study.ask()
+
+            def pick(path: str, dimension: Dimension, trial: optuna.Trial = trial) -> object:
+                return _suggest_value(trial, path, dimension)
+
+            yield choose_assignment(self.space, self.base, pick)
 
     def _to_frozen_trial(self, trial: Trial) -> FrozenTrial:
         """Return a trial in Optuna's form, with the part of its assignment that the space has. Less is better."""

@@ -358,7 +358,14 @@ def _check_value(space: Space, base: Recipe, path: str, name: str, value: Any) -
     for problem in problems:
         # Also of another dimension, which one value of this one leaves without its path.
         if problem.path in space.dimensions and problem.reason.startswith("belongs to"):
-            yield FieldError(f"dimensions.{problem.path}", _explain_path(base, assignments[0], problem.path))
+            kind, homes = (
+                f"{problem.path.rpartition('.')[0]}.{KIND}",
+                overrides.find_kinds_with_path(base, problem.path),
+            )
+            present = assignments[0].get(kind, overrides.flatten_config(base)[kind])
+            hint = f"add when: {json.dumps({kind: homes})}"
+            reason = f"belongs to {kind} {' or '.join(homes)}, not to {present}; {hint}"
+            yield FieldError(f"dimensions.{problem.path}", reason)
             return
     if (own := _find_own_reason(problems, path)) is None:
         under = "".join(f" with {on} {format_value(assignments[0].get(on))}" for on in dimension.when)
@@ -367,15 +374,6 @@ def _check_value(space: Space, base: Recipe, path: str, name: str, value: Any) -
         return
     hint = "; set whole" if dimension.values is None and "whole number" in own else ""
     yield FieldError(place if own.startswith("unknown path") else f"{place}.{name}", own + hint)
-
-
-def _explain_path(base: Recipe, assignment: Mapping[str, Any], path: str) -> str:
-    """Return which condition a path needs that the kind of an assignment lacks."""
-    kind = f"{path.rpartition('.')[0]}.{KIND}"
-    homes = overrides.find_kinds_with_path(base, path)
-    listed = ", ".join(f'"{home}"' for home in homes)
-    present = assignment.get(kind, overrides.flatten_config(base)[kind])
-    return f'belongs to {kind} {" or ".join(homes)}, not to {present}; add when: {{"{kind}": [{listed}]}}'
 
 
 def _validate_assignment(base: Recipe, assignment: Mapping[str, Any]) -> tuple[FieldError, ...]:

@@ -35,7 +35,6 @@ IMPORTANCE_CAVEAT = (
     "trials differ from those among all. It says which paths mattered within the ranges searched, not in which "
     "direction, nor what is the cause; of few trials the small shares are noise."
 )
-WINNER_LINE_WIDTH = 3.2  # points
 # Okabe and Ito's colours, which colour-blind readers tell apart, each with a marker of its own.
 STATE_STYLES: dict[State, tuple[str, str]] = {
     "finished": ("#0072b2", "o"),
@@ -46,7 +45,6 @@ STATE_STYLES: dict[State, tuple[str, str]] = {
     "failed": ("#000000", "P"),
     "waiting": ("#9aa3ac", "."),
 }
-_MARKER: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.6}
 _ABSENT = "absent"  # no JSON value
 
 
@@ -93,10 +91,6 @@ class SweepReport:
     def _plot_title(self) -> str:
         return f"Validation {'error' if self.metric.is_error else self.metric.label} of every trial"
 
-    @property
-    def _title(self) -> str:
-        return str(self.about.get("sweep") or "sweep")
-
     def render_html(self, plot: bytes | None) -> str:
         """Return the page; plot: a PNG of the errors."""
         head, rows = ranking.build_columns(self._ranked, self.metric)
@@ -104,7 +98,7 @@ class SweepReport:
         return render_page(
             "orchestrator.tuning",
             "sweep.html.jinja",
-            title=self._title,
+            title=self.about.get("sweep", "sweep"),
             headline=self.compose_headline(),
             caveat=self._compose_caveat(),
             facts=self.build_facts(),
@@ -128,7 +122,7 @@ class SweepReport:
         sentences = [*self.compose_headline(), *([self.noise.verdict] if self.noise else [])]
         caveat = self._compose_caveat()
         parts = [
-            f"# {escape_markdown(self._title)}",
+            f"# {escape_markdown(str(self.about.get('sweep', 'sweep')))}",
             "\n".join(map(escape_markdown, sentences)),
             "\n".join(f"- {escape_markdown(name)}: {escape_markdown(value)}" for name, value in self.build_facts()),
             *([escape_markdown(caveat)] if caveat else []),
@@ -266,12 +260,12 @@ def draw_errors(trials: Sequence[Trial], metric: Metric) -> Figure:
         style: dict[str, Any] = {"linewidth": 1.3, "alpha": max(0.4, min(0.95, 1.1 - 0.01 * len(validated)))}
         if trial is best:
             rim = withStroke(linewidth=4.6, foreground="white")
-            style = {"linewidth": WINNER_LINE_WIDTH, "path_effects": [rim], "label": f"{best.name}, the winner"}
+            style = {"linewidth": 3.2, "path_effects": [rim], "label": f"{best.name}, the winner"}
         axes.plot(*zip(*curve, strict=True), color=color, zorder=4 if trial is best else 2, **style)
         finite = [point for point in curve if math.isfinite(point[1])]
         all_scores += [score for _, score in finite]
         if finite:
-            axes.plot(*finite[-1], marker, markersize=6, color=color, zorder=4.5 if trial is best else 2.5, **_MARKER)
+            axes.plot(*finite[-1], marker, markersize=6, color=color, markeredgecolor="white", zorder=5)
     if is_log(all_scores):
         # With 5 and 20 instead of powers of ten.
         axes.set_yscale("log")

@@ -27,7 +27,6 @@ IDLE_TIMEOUT_SECONDS = 120.0
 JOURNAL_POLL_SECONDS = 0.5  # between reads of the journal of a run whose workers are other processes
 
 StepResult = Mapping[str, float] | Outcome
-TrainFunction = Callable[[TrialTask, LauncherContext], Outcome]
 
 _STATE_BY_STATUS: dict[OutcomeStatus, State] = {
     "finished": "finished",
@@ -54,7 +53,7 @@ def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
 class TrialRun:
     """One trial in this process."""
 
-    def __init__(self, task: TrialTask, train: TrainFunction = train_trial) -> None:
+    def __init__(self, task: TrialTask, train: Callable[[TrialTask, LauncherContext], Outcome] = train_trial) -> None:
         """Prepare a trial; `train` trains its run, or what is left of it."""
         self._task = task
         known = trial_store.read_epochs(task.spec.folder)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field
 
@@ -24,8 +24,6 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training.run_dir import get_journal_dir
 from orchestrator.tuning.trial import EpochResult, State, Trial
-
-ConfigT = TypeVar("ConfigT", bound=Config)
 
 _RECORD_NAME = re.compile(r"^(\d{4,})\.json$")
 _READ_THREADS = 8
@@ -74,22 +72,20 @@ def load_trials(sweep: str, get_folder: Callable[[Recipe], str]) -> list[Trial]:
         raise TrialStoreError(f"{url}: is missing, though later trials exist; restore it, or set --new")
 
     def load_trial(number: int) -> Trial:
-        record = _read_config(_TrialRecord, _get_url(sweep, number))
-        has_ended = f"{number:04d}.ended.json" in names
-        end = _read_config(_TrialEnd, _get_url(sweep, number, ".ended")) if has_ended else _TrialEnd(state="waiting")
+        url, end = _get_url(sweep, number), _TrialEnd(state="waiting")
+        try:
+            record = _TrialRecord.from_record(file_io.read_bytes(url))
+            if f"{number:04d}.ended.json" in names:
+                url = _get_url(sweep, number, ".ended")
+                end = _TrialEnd.from_record(file_io.read_bytes(url))
+        except ValueError as error:
+            shown = redaction.redact(url)
+            raise TrialStoreError(f"{shown}: cannot be read: {error}; set --new to begin another sweep") from None
         epochs = read_epochs(get_folder(record.recipe))
         return Trial(number, record.assignment, record.recipe, end.state, end.reason, epochs)
 
     with ThreadPoolExecutor(_READ_THREADS, "trial-store") as pool:
         return list(pool.map(load_trial, numbers))
-
-
-def _read_config(form: type[ConfigT], url: str) -> ConfigT:
-    try:
-        return form.from_record(file_io.read_bytes(url))
-    except ValueError as error:
-        shown = redaction.redact(url)
-        raise TrialStoreError(f"{shown}: cannot be read: {error}; set --new to begin another sweep") from None
 
 
 def _get_url(sweep: str, number: int, kind: str = "") -> str:
