@@ -14,7 +14,7 @@ from orchestrator.config.introspection import KIND
 from orchestrator.config.plugins import KindDiscriminator, Plugin, compute_source_digest
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig, check_batch_stages
 from orchestrator.models.config import GoogLeNetConfig, ModelConfig, ModelPlugin
-from orchestrator.recipe.lr_schedule import Schedule, SchedulePlugin, StepDecay, compute_lr, find_schedule_error
+from orchestrator.recipe.lr_schedule import Schedule, SchedulePlugin, StepDecay, compute_lr
 
 # Bumped when the meaning of a recipe changes, so that old runs are not taken for new ones.
 # 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
@@ -160,8 +160,17 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         check_batch_stages(self.augmentation, self.order, self.batch_size)
-        if problem := find_schedule_error(self.schedule, self.epochs):
-            raise ValueError(problem)
+        schedule, epochs = self.schedule, self.epochs
+        if schedule.warmup_epochs >= epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs must be below epochs ({epochs}), got {schedule.warmup_epochs:g}: the warm-up "
+                "never ends; shorten it or train longer"
+            )
+        if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
+            raise ValueError(
+                f"schedule.decay_epochs must be below epochs ({epochs}), got {schedule.decay_epochs:g}: the first step "
+                "is never reached; shorten it, or set schedule.decay_factor 1 for a constant rate"
+            )
         return self
 
 
