@@ -155,7 +155,7 @@ def test_the_default_preset_exists() -> None:
 
 # ------------------------------------------------------------------ recipes as values
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ({"name": "x", "epoch": 3}, "epoch"),
         ({"name": "x", "model": {"kind": "googlenet", "widht": 1.0}}, "model.widht"),
@@ -190,10 +190,10 @@ def test_the_default_preset_exists() -> None:
         ({"name": "x", "epochs": 3, "schedule": {"kind": "step", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(data: dict[str, Any], told: str) -> None:
+def test_an_impossible_value_is_rejected_by_name(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_dict(data)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_schedule_is_known_by_its_kind() -> None:

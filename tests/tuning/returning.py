@@ -1,4 +1,4 @@
-"""A driver for test_study.py: two trials on two CPUs, of which one is ended early and the other then sees what is free.
+"""A driver for test_ray_tune.py: two trials on two CPUs, of which one is ended early and the other then sees what is free.
 
 `python -m tests.tuning.returning FOLDER` prints what it saw, as JSON.
 """
@@ -30,7 +30,7 @@ LATEST_SECONDS = 60.0
 
 
 class EndsOne(Sweep):
-    """Trial 2 is ended at its first report; trial 1 goes on until a CPU is free, or it is too late."""
+    """Trial 2 is ended at its first report; trial 1 continues until a CPU is free, or it is too late."""
 
     def __init__(self, storage: str) -> None:
         self._storage = storage

@@ -1,4 +1,4 @@
-"""What a sweep says at its end."""
+"""The lines of a sweep before its start and at its end, its name, and the version of the code."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What the score hangs on: planted, absent, none."""
+"""The importance of paths: planted, absent, none."""
 
 import math
 

@@ -18,7 +18,7 @@ def names(trials: list[Trial]) -> list[str]:
 
 
 # ------------------------------------------------------------------ order
-def test_finished_ones_come_first_whatever_the_lucky_ones_had() -> None:
+def test_finished_trials_come_first_whatever_the_others_scored() -> None:
     trials = [
         made.trial(1, [50.0, 0.1], "pruned"),
         made.trial(2, [60.0, 40.0, 30.0, 9.0]),
@@ -36,7 +36,7 @@ def test_finished_ones_come_first_whatever_the_lucky_ones_had() -> None:
     assert best.name == "t003"
 
 
-def test_equals_are_told_apart_by_epochs_then_by_number() -> None:
+def test_equals_are_ordered_by_epochs_then_by_number() -> None:
     trials = [made.trial(3, [9.0, 5.0]), made.trial(2, [5.0, 5.0]), made.trial(1, [9.0, 7.0, 5.0])]
     assert names(trials) == ["t002", "t003", "t001"]
 
@@ -173,7 +173,7 @@ def test_no_interval_where_there_is_none(base: list[float], best: list[float], s
     assert said in found.verdict
 
 
-def test_lost_runs_are_told() -> None:
+def test_lost_runs_are_counted() -> None:
     found = ranking.compare_seeds([5.0, 5.1, 5.2], [4.0, math.nan, 4.1], METRIC)
     assert (found.winner.lost, found.winner.scores) == (1, (4.0, 4.1))
     assert "1 of 3 runs of the winner gave no score and are left out, which flatters it." in found.verdict

@@ -82,8 +82,8 @@ def test_suggestions_lie_inside_and_name_what_their_kind_has(kind: SamplerKind, 
 
 
 @each_kind
-def test_suggestions_are_a_function_of_what_is_told(kind: SamplerKind) -> None:
-    """A driver that died goes on with another sampler, which never saw the trials before."""
+def test_suggestions_are_a_function_of_the_trials(kind: SamplerKind) -> None:
+    """A new driver resumes with another sampler object, which never saw the trials."""
     one = sampler(kind, seed=3)
     trials = run(one, 24)
     for number in (0, 1, 11, 23):
@@ -105,7 +105,7 @@ def test_the_order_of_dimensions_in_a_file_makes_no_difference(kind: SamplerKind
 
 
 @each_kind
-def test_a_space_with_an_end_is_gone_through_once(kind: SamplerKind) -> None:
+def test_a_finite_space_is_exhausted_without_repetition(kind: SamplerKind) -> None:
     few = space(
         {
             "schedule.kind": {"values": ["step", "polynomial"]},
@@ -121,7 +121,7 @@ def test_a_space_with_an_end_is_gone_through_once(kind: SamplerKind) -> None:
 
 
 @each_kind
-def test_recipes_that_the_schedule_refuses_are_never_suggested(kind: SamplerKind) -> None:
+def test_invalid_recipes_are_never_suggested(kind: SamplerKind) -> None:
     """Two of three pairs have a final rate above the base rate."""
     pairs = space(
         {
@@ -138,7 +138,7 @@ def test_recipes_that_the_schedule_refuses_are_never_suggested(kind: SamplerKind
 
 
 @each_drawing
-def test_when_all_is_refused_the_sweep_says_so(kind: SamplerKind) -> None:
+def test_a_space_without_a_valid_recipe_is_an_error(kind: SamplerKind) -> None:
     never = space({"schedule.final_rate": {"low": 0.1, "high": 1}})
     message = r"dimensions: none of \d+ trials drawn is valid; narrow the ranges.*final_rate must be at most base_rate"
     with pytest.raises(ConfigError, match=message):
@@ -164,7 +164,7 @@ def test_a_recipe_tried_with_a_plug_in_is_not_tried_again(kind: SamplerKind) -> 
 
 # ------------------------------------------------------------------ random
 def test_literals_of_random_draws() -> None:
-    """Another draw here means that sweeps under way would not go on as they began."""
+    """Another draw here means that sweeps under way would not resume as they began."""
     assert sampler("random", seed=7).suggest([]) == {
         "schedule.base_rate": 0.0167059,
         "schedule.kind": "polynomial",
@@ -217,7 +217,7 @@ def test_tpe_finds_what_is_good() -> None:
     assert min(late["tpe"]) < 4
 
 
-def test_tpe_learns_from_the_metric_that_it_is_asked_to() -> None:
+def test_tpe_learns_from_its_metric() -> None:
     trials = run(sampler("tpe"), 15)
     top5 = Sampler("tpe", SCHEDULES, BASE, Metric(name="top5_error"), 0)
     assert top5.suggest(trials) != sampler("tpe").suggest(trials)  # no trial reported its top-5 error

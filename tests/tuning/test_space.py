@@ -1,4 +1,4 @@
-"""Spaces as data: what is refused, what a dimension may be, what exists under which kind, grids."""
+"""Spaces as data: invalid ones, dimensions, conditions, grids, files, and the check that a space suits a recipe."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def grid(of: Space) -> list[Any]:
     return list(list_grid(of, BASE).values())
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ invalid spaces
 @pytest.mark.parametrize(
     ("dimension", "message"),
     [
@@ -67,26 +67,26 @@ def grid(of: Space) -> list[Any]:
         ({"low": 0, "high": 1, "points": 1}, "dimensions.a.points: must be at least 2"),
     ],
 )
-def test_dimensions_that_are_refused(dimension: dict[str, Any], message: str) -> None:
+def test_invalid_dimensions(dimension: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         space(a=dimension)
     assert str(caught.value).startswith("dimensions.a")
     assert message in str(caught.value)
 
 
-def test_a_space_without_dimensions_is_refused() -> None:
+def test_a_space_without_dimensions_is_invalid() -> None:
     with pytest.raises(ConfigError, match="dimensions: must have at least 1 item"):
         space()
 
 
-def test_conditions_in_a_circle_are_refused() -> None:
+def test_conditions_in_a_circle_are_invalid() -> None:
     with pytest.raises(ConfigError, match=r"in a circle, got (a -> b -> a|b -> a -> b)"):
         space(a={"values": [1], "when": {"b": [1]}}, b={"values": [1], "when": {"a": [1]}})
     with pytest.raises(ConfigError, match="in a circle, got a -> a"):
         space(a={"values": [1], "when": {"a": [1]}})
 
 
-def test_numbers_and_truth_are_told_apart_as_in_json() -> None:
+def test_numbers_and_booleans_differ_as_in_json() -> None:
     assert space(a={"values": [1, True, "1"]}).dimensions["a"].extremes == (1, True, "1")
     assert to_hashable(1) == to_hashable(1.0) != to_hashable(True)
     assert to_hashable([1, [2]]) == to_hashable((1.0, (2,)))
@@ -212,7 +212,7 @@ def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> No
     assert build_recipe(BASE, {}) == BASE
 
 
-def test_a_recipe_that_is_refused_says_why() -> None:
+def test_an_invalid_recipe_says_why() -> None:
     with pytest.raises(ConfigError, match=r"schedule: final_rate must be at most base_rate \(0.01\), got 0.5"):
         build_recipe(BASE, {"schedule.final_rate": 0.5})
 
@@ -231,7 +231,7 @@ def test_a_grid_is_the_conditional_product() -> None:
     ]
 
 
-def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
+def test_a_grid_leaves_out_invalid_and_repeated_recipes() -> None:
     finals = space(schedule__base_rate={"values": [0.1, 0.001]}, schedule__final_rate={"values": [0.0, 0.01]})
     assert grid(finals) == [
         {"schedule.base_rate": 0.1, "schedule.final_rate": 0.0},
@@ -242,14 +242,14 @@ def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
     assert grid(space(schedule__base_rate={"values": [0.1, "0.1"]})) == [{"schedule.base_rate": 0.1}]
 
 
-def test_a_grid_without_a_valid_trial_is_refused() -> None:
+def test_a_grid_without_a_valid_trial_is_an_error() -> None:
     with pytest.raises(
         ConfigError, match=r"no trial of the grid is valid; the first: .*final_rate must be at most base_rate"
     ):
         list_grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
 
 
-def test_a_grid_that_nobody_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     big = space(schedule__base_rate={"low": 0.1, "high": 1, "points": 5}, optimizer__momentum={"low": 0, "high": 0.9})
     monkeypatch.setattr(spaces, "MAX_LISTED", 15)
     assert len(list_grid(big, BASE)) == 15
@@ -300,7 +300,7 @@ def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
         ("a.toml", "[dimensions.a]\nlow = 1\n", "a.toml: dimensions.a: high must be given"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_invalid_files(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -309,7 +309,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, mes
     assert message in str(caught.value)
 
 
-def test_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_a_folder_and_bytes_that_are_not_text_are_errors(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
     for name in ("folder.json", "bytes.json"):
@@ -329,7 +329,7 @@ def under(*kinds: str) -> dict[str, Any]:
     return {"when": {"schedule.kind": list(kinds)}}
 
 
-def refusal(dimensions: dict[str, Any]) -> str:
+def get_error(dimensions: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         check_space(Space.from_dict({"dimensions": dimensions}), BASE)
     return str(caught.value)
@@ -376,17 +376,17 @@ def refusal(dimensions: dict[str, Any]) -> str:
         ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate must be at most base_rate"),
     ],
 )
-def test_a_dimension_that_the_recipe_refuses(path: str, dimension: dict[str, Any], message: str) -> None:
-    assert message in refusal({path: dimension})
+def test_a_dimension_that_the_recipe_rejects(path: str, dimension: dict[str, Any], message: str) -> None:
+    assert message in get_error({path: dimension})
 
 
 def test_a_range_of_whole_numbers_says_how_to_ask_for_them() -> None:
-    assert refusal({"batch_size": span(16, 64)}).count("; set whole") == 2
+    assert get_error({"batch_size": span(16, 64)}).count("; set whole") == 2
     check_space(Space.from_dict({"dimensions": {"batch_size": span(16, 64, whole=True)}}), BASE)
 
 
 def test_a_path_of_another_kind_says_which_condition_it_needs() -> None:
-    assert refusal({"schedule.decay_factor": span(0.1, 0.9)}) == (
+    assert get_error({"schedule.decay_factor": span(0.1, 0.9)}) == (
         "dimensions.schedule.decay_factor: belongs to schedule.kind step or exponential, not to polynomial; add when: "
         '{"schedule.kind": ["step", "exponential"]}'
     )
@@ -394,7 +394,7 @@ def test_a_path_of_another_kind_says_which_condition_it_needs() -> None:
 
 def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
     # The recipe has a power, but not when the kind becomes step.
-    assert "dimensions.schedule.power: belongs to schedule.kind polynomial, not to step" in refusal(
+    assert "dimensions.schedule.power: belongs to schedule.kind polynomial, not to step" in get_error(
         {"schedule.kind": TWO_KINDS, "schedule.power": span(0.1, 1)}
     )
     check_space(
@@ -419,7 +419,7 @@ def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
     ],
 )
 def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> None:
-    found = refusal(
+    found = get_error(
         {
             "schedule.kind": TWO_KINDS,
             "schedule.base_rate": span(0.01, 0.1),
@@ -430,7 +430,7 @@ def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> Non
     assert message in found
 
 
-def test_every_dimension_that_is_refused_is_named() -> None:
+def test_every_invalid_dimension_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         check_space(
             Space.from_dict({"dimensions": {"schedule.rate": span(0, 1), "name": {"values": ["b"]}}}),
@@ -439,9 +439,9 @@ def test_every_dimension_that_is_refused_is_named() -> None:
     assert [problem.path for problem in caught.value.field_errors] == ["dimensions.name", "dimensions.schedule.rate"]
 
 
-def test_steps_that_are_never_reached_are_refused_under_their_kind() -> None:
+def test_steps_that_are_never_reached_are_invalid_under_their_kind() -> None:
     dimensions = {"schedule.kind": TWO_KINDS, "schedule.decay_epochs": span(1, 30, **under("step"))}
-    assert refusal(dimensions).startswith(
+    assert get_error(dimensions).startswith(
         "dimensions.schedule.decay_epochs.high: 30.0 with schedule.kind 'step': schedule.decay_epochs must be below "
         "epochs (26), got 30: the first step is never reached"
     )
@@ -451,7 +451,7 @@ def test_steps_that_are_never_reached_are_refused_under_their_kind() -> None:
 
 
 def test_a_value_needs_only_some_setting_of_the_others() -> None:
-    """Under the recipe's own rate of 0.01 a final rate of 0.02 is refused, under one of 0.1 it is not."""
+    """Under the recipe's own rate of 0.01 a final rate of 0.02 is invalid, under one of 0.1 it is valid."""
     rates = {"schedule.base_rate": span(0.001, 0.1), "schedule.final_rate": span(0, 0.02)}
     check_space(Space.from_dict({"dimensions": rates}), BASE)
     # A kind whose defaults do not suit 2 epochs, but whose own dimension does.
@@ -463,11 +463,11 @@ def test_a_value_needs_only_some_setting_of_the_others() -> None:
 
 def test_a_dimension_for_other_recipes_is_allowed_but_not_alone() -> None:
     steps = {"schedule.decay_factor": span(0.1, 1, **under("step"))}
-    assert "none exists with this recipe" in refusal(steps)
+    assert "none exists with this recipe" in get_error(steps)
     check_space(Space.from_dict({"dimensions": {**steps, "optimizer.momentum": span(0.5, 0.9)}}), BASE)
     # It is looked at all the same.
     wrong = {"schedule.decay_factor": span(0.1, 2, **under("step")), "optimizer.momentum": span(0.5, 0.9)}
-    assert "dimensions.schedule.decay_factor.high: must be at most 1" in refusal(wrong)
+    assert "dimensions.schedule.decay_factor.high: must be at most 1" in get_error(wrong)
 
 
 def test_conditions_of_conditions_are_followed() -> None:
@@ -476,7 +476,7 @@ def test_conditions_of_conditions_are_followed() -> None:
         "schedule.decay_factor": {"values": [0.5, 0.9], **under("step")},
         "schedule.decay_epochs": span(1, 26, when={"schedule.decay_factor": [0.5]}),
     }
-    found = refusal(deep)
+    found = get_error(deep)
     assert "dimensions.schedule.decay_epochs" in found
     assert "never reached" in found
     check_space(

@@ -1,4 +1,4 @@
-"""A sweep, step by step, as the study asks it: no Ray, no training."""
+"""A sweep, step by step, as Tune calls it: no Ray, no training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,7 +159,7 @@ def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
     sweep.on_trial_ended(first, None)
     sweep.on_trial_ended(second, None)
     assert states(sweep) == [("stopped", "--budget.epochs 3 is used up; set a larger one")] * 2
-    # More of it goes on with the same trials.
+    # A larger one resumes the same trials.
     later = place.sweep({"trials": 9, "epochs": 30})
     assert [task(later).number for _ in range(3)] == [1, 2, 3]
 
@@ -177,7 +177,7 @@ def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     assert states(sweep) == [("stopped", "--budget.hours 0.5 is used up; rerun the same command, or set a larger one")]
 
 
-def test_a_wish_to_stop(place: Place) -> None:
+def test_a_stop_request(place: Place) -> None:
     sweep = place.sweep()
     number = task(sweep).number
     place.stopped = True
@@ -187,7 +187,7 @@ def test_a_wish_to_stop(place: Place) -> None:
     assert states(sweep)[0][0] == "stopped"
 
 
-def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
+def test_a_new_driver_resumes_the_trials_of_one_that_died(place: Place) -> None:
     sweep = place.sweep()
     one, two, three = task(sweep), task(sweep), task(sweep)
     for number, (each, epochs) in enumerate(((one, 1), (two, 2), (three, 0)), 1):
@@ -218,7 +218,7 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert later.next_task() is None
 
 
-def test_what_ended_before_its_first_epoch_is_not_told_again(place: Place) -> None:
+def test_a_trial_that_ended_before_its_first_epoch_is_not_repeated(place: Place) -> None:
     sweep = place.sweep()
     sweep.on_trial_ended(task(sweep).number, "ValueError: never works")
     later = place.sweep()

@@ -135,7 +135,7 @@ def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
 
 
 # ------------------------------------------------------------------ against the base
-def test_the_base_among_the_trials_is_told() -> None:
+def test_the_base_among_the_trials_is_named() -> None:
     base = googlenet_digits()
     wide = base.model_copy(update={"name": "t2", "model": base.model.model_copy(update={"width": 0.5})})
     first = made.trial(1, [9.0, 6.0], assignment={"model.width": 0.25}, recipe=base.model_copy(update={"name": "t1"}))
@@ -151,7 +151,7 @@ def test_the_base_among_the_trials_is_told() -> None:
     assert "It is the base preset, googlenet-digits" in page([first]).all_text
 
 
-def test_what_a_kind_brings_along_is_told() -> None:
+def test_fields_that_a_kind_brings_along_are_listed() -> None:
     base = googlenet_digits()  # a polynomial
     (cosine,) = [one for one in made.sweep(40) if one.assignment["schedule.kind"] == "cosine"][:1]
     rows = {row[0]: row[1:] for row in sweep_report.diff_with_base(cosine, base)}

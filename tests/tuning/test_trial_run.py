@@ -73,7 +73,7 @@ def test_epochs_then_the_end_with_the_last(tmp_path: Path) -> None:
     assert (Path(task(tmp_path).spec.folder) / "spec.json").exists(), "other jobs find the run"
 
 
-def test_what_an_earlier_actor_reported_is_told_again_and_not_twice(tmp_path: Path) -> None:
+def test_known_epochs_are_repeated_and_trained_ones_reported_once(tmp_path: Path) -> None:
     one = task(tmp_path)
     journal(one, 60.0, 50.0)
     # Its checkpoint was older than its last report: the second epoch is trained again.
@@ -85,7 +85,7 @@ def test_what_an_earlier_actor_reported_is_told_again_and_not_twice(tmp_path: Pa
     ]
 
 
-def test_one_that_ended_is_told_and_not_trained(tmp_path: Path) -> None:
+def test_a_trial_that_ended_is_repeated_and_not_trained(tmp_path: Path) -> None:
     one = task(tmp_path, ended=True)
     journal(one, 60.0, 50.0)
 
@@ -98,7 +98,7 @@ def test_one_that_ended_is_told_and_not_trained(tmp_path: Path) -> None:
     assert (first.again, last.again) == (True, True)
 
 
-def test_one_that_had_finished_before_anybody_noted_it(tmp_path: Path) -> None:
+def test_a_trial_that_finished_unrecorded_reports_its_end(tmp_path: Path) -> None:
     one = task(tmp_path)
     journal(one, 60.0, 50.0, 40.0)
     run = TrialRun(one, training({}))
@@ -134,7 +134,7 @@ def test_an_epoch_that_was_not_validated_has_no_score(tmp_path: Path) -> None:
     assert TrialRun(task(tmp_path), train).step().score is None
 
 
-def test_a_crash_is_raised_for_the_study_to_try_again(tmp_path: Path) -> None:
+def test_a_crash_is_raised_so_that_tune_retries(tmp_path: Path) -> None:
     def train(task: TrialTask, context: LauncherContext) -> Outcome:
         raise OSError("no space left")
 
@@ -165,7 +165,7 @@ def test_a_metric_to_maximize_is_reported_as_a_loss(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ training in steps
 class Training:
-    """Epochs up to a last one; goes on where it was, as a run does from its checkpoint."""
+    """Epochs up to a last one; resumes where it was, as a run does from its checkpoint."""
 
     def __init__(self, epochs: int, error: Exception | None = None) -> None:
         self.epochs, self.done, self.begun, self.error = epochs, 0, 0, error
@@ -182,7 +182,7 @@ class Training:
         return Outcome(status="finished", samples=10 * self.done)
 
 
-def test_no_epoch_is_trained_before_it_is_asked_for() -> None:
+def test_no_epoch_is_trained_before_it_is_requested() -> None:
     training = Training(3)
     steps = StepwiseTraining(training)
     assert training.begun == 0
@@ -210,7 +210,7 @@ def test_closing_before_the_first_epoch_trains_nothing() -> None:
     assert training.begun == 0
 
 
-def test_an_error_of_the_training_is_raised_to_who_asks() -> None:
+def test_an_error_of_the_training_is_raised_to_the_caller() -> None:
     steps = StepwiseTraining(Training(3, OSError("no space")))
     steps.next_epoch()
     with pytest.raises(OSError, match="no space"):
@@ -234,7 +234,7 @@ def test_a_training_without_requests_saves_and_resumes_on_the_next() -> None:
             thread.join(5)
     assert training.begun == 1
     assert steps.next_epoch() == {"epoch": 2, "samples": 20}
-    assert training.begun == 2, "it had saved and ended, and went on from there"
+    assert training.begun == 2, "it had saved and ended, and resumed from there"
 
 
 # ------------------------------------------------------------------ workers in other processes

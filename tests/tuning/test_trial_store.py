@@ -51,7 +51,7 @@ def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert read(tmp_path) == [(1, "waiting", "", 0)]
 
 
-def test_a_second_driver_is_told(tmp_path: Path) -> None:
+def test_a_second_driver_gets_an_error(tmp_path: Path) -> None:
     trial_store.add_trial(str(tmp_path), make_trial(1))
     with pytest.raises(TrialStoreError, match=r"0001\.json: exists already: another driver"):
         trial_store.add_trial(str(tmp_path), make_trial(1))
@@ -72,7 +72,7 @@ def test_a_gap_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_ends_are_written_over_nothing_else(tmp_path: Path) -> None:
+def test_an_end_is_a_file_of_its_own(tmp_path: Path) -> None:
     trial_store.add_trial(str(tmp_path), make_trial(1))
     trial_store.write_end(str(tmp_path), make_trial(1, state="failed", reason="no \N{BULLET} ascii"))
     assert json.loads((tmp_path / "trials" / "0001.ended.json").read_text())["state"] == "failed"
@@ -95,7 +95,7 @@ def test_seconds_are_those_of_the_steps() -> None:
     assert [TOP1.find_score(one.values) for one in found] == [60.0, 50.0]
 
 
-def test_an_epoch_trained_again_counts_once_as_it_was_last_told() -> None:
+def test_an_epoch_trained_again_counts_once_as_last_reported() -> None:
     found = trial_store.parse_epochs(
         [epoch(1, 25.0, 60.0), epoch(2, 25.0, 55.0), epoch(2, 50.0, 50.0), epoch(3, 50.0, 40.0)]
     )
@@ -126,7 +126,7 @@ def test_read_goes_over_attempts_and_passes_damage_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_following_adds_up(epochs: int) -> None:
+def test_seconds_add_up(epochs: int) -> None:
     last = None
     for number in range(1, epochs + 1):
         last = trial_store.build_next_epoch(last, number, {"train/images_per_second": 10.0}, 20 * number)
