@@ -29,8 +29,7 @@ from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.transforms.multi_crop import NUM_UNMIRRORED
 from orchestrator.evaluation import inference, shard_scorer
-from orchestrator.evaluation.crop_views import CropViews
-from orchestrator.evaluation.inference import InferenceModel
+from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.evaluation.score_store import NUM_ROWS, ShardScoreWriter
 from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringTask
 from orchestrator.evaluation.shard_scorer import iter_samples, score_shard

@@ -30,7 +30,6 @@ from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import multi_crop
 from orchestrator.ensemble.report import ensemble_report
 from orchestrator.evaluation import analysis, score_store
-from orchestrator.evaluation.analysis import MemberScores
 from orchestrator.evaluation.score_store import Scores
 from tests.support import stores
 
@@ -80,14 +79,14 @@ def store(folder: str) -> None:
             task.result()
 
 
-def scored(folder: str) -> list[MemberScores]:
-    """The models of a made store."""
-    return [MemberScores(f"m{model}", os.path.join(folder, f"m{model}")) for model in range(MODELS)]
+def scored(folder: str) -> dict[str, str]:
+    """The models of a made store, and their folders."""
+    return {f"m{model}": os.path.join(folder, f"m{model}") for model in range(MODELS)}
 
 
 def save(folder: str, model: int, shard: int) -> None:
     """Commit what a model scores on a shard."""
-    stores.save_shard(scored(folder)[model].scores, shard, scores(model, shard, IMAGES, CLASSES))
+    stores.save_shard(scored(folder)[f"m{model}"], shard, scores(model, shard, IMAGES, CLASSES))
 
 
 def scores(model: int, shard: int, images: int, classes: int) -> Scores:
@@ -99,9 +98,8 @@ def scores(model: int, shard: int, images: int, classes: int) -> Scores:
     logits += OF_MODEL * own.standard_normal(logits.shape, dtype=np.float32)
     noises = [*OF_CROPS.values(), *[OF_SCALE] * len(multi_crop.PAPER_SCALES), OF_CROPS[1]]
     rows = [_softmax(logits + noise * own.standard_normal(logits.shape, dtype=np.float32)) for noise in noises]
-    means = dict(zip(OF_CROPS, rows, strict=False))
     ids = shard * images + np.arange(images)
-    return Scores(ids, labels, means, np.stack(rows[len(means) : -1], axis=1), rows[-1], 0)
+    return Scores(ids, labels, np.stack(rows, axis=1), 0)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -119,7 +117,7 @@ def joined(folder: str, started: float) -> dict[str, Any]:
     assert found.table.images == SHARDS * IMAGES, found.table
     curves = {name: [(epoch, 100 / (1 + epoch)) for epoch in range(1, 251)] for name in found.member_names}
     with tempfile.TemporaryDirectory() as scratch:
-        ensemble_report.write_report(scratch, {"ensemble": "made"}, found, curves, {})
+        ensemble_report.write_report(scratch, {"ensemble": "made"}, found, curves)
     reported_at = time.time()
     return {
         "imports": imported - started,

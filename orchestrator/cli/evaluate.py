@@ -9,7 +9,7 @@ from orchestrator.cli.results import EnsembleScores, Errors
 from orchestrator.config.errors import ConfigError
 from orchestrator.ensemble import finished_runs, train_and_score
 from orchestrator.ensemble.config import EvaluateConfig
-from orchestrator.ensemble.report import table_files
+from orchestrator.ensemble.report import wording
 from orchestrator.ensemble.train_and_score import EnsembleResult, EnsembleTask
 from orchestrator.evaluation.table3 import Table3
 from orchestrator.ray_backend import preflight
@@ -30,17 +30,17 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
     if not config.runs:
         raise ConfigError("runs: give the name of at least one finished run or ensemble")
     storage, partial = config.provisional_destination.resolve().storage, config.reporting.allow_partial
-    selected = finished_runs.find_runs(storage, config.runs, "runs", config.members, partial)
-    for name in selected.unfinished:
+    selected, unfinished = finished_runs.find_runs(storage, config.runs, "runs", config.members, partial)
+    for name in unfinished:
         console.print(f"{name}: is not finished: left out", highlight=False, soft_wrap=True)
-    destination = finished_runs.resolve_dataset(selected.runs, config.destination)
+    destination = finished_runs.resolve_dataset(selected, config.destination)
     if config.dry_run:
-        for spec in selected.runs:
+        for spec in selected:
             console.print(f"{spec.name}: {spec.folder}", highlight=False, soft_wrap=True)
         preflight.check_destination(destination)
-        return EnsembleScores("", "", "stopped", tuple(spec.name for spec in selected.runs), len(selected.runs), 0)
+        return EnsembleScores("", "", "stopped", tuple(spec.name for spec in selected), len(selected), 0)
     with open_session(destination, config.placement, console) as session:
-        runs = tuple(finished_runs.adapt_to_session(session, spec, "runs", other_data=True) for spec in selected.runs)
+        runs = tuple(finished_runs.adapt_to_session(session, spec, "runs", other_data=True) for spec in selected)
         digest = session.manifest.digest()
         other_data = digest if any(spec.dataset_digest != digest for spec in runs) else ""
         if other_data:
@@ -53,9 +53,10 @@ def evaluate_runs(config: EvaluateConfig, console: Console) -> EnsembleScores:
             runs,
             config.reporting,
             config.kind,
-            unfinished_count=len(selected.unfinished),
+            unfinished_count=len(unfinished),
             train_members=False,
             other_dataset_digest=other_data,
+            metrics=config.placement.execution.metrics or selected[0].placement.execution.metrics,
         )
         return summarize_result(session, task, train_and_score.run_ensemble(session, task))
 
@@ -94,14 +95,14 @@ def summarize_result(session: Session, task: EnsembleTask, result: EnsembleResul
 
 def _print_table(session: Session, table: Table3, members: str) -> None:
     session.print_line("")
-    session.print_line(table_files.render_text(table))
+    session.print_line(wording.render_text(table))
     session.print_line(f"{members}, {table.images} images; 1 model: the mean over the single models")
     if table.bad_images:
         session.print_line(f"{table.bad_images} images could not be decoded and are not counted")
     if table.unlabelled:
         session.print_line(f"{table.unlabelled} images have no label: they are scored, and not counted")
     if not table.of_ilsvrc:
-        session.print_line(table_files.PAPER_NOTE)
+        session.print_line(wording.PAPER_NOTE)
 
 
 def _collect_errors(table: Table3, models: int) -> dict[int, Errors]:

@@ -266,7 +266,7 @@ def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
 def _load_source(source: ModelSource, report: Callable[[str], None], reason: str) -> Classifier:
     report(f"model: {source.description}" + (f": {reason}" if reason else ""))
     try:
-        return Classifier.load(source.weights_urls, source.titles)
+        return Classifier(source.weights_urls, source.titles)
     except (CheckpointError, FileNotFoundError) as error:
         raise DataError(f"model: {error}") from None
 
@@ -277,11 +277,16 @@ def _print_note(text: str) -> None:
 
 
 def _print_json(image: str, answer: list[Prediction] | Exception) -> None:
-    content: dict[str, object] = {"error": str(answer)}
+    content: dict[str, object] = {"error": _escape_surrogates(str(answer))}
     if not isinstance(answer, Exception):
         content = {"predictions": [asdict(each) for each in answer]}
-    sys.stdout.write(json.dumps({"image": redaction.redact(image), **content}) + "\n")
+    sys.stdout.write(json.dumps({"image": _escape_surrogates(redaction.redact(image)), **content}) + "\n")
     sys.stdout.flush()
+
+
+def _escape_surrogates(text: str) -> str:
+    """Escape what a name that is not UTF-8 has instead of its bytes, and JSON must not hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _make_table_printer(images: Sequence[str], console: Console) -> Callable[[str, list[Prediction] | Exception], None]:

@@ -30,7 +30,7 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
     """
     recipes = members.build_recipes(resolve_recipe(config), config.ensemble)
     # The request is checked before anything is started.
-    included = finished_runs.find_runs(config.destination.resolve().storage, config.include, "include").runs
+    included = finished_runs.find_runs(config.destination.resolve().storage, config.include, "include")[0]
     if config.dry_run:
         dry_run.print_dry_run(config, [*recipes, *(spec.recipe for spec in included)], config.plan, console)
         preflight.check_destination(config.destination, recipes, config.placement.workers)
@@ -43,5 +43,7 @@ def train_ensemble(config: TrainEnsembleConfig, console: Console) -> EnsembleSco
         adapted = [finished_runs.adapt_to_session(session, spec, "include") for spec in included]
         if twice := {spec.name for spec in runs} & {spec.name for spec in adapted}:
             raise ConfigError(f"include: {min(twice)}: is a member already; leave it out")
-        task = EnsembleTask((*runs, *adapted), config.reporting, plan=config.plan)
+        task = EnsembleTask(
+            (*runs, *adapted), config.reporting, plan=config.plan, metrics=config.placement.execution.metrics
+        )
         return summarize_result(session, task, train_and_score.run_ensemble(session, task))

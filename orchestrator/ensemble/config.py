@@ -14,17 +14,10 @@ from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, RUNS_VARIABLE, Destination, JobConfig, Placement
 from orchestrator.scheduler.config import PlanConfig
 
-MAX_IMAGES_FOR_RAW = 5000
-
 
 class ReportingConfig(Config):
-    """The choice of what is scored and reported of an ensemble."""
+    """The choice of what is reported of an ensemble."""
 
-    raw: bool | None = Field(
-        None,
-        description="also score each member's raw weights, to compare them with their average; by default if the split "
-        f"has at most {MAX_IMAGES_FOR_RAW:,} images, since it doubles the cost",
-    )
     registered: bool = Field(True, description="register a complete ensemble as a model in MLflow, for serving")
     allow_partial: bool = Field(
         False, description="exit with 0 although members failed; the result is still called partial"

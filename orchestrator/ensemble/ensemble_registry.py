@@ -55,28 +55,22 @@ def make_model_name(family: str, dataset: str, digest: str) -> str:
 
 
 def register_ensemble(
-    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = "",
-    former: str = "",
-) -> RegisteredVersion:  # fmt: skip
+    tracking: str, run_id: str, model: str, ensemble: str, runs: Sequence[str], titles: Sequence[str], about: str = ""
+) -> RegisteredVersion:
     """Register the ensemble of finished runs as a version of `model`; the same ensemble again changes nothing.
 
     tracking: URI of the MLflow store. run_id: of the ensemble's run there, which holds the model as an artifact.
     runs: URLs of the members' folders, in order. titles: readable names of the classes, or none. about: Markdown.
-    former: a name under which it may have been registered before, where it then stays. The first version gets the
-    alias, which only users move. Raises FileNotFoundError, CommitError or StorageError for weights that cannot be read,
-    TrackingError.
+    The first version gets the alias, which only users move. Raises FileNotFoundError, CommitError or StorageError for
+    weights that cannot be read, TrackingError.
     """
-    model = _INVALID_NAME_CHARS.sub("-", model)
     from orchestrator.tracking.model_registry import ModelRegistry  # MLflow takes seconds to import
 
+    model = _INVALID_NAME_CHARS.sub("-", model)
     registry = ModelRegistry(tracking)
     digest = compute_digest(runs, titles)
-    number = registry.find_version(model, digest)
-    if number is None and former:
-        former = _INVALID_NAME_CHARS.sub("-", former)
-        if (number := registry.find_version(former, digest)) is not None:
-            model = former
-    is_new = number is None
+    known = registry.find_version(model, digest)
+    number = known
     if number is None:
         names = [urls.get_basename(run) for run in runs]
         tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
@@ -85,7 +79,7 @@ def register_ensemble(
             build_package(scratch, runs, titles, {"ensemble": ensemble, "members": names}).save(folder)
             number = registry.register_model(model, digest, run_id, folder, about, tags)
     champion = registry.set_alias_if_unset(model, CHAMPION_ALIAS, number)
-    return RegisteredVersion(model, str(number), is_new, CHAMPION_ALIAS if champion == number else "")
+    return RegisteredVersion(model, str(number), known is None, CHAMPION_ALIAS if champion == number else "")
 
 
 def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config import redaction
@@ -18,37 +19,26 @@ from orchestrator.storage import file_io, urls
 from orchestrator.training.run_dir import get_final_weights_dir, load_finished_outcome
 
 
-@dataclass(frozen=True)
-class FinishedRuns:
-    """Finished runs, and the names of requested runs that are not finished."""
-
-    runs: tuple[RunSpec, ...]
-    unfinished: tuple[str, ...] = ()
-
-
 def find_runs(
     storage: str, names: Sequence[str], field: str, members: Sequence[int] = (), partial: bool = False
-) -> FinishedRuns:
-    """Return the finished runs of these names, ensembles replaced by their members, in order.
+) -> tuple[tuple[RunSpec, ...], list[str]]:
+    """Return the finished runs of these names, ensembles replaced by their members, in order; and unfinished names.
 
     names: of runs or ensembles in `storage`, or absolute paths or URLs of their folders. field: of the command line,
     for messages. members: only those of these numbers, from 1. partial: leave out unfinished runs, unless all are.
     Raises ConfigError for an unknown name or number, an unfinished run, and a run that is named twice.
     """
-    folders: list[str] = []
-    for name in names:
-        for folder in _find_run_folders(storage, name, field):
-            if folder in folders:
-                raise ConfigError(f"{field}: {urls.get_basename(folder)}: is given twice; give each model once")
-            folders.append(folder)
+    folders = [folder for name in names for folder in _find_run_folders(storage, name, field)]
+    runs = [urls.get_basename(folder) for folder in folders]
+    if repeated := [run for run, count in Counter(runs).items() if count > 1]:
+        raise ConfigError(f"{field}: {repeated[0]}: is given twice; give each model once")
     requested = select_members(folders, members)
     done = [folder for folder in requested if load_finished_outcome(folder) is not None]
     unfinished = [folder for folder in requested if folder not in done]
     if unfinished and not (partial and done):
         _load_spec(storage, unfinished[0], field)  # a missing run has its own error
         raise ConfigError(f"{field}: {urls.get_basename(unfinished[0])}: is not finished; submit its training again")
-    specs = tuple(_load_spec(storage, folder, field) for folder in done)
-    return FinishedRuns(specs, tuple(urls.get_basename(folder) for folder in unfinished))
+    return tuple(_load_spec(storage, folder, field) for folder in done), list(map(urls.get_basename, unfinished))
 
 
 def select_members(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
@@ -77,17 +67,15 @@ def resolve_dataset(specs: Sequence[RunSpec], destination: Destination) -> Desti
     url = first.destination.data
     if url == file_io.join(first.destination.storage, "data", EMBEDDED_DATASET):
         return destination.model_copy(update={"data": EMBEDDED_DATASET})
-    shown, fix = redaction.redact(url), f"set --data to where the dataset of {first.name} is now"
     try:
         digest = manifest.load(url, allow_elsewhere=destination.allow_elsewhere).digest()
+        problem = "" if digest == first.dataset_digest else f"it is dataset {digest} now, not {first.dataset_digest}"
     except (DataError, OSError) as error:
+        problem = f"it cannot be read: {error}"
+    if problem:
         raise ConfigError(
-            f"data: {shown}: {first.name} was trained on it, and it cannot be read: {error}; {fix}"
-        ) from None
-    if digest != first.dataset_digest:
-        raise ConfigError(
-            f"data: {shown}: is dataset {digest}, {first.name} was trained on {first.dataset_digest}; {fix}, or "
-            f"to {shown} to score it on that"
+            f"data: {redaction.redact(url)}: {first.name} was trained on it, and {problem}; set --data to where its "
+            "dataset is now, or to one with the same classes to score it on"
         )
     return destination.model_copy(update={"data": url})
 
@@ -100,22 +88,16 @@ def adapt_to_session(session: Session, spec: RunSpec, field: str, other_data: bo
     if spec.dataset_digest != session.manifest.digest():
         if not other_data:
             raise ConfigError(f"{field}: {spec.name}: was trained on another dataset; give that one with --data")
-        _check_classes(session, spec, field)
+        classes, others = checkpoint_dir.read_class_names(get_final_weights_dir(spec.folder)), session.manifest.classes
+        if classes not in (None, others):  # None: the scoring tasks check
+            differing = next(pair for pair in zip_longest(classes, others) if pair[0] != pair[1])
+            raise ConfigError(
+                f"{field}: {spec.name}: has {len(classes)} classes, data {redaction.redact(session.destination.data)} "
+                f"has {len(others)}; the first that differs is {differing[0]!r} there, {differing[1]!r} here; set "
+                "--data to a dataset with the same classes in the same order"
+            )
     destination = session.destination.model_copy(update={"storage": spec.destination.storage})
     return spec.model_copy(update={"destination": destination, "placement": session.placement})
-
-
-def _check_classes(session: Session, spec: RunSpec, field: str) -> None:
-    """Raise ConfigError when a run has other classes than the session's dataset."""
-    classes, others = checkpoint_dir.read_class_names(get_final_weights_dir(spec.folder)), session.manifest.classes
-    if classes is None or classes == others:  # None: the scoring tasks check
-        return
-    number = next((index for index, pair in enumerate(zip(classes, others, strict=False)) if pair[0] != pair[1]), None)
-    detail = "" if number is None else f"; class {number} is {classes[number]!r} there, {others[number]!r} here"
-    raise ConfigError(
-        f"{field}: {spec.name}: has {len(classes)} classes, data {redaction.redact(session.destination.data)} has "
-        f"{len(others)}{detail}; set --data to a dataset with the same classes in the same order"
-    )
 
 
 def _find_run_folders(storage: str, name: str, field: str) -> list[str]:

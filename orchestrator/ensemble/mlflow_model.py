@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import simplejpeg
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature, set_model
+from mlflow.models import infer_signature, set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array, Object, Property
 
 from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
 
@@ -33,31 +31,10 @@ else:
 
 TITLES_ARTIFACT = "titles"
 WEIGHTS_ARTIFACT = "weights"
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(
-                Array(
-                    Object(
-                        [
-                            Property("label", DataType.long),
-                            Property("class_name", DataType.string),
-                            Property("probability", DataType.double),
-                        ]
-                    )
-                ),
-                "predictions",
-            )
-        ]
-    ),
-    params=ParamSchema(
-        [
-            ParamSpec("crops", DataType.long, DEFAULT_CROPS),
-            ParamSpec("top", DataType.long, DEFAULT_TOP_K),
-            ParamSpec("members", DataType.string, ""),  # "1,3"; all by default
-        ]
-    ),
+SIGNATURE = infer_signature(
+    [{"image": ""}],
+    [{"predictions": [{"label": 0, "class_name": "", "probability": 0.5}]}],
+    {"crops": DEFAULT_CROPS, "top": DEFAULT_TOP_K, "members": ""},  # "1,3"; all by default
 )
 
 
@@ -70,7 +47,7 @@ class EnsembleModel(PythonModel):
         from orchestrator.evaluation.classifier import Classifier
 
         finals = sorted(str(path) for path in Path(context.artifacts[WEIGHTS_ARTIFACT]).glob("*.safetensors"))
-        self._classifier = Classifier.load(
+        self._classifier = Classifier(
             finals, json.loads(Path(context.artifacts[TITLES_ARTIFACT]).read_text(encoding="utf-8"))
         )
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.scoring_task import (
-    MAX_MODELS_PER_TASK,
-    ScoringTarget,
-    ShardScoringResult,
-    ShardScoringTask,
-    WeightsVariant,
-)
+from orchestrator.evaluation.scoring_task import MAX_MODELS_PER_TASK, ScoringTarget, ShardScoringTask, WeightsVariant
 from orchestrator.monitor.formatting import format_duration
 from orchestrator.ray_backend import task_pool
 from orchestrator.ray_backend.run_lookup import SCORING_FILE
@@ -74,75 +70,56 @@ def _read_digest(spec: RunSpec, url: str) -> str:
         raise ConfigError(f"{spec.name}: has no final weights in {shown}; resume its training") from None
 
 
-def _make_score_url(spec: RunSpec, split: str, weights: RunWeights, digest: str) -> str:
-    score_key = score_store.compute_key(weights.identity, spec.recipe, digest, split)
-    return score_store.get_folder(spec.folder, score_key)
+def score_runs(
+    session: Session, specs: Sequence[RunSpec], kind: WeightsKind = "averaged", ensemble: str = ""
+) -> dict[str, str]:
+    """Score the weights of finished runs on 144 crops, and return the folders of the scores by run.
 
-
-def score_weights_kinds(
-    session: Session,
-    specs: Sequence[RunSpec],
-    kinds: Sequence[WeightsKind],
-    split: str = SCORED_SPLIT,
-    ensemble: str = "",
-) -> list[list[str]]:
-    """Score several kinds of weights of finished runs on 144 crops, decoding and cropping each image once for all.
-
-    Return the folders of the scores, in the order of `specs`, for each of `kinds`. Stored scores are verified; damaged
-    or foreign parts are reported and scored again. Each task scores one shard for all weights of one input size that
-    lack it. Returns early, with less scored, when interrupted.
+    Stored scores are verified; damaged or foreign parts are reported and scored again. Each task scores one shard for
+    all weights of one input size that lack it. Returns early, with less scored, when interrupted.
     ensemble: URL of the folder for progress, which `status` reads. The dataset is the session's; it may differ from a
     run's, but not in its classes. Raises ConfigError for a run without such weights, TaskError when a task fails.
     """
-    digest = session.manifest.digest()
-    scorers = {kind: [_make_scorer(spec, split, kind, digest) for spec in specs] for kind in kinds}
-    tasks = _plan_tasks(session, [*specs] * len(kinds), [one for kind in kinds for one in scorers[kind]], split)
+    scorers = [_make_scorer(spec, kind, session.manifest.digest()) for spec in specs]
+    tasks = _plan_tasks(session, specs, scorers)
     if not session.interruption.event.is_set():
         if tasks:
             _run_tasks(session, tasks, ensemble)
         else:
             session.print_line("scoring: every score is stored already")
-    return [[scorer.scores for scorer in scorers[kind]] for kind in kinds]
+    return {scorer.name: scorer.scores for scorer in scorers}
 
 
-def _make_scorer(spec: RunSpec, split: str, kind: WeightsKind, digest: str) -> ScoringTarget:
+def _make_scorer(spec: RunSpec, kind: WeightsKind, digest: str) -> ScoringTarget:
     weights = find_weights(spec, kind)
-    folder = _make_score_url(spec, split, weights, digest)
+    score_key = score_store.compute_key(weights.identity, spec.recipe, digest, SCORED_SPLIT)
+    folder = file_io.join(spec.folder, "scores", score_key)
     return ScoringTarget(name=spec.name, weights=weights.url, which=weights.which, digest=weights.digest, scores=folder)
-
-
-def _write_progress(ensemble: str, tasks: Sequence[ShardScoringTask], ended: Set[int], left: float | None) -> None:
-    """Write the progress of scoring for `status`; a failed write must not stop the scoring."""
-    shards = {task.shard for task in tasks}
-    pending = {task.shard for number, task in enumerate(tasks) if number not in ended}
-    progress = {"shards": len(shards), "done": len(shards - pending), "seconds_left": left}
-    with suppress(OSError):
-        if ensemble:
-            file_io.write_bytes(file_io.join(ensemble, SCORING_FILE), json.dumps(progress).encode())
 
 
 def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: str) -> None:
     """Run the tasks, and print their progress."""
-    shards = session.manifest.shards(tasks[0].split)
+    shards = session.manifest.shards(SCORED_SPLIT)
     work = [shards[task.shard].samples * len(task.scorers) for task in tasks]
-    scorers = [scorer for task in tasks for scorer in task.scorers]
-    models, kinds = len({scorer.name for scorer in scorers}), sorted({scorer.which for scorer in scorers})
-    both = f" with {' and '.join(kinds)} weights" if len(kinds) > 1 else ""
-    session.print_line(f"scoring: {sum(work):,} images x models{both} to do, of {models} models, each on 144 crops")
+    models, total = len({scorer.name for task in tasks for scorer in task.scorers}), sum(work)
+    pending = Counter(task.shard for task in tasks)
+    num_shards = len(pending)
+    session.print_line(f"scoring: {total:,} images x models to do, of {models} models, each on 144 crops")
     done, start, last_print = 0, time.monotonic(), -PROGRESS_SECONDS
     reported: set[int] = set()
-    ended: set[int] = set()
-    _write_progress(ensemble, tasks, ended, None)
-    arguments = [(task.to_dict(),) for task in tasks]
-    stop = session.interruption.event.is_set
-    cpus = session.placement.cpus_per_worker
-    task_function = _make_task_function()
-    for number, result in task_pool.run_tasks(
-        task_function, arguments, cpus, session.gpus, _count_slots(session), stop
+    _write_progress(ensemble, num_shards, 0, None)
+    for number, bad in task_pool.run_tasks(
+        _make_task_function(),
+        [(task.to_dict(),) for task in tasks],
+        session.placement.cpus_per_worker,
+        session.gpus,
+        _count_slots(session),
+        session.interruption.event.is_set,
     ):
-        done += work[number]
-        ended.add(number)
-        shard, bad = tasks[number].shard, ShardScoringResult.from_dict(result).bad
+        done, shard = done + work[number], tasks[number].shard
+        pending[shard] -= 1
+        if not pending[shard]:
+            del pending[shard]
         if bad and shard not in reported:
             reported.add(shard)
             rest = f" and {len(bad) - MAX_SHOWN_BAD_IMAGES} more" if len(bad) > MAX_SHOWN_BAD_IMAGES else ""
@@ -150,19 +127,27 @@ def _run_tasks(session: Session, tasks: Sequence[ShardScoringTask], ensemble: st
                 f"scoring: cannot be decoded, not counted: {'; '.join(bad[:MAX_SHOWN_BAD_IMAGES])}{rest}"
             )
         now = time.monotonic()
-        if now - last_print >= PROGRESS_SECONDS or done == sum(work):
-            last_print, left = now, (now - start) / max(1, done) * (sum(work) - done)
-            _write_progress(ensemble, tasks, ended, left)
-            session.print_line(f"scoring: {done:,} of {sum(work):,} images x models, {format_duration(left)} left")
+        if now - last_print >= PROGRESS_SECONDS or done == total:
+            last_print, left = now, (now - start) / max(1, done) * (total - done)
+            _write_progress(ensemble, num_shards, num_shards - len(pending), left)
+            session.print_line(f"scoring: {done:,} of {total:,} images x models, {format_duration(left)} left")
 
 
-def _make_task_function() -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _write_progress(ensemble: str, shards: int, done: int, left: float | None) -> None:
+    """Write the progress of scoring for `status`; a failed write must not stop the scoring."""
+    with suppress(OSError):
+        if ensemble:
+            progress = {"shards": shards, "done": done, "seconds_left": left}
+            file_io.write_bytes(file_io.join(ensemble, SCORING_FILE), json.dumps(progress).encode())
+
+
+def _make_task_function() -> Callable[[dict[str, Any]], list[str]]:
     """Return a function that scores a shard in another process.
 
     A nested function is pickled by value, so that a worker does not import this module, which takes a second.
     """
 
-    def score_shard(task: dict[str, Any]) -> dict[str, Any]:
+    def score_shard(task: dict[str, Any]) -> list[str]:
         from orchestrator.evaluation import shard_scorer  # torch is imported in the process of the task alone
 
         return shard_scorer.score_shard(task)
@@ -175,54 +160,46 @@ def _count_slots(session: Session) -> int:
     return max(1, session.capacity.count_bundles(session.placement.cpus_per_worker, session.gpus))
 
 
-def _plan_tasks(
-    session: Session, specs: Sequence[RunSpec], scorers: Sequence[ScoringTarget], split: str
-) -> list[ShardScoringTask]:
+def _plan_tasks(session: Session, specs: Sequence[RunSpec], scorers: Sequence[ScoringTarget]) -> list[ShardScoringTask]:
     """Return the tasks for missing scores, largest shards first."""
-    missing = _find_missing_scores(session, list({scorer.scores: scorer for scorer in scorers}.values()), split)
-    sizes = {scorer.scores: spec.recipe.model.image_size for scorer, spec in zip(scorers, specs, strict=True)}
-    shards, classes = session.manifest.shards(split), len(session.manifest.classes)
+    missing = _find_missing_scores(session, scorers)
+    sizes = {scorer.name: spec.recipe.model.image_size for scorer, spec in zip(scorers, specs, strict=True)}
+    shards, classes = session.manifest.shards(SCORED_SPLIT), len(session.manifest.classes)
     # With fewer shards than slots the models of a shard are split, although each part decodes its images.
     shares = -(-_count_slots(session) // max(1, len(missing)))
     tasks = []
     for shard, targets in missing.items():
         each = 2 * score_store.NUM_ROWS * classes * max(1, shards[shard].samples)
-        for size in sorted({sizes[scorer.scores] for scorer in targets}):
-            alike = [scorer for scorer in targets if sizes[scorer.scores] == size]
-            most = min(MAX_MODELS_PER_TASK, MAX_TASK_BYTES // each, -(-len(alike) // shares))
-            for batch in _split_batches(alike, max(1, most)):
-                task = ShardScoringTask(
-                    data=session.destination.data, split=split, shard=shard, scorers=batch,
-                    threads=session.placement.cpus_per_worker, reading=session.placement.reading,
-                    allow_elsewhere=session.destination.allow_elsewhere,
-                )  # fmt: skip
-                tasks.append(task)
+        for size in sorted({sizes[scorer.name] for scorer in targets}):
+            alike = [scorer for scorer in targets if sizes[scorer.name] == size]
+            most = max(1, min(MAX_MODELS_PER_TASK, MAX_TASK_BYTES // each, -(-len(alike) // shares)))
+            tasks += [
+                ShardScoringTask(
+                    data=session.destination.data, split=SCORED_SPLIT, shard=shard,
+                    scorers=tuple(alike[start : start + most]), threads=session.placement.cpus_per_worker,
+                    reading=session.placement.reading, allow_elsewhere=session.destination.allow_elsewhere,
+                )
+                for start in range(0, len(alike), most)
+            ]  # fmt: skip
     # Short tasks last, so that all workers end at about the same time.
     return sorted(tasks, key=lambda task: -shards[task.shard].samples * len(task.scorers))
 
 
-def _split_batches(scorers: Sequence[ScoringTarget], most: int) -> Iterator[tuple[ScoringTarget, ...]]:
-    for start in range(0, len(scorers), most):
-        yield tuple(scorers[start : start + most])
-
-
-def _find_missing_scores(
-    session: Session, scorers: Sequence[ScoringTarget], split: str
-) -> dict[int, list[ScoringTarget]]:
+def _find_missing_scores(session: Session, scorers: Sequence[ScoringTarget]) -> dict[int, list[ScoringTarget]]:
     """Return by shard the models whose scores are missing, or damaged, which is reported."""
-    shards, classes = session.manifest.shards(split), len(session.manifest.classes)
-    starts = [sum(shard.samples for shard in shards[:number]) for number in range(len(shards))]
+    samples = [shard.samples for shard in session.manifest.shards(SCORED_SPLIT)]
+    starts, classes = [0, *accumulate(samples)], len(session.manifest.classes)
 
     def find_problem(pair: tuple[int, ScoringTarget]) -> str | None:
         number, scorer = pair
         if session.interruption.event.is_set():
             return None
         try:
-            return score_store.find_problem(scorer.scores, number, starts[number], shards[number].samples, classes)
+            return score_store.find_problem(scorer.scores, number, starts[number], samples[number], classes)
         except FileNotFoundError:
             return ""
 
-    pairs = [(number, scorer) for number in range(len(shards)) for scorer in scorers]
+    pairs = [(number, scorer) for number in range(len(samples)) for scorer in scorers]
     missing: dict[int, list[ScoringTarget]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="scores") as threads:
         for (number, scorer), problem in zip(pairs, threads.map(find_problem, pairs), strict=True):

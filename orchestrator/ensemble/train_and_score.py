@@ -7,26 +7,32 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 
 from orchestrator.config import redaction
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.overrides import flatten_config
-from orchestrator.data.manifest import Manifest
-from orchestrator.ensemble import result_writer, scoring
-from orchestrator.ensemble.config import MAX_IMAGES_FOR_RAW, ReportingConfig
-from orchestrator.ensemble.result_writer import EnsembleOutcome
+from orchestrator.ensemble import ensemble_registry, scoring
+from orchestrator.ensemble.config import ReportingConfig
+from orchestrator.ensemble.report import ensemble_report, wording
+from orchestrator.ensemble.report.ensemble_plots import ErrorCurves
 from orchestrator.ensemble.scoring import WeightsKind
-from orchestrator.evaluation import analysis
-from orchestrator.evaluation.analysis import MemberScores
+from orchestrator.evaluation.analysis import analyze_ensemble
+from orchestrator.evaluation.analysis_results import Analysis
 from orchestrator.evaluation.table3 import Table3
 from orchestrator.ray_backend.run_lookup import ENSEMBLE_FILE, MADE_BY_EVALUATION, MADE_BY_TRAINING, SCORING_FILE
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
+from orchestrator.recipe.config import MetricPlugin
 from orchestrator.scheduler import multi_run
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor
 from orchestrator.storage import file_io
-from orchestrator.tracking.tracker import TrackedRun
+from orchestrator.tracking.connect import MLFLOW
+from orchestrator.tracking.tracker import MetricPoint, TrackedRun, Tracker, log_run_folder
+
+_LOGGED_FILES = ("table.md", ensemble_report.HTML_FILE, ensemble_report.MARKDOWN_FILE, ENSEMBLE_FILE)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class EnsembleTask:
     unfinished_count: int = 0  # of requested models
     train_members: bool = True  # else all are trained and recorded, and only scored here
     other_dataset_digest: str = ""  # of the scored dataset, unless it is the runs' own
+    metrics: tuple[MetricPlugin, ...] = ()  # of the user, for the table
 
     @property
     def requested_count(self) -> int:
@@ -88,10 +95,8 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
     with session.hold_lease(folder):
         key = _open_tracked_run(session, task, folder)
         if task.train_members:
-            scored = len(_choose_weights_kinds(task, session.manifest)) * session.manifest.count_samples(
-                scoring.SCORED_SPLIT
-            )
-            trained = multi_run.train_runs(session, runs, key, task.plan, scored)
+            images = session.manifest.count_samples(scoring.SCORED_SPLIT)
+            trained = multi_run.train_runs(session, runs, key, task.plan, images)
             finished = [spec for spec in runs if trained.results[spec.name].status == "finished"]
             progress = trained.progress
         else:
@@ -100,11 +105,15 @@ def run_ensemble(session: Session, task: EnsembleTask) -> EnsembleResult:
             progress.poll(waiting=True)
         table = None
         if finished and not session.interruption.event.is_set():
-            table = _score_members(session, folder, key, task, finished, progress)
+            scores = scoring.score_runs(session, finished, task.kind, folder)
+            if not session.interruption.event.is_set():
+                analysis = analyze_ensemble(scores, session.manifest, scoring.SCORED_SPLIT, task.metrics)
+                curves = {name: row.error_curve for name, row in progress.rows.items() if row.error_curve}
+                _record_result(session, task, folder, key, finished, analysis, curves)
+                table = analysis.table
         file_io.remove(file_io.join(folder, SCORING_FILE))
-        result = EnsembleResult(
-            name, folder, key, len(finished), task.requested_count, table, result_writer.get_report_url(folder)
-        )
+        report = file_io.join(folder, ensemble_report.HTML_FILE)
+        result = EnsembleResult(name, folder, key, len(finished), task.requested_count, table, report)
         if not session.interruption.event.is_set():
             session.recorder.set_final_status(key, "FINISHED" if result.is_complete else "FAILED")
         return result
@@ -144,38 +153,70 @@ def _read_origin(folder: str, trains: bool) -> dict[str, object]:
     return {"made_by": MADE_BY_TRAINING if trains else MADE_BY_EVALUATION, "created": time.time()}
 
 
-def _score_members(
-    session: Session, folder: str, key: str, task: EnsembleTask, finished: Sequence[RunSpec], progress: ProgressMonitor
-) -> Table3 | None:
-    """Score the finished members and record the result; None when a stop was requested meanwhile."""
-    kinds = _choose_weights_kinds(task, session.manifest)
-    folders, *others = scoring.score_weights_kinds(session, finished, kinds, ensemble=folder)
-    raw: Sequence[str | None] = others[0] if others else [None] * len(finished)
-    if session.interruption.event.is_set():
-        return None
-    names = [spec.name for spec in finished]
-    members = [MemberScores(*scores) for scores in zip(names, folders, raw, strict=True)]
-    outcome = EnsembleOutcome(
-        name=task.name,
-        family=get_family_name(task.runs),
-        kind=task.kind,
-        scored_runs=tuple(finished),
-        requested_count=task.requested_count,
-        analysis=analysis.analyze_ensemble(members, session.manifest, scoring.SCORED_SPLIT),
-        curves={name: row.error_curve for name, row in progress.rows.items() if row.error_curve},
+def _record_result(
+    session: Session, task: EnsembleTask, folder: str, key: str, finished: Sequence[RunSpec], analysis: Analysis,
+    curves: ErrorCurves,
+) -> None:  # fmt: skip
+    """Write the report below `folder`, and have the tracker's thread log it and register the model.
+
+    Only complete ensembles of averaged weights are registered; the best weights were chosen on the scored split.
+    """
+    table, manifest = analysis.table, session.manifest
+    about = {
+        "ensemble": task.name,
+        "weights": task.kind,
+        "members": [spec.name for spec in finished],
+        "members_asked_for": task.requested_count,
+        "dataset": manifest.name,
+        "dataset_digest": manifest.digest(),
+        "split": scoring.SCORED_SPLIT,
+        "input_sizes": sorted({spec.recipe.model.image_size for spec in finished}),
+        "weights_digests": {spec.name: scoring.find_weights(spec, task.kind).digest for spec in finished},
+        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "versions": {name: version(name) for name in ("googlenet-orchestrator", "torch", "ray")},
+    }
+    ensemble_report.write_report(folder, about, analysis, curves)
+    replayer = session.recorder.replayer
+    replayer.submit(partial(_log_result, session, key, folder, table), required_key=key)
+    registered = task.reporting.registered and session.destination.tracker.kind == MLFLOW  # the registry is MLflow's
+    if registered and task.kind == "averaged" and len(finished) == task.requested_count:
+        replayer.submit(partial(_register_model, session, key, task, wording.render_markdown(table)), required_key=key)
+
+
+def _log_result(session: Session, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
+    """Log the table in the tracker: as metrics, a table, text and pictures."""
+    run_id = session.recorder.replayer.wait_for_run_id(key, 0.0)
+    metrics = {
+        f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
+        for cell in table.cells
+        for rank, value in ((1, cell.top1_error), (5, cell.top5_error))
+    } | {
+        f"ensemble/{name}_{cell.models}x{cell.crops}": value
+        for cell in table.cells
+        for name, value in cell.metrics.items()
+    }
+    now = time.time()
+    tracker.log_metrics(run_id, [MetricPoint(name, value, 0, now) for name, value in metrics.items()])
+    tracker.log_table(run_id, "table3.json", wording.build_columns(table))
+    # MLflow shows this tag, as Markdown, at the top of the run's page.
+    tracker.set_tags(run_id, {"mlflow.note.content": wording.render_markdown(table)})
+    log_run_folder(tracker, run_id, folder, _LOGGED_FILES)
+
+
+def _register_model(session: Session, key: str, task: EnsembleTask, about: str, _tracker: Tracker) -> None:
+    """Register the ensemble; the same one again changes nothing."""
+    dataset, model = session.manifest, get_family_name(task.runs)
+    # The presets of such families are made for the embedded data.
+    if not session.destination.is_embedded:
+        model = ensemble_registry.make_model_name(model, dataset.name, dataset.digest())
+    registered = ensemble_registry.register_ensemble(
+        session.destination.tracking,
+        session.recorder.replayer.wait_for_run_id(key, 0.0),
+        model,
+        task.name,
+        [spec.folder for spec in task.runs],
+        dataset.titles,
+        about,
     )
-    result_writer.record_result(session, folder, key, outcome, task.reporting.registered)
-    return outcome.analysis.table
-
-
-def _choose_weights_kinds(task: EnsembleTask, manifest: Manifest) -> tuple[WeightsKind, ...]:
-    """Return the kinds of weights to score."""
-    scores_raw = task.kind == "averaged" and _should_score_raw(task.reporting, manifest)
-    return ("averaged", "raw") if scores_raw else (task.kind,)
-
-
-def _should_score_raw(reporting: ReportingConfig, manifest: Manifest) -> bool:
-    """Return whether raw weights are scored, too."""
-    if reporting.raw is not None:
-        return reporting.raw
-    return manifest.count_samples(scoring.SCORED_SPLIT) <= MAX_IMAGES_FOR_RAW
+    age = "new" if registered.is_new else "there already"
+    session.print_line(f"model:   {registered.uri} (version {registered.version}, {age})")

@@ -1,24 +1,17 @@
-"""Results of `evaluation.analysis.analyze_ensemble` as plain values.
+"""Results of `evaluation.analysis.analyze_ensemble`.
 
 Errors are in percent, differences of errors in points (percent less percent). Unless stated otherwise, numbers are of
-the mean over 144 crops, and `models` is 1 (the mean over the single models) or the number of members (their ensemble).
+the mean over 144 crops, and a number of models is 1 (the mean over the single models) or that of all (their ensemble).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from orchestrator.evaluation.table3 import Table3
+from orchestrator.evaluation.table3 import CellKey, Table3
 
-
-@dataclass(frozen=True)
-class ErrorSpread:
-    """Least, mean and most error of some subsets, in percent."""
-
-    least: float
-    mean: float
-    most: float
+Errors = tuple[float, float]  # top-1 and top-5 error
 
 
 @dataclass(frozen=True)
@@ -35,48 +28,17 @@ class ErrorDifference:
     p: float
 
 
-@dataclass(frozen=True)
-class MemberErrorRates:
-    """Errors of one member at a number of crops (1, 10 or 144)."""
-
-    member: str
-    crops: int
-    top1_error: float
-    top5_error: float
+Differences = tuple[ErrorDifference, ErrorDifference]  # of top-1 and of top-5 errors
 
 
 @dataclass(frozen=True)
-class SubsetErrorRates:
-    """Errors of the ensembles of `size` members at a number of crops, over subsets of the members.
+class SubsetErrors:
+    """Errors of all ensembles of one size."""
 
-    `looked_at` of the `possible` subsets: all of them unless there are too many, then a keyed sample.
-    """
-
-    size: int
-    crops: int
-    looked_at: int
-    possible: int
-    top1: ErrorSpread
-    top5: ErrorSpread
-
-
-@dataclass(frozen=True)
-class PairwiseDiversity:
-    """Similarity of the members, K x K in the order of `members`; symmetric."""
-
-    members: tuple[str, ...]
-    disagreement: tuple[tuple[float, ...], ...]  # percent of the images with different top-1 classes
-    # Pearson's correlation of the top-1 errors of images; None where a member is right, or wrong, on all of them.
-    correlation: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True)
-class MemberGain:
-    """Contribution of a member: error of the ensemble without it less that with it; positive when it helps."""
-
-    member: str
-    top1: ErrorDifference
-    top5: ErrorDifference
+    subsets: int
+    least: Errors
+    mean: Errors
+    most: Errors
 
 
 @dataclass(frozen=True)
@@ -101,92 +63,17 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class CalibrationBin:
-    """Images with a confidence (the highest mean probability) above `low` and at most `high`."""
-
-    low: float
-    high: float
-    images: int  # of all single models together for `models` 1
-    confidence: float | None  # mean, 0 .. 1; None without images
-    accuracy: float | None  # share of right ones, 0 .. 1; None without images
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """Expected calibration error, 0 .. 1, over 15 bins of equal width.
+    """Expected calibration error, 0 .. 1, over bins of confidence (the highest mean probability) of equal width.
 
-    For the single models `ece` is the mean of theirs, while their bins are pooled.
+    For the single models `ece` is the mean of theirs, and all else is of their answers together.
     """
 
     models: int
     ece: float
-    bins: tuple[CalibrationBin, ...]
-
-
-@dataclass(frozen=True)
-class CellComparison:
-    """Error of one cell of the table less that of another; cells are (models, crops)."""
-
-    cell: tuple[int, int]
-    other: tuple[int, int]
-    top1: ErrorDifference
-    top5: ErrorDifference
-
-
-@dataclass(frozen=True)
-class ScaleErrorRates:
-    """Errors by the 36 crops of one scale alone; `scale` is the paper's shorter side for 224 (256, 288, 320 or 352)."""
-
-    scale: int
-    models: int
-    top1_error: float
-    top5_error: float
-
-
-@dataclass(frozen=True)
-class MaximumComparison:
-    """Errors with the maximum over the 144 crops (then the mean over models), worse in the paper's section 7.
-
-    `top1` and `top5` are the differences to the mean over crops: positive when the maximum is worse.
-    """
-
-    models: int
-    top1_error: float
-    top5_error: float
-    top1: ErrorDifference
-    top5: ErrorDifference
-
-
-@dataclass(frozen=True)
-class WeightAveragingComparison:
-    """Errors with the raw weights instead of their Polyak average, over the members whose raw weights were scored.
-
-    `models` is 1 or the number of those members. `top1` and `top5` are the differences to the averaged weights:
-    positive when averaging helps.
-    """
-
-    models: int
-    crops: int
-    raw_top1_error: float
-    raw_top5_error: float
-    averaged_top1_error: float
-    averaged_top5_error: float
-    top1: ErrorDifference
-    top5: ErrorDifference
-
-
-@dataclass(frozen=True)
-class SelectionStep:
-    """Ensemble of `size` members, picked one by one for least top-5 error, with its error on images not used to pick.
-
-    Members are picked on one half of the split and scored on the other, both ways. `added` are the members that the
-    first and the second half pick at this step.
-    """
-
-    size: int
-    added: tuple[str, str]
-    top1_error: float
-    top5_error: float
+    confidence: float  # mean over all answers
+    accuracy: float  # share of right answers
+    bins: tuple[tuple[int, float, float], ...]  # answers, their mean confidence, share of right ones; zeros if empty
 
 
 @dataclass(frozen=True)
@@ -201,27 +88,22 @@ class Misclassification:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All results. `gains` and `selection` of a single member are empty."""
+    """All results."""
 
     split: str
     member_names: tuple[str, ...]
     class_names: tuple[str, ...]  # readable, in label order
     table: Table3  # with the number of images, bad images and images without a label
-    members: tuple[MemberErrorRates, ...]  # by member, then by crops
-    subsets: tuple[SubsetErrorRates, ...]  # by crops, then by size
-    pairs: PairwiseDiversity
-    gains: tuple[MemberGain, ...]
+    members: Mapping[tuple[str, int], Errors]  # of each alone, by member and crops
+    subsets: Mapping[tuple[int, int], SubsetErrors]  # by crops and size; of more than 10 members 1, K - 1 and K
+    disagreement: tuple[tuple[float, ...], ...]  # of two members: percent of the images with different top-1 classes
+    # Pearson's correlation of two members' top-1 errors; None where one is right, or wrong, on all images.
+    correlation: tuple[tuple[float | None, ...], ...]
+    gains: Mapping[str, Differences]  # the ensemble without a member less that with it; none for a single member
     classes: tuple[ClassErrorRates, ...]  # in label order, without those that have no images
     confusions: tuple[Confusion, ...]  # at most 20, the most frequent first
     calibration: tuple[Calibration, ...]  # single models, then the ensemble
-    paired: tuple[CellComparison, ...]  # every two cells of the table
-    scales: tuple[ScaleErrorRates, ...]  # by models, then by scale
-    maximum: tuple[MaximumComparison, ...]  # single models, then the ensemble
-    averaging: tuple[WeightAveragingComparison, ...]  # empty without scores of raw weights; by models, then by crops
-    averaged_members: tuple[str, ...]  # the members whose raw weights were scored, too
-    selection: tuple[SelectionStep, ...]
+    paired: Mapping[tuple[CellKey, CellKey], Differences]  # every two cells of the table, the first less the second
+    scales: Mapping[tuple[int, int], Errors]  # by models and scale (the paper's shorter side), of its 36 crops alone
+    maximum: Mapping[int, tuple[Errors, Differences]]  # by models: of the maximum over crops, and less that of the mean
     mistakes: tuple[Misclassification, ...]  # at most 24, the most confident first
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all results as plain values for JSON, without NaN."""
-        return asdict(self)

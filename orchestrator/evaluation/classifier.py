@@ -19,13 +19,11 @@ from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import decode_image
 from orchestrator.data.transforms.image_format import EncodedImage
-from orchestrator.evaluation import crop_views, inference
-from orchestrator.evaluation.crop_views import CropViews
-from orchestrator.evaluation.inference import InferenceModel
+from orchestrator.evaluation import inference
+from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io
 
-EXPORT_SUFFIX = ".safetensors"
 # Views of images that go through a network together: with one crop, a single image would leave a network half idle.
 MAX_VIEWS_PER_BATCH = 64
 
@@ -44,32 +42,28 @@ class Prediction:
 class Classifier:
     """The mean over networks of the mean over crops of their class probabilities (arXiv 1409.4842, section 7)."""
 
-    def __init__(self, members: Sequence[InferenceModel], titles: Sequence[str] = ()) -> None:
-        """titles: a readable name of each class, where the classes' own are ids.
+    def __init__(self, finals: Sequence[str], titles: Sequence[str] = ()) -> None:
+        """Load the networks; each weights are the URL of a run's final folder or of a .safetensors file of one.
 
-        Raises DataError for no members, and for members or titles of other classes than the first member's.
+        Nothing is unpickled. titles: a readable name of each class, where the classes' own are ids. Raises
+        FileNotFoundError, CheckpointError, StorageError; DataError for no members, and for members or titles of other
+        classes than the first member's.
         """
+        members = [_load_model(url) for url in finals]
         if not members:
             raise DataError("members must be the final weights of at least one model, got none; add a model")
         self.classes = members[0].classes
         for number, member in enumerate(members, start=1):
             if member.classes != self.classes:
+                own, first = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (member.classes, self.classes))
                 raise DataError(
-                    f"members must have the same classes, got {_describe_classes(member.classes)} of model {number} "
-                    f"and {_describe_classes(self.classes)} of model 1; leave one out"
+                    f"members must have the same classes, got {own} of model {number} and {first} of model 1; leave "
+                    "one out"
                 )
         if titles and len(titles) != len(self.classes):
             raise DataError(f"titles must be one for each of {len(self.classes)} classes, got {len(titles)}")
         self.names = tuple(titles) or self.classes
-        self._members = tuple(members)
-
-    @classmethod
-    def load(cls, finals: Sequence[str], titles: Sequence[str] = (), device: torch.device | None = None) -> Classifier:
-        """Load a classifier; each weights are the URL of a run's final folder or of a .safetensors file of one.
-
-        Nothing is unpickled. Raises FileNotFoundError, CheckpointError, StorageError, or DataError as __init__ does.
-        """
-        return cls([_load_model(url, device) for url in finals], titles)
+        self._members = members
 
     def __len__(self) -> int:
         """Return the number of networks."""
@@ -85,10 +79,8 @@ class Classifier:
         """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        return [
-            row if isinstance(row, BadSampleError) else self._rank_classes(row, top)
-            for row in self._iter_rows(images, count, members)
-        ]
+        rows = self._iter_rows(images, count, members)
+        return [row if isinstance(row, BadSampleError) else self._rank_classes(row, top) for row in rows]
 
     def predict_probabilities(
         self, images: Sequence[EncodedImage], count: int, members: Sequence[int] = ()
@@ -116,7 +108,7 @@ class Classifier:
         if len(set(numbers)) < len(numbers) or not all(1 <= number <= len(self) for number in numbers):
             shown = ",".join(map(str, numbers))
             raise ValueError(f"members must be numbers from 1 to {len(self)}, each once, got {shown}")
-        return [self._members[number - 1] for number in numbers] or list(self._members)
+        return [self._members[number - 1] for number in numbers] or self._members
 
     def _rank_classes(self, row: NDArray[np.float32], top: int) -> list[Prediction]:
         # Stable, so that of equal ones the first class comes first, everywhere.
@@ -136,7 +128,7 @@ def _decode_views(data: EncodedImage, members: Sequence[InferenceModel], count: 
         image = decode_image(data)
     except BadSampleError as error:
         return error
-    return {size: crop_views.build_views(image, size, count) for size in {member.size for member in members}}
+    return {size: inference.build_views(image, size, count) for size in {member.size for member in members}}
 
 
 def _average_probabilities(
@@ -153,9 +145,9 @@ def _average_probabilities(
     return (total / len(members)).numpy()
 
 
-def _load_model(url: str, device: torch.device | None) -> InferenceModel:
-    if not url.endswith(EXPORT_SUFFIX):
-        return inference.load_inference_model(url, device=device)
+def _load_model(url: str) -> InferenceModel:
+    if not url.endswith(".safetensors"):
+        return inference.load_inference_model(url)
     shown = redaction.redact(url)
     data = file_io.read_bytes(url)
     try:
@@ -168,9 +160,4 @@ def _load_model(url: str, device: torch.device | None) -> InferenceModel:
         raise CheckpointError(f"{shown}: no exported final weights: {type(error).__name__}: {error}") from None
     if weights.compute_digest(state) != digest:
         raise CheckpointError(f"{shown}: damaged: its weights are not those of {digest}")
-    return inference.make_inference_model(Recipe.from_dict(recipe), classes, state, digest, device)
-
-
-def _describe_classes(classes: Sequence[str]) -> str:
-    more = ", ..." if len(classes) > 3 else ""
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{more})"
+    return inference.make_inference_model(Recipe.from_dict(recipe), classes, state, digest)

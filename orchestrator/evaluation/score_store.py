@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +19,21 @@ from numpy.typing import NDArray
 
 from orchestrator.config import redaction
 from orchestrator.config.fingerprint import compute_fingerprint
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import multi_crop
 from orchestrator.recipe.config import Recipe
-from orchestrator.storage import commit, file_io
+from orchestrator.storage import commit, file_io, urls
 from orchestrator.storage.commit import CommitError
 
-# 2: float16 of values times 2^15, in the order that float32 had. 3: rows that are too flat for float16 in float32.
+# float16 of values times 2^15, in the order that float32 had; rows that are too flat for float16 in float32.
 FORMAT_VERSION = 3
-# The format that keys name. Parts of format 2 stay readable under the same key, except those with flat rows.
-_KEY_VERSION = 2
-_MAX_SUM_ERROR = 2e-3  # of the probabilities of a row of format 2, absolute
+_KEY_VERSION = 2  # the format that keys name
 _FILE = "scores.npz"
-_NUM_MEANS, _NUM_SCALES = len(multi_crop.CROP_SUBSETS), len(multi_crop.PAPER_SCALES)
-# Stored for each image: means over 1, 10 and 144 crops, over each of the four scales, and the maximum.
-NUM_ROWS = _NUM_MEANS + _NUM_SCALES + 1
+_DTYPES = {"ids": np.int64, "labels": np.int64, "rows": np.float16, "exact": np.int64, "exact_rows": np.float32}
+# Stored for each image: means over 1, 10 and 144 crops, means over the 36 crops of each of the four scales, and the
+# maximum over all, which the paper rejects.
+NUM_ROWS = len(multi_crop.CROP_SUBSETS) + len(multi_crop.PAPER_SCALES) + 1
 
 # float16 ends at 65,504: this is the largest power of two that leaves room for 1.0 and the steps above it.
 _FLOAT16_SCALE = np.float32(2**15)
@@ -48,9 +51,7 @@ class Scores:
 
     ids: NDArray[np.int64]  # N, numbers of the split in the manifest's order
     labels: NDArray[np.int64]  # N, -1 for an image without a label
-    means: dict[int, Float32Array]  # by number of crops (1, 10, 144), each N x C
-    per_scale: Float32Array  # N x 4 x C, mean over the 36 crops of each scale
-    maximum: Float32Array  # N x C, maximum over the 144 crops: the paper's rejected variant
+    rows: Float32Array  # N x 8 x C, see NUM_ROWS
     bad_images: int  # images of the shard that cannot be decoded, and so are in none of the arrays
 
 
@@ -89,7 +90,7 @@ class ShardScoreWriter:
         )  # fmt: skip
         metadata = {
             "format_version": FORMAT_VERSION,
-            "key": _parse_key(folder),
+            "key": urls.get_basename(folder),
             "shard": shard,
             "images": self._images,
             "bad": bad,
@@ -106,20 +107,6 @@ def compute_key(weights_digest: str, recipe: Recipe, dataset_digest: str, split:
     )
 
 
-def get_folder(run_folder: str, score_key: str) -> str:
-    """Return the folder of a run's scores."""
-    return file_io.join(run_folder, "scores", score_key)
-
-
-def list_scored_shards(folder: str) -> set[int]:
-    """List the shards whose scores are committed, not verified."""
-    return {
-        int(name.removeprefix("shard-"))
-        for name in file_io.list_names(folder)
-        if name.startswith("shard-") and commit.is_complete(file_io.join(folder, name))
-    }
-
-
 def load_shard(folder: str, shard: int) -> Scores:
     """Load the verified scores of one shard.
 
@@ -127,16 +114,8 @@ def load_shard(folder: str, shard: int) -> Scores:
     """
     bad, arrays = _read_shard(folder, shard)
     rows = decode_float16(arrays["rows"])
-    if "exact" in arrays:
-        rows[tuple(arrays["exact"].T)] = arrays["exact_rows"]
-    return Scores(
-        ids=arrays["ids"],
-        labels=arrays["labels"],
-        means={count: rows[:, number] for number, count in enumerate(multi_crop.CROP_SUBSETS)},
-        per_scale=rows[:, _NUM_MEANS : _NUM_MEANS + _NUM_SCALES],
-        maximum=rows[:, -1],
-        bad_images=bad,
-    )
+    rows[tuple(arrays["exact"].T)] = arrays["exact_rows"]
+    return Scores(arrays["ids"], arrays["labels"], rows, bad)
 
 
 def find_problem(folder: str, shard: int, first: int, samples: int, classes: int) -> str | None:
@@ -149,72 +128,98 @@ def find_problem(folder: str, shard: int, first: int, samples: int, classes: int
         bad, arrays = _read_shard(folder, shard)
     except CommitError as error:
         return str(error)
-    ids, rows = arrays["ids"], arrays["rows"]
-    shown = redaction.redact(_get_shard_url(folder, shard))
-    if not covers_images(ids, bad, first, samples):
+    ids, labels, shown = arrays["ids"], arrays["labels"], redaction.redact(_get_shard_url(folder, shard))
+    inside = ((ids >= first) & (ids < first + samples)).all()
+    if not inside or len(np.unique(ids)) < len(ids) or len(ids) + bad != samples:
         return f"{shown}: {len(ids)} images, which are not those {first} .. {first + samples - 1} of the split"
-    if rows.shape[2] != classes:
-        return f"{shown}: of {rows.shape[2]} classes, not {classes}"
-    return None
+    if arrays["rows"].shape[2] != classes:
+        return f"{shown}: of {arrays['rows'].shape[2]} classes, not {classes}"
+    wrong = labels[(labels < -1) | (labels >= classes)]
+    return f"{shown}: labels must be -1 or 0 .. {classes - 1}, got {wrong[0]}" if len(wrong) else None
 
 
-def covers_images(ids: NDArray[np.int64], bad: int, first: int, samples: int) -> bool:
-    """Return whether `ids`, with `bad` more, are the images `first` .. `first + samples - 1`."""
-    inside = bool(((ids >= first) & (ids < first + samples)).all())
-    return inside and len(np.unique(ids)) == len(ids) and len(ids) + bad == samples
+@dataclass(frozen=True)
+class ShardScores:
+    """Scores of each model on the N images of a shard that have a label."""
+
+    ids: NDArray[np.int64]  # N, numbers of the split
+    labels: NDArray[np.int64]  # N, 0 .. C - 1
+    rows: tuple[Float32Array, ...]  # by model: N x 8 x C, as in `Scores`
+    bad_images: int  # that cannot be decoded
+    unlabelled: int
+
+
+def iter_shards(folders: Sequence[str], manifest: Manifest, split: str) -> Iterator[ShardScores]:
+    """Yield the scores in `folders`, one of each model, for each shard of the split; `find_problem` found none.
+
+    The next shard is read meanwhile, so two shards of all models are in memory. Raises FileNotFoundError when a shard
+    is not scored, CommitError when it is damaged, and DataError when models were scored on different images or labels,
+    or no image has a label (at the end).
+    """
+    shards = manifest.shards(split)
+    labelled = 0
+    with ThreadPoolExecutor(2) as pool:
+
+        def read(number: int) -> list[Future[Scores]]:
+            return [pool.submit(load_shard, folder, number) for folder in folders if number < len(shards)]
+
+        reading = read(0)
+        for number, shard in enumerate(shards):
+            first, *others = parts = [part.result() for part in reading]
+            reading = read(number + 1)
+            for part, folder in zip(others, folders[1:], strict=True):
+                if not (np.array_equal(part.ids, first.ids) and np.array_equal(part.labels, first.labels)):
+                    raise DataError(
+                        f"{redaction.redact(folder)}: {shard.name}: was scored on other images or labels than "
+                        f"{redaction.redact(folders[0])}; delete one of them"
+                    )
+            known = first.labels >= 0
+            rows = tuple(part.rows if known.all() else part.rows[known] for part in parts)
+            yield ShardScores(first.ids[known], first.labels[known], rows, first.bad_images, int((~known).sum()))
+            labelled += int(known.sum())
+    if not labelled:
+        raise DataError(
+            f"{manifest.name}: none of the {manifest.count_samples(split)} images of split {split!r} has scores and a "
+            "label: there are no errors to count"
+        )
 
 
 def _get_shard_url(folder: str, shard: int) -> str:
     return file_io.join(folder, f"shard-{shard:06d}")
 
 
-def _parse_key(folder: str) -> str:
-    """Return the last part of a folder's URL, which is the key of its scores."""
-    return folder.rstrip("/").rpartition("/")[2]
-
-
 def _read_shard(folder: str, shard: int) -> tuple[int, dict[str, NDArray[Any]]]:
-    """Return a part's number of bad images, and its arrays. Raises as `load_shard` does."""
     url = _get_shard_url(folder, shard)
     shown = redaction.redact(url)
     metadata = commit.read_metadata(url)
-    version = metadata.get("format_version")
-    expected = {"format_version": 2 if version == 2 else FORMAT_VERSION, "key": _parse_key(folder), "shard": shard}
+    expected = {"format_version": FORMAT_VERSION, "key": urls.get_basename(folder), "shard": shard}
     for field, value in expected.items():
         if metadata.get(field) != value:
             raise CommitError(f"{shown}: its {field} is {metadata.get(field)!r}, not {value!r}: it belongs elsewhere")
     payload = commit.read_folder(url)
-    names = ("ids", "labels", "rows") if version == 2 else ("ids", "labels", "rows", "exact", "exact_rows")
     try:
         commit.check_zip_uncompressed(payload[_FILE])
         with np.load(io.BytesIO(payload[_FILE]), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in names}
-        consistent = _check_shapes(arrays, metadata)
+            arrays = {name: stored[name] for name in _DTYPES}
+        consistent = _check_arrays(arrays, metadata)
         bad = int(str(metadata["bad"]))
     except (KeyError, ValueError, TypeError, IndexError, OSError, MemoryError, zipfile.BadZipFile) as error:
         raise CommitError(f"{shown}: {_FILE} holds no scores ({error!r})") from None
     if not consistent:
         raise CommitError(f"{shown}: {_FILE} holds arrays that do not fit each other")
-    if version == 2 and _has_flat_rows(arrays["rows"]):
-        raise CommitError(f"{shown}: holds nearly flat scores, which format 2 rounds wrongly; score them again")
     return bad, arrays
 
 
-def _check_shapes(arrays: dict[str, NDArray[Any]], metadata: dict[str, object]) -> bool:
-    ids, labels, rows = arrays["ids"], arrays["labels"], arrays["rows"]
-    if not (ids.shape == labels.shape == rows.shape[:1] == (metadata["images"],) and rows.shape[1] == NUM_ROWS):
-        return False
-    if "exact" not in arrays:
-        return True
-    places, values = arrays["exact"], arrays["exact_rows"]
-    shapes = places.shape == (len(values), 2) and values.shape[1:] == rows.shape[2:]
-    return shapes and bool(((places >= 0) & (places < rows.shape[:2])).all())
-
-
-def _has_flat_rows(rows: Float16Array) -> bool:
-    """Return whether a row of means, which sum to 1, is too large: format 2 kept too many of its values apart."""
-    sums = decode_float16(rows[:, :-1]).sum(axis=-1)
-    return bool((np.abs(sums - 1) > _MAX_SUM_ERROR).any())
+def _check_arrays(arrays: dict[str, NDArray[Any]], metadata: dict[str, object]) -> bool:
+    ids, labels, rows, places, values = (arrays[name] for name in _DTYPES)
+    return (
+        all(arrays[name].dtype == dtype for name, dtype in _DTYPES.items())
+        and ids.shape == labels.shape == rows.shape[:1] == (metadata["images"],)
+        and rows.shape[1] == NUM_ROWS
+        and places.shape == (len(values), 2)
+        and values.shape[1:] == rows.shape[2:]
+        and bool(((places >= 0) & (places < rows.shape[:2])).all())
+    )
 
 
 def encode_float16(values: Float32Array) -> Float16Array:

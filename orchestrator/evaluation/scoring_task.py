@@ -38,10 +38,3 @@ class ShardScoringTask(Config):
     scorers: tuple[ScoringTarget, ...] = Field(min_length=1, max_length=MAX_MODELS_PER_TASK)
     threads: int = Field(ge=1, description="CPU threads of the networks")
     reading: ReadingConfig = ReadingConfig()
-
-
-class ShardScoringResult(Config):
-    """Result of a task."""
-
-    images: int
-    bad: tuple[str, ...] = Field((), description="key and reason of each image that cannot be decoded")

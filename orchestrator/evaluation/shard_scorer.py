@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data import manifest, prefetch
@@ -22,19 +21,14 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.prefetch import Prefetcher
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import decode_image
-from orchestrator.evaluation import crop_views, inference
-from orchestrator.evaluation.crop_views import CropViews
-from orchestrator.evaluation.inference import InferenceModel
+from orchestrator.evaluation import inference
+from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.evaluation.score_store import ShardScoreWriter
 from orchestrator.evaluation.scoring_task import (
     MAX_MODELS_PER_TASK,
     ScoringTarget,
-    ShardScoringResult,
     ShardScoringTask,
-    WeightsVariant,
 )
-
-Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,11 @@ class PreparedSample:
     bad: str = ""
 
 
-def score_shard(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Score and commit a ShardScoringTask; return the ShardScoringResult. Safe to repeat on any node after a crash.
+def score_shard(arguments: dict[str, Any]) -> list[str]:
+    """Score and commit a ShardScoringTask; return key and reason of each image that cannot be decoded.
 
-    Raises DataError when the data or a model does not match the task; FileNotFoundError or CheckpointError for weights
-    that are missing or damaged.
+    Safe to repeat on any node after a crash. Raises DataError when the data or a model does not match the task;
+    FileNotFoundError or CheckpointError for weights that are missing or damaged.
     """
     task = ShardScoringTask.from_dict(arguments)
     torch.set_num_threads(task.threads)
@@ -60,7 +54,6 @@ def score_shard(arguments: dict[str, Any]) -> dict[str, Any]:
     num_samples = dataset.shards(task.split)[task.shard].samples
     writers = [ShardScoreWriter(num_samples, len(dataset.classes)) for _ in models]
     bad: list[str] = []
-    num_images = 0
     with closing(iter_samples(task, dataset, models[0])) as samples:
         for group in _batch_samples(samples, inference.compute_batch_size(models[0].size, models[0].device)):
             bad += [sample.bad for sample in group if sample.views is None]
@@ -68,21 +61,30 @@ def score_shard(arguments: dict[str, Any]) -> dict[str, Any]:
             if not good:
                 continue
             ids, labels = (np.array([sample[field] for sample in good], dtype=np.int64) for field in (0, 1))
-            rows = score_images(models, [views for *_, views in good])
-            for target, writer, own in zip(task.scorers, writers, rows, strict=True):
-                _append_scores(target, writer, ids, labels, own)
-            num_images += len(good)
-    assert num_images + len(bad) == num_samples, f"{num_images} scored and {len(bad)} bad images of {num_samples}"
+            views = [sample[2] for sample in good]
+            answers = inference.predict_images(models, views, mirrored=True)
+            for target, writer, by_image in zip(task.scorers, writers, answers, strict=True):
+                rows = [reduce_crops(found, view.view_indices) for found, view in zip(by_image, views, strict=True)]
+                try:
+                    writer.add(ids, labels, torch.stack(rows).cpu().numpy())
+                except ValueError as error:
+                    raise DataError(
+                        f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}; "
+                        "if its training diverged, leave it out"
+                    ) from None
     for target, writer in zip(task.scorers, writers, strict=True):
         writer.save(target.scores, task.shard, len(bad))
-    return ShardScoringResult(images=num_images, bad=tuple(bad)).to_dict()
+    return bad
+
+
+_load_cached_model = lru_cache(maxsize=MAX_MODELS_PER_TASK)(inference.load_inference_model)  # for the next shard
 
 
 def load_models(targets: Sequence[ScoringTarget], dataset: Manifest) -> list[InferenceModel]:
     """Load the networks. Raises DataError naming one of other classes than the dataset's or of another digest."""
     models = []
     for target in targets:
-        model = _load_cached_model(target.weights, target.which, str(inference.select_device()))
+        model = _load_cached_model(target.weights, target.which)
         if model.digest != target.digest:
             raise DataError(
                 f"{target.name}: its weights must have digest {target.digest}, got {model.digest}: they were replaced; "
@@ -94,14 +96,7 @@ def load_models(targets: Sequence[ScoringTarget], dataset: Manifest) -> list[Inf
                 f"of {dataset.name}; leave it out, or set its own dataset"
             )
         models.append(model)
-    sizes = {model.size for model in models}
-    assert len(sizes) == 1, f"models of one size share their crops; these have {sorted(sizes)}"
     return models
-
-
-@lru_cache(maxsize=MAX_MODELS_PER_TASK)  # the next shard needs the same ones
-def _load_cached_model(url: str, which: WeightsVariant, device: str) -> InferenceModel:
-    return inference.load_inference_model(url, which, torch.device(device))
 
 
 def iter_samples(task: ShardScoringTask, dataset: Manifest, model: InferenceModel) -> Generator[PreparedSample]:
@@ -142,7 +137,7 @@ def _prepare_sample(
 ) -> PreparedSample:
     sample = prefetcher.get_sample(shard, number)
     try:
-        views = crop_views.build_views(decode_image(sample.image), size)
+        views = inference.build_views(decode_image(sample.image), size)
     except BadSampleError as error:
         return PreparedSample(sample_id, sample.label, None, f"{sample.key!r} of {sample.source}: {error}")
     return PreparedSample(sample_id, sample.label, views.pin_memory() if pin else views)
@@ -162,22 +157,25 @@ def _batch_samples(samples: Iterator[PreparedSample], batch_size: int) -> Iterat
         yield group
 
 
-def score_images(models: Sequence[InferenceModel], images: Sequence[CropViews]) -> list[Tensor]:
-    """Return the rows to store, N x 8 x C float32 on the CPU, for each of several models of one size and device."""
-    indices = [image.view_indices for image in images]
-    return [
-        torch.stack([crop_views.reduce_crops(*pair) for pair in zip(answers, indices, strict=True)]).cpu()
-        for answers in inference.predict_images(models, images, mirrored=True)
+def _build_mean_weights() -> Tensor:
+    """Return 7 x 144 weights of the crops in the means, in the order of the stored rows."""
+    scale_of = torch.arange(multi_crop.NUM_CROPS) % multi_crop.NUM_UNMIRRORED // multi_crop.CROPS_PER_SCALE
+    rows = [
+        torch.zeros(multi_crop.NUM_CROPS).index_fill(0, torch.tensor(chosen), 1)
+        for chosen in multi_crop.CROP_SUBSETS.values()
     ]
+    rows += [(scale_of == scale).float() for scale in range(len(multi_crop.PAPER_SCALES))]
+    return torch.stack([row / row.sum() for row in rows])
 
 
-def _append_scores(
-    target: ScoringTarget, writer: ShardScoreWriter, ids: Int64Array, labels: Int64Array, rows: Tensor
-) -> None:
-    try:
-        writer.add(ids, labels, rows.numpy())
-    except ValueError as error:
-        raise DataError(
-            f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}; if its "
-            "training diverged, leave it out"
-        ) from None
+_MEAN_WEIGHTS = _build_mean_weights()
+
+
+def reduce_crops(probabilities: Tensor, view_indices: Tensor) -> Tensor:
+    """Return 8 x C float32: means over 1, 10 and 144 crops and over each of the four scales, and the maximum of all.
+
+    probabilities: 2D x C float32 of an image's views, then of their mirror images.
+    """
+    device = probabilities.device
+    counts = torch.zeros(len(_MEAN_WEIGHTS), len(probabilities)).index_add_(1, view_indices, _MEAN_WEIGHTS)
+    return torch.cat((counts.to(device) @ probabilities, probabilities.amax(dim=0, keepdim=True)))

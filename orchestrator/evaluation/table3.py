@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Cell:
     top5_error: float
     top5_interval: tuple[float, float]
     paper_top5: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the user's, by name
 
     @property
     def cost(self) -> int:
@@ -70,12 +71,18 @@ def is_ilsvrc(classes: Sequence[str]) -> bool:
 
 
 def build_table(
-    errors: Mapping[CellKey, ErrorArray], means: NDArray[np.float64], bad: int, unlabelled: int, of_ilsvrc: bool = True
+    errors: Mapping[CellKey, ErrorArray],
+    means: NDArray[np.float64],
+    bad: int,
+    unlabelled: int,
+    of_ilsvrc: bool = True,
+    metrics: Mapping[CellKey, Mapping[str, float]] | None = None,
 ) -> Table3:
     """Build the table from the errors of images by cell; `means` are the bootstrap's of the cells' columns."""
     cells = []
     for column, ((models, count), cell_errors) in enumerate(errors.items()):
         top1, top5 = (100 * cell_errors.mean(axis=0)).tolist()
         bounds = [bootstrap.compute_interval(100 * means[:, 2 * column + rank]) for rank in range(2)]
-        cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], PAPER_TOP5.get((models, count))))
+        paper, values = PAPER_TOP5.get((models, count)), (metrics or {}).get((models, count), {})
+        cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], paper, values))
     return Table3(tuple(cells), len(next(iter(errors.values()))), bad, unlabelled, of_ilsvrc)

@@ -271,13 +271,25 @@ def test_json_has_what_the_classifier_says(storage: Path, photos: Path, capsys: 
     names = ("a.JPEG", "b.jpg", "broken.jpg", "c.png")
     assert [row["image"] for row in rows] == [str(photos / name) for name in names]
     assert rows[2]["error"].startswith("no JPEG or PNG")
-    known = Classifier.load(finals(storage, "m1", "m2", "m3"))
+    known = Classifier(finals(storage, "m1", "m2", "m3"))
     for name, row in zip(names, rows, strict=True):
         if "error" not in row:
             (guesses,) = known.classify([(photos / name).read_bytes()], 144, 2)
             assert isinstance(guesses, list)
             assert [one["label"] for one in row["predictions"]] == [guess.label for guess in guesses]
             assert row["predictions"][0]["probability"] == pytest.approx(guesses[0].probability, abs=1e-6)
+
+
+def test_json_has_names_that_are_not_utf_8_as_escapes(
+    storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(os.fsencode(str(photos)) + b"/caf\xe9.jpg")
+    Path(name).write_bytes((photos / "b.jpg").read_bytes())
+    assert predicted(storage, name, f"{name}.none", json_lines=True)[0] == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in found] == [f"{photos}/caf\\udce9.jpg", f"{photos}/caf\\udce9.jpg.none"]
+    for row in found:
+        json.dumps(row, ensure_ascii=False).encode()  # raises for a lone surrogate
 
 
 def test_a_table_fits_the_terminal(storage: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     runs = ensembles.members(tmp_path_factory.mktemp("runs"))
-    return Classifier.load([f"{run}/final" for run in runs])
+    return Classifier([f"{run}/final" for run in runs])
 
 
 @contextmanager

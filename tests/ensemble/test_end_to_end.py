@@ -186,7 +186,7 @@ def test_a_member_that_diverges_leaves_a_partial_ensemble(tmp_path: Path, tiny: 
     destination = Destination(data=str(tiny), storage=str(runs)).resolve()
     digest = manifest.load(str(tiny)).digest()
     spec = RunSpec(recipe=second, placement=Placement(), destination=destination, dataset_digest=digest)
-    # Where it goes on from: weights beyond all measure, which give a loss that is no number.
+    # It resumes from huge weights, which give a loss that is not finite.
     begun = states.create_initial_state(second, 3, 512 // second.batch_size, torch.device("cpu"))
     heads = tuple(f"{name}." for name in begun.model.get_classifiers())
     state = begun.snapshot()
@@ -209,7 +209,7 @@ def test_a_member_that_diverges_leaves_a_partial_ensemble(tmp_path: Path, tiny: 
     assert "PARTIAL: 2 of 3 models finished" in allowed.out
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -> None:
+def test_ctrl_c_stops_and_the_same_command_resumes(tmp_path: Path, tiny: Path) -> None:
     runs = tmp_path / "runs"
     arguments = (
         "googlenet-tiny", "--ensemble.members", "1", "--data", str(tiny), "--epochs", "30",

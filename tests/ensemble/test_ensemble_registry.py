@@ -29,7 +29,7 @@ TITLES = ("an ant", "a bee", "a cat")
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory in which MLflow must leave nothing: a store of its own, for one, that nobody asked for."""
+    """A working directory in which MLflow must leave nothing, such as a default store."""
     folder = tmp_path / "cwd"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -94,27 +94,22 @@ def test_another_ensemble_is_another_version_and_the_alias_stays(
     assert str(client.get_model_version_by_alias("two", "champion").version) == "2"
 
 
-def test_each_dataset_has_its_champion_and_old_names_stay(store: str, runs: list[str], run_id: str) -> None:
+def test_each_dataset_has_its_champion(store: str, runs: list[str], run_id: str) -> None:
     names = [
         ensemble_registry.make_model_name("net", dataset, digest)
         for dataset, digest in (("cats", "a1" * 8), ("dogs", "b2" * 8))
     ]
     assert names == ["net-cats-a1a1a1a1", "net-dogs-b2b2b2b2"]
     assert ensemble_registry.make_model_name("net-cats", "cats", "c3" * 8) == "net-cats-c3c3c3c3"
-    for name, members in zip(names, (runs[:1], runs[1:2]), strict=True):
-        assert (
-            ensemble_registry.register_ensemble(store, run_id, name, "x1", members, (), former="net").uri
-            == f"models:/{name}@champion"
-        )
-    before = ensemble_registry.register_ensemble(
-        store, run_id, "net", "x2", runs[:2], ()
-    )  # by an earlier version of the code
-    again = ensemble_registry.register_ensemble(store, run_id, names[0], "x2", runs[:2], (), former="net")
-    assert (again.uri, again.is_new, before.uri) == ("models:/net@champion", False, "models:/net@champion")
-    assert {f"models:/{name}@champion" for name in (*names, "net")} <= set(ensemble_registry.find_champions(store))
+    uris = [f"models:/{name}@champion" for name in names]
+    for name, uri, members in zip(names, uris, (runs[:1], runs[1:2]), strict=True):
+        assert ensemble_registry.register_ensemble(store, run_id, name, "x1", members, ()).uri == uri
+    assert set(uris) <= set(ensemble_registry.find_champions(store))
 
 
-def test_what_was_cut_off_is_made_good(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
+def test_an_interrupted_registration_is_completed(
+    store: str, runs: list[str], run_id: str, client: MlflowClient
+) -> None:
     ensemble_registry.register_ensemble(store, run_id, "cut", "cut-x3", runs, ())
     client.delete_registered_model_alias("cut", "champion")
     assert ensemble_registry.register_ensemble(store, run_id, "cut", "cut-x3", runs, ()) == RegisteredVersion(
@@ -135,7 +130,7 @@ def test_identity_is_weights_their_order_and_titles(runs: list[str]) -> None:
         ensemble_registry.compute_digest([], ())
 
 
-def test_names_that_mlflow_refuses_are_mended(store: str, runs: list[str], run_id: str) -> None:
+def test_names_that_mlflow_rejects_are_replaced(store: str, runs: list[str], run_id: str) -> None:
     assert ensemble_registry.register_ensemble(store, run_id, "it's/a:name", "x", runs[:1], ()).model == "it-s-a-name"
 
 
@@ -149,13 +144,13 @@ def test_damaged_weights_are_not_registered(store: str, run_id: str, tmp_path: P
 
 # ------------------------------------------------------------------ what is in it
 def pickled(path: Path) -> bool:
-    """Whether a file is a pickle, or a zip that holds one, as torch.save writes it."""
+    """Return whether a file is a pickle, or a zip with one, as torch.save writes it."""
     if zipfile.is_zipfile(path):
         return any(name.endswith(".pkl") for name in zipfile.ZipFile(path).namelist())
     return path.suffix in (".pkl", ".pickle", ".pt", ".pth") or path.read_bytes()[:1] == b"\x80"
 
 
-def test_there_is_no_pickle_in_it(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
+def test_a_registered_model_holds_no_pickle(store: str, runs: list[str], run_id: str, client: MlflowClient) -> None:
     assert pickled(Path(runs[0], "final", "state.pt"))  # the look sees one
     ensemble_registry.register_ensemble(store, run_id, "bare", "bare-x3", runs, ())
     files = [path for path in artifacts(client, run_id).rglob("*") if path.is_file()]
@@ -189,7 +184,7 @@ print(json.dumps({
 
 
 @pytest.mark.process
-def test_it_predicts_wherever_its_requirements_are(
+def test_a_registered_model_predicts_without_this_project(
     store: str, runs: list[str], run_id: str, client: MlflowClient, tmp_path: Path
 ) -> None:
     """Loaded by MLflow in a process that knows nothing of this project but what lies in the model."""
@@ -209,7 +204,7 @@ def test_it_predicts_wherever_its_requirements_are(
     assert result["inputs"] == [{"type": "string", "name": "image", "required": True}]
     assert result["params"] == {"crops": 10, "top": 5, "members": ""}
     assert result["outputs"] == ["predictions"]
-    known = Classifier.load([f"{run}/final" for run in runs], TITLES)
+    known = Classifier([f"{run}/final" for run in runs], TITLES)
     for name, asked in (("answer", (144, 2, (1, 3))), ("default", (10, 5, ()))):
         (guesses,) = known.classify([image], *asked)
         assert isinstance(guesses, list)
@@ -247,7 +242,7 @@ def test_fetching_by_alias_version_and_latest(store: str, runs: list[str], run_i
         )
         assert [Path(path).stem for path in weights] == names
         assert found == titles
-    assert len(Classifier.load(weights)) == 1
+    assert len(Classifier(weights)) == 1
 
 
 def test_needs_no_torch(store: str, runs: list[str], run_id: str) -> None:

@@ -1,6 +1,7 @@
 """Finished runs by name: found, refused with what is wrong, chosen by number."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -37,42 +38,49 @@ def runs(tmp_path: Path) -> list[RunSpec]:
 
 
 def test_ensembles_stand_for_their_members(tmp_path: Path, runs: list[RunSpec]) -> None:
-    found = finished_runs.find_runs(str(tmp_path), ["both", runs[2].name], "runs")
-    assert [spec.name for spec in found.runs] == [spec.name for spec in runs]
+    found, _ = finished_runs.find_runs(str(tmp_path), ["both", runs[2].name], "runs")
+    assert [spec.name for spec in found] == [spec.name for spec in runs]
 
 
-def test_a_model_that_is_named_twice_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_a_model_given_twice_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     with pytest.raises(ConfigError, match=rf"^include: {runs[0].name}: is given twice"):
         finished_runs.find_runs(str(tmp_path), ["both", runs[0].name], "include")
 
 
-def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_two_folders_of_a_name_are_one_model_twice(tmp_path: Path, runs: list[RunSpec]) -> None:
+    copied = tmp_path / "other" / "models" / runs[0].name
+    shutil.copytree(runs[0].folder, copied)
+    with pytest.raises(ConfigError, match=rf"^runs: {runs[0].name}: is given twice"):
+        finished_runs.find_runs(str(tmp_path), ["both", str(copied)], "runs")
+
+
+def test_an_unknown_name_is_rejected_with_the_known_ones(tmp_path: Path, runs: list[RunSpec]) -> None:
     with pytest.raises(ConfigError, match=rf"^runs: 'bth': no such run .* known: both, .*{runs[2].name}"):
         finished_runs.find_runs(str(tmp_path), ["bth"], "runs")
 
 
-def test_a_run_that_is_not_trained_to_its_end_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_an_unfinished_run_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs")
 
 
-def test_one_that_was_not_chosen_need_not_be_trained(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_runs_that_are_not_chosen_may_be_unfinished(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
-    assert finished_runs.find_runs(str(tmp_path), ["both"], "runs", (1,)).runs == (runs[0],)
+    assert finished_runs.find_runs(str(tmp_path), ["both"], "runs", (1,))[0] == (runs[0],)
     with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), ["both"], "runs", (2,))
 
 
-def test_what_is_not_trained_is_named_where_a_part_will_do(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_unfinished_runs_of_a_partial_ensemble_are_listed(tmp_path: Path, runs: list[RunSpec]) -> None:
     file_io.remove(get_outcome_path(runs[1].folder))
     found = finished_runs.find_runs(str(tmp_path), ["both", runs[2].name], "runs", partial=True)
-    assert found == finished_runs.FinishedRuns((runs[0], runs[2]), (runs[1].name,))
+    assert found == ((runs[0], runs[2]), [runs[1].name])
     with pytest.raises(ConfigError, match=rf"^runs: {runs[1].name}: is not finished"):
         finished_runs.find_runs(str(tmp_path), [runs[1].name], "runs", partial=True)
     members = {"members": [runs[0].name, "never-begun"]}
     file_io.write_bytes(file_io.join(str(tmp_path), "ensembles", "two", "ensemble.json"), json.dumps(members).encode())
-    assert finished_runs.find_runs(str(tmp_path), ["two"], "runs", partial=True).unfinished == ("never-begun",)
+    assert finished_runs.find_runs(str(tmp_path), ["two"], "runs", partial=True)[1] == ["never-begun"]
 
 
 @pytest.mark.parametrize("record", [b"{", b"[]", b'{"members": []}'])
@@ -97,8 +105,8 @@ def test_members_are_chosen_by_number() -> None:
 def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) -> None:
     elsewhere = str(tmp_path / "not-there")
     for place in (f"{tmp_path}/ensembles/both", f"file://{tmp_path}/ensembles/both/"):
-        found = finished_runs.find_runs(elsewhere, [place, runs[2].folder], "include")
-        assert [(spec.name, spec.folder) for spec in found.runs] == [(spec.name, spec.folder) for spec in runs]
+        found, _ = finished_runs.find_runs(elsewhere, [place, runs[2].folder], "include")
+        assert [(spec.name, spec.folder) for spec in found] == [(spec.name, spec.folder) for spec in runs]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +126,7 @@ def test_a_path_without_a_run_is_one_line(tmp_path: Path, runs: list[RunSpec], p
         finished_runs.find_runs(str(tmp_path), ["https://["], "include")
 
 
-def test_a_run_in_a_folder_of_another_name_is_refused(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_a_run_in_a_folder_of_another_name_is_rejected(tmp_path: Path, runs: list[RunSpec]) -> None:
     moved = tmp_path / "models" / "renamed"
     Path(runs[0].folder).rename(moved)
     with pytest.raises(ConfigError, match=rf"renamed: holds the run {runs[0].name}; its folder must be"):
@@ -142,16 +150,16 @@ def test_the_data_of_a_run_is_known(tmp_path: Path, runs: list[RunSpec]) -> None
     assert finished_runs.resolve_dataset([own], Destination()).data == "digits"
 
 
-def test_data_that_has_moved_is_asked_for(tmp_path: Path, runs: list[RunSpec]) -> None:
+def test_moved_data_is_an_error_that_names_the_flag(tmp_path: Path, runs: list[RunSpec]) -> None:
     tiny_shards.dataset(tmp_path / "data")
     specs = kept(tmp_path / "data", *runs)
     with pytest.raises(ConfigError, match=r"were trained on different datasets .* set --data"):
         finished_runs.resolve_dataset([specs[0], runs[1]], Destination())
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(ConfigError, match=rf"^data: .*set --data to where the dataset of {specs[0].name} is now"):
+    with pytest.raises(ConfigError, match=rf"^data: .*{specs[0].name} was .*set --data to where its dataset is now"):
         finished_runs.resolve_dataset(specs, Destination())
     tiny_shards.dataset(tmp_path / "data", 7)
-    with pytest.raises(ConfigError, match=r"is dataset \w+, .* was trained on \w+; set --data"):
+    with pytest.raises(ConfigError, match=r"it is dataset \w+ now, not \w+; set --data"):
         finished_runs.resolve_dataset(specs, Destination())
 
 
@@ -159,7 +167,7 @@ def test_another_dataset_needs_the_same_classes(tmp_path: Path, runs: list[RunSp
     other = tiny_shards.dataset(tmp_path / "data")
     destination = Destination(data=str(tmp_path / "data"), storage=str(tmp_path), tracking="none")
     at = cast("Session", SimpleNamespace(manifest=other, destination=destination, placement=Placement()))
-    with pytest.raises(ConfigError, match=r"has 2 classes, .* has 3; class 0 is 'a' there, 'ant' here"):
+    with pytest.raises(ConfigError, match=r"has 2 classes, .* has 3; the first that differs is 'a' there, 'ant' here"):
         finished_runs.adapt_to_session(at, runs[0], "runs", other_data=True)
     finals.save(Path(runs[0].folder), runs[0].recipe, tiny_shards.CLASSES, 0)
     placed = finished_runs.adapt_to_session(at, runs[0], "runs", other_data=True)

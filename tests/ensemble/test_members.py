@@ -113,7 +113,7 @@ def test_every_number_of_members_is_valid_and_each_is_a_run_of_its_own(
         assert Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-def test_an_impossible_width_is_refused() -> None:
+def test_an_impossible_width_is_rejected() -> None:
     base = presets.googlenet_tiny()
     broad = base.model_copy(update={"model": base.model.model_copy(update={"width": 7.0})})
     with pytest.raises(ConfigError, match="width"):

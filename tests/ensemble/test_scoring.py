@@ -22,7 +22,7 @@ from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.ensemble import scoring
 from orchestrator.ensemble.scoring import WeightsKind
 from orchestrator.evaluation import score_store, shard_scorer
-from orchestrator.evaluation.scoring_task import ShardScoringTask
+from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringTask
 from orchestrator.ray_backend import task_pool
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
@@ -89,14 +89,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
 def score_runs(at: Session, specs: Sequence[RunSpec], kind: WeightsKind = "averaged") -> list[str]:
     """Score one kind of weights; return the folders of the scores."""
-    return scoring.score_weights_kinds(at, specs, (kind,))[0]
+    return list(scoring.score_runs(at, specs, kind).values())
 
 
 def get_score_folder(spec: RunSpec, kind: WeightsKind = "averaged", digest: str = "") -> str:
     """Return where the scores of a run's weights are stored."""
     identity = scoring.find_weights(spec, kind).identity
     key = score_store.compute_key(identity, spec.recipe, digest or spec.dataset_digest, scoring.SCORED_SPLIT)
-    return score_store.get_folder(spec.folder, key)
+    return f"{spec.folder}/scores/{key}"
 
 
 def names(task: ShardScoringTask) -> list[str]:
@@ -113,7 +113,7 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
     specs = finished(at, finals.small(16, name="a"), finals.small(24, name="b"), finals.small(16, name="c"))
     folders = score_runs(at, specs)
     assert folders == [get_score_folder(spec) for spec in specs]
-    assert [score_store.list_scored_shards(folder) for folder in folders] == [{0, 1, 2}] * 3
+    assert [stores.list_scored_shards(folder) for folder in folders] == [{0, 1, 2}] * 3
     # The last shard has one image, and the longest tasks go first.
     assert [(task.shard, names(task)) for task in sent] == [
         (0, ["a", "c"]), (1, ["a", "c"]), (0, ["b"]), (1, ["b"]), (2, ["a", "c"]), (2, ["b"])
@@ -124,7 +124,7 @@ def test_a_task_is_a_shard_for_all_models_of_a_size(runs: Path, sent: Sent) -> N
     assert lines.count("cannot be decoded, not counted: 'sample-003' of ") == 1
 
 
-def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path, sent: Sent) -> None:
+def test_only_missing_scores_of_members_are_computed(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
     score_runs(at, specs[:2])
@@ -144,17 +144,12 @@ def test_what_is_stored_is_not_scored_again_and_a_new_member_alone_is(runs: Path
     assert [names(task) for task in sent] == [["b"]] * SHARDS
 
 
-def test_a_member_given_twice_is_scored_once(runs: Path, sent: Sent) -> None:
-    at = session(runs)
-    (spec,) = finished(at, finals.small())
-    assert len(score_runs(at, [spec, spec])) == 2
-    assert [len(task.scorers) for task in sent] == [1] * SHARDS
-    assert score_runs(at, []) == []
+def test_no_members_are_no_tasks(runs: Path, sent: Sent) -> None:
+    assert score_runs(session(runs), []) == []
+    assert sent == []
 
 
-def test_tasks_hold_no_more_scores_than_their_memory_takes(
-    runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_are_split_to_fit_their_memory(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "MAX_TASK_BYTES", 2 * 2 * 8 * 3 * PER_SHARD)  # two models' of a whole shard
     at = session(runs)
     score_runs(at, finished(at, *(finals.small(name=name) for name in "abc")))
@@ -163,7 +158,7 @@ def test_tasks_hold_no_more_scores_than_their_memory_takes(
     ]  # fmt: skip
 
 
-def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sent: Sent) -> None:
+def test_models_are_split_over_idle_slots(runs: Path, sent: Sent) -> None:
     at = session(runs)
     specs = finished(at, *(finals.small(name=name) for name in "abc"))
     score_runs(at, specs)
@@ -174,18 +169,59 @@ def test_models_are_shared_out_where_shards_are_fewer_than_slots(runs: Path, sen
     assert [(task.shard, names(task)) for task in sent] == [(1, ["a", "b"]), (1, ["c"])]
 
 
-def test_an_interruption_ends_it_early(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_ends_scoring_early(runs: Path, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
 
-    def stopped_after_one(raw: dict[str, Any]) -> dict[str, Any]:
+    def stopped_after_one(raw: dict[str, Any]) -> list[str]:
         at.interruption.event.set()
         return shard_scorer.score_shard(raw)
 
     monkeypatch.setattr(scoring, "_make_task_function", lambda: stopped_after_one)
     score_runs(at, [spec])
     assert len(sent) == 1
-    assert len(score_store.list_scored_shards(get_score_folder(spec))) == 1
+    assert len(stores.list_scored_shards(get_score_folder(spec))) == 1
+
+
+class CountedTasks(list[ShardScoringTask]):
+    """Tasks that count how often all of them are gone through."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[ShardScoringTask]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_progress_is_of_whole_shards_and_costs_no_pass_over_the_tasks(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = session(runs)
+    tasks = CountedTasks(
+        ShardScoringTask(
+            data="d",
+            split="validation",
+            shard=shard,
+            threads=1,
+            scorers=(ScoringTarget(name=name, weights="w", digest="d", scores="s"),),
+        )
+        for name in map(str, range(200))
+        for shard in (0, 1, 2)
+    )
+    found = []
+
+    def run(_: object, arguments: Sequence[object], *rest: object) -> Iterator[tuple[int, list[str]]]:
+        for number in range(len(arguments)):
+            yield number, []
+            found.append(json.loads((runs / "scoring.json").read_text()))
+
+    monkeypatch.setattr(task_pool, "run_tasks", run)
+    monkeypatch.setattr(scoring, "PROGRESS_SECONDS", 0.0)
+    scoring._run_tasks(at, tasks, str(runs))
+    assert {one["shards"] for one in found} == {3}
+    assert [one["done"] for one in found] == [0] * 597 + [1, 2, 3]
+    assert found[-1]["seconds_left"] == 0
+    assert tasks.passes < 10
 
 
 # ------------------------------------------------------------------ what is not believed
@@ -230,9 +266,7 @@ def other_images(spec: RunSpec) -> None:
         (other_images, "2 images, which are not those 2 .. 3 of the split"),
     ],
 )
-def test_a_part_that_cannot_be_believed_is_scored_again(
-    runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str
-) -> None:
+def test_a_damaged_part_is_scored_again(runs: Path, sent: Sent, spoil: Callable[[RunSpec], None], message: str) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
     score_runs(at, [first, second])
@@ -244,13 +278,13 @@ def test_a_part_that_cannot_be_believed_is_scored_again(
     (line,) = [line for line in said(at).splitlines() if "is scored again" in line]
     assert line.startswith(f"scoring: {first.name}: shard 1 is scored again: ")
     assert message in line
-    assert (score_store.load_shard(get_score_folder(first), 1).means[144] == before.means[144]).all()
+    assert (score_store.load_shard(get_score_folder(first), 1).rows == before.rows).all()
     sent.clear()
     score_runs(at, [first, second])
     assert sent == []
 
 
-def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> None:
+def test_scores_of_other_weights_are_computed_again(runs: Path, sent: Sent) -> None:
     at = session(runs)
     first, second = finished(at, finals.small(name="a"), finals.small(name="b"))
     score_runs(at, [first, second])
@@ -263,8 +297,8 @@ def test_scores_of_other_weights_are_not_believed(runs: Path, sent: Sent) -> Non
     assert [(task.shard, names(task)) for task in sent] == [(0, ["a"])]
 
 
-# ------------------------------------------------------------------ who is refused
-def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, sent: Sent) -> None:
+# ------------------------------------------------------------------ what is rejected
+def test_scores_of_another_dataset_are_stored_separately(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (own,) = finished(at, finals.small(name="a"))
     other = own.model_copy(update={"dataset_digest": "fedcba9876543210"})
@@ -272,7 +306,7 @@ def test_scores_of_another_dataset_than_the_run_has_are_kept_apart(runs: Path, s
     (folder,) = score_runs(at, [other])
     assert folder == get_score_folder(other, digest=at.manifest.digest())
     assert folder != get_score_folder(other)
-    assert score_store.list_scored_shards(folder) == {0, 1, 2}
+    assert stores.list_scored_shards(folder) == {0, 1, 2}
     count = len(sent)
     assert score_runs(at, [other]) == [folder]
     assert len(sent) == count  # what is stored is found again
@@ -298,7 +332,7 @@ def keep_best(spec: RunSpec, metric: str, classes: tuple[str, ...], seed: int) -
     return url
 
 
-def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
+def test_kinds_of_weights_are_stored_separately(runs: Path, sent: Sent) -> None:
     at = session(runs)
     (spec,) = finished(at, finals.small())
     url = keep_best(spec, best_checkpoint.MONITORED_METRICS[0], at.manifest.classes, seed=5)
@@ -307,22 +341,8 @@ def test_kinds_of_weights_are_scored_apart(runs: Path, sent: Sent) -> None:
     assert all(folder.startswith(spec.folder + "/scores/") for folder in folders)
     found = [(task.scorers[0].weights, task.scorers[0].which) for task in sent[::SHARDS]]
     assert found == [(f"{spec.folder}/final", "averaged"), (f"{spec.folder}/final", "raw"), (url, "averaged")]
-    scores = [score_store.load_shard(folder, 0).means[144] for folder in folders]
+    scores = [score_store.load_shard(folder, 0).rows for folder in folders]
     assert not any((one == other).all() for one, other in ((scores[0], scores[1]), (scores[0], scores[2])))
-
-
-def test_kinds_of_weights_that_are_scored_at_once_share_the_images(runs: Path, sent: Sent) -> None:
-    at = session(runs)
-    specs = finished(at, *(finals.small(name=name) for name in "ab"))
-    averaged, raw = scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
-    assert averaged == [get_score_folder(spec) for spec in specs]
-    assert raw == [get_score_folder(spec, kind="raw") for spec in specs]
-    assert [len(task.scorers) for task in sent] == [4] * SHARDS
-    assert "20 images x models with averaged and raw weights to do, of 2 models, each" in said(at)
-    sent.clear()
-    shutil.rmtree(raw[1])
-    scoring.score_weights_kinds(at, specs, ("averaged", "raw"))
-    assert [[scorer.which for scorer in task.scorers] for task in sent] == [["raw"]] * SHARDS
 
 
 def test_the_best_before_there_is_an_average_are_the_raw_weights(runs: Path) -> None:
@@ -393,7 +413,7 @@ def a_task_of(driving: "subprocess.Popen[str]") -> int:
 
 
 @pytest.mark.cluster
-def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
+def test_scoring_resumes_after_a_killed_driver_and_a_killed_task(slow: Path) -> None:
     with driver(slow) as process:
         until(lambda: committed(slow) or process.poll() is not None, 120)
         family = process_tree(process.pid)
@@ -415,7 +435,7 @@ def test_a_killed_driver_then_a_killed_task_then_the_end(slow: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_a_signal_stops_it_soon(slow: Path) -> None:
+def test_a_signal_stops_scoring_soon(slow: Path) -> None:
     with driver(slow) as process:
         until(lambda: committed(slow) or process.poll() is not None, 120)
         process.send_signal(signal.SIGINT)

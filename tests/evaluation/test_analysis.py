@@ -1,10 +1,7 @@
 """The analysis compared with plain computations from definitions, with all scores in memory."""
 
-import json
 import math
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.evaluation import analysis, bootstrap, image_errors, score_reader, score_store
-from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
+from orchestrator.evaluation import analysis, bootstrap, image_errors, score_store
+from orchestrator.evaluation.analysis import analyze_ensemble
 from orchestrator.evaluation.analysis_results import Analysis, ErrorDifference
 from orchestrator.evaluation.score_store import Scores
 from tests.support import oracles, stores
@@ -23,32 +20,29 @@ CLASSES, SHARDS, MEMBERS = 9, (70, 0, 50), 4
 IMAGES = sum(SHARDS)
 LABELS = np.random.default_rng(11).integers(0, CLASSES - 1, IMAGES)  # the last class has no image
 SPLIT_AT = np.cumsum(SHARDS)[:-1]
-RAW = (1, 3)
 NAMES = tuple(f"m{number}" for number in range(MEMBERS))
 
 Floats = NDArray[np.float32]
 
 
-def made(root: Path, labels: NDArray[np.int64] = LABELS) -> list[MemberScores]:
+def made(root: Path, labels: NDArray[np.int64] = LABELS) -> dict[str, str]:
     parts = np.split(labels, SPLIT_AT)
-    folders = [stores.write_drawn(root / name, number, parts, CLASSES) for number, name in enumerate(NAMES)]
-    raw = {number: stores.write_drawn(root / f"raw{number}", 100 + number, parts, CLASSES) for number in RAW}
-    return [MemberScores(name, folders[number], raw.get(number)) for number, name in enumerate(NAMES)]
+    return {name: stores.write_drawn(root / name, number, parts, CLASSES) for number, name in enumerate(NAMES)}
 
 
 @pytest.fixture(scope="module")
-def members(tmp_path_factory: pytest.TempPathFactory) -> list[MemberScores]:
+def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return made(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
-def found(members: list[MemberScores]) -> Analysis:
+def found(members: dict[str, str]) -> Analysis:
     return analyze_ensemble(members, manifest(SHARDS, CLASSES), SPLIT)
 
 
 @pytest.fixture(scope="module")
-def stored(members: list[MemberScores]) -> list[Scores]:
-    return [whole(member.scores) for member in members]
+def stored(members: dict[str, str]) -> list[Scores]:
+    return [whole(folder) for folder in members.values()]
 
 
 def whole(folder: str) -> Scores:
@@ -56,18 +50,14 @@ def whole(folder: str) -> Scores:
     return Scores(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        {count: np.concatenate([part.means[count] for part in parts]) for count in CROPS},
-        np.concatenate([part.per_scale for part in parts]),
-        np.concatenate([part.maximum for part in parts]),
+        np.concatenate([part.rows for part in parts]),
         0,
     )
 
 
-def collect(members: list[MemberScores]) -> image_errors.ImageErrors:
-    with ThreadPoolExecutor(1) as pool:
-        folders = [member.scores for member in members]
-        shards = score_reader.iter_shards(folders, manifest(SHARDS, CLASSES), SPLIT, pool)
-        return image_errors.collect_errors(shards, len(members), ())
+def collect(members: dict[str, str]) -> image_errors.ImageErrors:
+    shards = score_store.iter_shards(list(members.values()), manifest(SHARDS, CLASSES), SPLIT)
+    return image_errors.collect_errors(shards, len(members))
 
 
 def wrong(scores: list[Floats]) -> NDArray[np.float64]:
@@ -84,7 +74,7 @@ def percent(errors: NDArray[np.float64]) -> list[float]:
 
 
 def all_crops(stored: list[Scores]) -> list[Floats]:
-    return [one.means[144] for one in stored]
+    return [stores.get_mean(one, 144) for one in stored]
 
 
 def check_all(
@@ -107,53 +97,45 @@ def check(difference: ErrorDifference, points: float) -> None:
 
 
 # ------------------------------------------------------------------ figure by figure
-def test_the_table_is_that_of_the_plain_join(found: Analysis, members: list[MemberScores]) -> None:
-    plain = oracles.compute_table([member.scores for member in members], manifest(SHARDS, CLASSES), SPLIT)
+def test_the_table_is_that_of_the_plain_join(found: Analysis, members: dict[str, str]) -> None:
+    plain = oracles.compute_table(list(members.values()), manifest(SHARDS, CLASSES), SPLIT)
     assert found.table == plain
     assert (plain.images, plain.bad_images, plain.unlabelled) == (IMAGES, 0, 0)
     assert (found.split, found.member_names) == (SPLIT, NAMES)
 
 
-def test_members(found: Analysis, stored: list[Scores]) -> None:
-    expected = [
-        (name, count, *percent(wrong([one.means[count]])))
+def test_errors_of_members(found: Analysis, stored: list[Scores]) -> None:
+    assert found.members == {
+        (name, count): tuple(percent(wrong([stores.get_mean(one, count)])))
         for name, one in zip(NAMES, stored, strict=True)
         for count in CROPS
-    ]
-    assert [(one.member, one.crops, one.top1_error, one.top5_error) for one in found.members] == expected
+    }
 
 
-def test_subsets_are_all_there(found: Analysis, stored: list[Scores]) -> None:
-    expected = []
-    for count in CROPS:
-        for size in range(1, MEMBERS + 1):
-            errors = [percent(wrong([one.means[count] for one in some])) for some in combinations(stored, size)]
-            expected.append((count, size, np.array(errors)))
-    assert len(found.subsets) == len(expected)
-    for one, (count, size, table) in zip(found.subsets, expected, strict=True):
-        assert (one.crops, one.size, one.looked_at, one.possible) == (count, size, len(table), len(table))
-        for spread, ranked in zip((one.top1, one.top5), table.T, strict=True):
-            assert (spread.least, spread.mean, spread.most) == pytest.approx(
-                (ranked.min(), ranked.mean(), ranked.max())
-            )
+def test_errors_of_all_subsets(found: Analysis, stored: list[Scores]) -> None:
+    assert list(found.subsets) == [(count, size) for count in CROPS for size in range(1, MEMBERS + 1)]
+    for (count, size), one in found.subsets.items():
+        some = [[stores.get_mean(member, count) for member in chosen] for chosen in combinations(stored, size)]
+        errors = np.array([percent(wrong(scores)) for scores in some])
+        assert one.subsets == len(errors)
+        for spread, expected in ((one.least, errors.min(0)), (one.mean, errors.mean(0)), (one.most, errors.max(0))):
+            assert spread == pytest.approx(tuple(expected))
 
 
-def test_pairs(found: Analysis, stored: list[Scores]) -> None:
+def test_disagreement_and_correlation_of_members(found: Analysis, stored: list[Scores]) -> None:
     named = np.stack([scores.argmax(axis=1) for scores in all_crops(stored)])
     missed = [wrong([scores])[:, 0] for scores in all_crops(stored)]
-    np.testing.assert_allclose(np.array(found.pairs.correlation, dtype=np.float64), np.array(np.corrcoef(missed)))
+    np.testing.assert_allclose(np.array(found.correlation, dtype=np.float64), np.array(np.corrcoef(missed)))
     for one, two in np.ndindex(MEMBERS, MEMBERS):
-        assert found.pairs.disagreement[one][two] == pytest.approx(100 * np.mean(named[one] != named[two]))
-    assert found.pairs.members == NAMES
+        assert found.disagreement[one][two] == pytest.approx(100 * np.mean(named[one] != named[two]))
 
 
-def test_gains(found: Analysis, stored: list[Scores]) -> None:
+def test_gains_of_members(found: Analysis, stored: list[Scores]) -> None:
     together = wrong(all_crops(stored))
-    for number, gain in enumerate(found.gains):
+    assert tuple(found.gains) == NAMES
+    for number, gain in enumerate(found.gains.values()):
         without = wrong([scores for other, scores in enumerate(all_crops(stored)) if other != number])
-        assert gain.member == NAMES[number]
-        check_all((gain.top1, gain.top5), without, together)
-    assert len(found.gains) == MEMBERS
+        check_all(gain, without, together)
 
 
 def test_classes_and_confusions(found: Analysis, stored: list[Scores]) -> None:
@@ -175,12 +157,12 @@ def test_classes_and_confusions(found: Analysis, stored: list[Scores]) -> None:
     assert all(pairs[one.true, one.predicted] == one.images for one in found.confusions)
 
 
-def test_class_errors_of_a_member_are_those_of_its_own_analysis(members: list[MemberScores]) -> None:
+def test_class_errors_of_a_member_are_those_of_its_own_analysis(members: dict[str, str]) -> None:
     images = collect(members)
-    for number, member in enumerate(members):
-        alone = analyze_ensemble([MemberScores(member.name, member.scores)], manifest(SHARDS, CLASSES), SPLIT)
+    for number, (name, folder) in enumerate(members.items()):
+        alone = analyze_ensemble({name: folder}, manifest(SHARDS, CLASSES), SPLIT)
         confusions = analysis.count_confusions(images.labels, images.predicted[number])
-        flags = images.error_flags[image_errors.ALL_CROPS][(number,)]
+        flags = images.flags[image_errors.ALL_CROPS, (number,)]
         assert tuple(confusions[:20]) == alone.confusions
         assert analysis.compute_class_errors(images.labels, flags, confusions) == alone.classes
 
@@ -199,48 +181,33 @@ def test_calibration(found: Analysis, stored: list[Scores]) -> None:
     assert singles.ece == pytest.approx(np.mean(errors[:-1]), rel=1e-5)
     assert ensemble.ece == pytest.approx(errors[-1], rel=1e-5)
     for calibration, sums in ((singles, np.sum(bins[:-1], axis=0)), (ensemble, np.array(bins[-1]))):
-        assert [(one.low, one.high) for one in calibration.bins] == [(low / 15, (low + 1) / 15) for low in range(15)]
-        assert [one.images for one in calibration.bins] == sums[:, 0].tolist()
-        for one, (images, sure, right) in zip(calibration.bins, sums.tolist(), strict=True):
-            if images:
-                assert (one.confidence, one.accuracy) == pytest.approx((sure / images, right / images), rel=1e-5)
-            else:
-                assert (one.confidence, one.accuracy) == (None, None)
+        assert [answers for answers, _, _ in calibration.bins] == sums[:, 0].tolist()
+        for (_, confidence, accuracy), (images, sure, right) in zip(calibration.bins, sums.tolist(), strict=True):
+            expected = (sure / images, right / images) if images else (0, 0)
+            assert (confidence, accuracy) == pytest.approx(expected, rel=1e-5)
+        images, sure, right = sums.sum(axis=0)
+        assert (calibration.confidence, calibration.accuracy) == pytest.approx((sure / images, right / images))
 
 
 def test_cells_are_compared_in_pairs(found: Analysis, stored: list[Scores]) -> None:
     def cell_errors(models: int, count: int) -> NDArray[np.float64]:
-        return (single if models == 1 else wrong)([part.means[count] for part in stored])
+        return (single if models == 1 else wrong)([stores.get_mean(part, count) for part in stored])
 
     cells = [(cell.models, cell.crops) for cell in found.table.cells]
-    assert [(one.other, one.cell) for one in found.paired] == list(combinations(cells, 2))
-    for one in found.paired:
-        check_all((one.top1, one.top5), cell_errors(*one.cell), cell_errors(*one.other))
+    assert [(other, cell) for cell, other in found.paired] == list(combinations(cells, 2))
+    for (cell, other), differences in found.paired.items():
+        check_all(differences, cell_errors(*cell), cell_errors(*other))
 
 
-def test_scales_maximum_and_raw_weights(found: Analysis, stored: list[Scores], members: list[MemberScores]) -> None:
-    scales = [
-        (scale, models, *percent(errors([one.per_scale[:, number] for one in stored])))
-        for models, errors in ((1, single), (MEMBERS, wrong))
-        for number, scale in enumerate((256, 288, 320, 352))
-    ]
-    assert [(one.scale, one.models, one.top1_error, one.top5_error) for one in found.scales] == scales
-    for (models, errors), one in zip(((1, single), (MEMBERS, wrong)), found.maximum, strict=True):
-        highest = errors([part.maximum for part in stored])
-        assert (one.models, one.top1_error, one.top5_error) == (models, *percent(highest))
-        check_all((one.top1, one.top5), highest, errors(all_crops(stored)))
-    raw = [whole(member.raw) for member in members if member.raw]
-    averaged = [stored[number] for number in RAW]
-    assert found.averaged_members == ("m1", "m3")
-    expected = [(models, count) for models in (1, 2) for count in CROPS]
-    assert [(one.models, one.crops) for one in found.averaging] == expected
-    for row in found.averaging:
-        errors = single if row.models == 1 else wrong
-        rough = errors([part.means[row.crops] for part in raw])
-        smooth = errors([part.means[row.crops] for part in averaged])
-        assert [row.raw_top1_error, row.raw_top5_error] == percent(rough)
-        assert [row.averaged_top1_error, row.averaged_top5_error] == percent(smooth)
-        check_all((row.top1, row.top5), rough, smooth)
+def test_scales_and_maximum(found: Analysis, stored: list[Scores]) -> None:
+    for models, errors in ((1, single), (MEMBERS, wrong)):
+        for row, scale in enumerate((256, 288, 320, 352), start=3):
+            assert found.scales[models, scale] == tuple(percent(errors([part.rows[:, row] for part in stored])))
+        highest = errors([part.rows[:, 7] for part in stored])
+        shown, differences = found.maximum[models]
+        assert shown == tuple(percent(highest))
+        check_all(differences, highest, errors(all_crops(stored)))
+    assert (len(found.scales), len(found.maximum)) == (8, 2)
 
 
 def test_mistakes_are_the_most_confident_ones(found: Analysis, stored: list[Scores]) -> None:
@@ -254,35 +221,19 @@ def test_mistakes_are_the_most_confident_ones(found: Analysis, stored: list[Scor
 
 
 # ------------------------------------------------------------------ as a whole
-def test_it_is_plain_values_for_json(found: Analysis) -> None:
-    text = json.dumps(found.to_dict(), allow_nan=False)
-    back = json.loads(text)
-    assert back["table"]["cells"][0]["top1_error"] == found.table.cells[0].top1_error
-    assert back["class_names"][2] == "class 2"
-
-
-def test_it_is_the_same_each_time_and_however_the_split_is_cut(tmp_path: Path, found: Analysis) -> None:
+def test_results_are_reproducible_however_the_split_is_sharded(tmp_path: Path, found: Analysis) -> None:
     members = made(tmp_path)
     assert analyze_ensemble(members, manifest(SHARDS, CLASSES), SPLIT) == found
-    for member in members:
-        for folder in (member.scores, member.raw):
-            if folder:
-                stores.save_shard(folder.replace(str(tmp_path), str(tmp_path / "one")), 0, whole(folder))
-    moved = [
-        replace(
-            member,
-            scores=member.scores.replace(str(tmp_path), str(tmp_path / "one")),
-            raw=member.raw and member.raw.replace(str(tmp_path), str(tmp_path / "one")),
-        )
-        for member in members
-    ]
+    moved = {name: str(tmp_path / "one" / name) for name in NAMES}
+    for name, folder in members.items():
+        stores.save_shard(moved[name], 0, whole(folder))
     assert analyze_ensemble(moved, manifest([IMAGES], CLASSES), SPLIT) == found
 
 
-def test_images_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_unlabelled_images_are_counted_and_left_out(tmp_path: Path) -> None:
     known = np.arange(IMAGES) % 3 > 0
     some = analyze_ensemble(made(tmp_path / "some", np.where(known, LABELS, -1)), manifest(SHARDS, CLASSES), SPLIT)
     assert (some.table.images, some.table.unlabelled) == (known.sum(), IMAGES - known.sum())
     assert sum(one.images for one in some.classes) == known.sum()
     assert all(known[one.image] and one.true == LABELS[one.image] for one in some.mistakes)
-    assert sum(one.images for one in some.calibration[1].bins) == known.sum()
+    assert sum(answers for answers, _, _ in some.calibration[1].bins) == known.sum()

@@ -28,7 +28,7 @@ def test_resampled_means_spread_as_theory_says() -> None:
     np.testing.assert_allclose(np.cov(means.T), theory, atol=0.12 * theory.max())
 
 
-def test_it_draws_as_resampling_images_one_by_one_does() -> None:
+def test_multinomial_draws_match_resampling_of_images() -> None:
     draw = np.random.default_rng(1)
     outcomes = draw.integers(0, 8, (400, 1)) / 7
     plain = np.array([outcomes[draw.integers(0, 400, 400)].mean() for _ in range(NUM_RESAMPLES)])
@@ -52,7 +52,7 @@ def test_draws_do_not_depend_on_their_batches(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(resample_means(outcomes), once)
 
 
-def test_what_does_not_vary_has_a_point_for_an_interval() -> None:
+def test_constant_outcomes_have_a_point_interval() -> None:
     assert compute_interval(resample_means(np.ones((9, 1)))[:, 0]) == (1, 1)
     assert compute_interval(resample_means(np.zeros((1, 1)))[:, 0]) == (0, 0)
 

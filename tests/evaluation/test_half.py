@@ -19,7 +19,7 @@ def softmax(seed: int, rows: int, classes: int, spread: float) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def test_two_bytes_a_value_in_the_shape_given() -> None:
+def test_encoded_values_take_two_bytes_and_keep_their_shape() -> None:
     stored = score_store.encode_float16(softmax(0, 6, 5, 1.0).reshape(2, 3, 5))
     assert stored.dtype == np.float16
     assert stored.shape == (2, 3, 5)
@@ -57,7 +57,7 @@ def test_neighbours_are_kept_apart_by_the_smallest_step() -> None:
     np.testing.assert_allclose(back[:3], 0.3, rtol=3 / 1024)
 
 
-def test_what_a_plain_cast_loses_is_kept() -> None:
+def test_values_below_float16s_range_keep_their_order() -> None:
     """The fifth place of a confident network lies where float16 itself has only zeros."""
     values = np.array([[1.0, 3e-9, 2e-9, 1e-9, 8e-10, 5e-10, 4e-10]], dtype=np.float32)
     fifth, sixth = np.array([4]), np.array([5])
@@ -99,5 +99,5 @@ def test_scores_other_than_probabilities_are_an_error(bad: float) -> None:
         score_store.encode_float16(values)
 
 
-def test_nothing_is_stored_of_nothing() -> None:
+def test_no_rows_encode_to_no_rows() -> None:
     assert score_store.encode_float16(np.zeros((0, 8, 5), dtype=np.float32)).shape == (0, 8, 5)

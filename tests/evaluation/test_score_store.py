@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.config.overrides import apply_overrides
+from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Manifest
 from orchestrator.evaluation import score_store
-from orchestrator.evaluation.score_store import Scores
+from orchestrator.evaluation.score_store import Scores, ShardScores
 from orchestrator.storage import commit
 from tests.support import stores
 from tests.support.launched import recipe
@@ -31,9 +33,7 @@ def scores(seed: int = 0, images: int = 5, classes: int = 7, bad: int = 1) -> Sc
     return Scores(
         ids=np.arange(10, 10 + images),
         labels=draw.integers(0, classes, images),
-        means={count: some(images) for count in (1, 10, 144)},
-        per_scale=some(images, 4),
-        maximum=some(images),
+        rows=some(images, score_store.NUM_ROWS),
         bad_images=bad,
     )
 
@@ -46,31 +46,29 @@ def test_scores_come_back_to_half_precision(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.ids, saved.ids)
     np.testing.assert_array_equal(loaded.labels, saved.labels)
     assert loaded.bad_images == 1
-    pairs = [(loaded.means[count], saved.means[count]) for count in (1, 10, 144)]
-    for got, gave in [*pairs, (loaded.per_scale, saved.per_scale), (loaded.maximum, saved.maximum)]:
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got, gave, rtol=2**-10)
-        np.testing.assert_array_equal(np.argsort(got), np.argsort(gave))
+    assert loaded.rows.dtype == np.float32
+    np.testing.assert_allclose(loaded.rows, saved.rows, rtol=2**-10)
+    np.testing.assert_array_equal(np.argsort(loaded.rows), np.argsort(saved.rows))
 
 
 def test_a_shard_without_images_comes_back(tmp_path: Path) -> None:
     stores.save_shard(str(tmp_path), 0, scores(images=0, bad=4))
     loaded = score_store.load_shard(str(tmp_path), 0)
-    assert (len(loaded.ids), loaded.means[144].shape, loaded.bad_images) == (0, (0, 7), 4)
+    assert (len(loaded.ids), loaded.rows.shape, loaded.bad_images) == (0, (0, 8, 7), 4)
 
 
 def test_only_committed_shards_are_listed(tmp_path: Path) -> None:
     where = str(tmp_path / "scores")
-    assert score_store.list_scored_shards(where) == set()
+    assert stores.list_scored_shards(where) == set()
     for shard in (0, 2, 11):
         stores.save_shard(where, shard, scores(shard))
     (tmp_path / "scores" / "shard-000002" / commit.DONE).unlink()  # its writer died
     (tmp_path / "scores" / "notes.txt").write_text("of a person")
-    assert score_store.list_scored_shards(where) == {0, 11}
+    assert stores.list_scored_shards(where) == {0, 11}
     with pytest.raises(FileNotFoundError):
         score_store.load_shard(where, 2)
     stores.save_shard(where, 2, scores(2))
-    assert score_store.list_scored_shards(where) == {0, 2, 11}
+    assert stores.list_scored_shards(where) == {0, 2, 11}
 
 
 def test_damaged_scores_are_an_error(tmp_path: Path) -> None:
@@ -97,7 +95,7 @@ def test_scores_may_be_moved_with_their_run(tmp_path: Path) -> None:
     assert score_store.load_shard(f"{tmp_path}/two/aaaa/", 0).bad_images == 1
 
 
-def test_committed_files_without_scores_are_an_error(tmp_path: Path) -> None:
+def test_committed_files_without_valid_scores_are_an_error(tmp_path: Path) -> None:
     good = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
     part = str(tmp_path / "shard-000000")
     arrays = io.BytesIO()
@@ -115,7 +113,7 @@ def test_committed_files_without_scores_are_an_error(tmp_path: Path) -> None:
         ({"scores.npz": pickled.getvalue()}, good, "holds no scores"),
         ({"scores.npz": arrays.getvalue()}, good, "do not fit each other"),
         ({"scores.npz": beyond.getvalue()}, good, "do not fit each other"),
-        ({}, {**good, "format_version": 1}, "its format_version is 1, not 3"),
+        ({}, {**good, "format_version": 2}, "its format_version is 2, not 3"),
         ({}, {}, "its format_version is None"),
     ):
         commit.write_folder(part, payload, about)
@@ -135,12 +133,17 @@ def test_problems_are_described(tmp_path: Path) -> None:
         assert message is not None
         assert f"5 images, which are not those {first} .. {first + samples - 1} of the split" in message
     assert "of 7 classes, not 8" in str(score_store.find_problem(where, 0, 10, 6, 8))
+    for label in (-2, 7):
+        wrong = scores()
+        wrong.labels[3] = label
+        stores.save_shard(where, 2, wrong)
+        assert f"labels must be -1 or 0 .. 6, got {label}" in str(score_store.find_problem(where, 2, 10, 6, 7))
     twice = dataclasses.replace(scores(), ids=np.array([10, 11, 11, 13, 14]))
     stores.save_shard(where, 1, twice)
     assert "which are not those" in str(score_store.find_problem(where, 1, 10, 6, 7))
 
 
-def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
+def test_a_writer_takes_two_bytes_a_score() -> None:
     images, classes = 200, 1000
     rows = np.full((10, score_store.NUM_ROWS, classes), 1e-3, dtype=np.float32)
     ids = np.arange(10, dtype=np.int64)
@@ -159,10 +162,10 @@ def test_a_part_takes_two_bytes_a_score_while_it_grows() -> None:
 
 def test_non_probabilities_are_not_stored(tmp_path: Path) -> None:
     bad = scores()
-    bad.maximum[1, 2] = np.nan
+    bad.rows[1, 7, 2] = np.nan
     with pytest.raises(ValueError, match="got other or non-finite values"):
         stores.save_shard(str(tmp_path), 0, bad)
-    assert score_store.list_scored_shards(str(tmp_path)) == set()
+    assert stores.list_scored_shards(str(tmp_path)) == set()
 
 
 # ------------------------------------------------------------------ nearly flat rows, as at the start of training
@@ -180,9 +183,7 @@ def stored(folder: Path, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         here = slice(start, start + 3)
         part.add(ids[here], ids[here], rows[here])
     part.save(str(folder), 0, 0)
-    back = score_store.load_shard(str(folder), 0)
-    means = [back.means[count][:, None] for count in (1, 10, 144)]
-    return np.concatenate([*means, back.per_scale, back.maximum[:, None]], axis=1)
+    return score_store.load_shard(str(folder), 0).rows
 
 
 @settings(max_examples=25, deadline=None)
@@ -210,24 +211,32 @@ def test_rows_of_trained_networks_take_two_bytes_a_score(tmp_path: Path) -> None
     assert size < 1.1 * 2 * rows.size
 
 
-def as_format_2(folder: Path, rows: NDArray[np.float32]) -> None:
-    """Commit rows as the format before wrote them, all in float16."""
-    buffer, ids = io.BytesIO(), np.arange(len(rows))
-    np.savez(buffer, ids=ids, labels=ids, rows=score_store.encode_float16(rows))
-    about = {"format_version": 2, "key": folder.name, "shard": 0, "images": len(rows), "bad": 0}
-    commit.write_folder(str(folder / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
+def test_a_flat_row_is_read_with_the_same_first_five_as_computed(tmp_path: Path) -> None:
+    rows = softmax(3, 30, 1e-3)
+    back = stored(tmp_path, rows)
+    flat = ~score_store.check_precision(rows, score_store.encode_float16(rows))
+    assert flat.all()
+    with np.load(tmp_path / "shard-000000" / "scores.npz") as arrays:
+        assert {name: arrays[name].dtype for name in arrays} == {
+            "ids": np.int64, "labels": np.int64, "rows": np.float16, "exact": np.int64, "exact_rows": np.float32,
+        }  # fmt: skip
+    np.testing.assert_array_equal(back, rows)
+    first, computed = (np.argsort(-found, axis=-1, kind="stable")[..., :5] for found in (back, rows))
+    np.testing.assert_array_equal(first, computed)
 
 
-def test_scores_of_the_format_before_are_read_unless_they_are_flat(tmp_path: Path) -> None:
-    rows = softmax(1, 5, 3.0)
-    as_format_2(tmp_path, rows)
-    assert score_store.find_problem(str(tmp_path), 0, 0, 5, 1000) is None
-    np.testing.assert_allclose(score_store.load_shard(str(tmp_path), 0).maximum, rows[:, -1], rtol=1e-2)
-    as_format_2(tmp_path, softmax(1, 5, 0.01))
-    assert "nearly flat scores, which format 2 rounds wrongly; score them again" in str(
-        score_store.find_problem(str(tmp_path), 0, 0, 5, 1000)
-    )
-    with pytest.raises(commit.CommitError, match="nearly flat"):
+@pytest.mark.parametrize(("name", "dtype"), [("exact", np.float64), ("exact_rows", np.float64), ("rows", np.float32)])
+def test_arrays_of_another_type_are_damaged_and_scored_again(tmp_path: Path, name: str, dtype: type) -> None:
+    stored(tmp_path, softmax(3, 2, 1e-3))
+    part = tmp_path / "shard-000000"
+    with np.load(part / "scores.npz") as arrays:
+        changed = {**arrays, name: arrays[name].astype(dtype)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **changed)
+    about = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 2, "bad": 0}
+    commit.write_folder(str(part), {"scores.npz": buffer.getvalue()}, about)
+    assert "do not fit each other" in str(score_store.find_problem(str(tmp_path), 0, 0, 2, 1000))
+    with pytest.raises(commit.CommitError, match="do not fit each other"):
         score_store.load_shard(str(tmp_path), 0)
 
 
@@ -253,15 +262,77 @@ def test_the_key_changes_with_what_changes_scores(other: dict[str, Any]) -> None
     assert key(**other) != key()
 
 
-def test_the_key_ignores_what_only_the_weights_know() -> None:
+def test_the_key_ignores_settings_that_only_affect_training() -> None:
     changes = {"epochs": 9, "name": "other", "seeds.order": 3, "augmentation.area": (0.5, 1.0), "batch_size": 32}
     assert key(changes=changes) == key()
 
 
-def test_scores_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+def test_compressed_scores_are_rejected(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, ids=np.zeros(0), labels=np.zeros(0), rows=np.zeros((0, 8, 7)))
     about = {"format_version": score_store.FORMAT_VERSION, "key": tmp_path.name, "shard": 0, "images": 0, "bad": 0}
     commit.write_folder(str(tmp_path / "shard-000000"), {"scores.npz": buffer.getvalue()}, about)
     with pytest.raises(commit.CommitError, match="is compressed"):
         score_store.load_shard(str(tmp_path), 0)
+
+
+# ------------------------------------------------------------------ scores of several models, shard by shard
+LABELS = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2])
+PARTS, CLASSES = (LABELS[:5], LABELS[5:]), 6
+DATASET = stores.manifest((5, 4), CLASSES)
+
+
+def write_models(folder: Path) -> list[str]:
+    return [stores.write_drawn(folder / f"m{number}", number, PARTS, CLASSES) for number in range(2)]
+
+
+def read_all(folders: list[str], dataset: Manifest = DATASET) -> list[ShardScores]:
+    return list(score_store.iter_shards(folders, dataset, stores.SPLIT))
+
+
+def test_models_are_read_together(tmp_path: Path) -> None:
+    folders = write_models(tmp_path)
+    found = read_all(folders)
+    assert [shard.labels.tolist() for shard in found] == [part.tolist() for part in PARTS]
+    for number, shard in enumerate(found):
+        for rows, folder in zip(shard.rows, folders, strict=True):
+            np.testing.assert_array_equal(rows, score_store.load_shard(folder, number).rows)
+
+
+def test_a_shard_that_is_not_scored_or_damaged(tmp_path: Path) -> None:
+    folders = write_models(tmp_path)
+    flip_byte(Path(folders[1], "shard-000001", "scores.npz"), 400)
+    with pytest.raises(commit.CommitError, match=r"shard-000001.*damaged"):
+        read_all(folders)
+    Path(folders[1], "shard-000001", "DONE").unlink()
+    with pytest.raises(FileNotFoundError, match="shard-000001"):
+        read_all(folders)
+
+
+@pytest.mark.parametrize(("first", "step"), [(1, 0), (0, 1)])
+def test_models_scored_on_other_images_or_labels(tmp_path: Path, first: int, step: int) -> None:
+    part = stores.drawn(2, (PARTS[0] + step) % CLASSES, CLASSES, first=first)
+    other = stores.write(tmp_path / "other", [part])
+    with pytest.raises(DataError, match=r"other: validation/0.tar: was scored on other images or labels than .*m0"):
+        read_all([*write_models(tmp_path), other])
+
+
+def test_splits_without_an_image_that_has_a_label(tmp_path: Path) -> None:
+    where = stores.write_drawn(tmp_path / "m", 0, [np.full(len(part), -1) for part in PARTS], CLASSES)
+    with pytest.raises(DataError, match="none of the 9 images of split 'validation' has scores and a label"):
+        read_all([where])
+    nothing = stores.write(tmp_path / "bad", [stores.drawn(0, LABELS[:0], CLASSES, bad=5)])
+    with pytest.raises(DataError, match="none of the 5 images"):
+        read_all([nothing], stores.manifest((5,), CLASSES))
+    with pytest.raises(DataError, match="none of the 0 images"):
+        read_all([nothing], stores.manifest((), CLASSES))
+    with pytest.raises(DataError, match="no split 'validation'; it has train"):
+        read_all([nothing], DATASET.model_copy(update={"splits": {"train": DATASET.splits[stores.SPLIT]}}))
+
+
+def test_images_without_a_label_are_left_out(tmp_path: Path) -> None:
+    labels = (PARTS[0], np.array([-1, -1, -1, 2]))
+    folders = [stores.write_drawn(tmp_path / f"m{number}", number, labels, CLASSES) for number in range(2)]
+    first, second = read_all(folders)
+    assert (first.unlabelled, second.unlabelled, second.ids.tolist(), second.labels.tolist()) == (0, 3, [8], [2])
+    np.testing.assert_array_equal(second.rows[1], score_store.load_shard(folders[1], 1).rows[3:])

@@ -18,14 +18,13 @@ from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import decode_image
 from orchestrator.evaluation import inference, score_store, shard_scorer
-from orchestrator.evaluation.crop_views import CropViews
-from orchestrator.evaluation.inference import InferenceModel
+from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.evaluation.score_store import Scores
-from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringResult, ShardScoringTask, WeightsVariant
+from orchestrator.evaluation.scoring_task import ScoringTarget, ShardScoringTask, WeightsVariant
 from orchestrator.models.googlenet import GoogLeNet
 from orchestrator.models.network import Network
 from orchestrator.recipe.config import Recipe
-from tests.support import finals, tiny_shards
+from tests.support import finals, stores, tiny_shards
 
 PER_SHARD = 3
 
@@ -54,9 +53,10 @@ def scorer(final: str, where: Path | str, which: WeightsVariant = "averaged") ->
     )
 
 
-def score(folder: Path, shard: int, *scorers: ScoringTarget) -> ShardScoringResult:
+def score(folder: Path, shard: int, *scorers: ScoringTarget) -> list[str]:
+    """The images that cannot be decoded."""
     task = ShardScoringTask(data=str(folder / "data"), split="validation", shard=shard, scorers=scorers, threads=1)
-    return ShardScoringResult.from_dict(shard_scorer.score_shard(task.to_dict()))
+    return shard_scorer.score_shard(task.to_dict())
 
 
 def alone(folder: Path, found: Manifest, model: Network, recipe: Recipe, shard: int, number: int) -> np.ndarray:
@@ -84,8 +84,7 @@ def expected(each: np.ndarray) -> np.ndarray:
 
 
 def rows(stored: Scores, image: int) -> np.ndarray:
-    means = [stored.means[count][image] for count in (1, 10, 144)]
-    return np.stack([*means, *stored.per_scale[image], stored.maximum[image]])
+    return np.asarray(stored.rows[image])
 
 
 def test_stored_scores_are_those_of_a_plain_computation(packed: Manifest, tmp_path: Path) -> None:
@@ -94,11 +93,10 @@ def test_stored_scores_are_those_of_a_plain_computation(packed: Manifest, tmp_pa
     where = [str(tmp_path / str(n) / "scores") for n in range(2)]
     targets = [scorer(final, scores) for (final, _), scores in zip(made, where, strict=True)]
     came = [score(tmp_path, shard, *targets) for shard in (0, 1)]
-    assert [one.images for one in came] == [2, 2]
-    (bad,) = came[0].bad
+    (bad,) = came[0]
     assert "'sample-001' of " in bad
     assert "no JPEG or PNG" in bad
-    assert came[1].bad == ()
+    assert came[1] == []
     for (_, model), recipe, scores in zip(made, recipes, where, strict=True):
         for shard, ids in ((0, [0, 2]), (1, [3, 4])):
             stored = score_store.load_shard(scores, shard)
@@ -137,7 +135,7 @@ def test_scores_do_not_depend_on_the_batch_size(
         np.testing.assert_allclose(rows(stored, number), expected(each), rtol=2**-10, atol=1e-5)
 
 
-def test_raw_weights_are_scored_apart(packed: Manifest, tmp_path: Path) -> None:
+def test_raw_weights_are_scored(packed: Manifest, tmp_path: Path) -> None:
     final, model = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=3)
     score(tmp_path, 1, scorer(final, tmp_path / "raw", "raw"))
     raw = {name: value + 1 for name, value in model.state_dict().items()}  # as finals.save has them
@@ -148,14 +146,14 @@ def test_raw_weights_are_scored_apart(packed: Manifest, tmp_path: Path) -> None:
     )
 
 
-def test_a_shard_of_broken_images_is_stored_as_such(tmp_path: Path) -> None:
+def test_a_shard_of_broken_images_is_stored_empty(tmp_path: Path) -> None:
     broken = [RawSample(f"b-{n}", b"nothing", 0) for n in range(2)]
     found = write_dataset(str(tmp_path / "data"), "broken", tiny_shards.CLASSES, {"validation": broken}, 2)
     final, _ = finals.save(tmp_path / "m", finals.small(), found.classes, seed=0)
     came = score(tmp_path, 0, scorer(final, tmp_path / "scores"))
-    assert (came.images, len(came.bad)) == (0, 2)
+    assert len(came) == 2
     stored = score_store.load_shard(str(tmp_path / "scores"), 0)
-    assert (stored.bad_images, stored.means[10].shape, stored.per_scale.shape) == (2, (0, 3), (0, 4, 3))
+    assert (stored.bad_images, stored.rows.shape) == (2, (0, 8, 3))
 
 
 def test_a_model_of_other_data_is_an_error_with_its_name(packed: Manifest, tmp_path: Path) -> None:
@@ -166,21 +164,21 @@ def test_a_model_of_other_data_is_an_error_with_its_name(packed: Manifest, tmp_p
     of_others = scorer(good, tmp_path / "scores").model_copy(update={"digest": "0123"})
     with pytest.raises(DataError, match=r"one: its weights must have digest 0123, got \w+: they were replaced"):
         score(tmp_path, 0, of_others)
-    assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
+    assert stores.list_scored_shards(str(tmp_path / "scores")) == set()
 
 
 def test_non_finite_scores_are_an_error_with_the_models_name(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
-    model = shard_scorer._load_cached_model(final, "averaged", "cpu").model
+    model = shard_scorer._load_cached_model(final, "averaged").model
     assert isinstance(model, GoogLeNet)
     with torch.no_grad():
         model.classifier.bias[1] = float("inf")
     with pytest.raises(DataError, match=r"one: image 3 of the split.*non-finite values.*diverged"):
         score(tmp_path, 1, scorer(final, tmp_path / "scores"))
-    assert score_store.list_scored_shards(str(tmp_path / "scores")) == set()
+    assert stores.list_scored_shards(str(tmp_path / "scores")) == set()
 
 
-def test_damaged_data_ends_a_task(packed: Manifest, tmp_path: Path) -> None:
+def test_damaged_data_fails_a_task(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     shard = packed.shards("validation")[1]
     tiny_shards.flip_byte(
@@ -190,7 +188,7 @@ def test_damaged_data_ends_a_task(packed: Manifest, tmp_path: Path) -> None:
         score(tmp_path, 1, scorer(final, tmp_path / "scores"))
 
 
-def test_beside_a_gpu_all_threads_prepare_images_in_order(
+def test_with_a_gpu_all_threads_prepare_images_in_order(
     packed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (member,) = members(tmp_path, packed.classes, finals.small())
@@ -226,10 +224,10 @@ def test_images_without_labels_are_scored(packed: Manifest, tmp_path: Path, monk
     score(tmp_path, 1, scorer(final, tmp_path / "unlabelled"))
     with_labels, without = (score_store.load_shard(str(tmp_path / name), 1) for name in ("labelled", "unlabelled"))
     assert without.labels.tolist() == [-1, -1]
-    np.testing.assert_array_equal(without.means[144], with_labels.means[144])
+    np.testing.assert_array_equal(without.rows, with_labels.rows)
 
 
-def test_networks_are_kept_for_the_next_shard(packed: Manifest, tmp_path: Path) -> None:
+def test_networks_are_cached_for_the_next_shard(packed: Manifest, tmp_path: Path) -> None:
     final, _ = finals.save(tmp_path / "m", finals.small(), packed.classes, seed=0)
     for shard in (0, 1):
         score(tmp_path, shard, scorer(final, tmp_path / "scores"))
@@ -238,9 +236,7 @@ def test_networks_are_kept_for_the_next_shard(packed: Manifest, tmp_path: Path) 
 
 def members(folder: Path, classes: tuple[str, ...], *of: Recipe) -> list[InferenceModel]:
     return [
-        inference.load_inference_model(
-            finals.save(folder / f"m{n}", recipe, classes, seed=n)[0], device=torch.device("cpu")
-        )
+        inference.load_inference_model(finals.save(folder / f"m{n}", recipe, classes, seed=n)[0])
         for n, recipe in enumerate(of)
     ]
 
@@ -250,11 +246,12 @@ def test_members_that_preprocess_differently_share_views(tmp_path: Path) -> None
     other = one.model_copy(update={"preprocessing": one.preprocessing.model_copy(update={"mean": (10.0, 20.0, 30.0)})})
     loaded = members(tmp_path, tiny_shards.CLASSES, one, other, one)
     views = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    together = inference.predict_models(loaded, views, mirrored=True)
+    indices = torch.zeros(0, dtype=torch.int64)
+    together = [found for (found,) in inference.predict_images(loaded, [CropViews(views, indices)], mirrored=True)]
     for member, found in zip(loaded, together, strict=True):
         assert found.shape == (10, 3)
         for half, own in ((found[:5], views), (found[5:], views.flip(3))):
-            (alone,) = inference.predict_models([member], own)
+            ((alone,),) = inference.predict_images([member], [CropViews(own, indices)], mirrored=False)
             torch.testing.assert_close(half, alone, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found.sum(dim=1), torch.ones(10))
     assert not torch.allclose(together[0], together[1], atol=1e-3)
@@ -262,7 +259,7 @@ def test_members_that_preprocess_differently_share_views(tmp_path: Path) -> None
 
 def test_a_member_is_in_inference_mode_without_auxiliary_heads(tmp_path: Path) -> None:
     final, model = finals.save(tmp_path, finals.small(), tiny_shards.CLASSES, seed=3)
-    member = inference.load_inference_model(final, device=torch.device("cpu"))
+    member = inference.load_inference_model(final)
     assert not member.model.training
     assert member.size == 16
     assert member.classes == tiny_shards.CLASSES

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.evaluation.analysis import MemberScores, analyze_ensemble
-from orchestrator.evaluation.image_errors import CompetingClasses
+from orchestrator.evaluation import image_errors
+from orchestrator.evaluation.analysis import analyze_ensemble
 from orchestrator.evaluation.score_store import Scores
 from orchestrator.evaluation.table3 import PAPER_TOP5, Table3
 from tests.support import stores
@@ -43,7 +43,9 @@ def store(where: Path, shard: int, first: int, labels: list[int], means: dict[in
     ids = np.arange(first, first + count)
     nothing = np.zeros((count, 4, CLASSES), dtype=np.float32)
     stores.save_shard(
-        str(where), shard, Scores(ids, np.array(labels, dtype=np.int64), means, nothing, nothing[:, 0], 0)
+        str(where),
+        shard,
+        Scores(ids, np.array(labels, dtype=np.int64), stores.join_rows(means, nothing, nothing[:, 0]), 0),
     )
 
 
@@ -53,12 +55,12 @@ def alike(scores: NDArray[np.float32]) -> dict[int, NDArray[np.float32]]:
 
 def compute_errors(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the errors of a single model."""
-    (errors,) = dict(CompetingClasses([scores], labels).iter_errors([(0,)])).values()
+    (errors,) = dict(image_errors.iter_errors([scores], labels, [(0,)])).values()
     return errors.astype(np.float64)
 
 
 def compute_table(folders: list[str], dataset: Manifest) -> Table3:
-    members = [MemberScores(f"m{number}", folder) for number, folder in enumerate(folders)]
+    members = {f"m{number}": folder for number, folder in enumerate(folders)}
     return analyze_ensemble(members, dataset, "validation").table
 
 
@@ -175,10 +177,10 @@ def test_without_errors_the_interval_is_a_point(tmp_path: Path) -> None:
     assert compute_table([str(tmp_path)], manifest(2)).get_cell(1, 1).top1_interval == (0.0, 0.0)
 
 
-def test_images_that_no_decoder_takes_are_counted_apart(tmp_path: Path) -> None:
+def test_undecodable_images_are_counted_separately(tmp_path: Path) -> None:
     scores = ranked([0, 0], [0, 7])
     nothing = np.zeros((2, 4, CLASSES), dtype=np.float32)
-    partial = Scores(np.array([0, 2]), np.array([0, 0]), alike(scores), nothing, scores, 1)
+    partial = Scores(np.array([0, 2]), np.array([0, 0]), stores.join_rows(alike(scores), nothing, scores), 1)
     stores.save_shard(str(tmp_path), 0, partial)
     made = compute_table([str(tmp_path)], manifest(3))
     assert (made.images, made.bad_images, made.get_cell(1, 1).top1_error) == (2, 1, 50.0)

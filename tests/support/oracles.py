@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.manifest import Manifest
-from orchestrator.evaluation import bootstrap, score_reader
+from orchestrator.data.transforms import multi_crop
+from orchestrator.evaluation import bootstrap, score_store
 from orchestrator.evaluation.table3 import CellKey, ErrorArray, Table3, build_table, is_ilsvrc, list_cells
 
 
@@ -17,15 +17,14 @@ def compute_table(folders: Sequence[str], manifest: Manifest, split: str) -> Tab
     """Return the table of the models whose scores lie in `folders`, by summing all scores of each cell."""
     errors: dict[CellKey, list[ErrorArray]] = {key: [] for key in list_cells(len(folders))}
     bad = unlabelled = 0
-    with ThreadPoolExecutor(2) as pool:
-        for shard in score_reader.iter_shards(folders, manifest, split, pool):
-            for (models, count), parts in errors.items():
-                means = [part.means[count] for part in shard.scores]
-                if models == 1:
-                    parts.append(np.mean([compute_errors(mean, shard.labels) for mean in means], axis=0))
-                else:
-                    parts.append(compute_errors(np.sum(means, axis=0, dtype=np.float32), shard.labels))
-            bad, unlabelled = bad + shard.bad_images, unlabelled + shard.unlabelled
+    for shard in score_store.iter_shards(folders, manifest, split):
+        for (models, count), parts in errors.items():
+            means = [rows[:, list(multi_crop.CROP_SUBSETS).index(count)] for rows in shard.rows]
+            if models == 1:
+                parts.append(np.mean([compute_errors(mean, shard.labels) for mean in means], axis=0))
+            else:
+                parts.append(compute_errors(np.sum(means, axis=0, dtype=np.float32), shard.labels))
+        bad, unlabelled = bad + shard.bad_images, unlabelled + shard.unlabelled
     whole = {key: np.concatenate(parts) for key, parts in errors.items()}
     resampled = bootstrap.resample_means(np.hstack(list(whole.values())))
     return build_table(whole, resampled, bad, unlabelled, is_ilsvrc(manifest.classes))

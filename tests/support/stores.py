@@ -1,14 +1,14 @@
 """Small score stores: drawn or given scores of some models, with the manifest of the dataset they are said to be of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.data.transforms import multi_crop
 from orchestrator.evaluation.score_store import Scores, ShardScoreWriter
+from orchestrator.storage import commit, file_io
 
 SPLIT = "validation"
 CROPS = (1, 10, 144)
@@ -21,6 +21,27 @@ def manifest(samples: Sequence[int], classes: int) -> Manifest:
         for number, count in enumerate(samples)
     )
     return Manifest(name="made", classes=tuple(f"class {label}" for label in range(classes)), splits={SPLIT: shards})
+
+
+def join_rows(
+    means: Mapping[int, NDArray[np.float32]], per_scale: NDArray[np.float32], maximum: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """N x 8 x C, as they are stored, from N x C means by crops, N x 4 x C of each scale, and the N x C maximum."""
+    return np.concatenate((*(means[count][:, None] for count in CROPS), per_scale, maximum[:, None]), axis=1)
+
+
+def get_mean(scores: Scores, count: int) -> NDArray[np.float32]:
+    """N x C: the mean over so many crops."""
+    return scores.rows[:, CROPS.index(count)]
+
+
+def list_scored_shards(folder: str) -> set[int]:
+    """The shards whose scores are committed, not verified."""
+    return {
+        int(name.removeprefix("shard-"))
+        for name in file_io.list_names(folder)
+        if name.startswith("shard-") and commit.is_complete(file_io.join(folder, name))
+    }
 
 
 def drawn(model: int, labels: NDArray[np.int64], classes: int, seed: int = 0, first: int = 0, bad: int = 0) -> Scores:
@@ -40,14 +61,13 @@ def drawn(model: int, labels: NDArray[np.int64], classes: int, seed: int = 0, fi
 
     ids = np.arange(first, first + len(labels))
     means = {count: some(1)[:, 0] for count in CROPS}
-    return Scores(ids, labels, means, some(4), some(1)[:, 0], bad)
+    return Scores(ids, labels, join_rows(means, some(4), some(1)[:, 0]), bad)
 
 
 def save_shard(folder: str, shard: int, scores: Scores) -> None:
     """Commit the scores of one shard."""
-    writer = ShardScoreWriter(len(scores.ids), scores.maximum.shape[-1])
-    means = [scores.means[count][:, None] for count in multi_crop.CROP_SUBSETS]
-    writer.add(scores.ids, scores.labels, np.concatenate((*means, scores.per_scale, scores.maximum[:, None]), axis=1))
+    writer = ShardScoreWriter(len(scores.ids), scores.rows.shape[-1])
+    writer.add(scores.ids, scores.labels, scores.rows)
     writer.save(folder, shard, scores.bad_images)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from orchestrator.data.transforms import multi_crop
-from orchestrator.evaluation import crop_views
+from orchestrator.evaluation import inference, shard_scorer
 from tests.support.tiny_shards import picture
 
 
@@ -29,7 +29,7 @@ def all_crops(number: int, width: int, height: int, size: int) -> torch.Tensor:
     ],
 )
 def test_views_are_the_crops_without_repetition(width: int, height: int, size: int, differ: int) -> None:
-    found = crop_views.build_views(picture(2, width, height), size)
+    found = inference.build_views(picture(2, width, height), size)
     assert found.pixels.shape == (differ, 3, size, size)
     assert found.pixels.dtype == torch.uint8
     assert found.pixels.is_contiguous(memory_format=torch.channels_last)
@@ -39,7 +39,7 @@ def test_views_are_the_crops_without_repetition(width: int, height: int, size: i
 
 @pytest.mark.parametrize(("width", "height"), [(48, 48), (60, 40), (40, 28)])
 def test_rows_are_means_over_the_crops_and_their_maximum(width: int, height: int) -> None:
-    found = crop_views.build_views(picture(1, width, height), 16)
+    found = inference.build_views(picture(1, width, height), 16)
     said = torch.rand(2 * len(found.pixels), 5)
     each = said[found.view_indices]  # of the 144 crops, in the order of crops.cut and then mirrored
     scales = each.reshape(2, 4, 18, 5)
@@ -51,6 +51,6 @@ def test_rows_are_means_over_the_crops_and_their_maximum(width: int, height: int
         *scales.mean(dim=(0, 2)),
         each.amax(dim=0),
     ]
-    rows = crop_views.reduce_crops(said, found.view_indices)
+    rows = shard_scorer.reduce_crops(said, found.view_indices)
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows, torch.stack(wanted), rtol=1e-6, atol=1e-7)
