@@ -1,4 +1,4 @@
-"""A driver for test_ray_tune.py: two trials on two CPUs, of which one is ended early and the other then sees what is free.
+"""A driver for test_ray_tune.py: two trials on two CPUs; one is ended early, and the other sees what is free then.
 
 `python -m tests.tuning.returning FOLDER` prints what it saw, as JSON.
 """

@@ -18,7 +18,7 @@ from tests.support.launched import ROOT, Ended, job, process_tree, started, titl
 
 pytestmark = [pytest.mark.cluster]
 
-# Rates that learn, one that diverges at once, and one with a run that cannot be written.
+# Rates that learn, one that diverges in its first epoch, and one with a run that cannot be written.
 SPACE = """
 [dimensions."schedule.base_rate"]
 values = [0.02, 0.01, 0.005, 0.002, 100.0, 0.001]
