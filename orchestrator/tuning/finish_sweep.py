@@ -44,7 +44,7 @@ def rank_and_publish(session: Session, explored: SweepResult) -> tuple[Trial | N
     job, metric = explored.plan.job, explored.plan.metric
     best = ranking.find_winner(explored.trials, metric)
     ranked = ranking.rank_trials(explored.trials, metric)
-    lines = ["", ranking.render_text(ranked[:MAX_SHOWN_ROWS], metric)]
+    lines = ["", ranking.render_text(ranked, metric, MAX_SHOWN_ROWS)]
     if len(ranked) > MAX_SHOWN_ROWS:
         lines.append(f"and {len(ranked) - MAX_SHOWN_ROWS} more, in the report")
     lines.append(describe_spent(explored))
@@ -159,7 +159,7 @@ def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tr
     ranked = ranking.rank_trials(explored.trials, metric)
     head, rows = ranking.build_columns(ranked, metric)
     tracker.log_table(run_id, "ranking.json", {name: [row[column] for row in rows] for column, name in enumerate(head)})
-    tracker.set_tags(run_id, {"mlflow.note.content": ranking.render_markdown(ranked[:MAX_SHOWN_ROWS], metric)})
+    tracker.set_tags(run_id, {"mlflow.note.content": ranking.render_markdown(ranked, metric, MAX_SHOWN_ROWS)})
     files = [sweep_report.HTML_FILE, sweep_report.MARKDOWN_FILE, SWEEP_FILE, *([WINNER_FILE] if best else [])]
     log_run_folder(tracker, run_id, explored.folder, files)
 

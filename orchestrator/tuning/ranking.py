@@ -90,24 +90,25 @@ def build_columns(ranked: Sequence[Trial], metric: Metric) -> tuple[TextRow, lis
     return head, [facts + rest for facts, rest in zip(_format_facts(ranked, metric), values, strict=True)]
 
 
-def render_text(ranked: Sequence[Trial], metric: Metric) -> str:
-    """Return the ranking as a plain table for a terminal or a log."""
+def render_text(ranked: Sequence[Trial], metric: Metric, rows: int | None = None) -> str:
+    """Return the ranking, or its first rows, as a plain table for a terminal or a log."""
     label = metric.label.replace(" error", " %") if metric.is_error else metric.label
-    names, rows = make_short_names(ranked), list[TextRow]()
-    for trial, facts in zip(ranked, _format_facts(ranked, metric), strict=True):
+    names, lines = make_short_names(ranked), list[TextRow]()
+    for trial, facts in zip(ranked[:rows], _format_facts(ranked, metric)[:rows], strict=True):
         text = format_assignment(trial.assignment, names) or "-"
         if trial.reason and trial.state in ("diverged", "failed"):
             text += f" ({textwrap.shorten(trial.reason, 70, placeholder='...')})"
-        rows.append((*facts, text))
+        lines.append((*facts, text))
     head = ("rank", "trial", "state", label, "epochs", "time", "cost %", "assignment")
-    table = format_text_table([head, *rows], (*_TEXT_COLUMNS, len(head) - 1))
+    table = format_text_table([head, *lines], (*_TEXT_COLUMNS, len(head) - 1))
     return "\n".join(line.rstrip() for line in table) + "\n"
 
 
-def render_markdown(ranked: Sequence[Trial], metric: Metric) -> str:
-    """Return the ranking as a table in Markdown."""
-    head, rows = build_columns(ranked, metric)
-    return format_markdown_table(head, rows, [column for column in range(len(head)) if column not in _TEXT_COLUMNS])
+def render_markdown(ranked: Sequence[Trial], metric: Metric, rows: int | None = None) -> str:
+    """Return the ranking, or its first rows, as a table in Markdown."""
+    head, lines = build_columns(ranked, metric)
+    right = [column for column in range(len(head)) if column not in _TEXT_COLUMNS]
+    return format_markdown_table(head, lines[:rows], right)
 
 
 def _format_facts(ranked: Sequence[Trial], metric: Metric) -> list[TextRow]:

@@ -95,6 +95,15 @@ def test_the_plain_table() -> None:
     ]
 
 
+def test_costs_in_the_first_rows_are_shares_of_all_trials() -> None:
+    ranked = ranking.rank_trials([made.trial(1, [5.0] * 3), made.trial(2, [6.0], "pruned")], METRIC)
+    (_, first) = ranking.render_text(ranked, METRIC, 1).splitlines()
+    assert first.split() == ["1", "t001", "finished", "5.00", "3", "0:30", "75.0", "-"]
+    assert ranking.render_markdown(ranked, METRIC, 1).splitlines()[2:] == [
+        "| 1 | t001 | finished | 5.00 | 3 | 0:30 | 75.0 |"
+    ]
+
+
 def test_the_markdown_table_has_a_column_for_each_path() -> None:
     trials = [
         made.trial(1, [8.0], assignment={"a.kind": "x|y<b>", "a.rate": 0.5}),
