@@ -48,7 +48,7 @@ def test_the_table_shows_metrics_as_further_columns(members: dict[str, str]) -> 
     table = analyze_ensemble(members, manifest, stores.SPLIT, (TOP2,)).table
     assert wording.build_columns(plain).keys() == wording.build_columns(table).keys() - {"top2_error"}
     assert wording.render_text(table).splitlines()[0].endswith("top2_error")
-    assert f"{table.cells[0].metrics['top2_error']:.4g}" in wording.render_markdown(table).splitlines()[2]
+    assert f"{table.cells[0].metrics['top2_error']:#.4g}" in wording.render_markdown(table).splitlines()[2]
     assert [row[:-1] for row in wording.build_rows(table)] == wording.build_rows(plain)
 
 

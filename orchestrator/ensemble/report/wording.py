@@ -61,7 +61,7 @@ def build_header(table: Table3) -> TextRow:
 def build_rows(table: Table3) -> list[TextRow]:
     """Return a row of text for each cell, in the order of the header; differences are in points of error."""
     return [
-        (*_build_row(cell, table.cells[0]), *(f"{value:.4g}" for value in cell.metrics.values()))
+        (*_build_row(cell, table.cells[0]), *(f"{value:#.4g}" for value in cell.metrics.values()))
         for cell in table.cells
     ]
 
