@@ -44,8 +44,8 @@ def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     """Return a copy of the configuration with the overrides in place.
 
     Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of
-    a union keeps the fields that the new kind has too, but for its `own_fields`; the rest have its defaults. The order of
-    the overrides does not matter: whole branches come first, then kinds, then leaves.
+    a union keeps the fields that the new kind has too, but for its `own_fields`; the rest have its defaults. The order
+    of the overrides does not matter: whole branches come first, then kinds, then leaves.
 
     Args:
         config: where to start from.

@@ -75,7 +75,7 @@ class Sweep:
         number, trial = report.number, self._trials[report.number]
         self._last_reports[number] = report
         if report.epoch > trial.trained_epochs:
-            epoch = EpochResult(report.epoch, report.values, report.seconds, report.samples)
+            epoch = EpochResult(report.epoch, report.values, report.seconds)
             self._trials[number] = replace(trial, epochs=(*trial.epochs, epoch))
         self._check_metric(report)
         if self._trials[number].is_terminal or report.state != "running":

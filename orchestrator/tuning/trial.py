@@ -146,8 +146,6 @@ class TrialReport(Config):
     epoch: int = Field(ge=0, description="the clock: the run's, so it never decreases when a trial resumes")
     values: dict[str, float] = Field({}, description="of the epoch")
     seconds: float = Field(0.0, description="of training so far")
-    samples: int = Field(0, ge=0, description="seen so far")
-    again: bool = Field(False, description="known before this actor began")
     score: float | None = Field(None, description="less is better, for schedulers; None when not validated")
     state: State = "running"
     reason: str = ""

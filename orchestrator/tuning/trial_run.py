@@ -68,7 +68,7 @@ class TrialRun:
             epoch = self._known_epochs.popleft()
             # Of a trial that ended, storage has the true state.
             is_end = self._task.ended and not self._known_epochs
-            return self._make_report(epoch, again=True, state="finished" if is_end else "running")
+            return self._make_report(epoch, "finished" if is_end else "running")
         while not isinstance(result := self._training.next_epoch(), Outcome):
             number = int(result["epoch"])
             if number <= self._last_epoch.epoch:
@@ -78,15 +78,13 @@ class TrialRun:
             if number < self._task.spec.recipe.epochs:
                 return self._make_report(self._last_epoch)
             # After the last one it writes its final weights.
-        return self._make_report(self._last_epoch, state=_STATE_BY_STATUS[result.status], reason=result.message)
+        return self._make_report(self._last_epoch, _STATE_BY_STATUS[result.status], result.message)
 
     def close(self) -> None:
         """Have the training save and end."""
         self._training.close()
 
-    def _make_report(
-        self, epoch: EpochResult, again: bool = False, state: State = "running", reason: str = ""
-    ) -> TrialReport:
+    def _make_report(self, epoch: EpochResult, state: State = "running", reason: str = "") -> TrialReport:
         metric = self._task.metric
         score = metric.find_score(epoch.values)
         loss = None if score is None else metric.to_loss(score)
@@ -97,8 +95,6 @@ class TrialRun:
             epoch=epoch.epoch,
             values={name: value for name, value in epoch.values.items() if math.isfinite(value)},
             seconds=epoch.seconds,
-            samples=epoch.samples,
-            again=again,
             score=loss,
             state=state,
             reason=reason,

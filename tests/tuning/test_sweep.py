@@ -210,9 +210,9 @@ def test_a_new_driver_resumes_the_trials_of_one_that_died(place: Place) -> None:
     assert (second.spec, third.spec) == (one.spec, three.spec)
     assert later.next_task() == "later"
     # Repeated reports are not judged, and train nothing.
-    assert later.on_trial_report(report(2, 1, again=True)) == "continue"
+    assert later.on_trial_report(report(2, 1)) == "continue"
     later.on_trial_ended(2, None)
-    assert later.on_trial_report(report(1, 1, again=True)) == "judge"
+    assert later.on_trial_report(report(1, 1)) == "judge"
     later.on_trial_report(report(1, 2))
     assert later.trials[0].trained_epochs == 2
     assert later.next_task() is None

@@ -56,17 +56,17 @@ def journal(one: TrialTask, *errors: float) -> None:
     )
 
 
-def brief(report: TrialReport) -> tuple[int, float | None, bool, str]:
-    return report.epoch, report.score, report.again, report.state
+def brief(report: TrialReport) -> tuple[int, float | None, str]:
+    return report.epoch, report.score, report.state
 
 
 def test_epochs_then_the_end_with_the_last(tmp_path: Path) -> None:
     run = TrialRun(task(tmp_path), training({1: 60.0, 2: 50.0, 3: 40.0}))
     reports = [run.step() for _ in range(3)]
     assert [brief(one) for one in reports] == [
-        (1, 60.0, False, "running"),
-        (2, 50.0, False, "running"),
-        (3, 40.0, False, "finished"),
+        (1, 60.0, "running"),
+        (2, 50.0, "running"),
+        (3, 40.0, "finished"),
     ]
     assert [one.seconds for one in reports] == [2.0, 4.0, 6.0]
     assert {one.number for one in reports} == {3}
@@ -79,9 +79,9 @@ def test_known_epochs_are_repeated_and_trained_ones_reported_once(tmp_path: Path
     # Its checkpoint was older than its last report: the second epoch is trained again.
     run = TrialRun(one, training({2: 51.0, 3: 40.0}))
     assert [brief(run.step()) for _ in range(3)] == [
-        (1, 60.0, True, "running"),
-        (2, 50.0, True, "running"),
-        (3, 40.0, False, "finished"),
+        (1, 60.0, "running"),
+        (2, 50.0, "running"),
+        (3, 40.0, "finished"),
     ]
 
 
@@ -95,14 +95,14 @@ def test_a_trial_that_ended_is_repeated_and_not_trained(tmp_path: Path) -> None:
     run = TrialRun(one, never)
     first, last = run.step(), run.step()
     assert (first.state, last.state) == ("running", "finished")
-    assert (first.again, last.again) == (True, True)
+    assert (first.epoch, last.epoch) == (1, 2)
 
 
 def test_a_trial_that_finished_unrecorded_reports_its_end(tmp_path: Path) -> None:
     one = task(tmp_path)
     journal(one, 60.0, 50.0, 40.0)
     run = TrialRun(one, training({}))
-    assert [brief(run.step()) for _ in range(4)][2:] == [(3, 40.0, True, "running"), (3, 40.0, False, "finished")]
+    assert [brief(run.step()) for _ in range(4)][2:] == [(3, 40.0, "running"), (3, 40.0, "finished")]
 
 
 @pytest.mark.parametrize(
