@@ -201,9 +201,10 @@ def test_a_bad_optimizer_says_why_in_a_line(kind: str, args: dict[str, Any], mes
 
 
 def test_good_optimizers_pass() -> None:
-    for config in OTHERS:
-        if isinstance(config, OptimizerPlugin):
-            sgd.check_optimizer(config)
+    configs = [config for config in OTHERS if isinstance(config, OptimizerPlugin)]
+    assert configs
+    for config in configs:
+        sgd.check_optimizer(config)
 
 
 _TRAINS = """
