@@ -21,7 +21,7 @@ from orchestrator.cli.exit_status import EXIT_FAILURE, make_console
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
-from orchestrator.data.build.sources.folder import is_image
+from orchestrator.data.build.sources.listing import is_image
 from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.transforms import image_format
 from orchestrator.ensemble import ensemble_registry

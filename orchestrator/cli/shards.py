@@ -14,14 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from orchestrator.cli.exit_status import STOPPED_NOTICE, make_console
 from orchestrator.config import redaction
-from orchestrator.config.redaction import make_printable
 from orchestrator.data.build import indexing, packing, verify
-from orchestrator.data.build.config import IndexConfig, PackConfig, VerifyConfig
+from orchestrator.data.build.config import DigitsSource, IndexConfig, PackConfig, PluginSource, VerifyConfig
 from orchestrator.data.build.packing import Packing
-from orchestrator.data.build.packing_plan import PackingPlan, ShardId
-from orchestrator.data.build.shard_packer import PackedShard, pack_shard
-from orchestrator.data.build.sources.config import DigitsSource, PluginSource
-from orchestrator.data.data_errors import DataError
+from orchestrator.data.build.packing_plan import PackedShard, PackingPlan, ShardId
+from orchestrator.data.build.shard_packer import pack_shard
 from orchestrator.data.manifest import Manifest
 from orchestrator.monitor.formatting import format_duration
 from orchestrator.ray_backend import cluster, signals, task_pool
@@ -65,11 +62,8 @@ def pack_dataset(config: PackConfig) -> int:
             print_line(STOPPED_NOTICE)
             return interruption.exit_status
     dataset = packing.finish_packing(work, entries)
-    console.print(packing.build_report_table(work.plan, entries))
-    if summary := packing.describe_left_out(work.plan, entries):
-        print_line(summary)
-    for bad in packing.list_left_out(entries)[: packing.MAX_LISTED_IMAGES]:
-        print_line(make_printable(f"left out: {bad.key} ({bad.source}): {bad.reason}"))
+    for line in packing.describe_report(packing.build_report(work.plan, entries)):
+        print_line(line)
     print_line(
         f"packed: {_describe_dataset(config.url, dataset)}; report: "
         f"{redaction.redact(file_io.join(config.url, packing.REPORT_NAME))}"
@@ -86,7 +80,7 @@ def _pack_shards(
     """
     entries = dict(work.finished)
     left = work.list_unfinished()
-    _check_bad_images(work, entries)
+    packing.check_bad_limit(work.plan, entries, work.config.max_bad)
     with (
         _run_shard_tasks(work, left, interruption.event.is_set, print_line) as results,
         _show_progress(work, console, print_line) as advance,
@@ -94,14 +88,8 @@ def _pack_shards(
         for number, raw in results:
             entries[left[number]] = PackedShard.from_dict(raw)
             advance(entries)
-            _check_bad_images(work, entries)
+            packing.check_bad_limit(work.plan, entries, work.config.max_bad)
     return entries
-
-
-def _check_bad_images(work: Packing, entries: dict[ShardId, PackedShard]) -> None:
-    problem = packing.check_bad_limit(work.plan, entries, work.config.max_bad)
-    if problem is not None:
-        raise DataError(problem)
 
 
 # ------------------------------------------------------------------ tasks or threads

@@ -24,7 +24,7 @@ from orchestrator.evaluation.analysis_results import (
     SubsetErrors,
 )
 from orchestrator.evaluation.image_errors import ALL_CROPS, CROPS, MAXIMUM, SCALE, ErrorFlags, ImageErrors
-from orchestrator.evaluation.table3 import ErrorArray
+from orchestrator.evaluation.table3 import CellKey, ErrorArray
 from orchestrator.recipe.config import MetricPlugin
 
 NUM_CALIBRATION_BINS = 15
@@ -45,14 +45,7 @@ def analyze_ensemble(
     ConfigError (a metric that fails).
     """
     names = tuple(scores)
-    shards = score_store.iter_shards(list(scores.values()), manifest, split)
-    measured = None
-    if metrics:
-        from orchestrator.evaluation.score_metrics import TableMetrics  # torch, which the analysis does without
-
-        measured = TableMetrics(metrics, len(manifest.classes), len(names))
-        shards = measured.iter_counted(shards)
-    images = image_errors.collect_errors(shards, len(names))
+    images, values = _collect_with_metrics(list(scores.values()), manifest, split, metrics)
     counts = sorted({1, len(names)})
     cells = {
         (models, crops): images.get_errors((CROPS, crops), models) for models, crops in table3.list_cells(len(names))
@@ -70,7 +63,7 @@ def analyze_ensemble(
             images.bad_images,
             images.unlabelled,
             table3.is_ilsvrc(manifest.classes),
-            measured.compute() if measured else None,
+            values,
         ),
         members={
             (name, crops): _compute_percent(images.flags[(CROPS, crops), (member,)])
@@ -101,6 +94,18 @@ def analyze_ensemble(
         maximum={models: _compare_maximum(images, models) for models in counts},
         mistakes=_find_misclassifications(images),
     )
+
+
+def _collect_with_metrics(
+    folders: Sequence[str], manifest: Manifest, split: str, metrics: Sequence[MetricPlugin]
+) -> tuple[ImageErrors, Mapping[CellKey, Mapping[str, float]]]:
+    shards = score_store.iter_shards(folders, manifest, split)
+    if not metrics:
+        return image_errors.collect_errors(shards, len(folders)), {}
+    from orchestrator.evaluation.score_metrics import TableMetrics  # torch, which the analysis does without
+
+    measured = TableMetrics(metrics, len(manifest.classes), len(folders))
+    return image_errors.collect_errors(measured.iter_counted(shards), len(folders)), measured.compute()
 
 
 def count_confusions(labels: IntArray, predicted: IntArray) -> list[Confusion]:

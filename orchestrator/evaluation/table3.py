@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,13 +77,13 @@ def build_table(
     bad: int,
     unlabelled: int,
     of_ilsvrc: bool = True,
-    metrics: Mapping[CellKey, Mapping[str, float]] | None = None,
+    metrics: Mapping[CellKey, Mapping[str, float]] = MappingProxyType({}),
 ) -> Table3:
     """Build the table from the errors of images by cell; `means` are the bootstrap's of the cells' columns."""
     cells = []
     for column, ((models, count), cell_errors) in enumerate(errors.items()):
         top1, top5 = (100 * cell_errors.mean(axis=0)).tolist()
         bounds = [bootstrap.compute_interval(100 * means[:, 2 * column + rank]) for rank in range(2)]
-        paper, values = PAPER_TOP5.get((models, count)), (metrics or {}).get((models, count), {})
+        paper, values = PAPER_TOP5.get((models, count)), metrics.get((models, count), {})
         cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], paper, values))
     return Table3(tuple(cells), len(next(iter(errors.values()))), bad, unlabelled, of_ilsvrc)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data import index, manifest
-from orchestrator.data.build import tar_reader
+from orchestrator.data.build import shard_scan
 from orchestrator.data.build.tar_writer import RawSample, encode_tar
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataset import SampleReader
@@ -66,7 +66,7 @@ def test_a_flipped_byte(packed: Path, name: str) -> None:
 def replace_shard(folder: Path, labels: tuple[int, ...], said_samples: int) -> None:
     """Put another first shard with checksums that are right; the manifest says `said_samples`."""
     data = encode_tar([RawSample(f"k{n}", tiny_shards.jpeg(n), label) for n, label in enumerate(labels)])
-    listing = tar_reader.index_tar(data, "x").to_bytes()
+    listing = shard_scan.index_tar(data, "x").to_bytes()
     found = manifest.load(str(folder))
     first = found.splits["train"][0].model_copy(
         update={

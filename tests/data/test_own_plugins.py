@@ -10,8 +10,7 @@ from examples.own_source import Shapes
 from orchestrator.cli import shards
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
-from orchestrator.data.build.config import PackConfig, ShardLayout
-from orchestrator.data.build.sources.config import PluginSource
+from orchestrator.data.build.config import PackConfig, PluginSource, ShardLayout
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.data_errors import DataError

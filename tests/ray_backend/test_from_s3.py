@@ -13,8 +13,7 @@ from orchestrator.cli import audit, shards
 from orchestrator.cli import shards as shard_jobs
 from orchestrator.cli.config import AuditConfig
 from orchestrator.data import manifest
-from orchestrator.data.build.config import IndexConfig, PackConfig, ShardLayout, VerifyConfig
-from orchestrator.data.build.sources.config import IlsvrcSource
+from orchestrator.data.build.config import IlsvrcSource, IndexConfig, PackConfig, ShardLayout, VerifyConfig
 from orchestrator.data.config import AugmentationConfig, ReadingConfig
 from orchestrator.data.dataloader import BatchLoader
 from orchestrator.data.dataset import SampleReader

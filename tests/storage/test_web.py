@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.build import shard_patterns
+from orchestrator.data.build.indexing import match_shards
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io, ranged_reads, storage_errors
 from orchestrator.storage.file_io import StorageError
@@ -157,14 +157,12 @@ def test_shards_of_a_server_without_a_list_are_found_by_their_braces(server: Ser
     for name in ("x-0.tar", "x-1.tar", "y.tar"):
         (tmp_path / "data" / name).write_bytes(b"123")
     server.hidden = True
-    folders = shard_patterns.FolderSizes(data)
-    assert shard_patterns.match_shards(folders, "x-{0..1}.tar", "train") == ("x-0.tar", "x-1.tar")
-    assert shard_patterns.match_shards(folders, "y.tar", "validation") == ("y.tar",)
-    assert (folders.get_size("x-1.tar"), folders.get_size("y.tar")) == (3, 3)
+    assert match_shards(data, "x-{0..1}.tar", "train") == {"x-0.tar": 3, "x-1.tar": 3}
+    assert match_shards(data, "y.tar", "validation") == {"y.tar": 3}
     with pytest.raises(DataError, match=r"x-2\.tar is missing \(1 of 3"):
-        shard_patterns.match_shards(shard_patterns.FolderSizes(data), "x-{0..2}.tar", "train")
+        match_shards(data, "x-{0..2}.tar", "train")
     with pytest.raises(StorageError, match=r"cannot list .*braces"):
-        shard_patterns.match_shards(shard_patterns.FolderSizes(data), "x-*.tar", "train")
+        match_shards(data, "x-*.tar", "train")
 
 
 def test_closing_ends_a_read_that_waits(server: Server, data: str) -> None:

@@ -3,20 +3,89 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from orchestrator.config import redaction
 from orchestrator.config.arg_parser import Preset
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.flags import Flag
-from orchestrator.data.build.sources.config import DigitsSource, FolderSource, IlsvrcSource, PluginSource, Source
 from orchestrator.data.config import OrderConfig
 from orchestrator.storage import urls
 
 ManifestValues = dict[str, str | int | float | bool]
+
+DIGITS_SEED = 1409  # of the split of the embedded digits
+_KIND = "folder | ilsvrc | digits | plugin"
+_HOLDOUT = (
+    "share of each class's images that becomes the validation split, when the source has none; chosen by a hash of "
+    "their keys; 0 for no validation split at all"
+)
+
+
+class _ImageSource(Config):
+    def resolve(self) -> Self:
+        """Return the same with absolute places. Raises ConfigError without a URL or for a relative path."""
+        given = self.to_dict()
+        if not given["url"] and not given.get("train"):
+            raise ConfigError("source.url: needed: give the URL of the images")
+        names = [name for name in ("url", "labels", "train", "validation", "devkit") if given.get(name)]
+        return self.model_copy(update={name: resolve_place(given[name], f"source.{name}") for name in names})
+
+
+def resolve_place(place: str, field: str) -> str:
+    """Return an absolute place. Raises ConfigError, naming the field, for a relative one."""
+    try:
+        return urls.require_absolute(place, field)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+class FolderSource(_ImageSource):
+    """A folder per class."""
+
+    kind: Literal["folder"] = Field("folder", description=_KIND)
+    url: str = Field(
+        "",
+        description="folder with train/CLASS/* and validation/ or val/ (CLASS/* again, or images and --source.labels); "
+        "or CLASS/* alone and --source.holdout",
+    )
+    labels: str = Field("", description="list of 'FILE CLASS', CSV or TSV of a flat validation folder's images")
+    holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
+
+
+class IlsvrcSource(_ImageSource):
+    """ILSVRC2012 as it comes, or in its usual folders."""
+
+    kind: Literal["ilsvrc"] = Field("ilsvrc", description=_KIND)
+    url: str = Field(
+        "",
+        description="folder with ILSVRC2012_img_train.tar or train/, ILSVRC2012_img_val.tar or val/, and "
+        "ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_devkit_t12/; or with Kaggle's ILSVRC/ and LOC_*",
+    )
+    train: str = Field("", description="training tar of tars, or folder of a folder per class, when not below url")
+    validation: str = Field("", description="flat validation tar or folder, or folder per class, when not below url")
+    devkit: str = Field("", description="devkit, tar.gz or folder, or Kaggle's LOC_val_solution.csv, likewise")
+    holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
+
+
+class DigitsSource(Config):
+    """The embedded handwritten digits, packed in one way only: as `--data digits` has them."""
+
+    kind: Literal["digits"] = Field("digits", description=_KIND)
+
+
+class PluginSource(Config):
+    """Samples that a plug-in yields, packed in one process."""
+
+    kind: Literal["plugin"] = Field("plugin", description=_KIND)
+    plugin: str = Field("", description="'package.module:attribute' or entry point that returns a sample source")
+    args: dict[str, JsonValue] = Field({}, description="its arguments, as JSON")
+
+
+Source = Annotated[FolderSource | IlsvrcSource | DigitsSource | PluginSource, Field(discriminator="kind")]
 
 
 class ShardLayout(Config):
@@ -25,9 +94,7 @@ class ShardLayout(Config):
     seed: int = Field(0, ge=0, description="of the global shuffle; the same seed gives the same bytes")
     shard_mib: float = Field(128.0, gt=0, le=8192, description="about the size of each shard, in MiB")
     min_shards: int = Field(8, ge=1, le=1_000_000, description="fewest shards of a split, so that workers find work")
-    resize: int = Field(
-        0, ge=0, le=65_535, description="shorter side that larger images are reduced to; 0 keeps every byte as it is"
-    )
+    resize: int = Field(0, ge=0, le=65_535, description="shorter side to reduce larger images to; 0 keeps every byte")
     quality: int = Field(95, ge=1, le=100, description="JPEG quality of reduced images")
     decode: bool = Field(True, description="decode every image once, so that broken ones are found and left out")
 
@@ -39,17 +106,9 @@ class PackConfig(Config):
     url: str = Field("", description="folder URL of the dataset to be made")
     name: str = Field("", description="name of the dataset; by default that of the source")
     layout: Annotated[ShardLayout, Flag(name="")] = ShardLayout()
-    max_bad: float = Field(
-        0.001,
-        ge=0,
-        le=1,
-        description="share of the images that may be broken and left out (10 always may); more end the packing",
-    )
+    max_bad: float = Field(0.001, ge=0, le=1, description="share of images that may be broken, and left out; 10 may")
     at_once: int | None = Field(
-        None,
-        ge=1,
-        description="most shards in the making; each holds one in memory. By default one per CPU of the cluster, "
-        "without a cluster 4",
+        None, ge=1, description="shards packed at a time, in memory; by default one per CPU of the cluster, else 4"
     )
     dry_run: bool = Field(False, description="print what would be packed and stop; nothing is written")
 
@@ -63,22 +122,28 @@ class PackConfig(Config):
         """Return the same with absolute places and a name. Raises ConfigError."""
         if not self.url:
             raise ConfigError("url: needed: give the URL of the folder to pack to")
-        try:
-            url = urls.require_absolute(self.url, "url")
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        source = self.source.resolve()
-        return self.model_copy(update={"url": url, "source": source, "name": self.name or source.get_name()})
+        source, name = self.source, str(self.source.kind)
+        if isinstance(source, PluginSource):
+            if not source.plugin:
+                raise ConfigError("source.plugin: needed: set it to package.module:attribute of your source")
+            name = source.plugin.rpartition(":")[2].rpartition(".")[2]
+        elif not isinstance(source, DigitsSource):
+            source = source.resolve()
+            name = urls.get_basename(source.url) if isinstance(source, FolderSource) else "ilsvrc2012"
+        url = resolve_place(self.url, "url")
+        return self.model_copy(update={"url": url, "source": source, "name": self.name or name})
 
     def to_manifest_values(self) -> ManifestValues:
         """Return what the manifest keeps of how the dataset was made: no places and no times."""
         layout = self.layout.to_dict()
         if not self.layout.resize:
             del layout["quality"]
+        if isinstance(self.source, DigitsSource):
+            return {"source": "digits", "seed": DIGITS_SEED}
         if isinstance(self.source, PluginSource):
             args = json.dumps(self.source.args, sort_keys=True)
             return {"source": self.source.plugin, "args": args, **layout}
-        return {"source": self.source.kind, "holdout": getattr(self.source, "holdout", None) or 0.0, **layout}
+        return {"source": self.source.kind, "holdout": self.source.holdout or 0.0, **layout}
 
     def describe_identity(self) -> dict[str, str]:
         """Return what makes it another packing, for people, by flag: places and options."""
@@ -97,13 +162,15 @@ def pack_presets() -> dict[str, Preset[PackConfig]]:
     }
 
 
-class _CheckConfig(Config):
+class CheckConfig(Config):
+    """Options of `index` and `verify`."""
+
     threads: int = Field(8, ge=1, le=256, description="shards that are read in parallel")
     order: OrderConfig = OrderConfig()
     batch_size: int = Field(256, ge=1, description="global batch that the report on label mixing is about")
 
 
-class IndexConfig(_CheckConfig):
+class IndexConfig(CheckConfig):
     """Which tars make up a dataset, and how they are labelled."""
 
     url: str = Field("", description="folder of the tars, any fsspec URL")
@@ -111,28 +178,24 @@ class IndexConfig(_CheckConfig):
     validation: str = Field("", description="validation tars below url, likewise")
     image_key: str = Field(
         "",
-        description="member that is the image, by what follows the first dot of its name: 'jpg', 'input.jpg', or "
-        "several ('jpg;input.jpg'), of which the first counts; empty: the only one of jpg, jpeg and png",
+        description="member that is the image: 'jpg', 'input.jpg', or several ('jpg;input.jpg'), of which the first "
+        "counts; empty: the only one of jpg, jpeg and png",
     )
     label_key: str = Field(
         "",
         description="field of each sample's json that holds the label ('label', 'meta.json:label'), or the member that "
         "is the label ('output.cls', '.label', 'cls;y.cls'); empty: the cls member",
     )
-    classes: str = Field(
-        "", description="URL of the class names: one per line, a JSON list, or a JSON object from label to name"
-    )
+    classes: str = Field("", description="URL of the class names: one per line, a JSON list, or an object by label")
     to: str = Field("", description="where manifest and indexes are written when the tars' folder is read-only")
     name: str = Field("", description="the dataset's name; by default the last part of url")
 
 
-class VerifyConfig(_CheckConfig):
+class VerifyConfig(CheckConfig):
     """Which dataset to check, and how thoroughly."""
 
     url: str = Field("", description="the dataset: the folder of its manifest.json, any fsspec URL")
-    allow_elsewhere: bool = Field(
-        False, description="read tars from wherever the manifest says, also outside the dataset's folder"
-    )
+    allow_elsewhere: bool = Field(False, description="read tars from outside the dataset's folder, too")
     deep: bool = Field(False, description="decode every image, too")
 
 

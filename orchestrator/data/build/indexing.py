@@ -6,90 +6,78 @@ manifest comes last. Whatever a reader could not use is an error here.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
+from webdataset.shardlists import expand_urls
 
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
-from orchestrator.config.redaction import make_printable
-from orchestrator.data import index, manifest, shuffle_quality
-from orchestrator.data.build import label_format, shard_patterns, shard_pool, tar_reader
-from orchestrator.data.build.config import IndexConfig
-from orchestrator.data.build.image_checks import describe_transparent, record_transparent
+from orchestrator.data import index, manifest
+from orchestrator.data.build import label_format, shard_scan
+from orchestrator.data.build.config import IndexConfig, resolve_place
 from orchestrator.data.build.label_format import LabelFormat
-from orchestrator.data.build.member_fields import NO_SKIPPED_SAMPLES, OtherMembers, SkippedSamples, describe_members
-from orchestrator.data.build.shard_patterns import FolderSizes
+from orchestrator.data.build.shard_scan import TRAIN, VALIDATION, ScannedShard, TarScan, print_line
+from orchestrator.data.build.tar_reader import ObjectReader
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.index import ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms.decode import BACKGROUND_NAME
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
-TRAIN, VALIDATION = "train", "validation"
 INDEXING_FOLDER = "_indexing"
-# Where the manifest says how many tars were left out, since they have no member.
-EMPTY_TARS_KEY = "empty_tars"
-# Tars made by one program share their faults: no need to read all of them.
-MAX_PROBLEMS = 20
+MAX_PROBLEMS = 20  # tars made by one program share their faults: no need to read all of them
+MAX_NAMES = 1_000_000
+
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+_GLOB = re.compile(r"[*?\[]")
+# Control characters, and bytes that are not UTF-8 as Python has them.
+_UNSUPPORTED_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def index_dataset(job: IndexConfig, console: Console) -> int:
-    """Index the tars, write the manifest and return 0.
-
-    Raises ConfigError, DataError and StorageError for what has to be mended first.
-    """
+    """Index the tars, write the manifest and return 0. Raises ConfigError, DataError and StorageError."""
     job = _resolve_config(job)
     classes, titles = label_format.read_classes(job.classes) if job.classes else ((), ())
     try:
-        labels = label_format.parse_flags(job.image_key, job.label_key, classes, titles)
+        labels = label_format.parse_flags(job.image_key, job.label_key, classes)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    folders = FolderSizes(job.url)
     patterns = {TRAIN: job.train, VALIDATION: job.validation}
-    names = {
-        split: shard_patterns.match_shards(folders, pattern, split) for split, pattern in patterns.items() if pattern
-    }
-    if both := set(names.get(TRAIN, ())) & set(names.get(VALIDATION, ())):
+    sizes = {split: match_shards(job.url, pattern, split) for split, pattern in patterns.items() if pattern}
+    if both := set(sizes.get(TRAIN, ())) & set(sizes.get(VALIDATION, ())):
         raise ConfigError(f"validation: {min(both)} must not be a training tar, too; name it in one of the two")
-    items = [(name, folders.get_size(name) or 0) for split in names.values() for name in split]
     if file_io.exists(file_io.join(job.to, manifest.FILE_NAME)):
-        return _check_existing(job, labels, names, dict(items), console)
-    with closing(RangeReader(job.threads)) as ranges:
-        work = ShardIndexer(job.url, job.to, labels, ranges)
-        work.check_writable()
-        shards = _index_all(work, items, job.threads, console)
-    by_split = {split: _drop_empty_shards([shards[name] for name in listed], split) for split, listed in names.items()}
-    for own in by_split.values():
-        _check_unique_keys(job.to, own)
+        return _check_existing(job, labels, sizes, console)
+    shards = _index_all(job, labels, sizes, console)
     how = labels.to_manifest_values()
-    if empty := len(items) - sum(map(len, by_split.values())):
-        how[EMPTY_TARS_KEY] = empty
-    if any(shard.transparent for shard in shards.values()):
+    if any(one.transparent for one in shards):
         how[manifest.BACKGROUND_KEY] = BACKGROUND_NAME
     indexed = Manifest(
         name=job.name or urls.get_basename(job.url),
-        classes=classes or _number_classes([shard for own in by_split.values() for shard in own]),
+        classes=classes or _number_classes(shards),
         titles=titles,
         tars=job.url if job.to != job.url else "",
         made=how,
-        splits={split: tuple(shard.facts for shard in own) for split, own in by_split.items()},
+        splits={split: tuple(one.shard for one in shards if one.split == split) for split in sizes},
     )
     manifest.save(job.to, indexed)
-    work.remove_work_folder()
-    _print_summary(job, indexed, by_split, console)
-    for name in (name for name, _ in items if not shards[name].facts.samples):
-        print_line(console, f"warning: {make_printable(name)}: no member in it: left out", "yellow")
+    file_io.remove(file_io.join(job.to, INDEXING_FOLDER))
+    shard_scan.print_summary(indexed, labels, shards, job, console)
+    place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
+    print_line(console, f"{place}: written, digest {indexed.digest()}")
+    if manifest.is_outside(indexed.tars, job.to):
+        place = redaction.redact(indexed.tars)
+        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
     return 0
 
 
@@ -97,66 +85,52 @@ def _resolve_config(job: IndexConfig) -> IndexConfig:
     """Return the job with absolute places. Raises ConfigError."""
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
-    try:
-        url = urls.require_absolute(job.url, "url")
-        to = urls.require_absolute(job.to, "to") if job.to else url
-        classes = urls.require_absolute(job.classes, "classes") if job.classes else ""
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if to != url and redaction.redact(url) != url:
+    given = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
+    places = {name: resolve_place(place, name) if place else "" for name, place in given.items()}
+    url = places["url"]
+    if places["to"] != url and redaction.redact(url) != url:
         raise ConfigError(
             f"url: {redaction.redact(url)} is given with a password or query, which would stand in the manifest; "
             "give them by the environment"
         )
-    return job.model_copy(update={"url": url, "to": to, "classes": classes})
+    return job.model_copy(update=places)
 
 
 def _index_all(
-    work: ShardIndexer, items: Sequence[tuple[str, int]], threads: int, console: Console
-) -> dict[str, IndexedShard]:
+    job: IndexConfig, labels: LabelFormat, sizes: Mapping[str, Mapping[str, int]], console: Console
+) -> list[ScannedShard]:
     """Return all shards. Raises DataError with everything that is wrong, or the first problems of many."""
-    shards: dict[str, IndexedShard] = {}
+    work = ShardIndexer(job.url, job.to, labels)
+    items = [(split, name, size) for split, own in sizes.items() for name, size in own.items()]
+    shards = dict[int, ScannedShard]()
     problems: list[str] = []
 
-    def receive(number: int, result: IndexedShard | str) -> None:
-        if isinstance(result, IndexedShard):
-            shards[items[number][0]] = result
+    def receive(number: int, result: ScannedShard | str) -> None:
+        if isinstance(result, ScannedShard):
+            shards[number] = result
             return
         problems.append(result)
         print_line(console, f"error: {result}", "red")
         if len(problems) == MAX_PROBLEMS:
             raise DataError(f"{len(problems)} tars cannot be indexed, the rest was not read; {problems[0]}")
 
-    shard_pool.run_on_shards(items, work, receive, threads, console, "indexing", sum(size for _, size in items))
+    shard_scan.run_on_shards(items, work, receive, job.threads, console, "indexing")
     if problems:
         many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
         raise DataError(f"{many}{problems[0]}")
-    return shards
+    indexed = [shards[number] for number in range(len(items))]
+    for split in sizes:
+        own = [shard for shard in indexed if shard.split == split]
+        duplicates, count = shard_scan.find_duplicate_keys(job.to, own)
+        for key, first, second in duplicates:
+            raise DataError(
+                f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split, since "
+                "they name samples in ledgers and scores; pack it anew, or name each tar once"
+            )
+    return indexed
 
 
-def _drop_empty_shards(shards: Sequence[IndexedShard], split: str) -> list[IndexedShard]:
-    """Return those that have samples: a writer that began a shard and stopped leaves one without. Raises DataError."""
-    full = [shard for shard in shards if shard.facts.samples]
-    if not full:
-        raise DataError(f"{split}: none of the {len(shards)} tars has a member")
-    return full
-
-
-def _check_unique_keys(to: str, shards: Sequence[IndexedShard]) -> None:
-    """Raise DataError for a key of two samples of a split: keys name samples in ledgers and scores."""
-    columns = [shard.keys for shard in shards]
-    pairs = index.find_equal_pairs(columns)
-    names = [shard.facts.name for shard in shards]
-    for key, first, second in index.iter_duplicate_keys(
-        columns, pairs, lambda number, row: index.load(to, shards[number].facts).keys[row]
-    ):
-        raise DataError(
-            f"key {key!r} is in {names[first]} and in {names[second]} ({len(pairs)} such keys): keys must be unique in "
-            "a split; pack it anew, or name each tar once"
-        )
-
-
-def _number_classes(shards: Sequence[IndexedShard]) -> tuple[str, ...]:
+def _number_classes(shards: Sequence[ScannedShard]) -> tuple[str, ...]:
     """Return names of classes that have none: their numbers."""
     largest = max(int(shard.labels.max()) for shard in shards)
     if largest < 1:
@@ -168,177 +142,123 @@ def _number_classes(shards: Sequence[IndexedShard]) -> tuple[str, ...]:
 
 
 def _check_existing(
-    job: IndexConfig,
-    labels: LabelFormat,
-    names: Mapping[str, Sequence[str]],
-    sizes: Mapping[str, int],
-    console: Console,
+    job: IndexConfig, labels: LabelFormat, sizes: Mapping[str, Mapping[str, int]], console: Console
 ) -> int:
     """Print that the dataset is complete. Raises DataError when it is another one than the job is about."""
     existing = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
-    there = {shard.name: shard.bytes for shards in existing.splits.values() for shard in shards}
-    empty = {EMPTY_TARS_KEY: len(sizes) - len(there)} if len(sizes) > len(there) else {}
-    listed = {split: tuple(name for name in own if name in there) for split, own in names.items()}
-    kept = {split: tuple(shard.name for shard in shards) for split, shards in existing.splits.items()}
-    how = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}
-    if (
-        not there.items() <= sizes.items()
-        or kept != listed
-        or how != labels.to_manifest_values() | empty
-        or labels.classes not in ((), existing.classes)
-    ):
-        shown = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
-        raise DataError(f"{shown}: is there and is about other tars or labels; remove it to index again")
-    print_line(console, f"{existing.name}: already indexed, {len(there)} tars; shards verify checks them")
+    kept = {split: {shard.name: shard.bytes for shard in shards} for split, shards in existing.splits.items()}
+    made = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}
+    if kept != sizes or made != labels.to_manifest_values() or labels.classes not in ((), existing.classes):
+        place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
+        raise DataError(f"{place}: is there and is about other tars or labels; remove it to index again")
+    count = sum(map(len, kept.values()))
+    print_line(console, f"{existing.name}: already indexed, {count} tars; shards verify checks them")
     return 0
-
-
-def _print_summary(
-    job: IndexConfig, indexed: Manifest, by_split: Mapping[str, Sequence[IndexedShard]], console: Console
-) -> None:
-    """Print what was indexed, and what is odd about it without being wrong."""
-    fields = label_format.parse_manifest_values(indexed.made).fields
-    for line in describe_transparent({split: sum(s.transparent for s in own) for split, own in by_split.items()}):
-        print_line(console, line)
-    for split, shards in by_split.items():
-        seen = np.unique(np.concatenate([shard.labels for shard in shards]))
-        total, samples = sum(shard.facts.bytes for shard in shards), indexed.count_samples(split)
-        sizes = f"{samples} samples of {len(seen)} classes in {len(shards)} tars, {total / 2**30:.2f} GiB"
-        print_line(console, f"{split}: {sizes}")
-        absent = np.setdiff1d(np.arange(len(indexed.classes)), seen)
-        if len(absent):
-            first = ", ".join(make_printable(indexed.classes[number]) for number in absent[:5].tolist())
-            lacking = f"{len(absent)} of {len(indexed.classes)} classes have no sample: {first}"
-            print_line(console, f"warning: {split}: {lacking}", "yellow")
-        skipped = NO_SKIPPED_SAMPLES
-        for shard in shards:
-            skipped = skipped.merge(shard.skipped)
-        described = skipped.describe(fields, samples + skipped.samples)
-        if skipped.images:
-            print_line(console, f"warning: {split}: left out: {described}", "yellow")
-        elif skipped.samples:
-            print_line(console, f"{split}: no images: {described}")
-    if TRAIN in by_split:
-        quality = shuffle_quality.measure_shuffle_quality(
-            [shard.labels for shard in by_split[TRAIN]], job.order, job.batch_size
-        )
-        print_line(console, quality.format_message(), "yellow" if quality.is_poor else "")
-    shown = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
-    print_line(console, f"{shown}: written, digest {indexed.digest()}")
-    if manifest.is_outside(indexed.tars, job.to):
-        place = redaction.redact(indexed.tars)
-        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
-
-
-def print_line(console: Console, line: str, style: str = "") -> None:
-    """Print a line as it is, without markup, colours of numbers or breaks."""
-    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class IndexedShard:
-    """A shard in memory: 12 bytes a sample."""
-
-    facts: Shard
-    labels: NDArray[np.int32]
-    keys: NDArray[np.uint64]  # hashes
-    skipped: SkippedSamples = NO_SKIPPED_SAMPLES
-    transparent: int = 0  # images
 
 
 class ShardIndexer:
     """Indexes single tars below `url` into `to`; safe for threads."""
 
-    def __init__(self, url: str, to: str, labels: LabelFormat, ranges: RangeReader) -> None:
-        self._url, self._to, self._labels, self._ranges = url, to, labels, ranges
-        self._options = compute_fingerprint(url, labels.to_manifest_values(), labels.classes, labels.titles)
-        self._resumes = file_io.exists(file_io.join(to, INDEXING_FOLDER))
-
-    def check_writable(self) -> None:
-        """Raise StorageError early when the place cannot be written to."""
+    def __init__(self, url: str, to: str, labels: LabelFormat) -> None:
+        """Raise StorageError when the place cannot be written to."""
+        self._url, self._to, self._labels = url, to, labels
+        self._options = compute_fingerprint(url, labels.to_manifest_values(), labels.classes)
         try:
-            file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, "options"), self._options.encode())
+            file_io.write_bytes(file_io.join(to, INDEXING_FOLDER, "options"), self._options.encode())
         except StorageError as error:
             raise StorageError(f"{error}; --to URL writes manifest and indexes elsewhere") from None
 
-    def remove_work_folder(self) -> None:
-        """Remove what only a resumed run needs."""
-        file_io.remove(file_io.join(self._to, INDEXING_FOLDER))
-
-    def __call__(self, item: tuple[str, int], tick: Callable[[int], None]) -> IndexedShard | str:
-        """Return a shard whose index is written, or what is wrong with it. item: name and bytes of the tar."""
-        name, size = item
+    def __call__(self, item: tuple[str, str, int], ranges: RangeReader) -> ScannedShard | str:
+        """Return a shard whose index is written, or what is wrong with it. item: split, name and bytes of the tar."""
+        split, name, size = item
         try:
-            kept = self._load_kept(name, size)
-            if kept is not None:
-                tick(size)
-                return kept
-            return self._index_shard(name, tick)
+            return self._load_kept(split, name, size) or self._index_shard(split, name, ranges)
         except FileNotFoundError:
             return f"{redaction.redact(file_io.join(self._url, name))}: missing"
         except DataError as error:
             return str(error)
 
-    def _index_shard(self, name: str, tick: Callable[[int], None]) -> IndexedShard:
-        url = file_io.join(self._url, name)
-        sha256, size = hashlib.sha256(), 0
-
-        def count(read: int) -> None:
-            nonlocal size
-            size += read
-            tick(read)
-
-        blocks = tar_reader.read_blocks(url, self._ranges, (sha256,), count)
-        fields, others, shown = self._labels.fields, OtherMembers(), redaction.redact(url)
-        transparent: list[str] = []
-        members = tar_reader.iter_members(blocks, shown, fields.extensions, others.add)
-        members = record_transparent(members, fields.images, transparent)
-        listing = tar_reader.index_members(members, shown, self._labels.build_reader(is_checked=True), fields, others)
-        skipped = others.find_skipped(set(listing.keys))
-        if not listing.keys and others.members:
-            raise DataError(f"{shown}: no sample in it has a {describe_members(fields.images)}{others.suggest_flags()}")
-        if skipped.images and not fields.is_chosen:
-            described = skipped.describe(fields, skipped.samples + len(listing.keys))
-            raise DataError(f"{shown}: {described}: {skipped.suggest_flags()}")
-        if not listing.keys:  # and no other member: it is left out
-            return _build_indexed_shard(
-                Shard(name=name, samples=0, bytes=size, sha256="", index_sha256=""), listing, skipped
-            )
+    def _index_shard(self, split: str, name: str, ranges: RangeReader) -> ScannedShard:
+        url, labels = file_io.join(self._url, name), self._labels
+        shown = redaction.redact(url)
+        reader = ObjectReader(ranges, url, is_hashed=True)
+        scan = TarScan(reader.read, reader.size, shown, labels)
+        listing = scan.build_index(is_checked=True)
+        skipped = scan.count_skipped(listing.keys)
+        if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
+            described = label_format.describe_others(skipped, labels)
+            raise DataError(f"{shown}: {described}; or set --image-key jpg to leave them out")
         data = listing.to_bytes()
-        file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
-        facts = Shard(
+        shard = Shard(
             name=name,
             samples=len(listing.keys),
-            bytes=size,
-            sha256=sha256.hexdigest(),
+            bytes=reader.size,
+            sha256=reader.compute_sha256(),
             index_sha256=hashlib.sha256(data).hexdigest(),
         )
-        entry = {
-            "options": self._options,
-            "shard": facts.to_dict(),
-            "skipped": skipped.to_dict(),
-            "transparent": len(transparent),
-        }
-        file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), json.dumps(entry).encode())
-        return _build_indexed_shard(facts, listing, skipped, len(transparent))
+        entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
+        record = json.dumps({**entry, "transparent": scan.transparent}).encode()
+        file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
+        file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), record)
+        return ScannedShard(split, shard, listing, skipped, scan.transparent)
 
-    def _load_kept(self, name: str, size: int) -> IndexedShard | None:
+    def _load_kept(self, split: str, name: str, size: int) -> ScannedShard | None:
         """Return what an earlier run found, if it still holds."""
-        if not self._resumes:
-            return None
         try:
             entry = parse_object(file_io.read_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json")))
-            facts = Shard.from_dict(entry["shard"])
-            if entry["options"] != self._options or facts.bytes != size:
+            shard = Shard.from_dict(entry["shard"])
+            if entry["options"] != self._options or shard.bytes != size:
                 return None
-            skipped, transparent = SkippedSamples.from_dict(entry["skipped"]), int(entry["transparent"])
-            return _build_indexed_shard(facts, index.load(self._to, facts), skipped, transparent)
+            skipped, transparent = Counter(entry["skipped"]), int(entry["transparent"])
+            return ScannedShard(split, shard, index.load(self._to, shard), skipped, transparent)
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # ConfigError and DataError are ValueErrors
             return None
 
 
-def _build_indexed_shard(
-    facts: Shard, listing: ShardIndex, skipped: SkippedSamples, transparent: int = 0
-) -> IndexedShard:
-    hashes = index.KeyColumn(listing.keys).compute_hashes()
-    return IndexedShard(facts, listing.labels.astype(np.int32), hashes, skipped, transparent)
+# ------------------------------------------------------------------ names of tars from patterns
+def match_shards(url: str, pattern: str, field: str) -> dict[str, int]:
+    """Return bytes by name of the objects below `url` that a pattern with braces, in their order, or * ? [] stands for.
+
+    Raises ConfigError for a pattern that makes no sense, DataError when a tar is missing or nothing matches.
+    """
+    expanded = _expand_braces(pattern, field)
+    folders: dict[str, list[str]] = {}
+    for folder, _, last in (name.rpartition("/") for name in expanded):
+        folders.setdefault(folder, []).append(last)
+    there: dict[str, int] = {}
+    for folder, lasts in folders.items():
+        # A web server that lists nothing answers for single names.
+        wanted = None if any(map(_GLOB.search, lasts)) else lasts
+        sizes = file_io.list_sizes(file_io.join(url, folder) if folder else url, wanted)
+        there.update({f"{folder}/{last}" if folder else last: size for last, size in sizes.items()})
+    names: list[str] = []
+    for name in expanded:
+        if not _GLOB.search(name):
+            names.append(name)
+            continue
+        beside = [at for at in sorted(there) if at.rpartition("/")[0] == name.rpartition("/")[0]]
+        # Lists and indexes of shards lie beside them.
+        names += [at for at in beside if fnmatch.fnmatchcase(at, name) and not at.endswith(".json")]
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ConfigError(f"{field}: {pattern!r} names {twice[0]} twice; name each tar once")
+    if odd := [name for name in names if _UNSUPPORTED_CHARACTERS.search(name)]:
+        raise DataError(f"{field}: the name of {odd[0]!r} must be UTF-8 without control characters; rename the tar")
+    if missing := [name for name in names if name not in there]:
+        named = f"({len(missing)} of {len(names)} named by {pattern!r})"
+        raise DataError(f"{field}: {redaction.redact(url)}: {missing[0]} is missing {named}")
+    if not names:
+        raise DataError(f"{field}: {redaction.redact(url)}: nothing there matches {pattern!r}")
+    return {name: there[name] for name in names}
+
+
+def _expand_braces(pattern: str, field: str) -> list[str]:
+    if pattern.startswith("/") or "://" in pattern or ".." in _RANGE.sub("", pattern).split("/"):
+        raise ConfigError(f"{field}: must be a path below the url, got {pattern!r}")
+    if _GLOB.search(pattern.rpartition("/")[0]):
+        raise ConfigError(f"{field}: * ? [] may stand in the last part of a name only, got {pattern!r}")
+    if math.prod(1 + abs(int(last) - int(first)) for first, last in _RANGE.findall(pattern)) > MAX_NAMES:
+        raise ConfigError(f"{field}: {pattern!r} stands for over {MAX_NAMES} names; name fewer tars")
+    try:
+        return list(expand_urls(pattern))
+    except ValueError as error:
+        raise ConfigError(f"{field}: must have pairs of braces, got {pattern!r}: {error}") from None

@@ -5,75 +5,49 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from orchestrator.config import redaction
+from orchestrator.config.plugins import create_plugin
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest, rng, shuffle_quality
-from orchestrator.data.build import shard_packer
-from orchestrator.data.build.config import PackConfig, ShardLayout
+from orchestrator.data.build import packing_plan, shard_packer, tar_writer
+from orchestrator.data.build.config import FolderSource, IlsvrcSource, PackConfig, PluginSource
 from orchestrator.data.build.packing_plan import (
     IO_THREADS,
+    PACKING_FOLDER,
+    PackedShard,
     PackingPlan,
     PlannedRows,
     ShardId,
+    ShardTask,
     SplitPlan,
-    assign_shards,
-    check_same_command,
-    load_finished_shards,
-    load_plan,
-    save_plan,
 )
-from orchestrator.data.build.shard_packer import PACKING_FOLDER, ImageReader, LeftOutImage, PackedShard, ShardTask
-from orchestrator.data.build.sources import digits, source_registry
-from orchestrator.data.build.sources.config import DigitsSource
-from orchestrator.data.build.sources.listing import SourceListing, SplitListing
-from orchestrator.data.build.sources.source_registry import ListedSource, SampleSource
-from orchestrator.data.build.tar_writer import RawSample, write_dataset
+from orchestrator.data.build.sources import digits
+from orchestrator.data.build.sources.ilsvrc import IlsvrcLister
+from orchestrator.data.build.sources.listing import FolderLister, ImageRow, SourceListing, SplitListing
+from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.config import OrderConfig
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms.decode import BACKGROUND_NAME
-from orchestrator.data.transforms.image_format import (
-    DECODABLE_FORMATS,
-    FORMAT_NAMES,
-    UNSUPPORTED_EXTENSIONS,
-    UNSUPPORTED_FORMATS,
-)
+from orchestrator.data.transforms.image_format import FORMAT_NAMES, UNSUPPORTED_EXTENSIONS, UNSUPPORTED_FORMATS
 from orchestrator.storage import file_io, urls
 from orchestrator.storage.ranged_reads import RangeReader
 
-# Images by which the size of reduced ones is estimated.
-ESTIMATE_IMAGES = 256
+ESTIMATE_IMAGES = 256  # by which the size of reduced ones is estimated
 REPORT_NAME = "report.json"
-# So many may be broken in a small dataset, too.
-MIN_BAD_LIMIT = 10
+MIN_BAD_LIMIT = 10  # so many may be broken in a small dataset, too
 MAX_LISTED_IMAGES = 10
 
-ODDITY_MEANINGS: dict[str, str] = {
-    "cmyk": "CMYK JPEG, decoded to RGB",
-    "ycck": "YCCK JPEG, decoded to RGB",
-    "grey": "greyscale, spread over three channels",
-    "progressive": "progressive JPEG",
-    "transparent": f"transparent, laid on {BACKGROUND_NAME}",
-    **{kind: f"{FORMAT_NAMES[kind]}, stored as PNG" for kind in DECODABLE_FORMATS[2:]},
-    "png-named-jpeg": "PNG with the name of a JPEG, stored as .png",
-    "jpeg-named-png": "JPEG with the name of a PNG, stored as .jpg",
-    "exif-broken": "EXIF data that cannot be read, ignored",
-    "exif-rotated": "EXIF orientation, ignored",
-    "empty": "0 bytes: left out",
-    "no-image": "no image: left out",
-    "too-large": "too many pixels, bytes or scans, or too long a strip: left out",
-    "undecodable": "cannot be decoded: left out",
-    **{kind: f"{FORMAT_NAMES[kind]}: left out; convert to JPEG or PNG first" for kind in UNSUPPORTED_FORMATS},
-}
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,44 +79,41 @@ class Packing:
 
 
 # ------------------------------------------------------------------ start and end
-def start_packing(config: PackConfig, say: Callable[[str], None]) -> Packing | Manifest:
+def start_packing(config: PackConfig, say: Say) -> Packing | Manifest:
     """Return the packing of a resolved command, planned or resumed; the manifest when all is done.
 
     Raises DataError for a source that is unfit, and when another dataset or packing is at the URL.
     """
-    url, shown = config.url, redaction.redact(config.url)
-    if file_io.exists(file_io.join(url, manifest.FILE_NAME)):
-        return _check_existing(config, manifest.load(url, allow_elsewhere=True, field="url"), say)
-    plan, roots = load_plan(url), _find_roots(config)
+    if (existing := _load_existing(config)) is not None:
+        say("a dataset is there; listing the source to compare")
+        if _list_images(config, _find_roots(config)).digest() != existing.made.get("listing"):
+            raise DataError(
+                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed from other "
+                "images: take another --url, or remove what is there"
+            )
+        file_io.remove(file_io.join(config.url, PACKING_FOLDER))
+        return existing
+    plan, roots = packing_plan.load_plan(config), _find_roots(config)
     if plan is None:
-        return Packing(config, save_plan(config, *plan_packing(config, roots, say)), roots, {})
-    check_same_command(plan, config)
-    packing = Packing(config, plan, roots, load_finished_shards(url, plan))
-    say(f"resuming the packing in {shown}: {len(packing.finished)} of {len(plan.shards())} shards are there")
-    return packing
+        return Packing(config, packing_plan.save_plan(config, *plan_packing(config, roots, say)), roots, {})
+    finished, shown = packing_plan.load_finished_shards(config.url, plan), redaction.redact(config.url)
+    say(f"resuming the packing in {shown}: {len(finished)} of {len(plan.shards())} shards are there")
+    return Packing(config, plan, roots, finished)
 
 
-def preview_plan(config: PackConfig, say: Callable[[str], None]) -> PackingPlan:
+def preview_plan(config: PackConfig, say: Say) -> PackingPlan:
     """Return the plan of a resolved command and write nothing. Raises what `start_packing` raises."""
-    plan = load_plan(config.url)
-    if plan is None:
-        return plan_packing(config, _find_roots(config), say)[0]
-    check_same_command(plan, config)
-    return plan
+    return packing_plan.load_plan(config) or plan_packing(config, _find_roots(config), say)[0]
 
 
-def plan_packing(
-    config: PackConfig, roots: dict[str, str], say: Callable[[str], None]
-) -> tuple[PackingPlan, PlannedRows]:
-    """Return the plan, and for each split its listing and the rows of each shard.
-
-    Raises DataError for an unfit source.
-    """
+def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[PackingPlan, PlannedRows]:
+    """Return the plan, and by split its listing and the rows of each shard. Raises DataError for an unfit source."""
     say(f"listing {', '.join(sorted({redaction.redact(root) for root in roots.values()}))}")
     listing, layout = _list_images(config, roots), config.layout
     ratio = _estimate_size_ratio(config, listing.splits["train"])
+    size, least = layout.shard_mib * 2**20, layout.min_shards
     rows = {
-        name: (split, assign_shards(split, layout.seed, name, layout.shard_mib * 2**20, layout.min_shards, ratio))
+        name: (split, packing_plan.assign_shards(split, layout.seed, name, size, least, ratio))
         for name, split in listing.splits.items()
     }
     plan = PackingPlan(
@@ -166,28 +137,20 @@ def plan_packing(
 
 
 def finish_packing(packing: Packing, entries: dict[ShardId, PackedShard]) -> Manifest:
-    """Write report and manifest when every shard has its record; remove everything else of the packing.
-
-    Raises DataError when a split is left without images.
-    """
+    """Write report and manifest, remove all else of the packing. Raises DataError for a split without images."""
     url, plan = packing.config.url, packing.plan
-    for (name, number), entry in entries.items():
-        if entry.images != plan.splits[name].shards[number]:
-            raise DataError(
-                f"{redaction.redact(url)}: shard {number} of {name} was made of {entry.images} images, the plan has "
-                f"{plan.splits[name].shards[number]}: another packing was here; remove {PACKING_FOLDER} and start anew"
-            )
-    listed = {
+    splits = {
         name: tuple(shard for n in range(len(split.shards)) if (shard := entries[name, n].shard) is not None)
         for name, split in plan.splits.items()
     }
-    for name, shards in listed.items():
+    for name, shards in splits.items():
         if not shards:
             raise DataError(f"{redaction.redact(url)}: no image of the {name} split can be decoded")
     transparent = any("transparent" in entry.oddities for entry in entries.values())
-    how = {**plan.made, **({manifest.BACKGROUND_KEY: BACKGROUND_NAME} if transparent else {})}
-    packed = Manifest(name=plan.name, classes=plan.classes, titles=plan.titles, made=how, splits=listed)
-    file_io.write_bytes(file_io.join(url, REPORT_NAME), encode_report(plan, entries))
+    made = {**plan.made, **({manifest.BACKGROUND_KEY: BACKGROUND_NAME} if transparent else {})}
+    packed = Manifest(name=plan.name, classes=plan.classes, titles=plan.titles, made=made, splits=splits)
+    report = json.dumps(build_report(plan, entries), indent=1, sort_keys=True) + "\n"
+    file_io.write_bytes(file_io.join(url, REPORT_NAME), report.encode())
     if urls.is_local(url):  # unfinished temporary files that killed processes left
         for name in plan.splits:
             for path in Path(urls.to_local_path(file_io.join(url, name))).glob(f"{file_io.TEMP_PREFIX}*"):
@@ -197,63 +160,77 @@ def finish_packing(packing: Packing, entries: dict[ShardId, PackedShard]) -> Man
     return packed
 
 
-def pack_samples(config: PackConfig, say: Callable[[str], None]) -> Manifest | None:
+def pack_samples(config: PackConfig, say: Say) -> Manifest | None:
     """Pack a source that yields samples, in this process; return the manifest, None after a dry run.
 
     Raises DataError for a sample that cannot be stored, and when another dataset or packing is at the URL.
     """
-    url, fix = config.url, "take another --url, or remove what is there"
-    if load_plan(url) is not None:
-        raise DataError(f"url: {redaction.redact(url)}: an unfinished packing is there: {fix}")
-    is_digits = isinstance(config.source, DigitsSource)
-    how = config.to_manifest_values()
-    if file_io.exists(file_io.join(url, manifest.FILE_NAME)):
-        existing = manifest.load(url, allow_elsewhere=True, field="url")
-        if existing.name != config.name or not (is_digits or existing.made.items() >= how.items()):
-            raise DataError(f"url: {redaction.redact(url)}: the dataset {existing.name!r} is there: {fix}")
+    packing_plan.load_plan(config)  # raises for any plan that is there: sources of samples have none
+    if (existing := _load_existing(config)) is not None:
         say("already packed")
         return existing
-    source = source_registry.create_source(config.source)
-    assert isinstance(source, SampleSource), "listed sources are packed shard by shard"
+    source = _create_sample_source(config)
     if config.dry_run:
-        counts = f"{digits.NUM_IMAGES - digits.NUM_VALIDATION:,} train and {digits.NUM_VALIDATION} validation"
-        images = counts if is_digits else " and ".join(source.splits)
-        say(f"{config.name}: {len(source.classes)} classes, {images} images; packed in one process")
+        splits = " and ".join(source.splits)
+        say(f"{config.name}: {len(source.classes)} classes, {splits} images; packed in one process")
         return None
-    if is_digits:
-        return digits.pack_digits(url)
-    splits = {split: _reencode_samples(source, split, config.layout) for split in source.splits}
-    shard_bytes = config.layout.shard_mib * 2**20
-    packed = write_dataset(url, config.name, source.classes, splits, manifest.MAX_SAMPLES, how, shard_bytes)
-    labels = [index.load(url, shard).labels for shard in packed.splits.get("train", ())]
+    packed = tar_writer.write_dataset(
+        config.url,
+        config.name,
+        source.classes,
+        {split: _reencode_samples(source, split, config) for split in source.splits},
+        getattr(source, "samples_per_shard", manifest.MAX_SAMPLES),
+        config.to_manifest_values(),
+        config.layout.shard_mib * 2**20,
+    )
+    labels = [index.load(config.url, shard).labels for shard in packed.splits.get("train", ())]
     if labels:
         say(shuffle_quality.measure_shuffle_quality(labels, OrderConfig(), batch_size=256).format_message())
     return packed
 
 
-def _reencode_samples(source: SampleSource, split: str, layout: ShardLayout) -> Iterator[RawSample]:
+def _reencode_samples(source: Any, split: str, config: PackConfig) -> Iterator[RawSample]:
     for sample in source.iter_samples(split):
         if not isinstance(sample, RawSample):
             raise DataError(f"source.plugin: iter_samples must yield RawSample, got {type(sample).__name__}")
-        image, finding, is_resized = shard_packer.reencode_image(sample.image, sample.key, layout)
+        image, finding, is_resized = shard_packer.reencode_image(sample.image, sample.key, config.layout)
         if finding.defect:
             raise DataError(f"source.plugin: sample {sample.key!r}: {finding.reason}; mend it or leave it out")
         yield RawSample(sample.key, image, sample.label, "jpg" if is_resized else finding.extension)
 
 
-def _create_source(config: PackConfig) -> ListedSource:
-    source = source_registry.create_source(config.source)
-    assert isinstance(source, ListedSource), "sources of samples are packed in one piece"
-    return source
+# ------------------------------------------------------------------ source and what is there already
+def _create_sample_source(config: PackConfig) -> Any:
+    """Return an object with classes, splits and iter_samples(split). Raises ConfigError or DataError for others."""
+    if not isinstance(config.source, PluginSource):
+        return digits.Digits()
+    source = create_plugin("source", config.source.plugin, config.source.args)
+    if all(hasattr(source, name) for name in ("classes", "splits", "iter_samples")):
+        return source
+    raise DataError(
+        f"source.plugin: {config.source.plugin!r} must return an object with classes, splits and iter_samples(split), "
+        f"got {type(source).__name__}"
+    )
+
+
+def create_lister(config: PackConfig) -> FolderLister:
+    """Return what lists the images of a source that has any."""
+    if isinstance(config.source, IlsvrcSource):
+        return IlsvrcLister(config.source)
+    assert isinstance(config.source, FolderSource), "sources of samples are packed in one piece"
+    return FolderLister(config.source.url, config.source.holdout, config.source.labels)
 
 
 def _list_images(config: PackConfig, roots: Mapping[str, str]) -> SourceListing:
-    return _create_source(config).list_images(roots)
+    try:
+        return create_lister(config).list_images(roots)
+    except FileNotFoundError as error:
+        raise DataError(f"source: removed while it was listed: {error}") from None
 
 
 def _find_roots(config: PackConfig) -> dict[str, str]:
     """Return where the images of each split lie. Raises DataError when the dataset would lie among them."""
-    roots = _create_source(config).find_roots()
+    roots = create_lister(config).find_roots()
     for root in roots.values():
         if f"{config.url}/".startswith(root.rstrip("/") + "/"):
             raise DataError(
@@ -271,130 +248,96 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
     chosen = rng.permutation(rng.derive_key(layout.seed, "pack-estimate"), len(split))[:ESTIMATE_IMAGES]
     before = after = 0
     with closing(RangeReader(IO_THREADS)) as ranges:
-        reader = ImageReader(ranges, split.root, split.is_tar, layout.model_copy(update={"decode": False}))
-        for row, packed in shard_packer.map_in_order(reader.read_packed, split.iter_rows(chosen), IO_THREADS):
-            if not packed.finding.defect:
-                before, after = before + row.length, after + len(packed.image)
+        quick = layout.model_copy(update={"decode": False})
+        read = partial(shard_packer.read_packed, root=split.root, is_tar=split.is_tar, layout=quick, ranges=ranges)
+        rows = [ImageRow(*values) for values in zip(*split.select_rows(chosen).to_columns().values(), strict=True)]
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            for row, packed in zip(rows, pool.map(read, rows), strict=True):
+                if not packed.finding.defect:
+                    before, after = before + row.length, after + len(packed.image)
     return after / before if before else 1.0
 
 
-def _check_existing(config: PackConfig, existing: Manifest, say: Callable[[str], None]) -> Manifest:
-    """Return the manifest that is there already. Raises DataError when it is not that of this command."""
-    there = f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed"
-    fix = "take another --url, or remove what is there"
+def _load_existing(config: PackConfig) -> Manifest | None:
+    """Return the manifest that is there, if any. Raises DataError when it is not that of this command."""
+    if not file_io.exists(file_io.join(config.url, manifest.FILE_NAME)):
+        return None
+    existing = manifest.load(config.url, allow_elsewhere=True, field="url")
     wanted: dict[str, object] = {"name": config.name, **config.to_manifest_values()}
-    has: dict[str, object] = {"name": existing.name, **existing.made}
-    for name in (name for name in wanted if wanted[name] != has.get(name)):
-        raise DataError(f"{there} with {name} {has.get(name)!r}; this command has {wanted[name]!r}: {fix}")
-    plan = load_plan(config.url)
-    if plan is None or plan.made.get("listing") != existing.made.get("listing"):
-        roots = _find_roots(config)
-        say(f"a dataset is there; listing {redaction.redact(roots['train'])} to compare")
-        if _list_images(config, roots).digest() != existing.made.get("listing"):
-            raise DataError(f"{there} from other images: {fix}")
-    file_io.remove(file_io.join(config.url, PACKING_FOLDER))
+    there: dict[str, object] = {"name": existing.name, **existing.made}
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            raise DataError(
+                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed with {name} "
+                f"{there.get(name)!r}; this command has {value!r}: take another --url, or remove what is there"
+            )
     return existing
 
 
 # ------------------------------------------------------------------ report
-def list_left_out(entries: Mapping[ShardId, PackedShard]) -> list[LeftOutImage]:
-    """Return the broken images, in the order of the shards."""
-    return [image for _, entry in sorted(entries.items()) for image in entry.left_out]
+def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], max_bad: float) -> None:
+    """Raise DataError when more images are broken than may be."""
+    bad = [image for _, entry in sorted(entries.items()) for image in entry.left_out]
+    allowed = max(MIN_BAD_LIMIT, int(max_bad * plan.samples))
+    if len(bad) > allowed:
+        seen = sum(entry.images for entry in entries.values())
+        kinds = _format_counts(Counter(image.defect for image in bad))
+        listed = "; ".join(f"{image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES])
+        raise DataError(
+            f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: "
+            f"mend the source, or set a larger --max-bad. Broken ({kinds}): {listed}"
+        )
 
 
-def describe_left_out(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> str:
-    """Return how many pictures of which formats are not in the dataset, and what to do; empty when all are.
+def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
+    """Return what was packed, met and left out, as report.json has it."""
+    splits = {}
+    for name, split in plan.splits.items():
+        own = [entry for (own_name, _), entry in sorted(entries.items()) if own_name == name]
+        shards = [entry.shard for entry in own if entry.shard is not None]
+        bad = [image for entry in own for image in entry.left_out]
+        met: Counter[str] = Counter(image.defect for image in bad)
+        for entry in own:
+            met.update(entry.oddities)
+        lost = Counter(image.label for image in bad)
+        per_class = [count - lost[label] for label, count in enumerate(split.per_class)]
+        splits[name] = {
+            "shards": len(shards),
+            "images": sum(shard.samples for shard in shards),
+            "bytes": sum(shard.bytes for shard in shards),
+            "resized": sum(entry.resized for entry in own),
+            "met": dict(met),
+            "fewest_of_a_class": min(per_class),
+            "most_of_a_class": max(per_class),
+            "classes_without_images": [plan.classes[label] for label, count in enumerate(per_class) if not count],
+            "left_out": [
+                {"key": image.key, "source": image.source, "class": plan.classes[image.label], "defect": image.defect,
+                 "reason": image.reason} for image in bad
+            ],
+        }  # fmt: skip
+    how = {"name": plan.name, "made": plan.made, "classes": len(plan.classes), "ignored_files": plan.ignored}
+    return {**how, "splits": splits}
 
-    Files that are passed over by their names count where a format has such names.
-    """
-    kinds = Counter(image.defect for image in list_left_out(entries))
-    for extension, count in plan.ignored.items():
-        if extension in UNSUPPORTED_EXTENSIONS:
-            kinds[UNSUPPORTED_EXTENSIONS[extension]] += count
-    if not kinds:
-        return ""
-    fix = "; convert them to JPEG or PNG first" if any(kind in UNSUPPORTED_FORMATS for kind in kinds) else ""
-    return f"{kinds.total()} left out: {_format_counts(kinds)}{fix}"
+
+def describe_report(report: Mapping[str, Any]) -> list[str]:
+    """Return the report in lines for people: what was met, what is not in the dataset, and what to do about it."""
+    lines, bad, ignored = list[str](), list[dict[str, str]](), report["ignored_files"]
+    for name, split in report["splits"].items():
+        met = _format_counts(Counter(split["met"])) or "nothing odd"
+        per_class = f"{split['fewest_of_a_class']:,} to {split['most_of_a_class']:,} images of a class"
+        lines.append(f"{name}: {per_class}, {split['resized']:,} reduced in size; met: {met}")
+        bad += split["left_out"]
+    if ignored:
+        lines.append(f"ignored files: {_format_counts(Counter(ignored))}")
+    kinds = Counter(image["defect"] for image in bad)
+    for extension in ignored.keys() & UNSUPPORTED_EXTENSIONS.keys():
+        kinds[UNSUPPORTED_EXTENSIONS[extension]] += ignored[extension]
+    if kinds:
+        fix = "; convert them to JPEG or PNG first" if kinds.keys() & set(UNSUPPORTED_FORMATS) else ""
+        lines.append(f"{kinds.total()} left out: {_format_counts(kinds)}{fix}")
+    lines += [f"left out: {image['key']} ({image['source']}): {image['reason']}" for image in bad[:MAX_LISTED_IMAGES]]
+    return [make_printable(line) for line in lines]
 
 
 def _format_counts(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind)}" for kind, count in kinds.most_common())
-
-
-def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], max_bad: float) -> str | None:
-    """Return what to say when more images are broken than may be, else None."""
-    bad = list_left_out(entries)
-    allowed = max(MIN_BAD_LIMIT, int(max_bad * plan.samples))
-    if len(bad) <= allowed:
-        return None
-    seen = sum(entry.images for entry in entries.values())
-    listed = "; ".join(f"{image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES])
-    more = f"; and {len(bad) - MAX_LISTED_IMAGES} more" if len(bad) > MAX_LISTED_IMAGES else ""
-    return (
-        f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: mend "
-        f"the source, or set a larger --max-bad. Broken ({_format_counts(Counter(image.defect for image in bad))}): "
-        f"{listed}{more}"
-    )
-
-
-def encode_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> bytes:
-    """Return the report as a JSON file, the same bytes for the same content."""
-    report = {
-        "name": plan.name,
-        "made": plan.made,
-        "classes": len(plan.classes),
-        "ignored_files": plan.ignored,
-        "splits": {name: _build_split_report(plan, name, entries) for name in plan.splits},
-    }
-    return (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
-
-
-def build_report_table(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> Table:
-    """Return the report for people: a row for each oddity that occurs."""
-    splits = {name: _build_split_report(plan, name, entries) for name in plan.splits}
-    title = Text(f"{make_printable(plan.name)}: {len(plan.classes)} classes", style="italic")
-    table = Table("", *splits, title=title)
-    for title_of_row, name in (
-        ("shards", "shards"),
-        ("images", "images"),
-        ("MiB", "bytes"),
-        ("reduced in size", "resized"),
-    ):
-        values = [split[name] / 2**20 if name == "bytes" else split[name] for split in splits.values()]
-        table.add_row(title_of_row, *(f"{value:,.0f}" for value in values))
-    spans = (f"{split['fewest_of_a_class']:,} to {split['most_of_a_class']:,}" for split in splits.values())
-    table.add_row("images of a class", *spans)
-    table.add_row("classes without images", *(f"{len(split['classes_without_images']):,}" for split in splits.values()))
-    for kind, meaning in ODDITY_MEANINGS.items():
-        counts = [split["met"].get(kind, 0) for split in splits.values()]
-        if any(counts):
-            table.add_row(meaning, *(f"{count:,}" for count in counts))
-    for extension, count in plan.ignored.items():
-        what = extension if " " in extension else f"other files, {extension or 'without extension'}"
-        table.add_row(Text(make_printable(what)), f"{count:,}")
-    return table
-
-
-def _build_split_report(plan: PackingPlan, name: str, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
-    own = {shard: entry for shard, entry in entries.items() if shard[0] == name}
-    shards = [entry.shard for entry in own.values() if entry.shard is not None]
-    bad = list_left_out(own)
-    met: Counter[str] = Counter(image.defect for image in bad)
-    for entry in own.values():
-        met.update(entry.oddities)
-    lost = Counter(image.label for image in bad)
-    per_class = [count - lost[label] for label, count in enumerate(plan.splits[name].per_class)]
-    return {
-        "shards": len(shards),
-        "images": sum(shard.samples for shard in shards),
-        "bytes": sum(shard.bytes for shard in shards),
-        "resized": sum(entry.resized for entry in own.values()),
-        "met": dict(met),
-        "fewest_of_a_class": min(per_class),
-        "most_of_a_class": max(per_class),
-        "classes_without_images": [plan.classes[label] for label, count in enumerate(per_class) if not count],
-        "left_out": [
-            {"key": image.key, "source": image.source, "class": plan.classes[image.label], "defect": image.defect,
-             "reason": image.reason} for image in bad
-        ],
-    }  # fmt: skip
+    return ", ".join(f"{count} {FORMAT_NAMES.get(kind, kind) or 'unnamed'}" for kind, count in kinds.most_common())

@@ -1,12 +1,15 @@
-"""Plan of a packing: which rows make which shard; and the records by which an unfinished packing is resumed."""
+"""Plan of a packing, which rows make which shard; and the records by which an unfinished packing is resumed."""
 
 from __future__ import annotations
 
+import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from orchestrator.config import redaction
 from orchestrator.config.base import Config
@@ -14,18 +17,19 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.fingerprint import compute_fingerprint
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import rng
-from orchestrator.data.build import shard_packer
-from orchestrator.data.build.config import ManifestValues, PackConfig
-from orchestrator.data.build.shard_packer import PACKING_FOLDER, PackedShard
-from orchestrator.data.build.sources.listing import SplitListing
+from orchestrator.data.build.config import ManifestValues, PackConfig, ShardLayout
+from orchestrator.data.build.sources.listing import ImageRow, SplitListing
 from orchestrator.data.data_errors import DataError
+from orchestrator.data.manifest import Shard
 from orchestrator.storage import file_io, urls
 
+PACKING_FOLDER = "_packing"  # below the dataset's, as long as it is being packed
 # Beside its image a sample takes two headers, the label and, on average, half a record of filling.
 SAMPLE_OVERHEAD_BYTES = 512 * 3 + 256
 PLAN_VERSION = 1
-# Small objects are written and read in parallel: a store answers each in its own time.
-IO_THREADS = 16
+IO_THREADS = 16  # for small objects: a store answers each in its own time
+
+_ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
 
 ShardId = tuple[str, int]  # split and number
 # By split: its listing, and the rows of each shard.
@@ -73,10 +77,49 @@ class PackingPlan(Config):
         return [(name, number) for name, split in self.splits.items() for number in range(len(split.shards))]
 
 
+class ShardTask(Config):
+    """One shard to be packed: a task of its own, on any machine that sees both places."""
+
+    url: str  # of the dataset
+    plan: str  # its digest
+    split: str
+    number: int
+    root: str
+    is_tar: bool
+    layout: ShardLayout
+    threads: int = Field(4, ge=1)
+
+
+class LeftOutImage(Config):
+    """An image that cannot be trained on."""
+
+    key: str
+    source: str
+    label: int
+    defect: str
+    reason: str
+
+
+class PackedShard(Config):
+    """Record of a finished shard; its file is written last."""
+
+    shard: Shard | None = Field(description="None when all of its images were left out")
+    images: int
+    bytes: int = Field(description="of the source")
+    resized: int
+    oddities: dict[str, int]
+    left_out: tuple[LeftOutImage, ...]
+
+
 # ------------------------------------------------------------------ rows of each shard
-def order_rows(labels: NDArray[np.int64], seed: int, split: str) -> NDArray[np.int64]:
-    """Return the N rows in the order that is cut into shards: shuffled, and every class spread evenly."""
-    sizes = np.bincount(labels)
+def assign_shards(
+    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
+) -> list[NDArray[np.int64]]:
+    """Return the rows of each shard: shuffled, every class spread evenly; shards differ in bytes by about an image.
+
+    ratio: bytes to be stored for a byte of the source.
+    """
+    labels, sizes = listing.labels, np.bincount(listing.labels)
     draws = rng.permutation(rng.derive_key(seed, f"pack-{split}"), len(labels))
     by_class = draws[np.argsort(labels[draws], kind="stable")]
     own = labels[by_class]
@@ -87,17 +130,7 @@ def order_rows(labels: NDArray[np.int64], seed: int, split: str) -> NDArray[np.i
     # Ties, such as those of classes of one image, go by the shuffle.
     ties = np.empty(len(labels), dtype=np.int64)
     ties[draws] = np.arange(len(labels))
-    return by_class[np.lexsort((ties[by_class], position))]
-
-
-def assign_shards(
-    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
-) -> list[NDArray[np.int64]]:
-    """Return the rows of each shard, shuffled; shards differ in bytes by about an image.
-
-    ratio: bytes to be stored for a byte of the source.
-    """
-    rows = order_rows(listing.labels, seed, split)
+    rows = by_class[np.lexsort((ties[by_class], position))]
     ends = np.cumsum(listing.lengths[rows] * ratio + SAMPLE_OVERHEAD_BYTES)
     count = min(len(rows), max(min_shards, int(np.ceil(ends[-1] / shard_bytes))))
     middles = ends - np.diff(ends, prepend=0.0) / 2
@@ -111,42 +144,17 @@ def assign_shards(
 
 
 # ------------------------------------------------------------------ plan and records of an unfinished packing
-def load_plan(url: str) -> PackingPlan | None:
-    """Return the plan of the unfinished packing at `url`, None when there is none. Raises DataError when damaged."""
-    plan_url = file_io.join(url, PACKING_FOLDER, "plan.json")
+def load_plan(config: PackConfig) -> PackingPlan | None:
+    """Return the plan that is at the command's URL, if any. Raises DataError if damaged or of another command."""
+    url = file_io.join(config.url, PACKING_FOLDER, "plan.json")
     try:
-        return PackingPlan.from_dict(parse_object(file_io.read_bytes(plan_url)))
+        plan = PackingPlan.from_dict(parse_object(file_io.read_bytes(url)))
     except FileNotFoundError:
         return None
     except (ConfigError, ValueError) as error:
         raise DataError(
-            f"{redaction.redact(plan_url)}: damaged, or of another version: {error}; remove {PACKING_FOLDER} and start "
-            "anew"
+            f"{redaction.redact(url)}: damaged, or of another version: {error}; remove {PACKING_FOLDER} and start anew"
         ) from None
-
-
-def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> PackingPlan:
-    """Write rows and plan; return the plan that counts: the first, when two packers start at the same time."""
-    url = config.url
-
-    def write(item: tuple[str, int, SplitListing, NDArray[np.int64]]) -> None:
-        name, number, split, chosen = item
-        shard_packer.write_rows(shard_packer.make_rows_url(url, plan.digest, name, number), split.select_rows(chosen))
-
-    parts = ((name, n, split, part) for name, (split, shards) in rows.items() for n, part in enumerate(shards))
-    for _ in shard_packer.map_in_order(write, parts, IO_THREADS):
-        pass
-    if file_io.create_bytes(file_io.join(url, PACKING_FOLDER, "plan.json"), plan.to_json().encode()):
-        return plan
-    other = load_plan(url)
-    if other is None:
-        raise DataError(f"{redaction.redact(url)}: another packing began and ended meanwhile; look at what is there")
-    check_same_command(other, config)
-    return other
-
-
-def check_same_command(plan: PackingPlan, config: PackConfig) -> None:
-    """Raise DataError when the plan is that of another command."""
     command = config.describe_identity()
     for name in (*command, *plan.identity):
         theirs, ours = plan.identity.get(name, ""), command.get(name, "")
@@ -155,18 +163,73 @@ def check_same_command(plan: PackingPlan, config: PackConfig) -> None:
                 f"url: {redaction.redact(config.url)}: an unfinished packing with {name} {theirs!r} is there, this "
                 f"command has {ours!r}; give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
             )
+    return plan
+
+
+def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> PackingPlan:
+    """Write rows and plan; return the plan that counts: the first, when two packers start at the same time."""
+
+    def write(item: tuple[str, int, SplitListing, NDArray[np.int64]]) -> None:
+        name, number, split, chosen = item
+        data = json.dumps(split.select_rows(chosen).to_columns(), separators=(",", ":")).encode()
+        file_io.write_bytes(_make_record_url(config.url, f"rows/{plan.digest}", name, number), data)
+
+    parts = [(name, n, split, part) for name, (split, shards) in rows.items() for n, part in enumerate(shards)]
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        list(pool.map(write, parts))
+    if file_io.create_bytes(file_io.join(config.url, PACKING_FOLDER, "plan.json"), plan.to_json().encode()):
+        return plan
+    if (other := load_plan(config)) is None:
+        raise DataError(
+            f"{redaction.redact(config.url)}: another packing began and ended meanwhile; look at what is there"
+        )
+    return other
+
+
+def read_rows(task: ShardTask) -> list[ImageRow]:
+    """Return the rows of a task's shard. Raises DataError when they are not there or damaged."""
+    url = _make_record_url(task.url, f"rows/{task.plan}", task.split, task.number)
+    shown = redaction.redact(url)
+    try:
+        columns = parse_object(file_io.read_bytes(url))
+        return [ImageRow(*values) for values in zip(*(columns[name] for name in _ROW_COLUMNS), strict=True)]
+    except FileNotFoundError:
+        raise DataError(
+            f"{shown}: not visible on node {socket.gethostname()}: the dataset's folder must be a URL or a file system "
+            "that all nodes share, and no other packing of it may have ended meanwhile"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{shown}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew") from None
+
+
+def save_entry(task: ShardTask, entry: PackedShard) -> None:
+    """Write the record of a finished shard."""
+    file_io.write_bytes(_make_record_url(task.url, "done", task.split, task.number), entry.to_json().encode())
 
 
 def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedShard]:
-    """Return the records of the shards whose tar is there in full."""
+    """Return the records of the shards whose tar is there in full. Raises DataError for a damaged record."""
     there = set(file_io.list_names(file_io.join(url, PACKING_FOLDER, "done")))
-    entry_urls = {shard: shard_packer.make_entry_url(url, *shard) for shard in plan.shards()}
+    entry_urls = {shard: _make_record_url(url, "done", *shard) for shard in plan.shards()}
     entry_urls = {shard: entry_url for shard, entry_url in entry_urls.items() if urls.get_basename(entry_url) in there}
     sizes = {name: file_io.list_sizes(file_io.join(url, name)) for name in plan.splits}
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        entries = zip(entry_urls, pool.map(shard_packer.read_entry, entry_urls.values()), strict=True)
+        entries = zip(entry_urls, pool.map(_read_entry, entry_urls.values()), strict=True)
         return {
             (name, number): entry
             for (name, number), entry in entries
-            if entry.shard is None or sizes[name].get(urls.get_basename(entry.shard.name)) == entry.shard.bytes
+            if entry.images == plan.splits[name].shards[number]
+            and (entry.shard is None or sizes[name].get(urls.get_basename(entry.shard.name)) == entry.shard.bytes)
         }
+
+
+def _read_entry(url: str) -> PackedShard:
+    try:
+        return PackedShard.from_dict(parse_object(file_io.read_bytes(url)))
+    except (ConfigError, ValueError) as error:
+        raise DataError(f"{redaction.redact(url)}: damaged: {error}; remove it to pack that shard again") from None
+
+
+def _make_record_url(url: str, folder: str, split: str, number: int) -> str:
+    """Return where rows are kept, in a folder for each plan, since of two packers only one wins; or finished shards."""
+    return file_io.join(url, PACKING_FOLDER, folder, f"{split}-{number:06d}.json")

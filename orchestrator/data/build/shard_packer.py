@@ -2,77 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from pydantic import Field
+from PIL import ExifTags
+from PIL import Image as Pillow
 
 from orchestrator.config import redaction
-from orchestrator.config.base import Config
-from orchestrator.config.errors import ConfigError
-from orchestrator.config.json_text import parse_object
 from orchestrator.data import index
-from orchestrator.data.build import image_checks, tar_writer
+from orchestrator.data.build import packing_plan, tar_writer
 from orchestrator.data.build.config import ShardLayout
-from orchestrator.data.build.image_checks import ImageFinding
-from orchestrator.data.build.sources.listing import ImageRow, SplitListing
-from orchestrator.data.build.tar_reader import escape_undecodable
+from orchestrator.data.build.packing_plan import LeftOutImage, PackedShard, ShardTask
+from orchestrator.data.build.sources.listing import ImageRow
+from orchestrator.data.build.tar_reader import MAX_MEMBER_BYTES, escape_undecodable
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.data_errors import BadSampleError, DataError
-from orchestrator.data.manifest import Shard
-from orchestrator.data.transforms import decode
-from orchestrator.storage import file_io, urls
+from orchestrator.data.transforms import decode, png_chunks
+from orchestrator.data.transforms.image_format import UNSUPPORTED_FORMATS, identify_format
+from orchestrator.data.transforms.jpeg_segments import PROGRESSIVE_MARKERS, JpegSegments
+from orchestrator.storage import file_io
 from orchestrator.storage.ranged_reads import RangeReader
 
-# Below the dataset's folder, as long as it is being packed.
-PACKING_FOLDER = "_packing"
-_ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
-
-T = TypeVar("T")
-R = TypeVar("R")
+# It is counted, and nothing else in EXIF data matters.
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 
-class ShardTask(Config):
-    """One shard to be packed: a task of its own, on any machine that sees both places."""
+class ImageFinding(NamedTuple):
+    """Result of the checks of an image."""
 
-    url: str  # of the dataset
-    plan: str  # its digest
-    split: str
-    number: int
-    root: str
-    is_tar: bool
-    layout: ShardLayout
-    threads: int = Field(4, ge=1)
-
-
-class LeftOutImage(Config):
-    """An image that cannot be trained on."""
-
-    key: str
-    source: str
-    label: int
-    defect: str
-    reason: str
-
-
-class PackedShard(Config):
-    """Record of a finished shard; its file is written last."""
-
-    shard: Shard | None = Field(description="None when all of its images were left out")
-    images: int
-    bytes: int = Field(description="of the source")
-    resized: int
-    oddities: dict[str, int]
-    left_out: tuple[LeftOutImage, ...]
+    extension: str  # of what is stored: "jpg" or "png"
+    width: int = 0
+    height: int = 0
+    oddities: tuple[str, ...] = ()  # kinds as report.json counts them; an image of another format is stored as PNG
+    defect: str = ""  # why it is left out: "empty", "no-image", "too-large", "undecodable" or its format
+    reason: str = ""  # of the defect
 
 
 class PackedImage(NamedTuple):
@@ -83,59 +55,33 @@ class PackedImage(NamedTuple):
     is_resized: bool = False
 
 
-def make_shard_name(split: str, number: int) -> str:
-    """Return the path of a shard below the dataset's folder."""
-    return f"{split}/{split}-{number:06d}.tar"
-
-
-def make_rows_url(url: str, plan: str, split: str, number: int) -> str:
-    """Return where the rows of a shard are kept, apart for each plan, by its digest: of two packers only one wins."""
-    return file_io.join(url, PACKING_FOLDER, "rows", plan, f"{split}-{number:06d}.json")
-
-
-def make_entry_url(url: str, split: str, number: int) -> str:
-    """Return where the record of a finished shard is kept."""
-    return file_io.join(url, PACKING_FOLDER, "done", f"{split}-{number:06d}.json")
-
-
-def write_rows(url: str, rows: SplitListing) -> None:
-    """Write the rows of a shard."""
-    columns = {name: getattr(rows, name) for name in _ROW_COLUMNS}
-    lists = {
-        name: column.tolist() if isinstance(column, np.ndarray) else list(column) for name, column in columns.items()
-    }
-    file_io.write_bytes(url, json.dumps(lists, separators=(",", ":")).encode())
-
-
 def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
-    """Pack the shard of a ShardTask and return its PackedShard; both in JSON form, to travel between processes.
-
-    Raises DataError when the plan is not there, StorageError when an image cannot be read or the shard not be written.
-    """
+    """Pack the shard of a ShardTask and return its PackedShard, both as JSON. Raises DataError or StorageError."""
     task = ShardTask.from_dict(raw)
-    rows = _read_rows(make_rows_url(task.url, task.plan, task.split, task.number))
+    rows = packing_plan.read_rows(task)
     left_out: list[LeftOutImage] = []
     counts: Counter[str] = Counter()
 
-    def iter_samples(packed: Iterable[tuple[ImageRow, PackedImage]]) -> Iterator[RawSample]:
-        for row, (image, finding, is_resized) in packed:
-            if finding.defect:
-                source, reason = escape_undecodable(row.name), finding.reason
-                left_out.append(
-                    LeftOutImage(key=row.key, source=source, label=row.label, defect=finding.defect, reason=reason)
-                )
-                continue
-            counts.update(finding.oddities)
-            counts["resized"] += is_resized
-            yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
+    def iter_samples(ranges: RangeReader) -> Iterator[RawSample]:
+        read = partial(read_packed, root=task.root, is_tar=task.is_tar, layout=task.layout, ranges=ranges)
+        with ThreadPoolExecutor(task.threads, thread_name_prefix="pack") as pool:
+            for row, (image, finding, is_resized) in zip(rows, pool.map(read, rows), strict=True):
+                if finding.defect:
+                    source, reason = escape_undecodable(row.name), finding.reason
+                    left_out.append(
+                        LeftOutImage(key=row.key, source=source, label=row.label, defect=finding.defect, reason=reason)
+                    )
+                    continue
+                counts.update(finding.oddities)
+                counts["resized"] += is_resized
+                yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
 
     with closing(RangeReader(task.threads)) as ranges:
-        reader = ImageReader(ranges, task.root, task.is_tar, task.layout)
-        samples = iter_samples(map_in_order(reader.read_packed, rows, task.threads))
-        shard = tar_writer.write_shard(task.url, make_shard_name(task.split, task.number), samples)
+        name = tar_writer.make_shard_name(task.split, task.number)
+        shard = tar_writer.write_shard(task.url, name, iter_samples(ranges))
     if not shard.samples:
-        for name in (shard.name, shard.name + index.SUFFIX):
-            file_io.remove(file_io.join(task.url, name))
+        for written in (name, name + index.SUFFIX):
+            file_io.remove(file_io.join(task.url, written))
     entry = PackedShard(
         shard=shard if shard.samples else None,
         images=len(rows),
@@ -144,48 +90,29 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
         oddities=dict(sorted(counts.items())),
         left_out=tuple(left_out),
     )
-    file_io.write_bytes(make_entry_url(task.url, task.split, task.number), entry.to_json().encode())
+    packing_plan.save_entry(task, entry)
     return entry.to_dict()
 
 
-class ImageReader:
-    """Images of one root, read and re-encoded; for any thread."""
-
-    def __init__(self, ranges: RangeReader, root: str, is_tar: bool, layout: ShardLayout) -> None:
-        self._ranges, self._root, self._is_tar, self._layout = ranges, root, is_tar, layout
-
-    def read_packed(self, row: ImageRow) -> PackedImage:
-        """Return the image as it is to be stored, with what is odd about it.
-
-        Raises DataError when it was removed, StorageError when it cannot be read.
-        """
-        if (too_large := image_checks.check_byte_size(row.length)) is not None:
-            return PackedImage(b"", too_large)
-        try:
-            image = self._read(row)
-        except FileNotFoundError:
-            url = redaction.redact(file_io.join(self._root, row.name))
-            raise DataError(
-                f"source: {url}: removed since it was listed, or not visible on node {socket.gethostname()}"
-            ) from None
-        return reencode_image(image, row.name, self._layout)
-
-    def _read(self, row: ImageRow) -> bytes:
-        if self._is_tar:
-            return bytes(self._ranges.read(self._root, row.offset, row.length))
-        url = file_io.join(self._root, row.name)
-        # Many small local files: opened and closed, not held open.
-        if urls.is_local(url):
-            return file_io.read_range(url, 0, row.length)
-        return bytes(self._ranges.read(url, 0, row.length))
+def read_packed(row: ImageRow, root: str, is_tar: bool, layout: ShardLayout, ranges: RangeReader) -> PackedImage:
+    """Return an image of the source as it is stored. Raises DataError when it was removed, StorageError otherwise."""
+    if row.length > MAX_MEMBER_BYTES:
+        reason = f"an image must have at most {MAX_MEMBER_BYTES} bytes, got {row.length}"
+        return PackedImage(b"", ImageFinding("jpg", defect="too-large", reason=reason))
+    url = root if is_tar else file_io.join(root, row.name)
+    try:
+        image = bytes(ranges.read(url, row.offset, row.length))
+    except FileNotFoundError:
+        raise DataError(
+            f"source: {redaction.redact(url)}: removed since it was listed, or not visible on node "
+            f"{socket.gethostname()}"
+        ) from None
+    return reencode_image(image, row.name, layout)
 
 
 def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
-    """Return an image as it is to be stored: a JPEG or PNG byte for byte, unless it is larger than `resize`.
-
-    Images of other formats become PNGs of the same pixels.
-    """
-    finding = image_checks.inspect_image(image, name)
+    """Return an image as it is stored: a JPEG or PNG byte for byte, unless larger than `resize`; others as PNG."""
+    finding = inspect_image(image, name)
     if finding.defect:
         return PackedImage(b"", finding)
     shorter = min(finding.width, finding.height)
@@ -193,7 +120,7 @@ def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
     is_other = decode.read_header(image).format not in ("jpeg", "png")
     try:
         if decode.is_transparent(image):
-            finding = replace(finding, oddities=(*finding.oddities, "transparent"))
+            finding = finding._replace(oddities=(*finding.oddities, "transparent"))
         if not (is_large or is_other or layout.decode):
             return PackedImage(image, finding)
         pixels = decode.decode_image(image)
@@ -209,41 +136,48 @@ def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
     return PackedImage(image, finding)
 
 
-def map_in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-    """Yield (item, work(item)) in the order of the items; threads work a few items ahead."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
-        ahead: deque[tuple[T, Future[R]]] = deque()
+# ------------------------------------------------------------------ checks of an image
+def inspect_image(image: bytes, name: str) -> ImageFinding:
+    """Return what is known of an image, whose file is called `name`, before a pixel is decoded."""
+    if not image:
+        return ImageFinding("jpg", defect="empty", reason="0 bytes")
+    kind = identify_format(image)
+    extension = "jpg" if kind == "jpeg" else "png"
+    try:
+        head = decode.read_header(image)
+    except BadSampleError as error:
+        defect: str = kind if kind in UNSUPPORTED_FORMATS else "undecodable" if kind else "no-image"
+        if isinstance(error, decode.ImageTooLargeError):
+            defect = "too-large"
+        return ImageFinding(extension, defect=defect, reason=str(error))
+    oddities: list[str] = []
+    if head.segments is not None:
+        oddities += _find_jpeg_oddities(image, head.segments)
+    elif head.format == "png":
+        oddities += ["grey"] if png_chunks.read_png(image).is_gray else []
+    else:
+        oddities.append(head.format)
+    named = name.rpartition(".")[2].lower()
+    if kind == "png" and named in ("jpg", "jpeg", "jpe", "jfif"):
+        oddities.append("png-named-jpeg")
+    elif kind == "jpeg" and named == "png":
+        oddities.append("jpeg-named-png")
+    return ImageFinding(extension, head.width, head.height, tuple(oddities))
+
+
+def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[str]:
+    oddities = {1: ["grey"], 4: ["ycck" if segments.adobe_transform == 2 else "cmyk"]}.get(segments.components, [])
+    if segments.frame_marker in PROGRESSIVE_MARKERS:
+        oddities.append("progressive")
+    if segments.exif_span is not None:
+        tags = Pillow.Exif()
         try:
-            for item in items:
-                ahead.append((item, pool.submit(work, item)))
-                if len(ahead) > 2 * threads:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
-            while ahead:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in ahead:
-                future.cancel()
-
-
-def read_entry(url: str) -> PackedShard:
-    """Return the record of a finished shard. Raises DataError when it is damaged."""
-    try:
-        return PackedShard.from_dict(parse_object(file_io.read_bytes(url)))
-    except (ConfigError, ValueError) as error:
-        raise DataError(f"{redaction.redact(url)}: damaged: {error}; remove it to pack that shard again") from None
-
-
-def _read_rows(url: str) -> list[ImageRow]:
-    shown = redaction.redact(url)
-    try:
-        columns = parse_object(file_io.read_bytes(url))
-        return [ImageRow(*values) for values in zip(*(columns[name] for name in _ROW_COLUMNS), strict=True)]
-    except FileNotFoundError:
-        raise DataError(
-            f"{shown}: not visible on node {socket.gethostname()}: the dataset's folder must be a URL or a file system "
-            "that all nodes share, and no other packing of it may have ended meanwhile"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{shown}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew") from None
+            tags.load(image[slice(*segments.exif_span)])
+            orientation = int(tags.get(ExifTags.Base.Orientation, 1))
+        except Exception:  # Pillow raises errors of many types for damaged data
+            orientation = -1
+        if not len(tags) or not 0 <= orientation <= 8:
+            oddities.append("exif-broken")
+        elif orientation > 1:  # 0 is written by some cameras for "not known"
+            oddities.append("exif-rotated")
+    return oddities

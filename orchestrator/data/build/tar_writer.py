@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import webdataset
 
 from orchestrator.data import index, manifest
-from orchestrator.data.build import tar_reader
+from orchestrator.data.build import shard_scan
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.storage import file_io
@@ -38,14 +38,13 @@ def write_dataset(
 ) -> Manifest:
     """Write every split as shards below `url` and, last, the manifest; images of a shard have about `shard_bytes`.
 
-    Two packers of the same samples write the same bytes, each file in one step: a race between them is harmless.
-    Raises DataError for a key or label that a reader could not take.
+    Two packers of the same samples write the same bytes. Raises DataError for a key or label that no reader could take.
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     listed = {
         split: tuple(
-            write_shard(url, f"{split}/{split}-{number:06d}.tar", batch)
+            write_shard(url, make_shard_name(split, number), batch)
             for number, batch in enumerate(
                 _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
             )
@@ -66,14 +65,16 @@ def encode_tar(samples: Iterable[RawSample]) -> bytes:
     return buffer.getvalue()
 
 
-def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
-    """Write one shard and, after it, its index, both from memory; return its entry of the manifest.
+def make_shard_name(split: str, number: int) -> str:
+    """Return the path of a shard below the dataset's folder."""
+    return f"{split}/{split}-{number:06d}.tar"
 
-    Raises DataError for samples that no reader could take, StorageError when storage fails.
-    """
+
+def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
+    """Write a shard and, after it, its index; return its entry of the manifest. Raises DataError or StorageError."""
     data = encode_tar(samples)
     # Read back from the bytes to be written: what is wrong is found here, not by a reader.
-    listing = tar_reader.index_tar(data, name)
+    listing = shard_scan.index_tar(data, name)
     index_bytes = listing.to_bytes()
     file_io.write_bytes(file_io.join(url, name), data)
     file_io.write_bytes(file_io.join(url, name + index.SUFFIX), index_bytes)

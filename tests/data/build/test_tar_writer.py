@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from orchestrator.data import index, manifest
-from orchestrator.data.build import tar_reader
+from orchestrator.data.build import shard_scan
 from orchestrator.data.build.sources.digits import pack_digits
 from orchestrator.data.build.tar_writer import RawSample, encode_tar
 from orchestrator.data.data_errors import DataError
@@ -36,7 +36,7 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(content(tmp_path / "a")) == 1 + 2 * (4 + 2), "manifest, and a tar with its index for each shard"
 
 
-def test_tars_tell_neither_time_nor_owner() -> None:
+def test_tars_state_neither_time_nor_owner() -> None:
     with tarfile.open(fileobj=io.BytesIO(encode_tar(tiny_shards.samples(2)))) as tar:
         members = tar.getmembers()
     assert [member.name.partition(".")[2] for member in members] == ["cls", "jpg"] * 2
@@ -51,14 +51,14 @@ def test_tars_tell_neither_time_nor_owner() -> None:
      (RawSample("a", b"x", 0, "gif"), "'a' lacks an image or a label"),
      (RawSample("sample-000", b"x", 0), "'sample-000' has two")],
 )  # fmt: skip
-def test_what_no_reader_could_take_is_refused(tmp_path: Path, sample: RawSample, said: str) -> None:
+def test_what_no_reader_could_take_is_an_error(tmp_path: Path, sample: RawSample, said: str) -> None:
     with pytest.raises(DataError, match=said):
         tiny_shards.dataset(tmp_path, [*tiny_shards.samples(2), sample])
     assert not (tmp_path / manifest.FILE_NAME).exists(), "no manifest: not a complete dataset"
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_shards_of_nothing_are_refused(tmp_path: Path, size: int) -> None:
+def test_shards_of_nothing_are_errors(tmp_path: Path, size: int) -> None:
     with pytest.raises(ValueError, match=f"samples_per_shard must be at least 1, got {size}"):
         tiny_shards.dataset(tmp_path, per_shard=size)
 
@@ -84,8 +84,8 @@ def test_foreign_tars_are_indexed() -> None:
         [("./n01.d/a.JPG", image), ("./n01.d/a.cls", b"2\n"), ("./n01.d/a.json", b"{}"), ("README", b"hello"),
          ("b.cls", b"0"), ("b.txt", b"words"), ("b.png", b"pixels"), (".hidden.jpg", b"")]
     )  # fmt: skip
-    found = tar_reader.index_tar(data, "x.tar")
-    assert found.keys == ("n01.d/a", "b")
+    found = shard_scan.index_tar(data, "x.tar")
+    assert list(found.keys) == ["n01.d/a", "b"]
     assert found.labels.tolist() == [2, 0]
     assert data[found.offsets[0] : found.offsets[0] + found.lengths[0]] == image
     assert data[found.offsets[1] : found.offsets[1] + found.lengths[1]] == b"pixels"
@@ -95,34 +95,34 @@ def test_foreign_tars_are_indexed() -> None:
     ("members", "said"),
     [([("a.jpg", b"x")], "x.tar: sample 'a' lacks an image or a label"),
      ([("a.jpg", b"x"), ("a.cls", b"0"), ("b.cls", b"1")], "sample 'b' lacks"),
-     ([("a.jpg", b"x"), ("a.cls", b"two")], "sample 'a': its label is no whole number"),
+     ([("a.jpg", b"x"), ("a.cls", b"two")], "sample 'a': its label must be a whole number"),
      ([("a.jpg", b"x"), ("a.cls", b"0"), ("a.jpg", b"y")], "sample 'a' has two images"),
      ([("a.jpg", b"x"), ("a.cls", b"0"), ("a.cls", b"0")], "sample 'a' has two labels")],
 )  # fmt: skip
-def test_unfit_tars_are_refused(members: list[tuple[str, bytes]], said: str) -> None:
+def test_unfit_tars_are_errors(members: list[tuple[str, bytes]], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        tar_reader.index_tar(tiny_shards.tar(members), "x.tar")
+        shard_scan.index_tar(tiny_shards.tar(members), "x.tar")
 
 
-def test_a_tar_cut_anywhere_is_refused() -> None:
+def test_a_tar_cut_anywhere_is_an_error() -> None:
     data = encode_tar(tiny_shards.samples(3))
     end = len(data.rstrip(b"\0"))
-    assert tar_reader.index_tar(data, "x.tar").keys == ("sample-000", "sample-001", "sample-002")
+    assert list(shard_scan.index_tar(data, "x.tar").keys) == ["sample-000", "sample-001", "sample-002"]
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         boundaries = [member.offset for member in tar]
     # A cut between two samples is the one that tarfile and WebDataset take for the end.
     for cut in (*boundaries, *range(0, end, 211)):
         with pytest.raises(DataError, match=r"x\.tar"):
-            tar_reader.index_tar(data[:cut], "x.tar")
+            shard_scan.index_tar(data[:cut], "x.tar")
 
 
-def test_a_broken_header_in_the_middle_is_refused() -> None:
+def test_a_broken_header_in_the_middle_is_an_error() -> None:
     data = bytearray(encode_tar(tiny_shards.samples(3)))
     with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
         header = tar.getmembers()[2].offset
     data[header + 150] ^= 0xFF
     with pytest.raises(DataError, match=f"x.tar: truncated or damaged at byte {header}"):
-        tar_reader.index_tar(bytes(data), "x.tar")
+        shard_scan.index_tar(bytes(data), "x.tar")
 
 
 # ------------------------------------------------------------------ digits

@@ -14,30 +14,25 @@ import simplejpeg
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from orchestrator.data.build.config import DIGITS_SEED, DigitsSource, PackConfig
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.manifest import Manifest
 
-DATASET_NAME = "digits"
 IMAGE_SIDE = 48
-JPEG_QUALITY = 95
-NUM_IMAGES = 1797
-NUM_VALIDATION = 360
-SPLIT_SEED = 1409
-SAMPLES_PER_SHARD = 60  # 24 training and 6 validation tars: enough for lanes and workers to have their own.
 
 
 class Digits:
     """The digits as a source; the split and every byte are the same each time."""
 
     splits = ("train", "validation")
+    samples_per_shard = 60  # 24 training and 6 validation tars: enough for lanes and workers to have their own
 
     def __init__(self) -> None:
         self._digits = load_digits()
         self.classes = [str(name) for name in self._digits.target_names]
         numbers = np.arange(len(self._digits.target))
-        train, validation = train_test_split(
-            numbers, test_size=NUM_VALIDATION, stratify=self._digits.target, random_state=SPLIT_SEED
-        )
+        target = self._digits.target
+        train, validation = train_test_split(numbers, test_size=360, stratify=target, random_state=DIGITS_SEED)
         self._numbers = {"train": train, "validation": np.sort(validation)}
 
     def iter_samples(self, split: str) -> Iterator[RawSample]:
@@ -45,12 +40,8 @@ class Digits:
         for number in self._numbers[split].tolist():
             grey = (self._digits.images[number] * (255 / 16)).round().astype(np.uint8)
             large = cv2.resize(grey, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-            image = simplejpeg.encode_jpeg(
-                np.ascontiguousarray(large[:, :, None]),
-                quality=JPEG_QUALITY,
-                colorspace="GRAY",
-                colorsubsampling="Gray",
-            )
+            pixels = np.ascontiguousarray(large[:, :, None])
+            image = simplejpeg.encode_jpeg(pixels, quality=95, colorspace="GRAY", colorsubsampling="Gray")
             yield RawSample(f"digit-{number:04d}", image, int(self._digits.target[number]))
 
 
@@ -58,5 +49,5 @@ def pack_digits(url: str) -> Manifest:
     """Pack the digits below `url` and return the manifest."""
     source = Digits()
     splits = {split: source.iter_samples(split) for split in source.splits}
-    how: dict[str, str | int | float | bool] = {"source": DATASET_NAME, "seed": SPLIT_SEED}
-    return write_dataset(url, DATASET_NAME, source.classes, splits, SAMPLES_PER_SHARD, how)
+    how = PackConfig(source=DigitsSource()).to_manifest_values()
+    return write_dataset(url, "digits", source.classes, splits, source.samples_per_shard, how)

@@ -1,4 +1,4 @@
-"""ILSVRC2012 in miniature: tars and folders give the same listing; each way in which they may not fit is told."""
+"""ILSVRC2012 in miniature: tars and folders give the same listing; each way in which they may not fit is an error."""
 
 import io
 import tarfile
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.data.build.sources import devkit, source_registry
-from orchestrator.data.build.sources.config import IlsvrcSource
+from orchestrator.data.build.config import IlsvrcSource
+from orchestrator.data.build.sources import ilsvrc
 from orchestrator.data.build.sources.listing import SourceListing
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io
@@ -23,8 +23,7 @@ TRAIN = "ILSVRC2012_img_train.tar"
 
 def listed(folder: Path | str, **fields: object) -> SourceListing:
     source = IlsvrcSource.from_dict({"url": str(folder), **fields}).resolve()
-    images = source_registry.create_source(source)
-    assert isinstance(images, source_registry.ListedSource)
+    images = ilsvrc.IlsvrcLister(source)
     return images.list_images(images.find_roots())
 
 
@@ -125,7 +124,7 @@ def test_names_in_tars_become_keys_and_never_paths(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ truncation
-def test_a_training_tar_that_is_cut_is_refused_with_its_byte(tmp_path: Path) -> None:
+def test_a_training_tar_that_is_cut_is_an_error_with_its_byte(tmp_path: Path) -> None:
     path = imagenet.as_it_comes(tmp_path, {wnid: [(f"{wnid}_0.JPEG", b"x" * 700)] for wnid in WNIDS}) / TRAIN
     data = path.read_bytes()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -138,7 +137,7 @@ def test_a_training_tar_that_is_cut_is_refused_with_its_byte(tmp_path: Path) -> 
             listed(tmp_path)
 
 
-def test_a_validation_tar_that_is_cut_is_refused(tmp_path: Path) -> None:
+def test_a_validation_tar_that_is_cut_is_an_error(tmp_path: Path) -> None:
     path = imagenet.as_it_comes(tmp_path) / "ILSVRC2012_img_val.tar"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"ILSVRC2012_img_val\.tar: truncated at byte 5000"):
@@ -153,7 +152,7 @@ def refused(folder: Path, said: str, **fields: object) -> None:
 
 def test_a_class_that_the_devkit_does_not_know(tmp_path: Path) -> None:
     train = {**imagenet.training(), "n99999999": [("a.JPEG", b"x")]}
-    refused(imagenet.as_it_comes(tmp_path, train), r"'n99999999\.tar': class n99999999 is not among the 4 classes")
+    refused(imagenet.as_it_comes(tmp_path, train), r"img_train\.tar: class 'n99999999' is not among the 4 classes")
 
 
 def test_one_class_twice(tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_labels_and_images_that_do_not_fit(tmp_path: Path) -> None:
     imagenet.in_folders(tmp_path)
     (tmp_path / "val/ILSVRC2012_val_00000003.JPEG").unlink()
-    refused(tmp_path, "has 10 labels, there are 9 validation images")
+    refused(tmp_path, "a label for 'ILSVRC2012_val_00000003', which is missing")
 
 
 def test_a_flat_folder_needs_the_devkit(tmp_path: Path) -> None:
@@ -193,45 +192,44 @@ def devkit_at(folder: Path, changed: Mapping[str, bytes] | None = None) -> str:
 
 
 def test_classes_are_the_synsets_without_children(tmp_path: Path) -> None:
-    kit = devkit.load_devkit(devkit_at(tmp_path))
+    kit = ilsvrc.load_devkit(devkit_at(tmp_path))
     assert kit.words == dict(zip(WNIDS, WORDS, strict=True))
-    assert kit.wnids == dict(enumerate(WNIDS, start=1))
-    assert kit.get_validation_wnids(["a", "b", "c"]) == list(WNIDS[:3])
+    names = [ilsvrc.VALIDATION_NAME.format(number) for number in (1, 2, 3)]
+    assert kit.wnids == dict(zip(names, WNIDS, strict=False))
 
 
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        (devkit.META_PATH, b"not a mat file at all", r"meta\.mat: damaged"),
-        (devkit.META_PATH, b"", r"meta\.mat: damaged"),
-        (devkit.META_PATH, imagenet.meta_mat()[:300], r"meta\.mat: damaged"),
-        (devkit.META_PATH, imagenet.meta_mat((), ()), "no synset without children"),
-        (devkit.META_PATH, imagenet.meta_mat(("n1", "n1"), ("a", "b")), r"synset 2 \(n1\) is there twice"),
-        (devkit.GROUND_TRUTH_PATH, b"1\ntwo\n3\n", "ground_truth.txt: damaged"),
+        (ilsvrc.META_PATH, b"not a mat file at all", r"meta\.mat: damaged"),
+        (ilsvrc.META_PATH, b"", r"meta\.mat: damaged"),
+        (ilsvrc.META_PATH, imagenet.meta_mat()[:300], r"meta\.mat: damaged"),
+        (ilsvrc.META_PATH, imagenet.meta_mat((), ()), "no synset without children"),
+        (ilsvrc.META_PATH, imagenet.meta_mat(("n1", "n1"), ("a", "b")), r"synset 2 \(n1\) is there twice"),
+        (ilsvrc.GROUND_TRUTH_PATH, b"1\ntwo\n3\n", "ground_truth.txt: damaged"),
     ],
 )
-def test_a_damaged_devkit_is_refused(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+def test_a_damaged_devkit_is_an_error(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        devkit.load_devkit(devkit_at(tmp_path, {name: data}))
+        ilsvrc.load_devkit(devkit_at(tmp_path, {name: data}))
 
 
 def test_an_id_of_a_synset_with_children_is_no_label(tmp_path: Path) -> None:
-    kit = devkit.load_devkit(devkit_at(tmp_path, {devkit.GROUND_TRUTH_PATH: b"1\n5\n3\n"}))
     with pytest.raises(DataError, match="line 2: 5 is the id of no class"):
-        kit.get_validation_wnids(["a", "b", "c"])
+        ilsvrc.load_devkit(devkit_at(tmp_path, {ilsvrc.GROUND_TRUTH_PATH: b"1\n5\n3\n"}))
 
 
 def test_a_devkit_that_lacks_a_file_or_is_cut(tmp_path: Path) -> None:
     folder = devkit_at(tmp_path / "kit")
-    (tmp_path / "kit" / devkit.META_PATH).unlink()
+    (tmp_path / "kit" / ilsvrc.META_PATH).unlink()
     with pytest.raises(DataError, match=r"data/meta\.mat: missing"):
-        devkit.load_devkit(folder)
+        ilsvrc.load_devkit(folder)
     packed = imagenet.as_it_comes(tmp_path / "tars") / "ILSVRC2012_devkit_t12.tar.gz"
     packed.write_bytes(packed.read_bytes()[:400])
     with pytest.raises(DataError, match=r"devkit_t12\.tar\.gz: (no readable tar|truncated)"):
-        devkit.load_devkit(str(packed))
+        ilsvrc.load_devkit(str(packed))
     with pytest.raises(DataError, match=r"none\.tar\.gz: missing"):
-        devkit.load_devkit(str(tmp_path / "none.tar.gz"))
+        ilsvrc.load_devkit(str(tmp_path / "none.tar.gz"))
 
 
 # ------------------------------------------------------------------ Kaggle's lists
@@ -241,25 +239,24 @@ def test_kaggles_files_give_the_same(tmp_path: Path) -> None:
     found = listed(kaggle)
     assert {split: images(found, split) for split in found.splits} == expected()
     assert (found.classes, found.titles, found.digest()) == (of_tars.classes, of_tars.titles, of_tars.digest())
-    parts = listed(kaggle / "ILSVRC/Data/CLS-LOC", devkit=str(kaggle / devkit.SOLUTION))
+    parts = listed(kaggle / "ILSVRC/Data/CLS-LOC", devkit=str(kaggle / ilsvrc.SOLUTION))
     assert parts.digest() == found.digest()
 
 
 @pytest.mark.parametrize(
     ("name", "lines", "said"),
     [
-        (devkit.SOLUTION, "ILSVRC2012_val_00000001,n02105855 1 2 3 4", "has 1 labels, there are 10 validation images"),
-        (devkit.SOLUTION, "a,n02105855 1 2 3 4\na,n02105855 1 2 3 4", "line 2: must be a new image"),
+        (ilsvrc.SOLUTION, "ILSVRC2012_val_00000001,n02105855 1 2 3 4", r"no label for .*\(1 labels, 10 images\)"),
+        (ilsvrc.SOLUTION, "a,n02105855 1 2 3 4\na,n02105855 1 2 3 4", "line 2: must be a new image"),
         (
-            devkit.SOLUTION,
+            ilsvrc.SOLUTION,
             "a,n02105855 1 2 3 4 n01440764 1 2 3 4",
             "line 1: must be a new image and boxes of one class",
         ),
-        (devkit.SOLUTION, "a,n00000000 1 2 3 4", "line 1: must be a new image and boxes of one class"),
-        (devkit.SOLUTION, "ImageId,PredictionString\n\n", "line 2: must be a new image and boxes of one class"),
-        (devkit.SOLUTION, "\n".join(f"{n},n02105855 1 2 3 4" for n in range(10)), "no label for .*'ILSVRC2012_val_0"),
-        (devkit.MAPPING, "n02105855", "line 1: must be a new WNID and its names, got 'n02105855'"),
-        (devkit.MAPPING, "\xff", "LOC_synset_mapping.txt: must be text in UTF-8, got 0xff"),
+        (ilsvrc.SOLUTION, "a,n00000000 1 2 3 4", "line 1: must be a new image and boxes of one class"),
+        (ilsvrc.SOLUTION, "ImageId,PredictionString\n\n", "line 2: must be a new image and boxes of one class"),
+        (ilsvrc.SOLUTION, "\n".join(f"{n},n02105855 1 2 3 4" for n in range(10)), "no label for .*'ILSVRC2012_val_0"),
+        (ilsvrc.MAPPING, "\xff", "LOC_synset_mapping.txt: no text in UTF-8"),
     ],
 )
 def test_lists_of_kaggle_that_do_not_fit(tmp_path: Path, name: str, lines: str, said: str) -> None:
@@ -268,5 +265,5 @@ def test_lists_of_kaggle_that_do_not_fit(tmp_path: Path, name: str, lines: str, 
 
 
 def test_kaggles_solution_needs_the_names_of_the_classes(tmp_path: Path) -> None:
-    (imagenet.as_kaggle_has_it(tmp_path) / devkit.MAPPING).unlink()
-    refused(tmp_path, r"LOC_synset_mapping\.txt: missing: Kaggle's files have it beside LOC_val_solution\.csv")
+    (imagenet.as_kaggle_has_it(tmp_path) / ilsvrc.MAPPING).unlink()
+    refused(tmp_path, r"LOC_synset_mapping\.txt: missing")

@@ -1,12 +1,16 @@
-"""What is said of odd and of broken images, before and while they are decoded."""
+"""Findings about odd and broken images, before and while they are decoded."""
+
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from orchestrator.data.build import image_checks
+from orchestrator.data.build import shard_packer
 from orchestrator.data.build.config import ShardLayout
 from orchestrator.data.build.shard_packer import reencode_image
+from orchestrator.data.build.sources.listing import ImageRow
 from orchestrator.data.transforms import decode
+from orchestrator.storage.ranged_reads import RangeReader
 from tests.support import imagenet, pictures, tiny_shards
 
 
@@ -14,24 +18,24 @@ from tests.support import imagenet, pictures, tiny_shards
 def test_each_oddity_is_seen_and_the_image_kept_to_the_byte(kind: str) -> None:
     image = imagenet.odd()[kind]
     packed = reencode_image(image, "n02105855_2933.JPEG", ShardLayout())
-    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), None)
+    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), "")
     assert packed.image == image
     assert packed.finding.extension == ("png" if kind == "png-named-jpeg" else "jpg")
 
 
 def test_a_plain_image_is_not_odd() -> None:
-    finding = image_checks.inspect_image(tiny_shards.jpeg(1, 40, 30), "a.jpg")
-    assert finding == image_checks.ImageFinding("jpg", 40, 30)
+    finding = shard_packer.inspect_image(tiny_shards.jpeg(1, 40, 30), "a.jpg")
+    assert finding == shard_packer.ImageFinding("jpg", 40, 30)
 
 
 def test_oddities_add_up() -> None:
-    assert image_checks.inspect_image(tiny_shards.encoded("L", "JPEG", progressive=True), "a.png").oddities == (
+    assert shard_packer.inspect_image(tiny_shards.encoded("L", "JPEG", progressive=True), "a.png").oddities == (
         "grey",
         "progressive",
         "jpeg-named-png",
     )
-    assert image_checks.inspect_image(tiny_shards.encoded("L", "PNG"), "a.jpg").oddities == ("grey", "png-named-jpeg")
-    assert image_checks.inspect_image(tiny_shards.encoded("L", "PNG"), "a.png").oddities == ("grey",)
+    assert shard_packer.inspect_image(tiny_shards.encoded("L", "PNG"), "a.jpg").oddities == ("grey", "png-named-jpeg")
+    assert shard_packer.inspect_image(tiny_shards.encoded("L", "PNG"), "a.png").oddities == ("grey",)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_oddities_add_up() -> None:
      (tiny_shards.jpeg(0, 100, 100)[:900], "undecodable", "broken JPEG"),
      (tiny_shards.encoded("RGB", "PNG")[:-20], "undecodable", "broken PNG: its chunk IDAT")],
 )  # fmt: skip
-def test_each_defect_is_told(image: bytes, defect: str, said: str) -> None:
+def test_each_defect_is_reported(image: bytes, defect: str, said: str) -> None:
     packed = reencode_image(image, "a.JPEG", ShardLayout())
     assert packed.finding.defect == defect
     assert said in packed.finding.reason
@@ -63,18 +67,18 @@ def test_without_decoding_only_headers_are_looked_at() -> None:
     "data", [b"", b"XX", b"MM\0*", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x01" + b"\xff" * 12]
 )
 def test_exif_that_cannot_be_read_is_broken(data: bytes) -> None:
-    assert image_checks.inspect_image(imagenet.exif(data), "a.jpg").oddities == ("exif-broken",)
+    assert shard_packer.inspect_image(imagenet.exif(data), "a.jpg").oddities == ("exif-broken",)
 
 
 @pytest.mark.parametrize(("orientation", "met"), [(0, ()), (1, ()), (3, ("exif-rotated",)), (9, ("exif-broken",))])
 def test_orientation(orientation: int, met: tuple[str, ...]) -> None:
-    assert image_checks.inspect_image(imagenet.oriented(orientation), "a.jpg").oddities == met
+    assert shard_packer.inspect_image(imagenet.oriented(orientation), "a.jpg").oddities == met
 
 
 def test_every_prefix_and_every_flipped_byte_of_a_header_is_survived() -> None:
     image = imagenet.oriented(6)
     for cut in range(0, 700, 3):
-        image_checks.inspect_image(image[:cut], "a.jpg")
+        shard_packer.inspect_image(image[:cut], "a.jpg")
         flipped = bytearray(image)
         flipped[cut] ^= 0xFF
         reencode_image(bytes(flipped), "a.jpg", ShardLayout())
@@ -85,7 +89,7 @@ def test_only_larger_images_are_reduced() -> None:
     large, small = tiny_shards.jpeg(1, 90, 60), tiny_shards.jpeg(1, 32, 30)
     packed = reencode_image(large, "a.png", ShardLayout(resize=30, quality=90))
     assert (packed.is_resized, packed.finding.width) == (True, 90)
-    again = image_checks.inspect_image(packed.image, "a.jpg")
+    again = shard_packer.inspect_image(packed.image, "a.jpg")
     assert (again.width, again.height) == (45, 30)
     assert reencode_image(small, "a.jpg", ShardLayout(resize=30)).image == small
     assert reencode_image(large, "a.jpg", ShardLayout(resize=30, quality=90)).image == packed.image, (
@@ -99,8 +103,10 @@ def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
 
 
 def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
-    assert image_checks.check_byte_size(2**40) is not None
-    assert image_checks.check_byte_size(2**20) is None
+    row = ImageRow("a", "a.jpg", 0, 0, 2**40)
+    with closing(RangeReader(1)) as ranges:
+        packed = shard_packer.read_packed(row, "/nowhere", False, ShardLayout(), ranges)
+    assert packed.finding.defect == "too-large"
 
 
 # ------------------------------------------------------------------ formats and transparency

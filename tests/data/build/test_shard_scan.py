@@ -2,14 +2,14 @@
 
 import io
 import threading
-from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from orchestrator.data.build import shard_pool
-
-Tick = Callable[[int], None]
+from orchestrator.data.build import shard_scan
+from orchestrator.storage import file_io
+from orchestrator.storage.file_io import StorageError
+from orchestrator.storage.ranged_reads import RangeReader
 
 
 def console(terminal: bool = False) -> Console:
@@ -25,44 +25,52 @@ def test_every_result_is_received_in_the_calling_thread(threads: int, terminal: 
         assert threading.current_thread() is threading.main_thread()
         got[number] = result
 
-    def work(item: int, tick: Tick) -> int:
-        tick(1)
+    def work(item: int, _ranges: RangeReader) -> int:
         return item * item
 
-    shard_pool.run_on_shards(range(20), work, receive, threads, console(terminal), "work", 20)
+    shard_scan.run_on_shards(range(20), work, receive, threads, console(terminal), "work")
     assert got == {n: n * n for n in range(20)}
 
 
 @pytest.mark.parametrize("guilty", ["work", "receive"])
 def test_one_failure_ends_the_work_of_all(guilty: str) -> None:
-    """The other thread reads a tar that has no end: only `tick` can stop it."""
+    """The other thread reads a tar that has no end: only its reader can stop it."""
     reading = threading.Event()
+    file_io.write_bytes("memory://endless/x.tar", b"x")
+    ended: list[str] = []
 
-    def work(item: int, tick: Tick) -> int:
+    def work(item: int, ranges: RangeReader) -> int:
         if item == 0:
             assert reading.wait(30)
             if guilty == "work":
                 raise ValueError("item 0")
             return item
-        while item == 1:
-            tick(1)
-            reading.set()
-        raise AssertionError("items that wait are not begun")
+        try:
+            while True:
+                ranges.read("memory://endless/x.tar", 0, 1)
+                reading.set()
+        except StorageError as error:
+            ended.append(str(error))
+            raise
 
     def receive(number: int, result: int) -> None:
         raise ValueError(f"item {number}")
 
     with pytest.raises(ValueError, match="item 0"):
-        shard_pool.run_on_shards(range(50), work, receive, 2, console(), "work", 50)
+        shard_scan.run_on_shards(range(50), work, receive, 2, console(), "work")
+    assert 1 <= len(ended) <= 2
+    assert "the reader is closed" in ended[0]
 
 
 def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_pool, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(shard_scan, "LOG_SECONDS", 0.0)
     screen = console()
-    shard_pool.run_on_shards(range(3), lambda item, tick: item, lambda number, result: None, 1, screen, "indexing", 0)
+    shard_scan.run_on_shards(range(3), lambda item, ranges: item, lambda *_: None, 1, screen, "indexing")
     assert isinstance(screen.file, io.StringIO)
     assert "indexing: 3 of 3 shards\n" in screen.file.getvalue()
 
 
 def test_nothing_to_do() -> None:
-    shard_pool.run_on_shards([], lambda item, tick: item, lambda number, result: None, 4, console(), "work", 0)
+    received: list[int] = []
+    shard_scan.run_on_shards([], lambda item, ranges: 0, lambda number, _: received.append(number), 4, console(), "x")
+    assert received == []
