@@ -13,8 +13,7 @@ from orchestrator.config.base import Config
 from orchestrator.config.flags import Flag
 from orchestrator.ray_backend.run_spec import RUNS_VARIABLE, JobConfig, build_job_presets, build_recipe_preset
 from orchestrator.recipe import recipe_file
-from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.plugin_code import pin_code
+from orchestrator.recipe.config import Recipe, pin_code
 
 IMAGENET_TRAIN_SAMPLES = 1_281_167  # training images of ILSVRC 2012
 _Runs = Annotated[tuple[str, ...], Flag(positional=True)]

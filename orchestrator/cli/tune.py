@@ -11,20 +11,19 @@ from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import SWEEPS
 from orchestrator.ray_backend.session import Session, open_session
 from orchestrator.storage import file_io
-from orchestrator.tuning import finish_sweep, named_spaces, run_sweep, samplers, validate_space
+from orchestrator.tuning import finish_sweep, named_spaces, run_sweep
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.run_sweep import SweepPlan
+from orchestrator.tuning.space import check_space
 
 
 def run_tune(config: TuneJob, console: Console) -> int:
     """Train the trials, rank them, write the winner to a file; return the exit status."""
-    base = resolve_recipe(config)
     space = named_spaces.find_space(config.search.space, config.recipe)
-    validate_space.check_space(space, base)
+    base = space.pin_code(resolve_recipe(config))
+    check_space(space, base)
     if config.dry_run:
-        search = config.search
-        sampler = samplers.make_sampler(search.sampler, space, config.recipe, search.objective, search.seed)
-        for line in finish_sweep.format_plan(config, space, sampler):
+        for line in finish_sweep.format_plan(SweepPlan(config, base, space, "")):
             print_line(console, line)
         preflight.check_destination(config.destination, [base], config.placement)
         return 0
@@ -32,6 +31,7 @@ def run_tune(config: TuneJob, console: Console) -> int:
         run_sweep.count_parallel_trials(session, config)  # raises before anything is written
         preflight.check_trainable(session.manifest, session.destination.data, [base], config.placement)
         plan = SweepPlan(config, base, space, session.manifest.digest())
+        plan = run_sweep.match_code(plan, session.destination.storage, session.print_line)
         folder = file_io.join(session.destination.storage, SWEEPS, plan.name)
         with session.hold_lease(folder) as lease:
             key = run_sweep.record_plan(session, plan, folder)
@@ -45,11 +45,12 @@ def _finish_sweep(session: Session, trials: run_sweep.SweepResult) -> int:
     if result is None or session.interruption.event.is_set():
         session.print_line(STOPPED_NOTICE)
         return session.interruption.exit_status
-    session.recorder.set_final_status(trials.key, "FINISHED" if result.winner is not None else "FAILED")
-    for line in result.lines:
+    winner, lines = result
+    session.recorder.set_final_status(trials.key, "FINISHED" if winner is not None else "FAILED")
+    for line in lines:
         session.print_line(line)
     session.print_locations(trials.folder, trials.key)
-    if result.winner is None:
+    if winner is None:
         session.print_line("no trial finished: there is no winner")
         return EXIT_FAILURE
     return 0

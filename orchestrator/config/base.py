@@ -33,6 +33,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    own_fields: ClassVar[tuple[str, ...]] = ()  # that other kinds share by name only: a switch of kinds resets them
     unknown_is_error: ClassVar[bool] = False  # also in a record: an unknown field may change what the others mean
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def apply_overrides(config: C, overrides: Mapping[str, Any]) -> C:
     """Return a copy of the configuration with the overrides, dotted path to value, in place.
 
     Texts are read by the type of the field, other values are checked as they are. Overriding the `kind` of a union
-    keeps the fields that the new kind has too and takes its defaults for the rest. The order of the overrides does
-    not matter: whole branches come first, then kinds, then leaves.
+    keeps the fields that the new kind has too, but for its `own_fields`; the rest have its defaults. The order of the
+    overrides does not matter: whole branches come first, then kinds, then leaves.
 
     Raises ConfigError, one line that names every unknown path (with near misses) or invalid value.
     """
@@ -113,7 +113,7 @@ def _set_path(model: type[BaseModel], data: dict[str, Any], path: str, value: An
         data = below
         model = _get_model(union, data)
     if last == KIND and len(union) > 1:
-        _switch_kind(union, data, value, path)
+        _switch_kind(union, model, data, value, path)
     elif last in model.model_fields:
         is_text = isinstance(value, str | ListItems)
         data[last] = parse_value(value, model, last, path) if is_text else _copy_branch(value)
@@ -130,12 +130,13 @@ def _copy_branch(value: Any) -> Any:
     return to_jsonable(value) if isinstance(value, Config | Mapping) else value
 
 
-def _switch_kind(union: ModelTypes, data: dict[str, Any], kind: Any, path: str) -> None:
+def _switch_kind(union: ModelTypes, before: type[BaseModel], data: dict[str, Any], kind: Any, path: str) -> None:
     """Turn `data` into another variant in place: shared fields stay, the others take their defaults."""
     variant = get_variant(union, kind)
     if variant is None:
         raise ConfigError(FieldError(path, format_choices(kind, map_kinds(union))))
-    for name in data.keys() - variant.model_fields.keys():
+    own = getattr(variant, "own_fields", ()) if variant is not before else ()
+    for name in [name for name in data if name not in variant.model_fields or name in own]:
         del data[name]
     data[KIND] = kind
 

@@ -34,9 +34,6 @@ class TrainEnsembleConfig(JobConfig):
         description="finished runs, or ensembles for all their members, to add as further members: names, or absolute "
         "paths or URLs of folders",
     )
-    same_code_anyway: bool = Field(
-        False, description="resume members though the code of their plug-ins has changed since they began"
-    )
     reporting: Annotated[ReportingConfig, Flag(name="")] = ReportingConfig()
 
     @model_validator(mode="after")

@@ -22,8 +22,7 @@ from orchestrator.data.transforms import pipeline
 from orchestrator.ray_backend.cluster import list_live_nodes
 from orchestrator.ray_backend.launch_errors import PreflightError
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement
-from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.plugin_code import check_plugins, collect_code
+from orchestrator.recipe.config import Recipe, check_plugins, collect_code
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect
 from orchestrator.tracking.tracker import TrackingError

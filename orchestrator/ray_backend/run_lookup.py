@@ -12,6 +12,7 @@ from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError, format_suggestion, format_value
 from orchestrator.config.json_text import parse_object
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
+from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io, storage_errors, urls
 from orchestrator.storage.file_io import StorageError
 
@@ -193,18 +194,32 @@ def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[
     for spec in specs:
         others = _find_runs_of_other_code(spec) if spec.recipe.code else []
         if others:
-            names = ", ".join(other.name for other in others)
-            before, now = others[0].recipe.code, spec.recipe.code
-            change = f"the code of {', '.join(kind for kind in now if now[kind] != before.get(kind))} has changed since"
-            if not same_code_anyway:
-                say(f"{spec.name}: {change} {names} began, so this is another run; --same-code-anyway resumes that one")
-            elif len(others) > 1:
-                raise ConfigError(f"same_code_anyway: {names} differ in their code only; remove all but one of them")
-            else:
-                say(f"{names}: resumed, though {change} it began")
+            known = {other.name: other.recipe for other in others}
+            if choose_code(spec.name, spec.recipe, known, same_code_anyway, say):
                 spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
         matched.append(spec)
     return matched
+
+
+def choose_code(
+    name: str, recipe: Recipe, others: Mapping[str, Recipe], same_code_anyway: bool, say: Callable[[str], None]
+) -> bool:
+    """Return whether to resume the one that began with other code of its plug-ins; `say` receives a line about it.
+
+    others: the runs or sweeps that differ from `name` in such code only. Raises ConfigError when several are to resume.
+    """
+    names, before = ", ".join(others), next(iter(others.values())).code
+    changed = ", ".join(kind for kind in recipe.code if recipe.code[kind] != before.get(kind))
+    if not same_code_anyway:
+        say(
+            f"{name}: the code of {changed} has changed since {names} began, so this is another one; "
+            "--same-code-anyway resumes that one"
+        )
+    elif len(others) > 1:
+        raise ConfigError(f"same_code_anyway: {names} differ in their code only; remove all but one of them")
+    else:
+        say(f"{names}: resumed, though the code of {changed} has changed since it began")
+    return same_code_anyway
 
 
 def _find_runs_of_other_code(spec: RunSpec) -> list[RunSpec]:

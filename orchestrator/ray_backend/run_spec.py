@@ -17,8 +17,7 @@ from orchestrator.config.flags import Flag
 from orchestrator.config.plugins import Plugin
 from orchestrator.data.config import ReadingConfig
 from orchestrator.recipe import presets, recipe_file
-from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.plugin_code import collect_code
+from orchestrator.recipe.config import Recipe, collect_code
 from orchestrator.recipe.recipe_file import Provenance, RecipeFile
 from orchestrator.storage import file_io, urls
 from orchestrator.tracking import connect, tracking_uri
@@ -261,6 +260,9 @@ class JobConfig(Config):
     )
     new: int = Field(
         0, ge=0, description="train afresh as generation N beside what was trained before; the same N resumes it"
+    )
+    same_code_anyway: bool = Field(
+        False, description="resume what began before, though the code of its plug-ins has changed since"
     )
     dry_run: bool = Field(False, description="print the plan and stop; nothing is started or written")
 

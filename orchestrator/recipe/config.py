@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
+from orchestrator.config.errors import ConfigError
 from orchestrator.config.flags import Flag
-from orchestrator.config.plugins import KindDiscriminator, Plugin
+from orchestrator.config.introspection import KIND
+from orchestrator.config.plugins import KindDiscriminator, Plugin, compute_source_digest
 from orchestrator.data.config import AugmentationConfig, OrderConfig, PreprocessingConfig, check_batch_stages
-from orchestrator.models.config import GoogLeNetConfig, ModelConfig
-from orchestrator.recipe.lr_schedule import Schedule, StepDecay, find_schedule_error
+from orchestrator.models.config import GoogLeNetConfig, ModelConfig, ModelPlugin
+from orchestrator.recipe.lr_schedule import Schedule, SchedulePlugin, StepDecay, compute_lr
 
 # Bumped when the meaning of a recipe changes, so that old runs are not taken for new ones.
 # 2: the average takes in the statistics of batch norms, and has kinds; photometric distortions.
 RECIPE_VERSION = 2
 
-
 _OPTIMIZER_KINDS = "sgd | adamw | package.module:attribute"
 
 
 class _OptimizerBase(Config):
+    own_fields: ClassVar[tuple[str, ...]] = ("weight_decay",)  # SGD's adds to the gradient, AdamW's shrinks the weights
+
     clip_norm: float | None = Field(
         None, gt=0, description="most that the gradient's norm over all parameters may be; off by default"
     )
@@ -40,7 +44,9 @@ class AdamWConfig(_OptimizerBase):
     """Adam with decoupled weight decay (arXiv 1711.05101), by torch.optim.AdamW."""
 
     kind: Literal["adamw"] = Field("adamw", description=_OPTIMIZER_KINDS)
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="times the rate, each step; not on biases (torch: 0.01)")
+    weight_decay: float = Field(
+        0.01, ge=0, lt=1, description="times the rate; not on biases; torch's 0.01, never SGD's"
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="of the running means of gradient and square")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of the mean square")
 
@@ -152,12 +158,74 @@ class Recipe(Config):
         return hash(self.to_json())
 
     @model_validator(mode="after")
-    def _check_batch_stages(self) -> Self:
+    def _check_consistency(self) -> Self:
         check_batch_stages(self.augmentation, self.order, self.batch_size)
+        schedule, epochs = self.schedule, self.epochs
+        if schedule.warmup_epochs >= epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs must be below epochs ({epochs}), got {schedule.warmup_epochs:g}: the warm-up "
+                "never ends; shorten it or train longer"
+            )
+        if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
+            raise ValueError(
+                f"schedule.decay_epochs must be below epochs ({epochs}), got {schedule.decay_epochs:g}: the first step "
+                "is never reached; shorten it, or set schedule.decay_factor 1 for a constant rate"
+            )
         return self
 
-    @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if problem := find_schedule_error(self.schedule, self.epochs):
-            raise ValueError(problem)
-        return self
+
+def pin_code(recipe: Recipe, values: Any = ()) -> Recipe:
+    """Return the recipe with the digests of its plug-ins' code as it is now; a recipe without plug-ins as it is.
+
+    Changed code is another run. values: of a sweep's space, as in the JSON form of a recipe, whose plug-ins count, too.
+    Raises ConfigError for a plug-in whose module cannot be found.
+    """
+    code = collect_code(recipe, values=values)
+    return recipe if code == recipe.code else recipe.model_copy(update={"code": code})
+
+
+def collect_code(*configs: Config, values: Any = ()) -> dict[str, str]:
+    """Return the digests of the code of all plug-ins in some configs and values as it is now. Raises as `pin_code`."""
+    kinds = {*_iter_kinds([config.to_dict() for config in configs]), *_iter_kinds(values)}
+    digests = {kind: compute_source_digest(kind) for kind in sorted(kinds)}
+    return {kind: digest for kind, digest in digests.items() if digest is not None}
+
+
+def is_same_but_for_code(recipe: Recipe, other: Recipe) -> bool:
+    """Return whether two recipes differ in nothing but the code of their plug-ins."""
+    return recipe.model_copy(update={"code": {}}) == other.model_copy(update={"code": {}})
+
+
+def check_plugins(recipe: Recipe, num_classes: int) -> None:
+    """Build and try the recipe's plug-ins on CPU, before anything is started. Raises ConfigError, a line.
+
+    Transforms are checked with the data.
+    """
+    if recipe.loss.class_weights and len(recipe.loss.class_weights) != num_classes:
+        raise ConfigError(
+            f"loss.class_weights must have {num_classes} numbers, one for each class, got "
+            f"{len(recipe.loss.class_weights)}"
+        )
+    if isinstance(recipe.schedule, SchedulePlugin):
+        for epochs_done in (0.0, recipe.epochs / 2, float(recipe.epochs)):
+            compute_lr(recipe.schedule, epochs_done, 1.0, recipe.epochs)
+    if isinstance(recipe.model, ModelPlugin):
+        from orchestrator.models import plugin_model  # torch takes two seconds to import
+
+        plugin_model.check_model(recipe.model, num_classes)
+    if isinstance(recipe.optimizer, OptimizerPlugin):
+        from orchestrator.recipe import optimizer  # torch takes two seconds to import
+
+        optimizer.check_optimizer(recipe.optimizer)
+
+
+def _iter_kinds(data: Any, above: str = "") -> Iterator[str]:
+    """Yield the text of every `kind`, and of every transform, in the JSON form of a recipe."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _iter_kinds(value, key)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _iter_kinds(value, above)
+    elif isinstance(data, str) and above in (KIND, "stages", "batch_stages"):
+        yield data

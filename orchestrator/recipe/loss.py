@@ -18,11 +18,7 @@ def compute_loss_sum(logits: Logits, labels: Tensor, weights: Tensor, config: Lo
     The caller divides by the global batch size, a constant, so that ranks with fewer samples, and samples of
     weight 0, count for just what they are.
 
-    Args:
-        logits: N x classes each.
-        labels: N int64, or N x classes float shares of each class.
-        weights: N.
-        config: of the loss.
+    logits: N x classes each. labels: N int64, or N x classes float shares of each class. weights: N.
     """
     total = _compute_cross_entropy(logits.main, labels, config)
     for head in logits.auxiliary:

@@ -108,18 +108,3 @@ def _compute_plugin_factor(schedule: SchedulePlugin, share: float) -> float:
     if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
         raise ConfigError(f"{label} must return a finite number of at least 0, got {factor!r} for share {share:g}")
     return float(factor)
-
-
-def find_schedule_error(schedule: AnySchedule, epochs: int) -> str | None:
-    """Return why a training of so many epochs cannot follow the schedule; None when it can."""
-    if schedule.warmup_epochs >= epochs:
-        return (
-            f"schedule.warmup_epochs must be below epochs ({epochs}), got {schedule.warmup_epochs:g}: the warm-up "
-            "never ends; shorten it or train longer"
-        )
-    if isinstance(schedule, StepDecay) and schedule.decay_factor < 1 and schedule.decay_epochs >= epochs:
-        return (
-            f"schedule.decay_epochs must be below epochs ({epochs}), got {schedule.decay_epochs:g}: the first step is "
-            "never reached; shorten it, or set schedule.decay_factor 1 for a constant rate"
-        )
-    return None

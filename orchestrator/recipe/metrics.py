@@ -24,9 +24,7 @@ class Metric(Protocol):
     def update(self, logits: Tensor, labels: Tensor) -> Mapping[str, Tensor | float]:
         """Return sums over N samples: numbers, or tensors whose shapes do not depend on N. N may be 0.
 
-        Args:
-            logits: N x classes float32.
-            labels: N int64.
+        logits: N x classes float32. labels: N int64.
         """
 
     def compute(self, sums: Mapping[str, Tensor]) -> Mapping[str, float]:
@@ -47,19 +45,17 @@ class MetricCounter:
         for kind, metric in self._metrics.items():
             try:
                 sums = metric.update(logits.float(), labels)
-                tensors = {
-                    n: torch.as_tensor(value, dtype=torch.float64).to(logits.device) for n, value in sums.items()
-                }
+                new = {n: torch.as_tensor(value, dtype=torch.float64).to(logits.device) for n, value in sums.items()}
             except Exception as error:  # the user's own code may raise anything
                 raise ConfigError(f"metric {kind!r} failed on {len(labels)} samples{format_failure(error)}") from error
-            totals = self._totals.setdefault(kind, {n: torch.zeros_like(tensor) for n, tensor in tensors.items()})
-            shapes = [{n: tuple(tensor.shape) for n, tensor in each.items()} for each in (totals, tensors)]
-            if shapes[0] != shapes[1]:
+            totals = self._totals.setdefault(kind, {name: torch.zeros_like(tensor) for name, tensor in new.items()})
+            before, now = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (totals, new))
+            if before != now:
                 raise ConfigError(
                     f"metric {kind!r} must return sums of the same names and shapes for any number of samples, got "
-                    f"{shapes[1]} for {len(labels)} and {shapes[0]} for none"
+                    f"{now} for {len(labels)} and {before} for none"
                 )
-            for name, tensor in tensors.items():
+            for name, tensor in new.items():
                 totals[name] += tensor
 
     def read(self) -> dict[str, Sums]:

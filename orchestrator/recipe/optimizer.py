@@ -1,7 +1,8 @@
-"""The optimizer of a recipe, and its state for checkpoints."""
+"""The optimizer of a recipe with its state for checkpoints, and the mean of the weights (Polyak averaging)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from inspect import unwrap
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import create_plugin, format_failure
-from orchestrator.recipe.config import AdamWConfig, AnyOptimizer, OptimizerPlugin
+from orchestrator.recipe.config import AdamWConfig, AnyAveraging, AnyOptimizer, OptimizerPlugin, RunningMean
 
 MOMENTUM_KEY = "momentum_buffer"  # torch's name
 
@@ -23,22 +24,9 @@ class UndecoratedSGD(torch.optim.SGD):
     They matter to an optimizer that is compiled itself, which none is here.
     """
 
-    _add = staticmethod(unwrap(torch.optim.SGD.add_param_group))
-    _zero = staticmethod(unwrap(torch.optim.SGD.zero_grad))
-    _step = staticmethod(unwrap(torch.optim.SGD.step))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Do as torch."""
-        self._add(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Do as torch."""
-        self._zero(self, set_to_none)
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Do as torch, without a closure."""
-        with torch.no_grad():
-            self._step(self, closure)
+    add_param_group = unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
 
 
 def build_optimizer(model: nn.Module, config: AnyOptimizer) -> torch.optim.Optimizer:
@@ -92,9 +80,6 @@ def check_optimizer(config: OptimizerPlugin) -> None:
 
 def get_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's tensors, not copied: SGD's momentum by the parameter's name, others by "NAME/KEY"."""
-    if isinstance(optimizer, UndecoratedSGD):
-        named = ((name, optimizer.state[parameter]) for name, parameter in model.named_parameters())
-        return {name: state[MOMENTUM_KEY] for name, state in named if state.get(MOMENTUM_KEY) is not None}
     return {name: value for name, value in _iter_state(model, optimizer) if isinstance(value, Tensor)}
 
 
@@ -128,7 +113,7 @@ def load_optimizer_state(
 def _iter_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", value
+            yield name if isinstance(optimizer, UndecoratedSGD) else f"{name}/{key}", value
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -144,3 +129,50 @@ def clip_gradients(model: nn.Module, config: AnyOptimizer) -> None:
     """
     if config.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm, foreach=True)
+
+
+class WeightAverager:
+    """The mean of a model's parameters and float buffers over the updates since averaging began; empty until then.
+
+    Buffers too: averaged weights need the statistics that batch norms saw with them.
+    """
+
+    def __init__(self, model: nn.Module, config: AnyAveraging, steps_per_epoch: int) -> None:
+        self._config, self._steps_per_epoch = config, steps_per_epoch
+        self._tensors = get_averaged_tensors(model)
+        self.updates = 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the model's present weights to the mean; once per step."""
+        self.updates += 1
+        if not self.mean:
+            self.mean = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+            return
+        share = compute_update_share(self._config, self.updates, self._steps_per_epoch)
+        torch._foreach_lerp_(list(self.mean.values()), list(self._tensors.values()), share)
+
+    def load_state_dict(self, updates: int, mean: dict[str, Tensor]) -> None:
+        """Continue a mean that was saved."""
+        self.updates = updates
+        self.mean = {name: tensor.to(self._tensors[name].device, copy=True) for name, tensor in mean.items()}
+
+
+def get_averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors to average, not copied: parameters and the float buffers of the model's state."""
+    saved = model.state_dict(keep_vars=True)
+    floats = ((name, buffer) for name, buffer in model.named_buffers() if buffer.is_floating_point())
+    return {**dict(model.named_parameters()), **{name: buffer for name, buffer in floats if name in saved}}
+
+
+def compute_update_share(config: AnyAveraging, updates: int, steps_per_epoch: int) -> float:
+    """Return the weight of the newest of so many updates in the mean; 1 for the first.
+
+    The exponential average is sum(k^i x_i) / sum(k^i), i being the age in steps, so that it begins at the first
+    update's weights and not near 0.
+    """
+    if isinstance(config, RunningMean):
+        return 1.0 / updates
+    forgetting = math.log(2.0) / (config.half_life_epochs * steps_per_epoch)
+    return math.expm1(-forgetting) / math.expm1(-forgetting * updates)

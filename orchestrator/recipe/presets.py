@@ -5,8 +5,10 @@ The first line of a docstring is the help on the command line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.data.config import (
     NO_PHOTOMETRIC,
     AugmentationConfig,
@@ -27,9 +29,6 @@ from orchestrator.models.config import (
 from orchestrator.recipe.config import LossConfig, Recipe, RunningMean, SGDConfig
 from orchestrator.recipe.lr_schedule import CosineDecay, PolynomialDecay, StepDecay
 
-# Batch norm takes the place of LRN and of biases (arXiv 1502.03167, section 3.2).
-_BATCH_NORM_MODEL = GoogLeNetConfig(batch_norm=True, lrn=False)
-
 
 def googlenet_imagenet() -> Recipe:
     """GoogLeNet on ImageNet-1k as in the paper: 224 px, 4% every 8 epochs, 250 epochs."""
@@ -44,14 +43,8 @@ def googlenet_imagenet() -> Recipe:
 
 def googlenet_imagenet_wide() -> Recipe:
     """The wider GoogLeNet of the ensemble on ImageNet-1k: a quarter more filters everywhere."""
-    base = googlenet_imagenet()
-    return base.model_copy(
-        update={
-            "name": "googlenet-imagenet-wide",
-            # Section 7 says "a wider version" and gives no factor.
-            "model": base.model.model_copy(update={"width": 1.25}),
-        }
-    )
+    # Section 7 says "a wider version" and gives no factor.
+    return _vary(googlenet_imagenet(), "googlenet-imagenet-wide", {"model.width": 1.25})
 
 
 def googlenet_digits() -> Recipe:
@@ -72,16 +65,12 @@ def googlenet_digits() -> Recipe:
 
 def googlenet_imagenet_naive() -> Recipe:
     """An ablation: naive Inception modules (Figure 2a) on ImageNet-1k; eight times the work, 14 times the weights."""
-    base = googlenet_imagenet()
-    model = base.model.model_copy(update={"module": "naive"})
-    return base.model_copy(update={"name": "googlenet-imagenet-naive", "model": model})
+    return _vary(googlenet_imagenet(), "googlenet-imagenet-naive", {"model.module": "naive"})
 
 
 def googlenet_digits_naive() -> Recipe:
     """The ablation on the digits: naive Inception modules (Figure 2a)."""
-    base = googlenet_digits()
-    model = base.model.model_copy(update={"module": "naive"})
-    return base.model_copy(update={"name": "googlenet-digits-naive", "model": model})
+    return _vary(googlenet_digits(), "googlenet-digits-naive", {"model.module": "naive"})
 
 
 def googlenet_bn_imagenet() -> Recipe:
@@ -90,7 +79,8 @@ def googlenet_bn_imagenet() -> Recipe:
         name="googlenet-bn-imagenet",
         epochs=90,
         batch_size=256,
-        model=_BATCH_NORM_MODEL,
+        # Batch norm takes the place of LRN and of biases (arXiv 1502.03167, section 3.2).
+        model=GoogLeNetConfig(batch_norm=True, lrn=False),
         schedule=CosineDecay(base_rate=0.1, warmup_epochs=5.0),  # arXiv 1706.02677 for a batch of 256
         optimizer=SGDConfig(weight_decay=1e-4),  # arXiv 1706.02677
         loss=LossConfig(label_smoothing=0.1),  # arXiv 1512.00567, section 7
@@ -100,30 +90,26 @@ def googlenet_bn_imagenet() -> Recipe:
 
 def googlenet_bn_digits() -> Recipe:
     """Not the paper's: the variant with batch norm, label smoothing and a cosine on the digits."""
-    base, modern = googlenet_digits(), googlenet_bn_imagenet()
-    return base.model_copy(
-        update={
-            "name": "googlenet-bn-digits",
-            "model": base.model.model_copy(update={"batch_norm": True, "lrn": False}),
-            "schedule": CosineDecay(base_rate=0.05, warmup_epochs=2.0),
-            "optimizer": modern.optimizer,
-            "loss": modern.loss,
-        }
-    )
+    modern = googlenet_bn_imagenet()
+    changes = {
+        "model.batch_norm": True,
+        "model.lrn": False,
+        "schedule": CosineDecay(base_rate=0.05, warmup_epochs=2.0),
+        "optimizer": modern.optimizer,
+        "loss": modern.loss,
+    }
+    return _vary(googlenet_digits(), "googlenet-bn-digits", changes)
 
 
 def googlenet_tiny() -> Recipe:
     """For tests: GoogLeNet on the digits, a tenth of the width, two epochs; learns next to nothing."""
-    base = googlenet_digits()
-    return base.model_copy(
-        update={
-            "name": "googlenet-tiny",
-            "epochs": 2,
-            "batch_size": 64,
-            "model": base.model.model_copy(update={"width": 0.1}),
-            "schedule": PolynomialDecay(base_rate=0.02, power=0.5),
-        }
-    )
+    schedule = PolynomialDecay(base_rate=0.02, power=0.5)
+    changes = {"epochs": 2, "batch_size": 64, "model.width": 0.1, "schedule": schedule}
+    return _vary(googlenet_digits(), "googlenet-tiny", changes)
+
+
+def _vary(base: Recipe, name: str, changes: Mapping[str, Any]) -> Recipe:
+    return apply_overrides(base, {"name": name, **changes})
 
 
 # ------------------------------------------------------------------ baselines, trained as by their authors
@@ -190,17 +176,12 @@ def spp_net_imagenet() -> Recipe:
 def lenet_5_digits() -> Recipe:
     """LeNet-5 on the embedded handwritten digits, its own kind of data; seconds of one core."""
     # As googlenet-digits, to be compared with it.
-    return googlenet_digits().model_copy(
-        update={
-            "name": "lenet-5-digits",
-            "model": LeNet5Config(),
-            "schedule": PolynomialDecay(base_rate=0.02, power=0.5, warmup_epochs=2.0),
-        }
-    )
+    schedule = PolynomialDecay(base_rate=0.02, power=0.5, warmup_epochs=2.0)
+    return _vary(googlenet_digits(), "lenet-5-digits", {"model": LeNet5Config(), "schedule": schedule})
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {
-    recipe().name: recipe
+    recipe.__name__.replace("_", "-"): recipe
     for recipe in (
         googlenet_digits,
         googlenet_imagenet,

@@ -12,7 +12,7 @@ from pydantic import Field
 from orchestrator.config import redaction
 from orchestrator.config.base import Config
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.json_text import parse_json
+from orchestrator.config.json_text import parse_object
 from orchestrator.recipe.config import Recipe
 from orchestrator.storage import file_io, urls
 
@@ -53,24 +53,19 @@ def load_recipe(url: str) -> RecipeFile:
 
     Raises ConfigError, naming the file, when it is not there, cannot be read or is no such file.
     """
-    shown = redaction.redact(url)
     try:
-        data = parse_json(file_io.read_bytes(url))
-    except FileNotFoundError:
-        copied = urls.is_in_submitted_job() and urls.is_local(url) and not url.startswith("/")
-        ignored = (
-            ". A submitted job has a copy of the working directory without what git ignores, such as runs/: give the "
-            "absolute path on the cluster's nodes, or a URL"
-        )
-        raise ConfigError(f"{shown}: nothing there; {EXPECTED_FILE_HINT}{ignored if copied else ''}") from None
-    except OSError as error:  # a folder, or storage that does not answer; the message names the place
-        raise ConfigError(f"{shown}: cannot be read: {error}") from None
-    except ValueError as error:
-        raise ConfigError(f"{shown}: no JSON ({error}); {EXPECTED_FILE_HINT}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{shown}: must hold a recipe, got {type(data).__name__}; {EXPECTED_FILE_HINT}")
-    try:
+        data = parse_object(file_io.read_bytes(url))
         # A recipe has no field of that name, so its values alone are never taken for the other form.
         return RecipeFile.from_dict(data) if "recipe" in data else RecipeFile(recipe=Recipe.from_dict(data))
+    except FileNotFoundError:
+        reason = f"nothing there; {EXPECTED_FILE_HINT}"
+        if urls.is_in_submitted_job() and urls.is_local(url) and not url.startswith("/"):
+            reason += (
+                ". A submitted job has a copy of the working directory without what git ignores, such as runs/: give "
+                "the absolute path on the cluster's nodes, or a URL"
+            )
     except ConfigError as error:
-        raise ConfigError(f"{shown}: {error}") from None
+        reason = str(error)
+    except (OSError, ValueError) as error:  # also a folder, or storage that does not answer
+        reason = f"cannot be read: {error}; {EXPECTED_FILE_HINT}"
+    raise ConfigError(f"{redaction.redact(url)}: {reason}")

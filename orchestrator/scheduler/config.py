@@ -46,7 +46,4 @@ class PlanConfig(Config):
 class TrainModel(JobConfig):
     """Command line of the job that trains one model."""
 
-    same_code_anyway: bool = Field(
-        False, description="resume a run though the code of its plug-ins has changed since it began"
-    )
     plan: PlanConfig = PlanConfig()

@@ -17,7 +17,7 @@ from orchestrator.models.network import Network
 from orchestrator.models.registry import create_model
 from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.weight_averaging import WeightAverager, get_averaged_tensors
+from orchestrator.recipe.optimizer import WeightAverager, get_averaged_tensors
 
 
 @dataclass

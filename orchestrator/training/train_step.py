@@ -22,7 +22,7 @@ from orchestrator.recipe import optimizer as sgd
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.normalize import Normalizer
-from orchestrator.recipe.weight_averaging import get_averaged_tensors
+from orchestrator.recipe.optimizer import get_averaged_tensors
 from orchestrator.training.config import MIN_BATCH_NORM_IMAGES, Execution, check_batch_norm
 from orchestrator.training.distributed import DistributedContext
 from orchestrator.training.rank_sync import StepSums

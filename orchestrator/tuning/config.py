@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -71,9 +70,10 @@ class SearchConfig(Config):
 
     def get_grace_epochs(self, recipe: Recipe) -> int:
         """Return the epochs that every trial of the recipe trains before it may be pruned."""
-        ninth, quarter = max(1, round(recipe.epochs / 9)), max(1, round(recipe.epochs / 4))
-        at_chance = isinstance(recipe.model, GoogLeNetConfig) and not recipe.model.batch_norm
-        return self.grace_epochs or (max(ninth, min(quarter, CHANCE_LEVEL_EPOCHS)) if at_chance else ninth)
+        grace = max(1, round(recipe.epochs / 9))
+        if isinstance(recipe.model, GoogLeNetConfig) and not recipe.model.batch_norm:
+            grace = max(grace, min(round(recipe.epochs / 4), CHANCE_LEVEL_EPOCHS))
+        return self.grace_epochs or grace
 
 
 class BudgetConfig(Config):
@@ -107,7 +107,7 @@ class TuneJob(JobConfig):
                 f"cadence.validate_epochs must be at most {first_rung}, the epochs after which a trial may be pruned, "
                 f"got {validate_epochs}; set a lower one, or a higher grace_epochs"
             )
-        metric = self.search.metric.removeprefix("validation/").removeprefix("averaged_").removeprefix("raw_")
+        metric = self.search.metric.removeprefix("averaged_").removeprefix("raw_")
         if "/" not in metric and metric not in _BUILT_IN_METRICS and not self.placement.execution.metrics:
             raise ValueError(
                 f"metric must be one of {', '.join(_BUILT_IN_METRICS)} without further metrics, got "
@@ -119,13 +119,3 @@ class TuneJob(JobConfig):
                 "cluster and have a fixed number of workers; leave it out"
             )
         return self
-
-    @property
-    def rungs(self) -> tuple[int, ...]:
-        """The epochs at which asha prunes trials."""
-        epochs, rung = self.recipe.epochs, float(self.search.get_grace_epochs(self.recipe))
-        rungs = []
-        while rung < epochs:
-            rungs.append(math.ceil(rung))
-            rung *= self.search.reduction
-        return tuple(rungs)

@@ -22,18 +22,20 @@ _CROP_AREAS = ((0.08, 1.0), (0.2, 1.0), (0.4, 1.0), (0.6, 1.0), (0.8, 1.0))
 def build_schedule_space(base: Recipe) -> Space:
     """Return a space of the schedule's kind, its rate within a factor of 10, its warm-up and the kind's own fields."""
     rate, epochs = base.schedule.base_rate, base.epochs
+    lowest = _round_number(rate / 10)
     steps: dict[str, tuple[Scalar, ...]] = {_KIND_PATH: ("step", "exponential")}
-    # The paper's 4% every 8 of 250 epochs is among them, and a tenth every third of training, as AlexNet's.
-    decay_epochs = Dimension(low=_round_number(epochs / 32), high=_round_number(epochs / 2), log=True, when=steps)
     # Never above the lowest rate, so that every pair is valid; the paper's kind ends at 0.
-    finals = (0.0, _round_number(rate / 100), _get_lowest_rate(rate))
+    finals = (0.0, _round_number(rate / 100), lowest)
     return Space(
         dimensions={
             _KIND_PATH: Dimension(values=("step", "exponential", "polynomial", "cosine")),
-            "schedule.base_rate": _make_rate_dimension(rate, _get_lowest_rate(rate)),
+            "schedule.base_rate": Dimension(low=lowest, high=_round_number(min(rate * 10, _MAX_RATE)), log=True),
             "schedule.warmup_epochs": Dimension(low=0.0, high=_round_number(epochs / 10)),
             "schedule.decay_factor": Dimension(low=0.1, high=0.97, when=steps),
-            "schedule.decay_epochs": decay_epochs,
+            # The paper's 8 of 250 epochs is among them, and a third of training, as AlexNet's.
+            "schedule.decay_epochs": Dimension(
+                low=_round_number(epochs / 32), high=_round_number(epochs / 2), log=True, when=steps
+            ),
             "schedule.power": Dimension(low=0.25, high=2.0, log=True, when={_KIND_PATH: ("polynomial",)}),
             "schedule.final_rate": Dimension(values=finals, when={_KIND_PATH: ("polynomial", "cosine")}),
         }
@@ -60,10 +62,10 @@ def build_regularization_space(base: Recipe) -> Space:
 
 def build_rate_space(base: Recipe) -> Space:
     """Return a space of the rate alone, within a factor of 10, under the recipe's schedule."""
+    rate, high = base.schedule.base_rate, build_schedule_space(base).dimensions["schedule.base_rate"].bounds[1]
     # A schedule that ends at a rate of its own cannot start below it.
-    schedule = base.schedule
-    lowest = max(_get_lowest_rate(schedule.base_rate), getattr(schedule, "final_rate", 0.0))
-    return Space(dimensions={"schedule.base_rate": _make_rate_dimension(schedule.base_rate, lowest)})
+    low = max(_round_number(rate / 10), getattr(base.schedule, "final_rate", 0.0))
+    return Space(dimensions={"schedule.base_rate": Dimension(low=low, high=high, log=True)})
 
 
 SPACES: dict[str, Callable[[Recipe], Space]] = {
@@ -81,21 +83,9 @@ def find_space(space: str, base: Recipe) -> Space:
     if space in SPACES:
         return SPACES[space](base)
     if "/" not in space and "." not in space:
-        near = format_suggestion(space, list(SPACES), "spaces")
-        raise ConfigError(
-            FieldError(
-                "space", f"must be the name of a space, or a .json or .toml file, got {format_value(space)}{near}"
-            )
-        )
+        got = format_value(space) + format_suggestion(space, list(SPACES), "spaces")
+        raise ConfigError(FieldError("space", f"must be the name of a space, or a .json or .toml file, got {got}"))
     return load_space(space)
-
-
-def _make_rate_dimension(rate: float, lowest: float) -> Dimension:
-    return Dimension(low=lowest, high=min(_round_number(rate * 10), _MAX_RATE), log=True)
-
-
-def _get_lowest_rate(rate: float) -> float:
-    return _round_number(rate / 10)
 
 
 def _round_number(number: float) -> float:

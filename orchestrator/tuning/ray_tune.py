@@ -25,9 +25,10 @@ from ray.tune.search import Searcher
 from orchestrator.config.output import prepare_output
 from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Placement
-from orchestrator.tuning import trial_run
+from orchestrator.recipe.config import Recipe
+from orchestrator.tuning.config import SearchConfig
 from orchestrator.tuning.sweep import Sweep
-from orchestrator.tuning.trial_run import TrialReport, TrialRun
+from orchestrator.tuning.trial import TrialReport, TrialTask
 
 # For the actor of a trial with several workers, which Ray Train reserves for: an actor must reserve something.
 WAITING_RESOURCES = {"memory": 1.0}  # bytes
@@ -38,13 +39,15 @@ _log = logging.getLogger(__name__)
 _EXIT_DETAIL = re.compile(r"Worker exit detail: ([^.]+)")
 
 
-def run_tuner(sweep: Sweep, scheduler: TrialScheduler, placement: Placement, gpus: float, max_failures: int) -> None:
+def run_tuner(sweep: Sweep, scheduler: TrialScheduler, placement: Placement, gpus: float) -> None:
     """Run trials until the sweep has no more. Blocks; a trial's failure is reported to the sweep, never raised."""
     ray_env.set_tune_variables()
     # It repeats which trials failed; the sweep has reported them, with their causes.
     logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
     worker = {"CPU": float(placement.cpus_per_worker)} | ({"GPU": gpus} if gpus > 0 else {})
     bundle = worker if placement.workers == 1 else WAITING_RESOURCES
+    # With several workers Ray Train restarts them by itself.
+    max_failures = placement.max_restarts if placement.workers == 1 else 1
     with tempfile.TemporaryDirectory(prefix="orchestrator-tune-", ignore_cleanup_errors=True) as scratch:
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, PlacementGroupFactory([bundle])),
@@ -52,7 +55,7 @@ def run_tuner(sweep: Sweep, scheduler: TrialScheduler, placement: Placement, gpu
                 metric=SCORE_KEY,
                 mode="min",
                 search_alg=_SweepSearcher(sweep),
-                scheduler=_SweepScheduler(sweep, scheduler),
+                scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_make_name,
@@ -98,36 +101,15 @@ def _patch_actor_variables() -> Iterator[None]:
             current.update(original)
 
 
-def make_asha(epochs: int, grace: int, reduction: float) -> TrialScheduler:
-    """Return asynchronous successive halving (arXiv 1810.05934)."""
-    return AsyncHyperBandScheduler(time_attr=EPOCH_KEY, max_t=epochs, grace_period=grace, reduction_factor=reduction)
-
-
-def make_median_stopping(grace: int) -> TrialScheduler:
-    """Return the rule that prunes trials worse than the median of the running means (Vizier, section 3.2.2)."""
-    return MedianStoppingRule(
-        time_attr=EPOCH_KEY,
-        grace_period=float(grace),
-        min_samples_required=3,
-        min_time_slice=sys.maxsize,  # else trials pause until others have caught up, which the sweep does not support
-    )
-
-
-def make_fifo() -> TrialScheduler:
-    """Return a scheduler that prunes no trial."""
-    return FIFOScheduler()  # type: ignore[no-untyped-call]
-
-
 class TrialActor(tune.Trainable):
     """The process that trains trials one after another, so that torch is imported once."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take over a trial."""
         prepare_output()
-        task = trial_run.decode_task(config["trial"])
-        from orchestrator.tuning.trial_training import train_trial  # the driver does without torch
+        from orchestrator.tuning.trial_run import TrialRun  # the driver does without torch
 
-        self._run = TrialRun(task, train_trial)
+        self._run = TrialRun(_parse_task(config))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take over the next trial; the one before saves if it has not ended."""
@@ -167,7 +149,7 @@ class _SweepSearcher(_NotPickled, Searcher):
         task = self._sweep.next_task()
         if task is None:
             return str(Searcher.FINISHED)
-        return None if task == "later" else {"number": task.number, "trial": json.dumps(task.to_dict())}
+        return None if task == "later" else {"number": task.number, "trial": task.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass
@@ -180,58 +162,53 @@ class _SweepSearcher(_NotPickled, Searcher):
 
 
 class _SweepScheduler(_NotPickled, TrialScheduler):
-    """A scheduler that asks the sweep first, then `inner`, which sees each epoch of a trial once."""
+    """A scheduler of Tune's that asks the sweep first, and judges each epoch of a trial once."""
 
-    def __init__(self, sweep: Sweep, inner: TrialScheduler) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._sweep, self._inner = sweep, inner
+    def __init__(self, sweep: Sweep, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._sweep = sweep
         self._last_epochs: dict[str, int] = {}
-
-    @property
-    def metric(self) -> str:
-        return SCORE_KEY
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return bool(self._inner.set_search_properties(metric, mode, **spec))
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_add(tune_controller, trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         report = _parse_report(result)
-        decision = self._sweep.on_trial_report(report)
-        if decision.should_stop:
+        verdict = self._sweep.on_trial_report(report)
+        if verdict == "stop":
             return str(TrialScheduler.STOP)
         if SCORE_KEY not in result or report.epoch <= self._last_epochs.get(trial.trial_id, 0):
             return str(TrialScheduler.CONTINUE)
         self._last_epochs[trial.trial_id] = report.epoch
-        verdict = self._inner.on_trial_result(tune_controller, trial, result)
-        return str(verdict if decision.ask_scheduler else TrialScheduler.CONTINUE)
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(decision if verdict == "judge" else TrialScheduler.CONTINUE)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        self._inner.on_trial_complete(tune_controller, trial, result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        self._inner.on_trial_remove(tune_controller, trial)
+class _Fifo(_SweepScheduler, FIFOScheduler):
+    """Prunes no trial."""
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        return self._inner.choose_trial_to_run(tune_controller)
 
-    def debug_string(self) -> str:
-        return str(self._inner.debug_string())
+class _Asha(_SweepScheduler, AsyncHyperBandScheduler):
+    """Asynchronous successive halving (arXiv 1810.05934)."""
+
+
+class _MedianStopping(_SweepScheduler, MedianStoppingRule):
+    """Prunes trials worse than the median of the running means (Vizier, section 3.2.2)."""
+
+
+def make_scheduler(sweep: Sweep, search: SearchConfig, base: Recipe) -> TrialScheduler:
+    """Return the scheduler that prunes the trials of a sweep."""
+    options: dict[str, Any] = {"time_attr": EPOCH_KEY, "grace_period": float(search.get_grace_epochs(base))}
+    if search.scheduler == "asha":
+        return _Asha(sweep, max_t=base.epochs, reduction_factor=search.reduction, **options)
+    if search.scheduler == "median":
+        # Else trials pause until others have caught up, which the sweep does not support.
+        return _MedianStopping(sweep, min_samples_required=3, min_time_slice=sys.maxsize, **options)
+    return _Fifo(sweep)
 
 
 class _SweepCallback(_NotPickled, Callback):
-    """Reports to the sweep what Tune does not ask a scheduler about: starts and ends of trials."""
+    """Reports to the sweep what Tune does not ask a scheduler about: the ends of trials."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._sweep.on_trial_started(_get_number(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: Any
@@ -241,25 +218,25 @@ class _SweepCallback(_NotPickled, Callback):
             self._sweep.on_trial_report(report)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._sweep.on_trial_ended(_get_number(trial), None)
+        self._sweep.on_trial_ended(trial.config["number"], None)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         # Its actor may be dead, and cannot release the reservation of its workers.
         if (internals := ray_env.load_ray_internals()) is not None:
-            internals.release_placement_group(trial_run.decode_task(trial.config["trial"]).spec.folder)
-        self._sweep.on_trial_ended(_get_number(trial), _find_cause(trial))
+            internals.release_placement_group(_parse_task(trial.config).spec.folder)
+        self._sweep.on_trial_ended(trial.config["number"], _find_cause(trial))
+
+
+def _parse_task(config: dict[str, Any]) -> TrialTask:
+    return TrialTask.from_dict(json.loads(config["trial"]))
 
 
 def _parse_report(result: dict[str, Any]) -> TrialReport:
     return TrialReport.from_dict(json.loads(result["report"]))
 
 
-def _get_number(trial: Trial) -> int:
-    return int(trial.config["number"])
-
-
 def _make_name(trial: Trial) -> str:
-    return f"t{_get_number(trial):03d}"
+    return f"t{trial.config['number']:03d}"
 
 
 def _find_cause(trial: Trial) -> str:

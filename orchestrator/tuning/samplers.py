@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Protocol
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.config.errors import ConfigError, FieldError
+from orchestrator.config.errors import ConfigError
 from orchestrator.data import rng
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import SamplerKind
@@ -32,113 +31,9 @@ from orchestrator.tuning.space import (
 )
 from orchestrator.tuning.trial import Assignment, Metric, State, Trial
 
-
-class Sampler(Protocol):
-    """A way to choose trials."""
-
-    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
-        """Return a valid assignment that was not tried before; None when the space is exhausted.
-
-        trials: all trials so far, by number from 1. Raises ConfigError when no assignment drawn gives a valid recipe.
-        """
-
-
-@dataclass(frozen=True)
-class RandomSampler:
-    """Independent draws of each value, even on its scale."""
-
-    space: Space
-    base: Recipe
-    seed: int
-
-    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
-        """Return the next assignment, whatever the scores of the trials."""
-        draws = draw_assignments(self.space, self.base, self.seed, len(trials) + 1)
-        return pick_untried(self.space, self.base, self.seed, trials, draws)
-
-
-@dataclass(frozen=True)
-class GridSampler:
-    """All combinations of values, and of the points of ranges, in a fixed order."""
-
-    space: Space
-    base: Recipe
-
-    def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
-        """Return the first assignment of the grid that was not tried."""
-        tried = get_tried_recipes(self.base, trials)
-        return next((assignment for recipe, assignment in self._assignments.items() if recipe not in tried), None)
-
-    @cached_property
-    def _assignments(self) -> dict[Recipe, Assignment]:
-        return {build_recipe(self.base, assignment): assignment for assignment in list_grid(self.space, self.base)}
-
-
-def make_sampler(kind: SamplerKind, space: Space, base: Recipe, metric: Metric, seed: int) -> Sampler:
-    """Return the sampler of that kind; the space must have passed `validate_space.check_space`."""
-    match kind:
-        case "random":
-            return RandomSampler(space, base, seed)
-        case "grid":
-            return GridSampler(space, base)
-        case "tpe":
-            return TpeSampler(space, base, metric, seed)
-
-
 # If one draw in ten is valid and new, so many draws miss it once in a billion times.
 MAX_DRAWS = 200
-
-
-def draw_assignments(space: Space, base: Recipe, seed: int, number: int) -> Iterator[Assignment]:
-    """Draw MAX_DRAWS assignments for a trial; each value depends on seed, number, draw and path alone."""
-    for draw in range(MAX_DRAWS):
-
-        def pick(path: str, dimension: Dimension, draw: int = draw) -> object:
-            # A float holds 53 bits.
-            return dimension.value_at((rng.derive_key(seed, f"sweep {path}", number, draw) >> 11) * 2.0**-53)
-
-        yield choose_assignment(space, base, pick)
-
-
-def pick_untried(
-    space: Space, base: Recipe, seed: int, trials: Sequence[Trial], draws: Iterable[Assignment]
-) -> Assignment | None:
-    """Return the first draw whose recipe is valid and was not tried before; None when the space is exhausted.
-
-    After the draws come all assignments of a finite space; an infinite one counts as exhausted then. Raises ConfigError
-    when no draw is valid.
-    """
-    tried = get_tried_recipes(base, trials)
-    refusals: list[ConfigError] = []
-    is_any_valid = False
-    for assignment in chain(draws, _iter_shuffled(space, base, rng.derive_key(seed, "sweep all", len(trials) + 1))):
-        try:
-            recipe = build_recipe(base, assignment)
-        except ConfigError as error:
-            refusals.append(error)
-            continue
-        if recipe not in tried:
-            return assignment
-        is_any_valid = True
-    if is_any_valid:
-        return None
-    reason = f"none of {len(refusals)} trials drawn is valid; narrow the ranges, or change the recipe; the first: "
-    raise ConfigError(FieldError("dimensions", reason + str(refusals[0])))
-
-
-def get_tried_recipes(base: Recipe, trials: Sequence[Trial]) -> set[Recipe]:
-    """Return the recipes tried so far, all under the name of the base."""
-    return {trial.recipe.model_copy(update={"name": base.name}) for trial in trials}
-
-
-def _iter_shuffled(space: Space, base: Recipe, key: int) -> Iterator[Assignment]:
-    """Yield all assignments of a finite space, shuffled by the key; none of an infinite one."""
-    assignments = list_assignments(space, base) or ()
-    for place in rng.permutation(key, len(assignments)):
-        yield assignments[place]
-
-
-# Suggestions for one trial that may be invalid or tried before; then it is drawn at random.
+# Suggestions of TPE for one trial that may be invalid or tried before; then it is drawn at random.
 _MAX_SUGGESTIONS = 20
 
 # Nothing is learned from a failed trial: its recipe is not the cause. A trial that has not ended counts as bad for the
@@ -155,32 +50,63 @@ _OPTUNA_STATES: dict[State, TrialState] = {
 
 
 @dataclass(frozen=True)
-class TpeSampler:
-    """Optuna's TPE, which learns from the trials that ended; the first ten are drawn at random."""
+class Sampler:
+    """A way to choose trials of a space that has passed `space.check_space`.
 
+    random: independent draws of each value, even on its scale. grid: all combinations of values, and of the points of
+    ranges, in a fixed order. tpe: Optuna's, which learns from the trials that ended; the first ten are drawn at random.
+    """
+
+    kind: SamplerKind
     space: Space
     base: Recipe
     metric: Metric
     seed: int
 
     def suggest(self, trials: Sequence[Trial]) -> Assignment | None:
-        """Return the next assignment, as `Sampler.suggest` does."""
+        """Return a valid assignment that was not tried before; None when the space is exhausted.
+
+        Draws come first, then all assignments of a finite space; an infinite one counts as exhausted then.
+
+        trials: all trials so far, by number from 1. Raises ConfigError when no assignment drawn gives a valid recipe.
+        """
+        # All under the name and the code of the base.
+        common = {"name": self.base.name, "code": self.base.code}
+        tried = {trial.recipe.model_copy(update=common) for trial in trials}
+        if self.kind == "grid":
+            return next((assignment for recipe, assignment in self._grid.items() if recipe not in tried), None)
         number = len(trials) + 1
-        draws = chain(self._iter_suggestions(trials), draw_assignments(self.space, self.base, self.seed, number))
-        return pick_untried(self.space, self.base, self.seed, trials, draws)
+        suggestions = self._iter_suggestions(trials) if self.kind == "tpe" else ()
+        draws = draw_assignments(self.space, self.base, self.seed, number)
+        refusals: list[ConfigError] = []
+        is_any_valid = False
+        for assignment in chain(suggestions, draws, self._iter_shuffled(number)):
+            try:
+                recipe = build_recipe(self.base, assignment)
+            except ConfigError as error:
+                refusals.append(error)
+                continue
+            if recipe not in tried:
+                return assignment
+            is_any_valid = True
+        if is_any_valid:
+            return None
+        raise ConfigError(
+            f"dimensions: none of {len(refusals)} trials drawn is valid; narrow the ranges, or change the recipe; the "
+            f"first: {refusals[0]}"
+        )
+
+    @cached_property
+    def _grid(self) -> dict[Recipe, Assignment]:
+        return list_grid(self.space, self.base)
+
+    def _iter_shuffled(self, number: int) -> Iterator[Assignment]:
+        """Yield all assignments of a finite space in an order of this trial's; none of an infinite one."""
+        assignments = list_assignments(self.space, self.base) or ()
+        for place in rng.permutation(rng.derive_key(self.seed, "sweep all", number), len(assignments)):
+            yield assignments[place]
 
     def _iter_suggestions(self, trials: Sequence[Trial]) -> Iterator[Assignment]:
-        study = self._build_study(trials)
-        for _ in range(_MAX_SUGGESTIONS):
-            # Optuna takes an unused suggestion for a running trial, and avoids its neighbourhood.
-            trial = study.ask()
-
-            def pick(path: str, dimension: Dimension, trial: optuna.Trial = trial) -> object:
-                return _suggest_value(trial, path, dimension)
-
-            yield choose_assignment(self.space, self.base, pick)
-
-    def _build_study(self, trials: Sequence[Trial]) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna announces each study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, since 2021
@@ -191,9 +117,15 @@ class TpeSampler:
                 constant_liar=True,
             )
         study = optuna.create_study(sampler=sampler, direction="minimize")
-        for trial in trials:
-            study.add_trial(self._to_frozen_trial(trial))
-        return study
+        study.add_trials(map(self._to_frozen_trial, trials))
+        for _ in range(_MAX_SUGGESTIONS):
+            # Optuna takes an unused suggestion for a running trial, and avoids its neighbourhood.
+            trial = study.ask()
+
+            def pick(path: str, dimension: Dimension, trial: optuna.Trial = trial) -> object:
+                return _suggest_value(trial, path, dimension)
+
+            yield choose_assignment(self.space, self.base, pick)
 
     def _to_frozen_trial(self, trial: Trial) -> FrozenTrial:
         """Return a trial in Optuna's form, with the part of its assignment that the space has. Less is better."""
@@ -215,6 +147,17 @@ class TpeSampler:
         )
 
 
+def draw_assignments(space: Space, base: Recipe, seed: int, number: int) -> Iterator[Assignment]:
+    """Draw MAX_DRAWS assignments for a trial; each value depends on seed, number, draw and path alone."""
+    for draw in range(MAX_DRAWS):
+
+        def pick(path: str, dimension: Dimension, draw: int = draw) -> object:
+            # A float holds 53 bits.
+            return dimension.value_at((rng.derive_key(seed, f"sweep {path}", number, draw) >> 11) * 2.0**-53)
+
+        yield choose_assignment(space, base, pick)
+
+
 def _to_distribution(dimension: Dimension) -> BaseDistribution:
     """Return a dimension as Optuna's; a choice becomes its place, because Optuna takes no lists."""
     if dimension.values is not None:
@@ -233,8 +176,7 @@ def _to_parameter(dimension: Dimension, value: object) -> object:
 
 def _suggest_value(trial: optuna.Trial, path: str, dimension: Dimension) -> object:
     if dimension.values is not None:
-        place = trial.suggest_categorical(path, range(len(dimension.values)))
-        return dimension.extremes[place]
+        return dimension.extremes[trial.suggest_categorical(path, range(len(dimension.values)))]
     low, high = dimension.bounds
     if dimension.whole:
         return trial.suggest_int(path, int(low), int(high), log=dimension.log)

@@ -1,15 +1,17 @@
-"""The trials of a sweep, and the metric that compares them. Importable without torch or ray."""
+"""The trials of a sweep, the metric that compares them, and their short texts. Importable without torch or ray."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from orchestrator.config.base import Config
+from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 
 # Dotted path of the recipe -> value, as JSON has it; only paths that exist under the kinds that it chooses.
@@ -17,9 +19,10 @@ Assignment = Mapping[str, Any]
 
 # finished: all epochs; pruned: the scheduler ended it early; diverged: a non-finite loss, weight or score;
 # failed: crashed too often; stopped: by a person or a budget, and can resume.
-State = Literal["waiting", "running", "finished", "pruned", "diverged", "failed", "stopped"]
+State = Literal["finished", "pruned", "stopped", "running", "waiting", "diverged", "failed"]
 
 _ERROR_LABELS = {"top1_error": "top-1 error", "top5_error": "top-5 error"}
+_MAX_VALUE_CHARS = 28
 
 
 class Metric(Config):
@@ -76,10 +79,6 @@ class EpochResult:
     seconds: float  # of the trial's training so far, without its starts
     samples: int = 0  # seen so far
 
-    def get_score(self, metric: Metric) -> float | None:
-        """Return the score; None when this epoch was not validated."""
-        return metric.find_score(self.values)
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -104,7 +103,7 @@ class Trial:
 
     def get_curve(self, metric: Metric) -> tuple[tuple[int, float], ...]:
         """Return pairs of epoch and score for the validated epochs."""
-        scores = ((result.epoch, result.get_score(metric)) for result in self.epochs)
+        scores = ((result.epoch, metric.find_score(result.values)) for result in self.epochs)
         return tuple((epoch, score) for epoch, score in scores if score is not None)
 
     def get_score(self, metric: Metric) -> float | None:
@@ -126,3 +125,58 @@ class Trial:
     def seconds(self) -> float:
         """The seconds of its training, without its starts."""
         return self.epochs[-1].seconds if self.epochs else 0.0
+
+
+class TrialTask(Config):
+    """One trial for the actor that trains it; travels as JSON."""
+
+    number: int = Field(ge=1)
+    spec: RunSpec
+    metric: Metric
+    stop_flag: str
+    successor: str
+    gpus: float = Field(ge=0, description="of each worker")
+    ended: bool = Field(False, description="its end is final: its epochs are repeated, and nothing is trained")
+
+
+class TrialReport(Config):
+    """An epoch, or the end, of a trial; travels as JSON."""
+
+    number: int
+    epoch: int = Field(ge=0, description="the clock: the run's, so it never decreases when a trial resumes")
+    values: dict[str, float] = Field({}, description="of the epoch")
+    seconds: float = Field(0.0, description="of training so far")
+    score: float | None = Field(None, description="less is better, for schedulers; None when not validated")
+    state: State = "running"
+    reason: str = ""
+
+
+def make_short_names(trials: Iterable[Trial]) -> dict[str, str]:
+    """Return, for each path that any trial assigns, its last dotted parts, as many as no other path shares."""
+    paths = tuple(dict.fromkeys(path for trial in trials for path in trial.assignment))
+    names = {}
+    for path in paths:
+        parts = path.split(".")
+        endings = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        others = [f".{other}" for other in paths if other != path]
+        names[path] = next((end for end in endings if not any(other.endswith(f".{end}") for other in others)), path)
+    return names
+
+
+def format_value(value: Any) -> str:
+    """Return a value as one short line: numbers to four digits, long text cut."""
+    text = f"{value:.4g}" if isinstance(value, float) else format_choice(value)
+    return text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
+
+
+def format_choice(value: Any) -> str:
+    """Return a value as one line, whole, which tells the values of a choice apart."""
+    if value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    return " ".join(text.split())
+
+
+def format_assignment(assignment: Assignment, names: Mapping[str, str]) -> str:
+    """Return an assignment in short, as in "base_rate=0.01 power=0.5"."""
+    return " ".join(f"{names[path]}={format_value(value)}" for path, value in assignment.items())

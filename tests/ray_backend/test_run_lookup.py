@@ -106,7 +106,7 @@ def test_changed_code_is_reported_and_is_another_run_unless_asked_otherwise(tmp_
     assert not said
     assert run_lookup.match_code([now], False, said.append) == [now]
     assert said == [
-        f"{now.name}: the code of own:Net has changed since {began.name} began, so this is another run; "
+        f"{now.name}: the code of own:Net has changed since {began.name} began, so this is another one; "
         "--same-code-anyway resumes that one"
     ]
     (resumed,) = run_lookup.match_code([now], True, said.append)

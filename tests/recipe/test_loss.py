@@ -22,8 +22,8 @@ def scores(*rows: list[float]) -> Tensor:
 
 
 def test_it_is_the_sum_over_the_samples() -> None:
-    found = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), LABELS, ONES, LossConfig())
-    assert found.item() == pytest.approx(BOTH)
+    total = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), LABELS, ONES, LossConfig())
+    assert total.item() == pytest.approx(BOTH)
 
 
 def test_auxiliary_heads_count_with_their_weight() -> None:
@@ -36,9 +36,9 @@ def test_auxiliary_heads_count_with_their_weight() -> None:
 
 def test_a_sample_of_weight_0_has_no_loss_and_no_gradient() -> None:
     main, head = scores(QUARTER, QUARTER), scores(QUARTER, QUARTER)
-    found = loss.compute_loss_sum(Logits(main, (head,)), LABELS, torch.tensor([1.0, 0.0]), LossConfig())
-    assert found.item() == pytest.approx(1.3 * math.log(4 / 3))
-    found.backward()  # type: ignore[no-untyped-call]
+    total = loss.compute_loss_sum(Logits(main, (head,)), LABELS, torch.tensor([1.0, 0.0]), LossConfig())
+    assert total.item() == pytest.approx(1.3 * math.log(4 / 3))
+    total.backward()  # type: ignore[no-untyped-call]
     for one in (main, head):
         assert one.grad is not None
         assert one.grad[0].abs().min() > 0
@@ -48,18 +48,18 @@ def test_a_sample_of_weight_0_has_no_loss_and_no_gradient() -> None:
 def test_no_sample_at_all_is_a_loss_of_0_with_gradients_of_0() -> None:
     weights = torch.ones(3, 2, requires_grad=True)
     logits = Logits(torch.zeros(0, 3) @ weights)
-    found = loss.compute_loss_sum(logits, torch.zeros(0, dtype=torch.int64), torch.zeros(0), LossConfig())
-    found.backward()  # type: ignore[no-untyped-call]
-    assert found.item() == 0.0
+    total = loss.compute_loss_sum(logits, torch.zeros(0, dtype=torch.int64), torch.zeros(0), LossConfig())
+    total.backward()  # type: ignore[no-untyped-call]
+    assert total.item() == 0.0
     assert weights.grad is not None
     assert torch.equal(weights.grad, torch.zeros(3, 2))
 
 
 def test_low_precision_scores_are_summed_in_float32() -> None:
     many = Logits(torch.zeros(5000, 2, dtype=torch.bfloat16))
-    found = loss.compute_loss_sum(many, torch.zeros(5000, dtype=torch.int64), torch.ones(5000), LossConfig())
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(5000 * math.log(2), rel=1e-5)
+    total = loss.compute_loss_sum(many, torch.zeros(5000, dtype=torch.int64), torch.ones(5000), LossConfig())
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(5000 * math.log(2), rel=1e-5)
 
 
 def test_classes_have_weights() -> None:
@@ -70,18 +70,18 @@ def test_classes_have_weights() -> None:
 
 def test_labels_may_be_shares_of_classes() -> None:
     shares = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-    found = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), shares, ONES, LossConfig())
-    assert found.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3) + math.log(4))
+    total = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), shares, ONES, LossConfig())
+    assert total.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3) + math.log(4))
     hard = torch.nn.functional.one_hot(LABELS, 2).float()
-    found = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), hard, ONES, LossConfig())
-    assert found.item() == pytest.approx(BOTH)
+    total = loss.compute_loss_sum(Logits(scores(QUARTER, QUARTER)), hard, ONES, LossConfig())
+    assert total.item() == pytest.approx(BOTH)
 
 
 def test_smoothed_labels_give_a_share_to_every_class() -> None:
     # Two classes: label 1 of the first row is worth 0.9 + 0.1 / 2 = 0.95, the other class 0.05.
-    found = loss.compute_loss_sum(Logits(scores(QUARTER)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1))
-    assert found.item() == pytest.approx(0.95 * math.log(4 / 3) + 0.05 * math.log(4))
+    total = loss.compute_loss_sum(Logits(scores(QUARTER)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1))
+    assert total.item() == pytest.approx(0.95 * math.log(4 / 3) + 0.05 * math.log(4))
     heads = loss.compute_loss_sum(
         Logits(scores(QUARTER), (scores(QUARTER),)), LABELS[:1], ONES[:1], LossConfig(label_smoothing=0.1)
     )
-    assert heads.item() == pytest.approx(1.3 * found.item())
+    assert heads.item() == pytest.approx(1.3 * total.item())

@@ -51,8 +51,8 @@ def differing(one: Recipe, other: Recipe) -> set[str]:
 
 
 def test_googlenet_imagenet_is_the_papers() -> None:
-    found = flatten_config(presets.googlenet_imagenet())
-    assert {path: found[path] for path in PAPER} == PAPER
+    values = flatten_config(presets.googlenet_imagenet())
+    assert {path: values[path] for path in PAPER} == PAPER
     augmentation = presets.googlenet_imagenet().augmentation
     assert set(augmentation.interpolations) == {"bilinear", "area", "nearest", "cubic"}
     assert (augmentation.area, augmentation.aspect, augmentation.mirror) == ((0.08, 1.0), (3 / 4, 4 / 3), True)
@@ -83,9 +83,9 @@ def test_the_ablation_differs_by_its_modules_only(name: str) -> None:
 
 def test_the_variant_with_batch_norm_says_that_it_is_not_the_papers() -> None:
     recipe = presets.googlenet_bn_imagenet()
-    found = flatten_config(recipe)
-    assert (found["model.batch_norm"], found["model.lrn"]) == (True, False)
-    assert (found["schedule.kind"], found["loss.label_smoothing"]) == ("cosine", 0.1)
+    values = flatten_config(recipe)
+    assert (values["model.batch_norm"], values["model.lrn"]) == (True, False)
+    assert (values["schedule.kind"], values["loss.label_smoothing"]) == ("cosine", 0.1)
     for name in ("googlenet-bn-imagenet", "googlenet-bn-digits"):
         assert presets.get_summary(name).startswith("Not the paper's")
 
@@ -106,11 +106,11 @@ def test_baselines_are_trained_as_by_their_authors(
     name: str, size: int, batch: int, epochs: int, drops: int, dropout: float
 ) -> None:
     recipe = presets.PRESETS[name]()
-    found = flatten_config(recipe)
-    assert found["model.kind"] == name.removesuffix("-imagenet")
-    assert (found["model.image_size"], recipe.batch_size, recipe.epochs) == (size, batch, epochs)
-    assert found["model.dropout"] == dropout
-    assert (found["optimizer.momentum"], found["optimizer.weight_decay"]) == (0.9, 5e-4)
+    values = flatten_config(recipe)
+    assert values["model.kind"] == name.removesuffix("-imagenet")
+    assert (values["model.image_size"], recipe.batch_size, recipe.epochs) == (size, batch, epochs)
+    assert values["model.dropout"] == dropout
+    assert (values["optimizer.momentum"], values["optimizer.weight_decay"]) == (0.9, 5e-4)
     assert compute_lr(recipe.schedule, 0, 1, epochs) == 0.01
     assert compute_lr(recipe.schedule, epochs - 0.01, 1, epochs) == pytest.approx(0.01 * 0.1**drops)
     assert recipe.loss.label_smoothing == 0
@@ -155,7 +155,7 @@ def test_the_default_preset_exists() -> None:
 
 # ------------------------------------------------------------------ recipes as values
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ({"name": "x", "epoch": 3}, "epoch"),
         ({"name": "x", "model": {"kind": "googlenet", "widht": 1.0}}, "model.widht"),
@@ -190,15 +190,15 @@ def test_the_default_preset_exists() -> None:
         ({"name": "x", "epochs": 3, "schedule": {"kind": "step", "warmup_epochs": 4.0}}, "schedule.warmup_epochs"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(data: dict[str, Any], told: str) -> None:
+def test_an_impossible_value_is_rejected_by_name(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_dict(data)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_schedule_is_known_by_its_kind() -> None:
-    found = Recipe.from_dict({"name": "x", "schedule": {"kind": "cosine", "base_rate": 1}}).schedule
-    assert found == CosineDecay(base_rate=1.0)
+    values = Recipe.from_dict({"name": "x", "schedule": {"kind": "cosine", "base_rate": 1}}).schedule
+    assert values == CosineDecay(base_rate=1.0)
     assert Recipe(name="x").schedule == StepDecay()
 
 

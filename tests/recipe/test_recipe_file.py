@@ -1,4 +1,4 @@
-"""Recipes from files: with and without where they come from, and what is refused in one line."""
+"""Recipes from files: with and without their origin, and invalid ones in one line."""
 
 import json
 from pathlib import Path
@@ -54,11 +54,11 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        ("{", "recipe.json: no JSON (Expecting"),
-        ("[]", "recipe.json: must hold a recipe, got list; give a run's recipe.json"),
-        ("null", "recipe.json: must hold a recipe, got NoneType"),
+        ("{", "recipe.json: cannot be read: Expecting"),
+        ("[]", "recipe.json: cannot be read: must be a JSON object, got list; give a run's recipe.json"),
+        ("null", "must be a JSON object, got NoneType"),
         ({}, "recipe.json: name: must be given"),
         ({"name": "x", "epoch": 3}, "recipe.json: epoch: unknown key; did you mean epochs?"),
         ({"recipe": {"name": "x", "epochs": 0}}, "recipe.json: recipe.epochs: must be at least 1, got 0"),
@@ -68,26 +68,26 @@ def test_what_is_left_out_takes_its_default(tmp_path: Path) -> None:
         ({"recipe": {"name": "x"}, "provenance": {"sweeps": "s"}}, "provenance.sweeps: unknown key; did you mean sw"),
     ],
 )
-def test_what_is_no_recipe_is_told_by_file_and_place(tmp_path: Path, content: Any, told: str) -> None:
+def test_an_invalid_file_is_an_error_that_names_it_and_the_place(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_recipe(written(tmp_path, content))
     assert str(raised.value).startswith(str(tmp_path))
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.json: nothing there; give a run's recipe\.json"):
         load_recipe(str(tmp_path / "nowhere.json"))
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(ConfigError, match=r"folder\.json: cannot be read: "):
         load_recipe(str(tmp_path / "folder.json"))
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ConfigError, match=r"bytes\.json: no JSON"):
+    with pytest.raises(ConfigError, match=r"bytes\.json: cannot be read: not UTF-8"):
         load_recipe(str(tmp_path / "bytes.json"))
 
 
-def test_a_sweep_is_told_in_a_word_or_two() -> None:
+def test_a_sweep_has_a_short_label() -> None:
     assert PROVENANCE.source_label == "tiny-pbt-0123456789 t003"
     assert Provenance().source_label == ""
 

@@ -15,7 +15,7 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.data.dataloader import Batch
 from orchestrator.data.sampler import select_rank_positions
 from orchestrator.recipe.config import Recipe
-from orchestrator.recipe.weight_averaging import WeightAverager
+from orchestrator.recipe.optimizer import WeightAverager
 from orchestrator.training import train_state as states
 from orchestrator.training.config import Execution, check_batch_norm
 from orchestrator.training.distributed import DistributedContext

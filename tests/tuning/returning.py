@@ -1,4 +1,4 @@
-"""A driver for test_study.py: two trials on two CPUs, of which one is ended early and the other then sees what is free.
+"""A driver for test_ray_tune.py: two trials on two CPUs; one is ended early, and the other sees what is free then.
 
 `python -m tests.tuning.returning FOLDER` prints what it saw, as JSON.
 """
@@ -20,9 +20,9 @@ from orchestrator.ray_backend import cluster, ray_env
 from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.recipe.presets import googlenet_tiny
 from orchestrator.tuning import ray_tune
-from orchestrator.tuning.sweep import StopDecision, Sweep
-from orchestrator.tuning.trial import Metric
-from orchestrator.tuning.trial_run import TrialReport, TrialTask
+from orchestrator.tuning.config import SearchConfig
+from orchestrator.tuning.sweep import Sweep, Verdict
+from orchestrator.tuning.trial import Metric, TrialReport, TrialTask
 from tests.support.launched import process_tree, title
 
 EPOCHS = 1000
@@ -30,7 +30,7 @@ LATEST_SECONDS = 60.0
 
 
 class EndsOne(Sweep):
-    """Trial 2 is ended at its first report; trial 1 goes on until a CPU is free, or it is too late."""
+    """Trial 2 is ended at its first report; trial 1 continues until a CPU is free, or it is too late."""
 
     def __init__(self, storage: str) -> None:
         self._storage = storage
@@ -46,19 +46,16 @@ class EndsOne(Sweep):
         self._handed += 1
         return self._task(self._handed)
 
-    def on_trial_started(self, number: int) -> None:
-        pass
-
-    def on_trial_report(self, report: TrialReport) -> StopDecision:
+    def on_trial_report(self, report: TrialReport) -> Verdict:
         self.actors |= pids("ray::TrialActor")
         if report.number == 2:
-            return StopDecision(should_stop=True)
+            return "stop"
         if not self._ended:
-            return StopDecision()
+            return "judge"
         since = time.monotonic() - self._ended
         if _free_cpus() >= 1.0:
             self.seconds = since
-        return StopDecision(should_stop=self.seconds < math.inf or since > LATEST_SECONDS)
+        return "stop" if self.seconds < math.inf or since > LATEST_SECONDS else "judge"
 
     def on_trial_ended(self, number: int, error: str | None) -> None:
         self._ended = self._ended or time.monotonic()
@@ -100,7 +97,8 @@ def main(storage: str) -> None:
             assert time.monotonic() < deadline, "no process is started ahead"
             time.sleep(0.1)
         sweep = EndsOne(storage)
-        ray_tune.run_tuner(sweep, ray_tune.make_fifo(), Placement(), 0.0, 0)
+        scheduler = ray_tune.make_scheduler(sweep, SearchConfig(scheduler="none"), googlenet_tiny())
+        ray_tune.run_tuner(sweep, scheduler, Placement(max_restarts=0), 0.0)
         result = {"seconds": sweep.seconds, "errors": sweep.errors, "ahead": len(sweep.actors & ahead)}
         print(json.dumps(result))
 

@@ -1,4 +1,4 @@
-"""What the command line of tune.py refuses, before anything is started."""
+"""Checks of the command line of tune.py, before anything is started."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_value_and_what_to_do(changed: dict[str, Any], message: str) -> None:
+def test_an_impossible_value_is_rejected_with_what_to_do(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         job(**changed)
 
@@ -78,12 +78,7 @@ def test_the_objective_has_the_direction_of_the_metric() -> None:
         ("lenet-5-digits", 1, 1),
     ],
 )
-def test_a_network_that_stands_at_chance_for_long_is_judged_later(preset: str, epochs: int, grace: int) -> None:
+def test_a_network_that_stays_at_the_level_of_chance_is_judged_later(preset: str, epochs: int, grace: int) -> None:
     recipe = PRESETS[preset]().model_copy(update={"epochs": epochs})
     assert SearchConfig().get_grace_epochs(recipe) == grace
     assert SearchConfig(grace_epochs=5).get_grace_epochs(recipe) == 5
-
-
-def test_rungs_are_the_grace_times_the_reduction() -> None:
-    assert job().rungs == (6, 18)
-    assert job("googlenet-bn-digits").rungs == (3, 9)

@@ -1,4 +1,4 @@
-"""What the score hangs on: planted, absent, none."""
+"""The importance of paths: planted, absent, none."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_the_planted_path_is_found() -> None:
     assert set(found.shares) == {"augmentation.mirror", "idle.one", "schedule.base_rate", "idle.two"}
     assert found.shares["idle.one"] + found.shares["idle.two"] < 0.2
     assert found.trials == 40
-    assert found.note == "Of the 40 finished trials, each at its end."
+    assert found.note == "Of the 40 trials that reached epoch 2 of 26, at that epoch: other paths may matter later."
 
 
 def test_the_same_trials_give_the_same_shares() -> None:
@@ -73,7 +73,10 @@ def test_with_few_finished_it_takes_the_latest_epoch_that_enough_reached() -> No
     found = compute_importance(trials, METRIC)
     assert found.trials == 8
     assert found.shares == {"a": 1.0}
-    assert found.note.startswith("Too few trials finished (1), so of the 8 that reached epoch 2, at that epoch")
+    assert found.note == (
+        "Of the 8 trials that reached epoch 2 of 26, at that epoch: other paths may matter later, and a path that had "
+        "trials end early looks too unimportant."
+    )
 
 
 def test_non_finite_scores_are_not_used() -> None:
@@ -86,9 +89,12 @@ def test_non_finite_scores_are_not_used() -> None:
     [
         ([], "0 trials with comparable scores are too few; it takes 8."),
         (planted(MIN_TRIALS - 1), "7 trials with comparable scores are too few"),
-        ([made.trial(n, [5.0], assignment={"a": n}) for n in range(1, 10)], "All 9 trials have the same score"),
-        ([made.trial(n, [5.0 + n]) for n in range(1, 10)], "No searched path has several values among the 9 trials."),
-        ([made.trial(n, [5.0 + n], assignment={"a": 1}) for n in range(1, 10)], "No searched path has several values"),
+        (
+            [made.trial(n, [5.0], assignment={"a": n}) for n in range(1, 10)],
+            "All 9 trials have the same values or the same score",
+        ),
+        ([made.trial(n, [5.0 + n]) for n in range(1, 10)], "the same values or the same score: no path matters."),
+        ([made.trial(n, [5.0 + n], assignment={"a": 1}) for n in range(1, 10)], "the same values or the same score"),
     ],
 )
 def test_none_with_a_reason(trials: list[Trial], said: str) -> None:

@@ -18,7 +18,7 @@ from tests.support.launched import ROOT, Ended, job, process_tree, started, titl
 
 pytestmark = [pytest.mark.cluster]
 
-# Rates that learn, one that diverges at once, and one whose run cannot be written.
+# Rates that learn, one that diverges in its first epoch, and one with a run that cannot be written.
 SPACE = """
 [dimensions."schedule.base_rate"]
 values = [0.02, 0.01, 0.005, 0.002, 100.0, 0.001]
@@ -87,7 +87,7 @@ from orchestrator.config.arg_parser import parse_args
 from orchestrator.data.build.sources import digits
 from orchestrator.data import manifest
 from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
-from orchestrator.tuning import run_sweep, samplers, named_spaces
+from orchestrator.tuning import run_sweep, named_spaces
 from orchestrator.tuning.config import TuneJob
 from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Trial
@@ -98,7 +98,7 @@ digits.pack_digits(str(data))
 digest = manifest.load(str(data)).digest()
 space = named_spaces.find_space(config.search.space, config.recipe)
 plan = run_sweep.SweepPlan(config, config.recipe, space, digest)
-sampler = samplers.make_sampler(config.search.sampler, space, config.recipe, plan.metric, config.search.seed)
+sampler = plan.make_sampler()
 trials = []
 while (found := sampler.suggest(trials)) is not None:
     number = len(trials) + 1
@@ -167,7 +167,7 @@ def test_the_tracker_has_one_parent_and_a_child_for_each_trial(ended: Ended, run
     assert "sweep/best_top1_error" in parents[0].data.metrics
 
 
-def test_again_it_only_tells(ended: Ended, runs: Path, space: Path) -> None:
+def test_rerunning_a_finished_sweep_only_reports(ended: Ended, runs: Path, space: Path) -> None:
     journals = {path: path.stat().st_mtime_ns for path in sweep_of(runs).glob("models/*/journal/*")}
     again = job("tune.py", *command(space), runs=runs)
     assert again.status == 0, again.err
@@ -211,7 +211,7 @@ def test_a_stop_loses_nothing(tmp_path: Path, space: Path, way: str) -> None:
     runs = {path.name: path for path in (sweep / "models").iterdir()}
     under_way = [path for path in runs.values() if (path / "outcome.json").exists()]
     assert [json.loads((path / "outcome.json").read_text())["status"] for path in under_way].count("stopped") >= 1
-    assert not set(ends(sweep).values()) - {"finished", "pruned", "diverged"}, "what was stopped can go on"
+    assert not set(ends(sweep).values()) - {"finished", "pruned", "diverged"}, "stopped trials can resume"
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert {run.info.run_name: run.info.status for run in found}[sweep.name] == "KILLED"
@@ -223,7 +223,7 @@ def test_a_stop_loses_nothing(tmp_path: Path, space: Path, way: str) -> None:
     [
         # Each on both CPUs of the cluster: the trials' own processes must need none, or no worker would ever begin.
         (("--placement.workers", "2", "--scheduler", "none", "--budget.trials", "2"), ["finished", "finished"]),
-        # Those that come first have nobody to be compared with; nobody waits, and the last is worse than the median.
+        # The first trials have no others to be compared with; none waits, and the last is worse than the median.
         (("--scheduler", "median", "--budget.trials", "5"), ["finished"] * 4 + ["diverged"]),
     ],
     ids=["two-workers", "median"],

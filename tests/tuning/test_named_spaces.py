@@ -18,8 +18,7 @@ from orchestrator.tuning.named_spaces import (
     find_space,
 )
 from orchestrator.tuning.samplers import draw_assignments
-from orchestrator.tuning.space import build_recipe, list_grid
-from orchestrator.tuning.validate_space import check_space
+from orchestrator.tuning.space import build_recipe, check_space, list_grid
 
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
 each_space = pytest.mark.parametrize("name", list(SPACES))

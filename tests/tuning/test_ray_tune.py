@@ -1,4 +1,4 @@
-"""Trials on a real cluster of two CPUs: what an early end gives back."""
+"""Trials on a real cluster of two CPUs: a trial that ends early frees its CPU."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Spaces as data: what is refused, what a dimension may be, what exists under which kind, grids."""
+"""Spaces as data: invalid ones, dimensions, conditions, grids, files, and the check that a space suits a recipe."""
 
 import json
 import math
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.recipe.lr_schedule import PolynomialDecay, StepDecay
-from orchestrator.recipe.presets import googlenet_digits
+from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tuning import space as spaces
 from orchestrator.tuning.space import (
     Dimension,
     Space,
     build_recipe,
+    check_space,
     choose_assignment,
     list_assignments,
     list_grid,
@@ -41,7 +42,11 @@ def space(**dimensions: Any) -> Space:
     )
 
 
-# ------------------------------------------------------------------ what is refused
+def grid(of: Space) -> list[Any]:
+    return list(list_grid(of, BASE).values())
+
+
+# ------------------------------------------------------------------ invalid spaces
 @pytest.mark.parametrize(
     ("dimension", "message"),
     [
@@ -51,37 +56,37 @@ def space(**dimensions: Any) -> Space:
         ({"low": 0, "high": 1.5, "whole": True}, "low and high must be whole numbers with whole, got low 0, high 1.5"),
         ({"low": 1}, "high must be given, or values instead of a range"),
         ({}, "low and high must be given, or values instead of a range"),
-        ({"values": []}, "values must hold at least one value, got []"),
+        ({"values": []}, "dimensions.a.values: must have at least 1 item"),
         ({"values": [1], "low": 2}, "must have values or a range, got both values and low"),
         ({"values": [1], "log": True, "points": 4}, "must have values or a range, got both values and log, points"),
         ({"values": [1, 2, 1.0]}, "values must differ, got 1.0 twice; name each value once"),
         ({"values": [[0.4, 1], [0.4, 1.0]]}, "values must differ, got [0.4, 1.0] twice"),
-        ({"values": [1], "when": {"b": []}}, "when: b must hold at least one value, got []"),
+        ({"values": [1], "when": {"b": []}}, "dimensions.a.when.b: must have at least 1 item"),
         ({"low": 0, "hihg": 1}, "dimensions.a.hihg: unknown key; did you mean high?"),
         ({"low": "much", "high": 1}, "dimensions.a.low: must be a number"),
         ({"low": 0, "high": 1, "points": 1}, "dimensions.a.points: must be at least 2"),
     ],
 )
-def test_dimensions_that_are_refused(dimension: dict[str, Any], message: str) -> None:
+def test_invalid_dimensions(dimension: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         space(a=dimension)
     assert str(caught.value).startswith("dimensions.a")
     assert message in str(caught.value)
 
 
-def test_a_space_without_dimensions_is_refused() -> None:
+def test_a_space_without_dimensions_is_invalid() -> None:
     with pytest.raises(ConfigError, match="dimensions: must have at least 1 item"):
         space()
 
 
-def test_conditions_in_a_circle_are_refused() -> None:
+def test_conditions_in_a_circle_are_invalid() -> None:
     with pytest.raises(ConfigError, match=r"in a circle, got (a -> b -> a|b -> a -> b)"):
         space(a={"values": [1], "when": {"b": [1]}}, b={"values": [1], "when": {"a": [1]}})
     with pytest.raises(ConfigError, match="in a circle, got a -> a"):
         space(a={"values": [1], "when": {"a": [1]}})
 
 
-def test_numbers_and_truth_are_told_apart_as_in_json() -> None:
+def test_numbers_and_booleans_differ_as_in_json() -> None:
     assert space(a={"values": [1, True, "1"]}).dimensions["a"].extremes == (1, True, "1")
     assert to_hashable(1) == to_hashable(1.0) != to_hashable(True)
     assert to_hashable([1, [2]]) == to_hashable((1.0, (2,)))
@@ -167,7 +172,7 @@ def test_conditions_look_at_the_recipe_where_there_is_no_such_dimension() -> Non
     gone = space(optimizer__momentum={**only, "when": {"schedule.kind": ["step"]}})
     true_is_not_one = space(optimizer__momentum={**only, "when": {"model.auxiliary": [1]}})
     assert [len(list_grid(one, BASE)) for one in (kept, gone, true_is_not_one)] == [3, 1, 1]
-    assert list_grid(gone, BASE) == ({},)
+    assert grid(gone) == [{}]
 
 
 def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
@@ -177,7 +182,7 @@ def test_a_chain_of_conditions_ends_with_its_first_link() -> None:
         c_first={"values": [1, 2]},
     )
     assert found.ordered_paths == ("c_first", "b_middle", "a_last")
-    assert list_assignments(found, BASE) == ({"c_first": 1, "b_middle": 3, "a_last": 5}, {"c_first": 2})
+    assert list_assignments(found, BASE) == [{"c_first": 1, "b_middle": 3, "a_last": 5}, {"c_first": 2}]
 
 
 @given(st.permutations(["schedule.kind", "schedule.power", "augmentation.area", "optimizer.momentum"]))
@@ -190,7 +195,7 @@ def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
     }
     found = Space.from_dict({"dimensions": {path: dimensions[path] for path in order}})
     assert found.ordered_paths == ("augmentation.area", "optimizer.momentum", "schedule.kind", "schedule.power")
-    assert [list(one.items()) for one in list_grid(found, BASE)][4] == [
+    assert [list(one.items()) for one in grid(found)][4] == [
         ("augmentation.area", [0.4, 1.0]),
         ("optimizer.momentum", 0.7),
         ("schedule.kind", "step"),
@@ -207,16 +212,14 @@ def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> No
     assert build_recipe(BASE, {}) == BASE
 
 
-def test_a_recipe_that_is_refused_says_why() -> None:
+def test_an_invalid_recipe_says_why() -> None:
     with pytest.raises(ConfigError, match=r"schedule: final_rate must be at most base_rate \(0.01\), got 0.5"):
         build_recipe(BASE, {"schedule.final_rate": 0.5})
 
 
 # ------------------------------------------------------------------ grids
 def test_a_grid_is_the_conditional_product() -> None:
-    assert list_grid(
-        space(schedule__power=POWER, schedule__kind=KINDS, schedule__base_rate={"values": [0.1, 1]}), BASE
-    ) == (
+    assert grid(space(schedule__power=POWER, schedule__kind=KINDS, schedule__base_rate={"values": [0.1, 1]})) == [
         {"schedule.base_rate": 0.1, "schedule.kind": "step"},
         {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.25},
         {"schedule.base_rate": 0.1, "schedule.kind": "polynomial", "schedule.power": 0.5},
@@ -225,28 +228,28 @@ def test_a_grid_is_the_conditional_product() -> None:
         {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 0.25},
         {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 0.5},
         {"schedule.base_rate": 1, "schedule.kind": "polynomial", "schedule.power": 1.0},
-    )
+    ]
 
 
-def test_a_grid_leaves_out_what_the_recipe_refuses_and_what_is_there() -> None:
+def test_a_grid_leaves_out_invalid_and_repeated_recipes() -> None:
     finals = space(schedule__base_rate={"values": [0.1, 0.001]}, schedule__final_rate={"values": [0.0, 0.01]})
-    assert list_grid(finals, BASE) == (
+    assert grid(finals) == [
         {"schedule.base_rate": 0.1, "schedule.final_rate": 0.0},
         {"schedule.base_rate": 0.1, "schedule.final_rate": 0.01},
         {"schedule.base_rate": 0.001, "schedule.final_rate": 0.0},
-    )
+    ]
     # A text is read by its field: both are the same recipe.
-    assert list_grid(space(schedule__base_rate={"values": [0.1, "0.1"]}), BASE) == ({"schedule.base_rate": 0.1},)
+    assert grid(space(schedule__base_rate={"values": [0.1, "0.1"]})) == [{"schedule.base_rate": 0.1}]
 
 
-def test_a_grid_without_a_valid_trial_is_refused() -> None:
+def test_a_grid_without_a_valid_trial_is_an_error() -> None:
     with pytest.raises(
         ConfigError, match=r"no trial of the grid is valid; the first: .*final_rate must be at most base_rate"
     ):
         list_grid(space(schedule__final_rate={"low": 0.1, "high": 1}), BASE)
 
 
-def test_a_grid_that_nobody_trains_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_that_is_too_large_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     big = space(schedule__base_rate={"low": 0.1, "high": 1, "points": 5}, optimizer__momentum={"low": 0, "high": 0.9})
     monkeypatch.setattr(spaces, "MAX_LISTED", 15)
     assert len(list_grid(big, BASE)) == 15
@@ -297,7 +300,7 @@ def test_a_file_is_json_or_toml(tmp_path: Path) -> None:
         ("a.toml", "[dimensions.a]\nlow = 1\n", "a.toml: dimensions.a: high must be given"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_invalid_files(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -306,9 +309,179 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, mes
     assert message in str(caught.value)
 
 
-def test_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_a_folder_and_bytes_that_are_not_text_are_errors(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{")
     for name in ("folder.json", "bytes.json"):
         with pytest.raises(ConfigError, match=f"{name}: cannot be read"):
             load_space(str(tmp_path / name))
+
+
+# ------------------------------------------------------------------ what suits a recipe
+TWO_KINDS = {"values": ["polynomial", "step"]}
+
+
+def span(low: float, high: float, **more: Any) -> dict[str, Any]:
+    return {"low": low, "high": high, **more}
+
+
+def under(*kinds: str) -> dict[str, Any]:
+    return {"when": {"schedule.kind": list(kinds)}}
+
+
+def get_error(dimensions: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_space(Space.from_dict({"dimensions": dimensions}), BASE)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "dimension", "message"),
+    [
+        (
+            "schedule.base_rat",
+            span(0, 1),
+            "dimensions.schedule.base_rat: unknown path; did you mean schedule.base_rate",
+        ),
+        ("schedule", {"values": ["step"]}, "dimensions.schedule: holds several fields; name one of them: schedule."),
+        ("optimizer.momentum.x", span(0, 1), "dimensions.optimizer.momentum.x: unknown path"),
+        ("name", {"values": ["b"]}, "dimensions.name: must not be searched: it only names runs; leave it out"),
+        (
+            "version",
+            {"values": [2]},
+            "dimensions.version: must not be searched: it defines the meaning of a",
+        ),
+        (
+            "epochs",
+            span(1, 9, whole=True),
+            "dimensions.epochs: must not be searched: trials are",
+        ),
+        (
+            "seeds.order",
+            span(0, 9, whole=True),
+            "dimensions.seeds.order: must not be searched: the luckiest",
+        ),
+        (
+            "initial_weights",
+            {"values": [""]},
+            "dimensions.initial_weights: must not be searched: trials",
+        ),
+        ("schedule.base_rate", span(-1, 1), "dimensions.schedule.base_rate.low: must be above 0"),
+        ("schedule.base_rate", span(1, 1e3), "dimensions.schedule.base_rate.high: must be at most"),
+        ("schedule.kind", {"values": ["poly"]}, "values.0: must be one of"),
+        ("augmentation.area", {"values": [[0.4, 1], [1, 0.4]]}, "values.1: [1, 0.4]: area must be 0 < smallest"),
+        ("augmentation.area", {"values": [0.4]}, "values.0: must be a list"),
+        ("loss.label_smoothing", {"values": [0.1, 1]}, "values.1: must be below 1"),
+        ("batch_size", span(16, 64), "batch_size.low: must be a whole number"),
+        ("schedule.final_rate", span(0, 0.02), "final_rate.high: 0.02: final_rate must be at most base_rate"),
+    ],
+)
+def test_a_dimension_that_the_recipe_rejects(path: str, dimension: dict[str, Any], message: str) -> None:
+    assert message in get_error({path: dimension})
+
+
+def test_a_range_of_whole_numbers_says_how_to_ask_for_them() -> None:
+    assert get_error({"batch_size": span(16, 64)}).count("; set whole") == 2
+    check_space(Space.from_dict({"dimensions": {"batch_size": span(16, 64, whole=True)}}), BASE)
+
+
+def test_a_path_of_another_kind_says_which_condition_it_needs() -> None:
+    assert get_error({"schedule.decay_factor": span(0.1, 0.9)}) == (
+        "dimensions.schedule.decay_factor: belongs to schedule.kind step or exponential, not to polynomial; add when: "
+        '{"schedule.kind": ["step", "exponential"]}'
+    )
+
+
+def test_a_path_that_one_of_the_kinds_lacks_needs_a_condition() -> None:
+    # The recipe has a power, but not when the kind becomes step.
+    assert "dimensions.schedule.power: belongs to schedule.kind polynomial, not to step" in get_error(
+        {"schedule.kind": TWO_KINDS, "schedule.power": span(0.1, 1)}
+    )
+    check_space(
+        Space.from_dict(
+            {"dimensions": {"schedule.kind": TWO_KINDS, "schedule.power": span(0.1, 1, **under("polynomial"))}}
+        ),
+        BASE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        (
+            {"schedule.kind": ["cosine"]},
+            "one of the dimension's values ('polynomial', 'step'), got 'cosine'",
+        ),
+        ({"schedule.kinds": ["step"]}, "schedule.kinds: unknown path; did you mean schedule.kind?"),
+        ({"model.module": ["reducd"]}, "model.module: must be one of reduced, naive"),
+        ({"model.width": [99]}, "model.width: must be at most 8"),
+        ({"schedule.base_rate": [0.01]}, "one of the dimension's values (none of a range), got 0.01"),
+    ],
+)
+def test_a_condition_that_never_holds(when: dict[str, Any], message: str) -> None:
+    found = get_error(
+        {
+            "schedule.kind": TWO_KINDS,
+            "schedule.base_rate": span(0.01, 0.1),
+            "optimizer.momentum": span(0.5, 0.9, when=when),
+        }
+    )
+    assert found.startswith("dimensions.optimizer.momentum.when: ")
+    assert message in found
+
+
+def test_every_invalid_dimension_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_space(
+            Space.from_dict({"dimensions": {"schedule.rate": span(0, 1), "name": {"values": ["b"]}}}),
+            BASE,
+        )
+    assert [problem.path for problem in caught.value.field_errors] == ["dimensions.name", "dimensions.schedule.rate"]
+
+
+def test_steps_that_are_never_reached_are_invalid_under_their_kind() -> None:
+    dimensions = {"schedule.kind": TWO_KINDS, "schedule.decay_epochs": span(1, 30, **under("step"))}
+    assert get_error(dimensions).startswith(
+        "dimensions.schedule.decay_epochs.high: 30.0 with schedule.kind 'step': schedule.decay_epochs must be below "
+        "epochs (26), got 30: the first step is never reached"
+    )
+    # A constant rate has no step to reach.
+    factor = {"values": [0.5, 1.0], **under("step")}
+    check_space(Space.from_dict({"dimensions": {**dimensions, "schedule.decay_factor": factor}}), BASE)
+
+
+def test_a_value_needs_only_some_setting_of_the_others() -> None:
+    """Under the recipe's own rate of 0.01 a final rate of 0.02 is invalid, under one of 0.1 it is valid."""
+    rates = {"schedule.base_rate": span(0.001, 0.1), "schedule.final_rate": span(0, 0.02)}
+    check_space(Space.from_dict({"dimensions": rates}), BASE)
+    # A kind whose defaults do not suit 2 epochs, but whose own dimension does.
+    steps = {"schedule.kind": TWO_KINDS, "schedule.decay_epochs": span(0.1, 1, **under("step"))}
+    check_space(Space.from_dict({"dimensions": steps}), googlenet_tiny())
+    with pytest.raises(ConfigError, match=r"kind.values.1: 'step': schedule.decay_epochs must be below epochs"):
+        check_space(Space.from_dict({"dimensions": {"schedule.kind": TWO_KINDS}}), googlenet_tiny())
+
+
+def test_a_dimension_for_other_recipes_is_allowed_but_not_alone() -> None:
+    steps = {"schedule.decay_factor": span(0.1, 1, **under("step"))}
+    assert "none exists with this recipe" in get_error(steps)
+    check_space(Space.from_dict({"dimensions": {**steps, "optimizer.momentum": span(0.5, 0.9)}}), BASE)
+    # It is looked at all the same.
+    wrong = {"schedule.decay_factor": span(0.1, 2, **under("step")), "optimizer.momentum": span(0.5, 0.9)}
+    assert "dimensions.schedule.decay_factor.high: must be at most 1" in get_error(wrong)
+
+
+def test_conditions_of_conditions_are_followed() -> None:
+    deep = {
+        "schedule.kind": TWO_KINDS,
+        "schedule.decay_factor": {"values": [0.5, 0.9], **under("step")},
+        "schedule.decay_epochs": span(1, 26, when={"schedule.decay_factor": [0.5]}),
+    }
+    found = get_error(deep)
+    assert "dimensions.schedule.decay_epochs" in found
+    assert "never reached" in found
+    check_space(
+        Space.from_dict(
+            {"dimensions": {**deep, "schedule.decay_epochs": {**deep["schedule.decay_epochs"], "high": 25}}}
+        ),
+        BASE,
+    )

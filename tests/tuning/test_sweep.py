@@ -1,4 +1,4 @@
-"""A sweep, step by step, as the study asks it: no Ray, no training."""
+"""A sweep, step by step, as Tune calls it: no Ray, no training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.ray_backend.run_spec import RunSpec
-from orchestrator.recipe.config import Recipe
+from orchestrator.tuning import trial_store
 from orchestrator.tuning.config import BudgetConfig
 from orchestrator.tuning.sweep import Sweep, SweepContext
-from orchestrator.tuning.trial import Assignment, Metric, Trial
-from orchestrator.tuning.trial_run import TrialReport, TrialTask
-from orchestrator.tuning.trial_store import TrialStore, TrialStoreError
+from orchestrator.tuning.trial import Assignment, Metric, Trial, TrialReport, TrialTask
+from orchestrator.tuning.trial_store import TrialStoreError
 from tests.support.launched import recipe, spec, write_journal
+
+METRIC = Metric(name="top1_error")
 
 
 class Rates:
@@ -33,37 +33,44 @@ class Place:
 
     folder: Path
     events: list[tuple[str, str, int]] = field(default_factory=list)
-    added_specs: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
     stopped: bool = False
     slots: int = 2
 
-    def on_trial_added(self, spec: RunSpec) -> None:
-        self.added_specs.append(spec.recipe.name)
+    def on_trial_added(self, trial: Trial) -> None:
+        self.added.append(trial.recipe.name)
 
-    def on_trial_changed(self, trial: Trial, spec: RunSpec) -> None:
+    def make_task(self, trial: Trial) -> TrialTask:
+        own = spec(trial.recipe, str(self.folder))
+        return TrialTask(
+            number=trial.number,
+            spec=own,
+            metric=METRIC,
+            stop_flag="/stop",
+            successor="",
+            gpus=0,
+            ended=trial.is_terminal,
+        )
+
+    def on_trial_ended(self, trial: Trial) -> None:
         self.events.append((trial.name, trial.state, trial.trained_epochs))
-
-    def spec_of(self, of: Recipe) -> RunSpec:
-        return spec(of, str(self.folder))
 
     def sweep(self, budget: dict[str, Any] | None = None, most: int = 100) -> Sweep:
         """The sweep of a new driver."""
         context = SweepContext(
+            folder=str(self.folder),
             base=recipe(epochs=4),
-            metric=Metric(name="top1_error"),
+            metric=METRIC,
             budget=BudgetConfig.from_dict({"trials": 3, **(budget or {})}),
-            make_spec=self.spec_of,
-            stop_flag="/stop",
-            successor="/successor",
-            gpus=0.0,
+            suggest=Rates(most).suggest,
+            make_task=self.make_task,
             count_slots=lambda: self.slots,
             is_stop_requested=lambda: self.stopped,
             on_trial_added=self.on_trial_added,
-            on_trial_changed=self.on_trial_changed,
+            on_trial_ended=self.on_trial_ended,
         )
-        store = TrialStore(str(self.folder))
-        entries = store.load_trials(lambda of: self.spec_of(of).folder)
-        return Sweep(context, store, entries, Rates(most))
+        stored = trial_store.load_trials(str(self.folder), lambda of: spec(of, str(self.folder)).folder)
+        return Sweep(context, stored)
 
 
 @pytest.fixture
@@ -90,7 +97,6 @@ def test_no_more_begin_than_fit_and_one_that_is_staged(place: Place) -> None:
     sweep = place.sweep({"trials": 10})
     assert [task(sweep).number for _ in range(3)] == [1, 2, 3]
     assert sweep.next_task() == "later"
-    sweep.on_trial_started(1)
     sweep.on_trial_report(report(1, 4, state="finished"))
     sweep.on_trial_ended(1, None)
     assert task(sweep).number == 4
@@ -104,7 +110,7 @@ def test_a_trial_is_written_down_before_it_begins(place: Place) -> None:
     assert (place.folder / "trials" / "0001.json").exists()
     assert one.spec.recipe.name == "tiny-t001"
     assert one.spec.recipe.schedule.base_rate == 0.01
-    assert place.added_specs == ["tiny-t001"]
+    assert place.added == ["tiny-t001"]
 
 
 def test_the_space_or_the_budget_of_trials_ends_it(place: Place) -> None:
@@ -121,9 +127,9 @@ def test_how_a_trial_ends(place: Place) -> None:
     place.slots = 9
     sweep = place.sweep({"trials": 6})
     for _ in range(6):
-        sweep.on_trial_started(task(sweep).number)
+        task(sweep)
     for number in range(1, 7):
-        assert sweep.on_trial_report(report(number, 1)).ask_scheduler
+        assert sweep.on_trial_report(report(number, 1)) == "judge"
     sweep.on_trial_report(report(1, 4, state="finished"))
     sweep.on_trial_report(report(2, 1, state="diverged", reason="the loss is not finite"))
     sweep.on_trial_report(report(3, 1, state="failed", reason="bad-data"))
@@ -138,6 +144,7 @@ def test_how_a_trial_ends(place: Place) -> None:
         ("pruned", "ended after epoch 1 by the scheduler"),
         ("failed", "OSError: no space"),
     ]
+    assert [event[1] for event in place.events] == [state for state, _ in states(sweep)]
     again = place.sweep({"trials": 6})
     assert states(again) == [one if one[0] != "stopped" else ("waiting", "") for one in states(sweep)]
 
@@ -145,14 +152,14 @@ def test_how_a_trial_ends(place: Place) -> None:
 def test_the_budget_of_epochs_ends_those_under_way(place: Place) -> None:
     sweep = place.sweep({"trials": 9, "epochs": 3})
     first, second = task(sweep).number, task(sweep).number
-    assert not sweep.on_trial_report(report(first, 1)).should_stop
-    assert not sweep.on_trial_report(report(second, 1)).should_stop
-    assert sweep.on_trial_report(report(first, 2)).should_stop
+    assert sweep.on_trial_report(report(first, 1)) != "stop"
+    assert sweep.on_trial_report(report(second, 1)) != "stop"
+    assert sweep.on_trial_report(report(first, 2)) == "stop"
     assert sweep.next_task() is None
     sweep.on_trial_ended(first, None)
     sweep.on_trial_ended(second, None)
     assert states(sweep) == [("stopped", "--budget.epochs 3 is used up; set a larger one")] * 2
-    # More of it goes on with the same trials.
+    # A larger one resumes the same trials.
     later = place.sweep({"trials": 9, "epochs": 30})
     assert [task(later).number for _ in range(3)] == [1, 2, 3]
 
@@ -163,24 +170,24 @@ def test_the_budget_of_hours(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
     sweep = place.sweep({"hours": 0.5})
     number = task(sweep).number
     now[0] += 1799
-    assert not sweep.on_trial_report(report(number, 1)).should_stop
+    assert sweep.on_trial_report(report(number, 1)) != "stop"
     now[0] += 2
-    assert sweep.on_trial_report(report(number, 2)).should_stop
+    assert sweep.on_trial_report(report(number, 2)) == "stop"
     sweep.on_trial_ended(number, None)
     assert states(sweep) == [("stopped", "--budget.hours 0.5 is used up; rerun the same command, or set a larger one")]
 
 
-def test_a_wish_to_stop(place: Place) -> None:
+def test_a_stop_request(place: Place) -> None:
     sweep = place.sweep()
     number = task(sweep).number
     place.stopped = True
-    assert sweep.on_trial_report(report(number, 1)).should_stop
+    assert sweep.on_trial_report(report(number, 1)) == "stop"
     assert sweep.next_task() is None
     sweep.on_trial_ended(number, "its process died")  # with the cluster, perhaps
     assert states(sweep)[0][0] == "stopped"
 
 
-def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
+def test_a_new_driver_resumes_the_trials_of_one_that_died(place: Place) -> None:
     sweep = place.sweep()
     one, two, three = task(sweep), task(sweep), task(sweep)
     for number, (each, epochs) in enumerate(((one, 1), (two, 2), (three, 0)), 1):
@@ -203,16 +210,15 @@ def test_a_driver_that_died_leaves_what_is_to_go_on(place: Place) -> None:
     assert (second.spec, third.spec) == (one.spec, three.spec)
     assert later.next_task() == "later"
     # Repeated reports are not judged, and train nothing.
-    assert not later.on_trial_report(report(2, 1, again=True)).ask_scheduler
+    assert later.on_trial_report(report(2, 1)) == "continue"
     later.on_trial_ended(2, None)
-    assert later.on_trial_report(report(1, 1, again=True)).ask_scheduler
-    assert later.new_epochs == 0
+    assert later.on_trial_report(report(1, 1)) == "judge"
     later.on_trial_report(report(1, 2))
-    assert later.new_epochs == 1
+    assert later.trials[0].trained_epochs == 2
     assert later.next_task() is None
 
 
-def test_what_ended_before_its_first_epoch_is_not_told_again(place: Place) -> None:
+def test_a_trial_that_ended_before_its_first_epoch_is_not_repeated(place: Place) -> None:
     sweep = place.sweep()
     sweep.on_trial_ended(task(sweep).number, "ValueError: never works")
     later = place.sweep()
@@ -230,9 +236,9 @@ def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
     sweep = place.sweep({"trials": 9})
     number = task(sweep).number
     not_validated = TrialReport(number=number, epoch=1, values={"train/loss": 1.0})
-    assert not sweep.on_trial_report(not_validated).should_stop
+    assert sweep.on_trial_report(not_validated) != "stop"
     values = {"validation/raw_top5_error": 1.0, "validation/averaged_f1": 0.5, "train/loss": 1.0}
-    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)).should_stop
+    assert sweep.on_trial_report(TrialReport(number=number, epoch=2, values=values)) == "stop"
     sweep.on_trial_ended(number, None)
     reason = "--metric must be one of f1, top5_error, got 'top1_error'; set another one"
     assert states(sweep) == [("stopped", reason)]
@@ -242,6 +248,4 @@ def test_a_metric_that_validation_lacks_stops_the_sweep(place: Place) -> None:
 def test_a_non_finite_metric_does_not_stop_the_sweep(place: Place) -> None:
     sweep = place.sweep({"trials": 9})
     values = {"validation/raw_top5_error": 1.0}  # the other one was NaN
-    assert not sweep.on_trial_report(
-        TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)
-    ).should_stop
+    assert sweep.on_trial_report(TrialReport(number=task(sweep).number, epoch=1, values=values, score=100.0)) != "stop"

@@ -5,20 +5,21 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from orchestrator.recipe.presets import googlenet_digits
-from orchestrator.tuning import ranking
-from orchestrator.tuning.importance import compute_importance
+from orchestrator.tuning import ranking, sweep_report
 from orchestrator.tuning.ranking import SeedComparison
-from orchestrator.tuning.report import sweep_plots, sweep_report
+from orchestrator.tuning.sweep_report import SweepReport
 from orchestrator.tuning.trial import Metric, Trial
 from tests.support.pages import Page
 from tests.tuning import made
 
 METRIC = Metric(name="top1_error")
 ABOUT = {
-    "name": "digits-rates",
+    "sweep": "digits-rates",
     "dataset": "digits",
     "sampler": "random",
     "scheduler": "asha",
@@ -31,8 +32,7 @@ ABOUT = {
 
 def page(trials: list[Trial], noise: SeedComparison | None = None, **about: object) -> Page:
     """The page without plots: they take a while."""
-    found = compute_importance(trials, METRIC)
-    return Page(sweep_report.render_html({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise, found, {}))
+    return Page(SweepReport({**ABOUT, **about}, trials, METRIC, googlenet_digits(), noise).render_html(None))
 
 
 # ------------------------------------------------------------------ the whole
@@ -41,10 +41,10 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
     noise = ranking.compare_seeds([5.0, 5.2, 5.1], [4.0, 4.1, 4.2], METRIC)
-    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), noise)
+    SweepReport(ABOUT, trials, METRIC, googlenet_digits(), noise).write(str(tmp_path))
     names = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "ranking.json", "ranking.md", "errors.png"} <= names
-    assert {name for name in names if name.endswith(".png")} <= {f"{name}.png" for name in sweep_plots.PLOT_NAMES}
+    assert {name for name in names if name.endswith(".png")} <= {f"{name}.png" for name in sweep_report.PLOT_NAMES}
     text = (tmp_path / "report.html").read_text()
     found = Page(text)
     assert not {"script", "link", "iframe", "object", "embed", "base"} & set(found.tags)
@@ -59,8 +59,8 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
     assert f"{best.name} wins with a top-1 error of {best.get_score(METRIC):.2f}% after 26 epochs." in found.all_text
     assert "its own score is optimistic" in found.all_text
     assert "more than seed noise explains" in found.all_text
-    assert "16 of 16 allowed: " in found.all_text
-    assert f"{sum(one.trained_epochs for one in trials):,} of 1,000 allowed" in found.all_text
+    assert "budget trials 16" in found.all_text
+    assert f"epochs trained {sum(one.trained_epochs for one in trials):,}" in found.all_text
     assert "seed 7" in found.all_text
     for one in trials:
         assert one.name in found.all_text
@@ -68,7 +68,7 @@ def test_everything_is_written_and_needs_no_other_file(tmp_path: Path) -> None:
 
 def test_the_json_holds_every_trial(tmp_path: Path) -> None:
     trials = made.sweep(12)
-    sweep_report.write_report(str(tmp_path), ABOUT, trials, METRIC, googlenet_digits(), None)
+    SweepReport(ABOUT, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     found = json.loads((tmp_path / "ranking.json").read_text())
     best = ranking.find_winner(trials, METRIC)
     assert best is not None
@@ -86,10 +86,10 @@ def test_the_json_holds_every_trial(tmp_path: Path) -> None:
 def test_the_markdown_holds_the_ranking() -> None:
     trials = made.sweep(12)
     noise = ranking.compare_seeds([5.0], [4.0], METRIC)
-    text = sweep_report.render_markdown(ABOUT, trials, METRIC, googlenet_digits(), noise)
+    text = SweepReport(ABOUT, trials, METRIC, googlenet_digits(), noise).render_markdown()
     assert text.startswith("# digits-rates\n")
     assert ranking.render_markdown(ranking.rank_trials(trials, METRIC), METRIC) in text
-    assert "a single seed shows no spread" in text
+    assert "too few or equal scores for an interval" in text
     assert "is optimistic" in text
 
 
@@ -99,8 +99,8 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
         made.trial(1, [5.0], assignment={"a.kind": evil, f"b.{evil}": 1.0}),
         made.trial(2, [6.0], "failed", {"a.kind": "$x$"}, reason=f"{evil} & more"),
     ]
-    about = {**ABOUT, "name": f"<b>{evil}", "sampler": evil, evil: {evil: [evil]}}
-    sweep_report.write_report(str(tmp_path), about, trials, METRIC, googlenet_digits(), None)
+    about = {**ABOUT, "sweep": f"<b>{evil}", "sampler": evil, evil: {evil: [evil]}}
+    SweepReport(about, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     text = (tmp_path / "report.html").read_text()
     assert "script" not in Page(text).tags
     assert "<script" not in text
@@ -122,7 +122,7 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
 )
 def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
     (tmp_path / "importance.png").write_bytes(b"of an earlier report")
-    sweep_report.write_report(str(tmp_path), {}, trials, METRIC, googlenet_digits(), None)
+    SweepReport({}, trials, METRIC, googlenet_digits(), None).write(str(tmp_path))
     found = json.loads((tmp_path / "ranking.json").read_text(), parse_constant=pytest.fail)
     assert len(found["trials"]) == len(trials)
     assert "importance.png" not in {one.name for one in tmp_path.iterdir()} or len(trials) >= 8
@@ -135,12 +135,12 @@ def test_any_sweep_has_a_report(tmp_path: Path, trials: list[Trial]) -> None:
 
 
 # ------------------------------------------------------------------ against the base
-def test_the_base_among_the_trials_is_told() -> None:
+def test_the_base_among_the_trials_is_named() -> None:
     base = googlenet_digits()
     wide = base.model_copy(update={"name": "t2", "model": base.model.model_copy(update={"width": 0.5})})
     first = made.trial(1, [9.0, 6.0], assignment={"model.width": 0.25}, recipe=base.model_copy(update={"name": "t1"}))
     second = made.trial(2, [9.0, 5.5], assignment={"model.width": 0.5}, recipe=wide)
-    sentences = sweep_report.compose_headline([first, second], METRIC, base)
+    sentences = SweepReport({}, [first, second], METRIC, base).compose_headline()
     assert sentences == [
         "t002 wins with a top-1 error of 5.50% after 2 epochs.",
         "The base preset, googlenet-digits, was t001: 6.00%, which is 0.50 points more.",
@@ -151,7 +151,7 @@ def test_the_base_among_the_trials_is_told() -> None:
     assert "It is the base preset, googlenet-digits" in page([first]).all_text
 
 
-def test_what_a_kind_brings_along_is_told() -> None:
+def test_fields_that_a_kind_brings_along_are_listed() -> None:
     base = googlenet_digits()  # a polynomial
     (cosine,) = [one for one in made.sweep(40) if one.assignment["schedule.kind"] == "cosine"][:1]
     rows = {row[0]: row[1:] for row in sweep_report.diff_with_base(cosine, base)}
@@ -163,17 +163,56 @@ def test_what_a_kind_brings_along_is_told() -> None:
 def test_budgets_in_words() -> None:
     trials = [made.trial(1, [5.0, 4.0]), made.trial(2, [6.0], "pruned")]
     about = {"budget_trials": 2, "budget_seconds": 3600.0, "note": ["a", "b"]}
-    assert sweep_report.build_facts(about, trials, METRIC) == [
+    assert SweepReport(about, trials, METRIC, googlenet_digits()).build_facts() == [
         ("metric", "top-1 error on the validation split, in percent; of the averaged weights, if any"),
-        ("trials", "2 of 2 allowed: 1 finished, 1 pruned"),
+        ("trials", "2: 1 finished, 1 pruned"),
         ("epochs trained", "3"),
-        ("time trained, of all trials together", "0:30 of 1:00:00 allowed"),
-        ("note", "a, b"),
+        ("time trained, of all trials together", "0:30"),
+        ("budget trials", "2"),
+        ("budget seconds", "3600.0"),
+        ("note", '["a", "b"]'),
     ]
 
 
 def test_a_metric_of_its_own() -> None:
     trials = [made.trial(1, [8.0], assignment={"a": 1})]
-    assert sweep_report.compose_headline(trials, Metric(name="top5_error"), googlenet_digits())[0].startswith(
-        "t001 wins with a top-5 error of 2.00%"
+    assert (
+        SweepReport({}, trials, Metric(name="top5_error"), googlenet_digits())
+        .compose_headline()[0]
+        .startswith("t001 wins with a top-5 error of 2.00%")
     )
+
+
+# ------------------------------------------------------------------ the plot
+ONE = {"schedule.base_rate": 0.01}
+
+
+def test_the_winner_is_wider_and_scores_far_apart_have_a_logarithmic_axis() -> None:
+    trials = [made.trial(1, [50.0] * 3, "pruned", ONE), made.trial(2, [50.0, 4.0], assignment=ONE)]
+    axes = sweep_report.draw_errors(trials, METRIC).axes[0]
+    widths = {line.get_label(): line.get_linewidth() for line in axes.get_lines()}
+    assert widths["t002, the winner"] > 2 * widths["pruned (1)"]
+    assert axes.get_yscale() == "log"
+    assert sweep_report.draw_errors(trials[:1], METRIC).axes[0].get_yscale() == "linear"
+
+
+def test_the_plot_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
+    SweepReport({}, made.sweep(12), METRIC, googlenet_digits()).write(str(tmp_path))
+    image = imread(tmp_path / "errors.png")
+    assert image.shape[0] > 200
+    assert image.shape[1] > 800
+    assert np.mean(image[..., :3].min(axis=2) < 0.9) > 0.005
+
+
+@pytest.mark.parametrize(
+    ("trials", "has_plot"),
+    [
+        ([made.trial(1, [], "waiting", ONE)], False),
+        ([made.trial(1, [math.nan], "diverged", ONE)], False),
+        ([made.trial(n, [math.nan, 5.0, math.inf], "diverged", ONE) for n in (1, 2)], True),
+        ([made.trial(n, [5.0], "pruned", {"a$b.x_{y": "$1" * n, "c": None}) for n in (1, 2)], True),
+    ],
+)
+def test_there_is_a_plot_where_there_is_a_finite_score(tmp_path: Path, trials: list[Trial], has_plot: bool) -> None:
+    SweepReport({}, trials, METRIC, googlenet_digits()).write(str(tmp_path))
+    assert (tmp_path / "errors.png").exists() == has_plot

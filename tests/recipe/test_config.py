@@ -13,9 +13,16 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.plugins import compute_source_digest
 from orchestrator.models.config import ModelPlugin
 from orchestrator.recipe import presets
-from orchestrator.recipe.config import AdamWConfig, OptimizerPlugin, Recipe, SGDConfig
+from orchestrator.recipe.config import (
+    AdamWConfig,
+    OptimizerPlugin,
+    Recipe,
+    SGDConfig,
+    check_plugins,
+    collect_code,
+    pin_code,
+)
 from orchestrator.recipe.lr_schedule import SchedulePlugin, compute_lr
-from orchestrator.recipe.plugin_code import check_plugins, collect_code, pin_code
 
 HALVES = "def halves(share, steps=4):\n    return 0.5 ** int(share * steps)\n"
 
@@ -47,12 +54,17 @@ def test_recipes_without_plugins_are_as_they_were() -> None:
 
 
 def test_kinds_of_optimizers_are_chosen_by_name() -> None:
-    found = recipe(**{"optimizer.kind": "adamw", "optimizer.clip_norm": 1.0})
-    assert found.optimizer == AdamWConfig(clip_norm=1.0, weight_decay=2e-4), "shared fields stay"
-    found = recipe(**{"optimizer.kind": "torch.optim:RMSprop", "optimizer.args": '{"alpha": 0.9}'})
-    assert found.optimizer == OptimizerPlugin(kind="torch.optim:RMSprop", args={"alpha": 0.9})
-    assert Recipe.from_dict(found.to_dict()) == found
-    assert compute_fingerprint(found) != compute_fingerprint(recipe())
+    changed = recipe(**{"optimizer.kind": "adamw", "optimizer.clip_norm": 1.0})
+    assert changed.optimizer == AdamWConfig(clip_norm=1.0, weight_decay=0.01), "SGD's weight decay is another thing"
+    changed = recipe(**{"optimizer.kind": "adamw", "optimizer.weight_decay": 0.05})
+    assert changed.optimizer == AdamWConfig(weight_decay=0.05)
+    modern = apply_overrides(presets.googlenet_bn_digits(), {"optimizer.clip_norm": 2.0})
+    assert apply_overrides(modern, {"optimizer.kind": "sgd"}) == modern, "the same kind keeps all"
+    assert apply_overrides(modern, {"optimizer.kind": "adamw"}).optimizer == AdamWConfig(clip_norm=2.0)
+    changed = recipe(**{"optimizer.kind": "torch.optim:RMSprop", "optimizer.args": '{"alpha": 0.9}'})
+    assert changed.optimizer == OptimizerPlugin(kind="torch.optim:RMSprop", args={"alpha": 0.9})
+    assert Recipe.from_dict(changed.to_dict()) == changed
+    assert compute_fingerprint(changed) != compute_fingerprint(recipe())
     with pytest.raises(ConfigError, match=r"must be one of sgd, adamw, package.module:attribute, got 'adam'; did"):
         recipe(**{"optimizer.kind": "adam"})
     with pytest.raises(ConfigError, match=r"belongs to optimizer.kind sgd; set that too"):
@@ -122,7 +134,9 @@ def test_good_plugins_pass() -> None:
         "schedule.kind": "own_rates:halves",
         "loss.class_weights": (1.0,) * 10,
     }
-    check_plugins(recipe(**changes), 10)
+    changed = recipe(**changes)
+    check_plugins(changed, 10)
+    assert pin_code(changed).code.keys() == {"examples.small_cnn:SmallCNN", "own_rates:halves"}
 
 
 @pytest.mark.parametrize(
