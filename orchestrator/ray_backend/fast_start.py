@@ -61,11 +61,13 @@ class FastStartTrainer(DataParallelTrainer):
             options["scaling_policy"] = NonAutoscalingPolicy(options["scaling_policy"].scaling_config)
         # An earlier controller of the same run may have died with its process, such as a trial's actor of Ray Tune.
         ray_internals.release_placement_group(self._folder)
+        thread = threading.current_thread()
+        name, thread.name = thread.name, self.run_config.name or "run"  # stands in each line of the log
         try:
-            threading.current_thread().name = self.run_config.name or "run"  # stands in each line of the log
             with patch_ray_train():
                 return run_controller(FastStartController(self._folder, **options))
         finally:
+            thread.name = name
             ray_internals.release_placement_group(self._folder)
 
 
