@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, cast
@@ -366,7 +367,9 @@ def test_requests_in_flight_are_answered_before_the_end(known: Classifier) -> No
 
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    # Under nohup this process ignores SIGHUP, and so would the server.
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
     ensembles.members(tmp_path)
     command = ["jobs/serve.py", "--model", str(tmp_path / "models" / "m1"), "--port", "0"]
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
