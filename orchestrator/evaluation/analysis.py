@@ -58,12 +58,7 @@ def analyze_ensemble(
         member_names=names,
         class_names=manifest.titles or manifest.classes,
         table=table3.build_table(
-            cells,
-            means,
-            images.bad_images,
-            images.unlabelled,
-            table3.is_ilsvrc(manifest.classes),
-            values,
+            cells, means, images.bad_images, images.unlabelled, table3.is_ilsvrc(manifest.classes), values
         ),
         members={
             (name, crops): _compute_percent(images.flags[(CROPS, crops), (member,)])

@@ -23,11 +23,7 @@ from orchestrator.data.transforms.decode import decode_image
 from orchestrator.evaluation import inference
 from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.evaluation.score_store import ShardScoreWriter
-from orchestrator.evaluation.scoring_task import (
-    MAX_MODELS_PER_TASK,
-    ScoringTarget,
-    ShardScoringTask,
-)
+from orchestrator.evaluation.scoring_task import MAX_MODELS_PER_TASK, ScoringTarget, ShardScoringTask
 
 STREAM_SAMPLES = 64  # samples of a shard that are read ahead
 

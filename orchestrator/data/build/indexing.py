@@ -7,7 +7,6 @@ manifest comes last. Whatever a reader could not use is an error here.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import math
 import re
@@ -188,17 +187,9 @@ class ShardIndexer:
         if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
             described = label_format.describe_others(skipped, labels)
             raise DataError(f"{shown}: {described}; or set --image-key jpg to leave them out")
-        data = listing.to_bytes()
-        shard = Shard(
-            name=name,
-            samples=len(listing.keys),
-            bytes=reader.size,
-            sha256=reader.compute_sha256(),
-            index_sha256=hashlib.sha256(data).hexdigest(),
-        )
+        shard = shard_scan.save_index(self._to, name, listing, reader.size, reader.compute_sha256())
         entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
         record = json.dumps({**entry, "transparent": scan.transparent}).encode()
-        file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
         file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), record)
         return ScannedShard(split, shard, listing, skipped, scan.transparent)
 

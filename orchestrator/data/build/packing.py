@@ -193,10 +193,10 @@ def _reencode_samples(source: Any, split: str, config: PackConfig) -> Iterator[R
     for sample in source.iter_samples(split):
         if not isinstance(sample, RawSample):
             raise DataError(f"source.plugin: iter_samples must yield RawSample, got {type(sample).__name__}")
-        image, finding, is_resized = shard_packer.reencode_image(sample.image, sample.key, config.layout)
-        if finding.defect:
-            raise DataError(f"source.plugin: sample {sample.key!r}: {finding.reason}; mend it or leave it out")
-        yield RawSample(sample.key, image, sample.label, "jpg" if is_resized else finding.extension)
+        packed = shard_packer.reencode_image(sample.image, sample.key, config.layout)
+        if packed.defect:
+            raise DataError(f"source.plugin: sample {sample.key!r}: {packed.reason}; mend it or leave it out")
+        yield RawSample(sample.key, packed.image, sample.label, packed.extension)
 
 
 # ------------------------------------------------------------------ source and what is there already
@@ -253,7 +253,7 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
         rows = [ImageRow(*values) for values in zip(*split.select_rows(chosen).to_columns().values(), strict=True)]
         with ThreadPoolExecutor(IO_THREADS) as pool:
             for row, packed in zip(rows, pool.map(read, rows), strict=True):
-                if not packed.finding.defect:
+                if not packed.defect:
                     before, after = before + row.length, after + len(packed.image)
     return after / before if before else 1.0
 
