@@ -81,17 +81,13 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
 
 
 def _resolve_config(job: IndexConfig) -> IndexConfig:
-    """Return the job with absolute places. Raises ConfigError."""
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
     given = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
     places = {name: resolve_place(place, name) if place else "" for name, place in given.items()}
-    url = places["url"]
-    if places["to"] != url and redaction.redact(url) != url:
-        raise ConfigError(
-            f"url: {redaction.redact(url)} is given with a password or query, which would stand in the manifest; "
-            "give them by the environment"
-        )
+    if places["to"] != (url := places["url"]) and redaction.redact(url) != url:
+        where = f"url: {redaction.redact(url)} is given with a password or query"
+        raise ConfigError(f"{where}, which would stand in the manifest; give them by the environment")
     return job.model_copy(update=places)
 
 
@@ -122,28 +118,21 @@ def _index_all(
         own = [shard for shard in indexed if shard.split == split]
         duplicates, count = shard_scan.find_duplicate_keys(job.to, own)
         for key, first, second in duplicates:
-            raise DataError(
-                f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split, since "
-                "they name samples in ledgers and scores; pack it anew, or name each tar once"
-            )
+            fix = "keys must be unique in a split; pack it anew, or name each tar once"
+            raise DataError(f"key {key!r} is in {first} and in {second} ({count} such keys): {fix}")
     return indexed
 
 
 def _number_classes(shards: Sequence[ScannedShard]) -> tuple[str, ...]:
-    """Return names of classes that have none: their numbers."""
     largest = max(int(shard.labels.max()) for shard in shards)
     if largest < 1:
-        raise DataError(
-            "all labels are 0: at least 2 classes are needed; set --label-key if the labels are in another member, or "
-            "in a field of a json member"
-        )
+        raise DataError("all labels are 0: at least 2 classes are needed; set --label-key if the labels are elsewhere")
     return tuple(str(number) for number in range(largest + 1))
 
 
 def _check_existing(
     job: IndexConfig, labels: LabelFormat, sizes: Mapping[str, Mapping[str, int]], console: Console
 ) -> int:
-    """Print that the dataset is complete. Raises DataError when it is another one than the job is about."""
     existing = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
     kept = {split: {shard.name: shard.bytes for shard in shards} for split, shards in existing.splits.items()}
     made = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}

@@ -193,10 +193,8 @@ def read_text(url: str, label: str) -> str:
     except FileNotFoundError:
         raise DataError(f"{label}: missing") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{label}: no text in UTF-8: byte {error.start} cannot be decoded; convert it, for example with "
-            "iconv -f latin1 -t utf8"
-        ) from None
+        fix = "convert it, for example with iconv -f latin1 -t utf8"
+        raise DataError(f"{label}: no text in UTF-8: byte {error.start} cannot be decoded; {fix}") from None
 
 
 def check_names(names: Iterable[str]) -> None:

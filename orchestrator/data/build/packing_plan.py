@@ -28,8 +28,6 @@ SAMPLE_OVERHEAD_BYTES = 512 * 3 + 256
 PLAN_VERSION = 1
 IO_THREADS = 16  # for small objects: a store answers each in its own time
 
-_ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
-
 ShardId = tuple[str, int]  # split and number
 # By split: its listing, and the rows of each shard.
 PlannedRows = dict[str, tuple[SplitListing, list[NDArray[np.int64]]]]
@@ -151,17 +149,15 @@ def load_plan(config: PackConfig) -> PackingPlan | None:
     except FileNotFoundError:
         return None
     except (ConfigError, ValueError) as error:
-        raise DataError(
-            f"{redaction.redact(url)}: damaged, or of another version: {error}; remove {PACKING_FOLDER} and start anew"
-        ) from None
+        where = f"{redaction.redact(url)}: damaged, or of another version"
+        raise DataError(f"{where}: {error}; remove {PACKING_FOLDER} and start anew") from None
     command = config.describe_identity()
     for name in (*command, *plan.identity):
         theirs, ours = plan.identity.get(name, ""), command.get(name, "")
         if theirs != ours:
-            raise DataError(
-                f"url: {redaction.redact(config.url)}: an unfinished packing with {name} {theirs!r} is there, this "
-                f"command has {ours!r}; give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
-            )
+            what = f"an unfinished packing with {name} {theirs!r} is there, this command has {ours!r}"
+            fix = f"give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
+            raise DataError(f"url: {redaction.redact(config.url)}: {what}; {fix}")
     return plan
 
 
@@ -179,9 +175,7 @@ def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> Packi
     if file_io.create_bytes(file_io.join(config.url, PACKING_FOLDER, "plan.json"), plan.to_json().encode()):
         return plan
     if (other := load_plan(config)) is None:
-        raise DataError(
-            f"{redaction.redact(config.url)}: another packing began and ended meanwhile; look at what is there"
-        )
+        raise DataError(f"{redaction.redact(config.url)}: another packing began and ended meanwhile; see what is there")
     return other
 
 
@@ -191,13 +185,11 @@ def read_rows(task: ShardTask) -> list[ImageRow]:
     shown = redaction.redact(url)
     try:
         columns = parse_object(file_io.read_bytes(url))
-        return [ImageRow(*values) for values in zip(*(columns[name] for name in _ROW_COLUMNS), strict=True)]
+        return [ImageRow(*values) for values in zip(*columns.values(), strict=True)]
     except FileNotFoundError:
-        raise DataError(
-            f"{shown}: not visible on node {socket.gethostname()}: the dataset's folder must be a URL or a file system "
-            "that all nodes share, and no other packing of it may have ended meanwhile"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+        needed = "it must be in a folder that all nodes share, and no other packing of it may have ended meanwhile"
+        raise DataError(f"{shown}: not visible on node {socket.gethostname()}: {needed}") from None
+    except (ValueError, TypeError) as error:
         raise DataError(f"{shown}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew") from None
 
 

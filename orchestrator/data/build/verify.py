@@ -190,8 +190,6 @@ def _describe_difference(listing: ShardIndex, actual: ShardIndex) -> str:
         rows = [row for row, (listed, there) in pairs if listed != there]
         if rows:
             listed, there = (getattr(one, column)[rows[0]] for one in (listing, actual))
-            return (
-                f"sample {actual.keys[rows[0]]!r} has the {column.removesuffix('s')} {listed} in the index, {there} in "
-                f"the tar ({len(rows)} such samples)"
-            )
+            differing = f"{column.removesuffix('s')} {listed} in the index, {there} in the tar"
+            return f"sample {actual.keys[rows[0]]!r} has the {differing} ({len(rows)} such samples)"
     return ""

@@ -292,7 +292,7 @@ def test_one_class_is_none(tmp_path: Path) -> None:
      ([*sample(0, 0), *sample(0, 0)], "sample '0000' has two images"),
      ([*sample(0, 0), ("./0000.png", b"x")], "sample '0000' has two images"),
      ([("a.txt", b"x")], r"members of samples that have none of .jpg, .jpeg, .png, .cls: .txt \(1\)"),
-     ([("/a.jpg", b"x"), ("/a.cls", b"0")], "member '/a.jpg' at byte 0: a name must be relative"),
+     ([("/a.jpg", b"x"), ("/a.cls", b"0")], "member '/a.jpg' at byte 0 must be relative"),
      ([("../a.jpg", b"x")], "member '../a.jpg'")],
 )  # fmt: skip
 def test_unfit_tars(foreign: Path, members: Sequence[tuple[str, bytes]], said: str) -> None:

@@ -65,9 +65,8 @@ class IlsvrcLister(FolderLister):
             if name.partition("/")[0] in names
         } | {place: given for place in STANDARD_NAMES if (given := getattr(self._source, place))}
         if "train" not in roots:
-            raise DataError(
-                f"source.url: {redaction.redact(url)}: neither {' nor '.join(STANDARD_NAMES['train'])} there"
-            )
+            tried = " nor ".join(STANDARD_NAMES["train"])
+            raise DataError(f"source.url: {redaction.redact(url)}: neither {tried} there")
         self.check_holdout(roots)
         return roots
 
@@ -95,9 +94,8 @@ class IlsvrcLister(FolderLister):
                 continue
             wnid = listing.make_key(member.name).rpartition("/")[2]
             if wnid in inner:
-                raise DataError(
-                    f"{redaction.redact(url)}: {inner[wnid].name!r} and {member.name!r} are both of class {wnid}"
-                )
+                both = f"{inner[wnid].name!r} and {member.name!r}"
+                raise DataError(f"{redaction.redact(url)}: {both} are both of class {wnid}")
             inner[wnid] = member
         numbers = listing.number_classes(url, inner, classes)
 
@@ -167,10 +165,8 @@ def _load_kaggle(url: str) -> Devkit:
         if number == 1 and name == "ImageId":
             continue
         if len(found) != 1 or not found <= words.keys() or name in wnids:
-            raise DataError(
-                f"{redaction.redact(url)}: line {number}: must be a new image and boxes of one class of {MAPPING}, got "
-                f"{line[:80]!r}"
-            )
+            rule = f"must be a new image and boxes of one class of {MAPPING}, got {line[:80]!r}"
+            raise DataError(f"{redaction.redact(url)}: line {number}: {rule}")
         wnids[name] = found.pop()
     return Devkit(words, wnids)
 
@@ -217,9 +213,7 @@ def _parse_synsets(meta: bytes, shown: str) -> tuple[dict[str, str], dict[int, s
                 raise ValueError(f"synset {number} ({wnid}) is there twice")
             words[wnid], wnids[number] = str(synset["words"]), wnid
     except Exception as error:  # scipy raises errors of many types for damaged files
-        raise DataError(
-            f"{shown}: {META_PATH}: damaged, or not of ILSVRC2012: {type(error).__name__}: {error}"
-        ) from None
+        raise DataError(f"{shown}: {META_PATH}: damaged, or not of ILSVRC2012: {error!r}") from None
     if not words:
         raise DataError(f"{shown}: {META_PATH}: no synset without children")
     return words, wnids
