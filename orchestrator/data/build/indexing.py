@@ -97,23 +97,11 @@ def _index_all(
     """Return all shards. Raises DataError with everything that is wrong, or the first problems of many."""
     work = ShardIndexer(job.url, job.to, labels)
     items = [(split, name, size) for split, own in sizes.items() for name, size in own.items()]
-    shards = dict[int, ScannedShard]()
-    problems: list[str] = []
-
-    def receive(number: int, result: ScannedShard | str) -> None:
-        if isinstance(result, ScannedShard):
-            shards[number] = result
-            return
-        problems.append(result)
-        print_line(console, f"error: {result}", "red")
-        if len(problems) == MAX_PROBLEMS:
-            raise DataError(f"{len(problems)} tars cannot be indexed, the rest was not read; {problems[0]}")
-
-    shard_scan.run_on_shards(items, work, receive, job.threads, console, "indexing")
-    if problems:
+    results = shard_scan.run_on_shards(items, work, DataError, MAX_PROBLEMS, job.threads, console, "indexing")
+    if problems := [result for result in results if isinstance(result, DataError)]:
         many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
         raise DataError(f"{many}{problems[0]}")
-    indexed = [shards[number] for number in range(len(items))]
+    indexed = [result for result in results if isinstance(result, ScannedShard)]
     for split in sizes:
         own = [shard for shard in indexed if shard.split == split]
         duplicates, count = shard_scan.find_duplicate_keys(job.to, own)
@@ -156,15 +144,13 @@ class ShardIndexer:
         except StorageError as error:
             raise StorageError(f"{error}; --to URL writes manifest and indexes elsewhere") from None
 
-    def __call__(self, item: tuple[str, str, int], ranges: RangeReader) -> ScannedShard | str:
-        """Return a shard whose index is written, or what is wrong with it. item: split, name and bytes of the tar."""
+    def __call__(self, item: tuple[str, str, int], ranges: RangeReader) -> ScannedShard:
+        """Return a shard whose index is written. item: split, name and bytes of the tar. Raises DataError."""
         split, name, size = item
         try:
             return self._load_kept(split, name, size) or self._index_shard(split, name, ranges)
         except FileNotFoundError:
-            return f"{redaction.redact(file_io.join(self._url, name))}: missing"
-        except DataError as error:
-            return str(error)
+            raise DataError(f"{redaction.redact(file_io.join(self._url, name))}: missing") from None
 
     def _index_shard(self, split: str, name: str, ranges: RangeReader) -> ScannedShard:
         url, labels = file_io.join(self._url, name), self._labels

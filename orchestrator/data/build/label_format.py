@@ -187,14 +187,20 @@ def read_classes(url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def read_text(url: str, label: str) -> str:
     """Return the text of a UTF-8 file. Raises DataError, which begins with `label`, when it is none or missing."""
     try:
-        if (size := file_io.get_size(url)) > MAX_TEXT_BYTES:
-            raise DataError(f"{label}: must have at most {MAX_TEXT_BYTES} bytes, got {size}")
-        return file_io.read_bytes(url).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{label}: missing") from None
+        return read_bounded(url, label, MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         fix = "convert it, for example with iconv -f latin1 -t utf8"
         raise DataError(f"{label}: no text in UTF-8: byte {error.start} cannot be decoded; {fix}") from None
+
+
+def read_bounded(url: str, label: str, limit: int) -> bytes:
+    """Return the bytes of a file. Raises DataError, which begins with `label`, for more than `limit` or a missing file."""
+    try:
+        if (size := file_io.get_size(url)) > limit:
+            raise DataError(f"{label}: must have at most {limit} bytes, got {size}")
+        return file_io.read_bytes(url)
+    except FileNotFoundError:
+        raise DataError(f"{label}: missing") from None
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -258,9 +258,8 @@ def _load_existing(config: PackConfig) -> Manifest | None:
     there: dict[str, object] = {"name": existing.name, **existing.made}
     for name, value in {"name": config.name, **config.to_manifest_values()}.items():
         if there.get(name) != value:
-            raise _make_conflict(
-                config, existing, f"packed with {name} {there.get(name)!r}; this command has {value!r}"
-            )
+            how = f"packed with {name} {there.get(name)!r}; this command has {value!r}"
+            raise _make_conflict(config, existing, how)
     return existing
 
 

@@ -25,7 +25,6 @@ from orchestrator.storage import file_io, urls
 PACKING_FOLDER = "_packing"  # below the dataset's, as long as it is being packed
 # Beside its image a sample takes two headers, the label and, on average, half a record of filling.
 SAMPLE_OVERHEAD_BYTES = 512 * 3 + 256
-PLAN_VERSION = 1
 IO_THREADS = 16  # for small objects: a store answers each in its own time
 
 ShardId = tuple[str, int]  # split and number
@@ -50,7 +49,7 @@ class SplitPlan(Config):
 class PackingPlan(Config):
     """Plan of a packing: what is packed and how."""
 
-    version: int = PLAN_VERSION
+    version: int = 1
     identity: dict[str, str]
     name: str
     classes: tuple[str, ...]
@@ -202,7 +201,7 @@ def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedSha
     """Return the records of the shards whose tar is there in full. Raises DataError for a damaged record."""
     there = set(file_io.list_names(file_io.join(url, PACKING_FOLDER, "done")))
     entry_urls = {shard: _make_record_url(url, "done", *shard) for shard in plan.shards()}
-    entry_urls = {shard: entry_url for shard, entry_url in entry_urls.items() if urls.get_basename(entry_url) in there}
+    entry_urls = {shard: place for shard, place in entry_urls.items() if urls.get_basename(place) in there}
     sizes = {name: file_io.list_sizes(file_io.join(url, name)) for name in plan.splits}
     with ThreadPoolExecutor(IO_THREADS) as pool:
         entries = zip(entry_urls, pool.map(_read_entry, entry_urls.values()), strict=True)

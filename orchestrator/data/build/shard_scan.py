@@ -27,10 +27,12 @@ from orchestrator.data.index import KeyColumn, ShardIndex, compute_checksum
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import decode
 from orchestrator.storage import file_io
+from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 T = TypeVar("T")
 R = TypeVar("R")
+F = TypeVar("F", DataError, StorageError)
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_LISTED_PAIRS = 5  # of a kind of duplicates
@@ -141,23 +143,32 @@ class ScannedShard:
 def run_on_shards(
     items: Sequence[T],
     work: Callable[[T, RangeReader], R],
-    receive: Callable[[int, R], None],
+    tolerated: type[F],
+    limit: int,
     threads: int,
     console: Console,
     title: str,
-) -> None:
-    """Do `work(item, ranges)` on all items and hand each result to `receive(number, result)` here, as they are done.
+) -> list[R | F]:
+    """Return the result of `work(item, ranges)` for each item, or the tolerated error that it raised.
 
-    When another item's work, `receive` or Ctrl-C raised, the next read of every other item fails, and what was raised
-    is raised here. After Ctrl-C no read that waits for a store is waited for.
+    After `limit` of those, any other error or Ctrl-C, the next read of every other item fails, and the error is raised.
+    After Ctrl-C no read that waits for a store is waited for.
     """
     pool, reported = ThreadPoolExecutor(threads), time.monotonic()
+    results, failures = dict[int, R | F](), list[F]()
     with closing(RangeReader(threads)) as ranges:
         try:
             pending = {pool.submit(work, item, ranges): number for number, item in enumerate(items)}
             futures = track(as_completed(pending), title, len(items), console=console, disable=not console.is_terminal)
             for done, future in enumerate(futures, start=1):
-                receive(pending[future], future.result())
+                try:
+                    results[pending[future]] = future.result()
+                except tolerated as error:
+                    results[pending[future]] = error
+                    failures.append(error)
+                    print_line(console, f"error: {error}", "red")
+                    if len(failures) == limit:
+                        raise tolerated(f"{limit} tars cannot be read, the rest was not tried; {failures[0]}") from None
                 if not console.is_terminal and time.monotonic() - reported > LOG_SECONDS:
                     reported = time.monotonic()
                     print_line(console, f"{title}: {done} of {len(items)} shards")
@@ -166,6 +177,7 @@ def run_on_shards(
             pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
             raise
         pool.shutdown()
+    return [results[number] for number in range(len(items))]
 
 
 def find_duplicate_keys(url: str, shards: Sequence[ScannedShard]) -> tuple[list[tuple[str, str, str]], int]:

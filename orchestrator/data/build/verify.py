@@ -78,19 +78,11 @@ def _verify_shards(
 ) -> list[ScannedShard]:
     """Return every shard's result, in the manifest's order. Raises StorageError after MAX_UNREACHABLE shards."""
     listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
-    results: dict[int, ScannedShard] = {}
-    unreachable: list[StorageError] = []
-
-    def receive(number: int, result: ScannedShard | StorageError) -> None:
-        if isinstance(result, StorageError):
-            unreachable.append(result)
-            if len(unreachable) == MAX_UNREACHABLE:
-                raise result
-            result = ScannedShard(*listed[number], None, problems=(str(result),))
-        results[number] = result
-
-    shard_scan.run_on_shards(listed, verifier, receive, job.threads, console, "verifying")
-    return [results[number] for number in range(len(listed))]
+    work = (listed, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
+    return [
+        result if isinstance(result, ScannedShard) else ScannedShard(*item, None, problems=(str(result),))
+        for item, result in zip(listed, shard_scan.run_on_shards(*work), strict=True)
+    ]
 
 
 def _find_manifest_problems(dataset: Manifest) -> list[tuple[str, str]]:
@@ -135,8 +127,8 @@ class ShardVerifier:
         self._url, self._manifest, self._deep = url, dataset, deep
         self.labels = label_format.parse_manifest_values(dataset.made, dataset.classes)
 
-    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard | StorageError:
-        """Return all that is wrong with a shard, given with its split; the error when the storage fails."""
+    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard:
+        """Return all that is wrong with a shard, given with its split. Raises StorageError when the storage fails."""
         split, shard = item
         problems: list[str] = []
         url = self._manifest.tar_url(self._url, shard)
@@ -157,8 +149,6 @@ class ShardVerifier:
         except FileNotFoundError:
             problems.append(f"{redaction.redact(url)}: missing although the manifest lists it")
             return ScannedShard(split, shard, listing, problems=problems)
-        except StorageError as error:
-            return error
         if listing is None or actual is None:
             return ScannedShard(split, shard, actual or listing, transparent=scan.transparent, problems=problems)
         if difference := _describe_difference(listing, actual):

@@ -326,7 +326,7 @@ def test_all_errors_are_reported(foreign: Path) -> None:
 
 def test_the_rest_of_many_bad_tars_is_not_read(tmp_path: Path) -> None:
     write(tmp_path, **{f"train_{n:03d}": b"" for n in range(100)})
-    with pytest.raises(DataError, match=r"^20 tars cannot be indexed, the rest was not read"):
+    with pytest.raises(DataError, match=r"^20 tars cannot be read, the rest was not tried"):
         run(tmp_path, validation="", threads=1)
 
 

@@ -17,7 +17,7 @@ from scipy.io import loadmat
 
 from orchestrator.config import redaction
 from orchestrator.data.build.config import IlsvrcSource
-from orchestrator.data.build.label_format import read_text
+from orchestrator.data.build.label_format import read_bounded, read_text
 from orchestrator.data.build.sources import listing
 from orchestrator.data.build.sources.listing import FolderLister, ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_reader import MemberRange, iter_member_ranges
@@ -139,7 +139,8 @@ def load_devkit(url: str) -> Devkit:
     if url.endswith((".tar", ".tar.gz", ".tgz")):
         meta, truth = _read_devkit_tar(url)
     else:
-        meta, truth = (_read_bounded(file_io.join(url, path)) for path in (META_PATH, GROUND_TRUTH_PATH))
+        paths = (META_PATH, GROUND_TRUTH_PATH)
+        meta, truth = (read_bounded(file_io.join(url, path), f"{shown}/{path}", MAX_DEVKIT_BYTES) for path in paths)
     words, wnids = _parse_synsets(meta, shown)
     try:
         numbers = [int(line) for line in truth.split()]
@@ -171,19 +172,9 @@ def _load_kaggle(url: str) -> Devkit:
     return Devkit(words, wnids)
 
 
-def _read_bounded(url: str) -> bytes:
-    shown = redaction.redact(url)
-    try:
-        if (size := file_io.get_size(url)) > MAX_DEVKIT_BYTES:
-            raise DataError(f"{shown}: must have at most {MAX_DEVKIT_BYTES} bytes, got {size}")
-        return file_io.read_bytes(url)
-    except FileNotFoundError:
-        raise DataError(f"{shown}: missing: the devkit of ILSVRC2012 has it") from None
-
-
 def _read_devkit_tar(url: str) -> tuple[bytes, bytes]:
     shown = redaction.redact(url)
-    data, found = _read_bounded(url), dict[str, bytes]()
+    data, found = read_bounded(url, shown, MAX_DEVKIT_BYTES), dict[str, bytes]()
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as tar:
             for member in tar:
