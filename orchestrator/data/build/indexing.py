@@ -75,8 +75,8 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
     place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
     print_line(console, f"{place}: written, digest {indexed.digest()}")
     if manifest.is_outside(indexed.tars, job.to):
-        place = redaction.redact(indexed.tars)
-        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
+        where = f"the tars stay in {redaction.redact(indexed.tars)}"
+        print_line(console, f"{where}: each job that reads this dataset needs --allow-elsewhere")
     return 0
 
 

@@ -104,10 +104,9 @@ def parse_manifest_values(made: Mapping[str, object], classes: tuple[str, ...] =
 def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
     """Return the extensions of "jpg;input.jpg" in lower case. Raises ValueError for one that no member can have."""
     extensions = tuple(part.strip().removeprefix(".").lower() for part in key.split(";"))
-    if any(not extension or "/" in extension or extension.startswith(".") for extension in extensions):
-        raise ValueError(f"{field}: must be extensions of members such as 'jpg' or 'input.jpg;jpg', got {key!r}")
-    if len(set(extensions)) < len(extensions):
-        raise ValueError(f"{field}: must name each extension once, got {key!r}")
+    odd = any(not extension or "/" in extension or extension.startswith(".") for extension in extensions)
+    if odd or len(set(extensions)) < len(extensions):
+        raise ValueError(f"{field}: must be extensions such as 'jpg' or 'input.jpg;jpg', each once, got {key!r}")
     return extensions
 
 
@@ -194,7 +193,7 @@ def read_text(url: str, label: str) -> str:
 
 
 def read_bounded(url: str, label: str, limit: int) -> bytes:
-    """Return the bytes of a file. Raises DataError, which begins with `label`, for more than `limit` or a missing file."""
+    """Return the bytes of a file. Raises DataError, which begins with `label`, for over `limit` bytes and no file."""
     try:
         if (size := file_io.get_size(url)) > limit:
             raise DataError(f"{label}: must have at most {limit} bytes, got {size}")

@@ -106,11 +106,10 @@ def preview_plan(config: PackConfig, say: Say) -> PackingPlan:
 def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[PackingPlan, PlannedRows]:
     """Return the plan, and by split its listing and the rows of each shard. Raises DataError for an unfit source."""
     say(f"listing {', '.join(sorted({redaction.redact(root) for root in roots.values()}))}")
-    listing, layout = _list_images(config, roots), config.layout
+    listing = _list_images(config, roots)
     ratio = _estimate_size_ratio(config, listing.splits["train"])
-    size, least = layout.shard_mib * 2**20, layout.min_shards
     rows = {
-        name: (split, packing_plan.assign_shards(split, layout.seed, name, size, least, ratio))
+        name: (split, packing_plan.assign_shards(split, config.layout, name, ratio))
         for name, split in listing.splits.items()
     }
     plan = PackingPlan(
@@ -307,8 +306,8 @@ def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> d
                  "reason": image.reason} for image in bad
             ],
         }  # fmt: skip
-    how = {"name": plan.name, "made": plan.made, "classes": len(plan.classes), "ignored_files": plan.ignored}
-    return {**how, "splits": splits}
+    made, classes = plan.made, len(plan.classes)
+    return {"name": plan.name, "made": made, "classes": classes, "ignored_files": plan.ignored, "splits": splits}
 
 
 def describe_report(report: Mapping[str, Any]) -> list[str]:

@@ -108,14 +108,12 @@ class PackedShard(Config):
 
 
 # ------------------------------------------------------------------ rows of each shard
-def assign_shards(
-    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
-) -> list[NDArray[np.int64]]:
+def assign_shards(listing: SplitListing, layout: ShardLayout, split: str, ratio: float) -> list[NDArray[np.int64]]:
     """Return the rows of each shard: shuffled, every class spread evenly; shards differ in bytes by about an image.
 
     ratio: bytes to be stored for a byte of the source.
     """
-    labels, sizes = listing.labels, np.bincount(listing.labels)
+    labels, sizes, seed = listing.labels, np.bincount(listing.labels), layout.seed
     draws = rng.permutation(rng.derive_key(seed, f"pack-{split}"), len(labels))
     by_class = draws[np.argsort(labels[draws], kind="stable")]
     own = labels[by_class]
@@ -128,7 +126,7 @@ def assign_shards(
     ties[draws] = np.arange(len(labels))
     rows = by_class[np.lexsort((ties[by_class], position))]
     ends = np.cumsum(listing.lengths[rows] * ratio + SAMPLE_OVERHEAD_BYTES)
-    count = min(len(rows), max(min_shards, int(np.ceil(ends[-1] / shard_bytes))))
+    count = min(len(rows), max(layout.min_shards, int(np.ceil(ends[-1] / (layout.shard_mib * 2**20)))))
     middles = ends - np.diff(ends, prepend=0.0) / 2
     bins = np.minimum((middles * (count / ends[-1])).astype(np.int64), count - 1)
     # An image larger than a shard leaves the next one empty.
@@ -200,8 +198,8 @@ def save_entry(task: ShardTask, entry: PackedShard) -> None:
 def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedShard]:
     """Return the records of the shards whose tar is there in full. Raises DataError for a damaged record."""
     there = set(file_io.list_names(file_io.join(url, PACKING_FOLDER, "done")))
-    entry_urls = {shard: _make_record_url(url, "done", *shard) for shard in plan.shards()}
-    entry_urls = {shard: place for shard, place in entry_urls.items() if urls.get_basename(place) in there}
+    places = ((shard, _make_record_url(url, "done", *shard)) for shard in plan.shards())
+    entry_urls = {shard: place for shard, place in places if urls.get_basename(place) in there}
     sizes = {name: file_io.list_sizes(file_io.join(url, name)) for name in plan.splits}
     with ThreadPoolExecutor(IO_THREADS) as pool:
         entries = zip(entry_urls, pool.map(_read_entry, entry_urls.values()), strict=True)

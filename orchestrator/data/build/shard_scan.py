@@ -173,8 +173,9 @@ def run_on_shards(
                     reported = time.monotonic()
                     print_line(console, f"{title}: {done} of {len(items)} shards")
         except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             ranges.close()
-            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt))
             raise
         pool.shutdown()
     return [results[number] for number in range(len(items))]

@@ -27,7 +27,6 @@ from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
-FAILED = 1
 MAX_UNREACHABLE = 5  # a storage that is down would be asked for every shard, with all its retries
 
 
@@ -42,7 +41,12 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
     url = resolve_place(job.url, "url")
     dataset = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     verifier = ShardVerifier(url, dataset, job.deep)
-    shards = _verify_shards(verifier, dataset, job, console)
+    listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
+    work = (listed, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
+    shards = [
+        result if isinstance(result, ScannedShard) else ScannedShard(*item, None, problems=(str(result),))
+        for item, result in zip(listed, shard_scan.run_on_shards(*work), strict=True)
+    ]
     problems = [(one.shard.name, problem) for one in shards for problem in one.problems]
     problems += _find_manifest_problems(dataset)
     for split in sorted(dataset.splits):
@@ -67,22 +71,10 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
             table.add_row(Text(make_printable(where)), Text(make_printable(what)))
         console.print(table)
         print_line(console, f"{name}: {len(problems)} problems" + (f" and {beside}" if beside else ""), "red")
-        return FAILED
+        return 1
     verdict = f"no errors, but {beside}" if beside else "nothing is wrong"
     print_line(console, f"{name}: {verdict}", "yellow" if beside else "green")
     return 0
-
-
-def _verify_shards(
-    verifier: ShardVerifier, dataset: Manifest, job: VerifyConfig, console: Console
-) -> list[ScannedShard]:
-    """Return every shard's result, in the manifest's order. Raises StorageError after MAX_UNREACHABLE shards."""
-    listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
-    work = (listed, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
-    return [
-        result if isinstance(result, ScannedShard) else ScannedShard(*item, None, problems=(str(result),))
-        for item, result in zip(listed, shard_scan.run_on_shards(*work), strict=True)
-    ]
 
 
 def _find_manifest_problems(dataset: Manifest) -> list[tuple[str, str]]:

@@ -18,8 +18,6 @@ from orchestrator.data.build.config import DIGITS_SEED, DigitsSource, PackConfig
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.manifest import Manifest
 
-IMAGE_SIDE = 48
-
 
 class Digits:
     """The digits as a source; the split and every byte are the same each time."""
@@ -38,7 +36,7 @@ class Digits:
         """Yield the samples of a split."""
         for number in self._numbers[split].tolist():
             grey = (self._digits.images[number] * (255 / 16)).round().astype(np.uint8)
-            large = cv2.resize(grey, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)[:, :, None]
+            large = cv2.resize(grey, (48, 48), interpolation=cv2.INTER_CUBIC)[:, :, None]
             image = simplejpeg.encode_jpeg(large, quality=95, colorspace="GRAY", colorsubsampling="Gray")
             yield RawSample(f"digit-{number:04d}", image, int(self._digits.target[number]))
 

@@ -36,7 +36,6 @@ STANDARD_NAMES = {
     "validation": ("ILSVRC2012_img_val.tar", "val", "validation", f"{_KAGGLE}/val"),
     "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION),
 }
-WALK_THREADS = 16  # inner tars are walked side by side: of a remote one every byte comes over the network
 MAX_DEVKIT_BYTES = 64 * 2**20  # the real files have 2.5 MB together
 
 
@@ -74,7 +73,7 @@ class IlsvrcLister(FolderLister):
         """Return the listing of what `find_roots` returned. Raises DataError for damage, and labels that do not fit."""
         kit = load_devkit(roots["devkit"]) if "devkit" in roots else None
         classes, validation = tuple(sorted(kit.words)) if kit else None, None
-        with closing(RangeReader(WALK_THREADS)) as ranges:
+        with closing(RangeReader(listing.LISTING_THREADS)) as ranges:
             if roots["train"].endswith(".tar"):
                 classes, train = self._list_tar_of_tars(roots["train"], classes, ranges)
             else:
@@ -100,7 +99,7 @@ class IlsvrcLister(FolderLister):
         numbers = listing.number_classes(url, inner, classes)
 
         def rows() -> Iterator[ImageRow]:
-            with ThreadPoolExecutor(WALK_THREADS) as pool:
+            with ThreadPoolExecutor(listing.LISTING_THREADS) as pool:
                 walks = pool.map(lambda wnid: list(iter_member_ranges(ranges, url, inner[wnid])), inner)
                 for wnid, files in zip(inner, walks, strict=True):
                     for image in self.select_images(files):

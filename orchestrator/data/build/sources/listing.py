@@ -29,9 +29,8 @@ VALIDATION_NAMES = ("validation", "val")
 MAX_DEPTH = 8  # deeper trees are cycles of links
 LISTING_THREADS = 16
 # Folders that systems and programs add, in lower case: no classes, and their pictures do not belong to the dataset.
-SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
-     "#snapshot"}
+SYSTEM_FOLDERS = (
+    "@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle", "#snapshot"
 )  # fmt: skip
 # Other files are no images by their name: they are passed over and counted.
 IMAGE_FILE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm"})
