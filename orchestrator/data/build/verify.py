@@ -41,11 +41,11 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
     url = resolve_place(job.url, "url")
     dataset = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     verifier = ShardVerifier(url, dataset, job.deep)
-    listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
-    work = (listed, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
+    items = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
+    work = (items, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
     shards = [
         result if isinstance(result, ScannedShard) else ScannedShard(*item, None, problems=(str(result),))
-        for item, result in zip(listed, shard_scan.run_on_shards(*work), strict=True)
+        for item, result in zip(items, shard_scan.run_on_shards(*work), strict=True)
     ]
     problems = [(one.shard.name, problem) for one in shards for problem in one.problems]
     problems += _find_manifest_problems(dataset)
