@@ -56,7 +56,9 @@ class IlsvrcSource(_ImageSource):
 
     kind: Literal["ilsvrc"] = Field("ilsvrc", description=_KIND)
     url: str = Field(
-        "", description="folder of ILSVRC2012's tars or train/ and val/, with the devkit; or Kaggle's ILSVRC/ and LOC_*"
+        "",
+        description="folder with ILSVRC2012_img_train.tar or train/, ILSVRC2012_img_val.tar or val/, and "
+        "ILSVRC2012_devkit_t12.tar.gz or ILSVRC2012_devkit_t12/; or with Kaggle's ILSVRC/ and LOC_*",
     )
     train: str = Field("", description="training tar of tars, or folder of a folder per class, when not below url")
     validation: str = Field("", description="flat validation tar or folder, or folder per class, when not below url")
@@ -173,7 +175,9 @@ class IndexConfig(CheckConfig):
         "", description="the image's member, or several ('jpg;input.jpg'), the first counts; empty: jpg, jpeg or png"
     )
     label_key: str = Field(
-        "", description="the label's field of the json ('label', 'meta.json:label'), or member ('output.cls', '.label')"
+        "",
+        description="field of each sample's json that holds the label ('label', 'meta.json:label'), or the member that "
+        "is the label ('output.cls', '.label', 'cls;y.cls'); empty: the cls member",
     )
     classes: str = Field("", description="URL of the class names: one per line, a JSON list, or an object by label")
     to: str = Field("", description="where manifest and indexes are written when the tars' folder is read-only")
