@@ -24,7 +24,7 @@ from orchestrator.evaluation.analysis_results import (
     SubsetErrors,
 )
 from orchestrator.evaluation.image_errors import ALL_CROPS, CROPS, MAXIMUM, SCALE, ErrorFlags, ImageErrors
-from orchestrator.evaluation.table3 import CellKey, ErrorArray
+from orchestrator.evaluation.table3 import CellKey, ErrorArray, Table3
 from orchestrator.recipe.config import MetricPlugin
 
 NUM_CALIBRATION_BINS = 15
@@ -53,18 +53,13 @@ def analyze_ensemble(
     means = bootstrap.resample_means(np.hstack(list(cells.values())))
     resampled = dict(zip(cells, np.split(means, len(cells), axis=1), strict=True))
     confusions = count_confusions(images.labels, images.predicted[-1])
+    number, of_ilsvrc = len(images.labels), table3.is_ilsvrc(manifest.classes)
+    rows = table3.build_cells(cells, means, values)
     return Analysis(
         split=split,
         member_names=names,
         class_names=manifest.titles or manifest.classes,
-        table=table3.build_table(
-            cells,
-            means,
-            images.bad_images,
-            images.unlabelled,
-            table3.is_ilsvrc(manifest.classes),
-            values,
-        ),
+        table=Table3(rows, number, images.bad_images, images.unlabelled, of_ilsvrc),
         members={
             (name, crops): _compute_percent(images.flags[(CROPS, crops), (member,)])
             for member, name in enumerate(names)
@@ -114,10 +109,8 @@ def count_confusions(labels: IntArray, predicted: IntArray) -> list[Confusion]:
     wrong = predicted != labels
     codes, counts = np.unique(labels[wrong] * num_classes + predicted[wrong], return_counts=True)
     order = np.lexsort((codes, -counts))
-    return [
-        Confusion(code // num_classes, code % num_classes, count)
-        for code, count in zip(codes[order].tolist(), counts[order].tolist(), strict=True)
-    ]
+    columns = (*np.divmod(codes[order], num_classes), counts[order])
+    return [Confusion(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def compute_class_errors(
@@ -150,12 +143,8 @@ def _find_misclassifications(images: ImageErrors) -> tuple[Misclassification, ..
 def _compute_calibration(images: ImageErrors, models: int) -> Calibration:
     """Return the calibration of all single models (`models` 1), or of their ensemble."""
     rows = slice(0, images.num_members) if models == 1 else slice(-1, None)
-    binned = np.stack(
-        [
-            _bin_confidence(confidence, predicted == images.labels)
-            for confidence, predicted in zip(images.confidence[rows], images.predicted[rows], strict=True)
-        ]
-    )
+    pairs = zip(images.confidence[rows], images.predicted[rows], strict=True)
+    binned = np.stack([_bin_confidence(sure, predicted == images.labels) for sure, predicted in pairs])
     answers, confidence, right = np.moveaxis(binned, 1, 0)
     pooled = binned.sum(axis=0)
     number, mean, accuracy = pooled.sum(axis=1).tolist()

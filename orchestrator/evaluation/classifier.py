@@ -56,10 +56,8 @@ class Classifier:
         for number, member in enumerate(members, start=1):
             if member.classes != self.classes:
                 own, first = (f"{len(names)} ({', '.join(names[:3])}, ...)" for names in (member.classes, self.classes))
-                raise DataError(
-                    f"members must have the same classes, got {own} of model {number} and {first} of model 1; leave "
-                    "one out"
-                )
+                got = f"got {own} of model {number} and {first} of model 1"
+                raise DataError(f"members must have the same classes, {got}; leave one out")
         if titles and len(titles) != len(self.classes):
             raise DataError(f"titles must be one for each of {len(self.classes)} classes, got {len(titles)}")
         self.names = tuple(titles) or self.classes

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def collect_errors(shards: Iterable[ShardScores], num_members: int) -> ImageErro
     detailed = {subset for subset in subsets if len(subset) in (1, num_members - 1, num_members)}
     flags: dict[tuple[ScoreView, Subset], list[ErrorFlags]] = defaultdict(list)
     counts = {crops: dict.fromkeys(subsets, np.zeros(2, dtype=np.int64)) for crops in multi_crop.CROP_SUBSETS}
-    ids, labels, predicted, confidence = [], [], [], []
+    columns: list[tuple[NDArray[Any], ...]] = []
     bad_images = unlabelled = 0
     for shard in shards:
         for row, view in enumerate(VIEWS):
@@ -77,23 +78,11 @@ def collect_errors(shards: Iterable[ShardScores], num_members: int) -> ImageErro
                 if subset in detailed:
                     flags[view, subset].append(wrong)
         top1_errors = {subset: flags[ALL_CROPS, subset][-1][:, 0] for subset in detailed}
-        classes, probabilities = _predict_classes(shard, top1_errors)
-        ids.append(shard.ids)
-        labels.append(shard.labels)
-        predicted.append(classes)
-        confidence.append(probabilities)
+        columns.append((shard.ids, shard.labels, *_predict_classes(shard, top1_errors)))
         bad_images, unlabelled = bad_images + shard.bad_images, unlabelled + shard.unlabelled
-    return ImageErrors(
-        num_members,
-        np.concatenate(ids),
-        np.concatenate(labels),
-        {key: np.concatenate(parts) for key, parts in flags.items()},
-        counts,
-        np.concatenate(predicted, axis=1),
-        np.concatenate(confidence, axis=1),
-        bad_images,
-        unlabelled,
-    )
+    ids, labels, predicted, confidence = (np.concatenate(parts, axis=-1) for parts in zip(*columns, strict=True))
+    joined = {key: np.concatenate(parts) for key, parts in flags.items()}
+    return ImageErrors(num_members, ids, labels, joined, counts, predicted, confidence, bad_images, unlabelled)
 
 
 def _predict_classes(

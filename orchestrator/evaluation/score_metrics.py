@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from orchestrator.evaluation.image_errors import CROPS, VIEWS
-from orchestrator.evaluation.score_store import Float32Array, ShardScores
+from orchestrator.evaluation.score_store import ShardScores
 from orchestrator.evaluation.table3 import CellKey, list_cells
 from orchestrator.recipe.config import MetricPlugin
 from orchestrator.recipe.metrics import MetricCounter, create_metrics
@@ -38,7 +38,9 @@ class TableMetrics:
             for (models, crops), counters in self._counters.items():
                 row = VIEWS.index((CROPS, crops))
                 scores = [rows[:, row] for rows in shard.rows]
-                for counter, means in zip(counters, scores if models == 1 else [_average(scores)], strict=True):
+                if models > 1:
+                    scores = [np.asarray(np.mean(scores, axis=0, dtype=np.float32))]
+                for counter, means in zip(counters, scores, strict=True):
                     counter.add(torch.from_numpy(np.log(np.maximum(means, MIN_PROBABILITY))), labels)
             yield shard
 
@@ -49,8 +51,3 @@ class TableMetrics:
             cell: {name: float(np.mean([each[name] for each in of_models])) for name in of_models[0]}
             for cell, of_models in values.items()
         }
-
-
-def _average(scores: Sequence[Float32Array]) -> Float32Array:
-    """Return the mean of K times N x C scores."""
-    return np.asarray(np.mean(scores, axis=0, dtype=np.float32))

@@ -88,13 +88,7 @@ class ShardScoreWriter:
             buffer, ids=self._ids[taken], labels=self._labels[taken], rows=self._rows[taken],
             exact=np.concatenate(self._exact_places), exact_rows=np.concatenate(self._exact_rows),
         )  # fmt: skip
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "key": urls.get_basename(folder),
-            "shard": shard,
-            "images": self._images,
-            "bad": bad,
-        }
+        metadata = {**_describe_shard(folder, shard), "images": self._images, "bad": bad}
         commit.write_folder(_get_shard_url(folder, shard), {_FILE: buffer.getvalue()}, metadata)
 
 
@@ -169,31 +163,31 @@ def iter_shards(folders: Sequence[str], manifest: Manifest, split: str) -> Itera
             reading = read(number + 1)
             for part, folder in zip(others, folders[1:], strict=True):
                 if not (np.array_equal(part.ids, first.ids) and np.array_equal(part.labels, first.labels)):
-                    raise DataError(
-                        f"{redaction.redact(folder)}: {shard.name}: was scored on other images or labels than "
-                        f"{redaction.redact(folders[0])}; delete one of them"
-                    )
+                    one, other = redaction.redact(folder), redaction.redact(folders[0])
+                    what = f"{shard.name}: was scored on other images or labels than {other}"
+                    raise DataError(f"{one}: {what}; delete one of them")
             known = first.labels >= 0
             rows = tuple(part.rows if known.all() else part.rows[known] for part in parts)
             yield ShardScores(first.ids[known], first.labels[known], rows, first.bad_images, int((~known).sum()))
             labelled += int(known.sum())
     if not labelled:
-        raise DataError(
-            f"{manifest.name}: none of the {manifest.count_samples(split)} images of split {split!r} has scores and a "
-            "label: there are no errors to count"
-        )
+        which = f"{manifest.name}: none of the {manifest.count_samples(split)} images of split {split!r}"
+        raise DataError(f"{which} has scores and a label: there are no errors to count")
 
 
 def _get_shard_url(folder: str, shard: int) -> str:
     return file_io.join(folder, f"shard-{shard:06d}")
 
 
+def _describe_shard(folder: str, shard: int) -> dict[str, object]:
+    return {"format_version": FORMAT_VERSION, "key": urls.get_basename(folder), "shard": shard}
+
+
 def _read_shard(folder: str, shard: int) -> tuple[int, dict[str, NDArray[Any]]]:
     url = _get_shard_url(folder, shard)
     shown = redaction.redact(url)
     metadata = commit.read_metadata(url)
-    expected = {"format_version": FORMAT_VERSION, "key": urls.get_basename(folder), "shard": shard}
-    for field, value in expected.items():
+    for field, value in _describe_shard(folder, shard).items():
         if metadata.get(field) != value:
             raise CommitError(f"{shown}: its {field} is {metadata.get(field)!r}, not {value!r}: it belongs elsewhere")
     payload = commit.read_folder(url)

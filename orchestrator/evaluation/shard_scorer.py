@@ -23,11 +23,7 @@ from orchestrator.data.transforms.decode import decode_image
 from orchestrator.evaluation import inference
 from orchestrator.evaluation.inference import CropViews, InferenceModel
 from orchestrator.evaluation.score_store import ShardScoreWriter
-from orchestrator.evaluation.scoring_task import (
-    MAX_MODELS_PER_TASK,
-    ScoringTarget,
-    ShardScoringTask,
-)
+from orchestrator.evaluation.scoring_task import MAX_MODELS_PER_TASK, ScoringTarget, ShardScoringTask
 
 STREAM_SAMPLES = 64  # samples of a shard that are read ahead
 
@@ -69,10 +65,8 @@ def score_shard(arguments: dict[str, Any]) -> list[str]:
                 try:
                     writer.add(ids, labels, torch.stack(rows).cpu().numpy())
                 except ValueError as error:
-                    raise DataError(
-                        f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it: {error}; "
-                        "if its training diverged, leave it out"
-                    ) from None
+                    where = f"{target.name}: image {ids[0]} of the split or one of the {len(ids) - 1} after it"
+                    raise DataError(f"{where}: {error}; if its training diverged, leave it out") from None
     for target, writer in zip(task.scorers, writers, strict=True):
         writer.save(target.scores, task.shard, len(bad))
     return bad
@@ -87,15 +81,11 @@ def load_models(targets: Sequence[ScoringTarget], dataset: Manifest) -> list[Inf
     for target in targets:
         model = _load_cached_model(target.weights, target.which)
         if model.digest != target.digest:
-            raise DataError(
-                f"{target.name}: its weights must have digest {target.digest}, got {model.digest}: they were replaced; "
-                "run the same command again"
-            )
+            what = f"its weights must have digest {target.digest}, got {model.digest}"
+            raise DataError(f"{target.name}: {what}: they were replaced; run the same command again")
         if model.classes != dataset.classes:
-            raise DataError(
-                f"{target.name}: was trained on {len(model.classes)} classes that are not the {len(dataset.classes)} "
-                f"of {dataset.name}; leave it out, or set its own dataset"
-            )
+            what = f"was trained on {len(model.classes)} classes that are not the {len(dataset.classes)}"
+            raise DataError(f"{target.name}: {what} of {dataset.name}; leave it out, or set its own dataset")
         models.append(model)
     return models
 
@@ -127,8 +117,7 @@ def iter_samples(task: ShardScoringTask, dataset: Manifest, model: InferenceMode
             while pending:
                 yield pending.popleft().result()
         finally:
-            for future in pending:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _prepare_sample(
@@ -158,13 +147,11 @@ def _batch_samples(samples: Iterator[PreparedSample], batch_size: int) -> Iterat
 
 def _build_mean_weights() -> Tensor:
     """Return 7 x 144 weights of the crops in the means, in the order of the stored rows."""
-    scale_of = torch.arange(multi_crop.NUM_CROPS) % multi_crop.NUM_UNMIRRORED // multi_crop.CROPS_PER_SCALE
-    rows = [
-        torch.zeros(multi_crop.NUM_CROPS).index_fill(0, torch.tensor(chosen), 1)
-        for chosen in multi_crop.CROP_SUBSETS.values()
-    ]
-    rows += [(scale_of == scale).float() for scale in range(len(multi_crop.PAPER_SCALES))]
-    return torch.stack([row / row.sum() for row in rows])
+    numbers = torch.arange(multi_crop.NUM_CROPS)
+    rows = [torch.isin(numbers, torch.tensor(chosen)) for chosen in multi_crop.CROP_SUBSETS.values()]
+    scale_of = numbers % multi_crop.NUM_UNMIRRORED // multi_crop.CROPS_PER_SCALE
+    rows += [scale_of == scale for scale in range(len(multi_crop.PAPER_SCALES))]
+    return torch.stack([row.float() / row.sum() for row in rows])
 
 
 _MEAN_WEIGHTS = _build_mean_weights()

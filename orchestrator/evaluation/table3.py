@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +54,7 @@ class Table3:
 
     def get_cell(self, models: int, crops: int) -> Cell:
         """Return the cell of so many models and crops. Raises KeyError when the table has none."""
-        for cell in self.cells:
-            if (cell.models, cell.crops) == (models, crops):
-                return cell
-        raise KeyError((models, crops))
+        return {(cell.models, cell.crops): cell for cell in self.cells}[models, crops]
 
 
 def list_cells(models: int) -> list[CellKey]:
@@ -71,19 +67,14 @@ def is_ilsvrc(classes: Sequence[str]) -> bool:
     return len(classes) == ILSVRC_CLASSES and all(map(_WORDNET_ID.fullmatch, classes))
 
 
-def build_table(
-    errors: Mapping[CellKey, ErrorArray],
-    means: NDArray[np.float64],
-    bad: int,
-    unlabelled: int,
-    of_ilsvrc: bool = True,
-    metrics: Mapping[CellKey, Mapping[str, float]] = MappingProxyType({}),
-) -> Table3:
-    """Build the table from the errors of images by cell; `means` are the bootstrap's of the cells' columns."""
+def build_cells(
+    errors: Mapping[CellKey, ErrorArray], means: NDArray[np.float64], metrics: Mapping[CellKey, Mapping[str, float]]
+) -> tuple[Cell, ...]:
+    """Build the cells from the errors of images by cell; `means` are the bootstrap's of the cells' columns."""
     cells = []
     for column, ((models, count), cell_errors) in enumerate(errors.items()):
         top1, top5 = (100 * cell_errors.mean(axis=0)).tolist()
         bounds = [bootstrap.compute_interval(100 * means[:, 2 * column + rank]) for rank in range(2)]
         paper, values = PAPER_TOP5.get((models, count)), metrics.get((models, count), {})
         cells.append(Cell(models, count, top1, bounds[0], top5, bounds[1], paper, values))
-    return Table3(tuple(cells), len(next(iter(errors.values()))), bad, unlabelled, of_ilsvrc)
+    return tuple(cells)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import multi_crop
 from orchestrator.evaluation import bootstrap, score_store
-from orchestrator.evaluation.table3 import CellKey, ErrorArray, Table3, build_table, is_ilsvrc, list_cells
+from orchestrator.evaluation.table3 import CellKey, ErrorArray, Table3, build_cells, is_ilsvrc, list_cells
 
 
 def compute_table(folders: Sequence[str], manifest: Manifest, split: str) -> Table3:
@@ -27,7 +27,8 @@ def compute_table(folders: Sequence[str], manifest: Manifest, split: str) -> Tab
         bad, unlabelled = bad + shard.bad_images, unlabelled + shard.unlabelled
     whole = {key: np.concatenate(parts) for key, parts in errors.items()}
     resampled = bootstrap.resample_means(np.hstack(list(whole.values())))
-    return build_table(whole, resampled, bad, unlabelled, is_ilsvrc(manifest.classes))
+    images = len(next(iter(whole.values())))
+    return Table3(build_cells(whole, resampled, {}), images, bad, unlabelled, is_ilsvrc(manifest.classes))
 
 
 def compute_errors(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> ErrorArray:

@@ -19,10 +19,7 @@ ManifestValues = dict[str, str | int | float | bool]
 
 DIGITS_SEED = 1409  # of the split of the embedded digits
 _KIND = "folder | ilsvrc | digits | plugin"
-_HOLDOUT = (
-    "share of each class's images that becomes the validation split, when the source has none; chosen by a hash of "
-    "their keys; 0 for no validation split at all"
-)
+_HOLDOUT = "share of each class's images, by a hash of their keys, for validation if the source has none; 0 for none"
 
 
 class _ImageSource(Config):
@@ -48,9 +45,7 @@ class FolderSource(_ImageSource):
 
     kind: Literal["folder"] = Field("folder", description=_KIND)
     url: str = Field(
-        "",
-        description="folder with train/CLASS/* and validation/ or val/ (CLASS/* again, or images and --source.labels); "
-        "or CLASS/* alone and --source.holdout",
+        "", description="folder with train/CLASS/* and validation/ or val/; or CLASS/* alone and --source.holdout"
     )
     labels: str = Field("", description="list of 'FILE CLASS', CSV or TSV of a flat validation folder's images")
     holdout: float | None = Field(None, ge=0, lt=1, description=_HOLDOUT)
@@ -177,9 +172,7 @@ class IndexConfig(CheckConfig):
     train: str = Field("", description="training tars below url: 'train-{000000..000146}.tar' or 'train/*.tar'")
     validation: str = Field("", description="validation tars below url, likewise")
     image_key: str = Field(
-        "",
-        description="member that is the image: 'jpg', 'input.jpg', or several ('jpg;input.jpg'), of which the first "
-        "counts; empty: the only one of jpg, jpeg and png",
+        "", description="the image's member, or several ('jpg;input.jpg'), the first counts; empty: jpg, jpeg or png"
     )
     label_key: str = Field(
         "",

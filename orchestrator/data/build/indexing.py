@@ -7,7 +7,6 @@ manifest comes last. Whatever a reader could not use is an error here.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import math
 import re
@@ -76,23 +75,19 @@ def index_dataset(job: IndexConfig, console: Console) -> int:
     place = redaction.redact(file_io.join(job.to, manifest.FILE_NAME))
     print_line(console, f"{place}: written, digest {indexed.digest()}")
     if manifest.is_outside(indexed.tars, job.to):
-        place = redaction.redact(indexed.tars)
-        print_line(console, f"the tars stay in {place}: each job that reads this dataset needs --allow-elsewhere")
+        where = f"the tars stay in {redaction.redact(indexed.tars)}"
+        print_line(console, f"{where}: each job that reads this dataset needs --allow-elsewhere")
     return 0
 
 
 def _resolve_config(job: IndexConfig) -> IndexConfig:
-    """Return the job with absolute places. Raises ConfigError."""
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
     given = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
     places = {name: resolve_place(place, name) if place else "" for name, place in given.items()}
-    url = places["url"]
-    if places["to"] != url and redaction.redact(url) != url:
-        raise ConfigError(
-            f"url: {redaction.redact(url)} is given with a password or query, which would stand in the manifest; "
-            "give them by the environment"
-        )
+    if places["to"] != (url := places["url"]) and redaction.redact(url) != url:
+        where = f"url: {redaction.redact(url)} is given with a password or query"
+        raise ConfigError(f"{where}, which would stand in the manifest; give them by the environment")
     return job.model_copy(update=places)
 
 
@@ -102,49 +97,30 @@ def _index_all(
     """Return all shards. Raises DataError with everything that is wrong, or the first problems of many."""
     work = ShardIndexer(job.url, job.to, labels)
     items = [(split, name, size) for split, own in sizes.items() for name, size in own.items()]
-    shards = dict[int, ScannedShard]()
-    problems: list[str] = []
-
-    def receive(number: int, result: ScannedShard | str) -> None:
-        if isinstance(result, ScannedShard):
-            shards[number] = result
-            return
-        problems.append(result)
-        print_line(console, f"error: {result}", "red")
-        if len(problems) == MAX_PROBLEMS:
-            raise DataError(f"{len(problems)} tars cannot be indexed, the rest was not read; {problems[0]}")
-
-    shard_scan.run_on_shards(items, work, receive, job.threads, console, "indexing")
-    if problems:
+    results = shard_scan.run_on_shards(items, work, DataError, MAX_PROBLEMS, job.threads, console, "indexing")
+    if problems := [result for result in results if isinstance(result, DataError)]:
         many = "" if len(problems) == 1 else f"{len(problems)} tars cannot be indexed; "
         raise DataError(f"{many}{problems[0]}")
-    indexed = [shards[number] for number in range(len(items))]
+    indexed = [result for result in results if isinstance(result, ScannedShard)]
     for split in sizes:
         own = [shard for shard in indexed if shard.split == split]
         duplicates, count = shard_scan.find_duplicate_keys(job.to, own)
         for key, first, second in duplicates:
-            raise DataError(
-                f"key {key!r} is in {first} and in {second} ({count} such keys): keys must be unique in a split, since "
-                "they name samples in ledgers and scores; pack it anew, or name each tar once"
-            )
+            fix = "keys must be unique in a split; pack it anew, or name each tar once"
+            raise DataError(f"key {key!r} is in {first} and in {second} ({count} such keys): {fix}")
     return indexed
 
 
 def _number_classes(shards: Sequence[ScannedShard]) -> tuple[str, ...]:
-    """Return names of classes that have none: their numbers."""
     largest = max(int(shard.labels.max()) for shard in shards)
     if largest < 1:
-        raise DataError(
-            "all labels are 0: at least 2 classes are needed; set --label-key if the labels are in another member, or "
-            "in a field of a json member"
-        )
+        raise DataError("all labels are 0: at least 2 classes are needed; set --label-key if the labels are elsewhere")
     return tuple(str(number) for number in range(largest + 1))
 
 
 def _check_existing(
     job: IndexConfig, labels: LabelFormat, sizes: Mapping[str, Mapping[str, int]], console: Console
 ) -> int:
-    """Print that the dataset is complete. Raises DataError when it is another one than the job is about."""
     existing = manifest.load(job.to, allow_elsewhere=True, field="url" if job.to == job.url else "to")
     kept = {split: {shard.name: shard.bytes for shard in shards} for split, shards in existing.splits.items()}
     made = {name: value for name, value in existing.made.items() if name != manifest.BACKGROUND_KEY}
@@ -168,15 +144,13 @@ class ShardIndexer:
         except StorageError as error:
             raise StorageError(f"{error}; --to URL writes manifest and indexes elsewhere") from None
 
-    def __call__(self, item: tuple[str, str, int], ranges: RangeReader) -> ScannedShard | str:
-        """Return a shard whose index is written, or what is wrong with it. item: split, name and bytes of the tar."""
+    def __call__(self, item: tuple[str, str, int], ranges: RangeReader) -> ScannedShard:
+        """Return a shard whose index is written. item: split, name and bytes of the tar. Raises DataError."""
         split, name, size = item
         try:
             return self._load_kept(split, name, size) or self._index_shard(split, name, ranges)
         except FileNotFoundError:
-            return f"{redaction.redact(file_io.join(self._url, name))}: missing"
-        except DataError as error:
-            return str(error)
+            raise DataError(f"{redaction.redact(file_io.join(self._url, name))}: missing") from None
 
     def _index_shard(self, split: str, name: str, ranges: RangeReader) -> ScannedShard:
         url, labels = file_io.join(self._url, name), self._labels
@@ -188,17 +162,9 @@ class ShardIndexer:
         if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
             described = label_format.describe_others(skipped, labels)
             raise DataError(f"{shown}: {described}; or set --image-key jpg to leave them out")
-        data = listing.to_bytes()
-        shard = Shard(
-            name=name,
-            samples=len(listing.keys),
-            bytes=reader.size,
-            sha256=reader.compute_sha256(),
-            index_sha256=hashlib.sha256(data).hexdigest(),
-        )
+        shard = shard_scan.save_index(self._to, name, listing, reader.size, reader.compute_sha256())
         entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
         record = json.dumps({**entry, "transparent": scan.transparent}).encode()
-        file_io.write_bytes(file_io.join(self._to, name + index.SUFFIX), data)
         file_io.write_bytes(file_io.join(self._to, INDEXING_FOLDER, name + ".json"), record)
         return ScannedShard(split, shard, listing, skipped, scan.transparent)
 

@@ -104,10 +104,9 @@ def parse_manifest_values(made: Mapping[str, object], classes: tuple[str, ...] =
 def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
     """Return the extensions of "jpg;input.jpg" in lower case. Raises ValueError for one that no member can have."""
     extensions = tuple(part.strip().removeprefix(".").lower() for part in key.split(";"))
-    if any(not extension or "/" in extension or extension.startswith(".") for extension in extensions):
-        raise ValueError(f"{field}: must be extensions of members such as 'jpg' or 'input.jpg;jpg', got {key!r}")
-    if len(set(extensions)) < len(extensions):
-        raise ValueError(f"{field}: must name each extension once, got {key!r}")
+    odd = any(not extension or "/" in extension or extension.startswith(".") for extension in extensions)
+    if odd or len(set(extensions)) < len(extensions):
+        raise ValueError(f"{field}: must be extensions such as 'jpg' or 'input.jpg;jpg', each once, got {key!r}")
     return extensions
 
 
@@ -187,16 +186,20 @@ def read_classes(url: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def read_text(url: str, label: str) -> str:
     """Return the text of a UTF-8 file. Raises DataError, which begins with `label`, when it is none or missing."""
     try:
-        if (size := file_io.get_size(url)) > MAX_TEXT_BYTES:
-            raise DataError(f"{label}: must have at most {MAX_TEXT_BYTES} bytes, got {size}")
-        return file_io.read_bytes(url).decode("utf-8-sig")
+        return read_bounded(url, label, MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fix = "convert it, for example with iconv -f latin1 -t utf8"
+        raise DataError(f"{label}: no text in UTF-8: byte {error.start} cannot be decoded; {fix}") from None
+
+
+def read_bounded(url: str, label: str, limit: int) -> bytes:
+    """Return the bytes of a file. Raises DataError, which begins with `label`, for over `limit` bytes and no file."""
+    try:
+        if (size := file_io.get_size(url)) > limit:
+            raise DataError(f"{label}: must have at most {limit} bytes, got {size}")
+        return file_io.read_bytes(url)
     except FileNotFoundError:
         raise DataError(f"{label}: missing") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{label}: no text in UTF-8: byte {error.start} cannot be decoded; convert it, for example with "
-            "iconv -f latin1 -t utf8"
-        ) from None
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -87,10 +87,7 @@ def start_packing(config: PackConfig, say: Say) -> Packing | Manifest:
     if (existing := _load_existing(config)) is not None:
         say("a dataset is there; listing the source to compare")
         if _list_images(config, _find_roots(config)).digest() != existing.made.get("listing"):
-            raise DataError(
-                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed from other "
-                "images: take another --url, or remove what is there"
-            )
+            raise _make_conflict(config, existing, "packed from other images")
         file_io.remove(file_io.join(config.url, PACKING_FOLDER))
         return existing
     plan, roots = packing_plan.load_plan(config), _find_roots(config)
@@ -109,11 +106,10 @@ def preview_plan(config: PackConfig, say: Say) -> PackingPlan:
 def plan_packing(config: PackConfig, roots: dict[str, str], say: Say) -> tuple[PackingPlan, PlannedRows]:
     """Return the plan, and by split its listing and the rows of each shard. Raises DataError for an unfit source."""
     say(f"listing {', '.join(sorted({redaction.redact(root) for root in roots.values()}))}")
-    listing, layout = _list_images(config, roots), config.layout
+    listing = _list_images(config, roots)
     ratio = _estimate_size_ratio(config, listing.splits["train"])
-    size, least = layout.shard_mib * 2**20, layout.min_shards
     rows = {
-        name: (split, packing_plan.assign_shards(split, layout.seed, name, size, least, ratio))
+        name: (split, packing_plan.assign_shards(split, config.layout, name, ratio))
         for name, split in listing.splits.items()
     }
     plan = PackingPlan(
@@ -193,24 +189,21 @@ def _reencode_samples(source: Any, split: str, config: PackConfig) -> Iterator[R
     for sample in source.iter_samples(split):
         if not isinstance(sample, RawSample):
             raise DataError(f"source.plugin: iter_samples must yield RawSample, got {type(sample).__name__}")
-        image, finding, is_resized = shard_packer.reencode_image(sample.image, sample.key, config.layout)
-        if finding.defect:
-            raise DataError(f"source.plugin: sample {sample.key!r}: {finding.reason}; mend it or leave it out")
-        yield RawSample(sample.key, image, sample.label, "jpg" if is_resized else finding.extension)
+        packed = shard_packer.reencode_image(sample.image, sample.key, config.layout)
+        if packed.defect:
+            raise DataError(f"source.plugin: sample {sample.key!r}: {packed.reason}; mend it or leave it out")
+        yield RawSample(sample.key, packed.image, sample.label, packed.extension)
 
 
 # ------------------------------------------------------------------ source and what is there already
 def _create_sample_source(config: PackConfig) -> Any:
-    """Return an object with classes, splits and iter_samples(split). Raises ConfigError or DataError for others."""
     if not isinstance(config.source, PluginSource):
         return digits.Digits()
     source = create_plugin("source", config.source.plugin, config.source.args)
     if all(hasattr(source, name) for name in ("classes", "splits", "iter_samples")):
         return source
-    raise DataError(
-        f"source.plugin: {config.source.plugin!r} must return an object with classes, splits and iter_samples(split), "
-        f"got {type(source).__name__}"
-    )
+    needed = f"must return an object with classes, splits and iter_samples(split), got {type(source).__name__}"
+    raise DataError(f"source.plugin: {config.source.plugin!r} {needed}")
 
 
 def create_lister(config: PackConfig) -> FolderLister:
@@ -233,10 +226,8 @@ def _find_roots(config: PackConfig) -> dict[str, str]:
     roots = create_lister(config).find_roots()
     for root in roots.values():
         if f"{config.url}/".startswith(root.rstrip("/") + "/"):
-            raise DataError(
-                f"url: {redaction.redact(config.url)} must not lie in {redaction.redact(root)}, which is to be packed; "
-                "set another --url"
-            )
+            place = f"{redaction.redact(config.url)} must not lie in {redaction.redact(root)}"
+            raise DataError(f"url: {place}, which is to be packed; set another --url")
     return roots
 
 
@@ -253,7 +244,7 @@ def _estimate_size_ratio(config: PackConfig, split: SplitListing) -> float:
         rows = [ImageRow(*values) for values in zip(*split.select_rows(chosen).to_columns().values(), strict=True)]
         with ThreadPoolExecutor(IO_THREADS) as pool:
             for row, packed in zip(rows, pool.map(read, rows), strict=True):
-                if not packed.finding.defect:
+                if not packed.defect:
                     before, after = before + row.length, after + len(packed.image)
     return after / before if before else 1.0
 
@@ -263,15 +254,17 @@ def _load_existing(config: PackConfig) -> Manifest | None:
     if not file_io.exists(file_io.join(config.url, manifest.FILE_NAME)):
         return None
     existing = manifest.load(config.url, allow_elsewhere=True, field="url")
-    wanted: dict[str, object] = {"name": config.name, **config.to_manifest_values()}
     there: dict[str, object] = {"name": existing.name, **existing.made}
-    for name, value in wanted.items():
+    for name, value in {"name": config.name, **config.to_manifest_values()}.items():
         if there.get(name) != value:
-            raise DataError(
-                f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, packed with {name} "
-                f"{there.get(name)!r}; this command has {value!r}: take another --url, or remove what is there"
-            )
+            how = f"packed with {name} {there.get(name)!r}; this command has {value!r}"
+            raise _make_conflict(config, existing, how)
     return existing
+
+
+def _make_conflict(config: PackConfig, existing: Manifest, how: str) -> DataError:
+    where = f"url: {redaction.redact(config.url)}: the dataset {existing.name!r} is there, {how}"
+    return DataError(f"{where}: take another --url, or remove what is there")
 
 
 # ------------------------------------------------------------------ report
@@ -283,10 +276,8 @@ def check_bad_limit(plan: PackingPlan, entries: Mapping[ShardId, PackedShard], m
         seen = sum(entry.images for entry in entries.values())
         kinds = _format_counts(Counter(image.defect for image in bad))
         listed = "; ".join(f"{image.key} ({image.source}): {image.reason}" for image in bad[:MAX_LISTED_IMAGES])
-        raise DataError(
-            f"max_bad: {len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be: "
-            f"mend the source, or set a larger --max-bad. Broken ({kinds}): {listed}"
-        )
+        what = f"{len(bad)} of the first {seen} images are broken, of {plan.samples} at most {allowed} may be"
+        raise DataError(f"max_bad: {what}: mend the source, or set a larger --max-bad. Broken ({kinds}): {listed}")
 
 
 def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> dict[str, Any]:
@@ -315,8 +306,8 @@ def build_report(plan: PackingPlan, entries: Mapping[ShardId, PackedShard]) -> d
                  "reason": image.reason} for image in bad
             ],
         }  # fmt: skip
-    how = {"name": plan.name, "made": plan.made, "classes": len(plan.classes), "ignored_files": plan.ignored}
-    return {**how, "splits": splits}
+    made, classes = plan.made, len(plan.classes)
+    return {"name": plan.name, "made": made, "classes": classes, "ignored_files": plan.ignored, "splits": splits}
 
 
 def describe_report(report: Mapping[str, Any]) -> list[str]:

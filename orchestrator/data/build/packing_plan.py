@@ -25,10 +25,7 @@ from orchestrator.storage import file_io, urls
 PACKING_FOLDER = "_packing"  # below the dataset's, as long as it is being packed
 # Beside its image a sample takes two headers, the label and, on average, half a record of filling.
 SAMPLE_OVERHEAD_BYTES = 512 * 3 + 256
-PLAN_VERSION = 1
 IO_THREADS = 16  # for small objects: a store answers each in its own time
-
-_ROW_COLUMNS = ("keys", "names", "labels", "offsets", "lengths")
 
 ShardId = tuple[str, int]  # split and number
 # By split: its listing, and the rows of each shard.
@@ -52,7 +49,7 @@ class SplitPlan(Config):
 class PackingPlan(Config):
     """Plan of a packing: what is packed and how."""
 
-    version: int = PLAN_VERSION
+    version: int = 1
     identity: dict[str, str]
     name: str
     classes: tuple[str, ...]
@@ -111,14 +108,12 @@ class PackedShard(Config):
 
 
 # ------------------------------------------------------------------ rows of each shard
-def assign_shards(
-    listing: SplitListing, seed: int, split: str, shard_bytes: float, min_shards: int, ratio: float = 1.0
-) -> list[NDArray[np.int64]]:
+def assign_shards(listing: SplitListing, layout: ShardLayout, split: str, ratio: float) -> list[NDArray[np.int64]]:
     """Return the rows of each shard: shuffled, every class spread evenly; shards differ in bytes by about an image.
 
     ratio: bytes to be stored for a byte of the source.
     """
-    labels, sizes = listing.labels, np.bincount(listing.labels)
+    labels, sizes, seed = listing.labels, np.bincount(listing.labels), layout.seed
     draws = rng.permutation(rng.derive_key(seed, f"pack-{split}"), len(labels))
     by_class = draws[np.argsort(labels[draws], kind="stable")]
     own = labels[by_class]
@@ -131,7 +126,7 @@ def assign_shards(
     ties[draws] = np.arange(len(labels))
     rows = by_class[np.lexsort((ties[by_class], position))]
     ends = np.cumsum(listing.lengths[rows] * ratio + SAMPLE_OVERHEAD_BYTES)
-    count = min(len(rows), max(min_shards, int(np.ceil(ends[-1] / shard_bytes))))
+    count = min(len(rows), max(layout.min_shards, int(np.ceil(ends[-1] / (layout.shard_mib * 2**20)))))
     middles = ends - np.diff(ends, prepend=0.0) / 2
     bins = np.minimum((middles * (count / ends[-1])).astype(np.int64), count - 1)
     # An image larger than a shard leaves the next one empty.
@@ -151,17 +146,15 @@ def load_plan(config: PackConfig) -> PackingPlan | None:
     except FileNotFoundError:
         return None
     except (ConfigError, ValueError) as error:
-        raise DataError(
-            f"{redaction.redact(url)}: damaged, or of another version: {error}; remove {PACKING_FOLDER} and start anew"
-        ) from None
+        where = f"{redaction.redact(url)}: damaged, or of another version"
+        raise DataError(f"{where}: {error}; remove {PACKING_FOLDER} and start anew") from None
     command = config.describe_identity()
     for name in (*command, *plan.identity):
         theirs, ours = plan.identity.get(name, ""), command.get(name, "")
         if theirs != ours:
-            raise DataError(
-                f"url: {redaction.redact(config.url)}: an unfinished packing with {name} {theirs!r} is there, this "
-                f"command has {ours!r}; give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
-            )
+            what = f"an unfinished packing with {name} {theirs!r} is there, this command has {ours!r}"
+            fix = f"give the same to resume it, take another --url, or remove {PACKING_FOLDER}"
+            raise DataError(f"url: {redaction.redact(config.url)}: {what}; {fix}")
     return plan
 
 
@@ -179,9 +172,7 @@ def save_plan(config: PackConfig, plan: PackingPlan, rows: PlannedRows) -> Packi
     if file_io.create_bytes(file_io.join(config.url, PACKING_FOLDER, "plan.json"), plan.to_json().encode()):
         return plan
     if (other := load_plan(config)) is None:
-        raise DataError(
-            f"{redaction.redact(config.url)}: another packing began and ended meanwhile; look at what is there"
-        )
+        raise DataError(f"{redaction.redact(config.url)}: another packing began and ended meanwhile; see what is there")
     return other
 
 
@@ -191,13 +182,11 @@ def read_rows(task: ShardTask) -> list[ImageRow]:
     shown = redaction.redact(url)
     try:
         columns = parse_object(file_io.read_bytes(url))
-        return [ImageRow(*values) for values in zip(*(columns[name] for name in _ROW_COLUMNS), strict=True)]
+        return [ImageRow(*values) for values in zip(*columns.values(), strict=True)]
     except FileNotFoundError:
-        raise DataError(
-            f"{shown}: not visible on node {socket.gethostname()}: the dataset's folder must be a URL or a file system "
-            "that all nodes share, and no other packing of it may have ended meanwhile"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+        needed = "it must be in a folder that all nodes share, and no other packing of it may have ended meanwhile"
+        raise DataError(f"{shown}: not visible on node {socket.gethostname()}: {needed}") from None
+    except (ValueError, TypeError) as error:
         raise DataError(f"{shown}: damaged: {error!r}; remove {PACKING_FOLDER} and start the packing anew") from None
 
 
@@ -209,8 +198,8 @@ def save_entry(task: ShardTask, entry: PackedShard) -> None:
 def load_finished_shards(url: str, plan: PackingPlan) -> dict[ShardId, PackedShard]:
     """Return the records of the shards whose tar is there in full. Raises DataError for a damaged record."""
     there = set(file_io.list_names(file_io.join(url, PACKING_FOLDER, "done")))
-    entry_urls = {shard: _make_record_url(url, "done", *shard) for shard in plan.shards()}
-    entry_urls = {shard: entry_url for shard, entry_url in entry_urls.items() if urls.get_basename(entry_url) in there}
+    places = ((shard, _make_record_url(url, "done", *shard)) for shard in plan.shards())
+    entry_urls = {shard: place for shard, place in places if urls.get_basename(place) in there}
     sizes = {name: file_io.list_sizes(file_io.join(url, name)) for name in plan.splits}
     with ThreadPoolExecutor(IO_THREADS) as pool:
         entries = zip(entry_urls, pool.map(_read_entry, entry_urls.values()), strict=True)

@@ -41,8 +41,8 @@ from orchestrator.storage.ranged_reads import RangeReader
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 
-class ImageFinding(NamedTuple):
-    """Result of the checks of an image."""
+class PackedImage(NamedTuple):
+    """Result of the checks of an image, and the image as it is stored."""
 
     extension: str  # of what is stored: "jpg" or "png"
     width: int = 0
@@ -50,13 +50,7 @@ class ImageFinding(NamedTuple):
     oddities: tuple[str, ...] = ()  # kinds as report.json counts them; an image of another format is stored as PNG
     defect: str = ""  # why it is left out: "empty", "no-image", "too-large", "undecodable" or its format
     reason: str = ""  # of the defect
-
-
-class PackedImage(NamedTuple):
-    """An image as it is stored, or why it is not."""
-
-    image: bytes
-    finding: ImageFinding
+    image: bytes = b""  # empty when it is left out, or was not read beyond its header
     is_resized: bool = False
 
 
@@ -70,16 +64,14 @@ def pack_shard(raw: dict[str, Any]) -> dict[str, Any]:
     def iter_samples(ranges: RangeReader) -> Iterator[RawSample]:
         read = partial(read_packed, root=task.root, is_tar=task.is_tar, layout=task.layout, ranges=ranges)
         with ThreadPoolExecutor(task.threads, thread_name_prefix="pack") as pool:
-            for row, (image, finding, is_resized) in zip(rows, pool.map(read, rows), strict=True):
-                if finding.defect:
-                    source, reason = escape_undecodable(row.name), finding.reason
-                    left_out.append(
-                        LeftOutImage(key=row.key, source=source, label=row.label, defect=finding.defect, reason=reason)
-                    )
+            for row, packed in zip(rows, pool.map(read, rows), strict=True):
+                if packed.defect:
+                    bad = {"source": escape_undecodable(row.name), "defect": packed.defect, "reason": packed.reason}
+                    left_out.append(LeftOutImage(key=row.key, label=row.label, **bad))
                     continue
-                counts.update(finding.oddities)
-                counts["resized"] += is_resized
-                yield RawSample(row.key, image, row.label, "jpg" if is_resized else finding.extension)
+                counts.update(packed.oddities)
+                counts["resized"] += packed.is_resized
+                yield RawSample(row.key, packed.image, row.label, packed.extension)
 
     with closing(RangeReader(task.threads)) as ranges:
         name = tar_writer.make_shard_name(task.split, task.number)
@@ -103,49 +95,47 @@ def read_packed(row: ImageRow, root: str, is_tar: bool, layout: ShardLayout, ran
     """Return an image of the source as it is stored. Raises DataError when it was removed, StorageError otherwise."""
     if row.length > MAX_MEMBER_BYTES:
         reason = f"an image must have at most {MAX_MEMBER_BYTES} bytes, got {row.length}"
-        return PackedImage(b"", ImageFinding("jpg", defect="too-large", reason=reason))
+        return PackedImage("jpg", defect="too-large", reason=reason)
     url = root if is_tar else file_io.join(root, row.name)
     try:
         image = bytes(ranges.read(url, row.offset, row.length))
     except FileNotFoundError:
-        raise DataError(
-            f"source: {redaction.redact(url)}: removed since it was listed, or not visible on node "
-            f"{socket.gethostname()}"
-        ) from None
+        where = f"source: {redaction.redact(url)}"
+        raise DataError(f"{where}: removed since it was listed, or not visible on {socket.gethostname()}") from None
     return reencode_image(image, row.name, layout)
 
 
 def reencode_image(image: bytes, name: str, layout: ShardLayout) -> PackedImage:
     """Return an image as it is stored: a JPEG or PNG byte for byte, unless larger than `resize`; others as PNG."""
-    finding = inspect_image(image, name)
-    if finding.defect:
-        return PackedImage(b"", finding)
-    shorter = min(finding.width, finding.height)
+    found = inspect_image(image, name)
+    if found.defect:
+        return found
+    shorter = min(found.width, found.height)
     is_large = 0 < layout.resize < shorter
     is_other = decode.read_header(image).format not in ("jpeg", "png")
     try:
         if decode.is_transparent(image):
-            finding = finding._replace(oddities=(*finding.oddities, "transparent"))
+            found = found._replace(oddities=(*found.oddities, "transparent"))
         if not (is_large or is_other or layout.decode):
-            return PackedImage(image, finding)
+            return found._replace(image=image)
         pixels = decode.decode_image(image)
     except BadSampleError as error:
-        return PackedImage(b"", ImageFinding(finding.extension, defect="undecodable", reason=str(error)))
+        return PackedImage(found.extension, defect="undecodable", reason=str(error))
     if is_large:
         rows, columns = (max(1, round(side * layout.resize / shorter)) for side in pixels.shape[:2])
         small = np.ascontiguousarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
-        encoded = simplejpeg.encode_jpeg(small, quality=layout.quality, colorspace="RGB", colorsubsampling="420")
-        return PackedImage(encoded, finding, is_resized=True)
+        image = simplejpeg.encode_jpeg(small, quality=layout.quality, colorspace="RGB", colorsubsampling="420")
+        return found._replace(image=image, extension="jpg", is_resized=True)
     if is_other:
-        return PackedImage(cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes(), finding)
-    return PackedImage(image, finding)
+        image = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    return found._replace(image=image)
 
 
 # ------------------------------------------------------------------ checks of an image
-def inspect_image(image: bytes, name: str) -> ImageFinding:
+def inspect_image(image: bytes, name: str) -> PackedImage:
     """Return what is known of an image, whose file is called `name`, before a pixel is decoded."""
     if not image:
-        return ImageFinding("jpg", defect="empty", reason="0 bytes")
+        return PackedImage("jpg", defect="empty", reason="0 bytes")
     kind = identify_format(image)
     extension = "jpg" if kind == "jpeg" else "png"
     try:
@@ -154,7 +144,7 @@ def inspect_image(image: bytes, name: str) -> ImageFinding:
         defect: str = kind if kind in UNSUPPORTED_FORMATS else "undecodable" if kind else "no-image"
         if isinstance(error, decode.ImageTooLargeError):
             defect = "too-large"
-        return ImageFinding(extension, defect=defect, reason=str(error))
+        return PackedImage(extension, defect=defect, reason=str(error))
     oddities: list[str] = []
     if head.segments is not None:
         oddities += _find_jpeg_oddities(image, head.segments)
@@ -167,7 +157,7 @@ def inspect_image(image: bytes, name: str) -> ImageFinding:
         oddities.append("png-named-jpeg")
     elif kind == "jpeg" and named == "png":
         oddities.append("jpeg-named-png")
-    return ImageFinding(extension, head.width, head.height, tuple(oddities))
+    return PackedImage(extension, head.width, head.height, tuple(oddities))
 
 
 def _find_jpeg_oddities(image: bytes, segments: JpegSegments) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import chain
 from types import MappingProxyType
 from typing import TypeVar
@@ -25,10 +26,13 @@ from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.index import KeyColumn, ShardIndex, compute_checksum
 from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.data.transforms import decode
+from orchestrator.storage import file_io
+from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
 T = TypeVar("T")
 R = TypeVar("R")
+F = TypeVar("F", DataError, StorageError)
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_LISTED_PAIRS = 5  # of a kind of duplicates
@@ -37,19 +41,23 @@ LOG_SECONDS = 60.0  # a log has no moving bar; it gets a line at times
 
 def index_tar(data: bytes, name: str) -> ShardIndex:
     """Return the index of a tar in memory, of images and `cls` members. Raises DataError for unfit ones."""
-    scan = TarScan(lambda start, length: data[start : start + length], len(data), name, LabelFormat(), looks=False)
-    return scan.build_index()
+    return TarScan(lambda start, length: data[start : start + length], len(data), name, LabelFormat()).build_index()
+
+
+def save_index(url: str, name: str, listing: ShardIndex, size: int, sha256: str) -> Shard:
+    """Write the index of the tar `name` below `url`; return the tar's entry of the manifest."""
+    data = listing.to_bytes()
+    file_io.write_bytes(file_io.join(url, name + index.SUFFIX), data)
+    index_sha256 = hashlib.sha256(data).hexdigest()
+    return Shard(name=name, samples=len(listing.keys), bytes=size, sha256=sha256, index_sha256=index_sha256)
 
 
 class TarScan:
     """One pass over a tar, which errors call `name`; what was met on the way."""
 
-    def __init__(
-        self, read: Read, size: int, name: str, labels: LabelFormat, looks: bool = True, decodes: bool = False
-    ) -> None:
-        """Read nothing yet. looks, decodes: whether transparent images are counted, and all images decoded."""
-        self._read, self._size, self._name, self._labels = read, size, name, labels
-        self._looks, self._decodes = looks, decodes
+    def __init__(self, read: Read, size: int, name: str, labels: LabelFormat, decodes: bool = False) -> None:
+        """Read nothing yet. decodes: whether all images are decoded."""
+        self._read, self._size, self._name, self._labels, self._decodes = read, size, name, labels, decodes
         self._others: dict[str, list[str]] = {}  # extensions of members that are neither image nor label, by key
         self.transparent = 0  # images
         self.undecodable: list[str] = []
@@ -83,10 +91,8 @@ class TarScan:
                 raise DataError(f"{name}: sample {key!r}: {error}") from None
         if odd := sorted(numbers.keys() ^ images.keys()):
             has, kinds = "a label" if odd[0] in numbers else "an image", describe_others(self.count_skipped(()), labels)
-            raise DataError(
-                f"{name}: sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples); "
-                f"{kinds}"
-            )
+            what = f"sample {odd[0]!r} lacks an image or a label: it has {has} only ({len(odd)} such samples)"
+            raise DataError(f"{name}: {what}; {kinds}")
         _, *columns = zip(*images.values(), strict=True) if images else ((), (), (), ())
         return ShardIndex.build(images, [numbers[key][1] for key in images], *columns)
 
@@ -96,13 +102,13 @@ class TarScan:
         return Counter(chain.from_iterable(kinds for key, kinds in self._others.items() if key not in taken))
 
     def _check_image(self, member: TarMember) -> None:
-        with suppress(BadSampleError):
-            self.transparent += self._looks and decode.is_transparent(member.payload)
         try:
+            self.transparent += decode.is_transparent(member.payload)
             if self._decodes:
                 decode.decode_image(member.payload)
         except BadSampleError as error:
-            self.undecodable.append(f"sample {member.key!r} at byte {member.offset} cannot be decoded: {error}")
+            if self._decodes:
+                self.undecodable.append(f"sample {member.key!r} at byte {member.offset} cannot be decoded: {error}")
 
 
 # ------------------------------------------------------------------ all tars of a dataset
@@ -137,31 +143,42 @@ class ScannedShard:
 def run_on_shards(
     items: Sequence[T],
     work: Callable[[T, RangeReader], R],
-    receive: Callable[[int, R], None],
+    tolerated: type[F],
+    limit: int,
     threads: int,
     console: Console,
     title: str,
-) -> None:
-    """Do `work(item, ranges)` on all items and hand each result to `receive(number, result)` here, as they are done.
+) -> list[R | F]:
+    """Return the result of `work(item, ranges)` for each item, or the tolerated error that it raised.
 
-    When another item's work, `receive` or Ctrl-C raised, the next read of every other item fails, and what was raised
-    is raised here. After Ctrl-C no read that waits for a store is waited for.
+    After `limit` of those, any other error or Ctrl-C, the next read of every other item fails, and the error is raised.
+    After Ctrl-C no read that waits for a store is waited for.
     """
     pool, reported = ThreadPoolExecutor(threads), time.monotonic()
+    results, failures = dict[int, R | F](), list[F]()
     with closing(RangeReader(threads)) as ranges:
         try:
             pending = {pool.submit(work, item, ranges): number for number, item in enumerate(items)}
             futures = track(as_completed(pending), title, len(items), console=console, disable=not console.is_terminal)
             for done, future in enumerate(futures, start=1):
-                receive(pending[future], future.result())
+                try:
+                    results[pending[future]] = future.result()
+                except tolerated as error:
+                    results[pending[future]] = error
+                    failures.append(error)
+                    print_line(console, f"error: {error}", "red")
+                    if len(failures) == limit:
+                        raise tolerated(f"{limit} tars cannot be read, the rest was not tried; {failures[0]}") from None
                 if not console.is_terminal and time.monotonic() - reported > LOG_SECONDS:
                     reported = time.monotonic()
                     print_line(console, f"{title}: {done} of {len(items)} shards")
         except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
             ranges.close()
-            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt))
             raise
         pool.shutdown()
+    return [results[number] for number in range(len(items))]
 
 
 def find_duplicate_keys(url: str, shards: Sequence[ScannedShard]) -> tuple[list[tuple[str, str, str]], int]:

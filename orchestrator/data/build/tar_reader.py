@@ -120,10 +120,8 @@ def iter_members(
         part = read(at, BLOCK_BYTES)
         at += len(part)
         if rest := part.lstrip(b"\0"):
-            raise DataError(
-                f"{name}: data behind the end of the archive at byte {at - len(rest)}: damaged, or two tars in one; "
-                "pack it anew"
-            )
+            where = f"{name}: data behind the end of the archive at byte {at - len(rest)}"
+            raise DataError(f"{where}: damaged, or two tars in one; pack it anew")
 
 
 def iter_member_ranges(ranges: RangeReader, url: str, inside: MemberRange | None = None) -> Iterator[MemberRange]:
@@ -147,9 +145,7 @@ def _split_member_name(member_name: str, at: int, name: str) -> tuple[str, str]:
     """Return key, with escapes for bytes that are not UTF-8, and extension, or neither. Raises for unsafe names."""
     parts = member_name.split("/")
     if member_name.startswith("/") or ".." in parts or "\0" in member_name:
-        raise DataError(
-            f"{name}: member {member_name!r} at byte {at}: a name must be relative and without '..'; pack it anew"
-        )
+        raise DataError(f"{name}: member {member_name!r} at byte {at} must be relative and without '..'; pack it anew")
     parts = escape_undecodable(member_name).split("/")
     match = _MEMBER_NAME.fullmatch("/".join(part for part in parts if part not in ("", ".")))
     return (match[1], match[2].lower()) if match else ("", "")
@@ -214,9 +210,7 @@ def _read_header(data: bytes, at: int, is_first: bool, name: str) -> tarfile.Tar
     try:
         info = tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        raise DataError(
-            f"{name}: truncated or damaged at byte {at}: no member and no end of archive there ({error})"
-        ) from None
+        raise DataError(f"{name}: truncated or damaged at byte {at}: no member and no end there ({error})") from None
     if not data[257:].startswith(_POSIX_MAGIC):
         info.name = data[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return info
@@ -239,6 +233,4 @@ def _parse_extended_header(info: tarfile.TarInfo, data: bytes, at: int, name: st
             raise DataError(f"{name}: damaged: the extended header at byte {at} is no list of PAX records")
         values[keyword.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start = end
-    return {
-        word: value for word, value in values.items() if word in ("path", "size") or word.startswith(_SPARSE_PREFIX)
-    }
+    return {key: value for key, value in values.items() if key in ("path", "size") or key.startswith(_SPARSE_PREFIX)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import webdataset
 
-from orchestrator.data import index, manifest
+from orchestrator.data import manifest
 from orchestrator.data.build import shard_scan
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest, Shard
@@ -42,15 +42,10 @@ def write_dataset(
     """
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
-    listed = {
-        split: tuple(
-            write_shard(url, make_shard_name(split, number), batch)
-            for number, batch in enumerate(
-                _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
-            )
-        )
-        for split, samples in splits.items()
-    }
+    listed = {}
+    for split, samples in splits.items():
+        batches = _batch_samples(_check_samples(samples, len(classes)), samples_per_shard, shard_bytes)
+        listed[split] = tuple(write_shard(url, make_shard_name(split, n), batch) for n, batch in enumerate(batches))
     packed = Manifest(name=name, classes=tuple(classes), made=dict(made or {}), splits=listed)
     manifest.save(url, packed)
     return packed
@@ -75,16 +70,8 @@ def write_shard(url: str, name: str, samples: Iterable[RawSample]) -> Shard:
     data = encode_tar(samples)
     # Read back from the bytes to be written: what is wrong is found here, not by a reader.
     listing = shard_scan.index_tar(data, name)
-    index_bytes = listing.to_bytes()
     file_io.write_bytes(file_io.join(url, name), data)
-    file_io.write_bytes(file_io.join(url, name + index.SUFFIX), index_bytes)
-    return Shard(
-        name=name,
-        samples=len(listing.keys),
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
-    )
+    return shard_scan.save_index(url, name, listing, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _check_samples(samples: Iterable[RawSample], classes: int) -> Iterator[RawSample]:
@@ -92,10 +79,8 @@ def _check_samples(samples: Iterable[RawSample], classes: int) -> Iterator[RawSa
     for sample in samples:
         parts = sample.key.split("/")
         if "." in parts[-1] or "\0" in sample.key or any(part in ("", ".", "..") for part in parts):
-            raise DataError(
-                f"sample {sample.key!r}: the key must be a relative path, without '..' and with no dot in its last "
-                "component"
-            )
+            rule = "must be a relative path, without '..' and with no dot in its last component"
+            raise DataError(f"sample {sample.key!r}: the key {rule}")
         if not 0 <= sample.label < classes:
             raise DataError(f"sample {sample.key!r}: the label must be in 0 .. {classes - 1}, got {sample.label}")
         yield sample

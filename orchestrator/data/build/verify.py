@@ -27,7 +27,6 @@ from orchestrator.data.manifest import Manifest, Shard
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
-FAILED = 1
 MAX_UNREACHABLE = 5  # a storage that is down would be asked for every shard, with all its retries
 
 
@@ -42,7 +41,12 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
     url = resolve_place(job.url, "url")
     dataset = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     verifier = ShardVerifier(url, dataset, job.deep)
-    shards = _verify_shards(verifier, dataset, job, console)
+    items = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
+    work = (items, verifier, StorageError, MAX_UNREACHABLE, job.threads, console, "verifying")
+    shards = [
+        result if isinstance(result, ScannedShard) else ScannedShard(*item, None, problems=(str(result),))
+        for item, result in zip(items, shard_scan.run_on_shards(*work), strict=True)
+    ]
     problems = [(one.shard.name, problem) for one in shards for problem in one.problems]
     problems += _find_manifest_problems(dataset)
     for split in sorted(dataset.splits):
@@ -67,30 +71,10 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
             table.add_row(Text(make_printable(where)), Text(make_printable(what)))
         console.print(table)
         print_line(console, f"{name}: {len(problems)} problems" + (f" and {beside}" if beside else ""), "red")
-        return FAILED
+        return 1
     verdict = f"no errors, but {beside}" if beside else "nothing is wrong"
     print_line(console, f"{name}: {verdict}", "yellow" if beside else "green")
     return 0
-
-
-def _verify_shards(
-    verifier: ShardVerifier, dataset: Manifest, job: VerifyConfig, console: Console
-) -> list[ScannedShard]:
-    """Return every shard's result, in the manifest's order. Raises StorageError after MAX_UNREACHABLE shards."""
-    listed = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
-    results: dict[int, ScannedShard] = {}
-    unreachable: list[StorageError] = []
-
-    def receive(number: int, result: ScannedShard | StorageError) -> None:
-        if isinstance(result, StorageError):
-            unreachable.append(result)
-            if len(unreachable) == MAX_UNREACHABLE:
-                raise result
-            result = ScannedShard(*listed[number], None, problems=(str(result),))
-        results[number] = result
-
-    shard_scan.run_on_shards(listed, verifier, receive, job.threads, console, "verifying")
-    return [results[number] for number in range(len(listed))]
 
 
 def _find_manifest_problems(dataset: Manifest) -> list[tuple[str, str]]:
@@ -135,8 +119,8 @@ class ShardVerifier:
         self._url, self._manifest, self._deep = url, dataset, deep
         self.labels = label_format.parse_manifest_values(dataset.made, dataset.classes)
 
-    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard | StorageError:
-        """Return all that is wrong with a shard, given with its split; the error when the storage fails."""
+    def __call__(self, item: tuple[str, Shard], ranges: RangeReader) -> ScannedShard:
+        """Return all that is wrong with a shard, given with its split. Raises StorageError when the storage fails."""
         split, shard = item
         problems: list[str] = []
         url = self._manifest.tar_url(self._url, shard)
@@ -157,8 +141,6 @@ class ShardVerifier:
         except FileNotFoundError:
             problems.append(f"{redaction.redact(url)}: missing although the manifest lists it")
             return ScannedShard(split, shard, listing, problems=problems)
-        except StorageError as error:
-            return error
         if listing is None or actual is None:
             return ScannedShard(split, shard, actual or listing, transparent=scan.transparent, problems=problems)
         if difference := _describe_difference(listing, actual):
@@ -190,8 +172,6 @@ def _describe_difference(listing: ShardIndex, actual: ShardIndex) -> str:
         rows = [row for row, (listed, there) in pairs if listed != there]
         if rows:
             listed, there = (getattr(one, column)[rows[0]] for one in (listing, actual))
-            return (
-                f"sample {actual.keys[rows[0]]!r} has the {column.removesuffix('s')} {listed} in the index, {there} in "
-                f"the tar ({len(rows)} such samples)"
-            )
+            differing = f"{column.removesuffix('s')} {listed} in the index, {there} in the tar"
+            return f"sample {actual.keys[rows[0]]!r} has the {differing} ({len(rows)} such samples)"
     return ""

@@ -219,7 +219,7 @@ def test_keys_of_labels_come_back_from_the_manifest(key: str, made: str) -> None
 @pytest.mark.parametrize(
     ("keys", "said"),
     [({"image_key": "jpg;"}, "image_key: must be extensions"), ({"image_key": "a/b"}, "image_key: must be"),
-     ({"label_key": "cls;cls"}, "label_key: must name each extension once"),
+     ({"label_key": "cls;cls"}, "label_key: must be extensions such as .*, each once"),
      ({"image_key": "jpg", "label_key": ".jpg"}, "label_key: 'jpg' must not be an image, too")],
 )  # fmt: skip
 def test_keys_that_mean_nothing(tmp_path: Path, keys: dict[str, str], said: str) -> None:

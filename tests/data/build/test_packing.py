@@ -10,6 +10,7 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import index, manifest
@@ -88,6 +89,13 @@ def a_listing(sizes: list[int], lengths: list[int] | None = None) -> listing.Spl
     )  # fmt: skip
 
 
+def assigned(
+    found: listing.SplitListing, seed: int, split: str, shard_bytes: float, fewest: int, ratio: float = 1.0
+) -> list[NDArray[np.int64]]:
+    layout = ShardLayout(seed=seed, shard_mib=shard_bytes / 2**20, min_shards=fewest)
+    return packing_plan.assign_shards(found, layout, split, ratio)
+
+
 @given(
     st.lists(st.integers(0, 80), min_size=2, max_size=8).filter(any),
     st.lists(st.integers(0, 50_000), min_size=1, max_size=9),
@@ -100,13 +108,13 @@ def test_every_row_is_in_one_shard(
     sizes: list[int], lengths: list[int], seed: int, shard_bytes: float, fewest: int
 ) -> None:
     found = a_listing(sizes, lengths)
-    made = packing_plan.assign_shards(found, seed, "train", shard_bytes, fewest)
+    made = assigned(found, seed, "train", shard_bytes, fewest)
     assert sorted(np.concatenate(made).tolist()) == list(range(sum(sizes)))
     assert all(len(part) for part in made)
     stored_bytes = found.lengths + packing_plan.SAMPLE_OVERHEAD_BYTES
     largest = max(int(stored_bytes[part].sum()) for part in made)
     assert largest <= shard_bytes + stored_bytes.max() or len(made) == 1
-    for mine, again in zip(made, packing_plan.assign_shards(found, seed, "train", shard_bytes, fewest), strict=True):
+    for mine, again in zip(made, assigned(found, seed, "train", shard_bytes, fewest), strict=True):
         assert mine.tolist() == again.tolist()
 
 
@@ -114,7 +122,7 @@ def test_every_row_is_in_one_shard(
 @pytest.mark.parametrize("sizes", [[100] * 10, [500, 50, 5, 300], [1300, 732, 1000], [1] * 40])
 def test_classes_are_balanced_over_shards(sizes: list[int], seed: int) -> None:
     found = a_listing(sizes, [900, 1000, 1100])
-    made = packing_plan.assign_shards(found, seed, "train", 1e12, 8)
+    made = assigned(found, seed, "train", 8e9, 8)
     assert len(made) == 8
     for part in made:
         expected = np.array(sizes) * len(part) / sum(sizes)
@@ -125,7 +133,7 @@ def test_classes_are_balanced_over_shards(sizes: list[int], seed: int) -> None:
 
 def test_the_shuffle_is_global_and_the_seed_its_only_input() -> None:
     found = a_listing([400, 400])
-    one, other = (packing_plan.assign_shards(found, seed, "train", 1e12, 4) for seed in (1, 2))
+    one, other = (assigned(found, seed, "train", 8e9, 4) for seed in (1, 2))
     assert [part.tolist() for part in one] != [part.tolist() for part in other]
     for part in one:
         own = found.labels[part]
@@ -133,22 +141,22 @@ def test_the_shuffle_is_global_and_the_seed_its_only_input() -> None:
         ranks = part % 400
         assert ranks.min() < 40
         assert ranks.max() > 360
-    other_split = packing_plan.assign_shards(found, 1, "validation", 1e12, 4)
+    other_split = assigned(found, 1, "validation", 8e9, 4)
     assert [part.tolist() for part in one] != [part.tolist() for part in other_split]
 
 
 def test_shards_are_cut_by_bytes() -> None:
     found = a_listing([300, 300], [1000, 100_000])
-    made = packing_plan.assign_shards(found, 0, "train", 2e6, 1)
+    made = assigned(found, 0, "train", 2e6, 1)
     sums = [int((found.lengths[part] + packing_plan.SAMPLE_OVERHEAD_BYTES).sum()) for part in made]
     assert len(made) == 16
     assert max(sums) - min(sums) <= 2 * 102_000
-    half = packing_plan.assign_shards(found, 0, "train", 2e6, 1, ratio=0.5)
+    half = assigned(found, 0, "train", 2e6, 1, ratio=0.5)
     assert len(half) == 9, "headers and labels stay as they are"
 
 
 def test_there_are_no_more_shards_than_images() -> None:
-    assert len(packing_plan.assign_shards(a_listing([2, 1]), 0, "train", 1e9, 8)) == 3
+    assert len(assigned(a_listing([2, 1]), 0, "train", 1e9, 8)) == 3
 
 
 # ------------------------------------------------------------------ what is packed

@@ -18,14 +18,14 @@ from tests.support import imagenet, pictures, tiny_shards
 def test_each_oddity_is_seen_and_the_image_kept_to_the_byte(kind: str) -> None:
     image = imagenet.odd()[kind]
     packed = reencode_image(image, "n02105855_2933.JPEG", ShardLayout())
-    assert (packed.finding.oddities, packed.finding.defect) == ((kind,), "")
+    assert (packed.oddities, packed.defect) == ((kind,), "")
     assert packed.image == image
-    assert packed.finding.extension == ("png" if kind == "png-named-jpeg" else "jpg")
+    assert packed.extension == ("png" if kind == "png-named-jpeg" else "jpg")
 
 
 def test_a_plain_image_is_not_odd() -> None:
     finding = shard_packer.inspect_image(tiny_shards.jpeg(1, 40, 30), "a.jpg")
-    assert finding == shard_packer.ImageFinding("jpg", 40, 30)
+    assert finding == shard_packer.PackedImage("jpg", 40, 30)
 
 
 def test_oddities_add_up() -> None:
@@ -52,15 +52,15 @@ def test_oddities_add_up() -> None:
 )  # fmt: skip
 def test_each_defect_is_reported(image: bytes, defect: str, said: str) -> None:
     packed = reencode_image(image, "a.JPEG", ShardLayout())
-    assert packed.finding.defect == defect
-    assert said in packed.finding.reason
+    assert packed.defect == defect
+    assert said in packed.reason
     assert packed.image == b""
 
 
 def test_without_decoding_only_headers_are_looked_at() -> None:
     cut = tiny_shards.jpeg(0, 100, 100)[:900]
     assert reencode_image(cut, "a.jpg", ShardLayout(decode=False)).image == cut
-    assert reencode_image(imagenet.bomb(), "a.jpg", ShardLayout(decode=False)).finding.defect == "too-large"
+    assert reencode_image(imagenet.bomb(), "a.jpg", ShardLayout(decode=False)).defect == "too-large"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_every_prefix_and_every_flipped_byte_of_a_header_is_survived() -> None:
 def test_only_larger_images_are_reduced() -> None:
     large, small = tiny_shards.jpeg(1, 90, 60), tiny_shards.jpeg(1, 32, 30)
     packed = reencode_image(large, "a.png", ShardLayout(resize=30, quality=90))
-    assert (packed.is_resized, packed.finding.width) == (True, 90)
+    assert (packed.is_resized, packed.width) == (True, 90)
     again = shard_packer.inspect_image(packed.image, "a.jpg")
     assert (again.width, again.height) == (45, 30)
     assert reencode_image(small, "a.jpg", ShardLayout(resize=30)).image == small
@@ -99,14 +99,14 @@ def test_only_larger_images_are_reduced() -> None:
 
 def test_an_image_that_would_be_reduced_is_decoded_in_any_case() -> None:
     packed = reencode_image(tiny_shards.jpeg(0, 100, 100)[:900], "a.jpg", ShardLayout(resize=30, decode=False))
-    assert packed.finding.defect == "undecodable"
+    assert packed.defect == "undecodable"
 
 
 def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
     row = ImageRow("a", "a.jpg", 0, 0, 2**40)
     with closing(RangeReader(1)) as ranges:
         packed = shard_packer.read_packed(row, "/nowhere", False, ShardLayout(), ranges)
-    assert packed.finding.defect == "too-large"
+    assert packed.defect == "too-large"
 
 
 # ------------------------------------------------------------------ formats and transparency
@@ -118,7 +118,7 @@ def test_an_image_of_too_many_bytes_is_not_even_read() -> None:
      (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(90), "jpeg-2000"), (b"<svg xmlns='x'/>", "svg")],
 )  # fmt: skip
 def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> None:
-    finding = reencode_image(image, "a.jpg", ShardLayout()).finding
+    finding = reencode_image(image, "a.jpg", ShardLayout())
     assert finding.defect == defect
     assert finding.reason.endswith("convert it to JPEG or PNG")
 
@@ -128,7 +128,7 @@ def test_formats_that_are_not_decoded_are_named(image: bytes, defect: str) -> No
 def test_other_formats_become_pngs_of_the_same_pixels(form: str, decodes: bool) -> None:
     image = tiny_shards.encoded("RGB", form, number=3)
     packed = reencode_image(image, "a.jpg", ShardLayout(decode=decodes))
-    assert (packed.finding.extension, packed.finding.oddities) == ("png", (form.lower(),))
+    assert (packed.extension, packed.oddities) == ("png", (form.lower(),))
     assert np.array_equal(decode.decode_image(packed.image), decode.decode_image(image))
     assert reencode_image(image, "a.jpg", ShardLayout(decode=decodes)) == packed, "the same bytes each time"
 
@@ -137,9 +137,9 @@ def test_transparency_is_noted_and_the_bytes_are_kept() -> None:
     pixels = tiny_shards.picture(1)
     image = pictures.png(np.dstack((pixels, pixels[:, :, 0])), 6, 8)
     for treatment in (ShardLayout(), ShardLayout(decode=False)):
-        assert reencode_image(image, "a.png", treatment).finding.oddities == ("transparent",)
+        assert reencode_image(image, "a.png", treatment).oddities == ("transparent",)
         assert reencode_image(image, "a.png", treatment).image == image
     opaque = pictures.png(np.dstack((pixels, np.full(pixels.shape[:2], 255))), 6, 8)
-    assert reencode_image(opaque, "a.png", ShardLayout()).finding.oddities == ()
+    assert reencode_image(opaque, "a.png", ShardLayout()).oddities == ()
     reduced = reencode_image(image, "a.png", ShardLayout(resize=20))
-    assert (reduced.is_resized, reduced.finding.oddities) == (True, ("transparent",))
+    assert (reduced.is_resized, reduced.oddities) == (True, ("transparent",))

@@ -217,9 +217,7 @@ def test_compressed_tars_are_errors(packed: bytes, kind: str) -> None:
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_names_that_point_elsewhere_are_errors(name: str, form: int) -> None:
     data = tar([("b.cls", b"1"), (name, b"x")], form)
-    with pytest.raises(
-        DataError, match=rf"x.tar: member '{name}' at byte 1024: a name must be relative and without '\.\.'"
-    ):
+    with pytest.raises(DataError, match=rf"x.tar: member '{name}' at byte 1024 must be relative and without '\.\.'"):
         members(data)
 
 

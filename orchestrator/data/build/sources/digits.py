@@ -18,8 +18,6 @@ from orchestrator.data.build.config import DIGITS_SEED, DigitsSource, PackConfig
 from orchestrator.data.build.tar_writer import RawSample, write_dataset
 from orchestrator.data.manifest import Manifest
 
-IMAGE_SIDE = 48
-
 
 class Digits:
     """The digits as a source; the split and every byte are the same each time."""
@@ -30,8 +28,7 @@ class Digits:
     def __init__(self) -> None:
         self._digits = load_digits()
         self.classes = [str(name) for name in self._digits.target_names]
-        numbers = np.arange(len(self._digits.target))
-        target = self._digits.target
+        numbers, target = np.arange(len(self._digits.target)), self._digits.target
         train, validation = train_test_split(numbers, test_size=360, stratify=target, random_state=DIGITS_SEED)
         self._numbers = {"train": train, "validation": np.sort(validation)}
 
@@ -39,9 +36,8 @@ class Digits:
         """Yield the samples of a split."""
         for number in self._numbers[split].tolist():
             grey = (self._digits.images[number] * (255 / 16)).round().astype(np.uint8)
-            large = cv2.resize(grey, (IMAGE_SIDE, IMAGE_SIDE), interpolation=cv2.INTER_CUBIC)
-            pixels = np.ascontiguousarray(large[:, :, None])
-            image = simplejpeg.encode_jpeg(pixels, quality=95, colorspace="GRAY", colorsubsampling="Gray")
+            large = cv2.resize(grey, (48, 48), interpolation=cv2.INTER_CUBIC)[:, :, None]
+            image = simplejpeg.encode_jpeg(large, quality=95, colorspace="GRAY", colorsubsampling="Gray")
             yield RawSample(f"digit-{number:04d}", image, int(self._digits.target[number]))
 
 

@@ -17,7 +17,7 @@ from scipy.io import loadmat
 
 from orchestrator.config import redaction
 from orchestrator.data.build.config import IlsvrcSource
-from orchestrator.data.build.label_format import read_text
+from orchestrator.data.build.label_format import read_bounded, read_text
 from orchestrator.data.build.sources import listing
 from orchestrator.data.build.sources.listing import FolderLister, ImageRow, SourceListing, SplitListing
 from orchestrator.data.build.tar_reader import MemberRange, iter_member_ranges
@@ -36,7 +36,6 @@ STANDARD_NAMES = {
     "validation": ("ILSVRC2012_img_val.tar", "val", "validation", f"{_KAGGLE}/val"),
     "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12", SOLUTION),
 }
-WALK_THREADS = 16  # inner tars are walked side by side: of a remote one every byte comes over the network
 MAX_DEVKIT_BYTES = 64 * 2**20  # the real files have 2.5 MB together
 
 
@@ -65,9 +64,8 @@ class IlsvrcLister(FolderLister):
             if name.partition("/")[0] in names
         } | {place: given for place in STANDARD_NAMES if (given := getattr(self._source, place))}
         if "train" not in roots:
-            raise DataError(
-                f"source.url: {redaction.redact(url)}: neither {' nor '.join(STANDARD_NAMES['train'])} there"
-            )
+            tried = " nor ".join(STANDARD_NAMES["train"])
+            raise DataError(f"source.url: {redaction.redact(url)}: neither {tried} there")
         self.check_holdout(roots)
         return roots
 
@@ -75,7 +73,7 @@ class IlsvrcLister(FolderLister):
         """Return the listing of what `find_roots` returned. Raises DataError for damage, and labels that do not fit."""
         kit = load_devkit(roots["devkit"]) if "devkit" in roots else None
         classes, validation = tuple(sorted(kit.words)) if kit else None, None
-        with closing(RangeReader(WALK_THREADS)) as ranges:
+        with closing(RangeReader(listing.LISTING_THREADS)) as ranges:
             if roots["train"].endswith(".tar"):
                 classes, train = self._list_tar_of_tars(roots["train"], classes, ranges)
             else:
@@ -95,14 +93,13 @@ class IlsvrcLister(FolderLister):
                 continue
             wnid = listing.make_key(member.name).rpartition("/")[2]
             if wnid in inner:
-                raise DataError(
-                    f"{redaction.redact(url)}: {inner[wnid].name!r} and {member.name!r} are both of class {wnid}"
-                )
+                both = f"{inner[wnid].name!r} and {member.name!r}"
+                raise DataError(f"{redaction.redact(url)}: {both} are both of class {wnid}")
             inner[wnid] = member
         numbers = listing.number_classes(url, inner, classes)
 
         def rows() -> Iterator[ImageRow]:
-            with ThreadPoolExecutor(WALK_THREADS) as pool:
+            with ThreadPoolExecutor(listing.LISTING_THREADS) as pool:
                 walks = pool.map(lambda wnid: list(iter_member_ranges(ranges, url, inner[wnid])), inner)
                 for wnid, files in zip(inner, walks, strict=True):
                     for image in self.select_images(files):
@@ -141,7 +138,8 @@ def load_devkit(url: str) -> Devkit:
     if url.endswith((".tar", ".tar.gz", ".tgz")):
         meta, truth = _read_devkit_tar(url)
     else:
-        meta, truth = (_read_bounded(file_io.join(url, path)) for path in (META_PATH, GROUND_TRUTH_PATH))
+        paths = (META_PATH, GROUND_TRUTH_PATH)
+        meta, truth = (read_bounded(file_io.join(url, path), f"{shown}/{path}", MAX_DEVKIT_BYTES) for path in paths)
     words, wnids = _parse_synsets(meta, shown)
     try:
         numbers = [int(line) for line in truth.split()]
@@ -167,27 +165,15 @@ def _load_kaggle(url: str) -> Devkit:
         if number == 1 and name == "ImageId":
             continue
         if len(found) != 1 or not found <= words.keys() or name in wnids:
-            raise DataError(
-                f"{redaction.redact(url)}: line {number}: must be a new image and boxes of one class of {MAPPING}, got "
-                f"{line[:80]!r}"
-            )
+            rule = f"must be a new image and boxes of one class of {MAPPING}, got {line[:80]!r}"
+            raise DataError(f"{redaction.redact(url)}: line {number}: {rule}")
         wnids[name] = found.pop()
     return Devkit(words, wnids)
 
 
-def _read_bounded(url: str) -> bytes:
-    shown = redaction.redact(url)
-    try:
-        if (size := file_io.get_size(url)) > MAX_DEVKIT_BYTES:
-            raise DataError(f"{shown}: must have at most {MAX_DEVKIT_BYTES} bytes, got {size}")
-        return file_io.read_bytes(url)
-    except FileNotFoundError:
-        raise DataError(f"{shown}: missing: the devkit of ILSVRC2012 has it") from None
-
-
 def _read_devkit_tar(url: str) -> tuple[bytes, bytes]:
     shown = redaction.redact(url)
-    data, found = _read_bounded(url), dict[str, bytes]()
+    data, found = read_bounded(url, shown, MAX_DEVKIT_BYTES), dict[str, bytes]()
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as tar:
             for member in tar:
@@ -217,9 +203,7 @@ def _parse_synsets(meta: bytes, shown: str) -> tuple[dict[str, str], dict[int, s
                 raise ValueError(f"synset {number} ({wnid}) is there twice")
             words[wnid], wnids[number] = str(synset["words"]), wnid
     except Exception as error:  # scipy raises errors of many types for damaged files
-        raise DataError(
-            f"{shown}: {META_PATH}: damaged, or not of ILSVRC2012: {type(error).__name__}: {error}"
-        ) from None
+        raise DataError(f"{shown}: {META_PATH}: damaged, or not of ILSVRC2012: {error!r}") from None
     if not words:
         raise DataError(f"{shown}: {META_PATH}: no synset without children")
     return words, wnids

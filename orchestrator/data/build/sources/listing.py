@@ -29,9 +29,8 @@ VALIDATION_NAMES = ("validation", "val")
 MAX_DEPTH = 8  # deeper trees are cycles of links
 LISTING_THREADS = 16
 # Folders that systems and programs add, in lower case: no classes, and their pictures do not belong to the dataset.
-SYSTEM_FOLDERS = frozenset(
-    {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle",
-     "#snapshot"}
+SYSTEM_FOLDERS = (
+    "@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information", "#recycle", "@recycle", "#snapshot"
 )  # fmt: skip
 # Other files are no images by their name: they are passed over and counted.
 IMAGE_FILE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm"})
@@ -77,9 +76,8 @@ class SplitListing:
     def select_rows(self, rows: NDArray[np.int64]) -> SplitListing:
         """Return some of the rows, in that order."""
         keys, names = (KeyColumn(column[row] for row in rows.tolist()) for column in (self.keys, self.names))
-        return SplitListing(
-            self.root, self.is_tar, keys, names, self.labels[rows], self.offsets[rows], self.lengths[rows]
-        )
+        numbers = (column[rows] for column in (self.labels, self.offsets, self.lengths))
+        return SplitListing(self.root, self.is_tar, keys, names, *numbers)
 
 
 @dataclass(frozen=True)
@@ -123,9 +121,8 @@ def build_split_listing(root: str, is_tar: bool, rows: Iterable[ImageRow]) -> Sp
         order = sorted(range(len(keys)), key=keys.get_bytes)
         if equal := _find_equal_neighbours(keys, order):
             one, other = equal
-            raise DataError(
-                f"source: {shown}: {names[one]!r} and {names[other]!r} would both get the key {keys[one]!r}: rename one"
-            )
+            both = f"{names[one]!r} and {names[other]!r}"
+            raise DataError(f"source: {shown}: {both} would both get the key {keys[one]!r}: rename one")
     labels, offsets, lengths = np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)[order].T.copy()
     sorted_keys, sorted_names = (KeyColumn(column[row] for row in order) for column in (keys, names))
     return SplitListing(root, is_tar, sorted_keys, sorted_names, labels, offsets, lengths)
@@ -178,21 +175,17 @@ def number_classes(root: str, found: Collection[str], classes: Sequence[str] | N
 
     Raises DataError for fewer than two classes, unfit names, and a class that is not in `classes`.
     """
-    shown = redaction.redact(root)
+    where = f"source: {redaction.redact(root)}"
     names = sorted(found) if classes is None else classes
     try:
         check_names(names)
     except ValueError as error:
-        raise DataError(f"source: {shown}: {error}") from None
+        raise DataError(f"{where}: {error}") from None
     if len(names) < 2:
-        raise DataError(
-            f"source: {shown}: {len(names)} class(es) ({', '.join(names) or 'none'}): at least 2 are needed"
-        )
+        raise DataError(f"{where}: {len(names)} class(es) ({', '.join(names) or 'none'}): at least 2 are needed")
     numbers = {normalize_name(name): number for number, name in enumerate(names)}
     if unknown := sorted(name for name in found if normalize_name(name) not in numbers):
-        raise DataError(
-            f"source: {shown}: class {unknown[0]!r} is not among the {len(names)} classes ({len(unknown)} such classes)"
-        )
+        raise DataError(f"{where}: class {unknown[0]!r} is not among the {len(names)} classes ({len(unknown)} such)")
     return numbers
 
 
@@ -203,11 +196,8 @@ def make_key(name: str, keep_marks: bool = False) -> str:
     """
     if keep_marks:
         name = unicodedata.normalize("NFC", name)
-    parts = [
-        _ODD.sub(_replace_odd_character if keep_marks else "_", part)
-        for part in name.split("/")
-        if part not in ("", ".", "..")
-    ]
+    replace = _replace_odd_character if keep_marks else "_"
+    parts = [_ODD.sub(replace, part) for part in name.split("/") if part not in ("", ".", "..")]
     if not parts:
         return "_"
     # WebDataset cuts names at the first dot of the last component.
@@ -257,10 +247,8 @@ class FolderLister:
         self.ignored.update(map(get_extension, files))
         folders = [name for name, kind in kinds.items() if not kind]
         if not folders and files and classes is not None:
-            raise DataError(
-                f"source: {redaction.redact(root)}: {len(files)} files and no folder per class: their labels are "
-                "needed (--source.labels, or the devkit of ILSVRC)"
-            )
+            what = f"source: {redaction.redact(root)}: {len(files)} files and no folder per class"
+            raise DataError(f"{what}: their labels are needed (--source.labels, or the devkit of ILSVRC)")
         numbers = number_classes(root, folders, classes)
 
         def rows() -> Iterator[ImageRow]:
@@ -327,20 +315,16 @@ def read_labels(url: str, classes: Sequence[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, line in enumerate(read_text(url, where).splitlines(), start=1):
         delimiter = next((delimiter for delimiter in "\t," if delimiter in line), None)
+        cells = csv.reader([line], delimiter=delimiter or "\t", skipinitialspace=True)
         try:
-            row = (
-                next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-                if delimiter
-                else line.split(None, 1)
-            )
+            row = next(cells) if delimiter else line.split(None, 1)
         except csv.Error as error:
             raise DataError(f"{where}: line {number}: {error}") from None
         if not line.strip() or (number == 1 and not is_image(row[0]) and normalize_name(row[-1]) not in numbers):
             continue
         if len(row) != 2 or (label := numbers.get(normalize_name(row[1]))) is None:
-            raise DataError(
-                f"{where}: line {number}: must be a file and a class of the training images, got {line[:80]!r}"
-            )
+            rule = "must be a file and a class of the training images"
+            raise DataError(f"{where}: line {number}: {rule}, got {line[:80]!r}")
         if labels.setdefault(normalize_name(row[0]), label) != label:
             raise DataError(f"{where}: line {number}: a second label for {row[0]!r}")
     return labels
