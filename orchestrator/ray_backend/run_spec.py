@@ -294,7 +294,8 @@ def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
     job_presets = {}
     for name, recipe in presets.PRESETS.items():
         destination = Destination(data=EMBEDDED_DATASET if name in presets.DIGITS_PRESETS else "")
-        job_presets[name] = Preset(kind(recipe=recipe(), destination=destination), presets.get_summary(name))
+        summary = (recipe.__doc__ or "").splitlines()[0]
+        job_presets[name] = Preset(kind(recipe=recipe(), destination=destination), summary)
     return job_presets
 
 

@@ -17,13 +17,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.data import rng
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import SamplerKind
 from orchestrator.tuning.space import (
     Dimension,
     Space,
-    build_recipe,
     choose_assignment,
     list_assignments,
     list_grid,
@@ -82,7 +82,7 @@ class Sampler:
         is_any_valid = False
         for assignment in chain(suggestions, draws, self._iter_shuffled(number)):
             try:
-                recipe = build_recipe(self.base, assignment)
+                recipe = apply_overrides(self.base, assignment)
             except ConfigError as error:
                 refusals.append(error)
                 continue

@@ -243,7 +243,6 @@ def find_base_trial(trials: Sequence[Trial], base: Recipe) -> Trial | None:
 
 
 def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    """Return every dotted path of a recipe with its value as JSON."""
     return {path: json.dumps(value, default=to_jsonable) for path, value in flatten_config(recipe).items()}
 
 
