@@ -122,10 +122,7 @@ def _load_run(name: str, storage: str, data: str) -> AuditedRun:
         spec = load_run_spec(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"runs: {redaction.redact(name)!r}: its spec.json cannot be used: {error}") from None
-    try:
-        url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
     try:
         dataset = manifest.load(url, allow_elsewhere=True)  # counts and digest are compared, no tar is read
     except DataError as error:

@@ -32,10 +32,7 @@ def run_simulate(config: SimulateConfig, console: Console) -> int:
     Raises ConfigError for impossible values.
     """
     recipe = config.recipe
-    try:
-        out = urls.require_absolute(config.out, "out") if config.out else ""
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    out = urls.require_absolute(config.out, "out") if config.out else ""
     with tempfile.TemporaryDirectory(prefix="simulate-") as temporary:
         url, dataset = _load_dataset(config, os.path.join(temporary, "digits"))
         samples = config.samples if dataset is None else dataset.count_samples(previews.TRAIN_SPLIT)

@@ -201,13 +201,12 @@ def get_code_version(root: Path = REPO_ROOT) -> str:
     """
     if not (root / ".git").exists():  # git would search the folders above
         return compute_source_digest(root)
-    run = partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS)
+    run = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS)
     try:
-        commit = run(["git", "-C", str(root), "rev-parse", "HEAD"]).strip()
-        changed = run(["git", "-C", str(root), "status", "--porcelain", "-uno"]).strip()
+        commit = run(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=, changed"]).strip()
     except (OSError, subprocess.SubprocessError):
         return compute_source_digest(root)
-    return f"{commit}, changed: {compute_source_digest(root)}" if changed else commit
+    return f"{commit}: {compute_source_digest(root)}" if commit.endswith(", changed") else commit
 
 
 def compute_source_digest(root: Path = REPO_ROOT) -> str:
