@@ -55,7 +55,6 @@ def run_audit(config: AuditConfig, console: Console) -> int:
 
 
 def _print_audit(run: AuditedRun, console: Console) -> bool:
-    """Print the audit of a run; return whether it is clean."""
     try:
         record, samples, source = _load_record(run)
         with console.status("recomputing the plan of each epoch"):
@@ -97,7 +96,6 @@ def _compare_epochs(record: AuditRecord, samples: int, run: AuditedRun) -> list[
 
 
 def _find_record_problems(record: AuditRecord, epochs: int) -> list[str]:
-    """Return the problems of a record as a whole, when that many epochs have begun."""
     problems = []
     if [entry.epoch for entry in record.epochs] != list(range(epochs)):
         listed = ", ".join(str(entry.epoch + 1) for entry in record.epochs) or "none"
@@ -118,17 +116,13 @@ def _describe_failures(folder: str) -> str:
 
 
 def _load_run(name: str, storage: str, data: str) -> AuditedRun:
-    """Return the run of that name or at that URL. Raises ConfigError."""
     (entry,) = run_lookup.find_runs([name], storage)
     folder = entry.folder
     try:
         spec = load_run_spec(folder)
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"runs: {redaction.redact(name)!r}: its spec.json cannot be used: {error}") from None
-    try:
-        url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    url = urls.require_absolute(data, "data") if data else run_lookup.resolve_dataset_url(spec.to_dict(), folder)
     try:
         dataset = manifest.load(url, allow_elsewhere=True)  # counts and digest are compared, no tar is read
     except DataError as error:

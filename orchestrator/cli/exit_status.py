@@ -24,8 +24,7 @@ from orchestrator.storage.file_io import StorageError
 
 EXIT_USAGE_ERROR, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 THREAD_JOIN_SECONDS = 5.0
-# A log has no width of its own.
-LOG_WIDTH = 120
+LOG_WIDTH = 120  # a log has no width of its own
 STOPPED_NOTICE = "stopped; rerun the same command to resume"
 
 

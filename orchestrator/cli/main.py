@@ -74,7 +74,6 @@ def run_job(script: str) -> int:
 
 
 def _run_listed(program: str, description: str, commands: Mapping[str, Command | str], arguments: list[str]) -> int:
-    """Run the command that the first argument names, or list the commands."""
     if not arguments or arguments[0] in _HELP_FLAGS:
         width = max(map(len, commands))
         summaries = {name: each if isinstance(each, str) else each.summary for name, each in commands.items()}
@@ -140,49 +139,42 @@ def _prepare_process(program: str, config: Config) -> None:
             ray_env.prepare_process()
 
 
-def _import_command(name: str) -> Callable[[Any, Console], Any]:  # noqa: PLR0911  a case for each command
+def _import_command(name: str) -> Callable[[Any, Console], Any]:  # noqa: C901, PLR0912  a case for each command
     """Return the function of a command from its module, imported only now: torch, ray and mlflow take seconds.
 
     It takes configuration and console, and returns the exit status or a result that has it.
     """
+    run: Callable[[Any, Console], Any]
     match name:
         case "train":
-            from orchestrator.cli import train  # heavy
-
-            return train.train_model
-        case "train-ensemble" | "evaluate":
-            from orchestrator.cli import train_ensemble  # heavy
-
-            return train_ensemble.evaluate_runs if name == "evaluate" else train_ensemble.train_ensemble
+            from orchestrator.cli.train import train_model as run  # heavy
+        case "train-ensemble":
+            from orchestrator.cli.train_ensemble import train_ensemble as run  # heavy
         case "tune":
-            from orchestrator.cli import tune  # heavy
-
-            return tune.run_tune
+            from orchestrator.cli.tune import run_tune as run  # heavy
+        case "evaluate":
+            from orchestrator.cli.train_ensemble import evaluate_runs as run  # heavy
         case "predict":
-            from orchestrator.cli import predict  # heavy
-
-            return predict.run_predict
+            from orchestrator.cli.predict import run_predict as run  # heavy
         case "serve":
-            from orchestrator.cli import serve  # heavy
-
-            return serve.run_serve
-        case "status" | "stop":
-            from orchestrator.cli import status, stop  # they load readers of storage
-
-            return status.run_status if name == "status" else stop.run_stop
-        case "audit" | "simulate":
-            from orchestrator.cli import audit, simulate  # heavy
-
-            return audit.run_audit if name == "audit" else simulate.run_simulate
+            from orchestrator.cli.serve import run_serve as run  # heavy
+        case "status":
+            from orchestrator.cli.status import run_status as run  # it loads readers of storage
+        case "stop":
+            from orchestrator.cli.stop import run_stop as run  # it loads readers of storage
+        case "audit":
+            from orchestrator.cli.audit import run_audit as run  # heavy
+        case "simulate":
+            from orchestrator.cli.simulate import run_simulate as run  # heavy
         case "cost":
-            from orchestrator.models import cost  # torch takes seconds to import
-
-            return cost.print_cost
-    from orchestrator.cli import shards  # heavy
-    from orchestrator.data.build import indexing, verify
-
-    builders: dict[str, Callable[[Any, Console], int]] = {"pack": shards.pack_dataset, "index": indexing.index_dataset}
-    return builders.get(name, verify.verify_dataset)
+            from orchestrator.models.cost import print_cost as run  # heavy
+        case "pack":
+            from orchestrator.cli.shards import pack_dataset as run  # heavy
+        case "index":
+            from orchestrator.data.build.indexing import index_dataset as run  # heavy
+        case _:
+            from orchestrator.data.build.verify import verify_dataset as run  # heavy
+    return run
 
 
 # A text is the summary of what has commands of its own.

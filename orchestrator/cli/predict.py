@@ -136,7 +136,6 @@ def resolve_source(choice: ModelChoice) -> ModelSource:
 
 
 def _select_members(count: int, numbers: Sequence[int]) -> Sequence[int]:
-    """Return these numbers of so many members, by default all. Raises ConfigError."""
     if len(set(numbers)) < len(numbers) or not all(1 <= number <= count for number in numbers):
         shown = ",".join(map(str, numbers))
         raise ConfigError(f"members: must be different numbers from 1 to {count}, got {shown}")

@@ -180,13 +180,11 @@ class PredictionServer:
         return bytes(body)
 
     def _check_capacity(self) -> None:
-        """Raise HTTPException when too many requests wait already."""
         if self._waiting_count >= MAX_WAITING:
             seconds = min(60, max(1, math.ceil(self._waiting_count * self._last_seconds)))
             raise _make_busy_error(f"{self._waiting_count} requests wait already", seconds)
 
     async def _classify(self, request: Request, image: bytes, query: tuple[int, int, list[int]]) -> list[Prediction]:
-        """Return the most likely classes. Raises HTTPException, ClientDisconnect."""
         self._check_capacity()
         self._waiting_count += 1
         try:
@@ -213,7 +211,6 @@ def _make_busy_error(why: str, seconds: int) -> HTTPException:
 
 
 def _parse_query(request: Request, config: ServeConfig) -> tuple[int, int, list[int]]:
-    """Return crops, top and members of a request. Raises HTTPException."""
     query = dict(request.query_params)
     for name, text in query.items():
         if name not in _QUERY:

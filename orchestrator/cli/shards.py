@@ -131,7 +131,6 @@ def run_in_threads(
 
 
 def _print_plan(plan: PackingPlan, say: Callable[[str], None]) -> None:
-    """Print samples, classes, shards and bytes of each split."""
     say(f"{plan.name}: {len(plan.classes)} classes")
     for name, split in plan.splits.items():
         say(f"  {name}: {split.samples:,} images, {split.bytes / 2**20:,.1f} MiB, {len(split.shards)} shards")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -33,11 +32,9 @@ def run_simulate(config: SimulateConfig, console: Console) -> int:
     Raises ConfigError for impossible values.
     """
     recipe = config.recipe
-    try:
-        out = urls.require_absolute(config.out, "out") if config.out else ""
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    with tempfile.TemporaryDirectory(prefix="simulate-") as temporary, _open_dataset(config) as (url, dataset):
+    out = urls.require_absolute(config.out, "out") if config.out else ""
+    with tempfile.TemporaryDirectory(prefix="simulate-") as temporary:
+        url, dataset = _load_dataset(config, os.path.join(temporary, "digits"))
         samples = config.samples if dataset is None else dataset.count_samples(previews.TRAIN_SPLIT)
         steps = sampler.count_steps(samples, recipe.batch_size)
         if steps == 0:
@@ -53,29 +50,25 @@ def run_simulate(config: SimulateConfig, console: Console) -> int:
             print_line(console, "no contact sheet: set --data to a dataset")
         elif not previews.draw_contact_sheet(recipe, url, dataset, str(sheet)):
             print_line(console, "no contact sheet: none of the selected images can be decoded")
-        for picture in Path(temporary).iterdir():
+        for picture in Path(temporary).glob("*.png"):
             where = file_io.join(out, picture.name)
             file_io.write_bytes(where, picture.read_bytes())
             print_line(console, f"written: {redaction.redact(where)}")
     return 0
 
 
-@contextmanager
-def _open_dataset(config: SimulateConfig) -> Iterator[tuple[str, Manifest | None]]:
-    """Yield URL and manifest of the data, None without data; unpacked digits are packed in a temporary folder."""
+def _load_dataset(config: SimulateConfig, scratch: str) -> tuple[str, Manifest | None]:
+    """Return URL and manifest of the data, None without data; unpacked digits are packed in the folder `scratch`."""
     if not config.data:
-        yield "", None
-        return
+        return "", None
     # A tracking URI, which is not used, must not be demanded.
     url = Destination(data=config.data, tracking="none", allow_elsewhere=config.allow_elsewhere).resolve().data
     try:
-        yield url, manifest.load(url, allow_elsewhere=config.allow_elsewhere)
-        return
+        return url, manifest.load(url, allow_elsewhere=config.allow_elsewhere)
     except DataError as error:
         if config.data != EMBEDDED_DATASET:
             raise ConfigError(str(error)) from None
-    with tempfile.TemporaryDirectory(prefix="digits-") as temporary:
-        yield temporary, digits.pack_digits(temporary)
+    return scratch, digits.pack_digits(scratch)
 
 
 def _build_table(recipe: Recipe, steps_per_epoch: int) -> Table:

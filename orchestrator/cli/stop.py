@@ -66,7 +66,6 @@ def run_stop(config: StopConfig, console: Console) -> int:
 
 
 def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_PendingStop]:
-    """Ask every driver of the entry to stop; return the leases to wait for."""
     pending: list[_PendingStop] = []
     # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
     for folder in reversed(entry.lease_folders):
@@ -98,7 +97,6 @@ def _wait_until_ended(pending: dict[str, list[_PendingStop]], deadline: float, c
 
 
 def _describe_state(entry: RunEntry) -> str:
-    """Return the state of something that no driver runs, and how to resume it."""
     if entry.error:
         return f"it is unknown whether its members run: {entry.error}"
     if entry.members is not None:

@@ -41,13 +41,6 @@ def train_model(config: TrainModel, console: Console) -> TrainResult:
         validation = load_validation_result(spec.folder) if end.outcome is not None else None
         for line in validation.describe() if validation is not None else ():
             session.print_line(line)
-        succeeded = end.status == "finished"
-        return TrainResult(
-            spec.name,
-            spec.folder,
-            "finished" if succeeded else "failed",
-            end.message,
-            metrics,
-            url,
-            0 if succeeded else EXIT_FAILURE,
-        )
+        if end.status == "finished":
+            return TrainResult(spec.name, spec.folder, "finished", end.message, metrics, url)
+        return TrainResult(spec.name, spec.folder, "failed", end.message, metrics, url, EXIT_FAILURE)

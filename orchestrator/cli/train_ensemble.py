@@ -129,7 +129,6 @@ def _print_table(session: Session, table: Table3, models: str) -> None:
 
 
 def _collect_errors(table: Table3, models: int) -> dict[int, Errors]:
-    """Return the errors of so many models by number of crops."""
     return {
         cell.crops: Errors(cell.top1_error, cell.top5_error, cell.top1_interval, cell.top5_interval)
         for cell in table.cells

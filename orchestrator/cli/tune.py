@@ -9,7 +9,7 @@ from orchestrator.cli.exit_status import EXIT_FAILURE, STOPPED_NOTICE
 from orchestrator.monitor.formatting import print_line
 from orchestrator.ray_backend import preflight
 from orchestrator.ray_backend.run_lookup import SWEEPS
-from orchestrator.ray_backend.session import Session, open_session
+from orchestrator.ray_backend.session import open_session
 from orchestrator.storage import file_io
 from orchestrator.tuning import finish_sweep, named_spaces, run_sweep
 from orchestrator.tuning.config import TuneJob
@@ -36,21 +36,14 @@ def run_tune(config: TuneJob, console: Console) -> int:
         with session.hold_lease(folder) as lease:
             key = run_sweep.record_plan(session, plan, folder)
             trials = run_sweep.run_trials(session, plan, folder, key, lease)
-            return _finish_sweep(session, trials)
-
-
-def _finish_sweep(session: Session, trials: run_sweep.SweepResult) -> int:
-    # A stop that arrives while the winner is published counts as well.
-    result = None if session.interruption.event.is_set() else finish_sweep.rank_and_publish(session, trials)
-    if result is None or session.interruption.event.is_set():
-        session.print_line(STOPPED_NOTICE)
-        return session.interruption.exit_status
-    winner, lines = result
-    session.recorder.set_final_status(trials.key, "FINISHED" if winner is not None else "FAILED")
-    for line in lines:
-        session.print_line(line)
-    session.print_locations(trials.folder, trials.key)
-    if winner is None:
-        session.print_line("no trial finished: there is no winner")
-        return EXIT_FAILURE
-    return 0
+            stopped = session.interruption.event
+            winner, lines = (None, []) if stopped.is_set() else finish_sweep.rank_and_publish(session, trials)
+            if stopped.is_set():  # also while the winner is published
+                session.print_line(STOPPED_NOTICE)
+                return session.interruption.exit_status
+            session.recorder.set_final_status(key, "FINISHED" if winner is not None else "FAILED")
+            lines += [] if winner is not None else ["no trial finished: there is no winner"]
+            for line in lines:
+                session.print_line(line)
+            session.print_locations(folder, key)
+            return 0 if winner is not None else EXIT_FAILURE

@@ -1,20 +1,15 @@
-"""Numbers, durations, times, sizes and lines as they are shown, and a live table of the progress of runs."""
+"""Numbers, durations, times, sizes, lines and tables of progress as they are shown."""
 
 from __future__ import annotations
 
 import math
-import threading
 import time
-from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from orchestrator.monitor.journal_summary import EpochMetrics
 from orchestrator.monitor.run_status import RunSnapshot
-
-POLL_SECONDS = 1.0
 
 
 def print_line(console: Console, text: str) -> None:
@@ -52,42 +47,6 @@ def format_bytes(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:,.3g} PB"
-
-
-class LiveTable:
-    """A display that is refreshed in a thread while its `with` block runs, and once more at its end."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        """name: of the thread."""
-        self._console = console
-        self._ended = threading.Event()
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def refresh(self) -> None:
-        """Update `_live`, or, where there is none, print the news in lines."""
-        raise NotImplementedError
-
-    def print_final(self) -> None:
-        """Print what stays in a terminal after the live table is removed."""
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.refresh()
-        if self._live is not None:
-            self._live.stop()
-            self.print_final()
-
-    def _run(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            self.refresh()
 
 
 def make_progress_table(last_column: str, title: str | None = None) -> Table:

@@ -110,7 +110,6 @@ def inspect_run(
 def _determine_state(
     folder: str, outcome: dict[str, Any], snapshot: LeaseSnapshot | None, alive: bool, newest: _NumberedAttempt | None
 ) -> tuple[RunState, str]:
-    """Return the state, and the reason of a bad one."""
     status, message = str(outcome.get("status", "")), str(outcome.get("message", ""))
     if status == "finished" and commit.is_complete(get_final_weights_dir(folder)):
         return "finished", ""
@@ -173,7 +172,6 @@ def _collect_progress(
 
 
 def _measure_speed(first: Event | None, end: float, samples: int) -> float | None:
-    """Return images per second since an event; None where unknown."""
     if first is None or end <= first.time or samples <= (first.samples or 0):
         return None
     return (samples - (first.samples or 0)) / (end - first.time)

@@ -104,7 +104,7 @@ def list_all_runs(storage: str) -> list[RunEntry]:
 
 def _find_run(name: str, storage: str, field: str) -> RunEntry:
     if "/" in name:
-        parent, _, base = _make_absolute(name, field).rpartition("/")
+        parent, _, base = urls.require_absolute(name, field).rstrip("/").rpartition("/")
         parents = [parent]
     else:
         parent, base, parents = storage, name, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
@@ -176,13 +176,6 @@ def list_folders(storage: str, kind: str) -> list[str]:
     """Return the URLs of the folders of that kind in a storage, in the order of their names."""
     parent = file_io.join(storage, kind)
     return [file_io.join(parent, name) for name in file_io.list_names(parent)]
-
-
-def _make_absolute(url: str, field: str = "runs") -> str:
-    try:
-        return urls.require_absolute(url, field).rstrip("/")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[str], None]) -> list[RunSpec]:

@@ -106,16 +106,13 @@ class Destination(Config):
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
         variable = os.environ.get(RUNS_VARIABLE, "")
-        try:
-            if self.storage or not variable:
-                storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
-            else:
-                storage = urls.require_absolute(variable, RUNS_VARIABLE)
-            data = file_io.join(storage, "data", EMBEDDED_DATASET)
-            if self.data != EMBEDDED_DATASET:
-                data = urls.require_absolute(self.data, "data")
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        if self.storage or not variable:
+            storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
+        else:
+            storage = urls.require_absolute(variable, RUNS_VARIABLE)
+        data = file_io.join(storage, "data", EMBEDDED_DATASET)
+        if self.data != EMBEDDED_DATASET:
+            data = urls.require_absolute(self.data, "data")
         tracking = self.tracking
         if not tracking and self.tracker.kind == connect.MLFLOW:
             tracking = _get_default_tracking(storage)
@@ -294,7 +291,8 @@ def build_job_presets(kind: type[JobConfigT]) -> dict[str, Preset[JobConfigT]]:
     job_presets = {}
     for name, recipe in presets.PRESETS.items():
         destination = Destination(data=EMBEDDED_DATASET if name in presets.DIGITS_PRESETS else "")
-        job_presets[name] = Preset(kind(recipe=recipe(), destination=destination), presets.get_summary(name))
+        summary = (recipe.__doc__ or "").splitlines()[0]
+        job_presets[name] = Preset(kind(recipe=recipe(), destination=destination), summary)
     return job_presets
 
 

@@ -78,7 +78,7 @@ class RunRecorder:
         tags = {
             "orchestrator.folder": redaction.redact(spec.folder),
             "orchestrator.dataset": f"{self._dataset} {spec.dataset_digest}",
-        } | ({} if origin is None else {"orchestrator.sweep": origin.source_label})
+        } | ({} if origin is None else {"orchestrator.sweep": f"{origin.sweep} {origin.trial}".strip()})
         self.replayer.follow(TrackedRun(key, spec.name, None, params, tags), get_journal_dir(spec.folder), parent)
         self._open_keys.add(key)
 

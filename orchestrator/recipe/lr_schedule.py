@@ -77,25 +77,20 @@ Schedule = Annotated[AnySchedule, KindDiscriminator()]
 
 def compute_lr(schedule: AnySchedule, samples: float, samples_per_epoch: float, epochs: int) -> float:
     """Return the rate after `samples` of a training of `epochs` epochs. Raises ConfigError for a bad plug-in."""
-    epochs_done = samples / samples_per_epoch
-    warmup = min(1.0, epochs_done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0
-    return warmup * _compute_decayed_lr(schedule, epochs_done, min(1.0, epochs_done / epochs))
-
-
-def _compute_decayed_lr(schedule: AnySchedule, epochs_done: float, share: float) -> float:
-    """Return the rate without a warm-up after `epochs_done` epochs, which are this share of all."""
-    base = schedule.base_rate
+    base, epochs_done = schedule.base_rate, samples / samples_per_epoch
+    share = min(1.0, epochs_done / epochs)
     match schedule:
         case StepDecay():
-            return base * schedule.decay_factor ** math.floor(epochs_done / schedule.decay_epochs)
+            rate = base * schedule.decay_factor ** math.floor(epochs_done / schedule.decay_epochs)
         case ExponentialDecay():
-            return float(base * schedule.decay_factor ** (epochs_done / schedule.decay_epochs))
+            rate = float(base * schedule.decay_factor ** (epochs_done / schedule.decay_epochs))
         case PolynomialDecay():
-            return float(schedule.final_rate + (base - schedule.final_rate) * (1.0 - share) ** schedule.power)
+            rate = float(schedule.final_rate + (base - schedule.final_rate) * (1.0 - share) ** schedule.power)
         case CosineDecay():
-            return schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
+            rate = schedule.final_rate + (base - schedule.final_rate) * 0.5 * (1.0 + math.cos(math.pi * share))
         case SchedulePlugin():
-            return base * _compute_plugin_factor(schedule, share)
+            rate = base * _compute_plugin_factor(schedule, share)
+    return rate * (min(1.0, epochs_done / schedule.warmup_epochs) if schedule.warmup_epochs > 0 else 1.0)
 
 
 def _compute_plugin_factor(schedule: SchedulePlugin, share: float) -> float:

@@ -15,8 +15,6 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import create_plugin, format_failure
 from orchestrator.recipe.config import AdamWConfig, AnyAveraging, AnyOptimizer, OptimizerPlugin, RunningMean
 
-MOMENTUM_KEY = "momentum_buffer"  # torch's name
-
 
 class UndecoratedSGD(torch.optim.SGD):
     """torch's SGD, to the bit, without the decorators that import torch._dynamo: more than a second of each start.
@@ -58,7 +56,7 @@ def build_optimizer(model: nn.Module, config: AnyOptimizer) -> torch.optim.Optim
         # Zeros are what torch begins with. Left to it, the buffers are made at the first step without being filled,
         # and stay so when float16's scaler skips that step.
         for parameter in trained:
-            optimizer.state[parameter][MOMENTUM_KEY] = torch.zeros_like(parameter)
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 

@@ -9,23 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.config.overrides import apply_overrides
-from orchestrator.data.config import (
-    NO_PHOTOMETRIC,
-    AugmentationConfig,
-    OrderConfig,
-    PhotometricConfig,
-    PreprocessingConfig,
-)
-from orchestrator.models.config import (
-    AlexNetConfig,
-    AnyModelConfig,
-    GoogLeNetConfig,
-    LeNet5Config,
-    NINConfig,
-    SPPNetConfig,
-    VGG16Config,
-    ZFNetConfig,
-)
+from orchestrator.data import config as data
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig, PhotometricConfig
+from orchestrator.models import config as networks
+from orchestrator.models.config import AnyModelConfig, GoogLeNetConfig
 from orchestrator.recipe.config import LossConfig, Recipe, RunningMean, SGDConfig
 from orchestrator.recipe.lr_schedule import CosineDecay, PolynomialDecay, StepDecay
 
@@ -54,10 +41,10 @@ def googlenet_digits() -> Recipe:
         epochs=26,
         batch_size=32,
         model=GoogLeNetConfig(image_size=32, width=0.25),
-        preprocessing=PreprocessingConfig(mean=(78.0, 78.0, 78.0), scale=1 / 58.0),
+        preprocessing=data.PreprocessingConfig(mean=(78.0, 78.0, 78.0), scale=1 / 58.0),
         # Digits fill their image: crops below 40% of it cut them to pieces (21% error instead of 5%).
         augmentation=AugmentationConfig(area=(0.4, 1.0), photometric=NO_PHOTOMETRIC),
-        order=OrderConfig(lanes=8, window=256),
+        order=data.OrderConfig(lanes=8, window=256),
         schedule=PolynomialDecay(base_rate=0.01, power=0.5, warmup_epochs=2.0),
         averaging=RunningMean(start=0.75),
     )
@@ -143,41 +130,41 @@ def alexnet_imagenet() -> Recipe:
     """AlexNet on ImageNet-1k: batch 128, a tenth of the rate every 20 epochs, 90 epochs."""
     # Section 5: roughly 90 epochs; 0.01, divided by 10 three times, by hand; Caffe's bvlc_alexnet does so every 100,000
     # steps of 256.
-    return _make_baseline(AlexNetConfig(), 90, 128, 20.0, _LIGHTING)
+    return _make_baseline(networks.AlexNetConfig(), 90, 128, 20.0, _LIGHTING)
 
 
 def zfnet_imagenet() -> Recipe:
     """ZFNet (Clarifai's family) on ImageNet-1k: batch 128, 70 epochs."""
     # arXiv 1311.2901, section 3: 0.01, lowered by hand when the validation error plateaus; the steps and the weight
     # decay, of which the paper names none, are AlexNet's.
-    return _make_baseline(ZFNetConfig(), 70, 128, 20.0)
+    return _make_baseline(networks.ZFNetConfig(), 70, 128, 20.0)
 
 
 def nin_imagenet() -> Recipe:
     """Network in Network on ImageNet-1k as in Caffe's model zoo: batch 64, 23 epochs."""
     # Model zoo: 450,000 steps of 64, a tenth of the rate every 200,000 steps.
-    return _make_baseline(NINConfig(), 23, 64, 10.0)
+    return _make_baseline(networks.NINConfig(), 23, 64, 10.0)
 
 
 def vgg_16_imagenet() -> Recipe:
     """VGG-16 on ImageNet-1k with scale jittering: batch 256, 74 epochs."""
     # arXiv 1409.1556, section 3.1: 224 pixels of a shorter side between 256 and 512, and AlexNet's lighting; 0.01, a
     # tenth three times when validation stops improving, here in equal parts.
-    return _make_baseline(VGG16Config(), 74, 256, 18.5, _LIGHTING, smallest_area=0.14)
+    return _make_baseline(networks.VGG16Config(), 74, 256, 18.5, _LIGHTING, smallest_area=0.14)
 
 
 def spp_net_imagenet() -> Recipe:
     """SPP-net (MSRA's) on ImageNet-1k: spatial pyramid pooling over ZF-5, batch 128, 70 epochs."""
     # arXiv 1406.4729 names no number of epochs and no batch: ZFNet's. Section 3.1: 0.01, divided by 10 twice when the
     # error plateaus.
-    return _make_baseline(SPPNetConfig(), 70, 128, 25.0, _LIGHTING)
+    return _make_baseline(networks.SPPNetConfig(), 70, 128, 25.0, _LIGHTING)
 
 
 def lenet_5_digits() -> Recipe:
     """LeNet-5 on the embedded handwritten digits, its own kind of data; seconds of one core."""
     # As googlenet-digits, to be compared with it.
     schedule = PolynomialDecay(base_rate=0.02, power=0.5, warmup_epochs=2.0)
-    return _vary(googlenet_digits(), "lenet-5-digits", {"model": LeNet5Config(), "schedule": schedule})
+    return _vary(googlenet_digits(), "lenet-5-digits", {"model": networks.LeNet5Config(), "schedule": schedule})
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {
@@ -202,8 +189,3 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
 DEFAULT = "googlenet-digits"
 # Made for the embedded dataset; the others need one.
 DIGITS_PRESETS = tuple(name for name in PRESETS if "-digits" in name or name == "googlenet-tiny")
-
-
-def get_summary(name: str) -> str:
-    """Return the summary line of a preset."""
-    return (PRESETS[name].__doc__ or "").splitlines()[0]

@@ -35,11 +35,6 @@ class Provenance(Config):
     commit: str = Field("", description="of the code that tuned it")
     created: str = Field("", description="when it was handed over")
 
-    @property
-    def source_label(self) -> str:
-        """Sweep and trial, in a word or two."""
-        return f"{self.sweep} {self.trial}".strip()
-
 
 class RecipeFile(Config):
     """A recipe and its provenance; None when the file has none."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,7 @@ from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
 from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.ray_env import has_existing_cluster
-from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, JobConfig, Placement, RunSpec
+from orchestrator.ray_backend.run_spec import Destination, JobConfig, Placement, RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.scheduler.config import PlanConfig
@@ -85,7 +84,6 @@ def _describe_nodes(nodes: Sequence[Node]) -> str:
 
 
 def _read_histories(specs: Sequence[RunSpec], console: Console) -> dict[str, RunHistory]:
-    """Read what the storage records of the runs; print a line when it is unreachable."""
     histories = {}
     for spec in specs:
         try:
@@ -97,9 +95,7 @@ def _read_histories(specs: Sequence[RunSpec], console: Console) -> dict[str, Run
     return histories
 
 
-# ------------------------------------------------------------------ order
 def _build_order_table(plan: RunPlan) -> Table:
-    """Build a row for each run in starting order. Times are relative where no speed is known."""
     table = Table(title="order", title_justify="left")
     table.add_column("model", overflow="fold")
     for name in ("workers", "wave", "start", "takes", "end"):
@@ -151,9 +147,9 @@ def estimate_hours(plan: RunPlan, capacity: ClusterCapacity, gpus: float) -> tup
 def _format_storage(plan: RunPlan, histories: Mapping[str, RunHistory], dataset: Manifest | None) -> list[str]:
     """Return lines about bytes, at most: caches read less, and training that waits for storage writes less."""
     classes = len(dataset.classes) if dataset is not None else _DEFAULT_CLASSES
-    sizes = (
-        {} if dataset is None else {name: sum(part.bytes for part in dataset.shards(name)) for name in dataset.splits}
-    )
+    sizes: dict[str, int] = {}
+    if dataset is not None:
+        sizes = {name: sum(part.bytes for part in dataset.shards(name)) for name in dataset.splits}
     largest = kept = written = read = 0.0
     for run in plan.runs:
         cadence = run.spec.cadence
@@ -171,7 +167,6 @@ def _format_storage(plan: RunPlan, histories: Mapping[str, RunHistory], dataset:
     return lines
 
 
-@lru_cache(maxsize=256)
 def estimate_bytes(model: AnyModelConfig, classes: int) -> tuple[float, float]:
     """Return the bytes of a checkpoint, and of final weights in all their forms."""
     from orchestrator.models import cost  # torch takes two seconds to import
@@ -180,7 +175,6 @@ def estimate_bytes(model: AnyModelConfig, classes: int) -> tuple[float, float]:
     return float(_CHECKPOINT_COPIES * _FLOAT_BYTES * trained), float(_WEIGHTS_COPIES * _FLOAT_BYTES * exported)
 
 
-# ------------------------------------------------------------------ runs
 def print_run_table(
     recipes: Sequence[Recipe], destination: Destination, placement: Placement, console: Console
 ) -> Manifest | None:
@@ -189,17 +183,9 @@ def print_run_table(
     samples = None if dataset is None else dataset.count_samples("train")
     differences = describe_differences(recipes)
     table = Table(title="plan", title_justify="left")
-    for name in (
-        "model",
-        "network",
-        "crop area",
-        *["what differs"] * any(differences),
-        "epochs",
-        "steps",
-        "rate first",
-    ):
+    names = ("model", "network", "crop area", *["what differs"] * any(differences))
+    for name in (*names, "epochs", "steps", "rate first", "half-way"):
         table.add_column(name, justify="left" if name in ("model", "what differs") else "right", overflow="fold")
-    table.add_column("half-way", justify="right")
     for recipe, difference in zip(recipes, differences, strict=True):
         low, high = recipe.augmentation.area
         steps = "?" if samples is None else str(recipe.epochs * sampler.count_steps(samples, recipe.batch_size))
@@ -245,11 +231,9 @@ def describe_differences(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def _load_manifest_if_packed(destination: Destination) -> Manifest | None:
-    """Load the dataset's manifest; None for embedded data that is not packed yet. Raises DataError otherwise."""
     try:
         return manifest.load(destination.data, allow_elsewhere=destination.allow_elsewhere)
     except DataError:
-        embedded = Destination(data=EMBEDDED_DATASET, storage=destination.storage).resolve().data
-        if destination.data == embedded and not file_io.exists(file_io.join(destination.data, manifest.FILE_NAME)):
+        if destination.is_embedded and not file_io.exists(file_io.join(destination.data, manifest.FILE_NAME)):
             return None
         raise

@@ -22,7 +22,7 @@ _FINAL_STATUS: dict[RunPhase, FinalStatus] = {"finished": "FINISHED", "stopped":
 
 @dataclass(frozen=True)
 class MultiRunResult:
-    """Result of each run, by name, in the order asked; and the progress that was observed."""
+    """Results by name, in the order asked, and the progress that was observed."""
 
     results: dict[str, RunResult]
     progress: ProgressMonitor
@@ -56,7 +56,8 @@ def train_runs(
         plan = run_plan.plan_unfinished(
             specs, progress.get_histories(), session.manifest, config, session.capacity, session.gpus
         )
-        waves = f" in {plan.num_waves} waves" if plan.num_waves > 1 else ""
+        num_waves = -(-len(plan.runs) // plan.max_concurrent)
+        waves = f" in {num_waves} waves" if num_waves > 1 else ""
         takes = f", about {format_duration(plan.makespan)}" if plan.in_seconds else ""
         session.print_line(f"training {len(plan.runs)} models, {plan.max_concurrent} at a time{waves}{takes}")
         results |= _execute_plan(session, plan, progress, parent)
@@ -81,11 +82,11 @@ def _execute_plan(
         session.print_line(f"warning: {warning}")
 
     def query_slots() -> int:
-        return count_slots(cluster.get_capacity(), first.placement, session.gpus)
+        # A single run needs no free slots counted: Ray has it wait for nodes.
+        return count_slots(cluster.get_capacity(), first.placement, session.gpus) if len(plan.runs) > 1 else plan.slots
 
     with (
-        # A single run needs no free slots counted: Ray has it wait for nodes.
-        CapacityMonitor(plan.slots, query_slots if len(plan.runs) > 1 else None, on_capacity) as capacity,
+        CapacityMonitor(plan.slots, query_slots, on_capacity) as capacity,
         ProgressTable(progress, lambda: capacity.slots, session.console),
     ):
         stop = session.interruption.event

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import Self
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from orchestrator.data.manifest import Manifest
@@ -26,6 +29,8 @@ from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.tracking.journal import Cursor
 from orchestrator.training.run_dir import get_journal_dir
+
+POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -51,12 +56,6 @@ class RunProgress:
             return self.status
         return "starting" if time.time() - self.running_since < START_GRACE_SECONDS else "WAITING"
 
-    @property
-    def history(self) -> RunHistory:
-        """The facts that estimates need."""
-        epochs = self.samples / self.samples_per_epoch if self.samples_per_epoch else self.metrics.epoch
-        return RunHistory(epochs, self.metrics.images_per_second, self.workers, self.status == "finished")
-
     def apply(self, event: Event) -> None:
         """Take in an event of the journal."""
         self.samples = self.samples if event.samples is None else event.samples
@@ -78,9 +77,8 @@ class RunProgress:
         if event.kind == "epoch":
             metrics = parse_epoch_metrics(event)
             loss, top1, _, speed = formatting.format_metrics(metrics)
-            return (
-                f"epoch {metrics.epoch}/{self.spec.recipe.epochs}, loss {loss}, top-1 error {top1}%, {speed} images/s"
-            )
+            epoch = f"epoch {metrics.epoch}/{self.spec.recipe.epochs}"
+            return f"{epoch}, loss {loss}, top-1 error {top1}%, {speed} images/s"
         if event.kind == "incident":
             return f"RESTARTED: {event.values.get('cause')}; {event.values.get('samples_replayed')} samples to replay"
         if event.kind == "weights":
@@ -134,12 +132,16 @@ class ProgressMonitor:
 
     def get_histories(self) -> dict[str, RunHistory]:
         """Return the facts that estimates need, by name."""
-        return {name: row.history for name, row in self.rows.items()}
+        histories = {}
+        for name, row in self.rows.items():
+            epochs = row.samples / row.samples_per_epoch if row.samples_per_epoch else row.metrics.epoch
+            speed = row.metrics.images_per_second
+            histories[name] = RunHistory(epochs, speed, row.workers, row.status == "finished")
+        return histories
 
     def count_concurrent(self, slots: int) -> int:
-        """Return how many runs are trained at the same time on so many slots."""
-        placement = next(iter(self.rows.values())).spec.placement
-        return max(1, min(slots // placement.fewest_workers, placement.at_once or len(self.rows), len(self.rows)))
+        """Return how many runs are trained at the same time on so many slots, at least 1."""
+        return max(1, run_plan.count_concurrent([row.spec for row in self.rows.values()], slots))
 
     def estimate_training_seconds(self, slots: int) -> float | None:
         """Estimate the seconds until the last run ends on so many slots; None before a speed is known."""
@@ -182,18 +184,33 @@ class ProgressMonitor:
         return sum(forward_images / speeds.get(name, usual) for name in self.rows) / max(1, slots)
 
 
-class ProgressTable(formatting.LiveTable):
-    """A table of the progress in a terminal, lines in a log, while its `with` block runs."""
+class ProgressTable:
+    """A table of the progress in a terminal, lines in a log, refreshed in a thread while its `with` block runs."""
 
     def __init__(self, progress: ProgressMonitor, slots: Callable[[], int], console: Console) -> None:
         """slots: returns the workers that fit on the cluster now."""
-        super().__init__(console, "progress")
-        self._progress, self._slots = progress, slots
+        self._progress, self._slots, self._console = progress, slots, console
         self._reported_waiting: set[str] = set()
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
-    def print_final(self) -> None:
-        """Print the table as it stands at the end."""
-        self._console.print(self.build_table())
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.refresh()
+        if self._live is not None:
+            self._live.stop()
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self.refresh()
 
     def build_table(self) -> Table:
         """Build the table; it fits 100 columns."""

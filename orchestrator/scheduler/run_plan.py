@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,11 +61,6 @@ class RunPlan:
         """When the last run ends."""
         return max(run.end for run in self.runs)
 
-    @property
-    def num_waves(self) -> int:
-        """The number of runs that follow one another."""
-        return math.ceil(len(self.runs) / self.max_concurrent)
-
 
 def plan_unfinished(
     specs: Sequence[RunSpec], histories: Mapping[str, RunHistory], manifest: Manifest | None, config: PlanConfig,
@@ -103,7 +97,7 @@ def plan_runs(
             f"{placement.min_workers} for {len(specs)} runs: only a single run can change its number of workers"
         )
     slots = count_slots(capacity, placement, gpus)
-    max_concurrent = min(slots // placement.fewest_workers, len(specs), placement.at_once or len(specs))
+    max_concurrent = count_concurrent(specs, slots)
     if max_concurrent < 1:
         raise ValueError(
             f"placement.workers must fit the cluster, got {placement.workers} and room for {slots}: not one run fits "
@@ -116,6 +110,12 @@ def plan_runs(
         PlannedRun(spec, start, start + total) for (spec, _), start, total in zip(pairs, starts, totals, strict=True)
     )
     return RunPlan(runs, slots, max_concurrent, in_seconds)
+
+
+def count_concurrent(specs: Sequence[RunSpec], slots: int) -> int:
+    """Return how many runs that share the placement of the first are trained at the same time on so many slots."""
+    placement = specs[0].placement
+    return min(slots // placement.fewest_workers, len(specs), placement.at_once or len(specs))
 
 
 def count_slots(capacity: ClusterCapacity, placement: Placement, gpus: float) -> int:
@@ -179,7 +179,6 @@ def estimate_durations(
 
 
 def _count_images(spec: RunSpec, epochs: float, manifest: Manifest) -> float:
-    """Count the images that `epochs` train; those of validations count by their arithmetic."""
     batch = spec.recipe.batch_size
     trained = sampler.count_steps(manifest.count_samples("train"), batch) * batch
     validated = manifest.count_samples("validation") if "validation" in manifest.splits else 0

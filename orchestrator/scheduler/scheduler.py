@@ -39,10 +39,6 @@ class RunResult:
     outcome: Outcome | None = None
 
 
-LaunchFn = Callable[[RunSpec], Outcome]
-PhaseCallback = Callable[[RunSpec, RunPhase, str], None]
-
-
 class CapacityMonitor:
     """Polls the cluster's slots in a thread while its `with` block runs, so that a query that hangs delays nothing.
 
@@ -52,7 +48,7 @@ class CapacityMonitor:
     def __init__(
         self,
         slots: int,
-        query_slots: Callable[[], int] | None = None,
+        query_slots: Callable[[], int],
         on_change: Callable[[int, int], None] = lambda before, now: None,
     ) -> None:
         """slots: the known number. on_change: called in the thread with the numbers before and now."""
@@ -61,17 +57,14 @@ class CapacityMonitor:
         self._thread = threading.Thread(target=self._run, name="capacity", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._query_slots is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        if self._query_slots is not None:
-            self._thread.join(JOIN_TIMEOUT_SECONDS)
+        self._thread.join(JOIN_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
-        assert self._query_slots is not None
         while not self._ended.wait(CAPACITY_POLL_SECONDS):
             try:
                 now = self._query_slots()
@@ -100,8 +93,8 @@ class Scheduler:
     def __init__(
         self,
         plan: RunPlan,
-        launch: LaunchFn,
-        on_change: PhaseCallback,
+        launch: Callable[[RunSpec], Outcome],
+        on_change: Callable[[RunSpec, RunPhase, str], None],
         stop: threading.Event,
         capacity: CapacityMonitor | None = None,
     ) -> None:
@@ -112,7 +105,7 @@ class Scheduler:
         of nodes nothing starts until the active runs fit again (Ray restarts their workers).
         """
         self._launch, self._on_change, self._stop = launch, on_change, stop
-        self._capacity = capacity or CapacityMonitor(plan.slots)
+        self._capacity = capacity or CapacityMonitor(plan.slots, lambda: plan.slots)
         self._waiting = [_ScheduledRun(spec) for spec in plan.order]
         self._running: dict[Future[Outcome], _ScheduledRun] = {}
         self._results: dict[str, RunResult] = {}
@@ -133,7 +126,6 @@ class Scheduler:
         return self._results
 
     def _pick_next_run(self) -> _ScheduledRun | None:
-        """Return the run to start now; None when none can start."""
         if self._stop.is_set() or len(self._running) >= self._max_concurrent:
             return None
         ready = next((run for run in self._waiting if run.not_before <= time.monotonic()), None)
@@ -152,7 +144,6 @@ class Scheduler:
         self._waiting = []
 
     def _collect_ended_runs(self) -> None:
-        """Wait for at most a poll interval; handle the runs that ended."""
         if not self._running:
             if self._waiting:  # for their next launch
                 self._stop.wait(POLL_SECONDS)

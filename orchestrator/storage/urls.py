@@ -10,6 +10,7 @@ import os
 import re
 from urllib.parse import quote, unquote
 
+from orchestrator.config.errors import ConfigError
 from orchestrator.config.redaction import find_credentials_problem, redact
 
 # A scheme has at least two letters, so that a Windows drive is no scheme.
@@ -94,21 +95,21 @@ def _is_encoded(url: str) -> bool:
 
 
 def require_absolute(url: str, field: str) -> str:
-    """Return the URL with ~ expanded. Raises ValueError for a relative path, or a URL with a user name or password.
+    """Return the URL with ~ expanded. Raises ConfigError for a relative path, or a URL with a user name or password.
 
     A submitted job runs in a temporary copy of its working directory: files at a relative path would vanish with it.
     """
     if (reason := find_credentials_problem(url, field)) is not None:
-        raise ValueError(reason)
+        raise ConfigError(reason)
     if (match := _MISSPELT_SCHEME.match(url)) is not None:
         scheme = (match[1] or match[3]).lower()
         fixed = scheme + (":///" if scheme == "file" else "://") + url[match.end() :].lstrip("/")
-        raise ValueError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
+        raise ConfigError(f"{field}: {redact(url)!r} must have two slashes after its scheme; give {redact(fixed)!r}")
     if not is_local(url):
         return _strip_trailing_slash(normalize_scheme(url))
     path = os.path.expanduser(to_local_path(url))
     if path.startswith("~"):
-        raise ValueError(
+        raise ConfigError(
             f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
             "give an absolute path or a URL"
         )
@@ -116,7 +117,7 @@ def require_absolute(url: str, field: str) -> str:
         absolute = f"an absolute path such as {os.path.abspath(path)!r}"
         if is_in_submitted_job():  # the folder that this process sees vanishes with the job
             absolute = "the absolute path of a folder on the cluster's nodes"
-        raise ValueError(
+        raise ConfigError(
             f"{field}: {url!r} is a relative path, which would vanish with the job's temporary working directory; "
             f"give {absolute} or a URL"
         )

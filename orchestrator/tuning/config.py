@@ -63,11 +63,6 @@ class SearchConfig(Config):
             raise ValueError(f"mode must be min for metric {self.metric!r}, got max; leave it out")
         return self
 
-    @property
-    def objective(self) -> Metric:
-        """The metric and its direction."""
-        return Metric(name=self.metric, maximize=self.mode == "max")
-
     def get_grace_epochs(self, recipe: Recipe) -> int:
         """Return the epochs that every trial of the recipe trains before it may be pruned."""
         grace = max(1, round(recipe.epochs / 9))

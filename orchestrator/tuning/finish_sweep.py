@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.config import redaction
 from orchestrator.config.errors import format_command
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.ray_backend.run_lookup import SWEEP_FILE
 from orchestrator.ray_backend.run_spec import RunSpec, choose_default_data
 from orchestrator.ray_backend.session import Session
@@ -25,7 +26,6 @@ from orchestrator.tracking.tracker import MetricPoint, Tracker, log_run_folder
 from orchestrator.tuning import ranking, sweep_report
 from orchestrator.tuning.ranking import SeedComparison
 from orchestrator.tuning.run_sweep import SweepPlan, SweepResult
-from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.sweep_report import SweepReport
 from orchestrator.tuning.trial import Trial
 
@@ -149,7 +149,6 @@ def _describe_sweep(session: Session, explored: SweepResult) -> dict[str, object
 
 
 def _log_ranking(session: Session, explored: SweepResult, best: Trial | None, tracker: Tracker) -> None:
-    """Log the ranking in the tracker: as metrics, a table, text and pictures."""
     run_id, metric = session.recorder.replayer.wait_for_run_id(explored.key, 0.0), explored.plan.metric
     step = sum(trial.trained_epochs for trial in explored.trials)  # a resumed sweep has a later one
     points = {"sweep/trials": float(len(explored.trials)), "sweep/epochs": float(step)}
@@ -173,7 +172,7 @@ def format_plan(plan: SweepPlan) -> list[str]:
         assignment = sampler.suggest(trials)
         if assignment is None:
             break
-        trials.append(Trial(len(trials) + 1, assignment, build_recipe(plan.base, assignment)))
+        trials.append(Trial(len(trials) + 1, assignment, apply_overrides(plan.base, assignment)))
     lines = [
         f"preset:    {job.recipe.name}, {epochs} epochs a trial",
         f"space:     {search.space}: {', '.join(plan.space.dimensions)}",
@@ -190,7 +189,6 @@ def format_plan(plan: SweepPlan) -> list[str]:
 
 
 def _list_rungs(plan: SweepPlan) -> list[int]:
-    """Return the epochs at which asha prunes trials."""
     grace, reduction = plan.job.search.get_grace_epochs(plan.base), plan.job.search.reduction
     rungs = (math.ceil(grace * reduction**number) for number in itertools.count())
     return list(itertools.takewhile(lambda rung: rung < plan.base.epochs, rungs))
@@ -203,13 +201,12 @@ def get_code_version(root: Path = REPO_ROOT) -> str:
     """
     if not (root / ".git").exists():  # git would search the folders above
         return compute_source_digest(root)
-    run = partial(subprocess.check_output, stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS)
+    run = partial(subprocess.check_output, cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS)
     try:
-        commit = run(["git", "-C", str(root), "rev-parse", "HEAD"]).strip()
-        changed = run(["git", "-C", str(root), "status", "--porcelain", "-uno"]).strip()
+        commit = run(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=, changed"]).strip()
     except (OSError, subprocess.SubprocessError):
         return compute_source_digest(root)
-    return f"{commit}, changed: {compute_source_digest(root)}" if changed else commit
+    return f"{commit}: {compute_source_digest(root)}" if commit.endswith(", changed") else commit
 
 
 def compute_source_digest(root: Path = REPO_ROOT) -> str:

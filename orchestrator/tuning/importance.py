@@ -66,7 +66,6 @@ def compute_importance(trials: Sequence[Trial], metric: Metric) -> Importance:
 
 
 def _build_study(scored: Sequence[ScoredTrial], metric: Metric) -> optuna.Study:
-    """Return an Optuna study of completed trials with these scores; it knows choices by their texts."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else Optuna announces each study
     study = optuna.create_study(direction="maximize" if metric.maximize else "minimize")
     paths = dict.fromkeys(path for trial, _ in scored for path in trial.assignment)
@@ -82,7 +81,6 @@ def _build_study(scored: Sequence[ScoredTrial], metric: Metric) -> optuna.Study:
 
 
 def _build_distribution(path: str, scored: Sequence[ScoredTrial]) -> BaseDistribution:
-    """Return the range or the choice that the trials' values of a path span."""
     values = [trial.assignment[path] for trial, _ in scored if path in trial.assignment]
     if all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values):
         return FloatDistribution(float(min(values)), float(max(values)), log=is_log(values))

@@ -89,5 +89,4 @@ def find_space(space: str, base: Recipe) -> Space:
 
 
 def _round_number(number: float) -> float:
-    """Return the number to two digits, so that ranges are easy to read."""
     return float(f"{number:.2g}")

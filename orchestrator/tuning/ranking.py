@@ -112,10 +112,11 @@ def render_markdown(ranked: Sequence[Trial], metric: Metric, rows: int | None = 
 
 
 def _format_facts(ranked: Sequence[Trial], metric: Metric) -> list[TextRow]:
+    scores = metric.format_column([trial.get_score(metric) for trial in ranked])
     rows: list[TextRow] = []
-    for rank, (trial, share) in enumerate(zip(ranked, compute_cost_shares(ranked), strict=True), 1):
-        score, time = metric.format_score(trial.get_score(metric)), format_duration(trial.seconds)
-        rows.append((str(rank), trial.name, trial.state, score, str(trial.trained_epochs), time, f"{100 * share:.1f}"))
+    for trial, score, share in zip(ranked, scores, compute_cost_shares(ranked), strict=True):
+        epochs, time = str(trial.trained_epochs), format_duration(trial.seconds)
+        rows.append((str(len(rows) + 1), trial.name, trial.state, score, epochs, time, f"{100 * share:.1f}"))
     return rows
 
 

@@ -157,9 +157,6 @@ class _SweepSearcher(_NotPickled, Searcher):
     def save(self, checkpoint_path: str) -> None:
         pass
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
-
 
 class _SweepScheduler(_NotPickled, TrialScheduler):
     """A scheduler of Tune's that asks the sweep first, and judges each epoch of a trial once."""

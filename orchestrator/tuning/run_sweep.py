@@ -27,13 +27,8 @@ from orchestrator.tuning.space import Space
 from orchestrator.tuning.sweep import STAGED_TRIALS, Sweep, SweepContext
 from orchestrator.tuning.trial import Metric, State, Trial, TrialTask, format_assignment, make_short_names
 
-_TRACKER_STATUS: dict[State, FinalStatus] = {
-    "finished": "FINISHED",
-    "pruned": "FINISHED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
-    "stopped": "KILLED",
-}
+# Of other ends: FAILED.
+_TRACKER_STATUS: dict[State, FinalStatus] = {"finished": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class SweepPlan:
     @property
     def metric(self) -> Metric:
         """The metric that trials are compared by."""
-        return self.job.search.objective
+        return Metric(name=self.job.search.metric, maximize=self.job.search.mode == "max")
 
     @property
     def name(self) -> str:
@@ -196,7 +191,7 @@ class _TrialRuns:
         tags = {"orchestrator.trial": trial.state, "orchestrator.trial_reason": trial.reason}
         self.session.recorder.close_run(
             self.session.recorder.make_run_key(self.make_spec(trial), self.key),
-            _TRACKER_STATUS[trial.state],
+            _TRACKER_STATUS.get(trial.state, "FAILED"),
             {name: text for name, text in tags.items() if text},
         )
 

@@ -17,13 +17,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.data import rng
 from orchestrator.recipe.config import Recipe
 from orchestrator.tuning.config import SamplerKind
 from orchestrator.tuning.space import (
     Dimension,
     Space,
-    build_recipe,
     choose_assignment,
     list_assignments,
     list_grid,
@@ -39,9 +39,6 @@ _MAX_SUGGESTIONS = 20
 # Nothing is learned from a failed trial: its recipe is not the cause. A trial that has not ended counts as bad for the
 # time being, so that parallel trials differ ("constant liar").
 _OPTUNA_STATES: dict[State, TrialState] = {
-    "waiting": TrialState.RUNNING,
-    "running": TrialState.RUNNING,
-    "stopped": TrialState.RUNNING,
     "finished": TrialState.COMPLETE,
     "diverged": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
@@ -82,7 +79,7 @@ class Sampler:
         is_any_valid = False
         for assignment in chain(suggestions, draws, self._iter_shuffled(number)):
             try:
-                recipe = build_recipe(self.base, assignment)
+                recipe = apply_overrides(self.base, assignment)
             except ConfigError as error:
                 refusals.append(error)
                 continue
@@ -133,7 +130,7 @@ class Sampler:
         taken = {
             path: value for path, value in trial.assignment.items() if path in known and known[path].accepts(value)
         }
-        metric, state = self.metric, _OPTUNA_STATES[trial.state]
+        metric, state = self.metric, _OPTUNA_STATES.get(trial.state, TrialState.RUNNING)
         curve = {epoch: metric.to_loss(score) for epoch, score in trial.get_curve(metric) if math.isfinite(score)}
         loss = trial.get_loss(metric)
         if trial.state == "diverged" or not math.isfinite(loss):

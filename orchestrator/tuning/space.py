@@ -102,17 +102,18 @@ class Dimension(Config):
     @property
     def extremes(self) -> tuple[Any, ...]:
         """All values, or the least and the greatest number of a range."""
-        if self.values is not None:
-            return self.choices or ()
-        return tuple(self.round_value(end) for end in self.bounds)
+        return self.list_values(2)
 
     @property
     def grid_values(self) -> tuple[Any, ...]:
-        """All values, or `points` numbers of a range, evenly spread on its scale."""
+        """All values, or `points` numbers of a range."""
+        return self.list_values(self.points)
+
+    def list_values(self, points: int) -> tuple[Any, ...]:
+        """Return all values, or so many numbers of a range, evenly spread on its scale; a whole one may have fewer."""
         if self.values is not None:
             return self.choices or ()
-        # A whole range may have fewer numbers than points.
-        numbers = (self.round_value(self._interpolate(point / (self.points - 1))) for point in range(self.points))
+        numbers = (self.round_value(self._interpolate(point / (points - 1))) for point in range(points))
         return tuple(dict.fromkeys(numbers))
 
     def value_at(self, share: float) -> Any:
@@ -226,14 +227,6 @@ def choose_assignment(space: Space, base: Recipe, pick: Callable[[str, Dimension
     return next(iter_assignments(space, base, lambda path, dimension: (pick(path, dimension),)))
 
 
-def build_recipe(base: Recipe, assignment: Assignment) -> Recipe:
-    """Return the recipe of a trial. Another kind keeps the fields that it shares with the base's, else its defaults.
-
-    Raises ConfigError for an invalid assignment.
-    """
-    return overrides.apply_overrides(base, assignment)
-
-
 def list_grid(space: Space, base: Recipe) -> dict[Recipe, Assignment]:
     """Return each valid recipe of a grid and its assignment; the last paths change fastest.
 
@@ -250,7 +243,7 @@ def list_grid(space: Space, base: Recipe) -> dict[Recipe, Assignment]:
     refusals: list[ConfigError] = []
     for assignment in assignments:
         try:
-            recipes.setdefault(build_recipe(base, assignment), assignment)
+            recipes.setdefault(overrides.apply_overrides(base, assignment), assignment)
         except ConfigError as error:
             refusals.append(error)
     if not recipes:
@@ -331,7 +324,6 @@ def _find_problems(space: Space, base: Recipe, path: str) -> list[FieldError]:
 
 
 def _check_condition(space: Space, base: Recipe, path: str, on: str) -> Iterator[str]:
-    """Yield why the dimension's condition on a path can never hold."""
     other = space.dimensions.get(on)
     for value in space.dimensions[path].when[on]:
         if other is None:
@@ -358,10 +350,8 @@ def _check_value(space: Space, base: Recipe, path: str, name: str, value: Any) -
     for problem in problems:
         # Also of another dimension, which one value of this one leaves without its path.
         if problem.path in space.dimensions and problem.reason.startswith("belongs to"):
-            kind, homes = (
-                f"{problem.path.rpartition('.')[0]}.{KIND}",
-                overrides.find_kinds_with_path(base, problem.path),
-            )
+            kind = f"{problem.path.rpartition('.')[0]}.{KIND}"
+            homes = overrides.find_kinds_with_path(base, problem.path)
             present = assignments[0].get(kind, overrides.flatten_config(base)[kind])
             hint = f"add when: {json.dumps({kind: homes})}"
             reason = f"belongs to {kind} {' or '.join(homes)}, not to {present}; {hint}"
@@ -377,9 +367,8 @@ def _check_value(space: Space, base: Recipe, path: str, name: str, value: Any) -
 
 
 def _validate_assignment(base: Recipe, assignment: Mapping[str, Any]) -> tuple[FieldError, ...]:
-    """Return the problems of an assignment; none when its recipe is valid."""
     try:
-        build_recipe(base, assignment)
+        overrides.apply_overrides(base, assignment)
     except ConfigError as error:
         return error.field_errors
     return ()

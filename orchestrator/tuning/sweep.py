@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe, pin_code
 from orchestrator.tuning import trial_store
 from orchestrator.tuning.config import BudgetConfig
-from orchestrator.tuning.space import build_recipe
 from orchestrator.tuning.trial import Assignment, EpochResult, Metric, State, Trial, TrialReport, TrialTask
 
 # A trial that waits for a place keeps the process of one that ends: else Tune would stop it.
@@ -113,7 +113,6 @@ class Sweep:
             )
 
     def _is_over(self) -> bool:
-        """Return whether a person, the budget or a wrong metric ends the sweep."""
         budget = self._context.budget
         if not self.stop_reason:
             if budget.hours is not None and time.monotonic() - self._start_time > 3600 * budget.hours:
@@ -126,7 +125,6 @@ class Sweep:
         return bool(self.stop_reason) or self._context.is_stop_requested()
 
     def _suggest_trial(self) -> Trial | None:
-        """Record a new trial; None when the space or the budget of trials is used up."""
         number = len(self._trials) + 1
         if self._exhausted or number > self._context.budget.trials:
             return None
@@ -134,7 +132,7 @@ class Sweep:
         if assignment is None:
             self._exhausted = True
             return None
-        recipe = build_recipe(self._context.base, assignment)
+        recipe = apply_overrides(self._context.base, assignment)
         named = pin_code(recipe.model_copy(update={"name": f"{self._context.base.name}-t{number:03d}"}))
         trial = Trial(number, assignment, named)
         trial_store.add_trial(self._context.folder, trial)

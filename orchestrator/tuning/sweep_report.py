@@ -30,11 +30,6 @@ from orchestrator.tuning.trial import Metric, State, Trial
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "ranking.md", "ranking.json"
 # Some of older versions, which a new report replaces.
 PLOT_NAMES = ("errors", "budget", "rates", "parallel", "importance")
-IMPORTANCE_CAVEAT = (
-    "Each share is PED-ANOVA's (arXiv 2304.10255): how much the values of that path among the best quarter of the "
-    "trials differ from those among all. It says which paths mattered within the ranges searched, not in which "
-    "direction, nor what is the cause; of few trials the small shares are noise."
-)
 # Okabe and Ito's colours, which colour-blind readers tell apart, each with a marker of its own.
 STATE_STYLES: dict[State, tuple[str, str]] = {
     "finished": ("#0072b2", "o"),
@@ -114,7 +109,6 @@ class SweepReport:
             plot_title=self._plot_title,
             plot=base64.b64encode(plot).decode() if plot else "",
             importance=self._importance,
-            importance_caveat=IMPORTANCE_CAVEAT,
         )
 
     def render_markdown(self) -> str:
@@ -243,7 +237,6 @@ def find_base_trial(trials: Sequence[Trial], base: Recipe) -> Trial | None:
 
 
 def _flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    """Return every dotted path of a recipe with its value as JSON."""
     return {path: json.dumps(value, default=to_jsonable) for path, value in flatten_config(recipe).items()}
 
 

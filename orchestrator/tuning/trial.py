@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +68,15 @@ class Metric(Config):
         if score is None:
             return "-"
         return f"{score:.2f}{'%' * unit}" if self.is_error else f"{score:.4g}"
+
+    def format_column(self, scores: Sequence[float | None]) -> list[str]:
+        """Return scores as `format_score` does, all with as many decimals as the one that has most."""
+        texts = [self.format_score(score) for score in scores]
+        decimals = max((len(text.partition(".")[2]) for text in texts if "e" not in text), default=0)
+        return [
+            text if score is None or "e" in text else f"{score:.{decimals}f}"
+            for score, text in zip(scores, texts, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,8 @@ JOURNAL_POLL_SECONDS = 0.5  # between reads of the journal of a run whose worker
 
 StepResult = Mapping[str, float] | Outcome
 
-_STATE_BY_STATUS: dict[OutcomeStatus, State] = {
-    "finished": "finished",
-    "stopped": "stopped",
-    "diverged": "diverged",
-    "bad-data": "failed",
-    "bad-checkpoint": "failed",
-    "refused": "failed",
-}
+# Of other outcomes: failed.
+_STATES: dict[OutcomeStatus, State] = {"finished": "finished", "stopped": "stopped", "diverged": "diverged"}
 
 
 def train_trial(task: TrialTask, context: LauncherContext) -> Outcome:
@@ -78,7 +72,7 @@ class TrialRun:
             if number < self._task.spec.recipe.epochs:
                 return self._make_report(self._last_epoch)
             # After the last one it writes its final weights.
-        return self._make_report(self._last_epoch, _STATE_BY_STATUS[result.status], result.message)
+        return self._make_report(self._last_epoch, _STATES.get(result.status, "failed"), result.message)
 
     def close(self) -> None:
         """Have the training save and end."""

@@ -106,7 +106,9 @@ def test_steps_are_torchs_to_the_bit() -> None:
             for one in weights:
                 one.grad = torch.randn(7, 5, generator=generator)
             optimizer.step()
-        found.append([*(one.detach() for one in weights), *(optimizer.state[one][sgd.MOMENTUM_KEY] for one in weights)])
+        found.append(
+            [*(one.detach() for one in weights), *(optimizer.state[one]["momentum_buffer"] for one in weights)]
+        )
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import flatten_config
+from orchestrator.ray_backend.run_spec import JobConfig, build_job_presets
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import CosineDecay, StepDecay, compute_lr
@@ -87,7 +88,7 @@ def test_the_variant_with_batch_norm_says_that_it_is_not_the_papers() -> None:
     assert (values["model.batch_norm"], values["model.lrn"]) == (True, False)
     assert (values["schedule.kind"], values["loss.label_smoothing"]) == ("cosine", 0.1)
     for name in ("googlenet-bn-imagenet", "googlenet-bn-digits"):
-        assert presets.get_summary(name).startswith("Not the paper's")
+        assert build_job_presets(JobConfig)[name].summary.startswith("Not the paper's")
 
 
 # AlexNet: Krizhevsky 2012, sections 4 and 5. ZFNet: arXiv 1311.2901, section 3. NIN: Caffe's model zoo (450,000 and
@@ -145,8 +146,9 @@ def test_presets_are_whole_valid_frozen_and_travel(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_summaries_are_one_line_of_text(name: str) -> None:
-    assert presets.get_summary(name).endswith(".")
-    assert "\n" not in presets.get_summary(name)
+    summary = build_job_presets(JobConfig)[name].summary
+    assert summary.endswith(".")
+    assert "\n" not in summary
 
 
 def test_the_default_preset_exists() -> None:

@@ -87,11 +87,6 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "bytes.json"))
 
 
-def test_a_sweep_has_a_short_label() -> None:
-    assert PROVENANCE.source_label == "tiny-pbt-0123456789 t003"
-    assert Provenance().source_label == ""
-
-
 def test_a_file_that_git_ignores_is_not_in_a_submitted_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match=r"without what git ignores.*absolute path"):

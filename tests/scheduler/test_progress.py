@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.data.manifest import Manifest, Shard
-from orchestrator.monitor import formatting
 from orchestrator.monitor.formatting import format_bytes, format_duration, format_eta
 from orchestrator.monitor.journal_summary import parse_epoch_metrics
 from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.scheduler import progress as progress_module
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable, RunProgress
 from orchestrator.scheduler.run_plan import RunHistory
@@ -203,7 +203,7 @@ def test_the_headline_shows_the_wave(tmp_path: Path) -> None:
 
 
 def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formatting, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(progress_module, "POLL_SECONDS", 0.02)
     runs = [spec(recipe(f"net-{number}", epochs=1), str(tmp_path)) for number in range(2)]
     board, text = ProgressMonitor(runs, 1000, DATA), io.StringIO()
     assert board.estimate_scoring_seconds(2) is None
@@ -222,7 +222,7 @@ def test_what_is_left_includes_scoring(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_log_gets_a_line_per_event_and_none_twice(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formatting, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(progress_module, "POLL_SECONDS", 0.02)
     text, board = io.StringIO(), ProgressMonitor([run])
     board.update_phase(run, "running")
     with ProgressTable(board, lambda: 2, Console(file=text, width=200)):
@@ -275,7 +275,7 @@ def test_a_terminal_gets_a_live_table_and_keeps_the_last(run: RunSpec) -> None:
     write_journal(run.folder, 1, [STARTED, epoch(1, 40.0)])
     with ProgressTable(board, lambda: 1, Console(file=text, width=100, force_terminal=True, color_system=None)):
         board.update_phase(run, "finished")
-    last = text.getvalue().rstrip().splitlines()[-1].split()
+    last = text.getvalue().removesuffix("\x1b[?25h").rstrip().splitlines()[-1].split()  # that shows the cursor again
     assert last[:5] == ["net", "finished", "1/4", "2.000", "40.00"]
 
 

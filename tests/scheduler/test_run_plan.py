@@ -104,7 +104,7 @@ def test_only_a_single_run_may_change_its_number_of_workers() -> None:
 
 def test_seven_equal_runs_take_four_waves_of_two_slots() -> None:
     plan = plan_runs(runs(7), one_node(2), 0, [100.0] * 7, start_seconds=10)
-    assert (plan.num_waves, plan.makespan) == (4, 440.0)
+    assert (plan.max_concurrent, plan.makespan) == (2, 440.0)
     assert [run.start for run in plan.runs] == [0, 0, 110, 110, 220, 220, 330]
     assert [run.name for run in plan.order] == [run.name for run in runs(7)]
 

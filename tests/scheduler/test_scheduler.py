@@ -311,7 +311,7 @@ def test_a_change_of_the_capacity_is_reported() -> None:
 
 def test_a_run_that_fits_nowhere_starts_and_waits_in_ray() -> None:
     launcher = Launcher()
-    with CapacityMonitor(0) as now:
+    with CapacityMonitor(0, lambda: 0) as now:
         ended = Scheduler(planned([spec(recipe("a"))], 1), launcher, Seen(), threading.Event(), now).run()
     assert [end.status for end in ended.values()] == ["finished"]
 
@@ -319,6 +319,6 @@ def test_a_run_that_fits_nowhere_starts_and_waits_in_ray() -> None:
 def test_no_more_runs_are_under_way_than_the_placement_allows() -> None:
     launcher = Launcher()
     specs = [spec(recipe(f"r{number}"), at_once=2) for number in range(5)]
-    with CapacityMonitor(9) as now:
+    with CapacityMonitor(9, lambda: 9) as now:
         Scheduler(planned(specs, 9), launcher, Seen(), threading.Event(), now).run()
     assert launcher.most == 2

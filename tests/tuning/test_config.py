@@ -7,6 +7,8 @@ import pytest
 from orchestrator.config.errors import ConfigError
 from orchestrator.recipe.presets import PRESETS
 from orchestrator.tuning.config import SearchConfig, TuneJob
+from orchestrator.tuning.run_sweep import SweepPlan
+from orchestrator.tuning.space import Space
 from orchestrator.tuning.trial import Metric
 
 
@@ -20,6 +22,12 @@ def job(preset: str = "googlenet-digits", **changed: Any) -> TuneJob:
             inner = inner.setdefault(part, {})
         inner[last] = value
     return TuneJob.from_dict(found)
+
+
+def get_metric(config: TuneJob) -> Metric:
+    """Return the metric of the sweep of a job."""
+    space = Space.from_dict({"dimensions": {"schedule.base_rate": {"values": [0.01]}}})
+    return SweepPlan(config, config.recipe, space, "").metric
 
 
 @pytest.mark.parametrize(
@@ -57,14 +65,13 @@ def test_the_direction_of_a_metric_must_be_known(search: dict[str, Any], message
 def test_the_metric_of_a_plug_in_is_accepted() -> None:
     metrics = [{"kind": "my_module:F1"}]
     f1 = job(search__metric="f1", search__mode="max", placement__execution__metrics=metrics)
-    assert f1.search.objective == Metric(name="f1", maximize=True)
-    assert job(search__metric="loss", search__mode="min").search.objective == Metric(name="loss")
+    assert get_metric(f1) == Metric(name="f1", maximize=True)
 
 
-def test_the_objective_has_the_direction_of_the_metric() -> None:
-    assert SearchConfig().objective == Metric(name="top1_error")
-    assert SearchConfig(metric="f1", mode="max").objective == Metric(name="f1", maximize=True)
-    assert SearchConfig(metric="loss", mode="min").objective == Metric(name="loss")
+def test_the_metric_of_a_sweep_has_its_direction() -> None:
+    assert get_metric(job()) == Metric(name="top1_error")
+    assert get_metric(job(search__metric="loss", search__mode="min")) == Metric(name="loss")
+    assert get_metric(job(search__metric="loss", search__mode="max")) == Metric(name="loss", maximize=True)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ from orchestrator.data import manifest
 from orchestrator.ray_backend.run_spec import RunSpec, build_job_presets
 from orchestrator.tuning import run_sweep, named_spaces
 from orchestrator.tuning.config import TuneJob
-from orchestrator.tuning.space import build_recipe
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.tuning.trial import Trial
 runs = Path(sys.argv[1])
 config = parse_args("tune.py", "", build_job_presets(TuneJob), "googlenet-digits", sys.argv[2:])
@@ -102,7 +102,7 @@ sampler = plan.make_sampler()
 trials = []
 while (found := sampler.suggest(trials)) is not None:
     number = len(trials) + 1
-    recipe = build_recipe(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
+    recipe = apply_overrides(config.recipe, found).model_copy(update={"name": f"{config.recipe.name}-t{number:03d}"})
     trials.append(Trial(number, found, recipe))
 destination = config.destination.model_copy(update={"storage": str(runs / "sweeps" / plan.name)})
 spec = RunSpec(recipe=trials[-1].recipe, placement=config.placement, destination=destination, dataset_digest=digest)

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.config import overrides
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import CosineDecay
 from orchestrator.recipe.presets import PRESETS, googlenet_digits, googlenet_imagenet, googlenet_tiny
@@ -18,7 +19,7 @@ from orchestrator.tuning.named_spaces import (
     find_space,
 )
 from orchestrator.tuning.samplers import draw_assignments
-from orchestrator.tuning.space import build_recipe, check_space, list_grid
+from orchestrator.tuning.space import check_space, list_grid
 
 each_preset = pytest.mark.parametrize("preset", list(PRESETS))
 each_space = pytest.mark.parametrize("name", list(SPACES))
@@ -34,7 +35,7 @@ def test_a_space_suits_every_preset_and_no_draw_is_refused(name: str, preset: st
     base = PRESETS[preset]()
     space = SPACES[name](base)
     check_space(space, base)
-    found = {build_recipe(base, assignment) for assignment in draw_assignments(space, base, 0, 1)}
+    found = {apply_overrides(base, assignment) for assignment in draw_assignments(space, base, 0, 1)}
     assert len(found) > 190
 
 

@@ -95,6 +95,15 @@ def test_the_plain_table() -> None:
     ]
 
 
+def test_scores_of_a_column_have_as_many_decimals() -> None:
+    """Also values of a metric that is no error, which end in zeros at different places."""
+    accuracy = Metric(name="accuracy", maximize=True)
+    assert accuracy.format_column([82.5, 79.48, None, 100.0]) == ["82.50", "79.48", "-", "100.00"]
+    assert accuracy.format_column([0.5, 3e-12]) == ["0.5", "3e-12"]
+    assert accuracy.format_column([3.0, None]) == ["3", "-"]
+    assert METRIC.format_column([5.0, 20.125]) == ["5.00", "20.12"]
+
+
 def test_costs_in_the_first_rows_are_shares_of_all_trials() -> None:
     ranked = ranking.rank_trials([made.trial(1, [5.0] * 3), made.trial(2, [6.0], "pruned")], METRIC)
     (_, first) = ranking.render_text(ranked, METRIC, 1).splitlines()

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.presets import googlenet_digits
 from orchestrator.tuning import samplers
 from orchestrator.tuning.config import SamplerKind
 from orchestrator.tuning.named_spaces import build_schedule_space
 from orchestrator.tuning.samplers import Sampler
-from orchestrator.tuning.space import Dimension, Space, build_recipe, list_grid
+from orchestrator.tuning.space import Dimension, Space, list_grid
 from orchestrator.tuning.trial import Assignment, EpochResult, Metric, State, Trial
 
 BASE = googlenet_digits()
@@ -45,7 +46,7 @@ def sampler(kind: SamplerKind, over: Space = SCHEDULES, seed: int = 0) -> Sample
 
 def trial(number: int, assignment: Assignment, state: State = "finished", score: float | None = 5.0) -> Trial:
     epochs = () if score is None else (EpochResult(1, {"validation/raw_top1_error": score}, 1.0),)
-    return Trial(number, assignment, build_recipe(BASE, assignment), state, epochs=epochs)
+    return Trial(number, assignment, apply_overrides(BASE, assignment), state, epochs=epochs)
 
 
 def error(assignment: Assignment) -> float:
@@ -77,7 +78,7 @@ def test_suggestions_lie_inside_and_name_what_their_kind_has(kind: SamplerKind, 
     for assignment in assignments(run(sampler(kind, seed=seed), 14)):
         assert set(assignment) == SHARED | OWN[assignment["schedule.kind"]]
         assert all(SCHEDULES.dimensions[path].accepts(value) for path, value in assignment.items())
-        recipe = build_recipe(BASE, assignment)
+        recipe = apply_overrides(BASE, assignment)
         assert recipe.schedule.kind == assignment["schedule.kind"]
 
 
@@ -157,7 +158,7 @@ def test_a_recipe_tried_under_another_name_is_not_tried_again(kind: SamplerKind)
 @each_kind
 def test_a_recipe_tried_with_a_plug_in_is_not_tried_again(kind: SamplerKind) -> None:
     two = space({"model.kind": {"values": ["googlenet", "examples.small_cnn:SmallCNN"]}})
-    tried = build_recipe(BASE, {"model.kind": "examples.small_cnn:SmallCNN"})
+    tried = apply_overrides(BASE, {"model.kind": "examples.small_cnn:SmallCNN"})
     own = Trial(1, {}, tried.model_copy(update={"code": {"examples.small_cnn:SmallCNN": "0"}}), "finished")
     assert sampler(kind, two).suggest([own]) == {"model.kind": "googlenet"}
 
@@ -231,7 +232,7 @@ def test_tpe_seeks_high_values_of_a_metric_to_maximize() -> None:
         assignment = tpe.suggest(trials)
         assert assignment is not None
         epochs = (EpochResult(1, {"validation/score": assignment["schedule.base_rate"]}, 1.0),)
-        trials.append(Trial(number, assignment, build_recipe(BASE, assignment), "finished", epochs=epochs))
+        trials.append(Trial(number, assignment, apply_overrides(BASE, assignment), "finished", epochs=epochs))
     assert sum(one.assignment["schedule.base_rate"] > 0.01 for one in trials[20:]) >= 16  # 10 by chance
 
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.lr_schedule import PolynomialDecay, StepDecay
 from orchestrator.recipe.presets import googlenet_digits, googlenet_tiny
 from orchestrator.tuning import space as spaces
 from orchestrator.tuning.space import (
     Dimension,
     Space,
-    build_recipe,
     check_space,
     choose_assignment,
     list_assignments,
@@ -204,17 +204,17 @@ def test_the_order_of_the_file_makes_no_difference(order: list[str]) -> None:
 
 # ------------------------------------------------------------------ recipes
 def test_another_kind_keeps_what_it_shares_and_has_defaults_for_the_rest() -> None:
-    assert build_recipe(BASE, {"schedule.kind": "step"}).schedule == StepDecay(base_rate=0.01, warmup_epochs=2.0)
-    assert build_recipe(BASE, {"schedule.power": 2.0, "schedule.base_rate": 1}).schedule == PolynomialDecay(
+    assert apply_overrides(BASE, {"schedule.kind": "step"}).schedule == StepDecay(base_rate=0.01, warmup_epochs=2.0)
+    assert apply_overrides(BASE, {"schedule.power": 2.0, "schedule.base_rate": 1}).schedule == PolynomialDecay(
         base_rate=1.0, power=2.0, warmup_epochs=2.0
     )
-    assert build_recipe(BASE, {"augmentation.area": [0.2, 1]}).augmentation.area == (0.2, 1.0)
-    assert build_recipe(BASE, {}) == BASE
+    assert apply_overrides(BASE, {"augmentation.area": [0.2, 1]}).augmentation.area == (0.2, 1.0)
+    assert apply_overrides(BASE, {}) == BASE
 
 
 def test_an_invalid_recipe_says_why() -> None:
     with pytest.raises(ConfigError, match=r"schedule: final_rate must be at most base_rate \(0.01\), got 0.5"):
-        build_recipe(BASE, {"schedule.final_rate": 0.5})
+        apply_overrides(BASE, {"schedule.final_rate": 0.5})
 
 
 # ------------------------------------------------------------------ grids

@@ -29,15 +29,7 @@ class _ImageSource(Config):
         if not given["url"] and not given.get("train"):
             raise ConfigError("source.url: needed: give the URL of the images")
         names = [name for name in ("url", "labels", "train", "validation", "devkit") if given.get(name)]
-        return self.model_copy(update={name: resolve_place(given[name], f"source.{name}") for name in names})
-
-
-def resolve_place(place: str, field: str) -> str:
-    """Return an absolute place. Raises ConfigError, naming the field, for a relative one."""
-    try:
-        return urls.require_absolute(place, field)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+        return self.model_copy(update={name: urls.require_absolute(given[name], f"source.{name}") for name in names})
 
 
 class FolderSource(_ImageSource):
@@ -125,7 +117,7 @@ class PackConfig(Config):
         elif not isinstance(source, DigitsSource):
             source = source.resolve()
             name = urls.get_basename(source.url) if isinstance(source, FolderSource) else "ilsvrc2012"
-        url = resolve_place(self.url, "url")
+        url = urls.require_absolute(self.url, "url")
         return self.model_copy(update={"url": url, "source": source, "name": self.name or name})
 
     def to_manifest_values(self) -> ManifestValues:

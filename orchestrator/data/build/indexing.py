@@ -22,7 +22,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.json_text import parse_object
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan
-from orchestrator.data.build.config import IndexConfig, resolve_place
+from orchestrator.data.build.config import IndexConfig
 from orchestrator.data.build.label_format import LabelFormat
 from orchestrator.data.build.shard_scan import TRAIN, VALIDATION, ScannedShard, TarScan, print_line
 from orchestrator.data.build.tar_reader import ObjectReader
@@ -84,7 +84,7 @@ def _resolve_config(job: IndexConfig) -> IndexConfig:
     if not job.url or not (job.train or job.validation):
         raise ConfigError("url: give the folder of the tars with --url, and tars with --train and --validation")
     given = {"url": job.url, "to": job.to or job.url, "classes": job.classes}
-    places = {name: resolve_place(place, name) if place else "" for name, place in given.items()}
+    places = {name: urls.require_absolute(place, name) if place else "" for name, place in given.items()}
     if places["to"] != (url := places["url"]) and redaction.redact(url) != url:
         where = f"url: {redaction.redact(url)} is given with a password or query"
         raise ConfigError(f"{where}, which would stand in the manifest; give them by the environment")

@@ -18,12 +18,13 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.config.redaction import make_printable
 from orchestrator.data import index, manifest
 from orchestrator.data.build import label_format, shard_scan
-from orchestrator.data.build.config import VerifyConfig, resolve_place
+from orchestrator.data.build.config import VerifyConfig
 from orchestrator.data.build.shard_scan import MAX_LISTED_PAIRS, ScannedShard, TarScan, print_line
 from orchestrator.data.build.tar_reader import ObjectReader
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.index import NUMBER_COLUMNS, ShardIndex
 from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.storage import urls
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader
 
@@ -38,7 +39,7 @@ def verify_dataset(job: VerifyConfig, console: Console) -> int:
     """
     if not job.url:
         raise ConfigError("url: give the dataset's folder with --url")
-    url = resolve_place(job.url, "url")
+    url = urls.require_absolute(job.url, "url")
     dataset = manifest.load(url, allow_elsewhere=job.allow_elsewhere, field="url")
     verifier = ShardVerifier(url, dataset, job.deep)
     items = [(split, shard) for split in sorted(dataset.splits) for shard in dataset.splits[split]]
