@@ -132,23 +132,15 @@ class BatchLoader:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=READY_BATCHES)
         stopped = threading.Event()
 
-        def put(item: Batch | BaseException | None) -> None:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
         def produce() -> None:
             try:
                 for batch in self._decode_batches(plans, spans, step, fill, stopped):
-                    put(batch)
+                    ready.put(batch)
                     if stopped.is_set():
                         return
-                put(None)
+                ready.put(None)
             except BaseException as error:  # of any kind: the consumer must not wait for ever
-                put(error)
+                ready.put(error)
 
         producer = threading.Thread(target=produce, name="loader", daemon=True)
         producer.start()
@@ -159,6 +151,8 @@ class BatchLoader:
                 yield item
         finally:
             stopped.set()
+            while not ready.empty():  # the producer may wait for room
+                ready.get()
             producer.join()
 
     def _decode_batches(
@@ -235,7 +229,6 @@ class _BufferRing:
         self._next = 0
 
     def acquire(self, samples: int) -> Tensor:
-        """Return samples x S x S x 3 uint8, a view of the next buffer."""
         slot, self._next = self._next, (self._next + 1) % BUFFERS
         if len(self._ring[slot]) < samples:
             shape = (samples, self._size, self._size, 3)

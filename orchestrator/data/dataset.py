@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,29 +43,14 @@ LOCAL_AHEAD_STEPS = 32  # batches ahead for which local windows are announced
 LOCAL_THREADS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One encoded image: where it came from, what it is. The image's memory is valid until the thread's next read."""
 
-    shard_index: ShardIndex
-    number: int  # in the index
+    key: str
+    label: int
     source: str  # shard URL, for error messages
+    offset: int  # byte of the tar where the image begins
     image: memoryview  # writable
-
-    @property
-    def key(self) -> str:
-        """The sample's key in its tar."""
-        return self.shard_index.keys[self.number]
-
-    @property
-    def offset(self) -> int:
-        """Byte of the tar where the image begins."""
-        return int(self.shard_index.offsets[self.number])
-
-    @property
-    def label(self) -> int:
-        """Its class."""
-        return int(self.shard_index.labels[self.number])
 
 
 def _read_available_memory() -> float:
@@ -138,7 +123,7 @@ class SampleReader:
         StorageError when the storage fails.
         """
         sample = self._prefetcher.get_sample(shard, number)
-        return replace(sample, image=memoryview(bytearray(sample.image)))  # the caller's own
+        return sample._replace(image=memoryview(bytearray(sample.image)))  # the caller's own
 
     def open_prefetcher(self, plan: Iterator[Span]) -> closing[Prefetcher]:
         """Return a context with a prefetcher along a plan, closed at its end."""
@@ -215,7 +200,6 @@ class SampleReader:
         self._ranges.advise(self._tars[shard], start, length)
 
     def _check_size(self, shard: int) -> None:
-        """Raise DataError when a tar is missing or not of the size that was packed."""
         try:
             size = file_io.get_size(self._tars[shard])
         except FileNotFoundError:
@@ -296,7 +280,8 @@ class Prefetcher:
             with self._lock:
                 piece.left -= 1
                 self.held_bytes -= piece.bytes if piece.left == 0 else 0
-        sample = Sample(shard_index, number, self._reader.redacted_urls[shard], view)
+        key, label = shard_index.keys[number], shard_index.labels.item(number)
+        sample = Sample(key, label, self._reader.redacted_urls[shard], offset, view)
         checksum = shard_index.checksums.item(number)
         if index.compute_checksum(view) != checksum:
             # Perhaps it was damaged on its way.
@@ -318,7 +303,6 @@ class Prefetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _estimate_bytes(self, span: Span) -> int:
-        """Return about as many bytes as the span holds, without its index."""
         facts = self._reader.shards[span.shard]
         return int(facts.bytes / max(1, facts.samples) * len(span.numbers))
 
@@ -346,13 +330,11 @@ class Prefetcher:
             self._reader.advise(span.shard, *self._find_bytes(span.shard, int(span.numbers[0]), int(span.numbers[-1])))
 
     def _find_bytes(self, shard: int, first: int, last: int) -> tuple[int, int]:
-        """Return first byte and length of neighbouring images of a tar."""
         shard_index = self._reader.load_index(shard)
         start = int(shard_index.offsets[first])
         return start, int(shard_index.offsets[last] + shard_index.lengths[last]) - start
 
     def _get_buffer(self, length: int) -> memoryview:
-        """Return the calling thread's own buffer, `length` bytes of it."""
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < length:
             buffer = self._buffers.data = bytearray(length + length // 4)

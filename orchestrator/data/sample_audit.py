@@ -8,8 +8,8 @@ weights, so that it rolls back with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -84,11 +84,9 @@ class AuditRecord(Config):
         return [entry for entry in bad if entry.id not in known]
 
 
-def parse_record(raw: object, where: str) -> AuditRecord:
+def parse_record(raw: Any, where: str) -> AuditRecord:
     """Return the record that `to_dict` returned. Raises DataError naming `where` when it is none."""
     try:
-        if not isinstance(raw, Mapping):
-            raise ConfigError(f"it is {type(raw).__name__}, no mapping")
         return AuditRecord.from_dict(raw)
     except ConfigError as error:
         raise DataError(f"{where}: no record of what was delivered, or a damaged one: {error}") from None
