@@ -68,7 +68,7 @@ class BatchLoader:
 
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
         self.reader, self._size, self._threads, self._pin = reader, size, threads, pin
-        self._spare: list[_BufferRing] = []  # of iterators that have ended: the next one's
+        self._spare: list[deque[Tensor]] = []  # buffers of iterators that have ended: the next one's
         self._decoding_since: dict[int, tuple[float, Sample]] = {}  # by thread: since when (monotonic) it decodes which
 
     def check_config(self, order: OrderConfig, config: AugmentationConfig, workers: int) -> None:
@@ -159,14 +159,19 @@ class BatchLoader:
         self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, stopped: threading.Event
     ) -> Iterator[Batch]:
         """Yield batches in their order, a few of them in flight at the same time."""
-        buffers = self._spare.pop() if self._spare else _BufferRing(self._size, self._pin)
+        none = torch.empty((0, self._size, self._size, 3), dtype=torch.uint8)
+        buffers = self._spare.pop() if self._spare else deque([none] * BUFFERS)
         pending: deque[Callable[[], Batch]] = deque()
         with self.reader.open_prefetcher(spans) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, plan in enumerate(plans, step):
                     ahead.advance(number)
-                    images = buffers.acquire(len(plan.ids))
+                    buffers.rotate(-1)
+                    if len(buffers[0]) < len(plan.ids):
+                        shape = (len(plan.ids), self._size, self._size, 3)
+                        buffers[0] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+                    images = buffers[0][: len(plan.ids)]
                     pending.append(self._submit_batch(plan, images, ahead, fill, pool, stopped))
                     if len(pending) >= DECODING_BATCHES:
                         yield pending.popleft()()
@@ -218,19 +223,3 @@ class BatchLoader:
 def _fill_center_crop(sample: Sample, _id: int, _draws: Draws, out: Image) -> int:
     cut_crops(decode_image(sample.image), out.shape[0], ONE_CROP, out[None])
     return sample.label
-
-
-class _BufferRing:
-    """Preallocated uint8 batches, used in turn."""
-
-    def __init__(self, size: int, pin: bool) -> None:
-        self._size, self._pin = size, pin
-        self._ring = [torch.empty((0, size, size, 3), dtype=torch.uint8)] * BUFFERS
-        self._next = 0
-
-    def acquire(self, samples: int) -> Tensor:
-        slot, self._next = self._next, (self._next + 1) % BUFFERS
-        if len(self._ring[slot]) < samples:
-            shape = (samples, self._size, self._size, 3)
-            self._ring[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
-        return self._ring[slot][:samples]

@@ -6,7 +6,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,9 +21,7 @@ from orchestrator.data.manifest import Shard
 from orchestrator.storage import file_io
 
 SUFFIX = ".index.json"
-# Columns of an index beside the keys, with their types.
 NUMBER_COLUMNS = {"labels": np.int64, "offsets": np.int64, "lengths": np.int64, "checksums": np.uint64}
-LOADING_THREADS = 16
 
 Places = NDArray[np.int64]
 
@@ -116,13 +113,6 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
         first = loaded.keys[int(np.argmin(inside))]
         raise DataError(f"{label}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
     return loaded
-
-
-def load_labels(dataset: str, shards: Sequence[Shard]) -> NDArray[np.int32]:
-    """Load the label of every sample of these shards, in the order of their ids. Raises as `load` does."""
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
-        columns = pool.map(lambda shard: load(dataset, shard).labels.astype(np.int32), shards)
-        return np.concatenate([np.empty(0, np.int32), *columns])
 
 
 def _parse_columns(columns: dict[str, list[Any]]) -> ShardIndex:

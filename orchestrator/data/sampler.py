@@ -4,17 +4,15 @@ Shards are permuted; the sequence of their samples is cut into V lanes (contiguo
 each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
 of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
 number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
-never with the samples, unless classes are balanced.
-
-A class-balanced epoch has the same length. Each class gets an equal number of places, filled by its samples in a keyed
-order that starts anew when all are used; the places are then put into the order of the shards, so that reading is as
-local as before.
+never with the samples, unless classes are balanced: then each class gets an equal number of places, filled by its
+samples in a keyed order that starts anew when all are used, and the places are put into the order of the shards.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -28,6 +26,7 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
+LOADING_THREADS = 16
 # A rank's first batch is read sample by sample, so that it does not wait for whole windows. It is at most this part of
 # what the windows hold.
 PRIMED_DIVISOR = 20
@@ -38,7 +37,11 @@ def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderC
 
     Raises DataError when an index is unfit, StorageError when storage fails.
     """
-    return index.load_labels(url, manifest.shards(split)) if config.balance == "class" else None
+    if config.balance != "class":
+        return None
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        columns = pool.map(lambda shard: index.load(url, shard).labels.astype(np.int32), manifest.shards(split))
+        return np.concatenate([np.empty(0, np.int32), *columns])
 
 
 @dataclass(frozen=True)

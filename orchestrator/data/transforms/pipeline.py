@@ -29,28 +29,27 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageEnhance, ImageOps
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import Plugin, create_plugin, load_plugin, register
 from orchestrator.data import rng
-from orchestrator.data.config import AugmentationConfig
+from orchestrator.data.config import NO_PHOTOMETRIC, AugmentationConfig
 from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import Int64Array
 from orchestrator.data.transforms import decode, photometric, random_resized_crop
 from orchestrator.data.transforms.decode import Image
 from orchestrator.data.transforms.photometric import Draws  # here those of the crop, then those of photometric
-from orchestrator.data.transforms.rand_augment import RandAugment, require_rgb
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 # (sample, its id, its draws, S x S x 3 uint8 to fill) -> label
 FillImage = Callable[[Sample, int, Draws, Image], int]
 Images = NDArray[np.uint8]  # N x S x S x 3
 Targets = NDArray[np.float32]  # N x classes, rows that sum to 1
-# A batch transform: (images, targets, row of each sample's partner, generator) -> images, targets.
-BatchTransform = Callable[[Images, Targets, Int64Array, np.random.Generator], tuple[Images, Targets]]
-MixBatch = Callable[..., Targets]  # as build_batch_mixer's
 
 _FUSIBLE_STAGES = (("decode", "crop"), ("decode", "crop", "photometric"))
 _CROP_DRAWS, _PHOTOMETRIC_DRAWS = slice(random_resized_crop.DRAWS), slice(random_resized_crop.DRAWS, None)
@@ -102,7 +101,7 @@ def build_fill(config: AugmentationConfig, seed: int, epoch: int, classes: int, 
     return fill
 
 
-def build_batch_mixer(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> MixBatch | None:
+def build_batch_mixer(config: AugmentationConfig, seed: int, epoch: int, classes: int) -> Callable[..., Targets] | None:
     """Return a function that applies the batch transforms to images in place and returns soft labels; None without any.
 
     It takes N images, labels, whether each is good, its lane, and the step. Samples that are not good neither mix nor
@@ -145,11 +144,10 @@ def _create_stage(
     """Return name and callable of a transform: a class's object, or a function with its args."""
     kind, args = (stage, {}) if isinstance(stage, str) else (stage.kind, stage.args)
     try:
-        loaded = load_plugin("transform", kind)
-        given = {"augmentation": config} if _takes_augmentation(loaded) else {}
-        transform, keywords = loaded, given | args
-        if isinstance(loaded, type):
-            transform, keywords = create_plugin("transform", kind, args, **given), {}
+        transform = load_plugin("transform", kind)
+        keywords = {"augmentation": config, **args} if _takes_augmentation(transform) else args
+        if isinstance(transform, type):
+            transform, keywords = create_plugin("transform", kind, keywords), {}
         _check_callable(transform, kind, parameters, keywords)
     except ConfigError as error:
         raise DataError(f"augmentation.{field}: {error}") from None
@@ -177,7 +175,7 @@ def _check_callable(transform: Any, kind: str, parameters: int, keywords: dict[s
 
 def _build_fused(config: AugmentationConfig, is_whole: bool) -> FillImage:
     colours = config.photometric
-    distorts = "photometric" in config.stages and not photometric.is_off(colours)
+    distorts = "photometric" in config.stages and colours != NO_PHOTOMETRIC
 
     def fill(sample: Sample, _id: int, draws: Draws, out: Image) -> int:
         random_resized_crop.decode_and_crop(sample.image, config, draws[_CROP_DRAWS], out, is_whole)
@@ -220,15 +218,77 @@ def crop_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dic
     return sample | {"image": out}
 
 
+def _require_rgb(image: object) -> NDArray[np.uint8]:
+    """Return an H x W x 3 uint8 RGB image. Raises TypeError for anything else."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise TypeError("it needs an H x W x 3 uint8 RGB array, as it is after 'decode'")
+    return image
+
+
 @register("transform", "photometric")
 def distort_sample(sample: dict[str, Any], augmentation: AugmentationConfig) -> dict[str, Any]:
     """Distort brightness, contrast, saturation and lighting of a copy: another transform may have kept the image."""
-    image = require_rgb(sample["image"]).copy()
+    image = _require_rgb(sample["image"]).copy()
     photometric.distort_image(image, augmentation.photometric, sample["draws"][_PHOTOMETRIC_DRAWS])
     return sample | {"image": image}
 
 
-register("transform", "rand_augment")(RandAugment)
+# (image, strength in 0 .. 1, sign) -> image, with the ranges that torchvision has.
+Operation = Callable[[Pillow.Image, float, int], Pillow.Image]
+
+
+def _shift(image: Pillow.Image, matrix: tuple[float, ...]) -> Pillow.Image:
+    return image.transform(image.size, Pillow.Transform.AFFINE, matrix, Pillow.Resampling.NEAREST)
+
+
+def _enhance(kind: Callable[[Pillow.Image], Any]) -> Operation:
+    return lambda image, strength, sign: kind(image).enhance(1 + sign * 0.9 * strength)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": lambda image, strength, sign: image,
+    "shear_x": lambda image, strength, sign: _shift(image, (1, sign * 0.3 * strength, 0, 0, 1, 0)),
+    "shear_y": lambda image, strength, sign: _shift(image, (1, 0, 0, sign * 0.3 * strength, 1, 0)),
+    "translate_x": lambda image, strength, sign: _shift(image, (1, 0, sign * 0.45 * strength * image.width, 0, 1, 0)),
+    "translate_y": lambda image, strength, sign: _shift(image, (1, 0, 0, 0, 1, sign * 0.45 * strength * image.height)),
+    "rotate": lambda image, strength, sign: image.rotate(sign * 30 * strength),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "posterize": lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
+    "solarize": lambda image, strength, sign: ImageOps.solarize(image, round(255 * (1 - strength))),
+    "autocontrast": lambda image, strength, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, strength, sign: ImageOps.equalize(image),
+}
+
+
+@register("transform", "rand_augment")
+class RandAugment:
+    """RandAugment (arXiv 1909.13719): `num_ops` of OPERATIONS, each at `magnitude` of `num_magnitudes`."""
+
+    def __init__(
+        self, num_ops: int = 2, magnitude: int = 9, num_magnitudes: int = 31, operations: list[str] | None = None
+    ) -> None:
+        self._operations = [*OPERATIONS] if operations is None else operations
+        if unknown := [name for name in self._operations if name not in OPERATIONS]:
+            raise ValueError(f"operations must be of {', '.join(OPERATIONS)}, got {unknown[0]!r}")
+        if num_ops < 1 or not self._operations or not 0 <= magnitude < num_magnitudes or num_magnitudes < 2:
+            raise ValueError(
+                f"num_ops must be >= 1 and magnitude in 0 .. num_magnitudes - 1, got {num_ops}, {magnitude} of "
+                f"{num_magnitudes}"
+            )
+        self._num_ops, self._strength = num_ops, magnitude / (num_magnitudes - 1)
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Distort the image, H x W x 3 uint8."""
+        generator = np.random.default_rng(sample["__seed__"])
+        image = Pillow.fromarray(_require_rgb(sample["image"]))
+        for _ in range(self._num_ops):
+            name = self._operations[generator.integers(len(self._operations))]
+            sign = 1 if generator.random() < 0.5 else -1
+            image = OPERATIONS[name](image, self._strength, sign)
+        return sample | {"image": np.array(image, dtype=np.uint8)}
 
 
 @dataclass
@@ -242,18 +302,14 @@ class _Mixing:
         if not self.alpha > 0 or not 0 <= self.probability <= 1:
             raise ValueError(f"alpha must be > 0 and probability in 0 .. 1, got {self.alpha} and {self.probability}")
 
-    def __call__(
-        self, images: Images, targets: Targets, partners: Int64Array, generator: np.random.Generator
-    ) -> tuple[Images, Targets]:
+    def __call__(self, images: Images, targets: Targets, partners: Int64Array, generator: Generator) -> Any:
         is_mixed, share = generator.random() < self.probability, generator.beta(self.alpha, self.alpha)
         if not is_mixed:
             return images, targets
-        mixed, own = self._mix_images(images, partners, float(share), generator)
+        mixed, own = self._mix(images, images[partners], float(share), generator)
         return mixed, np.asarray(own * targets + (1 - own) * targets[partners], dtype=np.float32)
 
-    def _mix_images(
-        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
-    ) -> tuple[Images, float]:
+    def _mix(self, images: Images, others: Images, share: float, generator: Generator) -> tuple[Images, float]:
         """Return mixed images, and the share of a sample's own image in them."""
         raise NotImplementedError
 
@@ -265,13 +321,8 @@ class Mixup(_Mixing):
 
     alpha: float = 0.2
 
-    def _mix_images(
-        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
-    ) -> tuple[Images, float]:
-        mixed = np.empty_like(images)
-        for row, partner in enumerate(partners.tolist()):
-            cv2.addWeighted(images[row], share, images[partner], 1 - share, 0, dst=mixed[row])
-        return mixed, share
+    def _mix(self, images: Images, others: Images, share: float, generator: Generator) -> tuple[Images, float]:
+        return np.asarray(cv2.addWeighted(images, share, others, 1 - share, 0), dtype=np.uint8), share
 
 
 @register("transform", "cutmix")
@@ -281,9 +332,7 @@ class CutMix(_Mixing):
 
     alpha: float = 1.0
 
-    def _mix_images(
-        self, images: Images, partners: Int64Array, share: float, generator: np.random.Generator
-    ) -> tuple[Images, float]:
+    def _mix(self, images: Images, others: Images, share: float, generator: Generator) -> tuple[Images, float]:
         sides = images.shape[1:3]
         centre = [int(generator.integers(side)) for side in sides]
         half = [round(side * math.sqrt(1 - share)) // 2 for side in sides]
@@ -292,5 +341,5 @@ class CutMix(_Mixing):
             for at, reach, side in zip(centre, half, sides, strict=True)
         )
         mixed = images.copy()
-        mixed[:, rows, columns] = images[partners][:, rows, columns]
+        mixed[:, rows, columns] = others[:, rows, columns]
         return mixed, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (sides[0] * sides[1])
