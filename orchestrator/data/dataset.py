@@ -16,7 +16,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,10 +98,7 @@ class SampleReader:
         self._prefetcher = Prefetcher(self, iter(()), 0, 1)
 
     def check_windows(self, samples: int) -> None:
-        """Raise DataError when so many remote samples would take more than half of the memory that is free.
-
-        Local windows lie in the page cache and need none.
-        """
+        """Raise DataError when so many remote samples would take more than half of the memory that is free."""
         free, total = _read_available_memory(), sum(shard.bytes for shard in self.shards)
         needed = samples * total // max(1, sum(shard.samples for shard in self.shards))
         if not self.is_local and min(needed, total) > free / 2:
@@ -209,13 +205,7 @@ class SampleReader:
         self._size_checked.add(shard)
 
 
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """Neighbouring samples of a shard, held in memory while some of them are still to be taken."""
-
-    bytes: int
-    left: int  # samples
-    reading: Future[tuple[int, memoryview]]  # byte of the tar where it begins, its data
+Piece = Future[tuple[int, memoryview]]  # byte of the tar where it begins, its data
 
 
 def _allocate_memory(length: int) -> memoryview:
@@ -235,8 +225,8 @@ class Prefetcher:
     def __init__(self, reader: SampleReader, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
         self._reader, self._plan, self._budget = reader, plan, budget_bytes
         self._next_span = next(plan, None)
-        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
-        self.held_bytes = 0  # of remote samples in memory or on their way
+        # By sample, with its uses that are left; a piece is held in memory while some of its samples are to be taken.
+        self._pieces: dict[tuple[int, int], tuple[Piece, int]] = {}
         self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
         self._lock = threading.Lock()
         self._buffers = threading.local()
@@ -275,11 +265,8 @@ class Prefetcher:
             view = self._get_buffer(length)
             self._reader.read_into(shard, offset, view)
         else:
-            start, data = piece.reading.result()
+            start, data = piece.result()
             view = data[offset - start : offset - start + length]
-            with self._lock:
-                piece.left -= 1
-                self.held_bytes -= piece.bytes if piece.left == 0 else 0
         key, label = shard_index.keys[number], shard_index.labels.item(number)
         sample = Sample(key, label, self._reader.redacted_urls[shard], offset, view)
         checksum = shard_index.checksums.item(number)
@@ -312,11 +299,9 @@ class Prefetcher:
             with self._lock:
                 missing = [number for number in numbers.tolist() if (span.shard, number) not in self._pieces]
                 if missing:
-                    reading = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
-                    piece = _Piece(expected // pieces, len(missing), reading)
+                    piece = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
                     uses = Counter(missing).items()  # a class-balanced epoch repeats samples
                     self._pieces |= {(span.shard, number): (piece, count) for number, count in uses}
-                    self.held_bytes += piece.bytes
 
     def _read_piece(self, shard: int, first: int, last: int) -> tuple[int, memoryview]:
         start, length = self._find_bytes(shard, first, last)

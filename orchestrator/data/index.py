@@ -104,25 +104,24 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"{label}: damaged: it does not have the checksum that the manifest names")
     try:
-        loaded = _parse_columns(parse_object(data))
-        # Compared like this no sum can overflow.
-        inside = (loaded.offsets >= 0) & (loaded.lengths >= 0) & (loaded.lengths <= shard.bytes - loaded.offsets)
+        return _parse_columns(parse_object(data), shard.bytes)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{label}: no index: {error!r}; pack or index the dataset again") from None
-    if not inside.all():
-        first = loaded.keys[int(np.argmin(inside))]
-        raise DataError(f"{label}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
-    return loaded
+        raise DataError(f"{label}: damaged: {error!r}; pack or index the dataset again") from None
 
 
-def _parse_columns(columns: dict[str, list[Any]]) -> ShardIndex:
+def _parse_columns(columns: dict[str, list[Any]], tar_bytes: int) -> ShardIndex:
     names = ("keys", *NUMBER_COLUMNS)
     for name in names:
         if not set(map(type, columns[name])) <= {str if name == "keys" else int}:
             raise ValueError(f"column {name!r} holds other values than it should")
     if len({len(columns[name]) for name in names}) > 1:
         raise ValueError(f"columns of {', '.join(f'{len(columns[name])} {name}' for name in names)}")
-    return ShardIndex.build(*(columns[name] for name in names))
+    built = ShardIndex.build(*(columns[name] for name in names))
+    # Compared like this no sum can overflow.
+    inside = (built.offsets >= 0) & (built.lengths >= 0) & (built.lengths <= tar_bytes - built.offsets)
+    if not inside.all():
+        raise ValueError(f"sample {built.keys[int(np.argmin(inside))]!r} lies outside the {tar_bytes} bytes of the tar")
+    return built
 
 
 def find_equal_pairs(columns: Sequence[NDArray[np.uint64]]) -> Places:

@@ -215,16 +215,17 @@ def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, work
         located = order.locate(select_rank_positions(steps.start, batch_size, order.lanes, rank, workers))
         for shard, number in zip(*(column.tolist() for column in located), strict=True):
             yield Span(shard, np.array([number], dtype=np.int64), steps.start, is_single=True)
-    begin, end = steps.start * batch_size, min(steps.stop * batch_size, order.samples)
-    heap = []
-    for lane in range(rank, order.lanes, workers):
-        at, stop = (max(0, -(-(position - lane) // order.lanes)) for position in (begin, end))  # samples before them
-        if at < stop:
-            heap.append((at * order.lanes + lane, lane, at, stop))
-    heapq.heapify(heap)
-    while heap:
-        position, lane, at, stop = heapq.heappop(heap)
-        start, past = order.find_window(lane, at)
+    ends = steps.start * batch_size, min(steps.stop * batch_size, order.samples)
+
+    def list_windows(lane: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+        at, stop = (max(0, -(-(position - lane) // order.lanes)) for position in ends)  # samples before them
+        while at < stop:
+            start, past = order.find_window(lane, at)
+            yield at * order.lanes + lane, lane, at, start, past, stop
+            at = past
+
+    lanes = range(rank, order.lanes, workers)
+    for position, lane, at, start, past, stop in heapq.merge(*map(list_windows, lanes)):
         if at > start:  # resumed inside a window: only what is left of it is needed
             left = np.arange(at, min(past, stop), dtype=np.int64)
             places = np.sort(order.find_places(left * order.lanes + lane))
@@ -233,8 +234,6 @@ def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, work
         shards, numbers = order.locate_places(places)
         for stretch in np.split(np.arange(len(shards)), np.flatnonzero(np.diff(shards)) + 1):
             yield Span(int(shards[stretch[0]]), numbers[stretch], position // batch_size)
-        if past < stop:
-            heapq.heappush(heap, (past * order.lanes + lane, lane, past, stop))
 
 
 def plan_id_range(counts: Sequence[int], first: int, past: int, batch_size: int) -> Iterator[Span]:

@@ -1,21 +1,17 @@
 """Transforms of training samples and batches, built in and one's own.
 
-A sample transform is called as WebDataset's map() has it: a dict in, a dict out. The built-in ones are `decode`,
-`crop`, `photometric` and `rand_augment`; `decode`, `crop` and perhaps `photometric` alone run as one that decodes no
-more than the crop needs. One's own is a function, called with the dict and its args, or a class, created with its args;
-with a parameter `augmentation` it is given the AugmentationConfig. The dict has
+A sample transform is called as WebDataset's map() has it: a dict in, a dict out. `decode`, `crop` and perhaps
+`photometric` alone run as one that decodes no more than the crop needs. One's own is a function, called with the dict
+and its args, or a class, created with its args; a parameter `augmentation` gets the AugmentationConfig. The dict has
 
-- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers; a class-balanced epoch has
-  other ids where it repeats a sample;
-- `__seed__`: 64 bits that depend on seed, epoch and sample alone: `numpy.random.default_rng(sample["__seed__"])` draws
-  the same on any worker and after any restart;
+- `__key__`, `__url__`: the sample's key and its tar; `__id__`, `__epoch__`: whole numbers
+- `__seed__`: 64 bits that depend on seed, epoch and sample alone, for `numpy.random.default_rng(sample["__seed__"])`
 - `image`: the encoded bytes, after `decode` an H x W x 3 uint8 RGB array, after `crop` an S x S x 3 one, as at the end
 - `cls`: the label; `size`: S, the side of the network's input; `draws`: the uniform draws that `crop` uses, and after
   them those of `photometric`.
 
-A transform of a batch mixes each sample with a partner of the same lane of the global batch, which is on the same
-worker however many there are, and draws random numbers that depend on (seed, epoch, step) alone: any number of workers
-mixes the same.
+A transform of a batch mixes each sample with a partner of the same lane, which is on the same worker however many there
+are, and draws random numbers that depend on (seed, epoch, step) alone: any number of workers mixes the same.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -148,29 +145,23 @@ def _create_stage(
         keywords = {"augmentation": config, **args} if _takes_augmentation(transform) else args
         if isinstance(transform, type):
             transform, keywords = create_plugin("transform", kind, keywords), {}
-        _check_callable(transform, kind, parameters, keywords)
+        if not callable(transform):
+            raise ConfigError(f"transform {kind!r} must be callable, got {type(transform).__name__}")
+        with suppress(ValueError):  # a built-in of C has no signature
+            inspect.signature(transform).bind(*range(parameters), **keywords)
     except ConfigError as error:
         raise DataError(f"augmentation.{field}: {error}") from None
+    except TypeError as error:
+        what = "a sample" if parameters == 1 else "images, targets, partners and a generator"
+        problem = f"transform {kind!r} does not take {what} and these arguments: {error}"
+        raise DataError(f"augmentation.{field}: {problem}") from None
     return kind, partial(transform, **keywords) if keywords else transform
 
 
 def _takes_augmentation(loaded: Any) -> bool:
-    try:
+    with suppress(TypeError, ValueError):  # it cannot be called, or is a built-in of C, which has no signature
         return "augmentation" in inspect.signature(loaded).parameters
-    except (TypeError, ValueError):  # it cannot be called, or is a built-in of C, which has no signature
-        return False
-
-
-def _check_callable(transform: Any, kind: str, parameters: int, keywords: dict[str, Any]) -> None:
-    if not callable(transform):
-        raise ConfigError(f"transform {kind!r} must be callable, got {type(transform).__name__}")
-    try:
-        inspect.signature(transform).bind(*range(parameters), **keywords)
-    except TypeError as error:
-        what = "a sample" if parameters == 1 else "images, targets, partners and a generator"
-        raise ConfigError(f"transform {kind!r} does not take {what} and these arguments: {error}") from None
-    except ValueError:  # a built-in of C has no signature
-        pass
+    return False
 
 
 def _build_fused(config: AugmentationConfig, is_whole: bool) -> FillImage:
