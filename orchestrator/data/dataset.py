@@ -113,11 +113,7 @@ class SampleReader:
         self._max_indexes = max(self._max_indexes, count)
 
     def read(self, shard: int, number: int) -> Sample:
-        """Return the sample `number` of shard `shard`.
-
-        Raises DataError when a shard or index is missing, truncated, damaged or labelled outside the classes,
-        StorageError when the storage fails.
-        """
+        """Return the sample `number` of shard `shard`. Raises DataError and StorageError as `Prefetcher.get_sample`."""
         sample = self._prefetcher.get_sample(shard, number)
         return sample._replace(image=memoryview(bytearray(sample.image)))  # the caller's own
 

@@ -91,10 +91,7 @@ def compute_checksum(image: bytes | bytearray | memoryview) -> int:
 
 
 def load(dataset: str, shard: Shard) -> ShardIndex:
-    """Load and verify the index of a shard.
-
-    Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
-    """
+    """Load the index of a shard. Raises DataError when it is missing, not the manifest's, or does not fit the tar."""
     url = file_io.join(dataset, shard.name + SUFFIX)
     label = f"data: {redaction.redact(url)}"
     try:

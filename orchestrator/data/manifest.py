@@ -25,9 +25,6 @@ BACKGROUND_KEY = "background"
 MAX_SAMPLES = 2**40
 MAX_BYTES = 2**46
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
 
 class Shard(Config):
     """One WebDataset tar and its index, both relative to the manifest."""
@@ -61,7 +58,7 @@ class Manifest(Config):
     @field_validator("tars")
     @classmethod
     def _check_tars(cls, tars: str) -> str:
-        if tars and (_is_unsafe(tars) or not (tars.startswith("/") or _URL.match(tars))):
+        if tars and (_is_unsafe(tars) or not (tars.startswith("/") or re.match("[A-Za-z][A-Za-z0-9+.-]+://", tars))):
             raise ValueError(f"must be an absolute path or a URL without '..', got {tars!r}")
         return tars
 
@@ -143,7 +140,7 @@ def is_outside(tars: str, url: str) -> bool:
 
 def _is_unsafe(place: str) -> bool:
     """Return whether a path has a ".." segment, also one that a web server would decode to it, or odd characters."""
-    return ".." in re.split(r"[/\\]", unquote(place)) or _CONTROL_CHARACTERS.search(place) is not None
+    return ".." in re.split(r"[/\\]", unquote(place)) or re.search(r"[\x00-\x1f\x7f]", place) is not None
 
 
 def save(url: str, manifest: Manifest) -> None:

@@ -21,10 +21,8 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import EpochOrder, Int64Array
 
-# Few broken images are no reason to stop, however small the epoch.
-MIN_BAD_LIMIT = 10
-# Positions that are planned in one call: few calls, little memory.
-CHUNK_POSITIONS = 1 << 17
+MIN_BAD_LIMIT = 10  # few broken images are no reason to stop, however small the epoch
+CHUNK_POSITIONS = 1 << 17  # that are planned in one call: few calls, little memory
 MAX_CHARACTERS = 1000  # of what is kept of a bad sample's key, source or reason
 _HASH_PIECES, _PIECE_BITS = 4, 16
 _MODULUS = 1 << 64

@@ -27,8 +27,7 @@ from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
 LOADING_THREADS = 16
-# A rank's first batch is read sample by sample, so that it does not wait for whole windows. It is at most this part of
-# what the windows hold.
+# A rank's first batch, if at most this part of what the windows hold, is read sample by sample and so waits for none.
 PRIMED_DIVISOR = 20
 
 
@@ -67,7 +66,7 @@ class EpochOrder:
 
     @cached_property
     def _shard_starts(self) -> Int64Array:
-        """Where each shard of `shard_order` begins in the sequence of all samples in reading order."""
+        """Return where each shard of `shard_order` begins in the sequence of all samples in reading order."""
         sizes = np.asarray(self.counts, dtype=np.int64)[self.shard_order]
         return np.cumsum(sizes) - sizes
 

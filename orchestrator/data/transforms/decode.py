@@ -1,10 +1,9 @@
 """Decoder of images to RGB arrays, which bounds dimensions, scans and chunks before a pixel is decoded.
 
-One rule says whether the data is whole, whatever decodes it: libjpeg's warnings about a JPEG's entire entropy stream,
-after known harmless oddities were removed. A training crop of an image that packing has already found whole needs
-neither the rows below it nor, when it is much larger than the network's input, every pixel: `decode_top_rows` stops
-after the last row needed and decodes at 1/2, 1/4 or 1/8 size. libjpeg's entropy decoder has to pass every byte above a
-row, so nothing can be saved above or beside the crop.
+libjpeg's warnings about a JPEG's entire entropy stream say whether it is whole, after known harmless oddities were
+removed. A training crop of an image that packing has already found whole needs neither the rows below it nor, when it
+is much larger than the network's input, every pixel: `decode_top_rows` stops after the last row needed and decodes at
+1/2, 1/4 or 1/8 size. Above and beside the crop libjpeg's entropy decoder has to pass every byte.
 """
 
 from __future__ import annotations
@@ -241,11 +240,10 @@ class ThreadBuffer(threading.local):
     def get_pixels(self, rows: int, columns: int) -> Image:
         """Return rows x columns x 3 of the thread's buffer; the same memory at each call."""
         needed = rows * columns * 3
+        if needed > MAX_BUFFER_BYTES:
+            return np.empty((rows, columns, 3), dtype=np.uint8)
         if needed > self._buffer.size:
-            fresh = np.empty(needed, dtype=np.uint8)
-            if needed > MAX_BUFFER_BYTES:
-                return fresh.reshape(rows, columns, 3)
-            self._buffer = fresh
+            self._buffer = np.empty(needed, dtype=np.uint8)
         return self._buffer[:needed].reshape(rows, columns, 3)
 
 

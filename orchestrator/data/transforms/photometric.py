@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.data.config import PhotometricConfig
 from orchestrator.data.transforms.decode import Image
 
-# Three factors, their order, three amounts of light.
-DRAWS = 7
-
+DRAWS = 7  # three factors, their order, three amounts of light
 Draws = NDArray[np.float64]  # DRAWS numbers in [0, 1)
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)

@@ -42,7 +42,6 @@ from orchestrator.data.transforms import decode, photometric, random_resized_cro
 from orchestrator.data.transforms.decode import Image
 from orchestrator.data.transforms.photometric import Draws  # here those of the crop, then those of photometric
 
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
 # (sample, its id, its draws, S x S x 3 uint8 to fill) -> label
 FillImage = Callable[[Sample, int, Draws, Image], int]
 Images = NDArray[np.uint8]  # N x S x S x 3
@@ -177,7 +176,7 @@ def _build_fused(config: AugmentationConfig, is_whole: bool) -> FillImage:
     return fill
 
 
-def _apply_stage(stage: Transform, name: str, values: dict[str, Any], sample: Sample) -> dict[str, Any]:
+def _apply_stage(stage: Callable[..., Any], name: str, values: dict[str, Any], sample: Sample) -> dict[str, Any]:
     try:
         result = stage(values)
     except BadSampleError:
@@ -282,11 +281,12 @@ class RandAugment:
         return sample | {"image": np.array(image, dtype=np.uint8)}
 
 
+@register("transform", "mixup")
 @dataclass
-class _Mixing:
-    """Base of transforms that mix with a share drawn from Beta(alpha, alpha)."""
+class Mixup:
+    """Weighted mean of each image and its partner's (arXiv 1710.09412), by a share drawn from Beta(alpha, alpha)."""
 
-    alpha: float
+    alpha: float = 0.2
     probability: float = 1.0
 
     def __post_init__(self) -> None:
@@ -294,6 +294,7 @@ class _Mixing:
             raise ValueError(f"alpha must be > 0 and probability in 0 .. 1, got {self.alpha} and {self.probability}")
 
     def __call__(self, images: Images, targets: Targets, partners: Int64Array, generator: Generator) -> Any:
+        """Return mixed images and targets; with `probability` less than 1 they may be the given ones."""
         is_mixed, share = generator.random() < self.probability, generator.beta(self.alpha, self.alpha)
         if not is_mixed:
             return images, targets
@@ -302,23 +303,12 @@ class _Mixing:
 
     def _mix(self, images: Images, others: Images, share: float, generator: Generator) -> tuple[Images, float]:
         """Return mixed images, and the share of a sample's own image in them."""
-        raise NotImplementedError
-
-
-@register("transform", "mixup")
-@dataclass
-class Mixup(_Mixing):
-    """Weighted mean of each image and its partner's (arXiv 1710.09412)."""
-
-    alpha: float = 0.2
-
-    def _mix(self, images: Images, others: Images, share: float, generator: Generator) -> tuple[Images, float]:
         return np.asarray(cv2.addWeighted(images, share, others, 1 - share, 0), dtype=np.uint8), share
 
 
 @register("transform", "cutmix")
 @dataclass
-class CutMix(_Mixing):
+class CutMix(Mixup):
     """A box of each image replaced by the partner's (arXiv 1905.04899)."""
 
     alpha: float = 1.0
