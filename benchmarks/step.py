@@ -18,7 +18,7 @@ from benchmarks import frame
 from benchmarks.frame import Cost, Figure
 from orchestrator.models import googlenet
 from orchestrator.models.config import GoogLeNetConfig
-from orchestrator.models.googlenet import ConvolutionRow, InceptionRow, MaxPoolRow, scale_filters, scale_row
+from orchestrator.models.googlenet import ConvolutionRow, InceptionRow, MaxPoolRow, scale_filters
 from orchestrator.models.network import DropoutMasks
 from orchestrator.recipe import loss, presets
 from orchestrator.recipe import optimizer as sgd
@@ -95,7 +95,7 @@ class Plain(nn.Module):
                 self.stages[row.name] = nn.Sequential(_Conv(channels, reduce, 1), last) if row.reduce else last
                 channels = filters
             else:
-                widened = scale_row(row, config.width)
+                widened = InceptionRow(row.name, *(scale_filters(filters, config.width) for filters in row[1:]))
                 self.stages[row.name] = _Inception(channels, widened)
                 channels = widened.conv1 + widened.conv3 + widened.conv5 + widened.pool_proj
             if config.lrn and row.name in googlenet.LRN_AFTER:

@@ -77,10 +77,7 @@ class AugmentationConfig(Config):
     @field_validator("stages", "batch_stages", mode="before")
     @classmethod
     def _parse_stages(cls, value: Any, info: ValidationInfo) -> Any:
-        """Return a sample transform without arguments as its name alone, so that both forms are the same recipe.
-
-        Return a batch transform as a mapping.
-        """
+        """Return sample transforms without arguments as names, batch transforms as mappings: one recipe in any form."""
         if not isinstance(value, list | tuple):
             return value
         stages = [parse_json(stage) if isinstance(stage, str) and stage.startswith("{") else stage for stage in value]

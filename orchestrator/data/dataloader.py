@@ -68,7 +68,7 @@ class BatchLoader:
 
     def __init__(self, reader: SampleReader, size: int, threads: int, pin: bool = False) -> None:
         self.reader, self._size, self._threads, self._pin = reader, size, threads, pin
-        self._spare: list[_BufferRing] = []  # of iterators that have ended: the next one's
+        self._spare: list[deque[Tensor]] = []  # buffers of iterators that have ended: the next one's
         self._decoding_since: dict[int, tuple[float, Sample]] = {}  # by thread: since when (monotonic) it decodes which
 
     def check_config(self, order: OrderConfig, config: AugmentationConfig, workers: int) -> None:
@@ -132,23 +132,15 @@ class BatchLoader:
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=READY_BATCHES)
         stopped = threading.Event()
 
-        def put(item: Batch | BaseException | None) -> None:
-            while not stopped.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
         def produce() -> None:
             try:
                 for batch in self._decode_batches(plans, spans, step, fill, stopped):
-                    put(batch)
+                    ready.put(batch)
                     if stopped.is_set():
                         return
-                put(None)
+                ready.put(None)
             except BaseException as error:  # of any kind: the consumer must not wait for ever
-                put(error)
+                ready.put(error)
 
         producer = threading.Thread(target=produce, name="loader", daemon=True)
         producer.start()
@@ -159,20 +151,27 @@ class BatchLoader:
                 yield item
         finally:
             stopped.set()
+            while not ready.empty():  # the producer may wait for room
+                ready.get()
             producer.join()
 
     def _decode_batches(
         self, plans: Iterator[BatchPlan], spans: Iterator[Span], step: int, fill: FillImage, stopped: threading.Event
     ) -> Iterator[Batch]:
         """Yield batches in their order, a few of them in flight at the same time."""
-        buffers = self._spare.pop() if self._spare else _BufferRing(self._size, self._pin)
+        none = torch.empty((0, self._size, self._size, 3), dtype=torch.uint8)
+        buffers = self._spare.pop() if self._spare else deque([none] * BUFFERS)
         pending: deque[Callable[[], Batch]] = deque()
         with self.reader.open_prefetcher(spans) as ahead:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
             try:
                 for number, plan in enumerate(plans, step):
                     ahead.advance(number)
-                    images = buffers.acquire(len(plan.ids))
+                    buffers.rotate(-1)
+                    if len(buffers[0]) < len(plan.ids):
+                        shape = (len(plan.ids), self._size, self._size, 3)
+                        buffers[0] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+                    images = buffers[0][: len(plan.ids)]
                     pending.append(self._submit_batch(plan, images, ahead, fill, pool, stopped))
                     if len(pending) >= DECODING_BATCHES:
                         yield pending.popleft()()
@@ -224,20 +223,3 @@ class BatchLoader:
 def _fill_center_crop(sample: Sample, _id: int, _draws: Draws, out: Image) -> int:
     cut_crops(decode_image(sample.image), out.shape[0], ONE_CROP, out[None])
     return sample.label
-
-
-class _BufferRing:
-    """Preallocated uint8 batches, used in turn."""
-
-    def __init__(self, size: int, pin: bool) -> None:
-        self._size, self._pin = size, pin
-        self._ring = [torch.empty((0, size, size, 3), dtype=torch.uint8)] * BUFFERS
-        self._next = 0
-
-    def acquire(self, samples: int) -> Tensor:
-        """Return samples x S x S x 3 uint8, a view of the next buffer."""
-        slot, self._next = self._next, (self._next + 1) % BUFFERS
-        if len(self._ring[slot]) < samples:
-            shape = (samples, self._size, self._size, 3)
-            self._ring[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
-        return self._ring[slot][:samples]

@@ -16,7 +16,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,29 +42,14 @@ LOCAL_AHEAD_STEPS = 32  # batches ahead for which local windows are announced
 LOCAL_THREADS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One encoded image: where it came from, what it is. The image's memory is valid until the thread's next read."""
 
-    shard_index: ShardIndex
-    number: int  # in the index
+    key: str
+    label: int
     source: str  # shard URL, for error messages
+    offset: int  # byte of the tar where the image begins
     image: memoryview  # writable
-
-    @property
-    def key(self) -> str:
-        """The sample's key in its tar."""
-        return self.shard_index.keys[self.number]
-
-    @property
-    def offset(self) -> int:
-        """Byte of the tar where the image begins."""
-        return int(self.shard_index.offsets[self.number])
-
-    @property
-    def label(self) -> int:
-        """Its class."""
-        return int(self.shard_index.labels[self.number])
 
 
 def _read_available_memory() -> float:
@@ -114,10 +98,7 @@ class SampleReader:
         self._prefetcher = Prefetcher(self, iter(()), 0, 1)
 
     def check_windows(self, samples: int) -> None:
-        """Raise DataError when so many remote samples would take more than half of the memory that is free.
-
-        Local windows lie in the page cache and need none.
-        """
+        """Raise DataError when so many remote samples would take more than half of the memory that is free."""
         free, total = _read_available_memory(), sum(shard.bytes for shard in self.shards)
         needed = samples * total // max(1, sum(shard.samples for shard in self.shards))
         if not self.is_local and min(needed, total) > free / 2:
@@ -132,13 +113,9 @@ class SampleReader:
         self._max_indexes = max(self._max_indexes, count)
 
     def read(self, shard: int, number: int) -> Sample:
-        """Return the sample `number` of shard `shard`.
-
-        Raises DataError when a shard or index is missing, truncated, damaged or labelled outside the classes,
-        StorageError when the storage fails.
-        """
+        """Return the sample `number` of shard `shard`. Raises DataError and StorageError as `Prefetcher.get_sample`."""
         sample = self._prefetcher.get_sample(shard, number)
-        return replace(sample, image=memoryview(bytearray(sample.image)))  # the caller's own
+        return sample._replace(image=memoryview(bytearray(sample.image)))  # the caller's own
 
     def open_prefetcher(self, plan: Iterator[Span]) -> closing[Prefetcher]:
         """Return a context with a prefetcher along a plan, closed at its end."""
@@ -215,7 +192,6 @@ class SampleReader:
         self._ranges.advise(self._tars[shard], start, length)
 
     def _check_size(self, shard: int) -> None:
-        """Raise DataError when a tar is missing or not of the size that was packed."""
         try:
             size = file_io.get_size(self._tars[shard])
         except FileNotFoundError:
@@ -225,13 +201,7 @@ class SampleReader:
         self._size_checked.add(shard)
 
 
-@dataclass(slots=True, eq=False)
-class _Piece:
-    """Neighbouring samples of a shard, held in memory while some of them are still to be taken."""
-
-    bytes: int
-    left: int  # samples
-    reading: Future[tuple[int, memoryview]]  # byte of the tar where it begins, its data
+Piece = Future[tuple[int, memoryview]]  # byte of the tar where it begins, its data
 
 
 def _allocate_memory(length: int) -> memoryview:
@@ -251,8 +221,8 @@ class Prefetcher:
     def __init__(self, reader: SampleReader, plan: Iterator[Span], budget_bytes: int, streams: int) -> None:
         self._reader, self._plan, self._budget = reader, plan, budget_bytes
         self._next_span = next(plan, None)
-        self._pieces: dict[tuple[int, int], tuple[_Piece, int]] = {}  # by sample, with its uses that are left
-        self.held_bytes = 0  # of remote samples in memory or on their way
+        # By sample, with its uses that are left; a piece is held in memory while some of its samples are to be taken.
+        self._pieces: dict[tuple[int, int], tuple[Piece, int]] = {}
         self._unopened_windows: list[tuple[int, int]] = []  # (batch in which they open, bytes)
         self._lock = threading.Lock()
         self._buffers = threading.local()
@@ -291,12 +261,10 @@ class Prefetcher:
             view = self._get_buffer(length)
             self._reader.read_into(shard, offset, view)
         else:
-            start, data = piece.reading.result()
+            start, data = piece.result()
             view = data[offset - start : offset - start + length]
-            with self._lock:
-                piece.left -= 1
-                self.held_bytes -= piece.bytes if piece.left == 0 else 0
-        sample = Sample(shard_index, number, self._reader.redacted_urls[shard], view)
+        key, label = shard_index.keys[number], shard_index.labels.item(number)
+        sample = Sample(key, label, self._reader.redacted_urls[shard], offset, view)
         checksum = shard_index.checksums.item(number)
         if index.compute_checksum(view) != checksum:
             # Perhaps it was damaged on its way.
@@ -318,7 +286,6 @@ class Prefetcher:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _estimate_bytes(self, span: Span) -> int:
-        """Return about as many bytes as the span holds, without its index."""
         facts = self._reader.shards[span.shard]
         return int(facts.bytes / max(1, facts.samples) * len(span.numbers))
 
@@ -328,11 +295,9 @@ class Prefetcher:
             with self._lock:
                 missing = [number for number in numbers.tolist() if (span.shard, number) not in self._pieces]
                 if missing:
-                    reading = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
-                    piece = _Piece(expected // pieces, len(missing), reading)
+                    piece = self._pool.submit(self._read_piece, span.shard, missing[0], missing[-1])
                     uses = Counter(missing).items()  # a class-balanced epoch repeats samples
                     self._pieces |= {(span.shard, number): (piece, count) for number, count in uses}
-                    self.held_bytes += piece.bytes
 
     def _read_piece(self, shard: int, first: int, last: int) -> tuple[int, memoryview]:
         start, length = self._find_bytes(shard, first, last)
@@ -346,13 +311,11 @@ class Prefetcher:
             self._reader.advise(span.shard, *self._find_bytes(span.shard, int(span.numbers[0]), int(span.numbers[-1])))
 
     def _find_bytes(self, shard: int, first: int, last: int) -> tuple[int, int]:
-        """Return first byte and length of neighbouring images of a tar."""
         shard_index = self._reader.load_index(shard)
         start = int(shard_index.offsets[first])
         return start, int(shard_index.offsets[last] + shard_index.lengths[last]) - start
 
     def _get_buffer(self, length: int) -> memoryview:
-        """Return the calling thread's own buffer, `length` bytes of it."""
         buffer = getattr(self._buffers, "data", None)
         if buffer is None or len(buffer) < length:
             buffer = self._buffers.data = bytearray(length + length // 4)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,9 +21,7 @@ from orchestrator.data.manifest import Shard
 from orchestrator.storage import file_io
 
 SUFFIX = ".index.json"
-# Columns of an index beside the keys, with their types.
 NUMBER_COLUMNS = {"labels": np.int64, "offsets": np.int64, "lengths": np.int64, "checksums": np.uint64}
-LOADING_THREADS = 16
 
 Places = NDArray[np.int64]
 
@@ -94,10 +91,7 @@ def compute_checksum(image: bytes | bytearray | memoryview) -> int:
 
 
 def load(dataset: str, shard: Shard) -> ShardIndex:
-    """Load and verify the index of a shard.
-
-    Raises DataError when it is missing, not the one that the manifest names, or does not fit the shard's tar.
-    """
+    """Load the index of a shard. Raises DataError when it is missing, not the manifest's, or does not fit the tar."""
     url = file_io.join(dataset, shard.name + SUFFIX)
     label = f"data: {redaction.redact(url)}"
     try:
@@ -107,32 +101,24 @@ def load(dataset: str, shard: Shard) -> ShardIndex:
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise DataError(f"{label}: damaged: it does not have the checksum that the manifest names")
     try:
-        loaded = _parse_columns(parse_object(data))
-        # Compared like this no sum can overflow.
-        inside = (loaded.offsets >= 0) & (loaded.lengths >= 0) & (loaded.lengths <= shard.bytes - loaded.offsets)
+        return _parse_columns(parse_object(data), shard.bytes)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{label}: no index: {error!r}; pack or index the dataset again") from None
-    if not inside.all():
-        first = loaded.keys[int(np.argmin(inside))]
-        raise DataError(f"{label}: damaged: sample {first!r} lies outside the {shard.bytes} bytes of the tar")
-    return loaded
+        raise DataError(f"{label}: damaged: {error!r}; pack or index the dataset again") from None
 
 
-def load_labels(dataset: str, shards: Sequence[Shard]) -> NDArray[np.int32]:
-    """Load the label of every sample of these shards, in the order of their ids. Raises as `load` does."""
-    with ThreadPoolExecutor(LOADING_THREADS) as pool:
-        columns = pool.map(lambda shard: load(dataset, shard).labels.astype(np.int32), shards)
-        return np.concatenate([np.empty(0, np.int32), *columns])
-
-
-def _parse_columns(columns: dict[str, list[Any]]) -> ShardIndex:
+def _parse_columns(columns: dict[str, list[Any]], tar_bytes: int) -> ShardIndex:
     names = ("keys", *NUMBER_COLUMNS)
     for name in names:
         if not set(map(type, columns[name])) <= {str if name == "keys" else int}:
             raise ValueError(f"column {name!r} holds other values than it should")
     if len({len(columns[name]) for name in names}) > 1:
         raise ValueError(f"columns of {', '.join(f'{len(columns[name])} {name}' for name in names)}")
-    return ShardIndex.build(*(columns[name] for name in names))
+    built = ShardIndex.build(*(columns[name] for name in names))
+    # Compared like this no sum can overflow.
+    inside = (built.offsets >= 0) & (built.lengths >= 0) & (built.lengths <= tar_bytes - built.offsets)
+    if not inside.all():
+        raise ValueError(f"sample {built.keys[int(np.argmin(inside))]!r} lies outside the {tar_bytes} bytes of the tar")
+    return built
 
 
 def find_equal_pairs(columns: Sequence[NDArray[np.uint64]]) -> Places:

@@ -6,28 +6,24 @@ import hashlib
 import json
 import os
 import re
-from contextlib import suppress
+from typing import Literal
 from urllib.parse import unquote
 
 from pydantic import Field, ValidationError, field_validator
 
 from orchestrator.config import redaction
 from orchestrator.config.base import Config, compute_fingerprint
-from orchestrator.config.errors import ConfigError
-from orchestrator.config.json_text import parse_json
+from orchestrator.config.errors import convert_validation_error
 from orchestrator.data.data_errors import DataError
 from orchestrator.storage import file_io, urls
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 FILE_NAME = "manifest.json"
 # Key in `made` of a dataset with transparent images: the name of the colour that they are laid on.
 BACKGROUND_KEY = "background"
 # Sums over 100,000 shards of such numbers still fit into 64 bits.
 MAX_SAMPLES = 2**40
 MAX_BYTES = 2**46
-
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class Shard(Config):
@@ -43,7 +39,7 @@ class Shard(Config):
 class Manifest(Config):
     """A dataset: class names in label order, and the shards of each split."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
     classes: tuple[str, ...] = Field(min_length=2)
     titles: tuple[str, ...] = Field((), description="a readable name of each class; empty when there is none")
@@ -62,7 +58,7 @@ class Manifest(Config):
     @field_validator("tars")
     @classmethod
     def _check_tars(cls, tars: str) -> str:
-        if tars and (_is_unsafe(tars) or not (tars.startswith("/") or _URL.match(tars))):
+        if tars and (_is_unsafe(tars) or not (tars.startswith("/") or re.match("[A-Za-z][A-Za-z0-9+.-]+://", tars))):
             raise ValueError(f"must be an absolute path or a URL without '..', got {tars!r}")
         return tars
 
@@ -71,7 +67,13 @@ class Manifest(Config):
 
         What transparent images are laid on is part of it where there are any: it decides on their pixels.
         """
-        sums = {split: _hash_shards(shards) for split, shards in self.splits.items()}
+        sums = {}
+        for split, shards in self.splits.items():
+            total = hashlib.sha256()  # shard after shard: as JSON in one piece they would take much memory
+            for shard in shards:
+                values = [shard.name, shard.samples, shard.bytes, shard.sha256, shard.index_sha256]
+                total.update(json.dumps(values).encode())
+            sums[split] = total.hexdigest()
         background = [self.made[BACKGROUND_KEY]] if BACKGROUND_KEY in self.made else []
         return compute_fingerprint(self.format_version, self.classes, sums, *background, length=16)
 
@@ -105,16 +107,14 @@ def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Man
         raise DataError(
             f"{label}: no manifest there: {folder} is no packed dataset, or its packing did not finish"
         ) from None
-    manifest = None
-    with suppress(ValidationError):
+    try:
         # Straight from the bytes: 100,000 shards would take half as much memory again as Python's own objects.
         manifest = Manifest.model_validate_json(data)
-    if (
-        manifest is None
-        or manifest.format_version != FORMAT_VERSION
-        or "format_version" not in manifest.model_fields_set
-    ):
-        raise DataError(f"{label}: {_find_problem(data)}")
+        problem = "" if "format_version" in manifest.model_fields_set else "format_version: needed"
+    except ValidationError as error:
+        problem = str(convert_validation_error(error, Manifest))
+    if problem:
+        raise DataError(f"{label}: damaged, or of another version: {problem}; pack the dataset again")
     if not allow_elsewhere and is_outside(manifest.tars, url):
         raise DataError(
             f"{label}: its tars must lie below {folder}, got {redaction.redact(manifest.tars)}; set --allow-elsewhere "
@@ -130,42 +130,17 @@ def is_outside(tars: str, url: str) -> bool:
     """
     if not tars:
         return False
+    if urls.get_scheme(tars).startswith("http") and re.search("[?#]", tars):
+        return True  # a name joined to it would not be a path
+    at, base = tars, url
     if urls.is_local(tars) and urls.is_local(url):
         at, base = (os.path.realpath(urls.to_local_path(place)) for place in (tars, url))
-    else:
-        at, base = tars, url
-        if urls.get_scheme(tars).startswith("http") and re.search("[?#]", tars):
-            return True  # a name joined to it would not be a path
     return not f"{at.rstrip('/')}/".startswith(f"{base.rstrip('/')}/")
 
 
 def _is_unsafe(place: str) -> bool:
     """Return whether a path has a ".." segment, also one that a web server would decode to it, or odd characters."""
-    return ".." in re.split(r"[/\\]", unquote(place)) or _CONTROL_CHARACTERS.search(place) is not None
-
-
-def _find_problem(data: bytes) -> str:
-    """Return what is wrong with a manifest that cannot be used."""
-    problem = "it is no valid JSON"
-    try:
-        raw = parse_json(data)
-        version = raw["format_version"]
-        if version != FORMAT_VERSION:
-            return f"format version {version!r}; this code reads version {FORMAT_VERSION}"
-        Manifest.from_dict(raw)
-    except ConfigError as error:
-        problem = str(error)
-    except (ValueError, KeyError, TypeError) as error:
-        problem = repr(error)
-    return f"damaged: {problem}; pack the dataset again"
-
-
-def _hash_shards(shards: tuple[Shard, ...]) -> str:
-    """Return one hash of a split's entries, shard after shard: as JSON in one piece they would take much memory."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(json.dumps([shard.name, shard.samples, shard.bytes, shard.sha256, shard.index_sha256]).encode())
-    return digest.hexdigest()
+    return ".." in re.split(r"[/\\]", unquote(place)) or re.search(r"[\x00-\x1f\x7f]", place) is not None
 
 
 def save(url: str, manifest: Manifest) -> None:

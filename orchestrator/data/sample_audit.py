@@ -8,8 +8,8 @@ weights, so that it rolls back with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -21,10 +21,8 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataset import Sample
 from orchestrator.data.sampler import EpochOrder, Int64Array
 
-# Few broken images are no reason to stop, however small the epoch.
-MIN_BAD_LIMIT = 10
-# Positions that are planned in one call: few calls, little memory.
-CHUNK_POSITIONS = 1 << 17
+MIN_BAD_LIMIT = 10  # few broken images are no reason to stop, however small the epoch
+CHUNK_POSITIONS = 1 << 17  # that are planned in one call: few calls, little memory
 MAX_CHARACTERS = 1000  # of what is kept of a bad sample's key, source or reason
 _HASH_PIECES, _PIECE_BITS = 4, 16
 _MODULUS = 1 << 64
@@ -84,11 +82,9 @@ class AuditRecord(Config):
         return [entry for entry in bad if entry.id not in known]
 
 
-def parse_record(raw: object, where: str) -> AuditRecord:
+def parse_record(raw: Any, where: str) -> AuditRecord:
     """Return the record that `to_dict` returned. Raises DataError naming `where` when it is none."""
     try:
-        if not isinstance(raw, Mapping):
-            raise ConfigError(f"it is {type(raw).__name__}, no mapping")
         return AuditRecord.from_dict(raw)
     except ConfigError as error:
         raise DataError(f"{where}: no record of what was delivered, or a damaged one: {error}") from None

@@ -4,17 +4,15 @@ Shards are permuted; the sequence of their samples is cut into V lanes (contiguo
 each lane is shuffled in consecutive windows, whose ends are spread over the lanes, so that reading is even. Position p
 of the epoch is the next sample of lane p mod V, and global batch b is positions b * B .. (b + 1) * B - 1, whatever the
 number of workers: rank r of W owns the lanes l with l mod W = r. Memory grows with the shards and the open windows,
-never with the samples, unless classes are balanced.
-
-A class-balanced epoch has the same length. Each class gets an equal number of places, filled by its samples in a keyed
-order that starts anew when all are used; the places are then put into the order of the shards, so that reading is as
-local as before.
+never with the samples, unless classes are balanced: then each class gets an equal number of places, filled by its
+samples in a keyed order that starts anew when all are used, and the places are put into the order of the shards.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -28,8 +26,8 @@ from orchestrator.data.data_errors import DataError
 from orchestrator.data.manifest import Manifest
 
 Int64Array = NDArray[np.int64]
-# A rank's first batch is read sample by sample, so that it does not wait for whole windows. It is at most this part of
-# what the windows hold.
+LOADING_THREADS = 16
+# A rank's first batch, if at most this part of what the windows hold, is read sample by sample and so waits for none.
 PRIMED_DIVISOR = 20
 
 
@@ -38,7 +36,11 @@ def load_balance_labels(url: str, manifest: Manifest, split: str, config: OrderC
 
     Raises DataError when an index is unfit, StorageError when storage fails.
     """
-    return index.load_labels(url, manifest.shards(split)) if config.balance == "class" else None
+    if config.balance != "class":
+        return None
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        columns = pool.map(lambda shard: index.load(url, shard).labels.astype(np.int32), manifest.shards(split))
+        return np.concatenate([np.empty(0, np.int32), *columns])
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,10 @@ class EpochOrder:
         return rng.permutation(rng.derive_key(self.seed, "shards", self.epoch), len(self.counts))
 
     @cached_property
-    def _counts(self) -> Int64Array:
-        return np.asarray(self.counts, dtype=np.int64)
-
-    @cached_property
-    def _shard_ends(self) -> Int64Array:
-        return np.cumsum(self._counts[self.shard_order], dtype=np.int64)
+    def _shard_starts(self) -> Int64Array:
+        """Return where each shard of `shard_order` begins in the sequence of all samples in reading order."""
+        sizes = np.asarray(self.counts, dtype=np.int64)[self.shard_order]
+        return np.cumsum(sizes) - sizes
 
     @cached_property
     def _starts_by_shard(self) -> Int64Array:
@@ -77,12 +77,7 @@ class EpochOrder:
 
     def locate(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Return shard and number within the shard of the samples at these positions (each like `positions`)."""
-        sequence = self._find_sequence(positions)
-        if self.labels is not None:
-            return self._locate_ids(self._balanced[0][sequence])
-        slot = np.searchsorted(self._shard_ends, sequence, side="right")
-        shard = self.shard_order[slot]
-        return shard, sequence - (self._shard_ends[slot] - self._counts[shard])
+        return self.locate_places(self.find_places(positions))
 
     def get_sample_ids(self, shard: Int64Array, number: Int64Array) -> Int64Array:
         """Return sample ids (whole numbers, the same in every epoch) of located samples."""
@@ -92,20 +87,23 @@ class EpochOrder:
         """Return what to draw augmentation by: the ids at these positions, other numbers where a sample is repeated."""
         if self.labels is None:
             return ids
-        return ids + self._balanced[1][self._find_sequence(positions)] * self.samples
+        return ids + self._balanced[1][self.find_places(positions)] * self.samples
 
-    def _find_sequence(self, positions: Int64Array) -> Int64Array:
-        """Return where in the order of the shards the samples at these positions lie."""
+    def find_places(self, positions: Int64Array) -> Int64Array:
+        """Return the places in reading order of the samples at these positions."""
         lane, step = positions % self.lanes, positions // self.lanes
-        return self._lane_starts[lane] + self._shuffle_in_lane(lane, step)
+        return self.lane_starts[lane] + self._shuffle_in_lane(lane, step)
 
-    def _locate_ids(self, ids: Int64Array) -> tuple[Int64Array, Int64Array]:
-        shard = np.searchsorted(self._starts_by_shard + self._counts, ids, side="right")
-        return np.asarray(shard, dtype=np.int64), ids - self._starts_by_shard[shard]
+    def locate_places(self, places: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return shard and number within the shard of the samples at these places in reading order."""
+        if self.labels is not None:
+            return _locate(self._starts_by_shard, self._balanced[0][places])
+        slot, number = _locate(self._shard_starts, places)
+        return self.shard_order[slot], number
 
     @cached_property
     def _balanced(self) -> tuple[Int64Array, Int64Array]:
-        """Ids of a class-balanced epoch in the order of the shards, and how often each was used before: N each."""
+        """Ids of a class-balanced epoch in reading order, and how often each was used before: N each."""
         labels = np.asarray(self.labels)
         sizes = np.bincount(labels)
         classes = np.flatnonzero(sizes)
@@ -119,13 +117,13 @@ class EpochOrder:
             ids.append(np.resize(members[rng.permutation(key, len(members))], places))
             repetitions.append(np.arange(places, dtype=np.int64) // len(members))
         all_ids, all_repetitions = np.concatenate(ids), np.concatenate(repetitions)
-        shard_rank = np.argsort(self.shard_order)
-        order = np.lexsort((all_repetitions, all_ids, shard_rank[self._locate_ids(all_ids)[0]]))
+        slots = np.argsort(self.shard_order)[_locate(self._starts_by_shard, all_ids)[0]]
+        order = np.lexsort((all_repetitions, all_ids, slots))
         return all_ids[order], all_repetitions[order]
 
     @cached_property
-    def _lane_starts(self) -> Int64Array:
-        """Of each lane where it begins in the order of the shards, and where the last one ends."""
+    def lane_starts(self) -> Int64Array:
+        """Of each lane where it begins in reading order, and where the last one ends."""
         short, longer = divmod(self.samples, self.lanes)
         lanes = np.arange(self.lanes + 1, dtype=np.int64)
         return lanes * short + np.minimum(lanes, longer)
@@ -134,7 +132,7 @@ class EpochOrder:
     def _first_windows(self) -> Int64Array:
         """Samples of each lane's first window: lanes that have several take turns to open the next one."""
         spread = 1 + np.arange(self.lanes, dtype=np.int64) * self.window // self.lanes
-        return np.where(np.diff(self._lane_starts) > self.window, spread, self.window)
+        return np.where(np.diff(self.lane_starts) > self.window, spread, self.window)
 
     @cached_property
     def _open_windows(self) -> tuple[Int64Array, Int64Array]:
@@ -156,39 +154,24 @@ class EpochOrder:
             left = left[~is_open]
             left = left[np.lexsort((block[left], lane[left]))]
             for row in left[np.flatnonzero(np.diff(lane[left], prepend=-1))].tolist():  # of each lane its next block
-                self._shuffle_window(int(lane[row]), int(block[row]), int(start[row]))
+                number, open_block = int(lane[row]), int(block[row])
+                begin, end = self.find_window(number, int(start[row]))
+                key = rng.derive_key(self.seed, "window", self.epoch, number, open_block)
+                windows[number, : end - begin] = rng.permutation(key, end - begin)
+                blocks[number] = open_block
         return result
-
-    def _shuffle_window(self, lane: int, block: int, start: int) -> None:
-        begin, end = self.find_window(lane, start)
-        blocks, windows = self._open_windows
-        key = rng.derive_key(self.seed, "window", self.epoch, lane, block)
-        windows[lane, : end - begin] = rng.permutation(key, end - begin)
-        blocks[lane] = block
 
     def find_window(self, lane: int, step: int) -> tuple[int, int]:
         """Return where in the lane the window that holds its step-th sample begins and ends."""
-        first, lane_start, lane_end = (int(n) for n in (self._first_windows[lane], *self._lane_starts[lane : lane + 2]))
+        first, lane_start, lane_end = (int(n) for n in (self._first_windows[lane], *self.lane_starts[lane : lane + 2]))
         start = 0 if step < first else first + (step - first) // self.window * self.window
         return start, min(first if start == 0 else start + self.window, lane_end - lane_start)
 
-    def find_spans(self, lane: int, start: int, end: int) -> list[tuple[int, Int64Array]]:
-        """Return samples start .. end - 1 of a lane, as they lie: (shard, ascending numbers) of each stretch."""
-        at, stop = (int(self._lane_starts[lane]) + offset for offset in (start, end))
-        if self.labels is not None:
-            shards, numbers = self._locate_ids(self._balanced[0][at:stop])
-            cuts = np.flatnonzero(np.diff(shards)) + 1
-            parts = zip(np.split(shards, cuts), np.split(numbers, cuts), strict=True)
-            return [(int(shard[0]), part) for shard, part in parts if len(part)]
-        spans = []
-        while at < stop:
-            slot = int(np.searchsorted(self._shard_ends, at, side="right"))
-            shard = int(self.shard_order[slot])
-            begins = int(self._shard_ends[slot]) - self.counts[shard]
-            past = min(stop, int(self._shard_ends[slot]))
-            spans.append((shard, np.arange(at - begins, past - begins, dtype=np.int64)))
-            at = past
-        return spans
+
+def _locate(starts: Int64Array, places: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return which of the stretches that begin at `starts` hold these places, and how far inside they lie."""
+    stretch = np.searchsorted(starts, places, side="right") - 1
+    return stretch, places - starts[stretch]
 
 
 def select_rank_positions(step: int, batch_size: int, lanes: int, rank: int, workers: int) -> Int64Array:
@@ -231,28 +214,25 @@ def plan_epoch(order: EpochOrder, batch_size: int, steps: range, rank: int, work
         located = order.locate(select_rank_positions(steps.start, batch_size, order.lanes, rank, workers))
         for shard, number in zip(*(column.tolist() for column in located), strict=True):
             yield Span(shard, np.array([number], dtype=np.int64), steps.start, is_single=True)
-    begin, end = steps.start * batch_size, min(steps.stop * batch_size, order.samples)
-    heap = []
-    for lane in range(rank, order.lanes, workers):
-        at, stop = (max(0, -(-(position - lane) // order.lanes)) for position in (begin, end))  # samples before them
-        if at < stop:
-            heap.append((at * order.lanes + lane, lane, at, stop))
-    heapq.heapify(heap)
-    while heap:
-        position, lane, at, stop = heapq.heappop(heap)
-        start, past = order.find_window(lane, at)
-        step = position // batch_size
-        if at > start:
-            # Resumed inside a window: only what is left of it is needed.
-            left = np.arange(at, min(past, stop), dtype=np.int64) * order.lanes + lane
-            shards, rows = order.locate(left)
-            spans = [(shard, np.sort(rows[shards == shard])) for shard in np.unique(shards).tolist()]
+    ends = steps.start * batch_size, min(steps.stop * batch_size, order.samples)
+
+    def list_windows(lane: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+        at, stop = (max(0, -(-(position - lane) // order.lanes)) for position in ends)  # samples before them
+        while at < stop:
+            start, past = order.find_window(lane, at)
+            yield at * order.lanes + lane, lane, at, start, past, stop
+            at = past
+
+    lanes = range(rank, order.lanes, workers)
+    for position, lane, at, start, past, stop in heapq.merge(*map(list_windows, lanes)):
+        if at > start:  # resumed inside a window: only what is left of it is needed
+            left = np.arange(at, min(past, stop), dtype=np.int64)
+            places = np.sort(order.find_places(left * order.lanes + lane))
         else:
-            spans = order.find_spans(lane, start, past)
-        for shard, numbers in spans:
-            yield Span(shard, numbers, step)
-        if past < stop:
-            heapq.heappush(heap, (past * order.lanes + lane, lane, past, stop))
+            places = np.arange(start, past, dtype=np.int64) + order.lane_starts[lane]
+        shards, numbers = order.locate_places(places)
+        for stretch in np.split(np.arange(len(shards)), np.flatnonzero(np.diff(shards)) + 1):
+            yield Span(int(shards[stretch[0]]), numbers[stretch], position // batch_size)
 
 
 def plan_id_range(counts: Sequence[int], first: int, past: int, batch_size: int) -> Iterator[Span]:

@@ -87,10 +87,9 @@ def _draw_batches(shards: Sequence[Labels], order: OrderConfig, batch_size: int)
     if not sum(counts):
         return []
     batch_size = min(batch_size, sum(counts))
-    plan = EpochOrder(counts, 0, 0, order.lanes, order.window)
-    chosen = np.unique(np.linspace(0, sum(counts) // batch_size - 1, MAX_BATCHES, dtype=np.int64))
-    together = np.concatenate(shards)
-    positions = (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) for step in chosen.tolist())
+    plan, together = EpochOrder(counts, 0, 0, order.lanes, order.window), np.concatenate(shards)
+    steps = np.unique(np.linspace(0, sum(counts) // batch_size - 1, MAX_BATCHES, dtype=np.int64)).tolist()
+    positions = (np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64) for step in steps)
     return [together[plan.get_sample_ids(*plan.locate(each))] for each in positions]
 
 

@@ -136,10 +136,7 @@ def format_label(config: AnyModelConfig) -> str:
 
 
 def has_batch_norm(config: AnyModelConfig) -> bool:
-    """Return whether the network has batch norms, so that its losses depend on the number of workers.
-
-    A plug-in is built to find out. Raises ConfigError when that fails.
-    """
+    """Return whether losses depend on the number of workers. Raises ConfigError for a plug-in that cannot be built."""
     if isinstance(config, ModelPlugin):
         from orchestrator.models import plugin_model  # torch takes two seconds to import
 

@@ -1,7 +1,4 @@
-"""GoogLeNet built from Table 1 (arXiv 1409.4842, section 5), which is data here, with its two auxiliary heads.
-
-Everything about the network's shape is derived from the rows of TABLE_1.
-"""
+"""GoogLeNet built from the rows of Table 1 (arXiv 1409.4842, section 5), with its two auxiliary heads."""
 
 from __future__ import annotations
 
@@ -71,8 +68,7 @@ LRN_AFTER = ("pool1", "conv2")
 
 # Auxiliary classifiers read the outputs of these modules (section 5).
 AUX_AFTER = ("4a", "4d")
-AUX_POOL_KERNEL = 5
-AUX_POOL_STRIDE = 3
+AUX_POOL_KERNEL, AUX_POOL_STRIDE = 5, 3
 AUX_FILTERS = 128
 AUX_HIDDEN = 1024
 
@@ -108,8 +104,7 @@ class AuxiliaryHead(nn.Module):
         # A small preset's map may be smaller than the paper's 14 x 14: the window then is the whole map.
         self.kernel = min(AUX_POOL_KERNEL, side)
         pooled = (side - self.kernel) // AUX_POOL_STRIDE + 1
-        filters = scale_filters(AUX_FILTERS, width)
-        hidden = scale_filters(AUX_HIDDEN, width)
+        filters, hidden = scale_filters(AUX_FILTERS, width), scale_filters(AUX_HIDDEN, width)
         self.conv = ConvReLU(inputs, filters, 1)
         self.hidden = nn.Linear(filters * pooled * pooled, hidden)
         self.classifier = nn.Linear(hidden, classes)
@@ -128,9 +123,7 @@ class GoogLeNet(Network):
     def __init__(self, config: GoogLeNetConfig, classes: int) -> None:
         super().__init__(classes)
         self.config = config
-        self.stages = nn.ModuleDict()
-        self.norms = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
+        self.stages, self.norms, self.heads = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         channels, side = 3, config.image_size
         for row in TABLE_1:
             stage, channels, side = _build_stage(row, channels, side, config)
@@ -142,14 +135,12 @@ class GoogLeNet(Network):
         self.final_side = side
         self.classifier = nn.Linear(channels, classes)
         if config.batch_norm:
-            add_batch_norms(self)
+            for module in list(self.modules()):
+                if isinstance(module, ConvReLU):
+                    module.add_batch_norm()
 
     def forward(self, images: Tensor, masks: DropoutMasks | None = None) -> Logits:
-        """Return the logits of N x 3 x image_size x image_size images (mean subtracted).
-
-        `masks` are the dropout masks of this batch (training.train_step makes them); without them nothing is dropped,
-        which suits inference, since masks are scaled while training.
-        """
+        """Return the logits of N x 3 x image_size x image_size images (mean subtracted)."""
         x, auxiliary = images, []
         for name, stage in self.stages.items():
             x = stage(x)
@@ -198,20 +189,14 @@ def _build_stage(row: TableRow, channels: int, side: int, config: GoogLeNetConfi
         reduce = scale_filters(row.reduce, config.width)
         pair = (ConvReLU(channels, reduce, 1), ConvReLU(reduce, filters, row.kernel, row.stride))
         return nn.Sequential(*pair), filters, after
-    module = Inception(channels, scale_row(row, config.width), naive=config.module == "naive")
+    scaled = InceptionRow(row.name, *(scale_filters(filters, config.width) for filters in row[1:]))
+    module = Inception(channels, scaled, naive=config.module == "naive")
     return module, module.filters, side
-
-
-def scale_row(row: InceptionRow, width: float) -> InceptionRow:
-    """Return the row with every filter count multiplied."""
-    return InceptionRow(row.name, *(scale_filters(filters, width) for filters in row[1:]))
 
 
 # Table 1 counts 2.7K parameters and 34M operations for its first row: those of a depthwise 7x7 with 8 filters for each
 # colour and a 1x1 behind it (8 x 3 x 49 = 1,176 and 24 x 64 = 1,536), as in Google's later Inception stems.
 DEPTH_MULTIPLIER = 8
-# Google's Inception networks; torch's own is 1e-5.
-BATCH_NORM_EPSILON = 1e-3
 
 
 def build_separable_conv(inputs: int, filters: int, kernel: int, stride: int) -> nn.Module:
@@ -220,30 +205,3 @@ def build_separable_conv(inputs: int, filters: int, kernel: int, stride: int) ->
     maps = inputs * max(1, min(DEPTH_MULTIPLIER, filters // inputs))
     depthwise = nn.Conv2d(inputs, maps, kernel, stride, padding=kernel // 2, groups=inputs, bias=False)
     return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=ConvReLU(maps, filters, 1)))
-
-
-class ConvNormReLU(nn.Module):
-    """A ConvReLU's convolution without bias, batch norm, ReLU."""
-
-    def __init__(self, plain: ConvReLU) -> None:
-        super().__init__()
-        conv, kernel = plain.conv, plain.conv.kernel_size[0]
-        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, conv.stride[0], kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(conv.out_channels, eps=BATCH_NORM_EPSILON)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape as ConvReLU."""
-        conv = self.conv
-        if conv.kernel_size == (1, 1) and x.device.type == "cpu":  # as ConvReLU does, and with gradients like its
-            y = functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
-        else:
-            y = conv(x)
-        return functional.relu(self.norm(y), inplace=True)
-
-
-def add_batch_norms(model: nn.Module) -> None:
-    """Put batch norm into every ConvReLU of the model."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ConvReLU):
-                parent.add_module(name, ConvNormReLU(child))

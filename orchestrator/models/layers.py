@@ -14,6 +14,8 @@ from torch.nn import functional
 LRN_SIZE = 5
 LRN_ALPHA = 1e-4
 LRN_BETA = 0.75
+# Google's Inception networks; torch's own is 1e-5.
+BATCH_NORM_EPSILON = 1e-3
 # Elements that are worked on at a time: 8 MiB in float32. Smaller blocks have more steps at which threads wait for each
 # other, which costs far more than it gains once a core is busy with something else.
 LRN_BLOCK = 2**21
@@ -31,6 +33,12 @@ class ConvReLU(nn.Module):
         super().__init__()
         padding = kernel // 2 if padding is None else padding
         self.conv = nn.Conv2d(inputs, filters, kernel, stride, padding, groups=groups)
+        self.norm: nn.Module | None = None
+
+    def add_batch_norm(self) -> None:
+        """Normalise between convolution and ReLU; the convolution then has no bias."""
+        self.conv.register_parameter("bias", None)
+        self.norm = nn.BatchNorm2d(self.conv.out_channels, eps=BATCH_NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return N x filters x ceil(H / stride) x ceil(W / stride) for N x inputs x H x W and the default padding."""
@@ -39,8 +47,12 @@ class ConvReLU(nn.Module):
             # A 1x1 convolution in channels_last memory is one matrix product over a view, without the set-up
             # that a convolution pays on small maps; two thirds of the network's convolutions are 1x1.
             y = functional.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias)
-            return functional.relu(y, inplace=True).permute(0, 3, 1, 2)
-        return functional.relu(conv(x), inplace=True)
+            if self.norm is None:
+                return functional.relu(y, inplace=True).permute(0, 3, 1, 2)
+            y = y.permute(0, 3, 1, 2)
+        else:
+            y = conv(x)
+        return functional.relu(y if self.norm is None else self.norm(y), inplace=True)
 
 
 class _LocalResponseNorm(torch.autograd.Function):

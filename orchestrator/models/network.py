@@ -58,8 +58,5 @@ class Network(nn.Module, ABC):
 
     @property
     def has_batch_norm(self) -> bool:
-        """True when outputs while training depend on the other images of the batch.
-
-        Such a network is exempt from elastic determinism: with another number of workers its losses differ.
-        """
+        """True when outputs while training depend on the batch, so that losses depend on the number of workers."""
         return any(isinstance(module, _BatchNorm) for module in self.modules())

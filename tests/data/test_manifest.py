@@ -39,27 +39,27 @@ def test_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "null", "{}", "\xff", '{"name": "x"}'])
 def test_damaged(packed: Path, text: str) -> None:
     (packed / manifest.FILE_NAME).write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"manifest.json: damaged: .*pack the dataset again"):
+    with pytest.raises(DataError, match=r"manifest.json: damaged, .*pack the dataset again"):
         manifest.load(str(packed))
 
 
 @pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_other_versions(packed: Path, version: object) -> None:
     rewrite(packed, format_version=version)
-    with pytest.raises(DataError, match=rf"format version {version!r}; this code reads version 2"):
+    with pytest.raises(DataError, match=r"of another version: format_version: must be one of 2, got "):
         manifest.load(str(packed))
 
 
 def test_unknown_and_impossible_keys(packed: Path) -> None:
     rewrite(packed, clases=["a"])
-    with pytest.raises(DataError, match=r"manifest.json: damaged: .*clases"):
+    with pytest.raises(DataError, match=r"manifest.json: damaged, .*clases"):
         manifest.load(str(packed))
 
 
 def test_without_a_version(packed: Path) -> None:
     path = packed / manifest.FILE_NAME
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "format_version"}))
-    with pytest.raises(DataError, match=r"manifest.json: damaged: KeyError\('format_version'\)"):
+    with pytest.raises(DataError, match=r"manifest.json: damaged, .*format_version: needed"):
         manifest.load(str(packed))
 
 
@@ -67,7 +67,7 @@ def test_wrong_values_are_named(packed: Path) -> None:
     splits = json.loads((packed / manifest.FILE_NAME).read_text())["splits"]
     splits["train"][2]["samples"] = -4
     rewrite(packed, splits=splits)
-    with pytest.raises(DataError, match=r"damaged: splits\.train\.2\.samples: .*at least 0"):
+    with pytest.raises(DataError, match=r"version: splits\.train\.2\.samples: .*at least 0"):
         manifest.load(str(packed))
 
 
@@ -130,7 +130,7 @@ def test_a_link_below_the_dataset_leads_elsewhere(tmp_path: Path) -> None:
                                   "simplecache::http://h/x", "/data\n/x"])  # fmt: skip
 def test_places_of_tars_that_are_invalid_or_climb(packed: Path, tars: str) -> None:
     rewrite(packed, tars=tars)
-    with pytest.raises(DataError, match=r"manifest\.json: damaged: .*tars"):
+    with pytest.raises(DataError, match=r"manifest\.json: damaged, .*tars"):
         manifest.load(str(packed), allow_elsewhere=True)
 
 
@@ -148,12 +148,12 @@ def test_counts_that_no_shard_has(packed: Path, change: dict[str, object]) -> No
     raw = json.loads((packed / "manifest.json").read_text())
     raw["splits"]["train"][0] |= change
     rewrite(packed, splits=raw["splits"])
-    with pytest.raises(DataError, match=rf"manifest\.json: damaged: .*{next(iter(change))}"):
+    with pytest.raises(DataError, match=rf"manifest\.json: damaged, .*{next(iter(change))}"):
         manifest.load(str(packed))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, '{"format_version": NaN}'])
 def test_absurd_json_is_one_error(packed: Path, text: str) -> None:
     (packed / "manifest.json").write_text(text)
-    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
+    with pytest.raises(DataError, match=r"manifest\.json: damaged, "):
         manifest.load(str(packed))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataset import Sample
-from orchestrator.data.index import ShardIndex
 from orchestrator.data.sample_audit import (
     AuditRecord,
     BadEntry,
@@ -207,7 +206,7 @@ def test_a_balanced_epoch_is_audited_with_its_repeated_samples() -> None:
 
 def test_what_is_kept_of_a_bad_sample_is_bounded_and_has_an_encoding() -> None:
     key = b"caf\xe9".decode(errors="surrogateescape")  # a file name in Latin-1
-    sample = Sample(ShardIndex.build([key], [0], [512], [9], [0]), 0, "/d/x.tar", memoryview(b""))
+    sample = Sample(key, 0, "/d/x.tar", 512, memoryview(b""))
     entry = sample_audit.describe_bad_sample(3, sample, "x" * 10**6)
     assert (entry.id, entry.key, entry.source, entry.offset) == (3, "caf\\udce9", "/d/x.tar", 512)
     assert len(entry.reason) == sample_audit.MAX_CHARACTERS

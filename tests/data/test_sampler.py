@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.data import sampler
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.sampler import EpochOrder, Int64Array, check_workers, count_steps, select_rank_positions
 
@@ -66,8 +67,9 @@ def test_lanes_are_contiguous_and_shuffled_within_their_windows_only(order: Epoc
             window = read[begin:end]
             assert sorted(window) == list(range(expected, expected + len(window)))
             # The same samples as places in shards.
-            places = [(shard, n) for shard, numbers in order.find_spans(lane, begin, end) for n in numbers.tolist()]
-            assert [start_of[at_shard] + n for at_shard, n in places] == sorted(window)
+            shards, numbers = order.locate_places(np.arange(begin, end) + order.lane_starts[lane])
+            found = [start_of[at_shard] + n for at_shard, n in zip(shards.tolist(), numbers.tolist(), strict=True)]
+            assert found == sorted(window)
             expected, at = expected + len(window), end
     assert expected == order.samples
 
@@ -211,19 +213,9 @@ def test_each_class_is_equally_often_in_a_balanced_epoch(
     draw_ids = order.get_draw_ids(positions, ids)
     assert len(set(draw_ids.tolist())) == order.samples, "each repetition has draws of its own"
     assert (draw_ids % order.samples).tolist() == ids.tolist()
-    spans = [
-        (s, n) for lane in range(lanes) for at in lane_windows(order, lane) for s, n in order.find_spans(lane, *at)
-    ]
-    read = Counter((s, number) for s, numbers in spans for number in numbers.tolist())
+    spans = sampler.plan_epoch(order, order.samples, range(1), 0, 1)
+    read = Counter((span.shard, number) for span in spans for number in span.numbers.tolist() if not span.is_single)
     assert read == Counter(zip(*(part.tolist() for part in order.locate(positions)), strict=True))
-
-
-def lane_windows(order: EpochOrder, lane: int) -> list[tuple[int, int]]:
-    windows, at, length = [], 0, len(range(lane, order.samples, order.lanes))
-    while at < length:
-        windows.append(order.find_window(lane, at))
-        at = windows[-1][1]
-    return windows
 
 
 def test_balanced_epochs_differ_and_repeat_by_seed() -> None:

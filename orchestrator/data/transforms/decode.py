@@ -1,10 +1,9 @@
 """Decoder of images to RGB arrays, which bounds dimensions, scans and chunks before a pixel is decoded.
 
-One rule says whether the data is whole, whatever decodes it: libjpeg's warnings about a JPEG's entire entropy stream,
-after known harmless oddities were removed. A training crop of an image that packing has already found whole needs
-neither the rows below it nor, when it is much larger than the network's input, every pixel: `decode_top_rows` stops
-after the last row needed and decodes at 1/2, 1/4 or 1/8 size. libjpeg's entropy decoder has to pass every byte above a
-row, so nothing can be saved above or beside the crop.
+libjpeg's warnings about a JPEG's entire entropy stream say whether it is whole, after known harmless oddities were
+removed. A training crop of an image that packing has already found whole needs neither the rows below it nor, when it
+is much larger than the network's input, every pixel: `decode_top_rows` stops after the last row needed and decodes at
+1/2, 1/4 or 1/8 size. Above and beside the crop libjpeg's entropy decoder has to pass every byte.
 """
 
 from __future__ import annotations
@@ -26,15 +25,7 @@ from PIL import TiffImagePlugin
 
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.data.transforms import image_format
-from orchestrator.data.transforms.image_format import (
-    DECODABLE_FORMATS,
-    FORMAT_NAMES,
-    DecodableFormat,
-    EncodedImage,
-    JpegSegments,
-    PngInfo,
-    identify_format,
-)
+from orchestrator.data.transforms.image_format import FORMAT_NAMES, DecodableFormat, EncodedImage, JpegSegments, PngInfo
 
 Image = NDArray[np.uint8]
 
@@ -107,10 +98,10 @@ def read_header(data: EncodedImage) -> ImageHeader:
     Raises BadSampleError for data of no format that is decoded here, for images over MAX_PIXELS pixels or
     MAX_ASPECT : 1, and for JPEGs of more scans than MAX_SCANS and MAX_SCANNED_PIXELS allow.
     """
-    kind = identify_format(data)
+    kind = image_format.identify_format(data)
     if kind is None:
         raise BadSampleError(f"no JPEG or PNG: it begins with {bytes(data[:8]).hex(' ') or 'nothing'}")
-    if kind not in DECODABLE_FORMATS:
+    if kind not in image_format.DECODABLE_FORMATS:
         raise BadSampleError(f"{FORMAT_NAMES[kind]}: not a format that is decoded here; convert it to JPEG or PNG")
     segments: JpegSegments | None = None
     if kind == "jpeg":
@@ -123,7 +114,14 @@ def read_header(data: EncodedImage) -> ImageHeader:
     else:
         with _open_with_pillow(data, kind) as image:
             size = image.size
-    _check_size(*size)
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        raise ImageTooLargeError(
+            f"an image must have 1 to {MAX_PIXELS} pixels, got {size[0]} x {size[1]}; scale it down"
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageTooLargeError(
+            f"an image must be at most {MAX_ASPECT} times as long as wide, got {size[0]} x {size[1]} pixels; crop it"
+        )
     if segments is not None and not segments.is_single_scan:
         most = min(MAX_SCANS, MAX_SCANNED_PIXELS // (size[0] * size[1]))
         if (scans := image_format.count_scans(data, segments)) > most:
@@ -242,11 +240,10 @@ class ThreadBuffer(threading.local):
     def get_pixels(self, rows: int, columns: int) -> Image:
         """Return rows x columns x 3 of the thread's buffer; the same memory at each call."""
         needed = rows * columns * 3
+        if needed > MAX_BUFFER_BYTES:
+            return np.empty((rows, columns, 3), dtype=np.uint8)
         if needed > self._buffer.size:
-            fresh = np.empty(needed, dtype=np.uint8)
-            if needed > MAX_BUFFER_BYTES:
-                return fresh.reshape(rows, columns, 3)
-            self._buffer = fresh
+            self._buffer = np.empty(needed, dtype=np.uint8)
         return self._buffer[:needed].reshape(rows, columns, 3)
 
 
@@ -264,7 +261,6 @@ def _convert_cmyk(pixels: Image) -> Image:
 
 
 def _decode_layers(data: EncodedImage, head: ImageHeader) -> tuple[Image, Image | None]:
-    """Return RGB and alpha of an image, by OpenCV or Pillow; None when it has no alpha."""
     if head.format == "png":
         png = image_format.read_png(data)
         image_format.check_surplus(png)
@@ -330,14 +326,5 @@ def _composite_on_background(rgb: Image, alpha: Image) -> Image:
 
 
 def _split_rows(rows: int) -> list[slice]:
-    """Return stretches of rows, so that numbers of more bits take little memory."""
+    # In pieces, so that numbers of more bits take little memory.
     return [slice(first, first + 64) for first in range(0, rows, 64)]
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ImageTooLargeError(f"an image must have 1 to {MAX_PIXELS} pixels, got {width} x {height}; scale it down")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageTooLargeError(
-            f"an image must be at most {MAX_ASPECT} times as long as wide, got {width} x {height} pixels; crop it"
-        )

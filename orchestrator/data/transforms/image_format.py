@@ -105,7 +105,10 @@ def read_segments(data: EncodedImage) -> JpegSegments:
             segments.height_offset = body + 1 if marker in _BASELINE_MARKERS else 0
         elif marker == SOS:
             segments.scan_offset = match.start()
-            _read_scan(data, segments, body, at)
+            if at <= len(data) and at - body >= 4 and segments.frame_marker not in PROGRESSIVE_MARKERS:
+                segments.is_single_scan = data[body] == segments.components
+                is_odd = data[at - 3 : at] != _SCAN_PARAMETERS  # some cameras leave them empty
+                segments.harmless_spans += [(at - 3, at, _SCAN_PARAMETERS)] if is_odd else []
             break
         elif marker == 0xE0 and at - body >= 7 and data[body : body + 5] == b"JFIF\0" and data[body + 5] != 1:
             segments.harmless_spans.append((body + 5, body + 6, b"\1"))  # another version of JFIF
@@ -114,14 +117,6 @@ def read_segments(data: EncodedImage) -> JpegSegments:
         elif marker == 0xEE and at - body >= 12 and data[body : body + 5] == b"Adobe" and body + 11 < len(data):
             segments.adobe_transform = data[body + 11]
     return segments
-
-
-def _read_scan(data: EncodedImage, segments: JpegSegments, body: int, end: int) -> None:
-    if end > len(data) or end - body < 4 or segments.frame_marker in PROGRESSIVE_MARKERS:
-        return
-    segments.is_single_scan = data[body] == segments.components
-    if data[end - 3 : end] != _SCAN_PARAMETERS:  # some cameras leave them empty
-        segments.harmless_spans.append((end - 3, end, _SCAN_PARAMETERS))
 
 
 def remove_harmless(data: EncodedImage, segments: JpegSegments) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +22,8 @@ CROPS_PER_SCALE = SQUARES * VIEWS
 NUM_UNMIRRORED = len(PAPER_SCALES) * CROPS_PER_SCALE  # 72; the mirror images double them
 NUM_CROPS = 2 * NUM_UNMIRRORED
 
+Box = tuple[int, int, int]  # left, top and side of a square, in pixels
+
 _CENTER_SQUARE, _CENTER_VIEW = 1, 4
 
 # Numbers of the crops: by scale, square and view, then the same mirrored (crop i + 72 is the mirror of crop i).
@@ -31,14 +32,6 @@ _FIVE_CROPS = tuple(_CENTER_SQUARE * VIEWS + view for view in range(5))
 TEN_CROPS = (*_FIVE_CROPS, *(NUM_UNMIRRORED + crop for crop in _FIVE_CROPS))
 ALL_CROPS = tuple(range(NUM_CROPS))
 CROP_SUBSETS: dict[int, tuple[int, ...]] = {1: ONE_CROP, 10: TEN_CROPS, 144: ALL_CROPS}
-
-
-class SquareCrop(NamedTuple):
-    """A square of a resized image: left, top and side in pixels."""
-
-    x: int
-    y: int
-    side: int
 
 
 def compute_scale_sides(size: int) -> tuple[int, ...]:
@@ -53,7 +46,7 @@ def compute_resized_size(width: int, height: int, shorter: int) -> tuple[int, in
     return max(shorter, round(width * shorter / height)), shorter
 
 
-def compute_boxes(width: int, height: int, size: int) -> list[SquareCrop]:
+def compute_boxes(width: int, height: int, size: int) -> list[Box]:
     """Return the 18 boxes of one resized image, squares left to right (top to bottom for portraits), six views each.
 
     The last view of each square is the square itself, to be resized to `size`.
@@ -63,8 +56,8 @@ def compute_boxes(width: int, height: int, size: int) -> list[SquareCrop]:
     for square in range(SQUARES):
         left, top = ((longer - side) * square // (SQUARES - 1) for longer in (width, height))
         for dx, dy in ((0, 0), (room, 0), (0, room), (room, room), (room // 2, room // 2)):
-            boxes.append(SquareCrop(left + dx, top + dy, size))
-        boxes.append(SquareCrop(left, top, side))
+            boxes.append((left + dx, top + dy, size))
+        boxes.append((left, top, side))
     return boxes
 
 

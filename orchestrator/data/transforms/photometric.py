@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from orchestrator.data.config import PhotometricConfig
 from orchestrator.data.transforms.decode import Image
 
-# Three factors, their order, three amounts of light.
-DRAWS = 7
-
+DRAWS = 7  # three factors, their order, three amounts of light
 Draws = NDArray[np.float64]  # DRAWS numbers in [0, 1)
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -57,14 +55,6 @@ class _Affine(NamedTuple):
         return _Affine(scale, graying, shift)
 
 
-_IDENTITY = _Affine()
-
-
-def is_off(config: PhotometricConfig) -> bool:
-    """Return whether nothing is distorted."""
-    return not (config.brightness or config.contrast or config.saturation or config.lighting)
-
-
 def draw_factors(config: PhotometricConfig, draws: Draws) -> tuple[tuple[int, float], ...]:
     """Return pairs of BRIGHTNESS, CONTRAST or SATURATION and its factor, in the order in which they are applied."""
     amounts = (config.brightness, config.contrast, config.saturation)
@@ -81,7 +71,7 @@ def draw_lighting(config: PhotometricConfig, draws: Draws) -> tuple[float, ...]:
 
 def distort_image(image: Image, config: PhotometricConfig, draws: Draws) -> None:
     """Distort `image` (H x W x 3 uint8 RGB) in place."""
-    pending = _IDENTITY
+    pending = _Affine()
     for kind, factor in draw_factors(config, draws):
         if factor == 1:
             continue
@@ -92,11 +82,9 @@ def distort_image(image: Image, config: PhotometricConfig, draws: Draws) -> None
         pending = pending.compose(kind, factor, mean_gray)
         if factor > 1:
             _apply_affine(image, pending)
-            pending = _IDENTITY
-    if config.lighting:
+            pending = _Affine()
+    if config.lighting or pending != _Affine():
         _apply_affine(image, pending, draw_lighting(config, draws))
-    elif pending is not _IDENTITY:
-        _apply_affine(image, pending)
 
 
 def _apply_affine(image: Image, affine: _Affine, light: tuple[float, ...] = (0.0, 0.0, 0.0)) -> None:

@@ -20,8 +20,7 @@ INTERPOLATIONS = {
 
 # A crop of the wanted area and aspect may not fit; ten tries, then the largest centred crop of a legal aspect.
 CROP_ATTEMPTS = 10
-# Draws: 4 for each try, then interpolation and mirror.
-DRAWS = 4 * CROP_ATTEMPTS + 2
+DRAWS = 4 * CROP_ATTEMPTS + 2  # 4 for each try, then interpolation and mirror
 
 Draws = NDArray[np.float64]  # DRAWS numbers in [0, 1)
 CropBox = tuple[int, int, int, int]  # x, y, width, height

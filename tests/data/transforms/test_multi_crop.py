@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 
 from orchestrator.data.transforms import multi_crop
 from orchestrator.data.transforms.decode import Image
-from orchestrator.data.transforms.multi_crop import SquareCrop, compute_boxes, compute_resized_size, compute_scale_sides
+from orchestrator.data.transforms.multi_crop import Box, compute_boxes, compute_resized_size, compute_scale_sides
 from tests.support.tiny_shards import picture
 
 
-def views(left: int, top: int, side: int, size: int = 224) -> list[SquareCrop]:
+def views(left: int, top: int, side: int, size: int = 224) -> list[Box]:
     """Four corners, centre and whole of a square, spelled out."""
     far, mid = side - size, (side - size) // 2
     return [
-        SquareCrop(left, top, size),
-        SquareCrop(left + far, top, size),
-        SquareCrop(left, top + far, size),
-        SquareCrop(left + far, top + far, size),
-        SquareCrop(left + mid, top + mid, size),
-        SquareCrop(left, top, side),
+        (left, top, size),
+        (left + far, top, size),
+        (left, top + far, size),
+        (left + far, top + far, size),
+        (left + mid, top + mid, size),
+        (left, top, side),
     ]
 
 
@@ -58,7 +58,7 @@ def test_geometry_at_224(image: tuple[int, int]) -> None:
 
 
 def test_the_first_views_as_plain_numbers() -> None:
-    assert [(b.x, b.y, b.side) for b in compute_boxes(341, 256, 224)[6:12]] == [
+    assert compute_boxes(341, 256, 224)[6:12] == [
         (42, 0, 224),
         (74, 0, 224),
         (42, 32, 224),
@@ -83,10 +83,10 @@ def test_boxes_lie_inside_whatever_the_image(width: int, height: int, size: int)
         assert (w >= h) == (width >= height) or w == h
         found = compute_boxes(w, h, size)
         assert len(found) == 18
-        assert all(0 <= b.x <= w - b.side and 0 <= b.y <= h - b.side for b in found)
-        assert [b.side for b in found] == [size, size, size, size, size, shorter] * 3
-        assert max(b.x + b.side for b in found) == w, "the last square reaches the edge"
-        assert max(b.y + b.side for b in found) == h
+        assert all(0 <= x <= w - side and 0 <= y <= h - side for x, y, side in found)
+        assert [side for _, _, side in found] == [size, size, size, size, size, shorter] * 3
+        assert max(x + side for x, _, side in found) == w, "the last square reaches the edge"
+        assert max(y + side for _, y, side in found) == h
 
 
 def square_at(image: Image, shorter: int, which: int) -> Image:

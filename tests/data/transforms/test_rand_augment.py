@@ -8,7 +8,7 @@ import pytest
 from orchestrator.data import manifest
 from orchestrator.data.config import AugmentationConfig
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.transforms.rand_augment import OPERATIONS, RandAugment
+from orchestrator.data.transforms.pipeline import OPERATIONS, RandAugment
 from tests.support import tiny_shards
 from tests.support.tiny_shards import kept, loader, order
 
