@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -31,8 +31,12 @@ _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+)")
 _log = logging.getLogger(__name__)
 
 
-class FailureRecorder:
-    """Recorder of one run's failures, in the process of Ray Train's controller."""
+class FailureRecorder(UserCallback):
+    """Recorder of one run's failures, in the process of Ray Train's controller.
+
+    Where the fast start is off it is Ray Train's public callback, which is called for workers that raised or died only:
+    nothing is known then of preemption and of the controller's failures.
+    """
 
     def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""
@@ -59,6 +63,13 @@ class FailureRecorder:
         while attempts.list_valid_checkpoints(self._folder)[:1] == before and time.monotonic() < deadline:
             time.sleep(CHECKPOINT_POLL_SECONDS)
         self.write_record(time.time(), {"workers": f"from {len(group)} to {workers} workers: nodes came or went"})
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Record the causes. Nothing is raised: that would end the run."""
+        try:
+            self.write_record(time.time(), _describe_causes(worker_exceptions))
+        except Exception:
+            _log.exception("the failure of workers could not be recorded")
 
     def write_record(self, detected: float, causes: dict[str, str]) -> None:
         """Write causes, by rank or other origin, in a thread: storage that hangs must not hold up the restart.
@@ -99,32 +110,17 @@ class FailureRecorder:
         return causes
 
 
-class FailureCallback(UserCallback):
-    """The public callback of Ray Train that records failures where the fast start is off.
-
-    It is called for workers that raised or died only; nothing is known of preemption and of the controller's failures.
-    """
-
-    def __init__(self, folder: str) -> None:
-        """folder: URL of the run's folder."""
-        self._recorder = FailureRecorder(folder)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Record the causes. Nothing is raised: that would end the run."""
-        try:
-            causes = {str(rank): describe_cause(error) for rank, error in sorted(worker_exceptions.items())}
-            self._recorder.write_record(time.time(), causes)
-        except Exception:
-            _log.exception("the failure of workers could not be recorded")
-
-
 def find_failure_causes(error: Exception) -> dict[str, str]:
     """Return the causes that a failure names: by rank, or under "controller" when no worker is the cause."""
     if isinstance(error, WorkerGroupError):
-        return {str(rank): describe_cause(failure) for rank, failure in sorted(error.worker_failures.items())}
+        return _describe_causes(error.worker_failures)
     if isinstance(error, PreemptionError):
         return {str(rank): "its node was preempted" for rank in error.preemption_info.preempted_ranks}
     return {"controller": describe_cause(error.controller_failure if isinstance(error, ControllerError) else error)}
+
+
+def _describe_causes(errors: Mapping[int, Exception]) -> dict[str, str]:
+    return {str(rank): describe_cause(error) for rank, error in sorted(errors.items())}
 
 
 def describe_cause(error: Exception) -> str:

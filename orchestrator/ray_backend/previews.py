@@ -1,33 +1,23 @@
-"""Pictures of what a run will do: its learning rate and its augmented images. Drawn in drivers only."""
+"""Pictures of what a run will do, for `simulate`: its learning rate and its augmented images."""
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
 
-from orchestrator.data import sampler
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import decode, pipeline
 from orchestrator.data.transforms.decode import Image
-from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
-from orchestrator.storage import file_io
-from orchestrator.tracking.tracker import Tracker, TrackerUnreachableError
-
-_log = logging.getLogger(__name__)
 
 TRAIN_SPLIT = "train"
 SCHEDULE_FILE, CONTACT_SHEET_FILE = "schedule.png", "contact_sheet.png"
-FOLDER = "previews"  # of a run's folder
 SHEET_SAMPLES, SHEET_EPOCHS = 8, 6
 SCHEDULE_POINTS = 2000
 MAX_CAPTION_LENGTH = 22
@@ -112,31 +102,3 @@ def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, 
                     image[:] = 0
             rendered.append(AugmentedSample(sample.key, sample.label, np.asarray(original), images))
     return rendered
-
-
-def record_previews(spec: RunSpec, dataset: Manifest, tracker: Tracker, run_id: str) -> None:
-    """Draw a run's previews and store them with its run in the tracker and in its folder, unless they are there.
-
-    Errors become warnings. Raises TrackerUnreachableError, to be called again.
-    """
-    folder = file_io.join(spec.folder, FOLDER)
-    try:
-        if file_io.exists(file_io.join(folder, SCHEDULE_FILE)):
-            return
-        with tempfile.TemporaryDirectory(prefix="previews-") as temporary:
-            schedule, sheet = Path(temporary, SCHEDULE_FILE), Path(temporary, CONTACT_SHEET_FILE)
-            steps = sampler.count_steps(dataset.count_samples(TRAIN_SPLIT), spec.recipe.batch_size)
-            draw_schedule(spec.recipe, steps, str(schedule))
-            try:
-                draw_contact_sheet(spec.recipe, spec.destination.data, dataset, str(sheet))
-            except (ValueError, OSError) as error:  # the run itself reports what is wrong with its data
-                _log.warning("%s: no contact sheet: %s", spec.name, error)
-            pictures = [path for path in (sheet, schedule) if path.exists()]
-            for picture in pictures:
-                tracker.log_file(run_id, str(picture))
-            for picture in pictures:  # the schedule last: it shows that all are there
-                file_io.write_bytes(file_io.join(folder, picture.name), picture.read_bytes())
-    except TrackerUnreachableError:
-        raise
-    except Exception as error:  # a picture is not worth a run
-        _log.warning("%s: no previews: %s: %s", spec.name, type(error).__name__, error)

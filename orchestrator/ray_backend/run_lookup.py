@@ -104,7 +104,10 @@ def list_all_runs(storage: str) -> list[RunEntry]:
 
 def _find_run(name: str, storage: str, field: str) -> RunEntry:
     if "/" in name:
-        parent, _, base = _make_absolute(name, field).rpartition("/")
+        try:
+            parent, _, base = urls.require_absolute(name, field).rstrip("/").rpartition("/")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         parents = [parent]
     else:
         parent, base, parents = storage, name, [file_io.join(storage, kind) for kind in (ENSEMBLES, MODELS, SWEEPS)]
@@ -178,13 +181,6 @@ def list_folders(storage: str, kind: str) -> list[str]:
     return [file_io.join(parent, name) for name in file_io.list_names(parent)]
 
 
-def _make_absolute(url: str, field: str = "runs") -> str:
-    try:
-        return urls.require_absolute(url, field).rstrip("/")
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[str], None]) -> list[RunSpec]:
     """Return the runs; with `same_code_anyway` those that began with other code of their plug-ins in place of new ones.
 
@@ -193,10 +189,9 @@ def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[
     matched = []
     for spec in specs:
         others = _find_runs_of_other_code(spec) if spec.recipe.code else []
-        if others:
-            known = {other.name: other.recipe for other in others}
-            if choose_code(spec.name, spec.recipe, known, same_code_anyway, say):
-                spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
+        known = {other.name: other.recipe for other in others}
+        if known and choose_code(spec.name, spec.recipe, known, same_code_anyway, say):
+            spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
         matched.append(spec)
     return matched
 

@@ -105,15 +105,13 @@ class Destination(Config):
         """
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
-        variable = os.environ.get(RUNS_VARIABLE, "")
+        storage, field = self.storage, "storage"
+        if not storage:
+            storage, field = os.environ.get(RUNS_VARIABLE) or _get_default_storage(), RUNS_VARIABLE
         try:
-            if self.storage or not variable:
-                storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
-            else:
-                storage = urls.require_absolute(variable, RUNS_VARIABLE)
-            data = file_io.join(storage, "data", EMBEDDED_DATASET)
-            if self.data != EMBEDDED_DATASET:
-                data = urls.require_absolute(self.data, "data")
+            storage = urls.require_absolute(storage, field)
+            is_embedded = self.data == EMBEDDED_DATASET
+            data = file_io.join(storage, "data", self.data) if is_embedded else urls.require_absolute(self.data, "data")
         except ValueError as error:
             raise ConfigError(str(error)) from None
         tracking = self.tracking

@@ -21,7 +21,6 @@ from orchestrator.ray_backend import cluster, lease, preflight, signals
 from orchestrator.ray_backend.cluster import ClusterCapacity
 from orchestrator.ray_backend.launch_errors import NotRecordedError, PreflightError
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.previews import record_previews
 from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.ray_trainer import launch_run
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement, RunSpec
@@ -124,13 +123,6 @@ class RunRecorder:
         """Wait until all that the journals hold is in the tracker, for a minute at most."""
         self._drain_timed_out = not self.replayer.drain(DRAIN_SECONDS)
 
-    def get_run_url(self, key: str) -> str:
-        """Return where people see a run in the tracker, or that it is not recorded yet."""
-        try:
-            return self.replayer.wait_for_run_url(key, 1.0)
-        except TrackingError:
-            return "not recorded yet"  # the end of the job says why, if it is not recorded by then
-
     def close(self, interrupted: bool) -> str | None:
         """Give every run its final status: KILLED or FAILED where none was set. Return a message when some is lacking.
 
@@ -184,7 +176,10 @@ class Session:
         """Print where the results are, and the run of that tracking key; return the URL of its page in MLflow."""
         if not self.interruption.event.is_set():  # else there may be no time for it
             self.recorder.drain()
-        url = self.recorder.get_run_url(key)
+        try:
+            url = self.recorder.replayer.wait_for_run_url(key, 1.0)
+        except TrackingError:
+            url = "not recorded yet"  # the end of the job says why, if it is not recorded by then
         self.print_line(f"results: {redaction.redact(folder)}")
         self.print_line(f"MLflow:  {url}")
         return url
@@ -208,8 +203,7 @@ class Session:
         """
         with self.hold_lease(spec.folder) as held:
             # Only now: the journal and the tracker's run are this driver's as long as it has the lease.
-            key = self.recorder.record_run(spec, parent)
-            self.recorder.submit(key, partial(record_previews, spec, self.manifest))
+            self.recorder.record_run(spec, parent)
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             outcome = launch_run(spec, held.stop_flag, held.successor, self.gpus)
