@@ -69,7 +69,7 @@ def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_Pendin
     """Ask every driver of the entry to stop; return the leases to wait for."""
     pending: list[_PendingStop] = []
     # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
-    for folder in reversed(entry.lease_folders):
+    for folder in reversed((entry.folder, *(entry.members or ()))):
         current = lease.read_lease(folder)
         if current is not None and not current.released:
             file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)

@@ -175,10 +175,7 @@ def _init_ray() -> None:
 
 
 def _check_head(address: str) -> None:
-    """Raise when nothing listens at HOST:PORT, or this process is not let in: Ray itself would try for minutes.
-
-    Raises OSError; with the fast start also ClusterError for a wrong token and for another version of Ray.
-    """
+    """Raise OSError or ClusterError for an address, a token or a version that Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdigit()) or "/" in host:
         return
@@ -187,12 +184,11 @@ def _check_head(address: str) -> None:
         return
     try:
         head_version = internals.read_head_version(address, HEAD_TIMEOUT_SECONDS)
-    except AuthenticationError as error:
-        raise ClusterError(_NO_ENTRY) from error
-    except grpc.RpcError as error:
-        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+    except (AuthenticationError, grpc.RpcError) as error:
+        status = grpc.StatusCode.UNAUTHENTICATED if isinstance(error, AuthenticationError) else error.code()
+        if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise ClusterError(_NO_ENTRY) from error
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
+        if status == grpc.StatusCode.UNAVAILABLE:
             raise ClusterError(_NO_GRPC) from error
         # A head that is busy, for example: ray.init waits longer, and decides.
         _log.debug("the head did not answer", exc_info=True)
@@ -263,11 +259,7 @@ def wait_for_capacity(placement: Placement, say: Callable[[str], None]) -> Clust
 
 # ------------------------------------------------------------------ workers started ahead
 def prestart_workers(count: int) -> None:
-    """Request processes for `count` workers on the cluster's node, if it has only one; nothing is waited for.
-
-    On several nodes it is not known yet where Ray will place the workers. Nothing depends on these processes: Ray
-    starts what is missing when it is needed, as always. So errors are only logged.
-    """
+    """Request processes for `count` workers on the cluster's node; Ray starts what is missing when it is needed."""
     if _request_processes(count, get_worker_variables()):
         _prestarted.release(count)
 
@@ -303,7 +295,7 @@ def _request_processes(count: int, variables: Mapping[str, str]) -> bool:
         return False
     try:
         nodes = list_live_nodes()
-        if len(nodes) != 1:
+        if len(nodes) != 1:  # it is not known yet where Ray will place the workers
             return False
         address = f"{nodes[0]['NodeManagerAddress']}:{nodes[0]['NodeManagerPort']}"
         runtime_env = serialize_runtime_env(variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -53,10 +54,7 @@ class FailureRecorder(UserCallback):
             self.write_record(detected, causes)
 
     def checkpoint_before_resize(self, group: Any, workers: int, announce: Callable[[], None]) -> None:
-        """Ask rank 0 for a checkpoint and wait for it, so that a change of the number of workers costs no work.
-
-        announce: tells rank 0, in its process, that the group is about to be replaced.
-        """
+        """Have `announce` tell rank 0, in its process, to save, and wait for that, so that a change costs no work."""
         before = attempts.list_valid_checkpoints(self._folder)[:1]
         ray.get(group.execute_single_async(0, announce), timeout=ANNOUNCE_TIMEOUT_SECONDS)
         deadline = time.monotonic() + RESIZE_CHECKPOINT_SECONDS
@@ -72,10 +70,7 @@ class FailureRecorder(UserCallback):
             _log.exception("the failure of workers could not be recorded")
 
     def write_record(self, detected: float, causes: dict[str, str]) -> None:
-        """Write causes, by rank or other origin, in a thread: storage that hangs must not hold up the restart.
-
-        detected: when the failure was detected, in unix seconds.
-        """
+        """Write causes, by rank or origin, as of a unix time, in a thread: hanging storage must not delay a restart."""
         url = file_io.join(get_attempts_dir(self._folder), f"failed-{round(1000 * detected)}.json")
         record = {"time": detected, "causes": {origin: redact(cause) for origin, cause in causes.items()}}
 
@@ -91,12 +86,9 @@ class FailureRecorder(UserCallback):
         writer.join(RECORD_TIMEOUT_SECONDS)
 
     def _query_silent_workers(self, group: Any, reported: set[int]) -> dict[str, str]:
-        """Return the causes, by rank, of dead workers that raised nothing: what killed them is often the first cause.
-
-        reported: the ranks whose failures are known.
-        """
+        """Return the causes, by rank, of dead workers that raised nothing: what killed them often came first."""
         silent_workers = [each for each in enumerate(group.get_workers()) if each[0] not in reported]
-        pings = {worker.execute_async(_answer_ping): rank for rank, worker in silent_workers}
+        pings = {worker.execute_async(os.getpid): rank for rank, worker in silent_workers}
         if not pings:
             return {}
         seconds = ELASTIC_WORKER_QUERY_SECONDS if self.is_elastic else WORKER_QUERY_SECONDS
@@ -140,7 +132,3 @@ def describe_cause(error: Exception) -> str:
         return "worker killed: its node ran out of memory"
     detail = _EXIT_DETAIL.search(text)
     return f"worker died: {strip_suppositions(detail[1]) if detail else first_line}"
-
-
-def _answer_ping() -> bool:
-    return True

@@ -222,10 +222,7 @@ def announce_replacement() -> None:
 
 
 def is_shutdown_imminent() -> bool:
-    """Return whether, as this rank knows, a node of the run drains or the number of workers is about to change.
-
-    This costs nothing and waits for no other rank, unlike ray.train.get_preemption_info.
-    """
+    """Return whether this rank knows of a draining node or a change of workers; it waits for no other rank."""
     return _replacement_announced.is_set() or get_train_context().preemption_context.preemption_info is not None
 
 

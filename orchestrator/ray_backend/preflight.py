@@ -35,10 +35,7 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
 def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
-    """Return the dataset's manifest; the embedded digits are packed on first use.
-
-    Raises PreflightError when it is missing or damaged.
-    """
+    """Return the manifest; the digits are packed on first use. Raises PreflightError for missing or damaged data."""
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
             from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
@@ -85,9 +82,7 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), placem
         raise PreflightError(*problems)
 
 
-def _find_training_problems(
-    dataset: Manifest, url: str, recipes: Iterable[Recipe], placement: Placement
-) -> list[str]:  # fmt: skip
+def _find_training_problems(dataset: Manifest, url: str, recipes: Iterable[Recipe], placement: Placement) -> list[str]:
     """Return what keeps recipes from being trained; their plug-ins and those of the execution are built and tried."""
     problems, classes = list[str](), len(dataset.classes)
     for recipe in recipes:
@@ -194,19 +189,16 @@ def _has_manifest(url: str) -> bool:
 
 
 def _check_files(url: str, dataset: Manifest) -> None:
-    """Raise DataError for a tar or index that is missing, cut or, of a small dataset, damaged.
-
-    Files of large datasets are checked as they are read.
-    """
+    """Raise DataError for a tar or index that is missing, cut or, of a small dataset, damaged."""
     shards = [shard for split in dataset.splits.values() for shard in split]
     tars = [(dataset.tar_url(url, shard), shard.bytes, shard.sha256) for shard in shards]
     indexes = [(file_io.join(url, shard.name + index.SUFFIX), None, shard.index_sha256) for shard in shards]
     sizes = _list_sizes([file for file, _, _ in (*tars, *indexes)])
-    is_small = sum(shard.bytes for shard in shards) <= CHECKSUM_LIMIT_BYTES
+    is_small = sum(shard.bytes for shard in shards) <= CHECKSUM_LIMIT_BYTES  # larger ones are checked as they are read
     for file, size, sha256 in (*tars, *indexes):
         if file not in sizes:
-            raise DataError(f"data: {redaction.redact(file)}: missing, the manifest lists it")
-        if size is not None and sizes[file] != size:
+            problem = "missing, the manifest lists it"
+        elif size is not None and sizes[file] != size:
             problem = f"{sizes[file]} bytes, the manifest says {size}: cut or replaced"
         elif is_small and hashlib.sha256(file_io.read_bytes(file)).hexdigest() != sha256:
             problem = "damaged: not the checksum that the manifest names"

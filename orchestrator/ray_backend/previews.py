@@ -33,21 +33,16 @@ class AugmentedSample(NamedTuple):
     epochs: list[Image]
 
 
-def sample_learning_rates(recipe: Recipe, steps_per_epoch: int, most: int) -> list[tuple[int, float]]:
-    """Return (samples seen, learning rate) at about `most` steps, evenly spaced, with the first and the last."""
-    last = recipe.epochs * steps_per_epoch - 1
-    sampled = sorted({last * number // max(1, most - 1) for number in range(most)})
-    return [(n * recipe.batch_size, compute_lr(recipe.schedule, n, steps_per_epoch, recipe.epochs)) for n in sampled]
-
-
 def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
     """Draw the learning rate into a PNG at `path`."""
-    per_epoch = steps_per_epoch * recipe.batch_size
-    rates = sample_learning_rates(recipe, steps_per_epoch, SCHEDULE_POINTS)
-    points = [(samples / per_epoch, rate) for samples, rate in rates]
+    title = f"{recipe.name}: {recipe.schedule.kind} schedule"
+    total, rates = recipe.epochs * steps_per_epoch, []
+    for step in np.unique(np.linspace(0, total - 1, SCHEDULE_POINTS, dtype=np.int64)).tolist():
+        rate = compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs)
+        rates.append((step / steps_per_epoch, rate))
     from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    canvas.plot_lr_schedule(points, per_epoch, f"{recipe.name}: {recipe.schedule.kind} schedule", path)
+    canvas.plot_lr_schedule(rates, steps_per_epoch * recipe.batch_size, title, path)
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:

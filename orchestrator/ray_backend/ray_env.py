@@ -221,15 +221,19 @@ def _load(name: str) -> ModuleType | None:
     """Import a module unless something speaks against it; warn about that once in a process."""
     with _lock:
         if name not in _loaded:
-            obstacle = _find_obstacle()
+            obstacle, found = None, version("ray")
+            if os.environ.get(FAST_START_VARIABLE) == "0":
+                obstacle = f"{FAST_START_VARIABLE} is 0"
+            elif found not in TESTED_RAY_VERSIONS:
+                obstacle = f"Ray {found} is not a version that it was tested with ({', '.join(TESTED_RAY_VERSIONS)})"
             if obstacle is None:
-                try:  # only a tested Ray has what they import
+                try:
                     if name == "fast_start":
-                        from orchestrator.ray_backend import fast_start as module
-                    else:
+                        from orchestrator.ray_backend import fast_start as module  # only a tested Ray has what it needs
+                    else:  # as above
                         from orchestrator.ray_backend import ray_internals as module  # type: ignore[no-redef]
                 except Exception as error:  # a module that changed may fail in any way while it is imported
-                    obstacle = f"Ray {version('ray')} lacks what it needs ({type(error).__name__}: {error})"
+                    obstacle = f"Ray {found} lacks what it needs ({type(error).__name__}: {error})"
             if obstacle is not None and None not in _loaded.values():
                 _log.warning(
                     "the fast start is off: %s; runs start through Ray's public API, which takes some seconds longer",
@@ -237,14 +241,6 @@ def _load(name: str) -> ModuleType | None:
                 )
             _loaded[name] = module if obstacle is None else None
         return _loaded[name]
-
-
-def _find_obstacle() -> str | None:
-    if os.environ.get(FAST_START_VARIABLE) == "0":
-        return f"{FAST_START_VARIABLE} is 0"
-    if (found := version("ray")) not in TESTED_RAY_VERSIONS:
-        return f"Ray {found} is not a version that it was tested with ({', '.join(TESTED_RAY_VERSIONS)})"
-    return None
 
 
 if __name__ == "__main__":

@@ -54,11 +54,8 @@ def launch_run(spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Ou
 
 
 def _fit_while_progressing(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> Any:
-    """Train, as long as each launch comes farther than the one before; return Ray's result.
-
-    Ray counts restarts over a trainer's whole life; a run of weeks has more of them than may pass without progress.
-    """
-    while True:
+    """Train, as long as each launch comes farther than the one before; return Ray's result."""
+    while True:  # Ray counts restarts over a trainer's life; a run of weeks has more than may pass without progress
         before = attempts.list_valid_checkpoints(spec.folder)
         try:
             return _build_trainer(spec, job, gpus, tempfile.mkdtemp(dir=scratch)).fit()

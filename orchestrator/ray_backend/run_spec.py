@@ -107,7 +107,12 @@ class Destination(Config):
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
         storage, field = self.storage, "storage"
         if not storage:
-            storage, field = os.environ.get(RUNS_VARIABLE) or _get_default_storage(), RUNS_VARIABLE
+            storage, field = os.environ.get(RUNS_VARIABLE) or DEFAULT_STORAGE, RUNS_VARIABLE
+        if storage == DEFAULT_STORAGE and os.path.expanduser("~") == "~":
+            raise ConfigError(
+                f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
+                "--storage, of a job that has it) to an absolute path or a URL"
+            )
         try:
             storage = urls.require_absolute(storage, field)
             is_embedded = self.data == EMBEDDED_DATASET
@@ -142,16 +147,6 @@ class Destination(Config):
         """Return the same without users, passwords and queries, fit to be stored."""
         places = {name: redaction.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
         return self.model_copy(update=places)
-
-
-def _get_default_storage() -> str:
-    """Return the default storage. Raises ConfigError when this user has no home folder."""
-    if os.path.expanduser("~") == "~":
-        raise ConfigError(
-            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
-            "--storage, of a job that has it) to an absolute path or a URL"
-        )
-    return DEFAULT_STORAGE
 
 
 def _get_default_tracking(storage: str) -> str:
@@ -232,10 +227,7 @@ class RunSpec(Config):
 
 
 def load_run_spec(folder: str) -> RunSpec:
-    """Return the spec in a run's folder.
-
-    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
-    """
+    """Return the spec in a run's folder. Raises FileNotFoundError; ConfigError, naming the file, if it is unusable."""
     url = file_io.join(folder, SPEC_FILE)
     try:
         return RunSpec.from_record(file_io.read_bytes(url))

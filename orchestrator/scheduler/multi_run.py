@@ -78,7 +78,7 @@ def _execute_plan(
         session.print_line(f"the cluster holds {now} workers now, {before} before")
 
     first = plan.order[0]
-    if (problem := file_io.find_conditional_create_problem(session.destination.storage)) is not None:
+    if (problem := file_io.find_conditional_create_problem(first.destination.storage)) is not None:
         session.print_line(f"warning: storage: {problem}")
 
     def query_slots() -> int:

@@ -65,7 +65,9 @@ def test_a_folder_without_a_dataset_is_reported(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(packed: Manifest, tmp_path: Path, split: str) -> None:
     name = packed.shards(split)[1].name
     (tmp_path / "data" / name).unlink()
-    assert problems(tmp_path) == (f"data: {tmp_path}/data/{name}: missing, the manifest lists it",)
+    assert problems(tmp_path) == (
+        f"data: {tmp_path}/data/{name}: missing, the manifest lists it; pack or index the dataset again",
+    )
 
 
 @pytest.mark.parametrize("change", [-512, 512])

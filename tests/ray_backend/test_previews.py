@@ -9,13 +9,14 @@ from matplotlib.image import imread
 from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.transforms.decode import decode_image
+from orchestrator.plotting import canvas
+from orchestrator.ray_backend import previews
 from orchestrator.ray_backend.previews import (
     MAX_ORIGINAL_SIDE,
     AugmentedSample,
     draw_contact_sheet,
     draw_schedule,
     render_augmented,
-    sample_learning_rates,
 )
 from orchestrator.ray_backend.run_spec import RunSpec
 from tests.support import tiny_shards
@@ -30,12 +31,16 @@ def run(tmp_path: Path) -> RunSpec:
 
 
 # ------------------------------------------------------------------ what is drawn
-def test_rates_are_those_of_the_first_the_last_and_steps_between() -> None:
+def test_rates_are_those_of_the_first_the_last_and_steps_between(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe(epochs=4, batch_size=10, schedule={"kind": "polynomial", "base_rate": 1.0, "power": 1.0})
-    found = dict(sample_learning_rates(chosen, 5, 100))
-    assert found == pytest.approx({step * 10: 1 - step / 20 for step in range(20)})
-    few = sample_learning_rates(chosen, 5, 3)
-    assert [samples for samples, _ in few] == [0, 90, 190]
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setattr(canvas, "plot_lr_schedule", lambda rates, *_: drawn.extend(rates))
+    draw_schedule(chosen, 5, "unused.png")
+    assert dict(drawn) == pytest.approx({step / 5: 1 - step / 20 for step in range(20)})
+    monkeypatch.setattr(previews, "SCHEDULE_POINTS", 3)
+    drawn.clear()
+    draw_schedule(chosen, 5, "unused.png")
+    assert [epochs for epochs, _ in drawn] == pytest.approx([0, 1.8, 3.8])
 
 
 def test_pictures_are_drawn(run: RunSpec, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from orchestrator.ray_backend.launch_errors import ClusterError
 from orchestrator.ray_backend.run_spec import Destination, JobConfig, Placement
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.presets import googlenet_imagenet_wide
-from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.scheduler import dry_run
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.dry_run import describe_differences, resolve_capacity
@@ -143,13 +142,3 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path) -> None:
     path = tmp_path / "state"
     torch.save({str(copy): torch.zeros(trained) for copy in range(3)}, path)
     assert path.stat().st_size == pytest.approx(dry_run.estimate_bytes(model, 10)[0], rel=0.05)
-
-
-def test_a_recipe_that_was_tuned_on_other_data_is_warned_of(tmp_path: Path) -> None:
-    tiny_shards.dataset(tmp_path / "data")
-    asked = config(tmp_path, recipe(batch_size=4)).model_copy(
-        update={"provenance": Provenance(sweep="s", trial="t1", dataset_digest="another")}
-    )
-    console = Console(width=100, record=True, file=io.StringIO())
-    dry_run.print_dry_run(asked, [asked.recipe], TWO_SLOTS, console)
-    assert "warning:    the recipe was tuned on a dataset of digest another, this one's is " in console.export_text()
