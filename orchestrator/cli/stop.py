@@ -68,7 +68,7 @@ def run_stop(config: StopConfig, console: Console) -> int:
 def _request_stop(entry: RunEntry, save: bool, console: Console) -> list[_PendingStop]:
     pending: list[_PendingStop] = []
     # Members first: the driver of an ensemble repeats to them what it is asked, and the first request counts.
-    for folder in reversed(entry.lease_folders):
+    for folder in reversed((entry.folder, *(entry.members or ()))):
         current = lease.read_lease(folder)
         if current is not None and not current.released:
             file_io.write_bytes(current.stop_flag, b"" if save else STOP_WITHOUT_CHECKPOINT)

@@ -19,7 +19,7 @@ from orchestrator.data.sampler import EpochOrder
 
 Labels = NDArray[np.int64]
 
-# Upper bounds: enough for the figures, few enough to be read at the start of a run.
+# Upper bounds: enough for the figures, few enough to be read within seconds.
 MAX_SHARDS = 256
 MAX_BATCHES = 32
 # With less than half the variety of a shuffled batch, gradients are as noisy as those of a much smaller batch.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import socket
@@ -92,15 +93,12 @@ class ClusterCapacity:
 
     def count_bundles(self, cpus: float, gpus: float) -> int:
         """Return how many workers with so many CPUs and GPUs each fit on the live nodes at the same time."""
-        counts = (
-            [_count_fits(node.cpus, cpus)] + ([_count_fits(node.gpus, gpus)] if gpus > 0 else []) for node in self.nodes
-        )
-        return sum(map(min, counts))
+        return sum(int(min(_count_fits(node.cpus, cpus), _count_fits(node.gpus, gpus))) for node in self.nodes)
 
 
-def _count_fits(available: float, each: float) -> int:
+def _count_fits(available: float, each: float) -> float:
     # Ray counts in ten thousandths; in floats 1 // 0.1 would be 9.
-    return round(available * 10_000) // max(1, round(each * 10_000))
+    return round(available * 10_000) // max(1, round(each * 10_000)) if each > 0 else math.inf
 
 
 # ------------------------------------------------------------------ connection
@@ -146,9 +144,9 @@ def connect_cluster() -> Iterator[ClusterCapacity]:
             _init_ray()
         else:
             pending.result()
-    except ConfigError:
-        raise
     except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
         hint = "" if isinstance(error, ClusterError) else "; is it up, and is its token at hand?"
         address = os.environ.get("RAY_ADDRESS", "a new local cluster")
         raise ClusterError(f"cannot use {address}: {error}{hint}") from error
@@ -177,10 +175,7 @@ def _init_ray() -> None:
 
 
 def _check_head(address: str) -> None:
-    """Raise when nothing listens at HOST:PORT, or this process is not let in: Ray itself would try for minutes.
-
-    Raises OSError; with the fast start also ClusterError for a wrong token and for another version of Ray.
-    """
+    """Raise OSError or ClusterError for an address, a token or a version that Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdigit()) or "/" in host:
         return
@@ -189,12 +184,11 @@ def _check_head(address: str) -> None:
         return
     try:
         head_version = internals.read_head_version(address, HEAD_TIMEOUT_SECONDS)
-    except AuthenticationError as error:
-        raise ClusterError(_NO_ENTRY) from error
-    except grpc.RpcError as error:
-        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+    except (AuthenticationError, grpc.RpcError) as error:
+        status = grpc.StatusCode.UNAUTHENTICATED if isinstance(error, AuthenticationError) else error.code()
+        if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             raise ClusterError(_NO_ENTRY) from error
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
+        if status == grpc.StatusCode.UNAVAILABLE:
             raise ClusterError(_NO_GRPC) from error
         # A head that is busy, for example: ray.init waits longer, and decides.
         _log.debug("the head did not answer", exc_info=True)
@@ -242,8 +236,11 @@ def wait_for_capacity(placement: Placement, say: Callable[[str], None]) -> Clust
         gpus = resolve_gpus_per_worker(placement, now)
         if now.count_bundles(placement.cpus_per_worker, gpus) >= placement.fewest_workers:
             return now
-        deadline = _compute_wait_seconds(placement, now, gpus)
-        least = f"{placement.fewest_workers} to " if placement.is_elastic else ""
+        deadline, fewest = placement.wait_seconds, placement.fewest_workers
+        if now.max_cpus is not None and now.max_gpus is not None:
+            enough = now.max_cpus >= fewest * placement.cpus_per_worker and now.max_gpus >= fewest * gpus
+            deadline = placement.autoscale_seconds if enough else 0.0  # 0: enough can never come
+        least = f"{fewest} to " if placement.is_elastic else ""
         needed = f"{least}{placement.workers} workers of {placement.cpus_per_worker} CPU and {gpus:g} GPU"
         available = f"{len(now.nodes)} node(s) with {now.cpus:g} CPUs and {now.gpus:g} GPUs"
         if deadline == 0:
@@ -260,22 +257,9 @@ def wait_for_capacity(placement: Placement, say: Callable[[str], None]) -> Clust
         time.sleep(CAPACITY_POLL_SECONDS)
 
 
-def _compute_wait_seconds(placement: Placement, now: ClusterCapacity, gpus: float) -> float:
-    """Return the seconds to wait for nodes; 0 when enough can never come."""
-    if now.max_cpus is None or now.max_gpus is None:
-        return placement.wait_seconds
-    fewest = placement.fewest_workers
-    enough = now.max_cpus >= fewest * placement.cpus_per_worker and now.max_gpus >= fewest * gpus
-    return placement.autoscale_seconds if enough else 0.0
-
-
 # ------------------------------------------------------------------ workers started ahead
 def prestart_workers(count: int) -> None:
-    """Request processes for `count` workers on the cluster's node, if it has only one; nothing is waited for.
-
-    On several nodes it is not known yet where Ray will place the workers. Nothing depends on these processes: Ray
-    starts what is missing when it is needed, as always. So errors are only logged.
-    """
+    """Request processes for `count` workers on the cluster's node; Ray starts what is missing when it is needed."""
     if _request_processes(count, get_worker_variables()):
         _prestarted.release(count)
 
@@ -311,7 +295,7 @@ def _request_processes(count: int, variables: Mapping[str, str]) -> bool:
         return False
     try:
         nodes = list_live_nodes()
-        if len(nodes) != 1:
+        if len(nodes) != 1:  # it is not known yet where Ray will place the workers
             return False
         address = f"{nodes[0]['NodeManagerAddress']}:{nodes[0]['NodeManagerPort']}"
         runtime_env = serialize_runtime_env(variables)
@@ -330,9 +314,8 @@ def serialize_runtime_env(variables: Mapping[str, str]) -> str:
     """
     own: dict[str, Any] = dict(ray.get_runtime_context().runtime_env)
     merged = {**own, "env_vars": {**own.get("env_vars", {}), **variables}}
-    if not own:
-        return json.dumps(merged, sort_keys=True)
-    return json.dumps(merged, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    style: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False} if own else {}
+    return json.dumps(merged, sort_keys=True, **style)
 
 
 # ------------------------------------------------------------------ tasks
@@ -355,7 +338,11 @@ def run_tasks(
                 running[remote.remote(function, *argument)] = number
             done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
             for reference in done:
-                yield running.pop(reference), _get_result(reference)
+                yield running.pop(reference), ray.get(reference)
+    except RayTaskError as error:
+        raise JobError(f"{type(error.cause).__name__}: {error.cause}") from error
+    except RayError as error:
+        raise JobError(f"a task's worker died {MAX_TASK_RETRIES + 1} times: {error}") from error
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -364,12 +351,3 @@ def run_tasks(
 def _run_task(function: Callable[..., Any], *arguments: Any) -> Any:
     prepare_output()  # of the worker's process
     return function(*arguments)
-
-
-def _get_result(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise JobError(f"{type(error.cause).__name__}: {error.cause}") from error
-    except RayError as error:
-        raise JobError(f"a task's worker died {MAX_TASK_RETRIES + 1} times: {error}") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -31,8 +32,12 @@ _EXIT_DETAIL = re.compile(r"Worker exit detail: (.+)")
 _log = logging.getLogger(__name__)
 
 
-class FailureRecorder:
-    """Recorder of one run's failures, in the process of Ray Train's controller."""
+class FailureRecorder(UserCallback):
+    """Recorder of one run's failures, in the process of Ray Train's controller.
+
+    Where the fast start is off it is Ray Train's public callback, which is called for workers that raised or died only:
+    nothing is known then of preemption and of the controller's failures.
+    """
 
     def __init__(self, folder: str, elastic: bool = False) -> None:
         """folder: URL of the run's folder. elastic: whether the number of workers may change."""
@@ -49,10 +54,7 @@ class FailureRecorder:
             self.write_record(detected, causes)
 
     def checkpoint_before_resize(self, group: Any, workers: int, announce: Callable[[], None]) -> None:
-        """Ask rank 0 for a checkpoint and wait for it, so that a change of the number of workers costs no work.
-
-        announce: tells rank 0, in its process, that the group is about to be replaced.
-        """
+        """Have `announce` tell rank 0, in its process, to save, and wait for that, so that a change costs no work."""
         before = attempts.list_valid_checkpoints(self._folder)[:1]
         ray.get(group.execute_single_async(0, announce), timeout=ANNOUNCE_TIMEOUT_SECONDS)
         deadline = time.monotonic() + RESIZE_CHECKPOINT_SECONDS
@@ -60,11 +62,15 @@ class FailureRecorder:
             time.sleep(CHECKPOINT_POLL_SECONDS)
         self.write_record(time.time(), {"workers": f"from {len(group)} to {workers} workers: nodes came or went"})
 
-    def write_record(self, detected: float, causes: dict[str, str]) -> None:
-        """Write causes, by rank or other origin, in a thread: storage that hangs must not hold up the restart.
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Record the causes. Nothing is raised: that would end the run."""
+        try:
+            self.write_record(time.time(), _describe_causes(worker_exceptions))
+        except Exception:
+            _log.exception("the failure of workers could not be recorded")
 
-        detected: when the failure was detected, in unix seconds.
-        """
+    def write_record(self, detected: float, causes: dict[str, str]) -> None:
+        """Write causes, by rank or origin, as of a unix time, in a thread: hanging storage must not delay a restart."""
         url = file_io.join(get_attempts_dir(self._folder), f"failed-{round(1000 * detected)}.json")
         record = {"time": detected, "causes": {origin: redact(cause) for origin, cause in causes.items()}}
 
@@ -80,12 +86,9 @@ class FailureRecorder:
         writer.join(RECORD_TIMEOUT_SECONDS)
 
     def _query_silent_workers(self, group: Any, reported: set[int]) -> dict[str, str]:
-        """Return the causes, by rank, of dead workers that raised nothing: what killed them is often the first cause.
-
-        reported: the ranks whose failures are known.
-        """
+        """Return the causes, by rank, of dead workers that raised nothing: what killed them often came first."""
         silent_workers = [each for each in enumerate(group.get_workers()) if each[0] not in reported]
-        pings = {worker.execute_async(_answer_ping): rank for rank, worker in silent_workers}
+        pings = {worker.execute_async(os.getpid): rank for rank, worker in silent_workers}
         if not pings:
             return {}
         seconds = ELASTIC_WORKER_QUERY_SECONDS if self.is_elastic else WORKER_QUERY_SECONDS
@@ -99,32 +102,17 @@ class FailureRecorder:
         return causes
 
 
-class FailureCallback(UserCallback):
-    """The public callback of Ray Train that records failures where the fast start is off.
-
-    It is called for workers that raised or died only; nothing is known of preemption and of the controller's failures.
-    """
-
-    def __init__(self, folder: str) -> None:
-        """folder: URL of the run's folder."""
-        self._recorder = FailureRecorder(folder)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Record the causes. Nothing is raised: that would end the run."""
-        try:
-            causes = {str(rank): describe_cause(error) for rank, error in sorted(worker_exceptions.items())}
-            self._recorder.write_record(time.time(), causes)
-        except Exception:
-            _log.exception("the failure of workers could not be recorded")
-
-
 def find_failure_causes(error: Exception) -> dict[str, str]:
     """Return the causes that a failure names: by rank, or under "controller" when no worker is the cause."""
     if isinstance(error, WorkerGroupError):
-        return {str(rank): describe_cause(failure) for rank, failure in sorted(error.worker_failures.items())}
+        return _describe_causes(error.worker_failures)
     if isinstance(error, PreemptionError):
         return {str(rank): "its node was preempted" for rank in error.preemption_info.preempted_ranks}
     return {"controller": describe_cause(error.controller_failure if isinstance(error, ControllerError) else error)}
+
+
+def _describe_causes(errors: Mapping[int, Exception]) -> dict[str, str]:
+    return {str(rank): describe_cause(error) for rank, error in sorted(errors.items())}
 
 
 def describe_cause(error: Exception) -> str:
@@ -144,7 +132,3 @@ def describe_cause(error: Exception) -> str:
         return "worker killed: its node ran out of memory"
     detail = _EXIT_DETAIL.search(text)
     return f"worker died: {strip_suppositions(detail[1]) if detail else first_line}"
-
-
-def _answer_ping() -> bool:
-    return True

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -31,7 +32,6 @@ from orchestrator.ray_backend import ray_internals
 from orchestrator.ray_backend.failure_callback import FailureRecorder
 
 STRUCTURED_LOGGING_VARIABLE = "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"  # switches Ray's own log set-up
-RAY_TRAIN_LOGGER = "ray.train"
 NODE_REFRESH_SECONDS = 5.0  # between counts of the nodes for an elastic run; Ray's own come every 20 s
 SCALING_CACHE_SECONDS = 1.1  # Ray's scaling policy uses its last count for a second
 
@@ -110,11 +110,7 @@ class FastStartController(TrainController):
     def __init__(self, folder: str, **options: Any) -> None:
         """folder: URL of the run's folder."""
         super().__init__(**options)
-
-        class RunWorkerGroup(FastStartWorkerGroup):
-            run_folder = folder
-
-        self.worker_group_cls = RunWorkerGroup
+        self.worker_group_cls = type("RunWorkerGroup", (FastStartWorkerGroup,), {"run_folder": folder})  # type: ignore[assignment]
         self._worker_group_callbacks_to_propagate = [
             ThreadPreemptionCallback() if isinstance(callback, PreemptionCallback) else callback
             for callback in self._worker_group_callbacks_to_propagate
@@ -228,10 +224,7 @@ def announce_replacement() -> None:
 
 
 def is_shutdown_imminent() -> bool:
-    """Return whether, as this rank knows, a node of the run drains or the number of workers is about to change.
-
-    This costs nothing and waits for no other rank, unlike ray.train.get_preemption_info.
-    """
+    """Return whether this rank knows of a draining node or a change of workers; it waits for no other rank."""
     return _replacement_announced.is_set() or get_train_context().preemption_context.preemption_info is not None
 
 
@@ -269,7 +262,7 @@ def _apply_patches(stack: ExitStack) -> None:
     handler = logging.FileHandler(os.path.join(folder, file), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(threadName)s: %(message)s"))
     stack.callback(handler.close)
-    logger = logging.getLogger(RAY_TRAIN_LOGGER)
+    logger = logging.getLogger("ray.train")
     logger.addHandler(handler)
     stack.callback(logger.removeHandler, handler)
     stack.callback(logger.setLevel, logger.level)
@@ -282,30 +275,16 @@ def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
     setattr(owner, name, value)
 
 
-class _ConstantMethod:
-    """A stand-in for the method of an actor that always returns the same value."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def remote(self, *_: object, **__: object) -> Any:
-        """Return a reference to the value."""
-        return ray.put(self._value)
-
-
 class NoOpSynchronizationActor:
     """A stand-in for the class of Ray Train's barrier, and for its actor, that is no process."""
 
-    def __init__(self) -> None:
-        # What Ray Train's controller calls when a node drains, and when it replaces some of the workers.
-        self.set_required_ranks, self.reset = _ConstantMethod(True), _ConstantMethod(None)
+    # What Ray Train's controller calls when a node drains, and when it replaces some of the workers.
+    set_required_ranks = SimpleNamespace(remote=lambda *_: ray.put(True))
+    reset = SimpleNamespace(remote=lambda *_: ray.put(None))
 
     @classmethod
     def options(cls, **_: object) -> type[NoOpSynchronizationActor]:
         """Return the class, whatever the options."""
         return cls
 
-    @classmethod
-    def remote(cls, **_: object) -> NoOpSynchronizationActor:
-        """Return an instance, whatever the arguments."""
-        return cls()
+    remote = options

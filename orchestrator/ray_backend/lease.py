@@ -108,45 +108,27 @@ def _read_pid_namespace() -> str:
 
 
 class Lease:
-    """A lease that this process holds, with a heartbeat in the background, until it is released; a context manager."""
+    """A lease that this process holds, with a heartbeat in the background, until it is released."""
 
     def __init__(self, folder: str, number: int, on_stop: Callable[[], None]) -> None:
         """folder: URL of the folder of leases. on_stop: called, from a thread, after a stop was requested."""
         self._folder, self.number, self._on_stop = folder, number, on_stop
+        # URLs of the files that ask the holder and its workers to stop, and that exist once another driver took over.
+        self.stop_flag, self.successor = _make_url(folder, number, "stop"), _make_url(folder, number + 1, "json")
         self._released = threading.Event()
         self._write_heartbeat()
         self._thread = threading.Thread(target=self._run_heartbeat, name="lease", daemon=True)
         self._thread.start()
 
-    @property
-    def stop_flag(self) -> str:
-        """URL of the file that asks this lease's holder, and its workers, to save and stop."""
-        return _make_url(self._folder, self.number, "stop")
-
-    @property
-    def successor(self) -> str:
-        """URL of the file that exists once another driver has taken over the run."""
-        return _make_url(self._folder, self.number + 1, "json")
-
     def request_stop(self) -> None:
         """Ask what runs under this lease to save and stop; an earlier request, perhaps not to save, stays valid."""
         file_io.create_bytes(self.stop_flag, b"")
-
-    def is_stop_requested(self) -> bool:
-        """Return whether a stop was requested."""
-        return file_io.exists(self.stop_flag)
 
     def release(self) -> None:
         """Release the run for the next driver."""
         self._released.set()
         self._thread.join()
         file_io.write_bytes(_make_url(self._folder, self.number, "released"), b"")
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     def _write_heartbeat(self) -> None:
         beat = json.dumps({"time": time.time()}).encode()
@@ -162,7 +144,7 @@ class Lease:
                     self._on_stop()
                     return
                 self._write_heartbeat()
-                if self.is_stop_requested():
+                if file_io.exists(self.stop_flag):
                     self._on_stop()
             except OSError as error:
                 _log.warning("lease: heartbeat not written, retrying in %g s: %s", HEARTBEAT_SECONDS, error)
@@ -172,17 +154,12 @@ class Lease:
 class LeaseSnapshot:
     """The last lease on a run, as it was at one moment."""
 
-    lease_folder: str  # URL of the folder of leases
+    stop_flag: str  # URL of the file that asks the holder, and its workers, to stop
     number: int
     owner: LeaseOwner
     heartbeat: bytes  # content of the heartbeat's file; empty when there is none
     released: bool
     stop_requested: bool
-
-    @property
-    def stop_flag(self) -> str:
-        """URL of the file that asks the holder, and its workers, to stop."""
-        return _make_url(self.lease_folder, self.number, "stop")
 
     @property
     def heartbeat_age(self) -> float:
@@ -208,7 +185,8 @@ def read_lease(folder: str) -> LeaseSnapshot | None:
     owner = parse_owner(file_io.read_bytes(_make_url(leases, number, "json")))
     stem = f"{number:06d}"
     beat = file_io.read_bytes(_make_url(leases, number, "beat")) if f"{stem}.beat" in names else b""
-    return LeaseSnapshot(leases, number, owner, beat, f"{stem}.released" in names, f"{stem}.stop" in names)
+    stop_flag = _make_url(leases, number, "stop")
+    return LeaseSnapshot(stop_flag, number, owner, beat, f"{stem}.released" in names, f"{stem}.stop" in names)
 
 
 def acquire_lease(

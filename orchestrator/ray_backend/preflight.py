@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -15,12 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.plugins import check_source_digests
-from orchestrator.data import index, manifest, sampler, shuffle_quality
+from orchestrator.data import index, manifest, sampler
 from orchestrator.data.data_errors import DataError
-from orchestrator.data.manifest import Manifest, Shard
+from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import pipeline
 from orchestrator.ray_backend.cluster import list_live_nodes
-from orchestrator.ray_backend.launch_errors import PreflightError
+from orchestrator.ray_backend.launch_errors import PreflightError, get_last_line
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement
 from orchestrator.recipe.config import Recipe, check_plugins, collect_code
 from orchestrator.storage import file_io, urls
@@ -36,10 +35,7 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
 def prepare_dataset(asked: Destination, resolved: Destination) -> Manifest:
-    """Return the dataset's manifest; the embedded digits are packed on first use.
-
-    Raises PreflightError when it is missing or damaged.
-    """
+    """Return the manifest; the digits are packed on first use. Raises PreflightError for missing or damaged data."""
     try:
         if asked.data == EMBEDDED_DATASET and not _has_manifest(resolved.data):
             from orchestrator.data.build.sources import digits  # scikit-learn takes a second to import
@@ -86,33 +82,7 @@ def check_destination(asked: Destination, recipes: Sequence[Recipe] = (), placem
         raise PreflightError(*problems)
 
 
-def find_warnings(destination: Destination, dataset: Manifest, recipe: Recipe) -> list[str]:
-    """Return what is no error: poorly mixed labels, a storage that cannot keep two drivers from the same run."""
-    problem = file_io.find_conditional_create_problem(destination.storage)
-    warnings = [] if problem is None else [f"storage: {problem}"]
-    with suppress(DataError, OSError):  # the run itself reports what is wrong with the data
-        labels = _ShardLabels(destination.data, dataset.shards(TRAIN_SPLIT))
-        quality = shuffle_quality.measure_shuffle_quality(labels, recipe.order, recipe.batch_size)
-        warnings += [quality.format_message()] if quality.is_poor else []
-    return warnings
-
-
-class _ShardLabels(Sequence[Any]):
-    """The labels of each shard, read on demand."""
-
-    def __init__(self, url: str, shards: Sequence[Shard]) -> None:
-        self._url, self._shards = url, shards
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, shard: Any) -> Any:
-        return index.load(self._url, self._shards[shard]).labels
-
-
-def _find_training_problems(
-    dataset: Manifest, url: str, recipes: Iterable[Recipe], placement: Placement
-) -> list[str]:  # fmt: skip
+def _find_training_problems(dataset: Manifest, url: str, recipes: Iterable[Recipe], placement: Placement) -> list[str]:
     """Return what keeps recipes from being trained; their plug-ins and those of the execution are built and tried."""
     problems, classes = list[str](), len(dataset.classes)
     for recipe in recipes:
@@ -159,10 +129,8 @@ def _query_nodes(nodes: Sequence[dict[str, Any]], check: Callable[..., None], *a
         task = ray.remote(check).options(num_cpus=0, scheduling_strategy=strategy)
         node_of[task.remote(*arguments)] = node
     done, late = ray.wait(list(node_of), num_returns=len(node_of), timeout=NODE_CHECK_SECONDS)
-    found = {
-        node_of[reference]["NodeManagerAddress"]: _get_node_problem(reference, node_of[reference]) for reference in done
-    }
-    problems = [f"node {address}: {problem}" for address, problem in found.items() if problem is not None]
+    found = [(node_of[reference], _get_node_problem(reference, node_of[reference])) for reference in done]
+    problems = [f"node {node['NodeManagerAddress']}: {problem}" for node, problem in found if problem is not None]
     return problems + ([f"{len(late)} node(s) did not answer within {NODE_CHECK_SECONDS:g} s"] if late else [])
 
 
@@ -176,9 +144,7 @@ def _get_node_problem(reference: Any, node: dict[str, Any]) -> str | None:
         is_listed = node["NodeID"] in {live["NodeID"] for live in list_live_nodes()}
         if isinstance(error, TaskUnschedulableError | NodeDiedError) or not is_listed:
             return None
-        text = " ".join(str(error).split())
-        if len(text) > MAX_ERROR_LENGTH:
-            text = f"{text[: MAX_ERROR_LENGTH // 4]} ... {text[-3 * MAX_ERROR_LENGTH // 4 :]}"
+        text = get_last_line(error)[-MAX_ERROR_LENGTH:]
         fix = " (is there room on the disk of Ray's temp dir there?)" if isinstance(error, RuntimeEnvSetupError) else ""
         return f"{type(error).__name__}: {text}{fix}"
     return None
@@ -223,19 +189,16 @@ def _has_manifest(url: str) -> bool:
 
 
 def _check_files(url: str, dataset: Manifest) -> None:
-    """Raise DataError for a tar or index that is missing, cut or, of a small dataset, damaged.
-
-    Files of large datasets are checked as they are read.
-    """
+    """Raise DataError for a tar or index that is missing, cut or, of a small dataset, damaged."""
     shards = [shard for split in dataset.splits.values() for shard in split]
     tars = [(dataset.tar_url(url, shard), shard.bytes, shard.sha256) for shard in shards]
     indexes = [(file_io.join(url, shard.name + index.SUFFIX), None, shard.index_sha256) for shard in shards]
     sizes = _list_sizes([file for file, _, _ in (*tars, *indexes)])
-    is_small = sum(shard.bytes for shard in shards) <= CHECKSUM_LIMIT_BYTES
+    is_small = sum(shard.bytes for shard in shards) <= CHECKSUM_LIMIT_BYTES  # larger ones are checked as they are read
     for file, size, sha256 in (*tars, *indexes):
         if file not in sizes:
-            raise DataError(f"data: {redaction.redact(file)}: missing, the manifest lists it")
-        if size is not None and sizes[file] != size:
+            problem = "missing, the manifest lists it"
+        elif size is not None and sizes[file] != size:
             problem = f"{sizes[file]} bytes, the manifest says {size}: cut or replaced"
         elif is_small and hashlib.sha256(file_io.read_bytes(file)).hexdigest() != sha256:
             problem = "damaged: not the checksum that the manifest names"

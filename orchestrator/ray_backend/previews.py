@@ -1,33 +1,23 @@
-"""Pictures of what a run will do: its learning rate and its augmented images. Drawn in drivers only."""
+"""Pictures of what a run will do, for `simulate`: its learning rate and its augmented images."""
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
 
-from orchestrator.data import sampler
 from orchestrator.data.data_errors import BadSampleError
 from orchestrator.data.dataset import SampleReader
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.transforms import decode, pipeline
 from orchestrator.data.transforms.decode import Image
-from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.recipe.config import Recipe
 from orchestrator.recipe.lr_schedule import compute_lr
-from orchestrator.storage import file_io
-from orchestrator.tracking.tracker import Tracker, TrackerUnreachableError
-
-_log = logging.getLogger(__name__)
 
 TRAIN_SPLIT = "train"
 SCHEDULE_FILE, CONTACT_SHEET_FILE = "schedule.png", "contact_sheet.png"
-FOLDER = "previews"  # of a run's folder
 SHEET_SAMPLES, SHEET_EPOCHS = 8, 6
 SCHEDULE_POINTS = 2000
 MAX_CAPTION_LENGTH = 22
@@ -43,21 +33,16 @@ class AugmentedSample(NamedTuple):
     epochs: list[Image]
 
 
-def sample_learning_rates(recipe: Recipe, steps_per_epoch: int, most: int) -> list[tuple[int, float]]:
-    """Return (samples seen, learning rate) at about `most` steps, evenly spaced, with the first and the last."""
-    last = recipe.epochs * steps_per_epoch - 1
-    sampled = sorted({last * number // max(1, most - 1) for number in range(most)})
-    return [(n * recipe.batch_size, compute_lr(recipe.schedule, n, steps_per_epoch, recipe.epochs)) for n in sampled]
-
-
 def draw_schedule(recipe: Recipe, steps_per_epoch: int, path: str) -> None:
     """Draw the learning rate into a PNG at `path`."""
-    per_epoch = steps_per_epoch * recipe.batch_size
-    rates = sample_learning_rates(recipe, steps_per_epoch, SCHEDULE_POINTS)
-    points = [(samples / per_epoch, rate) for samples, rate in rates]
+    title = f"{recipe.name}: {recipe.schedule.kind} schedule"
+    total, rates = recipe.epochs * steps_per_epoch, []
+    for step in np.unique(np.linspace(0, total - 1, SCHEDULE_POINTS, dtype=np.int64)).tolist():
+        rate = compute_lr(recipe.schedule, step, steps_per_epoch, recipe.epochs)
+        rates.append((step / steps_per_epoch, rate))
     from orchestrator.plotting import canvas  # matplotlib takes 0.3 s to import
 
-    canvas.plot_lr_schedule(points, per_epoch, f"{recipe.name}: {recipe.schedule.kind} schedule", path)
+    canvas.plot_lr_schedule(rates, steps_per_epoch * recipe.batch_size, title, path)
 
 
 def draw_contact_sheet(recipe: Recipe, url: str, dataset: Manifest, path: str) -> bool:
@@ -112,31 +97,3 @@ def render_augmented(recipe: Recipe, url: str, dataset: Manifest, samples: int, 
                     image[:] = 0
             rendered.append(AugmentedSample(sample.key, sample.label, np.asarray(original), images))
     return rendered
-
-
-def record_previews(spec: RunSpec, dataset: Manifest, tracker: Tracker, run_id: str) -> None:
-    """Draw a run's previews and store them with its run in the tracker and in its folder, unless they are there.
-
-    Errors become warnings. Raises TrackerUnreachableError, to be called again.
-    """
-    folder = file_io.join(spec.folder, FOLDER)
-    try:
-        if file_io.exists(file_io.join(folder, SCHEDULE_FILE)):
-            return
-        with tempfile.TemporaryDirectory(prefix="previews-") as temporary:
-            schedule, sheet = Path(temporary, SCHEDULE_FILE), Path(temporary, CONTACT_SHEET_FILE)
-            steps = sampler.count_steps(dataset.count_samples(TRAIN_SPLIT), spec.recipe.batch_size)
-            draw_schedule(spec.recipe, steps, str(schedule))
-            try:
-                draw_contact_sheet(spec.recipe, spec.destination.data, dataset, str(sheet))
-            except (ValueError, OSError) as error:  # the run itself reports what is wrong with its data
-                _log.warning("%s: no contact sheet: %s", spec.name, error)
-            pictures = [path for path in (sheet, schedule) if path.exists()]
-            for picture in pictures:
-                tracker.log_file(run_id, str(picture))
-            for picture in pictures:  # the schedule last: it shows that all are there
-                file_io.write_bytes(file_io.join(folder, picture.name), picture.read_bytes())
-    except TrackerUnreachableError:
-        raise
-    except Exception as error:  # a picture is not worth a run
-        _log.warning("%s: no previews: %s: %s", spec.name, type(error).__name__, error)

@@ -131,7 +131,7 @@ def set_ray_variables(placement: Placement | None = None) -> None:
         variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = str(placement.poll_seconds)
         if placement.is_elastic:
             variables |= [_ELASTIC_START_TIMEOUT]
-    _set_defaults(variables)
+    os.environ.update(variables | os.environ)
     if not (has_existing_cluster() or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         # A token for the private cluster alone; without one Ray would write its own into the user's home.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -139,12 +139,7 @@ def set_ray_variables(placement: Placement | None = None) -> None:
 
 def set_tune_variables() -> None:
     """Set those of Ray Tune's variables that the user did not set."""
-    _set_defaults(_TUNE_VARIABLES)
-
-
-def _set_defaults(variables: dict[str, str]) -> None:
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(_TUNE_VARIABLES | os.environ)
 
 
 def has_existing_cluster() -> bool:
@@ -172,7 +167,9 @@ def make_temp_dir() -> str:
     base = Path(os.environ[name] if name else "/tmp").absolute()  # noqa: S108  a folder of mode 0700 is made in it
     try:
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parent = base if _is_private(base.stat()) else _make_private_folder(base / f"orchestrator-{os.geteuid()}")
+        status = base.stat()
+        is_private = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        parent = base if is_private else _make_private_folder(base / f"orchestrator-{os.geteuid()}")
     except OSError as error:
         raise ConfigError(
             f"{name or 'temp dir'}: {base} must be a folder in which this user can make another, got "
@@ -209,10 +206,6 @@ def _make_private_folder(folder: Path) -> Path:
     return folder
 
 
-def _is_private(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-
-
 # ------------------------------------------------------------------ the guard of Ray's private parts
 def load_ray_internals() -> ModuleType | None:
     """Return the module `ray_internals`; None when this process uses Ray's public API alone."""
@@ -228,35 +221,26 @@ def _load(name: str) -> ModuleType | None:
     """Import a module unless something speaks against it; warn about that once in a process."""
     with _lock:
         if name not in _loaded:
-            obstacle = _find_obstacle()
-            module: ModuleType | None = None
+            obstacle, found = None, version("ray")
+            if os.environ.get(FAST_START_VARIABLE) == "0":
+                obstacle = f"{FAST_START_VARIABLE} is 0"
+            elif found not in TESTED_RAY_VERSIONS:
+                obstacle = f"Ray {found} is not a version that it was tested with ({', '.join(TESTED_RAY_VERSIONS)})"
             if obstacle is None:
                 try:
                     if name == "fast_start":
-                        from orchestrator.ray_backend import fast_start  # only a tested Ray has what it imports
-
-                        module = fast_start
-                    else:
-                        from orchestrator.ray_backend import ray_internals  # as above
-
-                        module = ray_internals
+                        from orchestrator.ray_backend import fast_start as module  # only a tested Ray has what it needs
+                    else:  # as above
+                        from orchestrator.ray_backend import ray_internals as module  # type: ignore[no-redef]
                 except Exception as error:  # a module that changed may fail in any way while it is imported
-                    obstacle = f"Ray {version('ray')} lacks what it needs ({type(error).__name__}: {error})"
+                    obstacle = f"Ray {found} lacks what it needs ({type(error).__name__}: {error})"
             if obstacle is not None and None not in _loaded.values():
                 _log.warning(
                     "the fast start is off: %s; runs start through Ray's public API, which takes some seconds longer",
                     obstacle,
                 )
-            _loaded[name] = module
+            _loaded[name] = module if obstacle is None else None
         return _loaded[name]
-
-
-def _find_obstacle() -> str | None:
-    if os.environ.get(FAST_START_VARIABLE) == "0":
-        return f"{FAST_START_VARIABLE} is 0"
-    if (found := version("ray")) not in TESTED_RAY_VERSIONS:
-        return f"Ray {found} is not a version that it was tested with ({', '.join(TESTED_RAY_VERSIONS)})"
-    return None
 
 
 if __name__ == "__main__":

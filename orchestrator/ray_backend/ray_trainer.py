@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.train import TrainingFailedError, WorkerGroupError
 
 from orchestrator.ray_backend import cluster, ray_env
-from orchestrator.ray_backend.failure_callback import FailureCallback, FailureRecorder
+from orchestrator.ray_backend.failure_callback import FailureRecorder
 from orchestrator.ray_backend.launch_errors import JobError, RunFailedError, get_last_line
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.worker import ProcessGroupConfig, run_train_worker
@@ -54,11 +54,8 @@ def launch_run(spec: RunSpec, stop_flag: str, successor: str, gpus: float) -> Ou
 
 
 def _fit_while_progressing(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> Any:
-    """Train, as long as each launch comes farther than the one before; return Ray's result.
-
-    Ray counts restarts over a trainer's whole life; a run of weeks has more of them than may pass without progress.
-    """
-    while True:
+    """Train, as long as each launch comes farther than the one before; return Ray's result."""
+    while True:  # Ray counts restarts over a trainer's life; a run of weeks has more than may pass without progress
         before = attempts.list_valid_checkpoints(spec.folder)
         try:
             return _build_trainer(spec, job, gpus, tempfile.mkdtemp(dir=scratch)).fit()
@@ -70,10 +67,7 @@ def _fit_while_progressing(spec: RunSpec, job: TrainJob, gpus: float, scratch: s
 def _build_trainer(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> Any:
     """Return the trainer of the fast start, or Ray Train's own where that is off."""
     fast_start, placement = ray_env.load_fast_start(), spec.placement
-    if fast_start is None:
-        callback: Any = FailureCallback(spec.folder)
-    else:
-        callback = fast_start.ControllerEventCallback(FailureRecorder(spec.folder, placement.is_elastic))
+    recorder = FailureRecorder(spec.folder, placement.is_elastic)
     options: dict[str, Any] = {
         "train_loop_config": {"job": job.to_dict(), "fast_start": fast_start is not None},
         "scaling_config": _train.ScalingConfig(
@@ -87,22 +81,19 @@ def _build_trainer(spec: RunSpec, job: TrainJob, gpus: float, scratch: str) -> A
             storage_path=scratch,
             failure_config=_train.FailureConfig(max_failures=placement.max_restarts),
             worker_runtime_env={"env_vars": cluster.get_hook_variables()},
-            callbacks=[callback],
+            callbacks=[recorder if fast_start is None else fast_start.ControllerEventCallback(recorder)],
         ),
     }
-    backend = ProcessGroupConfig("nccl" if gpus > 0 else "gloo", _compute_collective_timeout(spec))
+    # More than a rank may keep the others waiting: the watchdogs, which name a cause, come first.
+    limits = spec.cadence.limits
+    longest = max(limits.start_seconds, limits.step_seconds, limits.evaluation_seconds, 2 * limits.save_seconds)
+    timeout = round(longest) + COLLECTIVE_MARGIN_SECONDS
+    backend = ProcessGroupConfig("nccl" if gpus > 0 else "gloo", timeout)
     if fast_start is not None:
         return fast_start.FastStartTrainer(run_train_worker, spec.folder, backend_config=backend, **options)
     from ray.train.torch import TorchTrainer  # it imports torch, which the fast start does without in the driver
 
     return TorchTrainer(run_train_worker, torch_config=backend, **options)  # type: ignore[arg-type]  # may return values
-
-
-def _compute_collective_timeout(spec: RunSpec) -> int:
-    """Return seconds, more than a rank may keep the others waiting: the watchdogs, which name a cause, come first."""
-    limits = spec.cadence.limits
-    longest = max(limits.start_seconds, limits.step_seconds, limits.evaluation_seconds, 2 * limits.save_seconds)
-    return round(longest) + COLLECTIVE_MARGIN_SECONDS
 
 
 def _read_watchdog_message(folder: str) -> str | None:

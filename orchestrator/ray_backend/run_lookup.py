@@ -39,11 +39,6 @@ class RunEntry:
         """The last part of its folder."""
         return urls.get_basename(self.folder)
 
-    @property
-    def lease_folders(self) -> tuple[str, ...]:
-        """All folders that may have a lease: its own, then those of its members."""
-        return (self.folder, *(self.members or ()))
-
     def check_members(self, field: str) -> None:
         """Raise ConfigError for an ensemble whose members are not known."""
         if self.error:
@@ -88,14 +83,10 @@ def find_runs(names: Sequence[str], storage: str, field: str = "runs") -> list[R
 
 
 def list_all_runs(storage: str) -> list[RunEntry]:
-    """Return all ensembles in storage, then its sweeps, then the runs that are not members of an ensemble.
-
-    Raises ConfigError for a bad URL.
-    """
+    """Return all ensembles in storage, its sweeps, and the runs outside ensembles. Raises ConfigError for a bad URL."""
     storage = resolve_storage(storage)
     with ThreadPoolExecutor(_READER_THREADS, "run-lookup") as pool:
-        entries = pool.map(_read_ensemble, list_folders(storage, ENSEMBLES))
-        ensembles = [entry for entry in entries if entry is not None]
+        ensembles = list(filter(None, pool.map(_read_ensemble, list_folders(storage, ENSEMBLES))))
     members = {folder for ensemble in ensembles for folder in ensemble.members or ()}
     sweeps = [RunEntry(folder, is_sweep=True) for folder in list_folders(storage, SWEEPS)]
     runs = [RunEntry(folder) for folder in list_folders(storage, MODELS) if folder not in members]
@@ -186,10 +177,9 @@ def match_code(specs: Sequence[RunSpec], same_code_anyway: bool, say: Callable[[
     matched = []
     for spec in specs:
         others = _find_runs_of_other_code(spec) if spec.recipe.code else []
-        if others:
-            known = {other.name: other.recipe for other in others}
-            if choose_code(spec.name, spec.recipe, known, same_code_anyway, say):
-                spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
+        known = {other.name: other.recipe for other in others}
+        if known and choose_code(spec.name, spec.recipe, known, same_code_anyway, say):
+            spec = spec.model_copy(update={"recipe": others[0].recipe})  # noqa: PLW2901
         matched.append(spec)
     return matched
 

@@ -105,14 +105,17 @@ class Destination(Config):
         """
         if not self.data:
             raise ConfigError("data: needed: give the URL of a packed dataset, or 'digits' for the embedded one")
-        variable = os.environ.get(RUNS_VARIABLE, "")
-        if self.storage or not variable:
-            storage = urls.require_absolute(self.storage or _get_default_storage(), "storage")
-        else:
-            storage = urls.require_absolute(variable, RUNS_VARIABLE)
-        data = file_io.join(storage, "data", EMBEDDED_DATASET)
-        if self.data != EMBEDDED_DATASET:
-            data = urls.require_absolute(self.data, "data")
+        storage, field = self.storage, "storage"
+        if not storage:
+            storage, field = os.environ.get(RUNS_VARIABLE) or DEFAULT_STORAGE, RUNS_VARIABLE
+        if storage == DEFAULT_STORAGE and os.path.expanduser("~") == "~":
+            raise ConfigError(
+                f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
+                "--storage, of a job that has it) to an absolute path or a URL"
+            )
+        storage = urls.require_absolute(storage, field)
+        is_embedded = self.data == EMBEDDED_DATASET
+        data = file_io.join(storage, "data", self.data) if is_embedded else urls.require_absolute(self.data, "data")
         tracking = self.tracking
         if not tracking and self.tracker.kind == connect.MLFLOW:
             tracking = _get_default_tracking(storage)
@@ -141,16 +144,6 @@ class Destination(Config):
         """Return the same without users, passwords and queries, fit to be stored."""
         places = {name: redaction.redact(getattr(self, name)) for name in ("data", "storage", "tracking")}
         return self.model_copy(update=places)
-
-
-def _get_default_storage() -> str:
-    """Return the default storage. Raises ConfigError when this user has no home folder."""
-    if os.path.expanduser("~") == "~":
-        raise ConfigError(
-            f"storage: the user (uid {os.getuid()}) has no home folder to keep runs in; set {RUNS_VARIABLE} (or "
-            "--storage, of a job that has it) to an absolute path or a URL"
-        )
-    return DEFAULT_STORAGE
 
 
 def _get_default_tracking(storage: str) -> str:
@@ -231,10 +224,7 @@ class RunSpec(Config):
 
 
 def load_run_spec(folder: str) -> RunSpec:
-    """Return the spec in a run's folder.
-
-    Raises FileNotFoundError; ConfigError, naming the file, for one that is damaged or needs a newer version.
-    """
+    """Return the spec in a run's folder. Raises FileNotFoundError; ConfigError, naming the file, if it is unusable."""
     url = file_io.join(folder, SPEC_FILE)
     try:
         return RunSpec.from_record(file_io.read_bytes(url))

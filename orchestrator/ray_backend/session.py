@@ -21,7 +21,6 @@ from orchestrator.ray_backend import cluster, lease, preflight, signals
 from orchestrator.ray_backend.cluster import ClusterCapacity
 from orchestrator.ray_backend.launch_errors import NotRecordedError, PreflightError
 from orchestrator.ray_backend.lease import Lease
-from orchestrator.ray_backend.previews import record_previews
 from orchestrator.ray_backend.ray_env import get_submission_id
 from orchestrator.ray_backend.ray_trainer import launch_run
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, Placement, RunSpec
@@ -64,10 +63,7 @@ class RunRecorder:
         return f"{parent}/{name}@{self.storage_id}"
 
     def make_run_key(self, spec: RunSpec, parent: str | None = None) -> str:
-        """Return the identity in the tracker of a training run.
-
-        A run of this storage has one for life, whichever ensembles it is in; one of a sweep is the sweep's own.
-        """
+        """Return a training run's identity in the tracker: one for life in this storage; of a sweep, the sweep's."""
         own = spec.destination.storage == self._storage
         return self.make_tracking_key(spec.name, "" if own else parent or "")
 
@@ -124,18 +120,8 @@ class RunRecorder:
         """Wait until all that the journals hold is in the tracker, for a minute at most."""
         self._drain_timed_out = not self.replayer.drain(DRAIN_SECONDS)
 
-    def get_run_url(self, key: str) -> str:
-        """Return where people see a run in the tracker, or that it is not recorded yet."""
-        try:
-            return self.replayer.wait_for_run_url(key, 1.0)
-        except TrackingError:
-            return "not recorded yet"  # the end of the job says why, if it is not recorded by then
-
     def close(self, interrupted: bool) -> str | None:
-        """Give every run its final status: KILLED or FAILED where none was set. Return a message when some is lacking.
-
-        interrupted: whether the job was asked to stop.
-        """
+        """Give every run its final status, KILLED or FAILED where none was set; return a message if some is lacking."""
         missing: FinalStatus = "KILLED" if interrupted else "FAILED"
         # Runs that were given a status keep their place: members before their parent.
         unset: Mapping[str, FinalStatus] = dict.fromkeys(sorted(self._open_keys - self.final_statuses.keys()), missing)
@@ -151,10 +137,7 @@ class RunRecorder:
 
 
 def _close_stale_runs(tracker: Tracker) -> None:
-    """Close runs whose driver was killed; a live one beats every few seconds. Errors are logged: they are others' runs.
-
-    Raises TrackerUnreachableError, to be called again.
-    """
+    """Close runs whose driver was killed. Errors but outages are only logged: they are others' runs."""
     try:
         tracker.close_stale_runs(STALE_RUN_SECONDS)
     except TrackerUnreachableError:
@@ -184,22 +167,23 @@ class Session:
         """Print where the results are, and the run of that tracking key; return the URL of its page in MLflow."""
         if not self.interruption.event.is_set():  # else there may be no time for it
             self.recorder.drain()
-        url = self.recorder.get_run_url(key)
+        try:
+            url = self.recorder.replayer.wait_for_run_url(key, 1.0)
+        except TrackingError:
+            url = "not recorded yet"  # the end of the job says why, if it is not recorded by then
         self.print_line(f"results: {redaction.redact(folder)}")
         self.print_line(f"MLflow:  {url}")
         return url
 
     @contextmanager
     def hold_lease(self, folder: str) -> Iterator[Lease]:
-        """Hold the lease on a run's folder; its stop flag, or a signal, stops the work of this session.
-
-        Raises LeaseHeldError when another driver runs it.
-        """
-        with (
-            lease.acquire_lease(folder, on_stop=self.interruption.request_stop) as held,
-            self.interruption.calling(held.request_stop),
-        ):
-            yield held
+        """Hold the lease on a run's folder; its stop flag, or a signal, stops this session. Raises LeaseHeldError."""
+        held = lease.acquire_lease(folder, on_stop=self.interruption.request_stop)
+        try:
+            with self.interruption.calling(held.request_stop):
+                yield held
+        finally:
+            held.release()
 
     def train_run(self, spec: RunSpec, parent: str | None = None) -> Outcome:
         """Train a run under its lease, recorded under the run of key `parent`; return the outcome.
@@ -208,8 +192,7 @@ class Session:
         """
         with self.hold_lease(spec.folder) as held:
             # Only now: the journal and the tracker's run are this driver's as long as it has the lease.
-            key = self.recorder.record_run(spec, parent)
-            self.recorder.submit(key, partial(record_previews, spec, self.manifest))
+            self.recorder.record_run(spec, parent)
             if self.interruption.event.is_set():
                 return Outcome(status="stopped", message="not started")
             outcome = launch_run(spec, held.stop_flag, held.successor, self.gpus)
@@ -247,11 +230,17 @@ def open_session(asked: Destination, placement: Placement, console: Console) -> 
 def _run_session(session: Session) -> Iterator[Session]:
     """Yield a session whose runs are stopped by signals and closed in the tracker in the end."""
     recorder, interruption, closed = session.recorder, session.interruption, threading.Event()
+
+    def cut_off() -> None:  # what does not end by itself, such as a run that waits for resources: its launch then fails
+        if not closed.wait(STOP_TIMEOUT_SECONDS):
+            session.print_line(f"some runs did not stop within {STOP_TIMEOUT_SECONDS:g} s and are cut off")
+            ray.shutdown()
+
     recorder.storage_id  # noqa: B018  what is wrong with it is reported before anything runs
     notice = "stopping: workers save and end; a second signal ends this process immediately"
     interruption.add_callback(partial(session.print_line, notice))
     interruption.add_callback(recorder.mark_open_runs_killed)
-    interruption.add_callback(partial(_cut_off, session, closed))
+    interruption.add_callback(cut_off)
     if (job := get_submission_id()) is not None:
         session.print_line(f"job {job}: Ctrl-C only stops showing this log; to stop the job: ray job stop {job}")
     recorder.replayer.submit(_close_stale_runs)
@@ -265,13 +254,6 @@ def _run_session(session: Session) -> Iterator[Session]:
             if completed and not interruption.event.is_set():
                 raise NotRecordedError(message)
             session.print_line(message)  # the exit status stays that of the error or the signal
-
-
-def _cut_off(session: Session, closed: threading.Event) -> None:
-    """End what does not end by itself, such as a run that waits for resources: its launch then fails."""
-    if not closed.wait(STOP_TIMEOUT_SECONDS):
-        session.print_line(f"some runs did not stop within {STOP_TIMEOUT_SECONDS:g} s and are cut off")
-        ray.shutdown()
 
 
 def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:

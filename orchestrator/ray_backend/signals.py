@@ -57,15 +57,14 @@ class Interruption:
 
 
 def _start_callbacks(actions: Sequence[Callable[[], None]]) -> None:
+    def run(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            _log.exception("interrupt: an action failed")
+
     for action in actions:
-        threading.Thread(target=_run_callback, args=(action,), name="interrupt", daemon=True).start()
-
-
-def _run_callback(action: Callable[[], None]) -> None:
-    try:
-        action()
-    except Exception:
-        _log.exception("interrupt: an action failed")
+        threading.Thread(target=run, args=(action,), name="interrupt", daemon=True).start()
 
 
 def get_stop_signals() -> tuple[signal.Signals, ...]:

@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -80,6 +81,7 @@ class ProcessGroupConfig(BackendConfig):
 
 
 class _ProcessGroupBackend(Backend):
+    # Its on_shutdown does nothing: workers are killed next, and a rank that hangs would hold up the others.
     # All workers of a node see all its devices: NCCL's peer access needs it, each takes its own by its local rank.
     share_cuda_visible_devices = True
 
@@ -91,9 +93,6 @@ class _ProcessGroupBackend(Backend):
         joined = worker_group.execute_async(_join_process_group, backend_config.backend, host, port, seconds)
         ray.get(joined, timeout=SETUP_MARGIN_SECONDS + seconds)
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Do nothing: workers are killed next, and a rank that hangs in a collective would hold up the others."""
-
 
 def _find_free_address() -> tuple[str, int]:
     """Return this worker's address and a port of it that is free now."""
@@ -104,10 +103,7 @@ def _find_free_address() -> tuple[str, int]:
 
 
 def _join_process_group(backend: str, host: str, port: int, timeout_seconds: float) -> None:
-    """Join the run's process group, whose store rank 0 keeps at host:port; return when all ranks have joined.
-
-    timeout_seconds: of every collective. Sets what launchers of torch set in the environment, too.
-    """
+    """Join the process group, whose store rank 0 keeps at host:port; set the variables that launchers of torch set."""
     import torch.distributed as dist  # in the workers alone: torch takes two seconds
     from ray.train.torch import get_device  # it imports torch
 
@@ -136,21 +132,11 @@ def set_network_interface() -> None:
     By itself gloo takes whatever the host's name resolves to, often a loopback address that no other node reaches;
     NCCL takes the first that is up.
     """
-    interface = find_network_interface(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-    if interface is not None:
-        for variable in INTERFACE_VARIABLES:
-            os.environ.setdefault(variable, interface)
-
-
-def find_network_interface(address: str) -> str | None:
-    """Return the name of the interface with this IPv4 address; None when there is none."""
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
         for _, name in socket.if_nameindex():
             request = struct.pack(f"{_IFREQ_BYTES}s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(query.fileno(), _SIOCGIFADDR, request)
-            except OSError:
-                continue  # it has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
+            with suppress(OSError):  # it has no IPv4 address
+                if socket.inet_ntoa(fcntl.ioctl(query.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
+                    for variable in INTERFACE_VARIABLES:
+                        os.environ.setdefault(variable, name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.monitor.formatting import format_duration
-from orchestrator.ray_backend import cluster, preflight
+from orchestrator.ray_backend import cluster
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.scheduler import run_plan
@@ -14,6 +14,7 @@ from orchestrator.scheduler.config import PlanConfig
 from orchestrator.scheduler.progress import ProgressMonitor, ProgressTable
 from orchestrator.scheduler.run_plan import RunPlan, count_slots
 from orchestrator.scheduler.scheduler import CapacityMonitor, RunPhase, RunResult, Scheduler
+from orchestrator.storage import file_io
 from orchestrator.tracking.tracker import FinalStatus
 from orchestrator.training.run_dir import load_finished_outcome
 
@@ -78,8 +79,8 @@ def _execute_plan(
         session.print_line(f"the cluster holds {now} workers now, {before} before")
 
     first = plan.order[0]
-    for warning in preflight.find_warnings(first.destination, session.manifest, first.recipe):
-        session.print_line(f"warning: {warning}")
+    if (problem := file_io.find_conditional_create_problem(first.destination.storage)) is not None:
+        session.print_line(f"warning: storage: {problem}")
 
     def query_slots() -> int:
         # A single run needs no free slots counted: Ray has it wait for nodes.

@@ -59,7 +59,7 @@ class Driver:
 
     def _run(self) -> None:
         while not self._ended.wait(0.02):
-            if self._held.is_stop_requested():
+            if file_io.exists(self._held.stop_flag):
                 self.flag = file_io.read_bytes(self._held.stop_flag)
                 break
         self._held.release()

@@ -24,7 +24,6 @@ from orchestrator.checkpoint import checkpoint as checkpoints
 from orchestrator.checkpoint import checkpoint_dir
 from orchestrator.ray_backend import failure_callback, fast_start
 from orchestrator.ray_backend.failure_callback import (
-    FailureCallback,
     FailureRecorder,
     describe_cause,
     find_failure_causes,
@@ -165,7 +164,7 @@ def test_errors_of_the_watch_are_not_raised_and_the_failure_is_still_recorded(
 
 
 def test_the_public_callback_records_what_workers_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback = FailureCallback(str(tmp_path))
+    callback = FailureRecorder(str(tmp_path))
     callback.after_exception(None, {1: dead("killed", preempted=True), 0: ValueError("bad")})
     monkeypatch.setattr(failure_callback, "describe_cause", lambda _: 1 / 0)
     callback.after_exception(None, {0: ValueError("worse")})  # what it raised would end the run

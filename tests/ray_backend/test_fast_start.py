@@ -306,7 +306,7 @@ def test_a_failed_watch_does_not_end_the_run(caplog: pytest.LogCaptureFixture) -
 
 
 # ------------------------------------------------------------------ logs of Ray Train's controllers
-LOGGER = logging.getLogger(fast_start.RAY_TRAIN_LOGGER)
+LOGGER = logging.getLogger("ray.train")
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def say(run: str, words: str) -> None:
     def log() -> None:
         with fast_start.patch_ray_train():
-            logging.getLogger(f"{fast_start.RAY_TRAIN_LOGGER}.v2.somewhere").info(words)
+            logging.getLogger(f"{'ray.train'}.v2.somewhere").info(words)
 
     thread = threading.Thread(target=log, name=run)  # as the trainer names its own
     thread.start()

@@ -1,7 +1,5 @@
-"""Previews of a run: drawn once, stored beside it and in the tracker, and never in its way."""
+"""Pictures of a schedule and of augmented images, as the loader gives them."""
 
-import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +9,19 @@ from matplotlib.image import imread
 from orchestrator.data import manifest
 from orchestrator.data.build.tar_writer import RawSample
 from orchestrator.data.transforms.decode import decode_image
+from orchestrator.plotting import canvas
 from orchestrator.ray_backend import previews
 from orchestrator.ray_backend.previews import (
-    CONTACT_SHEET_FILE,
     MAX_ORIGINAL_SIDE,
-    SCHEDULE_FILE,
     AugmentedSample,
     draw_contact_sheet,
     draw_schedule,
-    record_previews,
     render_augmented,
-    sample_learning_rates,
 )
-from orchestrator.ray_backend.run_spec import Destination, RunSpec
-from orchestrator.ray_backend.session import RunRecorder
-from orchestrator.storage import file_io
-from orchestrator.tracking.replay import JournalReplayer
-from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackerUnreachableError, TrackingError
+from orchestrator.ray_backend.run_spec import RunSpec
 from tests.support import tiny_shards
-from tests.support.launched import recipe, spec, until
+from tests.support.launched import recipe, spec
 from tests.support.tiny_shards import kept, training
-from tests.support.tracker import RecordingTracker
-
-RUN = "id-run"
 
 
 @pytest.fixture
@@ -42,41 +30,17 @@ def run(tmp_path: Path) -> RunSpec:
     return spec(recipe(), str(tmp_path))
 
 
-class KeepingTracker(RecordingTracker):
-    """Also keeps what is in the files, which are gone afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pictures: dict[str, bytes] = {}
-
-    def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
-        super().log_file(run_id, local_path, artifact_folder)
-        assert artifact_folder == ""
-        self.pictures[Path(local_path).name] = Path(local_path).read_bytes()
-
-
-def tracker() -> KeepingTracker:
-    made = KeepingTracker()
-    made.open_run(TrackedRun("run", "run"))
-    return made
-
-
-def record(run: RunSpec, to: Tracker) -> None:
-    record_previews(run, manifest.load(run.destination.data), to, RUN)
-
-
-def stored(run: RunSpec) -> list[str]:
-    folder = Path(run.folder, "previews")
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-
-
 # ------------------------------------------------------------------ what is drawn
-def test_rates_are_those_of_the_first_the_last_and_steps_between() -> None:
+def test_rates_are_those_of_the_first_the_last_and_steps_between(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe(epochs=4, batch_size=10, schedule={"kind": "polynomial", "base_rate": 1.0, "power": 1.0})
-    found = dict(sample_learning_rates(chosen, 5, 100))
-    assert found == pytest.approx({step * 10: 1 - step / 20 for step in range(20)})
-    few = sample_learning_rates(chosen, 5, 3)
-    assert [samples for samples, _ in few] == [0, 90, 190]
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setattr(canvas, "plot_lr_schedule", lambda rates, *_: drawn.extend(rates))
+    draw_schedule(chosen, 5, "unused.png")
+    assert dict(drawn) == pytest.approx({step / 5: 1 - step / 20 for step in range(20)})
+    monkeypatch.setattr(previews, "SCHEDULE_POINTS", 3)
+    drawn.clear()
+    draw_schedule(chosen, 5, "unused.png")
+    assert [epochs for epochs, _ in drawn] == pytest.approx([0, 1.8, 3.8])
 
 
 def test_pictures_are_drawn(run: RunSpec, tmp_path: Path) -> None:
@@ -93,83 +57,6 @@ def test_no_sheet_without_an_image_that_can_be_decoded(tmp_path: Path) -> None:
     packed = tiny_shards.dataset(tmp_path / "data", broken)
     assert not draw_contact_sheet(recipe(), str(tmp_path / "data"), packed, str(tmp_path / "b.png"))
     assert not (tmp_path / "b.png").exists()
-
-
-# ------------------------------------------------------------------ the request
-def test_both_pictures_go_to_the_tracker_and_the_runs_folder(run: RunSpec) -> None:
-    to = tracker()
-    record(run, to)
-    assert stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
-    assert to.pictures == {
-        name: Path(run.folder, "previews", name).read_bytes() for name in (CONTACT_SHEET_FILE, SCHEDULE_FILE)
-    }
-    assert to.pictures[CONTACT_SHEET_FILE].startswith(b"\x89PNG")
-
-
-def test_a_resumed_run_draws_nothing_again(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(run, tracker())
-    monkeypatch.setattr(previews, "draw_schedule", lambda *_: pytest.fail("drawn again"))
-    to = tracker()
-    record(run, to)
-    assert to.pictures == {}
-
-
-def test_an_outage_is_left_to_be_called_again(run: RunSpec) -> None:
-    to = tracker()
-    to.down = True
-    with pytest.raises(TrackerUnreachableError):
-        record(run, to)
-    assert stored(run) == []
-    to.down = False
-    record(run, to)
-    assert sorted(to.pictures) == stored(run) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
-
-
-def test_broken_data_costs_the_sheet_alone(run: RunSpec, caplog: pytest.LogCaptureFixture) -> None:
-    for tar in Path(run.destination.data).rglob("*.tar"):
-        tar.unlink()
-    to = tracker()
-    record(run, to)
-    assert list(to.pictures) == stored(run) == [SCHEDULE_FILE]
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "no contact sheet" in caplog.text
-
-
-@pytest.mark.parametrize("error", [TrackingError("artifacts are refused"), RuntimeError("a bug"), OSError("disk full")])
-def test_trouble_becomes_a_warning(run: RunSpec, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    class Refusing(KeepingTracker):
-        def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
-            raise error
-
-    record(run, Refusing())
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert str(error) in caplog.text
-    assert stored(run) == []
-
-
-def test_through_the_replayer_as_a_session_does(run: RunSpec) -> None:
-    to = tracker()
-
-    def factory() -> Tracker:
-        return to
-
-    recorder = RunRecorder("/nowhere", "tiny", JournalReplayer(factory, poll_seconds=0.01))
-    try:
-        recorder.replayer.follow(TrackedRun("run", "run"), None)
-        recorder.submit("run", partial(record_previews, run, manifest.load(run.destination.data)))
-        until(lambda: sorted(to.pictures) == [CONTACT_SHEET_FILE, SCHEDULE_FILE])
-    finally:
-        recorder.replayer.stop({}, 10)
-
-
-def test_url_of_the_pictures(tmp_path: Path) -> None:
-    tiny_shards.dataset(tmp_path / "data", 70, 20)
-    remote = f"memory://{tmp_path.name}"
-    made = spec(recipe(), str(tmp_path))
-    places = Destination(data=made.destination.data, storage=remote, tracking="none")
-    run = made.model_copy(update={"destination": places})
-    record(run, tracker())
-    assert file_io.list_names(file_io.join(run.folder, "previews")) == [CONTACT_SHEET_FILE, SCHEDULE_FILE]
 
 
 # ------------------------------------------------------------------ images as epochs show them: the loader's own pixe

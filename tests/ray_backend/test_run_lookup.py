@@ -28,7 +28,7 @@ def test_runs_and_ensembles_are_found_by_name_and_by_url(tmp_path: Path) -> None
         RunEntry(members[0].folder),
     ]
     assert run_lookup.find_runs([folder], "") == [whole]
-    assert whole.lease_folders == (folder, *(one.folder for one in members))
+    assert whole.members == tuple(one.folder for one in members)
     # Members are listed with their ensemble, not a second time.
     assert run_lookup.list_all_runs(storage) == [whole, RunEntry(alone.folder)]
 

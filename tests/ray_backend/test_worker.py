@@ -8,11 +8,10 @@ import ray.train
 import ray.util
 from ray.train import PreemptionInfo
 
-from orchestrator.ray_backend import fast_start, worker
+from orchestrator.ray_backend import fast_start
 from orchestrator.ray_backend.worker import (
     INTERFACE_VARIABLES,
     RayTrainContext,
-    find_network_interface,
     set_network_interface,
 )
 
@@ -39,11 +38,6 @@ def test_a_replacement_that_the_driver_announces_is_noticed(monkeypatch: pytest.
     assert RayTrainContext(fast_start=True).has_preemption_notice()
 
 
-def test_the_interface_is_the_one_with_the_address() -> None:
-    assert find_network_interface("127.0.0.1") == "lo"
-    assert find_network_interface("203.0.113.77") is None  # of a range for documentation
-
-
 def test_collectives_use_the_nodes_interface_unless_the_user_named_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     gloo, nccl = INTERFACE_VARIABLES
@@ -55,7 +49,6 @@ def test_collectives_use_the_nodes_interface_unless_the_user_named_one(monkeypat
 
 
 def test_without_such_an_interface_the_choice_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "find_network_interface", lambda _: None)
-    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")  # of a range for documentation
     set_network_interface()
     assert not any(name in os.environ for name in INTERFACE_VARIABLES)

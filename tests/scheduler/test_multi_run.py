@@ -13,6 +13,7 @@ from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
 from orchestrator.scheduler import multi_run, scheduler
 from orchestrator.scheduler.config import PlanConfig
+from orchestrator.storage import file_io
 from orchestrator.training.config import Outcome
 from tests.support import tiny_shards
 from tests.support.launched import recipe, spec
@@ -77,6 +78,13 @@ def test_a_member_that_diverges_leaves_six_of_seven(tmp_path: Path) -> None:
     assert f"{runs[2].name}: failed: diverged: loss nan" in session.said
     assert session.final_statuses[f"parent/{runs[2].name}"] == "FAILED"
     assert list(session.final_statuses.values()).count("FINISHED") == 6
+
+
+def test_a_storage_that_two_drivers_could_write_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_io, "find_conditional_create_problem", lambda url: f"{url} has no locks")
+    session = FakeSession(tmp_path)
+    trained(session, specs_of(tmp_path, "m1"))
+    assert f"warning: storage: {tmp_path} has no locks" in session.said
 
 
 def test_with_a_speed_the_plan_is_printed_in_minutes(tmp_path: Path) -> None:
