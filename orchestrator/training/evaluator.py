@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
@@ -89,19 +88,11 @@ class Evaluator:
         metrics = {_ERRORS: Errors(self.classes), **self.metrics}
         counters = {name: MetricCounter(metrics, self.classes, self.world.device) for name in weights}
         bad: list[BadEntry] = []
-        error: DataError | ConfigError | None = None
         self.model.eval()
-        try:
-            self._score_batches(weights, counters, bad)
-        except (DataError, ConfigError) as raised:
-            error = raised  # raised below: the other ranks are on their way to that collective
+        self.world.check_on_all_ranks(lambda: self._score_batches(weights, counters, bad))
         self.model.train()
         sets = {name: counter.read() for name, counter in counters.items()}
-        flags = (isinstance(error, DataError), isinstance(error, ConfigError), len(bad))
-        totals, (data_errors, metric_errors, num_bad) = self.world.all_reduce_sums((sets, flags))
-        if data_errors or metric_errors:
-            message = self.world.gather_first_error(None if error is None else str(error))
-            raise DataError(message) if data_errors else ConfigError(message)
+        totals, num_bad = self.world.all_reduce_sums((sets, len(bad)))
         self._check_counts(totals, int(num_bad), bad)
         return totals
 

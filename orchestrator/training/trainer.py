@@ -45,11 +45,18 @@ from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 _log = logging.getLogger(__name__)
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
-# Errors that a retry would only repeat; they are the same on every rank.
+
+
+class _RunStopped(Exception):
+    """The run ends before its last epoch, because it was asked to."""
+
+
+# Ends that a retry would only repeat; they are the same on every rank.
 _OUTCOMES: dict[type[Exception], OutcomeStatus] = {
+    _RunStopped: "stopped",
     DataError: "bad-data",
     CheckpointError: "bad-checkpoint",
-    NonFiniteError: "diverged",  # in the average alone; the weights themselves were checked
+    NonFiniteError: "diverged",
     ConfigError: "refused",  # what this device, or this machine, cannot do
 }
 
@@ -150,11 +157,15 @@ class Trainer:
         try:
             self._build()
             self.notify("on_start")
-            outcome = self._train_epochs()
-            if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
-                with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
-                    self._save_final_weights()
-            return outcome
+            metrics = self._train_epochs()
+            self.checkpointer.writer.wait()
+            if self.best_checkpoint is not None:
+                self.best_checkpoint.writer.wait()
+            # After the last update, which no loss has shown yet; equal on all ranks.
+            self._check_finite(all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()))
+            if self.world.is_rank_zero and not self.attempt.is_superseded():
+                self._save_final_weights()
+            return Outcome(status="finished", samples=self.state.progress.samples, metrics=metrics)
         except tuple(_OUTCOMES) as error:
             samples = self.state.progress.samples if hasattr(self, "state") else 0
             status = next(status for kind, status in _OUTCOMES.items() if isinstance(error, kind))
@@ -272,8 +283,8 @@ class Trainer:
         self.callbacks += [self.checkpointer, self.best_checkpoint, *user_callbacks, self.journal_logger]
 
     # ------------------------------------------------------------------ loop
-    def _train_epochs(self) -> Outcome:
-        """Train to the last epoch, or until stopped or diverged; the same status, or DataError, on every rank."""
+    def _train_epochs(self) -> dict[str, float]:
+        """Train to the last epoch and return its metrics. An end before raises the same error on every rank."""
         recipe, state = self.job.recipe, self.state
         metrics: dict[str, float] = {}
         if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
@@ -282,22 +293,19 @@ class Trainer:
         while state.progress.epoch < recipe.epochs:
             self.meter, epoch = EpochMeter(self.world.device), state.progress.epoch
             read_before = self.train_loader.reader.get_read_stats()
-            if (outcome := self._train_steps(epoch)) is not None:
-                return outcome
+            self._train_steps(epoch)
             sync = replace(self._sync_ranks(epoch), is_epoch_end=True)
             sums = sync.sums
             trained = self.meter.compute_metrics(sums.loss, sums.samples, sums.correct, self.learning_rate)
-            if (outcome := self._apply_sync(sync)) is not None:
-                return outcome
+            self._apply_sync(sync)
             read = compute_read_metrics(self.world, read_before, self.train_loader.reader.get_read_stats())
             metrics = self._end_epoch(trained | read)
             if state.progress.epoch < recipe.epochs and not self.launcher.should_continue():
                 self.checkpointer.save_and_wait(self)
-                return self._make_outcome("stopped", "the launcher needs no more epochs")
-        return self._finish(metrics)
+                raise _RunStopped("the launcher needs no more epochs")
+        return metrics
 
-    def _train_steps(self, epoch: int) -> Outcome | None:
-        """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
+    def _train_steps(self, epoch: int) -> None:
         world, state, recipe = self.world, self.state, self.job.recipe
         order = EpochOrder(
             self._shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, self._train_labels
@@ -312,10 +320,8 @@ class Trainer:
             self.sample_tracker.record_batch(before, batch)
             self.notify("on_step_end")
             # The sync of the epoch's last step is the one at its end.
-            is_due = state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch
-            if is_due and (outcome := self._apply_sync(self._sync_ranks(epoch))) is not None:
-                return outcome
-        return None
+            if state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
+                self._apply_sync(self._sync_ranks(epoch))
 
     def _sync_ranks(self, epoch: int) -> SyncResult:
         """Agree with the other ranks on what happened since the last sync; every rank must call it.
@@ -352,15 +358,15 @@ class Trainer:
             f"{first.key!r} at byte {first.offset} of {first.source}: {first.reason}"
         )
 
-    def _apply_sync(self, sync: SyncResult) -> Outcome | None:
+    def _apply_sync(self, sync: SyncResult) -> None:
         self.notify("on_sync", sync)
         if sync.error is not None:
             raise sync.error
-        if not math.isfinite(sync.sums.loss):
-            return self._make_diverged_outcome()
+        self._check_finite(math.isfinite(sync.sums.loss))
         if sync.sums.is_superseded:
-            return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
-        return self._make_outcome("stopped", "asked to stop") if sync.sums.should_stop else None
+            raise _RunStopped("a later attempt, or another driver, took this run over")
+        if sync.sums.should_stop:
+            raise _RunStopped("asked to stop")
 
     def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
         """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
@@ -391,30 +397,19 @@ class Trainer:
         return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end
-    def _finish(self, metrics: dict[str, float]) -> Outcome:
-        self.checkpointer.writer.wait()
-        if self.best_checkpoint is not None:
-            self.best_checkpoint.writer.wait()
-        # After the last update, which no loss has shown yet; equal on all ranks.
-        if not all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()):
-            return self._make_diverged_outcome()
-        return self._make_outcome("finished").model_copy(update={"metrics": metrics})
-
-    def _make_outcome(self, status: OutcomeStatus, message: str = "") -> Outcome:
-        return Outcome(status=status, message=message, samples=self.state.progress.samples)
-
-    def _make_diverged_outcome(self) -> Outcome:
-        return self._make_outcome(
-            "diverged",
-            f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
-            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs",
-        )
+    def _check_finite(self, is_finite: bool) -> None:
+        if not is_finite:
+            raise NonFiniteError(
+                f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
+                f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+            )
 
     def _save_final_weights(self) -> None:
-        averaged, raw = self.state.copy_final_weights()
         url, recipe = run_dir.get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
-        audit = self.state.audit_record.to_dict()
-        checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
+        with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
+            averaged, raw = self.state.copy_final_weights()
+            audit = self.state.audit_record.to_dict()
+            checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
 
     def _write_outcome(self, outcome: Outcome) -> None:
         file_io.write_bytes(run_dir.get_outcome_path(self.job.folder), outcome.to_json().encode())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from orchestrator.data.sample_audit import BadEntry
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training.attempts import Attempt, build_incident
 from orchestrator.training.callbacks.callback import Callback
@@ -48,10 +46,16 @@ class JournalLogger(Callback):
     def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
         """Record bad samples, the end of a replay, a preemption notice, and a point of the curves when it is due."""
         progress, cadence = trainer.state.progress, trainer.job.cadence
-        self.log_bad_samples(progress, sync.new_bad_samples)
+        for sample in sync.new_bad_samples[: MAX_BAD_SAMPLES_LOGGED - self._num_bad_logged]:
+            self._num_bad_logged += 1
+            self.append("bad-sample", progress, **sample.to_dict())
         if not sync.is_healthy:
             return
-        self.log_recovery(progress)
+        if self._replay is not None and progress.samples >= self._replay[0]:
+            _, began, lost = self._replay
+            self._replay, seconds = None, time.monotonic() - began
+            values = {"seconds_to_replay": round(seconds, 3), "seconds_lost": round(lost + seconds, 3)}
+            self.append("recovered", progress, attempt=self._attempt.number, **values)
         if sync.sums.should_stop:
             return
         if sync.is_preempted:
@@ -81,22 +85,6 @@ class JournalLogger(Callback):
         self.append("started", progress, **values, seconds_to_start=seconds)
         # In storage before the first step, whatever happens next; storage that is down does not delay training long.
         self._journal.flush(START_FLUSH_SECONDS)
-
-    def log_recovery(self, progress: Progress) -> None:
-        """Record once, after an incident, that training is as far as it was before."""
-        if self._replay is None or progress.samples < self._replay[0]:
-            return
-        _, began, lost = self._replay
-        self._replay = None
-        seconds = time.monotonic() - began
-        values = {"seconds_to_replay": round(seconds, 3), "seconds_lost": round(lost + seconds, 3)}
-        self.append("recovered", progress, attempt=self._attempt.number, **values)
-
-    def log_bad_samples(self, progress: Progress, bad_samples: Sequence[BadEntry]) -> None:
-        """Record samples that got weight 0 for the first time."""
-        for sample in bad_samples[: MAX_BAD_SAMPLES_LOGGED - self._num_bad_logged]:
-            self._num_bad_logged += 1
-            self.append("bad-sample", progress, **sample.to_dict())
 
     def log_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of the attempt."""

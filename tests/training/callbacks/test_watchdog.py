@@ -26,7 +26,7 @@ def fired(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Causes, in place of this process's end."""
     causes: list[str] = []
     monkeypatch.setattr(watchdog, "PHASE_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "end_process", lambda: time.sleep(0.2))
+    monkeypatch.setattr(watchdog.os, "_exit", lambda status: time.sleep(0.2))
     return causes
 
 
@@ -145,7 +145,7 @@ def test_storage_that_hangs_does_not_keep_a_process_from_ending(
 ) -> None:
     ended = threading.Event()
     monkeypatch.setattr(watchdog, "REPORT_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(watchdog, "end_process", ended.set)
+    monkeypatch.setattr(watchdog.os, "_exit", lambda status: ended.set())
     hangs = threading.Event()
 
     def tell(cause: str, stacks: str) -> None:
