@@ -72,14 +72,14 @@ def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None
             f"--placement.execution.micro-batch {least} or more",
         )
     elif recipe.batch_size < least * workers:
-        field, got = "batch_size for each worker", f"{recipe.batch_size} for {workers} workers"
+        field, got = "batch_size", f"{recipe.batch_size} for {workers} workers"
         fix = f"--batch-size {least * workers} or more, or fewer --placement.workers"
     else:
         return
     if has_batch_norm(recipe.model):  # last, since a plug-in has to be built to find out
         raise ConfigError(
-            f"{field} must be at least {least} with batch norm, which has no statistics of a single image, got {got}; "
-            f"set {fix}"
+            f"{field} must be at least {least} for each worker of a network with batch norm, which has no statistics "
+            f"of a single image, got {got}; set {fix}"
         )
 
 

@@ -52,11 +52,6 @@ def get_validation_path(folder: str) -> str:
     return file_io.join(folder, "validation.json")
 
 
-def get_trace_path(folder: str, attempt: int, rank: int) -> str:
-    """Return where a rank writes the trace of an attempt."""
-    return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
-
-
 class ClassResult(Config):
     """One class in the last validation of a run; errors in percent, None without images."""
 

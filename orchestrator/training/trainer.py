@@ -31,8 +31,7 @@ from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, BestCheckpoint, Checkpointer
-from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.callbacks.profiler import Profiler
+from orchestrator.training.callbacks.journal_logger import JournalLogger, Profiler
 from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
@@ -203,7 +202,15 @@ class Trainer:
             self.attempt.record_resume(self.state.progress.samples)
         self.goodput = Goodput(self.attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, self.attempt, self.goodput, self.watchdog)
-        self._add_callbacks(user_callbacks)
+        # In the order that callbacks.callback documents; the journal logger is there and stays the last.
+        last = [] if self.journal_logger is None else [self.callbacks.pop()]
+        if world.is_rank_zero and job.execution.profile is not None:
+            self.callbacks.append(Profiler(job.execution.profile, self.attempt, job, world.device))
+        self.callbacks.append(self.checkpointer)
+        if world.is_rank_zero:
+            self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
+            self.callbacks.append(self.best_checkpoint)
+        self.callbacks += [*user_callbacks, *last]
 
     def _load_manifest(self) -> Manifest:
         job = self.job
@@ -268,19 +275,6 @@ class Trainer:
 
         # A rank that does not see it must crash: to start at the beginning would train on other weights.
         return world.check_on_all_ranks(restore)
-
-    def _add_callbacks(self, user_callbacks: list[Callback]) -> None:
-        """Complete the callbacks, in the order that callbacks.callback documents."""
-        job = self.job
-        if self.stop_monitor is None or self.journal_logger is None:
-            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
-            return
-        self.callbacks = [self.watchdog, self.stop_monitor]
-        if job.execution.profile is not None:
-            url = run_dir.get_trace_path(job.folder, self.attempt.number, self.world.rank)
-            self.callbacks.append(Profiler(job.execution.profile, url, self.world.device))
-        self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
-        self.callbacks += [self.checkpointer, self.best_checkpoint, *user_callbacks, self.journal_logger]
 
     # ------------------------------------------------------------------ loop
     def _train_epochs(self) -> dict[str, float]:

@@ -133,16 +133,10 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
         raise CheckpointError(f"weights: {shown}: no safetensors file: {error}") from None
     if name := checkpoint_format.find_non_finite(tensors):
         raise CheckpointError(f"weights: {shown}: {name} has NaN or infinite values; give other weights")
-    named = _strip_prefixes(tensors)
+    # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
+    named = {".".join(part for part in name.split(".") if part != "_orig_mod"): each for name, each in tensors.items()}
+    while named and all(name.startswith("module.") for name in named):
+        named = {name.removeprefix("module."): each for name, each in named.items()}
     if len(named) < len(tensors):
         raise CheckpointError(f"weights: {shown}: holds a tensor twice, with and without _orig_mod; give one of them")
     return named, parse_class_names(data[8 : 8 + int.from_bytes(data[:8], "little")])
-
-
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under the names that the network gives them, whatever wrapped it when they were saved."""
-    # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
-    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): each for name, each in tensors.items()}
-    while plain and all(name.startswith("module.") for name in plain):
-        plain = {name.removeprefix("module."): each for name, each in plain.items()}
-    return plain

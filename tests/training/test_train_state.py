@@ -13,8 +13,8 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.recipe.config import Recipe
 from orchestrator.training import train_state as states
 from orchestrator.training.train_state import Progress, TrainState
-from orchestrator.training.train_step import compute_averaging_start_step
-from tests.support.runs import CPU, recipe
+from orchestrator.training.train_step import TrainStep
+from tests.support.runs import ALONE, CPU, recipe
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -133,4 +133,6 @@ def test_one_step_at_a_time_is_the_same_as_all_together(step: int, batch_size: i
 
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.6, 36), (0.61, 36), (0.99, 59), (0.9999, 59)])
 def test_averaging_begins_at_its_share_and_holds_at_least_the_last_step(start: float, first: int) -> None:
-    assert compute_averaging_start_step(apply_overrides(recipe(epochs=6), {"averaging.start": start}), 10) == first
+    of = apply_overrides(recipe(epochs=6), {"averaging.start": start})
+    state = states.create_initial_state(of, 3, 10, CPU)
+    assert TrainStep(of, state, state.model, ALONE).averaging_from == first

@@ -7,12 +7,11 @@ runs in the reverse order.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.plugins import create_plugin
+from orchestrator.config.plugins import create_plugin, format_failure
 from orchestrator.training.config import CallbackPlugin
 
 if TYPE_CHECKING:  # trainer imports this module
@@ -73,8 +72,5 @@ def call_hook(callback: Callback, hook: str, *arguments: object) -> None:
         kind = type(callback)
         if kind.__module__.startswith(f"{__name__.partition('.')[0]}."):
             raise
-        file = getattr(sys.modules.get(kind.__module__), "__file__", None) or "an unknown file"
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CallbackError(
-            f"callback {kind.__module__}:{kind.__qualname__} ({file}) failed in {hook}: {message}"
-        ) from error
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        raise CallbackError(f"callback {name} failed in {hook}{format_failure(error)}") from error

@@ -124,8 +124,7 @@ class Watchdog(Callback):
         place = self._locate_training_thread()
         cause = f"no end of the phase {phase!r} after {seconds:.1f} s (limit {limit:.1f} s), in {place}"
         if slow := self.describe_slow_work():
-            more = f" and {len(slow) - MAX_SLOW_WORK_SHOWN} more" if len(slow) > MAX_SLOW_WORK_SHOWN else ""
-            cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}{more}"
+            cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}"
         _log.error("watchdog: %s; this worker ends itself", cause)
         # Storage may be what hangs: after its seconds the process ends anyhow.
         arguments = (cause, _format_stacks())
