@@ -91,8 +91,8 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
     try:
         version = commit.read_metadata(url).get("format_version")
         if version != FORMAT_VERSION:
-            # No version of the code writes anything but an int.
-            raise (FormatVersionError if isinstance(version, int) else CheckpointError)(
+            kind = FormatVersionError if isinstance(version, int) else CheckpointError  # as no code writes it
+            raise kind(
                 f"{shown}: checkpoint format {version!r}; this code reads {FORMAT_VERSION}: resume with the version of "
                 "the code that wrote it, or start anew with --new"
             )
@@ -146,10 +146,7 @@ def find_tensor_mismatch(
             return f"{verb} {min(names)!r} ({len(names)} such tensors): it is of another network"
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            return (
-                f"{name!r} has shape {tuple(tensors[name].shape)}, {expected_owner} has {tuple(tensor.shape)}: another "
-                "width, kind or number of classes"
-            )
+            return f"{name!r} has shape {tuple(tensors[name].shape)}, {expected_owner} has {tuple(tensor.shape)}"
     return None
 
 

@@ -38,7 +38,6 @@ class Execution(Config):
     profile: tuple[int, int] | None = Field(
         None, description="first and last step of each attempt that rank 0 traces, counted from 0; off by default"
     )
-
     metrics: tuple[MetricPlugin, ...] = Field(
         (),
         description='further metrics of validation, as JSON: [{"kind": "top_k_error", "args": {"k": 3}}]',
