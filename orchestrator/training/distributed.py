@@ -108,10 +108,6 @@ class DistributedContext:
                 raise error or kind(message)
         return result
 
-    def broadcast_flag(self, flag: bool) -> bool:
-        """Return rank 0's flag on every rank."""
-        return self.is_any(flag and self.is_rank_zero)
-
 
 def get_context(device: torch.device) -> DistributedContext:
     """Return the context of the initialised process group, or of a single process."""

@@ -229,10 +229,7 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
         )
     check_batch_norm(recipe, execution, world.workers)
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
-        raise ConfigError(
-            f"execution.compile must be False without a C++ compiler ({', '.join(_COMPILERS)}) on the worker, got "
-            "True; install one, or set CXX to one"
-        )
+        raise ConfigError("execution.compile must be False without a C++ compiler, got True; install one or set CXX")
 
 
 # data.rng's constants as signed integers, because torch has no unsigned arithmetic.

@@ -27,7 +27,6 @@ from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
 from orchestrator.training import attempts, run_dir
-from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, BestCheckpoint, Checkpointer
@@ -35,9 +34,9 @@ from orchestrator.training.callbacks.journal_logger import JournalLogger, Profil
 from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.evaluator import Evaluator, count_samples, list_class_results
+from orchestrator.training.evaluator import Evaluator, list_class_results
 from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
-from orchestrator.training.train_state import TrainState
+from orchestrator.training.train_state import TrainState, create_initial_state, wrap_in_ddp
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
 from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 
@@ -68,14 +67,14 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
     """
     torch.set_num_threads(job.threads)
     done = run_dir.load_finished_outcome(job.folder)
-    if world.broadcast_flag(done is not None):  # rank 0's view, so that all ranks do the same
+    if world.is_any(world.is_rank_zero and done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(
                 f"rank {world.rank} does not see {redaction.redact(run_dir.get_outcome_path(job.folder))}; mount the "
                 "same storage on every worker"
             )
         return done
-    if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
+    if world.is_any(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
     return Trainer(job, world, launcher, start_attempt(job, world)).run()
 
@@ -182,7 +181,7 @@ class Trainer:
             lambda: sampler.load_balance_labels(job.data, manifest, TRAIN_SPLIT, recipe.order)
         )
         steps = sampler.count_steps(sum(self._shard_samples), recipe.batch_size)
-        self.state = states.create_initial_state(recipe, len(self.classes), steps, world.device)
+        self.state = create_initial_state(recipe, len(self.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
         user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
@@ -241,7 +240,7 @@ class Trainer:
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
         job, world, recipe = self.job, self.world, self.job.recipe
-        network = states.wrap_in_ddp(self.state.model, world.workers)
+        network = wrap_in_ddp(self.state.model, world.workers)
         train_step = world.check_on_all_ranks(lambda: TrainStep(recipe, self.state, network, world, job.execution))
         if world.device.type == "cuda":
             train_step.find_micro_batch(compute_max_rank_batch(recipe.batch_size, recipe.order.lanes, world.workers))
@@ -377,17 +376,13 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         mean = self.state.average.mean
-        sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
-        total = sum(self.evaluator.shard_samples)
-        num_bad = total - max(map(count_samples, sets.values()))
+        sets, num_bad = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
-            name = "averaged" if "averaged" in sets else "raw"
-            result = run_dir.ValidationResult(
-                weights=name,
-                samples=self.state.progress.samples,
-                classes=list_class_results(sets[name], self.classes),
-            )
-            file_io.write_bytes(run_dir.get_validation_path(self.job.folder), result.to_json().encode())
+            name, samples = "averaged" if "averaged" in sets else "raw", self.state.progress.samples
+            classes = list_class_results(sets[name], self.classes)
+            result = run_dir.ValidationResult(weights=name, samples=samples, classes=classes)
+            url = file_io.join(self.job.folder, run_dir.VALIDATION_FILE)
+            file_io.write_bytes(url, result.to_json().encode())
         return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end

@@ -101,7 +101,7 @@ def test_what_is_no_snapshot_of_this_network_is_rejected(change: Change, message
 def test_another_number_of_classes_is_rejected() -> None:
     state = made(classes=4)
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"has shape \(3.*\), this run's has \(4.*number of classes"):
+    with pytest.raises(CheckpointError, match=r"has shape \(3.*\), this run's has \(4"):
         state.restore(trained().snapshot())
     assert unchanged(state, before)
 
@@ -109,7 +109,7 @@ def test_another_number_of_classes_is_rejected() -> None:
 def test_another_network_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="another network"):
         made(apply_overrides(recipe(), {"model.auxiliary": False})).restore(trained().snapshot())
-    with pytest.raises(CheckpointError, match="another width"):
+    with pytest.raises(CheckpointError, match="has shape"):
         made(apply_overrides(recipe(), {"model.width": 0.2})).restore(trained().snapshot())
 
 

@@ -52,15 +52,13 @@ class CallbackError(RuntimeError):
 
 def create_user_callbacks(plugins: Sequence[CallbackPlugin]) -> list[Callback]:
     """Create the user's callbacks. Raises ConfigError when one cannot be loaded, or is no Callback."""
-    callbacks = []
-    for plugin in plugins:
-        callback = create_plugin(plugin.what, plugin.kind, plugin.args)
+    callbacks = [create_plugin(plugin.what, plugin.kind, plugin.args) for plugin in plugins]
+    for plugin, callback in zip(plugins, callbacks, strict=True):
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"callback {plugin.kind!r} must be a Callback, got {type(callback).__name__}; derive the class from "
                 f"{Callback.__module__}.Callback"
             )
-        callbacks.append(callback)
     return callbacks
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
@@ -37,31 +37,25 @@ class BackgroundWriter:
     def __init__(self, phase: str, watchdog: Watchdog, limit: float) -> None:
         """limit: seconds that a write may take."""
         self._phase, self._watchdog, self._limit = phase, watchdog, limit
-        self.thread: threading.Thread | None = None  # of the last write, until it was waited for
-        self._error: Exception | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=phase)
+        self.last: Future[None] | None = None  # the last write, until it was waited for
 
     def start(self, write: Callable[[], None]) -> None:
         """Call `write` in the background; the one before must have been waited for."""
 
         def run() -> None:
             with self._watchdog.watch_phase(self._phase, self._limit):
-                try:
-                    write()
-                except Exception as error:  # raised again in the training thread, by wait()
-                    self._error = error
+                write()
 
-        self.thread = threading.Thread(target=run, name=self._phase)
-        self.thread.start()
+        self.last = self._pool.submit(run)
 
     def wait(self) -> None:
         """Wait until the write under way has ended. Raises what it raised, once."""
-        if self.thread is not None:
+        if self.last is not None:
+            last, self.last = self.last, None
             # The phase of the writer is the one whose limit counts.
             with self._watchdog.watch_phase("wait-for-save", 2 * self._limit):
-                self.thread.join()
-        error, self.thread, self._error = self._error, None, None
-        if error is not None:
-            raise error
+                last.result()
 
 
 class Checkpointer(Callback):
@@ -108,7 +102,7 @@ class Checkpointer(Callback):
 
     def is_due(self, samples: int) -> bool:
         """Return whether the cadence asks for a checkpoint now; never during a write."""
-        if self.writer.thread is not None and self.writer.thread.is_alive():
+        if self.writer.last is not None and not self.writer.last.done():
             return False
         each = self._cadence.checkpoint_samples
         passed = each is not None and samples // each > max(0, self._saved_samples) // each
