@@ -37,7 +37,6 @@ class BackgroundWriter:
     def __init__(self, phase: str, watchdog: Watchdog, limit: float) -> None:
         """limit: seconds that a write may take."""
         self._phase, self._watchdog, self._limit = phase, watchdog, limit
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=phase)
         self.last: Future[None] | None = None  # the last write, until it was waited for
 
     def start(self, write: Callable[[], None]) -> None:
@@ -47,7 +46,9 @@ class BackgroundWriter:
             with self._watchdog.watch_phase(self._phase, self._limit):
                 write()
 
-        self.last = self._pool.submit(run)
+        pool = ThreadPoolExecutor(1, thread_name_prefix=self._phase)
+        self.last = pool.submit(run)
+        pool.shutdown(wait=False)  # its thread ends with the write
 
     def wait(self) -> None:
         """Wait until the write under way has ended. Raises what it raised, once."""
