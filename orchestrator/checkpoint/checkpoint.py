@@ -91,8 +91,8 @@ def load(url: str, device: str = "cpu") -> dict[str, Any]:
     try:
         version = commit.read_metadata(url).get("format_version")
         if version != FORMAT_VERSION:
-            # No version of the code writes anything but an int.
-            raise (FormatVersionError if isinstance(version, int) else CheckpointError)(
+            kind = FormatVersionError if isinstance(version, int) else CheckpointError  # as no code writes it
+            raise kind(
                 f"{shown}: checkpoint format {version!r}; this code reads {FORMAT_VERSION}: resume with the version of "
                 "the code that wrote it, or start anew with --new"
             )
@@ -146,10 +146,7 @@ def find_tensor_mismatch(
             return f"{verb} {min(names)!r} ({len(names)} such tensors): it is of another network"
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            return (
-                f"{name!r} has shape {tuple(tensors[name].shape)}, {expected_owner} has {tuple(tensor.shape)}: another "
-                "width, kind or number of classes"
-            )
+            return f"{name!r} has shape {tuple(tensors[name].shape)}, {expected_owner} has {tuple(tensor.shape)}"
     return None
 
 
@@ -180,8 +177,8 @@ def load_newest(
 
 def remove_old_checkpoints(
     folder: str, keep: int, saved: str, find_problem: Callable[[CheckpointFolder], str | None] = lambda place: None
-) -> list[str]:
-    """Remove all but the newest `keep` committed checkpoints from `saved` back, and uncommitted ones; return URLs.
+) -> None:
+    """Remove all but the newest `keep` committed checkpoints from `saved` back, and uncommitted ones.
 
     Newer ones than `saved` were skipped when this attempt began: they neither count nor go.
     """
@@ -189,13 +186,11 @@ def remove_old_checkpoints(
     places = places[[place.url for place in places].index(saved) :]
     complete = [place for place in places if find_problem(place) is None and commit.is_complete(place.url)]
     if len(complete) < keep:
-        return []
-    removed = [place.url for place in places[places.index(complete[keep - 1]) + 1 :]]
-    for url in removed:
+        return
+    for place in places[places.index(complete[keep - 1]) + 1 :]:
         # DONE first: an interrupted removal leaves no folder that looks complete.
-        file_io.remove(file_io.join(url, commit.DONE))
-        file_io.remove(url)
-    return removed
+        file_io.remove(file_io.join(place.url, commit.DONE))
+        file_io.remove(place.url)
 
 
 def compute_digest(weights: dict[str, Tensor]) -> str:
@@ -220,8 +215,8 @@ def save_final_weights(
     about = {"recipe": recipe, "classes": list(classes)}
     state = {"averaged": averaged, "raw": raw, **about}
     _check_finite(url, state)
-    export = export_safetensors(averaged, {**about, "weights": identity})
-    payload = {STATE_FILE: serialize_state(state), EXPORT_FILE: export}
+    exported = export_safetensors(averaged, {**about, "weights": identity})
+    payload = {STATE_FILE: serialize_state(state), EXPORT_FILE: exported}
     if audit is not None:
         payload[AUDIT_FILE] = json.dumps(audit, sort_keys=True, indent=1).encode()
     commit.write_folder(url, payload, {**(metadata or {}), "format_version": FORMAT_VERSION, "weights": identity})
@@ -244,8 +239,8 @@ def load_final_weights(url: str) -> FinalWeights:
 
 def load_audit(url: str) -> object:
     """Return the audit record of final weights, if any. Raises FileNotFoundError (not committed) or CommitError."""
-    data = commit.read_folder(url).get(AUDIT_FILE)
+    data = commit.read_folder(url).get(AUDIT_FILE, b"null")
     try:
-        return None if data is None else parse_json(data)
+        return parse_json(data)
     except ValueError as error:
         raise commit.CommitError(f"{redact(url)}/{AUDIT_FILE}: must be JSON: {error}") from None

@@ -26,7 +26,6 @@ COMMON_FLAGS = (
 )  # fmt: skip
 # The oldest tested version, and the first one whose interfaces may differ: `make newest` tests between.
 SUPPORTED_VERSIONS = {"ray": ("2.60", "3"), "torch": ("2.10", "3"), "mlflow": ("3.11", "4")}
-_USAGE_ERROR_STATUS = 2  # of every user error, as argparse and the shells have it
 # The only flags whose URL may hold a password: those of databases have no other place for one.
 _CREDENTIAL_FLAGS = {"tracking"}
 
@@ -40,14 +39,8 @@ class Preset(Generic[C]):
 
 
 def parse_args(
-    prog: str,
-    description: str,
-    presets: Mapping[str, Preset[C]],
-    default: str,
-    argv: Sequence[str] | None = None,
-    from_file: Callable[[str], Preset[C]] | None = None,
-    common: Sequence[str] = COMMON_FLAGS,
-    example: str = "",
+    prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, argv: Sequence[str] | None = None,
+    from_file: Callable[[str], Preset[C]] | None = None, common: Sequence[str] = COMMON_FLAGS, example: str = "",
 ) -> C:  # fmt: skip
     """Return the configuration that a command line asks for: a preset with its flags in place.
 
@@ -57,10 +50,8 @@ def parse_args(
 
     presets: name (with hyphens) to preset, all of one class. argv: arguments without the program's name; those of the
     process when None. common: names of the flags that the help lists first, with underscores. example: command lines
-    at the end of the help. Raises ValueError when `default` names no preset.
+    at the end of the help.
     """
-    if default not in presets:
-        raise ValueError(f"default must be one of {', '.join(presets)}, got {default!r}")
     prepare_output()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
@@ -103,9 +94,9 @@ def _apply_flags(preset: C, typed: Sequence[flags.TypedFlag], positionals: Seque
 
 
 def exit_with_error(prog: str, error: ConfigError) -> NoReturn:
-    """Print in one line what is wrong, and exit with status 2."""
+    """Print in one line what is wrong, and exit with status 2, as argparse and the shells do."""
     sys.stderr.write(f"{prog}: error: {make_printable(' '.join(str(error).split()))}\n")
-    raise SystemExit(_USAGE_ERROR_STATUS) from None
+    raise SystemExit(2) from None
 
 
 def _check_no_credentials(arguments: Sequence[str]) -> None:
@@ -143,18 +134,16 @@ def _select_preset(
 def _format_preset_list(
     prog: str, description: str, presets: Mapping[str, Preset[C]], default: str, takes_files: bool, example: str
 ) -> str:
-    width = max(len(name) for name in presets)
-    text = f"usage: {prog} [{'PRESET | FILE.json' if takes_files else 'PRESET'}] [--FLAG VALUE ...]\n\n"
-    text += f"{description.strip()}\n\npresets:\n"
+    width, first = max(map(len, presets)), "PRESET | FILE.json" if takes_files else "PRESET"
+    lines = [f"usage: {prog} [{first}] [--FLAG VALUE ...]", "", description.strip(), "", "presets:"]
     for name, preset in presets.items():
-        summary, *_ = preset.summary.strip().splitlines() or [""]
-        text += f"  {name:<{width}}  {summary}{' (default)' if name == default else ''}".rstrip() + "\n"
-    text += f"\n`{prog} PRESET --help` shows the flags of a preset with their types and defaults.\n"
+        lines.append(f"  {name:<{width}}  {preset.summary}{' (default)' if name == default else ''}".rstrip())
+    lines += ["", f"`{prog} PRESET --help` shows the flags of a preset with their types and defaults."]
     if takes_files:
-        text += f"`{prog} FILE.json` starts from the recipe in a file, by path or URL.\n"
-    return text + (
-        "".join(["\nexamples:\n", *(f"  {line}\n" for line in example.strip().splitlines())]) if example else ""
-    )
+        lines.append(f"`{prog} FILE.json` starts from the recipe in a file, by path or URL.")
+    if example:
+        lines += ["", "examples:", *(f"  {line}" for line in example.strip().splitlines())]
+    return "\n".join([*lines, ""])
 
 
 def _read_kinds(preset: Config, typed: Sequence[flags.TypedFlag]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
@@ -20,8 +19,8 @@ class Config(BaseModel):
     Strict: "1", 1.5 and True are no int, but an int is a valid float. The string under a field is its description.
     Variants of a union are distinguished by `kind: Literal["..."]`.
 
-    Building one in Python, `Recipe(epochs=-1)`, raises pydantic.ValidationError (a ValueError) and takes tuples and
-    enum members only; `from_dict` also takes lists and strings, and raises ConfigError.
+    Building one in Python, `Recipe(epochs=-1)`, raises pydantic.ValidationError (a ValueError) and takes no list for a
+    tuple; `from_dict` does, and raises ConfigError.
     """
 
     model_config = ConfigDict(
@@ -37,7 +36,7 @@ class Config(BaseModel):
     unknown_is_error: ClassVar[bool] = False  # also in a record: an unknown field may change what the others mean
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the values as JSON has them: tuples as lists, enums and paths as strings."""
+        """Return the values as JSON has them: tuples as lists, paths as strings."""
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
@@ -50,8 +49,7 @@ class Config(BaseModel):
         if not isinstance(data, Mapping):
             raise ConfigError(f"{cls.__name__} must be a mapping of its fields, not {type(data).__name__}")
         try:
-            # Through JSON text, because only pydantic's JSON mode is strict about numbers and yet reads lists as tuples
-            # and strings as enums.
+            # Through JSON text: only pydantic's JSON mode is strict about numbers and yet reads lists as tuples.
             return cls.model_validate_json(json.dumps(dict(data), default=to_jsonable))
         except ValidationError as error:
             raise convert_validation_error(error, cls) from None
@@ -80,16 +78,13 @@ def _drop_unknown_fields(cls: type[Config], data: dict[str, Any]) -> dict[str, A
 
 
 def to_jsonable(value: object) -> Any:
-    """Return the JSON form of a Config, enum, path or mapping, as `default` of json.dumps; else raise TypeError."""
-    match value:
-        case Config():
-            return value.to_dict()
-        case Enum():
-            return value.value
-        case PurePath():
-            return str(value)
-        case Mapping():
-            return dict(value)
+    """Return the JSON form of a Config, path or mapping, as `default` of json.dumps; else raise TypeError."""
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form")
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, get_origin
@@ -29,7 +29,6 @@ _REASONS = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
     "float_type": "must be a number",
-    "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "tuple_type": "must be a list",
@@ -44,7 +43,7 @@ _REASONS = {
     # The JSON is made here; its texts are the user's.
     "json_invalid": "holds text that is no valid Unicode; give names in UTF-8, with PYTHONUTF8=1 in an ASCII locale",
 }
-_CHOICE_ERRORS = ("literal_error", "enum", "union_tag_invalid")
+_CHOICE_ERRORS = ("literal_error", "union_tag_invalid")
 _VALUELESS_ERRORS = ("missing", "extra_forbidden", "union_tag_not_found", "json_invalid")
 
 
@@ -61,9 +60,6 @@ class FieldError:
 
 class ConfigError(ValueError):
     """An invalid configuration, override or command line; its text is one line. It survives pickling."""
-
-    def __init__(self, *problems: FieldError | str) -> None:
-        super().__init__(*problems)
 
     @property
     def field_errors(self) -> tuple[FieldError, ...]:
@@ -85,13 +81,10 @@ def format_value(value: Any) -> str:
 
 
 def find_near_misses(name: str, candidates: Sequence[str]) -> list[str]:
-    """Return up to three names that resemble `name`; hyphens, underscores and case do not count.
-
-    Names are compared as a whole first, then by their last dotted part, so that `decay_factor` finds
-    `schedule.decay_factor`, then by their beginnings, so that `poly` finds `polynomial`.
-    """
+    """Return up to three names that resemble `name`; hyphens, underscores and case do not count."""
     plain_name, *plain_candidates = (each.lstrip("-").replace("-", "_").lower() for each in (name, *candidates))
     by_plain, prefix = dict(zip(plain_candidates, candidates, strict=True)), len(plain_name) + 1
+    # As a whole, by the last dotted part (decay_factor: schedule.decay_factor), by the beginning (poly: polynomial).
     ways: list[Callable[[str], str]] = [str, lambda plain: plain.rpartition(".")[2], lambda plain: plain[:prefix]]
     for key in ways:
         close = get_close_matches(key(plain_name), {key(plain) for plain in by_plain}, n=3, cutoff=0.7)
@@ -108,12 +101,6 @@ def format_suggestion(name: object, known: Sequence[str], noun: str = "") -> str
     return f"; known {noun}: {listed}" if listed and noun else ""
 
 
-def format_choices(value: Any, choices: Iterable[str]) -> str:
-    """Return `must be one of a, b, got c`, and which of them `value` resembles."""
-    names = list(choices)
-    return f"must be one of {', '.join(names)}, got {format_value(value)}{format_suggestion(value, names)}"
-
-
 def format_command(command: str, arguments: Sequence[str] = ()) -> str:
     """Return the shell line that runs a command such as "train-ensemble", spelled as this process was started."""
     folder, script = os.path.split(sys.argv[0]) if sys.argv else ("", "")
@@ -125,10 +112,9 @@ def format_command(command: str, arguments: Sequence[str] = ()) -> str:
 
 
 def convert_validation_error(error: ValidationError, root: Any, prefix: str = "") -> ConfigError:
-    """Return pydantic's error as a ConfigError of one line.
+    """Return pydantic's error as a ConfigError of one line, for `root`, the class or annotation that was validated.
 
-    root: the class or annotation that was validated; it distinguishes union tags from field names. prefix: dotted path
-    of `root` inside the user's configuration, empty for the top.
+    prefix: dotted path of `root` inside the user's configuration, empty for the top.
     """
     reasons: dict[str, list[str]] = {}
     endings: dict[str, str] = {}
@@ -158,11 +144,7 @@ def _locate_error(loc: tuple[int | str, ...], root: Any) -> tuple[list[str], Mod
             annotation = known.annotation
             owners = find_models(annotation)
         # pydantic names the branch of a plain union ("float", "str") as if it were a key.
-        elif (
-            isinstance(item, int)
-            or owners
-            or any(get_origin(b) in (dict, Mapping) for b in get_union_members(annotation))
-        ):
+        elif isinstance(item, int) or owners or {dict, Mapping} & set(map(get_origin, get_union_members(annotation))):
             parts.append(str(item))
     return parts, owners
 

@@ -10,7 +10,6 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
@@ -47,11 +46,7 @@ class FlagSpec(NamedTuple):
     default: Any
     metavar: str
     topic: str
-
-    @property
-    def is_bool(self) -> bool:
-        """True for a switch, which needs no value."""
-        return self.field.annotation is bool
+    is_bool: bool  # a switch, which needs no value
 
 
 class TypedFlag(NamedTuple):
@@ -104,19 +99,17 @@ def parse_flags(config: Config, typed: Sequence[TypedFlag], positionals: Sequenc
 
     Raises ConfigError for an unknown flag (with near misses), one that lacks its value, or an argument of no flag.
     """
-    specs = {flag.name: flag for flag in _iter_flags(config)}
-    positional = next((flag for flag in specs.values() if is_positional(flag.field)), None)
-    if positional is not None:
-        del specs[positional.name]
-    bools = [name for name, flag in specs.items() if flag.is_bool]
-    negated = {form: name for name in bools for form in (_negate_flag(name), f"no_{name}")}
+    positional = next((flag for flag in _iter_flags(config) if is_positional(flag.field)), None)
+    specs = {flag.name: flag for flag in _iter_flags(config) if not is_positional(flag.field)}
+    negated = {f"no_{name}": flag.path for name, flag in specs.items() if flag.is_bool}
+    negated |= {_negate_flag(name): flag.path for name, flag in specs.items() if flag.is_bool}
     overrides: dict[str, Any] = {}
     rest = list(positionals)
     for each in typed:
         if each.name in negated:
             if each.value is not None:
                 raise ConfigError(FieldError(each.text, f"takes no value, got {each.value!r}"))
-            overrides[specs[negated[each.name]].path], taken = False, 0
+            overrides[negated[each.name]], taken = False, 0
         elif each.name in specs:
             overrides[specs[each.name].path], taken = _take_value(specs[each.name], each)
         else:
@@ -201,7 +194,8 @@ def _iter_flags(
             yield from _iter_flags(value, flag, f"{path}.", topic if name_prefix else title, below)
         else:
             choices = f"{{{','.join(kinds)}}}" if name == KIND and len(kinds) > 1 else ""
-            yield FlagSpec(flag, path, field, value, choices or _format_metavar(field.annotation), topic)
+            metavar = choices or _format_metavar(field.annotation)
+            yield FlagSpec(flag, path, field, value, metavar, topic, field.annotation is bool)
 
 
 def _get_mark(field: FieldInfo) -> Flag:
@@ -239,8 +233,6 @@ def _format_branch(branch: Any) -> str:
         return f"{items[0]} ..." if Ellipsis in get_args(branch) else " ".join(items)
     if get_origin(branch) is Literal:
         return f"{{{','.join(map(str, get_args(branch)))}}}"
-    if isinstance(branch, type) and issubclass(branch, Enum):
-        return f"{{{','.join(str(member.value) for member in branch)}}}"
     return _METAVARS.get(branch, "JSON")
 
 
@@ -249,6 +241,4 @@ def _format_default(value: Any) -> str:
         return " ".join(map(_format_default, value)) or "[]"
     if isinstance(value, Mapping | BaseModel):
         return json.dumps(value, default=to_jsonable)
-    if isinstance(value, Enum):
-        return str(value.value)
     return "none" if value is None else repr(value) if value == "" else str(value)

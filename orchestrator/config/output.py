@@ -19,8 +19,6 @@ from rich.text import Text
 from orchestrator.config.redaction import make_printable
 
 _KEPT_WHITESPACE = "\n\t"  # of a text of several lines
-# Names of classes and files come from users: brackets in a name are no style, ":car:" is no picture.
-_LITERAL_OPTIONS: dict[str, Any] = {"markup": False, "emoji": False}
 
 
 class PrintableConsole(Console):
@@ -28,7 +26,8 @@ class PrintableConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         """Take the options of `rich.console.Console`."""
-        super().__init__(**(_LITERAL_OPTIONS | options))
+        # Names of classes and files come from users: brackets in a name are no style, ":car:" is no picture.
+        super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return the text as rich does, made printable first."""
@@ -78,11 +77,10 @@ def _print_uncaught(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _print_uncaught_in_thread(uncaught: threading.ExceptHookArgs) -> None:
-    if uncaught.exc_type is SystemExit:
-        return
-    name = uncaught.thread.name if uncaught.thread is not None else "unknown"
-    trace = _format_traceback(uncaught.exc_type, uncaught.exc_value, uncaught.exc_traceback)
-    sys.stderr.write(f"Exception in thread {make_printable(name)}:\n{trace}\n")
+    kind, error, trace, thread = uncaught
+    if kind is not SystemExit:
+        sys.stderr.write(f"Exception in thread {make_printable(thread.name if thread else 'unknown')}:\n")
+        _print_uncaught(kind, error or kind(), trace)
 
 
 def _format_warning(

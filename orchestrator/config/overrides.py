@@ -14,9 +14,9 @@ from orchestrator.config.errors import (
     ConfigError,
     FieldError,
     convert_validation_error,
-    format_choices,
     format_suggestion,
-)
+    format_value,
+)  # fmt: skip
 from orchestrator.config.introspection import KIND, ModelTypes, get_model_variants, get_variant, map_kinds
 from orchestrator.config.json_text import parse_json
 
@@ -134,7 +134,9 @@ def _switch_kind(union: ModelTypes, before: type[BaseModel], data: dict[str, Any
     """Turn `data` into another variant in place: shared fields stay, the others take their defaults."""
     variant = get_variant(union, kind)
     if variant is None:
-        raise ConfigError(FieldError(path, format_choices(kind, map_kinds(union))))
+        kinds = list(map_kinds(union))
+        reason = f"must be one of {', '.join(kinds)}, got {format_value(kind)}{format_suggestion(kind, kinds)}"
+        raise ConfigError(FieldError(path, reason))
     own = getattr(variant, "own_fields", ()) if variant is not before else ()
     for name in [name for name in data if name not in variant.model_fields or name in own]:
         del data[name]
@@ -145,9 +147,8 @@ def _make_unknown_path_error(path: str, config: Config) -> ConfigError:
     if elsewhere := find_kinds_with_path(config, path):
         kind = f"{path.rpartition('.')[0]}.{KIND}"
         return ConfigError(FieldError(path, f"belongs to {kind} {' or '.join(elsewhere)}; set that too"))
-    return ConfigError(
-        FieldError(path, "unknown path" + format_suggestion(path, list(flatten_config(config)), "paths"))
-    )
+    suggestion = format_suggestion(path, list(flatten_config(config)), "paths")
+    return ConfigError(FieldError(path, f"unknown path{suggestion}"))
 
 
 def parse_value(text: str | ListItems, model: type[BaseModel], name: str, path: str) -> Any:

@@ -34,9 +34,7 @@ WHATS = ("model", "optimizer", "lr_schedule", "transform", "source", "metric", "
 GROUP_PREFIX = "orchestrator."
 # Their versions belong to the environment of every run, as torch's own optimizers and layers do.
 _ENVIRONMENT_PACKAGES = ("orchestrator", "torch")
-
 _PACKAGE_DIR = str(Path(__file__).resolve().parent.parent)
-
 _registry: dict[str, dict[str, Any]] = {}
 
 
@@ -118,8 +116,6 @@ def create_plugin(what: str, kind: str, args: Mapping[str, Any], **given: Any) -
     plugin, label = load_plugin(what, kind), f"{what} {kind!r}"
     if not callable(plugin):
         raise ConfigError(f"{label} must be callable, got {type(plugin).__name__}; name a function or a class")
-    if twice := sorted(args.keys() & given.keys()):
-        raise ConfigError(f"{label}: args must not hold {', '.join(twice)}, which every {what} receives; leave it out")
     try:
         inspect.signature(plugin).bind(**args, **given)
     except TypeError as error:
@@ -152,10 +148,8 @@ def compute_source_digest(kind: str) -> str | None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
-    if spec is None:
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise _make_missing_module_error(module, repr(kind))
-    if spec.origin is None or not Path(spec.origin).is_file():
-        raise ConfigError(f"{kind!r}: the code of {module} cannot be read; give a module that is a file")
     path = Path(spec.origin)
     for name in metadata.packages_distributions().get(module.partition(".")[0], ()):
         distribution = metadata.distribution(name)
@@ -215,8 +209,8 @@ def _add_working_directory() -> None:
 
 def _make_missing_module_error(name: str, label: str) -> ConfigError:
     return ConfigError(
-        f"{label}: no module {name} on sys.path or in {os.getcwd()}; install it, put its folder on PYTHONPATH, or "
-        "submit the job with --working-dir set to the folder that holds it"
+        f"{label}: no module {name} on sys.path or in {os.getcwd()} that is a file; install it, put its folder on "
+        "PYTHONPATH, or submit the job with --working-dir set to the folder that holds it"
     )
 
 

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,15 +51,12 @@ class PreviousAttempt:
     @property
     def last_seen(self) -> float:
         """Its last heartbeat or event, in unix seconds."""
-        return max([self.start_time, *(sign.time for sign in self._list_signs())])
+        return max([self.start_time, *(sign.time for sign in (self.last_event, self.heartbeat) if sign)])
 
     @property
     def samples(self) -> int:
         """The largest number of samples that it is known to have trained."""
-        return max((sign.samples or 0 for sign in self._list_signs()), default=0)
-
-    def _list_signs(self) -> list[Event]:
-        return [sign for sign in (self.last_event, self.heartbeat) if sign is not None]
+        return max((sign.samples or 0 for sign in (self.last_event, self.heartbeat) if sign), default=0)
 
 
 @dataclass(frozen=True)
@@ -93,25 +91,22 @@ class Attempt:
 
 def create_attempt(folder: str, workers: int) -> Attempt:
     """Create the next attempt at the run in `folder`, with the records of the one before."""
-    attempts = get_attempts_dir(folder)
-    names = file_io.list_names(attempts)
-    number = _find_newest(names) + 1
+    attempts, number = get_attempts_dir(folder), find_latest_number(folder) + 1
     while True:
-        before = _load_previous_attempt(folder, number - 1, names) if number > 1 else None
+        before = _load_previous_attempt(folder, number - 1) if number > 1 else None
         began, elapsed = time.time(), 0.0
         if before is not None:
             elapsed = before.elapsed_seconds + (before.last_seen if before.ended_cleanly else began) - before.start_time
         record = json.dumps({"workers": workers, "time": began, "elapsed": elapsed})
         if file_io.create_bytes(file_io.join(attempts, f"{number:06d}.json"), record.encode()):
             return Attempt(attempts, number, began, elapsed, before)
-        number, names = number + 1, file_io.list_names(attempts)
+        number += 1
 
 
 def load_latest_attempt(folder: str) -> tuple[int, PreviousAttempt] | None:
     """Return the number of the newest attempt at the run in `folder` and its records; None when there is none."""
-    names = file_io.list_names(get_attempts_dir(folder))
-    number = _find_newest(names)
-    return (number, _load_previous_attempt(folder, number, names)) if number else None
+    number = find_latest_number(folder)
+    return (number, _load_previous_attempt(folder, number)) if number else None
 
 
 def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str | None]:
@@ -120,8 +115,7 @@ def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str
     It is void when a later attempt than its own began with fewer samples: its writer was cut off or suspended, and
     returned after another attempt had begun; or the checkpoint was damaged when that attempt began.
     """
-    names = file_io.list_names(get_attempts_dir(folder))
-    starts = [(int(match[1]), int(match[2])) for match in _match_names(_RESUMED_FILE, names)]
+    starts = [(int(match[1]), int(match[2])) for match in _match_names(_RESUMED_FILE, folder)]
 
     def find_reason(place: CheckpointFolder) -> str | None:
         for number, samples in starts:
@@ -135,29 +129,23 @@ def load_stale_checkpoint_check(folder: str) -> Callable[[CheckpointFolder], str
 def list_valid_checkpoints(folder: str) -> list[CheckpointFolder]:
     """Return the committed checkpoints of the run in `folder` that are not void, newest first."""
     is_void = load_stale_checkpoint_check(folder)
-    return [
-        place
-        for place in checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
-        if is_void(place) is None
-    ]
+    places = checkpoint_dir.iter_committed_checkpoints(get_checkpoints_dir(folder))
+    return [place for place in places if is_void(place) is None]
 
 
 def has_progressed(folder: str, before: Sequence[CheckpointFolder]) -> bool:
     """Return whether the run has a complete checkpoint with more samples than the valid ones of `before`."""
     is_void = load_stale_checkpoint_check(folder)
     reached = max((place.samples for place in before if is_void(place) is None), default=-1)
-    return any(_is_complete(place) for place in list_valid_checkpoints(folder) if place.samples > reached)
+    for place in list_valid_checkpoints(folder):
+        if place.samples > reached:
+            with suppress(commit.CommitError, FileNotFoundError):
+                commit.read_folder(place.url)
+                return True
+    return False
 
 
-def _is_complete(place: CheckpointFolder) -> bool:
-    try:
-        commit.read_folder(place.url)
-    except (commit.CommitError, FileNotFoundError):
-        return False
-    return True
-
-
-def _load_previous_attempt(folder: str, number: int, names: list[str]) -> PreviousAttempt:
+def _load_previous_attempt(folder: str, number: int) -> PreviousAttempt:
     def read(name: str) -> dict[str, Any]:
         return file_io.read_json_or_empty(file_io.join(get_attempts_dir(folder), name))
 
@@ -167,9 +155,9 @@ def _load_previous_attempt(folder: str, number: int, names: list[str]) -> Previo
     heartbeat = (
         Event("heartbeat", _to_float(beat["time"]), int(_to_float(beat.get("samples")))) if "time" in beat else None
     )
-    stalled = [match[0] for match in _match_names(_STALLED_FILE, sorted(names)) if int(match[1]) == number]
+    stalled = [match[0] for match in _match_names(_STALLED_FILE, folder) if int(match[1]) == number]
     failure = None
-    for moment in sorted(int(match[1]) for match in _match_names(_FAILED_FILE, names))[-_MAX_FAILURE_RECORDS:]:
+    for moment in sorted(int(match[1]) for match in _match_names(_FAILED_FILE, folder))[-_MAX_FAILURE_RECORDS:]:
         failed = read(f"failed-{moment}.json")
         # A record without a number must be later than the attempt's start.
         if failed.get("attempt") == number or ("attempt" not in failed and moment / 1000 >= began):
@@ -182,21 +170,17 @@ def _load_previous_attempt(folder: str, number: int, names: list[str]) -> Previo
         last_event=last if attempt == number else None,
         heartbeat=heartbeat,
         failure=failure,
-        stall_causes=tuple(str(read(name).get("cause", "stalled")) for name in stalled),
+        stall_causes=tuple(str(read(name).get("cause", "stalled")) for name in sorted(stalled)),
     )
 
 
 def find_latest_number(folder: str) -> int:
     """Return the number of the newest attempt at the run in `folder`; 0 when there is none."""
-    return _find_newest(file_io.list_names(get_attempts_dir(folder)))
+    return max((int(match[1]) for match in _match_names(_ATTEMPT_FILE, folder)), default=0)
 
 
-def _find_newest(names: list[str]) -> int:
-    return max((int(match[1]) for match in _match_names(_ATTEMPT_FILE, names)), default=0)
-
-
-def _match_names(pattern: re.Pattern[str], names: list[str]) -> list[re.Match[str]]:
-    return [match for name in names if (match := pattern.match(name))]
+def _match_names(pattern: re.Pattern[str], folder: str) -> list[re.Match[str]]:
+    return [match for name in file_io.list_names(get_attempts_dir(folder)) if (match := pattern.match(name))]
 
 
 def _to_float(value: object) -> float:

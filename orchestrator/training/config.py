@@ -38,7 +38,6 @@ class Execution(Config):
     profile: tuple[int, int] | None = Field(
         None, description="first and last step of each attempt that rank 0 traces, counted from 0; off by default"
     )
-
     metrics: tuple[MetricPlugin, ...] = Field(
         (),
         description='further metrics of validation, as JSON: [{"kind": "top_k_error", "args": {"k": 3}}]',
@@ -64,21 +63,23 @@ class Execution(Config):
 
 def check_batch_norm(recipe: Recipe, execution: Execution, workers: int) -> None:
     """Raise ConfigError where workers would train a network with batch norm on single images."""
-    reason = "with batch norm, which has no statistics of a single image"
-    least = MIN_BATCH_NORM_IMAGES
-    is_micro = execution.micro_batch is not None and execution.micro_batch < least
-    # Last, since a plug-in has to be built to find out.
-    if not (is_micro or recipe.batch_size < least * workers) or not has_batch_norm(recipe.model):
-        return
-    if is_micro:
-        raise ConfigError(
-            f"execution.micro_batch must be at least {least} for a network {reason}, got {execution.micro_batch}; set "
-            f"--placement.execution.micro-batch {least} or more"
+    micro_batch, least = execution.micro_batch, MIN_BATCH_NORM_IMAGES
+    if micro_batch is not None and micro_batch < least:
+        field, got, fix = (
+            "execution.micro_batch",
+            str(micro_batch),
+            f"--placement.execution.micro-batch {least} or more",
         )
-    raise ConfigError(
-        f"batch_size must be at least {least} for each worker of a network {reason}, got {recipe.batch_size} for "
-        f"{workers} workers; set --batch-size {least * workers} or more, or fewer --placement.workers"
-    )
+    elif recipe.batch_size < least * workers:
+        field, got = "batch_size", f"{recipe.batch_size} for {workers} workers"
+        fix = f"--batch-size {least * workers} or more, or fewer --placement.workers"
+    else:
+        return
+    if has_batch_norm(recipe.model):  # last, since a plug-in has to be built to find out
+        raise ConfigError(
+            f"{field} must be at least {least} for each worker of a network with batch norm, which has no statistics "
+            f"of a single image, got {got}; set {fix}"
+        )
 
 
 class PhaseTimeouts(Config):

@@ -15,6 +15,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.data.data_errors import DataError
 
 T = TypeVar("T")
+_SHARED_ERRORS = (DataError, CheckpointError, ConfigError)
 
 
 def pack_numbers(message: Any) -> list[float]:
@@ -93,21 +94,19 @@ class DistributedContext:
     def check_on_all_ranks(self, check: Callable[[], T]) -> T:
         """Return the check's result when it passes on every rank; else raise on every rank, so that none waits.
 
-        Raises the check's DataError, CheckpointError or ConfigError, and DataError for one of another rank.
+        Raises the check's DataError, CheckpointError or ConfigError, or one of the kind that another rank has.
         """
         error: Exception | None = None
         try:
             result = check()
-        except (DataError, CheckpointError, ConfigError) as raised:
+        except _SHARED_ERRORS as raised:
             error = raised
-        if self.is_any(error is not None):
-            message = self.gather_first_error(None if error is None else str(error))
-            raise error or DataError(message)
+        counts = self.all_reduce_sums(tuple(isinstance(error, kind) for kind in _SHARED_ERRORS))
+        for kind, count in zip(_SHARED_ERRORS, counts, strict=True):
+            if count:
+                message = self.gather_first_error(None if error is None else str(error))
+                raise error or kind(message)
         return result
-
-    def broadcast_flag(self, flag: bool) -> bool:
-        """Return rank 0's flag on every rank."""
-        return self.is_any(flag and self.is_rank_zero)
 
 
 def get_context(device: torch.device) -> DistributedContext:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from orchestrator.config.errors import ConfigError
 from orchestrator.data import sample_audit
 from orchestrator.data.data_errors import DataError
 from orchestrator.data.dataloader import BatchLoader
@@ -47,11 +46,6 @@ class Errors:
         return {"top1_error": 100 * top1, "top5_error": 100 * top5, "loss": loss}
 
 
-def count_samples(sums: SplitSums) -> int:
-    """Return the number of samples that such sums are over."""
-    return int(sum(sums[_ERRORS]["samples"]))
-
-
 def list_class_results(sums: SplitSums, names: Sequence[str]) -> tuple[ClassResult, ...]:
     """Return images and errors of each class, by label; `names` are the classes'."""
     counts = zip(names, *(sums[_ERRORS][name] for name in ("samples", "wrong_top1", "wrong_top5")), strict=True)
@@ -79,8 +73,8 @@ class Evaluator:
     max_bad_share: float
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
-    def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> Mapping[str, SplitSums]:
-        """Return the sums over the whole split for each named set of weights (an empty set: the model's own).
+    def evaluate(self, weights: Mapping[str, dict[str, Tensor]]) -> tuple[Mapping[str, SplitSums], int]:
+        """Return the sums over the split for each named set of weights (an empty set: the model's own), and bad images.
 
         Every rank must call it. Images are decoded once for all sets. Raises RuntimeError when samples are missing;
         DataError, on every rank alike, when a rank cannot read its data or too many images are broken; ConfigError, on
@@ -89,21 +83,13 @@ class Evaluator:
         metrics = {_ERRORS: Errors(self.classes), **self.metrics}
         counters = {name: MetricCounter(metrics, self.classes, self.world.device) for name in weights}
         bad: list[BadEntry] = []
-        error: DataError | ConfigError | None = None
         self.model.eval()
-        try:
-            self._score_batches(weights, counters, bad)
-        except (DataError, ConfigError) as raised:
-            error = raised  # raised below: the other ranks are on their way to that collective
+        self.world.check_on_all_ranks(lambda: self._score_batches(weights, counters, bad))
         self.model.train()
         sets = {name: counter.read() for name, counter in counters.items()}
-        flags = (isinstance(error, DataError), isinstance(error, ConfigError), len(bad))
-        totals, (data_errors, metric_errors, num_bad) = self.world.all_reduce_sums((sets, flags))
-        if data_errors or metric_errors:
-            message = self.world.gather_first_error(None if error is None else str(error))
-            raise DataError(message) if data_errors else ConfigError(message)
+        totals, num_bad = self.world.all_reduce_sums((sets, len(bad)))
         self._check_counts(totals, int(num_bad), bad)
-        return totals
+        return totals, int(num_bad)
 
     def compute_metrics(self, sets: Mapping[str, SplitSums]) -> dict[str, float]:
         """Return errors in percent, mean losses and the user's metrics, by name. Raises ConfigError when one fails."""
@@ -138,7 +124,7 @@ class Evaluator:
                 f"max_bad_share {self.max_bad_share:g} allows; the first: {self.world.gather_first_error(first)}"
             )
         for name, sums in totals.items():
-            samples = count_samples(sums)
+            samples = int(sum(sums[_ERRORS]["samples"]))
             if samples + num_bad != count:
                 raise RuntimeError(f"validation of {name} saw {samples} samples of {count}")
             if samples == 0:

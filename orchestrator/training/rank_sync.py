@@ -23,8 +23,6 @@ from orchestrator.training.train_state import Progress
 
 T = TypeVar("T")
 
-PERCENTILES = (50, 90, 99)
-
 
 class StepSums(NamedTuple):
     """Sums over a rank's samples of one step, as scalars on the device."""
@@ -83,6 +81,8 @@ class EpochMeter:
         there the median says little.
         """
         seconds, durations = time.perf_counter() - self.start_time, np.frombuffer(self._step_seconds, dtype=np.float32)
+        shown = (50, 90, 99) if len(durations) else ()
+        percentiles = {f"train/step_ms_p{n}": 1000 * float(np.percentile(durations, n)) for n in shown}
         return {
             "train/loss": loss / max(weight, 1.0),
             "train/top1_accuracy": 100 * correct / max(weight, 1.0),
@@ -90,7 +90,7 @@ class EpochMeter:
             "train/images_per_second": weight / seconds,
             "train/data_wait_share": self.waited_seconds / seconds,
             "train/data_wait_ms_per_step": 1000 * self.waited_seconds / max(1, self.steps),
-            **{f"train/step_ms_p{n}": 1000 * float(np.percentile(durations, n)) for n in PERCENTILES if len(durations)},
+            **percentiles,
         }
 
 

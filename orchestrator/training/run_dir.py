@@ -13,6 +13,7 @@ from orchestrator.storage import file_io
 from orchestrator.storage.commit import CommitError
 from orchestrator.training.config import Outcome
 
+VALIDATION_FILE = "validation.json"  # rank 0's class results of the last validation
 MAX_CLASSES_SHOWN = 10
 _log = logging.getLogger(__name__)
 
@@ -47,16 +48,6 @@ def get_outcome_path(folder: str) -> str:
     return file_io.join(folder, "outcome.json")
 
 
-def get_validation_path(folder: str) -> str:
-    """Return where rank 0 writes the class results of the last validation."""
-    return file_io.join(folder, "validation.json")
-
-
-def get_trace_path(folder: str, attempt: int, rank: int) -> str:
-    """Return where a rank writes the trace of an attempt."""
-    return file_io.join(folder, "profile", f"attempt-{attempt:06d}-rank-{rank:05d}.json.gz")
-
-
 class ClassResult(Config):
     """One class in the last validation of a run; errors in percent, None without images."""
 
@@ -87,7 +78,7 @@ class ValidationResult(Config):
 def load_validation_result(folder: str) -> ValidationResult | None:
     """Return the class results of the run in `folder`; None when there are none that can be read."""
     try:
-        return ValidationResult.from_record(file_io.read_bytes(get_validation_path(folder)))
+        return ValidationResult.from_record(file_io.read_bytes(file_io.join(folder, VALIDATION_FILE)))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -95,11 +95,10 @@ class TrainState:
 
     def copy_final_weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return averaged and raw weights without the auxiliary heads, on the CPU."""
-        heads = self.model.get_auxiliary_names()
-        state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in heads}
-        raw = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-        mean = {name: self.average.mean.get(name, tensor) for name, tensor in state.items()}
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in mean.items()}, raw
+        heads, mean = self.model.get_auxiliary_names(), self.average.mean
+        state = {name: tensor.detach() for name, tensor in self.model.state_dict().items() if name not in heads}
+        averaged = {name: mean.get(name, tensor).detach().to("cpu", copy=True) for name, tensor in state.items()}
+        return averaged, {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def create_initial_state(recipe: Recipe, classes: int, steps_per_epoch: int, device: torch.device) -> TrainState:

@@ -56,11 +56,10 @@ class TrainStep:
         self._seeds_torch = state.model.has_stock_randomness
         self.normalize = Normalizer(recipe.preprocessing, world.device)
         self._copied: torch.cuda.Event | None = None  # the end of the last batch's copy to the device
-        self._averaging_from = compute_averaging_start_step(recipe, state.progress.steps_per_epoch)
-        parameters = {id(parameter) for parameter in state.model.parameters()}
-        self._statistics = [
-            tensor for tensor in get_averaged_tensors(state.model).values() if id(tensor) not in parameters
-        ]
+        steps = recipe.epochs * state.progress.steps_per_epoch
+        self.averaging_from = min(math.floor(recipe.averaging.start * steps), steps - 1)  # step; the last always is
+        trained = dict(state.model.named_parameters())
+        self._statistics = [each for name, each in get_averaged_tensors(state.model).items() if name not in trained]
 
     def __call__(self, batch: Batch) -> StepSums:
         """Train on this rank's part of the next global batch; return its sums, still on the device."""
@@ -78,7 +77,7 @@ class TrainStep:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._average_batch_norm_stats(len(batch.ids))
-        if progress.step >= self._averaging_from:
+        if progress.step >= self.averaging_from:
             state.average.update()
         state.progress = progress.advance()
         return sums
@@ -200,12 +199,6 @@ class TrainStep:
             self._state.optimizer.zero_grad()
 
 
-def compute_averaging_start_step(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Return the step from which weights are averaged; the last step always is."""
-    total = recipe.epochs * steps_per_epoch
-    return min(math.floor(recipe.averaging.start * total), total - 1)
-
-
 def compute_max_rank_batch(batch_size: int, lanes: int, workers: int) -> int:
     """Return an upper bound of the samples of a global batch on any worker (see data.sampler)."""
     own = math.ceil(lanes / workers)
@@ -236,10 +229,7 @@ def _check_device_support(recipe: Recipe, execution: Execution, world: Distribut
         )
     check_batch_norm(recipe, execution, world.workers)
     if execution.compile and not (os.environ.get("CXX") or any(shutil.which(name) for name in _COMPILERS)):
-        raise ConfigError(
-            f"execution.compile must be False without a C++ compiler ({', '.join(_COMPILERS)}) on the worker, got "
-            "True; install one, or set CXX to one"
-        )
+        raise ConfigError("execution.compile must be False without a C++ compiler, got True; install one or set CXX")
 
 
 # data.rng's constants as signed integers, because torch has no unsigned arithmetic.

@@ -27,29 +27,34 @@ from orchestrator.recipe.lr_schedule import compute_lr
 from orchestrator.recipe.metrics import create_metrics
 from orchestrator.storage import file_io
 from orchestrator.training import attempts, run_dir
-from orchestrator.training import train_state as states
 from orchestrator.training.attempts import Attempt, Goodput
 from orchestrator.training.callbacks.callback import Callback, CallbackError, call_hook, create_user_callbacks
 from orchestrator.training.callbacks.checkpointer import PRODUCTIVE_SECONDS_KEY, BestCheckpoint, Checkpointer
-from orchestrator.training.callbacks.journal_logger import JournalLogger
-from orchestrator.training.callbacks.profiler import Profiler
+from orchestrator.training.callbacks.journal_logger import JournalLogger, Profiler
 from orchestrator.training.callbacks.watchdog import StopMonitor, Watchdog
 from orchestrator.training.config import LauncherContext, Outcome, OutcomeStatus, TrainJob
 from orchestrator.training.distributed import DistributedContext
-from orchestrator.training.evaluator import Evaluator, count_samples, list_class_results
+from orchestrator.training.evaluator import Evaluator, list_class_results
 from orchestrator.training.rank_sync import EpochMeter, SampleTracker, SyncReport, SyncResult, compute_read_metrics
-from orchestrator.training.train_state import TrainState
+from orchestrator.training.train_state import TrainState, create_initial_state, wrap_in_ddp
 from orchestrator.training.train_step import TrainStep, compute_max_rank_batch, make_blank_batch
 from orchestrator.training.warm_start import LoadedWeights, load_pretrained
 
 _log = logging.getLogger(__name__)
 
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
-# Errors that a retry would only repeat; they are the same on every rank.
+
+
+class _RunStopped(Exception):
+    """The run ends before its last epoch, because it was asked to."""
+
+
+# Ends that a retry would only repeat; they are the same on every rank.
 _OUTCOMES: dict[type[Exception], OutcomeStatus] = {
+    _RunStopped: "stopped",
     DataError: "bad-data",
     CheckpointError: "bad-checkpoint",
-    NonFiniteError: "diverged",  # in the average alone; the weights themselves were checked
+    NonFiniteError: "diverged",
     ConfigError: "refused",  # what this device, or this machine, cannot do
 }
 
@@ -62,14 +67,14 @@ def run_training(job: TrainJob, world: DistributedContext, launcher: LauncherCon
     """
     torch.set_num_threads(job.threads)
     done = run_dir.load_finished_outcome(job.folder)
-    if world.broadcast_flag(done is not None):  # rank 0's view, so that all ranks do the same
+    if world.is_any(world.is_rank_zero and done is not None):  # rank 0's view, so that all ranks do the same
         if done is None:
             raise RuntimeError(
                 f"rank {world.rank} does not see {redaction.redact(run_dir.get_outcome_path(job.folder))}; mount the "
                 "same storage on every worker"
             )
         return done
-    if world.broadcast_flag(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
+    if world.is_any(bool(world.is_rank_zero and job.successor and file_io.exists(job.successor))):
         return Outcome(status="stopped", message="another driver took this run over")
     return Trainer(job, world, launcher, start_attempt(job, world)).run()
 
@@ -150,11 +155,15 @@ class Trainer:
         try:
             self._build()
             self.notify("on_start")
-            outcome = self._train_epochs()
-            if outcome.status == "finished" and self.world.is_rank_zero and not self.attempt.is_superseded():
-                with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
-                    self._save_final_weights()
-            return outcome
+            metrics = self._train_epochs()
+            self.checkpointer.writer.wait()
+            if self.best_checkpoint is not None:
+                self.best_checkpoint.writer.wait()
+            # After the last update, which no loss has shown yet; equal on all ranks.
+            self._check_finite(all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()))
+            if self.world.is_rank_zero and not self.attempt.is_superseded():
+                self._save_final_weights()
+            return Outcome(status="finished", samples=self.state.progress.samples, metrics=metrics)
         except tuple(_OUTCOMES) as error:
             samples = self.state.progress.samples if hasattr(self, "state") else 0
             status = next(status for kind, status in _OUTCOMES.items() if isinstance(error, kind))
@@ -172,7 +181,7 @@ class Trainer:
             lambda: sampler.load_balance_labels(job.data, manifest, TRAIN_SPLIT, recipe.order)
         )
         steps = sampler.count_steps(sum(self._shard_samples), recipe.batch_size)
-        self.state = states.create_initial_state(recipe, len(self.classes), steps, world.device)
+        self.state = create_initial_state(recipe, len(self.classes), steps, world.device)
         self.sample_tracker = SampleTracker(world, make_blank_batch(2, recipe.model.image_size))
         self.train_step = self._build_train_step()
         user_callbacks = world.check_on_all_ranks(lambda: create_user_callbacks(job.execution.callbacks))
@@ -192,7 +201,15 @@ class Trainer:
             self.attempt.record_resume(self.state.progress.samples)
         self.goodput = Goodput(self.attempt, productive_seconds)
         self.checkpointer = Checkpointer(job, self.attempt, self.goodput, self.watchdog)
-        self._add_callbacks(user_callbacks)
+        # In the order that callbacks.callback documents; the journal logger is there and stays the last.
+        last = [] if self.journal_logger is None else [self.callbacks.pop()]
+        if world.is_rank_zero and job.execution.profile is not None:
+            self.callbacks.append(Profiler(job.execution.profile, self.attempt, job, world.device))
+        self.callbacks.append(self.checkpointer)
+        if world.is_rank_zero:
+            self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
+            self.callbacks.append(self.best_checkpoint)
+        self.callbacks += [*user_callbacks, *last]
 
     def _load_manifest(self) -> Manifest:
         job = self.job
@@ -223,7 +240,7 @@ class Trainer:
     def _build_train_step(self) -> TrainStep:
         """Build the step of a state that is not restored yet; settle the micro-batch and DDP's buckets."""
         job, world, recipe = self.job, self.world, self.job.recipe
-        network = states.wrap_in_ddp(self.state.model, world.workers)
+        network = wrap_in_ddp(self.state.model, world.workers)
         train_step = world.check_on_all_ranks(lambda: TrainStep(recipe, self.state, network, world, job.execution))
         if world.device.type == "cuda":
             train_step.find_micro_batch(compute_max_rank_batch(recipe.batch_size, recipe.order.lanes, world.workers))
@@ -258,22 +275,9 @@ class Trainer:
         # A rank that does not see it must crash: to start at the beginning would train on other weights.
         return world.check_on_all_ranks(restore)
 
-    def _add_callbacks(self, user_callbacks: list[Callback]) -> None:
-        """Complete the callbacks, in the order that callbacks.callback documents."""
-        job = self.job
-        if self.stop_monitor is None or self.journal_logger is None:
-            self.callbacks = [self.watchdog, self.checkpointer, *user_callbacks]
-            return
-        self.callbacks = [self.watchdog, self.stop_monitor]
-        if job.execution.profile is not None:
-            url = run_dir.get_trace_path(job.folder, self.attempt.number, self.world.rank)
-            self.callbacks.append(Profiler(job.execution.profile, url, self.world.device))
-        self.best_checkpoint = BestCheckpoint(job, self.classes, self.attempt, self.watchdog)
-        self.callbacks += [self.checkpointer, self.best_checkpoint, *user_callbacks, self.journal_logger]
-
     # ------------------------------------------------------------------ loop
-    def _train_epochs(self) -> Outcome:
-        """Train to the last epoch, or until stopped or diverged; the same status, or DataError, on every rank."""
+    def _train_epochs(self) -> dict[str, float]:
+        """Train to the last epoch and return its metrics. An end before raises the same error on every rank."""
         recipe, state = self.job.recipe, self.state
         metrics: dict[str, float] = {}
         if state.progress.samples > 0 and state.progress.step_in_epoch == 0:
@@ -282,22 +286,19 @@ class Trainer:
         while state.progress.epoch < recipe.epochs:
             self.meter, epoch = EpochMeter(self.world.device), state.progress.epoch
             read_before = self.train_loader.reader.get_read_stats()
-            if (outcome := self._train_steps(epoch)) is not None:
-                return outcome
+            self._train_steps(epoch)
             sync = replace(self._sync_ranks(epoch), is_epoch_end=True)
             sums = sync.sums
             trained = self.meter.compute_metrics(sums.loss, sums.samples, sums.correct, self.learning_rate)
-            if (outcome := self._apply_sync(sync)) is not None:
-                return outcome
+            self._apply_sync(sync)
             read = compute_read_metrics(self.world, read_before, self.train_loader.reader.get_read_stats())
             metrics = self._end_epoch(trained | read)
             if state.progress.epoch < recipe.epochs and not self.launcher.should_continue():
                 self.checkpointer.save_and_wait(self)
-                return self._make_outcome("stopped", "the launcher needs no more epochs")
-        return self._finish(metrics)
+                raise _RunStopped("the launcher needs no more epochs")
+        return metrics
 
-    def _train_steps(self, epoch: int) -> Outcome | None:
-        """Make the remaining steps of an epoch; return an outcome when the run must end before the epoch does."""
+    def _train_steps(self, epoch: int) -> None:
         world, state, recipe = self.world, self.state, self.job.recipe
         order = EpochOrder(
             self._shard_samples, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window, self._train_labels
@@ -312,10 +313,8 @@ class Trainer:
             self.sample_tracker.record_batch(before, batch)
             self.notify("on_step_end")
             # The sync of the epoch's last step is the one at its end.
-            is_due = state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch
-            if is_due and (outcome := self._apply_sync(self._sync_ranks(epoch))) is not None:
-                return outcome
-        return None
+            if state.progress.step % self.job.cadence.pulse_steps == 0 and state.progress.epoch == epoch:
+                self._apply_sync(self._sync_ranks(epoch))
 
     def _sync_ranks(self, epoch: int) -> SyncResult:
         """Agree with the other ranks on what happened since the last sync; every rank must call it.
@@ -352,15 +351,15 @@ class Trainer:
             f"{first.key!r} at byte {first.offset} of {first.source}: {first.reason}"
         )
 
-    def _apply_sync(self, sync: SyncResult) -> Outcome | None:
+    def _apply_sync(self, sync: SyncResult) -> None:
         self.notify("on_sync", sync)
         if sync.error is not None:
             raise sync.error
-        if not math.isfinite(sync.sums.loss):
-            return self._make_diverged_outcome()
+        self._check_finite(math.isfinite(sync.sums.loss))
         if sync.sums.is_superseded:
-            return Outcome(status="stopped", message="a later attempt, or another driver, took this run over")
-        return self._make_outcome("stopped", "asked to stop") if sync.sums.should_stop else None
+            raise _RunStopped("a later attempt, or another driver, took this run over")
+        if sync.sums.should_stop:
+            raise _RunStopped("asked to stop")
 
     def _end_epoch(self, trained: dict[str, float]) -> dict[str, float]:
         """Validate if it is due, record and report; return the epoch's metrics. Every rank must call it."""
@@ -377,44 +376,29 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         mean = self.state.average.mean
-        sets = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
-        total = sum(self.evaluator.shard_samples)
-        num_bad = total - max(map(count_samples, sets.values()))
+        sets, num_bad = self.evaluator.evaluate({"raw": {}} | ({"averaged": mean} if mean else {}))
         if self.world.is_rank_zero and self.state.progress.epoch == self.job.recipe.epochs:
-            name = "averaged" if "averaged" in sets else "raw"
-            result = run_dir.ValidationResult(
-                weights=name,
-                samples=self.state.progress.samples,
-                classes=list_class_results(sets[name], self.classes),
-            )
-            file_io.write_bytes(run_dir.get_validation_path(self.job.folder), result.to_json().encode())
+            name, samples = "averaged" if "averaged" in sets else "raw", self.state.progress.samples
+            classes = list_class_results(sets[name], self.classes)
+            result = run_dir.ValidationResult(weights=name, samples=samples, classes=classes)
+            url = file_io.join(self.job.folder, run_dir.VALIDATION_FILE)
+            file_io.write_bytes(url, result.to_json().encode())
         return {"validation/bad_samples": float(num_bad), **self.evaluator.compute_metrics(sets)}
 
     # ------------------------------------------------------------------ end
-    def _finish(self, metrics: dict[str, float]) -> Outcome:
-        self.checkpointer.writer.wait()
-        if self.best_checkpoint is not None:
-            self.best_checkpoint.writer.wait()
-        # After the last update, which no loss has shown yet; equal on all ranks.
-        if not all(bool(tensor.isfinite().all()) for tensor in self.state.model.state_dict().values()):
-            return self._make_diverged_outcome()
-        return self._make_outcome("finished").model_copy(update={"metrics": metrics})
-
-    def _make_outcome(self, status: OutcomeStatus, message: str = "") -> Outcome:
-        return Outcome(status=status, message=message, samples=self.state.progress.samples)
-
-    def _make_diverged_outcome(self) -> Outcome:
-        return self._make_outcome(
-            "diverged",
-            f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
-            f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs",
-        )
+    def _check_finite(self, is_finite: bool) -> None:
+        if not is_finite:
+            raise NonFiniteError(
+                f"the loss, or a weight, is not finite after {self.state.progress.samples} samples at learning rate "
+                f"{self.learning_rate:g}: lower schedule.base_rate or lengthen schedule.warmup_epochs"
+            )
 
     def _save_final_weights(self) -> None:
-        averaged, raw = self.state.copy_final_weights()
         url, recipe = run_dir.get_final_weights_dir(self.job.folder), self.job.recipe.to_dict()
-        audit = self.state.audit_record.to_dict()
-        checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
+        with self.watchdog.watch_phase("save", self.job.cadence.limits.save_seconds):
+            averaged, raw = self.state.copy_final_weights()
+            audit = self.state.audit_record.to_dict()
+            checkpoint_format.save_final_weights(url, averaged, raw, recipe, self.classes, audit)
 
     def _write_outcome(self, outcome: Outcome) -> None:
         file_io.write_bytes(run_dir.get_outcome_path(self.job.folder), outcome.to_json().encode())

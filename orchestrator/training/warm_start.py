@@ -24,7 +24,6 @@ from orchestrator.storage import file_io, urls
 from orchestrator.storage.file_io import StorageError
 
 SAFETENSORS_SUFFIX = ".safetensors"
-MAX_NAMES_SHOWN = 4  # layers in a text
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,10 @@ class LoadedWeights:
         text = f"weights of {redaction.redact(url)}: {self.num_loaded} of {num_tensors} tensors loaded"
         layers = list(dict.fromkeys(name.rpartition(".")[0] for name in self.initialized_names))
         if layers:
-            more = f" and {len(layers) - MAX_NAMES_SHOWN} more" if len(layers) > MAX_NAMES_SHOWN else ""
-            text += f"; initialised anew: {', '.join(layers[:MAX_NAMES_SHOWN])}{more}"
+            text += f"; initialised anew: {', '.join(layers)}"
         if self.classes is not None and self.classes != tuple(classes):
             text += f"; their {len(self.classes)} classes differ from the {len(classes)} of the dataset"
         return text
-
-
-def compute_weights_digest(url: str) -> str:
-    """Return the digest of weights, for Recipe.initial_weights. Raises CheckpointError, StorageError."""
-    return checkpoint_format.compute_digest(_read_weights(url)[0])
 
 
 def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
@@ -62,7 +55,7 @@ def resolve_initial_weights(recipe: Recipe, url: str) -> Recipe:
             )
         return recipe
     try:
-        digest = compute_weights_digest(urls.require_absolute(url, "weights"))
+        digest = checkpoint_format.compute_digest(_read_weights(urls.require_absolute(url, "weights"))[0])
     except ValueError as error:  # CheckpointError, or a relative place
         raise ConfigError(str(error)) from None
     if recipe.initial_weights not in ("", digest):
@@ -133,16 +126,10 @@ def _read_weights(url: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
         raise CheckpointError(f"weights: {shown}: no safetensors file: {error}") from None
     if name := checkpoint_format.find_non_finite(tensors):
         raise CheckpointError(f"weights: {shown}: {name} has NaN or infinite values; give other weights")
-    named = _strip_prefixes(tensors)
+    # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
+    named = {".".join(part for part in name.split(".") if part != "_orig_mod"): each for name, each in tensors.items()}
+    while named and all(name.startswith("module.") for name in named):
+        named = {name.removeprefix("module."): each for name, each in named.items()}
     if len(named) < len(tensors):
         raise CheckpointError(f"weights: {shown}: holds a tensor twice, with and without _orig_mod; give one of them")
     return named, parse_class_names(data[8 : 8 + int.from_bytes(data[:8], "little")])
-
-
-def _strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under the names that the network gives them, whatever wrapped it when they were saved."""
-    # A compiled part may be anywhere; `module` may be a layer's own name, unless all names begin with it.
-    plain = {".".join(part for part in name.split(".") if part != "_orig_mod"): each for name, each in tensors.items()}
-    while plain and all(name.startswith("module.") for name in plain):
-        plain = {name.removeprefix("module."): each for name, each in plain.items()}
-    return plain

@@ -222,9 +222,8 @@ def test_passwords_in_urls_are_not_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keep", "kept"), [(1, [4]), (2, [4, 3]), (4, [4, 3, 2, 1]), (9, [4, 3, 2, 1])])
 def test_prune_keeps_the_newest(tmp_path: Path, keep: int, kept: list[int]) -> None:
     urls = saved(tmp_path, (1, 1), (2, 1), (3, 1), (4, 1))
-    removed = checkpoints.remove_old_checkpoints(str(tmp_path), keep, urls[-1])
+    checkpoints.remove_old_checkpoints(str(tmp_path), keep, urls[-1])
     assert [samples for samples, _ in names(tmp_path)] == kept
-    assert sorted(removed) == urls[: len(urls) - len(kept)]
     assert all(checkpoints.load(place.url) for place in checkpoint_dir.list_checkpoints(str(tmp_path)))
 
 
@@ -232,8 +231,9 @@ def test_prune_keeps_the_only_complete_one_whatever_lies_around_it(tmp_path: Pat
     older, good, newer = saved(tmp_path, (1, 1), (2, 1), (3, 1))
     for url in (older, newer):
         file_io.remove(file_io.join(url, commit.DONE))
-    assert checkpoints.remove_old_checkpoints(str(tmp_path), 2, good) == []
-    assert checkpoints.remove_old_checkpoints(str(tmp_path), 1, good) == [older]
+    checkpoints.remove_old_checkpoints(str(tmp_path), 2, good)
+    assert names(tmp_path) == [(3, 1), (2, 1), (1, 1)]
+    checkpoints.remove_old_checkpoints(str(tmp_path), 1, good)
     assert names(tmp_path) == [(3, 1), (2, 1)]
     assert checkpoints.load_newest(str(tmp_path)).state["samples"] == 2
 

@@ -1,19 +1,11 @@
 """Configurations small enough to hold in the head, with every feature the real ones use."""
 
-from enum import Enum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config
 from orchestrator.config.flags import Flag
-
-
-class Pooling(Enum):
-    """Pooling of crops."""
-
-    MEAN = "mean"
-    MAX = "max"
 
 
 class StepDecay(Config):
@@ -87,7 +79,7 @@ class Recipe(Config):
     """Share of the image's area that a crop covers."""
     epochs: int = Field(90, gt=0)
     clip: float | None = None
-    pooling: Pooling = Pooling.MEAN
+    pooling: Literal["mean", "max"] = "mean"
     loss: Literal["softmax", "logistic"] = "softmax"
     members: tuple[Member, ...] = (Member(),)
 

@@ -137,11 +137,6 @@ def test_positionals_need_no_preset_before_them() -> None:
     assert predict() == Predict()
 
 
-def test_default_must_be_a_preset() -> None:
-    with pytest.raises(ValueError, match="default must be one of digits, googlenet-imagenet, got 'x'"):
-        parse_args("train", "", PRESETS, "x", [])
-
-
 def test_a_preset_given_as_an_invalid_mixture_is_judged_as_a_whole() -> None:
     presets = {"short": Preset(Train(recipe=Recipe(schedule=Polynomial(), epochs=3)))}
     arguments = ["--schedule.kind", "step", "--epochs", "20"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
 from orchestrator.config.overrides import apply_overrides, build_draft, find_kinds_with_path, flatten_config
-from tests.config.samples import Augment, Member, Polynomial, Pooling, Recipe, Scheduled, StepDecay, Train
+from tests.config.samples import Augment, Member, Polynomial, Recipe, Scheduled, StepDecay, Train
 from tests.config.test_base import recipes
 
 TAKEN: list[tuple[dict[str, Any], str, Any]] = [
@@ -24,8 +24,7 @@ TAKEN: list[tuple[dict[str, Any], str, Any]] = [
     ({"scales": (1, 2)}, "scales", (1.0, 2.0)),
     ({"clip": "None"}, "clip", None),
     ({"clip": "1e-3"}, "clip", 0.001),
-    ({"pooling": "max"}, "pooling", Pooling.MAX),
-    ({"pooling": Pooling.MAX}, "pooling", Pooling.MAX),
+    ({"pooling": "max"}, "pooling", "max"),
     ({"loss": "logistic"}, "loss", "logistic"),
     ({"members": '[{"seed": 3}]'}, "members", (Member(seed=3),)),
     ({"members": (Member(seed=3),)}, "members", (Member(seed=3),)),

@@ -145,7 +145,7 @@ def test_what_cannot_be_loaded_says_why_in_a_line(kind: str, texts: list[str], w
     ("kind", "args", "texts"),
     [
         ("nets:make", {"depth": 3}, ["unexpected keyword argument 'depth'", "it takes: num_classes, width"]),
-        ("nets:make", {"num_classes": 3}, ["args must not hold num_classes"]),
+        ("nets:make", {"num_classes": 3}, ["multiple values for keyword argument 'num_classes'"]),
         ("nets:make", {"width": -1}, ["failed at ", "nets.py:2: ValueError: math domain error"]),
         ("nets:plain", {}, ["does not take these arguments", "it takes: classes", "called with num_classes"]),
         ("nets:NUMBER", {}, ["must be callable, got int"]),

@@ -198,7 +198,7 @@ def test_parameters_that_are_not_trained_have_no_state() -> None:
     [
         ("torch.optim:NoSuch", {}, "has no attribute 'NoSuch'"),
         ("torch.optim:RMSprop", {"beta": 1}, "unexpected keyword argument 'beta'"),
-        ("torch.optim:RMSprop", {"lr": 1}, "args must not hold lr"),
+        ("torch.optim:RMSprop", {"lr": 1}, "multiple values for keyword argument 'lr'"),
         ("torch.optim:RMSprop", {"alpha": -1}, "failed.*: ValueError: Invalid alpha value"),
         ("torch.optim:LBFGS", {}, "failed.*: ValueError: LBFGS doesn't support per-parameter options"),
         (f"{__name__}:Closure", {}, r"cannot step.*; it must step after a backward pass, without a closure"),

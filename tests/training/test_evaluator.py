@@ -41,7 +41,7 @@ class OneBatch:
 
 def test_errors_and_loss_leave_broken_images_out() -> None:
     evaluator = Evaluator(Scores(), 3, OneBatch(), (3,), lambda images: images, ALONE, 1.0)  # type: ignore[arg-type]
-    sums = evaluator.evaluate({"raw": {}})["raw"]
+    sums = evaluator.evaluate({"raw": {}})[0]["raw"]
     metrics = evaluator.compute_metrics({"raw": sums})
     losses = [torch.logsumexp(row, 0) - row[label] for row, label in zip(SCORES[:3], LABELS[:3], strict=True)]
     assert metrics["validation/raw_loss"] == pytest.approx(float(sum(losses)) / 3, rel=1e-6)

@@ -65,7 +65,7 @@ def test_validation_data_that_one_rank_cannot_read_ends_all_ranks_alike(tmp_path
     one = job(data, tmp_path / "run", recipe())
     outcomes = train_by(ranks, 2, one)
     assert [outcome.status for outcome in outcomes] == ["bad-data"] * 2
-    assert outcomes[0].message == outcomes[1].message
+    assert outcomes[0].message == f"{outcomes[1].message} (reported by rank 1 of 2)"
     assert "validation-000005.tar" in outcomes[0].message
 
 

@@ -155,8 +155,8 @@ def _sums(rank: int, workers: int, values: list[float]) -> Any:
     world = DistributedContext(rank, workers, runs.CPU)
     return (
         list(world.all_reduce_sums(tuple(value * (rank + 1) for value in values))),
-        world.broadcast_flag(rank == 0),
-        world.broadcast_flag(rank != 0),
+        world.is_any(world.is_rank_zero),
+        world.is_any(False),
     )
 
 

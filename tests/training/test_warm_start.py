@@ -15,7 +15,6 @@ from orchestrator.models.network import Network
 from orchestrator.models.registry import create_model
 from orchestrator.training.warm_start import (
     LoadedWeights,
-    compute_weights_digest,
     load_pretrained,
     resolve_initial_weights,
 )
@@ -24,6 +23,10 @@ from tests.support.runs import ask_to_stop, events, final, job, recipe, stop_ask
 
 def network(classes: int = 3, seed: int = 1, changes: dict[str, object] | None = None) -> Network:
     return create_model(apply_overrides(recipe(), changes or {}).model, classes, seed)
+
+
+def compute_weights_digest(url: str) -> str:
+    return resolve_initial_weights(recipe(), url).initial_weights
 
 
 def exported(given: Network) -> dict[str, Tensor]:
@@ -127,14 +130,14 @@ def test_a_run_whose_weights_changed_does_not_start(small: Path, tmp_path: Path,
 
 def test_other_content_is_rejected(tmp_path: Path) -> None:
     for name in ("nowhere", "nowhere.safetensors"):
-        with pytest.raises(CheckpointError, match="must be a finished run's final folder"):
+        with pytest.raises(ConfigError, match="must be a finished run's final folder"):
             compute_weights_digest(str(tmp_path / name))
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"no such thing")
-    with pytest.raises(CheckpointError, match=r"bad\.safetensors: no safetensors file"):
+    with pytest.raises(ConfigError, match=r"bad\.safetensors: no safetensors file"):
         compute_weights_digest(str(bad))
     bad.write_bytes(safe.save({"one": torch.tensor([float("nan")])}))
-    with pytest.raises(CheckpointError, match="one has NaN"):
+    with pytest.raises(ConfigError, match="one has NaN"):
         compute_weights_digest(str(bad))
 
 
@@ -166,7 +169,7 @@ def test_a_layer_may_be_called_module(tmp_path: Path) -> None:
 def test_a_tensor_with_and_without_a_prefix_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "twice.safetensors"
     path.write_bytes(safe.save({"weight": torch.ones(1), "_orig_mod.weight": torch.ones(1)}))
-    with pytest.raises(CheckpointError, match="holds a tensor twice"):
+    with pytest.raises(ConfigError, match="holds a tensor twice"):
         compute_weights_digest(str(path))
 
 

@@ -7,12 +7,11 @@ runs in the reverse order.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.config.plugins import create_plugin
+from orchestrator.config.plugins import create_plugin, format_failure
 from orchestrator.training.config import CallbackPlugin
 
 if TYPE_CHECKING:  # trainer imports this module
@@ -53,15 +52,13 @@ class CallbackError(RuntimeError):
 
 def create_user_callbacks(plugins: Sequence[CallbackPlugin]) -> list[Callback]:
     """Create the user's callbacks. Raises ConfigError when one cannot be loaded, or is no Callback."""
-    callbacks = []
-    for plugin in plugins:
-        callback = create_plugin(plugin.what, plugin.kind, plugin.args)
+    callbacks = [create_plugin(plugin.what, plugin.kind, plugin.args) for plugin in plugins]
+    for plugin, callback in zip(plugins, callbacks, strict=True):
         if not isinstance(callback, Callback):
             raise ConfigError(
                 f"callback {plugin.kind!r} must be a Callback, got {type(callback).__name__}; derive the class from "
                 f"{Callback.__module__}.Callback"
             )
-        callbacks.append(callback)
     return callbacks
 
 
@@ -73,8 +70,5 @@ def call_hook(callback: Callback, hook: str, *arguments: object) -> None:
         kind = type(callback)
         if kind.__module__.startswith(f"{__name__.partition('.')[0]}."):
             raise
-        file = getattr(sys.modules.get(kind.__module__), "__file__", None) or "an unknown file"
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CallbackError(
-            f"callback {kind.__module__}:{kind.__qualname__} ({file}) failed in {hook}: {message}"
-        ) from error
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        raise CallbackError(f"callback {name} failed in {hook}{format_failure(error)}") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoint import checkpoint as checkpoint_format
@@ -37,37 +37,26 @@ class BackgroundWriter:
     def __init__(self, phase: str, watchdog: Watchdog, limit: float) -> None:
         """limit: seconds that a write may take."""
         self._phase, self._watchdog, self._limit = phase, watchdog, limit
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
-
-    @property
-    def is_writing(self) -> bool:
-        """True while a write is under way."""
-        return self._thread is not None and self._thread.is_alive()
+        self.last: Future[None] | None = None  # the last write, until it was waited for
 
     def start(self, write: Callable[[], None]) -> None:
         """Call `write` in the background; the one before must have been waited for."""
 
         def run() -> None:
             with self._watchdog.watch_phase(self._phase, self._limit):
-                try:
-                    write()
-                except Exception as error:  # raised again in the training thread, by wait()
-                    self._error = error
+                write()
 
-        self._thread = threading.Thread(target=run, name=self._phase)
-        self._thread.start()
+        pool = ThreadPoolExecutor(1, thread_name_prefix=self._phase)
+        self.last = pool.submit(run)
+        pool.shutdown(wait=False)  # its thread ends with the write
 
     def wait(self) -> None:
         """Wait until the write under way has ended. Raises what it raised, once."""
-        if self._thread is not None:
+        if self.last is not None:
+            last, self.last = self.last, None
             # The phase of the writer is the one whose limit counts.
             with self._watchdog.watch_phase("wait-for-save", 2 * self._limit):
-                self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+                last.result()
 
 
 class Checkpointer(Callback):
@@ -75,8 +64,7 @@ class Checkpointer(Callback):
 
     def __init__(self, job: TrainJob, attempt: Attempt, goodput: Goodput, watchdog: Watchdog) -> None:
         self._run, self._folder = job.folder, get_checkpoints_dir(job.folder)
-        self._cadence = job.cadence
-        self._recipe = job.recipe.to_dict()
+        self._cadence, self._recipe = job.cadence, job.recipe.to_dict()
         self._attempt, self._goodput = attempt, goodput
         self.writer = BackgroundWriter("save", watchdog, job.cadence.limits.save_seconds)
         self._last = time.monotonic()
@@ -115,7 +103,7 @@ class Checkpointer(Callback):
 
     def is_due(self, samples: int) -> bool:
         """Return whether the cadence asks for a checkpoint now; never during a write."""
-        if self.writer.is_writing:
+        if self.writer.last is not None and not self.writer.last.done():
             return False
         each = self._cadence.checkpoint_samples
         passed = each is not None and samples // each > max(0, self._saved_samples) // each
@@ -150,8 +138,8 @@ class BestCheckpoint(Callback):
     """The best weights so far, for inference. No run resumes from them, and a failed write only costs a warning."""
 
     def __init__(self, job: TrainJob, classes: tuple[str, ...], attempt: Attempt, watchdog: Watchdog) -> None:
-        self._folder, self._job, self._classes = get_best_weights_dir(job.folder), job, classes
-        self._attempt = attempt
+        self._folder, self._attempt = get_best_weights_dir(job.folder), attempt
+        self._recipe, self._classes = job.recipe.to_dict(), classes
         self._best = _load_best_error(self._folder)
         self.writer = BackgroundWriter("save-best", watchdog, job.cadence.limits.save_seconds)
 
@@ -170,8 +158,7 @@ class BestCheckpoint(Callback):
             try:
                 if self._attempt.is_superseded():
                     return
-                recipe = self._job.recipe.to_dict()
-                checkpoint_format.save_final_weights(url, averaged, raw, recipe, self._classes, metadata=metadata)
+                checkpoint_format.save_final_weights(url, averaged, raw, self._recipe, self._classes, metadata=metadata)
                 for place in checkpoint_dir.list_checkpoints(self._folder):
                     if place.url != url:
                         file_io.remove(place.url)

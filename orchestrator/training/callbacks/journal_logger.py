@@ -1,13 +1,19 @@
-"""Rank 0's record of an attempt: journal events."""
+"""Rank 0's records of an attempt: journal events, and on demand a trace for chrome://tracing or Perfetto."""
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from orchestrator.data.sample_audit import BadEntry
+import torch
+from torch.profiler import ProfilerAction, ProfilerActivity, profile
+
+from orchestrator.config import redaction
+from orchestrator.storage import file_io
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.training.attempts import Attempt, build_incident
 from orchestrator.training.callbacks.callback import Callback
@@ -20,6 +26,7 @@ from orchestrator.training.train_state import Progress
 if TYPE_CHECKING:  # trainer imports this module
     from orchestrator.training.trainer import Trainer
 
+_log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_SECONDS = 30.0
 START_FLUSH_SECONDS = 5.0
 MAX_BAD_SAMPLES_LOGGED = 100  # of an attempt; the audit record kept with the weights has them all
@@ -48,10 +55,16 @@ class JournalLogger(Callback):
     def on_sync(self, trainer: Trainer, sync: SyncResult) -> None:
         """Record bad samples, the end of a replay, a preemption notice, and a point of the curves when it is due."""
         progress, cadence = trainer.state.progress, trainer.job.cadence
-        self.log_bad_samples(progress, sync.new_bad_samples)
+        for sample in sync.new_bad_samples[: MAX_BAD_SAMPLES_LOGGED - self._num_bad_logged]:
+            self._num_bad_logged += 1
+            self.append("bad-sample", progress, **sample.to_dict())
         if not sync.is_healthy:
             return
-        self.log_recovery(progress)
+        if self._replay is not None and progress.samples >= self._replay[0]:
+            _, began, lost = self._replay
+            self._replay, seconds = None, time.monotonic() - began
+            values = {"seconds_to_replay": round(seconds, 3), "seconds_lost": round(lost + seconds, 3)}
+            self.append("recovered", progress, attempt=self._attempt.number, **values)
         if sync.sums.should_stop:
             return
         if sync.is_preempted:
@@ -82,22 +95,6 @@ class JournalLogger(Callback):
         # In storage before the first step, whatever happens next; storage that is down does not delay training long.
         self._journal.flush(START_FLUSH_SECONDS)
 
-    def log_recovery(self, progress: Progress) -> None:
-        """Record once, after an incident, that training is as far as it was before."""
-        if self._replay is None or progress.samples < self._replay[0]:
-            return
-        _, began, lost = self._replay
-        self._replay = None
-        seconds = time.monotonic() - began
-        values = {"seconds_to_replay": round(seconds, 3), "seconds_lost": round(lost + seconds, 3)}
-        self.append("recovered", progress, attempt=self._attempt.number, **values)
-
-    def log_bad_samples(self, progress: Progress, bad_samples: Sequence[BadEntry]) -> None:
-        """Record samples that got weight 0 for the first time."""
-        for sample in bad_samples[: MAX_BAD_SAMPLES_LOGGED - self._num_bad_logged]:
-            self._num_bad_logged += 1
-            self.append("bad-sample", progress, **sample.to_dict())
-
     def log_outcome(self, outcome: Outcome) -> None:
         """Record the outcome of the attempt."""
         kind = outcome.status if outcome.status in ("finished", "stopped") else "failed"
@@ -111,3 +108,43 @@ class JournalLogger(Callback):
         """Record an event at this progress."""
         self._samples = progress.samples
         self._journal.append(kind, progress.samples, **values)
+
+
+class Profiler(Callback):
+    """Traces the steps `first` to `last` of an attempt, counted from 0, into one file."""
+
+    def __init__(self, steps: tuple[int, int], attempt: Attempt, job: TrainJob, device: torch.device) -> None:
+        first, last = steps
+        self._url = file_io.join(job.folder, "profile", f"attempt-{attempt.number:06d}-rank-00000.json.gz")
+
+        def choose_action(step: int) -> ProfilerAction:
+            if step == last:
+                return ProfilerAction.RECORD_AND_SAVE
+            return ProfilerAction.RECORD if first <= step < last else ProfilerAction.NONE
+
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        self._profile = profile(
+            activities=activities, schedule=choose_action, on_trace_ready=self._write_trace, record_shapes=True
+        )
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Begin the trace if it includes the first step."""
+        self._profile.start()
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Begin or end the trace where it is due."""
+        self._profile.step()
+
+    def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
+        """Write what was traced, unless that is done."""
+        self._profile.stop()
+
+    def _write_trace(self, traced: profile) -> None:
+        """Write the trace. A failure only costs a warning: no training ends for a trace."""
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "trace.json.gz")
+                traced.export_chrome_trace(path)
+                file_io.write_bytes(self._url, file_io.read_bytes(path))
+        except (OSError, RuntimeError) as error:
+            _log.warning("%s: the trace was not written: %s", redaction.redact(self._url), error)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.config.json_text import parse_json
 from orchestrator.storage import file_io
 from orchestrator.training.attempts import Attempt
 from orchestrator.training.callbacks.callback import Callback
@@ -125,17 +124,15 @@ class Watchdog(Callback):
         place = self._locate_training_thread()
         cause = f"no end of the phase {phase!r} after {seconds:.1f} s (limit {limit:.1f} s), in {place}"
         if slow := self.describe_slow_work():
-            more = f" and {len(slow) - MAX_SLOW_WORK_SHOWN} more" if len(slow) > MAX_SLOW_WORK_SHOWN else ""
-            cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}{more}"
+            cause += f"; meanwhile: {'; '.join(slow[:MAX_SLOW_WORK_SHOWN])}"
         _log.error("watchdog: %s; this worker ends itself", cause)
         # Storage may be what hangs: after its seconds the process ends anyhow.
-        reporter = threading.Thread(
-            target=self._report, args=(cause, format_stacks()), name="watchdog-report", daemon=True
-        )
+        arguments = (cause, _format_stacks())
+        reporter = threading.Thread(target=self._report, args=arguments, name="watchdog-report", daemon=True)
         reporter.start()
         reporter.join(REPORT_TIMEOUT_SECONDS)
         if not self._ended.is_set():  # else training ended meanwhile
-            end_process()
+            os._exit(EXIT_STATUS)  # without waiting for its threads, which may hang
 
     def _locate_training_thread(self) -> str:
         """Return the innermost lines of the training thread: this package's, and the last."""
@@ -146,13 +143,7 @@ class Watchdog(Callback):
         return " > ".join(dict.fromkeys(places))
 
 
-def end_process() -> None:
-    """End this process immediately, without waiting for its threads, which may hang."""
-    os._exit(EXIT_STATUS)
-
-
-def format_stacks() -> str:
-    """Return the Python stacks of all threads."""
+def _format_stacks() -> str:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = {names.get(ident, str(ident)): frame for ident, frame in sys._current_frames().items()}
     return "\n".join(f"Thread {name}:\n{''.join(traceback.format_stack(frame))}" for name, frame in stacks.items())
@@ -170,7 +161,7 @@ class StopMonitor(Callback):
         self._on_request = on_request
         self._attempt, self._stop_flag, self._successor = attempt, stop_flag, successor
         self._ended = threading.Event()
-        polls = ((self._poll_stop_flag, POLL_SECONDS), (self._poll_fence, FENCE_SECONDS), (self._beat, BEAT_SECONDS))
+        polls = (self._poll_stop_flag, POLL_SECONDS), (self._poll_fence, FENCE_SECONDS), (self._beat, BEAT_SECONDS)
         for arguments in polls:
             # A thread each: a request that hangs delays no other.
             threading.Thread(target=self._repeat, args=arguments, name="stop-monitor", daemon=True).start()
@@ -194,7 +185,8 @@ class StopMonitor(Callback):
 
     def _poll_stop_flag(self) -> None:
         if self.request == "go-on" and file_io.exists(self._stop_flag):
-            self._set_request("save-and-stop" if _wants_checkpoint(file_io.read_bytes(self._stop_flag)) else "stop")
+            saves = file_io.read_json_or_empty(self._stop_flag).get("save") is not False
+            self._set_request("save-and-stop" if saves else "stop")
 
     def _poll_fence(self) -> None:
         if self._attempt.is_superseded() or (self._successor and file_io.exists(self._successor)):
@@ -209,12 +201,3 @@ class StopMonitor(Callback):
             self.request = request
         if is_first:
             self._on_request()
-
-
-def _wants_checkpoint(flag: bytes) -> bool:
-    """Return whether a stop flag wants a checkpoint first, which it does unless it holds {"save": false}."""
-    try:
-        content = parse_json(flag)
-    except ValueError:
-        return True
-    return not (isinstance(content, dict) and content.get("save") is False)

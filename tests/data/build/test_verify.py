@@ -197,7 +197,7 @@ def columns(**changes: list[object]) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [("[]", "must be a JSON object"), ('{"keys": []}', "KeyError('labels')"), ("{", "JSONDecodeError"),
-     ('{"keys":' + "[" * 100_000, "JSON nested too deeply"), (columns(labels=[float("nan")]), "NaN is not JSON"),
+     ('{"keys":' + "[" * 100_000, "JSON nested too deeply"), (columns(labels=[float("nan")]), "NaN is no finite"),
      (columns(lengths=[]), "columns of 1 keys, 1 labels, 1 offsets, 0 lengths"),
      (columns(keys=[1]), "column 'keys' holds other values"), (columns(labels=[0.5]), "column 'labels' holds other"),
      (columns(labels=[True]), "column 'labels' holds other values"), (columns(labels=[2**63]), "OverflowError"),

@@ -1,12 +1,14 @@
 """Journal events of an attempt."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from orchestrator.data.sample_audit import BadEntry
+from orchestrator.data.sample_audit import AuditRecord, BadEntry
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event
 from orchestrator.training.attempts import Attempt, PreviousAttempt
@@ -14,6 +16,7 @@ from orchestrator.training.callbacks import journal_logger
 from orchestrator.training.callbacks.journal_logger import JournalLogger
 from orchestrator.training.config import Outcome, TrainJob
 from orchestrator.training.distributed import DistributedContext
+from orchestrator.training.rank_sync import SyncReport, SyncResult
 from orchestrator.training.run_dir import get_attempts_dir, get_journal_dir
 from orchestrator.training.train_state import Progress
 from tests.support.runs import ALONE, CPU, events, recipe
@@ -41,6 +44,12 @@ def after(one: TrainJob, before: PreviousAttempt) -> JournalLogger:
     return JournalLogger(one, Attempt(get_attempts_dir(one.folder), 2, time.time(), 0.0, before))
 
 
+def sync(logger: JournalLogger, one: TrainJob, progress: Progress, bad: Sequence[BadEntry] = ()) -> None:
+    """Call on_sync as at a stop, where no point of the curves is recorded."""
+    trainer: Any = SimpleNamespace(job=one, state=SimpleNamespace(progress=progress))
+    logger.on_sync(trainer, SyncResult(SyncReport(should_stop=1), AuditRecord(), list(bad)))
+
+
 def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> None:
     leader.log_start(AT, ALONE, [])
     leader.append("metrics", AT, **{"train/step_loss": 0.5, "train/rate": 0.1})
@@ -64,10 +73,10 @@ def test_what_happens_is_journalled(one: TrainJob, leader: JournalLogger) -> Non
 
 def test_bad_samples_are_journalled_up_to_a_bound(one: TrainJob, leader: JournalLogger) -> None:
     entries = [BadEntry(id=n, key=f"k{n}", source="/d/x.tar", offset=n, reason="broken") for n in range(70)]
-    leader.log_bad_samples(AT, entries[:2])
-    leader.log_bad_samples(AT, [])
+    sync(leader, one, AT, entries[:2])
+    sync(leader, one, AT)
     for _ in range(3):
-        leader.log_bad_samples(AT, entries)
+        sync(leader, one, AT, entries)
     leader.on_end()
     logged = events(one, "bad-sample")
     assert len(logged) == journal_logger.MAX_BAD_SAMPLES_LOGGED
@@ -94,9 +103,8 @@ def test_an_incident_and_what_it_cost_in_the_end(one: TrainJob) -> None:
     )
     second = after(one, before)
     second.log_start(AT, ALONE, ["x: damaged"])
-    second.log_recovery(Progress(448, 32, 100))
-    second.log_recovery(Progress(480, 32, 100))
-    second.log_recovery(Progress(512, 32, 100))
+    for samples in (448, 480, 512):
+        sync(second, one, Progress(samples, 32, 100))
     second.on_end()
     incident, _, recovered = events(one)
     assert incident.kind == "incident"

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from orchestrator.training.config import Execution, TrainJob
-from orchestrator.training.run_dir import get_trace_path
 from tests.support.runs import job, recipe, train
 
 
@@ -18,7 +17,8 @@ def profiled(data: Path, folder: Path, first: int, last: int) -> TrainJob:
 
 
 def trace_events(of: TrainJob) -> list[dict[str, Any]]:
-    content = json.loads(gzip.decompress(Path(get_trace_path(of.folder, 1, 0)).read_bytes()))
+    path = Path(of.folder, "profile", "attempt-000001-rank-00000.json.gz")
+    content = json.loads(gzip.decompress(path.read_bytes()))
     events: list[dict[str, Any]] = content["traceEvents"]
     return events
 
