@@ -10,8 +10,9 @@ import re
 import shlex
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.config.redaction import redact
@@ -49,6 +50,7 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -65,6 +67,8 @@ _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 5000  # older servers; newer ones take 8000
 _INVALID_NAME_CHARACTERS = re.compile(r"[^\w.\-/: ]", re.ASCII)
 _CONNECT_SECONDS = 5.0
+_PART_PREFIX = ".mlflow-part-"  # of databases that are being made
+_PART_SECONDS = 3600.0  # the driver that made an older one has died
 
 
 class MlflowTracker:
@@ -242,10 +246,11 @@ class MlflowTracker:
                 f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or "
                 "owner, or set another place with --tracking"
             )
-        if path.exists():
-            with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
-                database.execute("begin immediate")  # fails for a damaged, read-only or locked database
-                database.rollback()
+        if not path.exists():
+            _create_database(path)
+        with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
+            database.execute("begin immediate")  # fails for a damaged, read-only or locked database
+            database.rollback()
 
     def _get_or_create_experiment(self, client: MlflowClient, root: str | None) -> str:
         experiment = client.get_experiment_by_name(self._experiment_name)
@@ -298,6 +303,33 @@ class MlflowTracker:
                 last = point.step
             last_steps[name] = last
         return metrics
+
+
+def _create_database(path: Path) -> None:
+    """Make MLflow's tables in another file and link it to `path`.
+
+    It takes seconds, and MLflow cannot use a database in which a killed driver made half of the tables.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second, in vain for a server
+
+    for old in path.parent.glob(f"{_PART_PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _PART_SECONDS:
+                old.unlink()
+    part = path.with_name(f"{_PART_PREFIX}{uuid.uuid4().hex}")
+    try:
+        uri = uris.make_tracking_uri(str(part))
+        store = SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            pass  # another driver was first
+        except OSError:  # a file system without links
+            if not path.exists():
+                part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _shorten_tags(tags: Mapping[str, str]) -> dict[str, str]:
