@@ -60,7 +60,6 @@ STALE_HEARTBEAT_SECONDS = 60.0  # a live driver's heartbeat changes several time
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 5000  # older servers; newer ones take 8000
 _INVALID_NAME_CHARACTERS = re.compile(r"[^\w.\-/: ]", re.ASCII)
-_CONNECT_SECONDS = 5.0
 _PART_PREFIX = ".mlflow-part-"  # of databases that are being made
 _PART_SECONDS = 3600.0  # the driver that made an older one has died
 
@@ -234,7 +233,7 @@ class MlflowTracker:
             )
         if not path.exists():
             _create_database(path)
-        with closing(uris.open_sqlite(str(path), _CONNECT_SECONDS)) as database:
+        with closing(uris.open_sqlite(str(path))) as database:
             database.execute("begin immediate")  # fails for a damaged, read-only or locked database
             database.rollback()
 
@@ -298,7 +297,7 @@ def _create_database(path: Path) -> None:
 
     It takes seconds, and MLflow cannot use a database in which a killed driver made half of the tables.
     """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second, in vain for a server
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second, which a server needs not
 
     for old in path.parent.glob(f"{_PART_PREFIX}*"):
         with suppress(FileNotFoundError):
@@ -311,9 +310,7 @@ def _create_database(path: Path) -> None:
         store.engine.dispose()
         try:
             os.link(part, path)
-        except FileExistsError:
-            pass  # another driver was first
-        except OSError:  # a file system without links
+        except OSError:  # another driver was first, or a file system without links
             if not path.exists():
                 part.replace(path)
     finally:

@@ -9,7 +9,6 @@ from orchestrator.tracking import tracking_uri as uris
 from orchestrator.tracking.mlflow_tracker import convert_errors  # prepares the imports below
 from orchestrator.tracking.tracker import TrackingError
 
-MODEL_URI_PREFIX = "models:/"
 DIGEST_TAG = "orchestrator.digest"
 _ARTIFACT_PATH = "models/{}"  # of a digest, among the artifacts of the run
 
@@ -89,7 +88,7 @@ class ModelRegistry:
             return str(self._client.download_artifacts(version.run_id, _ARTIFACT_PATH.format(digest), folder))
 
     def _resolve_version(self, model: str) -> ModelVersion:
-        reference = model.removeprefix(MODEL_URI_PREFIX)
+        reference = model.removeprefix("models:/")
         name, by_alias, alias = reference.rpartition("@")
         if by_alias:
             return self._client.get_model_version_by_alias(name, alias)
@@ -98,8 +97,8 @@ class ModelRegistry:
             return versions[-1]
         if not name or not version.isdecimal():
             raise TrackingError(
-                f"model must be an existing {MODEL_URI_PREFIX}NAME@ALIAS, {MODEL_URI_PREFIX}NAME/VERSION or "
-                f"{MODEL_URI_PREFIX}NAME/latest, got {model!r}"
+                f"model must be an existing models:/NAME@ALIAS, models:/NAME/VERSION or "
+                f"models:/NAME/latest, got {model!r}"
             )
         return self._client.get_model_version(name, version)
 

@@ -17,7 +17,6 @@ from orchestrator.storage import urls
 from orchestrator.tracking.tracker import TrackingError
 
 ARTIFACT_FOLDER = "mlflow-artifacts"
-BUSY_TIMEOUT_SECONDS = 10.0
 # Columns of MLflow's schema that hold locations of artifacts.
 _LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -107,9 +106,9 @@ def make_tracking_uri(path: str) -> str:
     return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
-def open_sqlite(path: str, timeout: float) -> sqlite3.Connection:
-    """Return a connection to an existing sqlite file; timeout: in seconds, of its locks. Raises sqlite3.Error."""
-    return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=timeout)
+def open_sqlite(path: str) -> sqlite3.Connection:
+    """Return a connection to an existing sqlite file, which waits seconds for its locks. Raises sqlite3.Error."""
+    return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=5.0)
 
 
 def get_artifact_root(database: str) -> str:
@@ -126,7 +125,7 @@ def update_artifact_locations(database: str) -> None:
     if not os.path.exists(database):
         return
     try:
-        with closing(open_sqlite(database, BUSY_TIMEOUT_SECONDS)) as store, store:
+        with closing(open_sqlite(database)) as store, store:
             folder = os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)
             for table, column, old, new in list(_iter_moved_locations(store, folder)):
                 store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  constants
