@@ -26,6 +26,7 @@ from orchestrator.data.data_errors import BadSampleError, DataError
 from orchestrator.data.transforms import image_format
 from orchestrator.ensemble import ensemble_registry
 from orchestrator.ensemble.config import ModelChoice, PredictConfig
+from orchestrator.ensemble.members import select_members
 from orchestrator.evaluation import classifier
 from orchestrator.evaluation.classifier import Classifier, Prediction
 from orchestrator.ray_backend import run_lookup
@@ -111,7 +112,7 @@ def _fetch_registered(choice: ModelChoice, scratch: str) -> ModelSource:
         weights, titles = ensemble_registry.fetch_weights(tracking, name, scratch)
     except TrackingError as error:
         raise ConfigError(f"model: {error}; set --tracking to another store, or --model to a run") from None
-    numbers = _select_members(len(weights), choice.members)
+    numbers = select_members(len(weights), choice.members)
     description = _format_model_count(name, numbers, len(weights)) + reason
     return ModelSource(description, tuple(weights[number - 1] for number in numbers), tuple(titles))
 
@@ -121,7 +122,7 @@ def resolve_source(choice: ModelChoice) -> ModelSource:
     (entry,) = run_lookup.find_runs([choice.model], choice.storage, "model")
     entry.check_members("model")
     members = [entry.folder] if entry.members is None else list(entry.members)
-    numbers = _select_members(len(members), choice.members)
+    numbers = select_members(len(members), choice.members)
     for number in numbers:
         if load_finished_outcome(run := members[number - 1]) is None:
             raise ConfigError(
@@ -133,13 +134,6 @@ def resolve_source(choice: ModelChoice) -> ModelSource:
         tuple(get_final_weights_dir(members[number - 1]) for number in numbers),
         _load_titles(members[numbers[0] - 1]),
     )
-
-
-def _select_members(count: int, numbers: Sequence[int]) -> Sequence[int]:
-    if len(set(numbers)) < len(numbers) or not all(1 <= number <= count for number in numbers):
-        shown = ",".join(map(str, numbers))
-        raise ConfigError(f"members: must be different numbers from 1 to {count}, got {shown}")
-    return numbers or range(1, count + 1)
 
 
 def _format_model_count(name: str, numbers: Sequence[int], count: int) -> str:

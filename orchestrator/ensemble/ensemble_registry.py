@@ -29,7 +29,6 @@ REQUIREMENTS = (
     *("mlflow", "numpy", "torch", "safetensors", "pydantic", "fsspec", "tenacity"),
     *("opencv-python-headless", "pillow", "simplejpeg"),
 )
-MAX_DATASET_CHARS = 60  # of a dataset's name in a model's name, which may have 256
 _INVALID_NAME_CHARS = re.compile(r"[/:'\"`]")
 
 
@@ -50,7 +49,7 @@ class RegisteredVersion:
 
 def make_model_name(family: str, dataset: str, digest: str) -> str:
     """Return the model name of a family's ensembles on a dataset, so that each dataset has its champion."""
-    dataset = dataset[:MAX_DATASET_CHARS]
+    dataset = dataset[:60]  # the whole name may have 256 characters
     return f"{family}-{digest[:8]}" if family.endswith(f"-{dataset}") else f"{family}-{dataset}-{digest[:8]}"
 
 
@@ -75,8 +74,7 @@ def register_ensemble(
         names = [urls.get_basename(run) for run in runs]
         tags = {"orchestrator.ensemble": ensemble, "orchestrator.members": ",".join(names)}
         with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-            folder = os.path.join(scratch, "model")
-            write_package(folder, scratch, runs, titles, {"ensemble": ensemble, "members": names})
+            folder = write_package(scratch, runs, titles, {"ensemble": ensemble, "members": names})
             number = registry.register_model(model, digest, run_id, folder, about, tags)
     champion = registry.set_alias_if_unset(model, CHAMPION_ALIAS, number)
     return RegisteredVersion(model, str(number), known is None, CHAMPION_ALIAS if champion == number else "")
@@ -90,16 +88,10 @@ def compute_digest(runs: Sequence[str], titles: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([weights, list(titles)]).encode()).hexdigest()[:16]
 
 
-def write_package(
-    folder: str, scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]
-) -> None:
-    """Write an ensemble as an MLflow model to a new local folder: code that loads it, and files; nothing is pickled.
-
-    scratch: a local folder for its weights.
-    """
-    # MLflow takes seconds to import.
-    from orchestrator.ensemble import mlflow_model
-    from orchestrator.tracking.model_registry import save_model
+def write_package(scratch: str, runs: Sequence[str], titles: Sequence[str], metadata: Mapping[str, Any]) -> str:
+    """Write an ensemble below a local folder as an MLflow model, of code and files, no pickles; return its folder."""
+    from orchestrator.ensemble import mlflow_model  # MLflow takes seconds to import
+    from orchestrator.tracking.model_registry import save_model  # the same
 
     weights = Path(scratch, mlflow_model.WEIGHTS_ARTIFACT)
     weights.mkdir()
@@ -110,6 +102,7 @@ def write_package(
         )
     titles_file = Path(scratch, f"{mlflow_model.TITLES_ARTIFACT}.json")
     titles_file.write_text(json.dumps(list(titles)), encoding="utf-8")
+    folder = os.path.join(scratch, "model")
     save_model(
         folder,
         python_model=mlflow_model.__file__,
@@ -121,6 +114,7 @@ def write_package(
         input_example=mlflow_model.make_input_example(),
         metadata=dict(metadata),
     )
+    return folder
 
 
 def find_champions(tracking: str) -> list[str]:

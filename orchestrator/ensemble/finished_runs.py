@@ -11,6 +11,7 @@ from orchestrator.config import redaction
 from orchestrator.config.errors import ConfigError
 from orchestrator.data import manifest
 from orchestrator.data.data_errors import DataError
+from orchestrator.ensemble.members import select_members
 from orchestrator.ray_backend import run_lookup
 from orchestrator.ray_backend.run_lookup import MODELS
 from orchestrator.ray_backend.run_spec import EMBEDDED_DATASET, Destination, RunSpec, load_run_spec
@@ -32,22 +33,13 @@ def find_runs(
     runs = [urls.get_basename(folder) for folder in folders]
     if repeated := [run for run, count in Counter(runs).items() if count > 1]:
         raise ConfigError(f"{field}: {repeated[0]}: is given twice; give each model once")
-    requested = select_members(folders, members)
+    requested = [folders[number - 1] for number in select_members(len(folders), members)]
     done = [folder for folder in requested if load_finished_outcome(folder) is not None]
     unfinished = [folder for folder in requested if folder not in done]
     if unfinished and not (partial and done):
         _load_spec(storage, unfinished[0], field)  # a missing run has its own error
         raise ConfigError(f"{field}: {urls.get_basename(unfinished[0])}: is not finished; submit its training again")
     return tuple(_load_spec(storage, folder, field) for folder in done), list(map(urls.get_basename, unfinished))
-
-
-def select_members(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
-    """Return the runs of these numbers, from 1; without numbers all. Raises ConfigError."""
-    if repeated := [number for number in numbers if numbers.count(number) > 1]:
-        raise ConfigError(f"members: {repeated[0]} is given twice; give each model once")
-    if unknown := [number for number in numbers if not 1 <= number <= len(names)]:
-        raise ConfigError(f"members: must be from 1 to {len(names)}, got {unknown[0]}; give the number of a model")
-    return [names[number - 1] for number in numbers] if numbers else list(names)
 
 
 def resolve_dataset(specs: Sequence[RunSpec], destination: Destination) -> Destination:

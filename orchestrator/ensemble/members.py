@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from orchestrator.config.base import Config
@@ -49,31 +51,26 @@ def build_recipes(base: Recipe, config: EnsembleConfig) -> tuple[Recipe, ...]:
             f"ensemble.wider_member: must be at most ensemble.members ({config.members}), got {config.wider_member}; "
             "set a lower number, or leave it out"
         )
-    wider = _resolve_width_factor(base, config)
+    has_width = isinstance(base.model, GoogLeNetConfig)
+    wider = config.wider or (DEFAULT_WIDTH_FACTOR if has_width else 1.0)
+    if wider > 1 and not has_width:
+        raise ConfigError(
+            f"ensemble.wider: must be 1 for model.kind {base.model.kind}, which has no width, got {wider:g}; set 1, or "
+            "leave it out"
+        )
     return tuple(_build_member(base, config, number, wider) for number in range(config.members))
 
 
-def _resolve_width_factor(base: Recipe, config: EnsembleConfig) -> float:
-    """Return how much wider the wider member is."""
-    has_width = isinstance(base.model, GoogLeNetConfig)
-    if config.wider is None:
-        return DEFAULT_WIDTH_FACTOR if has_width else 1.0
-    if config.wider > 1 and not has_width:
-        raise ConfigError(
-            f"ensemble.wider: must be 1 for model.kind {base.model.kind}, which has no width, got {config.wider:g}; "
-            "set 1, or leave it out"
-        )
-    return config.wider
+def select_members(count: int, numbers: Sequence[int]) -> Sequence[int]:
+    """Return these numbers of so many members, by default all. Raises ConfigError."""
+    if len(set(numbers)) < len(numbers) or not all(1 <= number <= count for number in numbers):
+        shown = ",".join(map(str, numbers))
+        raise ConfigError(f"members: must be different numbers from 1 to {count}, got {shown}")
+    return numbers or range(1, count + 1)
 
 
 def _build_member(base: Recipe, config: EnsembleConfig, number: int, wider: float) -> Recipe:
-    seeds = base.seeds.model_copy(
-        update={
-            "order": base.seeds.order + number,
-            "augmentation": base.seeds.augmentation + number,
-            "dropout": base.seeds.dropout + number,
-        }
-    )
+    own_seeds = {name: getattr(base.seeds, name) + number for name in ("order", "augmentation", "dropout")}
     low, high = base.augmentation.area
     begin, end = CROP_AREA_PARTS[number % len(CROP_AREA_PARTS)] if config.vary_crops else CROP_AREA_PARTS[0]
     area = (round(low + begin * (high - low), 6), round(low + end * (high - low), 6))
@@ -86,7 +83,7 @@ def _build_member(base: Recipe, config: EnsembleConfig, number: int, wider: floa
     member = base.model_copy(
         update={
             "name": f"{base.name}-m{number + 1}" + ("-wide" if is_wider else ""),
-            "seeds": seeds,
+            "seeds": base.seeds.model_copy(update=own_seeds),
             "augmentation": base.augmentation.model_copy(update={"area": area}),
             "model": model,
         }

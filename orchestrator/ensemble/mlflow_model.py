@@ -18,7 +18,6 @@ import numpy as np
 import simplejpeg
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature, set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from orchestrator.evaluation.scoring_task import DEFAULT_CROPS, DEFAULT_TOP_K
@@ -66,11 +65,11 @@ class EnsembleModel(PythonModel):
             members = [int(number) for number in str(options["members"]).split(",") if number.strip()]
             results = self._classifier.classify(images, int(options["crops"]), int(options["top"]), members)
         except ValueError as error:
-            raise _make_exception(str(error)) from None
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         answers: list[dict[str, Any]] = []
         for number, predictions in enumerate(results):
             if isinstance(predictions, Exception):
-                raise _make_exception(f"image {number}: {predictions}")
+                raise MlflowException.invalid_parameter_value(f"image {number}: {predictions}")
             answers.append({"predictions": [asdict(prediction) for prediction in predictions]})
         return answers
 
@@ -85,11 +84,9 @@ def _decode_image(number: int, text: object) -> bytes:
     try:
         return base64.b64decode(str(text).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
-        raise _make_exception(f"image {number} must be base64: {error}; send a JPEG or PNG file in base64") from None
-
-
-def _make_exception(why: str) -> MlflowException:
-    return MlflowException(why, error_code=INVALID_PARAMETER_VALUE)
+        raise MlflowException.invalid_parameter_value(
+            f"image {number} must be base64: {error}; send a JPEG or PNG file in base64"
+        ) from None
 
 
 set_model(EnsembleModel())

@@ -186,17 +186,12 @@ def _record_result(
 def _log_result(session: Session, key: str, folder: str, table: Table3, tracker: Tracker) -> None:
     """Log the table in the tracker: as metrics, a table, text and pictures."""
     run_id = session.recorder.replayer.wait_for_run_id(key, 0.0)
-    metrics = {
-        f"ensemble/top{rank}_error_{cell.models}x{cell.crops}": value
+    points = [
+        MetricPoint(f"ensemble/{name}_{cell.models}x{cell.crops}", value, 0, time.time())
         for cell in table.cells
-        for rank, value in ((1, cell.top1_error), (5, cell.top5_error))
-    } | {
-        f"ensemble/{name}_{cell.models}x{cell.crops}": value
-        for cell in table.cells
-        for name, value in cell.metrics.items()
-    }
-    now = time.time()
-    tracker.log_metrics(run_id, [MetricPoint(name, value, 0, now) for name, value in metrics.items()])
+        for name, value in {"top1_error": cell.top1_error, "top5_error": cell.top5_error, **cell.metrics}.items()
+    ]
+    tracker.log_metrics(run_id, points)
     tracker.log_table(run_id, "table3.json", wording.build_columns(table))
     # MLflow shows this tag, as Markdown, at the top of the run's page.
     tracker.set_tags(run_id, {"mlflow.note.content": wording.render_markdown(table)})

@@ -82,28 +82,24 @@ class BlockCache:
         path = self._get_block_path(digest, number)
         if self._read_cached(path, length, offset, view):
             return
-        if self.disk_error is not None:
-            self.misses += 1
-            fetch(number * self._block + offset, view)
-            return
         with ExitStack() as stack:
-            # One download per node: the others wait for it, within bounds. Blocks share 256 locks, which stay.
-            lock = os.path.join(self._locks, f"{(int(digest[:8], 16) + number) % 256:02x}")
+            if self.disk_error is None:
+                # One download per node: the others wait for it, within bounds. Blocks share 256 locks, which stay.
+                lock = os.path.join(self._locks, f"{(int(digest[:8], 16) + number) % 256:02x}")
+                with self._record_disk_error():
+                    stack.enter_context(_hold_lock(lock, DOWNLOAD_WAIT_SECONDS))
+                if self._read_cached(path, length, offset, view):
+                    return
+            self.misses += 1
+            if self.disk_error is not None:
+                fetch(number * self._block + offset, view)
+                return
+            block = view if len(view) == length else memoryview(bytearray(length))
+            fetch(number * self._block, block)
+            if block is not view:
+                view[:] = block[offset : offset + len(view)]
             with self._record_disk_error():
-                stack.enter_context(_hold_lock(lock, DOWNLOAD_WAIT_SECONDS))
-            if not self._read_cached(path, length, offset, view):
-                self.misses += 1
-                self._download(path, number * self._block, length, offset, view, fetch)
-
-    def _download(self, path: str, begin: int, length: int, offset: int, view: memoryview, fetch: FetchFn) -> None:
-        """Read a block from its source into the view, and store it."""
-        whole = len(view) == length
-        block = view if whole else memoryview(bytearray(length))
-        fetch(begin, block)
-        if not whole:
-            view[:] = block[offset : offset + len(view)]
-        with self._record_disk_error():
-            self._store(path, block)
+                self._store(path, block)
 
     def _read_cached(self, path: str, length: int, offset: int, view: memoryview) -> bool:
         """Read a block into the view; return False when it is not there. Eviction does not disturb an open block."""
@@ -151,7 +147,6 @@ class BlockCache:
             os.makedirs(below, mode=0o700, exist_ok=True)
 
     def _store(self, path: str, block: memoryview) -> None:
-        """Write a block and rename it into place."""
         size = len(block)
         if self._room < size:
             self._make_room(size)
@@ -204,11 +199,9 @@ def _hold_lock(path: str, seconds: float) -> Iterator[None]:
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         deadline = time.monotonic() + seconds
-        while True:
+        while time.monotonic() < deadline:
             with suppress(BlockingIOError):
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() >= deadline:
                 break
             time.sleep(0.01)
         yield

@@ -76,12 +76,11 @@ def _read_done_file(folder: str) -> dict[str, dict[str, Any]]:
     data = file_io.read_bytes(url)
     try:
         done = parse_object(data)
+        for name in ("files", "about"):
+            if not isinstance(done.get(name), dict):
+                raise ValueError(f"{name!r} must be an object, got {done.get(name)!r}")
     except ValueError as error:
         raise CommitError(f"{redaction.redact(url)}: unreadable: {error}") from None
-    for name in ("files", "about"):
-        if not isinstance(done.get(name), dict):
-            what = f"{name!r} must be an object, got {done.get(name)!r}"
-            raise CommitError(f"{redaction.redact(url)}: unreadable: {what}")
     return done
 
 
@@ -108,17 +107,12 @@ def ensure_storage_id(storage: str, make_id: Callable[[], str]) -> str:
     Raises StorageError when it cannot be written, or is damaged.
     """
     url = file_io.join(storage, STORAGE_ID_FILE)
-    if (known := _read_storage_id(url)) is None:
+    if not file_io.exists(url):
         file_io.create_bytes(url, json.dumps({"id": make_id(), "about": _ID_FILE_NOTE}, indent=1).encode())
-        known = _read_storage_id(url)
-    if known is None:
+    known = file_io.read_json_or_empty(url).get("id")
+    if not isinstance(known, str) or not _ID_PATTERN.fullmatch(known):
         raise file_io.StorageError(
             f"{redaction.redact(url)}: must be a JSON object with an id of letters and digits; restore it, or remove "
             "it and MLflow records every run of this storage anew"
         )
     return known
-
-
-def _read_storage_id(url: str) -> str | None:
-    value = file_io.read_json_or_empty(url).get("id")
-    return value if isinstance(value, str) and _ID_PATTERN.fullmatch(value) else None

@@ -190,11 +190,12 @@ def find_conditional_create_problem(url: str) -> str | None:
         remove(probe)
     except (OSError, ValueError):
         return None
-    problem = (
+    if not overwrote:
+        return None
+    return (
         f"{redaction.redact(url)}: this store ignores conditional creates (If-None-Match), so it cannot keep a second "
         "driver from training the same run: never start a job twice at the same time"
     )
-    return problem if overwrote else None
 
 
 def get_filesystem(url: str) -> Any:
@@ -221,15 +222,13 @@ def wrap_errors(verb: str, url: str) -> Iterator[None]:
         raise
     except Exception as error:
         if not storage_errors.is_not_found(error):
-            reason = redaction.redact(storage_errors.describe_error(error))
+            reason = storage_errors.describe_error(error)
             raise StorageError(f"cannot {verb} {redaction.redact(url)}: {reason}") from error
         # S3's error says "NoSuchKey" only.
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), redaction.redact(url)) from error
 
 
 def _call_filesystem(url: str, method: str, *arguments: object, **options: object) -> Any:
-    """Return the result of a method of a URL's filesystem for its path, with retries."""
-
     def call() -> Any:
         filesystem = get_filesystem(url)
         filesystem.invalidate_cache()  # of listings, since another machine may have written

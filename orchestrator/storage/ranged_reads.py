@@ -12,7 +12,6 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -120,13 +119,9 @@ class RangeReader:
             while done < length:
                 count = os.preadv(file.number, [view[done:]], start + done)
                 if count == 0:
-                    raise StorageError(
-                        f"{url}: truncated: bytes {start} to {start + length} wanted, it ends at byte {start + done}"
-                    )
+                    raise TruncatedError(f"bytes {start} to {start + length} wanted, it ends at byte {start + done}")
                 done += count
-        except (FileNotFoundError, StorageError):
-            raise
-        except OSError as error:
+        except (OSError, TruncatedError) as error:
             # Reopening mends the stale handle of a network filesystem.
             self._open_file.cache_clear()
             raise _make_read_error(url, start + done, error, "") from error
@@ -177,7 +172,6 @@ class _FsspecReader:
         self._pending = PendingCalls()
 
     def fill(self, url: str, start: int, view: memoryview, progress: ReadProgress, seconds: float) -> None:
-        """Request the bytes of the view once; `progress` counts those that came. Raises the client's own errors."""
         data = self._call(url, "cat_file", seconds, start=start, end=start + len(view))
         if len(data) > len(view):
             raise ValueError(f"{len(data)} bytes came where {len(view)} were requested: the server has no ranges")
@@ -191,7 +185,6 @@ class _FsspecReader:
         raise OSError(f"{len(data)} of {len(view)} bytes came")
 
     def close(self) -> None:
-        """Cancel the running reads."""
         self._pending.cancel()
 
     def _call(self, url: str, method: str, seconds: float, **options: Any) -> Any:
@@ -210,8 +203,7 @@ def _make_read_error(url: str, byte: int, error: Exception, spent: str) -> OSErr
         return StorageError(f"{redact(url)}: truncated: {error}")
     if storage_errors.get_http_status(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return StorageError(f"{redact(url)}: truncated: it has no byte {byte}")
-    cause = redact(storage_errors.describe_error(error))
-    return StorageError(f"cannot read {redact(url)} at byte {byte}: {cause}{spent}")
+    return StorageError(f"cannot read {redact(url)} at byte {byte}: {storage_errors.describe_error(error)}{spent}")
 
 
 def close_all_readers() -> None:
@@ -238,12 +230,8 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 class _SharedDescriptor:
     """An open file that closes with its last reference, so that none is closed under a reader."""
 
-    __slots__ = ("number",)
-
     def __init__(self, path: str) -> None:
         # Non-blocking: a pipe in the place of a tar must fail, not wait for its writer.
         self.number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "number"):
-            close(self.number)
+        # Not at exit, when threads may read still.
+        weakref.finalize(self, os.close, self.number).atexit = False

@@ -151,19 +151,15 @@ class S3Reader:
         if creator is not None:
             self._filesystem.close_session(self._filesystem.loop, creator)
 
-    async def _request_range(self, url: str, first: int, last: int) -> Any:
-        client = await self._filesystem.set_session()
+    async def _fill(self, url: str, start: int, target: memoryview, progress: ReadProgress) -> None:
+        length, client = len(target), await self._filesystem.set_session()
         bucket, key, version = self._filesystem.split_path(urls.normalize_scheme(url))
-        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={first}-{last}"}
+        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{start + length - 1}"}
         request |= {"VersionId": version} if version else {}
         # Private to s3fs: adds the user's options, such as "requester pays", that the method knows.
         add_options = getattr(self._filesystem, "_get_s3_method_kwargs", None)
         options = add_options(client.get_object, **request) if add_options else {**self._filesystem.req_kw, **request}
-        return await client.get_object(**options)
-
-    async def _fill(self, url: str, start: int, target: memoryview, progress: ReadProgress) -> None:
-        length = len(target)
-        answer = await self._request_range(url, start, start + length - 1)
+        answer = await client.get_object(**options)
         body = answer["Body"]
         try:
             _check_response_range(answer, start, length, progress)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import tenacity
 
-from orchestrator.config.redaction import make_printable
+from orchestrator.config.redaction import make_printable, redact
 
 T = TypeVar("T")
 
@@ -52,8 +52,6 @@ _REDIRECT_STATUSES = {301, 307}
 _REDIRECT_CODES = {
     "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException",
 }  # fmt: skip
-# Without a region in the answer botocore asks for it, is redirected again, and so on.
-_REDIRECT_LOOP_TEXT = "maximum recursion depth exceeded"
 _REGION_ADVICE = "set AWS_DEFAULT_REGION to its region, and AWS_ENDPOINT_URL, if it is set, to an endpoint there"
 # For stores without the checksums that AWS clients send since 2025 (Backblaze, s3proxy, older GCS and R2).
 _CHECKSUM_ADVICE = (
@@ -107,8 +105,8 @@ def is_object_specific(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the printable text of an error, with advice about credentials, regions and checksums."""
-    return make_printable(_describe_unmasked(unmask_error(error)), keep="\n")
+    """Return the printable text of an error without secrets, with advice about credentials, regions and checksums."""
+    return redact(make_printable(_describe_unmasked(unmask_error(error)), keep="\n"))
 
 
 def _describe_unmasked(error: BaseException) -> str:
@@ -138,9 +136,9 @@ def _describe_unmasked(error: BaseException) -> str:
 
 
 def _is_redirected(error: BaseException, answer: _Answer) -> bool:
-    """Return whether the bucket is in another region."""
+    """Return whether the bucket is in another region; without one in the answer botocore asks again and again."""
     redirected = answer.status in _REDIRECT_STATUSES or answer.code in _REDIRECT_CODES
-    return redirected or _REDIRECT_LOOP_TEXT in str(error)
+    return redirected or "maximum recursion depth exceeded" in str(error)
 
 
 def _find_answer(error: BaseException) -> _Answer:

@@ -44,10 +44,8 @@ def to_local_path(url: str) -> str:
     """Return the path of a local URL. Raises ValueError for any other URL."""
     if not is_local(url):
         raise ValueError(f"must be a local path, got {redact(url)}")
-    match = _SCHEME.match(url)
-    if match is None:
-        return url
-    return unquote(_LOCAL_HOST.sub("", url[match.end() :]), errors="surrogateescape")
+    path = _SCHEME.sub("", url)
+    return url if path == url else unquote(_LOCAL_HOST.sub("", path), errors="surrogateescape")
 
 
 def to_file_url(path: str) -> str:
@@ -57,23 +55,19 @@ def to_file_url(path: str) -> str:
 
 def normalize_scheme(url: str) -> str:
     """Return the URL with its scheme in small letters, as fsspec takes it."""
-    match = _SCHEME.match(url)
-    return url if match is None else match.group(0).lower() + url[match.end() :]
+    return _SCHEME.sub(lambda match: match.group(0).lower(), url)
 
 
 def join(url: str, *parts: str) -> str:
     """Return a URL below another one; parts are relative, joined by single slashes."""
-    pieces = [_strip_trailing_slash(url)]
-    encoded = _is_encoded(url)
+    joined = _strip_trailing_slash(url)
     for part in parts:
         if part.startswith("/") or _SCHEME.match(part):
             raise ValueError(f"what is joined to {redact(url)} must be relative, got {part!r}")
-        piece = part.strip("/")
-        pieces.append(quote(piece, errors="surrogateescape") if encoded else piece)
-    head, rest = pieces[0], "/".join(pieces[1:])
-    if not rest:
-        return head
-    return head + rest if head.endswith("/") else f"{head}/{rest}"
+        if piece := part.strip("/"):
+            slash = "" if joined.endswith("/") else "/"
+            joined += slash + (quote(piece, errors="surrogateescape") if _is_encoded(url) else piece)
+    return joined
 
 
 def _strip_trailing_slash(url: str) -> str:
@@ -109,10 +103,8 @@ def require_absolute(url: str, field: str) -> str:
         return _strip_trailing_slash(normalize_scheme(url))
     path = os.path.expanduser(to_local_path(url))
     if path.startswith("~"):
-        raise ConfigError(
-            f"{field}: {url!r} begins with a home folder, and there is none: HOME is unset, or passwd lacks that user; "
-            "give an absolute path or a URL"
-        )
+        why = "begins with a home folder, and there is none: HOME is unset, or passwd lacks that user"
+        raise ConfigError(f"{field}: {url!r} {why}; give an absolute path or a URL")
     if not os.path.isabs(path):
         absolute = f"an absolute path such as {os.path.abspath(path)!r}"
         if is_in_submitted_job():  # the folder that this process sees vanishes with the job

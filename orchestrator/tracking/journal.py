@@ -36,7 +36,7 @@ class Cursor(NamedTuple):
     number: int
 
 
-_START = Cursor(0, 0)  # before all segments, which count from 1
+START = Cursor(0, 0)  # before all segments, which count from 1
 
 
 class DamagedSegmentError(JournalError):
@@ -125,18 +125,15 @@ class JournalWriter:
                 if self._retry.failures:
                     self._changed.wait_for(lambda: self._stop_requested, _FLUSH_WAIT_SECONDS)
                 self._changed.wait_for(
-                    lambda: self._stop_requested or (self._flush_waiters > 0 and self._has_pending()),
+                    lambda: self._stop_requested or (self._flush_waiters > 0 and bool(self._lines or self._sealed)),
                     self._retry.wait_seconds or self._flush_seconds,
                 )
                 if self._stop_requested:
                     return
-                pending = self._has_pending()
+                pending = self._lines or self._sealed
             if pending:
                 # Every error of storage is recorded there: this thread must survive it.
                 self._retry.attempt(self._upload_segment, skip_pause=True)
-
-    def _has_pending(self) -> bool:
-        return self._get_oldest_unsaved() < self._next_number
 
     def _upload_segment(self) -> bool:
         """Try once to store a segment; return False when another writer's segment is in its place."""
@@ -189,7 +186,7 @@ def read_events(folder: str, cursor: Cursor | None = None, limit: int | None = N
     first. Storage errors pass through.
     """
     events: list[Event] = []
-    start = last = cursor or _START
+    start = last = cursor or START
     positions = [position for position in list_segments(folder) if position > start][:limit]
     # A restarted driver reads the whole journal: thousands of objects, a round trip each.
     with ThreadPoolExecutor(min(_MAX_READER_THREADS, len(positions) or 1), "journal-read") as pool:

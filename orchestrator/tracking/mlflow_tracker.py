@@ -10,20 +10,15 @@ import re
 import shlex
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from orchestrator.config.redaction import redact
 from orchestrator.tracking import login, mlflow_errors
 from orchestrator.tracking import tracking_uri as uris
-from orchestrator.tracking.tracker import (
-    FinalStatus,
-    MetricPoint,
-    TrackedRun,
-    TrackerUnreachableError,
-    TrackingError,
-)
+from orchestrator.tracking.tracker import FinalStatus, MetricPoint, TrackedRun, TrackingError
 
 _TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_TIMEOUT, _SHORT_TIMEOUT = "30", "4"  # seconds; in 30 a server can pass an artifact on to its object store
@@ -49,6 +44,7 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -64,7 +60,8 @@ STALE_HEARTBEAT_SECONDS = 60.0  # a live driver's heartbeat changes several time
 _MAX_PARAM_LENGTH = 6000
 _MAX_TAG_LENGTH = 5000  # older servers; newer ones take 8000
 _INVALID_NAME_CHARACTERS = re.compile(r"[^\w.\-/: ]", re.ASCII)
-_CONNECT_SECONDS = 5.0
+_PART_PREFIX = ".mlflow-part-"  # of databases that are being made
+_PART_SECONDS = 3600.0  # the driver that made an older one has died
 
 
 class MlflowTracker:
@@ -84,8 +81,7 @@ class MlflowTracker:
         self._stale_candidates: dict[str, tuple[str, float]] = {}  # by run: its heartbeat, and since when
         self._stale_seconds = 0.0
         # This variable makes MLflow nest new runs wrongly (mlflow#15713).
-        if os.environ.pop("MLFLOW_RUN_ID", None) is not None:
-            _log.info("MLFLOW_RUN_ID removed from this process: runs are found by their key")
+        os.environ.pop("MLFLOW_RUN_ID", None)
 
     def check(self) -> None:
         """Find or create the experiment and tag it, which needs the permissions that runs need."""
@@ -98,8 +94,7 @@ class MlflowTracker:
         with _use_short_timeout(), convert_errors(self._uri, "be used", Exception):
             self._check_reachable()
             client = MlflowClient(self._uri.raw, self._uri.raw)
-            experiment = client.get_experiment_by_name(self._experiment_name)
-            if experiment is not None:
+            if (experiment := client.get_experiment_by_name(self._experiment_name)) is not None:
                 self._check_active(experiment)
 
     def open_run(self, run: TrackedRun) -> str:
@@ -162,9 +157,6 @@ class MlflowTracker:
 
     def log_table(self, run_id: str, path: str, columns: Mapping[str, Sequence[object]]) -> None:
         """Store a table that MLflow's page renders; path ends in .json. MLflow's own log_table would append to it."""
-        lengths = {name: len(column) for name, column in columns.items()}
-        if len(set(lengths.values())) > 1 or not path.endswith(".json"):
-            raise TrackingError(f"table {path!r} must have a .json path and columns of equal length, got {lengths}")
         table = {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
         with convert_errors(self._uri, f"store {path} of run {run_id}"):
             client, _ = self._connect()
@@ -218,14 +210,11 @@ class MlflowTracker:
 
     def _connect(self) -> tuple[MlflowClient, str]:
         if self._connected is None:
-            root = None  # the server's choice
             self._check_reachable()
             if self._uri.sqlite_path is not None:
                 uris.update_artifact_locations(self._uri.sqlite_path)
-                # MLflow's own default is ./mlruns below the working directory.
-                root = uris.get_artifact_root(self._uri.sqlite_path)
             client = MlflowClient(self._uri.raw, self._uri.raw)
-            self._connected = client, self._get_or_create_experiment(client, root)
+            self._connected = client, self._get_or_create_experiment(client)
         return self._connected
 
     def _check_reachable(self) -> None:
@@ -242,14 +231,17 @@ class MlflowTracker:
                 f"tracking: folder {path.parent} of {path.name} is not writable for this user; change its mode or "
                 "owner, or set another place with --tracking"
             )
-        if path.exists():
-            with closing(uris.open_sqlite(str(path), "rw", _CONNECT_SECONDS)) as database:
-                database.execute("begin immediate")  # fails for a damaged, read-only or locked database
-                database.rollback()
+        if not path.exists():
+            _create_database(path)
+        with closing(uris.open_sqlite(str(path))) as database:
+            database.execute("begin immediate")  # fails for a damaged, read-only or locked database
+            database.rollback()
 
-    def _get_or_create_experiment(self, client: MlflowClient, root: str | None) -> str:
+    def _get_or_create_experiment(self, client: MlflowClient) -> str:
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
+            # MLflow's own default is ./mlruns below the working directory; a server chooses by itself.
+            root = uris.get_artifact_root(self._uri.sqlite_path) if self._uri.sqlite_path else None
             try:
                 # MLflow's page opens on the runs and their curves instead of on its views for language models.
                 tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -265,9 +257,9 @@ class MlflowTracker:
     def _check_active(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
-                f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.redacted}; restore it with"
-                f" MLFLOW_TRACKING_URI={self._uri.redacted} {mlflow_errors.MLFLOW} experiments restore --experiment-id"
-                f" {experiment.experiment_id}, or set another name with --experiment"
+                f"experiment {self._experiment_name!r} was deleted in MLflow at {self._uri.redacted}; restore it with "
+                f"{mlflow_errors.format_restore_command('experiment', experiment.experiment_id, self._uri.redacted)}, "
+                "or set another name with --experiment"
             )
 
     def _send_params(self, client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
@@ -300,6 +292,31 @@ class MlflowTracker:
         return metrics
 
 
+def _create_database(path: Path) -> None:
+    """Make MLflow's tables in another file and link it to `path`.
+
+    It takes seconds, and MLflow cannot use a database in which a killed driver made half of the tables.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # takes a second, which a server needs not
+
+    for old in path.parent.glob(f"{_PART_PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _PART_SECONDS:
+                old.unlink()
+    part = path.with_name(f"{_PART_PREFIX}{uuid.uuid4().hex}")
+    try:
+        uri = uris.make_tracking_uri(str(part))
+        store = SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
+        try:
+            os.link(part, path)
+        except OSError:  # another driver was first, or a file system without links
+            if not path.exists():
+                part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _shorten_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: redact(text)[:_MAX_TAG_LENGTH] for name, text in tags.items()}
 
@@ -316,34 +333,19 @@ def _use_short_timeout() -> Iterator[None]:
             os.environ[_TIMEOUT_VARIABLE] = _DEFAULT_TIMEOUT
 
 
-# Raised by MLflow's clients when a store cannot be used.
-_MLFLOW_ERRORS: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
-
-
 @contextmanager
 def convert_errors(uri: uris.TrackingUri, doing: str, *more: type[Exception]) -> Iterator[None]:
     """Turn MLflow's errors, and `more`, into TrackingErrors, not chained: their texts may hold credentials."""
+    kinds: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, *more)
     try:
         yield
     except TrackingError:
         raise
-    except (*_MLFLOW_ERRORS, *more) as error:
-        raise _make_tracking_error(error, uri, doing) from None
-
-
-def _make_tracking_error(error: Exception, uri: uris.TrackingUri, doing: str) -> TrackingError:
-    """Return the TrackingError for an error of MLflow, with its fix; TrackerUnreachableError for a transient one."""
-    # SQLAlchemy adds the statement with its values.
-    full_text = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
-    text = (mlflow_errors.summarize_silence(full_text) or full_text[:600]).rstrip(". ") + "."
-    if (schema := mlflow_errors.explain_schema_mismatch(full_text, uri.redacted)) is not None:
-        return TrackingError(f"MLflow at {uri.redacted} cannot {doing}: {schema}")
-    status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
-    if 0 < status < 500 and status != 429:
-        fix = mlflow_errors.explain_rejection(status, full_text, uri.redacted)
-        return TrackingError(f"MLflow at {uri.redacted} refused to {doing}: {text}{fix}")
-    fix = mlflow_errors.explain_no_response(uri.sqlite_path is not None, full_text)
-    return TrackerUnreachableError(f"MLflow at {uri.redacted} cannot {doing}: {text} {fix}")
+    except kinds as error:
+        # SQLAlchemy adds the statement with its values.
+        text = uri.redact(f"{type(error).__name__}: {error}".partition("\n[SQL")[0])
+        status = int(error.get_http_status_code()) if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
+        raise mlflow_errors.make_error(text, status, uri, doing) from None
 
 
 def _format_heartbeat() -> str:

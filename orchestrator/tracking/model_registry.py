@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from orchestrator.config.redaction import redact
 from orchestrator.tracking import tracking_uri as uris
 from orchestrator.tracking.mlflow_tracker import convert_errors  # prepares the imports below
 from orchestrator.tracking.tracker import TrackingError
 
-MODEL_URI_PREFIX = "models:/"
 DIGEST_TAG = "orchestrator.digest"
+_ARTIFACT_PATH = "models/{}"  # of a digest, among the artifacts of the run
 
 import mlflow.pyfunc  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.tracking import MlflowClient  # noqa: E402
 
-
-def save_model(folder: str, **model: Any) -> None:
-    """Write an MLflow model to a new local folder; `model` has the arguments of mlflow.pyfunc.save_model."""
-    mlflow.pyfunc.save_model(path=folder, **model)
+save_model = mlflow.pyfunc.save_model
 
 
 class ModelRegistry:
@@ -36,8 +32,6 @@ class ModelRegistry:
 
     def find_version(self, name: str, digest: str) -> str | None:
         """Return the newest version of the model `name` with this digest; None when there is none."""
-        if "'" in name:
-            raise TrackingError(f"model name {name!r} must have no quote, which MLflow cannot search for")
         with convert_errors(self._uri, f"look for model {name!r}"):
             versions = reversed(self._list_versions(name))
             return next((str(each.version) for each in versions if each.tags.get(DIGEST_TAG) == digest), None)
@@ -47,8 +41,8 @@ class ModelRegistry:
     ) -> str:
         """Store the MLflow model in a local folder with a run, make it a version of `name`, and return that."""
         with convert_errors(self._uri, f"register model {name!r}"):
-            # Each digest has its own path: an older version must not get the files of a newer one.
-            path = _get_artifact_path(digest)
+            # Of its own: an older version must not get the files of a newer one.
+            path = _ARTIFACT_PATH.format(digest)
             self._client.log_artifacts(run_id, folder, path)
             try:
                 self._client.create_registered_model(name)
@@ -91,10 +85,10 @@ class ModelRegistry:
             digest = version.tags.get(DIGEST_TAG)
             if digest is None or not version.run_id:
                 raise TrackingError(f"{model!r} must be a model that this project registered")
-            return str(self._client.download_artifacts(version.run_id, _get_artifact_path(digest), folder))
+            return str(self._client.download_artifacts(version.run_id, _ARTIFACT_PATH.format(digest), folder))
 
     def _resolve_version(self, model: str) -> ModelVersion:
-        reference = model.removeprefix(MODEL_URI_PREFIX)
+        reference = model.removeprefix("models:/")
         name, by_alias, alias = reference.rpartition("@")
         if by_alias:
             return self._client.get_model_version_by_alias(name, alias)
@@ -103,8 +97,8 @@ class ModelRegistry:
             return versions[-1]
         if not name or not version.isdecimal():
             raise TrackingError(
-                f"model must be an existing {MODEL_URI_PREFIX}NAME@ALIAS, {MODEL_URI_PREFIX}NAME/VERSION or "
-                f"{MODEL_URI_PREFIX}NAME/latest, got {model!r}"
+                f"model must be an existing models:/NAME@ALIAS, models:/NAME/VERSION or "
+                f"models:/NAME/latest, got {model!r}"
             )
         return self._client.get_model_version(name, version)
 
@@ -112,8 +106,3 @@ class ModelRegistry:
         """Return the versions of a model, the newest last."""
         versions = self._client.search_model_versions(f"name='{name}'", max_results=10_000)
         return sorted(versions, key=lambda version: int(version.version))
-
-
-def _get_artifact_path(digest: str) -> str:
-    """Return the path of a model among the artifacts of its run."""
-    return f"models/{digest}"

@@ -7,14 +7,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from orchestrator.tracking import journal
 from orchestrator.tracking.events import Event, encode_event
 from orchestrator.tracking.tracker import (
+    SELF_EXPLANATORY_ERRORS,
     FinalStatus,
     MetricPoint,
     RetryState,
@@ -22,7 +23,6 @@ from orchestrator.tracking.tracker import (
     Tracker,
     TrackerUnreachableError,
     TrackingError,
-    is_self_explanatory,
 )
 
 _log = logging.getLogger(__name__)
@@ -35,13 +35,7 @@ INCIDENTS_FILE = "incidents.json"
 _DRAIN_POLL_SECONDS = 0.5  # between rounds, while a thread waits in drain() or stop()
 _DRAIN_SHARE = 0.8  # of the time of stop(), so that some is left to close the runs
 _SEGMENTS_PER_READ = 200
-
-
-@dataclass(eq=False)
-class _QueuedRequest:
-    request: TrackerRequest
-    future: Future[None]
-    run: ReplayedRun | None
+_LOST = "segment_lost"  # kind of an event in place of a damaged segment's
 
 
 class JournalReplayer:
@@ -58,7 +52,7 @@ class JournalReplayer:
         self._changed = threading.Condition()
         self._runs: dict[str, ReplayedRun] = {}
         self._tracker_retry = RetryState("tracker")
-        self._requests: deque[_QueuedRequest] = deque()
+        self._requests: deque[tuple[TrackerRequest, Future[None], ReplayedRun | None]] = deque()
         self._tracker: Tracker | None = None
         self._drain_waiters = 0
         self._stopping = False
@@ -82,7 +76,9 @@ class JournalReplayer:
             if run.key not in self._runs:
                 parent = None if parent_key is None else self._runs[parent_key]
                 self._runs[run.key] = ReplayedRun(run, journal_folder, parent)
-            self._runs[run.key].reopen()
+            followed = self._runs[run.key]
+            if followed.closed:  # resume it
+                followed.run_id, followed.closed = None, False
             self._wake_thread()
 
     def submit(self, request: TrackerRequest, required_key: str | None = None) -> Future[None]:
@@ -97,7 +93,7 @@ class JournalReplayer:
             if self._stopping:
                 raise RuntimeError("the replayer was stopped; submit before stop()")
             run = None if required_key is None else self._get_run(required_key)
-            self._requests.append(_QueuedRequest(request, future, run))
+            self._requests.append((request, future, run))
             self._wake_thread()
         return future
 
@@ -187,8 +183,8 @@ class JournalReplayer:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._wake_requested, self._get_pause_seconds())
                 self._wake_requested = False
-        for queued in self._requests:
-            queued.future.set_exception(TrackingError("the replayer was stopped before this request was served"))
+        for _, future, _ in self._requests:
+            future.set_exception(TrackingError("the replayer was stopped before this request was served"))
 
     def _get_pause_seconds(self) -> float:
         """Return the seconds to the next round: none while there is a backlog that the tracker takes."""
@@ -222,7 +218,7 @@ class JournalReplayer:
                     self._changed.notify_all()
             clean.append(self._serve_requests(tracker))
             with self._changed:
-                settled.append(all(queued.run is not None and queued.run.is_rejected for queued in self._requests))
+                settled.append(all(run is not None and run.is_rejected for _, _, run in self._requests))
         except Exception as error:
             # The thread must survive every error of a tracker.
             self._tracker_retry.record_failure(error)
@@ -233,21 +229,21 @@ class JournalReplayer:
     def _serve_requests(self, tracker: Tracker) -> bool:
         """Serve in order; return True when the queue is empty."""
         for queued in list(self._requests):
-            run = queued.run
+            request, future, run = queued
             if run is not None and run.run_id is None:
                 continue
             try:
-                queued.request(tracker)
+                request(tracker)
             except TrackerUnreachableError:
                 raise
             except Exception as error:
                 # An error of the run was logged already.
                 log = _log.info if run is not None and run.is_rejected else _log.error
-                log("tracker request given up: %s", error, exc_info=not is_self_explanatory(error))
+                log("tracker request given up: %s", error, exc_info=not isinstance(error, SELF_EXPLANATORY_ERRORS))
                 self._failed_requests.append(str(error))
-                queued.future.set_exception(error)
+                future.set_exception(error)
             else:
-                queued.future.set_result(None)
+                future.set_result(None)
             with self._changed:
                 self._requests.remove(queued)
                 self._changed.notify_all()
@@ -268,21 +264,15 @@ class ReplayedRun:
         self.retry = RetryState(f"tracking of run {run.name}")
         self._parent = parent
         self._folder = folder
-        self._cursor: journal.Cursor | None = None
+        self._cursor = journal.START
         self._incidents: list[Event] = []
         self._lost_segments = 0
-        self._lost_segments_tagged = 0
 
     @property
     def is_rejected(self) -> bool:
         """True while the tracker takes nothing of this run, or of its parent, until a person fixes the cause."""
         parent = self._parent
         return self.retry.is_permanent or (parent is not None and parent.run_id is None and parent.is_rejected)
-
-    def reopen(self) -> None:
-        """Resume a run that was closed; nothing for any other."""
-        if self.closed:
-            self.run_id, self.closed = None, False
 
     def replay(self, tracker: Tracker) -> bool:
         """Open the run if necessary, deliver what was read, and read on; return True when nothing is left.
@@ -299,8 +289,13 @@ class ReplayedRun:
             self.run_id = tracker.open_run(replace(self.run, parent_id=parent_id))
         self._deliver_pending(tracker, self.run_id)
         if self._folder is not None:
-            self._read_journal(self._folder)
-        return not self.pending and self._lost_segments == self._lost_segments_tagged
+            try:
+                self.pending, self._cursor = journal.read_events(self._folder, self._cursor, _SEGMENTS_PER_READ)
+            except journal.DamagedSegmentError as error:
+                _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
+                self._cursor, self._lost_segments = error.cursor, self._lost_segments + 1
+                self.pending = [Event(_LOST, time.time())]
+        return not self.pending
 
     def finish(self, status: FinalStatus, tracker: Tracker) -> None:
         """Deliver all that the journal of an ended run holds, and close the run. Raises as `replay`."""
@@ -316,7 +311,14 @@ class ReplayedRun:
 
     def _deliver_pending(self, tracker: Tracker, run_id: str) -> None:
         """Deliver the pending events; without any, a heartbeat."""
-        tracker.log_metrics(run_id, _extract_points(self.pending))
+        points = [
+            MetricPoint(name, float(value), event.samples, event.time)
+            for event in self.pending
+            if event.kind in ("metrics", "epoch") and event.samples is not None
+            for name, value in event.values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        tracker.log_metrics(run_id, points)
         if new := [event for event in self.pending if event.kind in ("incident", "recovered")]:
             incidents = [*self._incidents, *new]
             records = [json.loads(encode_event(event)) for event in incidents]
@@ -324,25 +326,6 @@ class ReplayedRun:
             count = sum(event.kind == "incident" for event in incidents)
             tracker.set_tags(run_id, {INCIDENTS_TAG: str(count)})
             self._incidents = incidents
-        if self._lost_segments > self._lost_segments_tagged:
+        if any(event.kind == _LOST for event in self.pending):
             tracker.set_tags(run_id, {LOST_SEGMENTS_TAG: str(self._lost_segments)})
-            self._lost_segments_tagged = self._lost_segments
         self.pending = []
-
-    def _read_journal(self, folder: str) -> None:
-        try:
-            self.pending, self._cursor = journal.read_events(folder, self._cursor, _SEGMENTS_PER_READ)
-        except journal.DamagedSegmentError as error:
-            _log.error("run %s: segment given up, its events are lost: %s", self.run.name, error)
-            self._cursor, self._lost_segments = error.cursor, self._lost_segments + 1
-
-
-def _extract_points(events: Iterable[Event]) -> list[MetricPoint]:
-    """Return the numeric values of metrics and epoch events that have a clock, in order; step is samples seen."""
-    return [
-        MetricPoint(name, float(value), event.samples, event.time)
-        for event in events
-        if event.kind in ("metrics", "epoch") and event.samples is not None
-        for name, value in event.values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]

@@ -16,6 +16,7 @@ FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MIN_RETRY_SECONDS = 1.0
 _MAX_RETRY_SECONDS = 30.0
+SELF_EXPLANATORY_ERRORS = (RuntimeError, OSError, ValueError)  # a traceback adds nothing to their text
 _log = logging.getLogger(__name__)
 
 
@@ -150,7 +151,7 @@ class RetryState:
         self.last_error = str(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {error}"
         if not self.failures:
             ending = "" if self.is_permanent else "; trying again"
-            traceback = not is_self_explanatory(error)
+            traceback = not isinstance(error, SELF_EXPLANATORY_ERRORS)
             _log.warning("%s: %s%s", self._name, self.last_error, ending, exc_info=traceback)
         self.failures += 1
         self._retry_at = time.monotonic() + self.wait_seconds
@@ -162,8 +163,3 @@ class RetryState:
         self.failures = 0
         self.last_error = None
         self.is_permanent = False
-
-
-def is_self_explanatory(error: Exception) -> bool:
-    """Return whether the text of an error explains it, so that a traceback adds nothing."""
-    return isinstance(error, RuntimeError | OSError | ValueError)

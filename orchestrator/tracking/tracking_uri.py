@@ -17,7 +17,6 @@ from orchestrator.storage import urls
 from orchestrator.tracking.tracker import TrackingError
 
 ARTIFACT_FOLDER = "mlflow-artifacts"
-BUSY_TIMEOUT_SECONDS = 10.0
 # Columns of MLflow's schema that hold locations of artifacts.
 _LOCATION_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -107,9 +106,9 @@ def make_tracking_uri(path: str) -> str:
     return ("sqlite:///" if encoded == path else "sqlite+pysqlite:///") + encoded
 
 
-def open_sqlite(path: str, mode: str, timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
-    """Return a connection to an existing sqlite file; mode: ro, rw. Raises sqlite3.Error."""
-    return sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True, timeout=timeout)
+def open_sqlite(path: str) -> sqlite3.Connection:
+    """Return a connection to an existing sqlite file, which waits seconds for its locks. Raises sqlite3.Error."""
+    return sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=5.0)
 
 
 def get_artifact_root(database: str) -> str:
@@ -126,12 +125,9 @@ def update_artifact_locations(database: str) -> None:
     if not os.path.exists(database):
         return
     try:
-        with closing(open_sqlite(database, "ro")) as store:
-            moved = list(_iter_moved_locations(store, os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)))
-        if not moved:
-            return
-        with closing(open_sqlite(database, "rw")) as store, store:
-            for table, column, old, new in moved:
+        with closing(open_sqlite(database)) as store, store:
+            folder = os.path.join(os.path.dirname(database), ARTIFACT_FOLDER)
+            for table, column, old, new in list(_iter_moved_locations(store, folder)):
                 store.execute(f"update {table} set {column} = ? where {column} = ?", (new, old))  # noqa: S608  constants
     except sqlite3.Error as error:
         _log.warning("MLflow store %s: its artifact locations could not be checked: %s", database, error)
@@ -139,13 +135,11 @@ def update_artifact_locations(database: str) -> None:
 
 def _iter_moved_locations(store: sqlite3.Connection, folder: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield table, column, old and new value of each location that has changed; folder: of the artifacts now."""
-    tables = {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
     for table, column in _LOCATION_COLUMNS if os.path.isdir(folder) else ():
-        if table in tables:
-            for (place,) in store.execute(f"select distinct {column} from {table}").fetchall():  # noqa: S608  constants
-                old = _find_artifact_folder(place or "")
-                if old and old != folder and not (os.path.isdir(old) and os.path.samefile(old, folder)):
-                    yield table, column, place, urls.to_file_url(folder + urls.to_local_path(place)[len(old) :])
+        for (place,) in store.execute(f"select distinct {column} from {table}"):  # noqa: S608  constants
+            old = _find_artifact_folder(place or "")
+            if old and old != folder and not (os.path.isdir(old) and os.path.samefile(old, folder)):
+                yield table, column, place, urls.to_file_url(folder + urls.to_local_path(place)[len(old) :])
 
 
 def _find_artifact_folder(place: str) -> str:

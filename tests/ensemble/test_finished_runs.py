@@ -91,18 +91,6 @@ def test_an_ensemble_whose_record_is_damaged_is_named_with_its_file(tmp_path: Pa
         finished_runs.find_runs(str(tmp_path), [f"{tmp_path}/ensembles/damaged"], "runs")
 
 
-def test_members_are_chosen_by_number() -> None:
-    names = ["one", "two", "three"]
-    assert finished_runs.select_members(names, ()) == names
-    assert finished_runs.select_members(names, (3, 1)) == ["three", "one"]
-    with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 4"):
-        finished_runs.select_members(names, (1, 4))
-    with pytest.raises(ConfigError, match=r"^members: must be from 1 to 3, got 0"):
-        finished_runs.select_members(names, (0,))
-    with pytest.raises(ConfigError, match=r"^members: 2 is given twice"):
-        finished_runs.select_members(names, (2, 2))
-
-
 def test_runs_and_ensembles_by_path_or_url(tmp_path: Path, runs: list[RunSpec]) -> None:
     elsewhere = str(tmp_path / "not-there")
     for place in (f"{tmp_path}/ensembles/both", f"file://{tmp_path}/ensembles/both/"):

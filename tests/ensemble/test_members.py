@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.errors import ConfigError
-from orchestrator.ensemble.members import EnsembleConfig, build_recipes
+from orchestrator.ensemble.members import EnsembleConfig, build_recipes, select_members
 from orchestrator.models.config import GoogLeNetConfig
 from orchestrator.recipe import presets
 from orchestrator.recipe.config import Recipe
@@ -118,3 +118,11 @@ def test_an_impossible_width_is_rejected() -> None:
     broad = base.model_copy(update={"model": base.model.model_copy(update={"width": 7.0})})
     with pytest.raises(ConfigError, match="width"):
         build_recipes(broad, EnsembleConfig())
+
+
+def test_members_are_selected_by_number() -> None:
+    assert list(select_members(3, ())) == [1, 2, 3]
+    assert list(select_members(3, (3, 1))) == [3, 1]
+    for numbers in ((1, 4), (0,), (2, 2)):
+        with pytest.raises(ConfigError, match=r"^members: must be different numbers from 1 to 3, got \d"):
+            select_members(3, numbers)

@@ -3,6 +3,10 @@
 import pytest
 
 from orchestrator.tracking import mlflow_errors
+from orchestrator.tracking.tracker import TrackerUnreachableError, TrackingError
+from orchestrator.tracking.tracking_uri import parse_tracking_uri
+
+SERVER, FILE = parse_tracking_uri("http://h:9"), parse_tracking_uri("sqlite:////x.db")
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,10 @@ from orchestrator.tracking import mlflow_errors
     ],
 )
 def test_a_rejection_has_its_fix(status: int, text: str, expected: str) -> None:
-    assert expected in mlflow_errors.explain_rejection(status, text)
+    error = mlflow_errors.make_error(text, status, SERVER, "open it")
+    assert str(error).startswith(f"MLflow at http://h:9 refused to open it: {text[:20]}")
+    assert expected in str(error)
+    assert not isinstance(error, TrackerUnreachableError)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,11 @@ def test_a_rejection_has_its_fix(status: int, text: str, expected: str) -> None:
     ],
 )
 def test_a_silence_has_its_fix(text: str, expected: str) -> None:
-    assert expected in mlflow_errors.explain_no_response(False, text)
+    for status in (0, 429, 500):
+        error = mlflow_errors.make_error(text, status, SERVER, "open it")
+        assert isinstance(error, TrackerUnreachableError)
+        assert expected in str(error)
+    assert "Is the folder writable" in str(mlflow_errors.make_error("OSError: 5", 0, FILE, "open it"))
 
 
 @pytest.mark.parametrize(
@@ -59,20 +70,21 @@ def test_a_silence_has_its_fix(text: str, expected: str) -> None:
 )
 def test_an_unreachable_server_is_one_cause(text: str, expected: str) -> None:
     long = f"HTTPConnectionPool(host='h', port=9): Max retries exceeded with url: /api?x=1 (Caused by {text}"
-    assert mlflow_errors.summarize_silence(long) == expected
-    assert mlflow_errors.summarize_silence("OperationalError: database is locked") is None
+    error = mlflow_errors.make_error(long, 0, SERVER, "open it")
+    assert str(error).startswith(f"MLflow at http://h:9 cannot open it: {expected}. ")
 
 
 def test_the_schema_of_another_mlflow_has_its_fix() -> None:
     text = "Detected out-of-date database schema (found version abc123, but expected def456)."
     for answer in (text, "Can't locate revision identified by 'abc123'"):
-        fix = mlflow_errors.explain_schema_mismatch(answer, "sqlite:////x.db")
-        assert fix is not None
-        assert "(revision abc123)" in fix
-        assert "mlflow db upgrade sqlite:////x.db" in fix
-        assert "install that version" in fix
-    assert mlflow_errors.explain_schema_mismatch("found version 3 of something else", "x") is None
+        error = mlflow_errors.make_error(answer, 500, FILE, "open it")
+        assert type(error) is TrackingError
+        assert "(revision abc123)" in str(error)
+        assert "mlflow db upgrade sqlite:////x.db" in str(error)
+        assert "install that version" in str(error)
+    assert "mlflow db" not in str(mlflow_errors.make_error("found version 3 of something else", 500, FILE, "open it"))
 
 
 def test_other_rejections_get_no_advice() -> None:
-    assert mlflow_errors.explain_rejection(400, "Invalid value for parameter 'x'") == ""
+    error = mlflow_errors.make_error("Invalid value for parameter 'x'", 400, SERVER, "open it")
+    assert str(error) == "MLflow at http://h:9 refused to open it: Invalid value for parameter 'x'."

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow.entities import Metric, Run, ViewType
@@ -217,8 +218,6 @@ def test_invalid_calls_raise_with_the_reason(tracker: MlflowTracker, tmp_path: P
     run_id = tracker.open_run(run_named("a"))
     with pytest.raises(TrackingError, match="not a file"):
         tracker.log_file(run_id, str(tmp_path / "absent.png"))
-    with pytest.raises(TrackingError, match="columns of equal length"):
-        tracker.log_table(run_id, "t.json", {"a": [1], "b": [1, 2]})
     with pytest.raises(TrackingError, match="refused to log"):
         tracker.log_metrics("no-such-run", curve(1))
     with pytest.raises(TrackingError, match="quote"):
@@ -386,6 +385,49 @@ def test_unusable_database_file(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"this is not a database, it is a text" * 100)
     with pytest.raises(TrackingError, match=r"mlflow\.db"):
         MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "x").check()
+
+
+OPEN_RUN = (
+    "import sys; from orchestrator.tracking.mlflow_tracker import *;"
+    "MlflowTracker(sys.argv[1], 'x').open_run(TrackedRun(sys.argv[2], 'n'))"
+)
+
+
+def test_a_driver_killed_while_it_creates_the_database_leaves_none(tmp_path: Path) -> None:
+    uri, old = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / ".mlflow-part-x"
+    old.touch()
+    os.utime(old, (NOW, NOW))
+    with subprocess.Popen([sys.executable, "-c", OPEN_RUN, uri, "k"]) as driver:
+        deadline = time.monotonic() + 60
+        # The first of the tables, and not yet the last.
+        while not any(part.stat().st_size for part in tmp_path.glob(".mlflow-part-*[0-9a-f]")):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        driver.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert not old.exists()
+    tracker = MlflowTracker(uri, "x")
+    run_id = tracker.open_run(run_named("a"))
+    tracker.log_metrics(run_id, curve(10))
+    assert steps(MlflowClient(uri, uri), run_id) == [10]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_several_drivers_create_one_database(has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError("no links here")))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with subprocess.Popen([sys.executable, "-c", OPEN_RUN, uri, "other"]) as other:
+        run_id = MlflowTracker(uri, "x").open_run(run_named("a"))
+    assert other.returncode == 0
+    client = MlflowClient(uri, uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'x'")
+    assert experiment.artifact_location == f"file://{tmp_path}/mlflow-artifacts"
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags[KEY_TAG] for run in runs} == {"key-a", "other"}
+    assert run_id in {run.info.run_id for run in runs}
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_fresh_database_keeps_the_terminal_clean(tmp_path: Path) -> None:

@@ -85,11 +85,6 @@ def test_an_unreachable_server_is_an_error_without_its_password(monkeypatch: pyt
     assert "secret" not in str(raised.value)
 
 
-def test_a_name_that_cannot_be_searched_for(registry: ModelRegistry) -> None:
-    with pytest.raises(TrackingError, match="must have no quote"):
-        registry.find_version("it's", "aa")
-
-
 def test_an_invalid_uri_is_an_error() -> None:
     with pytest.raises(TrackingError, match="file store"):
         ModelRegistry("/some/folder")

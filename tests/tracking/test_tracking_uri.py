@@ -123,6 +123,7 @@ def test_artifacts_that_lie_elsewhere_on_purpose_stay_there(template: Path, tmp_
 def test_other_files_than_mlflow_stores_are_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracking_uri.update_artifact_locations(str(tmp_path / "none.db"))
     assert not (tmp_path / "none.db").exists()
+    (tmp_path / tracking_uri.ARTIFACT_FOLDER).mkdir()
     (tmp_path / "text.db").write_bytes(b"no database at all, but long enough to be read as one" * 20)
     tracking_uri.update_artifact_locations(str(tmp_path / "text.db"))
     assert "text.db: its artifact locations could not be checked" in caplog.text

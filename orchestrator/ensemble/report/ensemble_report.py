@@ -12,7 +12,7 @@ from orchestrator.data.transforms.multi_crop import CROP_SUBSETS, PAPER_INPUT_SI
 from orchestrator.ensemble.report import ensemble_plots, wording
 from orchestrator.ensemble.report.ensemble_plots import ErrorCurves
 from orchestrator.ensemble.report.wording import format_difference
-from orchestrator.evaluation.analysis_results import Analysis, ClassErrorRates, Errors
+from orchestrator.evaluation.analysis_results import Analysis, Errors
 from orchestrator.plotting.canvas import Plot
 from orchestrator.plotting.report_format import (
     TextRow,
@@ -116,14 +116,7 @@ def render_markdown(about: Mapping[str, object], analysis: Analysis) -> str:
     return "\n\n".join(parts)
 
 
-def find_worst_classes(analysis: Analysis) -> list[ClassErrorRates]:
-    """Return the classes with the largest top-1 error, the worst first; of equals those with more top-5 errors."""
-    ordered = sorted(analysis.classes, key=lambda one: (-one.top1_error, -one.top5_error, one.label))
-    return ordered[:MAX_CLASSES]
-
-
 def _build_table_section(analysis: Analysis) -> Section:
-    """Return the paper's Table 3 and the comparisons of its cells."""
     paired = [
         (wording.format_cell(cell), wording.format_cell(other), *format_difference(top1), *format_difference(top5))
         for (cell, other), (top1, top5) in analysis.paired.items()
@@ -181,7 +174,6 @@ def _name_columns(counts: Sequence[int], noun: str) -> TextRow:
 
 
 def _build_members_section(analysis: Analysis) -> Section:
-    """Return the errors of each member alone, and what it adds."""
     alone = [
         (name, *_format_percents(*(analysis.members[name, crops] for crops in CROP_SUBSETS)))
         for name in analysis.member_names
@@ -199,7 +191,6 @@ def _build_members_section(analysis: Analysis) -> Section:
 
 
 def _build_sizes_section(analysis: Analysis) -> Section:
-    """Return the errors by the number of models."""
     crops = sorted({crops for crops, _ in analysis.subsets})
     rows = []
     for size in sorted({size for _, size in analysis.subsets}):
@@ -218,7 +209,6 @@ def _build_sizes_section(analysis: Analysis) -> Section:
 
 
 def _build_diversity_section(analysis: Analysis) -> Section:
-    """Return how alike the models are."""
     count = len(analysis.member_names)
     pairs = [(row, column) for row in range(count) for column in range(row)]
     apart = [analysis.disagreement[row][column] for row, column in pairs]
@@ -247,7 +237,6 @@ def _build_diversity_section(analysis: Analysis) -> Section:
 
 
 def _build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Section:
-    """Return the errors by scales, and of the maximum over crops."""
     sizes = about.get("input_sizes")
     inputs = [int(size) for size in sizes] if isinstance(sizes, list) and sizes else [PAPER_INPUT_SIZE]
     sides = [" / ".join(map(str, of_scale)) for of_scale in zip(*map(compute_scale_sides, inputs), strict=True)]
@@ -278,7 +267,6 @@ def _build_crops_section(analysis: Analysis, about: Mapping[str, object]) -> Sec
 
 
 def _build_calibration_section(analysis: Analysis) -> Section:
-    """Return how far confidence is from accuracy."""
     rows = [
         (format_count(one.models, "model"), f"{one.ece:.4f}", f"{one.confidence:.4f}", f"{one.accuracy:.4f}")
         for one in analysis.calibration
@@ -293,8 +281,8 @@ def _build_calibration_section(analysis: Analysis) -> Section:
 
 
 def _build_classes_section(analysis: Analysis) -> Section:
-    """Return errors by class, which classes are confused, and the wrong answers with the highest confidence."""
-    names, worst = analysis.class_names, find_worst_classes(analysis)
+    names = analysis.class_names
+    ordered = sorted(analysis.classes, key=lambda one: (-one.top1_error, -one.top5_error, one.label))
     rows = [
         (
             names[one.label],
@@ -302,7 +290,7 @@ def _build_classes_section(analysis: Analysis) -> Section:
             f"{one.images:,}",
             *_format_percents((one.top1_error, one.top5_error)),
         )
-        for one in worst
+        for one in ordered[:MAX_CLASSES]
     ]
     head = ("class", "taken most often for (images)", "images", "top-1, %", "top-5, %")
     pairs = [(names[one.true], names[one.predicted], f"{one.images:,}") for one in analysis.confusions]

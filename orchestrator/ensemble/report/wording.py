@@ -121,18 +121,14 @@ def _build_row(cell: Cell, base: Cell) -> TextRow:
             return "base"
         return "-" if value is None or reference is None else f"{value - reference:+.2f}"
 
-    return (
-        f"{cell.models} {cell.crops}",
-        str(cell.cost),
-        f"{cell.top1_error:.2f}",
-        "{:.2f} - {:.2f}".format(*cell.top1_interval),
-        compare(cell.top1_error, base.top1_error),
-        f"{cell.top5_error:.2f}",
-        "{:.2f} - {:.2f}".format(*cell.top5_interval),
-        compare(cell.top5_error, base.top5_error),
-        "-" if cell.paper_top5 is None else f"{cell.paper_top5:.2f}",
-        compare(cell.paper_top5, base.paper_top5),
-    )
+    columns = [f"{cell.models} {cell.crops}", str(cell.cost)]
+    for error, (low, high), reference in (
+        (cell.top1_error, cell.top1_interval, base.top1_error),
+        (cell.top5_error, cell.top5_interval, base.top5_error),
+    ):
+        columns += [f"{error:.2f}", f"{low:.2f} - {high:.2f}", compare(error, reference)]
+    paper = "-" if cell.paper_top5 is None else f"{cell.paper_top5:.2f}"
+    return (*columns, paper, compare(cell.paper_top5, base.paper_top5))
 
 
 # ------------------------------------------------------------------ sentences
