@@ -135,7 +135,9 @@ def test_broken_data_costs_the_sheet_alone(run: RunSpec, caplog: pytest.LogCaptu
     assert "no contact sheet" in caplog.text
 
 
-@pytest.mark.parametrize("error", [TrackingError("artifacts are refused"), RuntimeError("a bug"), OSError("disk full")])
+@pytest.mark.parametrize(
+    "error", [TrackingError("artifacts are not writable"), RuntimeError("a bug"), OSError("disk full")]
+)
 def test_trouble_becomes_a_warning(run: RunSpec, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(KeepingTracker):
         def log_file(self, run_id: str, local_path: str, artifact_folder: str = "") -> None:
