@@ -204,7 +204,7 @@ def test_each_trial_is_drawn_as_its_curve_with_gaps_and_a_mark_at_its_end() -> N
         made.trial(4, [], "waiting", ONE),
     ]
     axes = sweep_report.draw_errors(trials, METRIC).axes[0]
-    drawn = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata())]
+    drawn = [points for line in axes.get_lines() if len(points := np.asarray(line.get_xydata()))]
     gap = math.nan
     curves = [  # the winner last
         [(1, 50), (2, 30), (3, 20)], [(3, 20)],
@@ -214,8 +214,8 @@ def test_each_trial_is_drawn_as_its_curve_with_gaps_and_a_mark_at_its_end() -> N
     for line, curve in zip(drawn, curves, strict=True):
         np.testing.assert_array_equal(line, np.array(curve, dtype=float))
     colors = [line.get_color() for line in axes.get_lines()][:6]
-    states = ("pruned", "pruned", "diverged", "diverged", "finished", "finished")
-    assert colors == [sweep_report.STATE_STYLES[state][0] for state in states]
+    pruned, diverged, finished = (sweep_report.STATE_STYLES[trial.state][0] for trial in trials[:3])
+    assert colors == [pruned, pruned, diverged, diverged, finished, finished]
     _, labels = axes.get_legend_handles_labels()
     assert sorted(labels) == ["diverged (1)", "finished (1)", "pruned (1)", "t003, the winner"]
 

@@ -280,7 +280,7 @@ def test_errors_of_subsets_are_drawn_by_size(seven: Analysis) -> None:
             rows = {size: errors for (count, size), errors in seven.subsets.items() if count == crops}
             assert lines[format_count(crops, "crop")] == [(size, row.mean[rank]) for size, row in rows.items()]
             (path,) = band.get_paths()
-            corners = {(float(x), float(y)) for x, y in path.vertices}
+            corners = {(float(x), float(y)) for x, y in np.asarray(path.vertices)}
             assert corners == {(s, end) for s, row in rows.items() for end in (row.least[rank], row.most[rank])}
 
 
