@@ -1,4 +1,4 @@
-"""What holds for every test: a private environment, nothing left behind, a closing word on which layers ran.
+"""Rules for every test: a private environment, nothing left behind, and a summary of which layers ran.
 
 The layers, cheapest first, by marker: pure (no marker), process, cluster, nodes. See CONTRIBUTING.md.
 """
@@ -16,9 +16,9 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
-# A test without credentials of its own must fail at once, not ask the cloud's metadata server for some.
+# A test without credentials of its own must fail immediately, not ask the cloud's metadata server for some.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
-# What the developer's shell points at is not for tests.
+# Tests must not use the services that the developer's shell points at.
 for _name in (
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN_PATH",
@@ -102,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Note the layer of a test: its dearest marker."""
+    """Note the layer of a test: its most expensive marker."""
     marked = [layer for layer in LAYERS if item.get_closest_marker(layer) is not None]
     item.config.stash[_layer_of][item.nodeid] = marked[-1] if marked else "pure"
 
@@ -128,13 +128,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _layer_lines(layer: str, counts: Counter[str], reasons: Iterable[tuple[str, int]]) -> Iterator[str]:
     """Yield the line of a layer, and one for each reason to skip."""
     ran = sum(counts[outcome] for outcome in OUTCOMES if outcome not in ("skipped", "deselected"))
-    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    yield f"{layer:<8} {'ran' if ran else 'DID NOT RUN':<11}  {told or 'no tests'}"
+    outcomes = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+    yield f"{layer:<8} {'ran' if ran else 'DID NOT RUN':<11}  {outcomes or 'no tests'}"
     for reason, count in reasons:
         yield f"{'':<8} skipped {count}: {reason}"
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Return why a test was skipped."""
-    told = report.longrepr
-    return str(told[2] if isinstance(told, tuple) else told).removeprefix("Skipped: ")
+    reason = report.longrepr
+    return str(reason[2] if isinstance(reason, tuple) else reason).removeprefix("Skipped: ")

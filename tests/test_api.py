@@ -150,19 +150,19 @@ def test_a_model_classifies_paths_bytes_and_pixels_alike(model: orchestrator.Mod
     data = encode(PIXELS)
     (tmp_path / "image.png").write_bytes(data)
     with ensembles.one_thread():
-        found = model.predict([tmp_path / "image.png", data, PIXELS], crops=1)
+        predictions = model.predict([tmp_path / "image.png", data, PIXELS], crops=1)
         alone = model.predict(str(tmp_path / "image.png"), crops=1)
     assert len(model) == 2
     assert "tiny-x3 (models 1,3 of 3)" in repr(model)
-    assert found.probabilities.shape == (3, len(model.classes))
-    assert found.probabilities.dtype == np.dtype(np.float32)
+    assert predictions.probabilities.shape == (3, len(model.classes))
+    assert predictions.probabilities.dtype == np.dtype(np.float32)
     # The same image; how many stand together changes the last bits.
-    assert np.allclose(found.probabilities, found.probabilities[0], atol=1e-6)
-    assert np.allclose(found.probabilities.sum(axis=1), 1, atol=1e-5)
-    assert np.allclose(alone.probabilities[0], found.probabilities[0], atol=1e-6)
-    assert found.names == [model.classes[label] for label in found.labels]
-    best, second = found.rank(2)[0]
-    assert best == (found.names[0], float(found.probabilities[0].max()))
+    assert np.allclose(predictions.probabilities, predictions.probabilities[0], atol=1e-6)
+    assert np.allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(alone.probabilities[0], predictions.probabilities[0], atol=1e-6)
+    assert predictions.names == [model.classes[label] for label in predictions.labels]
+    best, second = predictions.rank(2)[0]
+    assert best == (predictions.names[0], float(predictions.probabilities[0].max()))
     assert second[1] <= best[1]
 
 

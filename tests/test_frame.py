@@ -105,8 +105,8 @@ def test_every_imported_package_is_declared() -> None:
 def test_every_dependency_has_its_reason() -> None:
     project = PYPROJECT["project"]
     declared = {*project["dependencies"], *project["optional-dependencies"]["dev"]}
-    told = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
-    silent = {name for name in (re.split(r"[<>=~!]", line)[0] for line in declared) if f"| {name} |" not in told}
+    document = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    silent = {name for name in (re.split(r"[<>=~!]", line)[0] for line in declared) if f"| {name} |" not in document}
     assert silent == set(), "say in docs/dependencies.md what they are for"
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: verdicts, CPU seconds of children, pairing, pinning; and that a failure is told."""
+"""The tools that benchmarks measure with: verdicts, CPU seconds of children, pairing, pinning, failed parts."""
 
 import math
 import os
@@ -31,11 +31,11 @@ def test_line(figure: Figure, line: str) -> None:
     assert figure.line() == line
 
 
-def test_a_value_that_misses_its_goal_by_less_than_is_shown_is_short() -> None:
+def test_a_value_that_misses_its_goal_by_less_than_the_printed_digits_is_short() -> None:
     assert Figure("a.b", 0.79999999, at_least=0.8).line().endswith("SHORT")
 
 
-def test_report_prints_each_figure_and_tells_whether_one_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_prints_each_figure_and_fails_when_one_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert frame.report([Figure("one", 1.0), Figure("two", 2.0, at_least=1)]) == 0
     assert frame.report([Figure("one", 1.0, at_least=2), Figure("two", 2.0, at_least=1)]) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == ["one 1 >=2 SHORT", "two 2 >=1 PASS"]
@@ -73,9 +73,9 @@ def test_cpu_of_live_children_counts() -> None:
 
 def test_parts_run_in_turn_and_back() -> None:
     ran: list[str] = []
-    found = frame.interleaved({name: lambda name=name: ran.append(name) for name in "abc"}, 2)  # type: ignore[misc]
+    measured = frame.interleaved({name: lambda name=name: ran.append(name) for name in "abc"}, 2)  # type: ignore[misc]
     assert "".join(ran) == "abccba"
-    assert {name: len(costs) for name, costs in found.items()} == {"a": 2, "b": 2, "c": 2}
+    assert {name: len(costs) for name, costs in measured.items()} == {"a": 2, "b": 2, "c": 2}
 
 
 def test_pinning_holds_threads_that_run_already_and_is_undone() -> None:
@@ -91,26 +91,26 @@ def test_pinning_holds_threads_that_run_already_and_is_undone() -> None:
         thread.join()
 
 
-def test_memory_grows_with_what_is_held() -> None:
+def test_memory_grows_with_the_bytes_in_use() -> None:
     before = frame.memory("VmRSS")
-    held = b"x" * (64 * 2**20)
+    block = b"x" * (64 * 2**20)
     assert frame.memory("VmRSS") - before > 32
-    assert len(held) and frame.memory("VmHWM") >= frame.memory("VmRSS") - 1
+    assert len(block) and frame.memory("VmHWM") >= frame.memory("VmRSS") - 1
 
 
 @pytest.mark.process
-def test_a_part_that_fails_in_its_process_is_told() -> None:
+def test_a_part_that_fails_in_its_process_raises_with_its_status() -> None:
     with pytest.raises(RuntimeError, match=r"benchmarks\.no_such_part .* status 1"):
         frame.child("no_such_part", "word")
 
 
-def test_an_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert runner.main(["dada"]) == 2
     assert "no benchmark 'dada'; there are data, large" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("statuses", "status"), [([0, 0], 0), ([0, 1], 1), ([1, 0], 1), ([0, -9], 1)])
-def test_one_benchmark_that_is_short_or_dies_makes_the_whole_short(
+def test_one_benchmark_that_is_short_or_dies_fails_the_whole_command(
     monkeypatch: pytest.MonkeyPatch, statuses: list[int], status: int
 ) -> None:
     class Ended:

@@ -1,4 +1,4 @@
-"""The photos that the benchmarks run on: what they are said to be."""
+"""The photos that the benchmarks run on have the sizes and counts that they claim."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from orchestrator.data import manifest
 
 
 def test_cut_outs_differ_and_are_the_same_for_the_same_number() -> None:
-    made = [photos.cut_out(number) for number in range(12)]
-    assert {picture.shape for picture in made} == {(375, 500, 3)}
-    assert len({picture.tobytes() for picture in made}) == 12
-    assert (made[5] == photos.cut_out(5)).all()
+    pictures = [photos.cut_out(number) for number in range(12)]
+    assert {picture.shape for picture in pictures} == {(375, 500, 3)}
+    assert len({picture.tobytes() for picture in pictures}) == 12
+    assert (pictures[5] == photos.cut_out(5)).all()
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -46,9 +46,9 @@ def test_psnr() -> None:
 def test_psnr_of_crops_is_high_against_the_same_crop_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "SMALL", 64)
     url = photos.small(str(tmp_path))
-    found = {figure.name: figure.value for figure in fidelity.figures("data", url, 32, lambda _: "small")}
-    assert {name.split(".")[3] for name in found} <= {"area", "bilinear", "cubic", "nearest"}
-    assert all(value > 30 for value in found.values()), found
+    decibels = {figure.name: figure.value for figure in fidelity.figures("data", url, 32, lambda _: "small")}
+    assert {name.split(".")[3] for name in decibels} <= {"area", "bilinear", "cubic", "nearest"}
+    assert all(value > 30 for value in decibels.values()), decibels
     monkeypatch.setattr(fidelity, "draw_crop_box", lambda *_: (0, 0, 224, 224))
     others = [figure for figure in fidelity.figures("data", url, 32, lambda _: "small") if "median" in figure.name]
     assert all(figure.value < 30 for figure in others), others

@@ -1,4 +1,4 @@
-"""The step's benchmark: its peer is the same network, and a difference between the two is told."""
+"""The step's benchmark: its peer is the same network, and a difference between the two shows."""
 
 from collections.abc import Iterator
 
@@ -40,17 +40,17 @@ def test_the_peer_has_the_same_outputs_and_gradients(side: int, lrn: bool) -> No
 
 
 def test_both_infer_the_same_without_heads() -> None:
-    one, other = step.pair(small(), 2, dtype=torch.float64)
-    (got,), (wanted,) = one.infer(), other.infer()
+    ours, peer = step.pair(small(), 2, dtype=torch.float64)
+    (got,), (wanted,) = ours.infer(), peer.infer()
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", ["stages.3a.reduce5.conv.weight", "heads.4d.hidden.weight"])
 def test_other_weights_show(name: str) -> None:
-    one, other = step.pair(small(), 2, dtype=torch.float64)
+    ours, peer = step.pair(small(), 2, dtype=torch.float64)
     with torch.no_grad():
-        other.network.get_parameter(name).mul_(1.01)
-    outputs, gradients = step.differences(one, other)
+        peer.network.get_parameter(name).mul_(1.01)
+    outputs, gradients = step.differences(ours, peer)
     assert outputs > 1e-6
     assert gradients > 1e-3
 
@@ -72,6 +72,6 @@ def test_a_step_has_the_same_bits_each_time() -> None:
     first, _ = step.pair(small(64), 3)
     second, _ = step.pair(small(64), 3)
     assert all(map(torch.equal, first.backward(), second.backward()))
-    for (name, one), other in zip(first.network.named_parameters(), second.network.parameters(), strict=True):
-        assert one.grad is not None and other.grad is not None
-        assert torch.equal(one.grad, other.grad), name
+    for (name, parameter), twin in zip(first.network.named_parameters(), second.network.parameters(), strict=True):
+        assert parameter.grad is not None and twin.grad is not None
+        assert torch.equal(parameter.grad, twin.grad), name

@@ -1,4 +1,4 @@
-"""Two sides that have the machine in turns: each one's clock, and that all of a side's processes stand still."""
+"""Two sides that take turns on the machine: each side's clock, and that all of its processes stop."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from benchmarks import turns
 from benchmarks.turns import Side, Stopwatch
 from tests.support.launched import process_tree, until
 
-# A process that starts another; both write down how long they were busy, many times a second.
+# A process that starts another; both leave a file with the time in its name, many times a second.
 _COUNTS = """
 import subprocess, sys, time
 from pathlib import Path
@@ -52,7 +52,7 @@ class Counters:
 
     def moments(self, name: str) -> list[float]:
         place = self.folder / name
-        return sorted(float(one.name) for one in place.iterdir()) if place.exists() else []
+        return sorted(float(path.name) for path in place.iterdir()) if place.exists() else []
 
 
 @pytest.fixture
@@ -66,18 +66,18 @@ def two(tmp_path: Path) -> Iterator[tuple[Counters, Counters]]:
 
 
 @pytest.mark.process
-def test_one_of_two_trees_works_at_a_time(two: tuple[Counters, Counters]) -> None:
-    one, other = two
-    other.side.stop()
-    with turns.taken(one.side, 0.3, other.side, 0.2):
-        assert one.process.wait(30) == 0
-    assert other.process.wait(30) == 0
+def test_only_one_of_two_process_trees_works_at_a_time(two: tuple[Counters, Counters]) -> None:
+    first, second = two
+    second.side.stop()
+    with turns.taken(first.side, 0.3, second.side, 0.2):
+        assert first.process.wait(30) == 0
+    assert second.process.wait(30) == 0
     for name in ("parent", "child"):
         # Where a clock stands still, its own processes do; some may write when the signal is on its way.
         for counters in two:
             still = [a for a, b in _stops(counters.side.watch) for at in counters.moments(name) if a + 0.05 < at < b]
             assert not still, f"{counters.folder.name}'s {name} worked on {len(still)} times when it was stopped"
-        assert len(_stops(one.side.watch)) >= 2
+        assert len(_stops(first.side.watch)) >= 2
 
 
 def _stops(watch: Stopwatch) -> list[tuple[float, float]]:
@@ -85,12 +85,15 @@ def _stops(watch: Stopwatch) -> list[tuple[float, float]]:
 
 
 @pytest.mark.process
-def test_what_comes_between_the_turns_is_raised_and_both_go_on(
+def test_an_error_between_the_turns_is_raised_and_both_sides_continue(
     two: tuple[Counters, Counters], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, other = two
-    other.side.stop()
+    first, second = two
+    second.side.stop()
     monkeypatch.setattr(turns, "MOST_LOOKS", 0)
-    with pytest.raises(RuntimeError, match="faster than they can be stopped"), turns.taken(one.side, 1, other.side, 1):
-        assert one.process.wait(30) == 0
-    assert other.process.wait(30) == 0
+    with (
+        pytest.raises(RuntimeError, match="faster than they can be stopped"),
+        turns.taken(first.side, 1, second.side, 1),
+    ):
+        assert first.process.wait(30) == 0
+    assert second.process.wait(30) == 0

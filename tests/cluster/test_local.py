@@ -1,4 +1,4 @@
-"""cluster/local.py: its parts on little processes of their own, and once the whole."""
+"""cluster/local.py: its parts on small processes of their own, and the whole once."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def local(tmp_path: Path) -> LocalServices:
 
 @contextmanager
 def running(code: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process in a session of its own that prints a line when it is ready; ended in any case."""
+    """Yield a process in a session of its own that has printed a line; kill it at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -68,12 +68,12 @@ def test_a_token_is_made_once_and_for_its_owner_alone(
     assert len(bytes.fromhex(first)) == 32
     script.make_token()
     assert path.read_text() == first == script.read_token()
-    told = capsys.readouterr().out
-    assert len(told.splitlines()) == 1
-    assert first not in told
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1
+    assert first not in printed
 
 
-def test_a_token_that_is_given_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_token_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
     script.make_token()
@@ -100,7 +100,7 @@ def test_a_token_that_others_could_read_is_closed_to_them_and_an_empty_one_start
     assert f"{path} is empty" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------ what runs
+# ------------------------------------------------------------------ services
 def test_a_service_runs_until_its_process_ends(local: LocalServices) -> None:
     assert script.find_session(local, "x") is None
     script.start_service(local, "x", [sys.executable, "-c", "import time; time.sleep(60)"], os.environ, 4711)
@@ -155,21 +155,21 @@ def test_a_session_is_ended_whole_and_nothing_else(monkeypatch: pytest.MonkeyPat
 
 # ------------------------------------------------------------------ the command line
 def call(*arguments: str, folder: Path, seconds: float = 120) -> "subprocess.CompletedProcess[str]":
-    """local.py with a home and runs of its own, and without the tests' token."""
-    made = {**os.environ, "HOME": str(folder / "home")}
-    del made["RAY_AUTH_TOKEN"]
+    """Run local.py with a home and runs of its own, and without the tests' token."""
+    environment = {**os.environ, "HOME": str(folder / "home")}
+    del environment["RAY_AUTH_TOKEN"]
     return subprocess.run(
         [sys.executable, str(ROOT / "cluster" / "local.py"), *arguments, "--runs", str(folder / "runs")],
         capture_output=True,
         text=True,
         timeout=seconds,
-        env=made,
+        env=environment,
         check=False,
     )
 
 
 @pytest.mark.process
-def test_a_port_that_another_program_has_is_refused_with_a_command_that_runs(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_with_a_command_that_works(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -178,12 +178,12 @@ def test_a_port_that_another_program_has_is_refused_with_a_command_that_runs(tmp
         done = call("up", "--mlflow-port", str(port), "--dashboard-port", str(free_port()), folder=tmp_path)
         (line,) = done.stderr.splitlines()
         assert f"local.py: error: mlflow: port {port} is in use by another program" in line
-        # The command as printed, with make's own way of handing words on.
+        # The command as printed, which passes its words on through make.
         printed = line.partition("such as: ")[2]
-        shown = subprocess.run(
+        dry_run = subprocess.run(
             ["bash", "-c", f"{printed} --dry-run"], capture_output=True, text=True, check=True
         ).stdout
-        words = shlex.split(next(row for row in shown.splitlines() if "cluster/local.py up" in row))
+        words = shlex.split(next(row for row in dry_run.splitlines() if "cluster/local.py up" in row))
         chosen = tyro.cli(LocalServices, args=words[words.index("up") :])
         assert chosen.runs == tmp_path / "runs"
         assert chosen.mlflow_port > port
@@ -193,7 +193,7 @@ def test_a_port_that_another_program_has_is_refused_with_a_command_that_runs(tmp
 
 
 @pytest.mark.process
-def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path: Path) -> None:
+def test_an_unknown_command_is_an_error_and_nothing_to_stop_is_not(tmp_path: Path) -> None:
     done = call("upp", folder=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "'upp'" in done.stderr
@@ -201,7 +201,7 @@ def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("words", "folder", "told"),
+    ("words", "folder", "message"),
     [
         (["up", "--mlflow-port", "0"], "runs", "--mlflow-port must be between 1 and 65535, got 0"),
         (["ui", "--mlflow-port", "-1"], "runs", "--mlflow-port must be between 1 and 65535, got -1"),
@@ -209,10 +209,10 @@ def test_an_unknown_command_is_refused_and_nothing_to_stop_is_no_error(tmp_path:
         (["up"], "file/runs", "file/runs/.local cannot be made: Not a directory; set --runs"),
     ],
 )
-def test_a_port_or_folder_that_cannot_be_is_refused_in_a_line(
+def test_an_impossible_port_or_folder_is_one_line(
     words: list[str],
     folder: str,
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -223,7 +223,7 @@ def test_a_port_or_folder_that_cannot_be_is_refused_in_a_line(
     monkeypatch.setattr(script, "serve_mlflow", lambda local: pytest.fail("started"))
     assert script.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
 
 
 # As another user: list a session's folder, read a log, replace the code of a job, connect to a socket.
@@ -242,7 +242,7 @@ for attempt in (lambda: list(session.iterdir()), (session / "logs/gcs_server.out
 
 
 def session_folder(ray: int) -> Path:
-    """The folder of the Ray that runs in a session of processes."""
+    """Return the session folder of the Ray that runs in a session of processes."""
     for pid in script.list_session_pids(ray):
         for word in (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0"):
             if word.startswith("--session-dir="):
@@ -251,7 +251,7 @@ def session_folder(ray: int) -> Path:
 
 
 def check_closed(session: Path) -> None:
-    """Fail where another user gets at a session's files, the code of a submitted job among them."""
+    """Fail when another user can reach a session's files, among them the code of a submitted job."""
     assert stat.S_IMODE(session.parent.parent.stat().st_mode) == 0o700
     assert list(session.glob("runtime_resources/working_dir_files/_ray_pkg_*/job.py"))
     if os.geteuid() == 0:  # only root can act as another user
@@ -280,7 +280,7 @@ def test_up_takes_a_job_and_down_leaves_nothing(tmp_path: Path) -> None:
             assert answer.status == 200
         assert f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:{dashboard}" in done.stdout
         assert password not in done.stdout
-        with pytest.raises(urllib.error.HTTPError, match="401"):  # closed to whoever has no token
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # closed to clients without a token
             urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/jobs/", timeout=5)
         again = call("up", *ports, folder=tmp_path)
         assert again.returncode == 0

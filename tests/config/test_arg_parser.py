@@ -297,8 +297,23 @@ def pretend(monkeypatch: pytest.MonkeyPatch, package: str, version: str | None) 
     monkeypatch.setattr(metadata, "version", fake)
 
 
-def test_the_installed_versions_are_supported() -> None:
+def record_checked_packages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that fills with the names of the packages whose version is looked up."""
+    checked: list[str] = []
+    look_up = metadata.version
+
+    def record(name: str) -> str:
+        checked.append(name)
+        return look_up(name)
+
+    monkeypatch.setattr(metadata, "version", record)
+    return checked
+
+
+def test_the_installed_versions_are_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = record_checked_packages(monkeypatch)
     check_versions()
+    assert checked == ["ray", "torch", "mlflow"]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +321,9 @@ def test_the_installed_versions_are_supported() -> None:
 )
 def test_newer_minor_versions_are_accepted(package: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, package, version)
+    checked = record_checked_packages(monkeypatch)
     check_versions()
+    assert package in checked
 
 
 @pytest.mark.parametrize(

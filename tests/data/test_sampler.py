@@ -185,8 +185,15 @@ def test_too_many_workers_are_an_error(
         check_workers(counts, lanes, batch_size, workers)
 
 
-def test_as_many_workers_as_lanes_are_fine() -> None:
-    check_workers((5, 5), 4, 10, 4)
+def test_the_largest_worker_count_is_the_number_of_lanes() -> None:
+    def is_accepted(workers: int) -> bool:
+        try:
+            check_workers((5, 5), 4, 10, workers)
+        except DataError:
+            return False
+        return True
+
+    assert [workers for workers in range(1, 12) if is_accepted(workers)] == [1, 2, 3, 4]
 
 
 # ------------------------------------------------------------------ class-balanced epochs

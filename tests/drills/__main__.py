@@ -23,22 +23,22 @@ from tests.drills.scenes import Scene, Skipped
 
 
 def main(words: list[str]) -> int:
-    """Play the named drills; the exit status."""
+    """Run the named drills; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.drills", description=(__doc__ or "").split(":")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(scenes.SCENES)}; all by default")
     parser.add_argument("--seed", type=int, default=None, help="of the random points; another each time by default")
     parser.add_argument("--kills", type=int, default=20, help="faults of the random drill (default: 20)")
-    asked = parser.parse_args(words)
-    if unknown := [name for name in asked.names if name not in scenes.SCENES]:
+    options = parser.parse_args(words)
+    if unknown := [name for name in options.names if name not in scenes.SCENES]:
         parser.error(f"no drill {unknown[0]!r}; there are {', '.join(scenes.SCENES)}")
-    seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     _say(f"seed {seed}")
     failed = False
-    # Ended from outside, it still takes its cluster and its runs along.
+    # A SIGTERM still ends the cluster and the runs.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="drills-") as folder, stage.cluster() as cluster:
-        scene = Scene(cluster, Path(folder), random.Random(seed), asked.kills)
-        for name in asked.names or scenes.SCENES:
+        scene = Scene(cluster, Path(folder), random.Random(seed), options.kills)
+        for name in options.names or scenes.SCENES:
             for report in _reports(name, scene):
                 failed |= bool(report.problems)
                 print(report.line(), flush=True)
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
 
 
 def _reports(name: str, scene: Scene) -> Iterator[Report]:
-    """A drill's reports; what it raises is one of a failure."""
+    """Yield a drill's reports; an error that it raises becomes one of a failure."""
     _say(name)
     began = time.monotonic()
     try:

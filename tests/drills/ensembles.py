@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from tests.drills.checks import SAID, Report
+from tests.drills.checks import SHOWN_CHARS, Report
 from tests.drills.stage import PATIENCE_SECONDS, Cluster, Run
 from tests.support.launched import until
 
@@ -20,7 +20,7 @@ SECONDS = 600.0
 
 
 def killed_twice(cluster: Cluster, storage: Path) -> Iterator[Report]:
-    """A report for each kill: seconds until the next driver has come farther than the one that was killed."""
+    """Yield a report per kill: seconds until the next driver has come farther than the killed one."""
     run = Run(cluster, storage, WORDS, job="train_ensemble.py")
     run.submit()
     try:
@@ -30,7 +30,7 @@ def killed_twice(cluster: Cluster, storage: Path) -> Iterator[Report]:
         ended = run.ended(SECONDS)
         report = Report("ensemble.end")
         if ended.status != 0 or f"{MEMBERS} of {MEMBERS} models, " not in ended.out:
-            report.problems.append(f"the last driver ended with {ended.status}: {ended.out.strip()[-SAID:]}")
+            report.problems.append(f"the last driver ended with {ended.status}: {ended.out.strip()[-SHOWN_CHARS:]}")
         if f"{MEMBERS} of {MEMBERS} models are trained already" not in ended.out:
             report.problems.append("the driver after the kill in scoring trained a model again")
         report.problems += recorded(storage, {"FINISHED": MEMBERS})
@@ -44,7 +44,7 @@ def _reached(progress: Callable[[Path], int], storage: Path, least: int) -> bool
 
 
 def _killed(run: Run, name: str, progress: Callable[[Path], int]) -> Report:
-    """Kill the driver, look at what is left, submit the same command and wait until it has come farther."""
+    """Kill the driver, submit the same command and wait until it has come farther."""
     report = Report(name)
     run.driver.kill()
     moment, reached = time.monotonic(), progress(run.storage)
@@ -59,21 +59,21 @@ def _killed(run: Run, name: str, progress: Callable[[Path], int]) -> Report:
 
 
 def trained(storage: Path) -> int:
-    """Models that are trained to their end."""
+    """Count the models that are fully trained."""
     return len(list(storage.glob("models/*/final/**/DONE")))
 
 
 def scored(storage: Path) -> int:
-    """Parts of scores that are stored."""
+    """Count the parts of scores that are stored."""
     return len(list(storage.glob("models/*/scores/*/*/DONE")))
 
 
 def recorded(storage: Path, children: dict[str, int]) -> list[str]:
-    """What is wrong with the tracker: it must have one parent, and one run for each member, in these states."""
+    """Return the problems of the tracker, which must have one parent, and `children` runs by state."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    below = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    parents = [run.info.status for run in found if run not in below]
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    below = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    parents = [run.info.status for run in runs if run not in below]
     problems = [] if parents == ["FINISHED"] else [f"parents in MLflow: {parents}, one expected, FINISHED"]
     if (counted := Counter(run.info.status for run in below)) != children:
         problems.append(f"children in MLflow: {dict(counted)}, {children} expected")

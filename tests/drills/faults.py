@@ -1,4 +1,4 @@
-"""Faults of a run, each injected once and followed by what its owner would do: nothing, or the same command again."""
+"""Faults of a run, each injected once and followed by its owner's reaction: none, or the same command again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Hit:
 
     fault: str
     time: float  # unix seconds
-    incidents: int = 1  # that the journal must tell of it
+    incidents: int = 1  # that the journal must have of it
     caught: str = ""  # the checkpoint that was being written
 
 
@@ -31,14 +31,14 @@ Fault = Callable[[Run, random.Random], Hit]
 
 
 def kill_worker(run: Run, dice: random.Random) -> Hit:
-    """SIGKILL of one rank; Ray brings the group back."""
+    """Kill one rank (SIGKILL); Ray restarts the group."""
     while not send(dice.choice(_workers(run)), signal.SIGKILL):
         continue  # gone between the look and the shot
     return Hit("worker", time.time())
 
 
 def kill_driver(run: Run, _dice: random.Random) -> Hit:
-    """SIGKILL of the driver, then the same command again."""
+    """Kill the driver (SIGKILL), then submit the same command again."""
     run.driver.kill()
     hit = Hit("driver", time.time())
     run.driver.wait()
@@ -47,40 +47,40 @@ def kill_driver(run: Run, _dice: random.Random) -> Hit:
 
 
 def kill_in_checkpoint(run: Run, _dice: random.Random) -> Hit:
-    """SIGKILL of all ranks while a checkpoint is half-written.
+    """Kill all ranks (SIGKILL) while a checkpoint is half-written.
 
-    They are suspended as soon as a checkpoint without DONE is seen, and let go again if it is complete by then.
+    They are suspended as soon as a checkpoint without DONE is seen, and resumed if it is complete by then.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     for _ in range(CATCH_TRIES):
         workers, known = _workers(run), {place.url for place in run.uncommitted()}
-        while not (fresh := [place.url for place in run.uncommitted() if place.url not in known]):
+        while not (new_urls := [place.url for place in run.uncommitted() if place.url not in known]):
             if time.monotonic() > deadline:
                 raise Stuck("no checkpoint was begun")
             time.sleep(LOOK_SECONDS)
         for pid in workers:
             send(pid, signal.SIGSTOP)
         _settled(workers)
-        half = not commit.is_complete(fresh[0])
+        half = not commit.is_complete(new_urls[0])
         for pid in workers:
             send(pid, signal.SIGKILL if half else signal.SIGCONT)
         if half:
-            return Hit("mid-checkpoint", time.time(), caught=fresh[0])
+            return Hit("mid-checkpoint", time.time(), caught=new_urls[0])
     raise Stuck(f"{CATCH_TRIES} checkpoints were complete before their writer could be stopped")
 
 
 def suspend_worker(run: Run, dice: random.Random) -> Hit:
-    """SIGSTOP of one rank: the watchdogs of the others must end the attempt."""
+    """Suspend one rank (SIGSTOP): the watchdogs of the others must end the attempt."""
     send(dice.choice(_workers(run)), signal.SIGSTOP)
     return Hit("suspended-worker", time.time())
 
 
 def stop_and_submit(run: Run, _dice: random.Random) -> Hit:
-    """jobs/stop.py, then the same command again: no incident."""
+    """Run jobs/stop.py, then submit the same command again: no incident."""
     hit = Hit("stop", time.time(), incidents=0)
-    asked = launched.job("stop.py", run.folder.name, runs=run.storage, seconds=PATIENCE_SECONDS)
-    if asked.status != 0:
-        raise Stuck(f"stop.py ended with {asked.status}: {asked.out[-300:]}{asked.err[-300:]}")
+    stopping = launched.job("stop.py", run.folder.name, runs=run.storage, seconds=PATIENCE_SECONDS)
+    if stopping.status != 0:
+        raise Stuck(f"stop.py ended with {stopping.status}: {stopping.out[-300:]}{stopping.err[-300:]}")
     ended = run.ended()
     if ended.status != 128 + signal.SIGTERM:
         raise Stuck(f"the stopped driver ended with {ended.status}: {ended.out[-300:]}")
@@ -89,22 +89,22 @@ def stop_and_submit(run: Run, _dice: random.Random) -> Hit:
 
 
 def _workers(run: Run) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
 
     def there() -> bool:
-        found[:] = run.workers()
-        return bool(found)
+        pids[:] = run.workers()
+        return bool(pids)
 
     run.wait(there, "a worker")
-    return found
+    return pids
 
 
 def _settled(pids: list[int]) -> None:
-    """Wait until they are stopped, or gone: until then they may still write."""
+    """Wait until these processes are stopped or gone: until then they may still write."""
     deadline = time.monotonic() + 5
     while any(_state(pid) not in "TtZX" for pid in pids):
         if time.monotonic() > deadline:
-            raise Stuck("a worker went on in spite of SIGSTOP")
+            raise Stuck("a worker kept running in spite of SIGSTOP")
         time.sleep(LOOK_SECONDS)
 
 

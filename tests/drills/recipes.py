@@ -27,7 +27,7 @@ STEP_SECONDS = 8.0
 
 
 def flags(epochs: int, *more: str, ranks: int = RANKS) -> tuple[str, ...]:
-    """The command line of a run that looks around every step, saves each second, and may be hit often."""
+    """Return the command line of a run that checks for signals every step and saves each second."""
     recipe = googlenet_tiny()
     assert isinstance(recipe.model, GoogLeNetConfig)
     assert recipe.model.dropout > 0 and recipe.augmentation.area[0] < 1, "the drills need dropout and augmentation"
@@ -47,13 +47,13 @@ def flags(epochs: int, *more: str, ranks: int = RANKS) -> tuple[str, ...]:
 
 
 def epochs_for(faults: int) -> int:
-    """Epochs of a run that so many faults hit."""
+    """Return the epochs that a run with this many faults needs."""
     return EPOCHS_PER_FAULT * faults + EPOCHS_AROUND
 
 
 @contextmanager
 def submitted(cluster: Cluster, storage: Path, words: tuple[str, ...], logs: Path | None = None) -> Iterator[Run]:
-    """A run that has been submitted; ended afterwards, whatever state it is in."""
+    """Submit a run; end its drivers afterwards."""
     run = Run(cluster, storage, words, logs)
     run.submit()
     try:
@@ -63,7 +63,7 @@ def submitted(cluster: Cluster, storage: Path, words: tuple[str, ...], logs: Pat
 
 
 def undisturbed(cluster: Cluster, storage: Path, words: tuple[str, ...]) -> FinalWeights:
-    """The final weights of a run that nothing happens to. Raises Stuck when it does not finish."""
+    """Return the final weights of an undisturbed run. Raises Stuck when it does not finish."""
     with submitted(cluster, storage, words) as run:
         ended = run.ended()
         if ended.status != 0:
@@ -72,7 +72,7 @@ def undisturbed(cluster: Cluster, storage: Path, words: tuple[str, ...]) -> Fina
 
 
 def samples_of(run: Run, epochs: int) -> int:
-    """Samples of so many epochs of the run."""
+    """Return the samples of this many epochs of the run."""
     data = manifest.load(str(run.storage / "data" / EMBEDDED_DATASET))
     return epochs * (data.count_samples("train") // BATCH) * BATCH
 
@@ -80,7 +80,7 @@ def samples_of(run: Run, epochs: int) -> int:
 def hit_at_random(
     run: Run, expected: FinalWeights, faults: list[str], dice: random.Random, name: str
 ) -> Iterator[Report]:
-    """Inject the faults at random points of the run, in this order; a report of each, and of the whole at the end."""
+    """Inject the faults at random points of the run, in this order; yield a report of each, then of the whole."""
     incidents = 0
     run.await_samples(1)
     length = samples_of(run, epochs_for(len(faults)))

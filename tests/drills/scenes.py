@@ -1,4 +1,4 @@
-"""The drills by name. Each yields a report per fault; what breaks is raised."""
+"""The drills by name. Each yields a report per fault and raises other errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.runs import farthest, identical
 # Shares of the random drill's faults.
 SHARES = {"worker": 8, "driver": 4, "mid-checkpoint": 4, "suspended-worker": 2, "stop": 2}
 EPOCHS = 5
-# A driver is taken for dead when its lease was not renewed for 15 s.
+# A lease that was not renewed for 15 s is stale.
 SUSPENDED_SECONDS = 20.0
 ROOM, LEFT = "48m", 32 * 1024  # of a full storage: all, and the bytes that are free
 # Few and small steps: sums of float32 in another order differ by rounding, which training makes larger step by step.
@@ -36,7 +36,7 @@ class Skipped(Exception):
 
 @dataclass
 class Scene:
-    """What the drills share."""
+    """The cluster, folder and random generator that the drills share."""
 
     cluster: Cluster
     folder: Path
@@ -45,7 +45,7 @@ class Scene:
     _expected: dict[tuple[str, ...], FinalWeights] = field(default_factory=dict)
 
     def expected(self, words: tuple[str, ...]) -> FinalWeights:
-        """The weights of the undisturbed run of this command; it runs once."""
+        """Return the weights of the undisturbed run of this command, which is run once."""
         if words not in self._expected:
             storage = self.folder / f"undisturbed-{len(self._expected)}"
             self._expected[words] = recipes.undisturbed(self.cluster, storage, words)
@@ -53,13 +53,13 @@ class Scene:
 
     @contextmanager
     def run(self, name: str, words: tuple[str, ...]) -> Iterator[Run]:
-        """A submitted run in a storage of its own."""
+        """Submit a run in a storage of its own."""
         with recipes.submitted(self.cluster, self.folder / name, words) as run:
             yield run
 
 
 def random_faults(scene: Scene) -> Iterator[Report]:
-    """Faults of all kinds at random points."""
+    """Inject faults of all kinds at random points."""
     faults = [name for name, share in SHARES.items() for _ in range(round(share * scene.kills / sum(SHARES.values())))]
     scene.dice.shuffle(faults)
     words = recipes.flags(recipes.epochs_for(len(faults)))
@@ -69,7 +69,7 @@ def random_faults(scene: Scene) -> Iterator[Report]:
 
 
 def other_counts(scene: Scene) -> Iterator[Report]:
-    """One, two and three workers: losses and weights equal to rounding."""
+    """Compare one, two and three workers: losses and weights are equal up to rounding."""
     losses, finals = {}, {}
     for ranks in (1, 2, 3):
         with scene.run(f"ranks-{ranks}", recipes.flags(COUNTED_EPOCHS, SMALL_RATE, ranks=ranks)) as run:
@@ -82,7 +82,7 @@ def other_counts(scene: Scene) -> Iterator[Report]:
         if [len(losses[ranks]), len(losses[3])] != [COUNTED_EPOCHS] * 2:
             report.problems.append(f"epochs {losses[ranks]} and {losses[3]}, {COUNTED_EPOCHS} of each expected")
         pairs = zip(losses[ranks], losses[3], strict=False)
-        off, far = max(abs(one - other) / other for one, other in pairs), farthest(finals[ranks], finals[3])
+        off, far = max(abs(ours - expected) / expected for ours, expected in pairs), farthest(finals[ranks], finals[3])
         if not (off <= LOSS_TOLERANCE and far <= WEIGHT_TOLERANCE):
             report.problems.append(
                 f"an epoch's losses differ by {off:.2g}, at most {LOSS_TOLERANCE} allowed; weights by {far:.2g} of "
@@ -92,7 +92,7 @@ def other_counts(scene: Scene) -> Iterator[Report]:
 
 
 def damaged_checkpoint(scene: Scene) -> Iterator[Report]:
-    """The newest checkpoint's bytes are flipped while no driver runs: named, passed over, the one before taken."""
+    """Damage the newest checkpoint while no driver runs: it is named and the one before it is used."""
     words = recipes.flags(EPOCHS)
     expected = scene.expected(words)
     with scene.run("damaged", words) as run:
@@ -108,15 +108,15 @@ def damaged_checkpoint(scene: Scene) -> Iterator[Report]:
         state.write_bytes(content)
         run.submit()
         report = checks.recovered(run, hit, "damaged")
-        told = [str(event.values.get("checkpoints_passed_over")) for event in run.events("incident")]
-        if not any(Path(newest).name in text for text in told):
-            report.problems.append(f"{Path(newest).name} is not named as passed over: {told}")
+        passed_over = [str(event.values.get("checkpoints_passed_over")) for event in run.events("incident")]
+        if not any(Path(newest).name in text for text in passed_over):
+            report.problems.append(f"{Path(newest).name} is not named as passed over: {passed_over}")
         report.problems += checks.whole(run, expected, 1)
         yield report
 
 
 def lost_ledger(scene: Scene) -> Iterator[Report]:
-    """Ray's own record of the run is overwritten, then removed; a rank dies each time. It is never read."""
+    """Overwrite Ray's own record of the run, then remove it; kill a rank each time. It is never read."""
     words = recipes.flags(EPOCHS + recipes.EPOCHS_PER_FAULT)
     expected = scene.expected(words)
     with scene.run("ledger", words) as run:
@@ -132,7 +132,7 @@ def lost_ledger(scene: Scene) -> Iterator[Report]:
 
 
 def two_submissions(scene: Scene) -> Iterator[Report]:
-    """A second submission of a live run is refused and names the owner; the first one goes on."""
+    """Submit a live run a second time: it fails and names the owner; the first one continues."""
     with scene.run("twice", recipes.flags(EPOCHS)) as run:
         run.await_samples(1)
         first = run.driver
@@ -147,8 +147,8 @@ def two_submissions(scene: Scene) -> Iterator[Report]:
 
 
 def suspended_driver(scene: Scene) -> Iterator[Report]:
-    """A driver is suspended for so long that another takes over, and comes back: it writes nothing that counts."""
-    # As long as the take-over takes, and then some.
+    """Suspend a driver until another takes over, and resume it: it writes nothing that counts."""
+    # Longer than the take-over takes.
     words = recipes.flags(40)
     expected = scene.expected(words)
     with scene.run("suspended", words) as run:
@@ -173,11 +173,11 @@ def suspended_driver(scene: Scene) -> Iterator[Report]:
 
 
 def full_storage(scene: Scene) -> Iterator[Report]:
-    """The storage is full: the run fails and says so, its last checkpoint stays good; with space it goes on."""
+    """Fill the storage: the run fails and says so, its last checkpoint stays good; with space it resumes."""
     words = recipes.flags(EPOCHS + 1)
     expected = scene.expected(words)
     with _small(scene.folder / "full") as storage:
-        # Everything but the run itself has a place with room, also for a driver whose words are many.
+        # Everything but the run itself has a place with room, also a driver's long output.
         tracking = f"--tracking=sqlite:///{scene.folder / 'full-mlflow.db'}"
         words = (*words, tracking, "--placement.max-restarts=1")
         with recipes.submitted(scene.cluster, storage, words, scene.folder) as run:
@@ -188,7 +188,7 @@ def full_storage(scene: Scene) -> Iterator[Report]:
             ended = run.ended(PATIENCE_SECONDS)
             report = Report("full")
             if ended.status != 1 or "No space left" not in ended.out:
-                report.problems.append(f"the driver ended with {ended.status} and said: {ended.out[-300:]}")
+                report.problems.append(f"the driver ended with {ended.status} and printed: {ended.out[-300:]}")
             if not run.committed():
                 report.problems.append("no checkpoint is left")
             ballast.unlink()
@@ -205,12 +205,12 @@ def full_storage(scene: Scene) -> Iterator[Report]:
 
 @contextmanager
 def _small(folder: Path) -> Iterator[Path]:
-    """A small file system. Raises Skipped without the right to mount."""
+    """Mount a small file system. Raises Skipped without the right to do so."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "drill", str(folder)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise Skipped(f"no right to mount: {made.stderr.strip()}")
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        raise Skipped(f"no right to mount: {mounted.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -232,7 +232,7 @@ def _await(condition: Callable[[], bool], what: str) -> None:
 
 
 def ensemble(scene: Scene) -> Iterator[Report]:
-    """The driver of an ensemble of seven is killed in training, then in scoring; the same command finishes."""
+    """Kill the driver of an ensemble of seven in training, then in scoring; the same command finishes."""
     yield from ensembles.killed_twice(scene.cluster, scene.folder / "ensemble")
 
 

@@ -1,4 +1,4 @@
-"""What drills and the benchmarks of survival play on: a Ray cluster of their own, and runs that are watched."""
+"""The stage of drills and of the benchmarks of survival: a Ray cluster of their own, and runs that are watched."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.launched import ROOT, Ended, process_tree, title, until
 
 START_SECONDS = 90.0
 STOP_SECONDS = 20.0
-# From a submission to a first step, and from a fault to a new one: more than that is no recovery.
+# From a submission to the first step, and from a fault to the next one.
 PATIENCE_SECONDS = 150.0
 POLL_SECONDS = 0.05
 STORE_BYTES = 100_000_000
@@ -38,12 +38,12 @@ STEPPED = ("metrics", "epoch")
 
 
 class Stuck(AssertionError):
-    """What a drill waited for did not come."""
+    """An event that a drill waits for does not happen."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray head of our own and what a driver needs in its environment to use it."""
+    """A Ray head of our own, and the environment of a driver that uses it."""
 
     pid: int
     environment: dict[str, str]
@@ -51,7 +51,7 @@ class Cluster:
 
 @contextmanager
 def cluster(cpus: int = 8) -> Iterator[Cluster]:
-    """A cluster with so many CPUs, as Ray counts them; all its processes are gone afterwards."""
+    """Start a cluster with this many CPUs, as Ray counts them; end all its processes afterwards."""
     # Short, since sockets lie below it. Closed to other users, which Ray's own folder is not.
     folder = tempfile.mkdtemp(prefix="drill-", dir="/tmp")
     port, client = _free_ports(2)
@@ -76,11 +76,11 @@ def cluster(cpus: int = 8) -> Iterator[Cluster]:
             start_new_session=True,
         )  # fmt: skip
     try:
-        said = Path(folder) / "head.log"
-        # The last of Ray's own words when all its processes are up.
-        until(lambda: head.poll() is not None or "Ray runtime started" in said.read_text(), START_SECONDS, 0.2)
+        head_log = Path(folder) / "head.log"
+        # Ray prints this last, when all its processes are up.
+        until(lambda: head.poll() is not None or "Ray runtime started" in head_log.read_text(), START_SECONDS, 0.2)
         if head.poll() is not None:
-            raise Stuck(f"ray start: {said.read_text()[-500:]}")
+            raise Stuck(f"ray start: {head_log.read_text()[-500:]}")
         yield Cluster(head.pid, {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"})
     finally:
         _end(head)
@@ -88,7 +88,7 @@ def cluster(cpus: int = 8) -> Iterator[Cluster]:
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:
-    """End a head and all below it at once: it holds nothing that is needed, and Ray's own way takes half a minute."""
+    """Kill a head and all its processes: it holds nothing that is needed, and a clean end takes half a minute."""
     for pid in process_tree(head.pid):
         send(pid, signal.SIGKILL)
     head.wait(STOP_SECONDS)
@@ -96,14 +96,14 @@ def _end(head: subprocess.Popen[bytes]) -> None:
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
+        sockets = [stack.enter_context(contextlib.closing(socket.socket())) for _ in range(count)]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 def send(pid: int, number: signal.Signals) -> bool:
-    """Send a signal; whether there was still a process to get it."""
+    """Send a signal; return whether the process was still there."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -118,13 +118,13 @@ class Run:
     cluster: Cluster
     storage: Path
     flags: tuple[str, ...]
-    logs: Path | None = None  # where drivers' words go, when not to the storage
+    logs: Path | None = None  # folder of drivers' output, if not the storage
     job: str = "train.py"
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
     _cursor: Cursor | None = None
 
-    # -------------------------------------------------------------- what is done to it
+    # -------------------------------------------------------------- actions
     def submit(self) -> subprocess.Popen[bytes]:
         """Start a driver; the same command each time."""
         self.storage.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class Run:
         # The next run must find the machine idle.
         until(lambda: not self.workers(), PATIENCE_SECONDS, 0.2)
 
-    # -------------------------------------------------------------- what is seen of it
+    # -------------------------------------------------------------- observations
     @property
     def driver(self) -> subprocess.Popen[bytes]:
         """The driver that was started last."""
@@ -154,47 +154,47 @@ class Run:
 
     @property
     def scratch(self) -> Path:
-        """Where its drivers keep temporary files, Ray's ledger among them."""
+        """The folder of its drivers' temporary files, Ray's ledger among them."""
         folder = self.storage / "scratch"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def log(self, number: int) -> Path:
-        """What a driver said."""
+        """Return the file of a driver's output."""
         return (self.logs or self.storage) / f"driver-{number}.log"
 
     @property
     def folder(self) -> Path:
         """The run's folder, once it is there."""
-        found = sorted((self.storage / "models").glob("*"))
-        if len(found) != 1:
-            raise Stuck(f"{self.storage}: {len(found)} runs, where one is expected")
-        return found[0]
+        runs = sorted((self.storage / "models").glob("*"))
+        if len(runs) != 1:
+            raise Stuck(f"{self.storage}: {len(runs)} runs, where one is expected")
+        return runs[0]
 
     def workers(self) -> list[int]:
-        """The processes of its ranks."""
+        """Return the processes of its ranks."""
         return [pid for pid in process_tree(self.cluster.pid) if WORKER in title(pid)]
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """The journal up to now, or its events of one kind."""
+        """Return the journal up to now, or its events of one kind."""
         if self._begun():
-            found, self._cursor = journal.read_events(get_journal_dir(str(self.folder)), self._cursor)
-            self._events += found
+            new_events, self._cursor = journal.read_events(get_journal_dir(str(self.folder)), self._cursor)
+            self._events += new_events
         return [event for event in self._events if kind in (None, event.kind)]
 
     def samples(self) -> int:
-        """How far it is known to be in this attempt: by its journal or its newest checkpoint, which is later."""
+        """Return the samples of this attempt by its journal or its newest checkpoint, whichever is later."""
         events = self.events()
         starts = [number for number, event in enumerate(events) if event.kind == "started"]
-        told = max((event.samples or 0 for event in events[starts[-1] :]), default=0) if starts else 0
-        return max([told, *(place.samples for place in self.committed()[:1])])
+        journaled = max((event.samples or 0 for event in events[starts[-1] :]), default=0) if starts else 0
+        return max([journaled, *(place.samples for place in self.committed()[:1])])
 
     def committed(self) -> list[CheckpointFolder]:
-        """Its complete checkpoints, newest first."""
+        """Return its complete checkpoints, newest first."""
         return [place for place in self._places() if commit.is_complete(place.url)]
 
     def uncommitted(self) -> list[CheckpointFolder]:
-        """Its checkpoints that are being written, or whose writer died."""
+        """Return its checkpoints that are being written, or whose writer died."""
         return [place for place in self._places() if not commit.is_complete(place.url)]
 
     def _places(self) -> list[CheckpointFolder]:
@@ -204,24 +204,24 @@ class Run:
         return any((self.storage / "models").glob("*"))
 
     def await_samples(self, samples: int) -> None:
-        """Wait until it has come that far."""
+        """Wait until it has trained this many samples."""
         self.wait(lambda: self.samples() >= samples, f"{samples} samples", PATIENCE_SECONDS * 2)
 
     def await_steps_after(self, moment: float) -> Event:
-        """The first sign of a step of an attempt that began after that moment (unix seconds)."""
-        found: list[Event] = []
+        """Wait for a step of an attempt that began after `moment` (unix seconds); return its first event."""
+        steps: list[Event] = []
 
         def stepped() -> bool:
             since = [event for event in self.events() if event.time > moment]
             starts = [number for number, event in enumerate(since) if event.kind == "started"]
-            found[:] = [event for event in since[starts[-1] :] if event.kind in STEPPED] if starts else []
-            return bool(found)
+            steps[:] = [event for event in since[starts[-1] :] if event.kind in STEPPED] if starts else []
+            return bool(steps)
 
         self.wait(stepped, "a step after the fault", PATIENCE_SECONDS)
-        return found[0]
+        return steps[0]
 
     def ended(self, seconds: float = 2 * PATIENCE_SECONDS) -> Ended:
-        """Wait for the last driver; how it ended, with the tail of what it said."""
+        """Wait for the last driver; return its status and output."""
         began = time.monotonic()
         try:
             status = self.driver.wait(seconds)
@@ -230,7 +230,7 @@ class Run:
         return Ended(status, self.log(len(self.drivers) - 1).read_text(errors="replace"), "", time.monotonic() - began)
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait for something. Raises Stuck when it does not come, or the driver ends before."""
+        """Wait for a condition. Raises Stuck after `seconds`, or when the driver ends before."""
         deadline = time.monotonic() + seconds
         while not condition():
             # Once more after the end: it may have come just before.

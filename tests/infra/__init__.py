@@ -1,1 +1,1 @@
-"""Tests of what runs the cluster: the checks of its manifests, and the scripts of its machines."""
+"""Tests of the cluster's infrastructure: the checks of its manifests, and the scripts of its machines."""

@@ -11,7 +11,7 @@ from tests.support.mlflow_stack import Stack
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """PostgreSQL that asks for passwords, S3 and the server with a login, with what infra/ ships."""
+    """Start PostgreSQL with passwords, S3 and the server with a login, from the files of infra/."""
     if (reason := postgres.trouble()) is not None:
         pytest.skip(reason)
     with mlflow_stack.running(tmp_path_factory.mktemp("stack")) as made:
@@ -20,5 +20,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def prepared(stack: Stack) -> "subprocess.CompletedProcess[str]":
-    """What the first run of prepare.py said."""
+    """Return the result of the first run of prepare.py."""
     return stack.prepare("--buckets", "runs", "mlflow", "--user", "jobs", "--reader", "grafana")

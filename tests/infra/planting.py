@@ -8,7 +8,7 @@ from tests.support.launched import ROOT
 
 
 def copied(tmp_path: Path, *names: str) -> Path:
-    """Some of the repository's files, at their places in another folder."""
+    """Copy some of the repository's files to their places in another folder."""
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -16,7 +16,7 @@ def copied(tmp_path: Path, *names: str) -> Path:
 
 
 def planted(tmp_path: Path, name: str, old: str, new: str, *others: str) -> Tree:
-    """A folder with that file of ours, in which something was changed."""
+    """Return a folder with a copy of the file in which `old` is replaced."""
     path = copied(tmp_path, name, *others) / name
     text = path.read_text()
     assert old in text, f"{name} no longer has {old!r}"
@@ -25,12 +25,12 @@ def planted(tmp_path: Path, name: str, old: str, new: str, *others: str) -> Tree
 
 
 def line_of(tree: Tree, name: str, words: str) -> int:
-    """The first line that has the words."""
+    """Return the number of the first line that has the words."""
     return next(number for number, line in enumerate((tree.text(name) or "").splitlines(), 1) if words in line)
 
 
 def written(tmp_path: Path, name: str, text: str) -> Tree:
-    """A folder with one file."""
+    """Return a folder with one file."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     return Tree(tmp_path)

@@ -1,4 +1,4 @@
-"""infra/compose: the secrets that its script makes are those that its services name, and nobody else reads them."""
+"""infra/compose: its script makes the secrets that its services name, readable by their owner alone."""
 
 import json
 import os
@@ -19,7 +19,7 @@ OWNER = 1000
 
 
 def make(folder: Path, user: int | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run the script, as another user if told."""
+    """Run the script, as another user if `user` is given."""
     return subprocess.run(
         [str(FOLDER / "secrets.sh"), str(folder)], capture_output=True, text=True, timeout=30, user=user, check=False
     )
@@ -46,7 +46,7 @@ def test_every_secret_that_is_named_is_made_and_no_other(made: Path) -> None:
     assert used == set(named), "each is used, and what is used is there"
 
 
-def test_nobody_else_reads_them_and_they_are_made_once(made: Path) -> None:
+def test_only_the_owner_reads_them_and_they_are_made_once(made: Path) -> None:
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     for path in made.iterdir():
@@ -71,7 +71,7 @@ def test_both_sides_of_a_login_are_alike(made: Path) -> None:
     ]
 
 
-def test_a_secret_of_ones_own_is_kept(made: Path) -> None:
+def test_a_users_own_secret_is_kept(made: Path) -> None:
     (made / "admin_password").write_text("of my own choice")
     (made / "s3_identities").unlink()
     keys = (made / "s3_credentials").read_bytes()
@@ -81,7 +81,7 @@ def test_a_secret_of_ones_own_is_kept(made: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be another user")
-def test_a_user_whose_files_the_containers_could_not_read_is_told(tmp_path: Path) -> None:
+def test_a_user_whose_files_the_containers_could_not_read_gets_an_error(tmp_path: Path) -> None:
     done = make(tmp_path / "secrets", user=65534)
     assert done.returncode == 1
     assert "run it with sudo" in done.stderr

@@ -20,9 +20,9 @@ NOTICE = {"action": "terminate", "time": "2026-11-27T08:22:00Z"}
 
 
 # ------------------------------------------------------------------ drivers
-# As root it would see the drivers of everybody on this machine: the test gives it a pid namespace of its own.
+# As root it would see the drivers of all users of this machine: the test gives it a pid namespace of its own.
 @pytest.mark.process
-def test_drivers_are_asked_and_waited_for(tmp_path: Path) -> None:
+def test_drivers_are_asked_to_save_and_waited_for(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], check=False).returncode:
         pytest.skip("this machine permits no pid namespaces")
     (tmp_path / "jobs").mkdir()
@@ -71,7 +71,7 @@ def test_a_driver_is_known_by_its_script(words: list[str], drives: bool) -> None
 # ------------------------------------------------------------------ spot
 @contextmanager
 def metadata(notice_after: int) -> Iterator[tuple[str, list[str]]]:
-    """A stand-in of EC2's metadata server, IMDSv2, that has a notice after so many questions; what it was asked."""
+    """Serve EC2's metadata (IMDSv2) with a notice after this many requests; yield the address and requested paths."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,8 +83,8 @@ def metadata(notice_after: int) -> Iterator[tuple[str, list[str]]]:
                 self._answer(401, b"")
                 return
             asked.append(self.path)
-            found = len(asked) > notice_after and self.path == "/latest/meta-data/spot/instance-action"
-            self._answer(200 if found else 404, json.dumps(NOTICE).encode() if found else b"")
+            has_notice = len(asked) > notice_after and self.path == "/latest/meta-data/spot/instance-action"
+            self._answer(200 if has_notice else 404, json.dumps(NOTICE).encode() if has_notice else b"")
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

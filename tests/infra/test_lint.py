@@ -45,7 +45,7 @@ def test_the_repository_passes(repository: Tree) -> None:
 
 # ------------------------------------------------------------------ KubeRay
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         (CLUSTER, "minReplicas: 2", "minReplica: 2", "did you mean 'minReplicas'?"),
         (CLUSTER, 'num-cpus: "0"', "num-cpus: 0", "must be of type string; quote it"),
@@ -64,13 +64,13 @@ def test_the_repository_passes(repository: Tree) -> None:
         (WORKERS, "maxReplicas: 14", "maxReplica: 14", "did you mean 'maxReplicas'?"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_kuberays_kinds_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_mistake_in_kuberays_kinds_is_found(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     others = ["constraints.txt"]
     if name == WORKERS:  # a patch, which its kustomization names
         others.append("cluster/kubernetes/overlays/large/kustomization.yaml")
     tree = planted(tmp_path, name, old, new, *others)
     problems = kubernetes.kuberay(tree).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
+    assert any(problem.path == name and message in problem.what for problem in problems), problems
 
 
 def test_a_problem_names_the_line(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_patch_need_not_be_whole(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ Kubernetes
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         (f"{BASE}/networkpolicy.yaml", "podSelector:", "podSelectors:", "podSelectors"),
         (f"{BASE}/disruption.yaml", "minAvailable", "minAvailabel", "minAvailabel"),
@@ -97,9 +97,9 @@ def test_a_patch_need_not_be_whole(tmp_path: Path) -> None:
         ("cluster/kubernetes/components/redis/redis.yaml", "redis:7.2-alpine", "redis", "name one"),
     ],
 )
-def test_a_mistake_in_kubernetes_kinds_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_mistake_in_kubernetes_kinds_is_found(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     problems = kubernetes.kubernetes(planted(tmp_path, name, old, new)).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
+    assert any(problem.path == name and message in problem.what for problem in problems), problems
 
 
 def test_an_unknown_field_of_a_deployment_is_found(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def kubectl() -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("kubectl")
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         ("overlays/small/volume.yaml", "mountPath: /runs", "mountpath: /runs", "did you mean 'mountPath'?"),
         ("overlays/small/volume.yaml", "workerGroupSpecs/0", "workerGroupSpecs/7", "does not render"),
@@ -136,11 +136,13 @@ def kubectl() -> None:
         ("components/job/embed/kustomization.yaml", "[spec.rayClusterSpec]", "[spec.rayCluster]", "'rayCluster' is no"),
     ],
 )
-def test_a_mistake_that_only_rendering_shows_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_mistake_that_only_rendering_shows_is_found(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
     shutil.copytree(ROOT / "cluster/kubernetes", tmp_path / "cluster/kubernetes")
     tree = planted(tmp_path, f"cluster/kubernetes/{name}", old, new, "constraints.txt")
     problems = kubernetes.rendered(tree).problems
-    assert any(told in problem.what for problem in problems), problems
+    assert any(message in problem.what for problem in problems), problems
 
 
 def test_without_kubectl_it_says_so(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +153,7 @@ def test_without_kubectl_it_says_so(repository: Tree, monkeypatch: pytest.Monkey
 
 # ------------------------------------------------------------------ launcher
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         (SSH, "worker_ips:", "worker_ipz:", "did you mean 'worker_ips'?"),
         (SSH, "worker_ips:", "worker_ipz:", "worker_ips is missing"),
@@ -169,9 +171,9 @@ def test_without_kubectl_it_says_so(repository: Tree, monkeypatch: pytest.Monkey
         (AWS, "resources: {CPU: 0}", "resources: {CPU: none}", "must be of type integer"),
     ],
 )
-def test_a_mistake_in_a_launcher_file_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_mistake_in_a_launcher_file_is_found(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     problems = launcher.launcher(planted(tmp_path, name, old, new)).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
+    assert any(problem.path == name and message in problem.what for problem in problems), problems
 
 
 # ------------------------------------------------------------------ programs
@@ -190,12 +192,12 @@ def test_a_script_is_known_by_its_first_line(tmp_path: Path, first: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [("a: 1\na: 2\n", "duplication of key"), ("a:\n\t- b\n", "syntax error"), ("a: !thing 1\n", "cannot be read")],
 )
-def test_bad_yaml_is_found(tmp_path: Path, text: str, told: str) -> None:
+def test_bad_yaml_is_found(tmp_path: Path, text: str, message: str) -> None:
     problems = tools.yaml(written(tmp_path, "it.yaml", text)).problems
-    assert any(told in problem.what for problem in problems), problems
+    assert any(message in problem.what for problem in problems), problems
 
 
 def test_a_mistake_in_a_dockerfile_is_found(tmp_path: Path) -> None:
@@ -205,16 +207,16 @@ def test_a_mistake_in_a_dockerfile_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("\n  head:\n", "\n  head:\n    imagee: x\n", "imagee"),
         ("condition: service_healthy", "condition: service_well", "condition"),
     ],
 )
-def test_a_mistake_in_a_compose_file_is_found(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_a_mistake_in_a_compose_file_is_found(tmp_path: Path, old: str, new: str, message: str) -> None:
     shutil.copytree(ROOT / "infra/compose", tmp_path / "infra/compose")
     problems = tools.compose(planted(tmp_path, "infra/compose/compose.yaml", old, new)).problems
-    assert any(told in problem.what for problem in problems), problems
+    assert any(message in problem.what for problem in problems), problems
 
 
 def test_a_program_that_fails_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""python -m infra.lint as a command: what it prints, and its exit status."""
+"""python -m infra.lint as a command: its output and its exit status."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def _extra() -> None:
         pytest.skip("the extra `lint` is not installed: `make check` installs it")
 
 
-def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
+def test_problems_are_printed_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy/run.sh").write_text("#!/bin/sh\n\nrm $1\n")
     (tmp_path / "values.yaml").write_text("a: 1\na: 2\n")
@@ -44,7 +44,7 @@ def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
     assert any(line.split()[:2] == ["kuberay", "0"] and "nothing of this kind" in line for line in lines)
 
 
-def test_what_cannot_be_checked_is_said_aloud_and_fails_when_strict(tmp_path: Path) -> None:
+def test_a_skipped_check_is_reported_and_fails_when_strict(tmp_path: Path) -> None:
     (tmp_path / "main.tf").write_text('locals {\n  a = "b"\n}\n')
     nowhere = str(tmp_path / "bin")
     done = run(tmp_path, PATH=nowhere)
@@ -53,7 +53,7 @@ def test_what_cannot_be_checked_is_said_aloud_and_fails_when_strict(tmp_path: Pa
     assert run(tmp_path, "--strict", PATH=nowhere).returncode == 1
 
 
-def test_what_git_ignores_is_left_out(tmp_path: Path) -> None:
+def test_files_that_git_ignores_are_left_out(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("/runs/\n")
     (tmp_path / "runs").mkdir()

@@ -1,4 +1,4 @@
-"""infra.lint.credentials: what looks like a credential is found, what only speaks of one is not."""
+"""infra.lint.credentials: text that looks like a credential is found, text that only names one is not."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from infra.lint.tree import Tree
 # Put together here, so that this file has none itself.
 AWS_KEY = "AKIA" + "IOSFODNN7" + "QWERTYU"
 PRIVATE_KEY = "-----BEGIN " + "OPENSSH PRIVATE KEY-----"
-# Put together here: a literal would be found by the very check, and a random one differs between processes.
+# Put together here: the check would find a literal, and a random one differs between processes.
 HEXADECIMAL = "".join(f"{7 * number % 16:x}" for number in range(64))
 WORD = "hunter" + "2-and-more"
 
 
 def scanned(tmp_path: Path, name: str, text: str) -> list[tuple[int, str]]:
-    """(line, what) of what a file's text looks like."""
+    """Return (line, message) of each problem of a file with this text."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(text)
     return [(problem.line, problem.what) for problem in credentials.credentials(Tree(tmp_path)).problems]
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "told"),
+    ("name", "line", "kind"),
     [
         ("a.py", f'key = "{AWS_KEY}"', "an AWS access key"),
         ("README.md", f"export AWS_ACCESS_KEY_ID={AWS_KEY}", "an AWS access key"),
@@ -38,8 +38,8 @@ def scanned(tmp_path: Path, name: str, text: str) -> list[tuple[int, str]]:
         ("a.sh", f"curl -H 'token {HEXADECIMAL}'", "random letters beside the word for a secret"),
     ],
 )
-def test_a_credential_is_found(tmp_path: Path, name: str, line: str, told: str) -> None:
-    assert [(line, what.startswith(f"looks like {told}")) for line, what in scanned(tmp_path, name, f"\n{line}\n")] == [
+def test_a_credential_is_found(tmp_path: Path, name: str, line: str, kind: str) -> None:
+    assert [(line, what.startswith(f"looks like {kind}")) for line, what in scanned(tmp_path, name, f"\n{line}\n")] == [
         (2, True)
     ]
 
@@ -63,7 +63,7 @@ def test_a_credential_is_found(tmp_path: Path, name: str, line: str, told: str) 
         ("a.md", "token " + "a" * 64),
     ],
 )
-def test_what_only_speaks_of_one_is_not(tmp_path: Path, name: str, line: str) -> None:
+def test_text_that_only_names_a_credential_passes(tmp_path: Path, name: str, line: str) -> None:
     assert scanned(tmp_path, name, f"{line}\n") == []
 
 
@@ -75,7 +75,7 @@ def test_an_allowance_needs_a_reason_and_a_use(tmp_path: Path) -> None:
         '[[allowed]]\npath = "b.yaml"\nmatch = "x"\nreason = "gone"\n'
         '[[allowed]]\npath = "c.yaml"\nmatch = "x"\nreason = ""\n'
     )
-    told = [what for _, what in scanned(tmp_path, "a.yaml", f"password: {WORD}\n")]
-    assert len(told) == 2
-    assert any("b.yaml (x): allows nothing any more" in what for what in told)
-    assert any("a reason" in what for what in told)
+    problems = [what for _, what in scanned(tmp_path, "a.yaml", f"password: {WORD}\n")]
+    assert len(problems) == 2
+    assert any("b.yaml (x): allows nothing any more" in what for what in problems)
+    assert any("a reason" in what for what in problems)

@@ -1,4 +1,4 @@
-"""python -m infra.lint without the programs that know: misspelt names in Terraform, Prometheus and #SBATCH."""
+"""python -m infra.lint without the programs themselves: misspelt names in Terraform, Prometheus and #SBATCH."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         (BUCKET, "block_public_acls ", "block_public_acl ", "did you mean 'block_public_acls'?"),
         (BUCKET, "versioning_configuration {", "version_configuration {", "did you mean 'versioning_configuration'?"),
@@ -45,15 +45,17 @@ def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         (BUCKET, "filter {}", "filter {", "cannot be read"),
     ],
 )
-def test_a_name_that_terraform_does_not_know_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_name_that_terraform_does_not_know_is_found(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
     tree = planted(tmp_path, name, old, new, *(other for other in TERRAFORM if other != name))
     problems = terraform.names(tree).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
-    if "cannot be read" not in told:
+    assert any(problem.path == name and message in problem.what for problem in problems), problems
+    if "cannot be read" not in message:
         assert line_of(tree, name, new.strip()) in {problem.line for problem in problems}
 
 
-def test_values_are_passed_over() -> None:
+def test_values_are_skipped() -> None:
     text = 'a = "x ${f("}", { b = 1 })} $${ \\" }" # {\nb = <<-EOT\n  c = {\nEOT\n'
     text += 'd "e" "f" {\n  g = {\n    h = [1]\n  }\n  i {}\n}\n'
     read = hcl.parsed(text)
@@ -64,7 +66,7 @@ def test_values_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "told"),
+    ("name", "old", "new", "message"),
     [
         (CONFIG, "scrape_interval", "scrape_intervall", "did you mean 'scrape_interval'?"),
         (CONFIG, "scrape_configs:", "scrape_config:", "did you mean 'scrape_configs'?"),
@@ -79,14 +81,16 @@ def test_values_are_passed_over() -> None:
         (RULES, "- alert: HeadDown", "- alarm: HeadDown", "is no field here"),
     ],
 )
-def test_a_key_that_prometheus_does_not_know_is_found(tmp_path: Path, name: str, old: str, new: str, told: str) -> None:
+def test_a_key_that_prometheus_does_not_know_is_found(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
     report = services.prometheus(planted(tmp_path, name, old, new))
-    assert any(problem.path == name and told in problem.what for problem in report.problems), report.problems
+    assert any(problem.path == name and message in problem.what for problem in report.problems), report.problems
     assert "expressions were not checked" in report.skipped
 
 
 @pytest.mark.parametrize(
-    ("new", "told"),
+    ("new", "message"),
     [
         ("#SBATCH --job-nmae=googlenet", "did you mean --job-name?"),
         ("#SBATCH --job_name=googlenet", "did you mean --job-name?"),
@@ -97,10 +101,10 @@ def test_a_key_that_prometheus_does_not_know_is_found(tmp_path: Path, name: str,
         ("true\n#SBATCH --job-name=googlenet", "behind the first command"),
     ],
 )
-def test_an_option_that_sbatch_does_not_know_is_found(tmp_path: Path, new: str, told: str) -> None:
+def test_an_option_that_sbatch_does_not_know_is_found(tmp_path: Path, new: str, message: str) -> None:
     tree = planted(tmp_path, SBATCH, "#SBATCH --job-name=googlenet", new)
     problems = slurm.options(tree).problems
-    assert any(told in problem.what for problem in problems), problems
+    assert any(message in problem.what for problem in problems), problems
 
 
 def test_values_and_remarks_of_sbatch_lines_are_no_options(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The check of phrases: what it finds, what it leaves alone, and that its lists hold no stale names."""
+"""The check of phrases: problems, exempt files, and stale names in its lists."""
 
 import tomllib
 from pathlib import Path

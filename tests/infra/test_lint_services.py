@@ -1,4 +1,4 @@
-"""python -m infra.lint on what runs beside the cluster, and Terraform: a planted mistake is found."""
+"""python -m infra.lint on the services beside the cluster, and Terraform: a planted mistake is found."""
 
 import json
 from importlib.util import find_spec
@@ -21,15 +21,15 @@ DASHBOARD = {
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [("region = var.region", "region=var.region", "terraform fmt"), ('provider "aws" {', 'provider "aws" {{', "")],
 )
-def test_a_mistake_in_terraform_is_found(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_a_mistake_in_terraform_is_found(tmp_path: Path, old: str, new: str, message: str) -> None:
     if tools.find("terraform") is None:
         pytest.skip("terraform is not on PATH")
     name = "infra/terraform/versions.tf"
     problems = tools.terraform(planted(tmp_path, name, old, new)).problems
-    assert any(problem.path == name and told in problem.what for problem in problems), problems
+    assert any(problem.path == name and message in problem.what for problem in problems), problems
 
 
 def test_a_mistake_in_a_unit_is_found(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_mistake_in_a_unit_is_found(tmp_path: Path) -> None:
     assert problem.line == line_of(tree, name, "ProtectSystems=")
 
 
-def test_a_mistake_in_what_adds_to_a_unit_is_found(tmp_path: Path) -> None:
+def test_a_mistake_in_a_drop_in_of_a_unit_is_found(tmp_path: Path) -> None:
     if tools.find("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not on PATH")
     name = "infra/monitoring/prometheus.service.d/token.conf"
@@ -53,7 +53,7 @@ def test_a_mistake_in_what_adds_to_a_unit_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{", "no JSON"),
         (json.dumps(DASHBOARD | {"panels": []}), "panels is missing"),
@@ -61,6 +61,6 @@ def test_a_mistake_in_what_adds_to_a_unit_is_found(tmp_path: Path) -> None:
         (json.dumps(DASHBOARD), "no target with an expr or rawSql"),
     ],
 )
-def test_a_dashboard_that_would_stay_empty_is_found(tmp_path: Path, text: str, told: str) -> None:
+def test_a_dashboard_that_would_stay_empty_is_found(tmp_path: Path, text: str, message: str) -> None:
     problems = services.dashboards(written(tmp_path, "grafana/dashboards/it.json", text)).problems
-    assert any(told in problem.what for problem in problems), problems
+    assert any(message in problem.what for problem in problems), problems

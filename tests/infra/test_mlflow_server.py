@@ -1,4 +1,4 @@
-"""infra/mlflow, for real: the server on PostgreSQL and S3 with a login, what prepares it, and its backups."""
+"""infra/mlflow, for real: the server on PostgreSQL and S3 with a login, its preparation and its backups."""
 
 import base64
 import http.client
@@ -23,7 +23,7 @@ SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
 def status(stack: Stack, path: str, user: str = "", password: str = "", host: str = "") -> int:
-    """What the server answers to a request, for a user and with a Host header of our choice."""
+    """Return the status of a request, for a user and with a Host header of our choice."""
     headers = {"Host": host} if host else {}
     if user:
         headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -34,7 +34,7 @@ def status(stack: Stack, path: str, user: str = "", password: str = "", host: st
 
 @contextmanager
 def tracker(uri: str, user: str = "", password: str = "", experiment: str = "tests") -> Iterator[Tracker]:
-    """Our own client, with a login in the environment or without."""
+    """Yield our own client, with a login in the environment or without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         if user:
@@ -43,15 +43,15 @@ def tracker(uri: str, user: str = "", password: str = "", experiment: str = "tes
         yield MlflowTracker(uri, experiment)
 
 
-# ------------------------------------------------------------------ who may come
-def test_a_login_is_asked_for(stack: Stack) -> None:
+# ------------------------------------------------------------------ access
+def test_a_login_is_required(stack: Stack) -> None:
     assert status(stack, SEARCH) == 401
     assert status(stack, SEARCH, "admin", "wrong") == 401
     assert status(stack, SEARCH, "admin", stack.secret("admin_password")) == 200
     assert status(stack, "/health") == 200, "for probes"
 
 
-def test_a_foreign_host_is_refused(stack: Stack) -> None:
+def test_a_foreign_host_is_rejected(stack: Stack) -> None:
     password = stack.secret("admin_password")
     assert status(stack, SEARCH, "admin", password, host=NAME) == 200
     assert status(stack, SEARCH, "admin", password, host="evil.example") == 403
@@ -63,13 +63,13 @@ def test_no_password_is_on_a_command_line_or_in_the_log(stack: Stack) -> None:
         (Path("/proc") / str(pid) / "cmdline").read_bytes().decode() for pid in process_tree(stack.server.process.pid)
     ]
     assert any("uvicorn" in line for line in lines)
-    told = "".join(lines) + stack.server.said()
+    printed = "".join(lines) + stack.server.said()
     for name in ("admin_password", "database_password", "session_key"):
-        assert stack.secret(name) not in told, name
+        assert stack.secret(name) not in printed, name
 
 
-# ------------------------------------------------------------------ what jobs do there
-def test_what_is_still_lacking_is_made_once(stack: Stack, prepared: "subprocess.CompletedProcess[str]") -> None:
+# ------------------------------------------------------------------ jobs
+def test_preparing_twice_makes_only_missing_things(stack: Stack, prepared: "subprocess.CompletedProcess[str]") -> None:
     assert prepared.returncode == 0, prepared.stderr
     assert prepared.stdout.splitlines()[:3] == ["bucket runs: made", "bucket mlflow: there already", "user jobs: made"]
     again = stack.prepare("--buckets", "runs", "--user", "jobs", "--reader", "grafana")
@@ -94,7 +94,7 @@ def test_a_user_records_a_run_and_its_artifacts_go_to_the_store(stack: Stack) ->
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_user_who_may_not_write_is_told_before_a_start(stack: Stack) -> None:
+def test_a_user_who_may_not_write_gets_an_error_before_a_start(stack: Stack) -> None:
     with tracker(stack.server.uri, "admin", stack.secret("admin_password"), "closed") as administrators:
         administrators.check()
     with tracker(stack.server.uri, "jobs", stack.secret("jobs_password"), "closed") as ours:
@@ -102,8 +102,8 @@ def test_a_user_who_may_not_write_is_told_before_a_start(stack: Stack) -> None:
         with pytest.raises(TrackingError, match=r"refused to record runs.*permission EDIT") as raised:
             ours.check()
     assert not isinstance(raised.value, TrackerUnreachableError)
-    refused = pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD")
-    with tracker(stack.server.uri, "jobs", "wrong", "closed") as ours, refused:
+    wrong_login = pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD")
+    with tracker(stack.server.uri, "jobs", "wrong", "closed") as ours, wrong_login:
         ours.check()
 
 
@@ -121,27 +121,27 @@ def test_the_dashboards_reader_reads_curves_and_nothing_else(stack: Stack) -> No
         return stack.database.psql("-d", database, sql=sql, environment=login)
 
     assert int(reads("SELECT count(*) FROM metrics")) >= 0
-    for refused, why in (
+    for statement, why in (
         ("SELECT * FROM registered_models", "permission denied"),
         ("DELETE FROM metrics", "read-only transaction|permission denied"),
     ):
         with pytest.raises(AssertionError, match=why):
-            reads(refused)
+            reads(statement)
     with pytest.raises(AssertionError, match="permission denied for database"):
         reads("SELECT 1", "mlflow_auth")
 
 
-# ------------------------------------------------------------------ what is said to those who come wrongly
-def test_our_client_without_a_login_says_so_at_once(stack: Stack) -> None:
+# ------------------------------------------------------------------ errors of clients
+def test_our_client_without_a_login_fails_immediately(stack: Stack) -> None:
     began = time.monotonic()
     with tracker(stack.server.uri) as ours, pytest.raises(TrackingError, match="401") as caught:
         ours.check()
-    assert not isinstance(caught.value, TrackerUnreachableError), "trying again would not help"
+    assert not isinstance(caught.value, TrackerUnreachableError), "a retry would not help"
     assert stack.server.uri in str(caught.value)
     assert time.monotonic() - began < 10
 
 
-def test_our_client_by_a_name_that_is_not_allowed_says_so_at_once(stack: Stack) -> None:
+def test_our_client_with_a_host_name_that_is_not_allowed_fails_immediately(stack: Stack) -> None:
     began = time.monotonic()
     uri = f"http://localhost:{stack.server.port}"
     with (
@@ -155,7 +155,7 @@ def test_our_client_by_a_name_that_is_not_allowed_says_so_at_once(stack: Stack) 
 
 # ------------------------------------------------------------------ a start that cannot succeed
 def started(tmp_path: Path, **environment: str) -> tuple[int, str, float]:
-    """Run the script by itself: its exit status, what it said, and how long it took."""
+    """Run the script by itself; return its exit status, output and seconds."""
     began = time.monotonic()
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "MLFLOW_", "AWS_"))}
     done = subprocess.run(
@@ -170,26 +170,26 @@ def started(tmp_path: Path, **environment: str) -> tuple[int, str, float]:
     return done.returncode, done.stdout + done.stderr, time.monotonic() - began
 
 
-def test_a_database_that_is_not_there_is_waited_for_aloud_and_then_given_up(tmp_path: Path) -> None:
+def test_a_missing_database_is_waited_for_until_a_deadline(tmp_path: Path) -> None:
     (tmp_path / "database_password").write_text("not-to-be-shown")
-    code, said, seconds = started(tmp_path, PGHOST="127.0.0.1", PGPORT="9", DATABASE_WAIT_SECONDS="2")
+    code, output, seconds = started(tmp_path, PGHOST="127.0.0.1", PGPORT="9", DATABASE_WAIT_SECONDS="2")
     assert code == 1
-    first, *_, last = said.splitlines()
+    first, *_, last = output.splitlines()
     assert first.startswith("database.py: waiting for postgresql+psycopg2:///mlflow: ")
     assert "Connection refused" in first
     assert last.startswith("database.py: error: postgresql+psycopg2:///mlflow: no answer in 2 s: ")
-    assert "not-to-be-shown" not in said
+    assert "not-to-be-shown" not in output
     assert seconds < 15
 
 
 @pytest.mark.usefixtures("stack")
-def test_a_wrong_password_is_not_waited_over(tmp_path: Path, stack: Stack) -> None:
+def test_a_wrong_password_fails_without_waiting(tmp_path: Path, stack: Stack) -> None:
     (tmp_path / "database_password").write_text("not-the-password")
     where = {name: value for name, value in stack.database.environment.items() if name != "PGUSER"}
-    code, said, seconds = started(tmp_path, **where, DATABASE_WAIT_SECONDS="50")
+    code, output, seconds = started(tmp_path, **where, DATABASE_WAIT_SECONDS="50")
     assert code == 1
-    assert "password authentication failed" in said
-    assert "not-the-password" not in said
+    assert "password authentication failed" in output
+    assert "not-the-password" not in output
     assert seconds < 20
 
 
@@ -202,10 +202,10 @@ def test_a_wrong_password_is_not_waited_over(tmp_path: Path, stack: Stack) -> No
         ({"MLFLOW_LOGIN": "bacis-auth"}, "must be basic-auth or none"),
     ],
 )
-def test_what_is_not_set_is_refused_in_a_line(tmp_path: Path, changes: dict[str, str], words: str) -> None:
-    code, said, _ = started(tmp_path, **changes)
+def test_a_missing_setting_is_one_line(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    code, output, _ = started(tmp_path, **changes)
     assert code == 2
-    (line,) = said.splitlines()
+    (line,) = output.splitlines()
     assert line.startswith("serve.sh: error: ")
     assert words in line
 
@@ -220,7 +220,7 @@ def test_without_a_login_where_something_before_it_asks_for_one(tmp_path: Path, 
 
 # ------------------------------------------------------------------ backups
 @pytest.mark.usefixtures("prepared")
-def test_backups_are_whole_and_the_oldest_go(tmp_path: Path, stack: Stack) -> None:
+def test_backups_are_complete_and_the_oldest_are_removed(tmp_path: Path, stack: Stack) -> None:
     old = [tmp_path / f"mlflow-2026010{day}T030000Z.dump" for day in range(1, 4)]
     for path in (*old, tmp_path / "mlflow-by-hand.dump"):
         path.write_bytes(b"old")
@@ -232,7 +232,7 @@ def test_backups_are_whole_and_the_oldest_go(tmp_path: Path, stack: Stack) -> No
     assert done.returncode == 0, done.stderr
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["mlflow"] * 3 + ["mlflow_auth"]
     assert [path.exists() for path in old] == [False, False, True]
-    assert (tmp_path / "mlflow-by-hand.dump").exists(), "what it did not make it does not remove"
+    assert (tmp_path / "mlflow-by-hand.dump").exists(), "files that it did not make stay"
     dump = max(tmp_path.glob("mlflow-2*.dump"))
     assert dump.stat().st_mode & 0o777 == 0o600
     stack.database.psql(sql="CREATE DATABASE restored OWNER mlflow")
@@ -245,12 +245,12 @@ def test_backups_are_whole_and_the_oldest_go(tmp_path: Path, stack: Stack) -> No
 
 
 def postgres_programs() -> Path:
-    """Where pg_dump lies."""
+    """Return the folder of pg_dump."""
     from tests.support.postgres import programs
 
-    found = programs()
-    assert found is not None
-    return found
+    folder = programs()
+    assert folder is not None
+    return folder
 
 
 def test_a_database_that_cannot_be_dumped_costs_no_backup(tmp_path: Path, stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""infra/monitoring: dashboards and alerts ask only for what is there; the curves' queries work on MLflow's tables."""
+"""infra/monitoring: dashboards and alerts use metrics that exist; the curves' queries work on MLflow's tables."""
 
 import json
 import re
@@ -24,24 +24,24 @@ METRIC = re.compile(r"\b(ray_[a-z_]+|autoscaler_[a-z_]+|up)\b(?=[{\s)/\[]|$)")
 
 
 def known_metrics() -> set[str]:
-    """Names that Ray exported in a trial."""
+    """Return the names of metrics that Ray exported in a trial."""
     lines = (FOLDER / "metrics.txt").read_text().splitlines()
     return {line.split()[0] for line in lines if line and not line.startswith("#")}
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Where a query of Prometheus stands, and the query."""
+    """Yield the place and the text of each query of Prometheus."""
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             if "expr" in target:
                 yield panel["title"], target["expr"]
     for line in (FOLDER / "alerts.yml").read_text().splitlines():
-        if (found := re.match(r"\s+expr: (.*)", line)) is not None:
-            yield "alerts.yml", found[1]
+        if (match := re.match(r"\s+expr: (.*)", line)) is not None:
+            yield "alerts.yml", match[1]
 
 
 def curves() -> Iterator[tuple[str, str]]:
-    """Title and SQL of the panels that ask MLflow's database."""
+    """Yield title and SQL of the panels that query MLflow's database."""
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             if "rawSql" in target:
@@ -49,7 +49,7 @@ def curves() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "query"), list(expressions()))
-def test_only_metrics_that_ray_exports_are_asked_for(where: str, query: str) -> None:
+def test_only_metrics_that_ray_exports_are_used(where: str, query: str) -> None:
     # Names in braces and in `by` are labels.
     bare = re.sub(r"\{[^}]*\}|by \([^)]*\)", "", query)
     asked = set(METRIC.findall(bare)) - OWN
@@ -76,7 +76,7 @@ def test_data_sources_are_those_that_are_provisioned() -> None:
     assert asked == uids
 
 
-def test_the_list_of_nodes_is_asked_for_with_the_token_that_the_drop_in_hands_over() -> None:
+def test_the_list_of_nodes_is_requested_with_the_token_of_the_drop_in() -> None:
     drop_in = (FOLDER / "prometheus.service.d" / "token.conf").read_text()
     (name,) = re.findall(r"^LoadCredential=(\w+):/", drop_in, re.MULTILINE)
     (ray, *_) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
@@ -88,7 +88,7 @@ def test_the_list_of_nodes_is_asked_for_with_the_token_that_the_drop_in_hands_ov
 
 @pytest.fixture(scope="module")
 def recorded(stack: Stack, prepared: "subprocess.CompletedProcess[str]") -> Stack:
-    """A stack in which a run was recorded, as jobs record it."""
+    """Return a stack in which a run was recorded, as jobs record it."""
     assert prepared.returncode == 0, prepared.stderr
     names = {key for _, query in curves() for key in re.findall(r"'((?:train|validation)/\w+)'", query)}
     with pytest.MonkeyPatch.context() as patch:

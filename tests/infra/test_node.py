@@ -23,7 +23,7 @@ UP = 'echo "Ray runtime started."; echo "mode $RAY_AUTH_MODE address ${RAY_ADDRE
 
 
 class Machine:
-    """A home folder with a copy of the script, less patient."""
+    """A home folder with a copy of the script, with shorter time limits."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -98,7 +98,7 @@ def test_it_starts_behind_the_token_and_stops(machine: Machine) -> None:
     assert machine.run("stop").returncode == 0
 
 
-def test_starting_again_replaces_what_ran(machine: Machine) -> None:
+def test_a_second_start_replaces_the_first_session(machine: Machine) -> None:
     machine.give_token()
     command = ("start", "sh", "-c", f"{UP}; exec sleep 100")
     assert machine.run(*command).returncode == 0
@@ -108,7 +108,7 @@ def test_starting_again_replaces_what_ran(machine: Machine) -> None:
     assert not alive(first) and alive(machine.session)
 
 
-def test_what_does_not_listen_is_made_to_end(machine: Machine) -> None:
+def test_a_session_that_ignores_sigterm_is_killed(machine: Machine) -> None:
     machine.give_token()
     assert machine.run("start", "sh", "-c", f"trap '' TERM; {UP}; while :; do sleep 0.2; done").returncode == 0
     session = machine.session
@@ -116,11 +116,11 @@ def test_what_does_not_listen_is_made_to_end(machine: Machine) -> None:
     assert not alive(session)
 
 
-def test_nobody_elses_process_is_touched(machine: Machine) -> None:
+def test_no_other_process_is_stopped(machine: Machine) -> None:
     machine.give_token()
     with subprocess.Popen(["sleep", "100"], start_new_session=True) as other:
         try:
-            # Its number may once have been ours: the time of its start tells that it is not.
+            # Its pid may once have been ours: the time of its start shows that it is not.
             machine.state.mkdir(mode=0o700)
             (machine.state / "ray.pid").write_text(f"{other.pid} 1\n")
             assert machine.run("status").returncode == 1
@@ -132,7 +132,7 @@ def test_nobody_elses_process_is_touched(machine: Machine) -> None:
             other.send_signal(signal.SIGKILL)
 
 
-def test_what_ends_at_once_is_told_with_its_log(machine: Machine) -> None:
+def test_a_service_that_ends_immediately_is_an_error_with_its_log(machine: Machine) -> None:
     machine.give_token()
     done = machine.run("start", "sh", "-c", "echo the port is taken; exit 3")
     assert done.returncode == 1
@@ -143,7 +143,7 @@ def test_what_ends_at_once_is_told_with_its_log(machine: Machine) -> None:
 def test_a_second_service_has_a_session_of_its_own(machine: Machine) -> None:
     machine.give_token()
     assert machine.run("start", "sh", "-c", f"{UP}; exec sleep 100").returncode == 0
-    # It need not say that it is up.
+    # It need not print that it is up.
     assert machine.run("start", "sleep", "100", ORCHESTRATOR_SERVICE="spot").returncode == 0
     assert machine.run("stop", ORCHESTRATOR_SERVICE="spot").stdout == "spot stopped\n"
     assert machine.run("status").returncode == 0
@@ -175,7 +175,7 @@ def test_rays_files_lie_in_a_folder_that_is_closed_to_others(machine: Machine) -
 
 
 @pytest.mark.parametrize("words", [(), ("restart",), ("start",)])
-def test_what_is_mistyped_is_refused(machine: Machine, words: tuple[str, ...]) -> None:
+def test_a_mistyped_command_is_an_error(machine: Machine, words: tuple[str, ...]) -> None:
     done = machine.run(*words)
     assert done.returncode == 1 and "error" in done.stderr
 
@@ -209,12 +209,12 @@ def test_rays_files_on_a_node_of_slurm_lie_in_a_folder_that_is_closed_to_others(
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row on which nothing listens."""
+    """Return the first of `count` ports in a row on which nothing listens."""
     for first in range(21000, 60000, count):
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
                 for port in range(first, first + count):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
             return first
@@ -234,13 +234,13 @@ def test_each_machine_is_asked_over_ssh(tmp_path: Path, last: str, status: bool)
     ssh = tmp_path / "ssh"
     ssh.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\nexec 2>&1\n{last}\n')
     ssh.chmod(0o755)
-    asked = Down(ssh=str(ssh), seconds=1.0 if "sleep" in last else 20.0)
-    assert script.stopped(asked, {"ssh_user": "ubuntu", "ssh_private_key": "~/.ssh/k"}, "10.0.0.2") is status
+    options = Down(ssh=str(ssh), seconds=1.0 if "sleep" in last else 20.0)
+    assert script.stopped(options, {"ssh_user": "ubuntu", "ssh_private_key": "~/.ssh/k"}, "10.0.0.2") is status
     words = (tmp_path / "asked").read_text()
     assert f"-i {Path.home()}/.ssh/k ubuntu@10.0.0.2 ~/googlenet-orchestrator/cluster/ssh/node.sh stop" in words
 
 
-def test_a_machine_that_does_not_stop_is_told(tmp_path: Path) -> None:
+def test_a_machine_that_does_not_stop_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "cluster/ssh/down.py"), "--ssh", "false"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What the jobs do before and instead of work, as subprocesses."""
+"""Help, errors, dry runs and preflight of the jobs, as subprocesses."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SCRIPTS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
 TRAINERS = ("train.py", "train_ensemble.py")
 HEAVY = {"torch", "ray", "mlflow", "numpy", "cv2"}
 HELP_SECONDS = 1.5
-REFUSAL_SECONDS = 30.0
+PREFLIGHT_SECONDS = 30.0
 
 pytestmark = pytest.mark.process
 
@@ -62,9 +62,9 @@ def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
     assert ("--ensemble.members" in done.out) == (script == "train_ensemble.py")
 
 
-# ------------------------------------------------------------------ refusals
+# ------------------------------------------------------------------ usage errors
 @pytest.mark.parametrize(
-    ("script", "arguments", "told"),
+    ("script", "arguments", "message"),
     [
         ("train.py", ["googlenet-mars"], "googlenet-mars"),
         ("train_ensemble.py", ["googlenet-digit"], "googlenet-digits"),
@@ -103,7 +103,7 @@ def test_help_of_a_preset_shows_its_flags(script: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_status_2(
-    script: str, arguments: list[str], told: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    script: str, arguments: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(ROOT / "jobs" / script), *arguments]
     with patch.object(sys, "argv", words), patch.dict(os.environ, {"ORCHESTRATOR_RUNS": str(runs_of(tmp_path))}):
@@ -115,7 +115,7 @@ def test_a_usage_error_is_one_line_and_exit_status_2(
     assert status == 2, error
     assert error.count("\n") == 1, error
     assert error.startswith(f"{script}: error: ")
-    assert told in error
+    assert message in error
     assert not runs_of(tmp_path).exists()
 
 
@@ -129,7 +129,7 @@ def test_a_dry_run_plans_and_writes_nothing(script: str, tmp_path: Path) -> None
 
 
 def frozen(folder: Path, **changes: object) -> str:
-    """A file as a sweep hands it over: a recipe found on the digits."""
+    """Write a winner as a sweep does, with a recipe for the digits; return its path."""
     schedule = {"kind": "cosine", "base_rate": 0.1}
     recipe = {**googlenet_tiny().to_dict(), "name": "best", "schedule": schedule}
     place = folder / "winner.json"
@@ -168,7 +168,7 @@ def test_a_simulation_prints_the_schedule_and_draws_into_the_folder(tmp_path: Pa
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"schedule.png", "contact_sheet.png"}
 
 
-def test_a_run_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_missing_run_is_an_error_before_anything_starts(tmp_path: Path) -> None:
     done = job("evaluate.py", "some-run", runs=runs_of(tmp_path))
     assert done.status == 2, done.err
     (complaint,) = done.complaints
@@ -184,7 +184,7 @@ def test_a_notebooks_canvas_is_not_inherited(script: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("script", TRAINERS)
-def test_a_dry_run_exits_with_what_a_start_would_refuse(script: str, tmp_path: Path) -> None:
+def test_a_dry_run_fails_where_a_start_would(script: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     tracking = f"sqlite:///{tmp_path}/file/mlflow.db"
     done = job(script, "googlenet-tiny", "--dry-run", "--tracking", tracking, runs=runs_of(tmp_path))
@@ -198,12 +198,12 @@ def test_a_dry_run_exits_with_what_a_start_would_refuse(script: str, tmp_path: P
 def preflight(script: str, *arguments: str, tmp_path: Path, **changes: str) -> Ended:
     done = job(script, *arguments, runs=runs_of(tmp_path), seconds=120, **changes)
     assert done.status == 1, done.out + done.err
-    assert done.seconds < REFUSAL_SECONDS
+    assert done.seconds < PREFLIGHT_SECONDS
     return done
 
 
 @pytest.mark.cluster
-def test_missing_data_unwritable_storage_and_a_dead_tracker_are_told_at_once(tmp_path: Path) -> None:
+def test_missing_data_unwritable_storage_and_a_dead_tracker_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = preflight(
         "train.py", "googlenet-tiny", "--data", str(tmp_path / "nothing"), "--storage", str(tmp_path / "file" / "runs"),
@@ -233,7 +233,7 @@ def test_a_broken_shard_is_named_before_anything_is_trained(tmp_path: Path) -> N
 
 
 @pytest.mark.cluster
-def test_more_workers_than_the_cluster_is_refused_within_seconds(tmp_path: Path) -> None:
+def test_more_workers_than_the_cluster_has_is_an_error_within_seconds(tmp_path: Path) -> None:
     packed = tiny_shards.dataset(tmp_path / "data", 70, 20)
     assert packed.count_samples("train") == 70
     cpus = (os.cpu_count() or 1) + 1
@@ -242,7 +242,7 @@ def test_more_workers_than_the_cluster_is_refused_within_seconds(tmp_path: Path)
         "train.py", "googlenet-tiny", "--data", str(tmp_path / "data"),
         "--placement.workers", "2", "--placement.cpus-per-worker", str(cpus), tmp_path=tmp_path,
     )  # fmt: skip
-    assert time.monotonic() - began < REFUSAL_SECONDS
+    assert time.monotonic() - began < PREFLIGHT_SECONDS
     assert len(done.complaints) == 1, done.err
     assert f"2 workers of {cpus} CPU" in done.complaints[0]
     assert "--placement.workers" in done.complaints[0]

@@ -23,7 +23,7 @@ from tests.support import mlflow_server
 from tests.support.launched import ROOT, job
 
 PLANTED = "pl4nted"
-# Passwords as people have them, whose letters mean something in a URL.
+# Passwords with letters that have a meaning in a URL.
 PASSWORDS = (PLANTED, f"{PLANTED}/x", f"a@{PLANTED}", f"x#{PLANTED}", f"?{PLANTED}:", f"[{PLANTED}", f"/{PLANTED} x")
 URLS = ("s3://KEY:{}@bucket/a.json", "https://user:{}@host.invalid/a.json", "https://[user:{}@host.invalid/a.tar")
 WORDS: Mapping[str, Sequence[Sequence[str]]] = {"shards.py": (("pack",), ("index",), ("verify",))}
@@ -32,7 +32,7 @@ COMMANDS = [(script, *word) for script in SCRIPTS for word in WORDS.get(script, 
 
 
 class Presets(Exception):
-    """What a job gave to the command line's parser."""
+    """The presets that a job passes to the command line's parser."""
 
     def __init__(self, presets: Mapping[str, Preset[Any]], default: str) -> None:
         super().__init__()
@@ -40,25 +40,25 @@ class Presets(Exception):
 
 
 def run(*command: str) -> None:
-    """Run a job in this process as far as it goes; its arguments are refused before it imports anything heavy."""
+    """Run a job in this process; its arguments are rejected before it imports anything heavy."""
     with patch.object(sys, "argv", list(command)), patch.dict(os.environ):
         runpy.run_path(str(ROOT / "jobs" / command[0]), run_name="__main__")
 
 
 def start_of(command: Sequence[str]) -> Config:
-    """The configuration that a job's flags change."""
+    """Return the configuration that a job's flags change."""
 
     def parse(prog: str, description: str, presets: Any, default: str, *rest: Any, **more: Any) -> NoReturn:
         raise Presets(presets, default)
 
-    with patch.object(main, "parse_args", parse), pytest.raises(Presets) as given:
+    with patch.object(main, "parse_args", parse), pytest.raises(Presets) as caught:
         run(*command)
-    found: Config = given.value.presets[given.value.default].value
-    return found
+    config: Config = caught.value.presets[caught.value.default].value
+    return config
 
 
 def shapes(config: Config, above: str = "") -> Iterator[dict[str, str]]:
-    """Nothing, and each choice of a kind, as overrides."""
+    """Yield no overrides, then those of each choice of a kind."""
     yield {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
@@ -68,24 +68,24 @@ def shapes(config: Config, above: str = "") -> Iterator[dict[str, str]]:
 
 
 def text_flags(config: Config) -> dict[str, tuple[str, ...]]:
-    """Every flag that takes a text, with the flags that have to stand before it."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Return every flag that takes a text, with the flags that must precede it."""
+    flags_before: dict[str, tuple[str, ...]] = {}
     for shape in shapes(config):
         shaped = build_draft(config, shape)
-        shown = flags.map_flags_to_paths(shaped)
-        for flag, path in shown.items():
+        paths = flags.map_flags_to_paths(shaped)
+        for flag, path in paths.items():
             owner: Any = shaped
             *branch, last = path.split(".")
             for name in branch:
                 owner = getattr(owner, name)
             if takes_text(type(owner).model_fields[last].annotation):
-                before = [f"--{name}={kind}" for name, kind in ((flag_of(shown, k), v) for k, v in shape.items())]
-                found.setdefault("--" + flag.replace("_", "-"), tuple(before))
-    return found
+                before = [f"--{name}={kind}" for name, kind in ((flag_of(paths, k), v) for k, v in shape.items())]
+                flags_before.setdefault("--" + flag.replace("_", "-"), tuple(before))
+    return flags_before
 
 
-def flag_of(shown: Mapping[str, str], path: str) -> str:
-    return next(flag for flag, leaf in shown.items() if leaf == path).replace("_", "-")
+def flag_of(paths: Mapping[str, str], path: str) -> str:
+    return next(flag for flag, leaf in paths.items() if leaf == path).replace("_", "-")
 
 
 def takes_text(annotation: Any) -> bool:
@@ -116,7 +116,7 @@ def test_no_flag_and_no_argument_of_any_job_takes_a_password(
 
 
 @pytest.mark.parametrize("script", ["train.py", "tune.py", "train_ensemble.py"])
-def test_no_value_of_a_refused_command_line_shows_one(script: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_command_line_shows_no_password(script: str, capfd: pytest.CaptureFixture[str]) -> None:
     for words in (["--epochs", "x"], ["--nonsense"], ["--nonsense", f"postgresql://u:{PLANTED}@h/d"]):
         with pytest.raises(SystemExit):
             run(script, "--tracking", f"https://user:{PLANTED}@host.invalid", *words)
@@ -127,13 +127,13 @@ def test_no_value_of_a_refused_command_line_shows_one(script: str, capfd: pytest
 @pytest.mark.parametrize("password", PASSWORDS)
 @pytest.mark.parametrize("scheme", ["http", "https", "postgresql", "ftp", "file", "nonsense+x"])
 def test_no_form_of_a_tracking_uri_is_shown_with_its_password(scheme: str, password: str) -> None:
-    given = f"{scheme}://user:{password}@host.invalid:5000/x?password={PLANTED}"
+    uri = f"{scheme}://user:{password}@host.invalid:5000/x?password={PLANTED}"
     try:
-        parsed = tracking_uri.parse_tracking_uri(given)
+        parsed = tracking_uri.parse_tracking_uri(uri)
     except TrackingError as error:
         assert PLANTED not in str(error)
     else:
-        assert PLANTED not in parsed.redacted + parsed.base_url + parsed.redact(f"cannot open {given}")
+        assert PLANTED not in parsed.redacted + parsed.base_url + parsed.redact(f"cannot open {uri}")
 
 
 # ------------------------------------------------------------------ real runs

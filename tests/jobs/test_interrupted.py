@@ -1,4 +1,4 @@
-"""Ctrl-C while a store does not answer: the job ends at once, whatever its threads wait for."""
+"""Ctrl-C while a store does not answer: the job ends immediately, whatever its threads wait for."""
 
 import signal
 import subprocess
@@ -18,12 +18,12 @@ from tests.support.s3 import environment, forget_clients, lead, served
 
 pytestmark = pytest.mark.process
 
-PATIENT_SECONDS = 60  # of a busy machine; without an answer a read is tried for four minutes
+PATIENT_SECONDS = 60  # of a busy machine; a read without an answer is retried for four minutes
 
 
 @pytest.fixture
 def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to an S3 server that holds a dataset."""
+    """Yield a proxy to an S3 server that holds a dataset."""
     (tmp_path / "s3").mkdir()
     with served(tmp_path / "s3") as server, proxied(server.endpoint) as proxy:
         lead(monkeypatch, server.endpoint)
@@ -43,7 +43,7 @@ def proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     [(".tar", ("verify", "--url")), (".tar", ("index", "--train", "train/*.tar", "--to", "OUT", "--url")),
      (".index.json", ("verify", "--url"))],
 )  # fmt: skip
-def test_a_stalled_read_does_not_hold_ctrl_c_up(
+def test_a_stalled_read_does_not_delay_ctrl_c(
     proxy: Proxy, tmp_path: Path, stalled: str, arguments: tuple[str, ...]
 ) -> None:
     waits = threading.Event()
@@ -67,6 +67,6 @@ def test_a_stalled_read_does_not_hold_ctrl_c_up(
     ) as process:
         assert waits.wait(PATIENT_SECONDS), "it never asked"
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=PATIENT_SECONDS)
-    assert process.returncode == 130, told
-    assert told.endswith("error: interrupted\n")
+        _, errors = process.communicate(timeout=PATIENT_SECONDS)
+    assert process.returncode == 130, errors
+    assert errors.endswith("error: interrupted\n")

@@ -35,33 +35,33 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def packed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset as one process packs it."""
+    """Return the folder of the dataset that one process packed."""
     folder = tmp_path_factory.mktemp("packed")
     done = run(folder, "pack", "ilsvrc", "--source.url", source, "--url", str(folder / "out"), *SMALL)
     assert "packed: " in done.out
     return folder / "out"
 
 
-# ------------------------------------------------------------------ help and refusals
+# ------------------------------------------------------------------ help and usage errors
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [((), "pack"), (("--help",), "usage: shards.py COMMAND"), (("pack", "--help"), "ilsvrc"),
      (("pack", "ilsvrc", "--help"), "--source.devkit")],
 )  # fmt: skip
-def test_help_explains_commands_and_sources(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
-    assert told in run(tmp_path, *arguments).out
+def test_help_explains_commands_and_sources(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in run(tmp_path, *arguments).out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(("pakc",), "did you mean pack"), (("pack", "folder", "--source.holdout", "2"), "holdout"),
      (("pack", "digits", "--url", "/x", "--seed", "1"), "packed one way only"),
      (("pack", "folder", "--source.url", "/x", "--url", "y"), "relative path")],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_mistakes_are_one_line_and_exit_status_2(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     done = run(tmp_path, *arguments, status=2)
     assert len(done.complaints) == 1, done.err
-    assert told in done.complaints[0]
+    assert message in done.complaints[0]
 
 
 # ------------------------------------------------------------------ killed
@@ -85,7 +85,7 @@ runpy.run_path(PATH, run_name="__main__")
 """
 
 
-def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(packed: Path, source: str, tmp_path: Path) -> None:
+def test_a_killed_packing_resumes_to_the_same_bytes(packed: Path, source: str, tmp_path: Path) -> None:
     place = ("pack", "ilsvrc", "--source.url", source, "--url", str(tmp_path / "out"), *SMALL, "--at-once", "1")
     code = STUCK.replace("PATH", repr(str(ROOT / "jobs/shards.py")))
     child = subprocess.Popen(
@@ -93,8 +93,8 @@ def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(packed: Path, sourc
     )
     try:
         assert child.stdout is not None
-        said = iter(child.stdout.readline, "")
-        assert any(line == "STUCK\n" for line in said)
+        lines = iter(child.stdout.readline, "")
+        assert any(line == "STUCK\n" for line in lines)
     finally:
         child.kill()
         child.wait(30)
@@ -124,7 +124,7 @@ sys.stdin.read()
 
 @contextmanager
 def ray_cluster() -> Iterator[str]:
-    """The address of a Ray that ends with the block."""
+    """Yield the address of a Ray that ends with the block."""
     head = subprocess.Popen(
         [sys.executable, "-c", HEAD],
         stdin=subprocess.PIPE,

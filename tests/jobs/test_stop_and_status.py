@@ -24,7 +24,7 @@ COMMAND = ("googlenet-tiny", "--epochs", "5000", "--cadence.pulse-steps", "2", "
 
 @contextmanager
 def training(runs: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The job that trains, killed on leaving if it still runs."""
+    """Start a job that trains; kill it at the end if it still runs."""
     with log_of(runs).open("w") as log:
         driver = subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / "train.py"), *COMMAND],
@@ -46,7 +46,7 @@ def log_of(runs: Path) -> Path:
 
 
 def shown(runs: Path) -> dict[str, Any]:
-    """The only run, as status tells machines; empty when there is none yet."""
+    """Return the only run as `status.py --json` prints it; empty when there is none yet."""
     done = job("status.py", "--json", runs=runs)
     assert done.err == ""
     rows: list[dict[str, Any]] = json.loads(done.out)
@@ -91,7 +91,7 @@ def test_a_run_is_shown_stopped_with_a_checkpoint_and_resumed(tmp_path: Path) ->
     assert [event.samples for event in events if event.kind == "started"] == [0, row["samples"]]
 
 
-def test_looks_and_stops_need_neither_ray_nor_torch_nor_mlflow(tmp_path: Path) -> None:
+def test_status_and_stop_need_neither_ray_nor_torch_nor_mlflow(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from orchestrator.cli import status, stop\n"

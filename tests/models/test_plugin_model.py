@@ -103,8 +103,18 @@ def test_labels_are_short() -> None:
     ],
     ids=lambda config: config.kind,
 )
-def test_a_good_network_passes(config: ModelPlugin) -> None:
+def test_a_good_network_is_run_twice_in_each_mode(config: ModelPlugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[bool, torch.Size]] = []
+    forward = PluginNetwork.forward
+
+    def record(network: PluginNetwork, images: torch.Tensor) -> Any:
+        logits = forward(network, images)
+        passes.append((network.training, logits.main.shape))
+        return logits
+
+    monkeypatch.setattr(PluginNetwork, "forward", record)
     check_model(config, 10)
+    assert passes == [(training, (4, 10)) for training in (False, False, True, True)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What nodes and tests have in common."""
+"""Folders that nodes and tests share."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.support import machines
 
 @pytest.fixture(scope="session", autouse=True)
 def _tests_share_their_folders_with_nodes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Each node has a /tmp of its own: what a test keeps in `tmp_path` is seen there all the same."""
+    """Make the files of `tmp_path` visible on nodes, each of which has a /tmp of its own."""
     machines.SHARED.add(tmp_path_factory.getbasetemp())

@@ -1,4 +1,4 @@
-"""What listens where: the table of ports in docs/operations.md, and how a machine compares with it."""
+"""Listening ports: the table in docs/operations.md, and its comparison with a machine."""
 
 import ipaddress
 import re
@@ -24,17 +24,17 @@ ROLES = {"head": {"head"}, "head, workers": {"head", "worker"}}
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a node of one role listens by its documentation."""
+    """The documented ports of a node of one role."""
 
     # Each of these ports has a listener at each of its addresses, and at no other.
     pinned: dict[int, Set[str]]
-    # Ports at which there may be somebody.
+    # Ports that may have a listener.
     ranges: list[range]
 
 
 def documented(role: str, document: Path = DOCUMENT) -> Listening:
-    """What the table says of a head or a worker. Rows without a number are of what listens now and then."""
-    found = Listening({}, [])
+    """Return the table's ports of a head or a worker, without the rows that have no number."""
+    listening = Listening({}, [])
     for row in _rows(document.read_text()):
         ports, addresses, roles = row[:3]
         if role not in ROLES[roles]:
@@ -42,11 +42,11 @@ def documented(role: str, document: Path = DOCUMENT) -> Listening:
         for part in re.findall(r"[\d-]+", ports):
             first, _, last = part.partition("-")
             if last:
-                found.ranges.append(range(int(first), int(last) + 1))
+                listening.ranges.append(range(int(first), int(last) + 1))
             else:
-                assert int(first) not in found.pinned, f"{document.name} has port {first} twice"
-                found.pinned[int(first)] = ADDRESSES[addresses]
-    return found
+                assert int(first) not in listening.pinned, f"{document.name} has port {first} twice"
+                listening.pinned[int(first)] = ADDRESSES[addresses]
+    return listening
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -57,12 +57,12 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def listened(sockets: str, address: str) -> dict[int, set[str]]:
-    """What `ss -Hltn` prints on a machine of that address, in the words of the table: addresses by port."""
-    found: dict[int, set[str]] = defaultdict(set)
+    """Return the addresses by port, in the words of the table, from the output of `ss -Hltn` on a machine."""
+    addresses: dict[int, set[str]] = defaultdict(set)
     for line in sockets.splitlines():
         host, _, port = line.split()[3].rpartition(":")
-        found[int(port)].add(_worded(host, address))
-    return dict(found)
+        addresses[int(port)].add(_worded(host, address))
+    return dict(addresses)
 
 
 def _worded(host: str, address: str) -> str:
@@ -70,18 +70,18 @@ def _worded(host: str, address: str) -> str:
     if plain == "*":
         return ALL
     parsed = ipaddress.ip_address(plain)
-    # IPv4 as sockets of IPv6 have it.
+    # IPv4 addresses as IPv6 sockets show them.
     parsed = getattr(parsed, "ipv4_mapped", None) or parsed
     return ALL if parsed.is_unspecified else {address: NODE}.get(str(parsed), str(parsed))
 
 
-def differences(found: dict[int, set[str]], expected: Listening) -> list[str]:
-    """How a machine differs from its documentation, a line for each port and address."""
-    told = []
-    for port in sorted(found.keys() | expected.pinned.keys()):
+def differences(listening: dict[int, set[str]], expected: Listening) -> list[str]:
+    """Return the differences from the documentation, a line for each port and address."""
+    lines = []
+    for port in sorted(listening.keys() | expected.pinned.keys()):
         if any(port in ports for ports in expected.ranges):
             continue
-        here, there = found.get(port, set()), expected.pinned.get(port, set())
-        told += [f"{port} on {one}: not documented" for one in sorted(here - there)]
-        told += [f"{port} on {one}: documented, and nobody listens" for one in sorted(there - here)]
-    return told
+        here, there = listening.get(port, set()), expected.pinned.get(port, set())
+        lines += [f"{port} on {address}: not documented" for address in sorted(here - there)]
+        lines += [f"{port} on {address}: documented, but nothing listens" for address in sorted(there - here)]
+    return lines

@@ -48,19 +48,19 @@ class NodesRun(stage.Run):
         return driver
 
     def workers(self) -> list[int]:
-        """The processes of its ranks."""
+        """Return the processes of its ranks."""
         return [pid for node in self.nodes.nodes for pid in self.nodes.workers(node.number)]
 
     def stop(self) -> int:
-        """Have it save and end, as `ray job stop` does; the driver's exit status."""
+        """Stop it as `ray job stop` does, with a checkpoint; return the driver's exit status."""
         for pid in process_tree(self.driver.pid):
             if title(pid).startswith(sys.executable):
                 os.kill(pid, signal.SIGTERM)
         return self.driver.wait(STOP_SECONDS)
 
     def await_workers(self, count: int, moment: float) -> float:
-        """Wait for a step of an attempt with so many workers that began after that moment; its time."""
-        found: list[float] = []
+        """Wait for a step of an attempt with `count` workers that began after `moment`; return its time."""
+        times: list[float] = []
 
         def stepped() -> bool:
             since = [event for event in self.events() if event.time > moment]
@@ -68,20 +68,20 @@ class NodesRun(stage.Run):
             for event in since:
                 workers = event.values["workers"] if event.kind == "started" else workers
                 if workers == count and event.kind in stage.STEPPED:
-                    found.append(event.time)
-            return bool(found)
+                    times.append(event.time)
+            return bool(times)
 
         self.wait(stepped, f"a step of {count} workers", SLOW_SECONDS)
-        return found[0]
+        return times[0]
 
     def rank_0(self) -> int:
-        """The node that rank 0 of the newest group is on."""
+        """Return the node of rank 0 of the newest group."""
         until(self.nodes.groups, SLOW_SECONDS, 0.5)
         return self.nodes.groups()[-1][0]
 
 
 def flags(workers: int, *more: str, epochs: int = ENDLESS, checkpoint_seconds: float = 1.0) -> tuple[str, ...]:
-    """A command line on the embedded digits that looks around every step."""
+    """Return a command line on the embedded digits that checks for signals every step."""
     return (
         "googlenet-tiny",
         f"--epochs={epochs}",
@@ -105,7 +105,7 @@ def submitted(
     home: int = 0,
     head: Mapping[str, str] = nodes.HEALTH,
 ) -> Iterator[NodesRun]:
-    """A run that has been submitted on a cluster of its own. Everything is gone afterwards.
+    """Submit a run on a cluster of its own; end both afterwards.
 
     on: the nodes that are on, by default all. home: the node of the driver. head: how it watches its nodes.
     """
@@ -119,7 +119,7 @@ def submitted(
 
 
 def elastic(storage: Path) -> dict[str, float]:
-    """Three nodes; one loses its power while three workers train, and returns. Seconds and samples of each change."""
+    """Kill one of three nodes while three workers train, and restart it; return seconds and samples of each change."""
     words = flags(3, "--placement.min-workers=2", checkpoint_seconds=5.0)
     with submitted(storage, (1, 1, 1), words) as run:
         run.await_workers(3, 0.0)
@@ -136,5 +136,5 @@ def elastic(storage: Path) -> dict[str, float]:
         assert not problems, problems
     replayed = [float(str(one.values["samples_replayed"])) for one in incidents]
     assert len(replayed) == 2, incidents
-    found = {"down": down - lost, "node up": joined - returned, "up": up - joined}
-    return found | {"replayed down": replayed[0], "replayed up": replayed[1]}
+    seconds = {"down": down - lost, "node up": joined - returned, "up": up - joined}
+    return seconds | {"replayed down": replayed[0], "replayed up": replayed[1]}

@@ -32,12 +32,12 @@ PASSWORD = "password-of-a-test"
 
 @dataclass
 class Site:
-    """The nodes and what they share."""
+    """The nodes and the services that they share."""
 
     nodes: Cluster
     buckets: Path  # what S3 serves
     environment: Mapping[str, str]  # of every node: how S3 is reached
-    seconds: dict[str, float] = field(default_factory=dict)  # how long what took to come up
+    seconds: dict[str, float] = field(default_factory=dict)  # until each part was up
     database: Postgres | None = None
     mlflow: MlflowServer | None = None
 
@@ -52,16 +52,16 @@ class Site:
         return f"http://{self.nodes.services.address}:{MLFLOW_PORT}"
 
     def storage(self, name: str) -> str:
-        """The URL of a place for runs."""
+        """Return the URL of a place for runs."""
         return f"s3://{BUCKET}/{name}"
 
     def folder(self, name: str) -> Path:
-        """The same place, seen from outside."""
+        """Return the folder behind `storage(name)`."""
         return self.buckets / BUCKET / name
 
     def submitted(self, name: str, script: str, *words: str) -> SiteRun:
-        """A job that is submitted to the head, with storage of its own."""
-        # What a submission says does not go into the bucket, which is S3's alone to write.
+        """Submit a job to the head, with storage of its own."""
+        # The output of a submission does not go into the bucket, which only S3 may write.
         logs = self.buckets.parent / "logs" / name
         logs.mkdir(parents=True)
         run = SiteRun(stage.Cluster(0, {}), self.folder(name), words, logs, nodes=self.nodes, site=self, script=script)
@@ -69,7 +69,7 @@ class Site:
         return run
 
     def recorded(self, code: str) -> str:
-        """What Python code prints on the head, with `client` for the MLflow server."""
+        """Return the output of Python code on the head, with `client` for the MLflow server."""
         begin = f"from mlflow.tracking import MlflowClient\nclient = MlflowClient({self.tracking!r})\n"
         return self.nodes.ask(0, [sys.executable, "-c", begin + code], self.environment)
 
@@ -94,26 +94,26 @@ class SiteRun(NodesRun):
         return driver
 
     def said(self) -> str:
-        """What the last submission said."""
+        """Return the output of the last submission."""
         return self.log(len(self.drivers) - 1).read_text(errors="replace")
 
     def stop(self) -> int:
-        """Have it save and end by the job for that; the exit status of what follows it."""
+        """Stop it with jobs/stop.py; return the exit status of its driver."""
         storage = self.site.storage(self.storage.name)
         stop = [sys.executable, str(ROOT / "jobs" / "stop.py"), self.folder.name, "--storage", storage]
-        asked = self.nodes.nodes[0].call(stop, self.site.environment, STOP_SECONDS)
-        assert asked.returncode == 0, asked.stdout + asked.stderr
+        stopping = self.nodes.nodes[0].call(stop, self.site.environment, STOP_SECONDS)
+        assert stopping.returncode == 0, stopping.stdout + stopping.stderr
         return self.driver.wait(STOP_SECONDS)
 
     def first_step(self) -> float:
-        """Seconds from the submission that was just made to the first sign of a step."""
+        """Wait for a step; return the seconds since the submission, which was just made."""
         submitted = time.time()
         return self.await_steps_after(submitted).time - submitted
 
 
 @contextmanager
 def site(cpus: Sequence[int], head: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """A site of nodes with so many CPUs; head: what is added to the environment of the head's Ray."""
+    """Start a site of nodes with these CPUs. head: additions to the environment of the head's Ray."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="site-")))
         machines = stack.enter_context(network(folder, len(cpus) + 1))
@@ -134,7 +134,7 @@ def site(cpus: Sequence[int], head: Mapping[str, str] | None = None) -> Iterator
 
 
 def _serve(stack: ExitStack, made: Site) -> None:
-    """Start what the nodes share, on the machine of the services."""
+    """Start the shared services on their machine."""
     services = made.nodes.services
     for bucket in (BUCKET, "artifacts"):
         (made.buckets / bucket).mkdir(parents=True)

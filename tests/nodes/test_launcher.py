@@ -26,19 +26,19 @@ UP_SECONDS = 300.0
 JOINED_SECONDS = 90.0
 JOB_SECONDS = 240.0
 DOWN_SECONDS = 200.0
-# What `ray stop` would take for Ray's.
+# A name that `ray stop` would take for Ray's.
 OTHERS = "raylet"
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short, since sockets lie below it."""
+    """Return a folder with a short path, for the sockets below it."""
     with tempfile.TemporaryDirectory(prefix="ssh-") as made:
         yield Path(made)
 
 
 def edited(nodes: list[Machine], runs: Path) -> dict[str, Any]:
-    """The launcher's file, with what is marked "yours" filled in; small nodes, and packages that are there already."""
+    """Return the launcher's file with the parts marked "yours" filled in, small nodes, and installed packages."""
     config: dict[str, Any] = yaml.safe_load((LAUNCHER / "cluster.yaml").read_text())
     head, *workers = nodes
     config["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
@@ -54,13 +54,13 @@ def edited(nodes: list[Machine], runs: Path) -> dict[str, Any]:
 
 
 def rays(machine: Machine) -> list[str]:
-    """What runs of Ray on a machine."""
-    found = [title(pid) for pid in process_tree(machine.init)]
-    return [words for words in found if "site-packages/ray/" in words or "ray::" in words or "bin/ray start" in words]
+    """Return the titles of Ray's processes on a machine."""
+    titles = [title(pid) for pid in process_tree(machine.init)]
+    return [words for words in titles if "site-packages/ray/" in words or "ray::" in words or "bin/ray start" in words]
 
 
 def joined(site: Site) -> int:
-    """How many nodes the head knows to be alive."""
+    """Return the number of nodes that the head counts as alive."""
     listed = site.call(f"ssh {SSH} root@{site.nodes[0].address} {shlex.quote(STATUS)}", 60)
     alive = listed.stdout.partition("Active:")[2].partition("Pending:")[0]
     return sum(int(count) for count in re.findall(r"^ (\d+) ", alive, re.MULTILINE))
@@ -88,7 +88,7 @@ def test_up_trains_and_down_leaves_others_alone(folder: Path) -> None:
         print(f"ray up: {time.monotonic() - began:.1f} s")
         until(lambda: joined(site) == 3, JOINED_SECONDS, 2.0)
         print(f"three nodes: {time.monotonic() - began:.1f} s")
-        assert all(rays(machine) for machine in site.nodes), "else their absence below says nothing"
+        assert all(rays(machine) for machine in site.nodes), "otherwise their absence below proves nothing"
         for machine in site.nodes:
             assert (site.home(machine) / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
 

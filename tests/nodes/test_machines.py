@@ -1,4 +1,4 @@
-"""The machines that the tests of this folder run on: what is their own, what happens to their cables, their end."""
+"""The machines that the tests of this folder run on: private parts, cables, and their end."""
 
 import contextlib
 import os
@@ -19,18 +19,18 @@ pytestmark = [pytest.mark.nodes, pytest.mark.timeout(120)]
 PORT = 5001
 MEBIBYTE = 2**20
 DATAGRAMS = 1000
-# Takes what others send, and is sent for what it has itself.
+# Reads all that a client sends, then sends bytes of its own.
 SERVE = """
 import contextlib, socket, sys
 listening = socket.create_server(("", int(sys.argv[1])))
 while True:
     taken, _ = listening.accept()
-    with taken, contextlib.suppress(OSError):  # who only looks whether somebody answers waits for none
+    with taken, contextlib.suppress(OSError):  # a client that only tests the connection waits for none
         while taken.recv(2**16):
             pass
         taken.sendall(b"x" * int(sys.argv[2]))
 """
-# Seconds to send so many bytes, and to get the server's.
+# Prints the seconds to send the bytes, and to get the server's.
 EXCHANGE = """
 import socket, sys, time
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as made:
@@ -43,7 +43,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as made:
         pass
     print(sent - began, time.monotonic() - sent)
 """
-# Says that it listens, then how many datagrams have come when none does any more; no burst is too large for it.
+# Prints that it listens, then the number of datagrams once no more arrive; its buffer holds any burst.
 COUNT = """
 import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taking:
@@ -70,14 +70,14 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """As other tests make it: in /tmp, where each machine has its own."""
+    """Return a folder in /tmp, where other tests have theirs and each machine has its own."""
     with tempfile.TemporaryDirectory(prefix="nodes-") as made:
         yield Path(made)
 
 
 @pytest.fixture
 def pair(folder: Path) -> Iterator[list[Machine]]:
-    """Two machines that are on."""
+    """Yield two machines that are on."""
     with network(folder, 2) as made:
         for machine in made:
             machine.boot(made)
@@ -86,7 +86,7 @@ def pair(folder: Path) -> Iterator[list[Machine]]:
 
 @contextlib.contextmanager
 def served(machine: Machine, answer: int = 0) -> Iterator[None]:
-    """A server on a machine, reached from there."""
+    """Run a server on a machine, until the block ends."""
     server = machine.exec([sys.executable, "-c", SERVE, str(PORT), str(answer)])
     try:
         until(lambda: reaches(machine, machine))
@@ -96,21 +96,21 @@ def served(machine: Machine, answer: int = 0) -> Iterator[None]:
         server.wait(10)
 
 
-def reaches(one: Machine, other: Machine) -> bool:
-    """Whether a connection comes about within a second."""
-    attempt = ["timeout", "1", "bash", "-c", f": </dev/tcp/{other.address}/{PORT}"]
-    return one.call(attempt).returncode == 0
+def reaches(source: Machine, target: Machine) -> bool:
+    """Return whether a connection succeeds within a second."""
+    attempt = ["timeout", "1", "bash", "-c", f": </dev/tcp/{target.address}/{PORT}"]
+    return source.call(attempt).returncode == 0
 
 
-# ------------------------------------------------------------------ what is their own
+# ------------------------------------------------------------------ private parts
 def test_each_machine_has_its_own_name_address_and_processes(pair: list[Machine]) -> None:
     for machine, other in (pair, reversed(pair)):
         assert machine.ask(["hostname"]).strip() == machine.name
         assert f" {machine.address}/" in machine.ask(["ip", "-o", "-4", "addr", "show", "eth0"])
-        for one in (machine, other):
-            assert machine.ask(["getent", "hosts", one.name]).split() == [one.address, one.name]
+        for each in (machine, other):
+            assert machine.ask(["getent", "hosts", each.name]).split() == [each.address, each.name]
         assert machine.ask(["cat", "/proc/1/environ"]).count(f"NODE={machine.name}\0") == 1
-    # Of this very moment: the first process, what it sleeps with, and the listing itself.
+    # At this moment: the first process, its sleep, and the listing itself.
     pids = pair[0].ask(["ls", "/proc"]).split()
     assert sum(name.isdigit() for name in pids) <= 4
     for kind in ("net", "pid", "mnt", "uts", "ipc"):
@@ -119,28 +119,28 @@ def test_each_machine_has_its_own_name_address_and_processes(pair: list[Machine]
         assert len(spaces) == 3, kind
 
 
-def test_each_machine_has_its_own_tmp_and_sees_what_tests_share(
+def test_each_machine_has_its_own_tmp_and_sees_shared_folders(
     pair: list[Machine], folder: Path, tmp_path: Path
 ) -> None:
-    one, other = pair
+    first, second = pair
     mine = f"/tmp/of-one-machine-{os.getpid()}"
-    one.ask(["touch", mine, "/tmp/ray/session", "/dev/shm/memory"])
-    assert (one.folder / mine.removeprefix("/")).exists()
-    assert (one.folder / "ray" / "session").exists()
+    first.ask(["touch", mine, "/tmp/ray/session", "/dev/shm/memory"])
+    assert (first.folder / mine.removeprefix("/")).exists()
+    assert (first.folder / "ray" / "session").exists()
     assert not Path(mine).exists()
     for path in (mine, "/tmp/ray/session", "/dev/shm/memory"):
-        assert other.call(["test", "-e", path]).returncode != 0, path
-    assert one.ask(["stat", "--format=%a", "/tmp"]).strip() == "1777"
-    # Nothing of the outer one but what is shared, the folders of this test.
-    seen = {Path("/tmp", name) for name in other.ask(["ls", "/tmp"]).split()}
+        assert second.call(["test", "-e", path]).returncode != 0, path
+    assert first.ask(["stat", "--format=%a", "/tmp"]).strip() == "1777"
+    # Nothing of the outer one but the shared folders of this test.
+    seen = {Path("/tmp", name) for name in second.ask(["ls", "/tmp"]).split()}
     assert seen - {Path("/tmp/ray")} <= {place for shared in (folder, tmp_path) for place in (shared, *shared.parents)}
     for place in (folder, tmp_path):
-        one.ask(["touch", str(place / "common")])
+        first.ask(["touch", str(place / "common")])
         assert (place / "common").exists()
-        other.ask(["test", "-e", str(place / "common")])
+        second.ask(["test", "-e", str(place / "common")])
 
 
-def test_what_a_machine_may_write_can_be_limited_and_is_gone_when_it_boots_again(folder: Path) -> None:
+def test_a_machines_scratch_space_can_be_limited_and_is_empty_after_a_reboot(folder: Path) -> None:
     with network(folder, 1) as (machine,):
         machine.boot([machine], scratch="1m")
         fill = ["dd", "if=/dev/zero", "bs=64k", "count=32"]
@@ -151,34 +151,34 @@ def test_what_a_machine_may_write_can_be_limited_and_is_gone_when_it_boots_again
         assert "large" not in machine.ask(["ls", "/tmp", "/tmp/ray"])
 
 
-# ------------------------------------------------------------------ what happens to their cables
+# ------------------------------------------------------------------ cables
 def test_a_cable_is_cut_and_healed(pair: list[Machine]) -> None:
-    one, other = pair
-    with served(other):
-        assert reaches(one, other)
-        other.cut()
-        assert not reaches(one, other)
-        assert reaches(other, other), "it is on all the while"
-        other.heal()
-        until(lambda: reaches(one, other))
+    first, second = pair
+    with served(second):
+        assert reaches(first, second)
+        second.cut()
+        assert not reaches(first, second)
+        assert reaches(second, second), "it is on all the while"
+        second.heal()
+        until(lambda: reaches(first, second))
 
 
-def test_a_narrow_cable_is_as_slow_as_it_is_narrow_in_each_direction(pair: list[Machine]) -> None:
-    one, other = pair
-    with served(other, MEBIBYTE):
-        found = {}
+def test_a_narrow_cable_has_its_rate_in_each_direction(pair: list[Machine]) -> None:
+    first, second = pair
+    with served(second, MEBIBYTE):
+        measured = {}
         for rate in (8, 1000):
-            other.narrow(rate)
-            said = one.ask([sys.executable, "-c", EXCHANGE, other.address, str(PORT), str(MEBIBYTE)])
-            found[rate] = [float(seconds) for seconds in said.split()]
-    print(f"1 MiB there and back, seconds by Mbit/s: {found}")
+            second.narrow(rate)
+            printed = first.ask([sys.executable, "-c", EXCHANGE, second.address, str(PORT), str(MEBIBYTE)])
+            measured[rate] = [float(seconds) for seconds in printed.split()]
+    print(f"1 MiB there and back, seconds by Mbit/s: {measured}")
     # 1.05 s, less the 128 KiB that a bucket holds beforehand.
-    assert all(0.8 < seconds < 3.0 for seconds in found[8])
-    assert all(seconds < 0.5 for seconds in found[1000])
+    assert all(0.8 < seconds < 3.0 for seconds in measured[8])
+    assert all(seconds < 0.5 for seconds in measured[1000])
 
 
 def arrived(sender: Machine, receiver: Machine) -> int:
-    """How many of a thousand datagrams arrive."""
+    """Return how many of a thousand datagrams arrive."""
     with tempfile.TemporaryFile() as out:
         counting = receiver.exec([sys.executable, "-c", COUNT, str(PORT)], out=out)
         until(lambda: os.fstat(out.fileno()).st_size > 0)
@@ -188,32 +188,32 @@ def arrived(sender: Machine, receiver: Machine) -> int:
         return int(out.read().split()[-1])
 
 
-def test_a_lossy_cable_loses_its_share_and_no_other(pair: list[Machine]) -> None:
-    one, other = pair
-    found = {"before": arrived(one, other)}
+def test_a_lossy_cable_loses_its_share_and_others_lose_nothing(pair: list[Machine]) -> None:
+    first, second = pair
+    counts = {"before": arrived(first, second)}
     for share in (0.3, 1.0, 0.0):
-        other.lose(share)
-        found[f"{share:.0%}"] = arrived(one, other)
-    other.lose(0.3)
-    found["30% of another's"] = arrived(other, one)
-    print(f"arrived of {DATAGRAMS}: {found}")
+        second.lose(share)
+        counts[f"{share:.0%}"] = arrived(first, second)
+    second.lose(0.3)
+    counts["30% of another's"] = arrived(second, first)
+    print(f"arrived of {DATAGRAMS}: {counts}")
     # 700, and 100 are seven standard deviations.
-    assert 600 < found.pop("30%") < 800
-    assert found.pop("100%") == 0
-    assert set(found.values()) == {DATAGRAMS}
+    assert 600 < counts.pop("30%") < 800
+    assert counts.pop("100%") == 0
+    assert set(counts.values()) == {DATAGRAMS}
 
 
 # ------------------------------------------------------------------ their end
 def traces(prefix: str) -> list[str]:
-    """What there is of machines: namespaces, links, cgroups."""
-    found = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.splitlines()
+    """Return the namespaces, links and cgroups of machines."""
+    names = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.splitlines()
     links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout.splitlines()
-    found += [line.split(": ")[1] for line in links]
-    found += [path.name for path in CGROUPS.glob("*")]
-    return sorted(name for name in found if name.startswith(prefix))
+    names += [line.split(": ")[1] for line in links]
+    names += [path.name for path in CGROUPS.glob("*")]
+    return sorted(name for name in names if name.startswith(prefix))
 
 
-def test_nothing_of_them_is_left_and_nobody_else_is_ended(folder: Path) -> None:
+def test_nothing_of_them_is_left_and_no_other_process_is_ended(folder: Path) -> None:
     bystander = subprocess.Popen(["sleep", "600"])
     try:
         with network(folder, 2) as made:
@@ -221,7 +221,7 @@ def test_nothing_of_them_is_left_and_nobody_else_is_ended(folder: Path) -> None:
                 if CGROUPS.is_dir():
                     machine.ration(0.5)
                 machine.boot(made)
-            # One of them as daemons are: no child of this process, in a session of its own.
+            # Like a daemon: no child of this process, in a session of its own.
             made[0].ask(["bash", "-c", "setsid sleep 600 >/dev/null 2>&1 &"])
             started = [machine.exec(["sleep", "600"]) for machine in made]
             of_one, of_other = (process_tree(machine.init) for machine in made)
@@ -240,10 +240,10 @@ def test_nothing_of_them_is_left_and_nobody_else_is_ended(folder: Path) -> None:
         bystander.wait()
 
 
-# ------------------------------------------------------------------ where there can be none
+# ------------------------------------------------------------------ hosts that permit no machines
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """What is asked about this machine is asked again, by this test and by those after it."""
+    """Forget the answer of `trouble()` before and after the test."""
     machines.trouble.cache_clear()
     yield monkeypatch
     machines.trouble.cache_clear()
@@ -253,7 +253,7 @@ FORBIDDEN = "mount --make-shared /run/netns failed: Operation not permitted"
 
 
 def forbidden(*argv: str) -> None:
-    """As a container without the right has it."""
+    """Fail as in a container without the right."""
     raise subprocess.CalledProcessError(1, argv, stderr=f"{FORBIDDEN}\n")
 
 
@@ -266,7 +266,7 @@ def forbidden(*argv: str) -> None:
     ],
     ids=["root", "tool", "right"],
 )
-def test_a_test_is_skipped_with_the_reason_where_there_can_be_no_machines(
+def test_a_test_is_skipped_with_the_reason_on_a_host_that_permits_no_machines(
     anew: pytest.MonkeyPatch, folder: Path, target: str, value: object, expected: str
 ) -> None:
     anew.setattr(target, value)

@@ -1,4 +1,4 @@
-"""The comparison of what listens with what is documented: it must find what should not be there. Needs no nodes."""
+"""The comparison of listening ports with the documented ones. Needs no nodes."""
 
 from pathlib import Path
 
@@ -27,23 +27,23 @@ LISTEN 0      4096   [::ffff:10.88.0.1]:6386            *:*
 OF_THE_HEAD_ALONE = (":6379 ", ":6386 ", ":8265 ", ":44217 ", ":44227 ")
 
 
-def told(sockets: str, role: str = "head") -> list[str]:
-    """How a machine with these sockets differs from the documentation."""
+def compare(sockets: str, role: str = "head") -> list[str]:
+    """Return how a machine with these sockets differs from the documentation."""
     return ports.differences(ports.listened(sockets, "10.88.0.1"), ports.documented(role))
 
 
 def line(local: str) -> str:
-    """One more socket."""
+    """Return the line of one more socket."""
     return f"LISTEN 0 128 {local} 0.0.0.0:*\n"
 
 
-def test_what_is_documented_differs_in_nothing() -> None:
-    assert told(HEAD) == []
+def test_a_documented_machine_has_no_differences() -> None:
+    assert compare(HEAD) == []
     worker = "".join(one for one in HEAD.splitlines(True) if not any(port in one for port in OF_THE_HEAD_ALONE))
-    assert told(worker, "worker") == []
+    assert compare(worker, "worker") == []
 
 
-def test_the_table_is_read_as_it_is_written() -> None:
+def test_the_table_is_read() -> None:
     head, worker = ports.documented("head"), ports.documented("worker")
     assert head.pinned[6379] == head.pinned[44227] == {ALL}
     assert head.pinned[6382] == {NODE}
@@ -60,33 +60,33 @@ def test_the_table_is_read_as_it_is_written() -> None:
         ("*:7777", "7777 on all: not documented"),
         ("[::]:7777", "7777 on all: not documented"),
         ("127.0.0.1:7777", "7777 on 127.0.0.1: not documented"),
-        # Ports that are documented, where they are not.
+        # Documented ports at other addresses.
         ("*:8265", "8265 on all: not documented"),
         ("0.0.0.0:6382", "6382 on all: not documented"),
         ("10.88.0.1:8265", "8265 on the node's: not documented"),
         ("10.0.0.7%eth1:6384", "6384 on 10.0.0.7: not documented"),
         ("[::1]:6384", "6384 on ::1: not documented"),
-        # Beside the ports of workers, at which there may be anybody.
+        # Next to the ports of workers, any of which may have a listener.
         ("*:10001", "10001 on all: not documented"),
         ("*:11000", "11000 on all: not documented"),
     ],
 )
 def test_a_socket_that_should_not_be_there_is_found(planted: str, expected: str) -> None:
-    assert told(HEAD + line(planted)) == [expected]
+    assert compare(HEAD + line(planted)) == [expected]
 
 
 def test_a_listener_that_is_gone_or_has_moved_is_found() -> None:
-    assert told(HEAD.replace("127.0.0.1:8265", "  0.0.0.0:8265")) == [
+    assert compare(HEAD.replace("127.0.0.1:8265", "  0.0.0.0:8265")) == [
         "8265 on all: not documented",
-        "8265 on 127.0.0.1: documented, and nobody listens",
+        "8265 on 127.0.0.1: documented, but nothing listens",
     ]
-    assert told(HEAD.replace("[::ffff:127.0.0.1]:6386", "*:10018")) == [
-        "6386 on 127.0.0.1: documented, and nobody listens"
+    assert compare(HEAD.replace("[::ffff:127.0.0.1]:6386", "*:10018")) == [
+        "6386 on 127.0.0.1: documented, but nothing listens"
     ]
-    assert "6379 on all: not documented" in told(HEAD, "worker")
+    assert "6379 on all: not documented" in compare(HEAD, "worker")
 
 
-def test_a_table_that_says_a_thing_twice_or_in_other_words_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_a_port_twice_or_an_unknown_word_is_an_error(tmp_path: Path) -> None:
     document = tmp_path / "operations.md"
     row = "| 6379 | all | head | GCS | the token |\n"
     document.write_text(f"{ports.HEADING}\n|---|\n{row}{row}\nText.\n")

@@ -1,4 +1,4 @@
-"""Who gets into a cluster, and what it listens on."""
+"""Access to a cluster, and the ports that it listens on."""
 
 import contextlib
 import subprocess
@@ -20,31 +20,31 @@ from tests.support.nodes import STORE_BYTES, Cluster, cluster
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
 
 CERTIFICATES = ROOT / "cluster" / "tls" / "certificates.sh"
-# What a driver may take to find out that it is not wanted.
-REFUSED_SECONDS = 30.0
+# Time for a driver to find out that it has no access.
+REJECTED_SECONDS = 30.0
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short, since sockets lie below it."""
+    """Return a folder with a short path, for the sockets below it."""
     with tempfile.TemporaryDirectory(prefix="nodes-") as made:
         yield Path(made)
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Cluster]:
-    """Two nodes, behind this session's token."""
+    """Yield two nodes, behind this session's token."""
     with tempfile.TemporaryDirectory(prefix="nodes-") as made, cluster(Path(made), (1, 1)) as running:
         yield running
 
 
 def trained(nodes: Cluster, storage: Path, environment: dict[str, str]) -> tuple[int, str, float]:
-    """The status, the words and the seconds of a job that is run on the head."""
+    """Run a job on the head; return its status, output and seconds."""
     return trained_at(nodes.address, nodes.nodes[0], storage, environment)
 
 
 def trained_at(address: str, machine: Machine, storage: Path, environment: dict[str, str]) -> tuple[int, str, float]:
-    """The same of a job on any machine that submits to any head."""
+    """Run a job on a machine against a head; return its status, output and seconds."""
     began = time.monotonic()
     done = machine.call(
         [sys.executable, str(ROOT / "jobs" / "train.py"), *flags(2, epochs=1)],
@@ -56,13 +56,13 @@ def trained_at(address: str, machine: Machine, storage: Path, environment: dict[
 
 # ------------------------------------------------------------------ the token
 @pytest.mark.parametrize("token", ["f" * 64, ""], ids=["another", "none"])
-def test_a_job_without_the_cluster_s_token_is_told_so(pair: Cluster, folder: Path, token: str) -> None:
-    status, said, seconds = trained(pair, folder / "runs", {"RAY_AUTH_TOKEN": token, "HOME": str(folder)})
-    print(f"refused after {seconds:.1f} s: {said.strip().splitlines()[-1]}")
+def test_a_job_without_the_clusters_token_fails_and_says_why(pair: Cluster, folder: Path, token: str) -> None:
+    status, output, seconds = trained(pair, folder / "runs", {"RAY_AUTH_TOKEN": token, "HOME": str(folder)})
+    print(f"rejected after {seconds:.1f} s: {output.strip().splitlines()[-1]}")
     assert status != 0
-    assert "token" in said.strip().splitlines()[-1], said
-    assert len(said.strip().splitlines()) <= 3, said
-    assert seconds < REFUSED_SECONDS
+    assert "token" in output.strip().splitlines()[-1], output
+    assert len(output.strip().splitlines()) <= 3, output
+    assert seconds < REJECTED_SECONDS
     assert not (folder / "runs" / "models").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_node_without_the_token_does_not_get_in(folder: Path) -> None:
         nodes.start([0])
         nodes.environment = {"RAY_AUTH_TOKEN": "f" * 64}
         joining = nodes.join(1)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # then it still tries, and is not in
+        with contextlib.suppress(subprocess.TimeoutExpired):  # then it still retries, outside of the cluster
             assert joining.wait(120) != 0
         listed = nodes.ask(0, [str(BIN / "ray"), "status", "--address", nodes.address])
         assert listed.count("node_") == 1, listed
@@ -85,48 +85,48 @@ def test_a_node_with_another_version_of_ray_does_not_get_in(pair: Cluster) -> No
     head = pair.nodes[0]
     began = time.monotonic()
     done = head.call([sys.executable, "-c", OLDER, "start", f"--address={pair.address}", "--num-cpus=1"], seconds=120)
-    print(f"refused after {time.monotonic() - began:.1f} s")
-    said = done.stdout + done.stderr
-    assert done.returncode != 0, said
-    assert "2.59.0" in said, said
-    assert "Version mismatch" in said, said
-    assert time.monotonic() - began < REFUSED_SECONDS
+    print(f"rejected after {time.monotonic() - began:.1f} s")
+    output = done.stdout + done.stderr
+    assert done.returncode != 0, output
+    assert "2.59.0" in output, output
+    assert "Version mismatch" in output, output
+    assert time.monotonic() - began < REJECTED_SECONDS
     listed = pair.ask(0, [str(BIN / "ray"), "status", "--address", pair.address])
     assert listed.count("node_") == 2, listed
 
 
 # ------------------------------------------------------------------ TLS
-def test_a_training_over_tls_and_nobody_without_certificates(folder: Path) -> None:
+def test_a_training_over_tls_and_no_access_without_certificates(folder: Path) -> None:
     with network(folder, 3) as machines:
-        made = folder / "tls"
-        subprocess.run([str(CERTIFICATES), str(made), *(one.address for one in machines)], check=True)
-        assert {path.stat().st_mode & 0o777 for path in made.iterdir()} == {0o600}
+        certificates = folder / "tls"
+        subprocess.run([str(CERTIFICATES), str(certificates), *(one.address for one in machines)], check=True)
+        assert {path.stat().st_mode & 0o777 for path in certificates.iterdir()} == {0o600}
         tls = {
             "RAY_USE_TLS": "1",
-            "RAY_TLS_CA_CERT": str(made / "ca.crt"),
-            "RAY_TLS_SERVER_CERT": str(made / "node.crt"),
-            "RAY_TLS_SERVER_KEY": str(made / "node.key"),
+            "RAY_TLS_CA_CERT": str(certificates / "ca.crt"),
+            "RAY_TLS_SERVER_CERT": str(certificates / "node.crt"),
+            "RAY_TLS_SERVER_KEY": str(certificates / "node.key"),
         }
         nodes = Cluster(machines[:2], machines[2], (1, 1), environment=tls)
         nodes.start([0, 1])
-        status, said, _ = trained(nodes, folder / "runs", tls)
-        assert status == 0, said
+        status, output, _ = trained(nodes, folder / "runs", tls)
+        assert status == 0, output
         assert [set(group.values()) for group in nodes.groups()] == [{0, 1}]
-        status, said, _ = trained(nodes, folder / "other", {})
+        status, output, _ = trained(nodes, folder / "other", {})
         assert status != 0
 
 
-# ------------------------------------------------------------------ what listens
+# ------------------------------------------------------------------ ports
 def sockets(machine: Machine) -> str:
-    """What a machine listens on, as ss has it."""
+    """Return the listening sockets of a machine, as ss prints them."""
     return machine.ask(["ss", "-Hltn"])
 
 
 def unlike(title: str, machine: Machine, role: str) -> list[str]:
-    """How it differs from what the documentation says of a head or a worker; both are printed."""
-    found = ports.listened(sockets(machine), machine.address)
-    differing = ports.differences(found, ports.documented(role))
-    print(title, *(f"  {port} on {' and '.join(sorted(found[port]))}" for port in sorted(found)), sep="\n")
+    """Return how a machine differs from the documentation of a head or a worker; print both."""
+    listening = ports.listened(sockets(machine), machine.address)
+    differing = ports.differences(listening, ports.documented(role))
+    print(title, *(f"  {port} on {' and '.join(sorted(listening[port]))}" for port in sorted(listening)), sep="\n")
     print("unlike its documentation:", *(differing or ["nothing"]), sep="\n  ")
     return differing
 
@@ -157,7 +157,7 @@ def test_a_head_listens_where_the_documentation_says_and_never_without_a_token(f
         head, worker, plain = machines
         as_ray_does = [str(BIN / "ray"), "start", "--head", "--num-cpus=1", f"--object-store-memory={STORE_BYTES}"]
         assert plain.call(as_ray_does, {"HOME": str(folder)}, 120).returncode == 0
-        # Without choices there are ports that no firewall can name ahead: they differ from start to start.
+        # By default some ports are random: no firewall rule can name them.
         assert unlike("a head as Ray starts it", plain, "head")
         plain.kill()
         without = started(head, launcher["head_start_ray_commands"][0], folder, RAY_AUTH_TOKEN="")
@@ -169,16 +169,16 @@ def test_a_head_listens_where_the_documentation_says_and_never_without_a_token(f
         assert up.returncode == 0, up.stdout + up.stderr
         joined = started(worker, launcher["worker_start_ray_commands"][0], folder)
         assert joined.returncode == 0, joined.stdout + joined.stderr
-        status, said, _ = trained_at(f"{head.address}:6379", head, folder / "runs", {})
-        assert status == 0, said
+        status, output, _ = trained_at(f"{head.address}:6379", head, folder / "runs", {})
+        assert status == 0, output
 
         assert unlike("a head as cluster/ssh/cluster.yaml starts it", head, "head") == []
         assert unlike("a worker", worker, "worker") == []
-        # And were there somebody else, it would be told.
+        # A listener of another program is found.
         planted = head.exec([sys.executable, "-c", PLANTED])
         until(lambda: ":7777 " in sockets(head))
-        assert unlike("a head with somebody else", head, "head") == ["7777 on all: not documented"]
+        assert unlike("a head with another listener", head, "head") == ["7777 on all: not documented"]
         assert planted.poll() is None
 
 
-PLANTED = "import socket, time; held = socket.create_server(('', 7777)); time.sleep(60)"
+PLANTED = "import socket, time; listener = socket.create_server(('', 7777)); time.sleep(60)"

@@ -25,18 +25,18 @@ pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder that all nodes have."""
+    """Return a folder that all nodes have."""
     return tmp_path / "runs"
 
 
 def reached(run: scenes.NodesRun, samples: int) -> float:
-    """Wait until a committed checkpoint has come that far; the time."""
+    """Wait until a committed checkpoint has this many samples; return the time."""
     run.wait(lambda: any(place.samples >= samples for place in run.committed()), f"{samples} samples saved", 240)
     return time.time()
 
 
 def causes(run: scenes.NodesRun) -> list[str]:
-    """Of the incidents so far."""
+    """Return the causes of the incidents so far."""
     return [str(event.values["cause"]) for event in run.events("incident")]
 
 
@@ -51,7 +51,7 @@ def test_two_workers_on_two_nodes_train_to_the_end(shared: Path) -> None:
 
 
 def sent_again(machine: Machine) -> int:
-    """Segments of TCP that a machine had to repeat since it booted."""
+    """Return the TCP segments that a machine had to repeat since it booted."""
     names, values = (line.split() for line in machine.ask(["grep", "^Tcp:", "/proc/net/snmp"]).splitlines())
     return int(values[names.index("RetransSegs")])
 
@@ -70,21 +70,21 @@ def test_packets_that_are_lost_change_nothing(pair: nodes.Cluster, shared: Path)
         assert ended.status == 0, ended.out
         assert not run.events("incident")
         final[share] = checkpoint.load_final_weights(get_final_weights_dir(str(run.folder)))
-    assert repeated[0.01] > repeated[0.0] + 50, "else nothing was lost"
+    assert repeated[0.01] > repeated[0.0] + 50, "otherwise nothing was lost"
     assert identical(final[0.0], final[0.01])
 
 
 # ------------------------------------------------------------------ nodes that come and go
-def test_a_run_goes_on_with_fewer_workers_and_with_more_when_the_node_is_back(shared: Path) -> None:
-    found = scenes.elastic(shared)
-    print(", ".join(f"{name} {value:.1f}" for name, value in found.items()))
-    # Ray's own ways took 71 s and 39 s, on an idle machine; one that is busy gets some more.
-    assert found["down"] < 60
-    assert found["up"] < 60
-    assert found["replayed up"] == 0, "a change of the number of workers saves first"
+def test_a_run_continues_with_fewer_workers_and_with_more_when_the_node_is_back(shared: Path) -> None:
+    changes = scenes.elastic(shared)
+    print(", ".join(f"{name} {value:.1f}" for name, value in changes.items()))
+    # Without the project's own handling Ray took 71 s and 39 s on an idle machine; a busy one is slower.
+    assert changes["down"] < 60
+    assert changes["up"] < 60
+    assert changes["replayed up"] == 0, "a change of the number of workers saves first"
 
 
-def test_a_run_goes_on_elsewhere_when_a_node_loses_its_power(shared: Path) -> None:
+def test_a_run_continues_elsewhere_when_a_node_loses_its_power(shared: Path) -> None:
     with submitted(shared, (0, 1, 1, 1), flags(2)) as run:
         reached(run, 200)
         before = run.nodes.groups()[-1]
@@ -100,8 +100,8 @@ def test_a_run_goes_on_elsewhere_when_a_node_loses_its_power(shared: Path) -> No
         assert not checks.audited(run)
 
 
-def test_what_a_rank_0_writes_that_was_cut_off_does_not_count(shared: Path) -> None:
-    """The storage is reached all the while: the old rank 0 still writes when the new one is at work."""
+def test_writes_of_a_rank_0_that_was_cut_off_do_not_count(shared: Path) -> None:
+    """Storage stays reachable: the old rank 0 still writes when the new one is at work."""
     with submitted(shared, (0, 1, 1, 1), flags(2)) as run:
         reached(run, 200)
         node = run.rank_0()
@@ -120,7 +120,7 @@ def test_what_a_rank_0_writes_that_was_cut_off_does_not_count(shared: Path) -> N
 
 
 def test_a_node_that_is_cut_off_costs_less_than_a_minute_with_the_settings_of_our_clusters(shared: Path) -> None:
-    """The other tests have a head that is quicker to give a node up."""
+    """The head of the other tests gives a node up sooner."""
     health = nodes.shipped_health()
     with submitted(shared, (0, 1, 1, 1), flags(2), head=health) as run:
         reached(run, 200)
@@ -138,17 +138,17 @@ def test_a_node_that_is_cut_off_costs_less_than_a_minute_with_the_settings_of_ou
         assert not checks.audited(run)
 
 
-def test_a_node_that_will_be_taken_away_makes_the_run_save_at_once(shared: Path) -> None:
+def test_a_drained_node_makes_the_run_save_immediately(shared: Path) -> None:
     with submitted(shared, (0, 1, 1, 1), flags(2, checkpoint_seconds=3600)) as run:
         run.await_workers(2, 0.0)
         assert not run.committed()
-        node, told = run.nodes.groups()[-1][1], time.time()
+        node, announced = run.nodes.groups()[-1][1], time.time()
         run.nodes.drain(node, 25)
         saved = reached(run, 1)
-        print(f"a drain was answered with a checkpoint after {saved - told:.1f} s")
-        assert saved - told < 20
+        print(f"a drain was answered with a checkpoint after {saved - announced:.1f} s")
+        assert saved - announced < 20
         again = run.await_workers(2, saved)
-        print(f"training elsewhere after {again - told:.1f} s, 25 of them of grace")
+        print(f"training elsewhere after {again - announced:.1f} s, 25 of them of grace")
         assert node not in run.nodes.groups()[-1].values()
         [event] = run.events("incident")
         assert "preempted" in str(event.values["cause"])
@@ -158,7 +158,7 @@ def test_a_node_that_will_be_taken_away_makes_the_run_save_at_once(shared: Path)
 
 
 def test_the_node_with_driver_and_coordinator_is_lost(shared: Path) -> None:
-    """Ray pins what lays runs out to the node of the first one's driver; the same command on another node goes on."""
+    """Ray's controller is on the node of the first driver; the same command on another node resumes the run."""
     words = flags(2, "--placement.min-workers=1")
     with submitted(shared, (0, 1, 1), words, home=1) as run:
         run.await_workers(2, 0.0)
@@ -181,7 +181,7 @@ def test_the_node_with_driver_and_coordinator_is_lost(shared: Path) -> None:
 def test_a_node_that_joins_late_is_waited_for(shared: Path) -> None:
     words = flags(2, "--placement.wait-seconds=180", epochs=2)
     with submitted(shared, (0, 1, 1), words, on=(0, 1)) as run:
-        run.wait(lambda: "WAITING for 2 workers" in run.log(0).read_text(), "the word that it waits")
+        run.wait(lambda: "WAITING for 2 workers" in run.log(0).read_text(), "the message that it waits")
         run.nodes.add(2)
         ended = run.ended()
         assert ended.status == 0, ended.out
@@ -202,20 +202,20 @@ print(preflight.check_nodes(Destination(data={data!r}, storage={storage!r})))
 
 @pytest.fixture
 def pair() -> Iterator[nodes.Cluster]:
-    """Two nodes."""
+    """Yield two nodes."""
     with tempfile.TemporaryDirectory(prefix="nodes-") as folder, nodes.cluster(Path(folder), (1, 1)) as cluster:
         yield cluster
 
 
-def test_storage_of_one_node_alone_is_refused_and_shared_storage_is_not(
+def test_storage_of_one_node_alone_is_an_error_and_shared_storage_is_not(
     pair: nodes.Cluster, shared: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     digits.pack_digits(str(data))
     for storage, expected in ((str(shared), None), ("/tmp/ray/of-one-node", "is not the driver's")):
         code = REACHABLE.format(root=str(ROOT), data=str(data), storage=storage)
-        told = pair.ask(0, [sys.executable, "-c", code]).strip().splitlines()[-1]
+        answer = pair.ask(0, [sys.executable, "-c", code]).strip().splitlines()[-1]
         if expected is None:
-            assert told == "None"
+            assert answer == "None"
         else:
-            assert re.search(rf"node {pair.nodes[1].address}: .*{expected}", told), told
+            assert re.search(rf"node {pair.nodes[1].address}: .*{expected}", answer), answer

@@ -25,7 +25,7 @@ from tests.support.slurm import ENDED, Slurm
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(900)]
 
 SCRIPT = ROOT / "cluster" / "slurm" / "train.sbatch"
-# Of the third node are two, so that two jobs can have it at once.
+# The third node has two, so that two jobs can share it.
 CPUS = (1, 1, 2)
 PATIENCE_SECONDS = 240.0
 _RAY = re.compile(r"ray::|raylet|gcs_server|site-packages/ray|bin/ray ")
@@ -33,7 +33,7 @@ _RAY = re.compile(r"ray::|raylet|gcs_server|site-packages/ray|bin/ray ")
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """Three nodes, with nothing on them."""
+    """Yield three idle nodes."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurms.cluster(Path(folder), CPUS) as made:
         yield made
 
@@ -46,7 +46,7 @@ class Job(stage.Run):
     number: int = 0
 
     def begin(self, options: tuple[str, ...], command: tuple[str, ...], script: Path = SCRIPT) -> None:
-        """Submit it."""
+        """Submit the job."""
         self.storage.mkdir(parents=True, exist_ok=True)
         environment = {
             **HEALTH,
@@ -59,12 +59,12 @@ class Job(stage.Run):
 
     @property
     def said(self) -> str:
-        """All that it and its nodes have said; of an array, all of its jobs."""
+        """The output of the job and its nodes; of an array, of all its jobs."""
         logs = sorted(self.storage.glob("job-*.log"))
         return "\n".join(log.read_text(errors="replace") for log in logs)
 
     def await_that(self, condition: Callable[[], object], what: str) -> None:
-        """Wait for something to come true before the job ends."""
+        """Wait for a condition, which must hold before the job ends."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             state = self.slurm.job(self.number)["JobState"]
@@ -72,25 +72,25 @@ class Job(stage.Run):
             time.sleep(0.5)
 
     def end(self) -> tuple[str, str]:
-        """Wait for its end; its state and exit code, as Slurm has them."""
-        told = self.slurm.ended(self.number, PATIENCE_SECONDS)
+        """Wait for its end; return its state and exit code, as Slurm prints them."""
+        record = self.slurm.ended(self.number, PATIENCE_SECONDS)
         self.slurm.await_idle(PATIENCE_SECONDS)
-        return told["JobState"], told["ExitCode"]
+        return record["JobState"], record["ExitCode"]
 
     def steps(self, since: float = 0.0) -> bool:
-        """Whether a step of both workers was taken, in a group that began after that moment."""
-        found = [event for event in self.events() if event.time > since]
-        starts = [number for number, event in enumerate(found) if event.kind == "started"]
-        return bool(starts) and any(event.kind in stage.STEPPED for event in found[starts[-1] :])
+        """Return whether both workers took a step, in a group that began after `since`."""
+        events = [event for event in self.events() if event.time > since]
+        starts = [number for number, event in enumerate(events) if event.kind == "started"]
+        return bool(starts) and any(event.kind in stage.STEPPED for event in events[starts[-1] :])
 
     def machines_that_train(self) -> list[Machine]:
-        """Where its workers are."""
+        """Return the machines of its workers."""
         return [machine for machine in self.slurm.machines if any(stage.WORKER in one for one in titles(machine))]
 
 
 @pytest.fixture
 def job(slurm: Slurm, tmp_path: Path) -> Iterator[Job]:
-    """A job that is not submitted yet; cancelled at the end, if it is still there."""
+    """Yield a job that is not submitted yet; cancel it at the end."""
     made = Job(stage.Cluster(0, {}), tmp_path / "runs", (), slurm=slurm)
     yield made
     if made.number:
@@ -102,26 +102,26 @@ def job(slurm: Slurm, tmp_path: Path) -> Iterator[Job]:
 
 
 def train(*more: str, epochs: int, checkpoint_seconds: float = 3600.0) -> tuple[str, ...]:
-    """A command that trains with two workers."""
+    """Return a command that trains with two workers."""
     words = flags(2, *more, epochs=epochs, checkpoint_seconds=checkpoint_seconds)
     return ("python", "jobs/train.py", *words)
 
 
 def titles(machine: Machine) -> list[str]:
-    """What the processes of a machine call themselves."""
+    """Return the titles of the processes of a machine."""
     return [title(pid) for pid in process_tree(machine.init)] if machine.unshare is not None else []
 
 
 def leftovers(job: Job) -> list[str]:
-    """What a job that has ended should not have left: files with its token, Ray's files and processes.
+    """Return what an ended job has left: files with its token, Ray's files and processes.
 
-    The disk of a machine that is off is out of everybody's reach.
+    Machines that are off are left out.
     """
-    found = [str(path) for folder in job.storage.glob(".slurm*") for path in (folder, *folder.rglob("*"))]
+    left = [str(path) for folder in job.storage.glob(".slurm*") for path in (folder, *folder.rglob("*"))]
     for machine in (one for one in job.slurm.machines if one.unshare is not None):
-        found += [str(path) for path in (machine.folder / "ray").glob("ray-*")]
-        found += [one for one in titles(machine) if _RAY.search(one)]
-    return found
+        left += [str(path) for path in (machine.folder / "ray").glob("ray-*")]
+        left += [one for one in titles(machine) if _RAY.search(one)]
+    return left
 
 
 # ------------------------------------------------------------------ ends
@@ -157,7 +157,7 @@ def test_jobs_of_an_array_share_a_node_and_keep_their_exit_statuses(slurm: Slurm
     options = ("--nodes=1", "--array=3-4", "--cpus-per-task=1", f"--nodelist={slurm.machines[2].name}")
     job.begin(options, ("python", "-c", CLUSTERS), script)
     tasks = [f"{job.number}_{task}" for task in (3, 4)]
-    job.await_that(lambda: all(slurm.job(task).get("JobState") == "RUNNING" for task in tasks), "both at once")
+    job.await_that(lambda: all(slurm.job(task).get("JobState") == "RUNNING" for task in tasks), "both running")
     ends = [slurm.ended(task, PATIENCE_SECONDS) for task in tasks]
     slurm.await_idle(PATIENCE_SECONDS)
     assert [(end["JobState"], end["ExitCode"]) for end in ends] == [("FAILED", "3:0"), ("FAILED", "4:0")], job.said
@@ -166,24 +166,24 @@ def test_jobs_of_an_array_share_a_node_and_keep_their_exit_statuses(slurm: Slurm
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"TRAIN_VENV": "/nowhere"}, "/nowhere has no python with Ray"),
         ({"ORCHESTRATOR_RUNS": "runs"}, "must be an absolute path or a URL, got runs"),
         ({"TRAIN_INTERFACE": "ib7"}, "no address of .* that other nodes see"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(slurm: Slurm, job: Job, changed: dict[str, str], told: str) -> None:
+def test_an_impossible_setting_is_one_line(slurm: Slurm, job: Job, changed: dict[str, str], message: str) -> None:
     assign = [f"{name}={value}" for name, value in changed.items()]
     job.storage.mkdir(parents=True)
     words = ["--nodes=1", f"--output={job.storage}/job-%j.log", f"--export=ALL,{','.join(assign)}", str(SCRIPT), "true"]
     job.number = slurm.submit(words, {"ORCHESTRATOR_RUNS": str(job.storage), **changed})
     assert job.end() == ("FAILED", "2:0")
-    assert re.search(f"train.sbatch: error: .*{told}", job.said), job.said
+    assert re.search(f"train.sbatch: error: .*{message}", job.said), job.said
     assert not leftovers(job)
 
 
-def test_a_job_outside_of_slurm_is_refused(slurm: Slurm) -> None:
+def test_the_script_outside_of_slurm_is_an_error(slurm: Slurm) -> None:
     done = slurm.machines[0].call(["bash", str(SCRIPT), "true"])
     assert done.returncode == 2
     assert "this is no job of Slurm's" in done.stderr
@@ -200,19 +200,19 @@ def test_scancel_lets_the_run_save_and_leaves_nothing(slurm: Slurm, job: Job) ->
     print(f"gone {time.monotonic() - asked:.0f} s after scancel")
     assert state == "CANCELLED"
     assert not leftovers(job)
-    if slurms.tells_first_only():  # else Slurm ends the workers together with the wish to save
+    if slurms.tells_first_only():  # otherwise Slurm ends the workers before they can save
         assert job.committed(), job.said
         assert "the command has ended with 143" in job.said
 
 
-def test_a_preempted_job_saves_and_goes_on_later(slurm: Slurm, job: Job) -> None:
+def test_a_preempted_job_saves_and_resumes_later(slurm: Slurm, job: Job) -> None:
     epochs = 20
     job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=epochs))
     job.await_that(job.steps, "a step")
-    told = time.monotonic()
+    asked = time.monotonic()
     urgent = slurm.submit(["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 8"])
     job.await_that(lambda: slurm.job(urgent)["JobState"] == "RUNNING", "the other job")
-    print(f"the nodes were free {time.monotonic() - told:.0f} s after others wanted them")
+    print(f"the nodes were free {time.monotonic() - asked:.0f} s after others wanted them")
     assert not leftovers(job)
     assert job.end() == ("COMPLETED", "0:0"), job.said
     assert slurm.job(job.number)["Restarts"] == "1"
@@ -223,10 +223,10 @@ def test_a_preempted_job_saves_and_goes_on_later(slurm: Slurm, job: Job) -> None
     assert not checks.audited(job)
 
 
-def test_a_job_whose_time_is_nearly_over_saves_and_goes_on_in_another(slurm: Slurm, job: Job) -> None:
+def test_a_job_whose_time_is_nearly_over_saves_and_is_requeued(slurm: Slurm, job: Job) -> None:
     job.begin(("--nodes=2", f"--exclude={slurm.machines[2].name}"), train(epochs=20))
     job.await_that(job.steps, "a step")
-    # What Slurm does so many seconds before the end as --signal says.
+    # As Slurm does before the end, by --signal.
     slurm.call("scancel", "--batch", "--signal=USR1", str(job.number))
     assert job.end() == ("COMPLETED", "0:0"), job.said
     assert slurm.job(job.number)["Restarts"] == "1"
@@ -237,7 +237,7 @@ def test_a_job_whose_time_is_nearly_over_saves_and_goes_on_in_another(slurm: Slu
     assert not checks.audited(job)
 
 
-def test_a_port_in_use_is_told_and_ends_the_job(slurm: Slurm, job: Job) -> None:
+def test_a_port_in_use_is_named_and_ends_the_job(slurm: Slurm, job: Job) -> None:
     machine, port = slurm.machines[2], 7123
     listener = machine.exec([sys.executable, "-m", "http.server", str(port)])
     try:
@@ -253,7 +253,7 @@ def test_a_port_in_use_is_told_and_ends_the_job(slurm: Slurm, job: Job) -> None:
 
 
 # ------------------------------------------------------------------ lost nodes
-def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: Job) -> None:
+def test_a_job_survives_a_lost_node_and_the_run_continues_elsewhere(slurm: Slurm, job: Job) -> None:
     job.begin(("--nodes=3",), train(epochs=100_000, checkpoint_seconds=1.0))
     job.await_that(lambda: job.steps() and job.committed(), "a checkpoint")
     victim = next(machine for machine in job.machines_that_train() if machine.number > 0)
@@ -271,9 +271,9 @@ def test_a_job_outlives_a_node_and_the_run_goes_on_elsewhere(slurm: Slurm, job: 
     assert not checks.audited(job)
 
 
-# Workers without a head train on until their node has given it up, after a minute.
+# Workers without a head keep training until their node gives it up, after a minute.
 @pytest.mark.parametrize(("what", "epochs"), [("its node", 200), ("Ray there", 60)])
-def test_a_job_that_loses_its_head_is_requeued_and_goes_on(slurm: Slurm, job: Job, what: str, epochs: int) -> None:
+def test_a_job_that_loses_its_head_is_requeued_and_resumes(slurm: Slurm, job: Job, what: str, epochs: int) -> None:
     job.begin(("--nodes=2", f"--exclude={slurm.machines[0].name}"), train(epochs=epochs, checkpoint_seconds=1.0))
     job.await_that(lambda: job.steps() and job.committed(), "a checkpoint")
     first = slurm.job(job.number)["BatchHost"]

@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from orchestrator.plotting import canvas
 from orchestrator.plotting.canvas import draw_contact_sheet, plot_lr_schedule
 
 
@@ -11,10 +14,27 @@ def inked(path: Path) -> float:
     return float((imread(path)[..., :3].min(axis=2) < 0.99).mean())
 
 
-def test_a_schedule_of_ten_epochs(tmp_path: Path) -> None:
+def test_a_schedule_of_ten_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    render = canvas.render_png
+
+    def record(figure: Figure, title: str) -> bytes:
+        figures.append(figure)
+        return render(figure, title)
+
+    monkeypatch.setattr(canvas, "render_png", record)
     path = tmp_path / "plots" / "schedule.png"
-    plot_lr_schedule([(x / 10, 0.1 * 0.9 ** (x // 20)) for x in range(100)], 1_281_167, "step", str(path))
+    rates = [(x / 10, 0.1 * 0.9 ** (x // 20)) for x in range(100)]
+    plot_lr_schedule(rates, 1_281_167, "step", str(path))
     assert 0.01 < inked(path) < 0.5
+    (axes,) = figures[0].axes
+    (line,) = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xydata(), rates)
+    assert line.get_drawstyle() == "steps-post", "a rate holds until the next step"
+    assert axes.get_xlim() == (0.0, 9.9)
+    assert axes.get_ylim()[0] == 0.0
+    (samples,) = axes.child_axes
+    assert samples.get_xlim() == pytest.approx((0.0, 9.9 * 1_281_167))
 
 
 def test_a_contact_sheet_shows_every_image_in_its_cell(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import importlib
 import json
+import logging
 import re
+import sys
 import time
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from ray._private import ray_constants
+from ray.train.backend import BackendConfig
 from ray.train.v2._internal import constants
 from ray.tune.execution import class_cache
 
@@ -152,10 +155,12 @@ def test_what_ray_hands_on_from_the_environment_is_known(monkeypatch: pytest.Mon
     assert cluster.get_tune_variables().keys() == tune | class_cache.DEFAULT_ENV_VARS.keys() | added
 
 
-def test_the_hook_can_be_called() -> None:
+def test_the_setup_hook_takes_no_arguments_and_makes_rays_torch_backend() -> None:
     name = cluster.get_hook_variables()[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR]
-    module, _, called = name.rpartition(".")
-    getattr(importlib.import_module(module), called)()  # it wants nothing and raises nothing
+    module, _, attribute = name.rpartition(".")
+    config = getattr(importlib.import_module(module), attribute)()
+    assert isinstance(config, BackendConfig)
+    assert config.backend_cls.__module__ in sys.modules, "its import is the point of the call"
 
 
 def test_a_jobs_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,12 +175,17 @@ def test_a_jobs_own_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert "ä" in text and " " not in text  # as Ray writes it; another text is another environment
 
 
-def test_trouble_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+def test_a_failed_prestart_of_workers_is_only_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
         raise RuntimeError("not connected")
 
-    monkeypatch.setattr(ray, "nodes", refuse)
-    cluster.prestart_workers(1)
+    monkeypatch.setattr(ray, "nodes", fail)
+    with caplog.at_level(logging.DEBUG, cluster.__name__):
+        cluster.prestart_workers(1)
+    assert "not connected" in caplog.text
+    assert not cluster._prestarted.acquire(blocking=False), "a run could claim a process that was not requested"
 
 
 def test_what_is_there_already_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

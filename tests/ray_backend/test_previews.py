@@ -1,6 +1,7 @@
 """Pictures of a schedule and of augmented images, as the loader gives them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from orchestrator.plotting import canvas
 from orchestrator.ray_backend import previews
 from orchestrator.ray_backend.previews import (
     MAX_ORIGINAL_SIDE,
+    SHEET_EPOCHS,
+    SHEET_SAMPLES,
     AugmentedSample,
     draw_contact_sheet,
     draw_schedule,
     render_augmented,
 )
 from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.recipe.lr_schedule import compute_lr
 from tests.support import tiny_shards
 from tests.support.launched import recipe, spec
 from tests.support.tiny_shards import kept, training
@@ -30,7 +34,24 @@ def run(tmp_path: Path) -> RunSpec:
     return spec(recipe(), str(tmp_path))
 
 
-# ------------------------------------------------------------------ what is drawn
+def record_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
+    """Return a list that fills with the arguments of a function of the canvas, which still draws."""
+    calls: list[tuple[Any, ...]] = []
+    draw = getattr(canvas, name)
+
+    def record(*arguments: Any) -> None:
+        calls.append(arguments)
+        draw(*arguments)
+
+    monkeypatch.setattr(canvas, name, record)
+    return calls
+
+
+def has_ink(path: Path) -> bool:
+    return bool((imread(path)[..., :3].min(axis=2) < 0.9).mean() > 0.01)
+
+
+# ------------------------------------------------------------------ pictures
 def test_rates_are_those_of_the_first_the_last_and_steps_between(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe(epochs=4, batch_size=10, schedule={"kind": "polynomial", "base_rate": 1.0, "power": 1.0})
     drawn: list[tuple[float, float]] = []
@@ -43,13 +64,33 @@ def test_rates_are_those_of_the_first_the_last_and_steps_between(monkeypatch: py
     assert [epochs for epochs, _ in drawn] == pytest.approx([0, 1.8, 3.8])
 
 
-def test_pictures_are_drawn(run: RunSpec, tmp_path: Path) -> None:
+def test_the_schedule_is_drawn_by_epochs(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = record_calls(monkeypatch, "plot_lr_schedule")
     draw_schedule(run.recipe, 7, str(tmp_path / "a.png"))
-    assert draw_contact_sheet(
-        run.recipe, run.destination.data, manifest.load(run.destination.data), str(tmp_path / "b.png")
-    )
-    for name in ("a.png", "b.png"):
-        assert (imread(tmp_path / name)[..., :3].min(axis=2) < 0.9).mean() > 0.01
+    ((points, samples_per_epoch, *_),) = calls
+    assert samples_per_epoch == 7 * run.recipe.batch_size
+    steps = range(7 * run.recipe.epochs)
+    rates = [compute_lr(run.recipe.schedule, step, 7, run.recipe.epochs) for step in steps]
+    assert points == list(zip((step / 7 for step in steps), rates, strict=True))
+    assert has_ink(tmp_path / "a.png")
+
+
+def test_the_contact_sheet_shows_originals_and_what_epochs_make_of_them(
+    run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = record_calls(monkeypatch, "draw_contact_sheet")
+    dataset = manifest.load(run.destination.data)
+    assert draw_contact_sheet(run.recipe, run.destination.data, dataset, str(tmp_path / "b.png"))
+    ((rows, columns, *_),) = calls
+    epochs = min(run.recipe.epochs, SHEET_EPOCHS)
+    assert columns == ["original", *(f"epoch {number}" for number in range(1, epochs + 1))]
+    expected = render_augmented(run.recipe, run.destination.data, dataset, SHEET_SAMPLES, epochs)
+    assert len(rows) == len(expected) == SHEET_SAMPLES
+    for (caption, images), sample in zip(rows, expected, strict=True):
+        assert caption == f"{dataset.classes[sample.label]}\n{sample.key}"
+        assert all(map(np.array_equal, images, [sample.original, *sample.epochs]))
+        assert len(images) == len(columns)
+    assert has_ink(tmp_path / "b.png")
 
 
 def test_no_sheet_without_an_image_that_can_be_decoded(tmp_path: Path) -> None:

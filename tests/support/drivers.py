@@ -1,4 +1,4 @@
-"""What drivers leave in storage, without drivers: leases, runs and ensembles for tests of what looks at them."""
+"""Leases, runs and ensembles in storage, as drivers leave them, for tests of their readers."""
 
 import json
 import time
@@ -16,7 +16,7 @@ ELSEWHERE = LeaseOwner("another-host", 1, "raysubmit_abc", time.time() - 3600)
 def lease(
     folder: str, owner: LeaseOwner = ELSEWHERE, number: int = 1, beat: float | None = None, **kinds: bytes
 ) -> str:
-    """A lease with a heartbeat that is so many seconds old, and files of other kinds; the stem of its files."""
+    """Write a lease, a heartbeat that is `beat` seconds old, and files of other kinds; return their common stem."""
     stem = file_io.join(folder, "lease", f"{number:06d}")
     file_io.write_bytes(stem + ".json", json.dumps(asdict(owner)).encode())
     if beat is not None:
@@ -27,18 +27,18 @@ def lease(
 
 
 def beats(stem: str, ago: float = 0.0) -> None:
-    """A heartbeat."""
+    """Write a heartbeat."""
     file_io.write_bytes(stem + ".beat", json.dumps({"time": time.time() - ago}).encode())
 
 
 def begun(spec: RunSpec) -> str:
-    """A run that was launched; its folder."""
+    """Write a run that was launched; return its folder."""
     file_io.write_bytes(file_io.join(spec.folder, "spec.json"), spec.to_json().encode())
     return spec.folder
 
 
 def attempt(folder: str, number: int = 1, samples: int | None = None, ago: float = 0.0, began: float = 60.0) -> None:
-    """An attempt that began so many seconds ago, and its last sign of life."""
+    """Write an attempt that began `began` seconds ago, and its last heartbeat."""
     stem = file_io.join(get_attempts_dir(folder), f"{number:06d}")
     now = time.time()
     file_io.write_bytes(stem + ".json", json.dumps({"workers": 2, "time": now - began, "elapsed": 0.0}).encode())
@@ -47,7 +47,7 @@ def attempt(folder: str, number: int = 1, samples: int | None = None, ago: float
 
 
 def ensemble(storage: str, name: str, members: Sequence[RunSpec]) -> str:
-    """An ensemble's record; its folder."""
+    """Write an ensemble's record; return its folder."""
     folder = file_io.join(storage, "ensembles", name)
     recipes = {spec.name: spec.recipe.to_dict() for spec in members}
     about = {"members": list(recipes), "recipes": recipes}
@@ -56,14 +56,14 @@ def ensemble(storage: str, name: str, members: Sequence[RunSpec]) -> str:
 
 
 def sweep(storage: str, name: str) -> str:
-    """A sweep's record; its folder, which is the storage of its trials."""
+    """Write a sweep's record; return its folder, the storage of its trials."""
     folder = file_io.join(storage, "sweeps", name)
     file_io.write_bytes(file_io.join(folder, "sweep.json"), b"{}")
     return folder
 
 
 def trial(folder: str, number: int, spec: RunSpec, ended: str = "", reason: str = "") -> None:
-    """What the ledger of a sweep has of a trial, and how it ended, if it did."""
+    """Write the record of a sweep's trial, and of its end if there is one."""
     stem = file_io.join(folder, "trials", f"{number:04d}")
     file_io.write_bytes(stem + ".json", json.dumps({"number": number, "recipe": spec.recipe.to_dict()}).encode())
     if ended:

@@ -1,4 +1,4 @@
-"""Ends a program that a test started, with all that it started itself, wherever a prefix led it."""
+"""The end of a program that a test started, and of all its descendants, also behind a prefix such as nsenter."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ POLL_SECONDS = 0.05
 
 
 def end(process: "subprocess.Popen[bytes]", first: signal.Signals, patience: float) -> None:
-    """Ask all of them by a signal, make those who are there after `patience` seconds; returns when all are gone.
+    """Signal all of them, kill those that remain after `patience` seconds; return when all are gone.
 
-    A prefix such as nsenter passes no signals on and may be gone before what it led to: so each gets its own.
+    A prefix such as nsenter passes no signals on and may end before its command: so each process gets its own.
     """
     tree = process_tree(process.pid)
     for number in (first, signal.SIGKILL):
@@ -32,7 +32,7 @@ def end(process: "subprocess.Popen[bytes]", first: signal.Signals, patience: flo
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process is there and not merely waiting to be reaped."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:

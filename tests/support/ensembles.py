@@ -1,4 +1,4 @@
-"""An ensemble in storage, as its training left it: finished members with small random networks."""
+"""An ensemble in storage, as training leaves it: finished members with small random networks."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ MEMBERS = ((16, 0.05), (24, 0.06), (16, 0.05))
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Networks this small lose by a second thread, and much where other processes want the cores."""
+    """Use one thread: small networks are slower with a second one, much slower on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 
 def members(storage: Path, names: Sequence[str] = ("m1", "m2", "m3"), seed: int = 0) -> list[str]:
-    """URLs of the folders of runs that have finished."""
+    """Write finished runs; return the URLs of their folders."""
     runs = []
     for number, name in enumerate(names):
         size, width = MEMBERS[number % len(MEMBERS)]
@@ -37,7 +37,7 @@ def members(storage: Path, names: Sequence[str] = ("m1", "m2", "m3"), seed: int 
 
 
 def ensemble(storage: Path, name: str = "tiny-x3", of: Sequence[str] = ("m1", "m2", "m3"), since: float = 0.0) -> Path:
-    """The folder of an ensemble of these runs, which its driver last took at `since` (0: nobody knows)."""
+    """Write an ensemble of these runs, with a released lease from `since` (0: without one); return its folder."""
     folder = storage / "ensembles" / name
     folder.mkdir(parents=True)
     (folder / "ensemble.json").write_text(json.dumps({"members": list(of), "recipes": {}}))

@@ -28,7 +28,7 @@ IDLE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan decides by. `number` counts all requests of a proxy from 0; header names are in small letters."""
+    """A request, by which a plan decides. `number` counts a proxy's requests from 0; header names are in lower case."""
 
     number: int
     method: str
@@ -38,14 +38,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of a request: an error in its place, an answer that is lost, or a body that ends badly.
+    """The fault of a request: an error in its place, an answer that is lost, or a body that ends badly.
 
     reset_after, cut_after and stall_after: after so many bytes of the body.
     """
 
     status: int = 0
     code: str = "InternalError"
-    lost: bool = False  # the server did as it was told, and the connection closes
+    lost: bool = False  # the server has done it, and the connection closes
     reset_after: int | None = None
     cut_after: int | None = None
     stall_after: int | None = None

@@ -23,19 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def recipe(name: str = "tiny", **changes: Any) -> Recipe:
-    """The tiny recipe under another name and with other fields."""
+    """Return the tiny recipe under another name and with other fields."""
     return Recipe.from_dict({**googlenet_tiny().to_dict(), "name": name, **changes})
 
 
 def wide(name: str, epochs: int, width: float) -> Recipe:
-    """A recipe whose work is epochs x width squared."""
+    """Return a recipe whose work is epochs x width squared."""
     base = googlenet_tiny()
     model = base.model.model_copy(update={"width": width})
     return base.model_copy(update={"name": name, "epochs": epochs, "model": model})
 
 
 def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) -> RunSpec:
-    """A run of that recipe."""
+    """Return a run of that recipe."""
     return RunSpec(
         recipe=of or recipe(),
         placement=Placement(**placement),
@@ -48,7 +48,7 @@ def spec(of: Recipe | None = None, storage: str = "/nowhere", **placement: Any) 
 
 
 def write_journal(folder: str, attempt: int, events: list[tuple[str, int, Mapping[str, object]]]) -> None:
-    """One attempt's events (kind, samples, values) in a run's folder, as its rank 0 writes them."""
+    """Write one attempt's events (kind, samples, values) into a run's folder, as its rank 0 does."""
     writer = JournalWriter(get_journal_dir(folder), attempt, flush_seconds=0.01)
     for kind, samples, values in events:
         writer.append(kind, samples, **values)
@@ -56,7 +56,7 @@ def write_journal(folder: str, attempt: int, events: list[tuple[str, int, Mappin
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0, pause: float = 0.02) -> None:
-    """Wait for something to come true."""
+    """Wait for a condition."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"did not come true in {seconds:g} s"
@@ -65,7 +65,7 @@ def until(condition: Callable[[], Any], seconds: float = 10.0, pause: float = 0.
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended."""
+    """The status, output and seconds of a job that ended."""
 
     status: int
     out: str
@@ -80,7 +80,7 @@ class Ended:
 
 @contextmanager
 def ended_with(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
-    """A process that is gone, with all below it, when the block is left."""
+    """Yield a process; kill it and all its descendants at the end of the block."""
     try:
         yield process
     finally:
@@ -107,7 +107,7 @@ def job(script: str, *arguments: str, runs: Path, seconds: float = 300, **change
 
 @contextmanager
 def started(script: str, *arguments: str, runs: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A job under way, its two streams in one; gone with all below it when the block is left."""
+    """Start a job, its two streams in one; kill it and all its descendants at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / script), *arguments],
         stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ def started(script: str, *arguments: str, runs: Path) -> Iterator["subprocess.Po
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all its descendants, as /proc has them."""
+    """Return a process and all its descendants, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -130,14 +130,14 @@ def process_tree(pid: int) -> list[int]:
             except OSError:
                 continue
             children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [pid]
-    for parent in found:
-        found.extend(children.get(parent, []))
-    return found
+    pids = [pid]
+    for parent in pids:
+        pids.extend(children.get(parent, []))
+    return pids
 
 
 def title(pid: int) -> str:
-    """What a process calls itself."""
+    """Return the title of a process, "" when it is gone."""
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
     except OSError:

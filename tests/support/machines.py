@@ -1,6 +1,6 @@
 """Machines of a network on this one: each has its own network, processes, name, hosts file, /tmp and /dev/shm.
 
-A machine is a network namespace on a bridge and a process namespace whose end kills everything on it at once. The file
+A machine is a network namespace on a bridge and a process namespace whose end kills everything on it. The file
 system beside /tmp is one: it stands for the storage that real machines share. Cables can be cut, narrowed and made
 lossy, CPUs rationed. Needs root, iproute2 and util-linux; rations need the cpu controller of cgroups.
 """
@@ -27,9 +27,9 @@ BIN = Path(sys.executable).parent
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_MICROSECONDS = 100_000
 TMP = Path("/tmp")
-# Folders that tests share with their machines, beside those that these cannot be without (`_shared`).
+# Folders that tests share with their machines, beside those that every machine needs (`_shared`).
 SHARED: set[Path] = set()
-# The first process of a machine: mounts what is the machine's own, then reaps until it is killed. Its /tmp is put
+# The first process of a machine: mounts the machine's private folders, then reaps until it is killed. Its /tmp is put
 # together in its folder, since the other one is out of sight as soon as this one is in its place.
 INIT = """
 set -e
@@ -53,7 +53,7 @@ while :; do sleep 3600 & wait -n; done
 
 @functools.cache
 def trouble() -> str | None:
-    """Why there can be no such machines here; None when there can."""
+    """Return why this host permits no machines; None when it does."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "unshare", "nsenter", "hostname"):
@@ -93,7 +93,7 @@ class Machine:
 
     @property
     def inside(self) -> list[str]:
-        """What comes before a command for it to run on this machine, in the folder / and within its ration."""
+        """The words before a command that run it on this machine, in the folder / and within its ration."""
         enter = ["nsenter", "-t", str(self.init), "--net", "--pid", "--mount", "--uts", "--ipc", "--wd=/"]
         if not (CGROUPS / self.name).is_dir():
             return enter
@@ -136,7 +136,7 @@ class Machine:
         return process
 
     def ask(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-        """What a command prints on it that must succeed."""
+        """Return the output of a command on it, which must succeed."""
         done = self.call(argv, env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -144,7 +144,7 @@ class Machine:
     def call(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, seconds: float = COMMAND_SECONDS
     ) -> "subprocess.CompletedProcess[str]":
-        """A command that has run on it."""
+        """Run a command on it."""
         return subprocess.run(
             [*self.inside, *argv],
             env=_environment(env),
@@ -165,7 +165,7 @@ class Machine:
             self.unshare = None
 
     def cut(self) -> None:
-        """Pull its cable: nobody is told."""
+        """Pull its cable, without notice to any process."""
         run("ip", "-n", self.name, "link", "set", "eth0", "down")
 
     def heal(self) -> None:
@@ -173,13 +173,13 @@ class Machine:
         run("ip", "-n", self.name, "link", "set", "eth0", "up")
 
     def narrow(self, mbit_per_second: float) -> None:
-        """Let so much through its cable and no more, in each direction."""
+        """Limit the rate of its cable, in each direction."""
         rate = ["root", "tbf", "rate", f"{mbit_per_second}mbit", "burst", "128k", "latency", "200ms"]
         run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", *rate)
         run("tc", "qdisc", "replace", "dev", self.cable, *rate)
 
     def lose(self, share: float) -> None:
-        """Drop that share of the packets that arrive at it; 0 for none any more."""
+        """Drop this share of the packets that arrive at it; 0: none."""
         run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", "clsact")
         run("tc", "-n", self.name, "filter", "del", "dev", "eth0", "ingress")
         if share:
@@ -189,7 +189,7 @@ class Machine:
             run("tc", "-n", self.name, "filter", "add", "dev", "eth0", "ingress", "bpf", "da", "bytecode", code)
 
     def ration(self, cores: float) -> None:
-        """Give all that starts on it from now on so many CPUs' worth of time."""
+        """Limit all that starts on it from now on to the time of this many CPUs."""
         group = CGROUPS / self.name
         group.mkdir(exist_ok=True)
         (group / "cpu.cfs_period_us").write_text(str(PERIOD_MICROSECONDS))
@@ -210,9 +210,9 @@ class Machine:
 
 @contextmanager
 def network(folder: Path, count: int) -> Iterator[list[Machine]]:
-    """So many machines with cables between them, all off; skips the test, aloud, where that cannot be.
+    """Yield `count` machines with cables between them, all off; skip the test where the host permits none.
 
-    folder: of what the machines keep for themselves; short, since Ray's sockets lie below it.
+    folder: of the machines' private files; with a short path, for Ray's sockets.
     """
     if (reason := trouble()) is not None:
         pytest.skip(reason)
@@ -233,14 +233,14 @@ def network(folder: Path, count: int) -> Iterator[list[Machine]]:
 
 
 def _shared(places: set[Path]) -> list[Path]:
-    """What of /tmp a machine has in common with all others, without what lies in another of these."""
+    """Return the folders of /tmp that all machines share, without those inside another one."""
     needed = places | SHARED | {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-    found = {place for place in (one.resolve() for one in needed) if place.is_relative_to(TMP)}
-    return sorted(place for place in found if found.isdisjoint(place.parents))
+    resolved = {place for place in (one.resolve() for one in needed) if place.is_relative_to(TMP)}
+    return sorted(place for place in resolved if resolved.isdisjoint(place.parents))
 
 
 def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    """This process's, for a command on a machine, which has a place of its own for what is temporary."""
+    """Return this process's environment for a command on a machine, which has a temporary folder of its own."""
     inherited = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
     return {**inherited, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", **(more or {})}
 

@@ -48,7 +48,7 @@ class MlflowServer:
         return f"http://{self.address}:{self.port}"
 
     def said(self) -> str:
-        """What it printed so far."""
+        """Return its output so far."""
         return self.log.read_text(errors="replace")
 
 
@@ -58,7 +58,7 @@ def settings(
     """The environment of the script; secrets and the login's settings become files in `folder`."""
     secrets = folder / "secrets"
     secrets.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = {
+    variables = {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder),
         "SECRETS_DIRECTORY": str(secrets),
@@ -76,8 +76,8 @@ def settings(
         config = folder / "basic_auth.ini"
         shipped = (SCRIPT.parent / "basic_auth.ini").read_text()
         config.write_text(shipped.replace("postgresql+psycopg2:///mlflow_auth", login.database))
-        found |= {"MLFLOW_LOGIN": "basic-auth", "MLFLOW_AUTH_CONFIG_PATH": str(config)}
-    return found
+        variables |= {"MLFLOW_LOGIN": "basic-auth", "MLFLOW_AUTH_CONFIG_PATH": str(config)}
+    return variables
 
 
 @contextmanager
@@ -93,11 +93,11 @@ def served(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
 ) -> Iterator[MlflowServer]:
-    """A server while the block runs, on a free port unless told; what it prints is in `folder`/mlflow.log.
+    """A server while the block runs, on a free port by default; its output is in `folder`/mlflow.log.
 
-    backend, artifacts: URIs of the database and of what artifacts are stored in. hosts: names that clients use
+    backend, artifacts: URIs of the database and of the store of artifacts. hosts: names that clients use
     besides the address. environment: more of it, such as an object store's keys; without it nothing of the caller's
-    AWS_ and PG settings is passed on. prefix: what the command begins with, to run it elsewhere; then tell the port.
+    AWS_ and PG settings is passed on. prefix: words before the command, to run it elsewhere; then `port` is required.
     """
     assert port or not prefix, "a port that is free here may not be so there"
     port = port or _free_port(address)
@@ -136,7 +136,7 @@ def _wait(server: MlflowServer, prefix: Sequence[str]) -> None:
 
 
 def _answers(url: str, prefix: Sequence[str]) -> bool:
-    """Whether the health page is there, which asks for no login and no particular host."""
+    """Return whether the health page answers; it needs no login and no particular host."""
     if prefix:
         ask = [*prefix, sys.executable, "-c", _FETCH, url]
         return subprocess.run(ask, capture_output=True, check=False, timeout=30).returncode == 0

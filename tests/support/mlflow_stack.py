@@ -15,13 +15,13 @@ from tests.support.mlflow_server import Login, MlflowServer, served
 from tests.support.postgres import Postgres
 
 MLFLOW = ROOT / "infra" / "mlflow"
-NAME = "mlflow.internal"  # by which clients call it, besides its address
+NAME = "mlflow.internal"  # of the server for clients, besides its address
 PASSWORDS = ("admin_password", "database_password", "grafana_database_password", "jobs_password", "session_key")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What runs, and the folder of secrets that all of it was made with."""
+    """The running services, and the folder of their secrets."""
 
     server: MlflowServer
     database: Postgres
@@ -34,7 +34,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What prepare.py and backup.sh need in their environment."""
+        """The environment of prepare.py and backup.sh."""
         return {**places(self.store, self.database, self.secrets), "MLFLOW_TRACKING_URI": self.server.uri}
 
     def prepare(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -46,7 +46,7 @@ class Stack:
 
 
 def places(store: s3.S3Server, database: Postgres, secrets_folder: Path) -> dict[str, str]:
-    """Where storage and database are; keys and passwords are in files."""
+    """Return the variables that name storage and database; keys and passwords are in files."""
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SHARED_CREDENTIALS_FILE")
     where: Mapping[str, str] = {**store.environment, **database.environment}
     return {
@@ -58,7 +58,7 @@ def places(store: s3.S3Server, database: Postgres, secrets_folder: Path) -> dict
 
 @contextmanager
 def running(folder: Path) -> Iterator[Stack]:
-    """All of it while the block runs, on loopback, with a login; `postgres.trouble()` must be None."""
+    """Run the stack on loopback, with a login, while the block runs; `postgres.trouble()` must be None."""
     words = folder / "secrets"
     words.mkdir(mode=0o700)
     for name in PASSWORDS:

@@ -17,8 +17,8 @@ from tests.support.machines import BIN, Machine, network
 PORT = 6379
 START_SECONDS = 90.0
 STORE_BYTES = 100_000_000
-# How the head watches its nodes: one that is cut off counts as dead after about 8 s instead of Ray's 66 s. What
-# clusters of ours are brought up with is slower, too (`shipped_health`): tests have no time.
+# How the head watches its nodes: one that is cut off counts as dead after about 8 s instead of Ray's 66 s. The
+# settings of cluster/ssh are slower, too (`shipped_health`): tests have no time.
 HEALTH = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
@@ -31,12 +31,12 @@ _RANK = re.compile(r"\(ip=([\d.]+), pid=(\d+)\) world_rank=(\d+)")
 
 @dataclass
 class Cluster:
-    """Nodes 0 (the head), 1, 2 ... with Ray on each, and a machine without Ray, off until somebody boots it."""
+    """Nodes 0 (the head), 1, 2 ... with Ray on each, and a machine without Ray, off until a test boots it."""
 
     nodes: list[Machine]
     services: Machine
     cpus: tuple[int, ...]
-    # What Ray is started with on all nodes, beside the test's own environment, and on the head alone.
+    # Variables of Ray on all nodes, beside the test's own environment, and on the head alone.
     environment: Mapping[str, str] = field(default_factory=dict)
     head: Mapping[str, str] = field(default_factory=lambda: HEALTH)
     # Whether the head takes jobs (`ray job submit`), on its loopback.
@@ -44,7 +44,7 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """What RAY_ADDRESS is for a driver."""
+        """RAY_ADDRESS for a driver."""
         return f"{self.nodes[0].address}:{PORT}"
 
     def start(self, numbers: Sequence[int]) -> None:
@@ -72,7 +72,7 @@ class Cluster:
             return node.exec(start, out=log, env={**self.environment, **(self.head if number == 0 else {})})
 
     def log_of(self, number: int) -> Path:
-        """What Ray's start printed on a node."""
+        """Return the file of the output of Ray's start on a node."""
         return self.nodes[number].folder / "start.log"
 
     def exec(
@@ -82,19 +82,19 @@ class Cluster:
         return self.nodes[number].exec(argv, out, env)
 
     def ask(self, number: int, argv: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-        """What a command prints on a node that must succeed."""
+        """Return the output of a command on a node, which must succeed."""
         return self.nodes[number].ask(argv, {"RAY_ADDRESS": self.address, **(env or {})})
 
     def drain(self, number: int, seconds: float) -> None:
         """Announce that a node is taken away in so many seconds (the caller must do it)."""
         listed = self.ask(0, [sys.executable, "-c", _IDS])
-        found = dict(line.split() for line in listed.splitlines() if line.startswith("10."))
+        ids = dict(line.split() for line in listed.splitlines() if line.startswith("10."))
         deadline = round(seconds)
         self.ask(
             0,
             [
                 str(BIN / "ray"), "drain-node", f"--address={self.address}",
-                f"--node-id={found[self.nodes[number].address]}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                f"--node-id={ids[self.nodes[number].address]}", "--reason=DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message=spot", f"--deadline-remaining-seconds={deadline}",
             ],
         )  # fmt: skip
@@ -106,23 +106,23 @@ class Cluster:
         return [pid for pid in process_tree(self.nodes[number].init) if "RayTrainWorker" in title(pid)]
 
     def groups(self) -> list[dict[int, int]]:
-        """The groups of workers that were started so far, as Ray Train's controllers logged them: node by rank."""
-        found: list[dict[int, int]] = []
+        """Return the groups of workers started so far, from the logs of Ray Train's controllers: node by rank."""
+        started: list[dict[int, int]] = []
         numbers = {node.address: node.number for node in self.nodes}
         logs = [log for node in self.nodes for log in (node.folder / "ray").glob(_CONTROLLERS)]
         for log in sorted(logs, key=lambda log: log.stat().st_mtime):
             for part in log.read_text(errors="replace").split("Started training worker group")[1:]:
                 ranks = _RANK.findall(part)
-                found.append({int(rank): numbers[address] for address, _, rank in ranks})
-        return found
+                started.append({int(rank): numbers[address] for address, _, rank in ranks})
+        return started
 
 
 def shipped_health() -> dict[str, str]:
-    """How a head that is brought up with cluster/ssh/cluster.yaml watches its nodes."""
+    """Return the health checks of a head that cluster/ssh/cluster.yaml starts."""
     launcher = yaml.safe_load((ROOT / "cluster" / "ssh" / "cluster.yaml").read_text())
-    found = dict(_HEALTH.findall(" ".join(launcher["head_start_ray_commands"])))
-    assert found.keys() == HEALTH.keys(), found
-    return found
+    settings = dict(_HEALTH.findall(" ".join(launcher["head_start_ray_commands"])))
+    assert settings.keys() == HEALTH.keys(), settings
+    return settings
 
 
 @contextmanager
@@ -132,10 +132,10 @@ def cluster(
     on: Sequence[int] | None = None,
     head: Mapping[str, str] = HEALTH,
 ) -> Iterator[Cluster]:
-    """A cluster with so many CPUs on each node, node 0 being the head; skips the test, aloud, where it cannot be.
+    """Start a cluster with these CPUs by node, node 0 being the head; skip the test where the host permits none.
 
-    folder: of what the nodes keep for themselves; short, since Ray's sockets lie below it. on: the nodes that are on.
-    head: what the head's Ray alone has in its environment.
+    folder: of the nodes' private files; with a short path, for Ray's sockets. on: the nodes that are on.
+    head: variables of the head's Ray alone.
     """
     with network(folder, len(cpus) + 1) as machines:
         made = Cluster(machines[:-1], machines[-1], tuple(cpus), head=head)

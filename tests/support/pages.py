@@ -6,7 +6,7 @@ VOID = {"meta", "img", "br", "link", "use", "image", "path"}
 
 
 class Page(HTMLParser):
-    """What a page holds: tags, attributes, tables by caption, text."""
+    """The tags, attributes, tables and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -60,6 +60,6 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.all_words).split())
 
     def table(self, *first: str) -> list[list[str]]:
-        """The rows but the first of the table whose first row begins with these cells."""
-        (found,) = (table for table in self.tables if tuple(table[0][: len(first)]) == first)
-        return found[1:]
+        """Return the rows after the first of the table whose first row begins with these cells."""
+        (chosen,) = (table for table in self.tables if tuple(table[0][: len(first)]) == first)
+        return chosen[1:]

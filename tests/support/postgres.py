@@ -20,7 +20,7 @@ from tests.support.ending import end
 SUPERUSER = "postgres"
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
-# Who runs the server where the tests are root's, whom PostgreSQL refuses.
+# Users to run the server as when the tests run as root, which PostgreSQL rejects.
 USERS = ("postgres", "nobody")
 # Nothing of it outlives the test.
 FORGETFUL = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
@@ -28,7 +28,7 @@ FORGETFUL = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 @functools.cache
 def trouble() -> str | None:
-    """Why there can be no server here; None when there can."""
+    """Return why no server can run here; None when one can."""
     if programs() is None:
         return "PostgreSQL's server is not installed (initdb, postgres; Debian's package postgresql)"
     if shutil.which("setpriv") is None:
@@ -40,18 +40,18 @@ def trouble() -> str | None:
 
 @functools.cache
 def programs() -> Path | None:
-    """The folder of PostgreSQL's programs, the newest version's; Debian keeps the server's out of PATH."""
-    found = [Path(path).resolve().parent for path in [shutil.which("initdb")] if path]
-    found += sorted(
+    """Return the folder of PostgreSQL's newest programs; Debian keeps the server's out of PATH."""
+    folders = [Path(path).resolve().parent for path in [shutil.which("initdb")] if path]
+    folders += sorted(
         Path("/usr/lib/postgresql").glob("*/bin"),
         key=lambda path: int(path.parent.name.partition(".")[0]),
         reverse=True,
     )
-    return next((path for path in found if (path / "initdb").exists() and (path / "postgres").exists()), None)
+    return next((path for path in folders if (path / "initdb").exists() and (path / "postgres").exists()), None)
 
 
 def user() -> pwd.struct_passwd | None:
-    """The unprivileged user that root's tests take."""
+    """Return the unprivileged user of the server when the tests run as root."""
     for name in USERS:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
@@ -62,7 +62,7 @@ def user() -> pwd.struct_passwd | None:
 class Postgres:
     """A running server.
 
-    password: of the superuser, asked for over the network (scram-sha-256); None where everybody is trusted.
+    password: of the superuser, asked for over the network (scram-sha-256); None for a server that trusts every client.
     """
 
     address: str
@@ -73,17 +73,17 @@ class Postgres:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What libpq's clients need in their environment, but for the password."""
+        """The environment of libpq's clients, without the password."""
         # A user's own passwords are not for tests.
         return {"PGHOST": self.address, "PGPORT": str(self.port), "PGUSER": SUPERUSER, "PGPASSFILE": os.devnull}
 
     def uri(self, database: str = "postgres", user: str = SUPERUSER, password: str | None = None) -> str:
-        """The URI of a database, as SQLAlchemy and MLflow take it."""
+        """Return the URI of a database, as SQLAlchemy and MLflow take it."""
         word = password if password is not None else self.password
         return f"postgresql+psycopg2://{user}{f':{word}' if word else ''}@{self.address}:{self.port}/{database}"
 
     def psql(self, *arguments: str, sql: str = "", environment: Mapping[str, str] | None = None) -> str:
-        """What psql prints, of statements or with arguments of its own; raises when it fails."""
+        """Run psql with statements or arguments; return its output. Raises AssertionError when it fails."""
         done = subprocess.run(
             [*self.prefix, str(_program("psql")), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", *arguments],
             input=sql,
@@ -101,9 +101,9 @@ class Postgres:
 def served(
     address: str = "127.0.0.1", port: int = 0, password: str | None = None, prefix: Sequence[str] = ()
 ) -> Iterator[Postgres]:
-    """A server while the block runs, on a free port unless told; `trouble()` must be None.
+    """Run a server while the block runs, on a free port by default; `trouble()` must be None.
 
-    prefix: what commands begin with, to run them elsewhere (nsenter and its arguments); then tell the port.
+    prefix: words before commands, to run them elsewhere (nsenter and its arguments); then `port` is required.
     """
     assert (reason := trouble()) is None, reason
     assert port or not prefix, "a port that is free here may not be so there"
@@ -129,7 +129,7 @@ def served(
 
 
 def _initialised(folder: Path, password: str | None) -> Path:
-    """A new data folder that belongs to the server's user."""
+    """Make a data folder that belongs to the server's user."""
     data, word = folder / "data", folder / "password"
     data.mkdir(mode=0o700)
     word.write_text(password or "unused")
@@ -154,7 +154,7 @@ def _command(data: Path, server: Postgres) -> list[str]:
 
 
 def _unprivileged(*options: str) -> list[str]:
-    """What a command begins with to run as the server's user."""
+    """Return the words before a command that run it as the server's user."""
     owner = user() if os.geteuid() == 0 else None
     changes = [f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"] if owner else []
     return ["setpriv", *changes, *options] if changes or options else []

@@ -33,24 +33,24 @@ class Ranks:
             self._processes.append(process)
 
     def run(self, task: Task, workers: int, argument: Any, collective_seconds: float = SECONDS / 2) -> list[Any]:
-        """What each rank returned; a RuntimeError with the traceback stands for a rank that raised.
+        """Return the result of each rank; a RuntimeError with the traceback stands for a rank that raised.
 
-        collective_seconds: how long a rank waits in a collective for one that does not come.
+        collective_seconds: how long a rank waits in a collective for the others.
         """
         store = str(self._folder / uuid.uuid4().hex)
         for rank in range(workers):
             self._pipes[rank].send((task, rank, workers, argument, store, collective_seconds))
-        found = []
+        answers = []
         for rank in range(workers):
             if not self._pipes[rank].poll(SECONDS):
                 raise TimeoutError(f"rank {rank} of {workers} gave no answer within {SECONDS} s")
-            found.append(self._pipes[rank].recv())
-        return found
+            answers.append(self._pipes[rank].recv())
+        return answers
 
     def close(self) -> None:
         """End the processes."""
         for process, pipe in zip(self._processes, self._pipes, strict=True):
-            process.kill()  # it waits for a task; the interpreter's own end takes seconds
+            process.kill()  # it waits for a task; a clean end takes seconds
             process.join()
             pipe.close()
 

@@ -1,4 +1,4 @@
-"""Training runs of seconds: tiny recipes and jobs, a launcher's context that records, and what a run left behind."""
+"""Training runs of seconds: tiny recipes and jobs, a launcher's context that records, and readers of a run's files."""
 
 import json
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def job(data: Path, folder: Path, of: Recipe, **cadence: Any) -> TrainJob:
-    """A job on the dataset at `data`, without checkpoints by the clock unless asked for; looks around every step."""
+    """Return a job on the dataset at `data` that polls every step; checkpoints by the clock are off by default."""
     chosen = Cadence(**({"checkpoint_seconds": NEVER, "pulse_steps": 1, "log_steps": 1} | cadence))
     return TrainJob(
         recipe=of,
@@ -72,7 +72,7 @@ class RecordingContext:
     error: Exception | None = None
     reports: list[dict[str, float]] = field(default_factory=list)
     notice: bool = False  # a node will be taken away
-    enough: int | None = None  # the epoch after which no more is wanted
+    enough: int | None = None  # the epoch after which the run ends
 
     def report(self, metrics: dict[str, float]) -> None:
         if self.error is not None:
@@ -87,27 +87,27 @@ class RecordingContext:
 
 
 def train(of: TrainJob, world: DistributedContext = ALONE, context: RecordingContext | None = None) -> Outcome:
-    """Run one attempt with a sharp eye on the stop flag."""
+    """Run one attempt that polls the stop flag often."""
     with patch.object(watchdog, "POLL_SECONDS", 0.002):
         return trainer.run_training(of, world, context or RecordingContext())
 
 
 def train_on_rank(rank: int, workers: int, payload: dict[str, Any]) -> dict[str, Any]:
-    """What each of several processes does: an attempt; its outcome."""
+    """Run an attempt on one of several processes; return its outcome."""
     return train(TrainJob.from_dict(payload), DistributedContext(rank, workers, CPU)).to_dict()
 
 
 def train_by(ranks: Ranks, workers: int, of: TrainJob) -> list[Outcome]:
-    """Run one attempt on several processes; each rank's outcome. Raises what a rank raised."""
-    found = ranks.run(train_on_rank, workers, of.to_dict())
-    for one in found:
-        if isinstance(one, Exception):
-            raise one
-    return [Outcome.from_dict(one) for one in found]
+    """Run one attempt on several processes; return each rank's outcome. Raises the first rank's error."""
+    answers = ranks.run(train_on_rank, workers, of.to_dict())
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return [Outcome.from_dict(answer) for answer in answers]
 
 
 def train_and_note(rank: int, workers: int, payload: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[int]]]:
-    """An attempt; its outcome, and the ids that step() was given on this rank by global step."""
+    """Run an attempt; return its outcome, and the sample ids of this rank by global step."""
     noted: dict[int, list[int]] = {}
     step = TrainStep.__call__
 
@@ -121,24 +121,26 @@ def train_and_note(rank: int, workers: int, payload: dict[str, Any]) -> tuple[di
 
 
 def plan(of: TrainJob, epoch: int) -> EpochOrder:
-    """The order of one of its epochs."""
+    """Return the order of one of its epochs."""
     counts = tuple(shard.samples for shard in manifest.load(of.data).shards("train"))
     recipe = of.recipe
     return EpochOrder(counts, recipe.seeds.order, epoch, recipe.order.lanes, recipe.order.window)
 
 
 def delivered(of: TrainJob) -> AuditRecord:
-    """The record that is kept with the final weights."""
+    """Return the audit record that is kept with the final weights."""
     return sample_audit.parse_record(checkpoint.load_audit(get_final_weights_dir(of.folder)), "final")
 
 
 def as_planned(of: TrainJob) -> bool:
-    """Whether every epoch of a finished run was delivered as it was planned."""
+    """Return whether every epoch of a finished run was delivered as planned."""
     record = delivered(of)
     return len(record.epochs) == of.recipe.epochs and not any(
-        sample_audit.compare_with_plan(one, found, of.recipe.batch_size, found.samples // of.recipe.batch_size).problems
-        for one in record.epochs
-        for found in [plan(of, one.epoch)]
+        sample_audit.compare_with_plan(
+            epoch, order, of.recipe.batch_size, order.samples // of.recipe.batch_size
+        ).problems
+        for epoch in record.epochs
+        for order in [plan(of, epoch.epoch)]
     )
 
 
@@ -148,38 +150,38 @@ def ask_to_stop(of: TrainJob) -> None:
 
 
 def stop_asking(of: TrainJob) -> None:
-    """Take the stop flag away."""
+    """Remove the stop flag."""
     file_io.remove(of.stop_flag)
 
 
 def events(of: TrainJob, kind: str | None = None) -> list[Event]:
-    """The journal of a run, or those of its events that are of one kind."""
+    """Return the journal of a run, or its events of one kind."""
     found, _ = journal.read_events(get_journal_dir(of.folder))
     return [event for event in found if kind in (None, event.kind)]
 
 
 def saved_at(of: TrainJob) -> list[int]:
-    """Samples seen at each checkpoint, newest first."""
+    """Return the samples seen at each checkpoint, newest first."""
     return [place.samples for place in checkpoint_dir.list_checkpoints(get_checkpoints_dir(of.folder))]
 
 
 def final(of: TrainJob) -> FinalWeights:
-    """The final weights."""
+    """Return the final weights."""
     return checkpoint.load_final_weights(get_final_weights_dir(of.folder))
 
 
 def outcome(of: TrainJob) -> Outcome:
-    """The outcome that rank 0 wrote."""
+    """Return the outcome that rank 0 wrote."""
     return Outcome.from_dict(json.loads(Path(of.folder, "outcome.json").read_bytes()))
 
 
 def identical(one: FinalWeights, other: FinalWeights) -> bool:
-    """Whether all weights, averaged and raw, agree in every bit."""
+    """Return whether all weights, averaged and raw, are equal in every bit."""
     return farthest(one, other) == 0.0 and one.digest == other.digest
 
 
 def farthest(one: FinalWeights, other: FinalWeights) -> float:
-    """The largest difference between weights, averaged and raw, as a share of the largest weight of their tensor."""
+    """Return the largest difference between weights, averaged and raw, as a share of their tensor's largest weight."""
     assert one.raw.keys() == other.raw.keys() == one.averaged.keys() == other.averaged.keys()
     pairs = [
         (left[name].double(), right[name].double())

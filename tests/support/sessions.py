@@ -15,7 +15,7 @@ from orchestrator.tracking.replay import JournalReplayer
 
 
 def session(storage: Path) -> Session:
-    """A session on a node of two CPUs, over the dataset in `storage`/data; what it says is kept (see `said`)."""
+    """A session on a node of two CPUs, over the dataset in `storage`/data; its output is kept (see `said`)."""
     dataset = manifest.load(str(storage / "data"))
     return Session(
         Destination(data=str(storage / "data"), storage=str(storage), tracking=f"sqlite:///{storage}/x.db"),
@@ -30,5 +30,5 @@ def session(storage: Path) -> Session:
 
 
 def said(of: Session) -> str:
-    """All that was said so far."""
+    """Return the output so far."""
     return cast(io.StringIO, of.console.file).getvalue()

@@ -59,7 +59,7 @@ PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF
 
 @functools.cache
 def trouble() -> str | None:
-    """Why there can be no Slurm here; None when there can."""
+    """Return why Slurm cannot run here; None when it can."""
     if (reason := machines.trouble()) is not None:
         return reason
     if missing := [package for program, package in PACKAGES.items() if shutil.which(program) is None]:
@@ -68,7 +68,7 @@ def trouble() -> str | None:
 
 
 def tells_first_only() -> bool:
-    """Whether this Slurm sends signals to the first process of a step alone."""
+    """Return whether this Slurm sends signals to the first process of a step alone."""
     return (FREEZER / "release_agent").exists()
 
 
@@ -81,7 +81,7 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its programs need."""
+        """The environment of its programs."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self, number: int) -> None:
@@ -104,41 +104,41 @@ class Slurm:
                 until((machine.folder / "ray" / Path(SOCKET).name).exists, START_SECONDS, 0.1)
 
     def state_of_node(self, number: int) -> str:
-        """Such as idle, allocated, down*; empty while the controller does not answer."""
+        """Return a state such as idle, allocated, down*; empty while the controller does not answer."""
         machine = self.machines[number]
         done = self.call("sinfo", "--noheader", f"--nodes={machine.name}", "--partition=usual", "--format=%T")
         return done.strip()
 
     def call(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
-        """What a command of Slurm's prints; empty when it fails."""
+        """Return the output of a command of Slurm's; empty when it fails."""
         done = self.machines[0].call(argv, {**self.environment, **(env or {})})
         return done.stdout if done.returncode == 0 else ""
 
     def submit(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> int:
-        """Submit from the clone's folder; the job's number."""
+        """Submit from the clone's folder; return the job's number."""
         argv = ["env", "-C", str(ROOT), "sbatch", "--parsable", *words]
         return int(self.machines[0].ask(argv, {**self.environment, **(env or {})}))
 
     def job(self, number: int | str) -> dict[str, str]:
-        """What Slurm has to say of a job, or of one of an array (`12_3`): JobState, ExitCode, Restarts and so on."""
+        """Return Slurm's record of a job, or of one of an array (`12_3`): JobState, ExitCode, Restarts and so on."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", "--oneliner", str(number))))
 
     def ended(self, number: int | str, seconds: float) -> dict[str, str]:
-        """Wait for a job's end; what Slurm says of it then."""
+        """Wait for a job's end; return Slurm's record of it."""
         until(lambda: self.job(number).get("JobState") in ENDED, seconds, 1.0)
         return self.job(number)
 
     def await_idle(self, seconds: float) -> None:
-        """Wait until no node has anything of a job any more."""
+        """Wait until no node runs anything of a job."""
         numbers = range(len(self.machines))
         until(lambda: all(self.state_of_node(number) == "idle" for number in numbers), seconds, 0.5)
 
 
 @contextmanager
 def cluster(folder: Path, cpus: Sequence[int]) -> Iterator[Slurm]:
-    """A Slurm with so many CPUs on each node; skips the test, aloud, where it cannot be.
+    """Start a Slurm with these CPUs by node; skip the test where it cannot run.
 
-    folder: of all that it writes; short, since sockets lie below it.
+    folder: of all its files; with a short path, for the sockets below it.
     """
     if (reason := trouble()) is not None:
         pytest.skip(reason)

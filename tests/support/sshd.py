@@ -43,7 +43,7 @@ mount --rbind "$PRIVATE" "$HOME"
 
 @functools.cache
 def trouble() -> str | None:
-    """Why there can be no such machines here; None when there can."""
+    """Return why this host permits no such machines; None when it does."""
     if (reason := machines.trouble()) is not None:
         return reason
     missing = {package for program, package in PACKAGES.items() if shutil.which(program) is None}

@@ -54,9 +54,9 @@ def dataset(folder: Path, train: Sequence[RawSample] | int = 13, per_shard: int 
     return write_dataset(str(folder), "tiny", CLASSES, {"train": chosen, "validation": samples(5, 500)}, per_shard)
 
 
-def counts(found: Manifest, split: str = "train") -> tuple[int, ...]:
+def counts(packed: Manifest, split: str = "train") -> tuple[int, ...]:
     """Samples of each shard."""
-    return tuple(shard.samples for shard in found.shards(split))
+    return tuple(shard.samples for shard in packed.shards(split))
 
 
 def loader(folder: Path, split: str = "train", threads: int = 2, size: int = 16, **reader: Any) -> BatchLoader:
@@ -64,9 +64,9 @@ def loader(folder: Path, split: str = "train", threads: int = 2, size: int = 16,
     return BatchLoader(SampleReader(str(folder), manifest.load(str(folder)), split, **reader), size, threads)
 
 
-def order(found: Manifest, epoch: int = 0, seed: int = 7, lanes: int = 3, window: int = 2) -> EpochOrder:
+def order(packed: Manifest, epoch: int = 0, seed: int = 7, lanes: int = 3, window: int = 2) -> EpochOrder:
     """An epoch's order of the training split."""
-    return EpochOrder(counts(found), seed, epoch, lanes, window)
+    return EpochOrder(counts(packed), seed, epoch, lanes, window)
 
 
 def training(

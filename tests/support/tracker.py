@@ -8,7 +8,7 @@ from orchestrator.tracking.tracker import FinalStatus, MetricPoint, TrackedRun, 
 
 @dataclass
 class RecordedRun:
-    """What was recorded of one run. Points keep their order of arrival."""
+    """The record of one run. Points keep their order of arrival."""
 
     run: TrackedRun
     status: str = "RUNNING"
@@ -23,7 +23,7 @@ class RecordedRun:
 class RecordingTracker:
     """Implements the Tracker protocol.
 
-    down: every call raises TrackerUnreachable. lossy: the next log() does, after the deed.
+    down: every call raises TrackerUnreachableError. lossy: the next log_metrics() does, after it has recorded.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from orchestrator.config.errors import ConfigError
 from orchestrator.tracking import login
 from tests.support.ending import end
 from tests.support.launched import process_tree, title, until
-from tests.support.others import NOBODY, needs_root, run_as_nobody
+from tests.support.others import NOBODY_ID, needs_root, run_as_nobody
 
 PASSWORD = "a-password-of-a-test"
 
@@ -233,7 +233,7 @@ def test_another_user_neither_reads_files_nor_plants_artifacts(server: str, tmp_
     secret.chmod(0o600)
     theirs = tempfile.mkdtemp(prefix="others-", dir="/tmp")
     try:
-        os.chown(theirs, NOBODY, NOBODY)
+        os.chown(theirs, NOBODY_ID, NOBODY_ID)
         assert json.loads(run_as_nobody(ATTACK, server, theirs, str(secret))) == ["401", "401", "401"]
         # With the password it works: the attack is a real one.
         assert json.loads(run_as_nobody(ATTACK, server, theirs, str(secret), PASSWORD))[0] == "the owner's token"

@@ -196,6 +196,30 @@ def test_the_winner_is_wider_and_scores_far_apart_have_a_logarithmic_axis() -> N
     assert sweep_report.draw_errors(trials[:1], METRIC).axes[0].get_yscale() == "linear"
 
 
+def test_each_trial_is_drawn_as_its_curve_with_gaps_and_a_mark_at_its_end() -> None:
+    trials = [
+        made.trial(1, [50.0, 30.0, 20.0], "pruned", ONE),
+        made.trial(2, [40.0, math.inf, 4.0, math.nan], "diverged", ONE),
+        made.trial(3, [45.0, 5.0], assignment=ONE),
+        made.trial(4, [], "waiting", ONE),
+    ]
+    axes = sweep_report.draw_errors(trials, METRIC).axes[0]
+    drawn = [points for line in axes.get_lines() if len(points := np.asarray(line.get_xydata()))]
+    gap = math.nan
+    curves = [  # the winner last
+        [(1, 50), (2, 30), (3, 20)], [(3, 20)],
+        [(1, 40), (2, gap), (3, 4), (4, gap)], [(3, 4)],
+        [(1, 45), (2, 5)], [(2, 5)],
+    ]  # fmt: skip
+    for line, curve in zip(drawn, curves, strict=True):
+        np.testing.assert_array_equal(line, np.array(curve, dtype=float))
+    colors = [line.get_color() for line in axes.get_lines()][:6]
+    pruned, diverged, finished = (sweep_report.STATE_STYLES[trial.state][0] for trial in trials[:3])
+    assert colors == [pruned, pruned, diverged, diverged, finished, finished]
+    _, labels = axes.get_legend_handles_labels()
+    assert sorted(labels) == ["diverged (1)", "finished (1)", "pruned (1)", "t003, the winner"]
+
+
 def test_the_plot_is_a_picture_with_something_on_it(tmp_path: Path) -> None:
     SweepReport({}, made.sweep(12), METRIC, googlenet_digits()).write(str(tmp_path))
     image = imread(tmp_path / "errors.png")

@@ -75,13 +75,19 @@ def test_orientation(orientation: int, met: tuple[str, ...]) -> None:
     assert shard_packer.inspect_image(imagenet.oriented(orientation), "a.jpg").oddities == met
 
 
-def test_every_prefix_and_every_flipped_byte_of_a_header_is_survived() -> None:
+def test_every_prefix_and_every_flipped_byte_of_a_header_gives_a_finding() -> None:
     image = imagenet.oriented(6)
-    for cut in range(0, 700, 3):
-        shard_packer.inspect_image(image[:cut], "a.jpg")
+    header = image.index(b"\xff\xda")  # of the scan, whose pixels follow
+    outcomes = set()
+    for position in range(0, header, 3):
+        cut = shard_packer.inspect_image(image[:position], "a.jpg")
+        assert cut.defect and cut.reason, position
         flipped = bytearray(image)
-        flipped[cut] ^= 0xFF
-        reencode_image(bytes(flipped), "a.jpg", ShardLayout())
+        flipped[position] ^= 0xFF
+        packed = reencode_image(bytes(flipped), "a.jpg", ShardLayout())
+        assert packed.image in (b"", bytes(flipped)), position
+        outcomes.add(bool(packed.image))
+    assert outcomes == {True, False}, "some flips spoil the image, others do not"
 
 
 # ------------------------------------------------------------------ reducing

@@ -3,11 +3,15 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from orchestrator.ensemble.report import ensemble_plots, ensemble_report, wording
+from orchestrator.ensemble.report.ensemble_plots import ErrorCurves
 from orchestrator.evaluation.analysis import analyze_ensemble
 from orchestrator.evaluation.analysis_results import Analysis, Differences, Errors
 from orchestrator.evaluation.table3 import PAPER_TOP5
@@ -162,8 +166,6 @@ def test_the_papers_figures_are_marked_beside_other_data(seven: Analysis) -> Non
     assert {row[8] for row in found.table("models crops")} == {f"{value:.2f}" for value in PAPER_TOP5.values()}
     assert wording.PAPER_NOTE in found.text
     assert "The paper's seven" not in " ".join(wording.compose_headline(here))
-    drawn = ensemble_plots.draw_plots(here, {})
-    assert "the paper" not in drawn["table"].svg
     assert wording.PAPER_NOTE not in Page(page(seven)).text
     assert wording.PAPER_NOTE in wording.render_markdown(here.table)
     assert wording.PAPER_NOTE not in wording.render_markdown(seven.table)
@@ -221,6 +223,90 @@ def test_sources_are_listed(seven: Analysis) -> None:
     assert facts["commit"] == "abc"
     assert facts["versions"] == "torch: 2"
     assert facts["models"] == "7 of 7"
+
+
+# ------------------------------------------------------------------ the plots
+def draw_figures(analysis: Analysis, curves: ErrorCurves | None = None) -> dict[str, Figure]:
+    """Return the figures that the files of the plots are saved from, by name."""
+    figures: list[Figure] = []
+
+    def record(figure: Figure, file: IO[bytes], **_: object) -> None:
+        file.write(b"<svg>")
+        if figure not in figures:
+            figures.append(figure)
+
+    with patch.object(Figure, "savefig", record):
+        plots = ensemble_plots.draw_plots(analysis, curves or {})
+    return dict(zip(plots, figures, strict=True))
+
+
+def points(line: Any) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in line.get_xydata()]
+
+
+def test_each_cell_is_drawn_with_its_interval(seven: Analysis) -> None:
+    for rank, panel in enumerate(draw_figures(seven)["table"].axes):
+        rows = [((c.top1_error, c.top1_interval), (c.top5_error, c.top5_interval))[rank] for c in seven.table.cells]
+        ((line, _, (intervals,)),) = panel.containers
+        assert points(line) == [(error, row) for row, (error, _) in enumerate(rows)]
+        drawn = [[float(x) for x, _ in segment] for segment in intervals.get_segments()]
+        # Rounding may move an error outside of its interval.
+        ends = [[min(low, error), max(high, error)] for error, (low, high) in rows]
+        assert np.allclose(drawn, ends, atol=1e-9)
+        assert [text.get_text() for text in panel.texts] == [f"{error:.2f}" for error, _ in rows]
+    names = [label.get_text() for label in draw_figures(seven)["table"].axes[0].get_yticklabels()]
+    assert names == [
+        f"{format_count(cell.models, 'model')}, {format_count(cell.crops, 'crop')}" for cell in seven.table.cells
+    ]
+
+
+def test_the_papers_figures_are_drawn_for_ilsvrc_alone(seven: Analysis) -> None:
+    def papers(analysis: Analysis) -> list[list[tuple[float, float]]]:
+        return [
+            points(line)
+            for panel in draw_figures(analysis)["table"].axes
+            for line in panel.get_lines()
+            if str(line.get_label()).startswith("the paper's figure")
+        ]
+
+    assert papers(seven) == [[(cell.paper_top5, row) for row, cell in enumerate(seven.table.cells)]]
+    assert papers(replace(seven, table=replace(seven.table, of_ilsvrc=False))) == []
+
+
+def test_errors_of_subsets_are_drawn_by_size(seven: Analysis) -> None:
+    for rank, panel in enumerate(draw_figures(seven)["error_by_models"].axes):
+        lines = {str(line.get_label()): points(line) for line in panel.get_lines()}
+        assert lines.keys() == {"1 crop", "10 crops", "144 crops"}
+        for crops, band in zip((1, 10, 144), panel.collections, strict=True):
+            rows = {size: errors for (count, size), errors in seven.subsets.items() if count == crops}
+            assert lines[format_count(crops, "crop")] == [(size, row.mean[rank]) for size, row in rows.items()]
+            (path,) = band.get_paths()
+            corners = {(float(x), float(y)) for x, y in np.asarray(path.vertices)}
+            assert corners == {(s, end) for s, row in rows.items() for end in (row.least[rank], row.most[rank])}
+
+
+def test_reliability_is_drawn_by_bins(seven: Analysis) -> None:
+    by_confidence, shares = draw_figures(seven)["reliability"].axes
+    diagonal, *lines = by_confidence.get_lines()
+    assert points(diagonal) == [(0, 0), (1, 1)]
+    for calibration, line, bars in zip(seven.calibration, lines, shares.containers, strict=True):
+        assert line.get_label() == format_count(calibration.models, "model")
+        assert points(line) == [(confidence, accuracy) for answers, confidence, accuracy in calibration.bins if answers]
+        total = sum(answers for answers, _, _ in calibration.bins)
+        assert [bar.get_height() for bar in bars] == [100 * answers / total for answers, _, _ in calibration.bins]
+        width = 1 / len(calibration.bins)
+        assert [int(bar.get_x() / width) for bar in bars] == list(range(len(calibration.bins)))
+
+
+def test_training_curves_are_drawn_by_member_with_gaps(one: Analysis) -> None:
+    curves = {**CURVES, "m2": [], "m3": [(1.0, float("inf")), (2.0, 40.0)]}
+    (axes,) = draw_figures(one, curves)["curves"].axes
+    drawn = {str(line.get_label()): points(line) for line in axes.get_lines()}
+    gap = float("nan")
+    expected = {"m0": [(1, 60), (2, gap), (3, 50)], "m1": [(1, 55)], "m3": [(1, gap), (2, 40)]}
+    assert drawn.keys() == expected.keys()
+    for name, line in drawn.items():
+        np.testing.assert_array_equal(line, expected[name])
 
 
 # ------------------------------------------------------------------ in words

@@ -1,5 +1,6 @@
 """Checkpoints by the clock and by samples, written in the background."""
 
+import logging
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,9 +289,18 @@ def test_a_later_attempt_knows_what_is_kept(one: TrainJob, state: TrainState) ->
     assert kept(one) == [24]
 
 
-def test_a_failed_write_of_the_best_weights_ends_no_run(one: TrainJob, state: TrainState) -> None:
-    Path(one.folder, "best").write_bytes(b"a file where the folder should be")
-    offer(best(one), state, raw=10.0)
+def test_a_failed_write_of_the_best_weights_is_only_a_warning(
+    one: TrainJob, state: TrainState, caplog: pytest.LogCaptureFixture
+) -> None:
+    obstacle = Path(get_best_weights_dir(one.folder))
+    obstacle.write_bytes(b"a file where the folder should be")
+    keeper = best(one)
+    offer(keeper, state, raw=10.0)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "the best weights were not saved" in caplog.text
+    obstacle.unlink()
+    offer(keeper, state, raw=10.0)
+    assert kept(one) == [16], "the next epoch is stored as usual"
 
 
 def test_a_run_keeps_its_best_epoch(small: Path, tmp_path: Path) -> None:
