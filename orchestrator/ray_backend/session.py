@@ -264,9 +264,9 @@ def _make_tracker_factory(destination: Destination) -> Callable[[], Tracker]:
         tracker.check()
         return tracker
 
-    if connect.will_create_database(destination.tracking, destination.tracker):
-        return open_checked
     try:
+        if connect.will_create_database(destination.tracking, destination.tracker):
+            return open_checked
         tracker = open_checked()
     except TrackingError as error:
         raise PreflightError(f"tracking: {error}") from None

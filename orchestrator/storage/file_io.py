@@ -186,8 +186,10 @@ def find_conditional_create_problem(url: str) -> str | None:
     probe = join(url, f"probe-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"first")
-        overwrote = create_bytes(probe, b"second")
-        remove(probe)
+        try:
+            overwrote = create_bytes(probe, b"second")
+        finally:
+            remove(probe)
     except (OSError, ValueError):
         return None
     if not overwrote:

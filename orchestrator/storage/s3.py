@@ -179,7 +179,7 @@ class S3Reader:
 def _check_response_range(answer: Any, start: int, length: int, progress: ReadProgress) -> None:
     """Raise ValueError unless the answer is the requested range of the object that was read before."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", str(answer.get("ContentRange") or ""))
-    length_sent = answer["ContentLength"]
+    length_sent = answer.get("ContentLength", 0)  # chunked answers have none
     # Some servers send the whole object for a range that begins at 0.
     first, last, total = map(int, match.groups()) if match else (0, length_sent - 1, length_sent)
     if first != start:

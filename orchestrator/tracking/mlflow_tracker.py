@@ -161,8 +161,9 @@ class MlflowTracker:
         with convert_errors(self._uri, f"store {path} of run {run_id}"):
             client, _ = self._connect()
             client.log_text(run_id, redact(json.dumps(table)), path)
-            tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-            entry = {"path": path, "type": "table"}
+            tables, entry = [], {"path": path, "type": "table"}
+            with suppress(ValueError, TypeError):  # a user may have edited the tag
+                tables = [*json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))]
             if entry not in tables:
                 self._send_tags(client, run_id, {"mlflow.loggedArtifacts": json.dumps([*tables, entry])})
 

@@ -31,10 +31,10 @@ class ModelRegistry:
         self._client = MlflowClient(self._uri.raw, self._uri.raw)
 
     def find_version(self, name: str, digest: str) -> str | None:
-        """Return the newest version of the model `name` with this digest; None when there is none."""
+        """Return the newest version of `name` with this digest; None when there is none, or its files are lost."""
         with convert_errors(self._uri, f"look for model {name!r}"):
-            versions = reversed(self._list_versions(name))
-            return next((str(each.version) for each in versions if each.tags.get(DIGEST_TAG) == digest), None)
+            versions = (each for each in self._list_versions(name)[::-1] if each.tags.get(DIGEST_TAG) == digest)
+            return next((str(each.version) for each in versions if self._has_files(each)), None)
 
     def register_model(
         self, name: str, digest: str, run_id: str, folder: str, description: str, tags: Mapping[str, str]
@@ -57,10 +57,12 @@ class ModelRegistry:
             return str(version.version)
 
     def set_alias_if_unset(self, name: str, alias: str, version: str) -> str:
-        """Set the alias unless a version has it, and return the version that has it. People may move it."""
+        """Set the alias unless a version with files has it, and return the version that has it. People may move it."""
         with convert_errors(self._uri, f"name version {version} of model {name!r} {alias!r}"):
             try:
-                return str(self._client.get_model_version_by_alias(name, alias).version)
+                holder = self._client.get_model_version_by_alias(name, alias)
+                if str(holder.version) == version or self._has_files(holder):
+                    return str(holder.version)
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -85,7 +87,23 @@ class ModelRegistry:
             digest = version.tags.get(DIGEST_TAG)
             if digest is None or not version.run_id:
                 raise TrackingError(f"{model!r} must be a model that this project registered")
+            if not self._has_files(version):
+                raise TrackingError(
+                    f"{model!r} (version {version.version}) must have its files among the artifacts of run "
+                    f"{version.run_id}, which has none; rerun the job that made the ensemble to register it anew"
+                )
             return str(self._client.download_artifacts(version.run_id, _ARTIFACT_PATH.format(digest), folder))
+
+    def _has_files(self, version: ModelVersion) -> bool:
+        """Return whether a version of this project has files; True for one of another project."""
+        if (digest := version.tags.get(DIGEST_TAG)) is None or not version.run_id:
+            return True
+        try:
+            return bool(self._client.list_artifacts(version.run_id, _ARTIFACT_PATH.format(digest)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False  # its run was deleted
 
     def _resolve_version(self, model: str) -> ModelVersion:
         reference = model.removeprefix("models:/")

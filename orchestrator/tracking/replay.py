@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -35,6 +35,7 @@ INCIDENTS_FILE = "incidents.json"
 _DRAIN_POLL_SECONDS = 0.5  # between rounds, while a thread waits in drain() or stop()
 _DRAIN_SHARE = 0.8  # of the time of stop(), so that some is left to close the runs
 _SEGMENTS_PER_READ = 200
+_MAX_REQUEST_TRIES = 3  # of a request that fails by storage
 _LOST = "segment_lost"  # kind of an event in place of a damaged segment's
 
 
@@ -53,6 +54,7 @@ class JournalReplayer:
         self._runs: dict[str, ReplayedRun] = {}
         self._tracker_retry = RetryState("tracker")
         self._requests: deque[tuple[TrackerRequest, Future[None], ReplayedRun | None]] = deque()
+        self._request_tries: Counter[Future[None]] = Counter()  # that failed
         self._tracker: Tracker | None = None
         self._drain_waiters = 0
         self._stopping = False
@@ -84,8 +86,8 @@ class JournalReplayer:
     def submit(self, request: TrackerRequest, required_key: str | None = None) -> Future[None]:
         """Have the thread call request(tracker), in order of submission, after an outage if there is one.
 
-        Another error than an outage is logged, and fails the future. required_key: of the followed run that the request
-        is about, which must be open first; meanwhile later requests pass this one.
+        Another error than an outage, of storage the third, is logged, and fails the future. required_key: of the
+        followed run that the request is about, which must be open first; meanwhile later requests pass this one.
         """
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled
@@ -237,6 +239,9 @@ class JournalReplayer:
             except TrackerUnreachableError:
                 raise
             except Exception as error:
+                self._request_tries[future] += 1
+                if isinstance(error, OSError) and self._request_tries[future] < _MAX_REQUEST_TRIES:
+                    return False
                 # An error of the run was logged already.
                 log = _log.info if run is not None and run.is_rejected else _log.error
                 log("tracker request given up: %s", error, exc_info=not isinstance(error, SELF_EXPLANATORY_ERRORS))

@@ -9,7 +9,8 @@ import pytest
 from orchestrator.data.build.tar_writer import write_dataset
 from orchestrator.ray_backend import lease, run_lookup
 from orchestrator.ray_backend import session as sessions
-from orchestrator.ray_backend.run_spec import RunSpec
+from orchestrator.ray_backend.launch_errors import PreflightError
+from orchestrator.ray_backend.run_spec import Destination, RunSpec
 from orchestrator.ray_backend.session import RunRecorder, Session
 from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.storage import file_io
@@ -65,6 +66,12 @@ def test_the_stop_flag_of_one_run_stops_all(tmp_path: Path, session: Session, la
         assert [run.result(20).status for run in runs] == ["stopped", "stopped"]
         assert session.interruption.event.is_set()
     assert lease.read_lease(one.folder).released  # type: ignore[union-attr]
+
+
+def test_an_unsupported_tracking_uri_is_a_problem_to_fix_before_the_start(tmp_path: Path) -> None:
+    places = Destination(data="digits", storage=str(tmp_path), tracking="postgresql://host/mlflow")
+    with pytest.raises(PreflightError, match=r"^tracking: .*'postgresql' is not supported; give http"):
+        sessions._make_tracker_factory(places)
 
 
 # ------------------------------------------------------------------ identity in the tracker

@@ -3,6 +3,7 @@
 import os
 import uuid
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -59,3 +60,11 @@ def test_a_store_that_ignores_conditions_is_named(s3_server: S3Server, monkeypat
 
 def test_an_unwritable_place_is_left_to_the_write_probe() -> None:
     assert file_io.find_conditional_create_problem("nonsense://user:secret@host/x") is None
+
+
+def test_a_store_that_rejects_conditional_creates_keeps_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"memory://{uuid.uuid4().hex}"
+    rejected = file_io.StorageError("501 NotImplemented")
+    monkeypatch.setattr(file_io, "create_bytes", Mock(side_effect=rejected))
+    assert file_io.find_conditional_create_problem(place) is None
+    assert file_io.list_names(place) == []

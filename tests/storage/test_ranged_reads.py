@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator.storage import file_io, ranged_reads
+from orchestrator.storage import file_io, ranged_reads, s3
 from orchestrator.storage.file_io import StorageError
 from orchestrator.storage.ranged_reads import RangeReader, ReadRetryPolicy
 
@@ -269,3 +269,9 @@ def test_streams_are_bounded(remote: str, monkeypatch: pytest.MonkeyPatch) -> No
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda start: ranges.read(remote, start, 9) == DATA[start : start + 9], range(40)))
     assert most == [2]
+
+
+def test_an_answer_in_chunks_has_no_length_but_its_range() -> None:
+    progress = s3.ReadProgress()
+    s3._check_response_range({"ContentRange": "bytes 4-7/20", "ETag": "a"}, 4, 4, progress)
+    assert progress.identity == ("a", None, 20)

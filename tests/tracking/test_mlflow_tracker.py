@@ -214,6 +214,17 @@ def test_artifacts_lie_beside_the_database(
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
+@pytest.mark.parametrize("edited", ["", "5", "[not json"])
+def test_a_table_is_shown_although_someone_edited_the_tag(
+    tracker: MlflowTracker, client: MlflowClient, edited: str
+) -> None:
+    run_id = tracker.open_run(run_named("a"))
+    tracker.set_tags(run_id, {"mlflow.loggedArtifacts": edited})
+    tracker.log_table(run_id, "crops.json", {"crops": [1]})
+    shown = client.get_run(run_id).data.tags["mlflow.loggedArtifacts"]
+    assert json.loads(shown) == [{"path": "crops.json", "type": "table"}]
+
+
 def test_invalid_calls_raise_with_the_reason(tracker: MlflowTracker, tmp_path: Path) -> None:
     run_id = tracker.open_run(run_named("a"))
     with pytest.raises(TrackingError, match="not a file"):

@@ -1,3 +1,4 @@
+import shutil
 import socket
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_an_alias_is_given_once(registry: ModelRegistry, run_id: str, tmp_path: 
         registry.register_model("named", digest, run_id, folder, "", {})
     assert registry.set_alias_if_unset("named", "champion", "1") == "1"
     assert registry.set_alias_if_unset("named", "champion", "2") == "1"
+
+
+@pytest.mark.leaks
+def test_a_version_whose_files_are_lost_is_registered_anew(
+    registry: ModelRegistry, run_id: str, tmp_path: Path
+) -> None:
+    folder = model(tmp_path)
+    registry.set_alias_if_unset("gone", "champion", registry.register_model("gone", "aa", run_id, folder, "", {}))
+    shutil.rmtree(tmp_path / "artifacts")
+    assert registry.find_version("gone", "aa") is None
+    with pytest.raises(TrackingError, match=f"artifacts of run {run_id}, which has none; rerun the job"):
+        registry.download_model("models:/gone@champion", str(_made(tmp_path / "out")))
+    assert registry.set_alias_if_unset("gone", "champion", "1") == "1"
+    assert registry.register_model("gone", "bb", run_id, folder, "", {}) == "2"
+    assert registry.set_alias_if_unset("gone", "champion", "2") == "2"
+    assert registry.register_model("gone", "aa", run_id, folder, "", {}) == registry.find_version("gone", "aa") == "3"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -13,7 +14,7 @@ from orchestrator.tracking import replay
 from orchestrator.tracking import tracker as trackers
 from orchestrator.tracking.journal import JournalWriter
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.replay import JournalReplayer
+from orchestrator.tracking.replay import JournalReplayer, ReplayedRun
 from orchestrator.tracking.tracker import TrackedRun, Tracker, TrackingError
 from tests.support.tracker import RecordingTracker
 
@@ -206,6 +207,29 @@ def test_a_failing_request_is_given_up(replayer: JournalReplayer, caplog: pytest
     assert second.result(5) is None
     assert len(tries) == 1
     assert "given up" in caplog.text
+
+
+def test_a_run_is_closed_although_its_storage_fails_for_a_moment(
+    tracker: RecordingTracker,
+    replayer: JournalReplayer,
+    writer: JournalWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    follow(replayer, tmp_path)
+    assert replayer.drain(5)
+    failures = iter([file_io.StorageError("cannot list journal: timed out")])
+    finish = ReplayedRun.finish
+
+    def finish_later(run: ReplayedRun, *arguments: Any) -> None:
+        for error in failures:
+            raise error
+        finish(run, *arguments)
+
+    monkeypatch.setattr(ReplayedRun, "finish", finish_later)
+    assert replayer.close("a", "FINISHED").exception(5) is None
+    assert tracker.runs["id-a"].status == "FINISHED"
+    assert replayer.stop({}, 5)
 
 
 def test_an_error_of_one_run_does_not_affect_others(

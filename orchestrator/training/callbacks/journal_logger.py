@@ -137,7 +137,8 @@ class Profiler(Callback):
 
     def on_end(self, trainer: Trainer, outcome: Outcome | None) -> None:
         """Write what was traced, unless that is done."""
-        self._profile.stop()
+        if self._profile.profiler is not None:  # else no step was traced
+            self._profile.stop()
 
     def _write_trace(self, traced: profile) -> None:
         """Write the trace. A failure only costs a warning: no training ends for a trace."""

@@ -136,11 +136,12 @@ class Watchdog(Callback):
 
     def _locate_training_thread(self) -> str:
         """Return the innermost lines of the training thread: this package's, and the last."""
-        lines = traceback.extract_stack(sys._current_frames().get(self._trainer))
+        frame = sys._current_frames().get(self._trainer)
+        lines = [] if frame is None else traceback.extract_stack(frame)
         own_lines = [line for line in lines if f"{os.sep}orchestrator{os.sep}" in line.filename]
         chosen = (*own_lines[-1:], *lines[-1:])
         places = (f"{os.path.basename(line.filename)}:{line.lineno} {line.name}" for line in chosen)
-        return " > ".join(dict.fromkeys(places))
+        return " > ".join(dict.fromkeys(places)) or "a thread that has ended"
 
 
 def _format_stacks() -> str:

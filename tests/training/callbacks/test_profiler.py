@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from orchestrator.training.attempts import Attempt
+from orchestrator.training.callbacks.journal_logger import Profiler
 from orchestrator.training.config import Execution, TrainJob
 from tests.support.runs import job, recipe, train
 
@@ -38,3 +41,9 @@ def test_a_trace_that_cannot_be_written_ends_no_training(
     (tmp_path / "profile").write_bytes(b"a file where the folder should be")
     assert train(profiled(small, tmp_path, 0, 0)).status == "finished"
     assert "the trace was not written" in caplog.text
+
+
+def test_an_attempt_that_ends_before_its_first_step_has_no_trace(small: Path, tmp_path: Path) -> None:
+    attempt = Attempt(str(tmp_path), 1, 0.0)
+    Profiler((0, 1), attempt, profiled(small, tmp_path, 0, 1), torch.device("cpu")).on_end(None, None)  # type: ignore[arg-type]
+    assert not (tmp_path / "profile").exists()

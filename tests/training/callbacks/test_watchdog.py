@@ -215,6 +215,16 @@ def test_saves_of_two_kinds_are_watched_each_for_itself(fired: list[str]) -> Non
     assert "the phase 'save'" in fired[0]
 
 
+def test_the_place_of_a_training_thread_that_has_ended_is_not_the_watchdogs(fired: list[str]) -> None:
+    made: list[Watchdog] = []
+    trainer = threading.Thread(target=lambda: made.append(dog(fired, start_seconds=0.01)))
+    trainer.start()
+    trainer.join()
+    assert until(lambda: fired)
+    made[0].on_end()
+    assert fired[0].endswith("in a thread that has ended")
+
+
 def test_a_cause_names_what_takes_long_in_other_threads(fired: list[str]) -> None:
     one = dog(fired, start_seconds=0.05)
     one.describe_slow_work = lambda: [f"sample {key!r}" for key in "abcde"]
