@@ -194,6 +194,17 @@ class RunSpec(Config):
         """URL of the run's folder."""
         return file_io.join(self.destination.storage, "models", self.name)
 
+    @property
+    def dataset_warning(self) -> str:
+        """A warning that the recipe was tuned on another dataset; empty when it was not, or it is not known."""
+        origin = self.provenance
+        if origin is None or origin.dataset_digest in ("", self.dataset_digest):
+            return ""
+        return (
+            f"the recipe was tuned on {origin.dataset or 'a dataset'} of digest {origin.dataset_digest}, this one's is "
+            f"{self.dataset_digest}: it may not be the best one here"
+        )
+
     def save(self) -> None:
         """Write the spec into the run's folder, without users, passwords and queries, for other jobs to read."""
         update = {"destination": self.destination.redact(), "weights": redaction.redact(self.weights)}

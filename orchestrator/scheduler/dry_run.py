@@ -51,6 +51,8 @@ def print_dry_run(config: JobConfig, recipes: Sequence[Recipe], options: PlanCon
     capacity, cluster_text = resolve_capacity(options)
     gpus = cluster.resolve_gpus_per_worker(config.placement, capacity)
     print_line(console, f"cluster:    {cluster_text}")
+    if dataset is not None and specs[0].dataset_warning:
+        print_line(console, f"warning:    {specs[0].dataset_warning}")
     if finished := sum(history.finished for history in histories.values()):
         print_line(console, f"finished:   {finished} of {len(specs)} models")
     if finished == len(specs):

@@ -81,6 +81,8 @@ def _execute_plan(
     first = plan.order[0]
     if (problem := file_io.find_conditional_create_problem(first.destination.storage)) is not None:
         session.print_line(f"warning: storage: {problem}")
+    if first.dataset_warning:
+        session.print_line(f"warning: {first.dataset_warning}")
 
     def query_slots() -> int:
         # A single run needs no free slots counted: Ray has it wait for nodes.

@@ -11,6 +11,7 @@ from rich.console import Console
 from orchestrator.ray_backend.cluster import ClusterCapacity, Node
 from orchestrator.ray_backend.run_spec import RunSpec
 from orchestrator.ray_backend.session import Session
+from orchestrator.recipe.recipe_file import Provenance
 from orchestrator.scheduler import multi_run, scheduler
 from orchestrator.scheduler.config import PlanConfig
 from orchestrator.storage import file_io
@@ -85,6 +86,15 @@ def test_a_storage_that_two_drivers_could_write_is_warned_of(tmp_path: Path, mon
     session = FakeSession(tmp_path)
     trained(session, specs_of(tmp_path, "m1"))
     assert f"warning: storage: {tmp_path} has no locks" in session.said
+
+
+def test_a_recipe_that_was_tuned_on_other_data_is_warned_of_once(tmp_path: Path) -> None:
+    session = FakeSession(tmp_path)
+    origin = Provenance(sweep="s", trial="t1", dataset_digest="another")
+    runs = [run.model_copy(update={"provenance": origin}) for run in specs_of(tmp_path, "a", "b")]
+    trained(session, runs)
+    warning = f"warning: the recipe was tuned on a dataset of digest another, this one's is {runs[0].dataset_digest}"
+    assert [text.partition(": it may")[0] for text in session.said if "tuned on" in text] == [warning]
 
 
 def test_with_a_speed_the_plan_is_printed_in_minutes(tmp_path: Path) -> None:
