@@ -118,6 +118,8 @@ def _describe_failures(folder: str) -> str:
 def _load_run(name: str, storage: str, data: str) -> AuditedRun:
     (entry,) = run_lookup.find_runs([name], storage)
     folder = entry.folder
+    if entry.members is not None or entry.is_sweep:
+        raise ConfigError(f"runs: {redaction.redact(name)!r}: must be a run, not an ensemble or a sweep; give its runs")
     try:
         spec = load_run_spec(folder)
     except (FileNotFoundError, ValueError) as error:

@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.cli import predict
 from orchestrator.config.errors import ConfigError
@@ -42,6 +43,7 @@ MAX_BODY_BYTES = 16 * 2**20
 MAX_HELD_BYTES = 32 * MAX_BODY_BYTES  # of bodies that are being received
 MAX_CONNECTIONS = 512
 MAX_WAITING = 16  # requests that wait for the networks, which answer one at a time
+HEAD_SECONDS = 10.0  # for the head of a request: silent clients must not keep others out
 BODY_SECONDS, LINGER_SECONDS = 60.0, 10.0  # for a body, and for the rest of a rejected one
 STOP_SECONDS = 90  # to answer what is in flight when the server is stopped
 USAGE = "GET /health, or POST an image to /"
@@ -51,6 +53,19 @@ _QUERY = {
     "top": (_NUMBER, "a whole number from 1"),
     "members": (f"{_NUMBER}(,{_NUMBER})*", "whole numbers from 1, such as 1,3"),
 }
+
+
+class TimedConnection(H11Protocol):
+    """uvicorn's connection, closed when the head of its request is not complete in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the timer."""
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._check_head)
+
+    def _check_head(self) -> None:
+        if not self.cycle:
+            self.transport.abort()
 
 
 class ErrorResponse(JSONResponse):
@@ -113,7 +128,7 @@ class PredictionServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=TimedConnection,
                 limit_concurrency=MAX_CONNECTIONS,
                 ws="none",
                 lifespan="off",

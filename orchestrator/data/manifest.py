@@ -112,7 +112,9 @@ def load(url: str, *, allow_elsewhere: bool = False, field: str = "data") -> Man
         manifest = Manifest.model_validate_json(data)
         problem = "" if "format_version" in manifest.model_fields_set else "format_version: needed"
     except ValidationError as error:
-        problem = str(convert_validation_error(error, Manifest))
+        first = error.errors(include_url=False, include_input=False)[0]
+        is_json = first["type"] != "json_invalid"
+        problem = str(convert_validation_error(error, Manifest)) if is_json else first["msg"]
     if problem:
         raise DataError(f"{label}: damaged, or of another version: {problem}; pack the dataset again")
     if not allow_elsewhere and is_outside(manifest.tars, url):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,7 +136,9 @@ def compare_seeds(base_scores: Sequence[float], winner_scores: Sequence[float], 
         from scipy import stats  # takes a second to import; few sweeps repeat
 
         losses = [[metric.to_loss(score) for score in group.scores] for group in (base, best)]
-        low, high = stats.ttest_ind(*losses, equal_var=False).confidence_interval(0.95)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a group whose scores are equal
+            low, high = stats.ttest_ind(*losses, equal_var=False).confidence_interval(0.95)
         interval, beyond = (float(low), float(high)), bool(low > 0 or high < 0)
     return SeedComparison(base, best, gain, interval, beyond, _compose_verdict(base, best, gain, interval, metric))
 

@@ -22,9 +22,16 @@ from orchestrator.ray_backend.run_spec import Destination, Placement, RunSpec
 from orchestrator.storage import commit, file_io
 from orchestrator.training.config import TrainJob
 from orchestrator.training.run_dir import get_checkpoints_dir, get_final_weights_dir, get_journal_dir
-from tests.support import launched, runs, tiny_shards
+from tests.support import ensembles, launched, runs, tiny_shards
 from tests.support.launched import write_journal
 from tests.support.runs import RecordingContext
+
+
+def test_an_ensemble_is_no_run(tmp_path: Path) -> None:
+    ensembles.members(tmp_path)
+    ensembles.ensemble(tmp_path)
+    with pytest.raises(ConfigError, match=r"runs: 'tiny-x3': must be a run, not an ensemble or a sweep; give its runs"):
+        audit.run_audit(AuditConfig(runs=("tiny-x3",), storage=str(tmp_path)), Console(file=io.StringIO()))
 
 
 def placed(storage: Path, data: Path, **cadence: Any) -> TrainJob:

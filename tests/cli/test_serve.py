@@ -1,3 +1,4 @@
+import contextlib
 import json
 import select
 import signal
@@ -294,6 +295,18 @@ def test_too_many_connections_are_turned_away(known: Classifier, monkeypatch: py
             assert ask(endpoint)[0] == 503
         while health(endpoint)[0] == 503:
             pass
+
+
+def test_a_client_that_sends_no_head_is_disconnected(
+    endpoint: PredictionServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 0.2)
+    with sent(endpoint, b"POST /") as client, contextlib.suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+    with sent(endpoint, head(len(IMAGE))) as client:  # its head is complete
+        time.sleep(0.4)
+        client.sendall(IMAGE)
+        assert rest(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_bodies_together_take_a_bounded_memory(endpoint: PredictionServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,12 @@ def test_damaged(packed: Path, text: str) -> None:
         manifest.load(str(packed))
 
 
+def test_damaged_json_is_called_so(packed: Path) -> None:
+    (packed / manifest.FILE_NAME).write_text('{"format_version": 2, "name"')
+    with pytest.raises(DataError, match=r"damaged, .*: Invalid JSON: EOF .*pack the dataset again"):
+        manifest.load(str(packed))
+
+
 @pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_other_versions(packed: Path, version: object) -> None:
     rewrite(packed, format_version=version)

@@ -160,6 +160,13 @@ def test_intervals_are_welchs_for_unlike_counts_and_spreads() -> None:
         assert found.beyond == (expected.pvalue < 0.05)
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_group_without_spread_gives_an_interval_and_no_warning() -> None:
+    found = ranking.compare_seeds([5.0, 5.0, 5.0], [4.0, 4.5, 4.2], METRIC)
+    assert found.interval is not None
+    assert found.interval[0] < 0.766 < found.interval[1]
+
+
 def test_a_gain_within_noise_and_few_seeds() -> None:
     found = ranking.compare_seeds([5.0, 5.6], [4.8, 5.3], METRIC)
     assert found.beyond is False

@@ -160,8 +160,11 @@ class ShardIndexer:
         listing = scan.build_index(is_checked=True)
         skipped = scan.count_skipped(listing.keys)
         if not listing.keys or (label_format.has_images(skipped) and not labels.is_chosen):
+            if not skipped:
+                raise DataError(f"{shown}: no sample in it; name tars that have samples")
             described = label_format.describe_others(skipped, labels)
-            raise DataError(f"{shown}: {described}; or set --image-key jpg to leave them out")
+            fix = "; or set --image-key jpg to leave them out" if listing.keys else ""
+            raise DataError(f"{shown}: {described}{fix}")
         shard = shard_scan.save_index(self._to, name, listing, reader.size, reader.compute_sha256())
         entry = {"options": self._options, "shard": shard.to_dict(), "skipped": skipped}
         record = json.dumps({**entry, "transparent": scan.transparent}).encode()

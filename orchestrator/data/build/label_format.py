@@ -111,7 +111,7 @@ def _parse_extensions(key: str, field: str) -> tuple[str, ...]:
 
 
 def _read_text(payload: bytes) -> str | int:
-    text = payload.decode("utf-8-sig", "replace") if len(payload) <= MAX_NAME_BYTES else ""
+    text = payload[: MAX_NAME_BYTES + 1].decode("utf-8-sig", "replace")  # no name has so many bytes
     match = _DECIMAL.fullmatch(text[:64])
     return int(match[1]) if match and len(payload) <= 64 else text
 

@@ -194,6 +194,10 @@ def is_transparent(data: EncodedImage) -> bool:
     head = read_header(data)
     if head.format == "jpeg" or (head.format == "png" and not image_format.read_png(data).has_alpha):
         return False
+    if head.format != "png":
+        with _open_with_pillow(data, head.format) as image:
+            if not image.has_transparency_data:
+                return False  # without decoding it: packing does that
     _, alpha = _decode_layers(data, head)
     return alpha is not None and bool((alpha < 255).any())
 

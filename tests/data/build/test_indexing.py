@@ -243,6 +243,7 @@ def test_a_class_without_samples_is_reported(foreign: Path) -> None:
     ("label", "said"),
     [(-1, "must be a class in .* got -1"), (10**6, r"its label must be a class in 0 \.\. 999999, got 1000000"),
      ("two", "its label must be a whole number, got 'two'; give the names"), ("1.0", "a whole number"),
+     ("x" * 2000, "got 'x{40}'; give"),
      ("", "a whole number"), ("9" * 30, "a whole number"), ("1_0", "a whole number"), ("1" * 100, "a whole number")],
 )  # fmt: skip
 def test_labels_that_are_none(foreign: Path, label: object, said: str) -> None:
@@ -291,7 +292,8 @@ def test_one_class_is_none(tmp_path: Path) -> None:
      ([*sample(0, 0), ("a.cls", b"1")], "sample 'a' lacks an image or a label: it has a label only"),
      ([*sample(0, 0), *sample(0, 0)], "sample '0000' has two images"),
      ([*sample(0, 0), ("./0000.png", b"x")], "sample '0000' has two images"),
-     ([("a.txt", b"x")], r"members of samples that have none of .jpg, .jpeg, .png, .cls: .txt \(1\)"),
+     ([("a.txt", b"x")], r"members of samples that have none of .jpg, .jpeg, .png, .cls: .txt \(1\).* of the json$"),
+     ([], "no sample in it; name tars that have samples$"),
      ([("/a.jpg", b"x"), ("/a.cls", b"0")], "member '/a.jpg' at byte 0 must be relative"),
      ([("../a.jpg", b"x")], "member '../a.jpg'")],
 )  # fmt: skip

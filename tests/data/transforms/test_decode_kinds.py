@@ -357,3 +357,10 @@ def test_what_conversion_would_change_is_bad() -> None:
         decode.decode_image(deep.getvalue())
     with pytest.raises(BadSampleError, match="reduced copy"):
         decode.decode_image(raw.getvalue())
+
+
+def test_an_opaque_image_of_another_format_is_not_decoded_to_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO()
+    Pillow.new("RGB", (9, 7)).save(data, "BMP")
+    monkeypatch.setattr(Pillow.Image, "convert", None)
+    assert not decode.is_transparent(data.getvalue())

@@ -235,6 +235,10 @@ class FolderLister:
         splits = {"train": train} if validation is None else {"train": train, "validation": validation}
         if validation is None and self._holdout:
             splits["train"], splits["validation"] = hold_out(train, self._holdout)
+            if not len(splits["validation"]):
+                most = np.bincount(train.labels).max()
+                what = f"holds out no image: no class has more than {most}"
+                raise DataError(f"source.holdout {self._holdout:g} {what}; set a larger share, or 0 to have none")
         return SourceListing(classes, titles, splits, dict(sorted(self.ignored.items())))
 
     def list_class_folders(

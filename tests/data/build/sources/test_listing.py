@@ -196,6 +196,12 @@ def test_a_single_tree_with_a_share_held_out(tmp_path: Path) -> None:
     assert set(listed(str(tmp_path), tree, holdout=0.0).splits) == {"train"}
 
 
+def test_a_share_that_holds_out_nothing_is_an_error(tmp_path: Path) -> None:
+    tree = {f"{c}/{n}.jpg": b"x" for c in ("ant", "bee") for n in range(4)}
+    with pytest.raises(DataError, match=r"source\.holdout 0\.1 holds out no image: no class has more than 4; set a "):
+        listed(str(tmp_path), tree, holdout=0.1)
+
+
 def test_without_validation_images_it_has_to_be_stated(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no validation images: set --source\.holdout 0\.1"):
         listed(str(tmp_path), {"train/a/1.jpg": b"", "train/b/1.jpg": b""})
