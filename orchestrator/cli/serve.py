@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import re
 import signal
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from http import HTTPStatus
 from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 from rich.console import Console
@@ -28,7 +30,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from orchestrator.cli import predict
 from orchestrator.config.errors import ConfigError
@@ -53,19 +54,34 @@ _QUERY = {
     "top": (_NUMBER, "a whole number from 1"),
     "members": (f"{_NUMBER}(,{_NUMBER})*", "whole numbers from 1, such as 1,3"),
 }
+_log = logging.getLogger(__name__)
 
 
-class TimedConnection(H11Protocol):
-    """uvicorn's connection, closed when the head of its request is not complete in time."""
+def load_connection_class() -> Any:
+    """Return uvicorn's class of a connection, closed when the head of its request is not complete in time.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer."""
-        super().connection_made(transport)
-        self.loop.call_later(HEAD_SECONDS, self._check_head)
+    Return "auto", uvicorn's choice without such a limit, where the class has moved.
+    """
+    try:
+        from uvicorn.protocols.http.h11_impl import H11Protocol  # not documented by uvicorn, so it may move
+    except ImportError:
+        _log.warning(
+            "uvicorn %s has no H11Protocol: clients that send a request head slowly are not disconnected; install the "
+            "version of constraints.txt, or put a proxy in front",
+            uvicorn.__version__,
+        )
+        return "auto"
 
-    def _check_head(self) -> None:
-        if not self.cycle:
-            self.transport.abort()
+    class TimedConnection(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(HEAD_SECONDS, self._check_head)
+
+        def _check_head(self) -> None:
+            if not self.cycle:
+                self.transport.abort()
+
+    return TimedConnection
 
 
 class ErrorResponse(JSONResponse):
@@ -128,7 +144,7 @@ class PredictionServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http=TimedConnection,
+                http=load_connection_class(),
                 limit_concurrency=MAX_CONNECTIONS,
                 ws="none",
                 lifespan="off",

@@ -406,6 +406,18 @@ def test_a_signal_ends_it_in_order(number: signal.Signals, tmp_path: Path, reque
         assert (job.wait(SECONDS), job.stderr.read()) == (0, "")
 
 
+def test_without_uvicorns_class_the_server_answers_and_warns(
+    known: Classifier, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn.protocols.http.h11_impl", None)
+    assert serve.load_connection_class() == "auto"
+    assert "clients that send a request head slowly are not disconnected" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(serve, "load_connection_class", lambda: "auto")
+    with running(known) as endpoint:
+        assert ask(endpoint)[0] == 200
+
+
 def test_a_port_in_use_is_an_error(endpoint: PredictionServer, known: Classifier) -> None:
     with pytest.raises(ConfigError, match=f"127.0.0.1:{endpoint.port}: cannot listen there"):
         PredictionServer(known, ServeConfig(port=endpoint.port))
